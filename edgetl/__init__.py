@@ -1,0 +1,42 @@
+"""From a folder of images to a classifier on an edge device, with proof.
+
+The library's surface is small; every command of the same name is a thin wrapper over it:
+
+    edgetl.finetune(config)   FinetuneConfig -> RunDirectory     needs the extra `train`
+    edgetl.export(...)        run or architecture -> Bundle      needs the extra `train`
+    edgetl.bench(config)      BenchConfig -> result              needs onnxruntime; PyTorch only for its own rows
+    edgetl.open_classifier()  bundle -> Classifier               needs onnxruntime
+
+Errors that a user can mend are EdgetlError's subclasses: see edgetl.core.errors.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "finetune": "edgetl.train.finetune:finetune",
+    "export_run": "edgetl.export.exporting:export_run",
+    "export_architecture": "edgetl.export.exporting:export_architecture",
+    "bench": "edgetl.device.bench.run:bench",
+    "open_bundle": "edgetl.device.bundle:open_bundle",
+    "open_classifier": "edgetl.device.classifier:open_classifier",
+    "load_image": "edgetl.device.images:load_image",
+    "EdgetlError": "edgetl.core.errors:EdgetlError",
+    "FinetuneConfig": "edgetl.core.config:FinetuneConfig",
+    "ExportConfig": "edgetl.core.config:ExportConfig",
+    "BenchConfig": "edgetl.core.config:BenchConfig",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use, so that `import edgetl` needs nothing but the standard library.
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'edgetl' has no attribute {name!r}")
+    module, _, attribute = _PUBLIC[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,72 @@
+"""The `edgetl` program: its commands, and the one place where errors become messages and exit statuses."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import typer
+
+from edgetl.cli.console import err
+from edgetl.core.errors import EdgetlError
+from edgetl.core.registry import missing_package
+
+EXIT_USER, EXIT_BUG, EXIT_INTERRUPTED = 1, 3, 130
+
+app = typer.Typer(
+    name="edgetl",
+    help="From a folder of images to a classifier on an edge device, with proof.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from edgetl import __version__
+
+        typer.echo(f"edgetl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version and exit.")) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the program; exit 0 on success, 1 on a mistake the user can mend, 2 on wrong usage, 3 on a bug, 130 on Ctrl-C."""
+    try:
+        app()
+    except KeyboardInterrupt as interrupt:
+        err.print(str(interrupt) or "Interrupted.", style="yellow", markup=False)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has left; nothing is wrong, and flushing again must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except EdgetlError as error:
+        _fail(error)
+    except ModuleNotFoundError as error:
+        known = missing_package(error)
+        if isinstance(known, EdgetlError):
+            _fail(known)
+        _bug()
+    except Exception:
+        _bug()
+
+
+def _fail(error: EdgetlError) -> None:
+    err.print("Error:", style="bold red", end=" ")
+    err.print(str(error), markup=False, soft_wrap=True)
+    sys.exit(EXIT_USER)
+
+
+def _bug() -> None:
+    traceback.print_exc()
+    err.print("\nThis is a bug in edgetl, not in what you did. Please report it with the lines above.", style="bold red")
+    sys.exit(EXIT_BUG)

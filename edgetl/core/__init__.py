@@ -1,0 +1,1 @@
+"""What every layer shares: errors, configuration, file names, statistics, registry; standard library only."""

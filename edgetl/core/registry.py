@@ -1,0 +1,49 @@
+"""Things that are chosen by name and loaded only when used: one row here, one file there.
+
+Lower layers reach upper ones (the benchmark its PyTorch backend) through these rows, never by import.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from edgetl.core.errors import ConfigError, MissingPackageError
+
+BACKENDS = {
+    "onnxruntime": "edgetl.device.backends.onnx_runtime:OnnxRuntimeBackend",
+    "pytorch": "edgetl.train.backend:PyTorchBackend",
+}
+"""Benchmark backends: runtime name to class; see edgetl.device.backends for the protocol."""
+
+EXTRAS = {
+    "torch": "train", "torchvision": "train", "albumentations": "train", "safetensors": "train", "matplotlib": "train",
+    "onnx": "train", "onnxscript": "train", "onnxruntime": "cpu",
+}  # fmt: skip
+"""Which extra of edgetl brings a package."""
+
+
+def resolve(table: dict[str, str], name: str, what: str) -> Any:
+    """The object behind a row.
+
+    Raises:
+        ConfigError: `name` is no row of `table`.
+        MissingPackageError: the row's module needs a package that is not installed.
+    """
+    if name not in table:
+        raise ConfigError(f"Unknown {what} {name!r}. Known: {', '.join(sorted(table))}.")
+    module, _, attribute = table[name].partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except ModuleNotFoundError as cause:
+        raise missing_package(cause) from cause
+
+
+def missing_package(cause: ModuleNotFoundError) -> Exception:
+    """The same fact as a message that names the command; an unknown module is a bug and comes back as it is."""
+    package = (cause.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        return cause
+    return MissingPackageError(
+        f'{package} is not installed. `pip install "edgetl[{EXTRAS[package]}]"` adds it; `edgetl doctor` shows what else is missing.'
+    )

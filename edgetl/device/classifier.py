@@ -1,0 +1,64 @@
+"""A bundle's model, ready to answer: uint8 images in, logits and labels out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgetl.core.errors import BundleError
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.device.bundle import Bundle, InputKind, open_bundle, read_metadata
+from edgetl.device.preprocessing import preprocess
+from edgetl.device.session import create_session
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """One ONNX session with what is needed to feed it and read it."""
+
+    session: onnxruntime.InferenceSession
+    labels: list[str]
+    preprocessing: Preprocessing
+    input: InputKind
+
+    def feed(self, image: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.float32]:
+        """The model's input for one decoded image [height, width, 3]: the image itself, or the preprocessed tensor."""
+        return np.expand_dims(image, 0) if self.input == "image" else preprocess(image, self.preprocessing)
+
+    def run(self, batch: NDArray[np.uint8] | NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(logits, probabilities), both [batch, classes], for a batch in the model's own input format."""
+        outputs: list[NDArray[np.float32]] = self.session.run(["logits", "probabilities"], {self.session.get_inputs()[0].name: batch})
+        return outputs[0], outputs[1]
+
+    def classify(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities [classes] of one decoded image [height, width, 3]."""
+        return self.run(self.feed(image))[1][0]
+
+
+def open_classifier(path: Path, variant: str | None = None, provider: str = "cpu", threads: int | None = None) -> Classifier:
+    """The model of a bundle, of a run directory's bundle, or of a lone ONNX file that edgetl wrote.
+
+    Raises:
+        BundleError: missing, altered, or an ONNX file without edgetl's metadata.
+        ProviderError: see `create_session`.
+    """
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise BundleError(f"No ONNX file at {path}.")
+        session = create_session(path, provider, threads)
+        metadata = read_metadata(session.get_modelmeta().custom_metadata_map)
+        if not {"labels", "preprocessing", "input"} <= metadata.keys():
+            raise BundleError(f"{path} carries no labels and preprocessing of edgetl's. Give a bundle, or a file that edgetl exported.")
+        return Classifier(session, metadata["labels"], Preprocessing.from_json(metadata["preprocessing"]), metadata["input"])
+    return bundle_classifier(open_bundle(path), variant, provider, threads)
+
+
+def bundle_classifier(bundle: Bundle, variant: str | None = None, provider: str = "cpu", threads: int | None = None) -> Classifier:
+    """As `open_classifier`, for a bundle already open."""
+    chosen = bundle.variant(variant)
+    session = create_session(bundle.file(chosen), provider, threads)
+    return Classifier(session, bundle.labels, bundle.preprocessing, chosen.input)

@@ -1,0 +1,78 @@
+"""The one definition of an image, from training to device: upright, sRGB-ordered uint8, opaque.
+
+- EXIF orientation is applied, so pixels stand as a viewer shows them.
+- Transparency is composed onto white, as a page or a viewer without a checkerboard shows it.
+- 16-bit grey keeps its high byte (Pillow's own conversion would clip to white); CMYK, palette and grey become RGB.
+- Of several frames the first counts.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from edgetl.core.errors import DecodeError
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".webp", ".avif", ".jp2", ".tif", ".tiff", ".tga"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
+)
+"""File names that are taken for images, in lower case."""
+
+
+def load_image(source: Path | bytes) -> NDArray[np.uint8]:
+    """Decode a file or its bytes to RGB, uint8 [height, width, 3].
+
+    Raises:
+        DecodeError: missing, empty, truncated or no image at all; the message says which.
+    """
+    name = str(source) if isinstance(source, Path) else "the image"
+    try:
+        encoded = source.read_bytes() if isinstance(source, Path) else source
+    except OSError as cause:
+        raise DecodeError(f"{name}: cannot be read ({cause.strerror or cause}).") from cause
+    if not encoded:
+        raise DecodeError(f"{name}: the file is empty (0 bytes).")
+    if encoded.startswith(b"version https://git-lfs"):
+        raise DecodeError(f"{name}: a Git LFS pointer, not the image itself; `git lfs pull` fetches it.")
+    # A truncated file must fail here as it would on any machine, whatever other code in this process asked for.
+    strict, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # malformed EXIF and MPO headers do not touch the pixels
+            with Image.open(io.BytesIO(encoded)) as image:
+                image.load()
+                return np.array(_upright_rgb(image))
+    except DecodeError as cause:
+        raise DecodeError(f"{name}: {cause}") from cause
+    except Exception as cause:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more on broken files
+        detail = "not a known image format" if isinstance(cause, UnidentifiedImageError) else str(cause) or type(cause).__name__
+        raise DecodeError(f"{name}: cannot be decoded ({detail}).") from cause
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = strict
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # an EXIF block too broken to rewrite says nothing about orientation either
+        image = image.copy()
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "I":
+        pixels = np.asarray(image)
+        if pixels.min() < 0 or pixels.max() > 0xFFFF:
+            raise DecodeError("32-bit grey has no defined range; save it with 8 or 16 bits.")
+        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise DecodeError("floating-point pixels have no defined range; save the image with 8 or 16 bits.")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")

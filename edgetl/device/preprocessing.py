@@ -1,0 +1,32 @@
+"""From a decoded image to the network's input: the one function behind validation, calibration, parity and device.
+
+The ONNX files carry the same steps inside; export proves that both give the same pixels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgetl.core.preprocessing import Preprocessing
+
+
+def resize_and_crop(image: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.uint8]:
+    """uint8 [height, width, 3] to uint8 [crop, crop, 3]: resize of the shorter side, centre crop."""
+    height, width = contract.resized(*image.shape[:2])
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    top, left = contract.crop_box(height, width)
+    return np.asarray(resized.crop((left, top, left + contract.crop, top + contract.crop)))
+
+
+def normalise(pixels: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.float32]:
+    """uint8 [batch, S, S, 3] to float32 [batch, 3, S, S]."""
+    scaled = pixels.astype(np.float32) / np.float32(255)
+    normalised = (scaled - np.asarray(contract.mean, np.float32)) / np.asarray(contract.std, np.float32)
+    return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
+
+
+def preprocess(image: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.float32]:
+    """uint8 [height, width, 3] to float32 [1, 3, crop, crop]."""
+    return normalise(resize_and_crop(image, contract)[None], contract)

@@ -1,0 +1,74 @@
+"""ONNX Runtime sessions that run where they were told to, or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# onnxruntime reads this when it is imported; a tool that measures devices does not phone home from them.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime
+
+from edgetl.core.errors import BundleError, ProviderError
+from edgetl.device.cores import available_cores
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+}
+"""The names that users type, and onnxruntime's own."""
+
+
+def available_providers() -> list[str]:
+    """Short names of the execution providers in the installed onnxruntime."""
+    installed = onnxruntime.get_available_providers()
+    return [name for name, full in PROVIDERS.items() if full in installed]
+
+
+def create_session(
+    model: Path | bytes, provider: str = "cpu", threads: int | None = None, profile_prefix: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """A session whose first provider is the one asked for.
+
+    Args:
+        model: an ONNX file or its bytes.
+        threads: intra-op threads; None takes the cores this process may use. Inter-op is always 1.
+        profile_prefix: when given, onnxruntime's profiler is on and writes files that begin with this path.
+
+    Raises:
+        ProviderError: the provider is unknown, not in this onnxruntime, or did not take the model.
+        BundleError: the file is not a model that this onnxruntime can load.
+    """
+    if provider not in PROVIDERS:
+        raise ProviderError(f"Unknown provider {provider!r}. Known: {', '.join(PROVIDERS)}.")
+    if provider not in available_providers():
+        raise ProviderError(
+            f"The installed onnxruntime has no {PROVIDERS[provider]}; it has: {', '.join(available_providers())}. "
+            "Install the onnxruntime package that brings it, or choose another --provider."
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or available_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
+    chosen = [PROVIDERS[provider]] + ([] if provider == "cpu" else [PROVIDERS["cpu"]])
+    try:
+        session = onnxruntime.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=chosen)
+    except Exception as cause:  # onnxruntime's exceptions share no base class
+        name = "the model" if isinstance(model, bytes) else model
+        raise BundleError(f"onnxruntime {onnxruntime.__version__} cannot load {name}: {cause}") from cause
+    if session.get_providers()[0] != PROVIDERS[provider]:
+        raise ProviderError(
+            f"{PROVIDERS[provider]} did not start and onnxruntime fell back to {session.get_providers()[0]}. "
+            "`edgetl doctor` shows what this machine lacks; nothing was measured on the wrong device."
+        )
+    return session
