@@ -36,7 +36,8 @@ class Classifier:
 
     def classify(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities [classes] of one decoded image [height, width, 3]."""
-        return self.run(self.feed(image))[1][0]
+        probabilities: NDArray[np.float32] = self.run(self.feed(image))[1][0]
+        return probabilities
 
 
 def open_classifier(path: Path, variant: str | None = None, provider: str = "cpu", threads: int | None = None) -> Classifier:
