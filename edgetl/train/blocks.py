@@ -1,0 +1,86 @@
+"""The backbone as an ordered list of blocks, so that "the last N" never cuts through one.
+
+Found by structure: containers are opened until what is left are the units that an architecture is stacked from
+(a residual block, an inverted residual, an encoder layer, a lone convolution). A normalisation belongs to the block before it.
+Parameters in no block (a class token, position embeddings) belong to the stem: they are trained only when everything is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One unit of the backbone."""
+
+    modules: tuple[str, ...]
+    """Paths of its modules, as in `named_modules()`."""
+
+    @property
+    def name(self) -> str:
+        """The path of its first module."""
+        return self.modules[0]
+
+
+def find_blocks(network: nn.Module, classification_layer: str) -> list[Block]:
+    """The blocks of everything but the classification layer, in forward order.
+
+    torchvision's classifiers define their modules in the order in which they run; a test holds every family to it.
+    """
+    excluded = network.get_submodule(classification_layer)
+    backbone = _size(network) - _size(excluded)
+    blocks: list[Block] = []
+    for path, module in _units(network, "", excluded, backbone):
+        if blocks and _is_leaf(module) and not _is_weighty(module):
+            blocks[-1] = Block((*blocks[-1].modules, path))
+        else:
+            blocks.append(Block((path,)))
+    return blocks
+
+
+def usual_unfreeze(network: nn.Module, blocks: list[Block]) -> int:
+    """The fewest last blocks that hold half of all blocks' parameters."""
+    sizes = [sum(_size(network.get_submodule(path)) for path in block.modules) for block in blocks]
+    for count in range(1, len(blocks) + 1):
+        if 2 * sum(sizes[-count:]) >= sum(sizes):
+            return count
+    return 0
+
+
+def _units(module: nn.Module, path: str, excluded: nn.Module, backbone: int) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        child_path = f"{path}.{name}" if path else name
+        if child is excluded or not (_size(child) or any(True for _ in child.buffers())):
+            continue
+        if _is_stack(child, backbone) or any(inner is excluded for inner in child.modules()):
+            yield from _units(child, child_path, excluded, backbone)
+        else:
+            yield child_path, child
+
+
+def _is_stack(module: nn.Module, backbone: int) -> bool:
+    children = [child for child in module.children() if _size(child)]
+    if isinstance(module, _CONTAINERS):
+        return any(not _is_leaf(child) for child in children) or sum(_is_weighty(child) for child in children) > 1
+    if len(children) == 1 and isinstance(children[0], nn.ModuleList):
+        return True  # MaxVitBlock: nothing but a list of layers
+    return not _is_leaf(module) and 2 * _size(module) > backbone  # ViT's encoder
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return not any(True for _ in module.children())
+
+
+def _is_weighty(module: nn.Module) -> bool:
+    # Normalisations and layer scales have vectors; convolutions, linear layers and embeddings have matrices.
+    return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

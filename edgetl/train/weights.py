@@ -1,0 +1,190 @@
+"""Pretrained weights: from torchvision's server or from a file, without ever running code that a file carries."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import re
+import socket
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from edgetl.core.errors import WeightsError
+from edgetl.core.files import sha256_file
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_OPTIONAL = re.compile(r"(^|\.)num_batches_tracked$|^(AuxLogits|aux1|aux2)\.")
+# torchvision's DenseNet files predate the ban on dots in module names; torchvision renames the same way on loading.
+_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$")
+_TIMEOUT_S = 30
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class PretrainedWeights:
+    """A state dict and where it came from."""
+
+    tensors: dict[str, Tensor]
+    source: str
+    """The URL or the file."""
+    sha256: str
+    """Of the file's bytes."""
+
+
+def read_weights(source: str, architecture: str) -> PretrainedWeights | None:
+    """The weights that `--weights` names; None for `none`.
+
+    Args:
+        source: `imagenet`, `none`, a .safetensors file, a .pth or .pt file, or a folder holding <architecture>.safetensors.
+
+    Raises:
+        WeightsError: missing, unreachable, damaged, or a pickle that holds more than tensors.
+    """
+    if source == "none":
+        return None
+    if source == "imagenet":
+        return download(torchvision.models.get_model_weights(architecture).DEFAULT.url, architecture)
+    path = _find_file(Path(source).expanduser(), architecture)
+    return PretrainedWeights(_tensors(_read_file(path), path), str(path), sha256_file(path))
+
+
+def download(url: str, architecture: str) -> PretrainedWeights:
+    """Fetch by torch.hub, which checks the hash in its name and keeps it in its cache.
+
+    Raises:
+        WeightsError: the server cannot be reached, or the file is not what its name says.
+    """
+    before = socket.getdefaulttimeout()
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    try:
+        socket.setdefaulttimeout(_TIMEOUT_S)
+        with contextlib.redirect_stdout(sys.stderr):
+            content = torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as cause:
+        reason = str(getattr(cause, "reason", "") or cause) or type(cause).__name__
+        damaged = f" A damaged {cached} may be in the way: delete it." if cached.exists() else ""
+        raise WeightsError(
+            f"The ImageNet weights of {architecture} could not be downloaded ({reason}).{damaged} On a machine with internet access fetch "
+            f"{url}, copy the file here and give it with --weights FILE; or train from nothing with --weights none."
+        ) from cause
+    finally:
+        socket.setdefaulttimeout(before)
+    return PretrainedWeights(_tensors(content, cached), url, sha256_file(cached))
+
+
+def load_into(network: nn.Module, weights: PretrainedWeights, architecture: str, replaced: str | None = None) -> None:
+    """Copy weights into a stock network, every tensor accounted for.
+
+    Args:
+        replaced: path of the classification layer when it will be replaced anyway: its tensors may be absent or of any shape.
+
+    Raises:
+        WeightsError: tensors are missing, unexpected, of another shape, or not finite; a few of them are named.
+    """
+    given = _fit_positions(network, weights.tensors)
+    own = network.state_dict()
+
+    def free(name: str) -> bool:
+        return bool(_OPTIONAL.search(name)) or (replaced is not None and name.startswith(f"{replaced}."))
+
+    missing = [name for name in own if name not in given and not free(name)]
+    unexpected = [name for name in given if name not in own and not free(name)]
+    reshaped = [name for name in own if name in given and given[name].shape != own[name].shape and not free(name)]
+    if missing or unexpected or reshaped:
+        shapes = [f"{name} is {_shape(given[name])}, not {_shape(own[name])}" for name in reshaped]
+        parts = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("of another shape", shapes)]
+        raise WeightsError(
+            f"{weights.source} does not fit {architecture}: {'; '.join(part for part in parts if part)}. "
+            "Choose the --model that these weights belong to, or other --weights."
+        )
+    fitting = {name: tensor for name, tensor in given.items() if name in own and tensor.shape == own[name].shape}
+    broken = [name for name, tensor in fitting.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise WeightsError(f"{weights.source} holds values that are not finite: {_listed('tensors', broken)}. Fetch the file again.")
+    with torch.no_grad():
+        for name, tensor in fitting.items():
+            own[name].copy_(tensor)
+
+
+def _find_file(path: Path, architecture: str) -> Path:
+    if path.is_dir():
+        file = path / f"{architecture}.safetensors"
+        if not file.is_file():
+            present = sorted(entry.name for entry in path.glob("*.safetensors"))
+            raise WeightsError(
+                f"The folder {path} holds no {architecture}.safetensors; it has: {', '.join(present[:8]) or 'no .safetensors file'}. "
+                "Give the file itself, or choose another --model."
+            )
+        return file
+    if not path.is_file():
+        raise WeightsError(f"No weights at {path}. --weights takes `imagenet`, `none`, a .safetensors or .pth file, or a folder of them.")
+    return path
+
+
+def _read_file(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix in (".pth", ".pt"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as cause:
+        raise WeightsError(
+            f"{path} is not a plain file of weights: it is damaged, or a pickle that would run code when loaded, so it was not loaded. "
+            "Save the model's state_dict() with safetensors, or ask the author for it."
+        ) from cause
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as cause:
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        raise WeightsError(f"{path} cannot be read as weights ({reason}). Fetch it again, or give another file.") from cause
+    raise WeightsError(f"{path} has no known ending. --weights takes .safetensors, .pth or .pt files.")
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"{path} holds no state dict (names with tensors). Save the model's state_dict(), best with safetensors.")
+    return dict(_renamed(content))
+
+
+def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    wrapped = all(name.startswith("module.") for name in tensors)  # DataParallel
+    for name, tensor in tensors.items():
+        plain = name.removeprefix("module.") if wrapped else name
+        yield _OLD_DENSENET.sub(r"\1\2", plain), tensor
+
+
+def _fit_positions(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    # A vision transformer's positions belong to one input size; torchvision interpolates them to another.
+    name = "encoder.pos_embedding"
+    own = dict(network.named_parameters()).get(name)
+    if own is None or name not in tensors or own.shape == tensors[name].shape or own.shape[2:] != tensors[name].shape[2:]:
+        return tensors
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    try:
+        interpolated: dict[str, Tensor] = interpolate_embeddings(network.image_size, network.patch_size, dict(tensors))
+    except ValueError:
+        return tensors
+    return interpolated
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"
+
+
+def _listed(what: str, names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{more})" if names else ""
