@@ -9,6 +9,8 @@ import traceback
 import typer
 
 from edgetl.cli.console import err
+from edgetl.cli.finetune import finetune
+from edgetl.cli.models import models
 from edgetl.core.errors import EdgetlError
 from edgetl.core.registry import missing_package
 
@@ -36,6 +38,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version and exit.")) -> None:
     pass
+
+
+app.command()(finetune)
+app.command()(models)
 
 
 def main() -> None:
