@@ -60,7 +60,7 @@ def draw_mistakes(path: Path, mistakes: Sequence[Mistake], wrong: int, total: in
             f"true: {_wrapped(mistake.true)}  ({mistake.true_probability:.0%})\n"
             f"predicted: {_wrapped(mistake.predicted)}  ({mistake.probability:.0%})"
         )
-        axes.set_title(f"{literal(caption)}\n", loc="left", fontsize=9, color=INK, linespacing=1.25, pad=-4)
+        axes.set_title(literal(caption), loc="left", fontsize=9, color=INK, linespacing=1.25, pad=5)
         axes.text(0, -0.02, literal(shortened(mistake.name, 32)), transform=axes.transAxes, va="top", fontsize=7, color="#666666")
     save_figure(figure, path)
 

@@ -27,7 +27,7 @@ from edgetl.train.metrics import train_metrics, val_metrics
 from edgetl.train.models import AdaptedNetwork, adapt
 from edgetl.train.networks import known_architecture, preprocessing_for
 from edgetl.train.output import choose_output, create
-from edgetl.train.pictures import draw_pictures
+from edgetl.train.plots import draw_plots
 from edgetl.train.progress import Progress, Silent
 from edgetl.train.recipe import Phase, Training, plan_phases
 from edgetl.train.splits import write_rejected, write_split
@@ -166,7 +166,7 @@ def _finish(prepared: _Prepared, training: Training, started: float) -> None:
     train = answers(list(training.train))
     val = answers(list(training.val)) if training.val else None
     rows = [prepared.data.rows[index] for index in training.val]
-    draw_pictures(prepared.run, training.records, training.best, val, rows, prepared.data.labels)
+    draw_plots(prepared.run, training.records, training.best, val, rows, prepared.data.labels)
     training.seconds["evaluation"] = time.perf_counter() - evaluating
     assert training.best is not None
     write_json(
