@@ -9,6 +9,8 @@ import traceback
 import typer
 
 from edgetl.cli.console import err
+from edgetl.cli.export import export
+from edgetl.cli.predict import predict
 from edgetl.core.errors import EdgetlError
 from edgetl.core.registry import missing_package
 
@@ -36,6 +38,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version and exit.")) -> None:
     pass
+
+
+app.command()(export)
+app.command()(predict)
 
 
 def main() -> None:

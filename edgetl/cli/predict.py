@@ -1,0 +1,99 @@
+"""`edgetl predict`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgetl.cli.console import err, out
+
+if TYPE_CHECKING:
+    from edgetl.device.prediction import Prediction
+
+
+def predict(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, a run directory, or one ONNX file that edgetl wrote.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, or patterns.")],
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Labels to show for each image.")] = 5,
+    variant: Annotated[str | None, typer.Option(help="The bundle's variant.", show_default="the recommended one")] = None,
+    provider: Annotated[
+        str, typer.Option(help="Execution provider: cpu, cuda, tensorrt, openvino, ...; never falls back silently.")
+    ] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="Intra-op threads.", show_default="the cores available")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: path, rank, label, probability, error.")] = False,
+) -> None:
+    """Label images with a bundle; torch is not needed.
+
+    A file that cannot be read is reported and the rest is still done; the exit status is then 1.
+    """
+    from edgetl.core.errors import ConfigError, DataError
+
+    if as_json and as_csv:
+        raise ConfigError("--json and --csv exclude each other.")
+    from edgetl.device.classifier import open_classifier
+    from edgetl.device.prediction import expand
+    from edgetl.device.prediction import predict as predict_files
+
+    paths = expand(images)
+    predictions = predict_files(open_classifier(bundle, variant, provider, threads), paths, top_k)
+    done = (_csv if as_csv else _json if as_json else _table)(predictions)
+    failed = [prediction for prediction in done if prediction.error]
+    if failed:
+        for prediction in failed:
+            err.print(prediction.error, style="red", markup=False, soft_wrap=True)
+        raise DataError(f"{len(failed)} of {len(done)} images could not be read; the others are labelled above.")
+
+
+def _table(predictions: Iterable[Prediction]) -> list[Prediction]:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("image", overflow="fold")
+    table.add_column("label", overflow="fold")
+    table.add_column("probability", justify="right")
+    done = list(predictions)
+    for prediction in done:
+        for rank, (label, probability) in enumerate(prediction.top):
+            name = Text("" if rank else str(prediction.path))
+            table.add_row(name, Text(label, style="" if rank else "bold green"), f"{probability:.4f}")
+    if table.row_count:
+        out.print(table)
+    return done
+
+
+def _json(predictions: Iterable[Prediction]) -> list[Prediction]:
+    done = list(predictions)
+    content = [
+        {
+            "path": str(prediction.path),
+            "top": [{"label": label, "probability": probability} for label, probability in prediction.top],
+            "error": prediction.error,
+        }
+        for prediction in done
+    ]
+    json.dump({"schema": 1, "kind": "predictions", "images": content}, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+    return done
+
+
+def _csv(predictions: Iterable[Prediction]) -> list[Prediction]:
+    """Written as it goes: a long list can be followed, and what was done survives an interruption."""
+    writer = csv.writer(sys.stdout)
+    writer.writerow(["path", "rank", "label", "probability", "error"])
+    done = []
+    for prediction in predictions:
+        for rank, (label, probability) in enumerate(prediction.top, start=1):
+            writer.writerow([prediction.path, rank, label, f"{probability:.6f}", ""])
+        if prediction.error:
+            writer.writerow([prediction.path, "", "", "", prediction.error])
+        sys.stdout.flush()
+        done.append(prediction)
+    return done

@@ -1,0 +1,34 @@
+"""Progress of long commands: a live line on a terminal, one plain line a step elsewhere; always on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from edgetl.cli.console import err
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a callback (step, done, total); total 0 means that nothing is counted."""
+    if not err.is_terminal:
+        seen: set[str] = set()
+
+        def plain(step: str, done: int, total: int) -> None:
+            if step not in seen:
+                seen.add(step)
+                err.print(step, markup=False)
+
+        yield plain
+        return
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def live(step: str, done: int, total: int) -> None:
+            bar.update(task, description=step, completed=done, total=total or None)
+
+        yield live

@@ -1,0 +1,58 @@
+"""`edgetl predict`: files, folders and patterns to labels."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgetl.core.errors import DataError, DecodeError
+from edgetl.device.classifier import Classifier
+from edgetl.device.images import IMAGE_SUFFIXES, load_image
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one file."""
+
+    path: Path
+    top: list[tuple[str, float]]
+    """(label, probability), best first; empty where the file could not be read."""
+    error: str | None = None
+
+
+def expand(arguments: Sequence[str]) -> list[Path]:
+    """Files named by `arguments`: files as they are, folders with all images below them, shell patterns; each file once.
+
+    Raises:
+        DataError: an argument names nothing.
+    """
+    found: dict[Path, None] = {}
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            matches = sorted(inner for inner in path.rglob("*") if inner.suffix.lower() in IMAGE_SUFFIXES and inner.is_file())
+            if not matches:
+                raise DataError(f"No images in the folder {path}. Known endings: {' '.join(sorted(IMAGE_SUFFIXES))}.")
+        elif path.exists():
+            matches = [path]
+        else:
+            # glob, not Path.glob: a pattern may be absolute.
+            matches = sorted(match for match in map(Path, glob.glob(argument, recursive=True)) if match.is_file())  # noqa: PTH207
+            if not matches:
+                raise DataError(f"Nothing at {argument}. Give image files, folders or patterns such as 'photos/*.jpg'.")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def predict(classifier: Classifier, paths: Sequence[Path], top_k: int = 5) -> Iterator[Prediction]:
+    """Label `paths` one by one; a file that cannot be read yields its error and the rest is still done."""
+    for path in paths:
+        try:
+            probabilities = classifier.classify(load_image(path))
+        except DecodeError as error:
+            yield Prediction(path, [], str(error))
+            continue
+        best = probabilities.argsort()[::-1][:top_k]
+        yield Prediction(path, [(classifier.labels[index], float(probabilities[index])) for index in best])

@@ -1,0 +1,81 @@
+"""The bundle's README.md: what the model is, how well it does, how to use it."""
+
+from __future__ import annotations
+
+import json
+from string import Template
+from typing import Any
+
+from edgetl.device.bundle import Variant
+
+CARD = Template("""# $model: $classes classes
+
+Made by edgetl $version (run `$run_id`, weights from $weights).
+
+**Classes:** $labels
+
+**Accuracy:** $accuracy
+
+**Proof:** on $proof_images images the network gives PyTorch's logits to $network_diff on identical tensors, and to $path_diff
+from decoded photo to logits, with the same label on every image.
+
+**Input** `$input`: $input_format.
+**Outputs:** `logits` and `probabilities`, float32 `[batch, classes]`.
+
+**Preprocessing**$where: `$preprocessing`
+
+## Use
+
+    pip install numpy pillow onnxruntime
+    python predict.py photo.jpg
+
+or, with `pip install "edgetl[cpu]"`: `edgetl predict BUNDLE photo.jpg` and `edgetl bench BUNDLE`.
+
+## Files
+
+| file | bytes | SHA-256 |
+| --- | --- | --- |
+| $file | $bytes | `$sha256` |
+
+`golden/` holds reference images ($golden) with PyTorch's logits. A device that answers otherwise does not run this model rightly.
+""")
+
+
+def model_card(manifest: dict[str, Any], variant: Variant) -> str:
+    """Markdown for the bundle described by `manifest`."""
+    labels, crop = manifest["labels"], manifest["preprocessing"]["crop"]
+    inside = variant.input == "image"
+    return CARD.substitute(
+        model=manifest["run"]["model"],
+        classes=len(labels),
+        version=manifest["edgetl"],
+        run_id=manifest["run"]["id"],
+        weights=manifest["run"]["weights"],
+        labels=", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else ""),
+        accuracy=_accuracy(variant.accuracy),
+        proof_images=variant.parity["network"]["images"],
+        network_diff=f"{variant.parity['network']['max_abs_diff']:.2g}",
+        path_diff=f"{variant.parity['path']['max_abs_diff']:.2g}",
+        input="image" if inside else "pixels",
+        input_format=(
+            "a photo as uint8 `[batch, height, width, 3]` RGB, of any size"
+            if inside
+            else f"float32 `[batch, 3, {crop}, {crop}]`, preprocessed as below"
+        ),
+        where=" (inside the ONNX file)" if inside else "",
+        preprocessing=json.dumps(manifest["preprocessing"]),
+        file=variant.file,
+        bytes=variant.bytes,
+        sha256=variant.sha256,
+        golden=manifest["golden"]["kind"],
+    )
+
+
+def _accuracy(accuracy: dict[str, Any]) -> str:
+    if not accuracy:
+        return "not measured: there were no labelled validation images."
+    low, high = accuracy["ci95"]
+    return (
+        f"{accuracy['top1']:.1%} top-1 (95% interval {low:.1%} to {high:.1%}), macro-F1 {accuracy['macro_f1']:.3f}, measured with "
+        f"this ONNX file on {accuracy['images']} {accuracy['split']} images; {accuracy['flips']} labels differ from PyTorch's."
+    )

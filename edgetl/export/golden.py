@@ -1,0 +1,65 @@
+"""The bundle's reference images: few, varied, and the same at every export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+GOLDEN_COUNT = 8
+
+
+def choose_golden(files: Sequence[Path], labels: Sequence[str] | None) -> list[int]:
+    """Indices of up to GOLDEN_COUNT images: the classes in turn, evenly spread within each."""
+    groups: dict[str, list[int]] = {}
+    for index in range(len(files)):
+        groups.setdefault(labels[index] if labels else "", []).append(index)
+    wanted = min(GOLDEN_COUNT, len(files))
+    per_class = -(-wanted // len(groups))
+    spread = [[group[step * len(group) // per_class] for step in range(min(per_class, len(group)))] for group in groups.values()]
+    in_turn = [group[rank] for rank in range(per_class) for group in spread if rank < len(group)]
+    chosen = in_turn[:wanted]
+    # Small classes leave room: fill it from the front.
+    chosen += [index for index in range(len(files)) if index not in chosen][: wanted - len(chosen)]
+    return chosen
+
+
+def generated_pictures(folder: Path, count: int, seed: int = 0) -> list[Path]:
+    """Write `count` PNG pictures of varied sizes to `folder`, photo-like where it matters for resizing: edges, gradients, fine texture.
+
+    They stand in where photos must not leave the house, or where there are none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    paths = []
+    for index in range(count):
+        height, width = (int(side) for side in generator.integers(160, 640, 2))
+        path = folder / f"generated_{index}.png"
+        Image.fromarray(_picture(generator, height, width)).save(path)
+        paths.append(path)
+    return paths
+
+
+def _picture(generator: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
+    """A lit gradient with hard-edged ellipses and bars, each with a wave texture of its own, and faint sensor noise."""
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
+    corners = generator.uniform(20, 235, (2, 3))
+    slope = (rows / height + columns / width)[..., None] / 2
+    canvas = corners[0] * (1 - slope) + corners[1] * slope
+    for shape in range(12):
+        centre_row, centre_column = generator.uniform(0, height), generator.uniform(0, width)
+        radius_row, radius_column = generator.uniform(0.04, 0.3, 2) * (height, width)
+        angle = generator.uniform(0, np.pi)
+        along = (columns - centre_column) * np.cos(angle) + (rows - centre_row) * np.sin(angle)
+        across = (rows - centre_row) * np.cos(angle) - (columns - centre_column) * np.sin(angle)
+        if shape % 3:
+            mask = (along / radius_column) ** 2 + (across / radius_row) ** 2 < 1
+        else:
+            mask = (np.abs(along) < radius_column) & (np.abs(across) < radius_row)
+        wave = 1 + 0.3 * np.sin(along * generator.uniform(0.05, 2.5))[..., None]
+        canvas = np.where(mask[..., None], generator.uniform(0, 255, 3) * wave, canvas)
+    noisy: NDArray[np.float64] = canvas + generator.normal(0, 3, canvas.shape)
+    return np.clip(noisy, 0, 255).astype(np.uint8)

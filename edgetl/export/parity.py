@@ -1,0 +1,194 @@
+"""Proof that the ONNX file answers as the PyTorch model does, in two parts and on real images.
+
+- network: identical tensors through PyTorch and through the network cut out of the shipped file, at batch 1, 2 and 5;
+- path: decoded photos through the whole shipped file against Pillow and PyTorch, in their own and in several other sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from edgetl.core.config import ExportConfig
+from edgetl.core.errors import ParityError
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.device.images import load_image
+from edgetl.device.preprocessing import normalise, resize_and_crop
+from edgetl.device.session import create_session
+from edgetl.export.divergence import first_divergence
+from edgetl.export.graph import network_part, with_outputs
+from edgetl.export.network_graph import LOGITS, NetworkGraph
+from edgetl.export.preprocessing_graph import CROPPED, IMAGE, PIXELS
+
+Logits = NDArray[np.float32]
+BATCHES = (1, 2, 5)
+SIZES = ((97, 131), (333, 517), (640, 480), (1200, 900))
+"""Heights and widths that the path part is tried at besides the photos' own: smaller and larger than the network's, odd and even."""
+GREY_LEVELS = 1
+"""Largest difference between a pixel resized in the graph and by Pillow."""
+
+
+@dataclass
+class PartResult:
+    """What one part of the proof found; the fields stand as they are in bundle.json."""
+
+    images: int = 0
+    batches: tuple[int, ...] = BATCHES
+    max_abs_diff: float = 0.0
+    tolerance: float = 0.0
+
+
+@dataclass
+class PathResult(PartResult):
+    """The path part also looks at pixels and labels."""
+
+    sizes: int = 0
+    max_grey_levels: int | None = None
+    top1_agreement: float = 1.0
+
+
+@dataclass(frozen=True)
+class Parity:
+    """A proof that held."""
+
+    network: PartResult
+    path: PathResult
+    pytorch_logits: Logits
+    """[images, classes], in the order of the images."""
+    onnx_logits: Logits
+    """[images, classes], from the decoded photos through the whole file."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in a variant's `parity`."""
+        return {"network": asdict(self.network), "path": asdict(self.path)}
+
+
+class ParityProof:
+    """One model under proof; `prove` raises at the first answer that differs."""
+
+    def __init__(
+        self, network: nn.Module, graph: NetworkGraph, model: onnx.ModelProto, contract: Preprocessing, config: ExportConfig
+    ) -> None:
+        self._network, self._graph, self._contract, self._config = network, graph, contract, config
+        self._image_input = config.input == "image"
+        self._part = network_part(model)
+        self._part_session = create_session(self._part.SerializeToString())
+        whole = with_outputs(model, [CROPPED]) if self._image_input else model
+        self._whole_session = create_session(whole.SerializeToString())
+        self._parts = PartResult(tolerance=config.network_tolerance)
+        self._path = PathResult(tolerance=config.path_tolerance, max_grey_levels=0 if self._image_input else None)
+
+    def prove(self, images: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> Parity:
+        """Run both parts over `images`; `progress` gets (done, total).
+
+        Raises:
+            ParityError: a difference beyond the tolerances, with the part, the image and the first module that differs.
+            DecodeError: an image cannot be read.
+        """
+        pytorch_logits: list[Logits] = []
+        onnx_logits: list[Logits] = []
+        for batch in batch_plan(images):
+            decoded = [load_image(path) for path in batch]
+            crops = np.stack([resize_and_crop(image, self._contract) for image in decoded])
+            reference = self._network_part(crops, batch)
+            answers = [self._path_part(np.expand_dims(image, 0), crops[i : i + 1], reference[i : i + 1], [batch[i]])
+                       for i, image in enumerate(decoded)]  # fmt: skip
+            pytorch_logits.append(reference)
+            onnx_logits.extend(answers)
+            self._parts.images += len(batch)
+            self._path.images += len(batch)
+            if progress:
+                progress(self._parts.images, len(images))
+        self._other_sizes(images)
+        return Parity(self._parts, self._path, np.concatenate(pytorch_logits), np.concatenate(onnx_logits))
+
+    def _network_part(self, crops: NDArray[np.uint8], files: Sequence[Path]) -> Logits:
+        pixels = normalise(crops, self._contract)
+        with torch.inference_mode():
+            reference: Logits = self._network(torch.from_numpy(pixels)).numpy()
+        answer: Logits = self._part_session.run([LOGITS], {PIXELS: pixels})[0]
+        difference = _difference(reference, answer)
+        self._parts.max_abs_diff = max(self._parts.max_abs_diff, difference)
+        if not difference <= self._parts.tolerance:
+            place = first_divergence(self._network, self._graph, self._part, pixels, self._parts.tolerance)
+            raise ParityError(
+                f"Parity failed in the network part (identical tensors): {_describe(reference, answer, files)} "
+                f"Tolerance {self._parts.tolerance:g}. {place} "
+                "No bundle was written. Another --opset or version of torch may help; --tolerance accepts the difference."
+            )
+        return reference
+
+    def _path_part(self, images: NDArray[np.uint8], crops: NDArray[np.uint8], reference: Logits, files: Sequence[Path]) -> Logits:
+        if self._image_input:
+            answer, cropped = self._whole_session.run([LOGITS, CROPPED], {IMAGE: images})
+            self._compare_pixels(cropped, crops, images.shape, files)
+        else:
+            (answer,) = self._whole_session.run([LOGITS], {PIXELS: normalise(crops, self._contract)})
+        difference = _difference(reference, answer)
+        self._path.max_abs_diff = max(self._path.max_abs_diff, difference)
+        same_labels = bool((reference.argmax(1) == answer.argmax(1)).all())
+        if not difference <= self._path.tolerance or not same_labels:
+            label = "" if same_labels else "The top-1 label differs. "
+            raise ParityError(
+                f"Parity failed in the path part (decoded photo {images.shape[2]} x {images.shape[1]} px to logits): "
+                f"{label}{_describe(reference, answer, files)} Tolerance {self._path.tolerance:g}; the network part and the pixels agree, "
+                "so the model amplifies differences of one grey level. No bundle was written. "
+                "--path-tolerance accepts the difference; --input tensor leaves preprocessing out of the file."
+            )
+        return np.asarray(answer)
+
+    def _compare_pixels(self, cropped: NDArray[np.uint8], crops: NDArray[np.uint8], shape: tuple[int, ...], files: Sequence[Path]) -> None:
+        levels = np.abs(cropped.astype(np.int16) - crops.astype(np.int16))
+        worst = int(levels.max())
+        self._path.max_grey_levels = max(self._path.max_grey_levels or 0, worst)
+        if worst > GREY_LEVELS:
+            image, row, column, channel = (int(index) for index in np.unravel_index(int(levels.argmax()), levels.shape))
+            raise ParityError(
+                f"Parity failed in the path part (pixels): {files[image]} ({shape[2]} x {shape[1]} px), resized in the graph, differs "
+                f"from Pillow by {worst} grey levels at row {row}, column {column}, channel {'RGB'[channel]}; {GREY_LEVELS} is allowed. "
+                f"No bundle was written. onnxruntime {onnxruntime.__version__} computes Resize differently here; --input tensor avoids it."
+            )
+
+    def _other_sizes(self, files: Sequence[Path]) -> None:
+        """The same photos at sizes they do not have, in batches of equal size, as a video stream would feed them."""
+        for index, (height, width) in enumerate(((self._contract.resize, self._contract.resize), *SIZES)):
+            count = BATCHES[index % len(BATCHES)]
+            chosen = [files[(index + step) % len(files)] for step in range(count)]
+            images = np.stack([np.asarray(Image.fromarray(load_image(path)).resize((width, height))) for path in chosen])
+            crops = np.stack([resize_and_crop(image, self._contract) for image in images])
+            self._path_part(images, crops, self._network_part(crops, chosen), chosen)
+            self._path.sizes += 1
+
+
+def batch_plan(images: Sequence[Path]) -> Iterator[list[Path]]:
+    """Every image once, in batches of 1, 2, 5, 1, 2, 5 ..."""
+    position = turn = 0
+    while position < len(images):
+        size = BATCHES[turn % len(BATCHES)]
+        yield list(images[position : position + size])
+        position, turn = position + size, turn + 1
+
+
+def _difference(reference: Logits, answer: Logits) -> float:
+    """Largest absolute difference; NaN where either is not finite, which no tolerance admits."""
+    return float(np.abs(reference - answer).max()) if np.isfinite(reference).all() and np.isfinite(answer).all() else float("nan")
+
+
+def _describe(reference: Logits, answer: Logits, files: Sequence[Path]) -> str:
+    differences = np.abs(reference - answer)
+    worst = np.unravel_index(int(np.nan_to_num(differences, nan=np.inf).argmax()), differences.shape)
+    image, label = (int(index) for index in worst)
+    return (
+        f"|logit difference| {differences[image, label]:.3g} for class {label} of {files[image]} "
+        f"(PyTorch {reference[image, label]:.5g}, ONNX Runtime {answer[image, label]:.5g}), batch {len(files)}."
+    )

@@ -1,0 +1,106 @@
+"""Writing a bundle: beside its final place, and moved there only when it is whole."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edgetl.core.errors import BundleError
+from edgetl.core.files import sha256_file, write_json
+from edgetl.core.layout import BundleDirectory
+from edgetl.device.bundle import Variant
+
+
+@dataclass(frozen=True)
+class GoldenImages:
+    """What a device is checked against."""
+
+    files: Sequence[Path]
+    logits: NDArray[np.float32]
+    """[images, classes] of the PyTorch model."""
+    kind: str
+    """`validation`, `training`, `given` or `generated`."""
+    tolerance: float
+
+
+@contextmanager
+def new_bundle(path: Path, force: bool) -> Iterator[BundleDirectory]:
+    """Yield a temporary bundle directory that takes the place of `path` when the block ends without an error.
+
+    Raises:
+        BundleError: `path` is there already and `force` is not set, or it is something else than a bundle.
+    """
+    refuse_existing(path, force)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    temporary.chmod(0o755)
+    try:
+        yield BundleDirectory(temporary)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise BundleError when a bundle may not be written to `path`."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not BundleDirectory.is_one(path):
+        raise BundleError(f"{path} exists and is not a bundle. Choose another place with -o.")
+    if not force:
+        raise BundleError(f"There is a bundle at {path} already. --force replaces it, -o writes elsewhere.")
+
+
+def write_model(directory: BundleDirectory, name: str, model: onnx.ModelProto) -> Path:
+    """Write one variant as a single file; equal models give equal bytes."""
+    path = directory.variant(name)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return path
+
+
+def write_golden(directory: BundleDirectory, golden: GoldenImages) -> dict[str, Any]:
+    """Copy the images, keep the logits; returns the manifest's `golden`."""
+    directory.golden.mkdir()
+    entries = []
+    for number, source in enumerate(golden.files):
+        target = directory.golden / f"{number}_{re.sub(r'[^A-Za-z0-9._-]+', '_', source.name)}"
+        shutil.copyfile(source, target)
+        entries.append({"file": f"golden/{target.name}", "sha256": sha256_file(target)})
+    _write_arrays(directory.golden_logits, files=np.array([entry["file"] for entry in entries]), logits=golden.logits)
+    logits = {"file": "golden/golden.npz", "sha256": sha256_file(directory.golden_logits)}
+    return {"kind": golden.kind, "tolerance": golden.tolerance, "images": entries, "logits": logits}
+
+
+def _write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
+    """As numpy.savez, without the time of day in it."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.ascontiguousarray(array), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), content.getvalue())
+
+
+def write_client(directory: BundleDirectory) -> dict[str, str]:
+    """Copy the stand-alone client; returns its manifest entry."""
+    directory.client.write_text((files("edgetl.export.client") / "predict.py").read_text(encoding="utf-8"), encoding="utf-8")
+    return {"file": directory.client.name, "sha256": sha256_file(directory.client)}
+
+
+def write_manifest(directory: BundleDirectory, variants: Sequence[Variant], content: dict[str, Any]) -> None:
+    """Write bundle.json, last of all."""
+    write_json(directory.manifest, {"kind": "bundle", **content, "variants": [asdict(variant) for variant in variants]})

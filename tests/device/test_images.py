@@ -1,0 +1,154 @@
+"""The one definition of an image, on files made here and on real odd ones."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from edgetl.core.errors import DecodeError
+from edgetl.device.images import load_image
+
+UNREADABLE = {
+    ".DS_Store",
+    "lfs_pointer_image_06734.jpg",
+    "pillow_truncated_jpeg.jpg",
+    "pillow_truncated_image.png",
+    "pillow_broken.png",
+    "pillow_broken_data_stream.png",
+}
+"""The files of the odd collection that no decoder reads whole, as its notes say."""
+
+
+def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def test_odd_files_are_read_or_refused_as_their_notes_say(shared: Path) -> None:
+    files = [path for path in sorted((shared / "data/odd").iterdir()) if path.name != "NOTES.tsv"]
+    refused, messages = set(), []
+    for path in files:
+        try:
+            image = load_image(path)
+        except DecodeError as error:
+            refused.add(path.name)
+            messages.append(str(error))
+        else:
+            assert image.dtype == np.uint8
+            assert image.ndim == 3
+            assert image.shape[2] == 3
+    assert len(files) == 30
+    assert all(str(shared) in message for message in messages)
+    assert refused == UNREADABLE
+
+
+@pytest.mark.parametrize(
+    ("name", "upright"),
+    [("exif_Landscape_6.jpg", (1200, 1800)), ("exif_Portrait_8.jpg", (1800, 1200)), ("exif_Portrait_5.jpg", (1800, 1200))],
+)
+def test_orientation_of_real_photos(shared: Path, name: str, upright: tuple[int, int]) -> None:
+    assert load_image(shared / "data/odd" / name).shape[:2] == upright
+
+
+def test_rotated_copies_of_one_photo_look_alike(shared: Path) -> None:
+    # Landscape_3 and Landscape_6 are the same scene stored in two orientations.
+    thumbnails = [
+        np.asarray(Image.fromarray(load_image(shared / "data/odd" / f"exif_Landscape_{n}.jpg")).resize((32, 32))).astype(int)
+        for n in (3, 6)
+    ]
+    assert np.abs(thumbnails[0] - thumbnails[1]).mean() < 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_undone(orientation: int) -> None:
+    upright = np.zeros((20, 30, 3), np.uint8)
+    upright[:10, :15] = (255, 0, 0)
+    undo = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+            8: Image.Transpose.ROTATE_270}  # fmt: skip
+    stored = Image.fromarray(upright)
+    if orientation in undo:
+        stored = stored.transpose(undo[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert (load_image(encode(stored, "PNG", exif=exif)) == upright).all()
+
+
+def test_transparency_goes_onto_white() -> None:
+    rgba = np.zeros((4, 4, 4), np.uint8)
+    rgba[..., 3] = [0, 85, 170, 255]
+    assert load_image(encode(Image.fromarray(rgba, "RGBA")))[0, :, 0].tolist() == [255, 170, 85, 0]
+
+
+@pytest.mark.parametrize("mode", ["LA", "P"])
+def test_transparency_of_grey_and_palette_images(mode: str) -> None:
+    if mode == "LA":
+        encoded = encode(Image.new("LA", (2, 2), (0, 0)))
+    else:
+        image = Image.new("P", (2, 2), 0)
+        image.putpalette([10, 20, 30, 40, 50, 60])
+        encoded = encode(image, transparency=0)
+    assert (load_image(encoded) == 255).all()
+
+
+def test_sixteen_bit_grey_keeps_its_high_byte() -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    for format in ("PNG", "TIFF"):
+        image = load_image(encode(Image.fromarray(ramp), format))
+        assert (image[..., 1] == ramp >> 8).all()
+
+
+def test_grey_cmyk_and_palette_become_rgb() -> None:
+    assert (load_image(encode(Image.new("L", (3, 2), 77))) == 77).all()
+    assert (load_image(encode(Image.new("1", (3, 2), 1))) == 255).all()
+    assert load_image(encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100))[0, 0, 0] > 240
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_without_a_range_are_refused(mode: str) -> None:
+    pixels = np.full((2, 2), 1e6, np.int32 if mode == "I" else np.float32)
+    with pytest.raises(DecodeError, match="defined range"):
+        load_image(encode(Image.fromarray(pixels), "TIFF"))
+
+
+def test_truncated_files_are_refused_even_where_pillow_was_told_to_be_lenient(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    path = tmp_path / "half.jpg"
+    encoded = encode(Image.fromarray(noise), "JPEG")
+    path.write_bytes(encoded[: len(encoded) // 2])
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        with pytest.raises(DecodeError, match="truncated"):
+            load_image(path)
+        assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "empty"), (b"hello", "not a known"), (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull")],
+)
+def test_what_is_no_image_says_why(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    with pytest.raises(DecodeError, match=reason):
+        load_image(path)
+    with pytest.raises(DecodeError, match="cannot be read"):
+        load_image(tmp_path / "absent.jpg")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=300), st.sampled_from(["", "PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"]), st.integers(0, 400))
+def test_arbitrary_bytes_never_raise_anything_else(noise: bytes, format: str, cut: int) -> None:
+    start = encode(Image.new("RGB", (9, 7), (1, 2, 3)), format)[:cut] if format else b""
+    with contextlib.suppress(DecodeError):
+        assert load_image(start + noise).shape[2] == 3
