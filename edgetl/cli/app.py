@@ -8,6 +8,7 @@ import traceback
 
 import typer
 
+from edgetl.cli.bench import bench
 from edgetl.cli.console import err
 from edgetl.cli.export import export
 from edgetl.cli.predict import predict
@@ -41,6 +42,7 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
 
 
 app.command()(export)
+app.command()(bench)
 app.command()(predict)
 
 
