@@ -10,6 +10,7 @@ import typer
 
 from edgetl.cli.bench import bench
 from edgetl.cli.console import err
+from edgetl.cli.doctor import doctor
 from edgetl.cli.export import export
 from edgetl.cli.predict import predict
 from edgetl.core.errors import EdgetlError
@@ -44,6 +45,7 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
 app.command()(export)
 app.command()(bench)
 app.command()(predict)
+app.command()(doctor)
 
 
 def main() -> None:
