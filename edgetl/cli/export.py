@@ -15,7 +15,7 @@ def export(
         str, typer.Argument(metavar="RUN|ARCHITECTURE", help="A run directory, or a torchvision architecture for a stock model.")
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The bundle to write.", show_default="RUN/bundle or bundles/ARCHITECTURE")
+        Path | None, typer.Option("--output", "-o", help="The bundle to write.", show_default="RUN/bundle, bundles/ARCHITECTURE")
     ] = None,
     input_kind: Annotated[
         str,
@@ -64,12 +64,11 @@ def export(
 def _print(bundle: Any) -> None:
     variant = bundle.variant()
     network, path = variant.parity["network"], variant.parity["path"]
-    out.print(f"[bold green]Proven equal to PyTorch[/] on {network['images']} {bundle.manifest['golden']['kind']} images:")
+    out.print(f"[bold green]Proven equal to PyTorch[/] on {network['images']} {network['kind']} images:")
     out.print(f"  network, identical tensors   max |Δlogit| {network['max_abs_diff']:.2g}  (at most {network['tolerance']:g})")
     pixels = "" if path["max_grey_levels"] is None else f", pixels within {path['max_grey_levels']} grey level"
-    out.print(
-        f"  whole path, decoded photos   max |Δlogit| {path['max_abs_diff']:.2g}  (at most {path['tolerance']:g}){pixels}, same top-1 on all"
-    )
+    difference = f"max |Δlogit| {path['max_abs_diff']:.2g}  (at most {path['tolerance']:g})"
+    out.print(f"  whole path, decoded photos   {difference}{pixels}, same top-1 on all")
     if variant.accuracy:
         low, high = variant.accuracy["ci95"]
         out.print(f"Accuracy of this file on {variant.accuracy['images']} {variant.accuracy['split']} images: "

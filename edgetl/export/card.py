@@ -16,7 +16,7 @@ Made by edgetl $version (run `$run_id`, weights from $weights).
 
 **Accuracy:** $accuracy
 
-**Proof:** on $proof_images images the network gives PyTorch's logits to $network_diff on identical tensors, and to $path_diff
+**Proof:** on $proof_images $proof_kind images the network gives PyTorch's logits to $network_diff on identical tensors, and to $path_diff
 from decoded photo to logits, with the same label on every image.
 
 **Input** `$input`: $input_format.
@@ -54,6 +54,7 @@ def model_card(manifest: dict[str, Any], variant: Variant) -> str:
         labels=", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else ""),
         accuracy=_accuracy(variant.accuracy),
         proof_images=variant.parity["network"]["images"],
+        proof_kind=variant.parity["network"]["kind"],
         network_diff=f"{variant.parity['network']['max_abs_diff']:.2g}",
         path_diff=f"{variant.parity['path']['max_abs_diff']:.2g}",
         input="image" if inside else "pixels",

@@ -121,7 +121,7 @@ def _export(model: RunModel, images: ProofImages, output: Path, config: ExportCo
     with new_bundle(output, config.force) as directory:
         file = write_model(directory, "fp32", assembled)
         # Proven is what lies on the disk, read back, not what was in memory.
-        proof = ParityProof(model.network, graph, onnx.load(file), model.preprocessing, config)
+        proof = ParityProof(model.network, graph, onnx.load(file), model.preprocessing, config, images.kind)
         parity = proof.prove(images.files, lambda done, total: notify("Proving it equal to PyTorch", done, total))
         variant = Variant(
             name="fp32",

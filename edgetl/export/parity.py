@@ -43,6 +43,8 @@ class PartResult:
     """What one part of the proof found; the fields stand as they are in bundle.json."""
 
     images: int = 0
+    kind: str = ""
+    """Where the images came from: `validation`, `training`, `given` or `generated`."""
     batches: tuple[int, ...] = BATCHES
     max_abs_diff: float = 0.0
     tolerance: float = 0.0
@@ -77,7 +79,7 @@ class ParityProof:
     """One model under proof; `prove` raises at the first answer that differs."""
 
     def __init__(
-        self, network: nn.Module, graph: NetworkGraph, model: onnx.ModelProto, contract: Preprocessing, config: ExportConfig
+        self, network: nn.Module, graph: NetworkGraph, model: onnx.ModelProto, contract: Preprocessing, config: ExportConfig, kind: str
     ) -> None:
         self._network, self._graph, self._contract, self._config = network, graph, contract, config
         self._image_input = config.input == "image"
@@ -85,8 +87,8 @@ class ParityProof:
         self._part_session = create_session(self._part.SerializeToString())
         whole = with_outputs(model, [CROPPED]) if self._image_input else model
         self._whole_session = create_session(whole.SerializeToString())
-        self._parts = PartResult(tolerance=config.network_tolerance)
-        self._path = PathResult(tolerance=config.path_tolerance, max_grey_levels=0 if self._image_input else None)
+        self._parts = PartResult(kind=kind, tolerance=config.network_tolerance)
+        self._path = PathResult(kind=kind, tolerance=config.path_tolerance, max_grey_levels=0 if self._image_input else None)
 
     def prove(self, images: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> Parity:
         """Run both parts over `images`; `progress` gets (done, total).

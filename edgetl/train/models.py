@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torchvision
@@ -31,6 +32,8 @@ class RunModel:
     architecture: str
     run_id: str
     """First 12 hexadecimal digits of the weights file's SHA-256."""
+    weights_source: str
+    """What training began from: `imagenet`, `none`, or the name of a weights file."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def load_run_model(run: RunDirectory) -> RunModel:
         config: dict[str, Any] = content["config"]
         labels, preprocessing = list(content["classes"]), Preprocessing.from_json(content["preprocessing"])
         architecture, head_width, dropout = str(config["model"]), int(config["head_width"]), float(config["dropout"])
+        weights_source = Path(content["weights"]["source"]).name
     except (KeyError, TypeError, ValueError, ConfigError) as cause:
         raise RunError(f"{run.config} is broken: {cause!r}. Run finetune again.") from cause
     network = adapt(architecture, preprocessing.crop, len(labels), head_width, dropout, None, initialise=False).network
@@ -87,7 +91,7 @@ def load_run_model(run: RunDirectory) -> RunModel:
         load_into(network, PretrainedWeights(tensors, str(run.weights), digest), architecture)
     except (OSError, SafetensorError, WeightsError) as cause:
         raise RunError(f"{run.weights} does not hold the weights that config.json describes ({cause}). Run finetune again.") from cause
-    return RunModel(network.eval(), labels, preprocessing, architecture, digest[:12])
+    return RunModel(network.eval(), labels, preprocessing, architecture, digest[:12], weights_source)
 
 
 def load_stock_model(architecture: str, weights: str, image_size: int | None = None) -> RunModel:
@@ -111,4 +115,4 @@ def load_stock_model(architecture: str, weights: str, image_size: int | None = N
     own_sizes = weights == "imagenet" and image_size is None
     preprocessing = usual_preprocessing(architecture) if own_sizes else preprocessing_for(architecture, size)
     labels = list(torchvision.models.get_model_weights(architecture).DEFAULT.meta["categories"])
-    return RunModel(network.eval(), labels, preprocessing, architecture, pretrained.sha256[:12])
+    return RunModel(network.eval(), labels, preprocessing, architecture, pretrained.sha256[:12], Path(pretrained.source).name)

@@ -1,0 +1,47 @@
+# The way in for people and for CI. Everything happens in $(VENV); nothing outside it is touched.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow test-device check format clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+install: $(STAMP)  ## create the virtual environment and install edgetl with everything into it
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("edgetl needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,dev]"
+	@touch $@
+
+demo: $(STAMP)  ## the whole job, offline, on a generated data set: fine-tune, export, bench, predict
+	$(BIN)/edgetl demo
+
+test: $(STAMP)  ## the test suite, under 10 minutes on 2 cores
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## the tests that take minutes: the recipe's accuracy on real photos
+	$(BIN)/python -m pytest -m slow
+
+test-device: $(STAMP)  ## predict and bench in a fresh environment with the cpu extra alone
+	$(BIN)/python tools/device_check.py
+
+check: $(STAMP)  ## lint, types, import contracts, docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m tools.docs --check
+
+format: $(STAMP)  ## format the code and regenerate what is generated
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python -m tools.docs
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
