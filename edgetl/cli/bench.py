@@ -32,9 +32,7 @@ def bench(
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Intra-op threads of every runtime.", show_default="the cores available")] = None,
-    provider: Annotated[
-        str, typer.Option(help="Execution provider: cpu, cuda, tensorrt, openvino, ...; never falls back silently.")
-    ] = "cpu",
+    provider: Annotated[str, typer.Option(help="Execution provider: cpu, cuda, openvino, ...; never falls back silently.")] = "cpu",
     variant: Annotated[list[str] | None, typer.Option(help="A variant of the bundle; may be repeated.", show_default="all")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds; each runs every variant once in a fresh process, in random order.")] = 8,
     baseline: Annotated[
@@ -141,9 +139,9 @@ def _evidence_table(result: BenchResult) -> Table:
 
     table = _table(Table)
     table.add_column("cold start")
-    for heading in ("import ms", "session ms", "first ms", "total ms", "memory MiB", "file MB"):
+    for heading in ("import ms", "session", "first", "total", "peak MiB", "file MB"):
         table.add_column(heading, justify="right")
-    table.add_column("gate: reference images")
+    table.add_column("reference images")
     for row in {(row.runtime, row.variant): row for row in reversed(result.rows)}.values():
         cold = row.cold()
         parts = [f"{cold[name]:.0f}" if cold else WITHHELD for name in ("import_ms", "session_ms", "first_inference_ms", "total_ms")]
@@ -155,10 +153,10 @@ def _evidence_table(result: BenchResult) -> Table:
 
 def _gate(row: Row) -> str:
     if not row.gate["checked"]:
-        return "[yellow]not checked: no reference images[/]"
+        return "[yellow]none: not checked[/]"
     if row.failed:
         return "[bold red]failed[/]"
-    return f"[green]{row.gate['top1_agreement']}/{row.gate['images']} agree[/], max |Δ| {row.gate['max_logit_difference']:.1g}"
+    return f"[green]{row.gate['top1_agreement']}/{row.gate['images']} agree[/], |Δlogit| {row.gate['max_logit_difference']:.1g}"
 
 
 def _show_earlier(comparison: Comparison, result: BenchResult) -> None:

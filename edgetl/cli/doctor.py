@@ -66,5 +66,11 @@ def _facts(environment: Environment) -> list[tuple[str, str]]:
         ("cores", f"{cores['available']} available of {cores['logical']}{quota}"),
         ("memory", memory),
         ("GPU", seen if torch is None or torch["cuda"] is None else f"{seen} (torch built for CUDA {torch['cuda']})"),
-        ("providers", ", ".join(environment.providers) or "none: onnxruntime is missing"),
+        *(
+            (
+                name.removesuffix("ExecutionProvider"),
+                "provider starts" if problem is None else f"provider listed, does not start: {problem}",
+            )
+            for name, problem in environment.providers.items()
+        ),
     ]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,20 +11,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from edgetl import __version__
 from edgetl.core.files import SCHEMA
 from edgetl.device.cores import available_cores, cgroup_quota
 from edgetl.device.facts import PROC, SYS, device_facts, installed_version
+from edgetl.device.probes import list_providers, try_provider, try_torch
 
 ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
-DEVICE_PACKAGES = ("edgetl", "numpy", "pillow", "typer", "rich")
+DEVICE_PACKAGES = ("numpy", "pillow", "typer", "rich")
 TRAIN_PACKAGES = ("torch", "torchvision", "albumentations", "safetensors", "onnx", "onnxscript", "ml-dtypes", "matplotlib")
-_TORCH_PROBE = """
-import json, torch, torchvision
-gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-print(json.dumps({"gpus": gpus, "cuda": torch.version.cuda, "threads": torch.get_num_threads()}))
-"""
-_RUNTIME_PROBE = "import json, onnxruntime; print(json.dumps({'providers': onnxruntime.get_available_providers()}))"
-_PROBE_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -55,8 +48,8 @@ class Environment:
     memory_bytes: int | None
     packages: Mapping[str, str | None]
     """Versions; None where not installed."""
-    providers: tuple[str, ...]
-    """onnxruntime's execution providers, the one it prefers first."""
+    providers: Mapping[str, str | None]
+    """What onnxruntime lists, the one it prefers first: None where it starts here, else why not."""
     torch: Mapping[str, Any] | None
     """{"gpus", "cuda", "threads"}; None where torch is missing or cannot be imported."""
     findings: tuple[Finding, ...]
@@ -73,23 +66,27 @@ class Environment:
 
 def inspect_environment(proc: Path = PROC, sys_root: Path = SYS) -> Environment:
     """Look at this machine. Heavy packages are tried in processes of their own: one that crashes is a finding, not the end."""
-    versions: dict[str, str | None] = {name: installed_version(name) for name in (*DEVICE_PACKAGES, *ONNX_RUNTIMES, *TRAIN_PACKAGES)}
+    versions: dict[str, str | None] = {"edgetl": __version__}
+    versions |= {name: installed_version(name) for name in (*DEVICE_PACKAGES, *ONNX_RUNTIMES, *TRAIN_PACKAGES)}
     findings = [*_runtime_findings(versions), *_package_findings(versions)]
-    providers: list[str] = []
+    facts = device_facts(proc, sys_root)
+    providers: dict[str, str | None] = {}
     if any(versions[name] for name in ONNX_RUNTIMES):
-        answer, problem = probe(_RUNTIME_PROBE)
-        providers = answer.get("providers", [])
+        listed, problem = list_providers()
+        providers = {name: try_provider(name) for name in listed}
+        cuda = providers.get("CUDAExecutionProvider")
+        if cuda and facts["gpus"]:
+            what = f"{facts['gpus'][0]} is here, but CUDAExecutionProvider does not start: {cuda}"
+            findings.append(Finding(what, "--provider cuda", 'pip install "edgetl[gpu]"', False))
         if problem:
             remedy = 'pip install --force-reinstall "edgetl[cpu]"'
             findings.append(Finding(f"onnxruntime cannot be imported: {problem}", "predict, bench", remedy, True))
     torch: dict[str, Any] | None = None
     if versions["torch"] and versions["torchvision"]:
-        answer, problem = probe(_TORCH_PROBE)
-        torch = answer or None
+        torch, problem = try_torch()
         if problem:
             remedy = "pip install --upgrade torch torchvision   (the pair from one resolution)"
             findings.append(Finding(f"torch and torchvision cannot be imported: {problem}", "finetune, export", remedy, False))
-    facts = device_facts(proc, sys_root)
     return Environment(
         python=platform.python_version(),
         executable=sys.executable,
@@ -98,26 +95,10 @@ def inspect_environment(proc: Path = PROC, sys_root: Path = SYS) -> Environment:
         cores={"logical": os.cpu_count(), "available": available_cores(proc, sys_root), "quota": cgroup_quota(proc, sys_root)},
         memory_bytes=facts["memory_bytes"],
         packages=versions,
-        providers=tuple(providers),
+        providers=providers,
         torch=torch,
         findings=tuple(sorted(findings, key=lambda finding: not finding.fatal)),
     )
-
-
-def probe(program: str) -> tuple[dict[str, Any], str | None]:
-    """(what `program` printed as JSON, None), or ({}, its last words) if it failed."""
-    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=_PROBE_SECONDS, env=environment, check=False
-        )
-        if done.returncode == 0:
-            answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-            return answer, None
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        return {}, lines[-1] if lines else f"ended with status {done.returncode}"
-    except (subprocess.TimeoutExpired, ValueError, IndexError) as cause:
-        return {}, str(cause)
 
 
 def _runtime_findings(versions: Mapping[str, str | None]) -> list[Finding]:
@@ -132,7 +113,7 @@ def _runtime_findings(versions: Mapping[str, str | None]) -> list[Finding]:
 
 
 def _package_findings(versions: Mapping[str, str | None]) -> list[Finding]:
-    base = [name for name in ("numpy", "pillow", "typer", "rich") if versions[name] is None]
+    base = [name for name in DEVICE_PACKAGES if versions[name] is None]
     train = [name for name in TRAIN_PACKAGES if versions[name] is None]
     findings = []
     if base:

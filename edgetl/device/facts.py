@@ -12,7 +12,7 @@ from typing import Any
 from edgetl.device.cores import available_cores, cgroup_quota, cpu_cgroups
 
 PROC, SYS = Path("/proc"), Path("/sys")
-MEASURED_PACKAGES = ("edgetl", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "torch", "torchvision")
+MEASURED_PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "torch", "torchvision")
 
 
 def device_facts(proc: Path = PROC, sys: Path = SYS) -> dict[str, Any]:
