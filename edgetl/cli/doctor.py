@@ -69,7 +69,7 @@ def _facts(environment: Environment) -> list[tuple[str, str]]:
         *(
             (
                 name.removesuffix("ExecutionProvider"),
-                "provider starts" if problem is None else f"provider listed, does not start: {problem}",
+                "provider: starts" if problem is None else f"provider: does not start, {problem}",
             )
             for name, problem in environment.providers.items()
         ),

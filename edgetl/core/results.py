@@ -185,6 +185,12 @@ class EarlierRow:
     p50_ms: float
     round_medians_ns: tuple[float, ...]
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> EarlierRow:
+        """Read from a comparison's JSON object, which holds more fields than these."""
+        fields = {name: content[name] for name in cls.__dataclass_fields__}
+        return cls(**{**fields, "round_medians_ns": tuple(content["round_medians_ns"])})
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -333,7 +339,6 @@ def read_result(path: Path) -> BenchResult:
         raise BenchError(f"{path} is no bench result (kind {content.get('kind')!r}). Give a file that `edgetl bench` wrote.")
     try:
         comparisons = content["comparisons"]
-        earlier_fields = EarlierRow.__dataclass_fields__
         return BenchResult(
             **{name: content[name] for name in ("created", "edgetl", "target", "model", "device", "protocol", "interrupted")},
             noise=Noise(tuple(content["noise"]["reasons"]), content["noise"]["measured"]),
@@ -341,7 +346,7 @@ def read_result(path: Path) -> BenchResult:
             rows=tuple(Row.from_json(row) for row in content["rows"]),
             pairs=tuple((entry["baseline"], entry["candidate"]) for entry in comparisons if entry["kind"] == SAME_RUN),
             earlier=tuple(
-                (entry["baseline"], entry["candidate"], EarlierRow(**{name: entry[name] for name in earlier_fields}))
+                (entry["baseline"], entry["candidate"], EarlierRow.from_json(entry))
                 for entry in comparisons
                 if entry["kind"] == EARLIER_RESULT
             ),
