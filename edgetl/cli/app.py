@@ -8,7 +8,9 @@ import traceback
 
 import typer
 
+from edgetl.cli.bench import bench
 from edgetl.cli.console import err
+from edgetl.cli.doctor import doctor
 from edgetl.cli.export import export
 from edgetl.cli.finetune import finetune
 from edgetl.cli.models import models
@@ -45,7 +47,9 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
 app.command()(finetune)
 app.command()(models)
 app.command()(export)
+app.command()(bench)
 app.command()(predict)
+app.command()(doctor)
 
 
 def main() -> None:

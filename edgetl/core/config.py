@@ -139,6 +139,8 @@ class BenchConfig:
     """Intra-op threads of every runtime; None takes the cores available."""
     provider: str = "cpu"
     """ONNX Runtime's execution provider."""
+    variants: tuple[str, ...] = ()
+    """Variants of the bundle to measure; none takes all."""
     rounds: int = 8
     """Rounds; each runs every variant once, in random order, in a fresh process."""
     baseline: Path | None = None

@@ -1,0 +1,76 @@
+"""`edgetl doctor`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgetl.cli.console import out
+
+if TYPE_CHECKING:
+    from edgetl.device.environment import Environment
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Show what this machine has, what it lacks, and the command that adds it.
+
+    Exit status 1 if even the device's own commands, predict and bench, cannot work.
+    """
+    from edgetl.device.environment import inspect_environment
+
+    environment = inspect_environment()
+    if as_json:
+        json.dump(environment.to_json(), sys.stdout, indent=2, ensure_ascii=False)
+        sys.stdout.write("\n")
+    else:
+        show(environment)
+    if environment.fatal:
+        raise typer.Exit(1)
+
+
+def show(environment: Environment) -> None:
+    """Print an environment for people."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _facts(environment):
+        table.add_row(name, escape(value))
+    for package, version in environment.packages.items():
+        table.add_row(package, "[dim]not installed[/]" if version is None else escape(version))
+    out.print(table)
+    out.print()
+    if not environment.findings:
+        out.print("[bold green]Nothing is missing.[/]")
+    for finding in environment.findings:
+        out.print("[bold red]Problem[/]" if finding.fatal else "[bold yellow]Missing[/]", end="  ")
+        out.print(f"{finding.what} (needed by: {finding.effect})", markup=False, soft_wrap=True)
+        out.print(f"         {finding.remedy}", markup=False, soft_wrap=True, style="cyan")
+
+
+def _facts(environment: Environment) -> list[tuple[str, str]]:
+    cores = environment.cores
+    quota = "" if cores["quota"] is None else f", CPU quota {cores['quota']:g}"
+    memory = "unknown" if environment.memory_bytes is None else f"{environment.memory_bytes / 2**30:.1f} GiB"
+    torch = environment.torch
+    seen = "torch not usable" if torch is None else ", ".join(torch["gpus"]) or "none seen by torch"
+    return [
+        ("Python", f"{environment.python}  {environment.executable}"),
+        ("system", environment.system),
+        ("processor", environment.cpu or "unknown"),
+        ("cores", f"{cores['available']} available of {cores['logical']}{quota}"),
+        ("memory", memory),
+        ("GPU", seen if torch is None or torch["cuda"] is None else f"{seen} (torch built for CUDA {torch['cuda']})"),
+        *(
+            (
+                name.removesuffix("ExecutionProvider"),
+                "provider: starts" if problem is None else f"provider: does not start, {problem}",
+            )
+            for name, problem in environment.providers.items()
+        ),
+    ]

@@ -1,0 +1,58 @@
+"""What the benchmark asks of a runtime. A new one is a class with these methods and a row in `edgetl.core.registry.BACKENDS`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from edgetl.core.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a backend opens, and how."""
+
+    model: Path
+    """An ONNX file or a run directory."""
+    threads: int
+    """Intra-op threads; inter-op is 1."""
+    provider: str = "cpu"
+    """An execution provider's short name; other runtimes take the device that it stands for."""
+    input: Literal["image", "tensor"] = "image"
+    """What the ONNX variant takes; every runtime of a comparison is given the same."""
+    preprocessing: Preprocessing | None = None
+    """None for an ONNX file that is not edgetl's."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What `settle` found on this device."""
+
+
+class Backend(Protocol):
+    """One opened model. The constructor takes a `Source` and leaves the model ready to answer."""
+
+    def __init__(self, source: Source) -> None:
+        """Open the model.
+
+        Raises:
+            EdgetlError: it cannot be opened, or not where it was asked for.
+        """
+
+    def infer(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Logits [batch, classes] for uint8 [batch, R, R, 3] (R: the length after resize) or float32 [batch, 3, S, S]."""
+
+    def prepare(self, image: NDArray[np.uint8]) -> NDArray[Any]:
+        """What `infer` takes for one decoded image [height, width, 3]: the way from a photo to its answer."""
+
+    def inputs(self, count: int) -> list[NDArray[Any]]:
+        """Random batches of one that the model takes; for models without reference images."""
+
+    def settle(self, batch: NDArray[Any]) -> dict[str, Any]:
+        """Settings that are fastest on this device; they become `Source.settings` of every later process."""
+
+    def describe(self, batch: NDArray[Any]) -> dict[str, Any]:
+        """The configuration in force and the proof of where it runs, for the result; may run `batch`."""

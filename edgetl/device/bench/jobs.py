@@ -1,0 +1,71 @@
+"""What a worker process is told, as JSON, and how what it answers comes back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from edgetl.core import errors
+from edgetl.core.errors import BenchError, EdgetlError
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.device.backends import Source
+from edgetl.device.bench.protocol import BenchProtocol
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process's work: prove a model right, or measure it."""
+
+    task: Literal["gate", "measure"]
+    runtime: str
+    source: Source
+    scopes: tuple[str, ...]
+    protocol: BenchProtocol
+    model_inputs: Path | None = None
+    """An .npy file [n, 1, ...] of batches for scope `model`; None: random ones of the model's own shape."""
+    files: tuple[Path, ...] = ()
+    """Encoded images for scope `file` and for the gate."""
+
+    def to_json(self) -> str:
+        """As the worker reads it."""
+        content = asdict(self)
+        contract = self.source.preprocessing
+        content["source"]["preprocessing"] = None if contract is None else contract.to_json()
+        return json.dumps(content, default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """The inverse of `to_json`."""
+        content = json.loads(text)
+        source, contract = content["source"], content["source"]["preprocessing"]
+        return cls(
+            task=content["task"],
+            runtime=content["runtime"],
+            source=Source(
+                **{
+                    **source,
+                    "model": Path(source["model"]),
+                    "preprocessing": None if contract is None else Preprocessing.from_json(contract),
+                }
+            ),
+            scopes=tuple(content["scopes"]),
+            protocol=BenchProtocol(**content["protocol"]),
+            model_inputs=None if content["model_inputs"] is None else Path(content["model_inputs"]),
+            files=tuple(Path(name) for name in content["files"]),
+        )
+
+
+def error_to_json(error: EdgetlError) -> dict[str, str]:
+    """An error on its way from a worker to the process that waits for it."""
+    return {"class": type(error).__name__, "message": str(error)}
+
+
+def error_from_json(content: Mapping[str, str]) -> EdgetlError:
+    """The same error again; one that this edgetl does not know becomes a BenchError."""
+    known = getattr(errors, content["class"], BenchError)
+    error = known(content["message"])
+    assert isinstance(error, EdgetlError)
+    return error

@@ -1,0 +1,25 @@
+"""How long and how often to measure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BenchProtocol:
+    """The defaults are what a published figure needs; tests take less."""
+
+    block_seconds: float = 1.0
+    """Least time a block measures one scope."""
+    block_runs: int = 100
+    """Least runs of a block in one scope."""
+    window_seconds: float = 0.1
+    """Least time of a warm-up window."""
+    window_runs: int = 10
+    """Least runs of a warm-up window."""
+    max_windows: int = 15
+    """Warm-up ends here even if it is not steady, and the row says so."""
+    steady_within: float = 0.02
+    """Two successive windows whose medians differ by less are steady."""
+    random_inputs: int = 8
+    """Inputs to rotate through where a model brings no images."""

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgetl.core.errors import BenchError
+from edgetl.core.results import (
+    BenchResult,
+    ColdStart,
+    EarlierRow,
+    Noise,
+    Round,
+    Row,
+    read_result,
+    relative_spread,
+    verdict,
+    write_result,
+)
+from edgetl.core.statistics import Speedup
+
+COLD = ColdStart(import_ms=80.0, session_ms=20.0, first_inference_ms=5.0, peak_memory_bytes=10**8)
+
+
+def block(latency_ns: int, runs: int = 100) -> Round:
+    return Round(
+        latencies_ns=tuple(latency_ns + index for index in range(runs)),
+        cold=COLD,
+        warmup_medians_ns=(1.5, 2.5),
+        stages_ns={"decode": (1,) * runs, "infer": (3,) * runs},
+        frequency_khz=2_000_000,
+    )
+
+
+def row(runtime: str, latencies_ns: list[int], scope: str = "model") -> Row:
+    return Row(
+        runtime=runtime,
+        variant="fp32",
+        scope=scope,
+        provider="cpu",
+        batch=1,
+        threads=2,
+        input="uint8 1x256x256x3",
+        file_sha256="ab" * 32,
+        file_bytes=1234,
+        gate={"checked": True, "passed": True, "images": 8, "top1_agreement": 8, "max_logit_difference": 1e-5, "tolerance": 0.05},
+        session={"intra_op_threads": 2},
+        rounds=tuple(block(latency) for latency in latencies_ns),
+    )
+
+
+def result(noise: Noise = Noise(())) -> BenchResult:  # noqa: B008
+    rows = (row("pytorch", [8_000_000, 8_100_000, 7_900_000]), row("onnxruntime", [2_000_000, 2_050_000, 1_950_000]))
+    return BenchResult(
+        created="2026-01-02T03:04:05+00:00",
+        edgetl="0.1.0",
+        target="runs/a",
+        model={"name": "mobilenet_v2", "run_id": "0123456789ab"},
+        device={"host": "bench"},
+        noise=noise,
+        protocol={"rounds": 3},
+        order=(("a", "b"), ("b", "a"), ("a", "b")),
+        rows=rows,
+        pairs=((rows[0].id, rows[1].id),),
+        notes=("a note",),
+    )
+
+
+def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
+    earlier = EarlierRow("old.json", "2025", True, False, 4, True, 9.0, (9e6, 9.1e6))
+    written = replace(result(), earlier=(("pytorch-fp32-model", "onnxruntime-fp32-model", earlier),))
+    write_result(written, tmp_path / "result.json")
+    read = read_result(tmp_path / "result.json")
+    assert read == replace(written, path=tmp_path / "result.json")
+    assert read.to_json() == written.to_json()
+
+
+def test_the_object_has_the_contracts_fields() -> None:
+    content = json.loads(json.dumps(result().to_json()))
+    assert (content["schema"], content["kind"]) == (1, "bench")
+    assert content["noise"] == {"verdict": "quiet", "reasons": [], "measured": {}}
+    onnx = content["rows"][1]
+    assert (onnx["id"], onnx["scope"], onnx["batch"], onnx["threads"]) == ("onnxruntime-fp32-model", "model", 1, 2)
+    assert onnx["p50_ms"] == pytest.approx(2.0000495)
+    assert onnx["p90_ms"] is not None
+    assert onnx["p99_ms"] is None, "300 runs do not support a p99"
+    assert onnx["images_per_second"] == pytest.approx(500, rel=0.01)
+    assert onnx["cold"]["total_ms"] == pytest.approx(105)
+    assert onnx["stages_ms"] == {"decode": 1e-6, "infer": 3e-6}
+    assert len(onnx["rounds"]) == 3
+    assert onnx["rounds"][0]["latencies_ns"][:2] == [2_000_000, 2_000_001]
+    comparison = content["comparisons"][0]
+    assert (comparison["baseline"], comparison["candidate"]) == ("pytorch-fp32-model", "onnxruntime-fp32-model")
+    assert comparison["speedup"] == pytest.approx(4.0, rel=1e-3)
+    assert comparison["ci95"][0] <= comparison["speedup"] <= comparison["ci95"][1]
+    assert (comparison["verdict"], comparison["kind"]) == ("faster", "same run")
+
+
+def test_statistics_are_computed_on_reading(tmp_path: Path) -> None:
+    content = result().to_json()
+    content["rows"][1]["p50_ms"] = 0.001
+    content["comparisons"][0]["speedup"] = 1000.0
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    read = read_result(tmp_path / "result.json")
+    assert read.row("onnxruntime-fp32-model").percentile_ms(50) == pytest.approx(2.0, rel=1e-3)
+    assert read.comparisons[0].speedup.ratio == pytest.approx(4.0, rel=1e-3)
+
+
+def test_results_are_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text("mine")
+    with pytest.raises(BenchError, match="never overwritten"):
+        write_result(result(), path)
+    assert path.read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BenchError, match="--output"):
+        write_result(result(), tmp_path / "file" / "result.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ('{"schema": 1, "kind": "doctor"}', "no bench result"),
+        ('{"schema": 2, "kind": "bench"}', "schema 2"),
+        ('{"schema": 1, "kind": "bench"}', "broken"),
+    ],
+)
+def test_what_is_no_result_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(BenchError, match=message):
+        read_result(tmp_path / "result.json")
+
+
+def test_an_unmeasured_row_has_no_figures() -> None:
+    content = row("onnxruntime", []).to_json()
+    assert [content[name] for name in ("p50_ms", "p90_ms", "p99_ms", "images_per_second")] == [None] * 4
+    assert content["cold"] == {}
+
+
+def test_rows_that_failed_are_not_compared() -> None:
+    good, bad = row("pytorch", [100, 101]), row("onnxruntime", [])
+    assert replace(result(), rows=(good, bad)).comparisons == []
+
+
+@pytest.mark.parametrize(
+    ("interval", "noisy", "spread", "expected"),
+    [
+        ((2.0, 1.9, 2.1), False, 0.0, "faster"),
+        ((0.5, 0.4, 0.6), False, 0.0, "slower"),
+        ((1.1, 0.9, 1.3), False, 0.0, "inconclusive"),
+        ((1.1, 0.9, 1.3), True, 0.5, "inconclusive"),
+        ((1.2, 1.1, 1.3), True, 0.05, "faster"),
+        ((1.2, 1.1, 1.3), True, 0.2, "noisy"),
+        ((0.8, 0.75, 0.9), True, 0.2, "noisy"),
+        ((0.5, 0.4, 0.6), True, 0.2, "slower"),
+        ((1.2, 1.1, 1.3), False, 0.2, "faster"),
+        ((1.0, 1.0, 1.0), False, 0.0, "inconclusive"),
+    ],
+)
+def test_verdict(interval: tuple[float, float, float], noisy: bool, spread: float, expected: str) -> None:
+    assert verdict(Speedup(*interval), noisy, spread) == expected
+
+
+def test_relative_spread() -> None:
+    assert relative_spread([1.0, 2.0, 4.0]) == 1.5
+    assert relative_spread([]) == 0.0

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import random
+from statistics import median
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgetl.core.statistics import (
+    PERCENTILE_SUPPORT,
+    class_scores,
+    macro_f1,
+    paired_speedup,
+    percentile,
+    unpaired_speedup,
+    wilson_interval,
+)
+
+latencies = st.lists(st.integers(1, 10**10), min_size=1, max_size=200)
+
+
+@given(latencies, st.sampled_from([50, 90, 95, 99, 25]))
+def test_percentile_is_numpys_or_withheld(values: list[int], percent: int) -> None:
+    found = percentile(values, percent)
+    if len(values) < PERCENTILE_SUPPORT.get(percent, 1):
+        assert found is None
+    else:
+        assert found == pytest.approx(np.percentile(values, percent), rel=1e-9)
+
+
+@pytest.mark.parametrize(("percent", "fewest"), [(90, 64), (95, 130), (99, 662)])
+def test_a_tail_is_reported_from_its_support_on(percent: int, fewest: int) -> None:
+    assert percentile(range(fewest - 1), percent) is None
+    assert percentile(range(fewest), percent) is not None
+
+
+@pytest.mark.parametrize(
+    ("hits", "total", "low", "high"),
+    [
+        # Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_interval_is_the_published_one(hits: int, total: int, low: float, high: float) -> None:
+    found = wilson_interval(hits, total)
+    assert found == pytest.approx((low, high), abs=6e-5)
+
+
+@given(st.integers(1, 500).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
+def test_wilson_interval_holds_the_rate_and_mirrors(counts: tuple[int, int]) -> None:
+    hits, total = counts
+    low, high = wilson_interval(hits, total)
+    assert 0 <= low <= hits / total <= high <= 1
+    assert wilson_interval(total - hits, total) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
+def test_nothing_seen_is_nothing_known() -> None:
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+medians = st.lists(st.floats(1e3, 1e9), min_size=2, max_size=12)
+
+
+@settings(max_examples=30)
+@given(medians, st.floats(0.1, 10))
+def test_an_exact_ratio_has_a_point_interval(baseline: list[float], factor: float) -> None:
+    found = paired_speedup(baseline, [value / factor for value in baseline], resamples=50)
+    assert found.ratio == pytest.approx(factor)
+    assert (found.low, found.high) == (pytest.approx(factor), pytest.approx(factor))
+
+
+@settings(max_examples=30)
+@given(medians, medians)
+def test_the_interval_holds_the_ratio_of_medians(baseline: list[float], candidate: list[float]) -> None:
+    found = unpaired_speedup(baseline, candidate, resamples=50)
+    assert found.ratio == pytest.approx(median(baseline) / median(candidate))
+    assert found.low <= found.ratio <= found.high
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    baseline, candidate = [10.0, 11.0, 9.0, 12.0], [5.0, 5.5, 4.9, 6.0]
+    assert paired_speedup(baseline, candidate, seed=3) == paired_speedup(baseline, candidate, seed=3)
+
+
+def test_pairing_removes_what_both_share() -> None:
+    drift = [1.0, 1.4, 0.8, 1.3, 0.9, 1.2, 0.7, 1.1]
+    baseline, candidate = [2.0 * value for value in drift], [1.0 * value for value in drift]
+    paired, unpaired = paired_speedup(baseline, candidate), unpaired_speedup(baseline, candidate)
+    assert paired.high - paired.low < 1e-9
+    assert unpaired.high - unpaired.low > 0.3
+
+
+def test_paired_rounds_need_equal_numbers() -> None:
+    with pytest.raises(ValueError, match="equal numbers"):
+        paired_speedup([1.0, 2.0], [1.0])
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    """Eight rounds are few: a percentile bootstrap of medians covers somewhat less or more than 95%, never wildly so."""
+    generator = random.Random(1)
+    truth, covered, trials = 2.0, 0, 200
+    for _ in range(trials):
+        baseline = [generator.lognormvariate(0, 0.05) * truth for _ in range(8)]
+        candidate = [generator.lognormvariate(0, 0.05) for _ in range(8)]
+        found = paired_speedup(baseline, candidate, resamples=300, seed=generator.randrange(10**6))
+        covered += found.low <= truth <= found.high
+    assert 0.88 <= covered / trials <= 1.0
+
+
+def test_class_scores_by_hand() -> None:
+    scores = class_scores([[8, 2], [1, 9]])
+    assert (scores[0].precision, scores[0].recall, scores[0].images) == (pytest.approx(8 / 9), pytest.approx(0.8), 10)
+    assert scores[1].f1 == pytest.approx(2 * 9 / (11 + 10))
+    assert macro_f1([[8, 2], [1, 9]]) == pytest.approx((scores[0].f1 + scores[1].f1) / 2)
+
+
+def test_a_class_never_predicted_has_no_precision() -> None:
+    scores = class_scores([[5, 0], [5, 0]])
+    assert (scores[1].precision, scores[1].recall, scores[1].f1) == (0.0, 0.0, 0.0)

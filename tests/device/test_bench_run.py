@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from edgetl.core.config import BenchConfig
+from edgetl.core.errors import BenchError, BundleError, ConfigError, ProviderError
+from edgetl.core.files import sha256_file
+from edgetl.core.results import read_result
+from edgetl.device.bench import processes
+from edgetl.device.bench import run as bench_run
+from edgetl.device.bench.protocol import BenchProtocol
+from edgetl.device.bench.run import bench
+from edgetl.device.session import available_providers
+from tests.bundles import colour_model
+
+MakeBundle = Callable[..., Path]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results of lone bundles go to bench/ under the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_bundle_without_its_run_is_measured_alone(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
+    bundle, steps = make_bundle(), []
+    result = bench(BenchConfig(bundle, rounds=2, threads=1), lambda *step: steps.append(step), brief)
+
+    assert [row.id for row in result.rows] == ["onnxruntime-fp32-model", "onnxruntime-fp32-file"]
+    assert result.comparisons == []
+    assert "without the run it came from" in result.notes[0]
+    model, file = result.rows
+    assert (model.input, model.batch, model.threads, model.provider) == ("uint8 1x40x40x3", 1, 1, "cpu")
+    assert file.input.startswith("4 encoded images, ")
+    assert model.gate["passed"]
+    assert (model.gate["images"], model.gate["top1_agreement"]) == (4, 4)
+    assert model.gate["max_logit_difference"] < 1e-3
+    assert [len(row.rounds) for row in result.rows] == [2, 2]
+    assert all(len(block.latencies_ns) >= brief.block_runs and min(block.latencies_ns) > 0 for row in result.rows for block in row.rounds)
+    assert set(file.stages_ms()) == {"decode", "prepare", "infer", "label"}
+    assert sum(file.stages_ms().values()) == pytest.approx(file.percentile_ms(50), rel=0.5)
+    assert model.session["node_share"] == {"CPUExecutionProvider": 1.0}
+    assert (model.session["intra_op_threads"], model.session["inter_op_threads"]) == (1, 1)
+    assert model.file_sha256 == sha256_file(bundle / "fp32.onnx")
+    cold = model.cold()
+    assert cold["processes"] == 2
+    assert all(cold[name] > 0 for name in ("import_ms", "session_ms", "first_inference_ms", "peak_memory_bytes"))
+    assert result.device["before"]["monotonic_s"] < result.device["after"]["monotonic_s"]
+    assert steps[-1] == (2, 2, "measured")
+
+
+def test_the_result_lies_where_it_says_and_reads_back(make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path) -> None:
+    config = BenchConfig(make_bundle(), scopes=("model",), rounds=2)
+    first, second = bench(config, protocol=brief), bench(config, protocol=brief)
+    assert first.path is not None
+    assert second.path is not None
+    assert first.path != second.path
+    assert {path.resolve() for path in (tmp_path / "bench").iterdir()} == {first.path.resolve(), second.path.resolve()}
+    assert read_result(first.path).to_json() == first.to_json()
+    assert json.loads(json.dumps(first.to_json())) == json.loads(first.path.read_text())
+
+
+def test_output_names_the_file_and_is_refused_before_anything_is_measured(
+    make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
+) -> None:
+    config = BenchConfig(make_bundle(), scopes=("model",), rounds=2, output=tmp_path / "here/result.json")
+    assert bench(config, protocol=brief).path == tmp_path / "here/result.json"
+    with pytest.raises(BenchError, match="never overwritten"):
+        bench(config, lambda *step: pytest.fail("measured"), brief)
+
+
+def test_variants_are_compared_with_the_first(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
+    bundle = make_bundle(variants=("fp32", "other"))
+    result = bench(BenchConfig(bundle, scopes=("model",), rounds=3), protocol=brief)
+    assert [(pair.baseline, pair.candidate) for pair in result.comparisons] == [("onnxruntime-fp32-model", "onnxruntime-other-model")]
+    comparison = result.comparisons[0]
+    assert comparison.speedup.low <= comparison.speedup.ratio <= comparison.speedup.high
+    assert sorted(result.order[0]) == ["onnxruntime fp32", "onnxruntime other"]
+    alone = bench(BenchConfig(bundle, scopes=("model",), rounds=2, variants=("other",)), protocol=brief)
+    assert [row.variant for row in alone.rows] == ["other"]
+    with pytest.raises(BundleError, match="no variant 'int8'"):
+        bench(BenchConfig(bundle, variants=("int8",)), protocol=brief)
+
+
+def test_a_bundle_that_answers_otherwise_is_not_timed(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
+    result = bench(BenchConfig(make_bundle(error=0.2), rounds=2), protocol=brief)
+    assert [row.id for row in result.failed] == ["onnxruntime-fp32-model", "onnxruntime-fp32-file"]
+    assert not any(row.rounds for row in result.rows)
+    assert "differ by 0.2" in result.rows[0].gate["reason"]
+    assert read_result(result.path or Path()).failed
+
+
+def test_an_altered_file_is_refused(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
+    bundle = make_bundle()
+    with (bundle / "fp32.onnx").open("ab") as stream:
+        stream.write(b"\0")
+    with pytest.raises(BundleError, match="SHA-256"):
+        bench(BenchConfig(bundle), protocol=brief)
+
+
+def test_a_provider_that_is_not_there_measures_nothing(make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path) -> None:
+    with pytest.raises(ProviderError):
+        bench(BenchConfig(make_bundle(), provider="coreml"), protocol=brief)
+    with pytest.raises(ProviderError, match="Known: cpu"):
+        bench(BenchConfig(make_bundle("again"), provider="gpu"), protocol=brief)
+    assert not (tmp_path / "bench").exists()
+
+
+@pytest.mark.skipif("cuda" not in available_providers() or Path("/dev/nvidia0").exists(), reason="needs the GPU wheel without a GPU")
+def test_a_provider_that_falls_back_measures_nothing(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
+    with pytest.raises(ProviderError, match="fell back"):
+        bench(BenchConfig(make_bundle(), provider="cuda"), protocol=brief)
+
+
+def test_more_threads_than_cores_are_cut_and_said(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
+    result = bench(BenchConfig(make_bundle(), scopes=("model",), rounds=2, threads=4096), protocol=brief)
+    assert result.rows[0].threads < 4096
+    assert any("--threads 4096" in note for note in result.notes)
+
+
+def test_a_lone_file_has_no_reference_images(brief: BenchProtocol, tmp_path: Path) -> None:
+    onnx.save(colour_model(), tmp_path / "lone.onnx")
+    result = bench(BenchConfig(tmp_path / "lone.onnx", rounds=2), protocol=brief)
+    (row,) = result.rows
+    assert (row.id, row.input) == ("onnxruntime-lone-model", "uint8 1x256x256x3")
+    assert row.gate["checked"] is False
+    assert row.gate["passed"] is None
+    assert not row.failed
+    assert any("Scope file is left out" in note for note in result.notes)
+    with pytest.raises(BenchError, match="scope model"):
+        bench(BenchConfig(tmp_path / "lone.onnx", scopes=("file",)), protocol=brief)
+
+
+@pytest.mark.parametrize(
+    ("declared", "described"),
+    [
+        ("float[batch, 3, 48, 48]", "float32 1x3x48x48"),
+        ("float[2, 3, height, width]", "float32 2x3x224x224"),
+        ("uint8[1, 32, 32, 3]", "uint8 1x32x32x3"),
+        ("int8[n, 4]", "int8 1x4"),
+        ("float16[n, 4]", "float16 1x4"),
+    ],
+)
+def test_a_third_partys_model_gets_its_own_type_and_shape(brief: BenchProtocol, tmp_path: Path, declared: str, described: str) -> None:
+    kind, _, shape = declared.partition("[")
+    text = f'<ir_version: 8, opset_import: ["" : 18]> g ({kind}[{shape} x) => (float[{shape} y) {{ y = Cast <to: int = 1> (x) }}'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "theirs.onnx")
+    (row,) = bench(BenchConfig(tmp_path / "theirs.onnx", scopes=("model",), rounds=2), protocol=brief).rows
+    assert row.input == described
+    assert row.batch == int(described.split()[1].split("x")[0])
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        ("g (float[1] x, float[1] z) => (float[1] y) { y = Add (x, z) }", "2 inputs"),
+        ("g (string[1] x) => (string[1] y) { y = Identity (x) }", "string"),
+    ],
+)
+def test_a_model_that_is_no_classifier_is_refused(brief: BenchProtocol, tmp_path: Path, graph: str, message: str) -> None:
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> {graph}'), tmp_path / "odd.onnx")
+    with pytest.raises(BenchError, match=message):
+        bench(BenchConfig(tmp_path / "odd.onnx"), protocol=brief)
+
+
+def test_what_is_not_there_or_no_model(brief: BenchProtocol, tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"not a model")
+    with pytest.raises(BundleError, match="cannot load"):
+        bench(BenchConfig(tmp_path / "broken.onnx"), protocol=brief)
+    with pytest.raises(BundleError, match="No ONNX file"):
+        bench(BenchConfig(tmp_path / "absent.onnx"), protocol=brief)
+    with pytest.raises(BundleError, match="Nothing at"):
+        bench(BenchConfig(tmp_path / "absent"), protocol=brief)
+    with pytest.raises(ConfigError, match="--rounds"):
+        BenchConfig(tmp_path, rounds=1)
+
+
+def test_a_worker_that_dies_is_reported_with_its_last_words(
+    make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\necho 'Out of tin foil' >&2\nkill -SEGV $$\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(processes.sys, "executable", str(fake))
+    with pytest.raises(BenchError, match=r"SIGSEGV(.|\n)*Out of tin foil"):
+        bench(BenchConfig(make_bundle()), protocol=brief)
+
+
+def test_one_process_at_a_time_and_a_fresh_one_for_each_block(
+    make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, started = [0], []
+    real = subprocess.Popen
+
+    class Watched(real):  # type: ignore[type-arg, misc, valid-type]
+        def __init__(self, *arguments: object, **options: object) -> None:
+            assert alive[0] == 0
+            alive[0] += 1
+            super().__init__(*arguments, **options)
+            started.append(self.pid)
+
+        def wait(self, timeout: float | None = None) -> int:
+            code: int = super().wait(timeout)
+            alive[0] = 0
+            return code
+
+    monkeypatch.setattr(processes.subprocess, "Popen", Watched)
+    bench(BenchConfig(make_bundle(variants=("a", "b")), scopes=("model",), rounds=2), protocol=brief)
+    assert len(started) == 2 + 2 * 2
+
+
+def test_an_interrupted_run_keeps_its_whole_rounds(make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path) -> None:
+    def interrupt_in(block: int) -> Callable[[int, int, str], None]:
+        def progress(done: int, total: int, text: str) -> None:
+            if text.startswith("round") and done == block:
+                raise KeyboardInterrupt
+
+        return progress
+
+    config = BenchConfig(make_bundle(), scopes=("model",), rounds=5)
+    with pytest.raises(KeyboardInterrupt, match="nothing was kept"):
+        bench(config, interrupt_in(1), brief)
+    assert not (tmp_path / "bench").exists()
+    with pytest.raises(KeyboardInterrupt, match="3 whole rounds are kept"):
+        bench(config, interrupt_in(3), brief)
+    (path,) = (tmp_path / "bench").iterdir()
+    kept = read_result(path)
+    assert kept.interrupted
+    assert [len(row.rounds) for row in kept.rows] == [3]
+
+
+def test_ctrl_c_ends_the_worker(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "edgetl", "bench", str(make_bundle()), "--rounds", "50", "--scope", "model"]
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("round 1"):
+            break
+    time.sleep(0.5)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGINT)
+    words = process.stderr.read()
+    assert process.wait(20) == 130
+    assert "nothing was kept" in words
+    assert children
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_an_earlier_result_is_a_labelled_baseline(make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path) -> None:
+    bundle = make_bundle()
+    first = bench(BenchConfig(bundle, rounds=3), protocol=brief)
+    assert first.path is not None
+    second = bench(BenchConfig(bundle, scopes=("model",), rounds=3, baseline=first.path), protocol=brief)
+    (comparison,) = second.to_json()["comparisons"]
+    assert (comparison["kind"], comparison["baseline"], comparison["candidate"]) == ("earlier result", *["onnxruntime-fp32-model"] * 2)
+    assert (comparison["path"], comparison["created"]) == (str(first.path), first.created)
+    assert (comparison["cross_device"], comparison["same_model"]) == (False, True)
+    assert comparison["ci95"][0] <= comparison["speedup"] <= comparison["ci95"][1]
+    assert read_result(second.path or Path()).to_json() == second.to_json()
+
+    elsewhere = tmp_path / "elsewhere.json"
+    content = {**first.to_json(), "device": {**first.to_json()["device"], "cpu": "Another"}, "model": {"name": "x", "run_id": "ffff"}}
+    for row in content["rows"]:
+        row["file_sha256"] = "00"
+    elsewhere.write_text(json.dumps(content))
+    third = bench(BenchConfig(bundle, scopes=("model",), rounds=2, baseline=elsewhere), protocol=brief)
+    assert third.comparisons[0].earlier is not None
+    assert third.comparisons[0].earlier.cross_device
+    assert not third.comparisons[0].earlier.same_model
+
+
+def test_unlike_things_are_not_compared(make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path) -> None:
+    bundle = make_bundle()
+    first = bench(BenchConfig(bundle, scopes=("file",), rounds=2), protocol=brief)
+    with pytest.raises(BenchError, match="measured scope file, asked for is model"):
+        bench(BenchConfig(bundle, scopes=("model",), rounds=2, baseline=first.path), protocol=brief)
+    onnx.save(colour_model(), tmp_path / "lone.onnx")
+    lone = bench(BenchConfig(tmp_path / "lone.onnx", rounds=2), protocol=brief)
+    with pytest.raises(BenchError, match="1x256x256x3"):
+        bench(BenchConfig(bundle, scopes=("model",), rounds=2, baseline=lone.path), protocol=brief)
+    with pytest.raises(BenchError, match="cannot be read"):
+        bench(BenchConfig(bundle, baseline=tmp_path / "absent.json"), protocol=brief)
+
+
+def test_two_results_in_one_second_do_not_collide(make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = bench(BenchConfig(make_bundle(), scopes=("model",), rounds=2), protocol=brief)
+    target = bench_run.find_target(BenchConfig(Path("bundle")), 1)
+    created = bench_run.datetime.fromisoformat(result.created)
+    again = bench_run._keep(replace(result, path=None), BenchConfig(Path("bundle")), target, created)
+    assert result.path is not None
+    assert again.path == result.path.with_stem(result.path.stem + "-2")
+
+
+def test_workers_never_see_torch(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    """A torch that raises when it is imported stands first on every process's path."""
+    trap = tmp_path / "trap"
+    for name in ("torch", "torchvision", "safetensors"):
+        (trap / name).mkdir(parents=True)
+        (trap / name / "__init__.py").write_text("raise RuntimeError('torch was imported on the device')")
+    program = (
+        "import sys; from pathlib import Path; import numpy as np\n"
+        "from edgetl import BenchConfig, bench, open_classifier\n"
+        "from edgetl.device.bench.protocol import BenchProtocol\n"
+        "result = bench(BenchConfig(Path(sys.argv[1]), rounds=2), protocol=BenchProtocol(0.01, 20, 0.001, 5, 3))\n"
+        "assert len(result.rows) == 2 and all(row.rounds for row in result.rows)\n"
+        "probabilities = open_classifier(Path(sys.argv[1])).classify(np.zeros((50, 60, 3), np.uint8))\n"
+        "assert probabilities.shape == (2,)\n"
+        "assert 'torch' not in sys.modules\n"
+        "try:\n    import torch\nexcept RuntimeError:\n    print('the trap works')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(trap), str(ROOT)])}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(make_bundle())], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the trap works" in done.stdout
+
+
+def test_golden_images_become_squares_of_the_resized_length(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    from edgetl.device.bench.inputs import prepare_pictures
+    from edgetl.device.bundle import open_bundle
+
+    pictures = prepare_pictures(open_bundle(make_bundle()), {"image", "tensor"}, tmp_path)
+    image, tensor = (np.load(pictures.tensors[kind]) for kind in ("image", "tensor"))
+    assert (image.shape, image.dtype) == ((4, 1, 40, 40, 3), np.uint8)
+    assert (tensor.shape, tensor.dtype) == ((4, 1, 3, 32, 32), np.float32)
+    assert image.std() > 1, "pictures, not blanks"

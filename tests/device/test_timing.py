@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
+
+from edgetl.device.bench.protocol import BenchProtocol
+from edgetl.device.bench.timing import measure
+
+PROTOCOL = BenchProtocol(block_seconds=0.001, block_runs=7, window_seconds=0.0, window_runs=4, max_windows=5)
+
+
+class FakeTime:
+    """A clock that only moves when a step takes time."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def __call__(self) -> int:
+        return self.now
+
+    def step(self, durations: Iterator[int]) -> Callable[[object], object]:
+        def take(value: object) -> object:
+            self.now += next(durations)
+            return value
+
+        return take
+
+
+def test_a_steady_step_ends_its_warm_up_after_two_windows() -> None:
+    time = FakeTime()
+    block = measure([("infer", time.step(repeat(1000)))], ["a"], PROTOCOL, time)
+    assert (block.steady, block.warmup_medians_ns) == (True, [1000, 1000])
+    assert set(block.latencies_ns) == {1000}
+    assert len(block.latencies_ns) == 1000, "1 ms at 1 us a run"
+    assert block.stages_ns == {}
+
+
+def test_a_slow_step_still_gets_its_runs() -> None:
+    time = FakeTime()
+    assert len(measure([("infer", time.step(repeat(10**9)))], ["a"], PROTOCOL, time).latencies_ns) == PROTOCOL.block_runs
+
+
+def test_warm_up_waits_until_windows_agree() -> None:
+    time = FakeTime()
+    falling = chain([9000] * 4, [5000] * 4, [4000] * 4, repeat(3990))
+    block = measure([("infer", time.step(falling))], ["a"], PROTOCOL, time)
+    assert (block.steady, block.warmup_medians_ns) == (True, [9000, 5000, 4000, 3990])
+    assert max(block.latencies_ns) == 3990, "nothing of the warm-up is counted"
+
+
+def test_what_never_settles_is_measured_and_marked() -> None:
+    time = FakeTime()
+    block = measure([("infer", time.step(iter(range(1000, 10**9, 500))))], ["a"], PROTOCOL, time)
+    assert not block.steady
+    assert len(block.warmup_medians_ns) == PROTOCOL.max_windows
+    assert len(block.latencies_ns) >= PROTOCOL.block_runs
+
+
+def test_stages_add_up_to_the_latency() -> None:
+    time = FakeTime()
+    block = measure([("decode", time.step(repeat(300))), ("infer", time.step(repeat(700)))], ["a"], PROTOCOL, time)
+    assert set(block.latencies_ns) == {1000}
+    assert {name: set(times) for name, times in block.stages_ns.items()} == {"decode": {300}, "infer": {700}}
+    assert len(block.stages_ns["decode"]) == len(block.latencies_ns)
+
+
+def test_inputs_take_turns_and_stages_feed_each_other() -> None:
+    time, seen = FakeTime(), []
+
+    def watch(value: str) -> None:
+        time.now += 1000
+        seen.append(value)
+
+    measure([("decode", str.upper), ("infer", watch)], ["a", "b", "c"], PROTOCOL, time)
+    assert seen[:4] == ["A", "B", "C", "A"]
+    assert set(seen) == {"A", "B", "C"}
