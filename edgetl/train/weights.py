@@ -72,7 +72,7 @@ def download(url: str, architecture: str) -> PretrainedWeights:
         with contextlib.redirect_stdout(sys.stderr):
             content = torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as cause:
-        reason = str(getattr(cause, "reason", "") or cause) or type(cause).__name__
+        reason = str(cause).strip("<>") or type(cause).__name__
         damaged = f" A damaged {cached} may be in the way: delete it." if cached.exists() else ""
         raise WeightsError(
             f"The ImageNet weights of {architecture} could not be downloaded ({reason}).{damaged} On a machine with internet access fetch "

@@ -10,7 +10,14 @@ from edgetl.core.architectures import architectures
 
 def test_the_classic_recipe_is_the_default_of_mobilenet_v2() -> None:
     row = architectures()["mobilenet_v2"]
-    assert (row.parameters, row.image_size, row.head, row.head_kind, row.blocks, row.unfreeze) == (3504872, 224, "classifier.1", "linear", 19, 3)
+    assert (row.parameters, row.image_size, row.head, row.head_kind, row.blocks, row.unfreeze) == (
+        3504872,
+        224,
+        "classifier.1",
+        "linear",
+        19,
+        3,
+    )
 
 
 def test_every_row_is_usable() -> None:

@@ -71,12 +71,15 @@ def test_a_new_head_learns_and_nothing_else_moves(name: str) -> None:
     freezing.prove()
     assert any(not torch.equal(old, new) for old, new in zip(before, freezing.trained_parameters(), strict=True))
 
-    network.eval()
+
+@pytest.mark.parametrize("name", ["mnasnet0_5", "googlenet", "squeezenet1_1"])
+def test_weights_go_into_a_network_built_anew(name: str) -> None:
+    network = adapt(name, 32, 3, head_width=8, dropout=0.2, weights=None).network.eval()
+    again = adapt(name, 32, 3, head_width=8, dropout=0.2, weights=None, initialise=False).network.eval()
+    pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        expected = network(pixels)
-        again = adapt(name, size, 3, head_width=8, dropout=0.2, weights=None, initialise=False).network.eval()
         load_into(again, PretrainedWeights(network.state_dict(), "memory", ""), name)
-        torch.testing.assert_close(again(pixels), expected)
+        torch.testing.assert_close(again(pixels), network(pixels))
 
 
 def test_mobilenet_v2_counts_blocks_as_its_features() -> None:
