@@ -79,3 +79,23 @@ def edgetl() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=250, **options)  # type: ignore[call-overload,no-any-return]
 
     return run
+
+
+@pytest.fixture
+def make_images(tmp_path: Path) -> Callable[..., Path]:
+    """make_images("data", ["red", "blue"], count=4, size=48): folders of PNGs, all different, whose colour tells the class."""
+    import numpy as np
+    from PIL import Image
+
+    def make(name: str, classes: list[str], count: int = 6, size: int = 48, seed: int = 0) -> Path:
+        generator = np.random.default_rng(seed)
+        for index, label in enumerate(classes):
+            folder = tmp_path / name / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 60, (size, size + number % 3, 3))
+                pixels[:, :, index % 3] += 60 * (1 + index // 3)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+        return tmp_path / name
+
+    return make

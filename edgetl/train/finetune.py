@@ -88,6 +88,8 @@ def _prepare(config: FinetuneConfig, progress: Progress) -> _Prepared:
     computing = choose_computing(config.device, config.precision)
     preprocessing = preprocessing_for(config.model, config.image_size)
     unfreeze = str(architecture.unfreeze) if config.unfreeze == "auto" else config.unfreeze
+    if config.weights == "none":
+        unfreeze = "all"
     phases = plan_phases(config, unfreeze)
     weights = read_weights(config.weights, config.model)
     data = read_data(config.data, config.val_split, config.seed, progress.files)

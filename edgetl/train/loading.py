@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 from collections.abc import Iterator, Sequence
+from types import TracebackType
 from typing import Any
 
 import cv2
@@ -75,6 +77,8 @@ class Loader:
             worker_init_fn=_prepare_worker if workers else None,
             prefetch_factor=4 if workers else None,
             pin_memory=pin_memory,
+            # Its own, or every pass would draw from the generator that dropout uses, and workers would change the result.
+            generator=torch.Generator(),
         )
 
     def training(self, indices: Sequence[int], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -103,7 +107,13 @@ def default_workers(images: int, cores: int) -> int:
 
 
 def _prepare_worker(_worker: int) -> None:
-    # Ctrl-C reaches the whole process group; only the process that trains should answer it.
+    # Ctrl-C reaches the whole process group; only the process that trains should answer it, and what it no longer takes is no error.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _ignore_lost_connections
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+
+
+def _ignore_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not isinstance(error, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)

@@ -7,6 +7,7 @@ import pickle
 import re
 import socket
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def download(url: str, architecture: str) -> PretrainedWeights:
         with contextlib.redirect_stdout(sys.stderr):
             content = torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as cause:
-        reason = str(getattr(cause, "reason", "") or cause) or type(cause).__name__
+        reason = str(cause).strip("<>") or type(cause).__name__
         damaged = f" A damaged {cached} may be in the way: delete it." if cached.exists() else ""
         raise WeightsError(
             f"The ImageNet weights of {architecture} could not be downloaded ({reason}).{damaged} On a machine with internet access fetch "
@@ -137,7 +138,9 @@ def _read_file(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return load_file(path)
         if path.suffix in (".pth", ".pt"):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # about the protocol of pickles that are refused anyway
+                return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as cause:
         raise WeightsError(
             f"{path} is not a plain file of weights: it is damaged, or a pickle that would run code when loaded, so it was not loaded. "

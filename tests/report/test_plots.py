@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgetl.report.confusion import draw_confusion
+from edgetl.report.curves import draw_curves
+from edgetl.report.figures import shortened
+from edgetl.report.mistakes import SHOWN, Mistake, draw_mistakes
+
+
+def ink(path: Path) -> float:
+    """Share of pixels that are not white."""
+    with Image.open(path) as picture:
+        return float((np.asarray(picture.convert("L")) < 250).mean())
+
+
+def epoch(number: int, phase: int = 1, val: float | None = 0.5) -> dict[str, Any]:
+    return {"phase": phase, "epoch": number, "train_loss": 1 / number, "train_accuracy": 0.5, "val_loss": val, "val_accuracy": val}
+
+
+def mistake(true: str = "cat", predicted: str = "dog") -> Mistake:
+    return Mistake(np.full((360, 360, 3), 90, np.uint8), "photo.jpg", true, predicted, 0.9, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("history", "best"),
+    [([epoch(1)], 1), ([epoch(1), epoch(2), epoch(3, 2)], 2), ([epoch(1, val=None), epoch(2, val=None)], 2), ([epoch(1, 2)], None)],
+)
+def test_curves_of_every_kind_of_run(tmp_path: Path, history: list[dict[str, Any]], best: int | None) -> None:
+    draw_curves(tmp_path / "curves.png", history, best)
+    assert ink(tmp_path / "curves.png") > 0.01
+
+
+@pytest.mark.parametrize("classes", [2, 12, 40, 300])
+def test_confusion_of_few_and_many_classes(tmp_path: Path, classes: int) -> None:
+    labels = [f"class $_{index} with a name that is rather long" for index in range(classes)]
+    confusion = np.eye(classes, dtype=int) * 5
+    confusion[0, 1] = 3
+    draw_confusion(tmp_path / "confusion.png", confusion.tolist(), labels)
+    assert ink(tmp_path / "confusion.png") > 0.02
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert max(picture.size) < 5000
+
+
+def test_a_class_without_validation_images_is_drawn(tmp_path: Path) -> None:
+    draw_confusion(tmp_path / "confusion.png", [[2, 0], [0, 0]], ["a", "b"])
+    assert ink(tmp_path / "confusion.png") > 0.05
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, SHOWN])
+def test_a_sheet_of_mistakes(tmp_path: Path, count: int) -> None:
+    draw_mistakes(tmp_path / "mistakes.png", [mistake("a $1$ note", "x" * 60)] * count, count, 100)
+    assert ink(tmp_path / "mistakes.png") > 0.1
+
+
+def test_pictures_say_when_there_is_nothing_to_show(tmp_path: Path) -> None:
+    draw_mistakes(tmp_path / "none wrong.png", [], 0, 20)
+    draw_mistakes(tmp_path / "none known.png", [], 0, 0)
+    draw_confusion(tmp_path / "no matrix.png", None, ["a", "b"])
+    pictures = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(set(pictures.values())) == 3, "each says its own reason"
+    assert all(ink(tmp_path / name) > 0.005 for name in pictures)
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "expected"), [("short", 10, "short"), ("abcdefghij", 5, "ab…ij"), ("abcdefghij", 10, "abcdefghij")]
+)
+def test_long_names_lose_their_middle(name: str, length: int, expected: str) -> None:
+    assert shortened(name, length) == expected

@@ -1,0 +1,380 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from edgetl.core.config import FinetuneConfig
+from edgetl.core.errors import ConfigError, DataError, RunError, WeightsError
+from edgetl.core.files import sha256_file, write_json
+from edgetl.core.layout import RunDirectory
+from edgetl.device.images import load_image
+from edgetl.device.preprocessing import preprocess
+from edgetl.train.finetune import finetune
+from edgetl.train.models import load_run_model
+from edgetl.train.output import choose_output
+from edgetl.train.progress import EpochRecord, Silent, Step
+from edgetl.train.recipe import is_better
+from edgetl.train.splits import read_split
+
+MakeImages = Callable[..., Path]
+MODEL = "mobilenet_v3_small"
+
+
+@pytest.fixture
+def config(make_images: MakeImages, random_weights: Path, tmp_path: Path) -> FinetuneConfig:
+    return FinetuneConfig(
+        data=make_images("data", ["blue", "green", "red"], count=10),
+        output=tmp_path / "run",
+        model=MODEL,
+        weights=str(random_weights),
+        image_size=32,
+        epochs=2,
+        finetune_epochs=1,
+        batch_size=8,
+        workers=0,
+    )
+
+
+class Recorded(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self.steps: list[Step] = []
+        self.epochs: list[tuple[EpochRecord, bool]] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def step(self, step: Step) -> None:
+        self.steps.append(step)
+
+    def epoch(self, record: EpochRecord, best: bool) -> None:
+        self.epochs.append((record, best))
+
+
+def metrics_of(run: RunDirectory) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(run.metrics.read_text())
+    return content
+
+
+def history_of(run: RunDirectory) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.history.read_text().splitlines()]
+
+
+def test_a_run_is_complete_and_its_figures_are_true(config: FinetuneConfig) -> None:
+    watched = Recorded()
+    run = finetune(replace(config, epochs=4, finetune_epochs=2), watched)
+    metrics, history = metrics_of(run), history_of(run)
+    assert metrics.keys() == {
+        "schema", "model", "classes", "train", "val", "seconds", "parameters", "device", "precision", "weights", "best_epoch",
+    }  # fmt: skip
+    assert [line["phase"] for line in history] == [1, 1, 1, 1, 2, 2]
+    assert [line["epoch"] for line in history] == [1, 2, 3, 4, 5, 6]
+    assert [line["lr"] for line in history] == [1e-3] * 4 + [1e-4] * 2
+    assert history[0].keys() == {
+        "phase", "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds", "images_per_second",
+    }  # fmt: skip
+    assert [record.to_json() for record, _ in watched.epochs] == history
+    assert watched.steps[-1].images == watched.steps[-1].images_total == 24
+    assert metrics["val"]["accuracy"] == max(line["val_accuracy"] for line in history)
+    assert metrics["best_epoch"] == [record.epoch for record, best in watched.epochs if best][-1]
+    low, high = metrics["val"]["accuracy_ci95"]
+    assert low <= metrics["val"]["accuracy"] <= high
+    assert metrics["val"]["per_class"].keys() == {"blue", "green", "red"}
+    assert metrics["weights"] == {"source": config.weights, "sha256": sha256_file(Path(config.weights))}
+    assert 0 < metrics["parameters"]["trainable"] < metrics["parameters"]["total"]
+    assert (metrics["train"]["images"], metrics["val"]["images"]) == (24, 6)
+    assert metrics["seconds"]["total"] >= metrics["seconds"]["phase1"] + metrics["seconds"]["phase2"]
+
+    # An independent road to the same accuracy: the model as export and bench load it, image by image.
+    model = load_run_model(run)
+    assert model.labels == metrics["classes"] == ["blue", "green", "red"]
+    assert model.run_id == sha256_file(run.weights)[:12]
+    for part in ("train", "val"):
+        rows = [row for row in read_split(run) if row.split == part]
+        pixels = [torch.from_numpy(preprocess(load_image(row.path), model.preprocessing)) for row in rows]
+        with torch.inference_mode():
+            answers = [model.labels[int(model.network(one).argmax())] for one in pixels]
+        assert sum(answer == row.label for answer, row in zip(answers, rows, strict=True)) / len(rows) == metrics[part]["accuracy"]
+
+
+def test_the_configuration_is_resolved(config: FinetuneConfig) -> None:
+    run = finetune(replace(config, epochs=1, finetune_epochs=0))
+    content = json.loads(run.config.read_text())
+    assert content["config"]["unfreeze"] == "3"
+    assert content["config"]["image_size"] == 32
+    assert content["config"]["precision"] == "fp32"
+    assert Path(content["config"]["data"]).is_absolute()
+    assert content["versions"].keys() >= {"edgetl", "torch", "torchvision", "albumentations", "python"}
+    assert content["data"]["counts"]["val"] == {"blue": 2, "green": 2, "red": 2}
+    assert len(content["data"]["fingerprint"]) == 64
+    assert content["weights"]["sha256"] == sha256_file(Path(config.weights))
+    with run.split.open(newline="") as stream:
+        assert {row["path"].split("/")[0] for row in csv.DictReader(stream)} == {"blue", "green", "red"}
+    assert not run.rejected.exists()
+    for name in ("curves", "confusion_matrix", "mistakes"):
+        with Image.open(run.plots / f"{name}.png") as picture:
+            assert min(picture.size) > 300
+    assert not list(run.path.rglob(".*")), "no temporary file stays"
+
+
+def test_the_recipe_learns(make_images: MakeImages, config: FinetuneConfig) -> None:
+    data = make_images("more", ["blue", "green", "red"], count=20, seed=4)
+    run = finetune(replace(config, data=data, epochs=10, lr=1e-2, unfreeze="head", augment="none"))
+    assert metrics_of(run)["train"]["accuracy"] > 0.8
+
+
+def test_workers_change_nothing(config: FinetuneConfig, tmp_path: Path) -> None:
+    once = finetune(config)
+    again = finetune(replace(config, output=tmp_path / "again", workers=2))
+    other = finetune(replace(config, output=tmp_path / "other", seed=1))
+    assert sha256_file(once.weights) == sha256_file(again.weights) != sha256_file(other.weights)
+
+
+def test_phase_2_begins_with_phase_1_s_best_and_the_run_ends_with_the_best(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Epoch 2 of 4 is made the best one; a second phase that cannot move shows where it began.
+    monkeypatch.setattr("edgetl.train.recipe.is_better", lambda record, best: record.epoch <= 2)
+    run = finetune(replace(config, epochs=4, finetune_epochs=1, finetune_lr=1e-12))
+    losses = [line["val_loss"] for line in history_of(run)]
+    assert losses[4] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[4] != pytest.approx(losses[3], rel=1e-3)
+    assert metrics_of(run)["val"]["loss"] == pytest.approx(losses[1], rel=1e-4)
+    assert metrics_of(run)["best_epoch"] == 2
+
+
+def test_without_validation_nothing_is_claimed(config: FinetuneConfig) -> None:
+    watched = Recorded()
+    run = finetune(replace(config, val_split=0), watched)
+    metrics = metrics_of(run)
+    assert metrics["val"] is None
+    assert metrics["best_epoch"] == 3
+    assert metrics["train"]["images"] == 30
+    assert all(line["val_loss"] is None for line in history_of(run))
+    assert any("nothing is known about accuracy" in text for text in watched.warnings)
+    assert (run.plots / "mistakes.png").is_file()
+
+
+def test_without_weights_everything_trains_in_one_phase(config: FinetuneConfig) -> None:
+    watched = Recorded()
+    run = finetune(replace(config, weights="none"), watched)
+    metrics = metrics_of(run)
+    assert [(line["phase"], line["lr"]) for line in history_of(run)] == [(1, 1e-3)] * 3
+    assert metrics["parameters"]["trainable"] == metrics["parameters"]["total"]
+    assert metrics["weights"] == {"source": "none", "sha256": None}
+    assert json.loads(run.config.read_text())["config"]["unfreeze"] == "all"
+    assert any("nothing is pretrained" in text for text in watched.notes)
+    statistics = load_run_model(run).network.get_submodule("features.0.1").running_mean
+    assert float(statistics.abs().sum()) > 0  # type: ignore[operator,union-attr]
+    with pytest.raises(ConfigError, match="--batch-size 2"):
+        finetune(replace(config, weights="none", batch_size=1, output=run.path.parent / "other"))
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 32), (3, 32), (3, 4), (5, 7), (2, 1)])
+def test_awkward_numbers_of_images(make_images: MakeImages, config: FinetuneConfig, tmp_path: Path, count: int, batch_size: int) -> None:
+    data = make_images("few", ["a", "b", "c"], count=count)
+    run = finetune(replace(config, data=data, batch_size=batch_size, val_split=0, epochs=1))
+    assert metrics_of(run)["train"]["images"] == 3 * count
+
+
+def test_the_tiny_case(make_images: MakeImages, config: FinetuneConfig) -> None:
+    data = make_images("tiny", [f"class {index}" for index in range(10)], count=1, size=96)
+    run = finetune(replace(config, data=data, image_size=96, epochs=1, finetune_epochs=0, val_split=0))
+    assert metrics_of(run)["best_epoch"] == 1
+    assert load_run_model(run).preprocessing.crop == 96
+
+
+def test_bfloat16_trains(config: FinetuneConfig) -> None:
+    run = finetune(replace(config, precision="bf16", epochs=1, finetune_epochs=1))
+    assert metrics_of(run)["precision"] == "bf16"
+    assert all(parameter.dtype == torch.float32 for parameter in load_run_model(run).network.parameters())
+
+
+def test_broken_files_are_listed_and_training_carries_on(config: FinetuneConfig) -> None:
+    (config.data / "red/broken.jpg").write_bytes(b"")
+    watched = Recorded()
+    run = finetune(replace(config, epochs=1, finetune_epochs=0), watched)
+    assert run.rejected.read_text().splitlines()[1].startswith("red/broken.jpg,")
+    assert json.loads(run.config.read_text())["data"]["rejected"] == 1
+    assert any("1 file was left out" in text for text in watched.warnings)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"data": Path("nowhere")}, DataError, "No data folder"),
+        ({"weights": "nowhere.pth"}, WeightsError, "No weights at"),
+        ({"unfreeze": "99"}, ConfigError, "--unfreeze 99"),
+        ({"model": "resnet18"}, WeightsError, "does not fit resnet18"),
+    ],
+)
+def test_mistakes_leave_nothing_behind(config: FinetuneConfig, change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        finetune(replace(config, **change))
+    assert config.output is not None
+    assert not config.output.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_that_is_not_there_is_an_error(config: FinetuneConfig) -> None:
+    with pytest.raises(ConfigError, match=r"sees no CUDA device.*doctor"):
+        finetune(replace(config, device="cuda"))
+
+
+def test_a_mistake_with_force_keeps_the_old_run(config: FinetuneConfig) -> None:
+    run = finetune(replace(config, epochs=1, finetune_epochs=0))
+    before = sha256_file(run.metrics)
+    with pytest.raises(DataError):
+        finetune(replace(config, data=Path("nowhere"), force=True))
+    assert sha256_file(run.metrics) == before
+    with pytest.raises(RunError, match="exists already"):
+        finetune(config)
+    finetune(replace(config, epochs=2, finetune_epochs=0, force=True))
+    assert metrics_of(run)["best_epoch"] in (1, 2)
+    assert len(history_of(run)) == 2, "the old history is gone"
+
+
+def test_an_exploding_loss_is_told_and_the_best_stays(config: FinetuneConfig) -> None:
+    with pytest.raises(RunError, match="not finite in epoch 1"):
+        finetune(replace(config, lr=1e30))
+    assert config.output is not None
+    assert not config.output.exists()
+    with pytest.raises(RunError, match="not finite in epoch 2"):
+        finetune(replace(config, epochs=1, finetune_epochs=3, finetune_lr=1e30))
+    assert load_run_model(RunDirectory.open(config.output)).labels == ["blue", "green", "red"]
+
+
+def record(accuracy: float | None, loss: float | None) -> EpochRecord:
+    return EpochRecord(1, 1, 1.0, 0.5, loss, accuracy, 1e-3, 1.0, 1.0)
+
+
+def test_the_better_epoch() -> None:
+    assert is_better(record(0.5, 1.0), None)
+    assert is_better(record(0.6, 2.0), record(0.5, 1.0))
+    assert not is_better(record(0.5, 0.1), record(0.6, 2.0))
+    assert is_better(record(0.5, 0.9), record(0.5, 1.0))
+    assert not is_better(record(0.5, 1.0), record(0.5, 1.0)), "the earlier one stays"
+    assert is_better(record(None, None), record(None, None))
+
+
+def test_where_a_run_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "my photos"
+    data.mkdir()
+    assert choose_output(None, data, MODEL, force=False).path == tmp_path / f"runs/my-photos-{MODEL}"
+    (tmp_path / f"runs/my-photos-{MODEL}").mkdir(parents=True)
+    assert choose_output(None, data, MODEL, force=False).path == tmp_path / f"runs/my-photos-{MODEL}-2"
+    for inside in (data, data / "run"):
+        with pytest.raises(RunError, match="inside the data folder"):
+            choose_output(inside, data, MODEL, force=True)
+    with pytest.raises(RunError, match="lies inside"):
+        choose_output(tmp_path, data, MODEL, force=True)
+
+
+@pytest.mark.parametrize("kind", ["file", "stranger", "stranger with a config", "run with a stranger inside", "link"])
+def test_force_never_removes_what_is_not_a_run(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "place"
+    precious = path / "precious.txt"
+    if kind == "file":
+        path.write_text("precious")
+        precious = path
+    else:
+        path.mkdir()
+        precious.write_text("precious")
+        if kind != "stranger":
+            write_json(path / "config.json", {} if kind == "stranger with a config" else {"versions": {"edgetl": "0.1.0"}})
+        if kind == "link":
+            precious.unlink()
+            path.rename(tmp_path / "target")
+            path.symlink_to(tmp_path / "target")
+            precious = path / "config.json"
+    for force in (False, True):
+        with pytest.raises(RunError):
+            choose_output(path, tmp_path / "data", MODEL, force)
+    assert precious.exists()
+
+
+def test_an_empty_folder_is_a_free_place(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert choose_output(tmp_path / "run", tmp_path / "data", MODEL, force=False).path == tmp_path / "run"
+
+
+def test_a_broken_run_is_told(config: FinetuneConfig) -> None:
+    run = finetune(replace(config, epochs=1, finetune_epochs=0))
+    content = json.loads(run.config.read_text())
+    write_json(run.config, {**content, "classes": ["a", "b"]})
+    with pytest.raises(RunError, match="does not hold the weights"):
+        load_run_model(run)
+    write_json(run.config, {"classes": ["a", "b"]})
+    with pytest.raises(RunError, match="is broken"):
+        load_run_model(run)
+
+
+def start(config: FinetuneConfig, epochs: int) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "edgetl",
+        "finetune",
+        str(config.data),
+        "-o",
+        str(config.output),
+        "--model",
+        MODEL,
+        "--batch-size",
+        "8",
+    ]
+    command += ["--weights", config.weights, "--image-size", "32", "--epochs", str(epochs), "--workers", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+
+
+def test_ctrl_c_keeps_the_best_epoch(config: FinetuneConfig) -> None:
+    assert config.output is not None
+    run = RunDirectory(config.output)
+    with start(config, epochs=100_000) as process:
+        _wait(process, lambda: run.history.exists() and len(run.history.read_text().splitlines()) >= 2)
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to the workers, too
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    for part in ("Interrupted after", str(run.path), "edgetl export", "--force"):
+        assert part in err
+    assert not run.metrics.exists(), "its presence would say that the run is finished"
+    assert load_run_model(RunDirectory.open(run.path)).labels == ["blue", "green", "red"]
+    assert len(read_split(run)) == 30
+
+
+def _wait(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_ctrl_c_before_the_first_epoch_leaves_nothing(config: FinetuneConfig) -> None:
+    class Impatient(Silent):
+        def step(self, step: Step) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="nothing was kept"):
+        finetune(config, Impatient())
+    assert config.output is not None
+    assert not config.output.exists()

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import pickle
+import socket
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from edgetl.core.errors import WeightsError
+from edgetl.core.files import sha256_file
+from edgetl.train.models import adapt, load_stock_model
+from edgetl.train.weights import PretrainedWeights, download, load_into, read_weights
+
+NAME = "squeezenet1_1"
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    built: nn.Module = torchvision.models.squeezenet1_1()
+    return built
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network().state_dict().items()}
+
+
+@pytest.fixture
+def file(tmp_path: Path, state: dict[str, Tensor]) -> Path:
+    path = tmp_path / f"{NAME}.safetensors"
+    save_file(state, path)
+    return path
+
+
+def test_a_safetensors_file_and_its_folder(file: Path, state: dict[str, Tensor]) -> None:
+    for source in (file, file.parent):
+        weights = read_weights(str(source), NAME)
+        assert weights is not None
+        assert weights.tensors.keys() == state.keys()
+        assert (weights.source, weights.sha256) == (str(file), sha256_file(file))
+
+
+def test_none_is_none() -> None:
+    assert read_weights("none", NAME) is None
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "model_state_dict"])
+@pytest.mark.parametrize("ending", [".pth", ".pt"])
+def test_checkpoints_are_unwrapped(tmp_path: Path, state: dict[str, Tensor], wrapper: str | None, ending: str) -> None:
+    path = tmp_path / f"checkpoint{ending}"
+    wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({wrapper: wrapped, "epoch": 3} if wrapper else wrapped, path)
+    weights = read_weights(str(path), NAME)
+    assert weights is not None
+    target = network()
+    nn.init.zeros_(target.features[0].weight)
+    load_into(target, weights, NAME)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in target.state_dict().items())
+
+
+class _Bomb:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return (Path.write_text, (self.trace, "the code ran"))
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_a_pickle_with_code_never_runs(tmp_path: Path, state: dict[str, Tensor], how: str) -> None:
+    path, trace = tmp_path / "bomb.pth", tmp_path / "trace"
+    content = {**state, "bomb": _Bomb(trace)}
+    if how == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    with pytest.raises(WeightsError, match=r"run code when loaded, so it was not loaded.*safetensors"):
+        read_weights(str(path), NAME)
+    assert not trace.exists()
+    torch.load(path, weights_only=False) if how == "torch" else pickle.loads(path.read_bytes())
+    assert trace.exists(), "the bomb was a dud, so the test proved nothing"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("w.safetensors", b"not weights", "cannot be read as weights"),
+        ("w.safetensors", b"", "cannot be read as weights"),
+        ("w.pth", b"", "cannot be read|damaged"),
+        ("w.pth", b"PK\x03\x04 half a zip", "cannot be read|damaged"),
+        ("w.onnx", b"x", "no known ending"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=message):
+        read_weights(str(tmp_path / name), NAME)
+
+
+def test_a_file_of_something_else(tmp_path: Path) -> None:
+    torch.save([1, 2, 3], tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="no state dict"):
+        read_weights(str(tmp_path / "w.pth"), NAME)
+
+
+def test_missing_files_and_folders_say_what_is_there(file: Path) -> None:
+    with pytest.raises(WeightsError, match="No weights at"):
+        read_weights(str(file.parent / "nowhere.safetensors"), NAME)
+    with pytest.raises(WeightsError, match=r"no resnet18\.safetensors; it has: squeezenet1_1\.safetensors"):
+        read_weights(str(file.parent), "resnet18")
+
+
+def as_weights(tensors: dict[str, Tensor]) -> PretrainedWeights:
+    return PretrainedWeights(tensors, "given", "")
+
+
+def test_misfits_are_named(state: dict[str, Tensor]) -> None:
+    tensors = {name: tensor for name, tensor in state.items() if name != "features.0.bias"}
+    tensors["extra.weight"] = torch.zeros(1)
+    tensors["features.0.weight"] = torch.zeros(64, 1, 3, 3)
+    with pytest.raises(WeightsError) as caught:
+        load_into(network(), as_weights(tensors), NAME)
+    for part in ("1 missing (features.0.bias)", "1 unexpected (extra.weight)", "features.0.weight is 64x1x3x3, not 64x3x3x3"):
+        assert part in str(caught.value)
+
+
+def test_another_architecture_s_weights_name_only_a_few(state: dict[str, Tensor]) -> None:
+    with pytest.raises(WeightsError, match=r"\d+ missing .* and \d+ more\)") as caught:
+        load_into(torchvision.models.resnet18(), as_weights(state), "resnet18")
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("classes", [None, 1000, 7])
+def test_the_classification_layer_may_be_absent_or_of_any_shape_when_it_is_replaced(state: dict[str, Tensor], classes: int | None) -> None:
+    tensors = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.1.")}
+    if classes:
+        tensors |= {"classifier.1.weight": torch.zeros(classes, 512, 1, 1), "classifier.1.bias": torch.zeros(classes)}
+    adapted = adapt(NAME, 32, 3, 8, 0.2, as_weights(tensors))
+    assert torch.equal(adapted.network.features[0].weight, state["features.0.weight"])
+    if classes != 1000:
+        with pytest.raises(WeightsError, match=r"classifier\.1\.weight"):
+            load_into(network(), as_weights(tensors), NAME)
+
+
+def test_counters_and_auxiliary_classifiers_are_optional() -> None:
+    torch.manual_seed(0)
+    full = torchvision.models.googlenet(init_weights=False).state_dict()
+    assert any(name.startswith("aux1.") for name in full)
+    tensors = {name: tensor for name, tensor in full.items() if not name.endswith("num_batches_tracked")}
+    adapted = adapt("googlenet", 32, 2, 8, 0.2, as_weights(tensors))
+    assert torch.equal(adapted.network.conv1.conv.weight, full["conv1.conv.weight"])
+    assert not any(name.startswith("aux") for name in adapted.network.state_dict())
+
+
+def test_values_that_are_not_finite_are_refused(state: dict[str, Tensor]) -> None:
+    tensors = {**state, "features.0.bias": torch.full((64,), float("nan"))}
+    with pytest.raises(WeightsError, match=r"not finite.*features\.0\.bias"):
+        load_into(network(), as_weights(tensors), NAME)
+
+
+def test_old_densenet_names_are_understood(tmp_path: Path) -> None:
+    state = torchvision.models.densenet121().state_dict()
+    old = {name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): tensor for name, tensor in state.items()}
+    assert old.keys() != state.keys()
+    torch.save(old, tmp_path / "densenet121.pth")
+    weights = read_weights(str(tmp_path / "densenet121.pth"), "densenet121")
+    assert weights is not None
+    load_into(torchvision.models.densenet121(), weights, "densenet121")
+
+
+def test_positions_of_a_vision_transformer_are_interpolated() -> None:
+    torch.manual_seed(0)
+    at_64 = torchvision.models.vision_transformer._vision_transformer(32, 2, 2, 16, 32, None, False, image_size=64)
+    at_96 = torchvision.models.vision_transformer._vision_transformer(32, 2, 2, 16, 32, None, False, image_size=96)
+    load_into(at_96, as_weights(at_64.state_dict()), "tiny_vit")
+    assert at_96.encoder.pos_embedding.shape == (1, 10, 16)
+    assert torch.equal(at_96.encoder.pos_embedding[:, 0], at_64.encoder.pos_embedding[:, 0])
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
+    """(URL, folder) of a real server; torch's cache is empty."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_address[1]}", folder
+        http.shutdown()
+        thread.join()
+
+
+def test_a_download_is_checked_and_kept(
+    server: tuple[str, Path], state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, folder = server
+    torch.save(state, folder / "w.pth")
+    digest = sha256_file(folder / "w.pth")
+    (folder / "w.pth").rename(folder / f"w-{digest[:8]}.pth")
+    weights_class = type(torchvision.models.get_model_weights(NAME).DEFAULT.value)
+    entry = weights_class(url=f"{url}/w-{digest[:8]}.pth", transforms=None, meta={})
+    monkeypatch.setattr(torchvision.models.get_model_weights(NAME).DEFAULT, "_value_", entry)
+    for _ in range(2):
+        weights = read_weights("imagenet", NAME)
+        assert weights is not None
+        assert (weights.sha256, weights.source) == (digest, entry.url)
+        assert torch.equal(weights.tensors["features.0.weight"], state["features.0.weight"])
+        (folder / f"w-{digest[:8]}.pth").unlink(missing_ok=True)  # the second time comes from the cache
+    assert capsys.readouterr().out == "", "standard output is for results"
+
+
+def test_a_download_that_is_not_what_its_name_says_is_refused(server: tuple[str, Path], state: dict[str, Tensor]) -> None:
+    url, folder = server
+    torch.save(state, folder / "w-00000000.pth")
+    with pytest.raises(WeightsError, match="invalid hash value"):
+        download(f"{url}/w-00000000.pth", NAME)
+
+
+def test_what_the_server_lacks_and_a_server_that_is_not_there(server: tuple[str, Path]) -> None:
+    url, _ = server
+    with pytest.raises(WeightsError, match="404") as caught:
+        download(f"{url}/w-00000000.pth", NAME)
+    assert f"{url}/w-00000000.pth" in str(caught.value)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{closed.getsockname()[1]}/w-00000000.pth"
+    with pytest.raises(WeightsError) as caught:
+        download(dead, NAME)
+    for part in (dead, "--weights FILE", "--weights none", "internet access"):
+        assert part in str(caught.value)
+    assert socket.getdefaulttimeout() is None
+
+
+def test_a_stock_model_has_imagenet_s_labels(file: Path, state: dict[str, Tensor]) -> None:
+    model = load_stock_model(NAME, str(file))
+    assert len(model.labels) == 1000
+    assert model.labels[0] == "tench"
+    assert (model.preprocessing.crop, model.preprocessing.resize) == (224, 256)
+    assert model.run_id == sha256_file(file)[:12]
+    assert not model.network.training
+    with torch.no_grad():
+        assert model.network(torch.randn(2, 3, 224, 224)).shape == (2, 1000)
+    assert load_stock_model(NAME, str(file), image_size=64).preprocessing.crop == 64
+    with pytest.raises(WeightsError, match="without weights"):
+        load_stock_model(NAME, "none")
+
+
+def test_real_weights_recognise_real_photos(shared: Path) -> None:
+    from edgetl.device.images import load_image
+    from edgetl.device.preprocessing import preprocess
+
+    model = load_stock_model("mobilenet_v2", str(shared / "weights"))
+    photos = sorted((shared / "data/catsdogs500/val/dogs").iterdir())[:20]
+    batch = torch.cat([torch.from_numpy(preprocess(load_image(photo), model.preprocessing)) for photo in photos])
+    with torch.inference_mode():
+        found = model.network(batch).argmax(1)
+    assert int(((found >= 151) & (found <= 268)).sum()) >= 14, "ImageNet's classes 151 to 268 are breeds of dog"
+    assert load_file(shared / "weights/mobilenet_v2.safetensors").keys() >= {"features.0.0.weight"}
