@@ -12,6 +12,8 @@ from edgetl.cli.bench import bench
 from edgetl.cli.console import err
 from edgetl.cli.doctor import doctor
 from edgetl.cli.export import export
+from edgetl.cli.finetune import finetune
+from edgetl.cli.models import models
 from edgetl.cli.predict import predict
 from edgetl.core.errors import EdgetlError
 from edgetl.core.registry import missing_package
@@ -42,6 +44,8 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
     pass
 
 
+app.command()(finetune)
+app.command()(models)
 app.command()(export)
 app.command()(bench)
 app.command()(predict)

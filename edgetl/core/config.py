@@ -33,20 +33,20 @@ class FinetuneConfig:
 
     data: Path
     """train/ and val/ folders of classes, or one folder of classes."""
-    output: Path
-    """The run directory to write."""
+    output: Path | None = None
+    """The run directory to write; None chooses a new name, runs/<data>-<model>."""
     model: str = "mobilenet_v2"
     """A torchvision classification architecture."""
     weights: str = "imagenet"
     """`imagenet` (torchvision's download), `none`, a .safetensors or weights-only .pth file, or a folder of <architecture>.safetensors."""
-    image_size: int = 224
-    """Side of the network's square input, pixels."""
+    image_size: int | None = None
+    """Side of the network's square input, pixels; None takes the architecture's own."""
     epochs: int = 5
     """Epochs of phase 1: the new head on the frozen backbone."""
     lr: float = 1e-3
     """Adam's learning rate in phase 1."""
-    unfreeze: str = "3"
-    """What phase 2 trains besides the head: that many last blocks, `head` for none, `all` for everything."""
+    unfreeze: str = "auto"
+    """What phase 2 trains besides the head: that many last blocks, `head` for none, `all` for everything; `auto` is the table's number."""
     finetune_epochs: int = 5
     """Epochs of phase 2."""
     finetune_lr: float = 1e-4
@@ -73,15 +73,15 @@ class FinetuneConfig:
     """Replace an existing run directory."""
 
     def __post_init__(self) -> None:
-        blocks = self.unfreeze in ("head", "all") or (self.unfreeze.isdecimal())
+        blocks = self.unfreeze in ("auto", "head", "all") or (self.unfreeze.isascii() and self.unfreeze.isdecimal())
         _raise_all(
             [
-                None if self.image_size >= 32 else f"--image-size is at least 32 pixels, not {self.image_size}.",
+                None if self.image_size is None or self.image_size >= 32 else f"--image-size is at least 32 pixels, not {self.image_size}.",
                 None if self.epochs >= 0 else f"--epochs is not negative, not {self.epochs}.",
                 None if self.finetune_epochs >= 0 else f"--finetune-epochs is not negative, not {self.finetune_epochs}.",
                 None if self.epochs + self.finetune_epochs > 0 else "--epochs and --finetune-epochs are both 0: nothing would be trained.",
                 None if self.lr > 0 and self.finetune_lr > 0 else "--lr and --finetune-lr are above 0.",
-                None if blocks else f"--unfreeze takes a number of blocks, `head` or `all`, not {self.unfreeze!r}.",
+                None if blocks else f"--unfreeze takes a number of blocks, `auto`, `head` or `all`, not {self.unfreeze!r}.",
                 None if self.batch_size >= 1 else f"--batch-size is at least 1, not {self.batch_size}.",
                 None if 0 <= self.val_split < 1 else f"--val-split lies in [0, 1), not {self.val_split}.",
                 None if self.workers is None or self.workers >= 0 else f"--workers is not negative, not {self.workers}.",

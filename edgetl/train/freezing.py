@@ -61,9 +61,7 @@ def set_trainable(adapted: AdaptedNetwork, unfreeze: int | str, freeze_statistic
         ConfigError: there are not that many blocks.
     """
     network, blocks = adapted.network, adapted.blocks
-    count = len(blocks) if unfreeze == "all" else 0 if unfreeze == "head" else int(unfreeze)
-    if count > len(blocks):
-        raise ConfigError(f"--unfreeze {count}: the backbone has {len(blocks)} blocks. Give at most that many, or `all`.")
+    count = check_unfreeze(unfreeze, len(blocks))
     frozen, trained = blocks[: len(blocks) - count], blocks[len(blocks) - count :]
     network.requires_grad_(unfreeze == "all")
     for path in chain([adapted.layer.path], *(block.modules for block in trained)):
@@ -73,6 +71,18 @@ def set_trainable(adapted: AdaptedNetwork, unfreeze: int | str, freeze_statistic
     still |= _frozen_buffers(network, frozen_modules, freeze_statistics)
     digests = {name: _digest(tensor) for name, tensor in _named_tensors(network).items() if name in still}
     return Freezing(network, frozen_modules, freeze_statistics, digests)
+
+
+def check_unfreeze(unfreeze: int | str, blocks: int) -> int:
+    """How many last blocks of `blocks` are trained.
+
+    Raises:
+        ConfigError: there are not that many.
+    """
+    count = blocks if unfreeze == "all" else 0 if unfreeze == "head" else int(unfreeze)
+    if count > blocks:
+        raise ConfigError(f"--unfreeze {count}: the backbone has {blocks} blocks. Give at most that many, or `all`.")
+    return count
 
 
 def _frozen_buffers(network: nn.Module, frozen: tuple[nn.Module, ...], freeze_statistics: bool) -> set[str]:

@@ -1,0 +1,90 @@
+"""Progress of training: a bar on a terminal, a line an epoch elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from edgetl.train.progress import EpochRecord, Step
+
+
+class PlainLog:
+    """Notes, warnings and one line an epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Print it, marked."""
+        self._console.print(f"Warning: {text}", style="yellow", markup=False, soft_wrap=True)
+
+    def files(self, done: int, total: int) -> None:
+        """Nothing: the number of images follows as a note."""
+
+    def step(self, step: Step) -> None:
+        """Nothing: a log grows by epochs."""
+
+    def epoch(self, record: EpochRecord, best: bool) -> None:
+        """Print its figures."""
+        parts = [f"epoch {record.epoch} (phase {record.phase})", f"loss {record.train_loss:.3f}", f"accuracy {record.train_accuracy:.3f}"]
+        if record.val_accuracy is not None:
+            parts += [f"val loss {record.val_loss:.3f}", f"val accuracy {record.val_accuracy:.3f}"]
+        parts += [f"{record.images_per_second:.0f} images/s", f"{record.seconds:.1f} s"]
+        self.note(", ".join(parts) + (" *" if best and record.val_accuracy is not None else ""))
+
+
+class Bar(PlainLog):
+    """As the log, with a bar below that shows the running epoch and the time left for all of them."""
+
+    def __init__(self, console: Console, bar: Progress) -> None:
+        super().__init__(console)
+        self._bar = bar
+        self._task: TaskID | None = None
+
+    def files(self, done: int, total: int) -> None:
+        """Move the bar of files."""
+        if self._task is None:
+            self._task = self._bar.add_task("checking images", total=total, figures="")
+        self._bar.update(self._task, completed=done)
+        if done == total:
+            self._bar.remove_task(self._task)
+            self._task = None
+
+    def step(self, step: Step) -> None:
+        """Move the bar of all epochs, one step an image."""
+        if self._task is None:
+            self._task = self._bar.add_task("training", total=step.epochs * step.images_total, figures="")
+        figures = f"loss {step.loss:.3f}  accuracy {step.accuracy:.3f}  {step.images_per_second:.0f} images/s"
+        self._bar.update(
+            self._task,
+            completed=(step.epoch - 1) * step.images_total + step.images,
+            description=f"epoch {step.epoch}/{step.epochs} (phase {step.phase})",
+            figures=figures,
+        )
+
+
+@contextmanager
+def open_progress(console: Console) -> Iterator[PlainLog]:
+    """A bar where somebody watches, a plain log where not."""
+    if not console.is_terminal:
+        yield PlainLog(console)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield Bar(bar.console, bar)

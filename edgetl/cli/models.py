@@ -1,0 +1,36 @@
+"""`edgetl models`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from edgetl.cli.console import err, out
+from edgetl.core.architectures import architectures
+
+
+def models(
+    pattern: Annotated[str, typer.Argument(help="Only names that contain this.", show_default="all")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the architectures that `finetune --model` takes, with parameters, input size and head."""
+    chosen = [row for row in architectures().values() if pattern.lower() in row.name]
+    if as_json:
+        typer.echo(json.dumps({"schema": 1, "kind": "models", "models": [row.to_json() for row in chosen]}, indent=2))
+        return
+    if not chosen:
+        err.print(f"No architecture's name contains {pattern!r}. `edgetl models` lists all.", markup=False)
+        raise typer.Exit(1)
+    from rich.table import Table
+
+    table = Table(caption="Unfreeze: blocks that phase 2 trains by default. Head: the layer that is replaced.", caption_justify="left")
+    table.add_column("Model", no_wrap=True)
+    for title in ("Parameters", "Size", "Blocks", "Unfreeze"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("Head", no_wrap=True)
+    for row in chosen:
+        figures = (f"{row.parameters / 1e6:.1f} M", f"{row.image_size}", f"{row.blocks}", f"{row.unfreeze}")
+        table.add_row(row.name, *figures, row.head + (" (conv)" if row.head_kind == "conv" else ""))
+    out.print(table)

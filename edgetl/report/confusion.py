@@ -1,0 +1,52 @@
+"""The confusion matrix: which class is taken for which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgetl.report.figures import INK, literal, new_figure, save_figure, say_only, shortened
+
+_NUMBERED = 25
+"""Most classes for which counts fit into the cells."""
+
+
+def draw_confusion(path: Path, confusion: Sequence[Sequence[int]] | None, labels: Sequence[str]) -> None:
+    """Draw counts[true][predicted], coloured by the share of the true class.
+
+    Args:
+        confusion: None where there were no validation images; the picture then says so.
+    """
+    if confusion is None:
+        say_only(path, "No confusion matrix", "The run was trained without validation images.")
+        return
+    classes = len(labels)
+    side = min(26.0, max(4.6, 2.6 + 0.5 * classes)) if classes <= _NUMBERED else min(26.0, 4 + 0.2 * classes)
+    figure = new_figure(side + 1.0, side)
+    axes = figure.subplots()
+    shares = [[count / max(1, sum(row)) for count in row] for row in confusion]
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if classes <= _NUMBERED:
+        for true, row in enumerate(confusion):
+            for predicted, count in enumerate(row):
+                if count:
+                    colour = "white" if shares[true][predicted] > 0.55 else INK
+                    weight = "bold" if true == predicted else "normal"
+                    axes.text(predicted, true, str(count), ha="center", va="center", color=colour, fontsize=10, weight=weight)
+    # With hundreds of classes only some names fit.
+    step = max(1, -(-classes // 110))
+    names = [literal(shortened(label, 22)) for label in labels][::step]
+    size = 10 if classes <= _NUMBERED else 7
+    upright = classes > 4 or any(len(name) > 8 for name in names)
+    places = range(0, classes, step)
+    axes.set_xticks(
+        places, names, rotation=50 if upright else 0, ha="right" if upright else "center", rotation_mode="anchor", fontsize=size
+    )
+    axes.set_yticks(places, names, fontsize=size)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    hits, total = sum(confusion[index][index] for index in range(classes)), sum(sum(row) for row in confusion)
+    axes.set_title(f"{hits} of {total} validation images right", loc="left", fontsize=11, color=INK)
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=25)
+    bar.set_label("share of the true class", fontsize=9)
+    save_figure(figure, path)

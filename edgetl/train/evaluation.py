@@ -1,0 +1,69 @@
+"""How a network answers on images it is only shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.train.computing import Computing
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Logits of a set of images, in their order."""
+
+    logits: Tensor
+    """float32 [images, classes], on the CPU."""
+    targets: Tensor
+    """int64 [images]."""
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        return float(F.cross_entropy(self.logits, self.targets))
+
+    @property
+    def hits(self) -> int:
+        """Images whose highest logit is their label's."""
+        return int((self.predicted == self.targets).sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1."""
+        return self.hits / len(self.targets)
+
+    @property
+    def predicted(self) -> Tensor:
+        """int64 [images]."""
+        return self.logits.argmax(1)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """float32 [images, classes]."""
+        return self.logits.softmax(1)
+
+    def confusion(self) -> list[list[int]]:
+        """Counts [true][predicted]."""
+        classes = self.logits.shape[1]
+        counts = torch.bincount(self.targets * classes + self.predicted, minlength=classes * classes)
+        rows: list[list[int]] = counts.view(classes, classes).tolist()
+        return rows
+
+
+@torch.inference_mode()
+def evaluate(
+    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], preprocessing: Preprocessing, computing: Computing
+) -> Evaluation:
+    """Run the network in evaluation mode over batches of (uint8 [batch, S, S, 3], int64 [batch])."""
+    network.eval()
+    logits, targets = [], []
+    for pixels, labels in batches:
+        with computing.arithmetic():
+            logits.append(network(computing.network_input(pixels, preprocessing)).float().cpu())
+        targets.append(labels)
+    return Evaluation(torch.cat(logits), torch.cat(targets))

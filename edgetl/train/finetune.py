@@ -1,0 +1,210 @@
+"""`edgetl finetune`: a folder of images to a run directory."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+import edgetl
+from edgetl.core.config import FinetuneConfig
+from edgetl.core.files import write_json
+from edgetl.core.layout import RunDirectory
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.device.cores import available_cores
+from edgetl.train.augmentation import Augmentation
+from edgetl.train.computing import Computing, choose_computing
+from edgetl.train.dataset import DataSet, read_data
+from edgetl.train.evaluation import Evaluation, evaluate
+from edgetl.train.freezing import check_unfreeze
+from edgetl.train.loading import Images, Loader, default_workers
+from edgetl.train.metrics import train_metrics, val_metrics
+from edgetl.train.models import AdaptedNetwork, adapt
+from edgetl.train.networks import known_architecture, preprocessing_for
+from edgetl.train.output import choose_output, create
+from edgetl.train.plots import draw_plots
+from edgetl.train.progress import Progress, Silent
+from edgetl.train.recipe import Phase, Training, plan_phases
+from edgetl.train.splits import write_rejected, write_split
+from edgetl.train.weights import PretrainedWeights, read_weights
+
+_PACKAGES = ("torch", "torchvision", "albumentations", "numpy", "pillow", "safetensors")
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    # Everything that can be wrong with what the user gave has been found out; nothing has been written.
+    config: FinetuneConfig
+    run: RunDirectory
+    data: DataSet
+    preprocessing: Preprocessing
+    computing: Computing
+    phases: list[Phase]
+    weights: PretrainedWeights | None
+    adapted: AdaptedNetwork
+
+
+def finetune(config: FinetuneConfig, progress: Progress | None = None) -> RunDirectory:
+    """Adapt a pretrained classifier to a folder of images and write the run directory.
+
+    Nothing is written or removed before data, weights and options have been checked.
+
+    Raises:
+        DataError: the images; see `edgetl.train.dataset.read_data`.
+        ArchitectureError, WeightsError: the model; see `edgetl.train.models.adapt`.
+        ConfigError: a device or precision that is not there, more blocks than the backbone has.
+        RunError: the output exists already, or the loss became infinite.
+        KeyboardInterrupt: as it came, with a message that says what was kept.
+    """
+    progress = progress or Silent()
+    started = time.perf_counter()
+    prepared = _prepare(config, progress)
+    read_s = time.perf_counter() - started
+    create(prepared.run)
+    training: Training | None = None
+    try:
+        _write_beginnings(prepared)
+        training = _training(prepared, progress)
+        training.seconds["reading"] = read_s
+        training.run_phases(prepared.phases)
+        _finish(prepared, training, started)
+    except BaseException as cause:
+        if training is None or training.best is None:
+            shutil.rmtree(prepared.run.path, ignore_errors=True)
+        if isinstance(cause, KeyboardInterrupt):
+            raise KeyboardInterrupt(_interrupted(prepared.run, training)) from None
+        raise
+    return prepared.run
+
+
+def _prepare(config: FinetuneConfig, progress: Progress) -> _Prepared:
+    architecture = known_architecture(config.model)
+    run = choose_output(config.output, config.data, config.model, config.force)
+    computing = choose_computing(config.device, config.precision)
+    preprocessing = preprocessing_for(config.model, config.image_size)
+    unfreeze = str(architecture.unfreeze) if config.unfreeze == "auto" else config.unfreeze
+    phases = plan_phases(config, unfreeze)
+    weights = read_weights(config.weights, config.model)
+    data = read_data(config.data, config.val_split, config.seed, progress.files)
+    torch.manual_seed(config.seed)
+    adapted = adapt(config.model, preprocessing.crop, len(data.labels), config.head_width, config.dropout, weights)
+    for phase in phases:
+        check_unfreeze(phase.unfreeze, len(adapted.blocks))
+    _tell(data, config, progress)
+    images = len(data.rows)
+    resolved = replace(
+        config,
+        data=data.folder,
+        output=run.path,
+        image_size=preprocessing.crop,
+        unfreeze=unfreeze,
+        device="cuda" if computing.device.type == "cuda" else "cpu",
+        precision=computing.precision,
+        workers=default_workers(images, available_cores()) if config.workers is None else config.workers,
+    )
+    return _Prepared(resolved, run, data, preprocessing, computing, phases, weights, adapted)
+
+
+def _tell(data: DataSet, config: FinetuneConfig, progress: Progress) -> None:
+    for warning in data.warnings:
+        progress.warn(warning)
+    train, val = len(data.part("train")), len(data.part("val"))
+    progress.note(f"{len(data.labels)} classes, {train} training and {val} validation images.")
+    if not val:
+        progress.warn("Training without validation images: nothing is known about accuracy on new images. The last epoch is kept.")
+    if config.weights == "none":
+        progress.note("--weights none: nothing is pretrained, so everything trains from the start in one phase at --lr.")
+
+
+def _write_beginnings(prepared: _Prepared) -> None:
+    source = prepared.weights.source if prepared.weights else "none"
+    write_json(
+        prepared.run.config,
+        {
+            "config": prepared.config.to_json(),
+            "classes": prepared.data.labels,
+            "preprocessing": prepared.preprocessing.to_json(),
+            "versions": _versions(),
+            "data": prepared.data.to_json(),
+            "weights": {"source": source, "sha256": prepared.weights.sha256 if prepared.weights else None},
+        },
+    )
+    write_split(prepared.run, prepared.data.folder, prepared.data.rows)
+    write_rejected(prepared.run, prepared.data.folder, prepared.data.rejected)
+
+
+def _training(prepared: _Prepared, progress: Progress) -> Training:
+    config, rows, computing = prepared.config, prepared.data.rows, prepared.computing
+    prepared.adapted.network.to(device=computing.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    augmentation = Augmentation(config.augment, prepared.preprocessing, config.seed)
+    images = Images(rows, prepared.data.labels, augmentation, prepared.preprocessing)
+    workers = config.workers or 0
+    return Training(
+        run=prepared.run,
+        adapted=prepared.adapted,
+        loader=Loader(images, config.batch_size, workers, config.seed, pin_memory=computing.device.type == "cuda"),
+        train=[index for index, row in enumerate(rows) if row.split == "train"],
+        val=[index for index, row in enumerate(rows) if row.split == "val"],
+        preprocessing=prepared.preprocessing,
+        computing=computing,
+        progress=progress,
+    )
+
+
+def _finish(prepared: _Prepared, training: Training, started: float) -> None:
+    evaluating = time.perf_counter()
+    network, loader = training.adapted.network, training.loader
+
+    def answers(indices: list[int]) -> Evaluation:
+        return evaluate(network, loader.evaluation(indices), prepared.preprocessing, prepared.computing)
+
+    train = answers(list(training.train))
+    val = answers(list(training.val)) if training.val else None
+    rows = [prepared.data.rows[index] for index in training.val]
+    draw_plots(prepared.run, training.records, training.best, val, rows, prepared.data.labels)
+    training.seconds["evaluation"] = time.perf_counter() - evaluating
+    assert training.best is not None
+    write_json(
+        prepared.run.metrics,
+        {
+            "model": prepared.config.model,
+            "classes": prepared.data.labels,
+            "train": train_metrics(train),
+            "val": val_metrics(val, prepared.data.labels),
+            "seconds": {"total": time.perf_counter() - started, **training.seconds},
+            "parameters": {"total": sum(parameter.numel() for parameter in network.parameters()), "trainable": training.trainable},
+            "device": prepared.computing.name,
+            "precision": prepared.computing.precision,
+            "weights": {
+                "source": prepared.weights.source if prepared.weights else "none",
+                "sha256": prepared.weights.sha256 if prepared.weights else None,
+            },
+            "best_epoch": training.best.epoch,
+        },
+    )
+
+
+def _interrupted(run: RunDirectory, training: Training | None) -> str:
+    if training is None or training.best is None:
+        return "Interrupted before the first epoch ended: nothing was kept."
+    best = training.best
+    accuracy = f", validation accuracy {best.val_accuracy:.3f}" if best.val_accuracy is not None else ""
+    return (
+        f"Interrupted after {len(training.records)} epochs. {run.path} holds the best so far (epoch {best.epoch}{accuracy}): "
+        f"`edgetl export {run.path}` takes it as it is; finetune with --force trains anew."
+    )
+
+
+def _versions() -> dict[str, Any]:
+    found: dict[str, Any] = {"edgetl": edgetl.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found

@@ -1,0 +1,57 @@
+"""What the plots of a run show; the drawing itself is in edgetl.report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from edgetl.core.layout import RunDirectory
+from edgetl.device.images import load_image
+from edgetl.report.confusion import draw_confusion
+from edgetl.report.curves import draw_curves
+from edgetl.report.mistakes import SHOWN, Mistake, draw_mistakes
+from edgetl.train.evaluation import Evaluation
+from edgetl.train.progress import EpochRecord
+from edgetl.train.splits import SplitRow
+
+
+def draw_plots(
+    run: RunDirectory,
+    records: Sequence[EpochRecord],
+    best: EpochRecord | None,
+    val: Evaluation | None,
+    rows: Sequence[SplitRow],
+    labels: Sequence[str],
+) -> None:
+    """Draw curves.png, and of validation images confusion_matrix.png and mistakes.png, which say so where there are none."""
+    run.plots.mkdir(exist_ok=True)
+    draw_curves(run.plots / "curves.png", [record.to_json() for record in records], best.epoch if best else None)
+    draw_confusion(run.plots / "confusion_matrix.png", val.confusion() if val else None, labels)
+    wrong, found = worst_mistakes(val, rows, labels) if val else (0, [])
+    draw_mistakes(run.plots / "mistakes.png", found, wrong, len(rows))
+
+
+def worst_mistakes(val: Evaluation, rows: Sequence[SplitRow], labels: Sequence[str]) -> tuple[int, list[Mistake]]:
+    """(number of mistakes, those that the network was surest of, the surest first)."""
+    probabilities, predicted = val.probabilities, val.predicted
+    wrong = (predicted != val.targets).nonzero().flatten().tolist()
+    wrong.sort(key=lambda index: -float(probabilities[index, predicted[index]]))
+    return len(wrong), [
+        Mistake(
+            image=_thumbnail(load_image(rows[index].path)),
+            name=rows[index].path.name,
+            true=rows[index].label,
+            predicted=labels[int(predicted[index])],
+            probability=float(probabilities[index, predicted[index]]),
+            true_probability=float(probabilities[index, val.targets[index]]),
+        )
+        for index in wrong[:SHOWN]
+    ]
+
+
+def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    # The whole photo: what a crop would cut off may be the reason of the mistake.
+    return np.asarray(ImageOps.pad(Image.fromarray(image), (360, 360), color=(242, 242, 242)))

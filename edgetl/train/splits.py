@@ -1,0 +1,101 @@
+"""Which image is trained on and which is validated on: decided once, written down, read back."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgetl.core.errors import RunError
+from edgetl.core.files import read_json, write_text
+from edgetl.core.layout import RunDirectory
+from edgetl.train.folders import Part, Rejected
+from edgetl.train.reading import ReadFile
+
+
+@dataclass(frozen=True)
+class SplitRow:
+    """One image of a run."""
+
+    path: Path
+    """Absolute."""
+    label: str
+    split: Part
+
+
+def split_files(files: Sequence[ReadFile], share: float, seed: int) -> list[Part]:
+    """Hold back `share` of each class for validation; one entry a file.
+
+    The order in which images are drawn is a hash of the seed and the image's pixels: it depends neither on names nor on the file
+    system's order nor on the other images, and exact duplicates go the same way together. A class always keeps an image to train
+    on, and gives one to validation as soon as it has two different ones. Images that stand under two labels are trained on.
+    """
+    labels_of: dict[str, set[str]] = defaultdict(set)
+    copies: dict[tuple[str, str], int] = defaultdict(int)
+    for read in files:
+        labels_of[read.pixels].add(read.file.label)
+        copies[read.file.label, read.pixels] += 1
+    held_back: set[str] = set()
+    for label in {read.file.label for read in files} if share > 0 else ():
+        own = {pixels: count for (other, pixels), count in copies.items() if other == label}
+        drawn = sorted((pixels for pixels in own if len(labels_of[pixels]) == 1), key=lambda pixels: _draw(seed, pixels))
+        if len(drawn) == len(own):
+            drawn = drawn[:-1]
+        wanted, taken = max(1, round(share * sum(own.values()))), 0
+        for pixels in drawn:
+            # Take a group of copies only when that brings the count nearer to what is wanted.
+            if taken and abs(taken + own[pixels] - wanted) >= abs(taken - wanted):
+                continue
+            held_back.add(pixels)
+            taken += own[pixels]
+    return ["val" if read.pixels in held_back else "train" for read in files]
+
+
+def write_split(run: RunDirectory, data: Path, rows: Sequence[SplitRow]) -> None:
+    """Write split.csv: path relative to the data folder with forward slashes, label, split."""
+    _write_csv(run.split, ("path", "label", "split"), [(row.path.relative_to(data).as_posix(), row.label, row.split) for row in rows])
+
+
+def write_rejected(run: RunDirectory, data: Path, rejected: Sequence[Rejected]) -> None:
+    """Write rejected.csv: path as in split.csv, and why the file was left out; no file when nothing was."""
+    if rejected:
+        rows = [(_printable(entry.path.relative_to(data).as_posix()), entry.reason) for entry in rejected]
+        _write_csv(run.rejected, ("path", "reason"), rows)
+
+
+def read_split(run: RunDirectory) -> list[SplitRow]:
+    """The images of a run, from split.csv and the data folder that config.json names.
+
+    Raises:
+        RunError: either file is missing or broken; whether the images still exist is not looked at.
+    """
+    config = read_json(run.config, RunError, "The run's configuration")
+    try:
+        data = Path(config["config"]["data"])
+        with run.split.open(encoding="utf-8", newline="") as stream:
+            rows = [(data / row["path"], row["label"], row["split"]) for row in csv.DictReader(stream)]
+    except OSError as cause:
+        raise RunError(f"The run's split cannot be read: {run.split} ({cause.strerror}). Run finetune again.") from cause
+    except (KeyError, TypeError, ValueError) as cause:
+        raise RunError(f"{run.split} is broken: {cause!r}. Run finetune again.") from cause
+    return [SplitRow(path, label, "val" if part == "val" else "train") for path, label, part in rows]
+
+
+def _draw(seed: int, pixels: str) -> bytes:
+    return hashlib.sha256(f"{seed} {pixels}".encode()).digest()
+
+
+def _printable(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
