@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,13 +13,69 @@ import pytest
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+ROOT = Path(__file__).parents[1]
+ARCHITECTURE, IMAGE_SIZE = "mobilenet_v3_small", 64
+"""Small enough to train and export in seconds."""
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real photos and weights beside the checkout; in CI it must be there."""
-    folder = Path(os.environ.get("EDGETL_SHARED", Path(__file__).parents[2] / "shared"))
+    folder = Path(os.environ.get("EDGETL_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
         if os.environ.get("CI"):
             pytest.fail(f"in CI the real photos must be at {folder}")
         pytest.skip(f"no real photos at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file of ARCHITECTURE: random, with statistics that keep the signal alive down to the logits, as training would."""
+    import torch
+    import torchvision
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    network = torchvision.models.get_model(ARCHITECTURE)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # a plain average, which a few passes fill
+    with torch.no_grad():
+        for _ in range(4):
+            network(torch.randn(8, 3, IMAGE_SIZE, IMAGE_SIZE))
+        network.classifier[-1].weight.mul_(3)
+    path = tmp_path_factory.mktemp("weights") / f"{ARCHITECTURE}.safetensors"
+    save_file(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def stock_bundle(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> Path:
+    """A bundle of a stock architecture with 1000 classes. Read only: copy it before changing it."""
+    from edgetl.core.config import ExportConfig
+    from edgetl.export.exporting import export_architecture
+
+    output = tmp_path_factory.mktemp("stock") / "bundle"
+    export_architecture(ARCHITECTURE, str(random_weights), ExportConfig(output=output), image_size=IMAGE_SIZE)
+    return output
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set of five classes with train/ and val/. Read only."""
+    from edgetl.train.pictures import generate_parts
+
+    return generate_parts(tmp_path_factory.mktemp("data") / "parts", train=8, val=4, size=80)
+
+
+@pytest.fixture(scope="session")
+def edgetl() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the program in a process of its own, as a user would, and return what it printed and its exit status."""
+
+    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **dict(options.pop("env", {}))}  # type: ignore[call-overload]
+        command = [sys.executable, "-m", "edgetl", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=250, **options)  # type: ignore[call-overload,no-any-return]
+
+    return run

@@ -60,9 +60,9 @@ def broken_links() -> list[str]:
     """Relative links in the Markdown files that lead nowhere."""
     problems = []
     for page in [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]:
-        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-            if not (page.parent / target).exists():
-                problems.append(f"{page.relative_to(ROOT)} links to {target}, which is not there.")
+        targets = re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        gone = [target for target in targets if not (page.parent / target).exists()]
+        problems += [f"{page.relative_to(ROOT)} links to {target}, which is not there." for target in gone]
     return problems
 
 

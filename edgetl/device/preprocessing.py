@@ -1,6 +1,7 @@
 """From a decoded image to the network's input: the one function behind validation, calibration, parity and device.
 
-It equals Pillow's `resize` to the bit before Pillow 13, and to one grey level since. The ONNX files carry the same steps inside; export proves that both give the same pixels.
+Up to Pillow 12 it equals `Image.resize` to the bit, since then to one grey level. The ONNX files carry the same steps inside; export
+proves that both give the same pixels.
 """
 
 from __future__ import annotations

@@ -33,13 +33,18 @@ def available_providers() -> list[str]:
 
 
 def create_session(
-    model: Path | bytes, provider: str = "cpu", threads: int | None = None, profile_prefix: Path | None = None
+    model: Path | bytes,
+    provider: str = "cpu",
+    threads: int | None = None,
+    profile_prefix: Path | None = None,
+    spinning: bool = True,
 ) -> onnxruntime.InferenceSession:
     """A session whose first provider is the one asked for.
 
     Args:
         model: an ONNX file or its bytes.
         threads: intra-op threads; None takes the cores this process may use. Inter-op is always 1.
+        spinning: onnxruntime's default: idle threads wait in a busy loop. False where PyTorch works in the same process, which it slows.
         profile_prefix: when given, onnxruntime's profiler is on and writes files that begin with this path.
 
     Raises:
@@ -57,6 +62,8 @@ def create_session(
     options.intra_op_num_threads = threads or available_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)

@@ -29,7 +29,7 @@ def first_divergence(network: nn.Module, graph: NetworkGraph, part: onnx.ModelPr
     modules = {path: value for path, value in graph.module_outputs.items() if path in reference and value in produced}
     if not modules:
         return "The modules could not be told apart in the graph."
-    session = create_session(with_outputs(part, sorted(set(modules.values()))).SerializeToString())
+    session = create_session(with_outputs(part, sorted(set(modules.values()))).SerializeToString(), spinning=False)
     names = [output.name for output in session.get_outputs()]
     values = dict(zip(names, session.run(names, {PIXELS: pixels}), strict=True))
     for path, name in modules.items():

@@ -61,6 +61,9 @@ def network_graph(network: nn.Module, image_size: int, classes: int, opset: int)
     if program is None:
         raise ExportError(f"PyTorch {torch.__version__} returned no ONNX program for {type(network).__name__}.")
     model = program.model_proto
+    written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if written != opset:
+        raise ExportError(f"PyTorch {torch.__version__} wrote opset {written} where {opset} was asked for. Use --opset {written}.")
     _assert_dimensions(model, image_size, classes)
     module_outputs = _module_outputs(model)
     _strip(model)

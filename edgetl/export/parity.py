@@ -84,9 +84,9 @@ class ParityProof:
         self._network, self._graph, self._contract, self._config = network, graph, contract, config
         self._image_input = config.input == "image"
         self._part = network_part(model)
-        self._part_session = create_session(self._part.SerializeToString())
+        self._part_session = create_session(self._part.SerializeToString(), spinning=False)
         whole = with_outputs(model, [CROPPED]) if self._image_input else model
-        self._whole_session = create_session(whole.SerializeToString())
+        self._whole_session = create_session(whole.SerializeToString(), spinning=False)
         self._parts = PartResult(kind=kind, tolerance=config.network_tolerance)
         self._path = PathResult(kind=kind, tolerance=config.path_tolerance, max_grey_levels=0 if self._image_input else None)
 
