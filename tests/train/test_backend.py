@@ -54,7 +54,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     pictures = write_pictures(run.bundle / "golden")
     with torch.inference_mode():
         logits = [model.network(torch.from_numpy(preprocess(load_image(path), CONTRACT)))[0].numpy() for path in pictures]
-    graph = assemble(network_graph(model.network, CONTRACT.crop, len(LABELS), 18).model, CONTRACT, "image", {})
+    graph = assemble(network_graph(model.network, CONTRACT.crop, len(LABELS), 18).model, CONTRACT, "image", {"version": "test"})
     write_bundle(run.bundle, {"fp32": graph}, np.stack(logits), labels=LABELS, contract=CONTRACT, run_id=model.run_id)
     return run
 
@@ -116,7 +116,7 @@ def test_no_baseline_on_a_gpu_that_is_not_there(exported: RunDirectory) -> None:
 
 
 def test_a_run_is_measured_against_pytorch(run: RunDirectory) -> None:
-    result = bench(BenchConfig(run.path, rounds=3, threads=1), protocol=BRIEF)
+    result = bench(BenchConfig(run.path, rounds=2, threads=1), protocol=BRIEF)
     runtimes, scopes = ("pytorch", "onnxruntime"), ("model", "file")
     assert [row.id for row in result.rows] == [f"{runtime}-fp32-{scope}" for runtime in runtimes for scope in scopes]
     assert result.failed == []
@@ -143,10 +143,10 @@ def test_a_run_is_measured_against_pytorch(run: RunDirectory) -> None:
 
 
 def test_a_bundle_in_its_run_is_measured_likewise(run: RunDirectory) -> None:
-    result = bench(BenchConfig(run.bundle, scopes=("model",), rounds=2), protocol=BRIEF)
-    assert len(result.comparisons) == 1
-    assert result.path is not None
-    assert result.path.parent.resolve() == run.bench.resolve()
+    of_run, of_bundle = (bench_target.find_target(BenchConfig(path), 1) for path in (run.path, run.bundle))
+    assert [candidate.runtime for candidate in of_bundle.candidates] == ["pytorch", "onnxruntime"]
+    assert of_bundle.candidates == of_run.candidates
+    assert of_bundle.results.resolve() == run.bench.resolve()
 
 
 def test_without_torch_the_run_is_measured_alone(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
