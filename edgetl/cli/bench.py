@@ -99,7 +99,9 @@ def show(result: BenchResult) -> None:
     for note in result.notes:
         out.print("[dim]Note[/]    ", end="")
         out.print(note, markup=False, soft_wrap=True)
-    if result.noise.noisy:
+    if not any(row.rounds for row in result.rows):
+        out.print("Noise    nothing was timed")
+    elif result.noise.noisy:
         out.print("Noise    [yellow]noisy[/]: " + "; ".join(result.noise.reasons), soft_wrap=True)
     else:
         out.print("Noise    [green]quiet[/]: " + _quiet(result))
