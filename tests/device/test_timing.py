@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain, repeat
 
 from edgetl.device.bench.protocol import BenchProtocol
@@ -54,6 +55,13 @@ def test_what_never_settles_is_measured_and_marked() -> None:
     assert not block.steady
     assert len(block.warmup_medians_ns) == PROTOCOL.max_windows
     assert len(block.latencies_ns) >= PROTOCOL.block_runs
+
+
+def test_a_warm_up_that_takes_too_long_is_cut_off_after_two_windows() -> None:
+    time = FakeTime()
+    block = measure([("infer", time.step(iter(range(10**9, 10**12, 10**8))))], ["a"], replace(PROTOCOL, warmup_seconds=0.5), time)
+    assert not block.steady
+    assert len(block.warmup_medians_ns) == 2
 
 
 def test_stages_add_up_to_the_latency() -> None:

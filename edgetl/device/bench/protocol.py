@@ -19,6 +19,8 @@ class BenchProtocol:
     """Least runs of a warm-up window."""
     max_windows: int = 15
     """Warm-up ends here even if it is not steady, and the row says so."""
+    warmup_seconds: float = 10.0
+    """And, once two windows were seen, after this time: on a busy machine one run can take a hundred times as long."""
     steady_within: float = 0.02
     """Two successive windows whose medians differ by less are steady."""
     random_inputs: int = 8

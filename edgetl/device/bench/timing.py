@@ -34,7 +34,8 @@ def measure(stages: Sequence[Stage], inputs: Sequence[Any], protocol: BenchProto
     timed = _one_stage if len(stages) == 1 else _several_stages
     medians: list[float] = []
     steady = False
-    while not steady and len(medians) < protocol.max_windows:
+    give_up = clock() + int(protocol.warmup_seconds * 1e9)
+    while not steady and len(medians) < protocol.max_windows and (len(medians) < 2 or clock() < give_up):
         window = timed(stages, inputs, protocol.window_seconds, protocol.window_runs, clock)
         medians.append(median(_totals(window)))
         steady = len(medians) > 1 and abs(medians[-1] - medians[-2]) < protocol.steady_within * medians[-2]
