@@ -89,7 +89,9 @@ def show(result: BenchResult) -> None:
     where = result.device.get("board") or result.device.get("cpu") or result.device.get("host") or "this device"
     out.print(f"[bold]{name}[/] on {where}", highlight=False)
     out.print(_latency_table(result))
+    out.print()
     out.print(_evidence_table(result))
+    out.print()
     for comparison in result.comparisons:
         if comparison.earlier is not None:
             _show_earlier(comparison, result)
@@ -97,9 +99,11 @@ def show(result: BenchResult) -> None:
         if row.rounds and not row.steady:
             out.print(f"[yellow]Not steady:[/] {row.id}: warm-up did not settle within 2% in every round.")
     for note in result.notes:
-        out.print("[dim]Note[/]    ", end="")
+        out.print("Note     ", end="")
         out.print(note, markup=False, soft_wrap=True)
-    if result.noise.noisy:
+    if not any(row.rounds for row in result.rows):
+        out.print("Noise    nothing was timed")
+    elif result.noise.noisy:
         out.print("Noise    [yellow]noisy[/]: " + "; ".join(result.noise.reasons), soft_wrap=True)
     else:
         out.print("Noise    [green]quiet[/]: " + _quiet(result))

@@ -57,15 +57,13 @@ def _facts(environment: Environment) -> list[tuple[str, str]]:
     cores = environment.cores
     quota = "" if cores["quota"] is None else f", CPU quota {cores['quota']:g}"
     memory = "unknown" if environment.memory_bytes is None else f"{environment.memory_bytes / 2**30:.1f} GiB"
-    torch = environment.torch
-    seen = "torch not usable" if torch is None else ", ".join(torch["gpus"]) or "none seen by torch"
     return [
         ("Python", f"{environment.python}  {environment.executable}"),
         ("system", environment.system),
         ("processor", environment.cpu or "unknown"),
         ("cores", f"{cores['available']} available of {cores['logical']}{quota}"),
         ("memory", memory),
-        ("GPU", seen if torch is None or torch["cuda"] is None else f"{seen} (torch built for CUDA {torch['cuda']})"),
+        ("GPU", _gpu(environment)),
         *(
             (
                 name.removesuffix("ExecutionProvider"),
@@ -74,3 +72,12 @@ def _facts(environment: Environment) -> list[tuple[str, str]]:
             for name, problem in environment.providers.items()
         ),
     ]
+
+
+def _gpu(environment: Environment) -> str:
+    seen = ", ".join(environment.gpus) or "none"
+    torch = environment.torch
+    if torch is None:
+        return seen
+    of_torch = ", ".join(torch["gpus"]) or "no GPU"
+    return f"{seen}; torch sees {of_torch}" + (f" (built for CUDA {torch['cuda']})" if torch["cuda"] else " (built without CUDA)")

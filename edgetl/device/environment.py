@@ -46,6 +46,8 @@ class Environment:
     cores: Mapping[str, Any]
     """{"logical", "available", "quota"}."""
     memory_bytes: int | None
+    gpus: tuple[str, ...]
+    """NVIDIA GPUs that the driver shows."""
     packages: Mapping[str, str | None]
     """Versions; None where not installed."""
     providers: Mapping[str, str | None]
@@ -94,6 +96,7 @@ def inspect_environment(proc: Path = PROC, sys_root: Path = SYS) -> Environment:
         cpu=facts["cpu"],
         cores={"logical": os.cpu_count(), "available": available_cores(proc, sys_root), "quota": cgroup_quota(proc, sys_root)},
         memory_bytes=facts["memory_bytes"],
+        gpus=tuple(facts["gpus"]),
         packages=versions,
         providers=providers,
         torch=torch,

@@ -55,7 +55,8 @@ class PyTorchBackend:
         torch.set_num_threads(source.threads)
         if torch.get_num_interop_threads() != 1:  # may be set once in a process only
             torch.set_num_interop_threads(1)
-        self._device = torch.device("cuda" if source.provider in _CUDA_PROVIDERS else "cpu")
+        self.provider = "cuda" if source.provider in _CUDA_PROVIDERS else "cpu"
+        self._device = torch.device(self.provider)
         if self._device.type == "cuda":
             if not torch.cuda.is_available():
                 raise ProviderError("PyTorch sees no CUDA device, so there is no baseline on the GPU. `edgetl doctor` shows what it sees.")

@@ -43,7 +43,7 @@ PI = {
     "proc/stat": STAT.format(user=500, system=100, idle=9_000, steal=0),
     "proc/loadavg": "0.10 0.10 0.10 1/90 1234\n",
     "proc/meminfo": "MemTotal:        948000 kB\n",
-    "proc/cpuinfo": "processor\t: 0\nBogoMIPS\t: 108.00\nCPU part\t: 0xd08\n\nHardware\t: BCM2835\nModel\t\t: Raspberry Pi 4 Model B Rev 1.4\n",
+    "proc/cpuinfo": "processor\t: 0\nCPU part\t: 0xd08\n\nHardware\t: BCM2835\nModel\t\t: Raspberry Pi 4 Model B Rev 1.4\n",
     "proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0",
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "1500000\n",
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "ondemand\n",

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgetl.device.bench.proving import judge_answers
+from edgetl.device.bench.proving import _same_work, judge_answers
 
 REFERENCE = np.array([[2.0, 0.0, -1.0], [0.0, 0.02, -3.0]], np.float32)
 
@@ -42,3 +42,14 @@ def test_answers_that_are_none_fail(answers: np.ndarray) -> None:
     verdict = judge_answers(answers, REFERENCE, 0.05)
     assert not verdict["passed"]
     assert verdict["reason"]
+
+
+def test_other_work_in_scope_model_fails() -> None:
+    """The same golden answers, but another crop where tensors are fed: seen by comparing the runtimes with each other."""
+    passed = {"checked": True, "passed": True}
+    reference = np.array([[1.0, 2.0]])
+    assert _same_work(passed, reference, reference + 1e-6, 0.05)["passed"]
+    failed = _same_work(passed, reference, reference + 0.2, 0.05)
+    assert not failed["passed"]
+    assert failed["model_scope_difference"] == pytest.approx(0.2)
+    assert not _same_work(passed, reference, np.array([[1.0, np.nan]]), 0.05)["passed"]

@@ -82,6 +82,12 @@ def test_output_names_the_file_and_is_refused_before_anything_is_measured(
         bench(config, lambda *step: pytest.fail("measured"), brief)
 
 
+def test_a_place_that_cannot_be_written_is_found_before_measuring(make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BenchError, match="--output"):
+        bench(BenchConfig(make_bundle(), output=tmp_path / "file/result.json"), lambda *step: pytest.fail("measured"), brief)
+
+
 def test_variants_are_compared_with_the_first(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
     bundle = make_bundle(variants=("fp32", "other"))
     result = bench(BenchConfig(bundle, scopes=("model",), rounds=3), protocol=brief)

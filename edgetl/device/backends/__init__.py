@@ -35,6 +35,9 @@ class Source:
 class Backend(Protocol):
     """One opened model. The constructor takes a `Source` and leaves the model ready to answer."""
 
+    provider: str
+    """Where it really runs, by a provider's short name."""
+
     def __init__(self, source: Source) -> None:
         """Open the model.
 

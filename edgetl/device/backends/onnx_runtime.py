@@ -30,6 +30,7 @@ class OnnxRuntimeBackend:
 
     def __init__(self, source: Source) -> None:
         self._source = source
+        self.provider = source.provider
         self._session = create_session(source.model, source.provider, source.threads)
         inputs = self._session.get_inputs()
         if len(inputs) != 1:

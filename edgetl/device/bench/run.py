@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import tempfile
@@ -47,7 +48,7 @@ def bench(config: BenchConfig, progress: Progress | None = None, protocol: Bench
     cores = available_cores()
     threads = min(cores, config.threads or cores)
     target = find_target(config, threads)
-    _check_output(config.output)
+    _check_output(config.output, target.results)
     scopes = tuple(scope for scope in dict.fromkeys(config.scopes) if target.bundle is not None or scope == "model")
     earlier = None if config.baseline is None else read_baseline(config.baseline, scopes)
     notes = [*target.notes]
@@ -117,9 +118,14 @@ def _pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _check_output(output: Path | None) -> None:
+def _check_output(output: Path | None, results: Path) -> None:
+    """Minutes of measuring must not end at a folder that cannot be written."""
     if output is not None and output.exists():
         raise BenchError(f"{output} exists already and results are never overwritten. Choose another --output.")
+    folder = results if output is None else output.parent
+    nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise BenchError(f"Results cannot be written to {folder}: no right to write in {nearest}. Choose another place with --output.")
 
 
 def _keep(result: BenchResult, config: BenchConfig, target: Target, created: datetime) -> BenchResult:

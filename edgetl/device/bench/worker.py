@@ -34,6 +34,7 @@ def gate(job: Job) -> dict[str, Any]:
         answers = [backend.infer(backend.prepare(load_image(path)))[0].tolist() for path in job.files]
     return {
         "settings": settings,
+        "provider": backend.provider,
         "session": {**backend.describe(inputs[0]), **settings},
         "input": f"{inputs[0].dtype} {'x'.join(map(str, inputs[0].shape))}",
         "batch": inputs[0].shape[0],

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgetl.cli.bench import show
+from edgetl.cli.console import out
+from edgetl.core.results import BenchResult, EarlierRow, Noise
+from edgetl.device.images import load_image
+from tests.bundles import colour_logits, colour_model, write_bundle, write_pictures
+from tests.core.test_results import result, row
+
+ROOT = Path(__file__).parents[2]
+
+
+def edgetl(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    return subprocess.run(
+        [sys.executable, "-m", "edgetl", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    pictures = write_pictures(tmp_path / "bundle/golden")
+    return write_bundle(tmp_path / "bundle", {"fp32": colour_model()}, np.stack([colour_logits(load_image(path)) for path in pictures]))
+
+
+def test_a_bundle_without_its_run(bundle: Path, tmp_path: Path) -> None:
+    done = edgetl("bench", str(bundle), "--rounds", "2", "--scope", "model", "--threads", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (kept,) = (tmp_path / "bench").iterdir()
+    assert str(kept.relative_to(tmp_path)) in done.stdout
+    for words in ("onnxruntime", "p50 ms", "images/s", "4/4 agree", "Noise", "PyTorch is not measured"):
+        assert words in done.stdout
+    assert "gate: onnxruntime fp32" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_json_is_all_that_standard_output_holds(bundle: Path, tmp_path: Path) -> None:
+    done = edgetl("bench", str(bundle), "--rounds", "2", "--scope", "model", "--json", "-o", "kept.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert (content["schema"], content["kind"]) == (1, "bench")
+    assert content == json.loads((tmp_path / "kept.json").read_text())
+    assert content["rows"][0]["p50_ms"] > 0
+
+
+def test_scopes_are_repeated_or_listed(bundle: Path, tmp_path: Path) -> None:
+    done = edgetl("bench", str(bundle), "--rounds", "2", "--scope", "model, pixels", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "--scope takes model, file, not 'pixels'" in " ".join(done.stderr.split())
+
+
+def test_a_closed_gate_is_shown_and_fails(bundle: Path, tmp_path: Path) -> None:
+    pictures = sorted((bundle / "golden").glob("*.png"))
+    logits = np.stack([colour_logits(load_image(path)) for path in pictures]) + np.float32(1)
+    write_bundle(bundle, {"fp32": colour_model()}, logits)
+    done = edgetl("bench", str(bundle), "--rounds", "2", "--scope", "model", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "failed" in done.stdout
+    assert "logits differ by 1" in " ".join(done.stderr.split())
+    as_json = edgetl("bench", str(bundle), "--rounds", "2", "--scope", "model", "--json", cwd=tmp_path)
+    assert as_json.returncode == 1
+    assert json.loads(as_json.stdout)["rows"][0]["gate"]["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent"], "Nothing at absent"),
+        (["bundle", "--provider", "qnn"], "The installed onnxruntime has no"),
+        (["bundle", "--rounds", "1"], "--rounds is at least 2"),
+        (["bundle", "--threads", "0"], "--threads is at least 1"),
+        (["bundle", "--variant", "int8"], "no variant 'int8'"),
+        (["bundle", "--baseline", "absent.json"], "cannot be read"),
+    ],
+)
+def test_mistakes_are_answered_with_a_message(bundle: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = edgetl("bench", *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "bench").exists()
+
+
+@pytest.mark.parametrize("command", ["bench", "doctor"])
+def test_help_loads_nothing_heavy(command: str, tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom edgetl.cli.app import app\n"
+        f"try:\n    app(['{command}', '--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print([name for name in ('numpy', 'PIL', 'torch', 'onnxruntime', 'edgetl.device') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert command in done.stdout
+
+
+def shown(content: BenchResult) -> str:
+    with out.capture() as capture:
+        show(content)
+    return capture.get()
+
+
+def test_the_table_fits_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out, "_width", 100)
+    rows = [row(runtime, [9_876_000, 9_912_000], scope) for runtime in ("pytorch", "onnxruntime") for scope in ("model", "file")]
+    pairs = tuple((f"pytorch-fp32-{scope}", f"onnxruntime-fp32-{scope}") for scope in ("model", "file"))
+    text = shown(BenchResult(**{**vars(result()), "rows": tuple(rows), "pairs": pairs}))
+    lines = [line for line in text.splitlines() if not line.startswith(("Noise", "Result", "Note"))]
+    assert all(len(line.rstrip()) <= 100 for line in lines)
+    assert sum("onnxruntime" in line for line in lines) == 3, "no row is broken into two lines"
+    assert text.count("inconclusive") == 2
+    assert "1.00× [" in text
+
+
+def test_what_is_withheld_noisy_or_earlier_is_said() -> None:
+    earlier = EarlierRow("old.json", "2025-01-01T00:00:00+00:00", True, False, 4, True, 8.0, (8e6, 8.1e6))
+    text = shown(
+        BenchResult(
+            **{
+                **{name: value for name, value in vars(result()).items() if name != "comparisons"},
+                "noise": Noise(("other processes used 40% of the CPU",)),
+                "earlier": (("pytorch-fp32-model", "onnxruntime-fp32-model", earlier),),
+            }
+        )
+    )
+    words = " ".join(text.split())
+    assert "—" in text
+    assert "noisy: other processes used 40% of the CPU" in words
+    assert "another device, another model, 4 threads, noisy" in words

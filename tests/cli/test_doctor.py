@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgetl.device import environment
+from edgetl.device.environment import inspect_environment
+from edgetl.device.probes import list_providers, try_provider, try_torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
+    """Versions that doctor is made to find; the probes answer as if all were well."""
+    names = (*environment.DEVICE_PACKAGES, *environment.TRAIN_PACKAGES)
+    versions: dict[str, str | None] = {**dict.fromkeys(names, "99.0"), "onnxruntime": "1.31.0", "onnxruntime-gpu": None}
+    monkeypatch.setattr(environment, "installed_version", versions.get)
+    monkeypatch.setattr(environment, "list_providers", lambda: (["CPUExecutionProvider"], None))
+    monkeypatch.setattr(environment, "try_provider", lambda name: None)
+    monkeypatch.setattr(environment, "try_torch", lambda: ({"gpus": [], "cuda": None, "threads": 2}, None))
+    monkeypatch.setattr(
+        environment.metadata, "requires", lambda name: ["numpy>=1.26", 'torch>=2.11; extra == "train"', "typer<0.29,>=0.15"]
+    )
+    return versions
+
+
+def edgetl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    return subprocess.run([sys.executable, "-m", "edgetl", *arguments], env=variables, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_whole_environment_lacks_nothing() -> None:
+    found = inspect_environment()
+    assert found.findings == ()
+    assert found.providers == {"CPUExecutionProvider": None}
+
+
+def test_both_runtimes_are_a_conflict(installed: dict[str, str | None]) -> None:
+    installed["onnxruntime-gpu"] = "1.30.0"
+    (finding,) = inspect_environment().findings
+    assert finding.fatal
+    assert "onnxruntime 1.31.0 and onnxruntime-gpu 1.30.0" in finding.what
+    assert finding.remedy.startswith("pip uninstall --yes onnxruntime onnxruntime-gpu")
+
+
+def test_no_runtime_stops_a_device(installed: dict[str, str | None]) -> None:
+    installed["onnxruntime"] = None
+    (finding,) = inspect_environment().findings
+    assert finding.fatal
+    assert 'pip install "edgetl[cpu]"' in finding.remedy
+
+
+def test_a_device_does_without_torch(installed: dict[str, str | None]) -> None:
+    for name in environment.TRAIN_PACKAGES:
+        installed[name] = None
+    found = inspect_environment()
+    (finding,) = found.findings
+    assert not finding.fatal
+    assert found.fatal == []
+    assert finding.remedy == 'pip install "edgetl[train]"'
+    assert found.torch is None
+
+
+def test_a_package_that_is_too_old(installed: dict[str, str | None]) -> None:
+    installed["torch"], installed["numpy"] = "2.9.1+cpu", "1.25.2"
+    numpy, torch = inspect_environment().findings
+    assert (numpy.what, numpy.fatal) == ("numpy 1.25.2 is older than 1.26", True)
+    assert (torch.what, torch.fatal) == ("torch 2.9.1+cpu is older than 2.11", False)
+
+
+def test_packages_that_cannot_be_imported(installed: dict[str, str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "list_providers", lambda: ([], "ImportError: libfoo.so"))
+    monkeypatch.setattr(environment, "try_torch", lambda: (None, "RuntimeError: operator torchvision::nms does not exist"))
+    runtime, torch = inspect_environment().findings
+    assert runtime.fatal
+    assert "libfoo.so" in runtime.what
+    assert "torchvision::nms" in torch.what
+    assert not torch.fatal
+
+
+def test_a_gpu_that_onnxruntime_cannot_use(installed: dict[str, str | None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    card = tmp_path / "driver/nvidia/gpus/0000:01:00.0/information"
+    card.parent.mkdir(parents=True)
+    card.write_text("Model: \t\t NVIDIA Imaginary 9\n")
+    monkeypatch.setattr(environment, "list_providers", lambda: (["CUDAExecutionProvider", "CPUExecutionProvider"], None))
+    monkeypatch.setattr(environment, "try_provider", lambda name: "libcublas.so.13" if name.startswith("CUDA") else None)
+    (finding,) = inspect_environment(proc=tmp_path).findings
+    assert "NVIDIA Imaginary 9 is here" in finding.what
+    assert finding.remedy == 'pip install "edgetl[gpu]"'
+
+
+def test_probes_of_this_environment() -> None:
+    listed, problem = list_providers()
+    assert problem is None
+    assert "CPUExecutionProvider" in listed
+    assert try_provider("CPUExecutionProvider") is None
+    assert try_provider("ImaginaryExecutionProvider")
+
+
+def test_a_probe_that_crashes_is_an_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: cannot open')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found, problem = try_torch()
+    assert found is None
+    assert problem == "ImportError: libtorch.so: cannot open"
+
+
+def test_the_command_prints_a_table_or_one_object() -> None:
+    table, as_json = edgetl("doctor"), edgetl("doctor", "--json")
+    assert table.returncode == as_json.returncode == 0, table.stderr
+    content = json.loads(as_json.stdout)
+    assert (content["schema"], content["kind"], content["findings"]) == (1, "doctor", [])
+    assert content["packages"]["numpy"] in table.stdout
+    assert content["cores"]["available"] >= 1
+    assert "provider: starts" in table.stdout
+    assert "Nothing is missing" in table.stdout
