@@ -28,8 +28,8 @@ test: $(STAMP)  ## the test suite, under 10 minutes on 2 cores
 test-slow: $(STAMP)  ## the tests that take minutes: the recipe's accuracy on real photos
 	$(BIN)/python -m pytest -m slow
 
-test-device: $(STAMP)  ## predict and bench in a fresh environment with the cpu extra alone
-	$(BIN)/python tools/device_check.py
+test-device: $(STAMP)  ## predict and bench in a fresh environments without torch; RUN=... checks a run of yours
+	$(BIN)/python -m tools.device_check $(RUN)
 
 check: $(STAMP)  ## lint, types, import contracts, docs
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import typer
 
 from edgetl.cli.bench import bench
 from edgetl.cli.console import err
+from edgetl.cli.demo import demo
 from edgetl.cli.doctor import doctor
 from edgetl.cli.export import export
 from edgetl.cli.finetune import finetune
@@ -50,6 +51,7 @@ app.command()(export)
 app.command()(bench)
 app.command()(predict)
 app.command()(doctor)
+app.command()(demo)
 
 
 def main() -> None:

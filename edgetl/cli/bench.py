@@ -16,7 +16,9 @@ from edgetl.cli.console import err, out
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgetl.core.results import BenchResult, Comparison, Row
+    from edgetl.core.comparisons import Comparison
+    from edgetl.core.results import BenchResult
+    from edgetl.core.rows import Row
 
 WITHHELD = "—"
 VERDICT_STYLE = {"faster": "bold green", "slower": "bold red", "inconclusive": "yellow", "noisy": "yellow"}

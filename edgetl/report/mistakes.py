@@ -50,6 +50,9 @@ def draw_mistakes(path: Path, mistakes: Sequence[Mistake], wrong: int, total: in
     rows = -(-len(mistakes) // columns)
     figure = new_figure(max(5.5, 2.75 * columns), 0.6 + 3.3 * rows)
     shown = f"the {len(mistakes)} that the network was surest of" if len(mistakes) < wrong else "surest first"
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(h_pad=0.12)  # type: ignore[call-arg]
     figure.suptitle(f"{wrong} of {total} validation images wrong; {shown}", fontsize=12, color=INK)
     for axes, mistake in zip(figure.subplots(rows, columns, squeeze=False).flat, [*mistakes, *[None] * columns], strict=False):
         axes.set_axis_off()

@@ -11,7 +11,8 @@ import pytest
 
 from edgetl.cli.bench import show
 from edgetl.cli.console import out
-from edgetl.core.results import BenchResult, EarlierRow, Noise
+from edgetl.core.comparisons import EarlierRow
+from edgetl.core.results import BenchResult, Noise
 from edgetl.device.images import load_image
 from tests.bundles import colour_logits, colour_model, write_bundle, write_pictures
 from tests.core.test_results import result, row

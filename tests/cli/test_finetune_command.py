@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -195,3 +196,14 @@ def test_a_log_gets_a_line_an_epoch_only(capsys: pytest.CaptureFixture[str]) -> 
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "epoch 6 (phase 2), loss 0.250, accuracy 0.750, val loss 0.500, val accuracy 0.800, 41 images/s, 12.0 s *"
     assert lines[1:] == ["Warning: look [here]"]
+
+
+@pytest.mark.parametrize("command", ["finetune", "models"])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom edgetl.cli.app import app\n"
+        f"assert CliRunner().invoke(app, ['{command}', '--help']).exit_code == 0\n"
+        "print(sorted({'numpy', 'PIL', 'torch', 'onnxruntime', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.strip() == "[]"

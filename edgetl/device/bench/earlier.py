@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgetl.core.comparisons import EarlierRow
 from edgetl.core.errors import BenchError
-from edgetl.core.results import BenchResult, EarlierRow, Row, read_result
+from edgetl.core.results import BenchResult, read_result
+from edgetl.core.rows import Row
 
 _DEVICE = ("host", "board", "cpu", "cores", "memory_bytes")
 

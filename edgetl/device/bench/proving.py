@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.results import Row
+from edgetl.core.rows import Row
 from edgetl.device.bench.inputs import Pictures
 from edgetl.device.bench.jobs import Job
 from edgetl.device.bench.processes import run_job

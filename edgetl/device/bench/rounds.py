@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.results import ColdStart, Round
+from edgetl.core.rows import ColdStart, Round
 from edgetl.device.bench.processes import run_job
 from edgetl.device.bench.proving import Contender
 

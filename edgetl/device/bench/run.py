@@ -15,7 +15,8 @@ from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 import edgetl
 from edgetl.core.config import BenchConfig
 from edgetl.core.errors import BenchError
-from edgetl.core.results import BenchResult, Noise, Row, write_result
+from edgetl.core.results import BenchResult, Noise, write_result
+from edgetl.core.rows import Row
 from edgetl.device.bench.earlier import match_rows, read_baseline
 from edgetl.device.bench.inputs import prepare_pictures
 from edgetl.device.bench.protocol import BenchProtocol

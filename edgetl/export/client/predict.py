@@ -22,7 +22,7 @@ def load_image(path: str) -> np.ndarray:
     file.load()
     try:
         image = ImageOps.exif_transpose(file)
-    except Exception:  # an EXIF block too broken to rewrite says nothing about orientation either
+    except Exception:  # an EXIF block too broken to rewrite
         image = file.copy()
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -40,7 +40,9 @@ def network_input(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     size = [how["resize"] * side // min(height, width) for side in (width, height)]
     left, top = (round((side - how["crop"]) / 2) for side in size)
-    resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+    # Rows first: the order decides the rounding, and Pillow's own choice depends on its version.
+    rows = Image.fromarray(image).resize((size[0], height), Image.Resampling.BILINEAR)
+    resized = rows.resize(tuple(size), Image.Resampling.BILINEAR)
     crop = np.asarray(resized.crop((left, top, left + how["crop"], top + how["crop"])), np.float32) / 255
     return ((crop - np.float32(how["mean"])) / np.float32(how["std"])).transpose(2, 0, 1)[None]
 
@@ -49,8 +51,7 @@ def main(paths: list[str]) -> None:
     """Print path, label and probability of each image."""
     session = onnxruntime.InferenceSession(str(BUNDLE / VARIANT["file"]), providers=["CPUExecutionProvider"])
     for path in paths:
-        feed = {session.get_inputs()[0].name: network_input(load_image(path))}
-        probabilities = session.run(["probabilities"], feed)[0][0]
+        probabilities = session.run(["probabilities"], {session.get_inputs()[0].name: network_input(load_image(path))})[0][0]
         best = int(probabilities.argmax())
         print(f"{path}\t{MANIFEST['labels'][best]}\t{probabilities[best]:.4f}")
 

@@ -1,0 +1,72 @@
+"""Two rows held against each other: the speed-up, its interval, and the verdict that the data allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from edgetl.core.statistics import Speedup
+
+Verdict = Literal["faster", "slower", "inconclusive", "noisy"]
+SAME_RUN, EARLIER_RESULT = "same run", "earlier result"
+
+
+@dataclass(frozen=True)
+class EarlierRow:
+    """The baseline of a comparison that was not measured side by side."""
+
+    path: str
+    created: str
+    cross_device: bool
+    """Measured on another device: the ratio is between devices, not between runtimes."""
+    same_model: bool
+    """Both rows hold the same network."""
+    threads: int
+    noisy: bool
+    p50_ms: float
+    round_medians_ns: tuple[float, ...]
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> EarlierRow:
+        """Read from a comparison's JSON object, which holds more fields than these."""
+        fields = {name: content[name] for name in cls.__dataclass_fields__}
+        return cls(**{**fields, "round_medians_ns": tuple(content["round_medians_ns"])})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Baseline p50 / candidate p50, with the verdict that the data allow."""
+
+    baseline: str
+    candidate: str
+    speedup: Speedup
+    verdict: Verdict
+    earlier: EarlierRow | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the result."""
+        return {
+            "kind": SAME_RUN if self.earlier is None else EARLIER_RESULT,
+            "baseline": self.baseline,
+            "candidate": self.candidate,
+            "speedup": self.speedup.ratio,
+            "ci95": [self.speedup.low, self.speedup.high],
+            "verdict": self.verdict,
+            **({} if self.earlier is None else asdict(self.earlier)),
+        }
+
+
+def verdict(speedup: Speedup, noisy: bool, spread: float) -> Verdict:
+    """What a speed-up's interval decides.
+
+    Args:
+        speedup: ratio with its 95% interval.
+        noisy: the device was not quiet; then the interval, widened on both sides by `spread`, must still exclude 1.
+        spread: sum of both rows' relative spread of round medians.
+    """
+    if speedup.low <= 1 <= speedup.high:
+        return "inconclusive"
+    if noisy and speedup.low / (1 + spread) <= 1 <= speedup.high * (1 + spread):
+        return "noisy"
+    return "faster" if speedup.ratio > 1 else "slower"

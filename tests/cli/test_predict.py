@@ -1,0 +1,143 @@
+"""`edgetl predict`, as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def photos(tmp_path: Path, parts: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for path in sorted((parts / "val/gear").iterdir())[:3]:
+        shutil.copy(path, folder)
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    return folder
+
+
+def test_json_holds_every_file_and_the_good_ones_are_done(edgetl: Run, stock_bundle: Path, photos: Path) -> None:
+    done = edgetl("predict", stock_bundle, photos, "--json", "--top-k", 3)
+    assert done.returncode == 1
+    images = json.loads(done.stdout)["images"]
+    assert len(images) == 4
+    assert [bool(image["error"]) for image in images] == [True, False, False, False]
+    for image in images[1:]:
+        probabilities = [entry["probability"] for entry in image["top"]]
+        assert len(probabilities) == 3
+        assert probabilities == sorted(probabilities, reverse=True)
+    assert "broken.png" in done.stderr
+    assert "1 of 4 images could not be read" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_csv_and_table_agree(edgetl: Run, stock_bundle: Path, photos: Path) -> None:
+    pattern = str(photos / "*.jpg")
+    rows = list(csv.DictReader(io.StringIO(edgetl("predict", stock_bundle, pattern, "--csv", "-k", 1).stdout)))
+    table = edgetl("predict", stock_bundle, pattern, "-k", 1)
+    assert table.returncode == 0
+    assert len(rows) == 3
+    for row in rows:
+        line = next(line for line in table.stdout.splitlines() if row["path"] in line)
+        assert row["label"] in line
+        assert f"{float(row['probability']):.4f}" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.jpg"], "Nothing at nowhere.jpg"),
+        (["*.nothing"], "patterns"),
+        (["{photos}", "--json", "--csv"], "exclude each other"),
+        (["{photos}", "--variant", "int4"], "no variant 'int4'"),
+        (["{photos}", "--provider", "quantum"], "Unknown provider"),
+        (["{photos}", "--provider", "coreml"], "no CoreMLExecutionProvider"),
+    ],
+)
+def test_mistakes_are_one_clear_sentence(edgetl: Run, stock_bundle: Path, photos: Path, arguments: list[str], message: str) -> None:
+    done = edgetl("predict", stock_bundle, *(argument.format(photos=photos) for argument in arguments))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+
+
+def test_a_provider_that_does_not_start_is_no_silent_fall_back(edgetl: Run, stock_bundle: Path, photos: Path) -> None:
+    """The GPU wheel lists CUDA on a machine without a GPU, and would run on the CPU."""
+    import onnxruntime
+    import torch
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers() or torch.cuda.is_available():
+        pytest.skip("needs the GPU wheel on a machine without a GPU")
+    done = edgetl("predict", stock_bundle, photos, "--provider", "cuda")
+    assert done.returncode == 1
+    assert "fell back" in done.stderr
+    assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda bundle: (bundle / "fp32.onnx").write_bytes((bundle / "fp32.onnx").read_bytes()[:-1] + b"!"), "SHA-256 differs"),
+        (lambda bundle: (bundle / "fp32.onnx").unlink(), "lacks fp32.onnx"),
+        (lambda bundle: (bundle / "bundle.json").unlink(), "no bundle.json"),
+        (lambda bundle: (bundle / "bundle.json").write_text("{"), "not valid JSON"),
+        (lambda bundle: (bundle / "bundle.json").write_text('{"schema": 99}'), "schema 99"),
+        (lambda bundle: (bundle / "bundle.json").write_text('{"schema": 1}'), "is broken"),
+    ],
+)
+def test_damaged_bundles_are_refused(
+    edgetl: Run, stock_bundle: Path, photos: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(stock_bundle, bundle)
+    damage(bundle)
+    done = edgetl("predict", bundle, photos)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_manifest_cannot_name_files_outside_the_bundle(edgetl: Run, stock_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(stock_bundle, bundle)
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["variants"][0]["file"] = "../elsewhere.onnx"
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    assert "outside the bundle" in edgetl("predict", bundle, photos).stderr
+
+
+def test_a_lone_onnx_file_is_enough(edgetl: Run, stock_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    lone = tmp_path / "model.onnx"
+    shutil.copy(stock_bundle / "fp32.onnx", lone)
+    pattern = str(photos / "*.jpg")
+    assert edgetl("predict", lone, pattern, "--csv").stdout == edgetl("predict", stock_bundle, pattern, "--csv").stdout
+
+
+def test_client_of_the_bundle_gives_the_same_labels(edgetl: Run, stock_bundle: Path, parts: Path) -> None:
+    photos = sorted((parts / "val").rglob("*.jpg"))
+    rows = csv.DictReader(io.StringIO(edgetl("predict", stock_bundle, *photos, "--csv", "-k", 1).stdout))
+    client = subprocess.run(
+        [sys.executable, "-I", stock_bundle / "predict.py", *photos], capture_output=True, text=True, check=True, cwd=stock_bundle.parent
+    )
+    answers = [line.split("\t") for line in client.stdout.splitlines()]
+    assert [(path, label) for path, label, _ in answers] == [(row["path"], row["label"]) for row in rows]
+
+
+def test_client_is_short() -> None:
+    from edgetl.export import client
+
+    text = (Path(client.__file__).parent / "predict.py").read_text().splitlines()
+    assert len(text) <= 60
+    imports = {line.split()[1].split(".")[0] for line in text if line.startswith(("import ", "from "))}
+    assert imports <= {*sys.stdlib_module_names, "numpy", "PIL", "onnxruntime"}
