@@ -11,10 +11,10 @@ import typer
 
 from edgetl.cli.console import out
 
-MODEL, IMAGE_SIZE, EPOCHS = "mobilenet_v2", 96, 14
-"""Trained from nothing on 300 small pictures, this gets the parts right in about a minute on two cores."""
-PRETRAINED_EPOCHS = 4
-ROUNDS = 4
+MODEL, IMAGE_SIZE, EPOCHS = "resnet18", 64, 20
+"""Of the small architectures the one that learns most from nothing in about a minute on two cores."""
+PRETRAINED_EPOCHS = 5
+TRAIN, VAL, PICTURE_SIZE, ROUNDS = 100, 20, 96, 4
 
 
 def demo(
@@ -43,8 +43,9 @@ def demo(
     started = time.perf_counter()
     data, run = folder / "data", folder / "run"
     out.rule("1  pictures", align="left")
-    generate_parts(data)
-    out.print(f"300 training and 100 validation pictures of {', '.join(sorted(PARTS))}: {data}", soft_wrap=True)
+    generate_parts(data, TRAIN, VAL, PICTURE_SIZE)
+    counts = f"{TRAIN * len(PARTS)} training and {VAL * len(PARTS)} validation pictures"
+    out.print(f"{counts} of {', '.join(sorted(PARTS))}: {data}", soft_wrap=True)
 
     epochs, finetune_epochs = (EPOCHS, 0) if weights == "none" else (PRETRAINED_EPOCHS, PRETRAINED_EPOCHS)
     _step(
@@ -63,6 +64,7 @@ def demo(
     _step("5  predict", "predict", run / "bundle", picture, "--top-k", 3)
     predict(run / "bundle", [str(picture)], top_k=3)
 
+    out.print()
     out.rule("what lies where", align="left")
     for path, what in (
         (data, "the pictures"),
