@@ -16,6 +16,7 @@ from edgetl.core.config import FinetuneConfig
 from edgetl.core.files import write_json
 from edgetl.core.layout import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
+from edgetl.device.allocator import keep_freed_memory
 from edgetl.device.cores import available_cores
 from edgetl.train.augmentation import Augmentation
 from edgetl.train.computing import Computing, choose_computing
@@ -86,6 +87,8 @@ def _prepare(config: FinetuneConfig, progress: Progress) -> _Prepared:
     architecture = known_architecture(config.model)
     run = choose_output(config.output, config.data, config.model, config.force)
     computing = choose_computing(config.device, config.precision)
+    if computing.device.type == "cpu":
+        keep_freed_memory()
     preprocessing = preprocessing_for(config.model, config.image_size)
     unfreeze = str(architecture.unfreeze) if config.unfreeze == "auto" else config.unfreeze
     if config.weights == "none":

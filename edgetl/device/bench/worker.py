@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetl.core.errors import EdgetlError
 from edgetl.core.registry import BACKENDS, resolve
-from edgetl.device.bench.allocator import keep_freed_memory
+from edgetl.device.allocator import keep_freed_memory
 from edgetl.device.bench.jobs import Job, error_to_json
 from edgetl.device.bench.timing import Stage, measure
 
