@@ -57,7 +57,7 @@ app.command()(demo)
 def main() -> None:
     """Run the program; exit 0 on success, 1 on a mistake the user can mend, 2 on wrong usage, 3 on a bug, 130 on Ctrl-C."""
     try:
-        app()
+        app(prog_name="edgetl")
     except KeyboardInterrupt as interrupt:
         err.print(str(interrupt) or "Interrupted.", style="yellow", markup=False)
         sys.exit(EXIT_INTERRUPTED)

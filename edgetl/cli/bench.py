@@ -106,7 +106,7 @@ def show(result: BenchResult) -> None:
     if not any(row.rounds for row in result.rows):
         out.print("Noise    nothing was timed")
     elif result.noise.noisy:
-        out.print("Noise    [yellow]noisy[/]: " + "; ".join(result.noise.reasons), soft_wrap=True)
+        out.print("Noise    [yellow]noisy[/]: " + "; ".join(result.noise.reasons))
     else:
         out.print("Noise    [green]quiet[/]: " + _quiet(result))
     out.print(f"Result   {result.path}", markup=False, soft_wrap=True)
