@@ -47,8 +47,9 @@ def bench(
 ) -> None:
     """Measure ONNX Runtime against the full PyTorch model, on this device.
 
-    Every variant first answers the bundle's reference images; only one that answers as PyTorch did is timed. Each round runs in fresh
-    processes; the speed-up comes with its 95% interval, and the verdict says when the data do not decide or the device was not quiet.
+    Every variant first answers the bundle's reference images; only one that answers as PyTorch did is timed.
+    Each round runs in fresh processes; the speed-up comes with its 95% interval.
+    The verdict says when the data do not decide or the device was not quiet.
     """
     from edgetl.core.config import BenchConfig
     from edgetl.core.errors import BenchError

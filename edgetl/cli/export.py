@@ -38,8 +38,8 @@ def export(
 ) -> None:
     """Write one self-contained ONNX bundle and prove it equal to PyTorch.
 
-    The bundle is all that a device needs: model with preprocessing inside, labels, reference images, a client. It is written only if the
-    ONNX file gives PyTorch's answers on real images; otherwise the command says where they part and leaves nothing behind.
+    The bundle is all that a device needs: model with preprocessing inside, labels, reference images, a client.
+    It is written only if the file gives PyTorch's answers on real images; otherwise nothing is left behind.
     """
     from edgetl.core.config import ExportConfig
     from edgetl.core.errors import ConfigError
