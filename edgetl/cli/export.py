@@ -41,12 +41,14 @@ def export(
     The bundle is all that a device needs: model with preprocessing inside, labels, reference images, a client.
     It is written only if the file gives PyTorch's answers on real images; otherwise nothing is left behind.
     """
+    from edgetl.core.architectures import architectures
     from edgetl.core.config import ExportConfig
     from edgetl.core.errors import ConfigError
     from edgetl.core.layout import RunDirectory
 
     config = ExportConfig(output, input_kind, opset, tolerance, path_tolerance, golden, force)  # type: ignore[arg-type]
-    is_run = RunDirectory.is_one(Path(model)) or Path(model).is_dir()
+    # A folder may be called like an architecture; only a run directory, or what cannot be an architecture, is taken for a run.
+    is_run = RunDirectory.is_one(Path(model)) or (model not in architectures() and (Path(model).is_dir() or "/" in model))
     if is_run and (images or image_size or weights != "imagenet"):
         raise ConfigError("--weights, --images and --image-size belong to a stock architecture; a run brings its own.")
 

@@ -41,14 +41,15 @@ def predict(
     from edgetl.device.prediction import expand
     from edgetl.device.prediction import predict as predict_files
 
-    paths = expand(images)
+    paths, problems = expand(images)
     predictions = predict_files(open_classifier(bundle, variant, provider, threads), paths, top_k)
     done = (_csv if as_csv else _json if as_json else _table)(predictions)
-    failed = [prediction for prediction in done if prediction.error]
-    if failed:
-        for prediction in failed:
-            err.print(prediction.error, style="red", markup=False, soft_wrap=True)
-        raise DataError(f"{len(failed)} of {len(done)} images could not be read; the others are labelled above.")
+    problems += [prediction.error for prediction in done if prediction.error]
+    if problems:
+        for problem in problems:
+            err.print(problem, style="red", markup=False, soft_wrap=True)
+        labelled = sum(1 for prediction in done if not prediction.error)
+        raise DataError(f"{len(problems)} of the images asked for could not be read; {labelled} are labelled above.")
 
 
 def _table(predictions: Iterable[Prediction]) -> list[Prediction]:

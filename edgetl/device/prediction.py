@@ -22,28 +22,34 @@ class Prediction:
     error: str | None = None
 
 
-def expand(arguments: Sequence[str]) -> list[Path]:
-    """Files named by `arguments`: files as they are, folders with all images below them, shell patterns; each file once.
+def expand(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Files named by `arguments`, each once, and a message for every argument that names none.
+
+    Files are taken as they are; of folders (all below them) and shell patterns only what is named like an image.
 
     Raises:
-        DataError: an argument names nothing.
+        DataError: no argument names a file.
     """
     found: dict[Path, None] = {}
+    problems = []
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
             matches = sorted(inner for inner in path.rglob("*") if inner.suffix.lower() in IMAGE_SUFFIXES and inner.is_file())
             if not matches:
-                raise DataError(f"No images in the folder {path}. Known endings: {' '.join(sorted(IMAGE_SUFFIXES))}.")
+                problems.append(f"No images in the folder {path}. Known endings: {' '.join(sorted(IMAGE_SUFFIXES))}.")
         elif path.exists():
             matches = [path]
         else:
             # glob, not Path.glob: a pattern may be absolute.
             matches = sorted(match for match in map(Path, glob.glob(argument, recursive=True)) if match.is_file())  # noqa: PTH207
+            matches = [match for match in matches if match.suffix.lower() in IMAGE_SUFFIXES]
             if not matches:
-                raise DataError(f"Nothing at {argument}. Give image files, folders or patterns such as 'photos/*.jpg'.")
+                problems.append(f"Nothing at {argument}. Give image files, folders or patterns such as 'photos/*.jpg'.")
         found.update(dict.fromkeys(matches))
-    return list(found)
+    if not found:
+        raise DataError("\n".join(problems))
+    return list(found), problems
 
 
 def predict(classifier: Classifier, paths: Sequence[Path], top_k: int = 5) -> Iterator[Prediction]:

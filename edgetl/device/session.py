@@ -76,6 +76,6 @@ def create_session(
     if session.get_providers()[0] != PROVIDERS[provider]:
         raise ProviderError(
             f"{PROVIDERS[provider]} did not start and onnxruntime fell back to {session.get_providers()[0]}. "
-            "`edgetl doctor` shows what this machine lacks; nothing was measured on the wrong device."
+            "`edgetl doctor` shows what this machine lacks; nothing ran on the wrong device."
         )
     return session

@@ -140,14 +140,27 @@ class ParityProof:
         self._path.max_abs_diff = max(self._path.max_abs_diff, difference)
         same_labels = bool((reference.argmax(1) == answer.argmax(1)).all())
         if not difference <= self._path.tolerance or not same_labels:
-            label = "" if same_labels else "The top-1 label differs. "
             raise ParityError(
                 f"Parity failed in the path part (decoded photo {images.shape[2]} x {images.shape[1]} px to logits): "
-                f"{label}{_describe(reference, answer, files)} Tolerance {self._path.tolerance:g}; the network part and the pixels agree, "
-                "so the model amplifies differences of one grey level. No bundle was written. "
-                "--path-tolerance accepts the difference; --input tensor leaves preprocessing out of the file."
+                f"{_describe(reference, answer, files)} Tolerance {self._path.tolerance:g}. No bundle was written. "
+                f"{self._path_advice(reference, answer, files, difference)}"
             )
         return np.asarray(answer)
+
+    def _path_advice(self, reference: Logits, answer: Logits, files: Sequence[Path], difference: float) -> str:
+        if difference <= self._path.tolerance:
+            image = int((reference.argmax(1) != answer.argmax(1)).argmax())
+            first, second = (float(value) for value in sorted(reference[image])[:-3:-1])
+            return (
+                f"The difference is small, but the top-1 label of {files[image]} is another: PyTorch's two best logits there are "
+                f"{first:.5g} and {second:.5g}, a tie. Train further, or take this image out of the validation images."
+            )
+        if self._image_input:
+            return (
+                "The network part and the pixels agree, so the model amplifies differences of one grey level. "
+                "--path-tolerance accepts the difference; --input tensor leaves preprocessing out of the file."
+            )
+        return "--path-tolerance accepts the difference."
 
     def _compare_pixels(self, cropped: NDArray[np.uint8], crops: NDArray[np.uint8], shape: tuple[int, ...], files: Sequence[Path]) -> None:
         levels = np.abs(cropped.astype(np.int16) - crops.astype(np.int16))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import tempfile
@@ -44,8 +45,11 @@ def new_bundle(path: Path, force: bool) -> Iterator[BundleDirectory]:
         BundleError: `path` is there already and `force` is not set, or it is something else than a bundle.
     """
     refuse_existing(path, force)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    except OSError as cause:
+        raise BundleError(f"A bundle cannot be written to {path} ({cause.strerror}). Choose another place with -o.") from cause
     temporary.chmod(0o755)
     try:
         yield BundleDirectory(temporary)
@@ -57,7 +61,10 @@ def new_bundle(path: Path, force: bool) -> Iterator[BundleDirectory]:
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """Raise BundleError when a bundle may not be written to `path`."""
+    """Raise BundleError when a bundle may not or cannot be written to `path`."""
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK) or path.is_symlink():
+        raise BundleError(f"A bundle cannot be written to {path}: a file, a link or missing rights are in the way. Choose another with -o.")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not BundleDirectory.is_one(path):

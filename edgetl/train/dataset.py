@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgetl.core.config import FinetuneConfig
 from edgetl.core.errors import DataError
 from edgetl.train.folders import FoundFiles, Part, Rejected, find_files
 from edgetl.train.reading import ReadFile, read_files
@@ -51,13 +52,20 @@ def read_data(data: Path, val_split: float, seed: int, report: Callable[[int, in
     """
     folder = data.expanduser().absolute()
     found = find_files(folder)
+    ignored = found.given_split and val_split == 0
+    if ignored:
+        found = replace(found, files=[file for file in found.files if file.part == "train"])
     read, broken = read_files(found.files, report)
     rejected = sorted([*found.rejected, *broken], key=lambda entry: entry.path)
     _check_classes(found, read, broken)
     parts = [one.file.part or "train" for one in read] if found.given_split else split_files(read, val_split, seed)
     rows = [SplitRow(one.file.path, one.file.label, part) for one, part in zip(read, parts, strict=True)]
     warnings = [*_rejected_warning(rejected), *_duplicate_warnings(folder, read, parts)]
-    if found.given_split or val_split > 0:
+    if ignored:
+        warnings.append("--val-split 0: the folder's own validation images are left out.")
+    elif found.given_split and val_split != FinetuneConfig.val_split:
+        warnings.append("--val-split is not used: the folder has a validation part of its own.")
+    if (found.given_split or val_split > 0) and not ignored:
         warnings += _unvalidated_warning(found.labels, rows)
     return DataSet(folder, found.labels, rows, rejected, warnings, _fingerprint(folder, rows, read))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 import time
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -22,12 +21,13 @@ from edgetl.train.augmentation import Augmentation
 from edgetl.train.computing import Computing, choose_computing
 from edgetl.train.dataset import DataSet, read_data
 from edgetl.train.evaluation import Evaluation, evaluate
+from edgetl.train.folders import find_files
 from edgetl.train.freezing import check_unfreeze
 from edgetl.train.loading import Images, Loader, default_workers
 from edgetl.train.metrics import train_metrics, val_metrics
 from edgetl.train.models import AdaptedNetwork, adapt
 from edgetl.train.networks import known_architecture, preprocessing_for
-from edgetl.train.output import choose_output, create
+from edgetl.train.output import Place, choose_output
 from edgetl.train.plots import draw_plots
 from edgetl.train.progress import Progress, Silent
 from edgetl.train.recipe import Phase, Training, plan_phases
@@ -66,7 +66,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> RunDir
     started = time.perf_counter()
     prepared = _prepare(config, progress)
     read_s = time.perf_counter() - started
-    create(prepared.run)
+    place = Place(prepared.run)
     training: Training | None = None
     try:
         _write_beginnings(prepared)
@@ -76,10 +76,13 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> RunDir
         _finish(prepared, training, started)
     except BaseException as cause:
         if training is None or training.best is None:
-            shutil.rmtree(prepared.run.path, ignore_errors=True)
+            place.give_back()
+        else:
+            place.keep()
         if isinstance(cause, KeyboardInterrupt):
             raise KeyboardInterrupt(_interrupted(prepared.run, training)) from None
         raise
+    place.keep()
     return prepared.run
 
 
@@ -94,6 +97,8 @@ def _prepare(config: FinetuneConfig, progress: Progress) -> _Prepared:
     if config.weights == "none":
         unfreeze = "all"
     phases = plan_phases(config, unfreeze)
+    # Before a download of weights: a missing folder is told at once.
+    find_files(config.data.expanduser().absolute())
     weights = read_weights(config.weights, config.model)
     data = read_data(config.data, config.val_split, config.seed, progress.files)
     torch.manual_seed(config.seed)
@@ -200,7 +205,7 @@ def _interrupted(run: RunDirectory, training: Training | None) -> str:
     best = training.best
     accuracy = f", validation accuracy {best.val_accuracy:.3f}" if best.val_accuracy is not None else ""
     return (
-        f"Interrupted after {len(training.records)} epochs. {run.path} holds the best so far (epoch {best.epoch}{accuracy}): "
+        f"Interrupted after epoch {len(training.records)}. {run.path} holds the best so far (epoch {best.epoch}{accuracy}): "
         f"`edgetl export {run.path}` takes it as it is; finetune with --force trains anew."
     )
 

@@ -59,6 +59,11 @@ def find_files(data: Path) -> FoundFiles:
     folders = {entry.name.lower(): entry for entry in _folders(data)}
     validation = next((folders[name] for name in _VALIDATION_NAMES if name in folders and _folders(folders[name])), None)
     train = folders.get("train") if "train" in folders and _folders(folders["train"]) else None
+    empty = next((folders[name] for name in _VALIDATION_NAMES if name in folders), None) if validation is None else None
+    if train and empty:
+        raise DataError(f"{empty} has no class folders, though {train} has. Fill it, or remove it to have {train.name}/ split.")
+    if validation and train is None:
+        raise DataError(f"{data} has {validation.name}/ but no train/ with class folders. Give both, or one folder of classes.")
     rejected = _beside(data)
     if train is None:
         labels, files, more = _classes(data, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 from edgetl.core.errors import RunError
@@ -29,15 +30,38 @@ def choose_output(output: Path | None, data: Path, model: str, force: bool) -> R
     return RunDirectory(path)
 
 
-def create(run: RunDirectory) -> None:
-    """Make the place empty; what `choose_output` found replaceable is removed."""
-    if run.path.exists():
-        _check_replaceable(run.path)
-        shutil.rmtree(run.path)
-    try:
-        run.path.mkdir(parents=True)
-    except OSError as cause:
-        raise RunError(f"{run.path} cannot be created ({cause.strerror}). Choose another run directory with -o.") from cause
+class Place:
+    """The place of a new run; an older one that it replaces lies aside until the new one has something to show."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        """Make the place empty.
+
+        Raises:
+            RunError: it is not replaceable after all, or cannot be created.
+        """
+        self._path = run.path
+        self._older: Path | None = None
+        try:
+            if run.path.exists():
+                _check_replaceable(run.path)
+                aside = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.replaced-", dir=run.path.parent))
+                self._older = run.path.rename(aside / run.path.name)
+            run.path.mkdir(parents=True)
+        except OSError as cause:
+            self.give_back()
+            raise RunError(f"{run.path} cannot be created ({cause.strerror}). Choose another run directory with -o.") from cause
+
+    def keep(self) -> None:
+        """The new run stays; the older one is removed."""
+        if self._older is not None:
+            shutil.rmtree(self._older.parent, ignore_errors=True)
+
+    def give_back(self) -> None:
+        """The new run came to nothing: it is removed, and the older one is where it was."""
+        shutil.rmtree(self._path, ignore_errors=True)
+        if self._older is not None:
+            self._older.rename(self._path)
+            self._older.parent.rmdir()
 
 
 def _check_replaceable(path: Path) -> None:

@@ -37,8 +37,16 @@ def test_json_holds_every_file_and_the_good_ones_are_done(edgetl: Run, stock_bun
         assert len(probabilities) == 3
         assert probabilities == sorted(probabilities, reverse=True)
     assert "broken.png" in done.stderr
-    assert "1 of 4 images could not be read" in done.stderr
+    assert "1 of the images asked for could not be read; 3 are labelled" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_argument_that_names_nothing_does_not_stop_the_rest(edgetl: Run, stock_bundle: Path, photos: Path) -> None:
+    done = edgetl("predict", stock_bundle, "nothing.jpg", photos / "gear_0000.jpg", photos / "*.txt", "--csv", "-k", 1)
+    assert done.returncode == 1
+    assert len(list(csv.DictReader(io.StringIO(done.stdout)))) == 1
+    assert "Nothing at nothing.jpg" in done.stderr
+    assert "*.txt" in done.stderr
 
 
 def test_csv_and_table_agree(edgetl: Run, stock_bundle: Path, photos: Path) -> None:

@@ -274,3 +274,15 @@ def test_a_run_without_its_split(tmp_path: Path) -> None:
     write_json(run.config, {"config": {"data": "x"}})
     with pytest.raises(RunError, match="split cannot be read"):
         read_split(run)
+
+
+def test_an_empty_validation_folder_is_not_silently_replaced_by_a_split(make_images: MakeImages) -> None:
+    data = make_images("data", ["train/a", "train/b"])
+    (data / "val").mkdir()
+    with pytest.raises(DataError, match="val has no class folders"):
+        find_files(data)
+
+
+def test_a_lone_validation_folder_is_told(make_images: MakeImages) -> None:
+    with pytest.raises(DataError, match="no train/"):
+        find_files(make_images("data", ["val/a", "val/b"]))

@@ -378,3 +378,28 @@ def test_ctrl_c_before_the_first_epoch_leaves_nothing(config: FinetuneConfig) ->
         finetune(config, Impatient())
     assert config.output is not None
     assert not config.output.exists()
+
+
+def test_force_gives_the_old_run_back_when_the_new_one_comes_to_nothing(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = finetune(config)
+    before = {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+
+    def explode(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgetl.train.recipe.Training._train", explode)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            finetune(replace(config, force=True))
+    assert {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == before
+    assert not list(run.path.parent.glob(".*replaced*"))
+    finetune(replace(config, force=True, seed=config.seed + 1))
+    assert (run.path / "config.json").read_bytes() != before["config.json"]
+    assert not list(run.path.parent.glob(".*replaced*"))
+
+
+def test_val_split_0_leaves_given_validation_images_out(parts: Path, config: FinetuneConfig) -> None:
+    run = finetune(replace(config, data=parts, val_split=0.0))
+    metrics = json.loads(run.metrics.read_text())
+    assert metrics["val"] is None
+    assert metrics["train"]["images"] == 40

@@ -71,11 +71,17 @@ def bench(config: BenchConfig, progress: Progress | None = None, protocol: Bench
         able = able if any(contender.candidate.runtime != "pytorch" for contender in able) else []
 
         rounds, interrupted = Rounds(), False
+        died: BenchError | None = None
         before, cpu_before = device_state(), _own_cpu_s()
         try:
             rounds.measure(able, config.rounds if able else 0, config.seed, folder, report)
         except KeyboardInterrupt:
             interrupted = True
+        except BenchError as error:
+            # Whole rounds before a worker's death are as good as ever.
+            if len(rounds.order) < MIN_ROUNDS:
+                raise
+            interrupted, died = True, error
         after, own_cpu_s = device_state(), _own_cpu_s() - cpu_before
 
     if interrupted and len(rounds.order) < MIN_ROUNDS:
@@ -99,6 +105,8 @@ def bench(config: BenchConfig, progress: Progress | None = None, protocol: Bench
         interrupted=interrupted,
     )
     result = _keep(result, config, target, created)
+    if died is not None:
+        raise BenchError(f"{died} {len(rounds.order)} whole rounds are kept in {result.path}.") from died
     if interrupted:
         raise KeyboardInterrupt(f"Interrupted: {len(rounds.order)} whole rounds are kept in {result.path}.")
     return result
