@@ -9,6 +9,7 @@ import typer
 
 from edgetl.cli.console import err, out
 from edgetl.core.architectures import architectures
+from edgetl.core.files import SCHEMA
 
 
 def models(
@@ -18,7 +19,7 @@ def models(
     """List the architectures that `finetune --model` takes, with parameters, input size and head."""
     chosen = [row for row in architectures().values() if pattern.lower() in row.name]
     if as_json:
-        typer.echo(json.dumps({"schema": 1, "kind": "models", "models": [row.to_json() for row in chosen]}, indent=2))
+        typer.echo(json.dumps({"schema": SCHEMA, "kind": "models", "models": [row.to_json() for row in chosen]}, indent=2))
         return
     if not chosen:
         err.print(f"No architecture's name contains {pattern!r}. `edgetl models` lists all.", markup=False)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgetl.cli.console import err, out
+from edgetl.core.files import SCHEMA
 
 if TYPE_CHECKING:
     from edgetl.device.prediction import Prediction
@@ -80,7 +81,7 @@ def _json(predictions: Iterable[Prediction]) -> list[Prediction]:
         }
         for prediction in done
     ]
-    json.dump({"schema": 1, "kind": "predictions", "images": content}, sys.stdout, indent=2, ensure_ascii=False)
+    json.dump({"schema": SCHEMA, "kind": "predictions", "images": content}, sys.stdout, indent=2, ensure_ascii=False)
     sys.stdout.write("\n")
     return done
 

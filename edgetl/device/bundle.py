@@ -6,18 +6,17 @@ import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.core.config import InputKind
 from edgetl.core.errors import BundleError, ConfigError
 from edgetl.core.files import read_json, sha256_file
 from edgetl.core.layout import BundleDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.images import load_image
-
-InputKind = Literal["image", "tensor"]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgetl.core.config import InputKind
 from edgetl.core.errors import BundleError
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.bundle import Bundle, InputKind, open_bundle, read_metadata
+from edgetl.device.bundle import Bundle, open_bundle, read_metadata
 from edgetl.device.preprocessing import preprocess
 from edgetl.device.session import create_session
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgetl.core.config import InputKind
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.bundle import Bundle, InputKind
+from edgetl.device.bundle import Bundle
 from edgetl.device.images import load_image
 from edgetl.device.preprocessing import normalise, resize_and_crop
 
