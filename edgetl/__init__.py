@@ -26,7 +26,7 @@ _PUBLIC = {
     "open_classifier": "edgetl.device.classifier:open_classifier",
     "load_image": "edgetl.device.images:load_image",
     "EdgetlError": "edgetl.core.errors:EdgetlError",
-    "FinetuneConfig": "edgetl.core.config:FinetuneConfig",
+    "FinetuneConfig": "edgetl.core.finetuning:FinetuneConfig",
     "ExportConfig": "edgetl.core.config:ExportConfig",
     "BenchConfig": "edgetl.core.config:BenchConfig",
 }

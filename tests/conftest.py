@@ -18,6 +18,12 @@ ARCHITECTURE, IMAGE_SIZE = "mobilenet_v3_small", 64
 """Small enough to train and export in seconds."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests cache is neither found in nor left for anything else; processes that they start inherit it."""
+    os.environ["EDGETL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real photos and weights beside the checkout; in CI it must be there."""

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from edgetl.core.config import ExportConfig, FinetuneConfig
+from edgetl.core.config import ExportConfig
+from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import RunDirectory
 from edgetl.device.images import load_image
 from edgetl.device.preprocessing import preprocess

@@ -16,6 +16,7 @@ from edgetl.cli.export import export
 from edgetl.cli.finetune import finetune
 from edgetl.cli.models import models
 from edgetl.cli.predict import predict
+from edgetl.cli.presets import presets
 from edgetl.core.errors import EdgetlError
 from edgetl.core.registry import missing_package
 
@@ -47,6 +48,7 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
 
 app.command()(finetune)
 app.command()(models)
+app.command()(presets)
 app.command()(export)
 app.command()(bench)
 app.command()(predict)

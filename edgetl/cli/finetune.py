@@ -3,118 +3,102 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from edgetl.cli import finetune_options as options
 from edgetl.cli.console import err, out
-from edgetl.core.config import Augment, Device, FinetuneConfig, Precision
+from edgetl.core.errors import ConfigError
+from edgetl.core.options import parse_duration, parse_size, raise_all
+from edgetl.core.presets import parse_augment, resolve
 
 if TYPE_CHECKING:
     from edgetl.core.layout import RunDirectory
 
-MODEL, TRAINING, MACHINE = "Model", "Training", "Machine"
-
 
 def finetune(
-    data: Annotated[
-        Path,
-        typer.Argument(
-            help="A folder with train/ and val/ folders of classes, or one folder of classes.", metavar="DATA", show_default=False
-        ),
-    ],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The run directory to write.", show_default="runs/<data>-<model>")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing run directory.")] = False,
-    model: Annotated[
-        str, typer.Option(help="A torchvision classification architecture; `edgetl models` lists them.", rich_help_panel=MODEL)
-    ] = FinetuneConfig.model,
-    weights: Annotated[
-        str,
-        typer.Option(
-            help="imagenet (torchvision's download), none, a .safetensors or .pth file, or a folder of <architecture>.safetensors.",
-            rich_help_panel=MODEL,
-        ),
-    ] = FinetuneConfig.weights,
-    image_size: Annotated[
-        int | None,
-        typer.Option(help="Side of the network's square input, pixels.", show_default="the architecture's own", rich_help_panel=MODEL),
-    ] = None,
-    epochs: Annotated[
-        int, typer.Option(help="Epochs of phase 1: the new head on the frozen backbone.", rich_help_panel=TRAINING)
-    ] = FinetuneConfig.epochs,
-    lr: Annotated[float, typer.Option(help="Adam's learning rate in phase 1.", rich_help_panel=TRAINING)] = FinetuneConfig.lr,
-    unfreeze: Annotated[
-        str,
-        typer.Option(
-            help="What phase 2 trains besides the head: a number of last blocks, head (none of them), all, or auto: "
-            "the fewest last blocks with half of the backbone's parameters (3 of mobilenet_v2's 19).",
-            rich_help_panel=TRAINING,
-        ),
-    ] = FinetuneConfig.unfreeze,
-    finetune_epochs: Annotated[int, typer.Option(help="Epochs of phase 2.", rich_help_panel=TRAINING)] = FinetuneConfig.finetune_epochs,
-    finetune_lr: Annotated[
-        float, typer.Option(help="Adam's learning rate in phase 2.", rich_help_panel=TRAINING)
-    ] = FinetuneConfig.finetune_lr,
-    batch_size: Annotated[int, typer.Option(help="Images a step.", rich_help_panel=TRAINING)] = FinetuneConfig.batch_size,
-    augment: Annotated[Augment, typer.Option(help="Strength of the augmentation of training images.", rich_help_panel=TRAINING)] = "light",
-    val_split: Annotated[
-        float,
-        typer.Option(
-            help="Share of each class held back for validation where DATA has no val/ of its own; 0 trains without validation.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = FinetuneConfig.val_split,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the split, the head, the order of images and the augmentation.", rich_help_panel=TRAINING)
-    ] = FinetuneConfig.seed,
-    device: Annotated[Device, typer.Option(help="Where to train; auto takes CUDA where there is one.", rich_help_panel=MACHINE)] = "auto",
-    precision: Annotated[
-        Precision, typer.Option(help="Arithmetic; auto is bf16 on CUDA devices that have it, fp32 elsewhere.", rich_help_panel=MACHINE)
-    ] = "auto",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Processes that decode and augment; 0 works in the training process.", show_default="by cores", rich_help_panel=MACHINE
-        ),
-    ] = None,
+    data: options.Data,
+    output: options.Output = None,
+    force: options.Force = False,
+    preset: options.Preset = None,
+    config: options.ConfigFile = None,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    image_size: options.ImageSize = None,
+    head_width: options.HeadWidth = None,
+    dropout: options.Dropout = None,
+    epochs: options.Epochs = None,
+    lr: options.Lr = None,
+    unfreeze: options.Unfreeze = None,
+    finetune_epochs: options.FinetuneEpochs = None,
+    finetune_lr: options.FinetuneLr = None,
+    batch_size: options.BatchSize = None,
+    batch_norm: options.BatchNormMode = None,
+    schedule: options.ScheduleKind = None,
+    warmup: options.Warmup = None,
+    lr_decay: options.LrDecay = None,
+    weight_decay: options.WeightDecay = None,
+    clip_gradient: options.ClipGradient = None,
+    label_smoothing: options.LabelSmoothing = None,
+    ema: options.Ema = None,
+    patience: options.Patience = None,
+    target_accuracy: options.TargetAccuracy = None,
+    budget: options.Budget = None,
+    augment: options.Augmentation = None,
+    views: options.Views = None,
+    mixup: options.Mixup = None,
+    cutmix: options.Cutmix = None,
+    class_weights: options.ClassWeighting = None,
+    sampling: options.SamplingKind = None,
+    val_split: options.ValSplit = None,
+    seed: options.Seed = None,
+    device: options.DeviceKind = None,
+    precision: options.PrecisionKind = None,
+    workers: options.Workers = None,
+    cache_budget: options.CacheBudget = None,
+    compile: options.Compile = None,
 ) -> None:
     """Adapt a pretrained classifier to a folder of images.
 
     Writes a run directory: the weights of the best epoch, metrics, the split, and plots. `edgetl export RUN` is next.
     """
-    config = FinetuneConfig(
-        data=data,
-        output=output,
-        model=model,
-        weights=weights,
-        image_size=image_size,
-        epochs=epochs,
-        lr=lr,
-        unfreeze=unfreeze,
-        finetune_epochs=finetune_epochs,
-        finetune_lr=finetune_lr,
-        batch_size=batch_size,
-        augment=augment,
-        val_split=val_split,
-        device=device,
-        precision=precision,
-        workers=workers,
-        seed=seed,
-        force=force,
-    )
+    # First of all, while the parameters are the only local variables.
+    parameters = dict(locals())
+    given = {name: value for name, value in parameters.items() if value is not None and name not in ("data", "preset", "config")}
+    settings = resolve(data, preset, config, _parsed(given))
     from edgetl.cli.finetune_progress import open_progress
     from edgetl.train.finetune import finetune as run_finetune
 
     try:
         with open_progress(err) as progress:
-            run = run_finetune(config, progress)
+            run = run_finetune(settings, progress)
     except KeyboardInterrupt as interrupt:
         # Typer would turn it into a bare exit status and lose what it says.
         err.print(str(interrupt) or "Interrupted: nothing was kept.", style="yellow", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
     _summarise(run)
+
+
+def _parsed(given: dict[str, Any]) -> dict[str, Any]:
+    """Field name to value, of options as they were typed."""
+    parsed: dict[str, Any] = {}
+    problems = []
+    for name, value in given.items():
+        try:
+            if name == "augment":
+                field, strength_or_file = parse_augment(value)
+                parsed[field] = strength_or_file
+            elif name == "budget":
+                parsed["budget_s"] = parse_duration(value)
+            elif name == "cache_budget":
+                parsed[name] = parse_size(value)
+            else:
+                parsed[name] = value
+        except ConfigError as cause:
+            problems.append(f"--{name.replace('_', '-')}: {cause}")
+    raise_all(problems)
+    return parsed
 
 
 def _summarise(run: RunDirectory) -> None:

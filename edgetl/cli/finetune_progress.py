@@ -30,6 +30,9 @@ class PlainLog:
     def files(self, done: int, total: int) -> None:
         """Nothing: the number of images follows as a note."""
 
+    def prepared(self, done: int, total: int) -> None:
+        """Nothing: it is over in seconds."""
+
     def step(self, step: Step) -> None:
         """Nothing: a log grows by epochs."""
 
@@ -52,8 +55,15 @@ class Bar(PlainLog):
 
     def files(self, done: int, total: int) -> None:
         """Move the bar of files."""
+        self._count("checking images", done, total)
+
+    def prepared(self, done: int, total: int) -> None:
+        """Move the bar of views."""
+        self._count("running frozen blocks", done, total)
+
+    def _count(self, what: str, done: int, total: int) -> None:
         if self._task is None:
-            self._task = self._bar.add_task("checking images", total=total, figures="")
+            self._task = self._bar.add_task(what, total=total, figures="")
         self._bar.update(self._task, completed=done)
         if done == total:
             self._bar.remove_task(self._task)

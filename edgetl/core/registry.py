@@ -16,6 +16,11 @@ BACKENDS = {
 }
 """Benchmark backends: runtime name to class; see edgetl.device.backends for the protocol."""
 
+PREFIXES = {
+    "onnxruntime": "edgetl.export.prefix:onnx_prefix",
+}
+"""Runtimes for frozen blocks beside PyTorch: name to a function (module, example inputs) -> function; see edgetl.train.prefix."""
+
 EXTRAS = {
     "torch": "train", "torchvision": "train", "albumentations": "train", "safetensors": "train", "matplotlib": "train",
     "onnx": "train", "onnxscript": "train", "onnxruntime": "cpu",

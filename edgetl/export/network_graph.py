@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgetl.core.errors import ExportError
 from edgetl.export.preprocessing_graph import PIXELS
@@ -37,16 +37,34 @@ def network_graph(network: nn.Module, image_size: int, classes: int, opset: int)
         ExportError: the exporter refuses the network or gives it other dimensions than [batch, classes].
     """
     # Two images: a batch of one may be specialised into the graph.
-    example = torch.zeros(2, 3, image_size, image_size)
+    model = export_module(network, (torch.zeros(2, 3, image_size, image_size),), [PIXELS], [LOGITS], opset)
+    written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if written != opset:
+        raise ExportError(f"PyTorch {torch.__version__} wrote opset {written} where {opset} was asked for. Use --opset {written}.")
+    _assert_dimensions(model, image_size, classes)
+    module_outputs = _module_outputs(model)
+    _strip(model)
+    return NetworkGraph(model, module_outputs)
+
+
+def export_module(
+    module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str] | None = None, opset: int = 18
+) -> onnx.ModelProto:
+    """Any module (values, ...) -> values as ONNX; the first axis of every value is a dynamic batch, two rows or more in `example`.
+
+    Raises:
+        ExportError: the exporter refuses the module.
+    """
+    batch = torch.export.Dim("batch")
     try:
         with _quiet():
             program = torch.onnx.export(
-                network,
-                (example,),
+                module,
+                example,
                 dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                input_names=[PIXELS],
-                output_names=[LOGITS],
+                dynamic_shapes=({0: batch},) * len(example),
+                input_names=inputs,
+                output_names=outputs,
                 opset_version=opset,
                 optimize=True,
                 external_data=False,
@@ -55,19 +73,13 @@ def network_graph(network: nn.Module, image_size: int, classes: int, opset: int)
     except Exception as cause:  # the exporter raises its own, torch's and onnxscript's exceptions
         reason = str(cause).strip().splitlines() or [type(cause).__name__]
         raise ExportError(
-            f"PyTorch {torch.__version__} cannot export {type(network).__name__} at {image_size} px to opset {opset}: {reason[0]} "
+            f"PyTorch {torch.__version__} cannot export {type(module).__name__} "
+            f"for inputs {[tuple(value.shape[1:]) for value in example]} to opset {opset}: {reason[0]} "
             "Try another --opset, or a newer torch and onnxscript."
         ) from cause
     if program is None:
-        raise ExportError(f"PyTorch {torch.__version__} returned no ONNX program for {type(network).__name__}.")
-    model = program.model_proto
-    written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if written != opset:
-        raise ExportError(f"PyTorch {torch.__version__} wrote opset {written} where {opset} was asked for. Use --opset {written}.")
-    _assert_dimensions(model, image_size, classes)
-    module_outputs = _module_outputs(model)
-    _strip(model)
-    return NetworkGraph(model, module_outputs)
+        raise ExportError(f"PyTorch {torch.__version__} returned no ONNX program for {type(module).__name__}.")
+    return program.model_proto
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
-"""Augmentation of training images: a function of (seed, epoch, image), whichever process computes it."""
+"""Augmentation of training images: a function of (seed, view, image), whichever process computes it."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import threading
+from pathlib import Path
 from typing import Any
 
 # albumentations asks a package registry for newer versions when it is imported.
@@ -13,31 +15,92 @@ import albumentations as A
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.config import Augment
+from edgetl.core.errors import ConfigError
+from edgetl.core.files import sha256_file
+from edgetl.core.finetuning import Augment
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.preprocessing import resize_and_crop
 
 
 class Augmentation:
-    """uint8 [height, width, 3] of any size to uint8 [crop, crop, 3]."""
+    """uint8 [height, width, 3] of any size to uint8 [crop, crop, 3]; safe to call from several threads and processes."""
 
-    def __init__(self, strength: Augment, preprocessing: Preprocessing, seed: int) -> None:
+    def __init__(self, strength: Augment, preprocessing: Preprocessing, seed: int, file: Path | None = None) -> None:
+        """Build the pipeline of a strength, or the one that `A.save` wrote to `file`.
+
+        Raises:
+            ConfigError: the file is no such pipeline, or it does not give RGB uint8 images.
+        """
+        self._strength: Augment = strength
         self._preprocessing = preprocessing
         self._seed = seed
-        steps = _steps(strength, preprocessing.crop)
-        self._compose = A.Compose(steps) if steps else None
+        self._file = file
+        self._own = threading.local()
+        self.name = f"{file.name} {sha256_file(_existing(file))}" if file else strength
+        """What the views depend on besides seed and preprocessing."""
+        if file:
+            self._try(file)
 
-    def __call__(self, image: NDArray[np.uint8], epoch: int, index: int) -> NDArray[np.uint8]:
-        """The view of image number `index` in `epoch`; `none` is exactly the preprocessing of evaluation."""
-        if self._compose is None:
+    def __call__(self, image: NDArray[np.uint8], view: int, index: int) -> NDArray[np.uint8]:
+        """View number `view` of image number `index`; `none` is exactly the preprocessing of evaluation."""
+        compose = self._compose
+        if compose is None:
             return resize_and_crop(image, self._preprocessing)
-        self._compose.set_random_seed(_seed_of(self._seed, epoch, index))
-        augmented: NDArray[np.uint8] = self._compose(image=image)["image"]
+        compose.set_random_seed(_seed_of(self._seed, view, index))
+        augmented: NDArray[np.uint8] = compose(image=image)["image"]
+        if augmented.shape[:2] != (self._preprocessing.crop,) * 2:
+            return resize_and_crop(augmented, self._preprocessing)
         return augmented
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_own"}
 
-def _seed_of(seed: int, epoch: int, index: int) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed} {epoch} {index}".encode(), digest_size=4).digest())
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _own=threading.local())
+
+    @property
+    def _compose(self) -> Any:
+        # Seeding changes the pipeline, so each thread has one of its own.
+        if not hasattr(self._own, "compose"):
+            if self._file:
+                self._own.compose = _load(self._file)
+            else:
+                steps = _steps(self._strength, self._preprocessing.crop)
+                self._own.compose = A.Compose(steps) if steps else None
+        return self._own.compose
+
+    def _try(self, file: Path) -> None:
+        gradient = np.linspace(0, 255, 96 * 128 * 3).reshape(96, 128, 3).astype(np.uint8)
+        try:
+            found = self._compose(image=gradient)["image"]
+        except ConfigError:
+            raise
+        except Exception as cause:  # whatever the transforms of a stranger raise
+            raise ConfigError(f"--augment {file}: the pipeline fails on an image of 96 x 128 pixels: {cause}.") from cause
+        if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.ndim != 3 or found.shape[2] != 3:
+            raise ConfigError(
+                f"--augment {file}: the pipeline does not give RGB images of uint8. "
+                "Leave Normalize and ToTensorV2 out: edgetl does their part."
+            )
+
+
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        raise ConfigError(
+            f"--augment {file}: no such file. Give none, light, medium, strong or a pipeline saved with albumentations' A.save."
+        )
+    return file
+
+
+def _load(file: Path) -> Any:
+    try:
+        return A.load(file, data_format="yaml" if file.suffix in (".yaml", ".yml") else "json")
+    except Exception as cause:  # json's, yaml's and albumentations' own
+        raise ConfigError(f"--augment {file} is not a pipeline that albumentations {A.__version__} saved: {cause}.") from cause
+
+
+def _seed_of(seed: int, view: int, index: int) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed} {view} {index}".encode(), digest_size=4).digest())
 
 
 def _steps(strength: Augment, size: int) -> list[Any]:

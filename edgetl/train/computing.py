@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from edgetl.core.config import Device, Precision
 from edgetl.core.errors import ConfigError
+from edgetl.core.finetuning import Device, Precision
 from edgetl.core.preprocessing import Preprocessing
 
 
@@ -20,6 +21,8 @@ class Computing:
 
     device: torch.device
     precision: Literal["fp32", "bf16"]
+    may_use_bf16: bool = False
+    """Whether bfloat16 may be taken where it is measured faster: nothing else was asked for, and the hardware has it."""
 
     @property
     def name(self) -> str:
@@ -38,7 +41,7 @@ class Computing:
 
 
 def choose_computing(device: Device, precision: Precision) -> Computing:
-    """`auto` takes CUDA where there is one, and bfloat16 on CUDA devices that have it.
+    """`auto` takes CUDA where there is one, bfloat16 on CUDA devices that have it, and on CPUs that have it where it is measured faster.
 
     Raises:
         ConfigError: what was asked for explicitly is not there; nothing falls back silently.
@@ -46,7 +49,19 @@ def choose_computing(device: Device, precision: Precision) -> Computing:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch sees no CUDA device. `edgetl doctor` shows why; --device cpu trains without one.")
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    has_bf16 = chosen.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if chosen.type == "cpu":
+        return Computing(chosen, "bf16" if precision == "bf16" else "fp32", precision == "bf16" or (precision == "auto" and cpu_has_bf16()))
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and not has_bf16:
         raise ConfigError("--precision bf16: this GPU has no bfloat16. Take --precision fp32.")
-    return Computing(chosen, "bf16" if precision == "bf16" or (precision == "auto" and chosen.type == "cuda" and has_bf16) else "fp32")
+    return Computing(chosen, "bf16" if precision != "fp32" and has_bf16 else "fp32")
+
+
+def cpu_has_bf16(proc: Path = Path("/proc")) -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware (AVX512_BF16 or AMX on x86, BF16 on ARM); without that PyTorch emulates it."""
+    try:
+        lines = (proc / "cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.partition(":")[2].split()}
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.config import FinetuneConfig
 from edgetl.core.errors import DataError
+from edgetl.core.finetuning import FinetuneConfig
+from edgetl.train.decoded import DecodedImages
 from edgetl.train.folders import FoundFiles, Part, Rejected, find_files
 from edgetl.train.reading import ReadFile, read_files
 from edgetl.train.splits import SplitRow, split_files
@@ -29,6 +30,8 @@ class DataSet:
     """Sentences for the user."""
     fingerprint: str
     """SHA-256 of every image's relative path, label, part and pixels."""
+    hashes: dict[Path, str]
+    """SHA-256 of each image's file."""
 
     def part(self, part: Part) -> list[SplitRow]:
         """The images of one part."""
@@ -40,12 +43,13 @@ class DataSet:
         return {"fingerprint": self.fingerprint, "counts": counts, "rejected": len(self.rejected), "warnings": self.warnings}
 
 
-def read_data(data: Path, val_split: float, seed: int, report: Callable[[int, int], None]) -> DataSet:
+def read_data(data: Path, val_split: float, seed: int, report: Callable[[int, int], None], decoded: DecodedImages | None = None) -> DataSet:
     """Find, decode, check and split the images of a folder.
 
     Args:
         val_split: share of each class for validation where the folder has no validation part of its own.
         report: called with (files done, files in all).
+        decoded: is offered what was decoded on the way.
 
     Raises:
         DataError: see `find_files`; or no file of a class can be decoded.
@@ -55,7 +59,7 @@ def read_data(data: Path, val_split: float, seed: int, report: Callable[[int, in
     ignored = found.given_split and val_split == 0
     if ignored:
         found = replace(found, files=[file for file in found.files if file.part == "train"])
-    read, broken = read_files(found.files, report)
+    read, broken = read_files(found.files, report, decoded or DecodedImages(0, 1))
     rejected = sorted([*found.rejected, *broken], key=lambda entry: entry.path)
     _check_classes(found, read, broken)
     parts = [one.file.part or "train" for one in read] if found.given_split else split_files(read, val_split, seed)
@@ -67,7 +71,9 @@ def read_data(data: Path, val_split: float, seed: int, report: Callable[[int, in
         warnings.append("--val-split is not used: the folder has a validation part of its own.")
     if (found.given_split or val_split > 0) and not ignored:
         warnings += _unvalidated_warning(found.labels, rows)
-    return DataSet(folder, found.labels, rows, rejected, warnings, _fingerprint(folder, rows, read))
+    return DataSet(
+        folder, found.labels, rows, rejected, warnings, _fingerprint(folder, rows, read), {one.file.path: one.sha256 for one in read}
+    )
 
 
 def _check_classes(found: FoundFiles, read: list[ReadFile], broken: list[Rejected]) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from edgetl.core.preprocessing import Preprocessing
-from edgetl.train.computing import Computing
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -56,14 +53,10 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], preprocessing: Preprocessing, computing: Computing
-) -> Evaluation:
-    """Run the network in evaluation mode over batches of (uint8 [batch, S, S, 3], int64 [batch])."""
-    network.eval()
+def evaluate(forward: Callable[..., Tensor], batches: Iterable[tuple[Sequence[Tensor], Tensor]]) -> Evaluation:
+    """Logits of batches of ((float32 values, ...), int64 labels); the caller sets the network to evaluation mode."""
     logits, targets = [], []
-    for pixels, labels in batches:
-        with computing.arithmetic():
-            logits.append(network(computing.network_input(pixels, preprocessing)).float().cpu())
-        targets.append(labels)
+    for values, labels in batches:
+        logits.append(forward(*values).float().cpu())
+        targets.append(labels.cpu())
     return Evaluation(torch.cat(logits), torch.cat(targets))

@@ -11,29 +11,37 @@ from typing import Any
 import torch
 
 import edgetl
-from edgetl.core.config import FinetuneConfig
 from edgetl.core.files import write_json
+from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.allocator import keep_freed_memory
 from edgetl.device.cores import available_cores
+from edgetl.device.memory import free_memory_bytes
 from edgetl.train.augmentation import Augmentation
 from edgetl.train.computing import Computing, choose_computing
 from edgetl.train.dataset import DataSet, read_data
-from edgetl.train.evaluation import Evaluation, evaluate
+from edgetl.train.decoded import DecodedImages
+from edgetl.train.evaluation import evaluate
 from edgetl.train.folders import find_files
 from edgetl.train.freezing import check_unfreeze
 from edgetl.train.loading import Images, Loader, default_workers
 from edgetl.train.metrics import train_metrics, val_metrics
 from edgetl.train.models import AdaptedNetwork, adapt
 from edgetl.train.networks import known_architecture, preprocessing_for
+from edgetl.train.optimising import Loss
 from edgetl.train.output import Place, choose_output
+from edgetl.train.phases import Phase, plan_phases
 from edgetl.train.plots import draw_plots
 from edgetl.train.progress import Progress, Silent
-from edgetl.train.recipe import Phase, Training, plan_phases
+from edgetl.train.recipe import Training
 from edgetl.train.splits import write_rejected, write_split
+from edgetl.train.staging import Materials, Stage, Staging
 from edgetl.train.weights import PretrainedWeights, read_weights
 
+_LEAST_SIDE = 768
+"""Pixels that training images keep on the shorter side when JPEG files are decoded at a part of their size: the same picture to a grey
+level after the resize; with much less, a random crop's edges would round visibly."""
 _PACKAGES = ("torch", "torchvision", "albumentations", "numpy", "pillow", "safetensors")
 
 
@@ -46,6 +54,8 @@ class _Prepared:
     preprocessing: Preprocessing
     computing: Computing
     phases: list[Phase]
+    augmentation: Augmentation
+    decoded: DecodedImages
     weights: PretrainedWeights | None
     adapted: AdaptedNetwork
 
@@ -70,10 +80,11 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> RunDir
     training: Training | None = None
     try:
         _write_beginnings(prepared)
-        training = _training(prepared, progress)
+        training = _training(prepared, progress, started)
         training.seconds["reading"] = read_s
-        training.run_phases(prepared.phases)
-        _finish(prepared, training, started)
+        staging = _staging(prepared, progress)
+        last = _train(prepared, training, staging)
+        _finish(prepared, training, last, staging, started)
     except BaseException as cause:
         if training is None or training.best is None:
             place.give_back()
@@ -97,10 +108,13 @@ def _prepare(config: FinetuneConfig, progress: Progress) -> _Prepared:
     if config.weights == "none":
         unfreeze = "all"
     phases = plan_phases(config, unfreeze)
+    augmentation = Augmentation(config.augment, preprocessing, config.seed, config.augment_file)
     # Before a download of weights: a missing folder is told at once.
     find_files(config.data.expanduser().absolute())
     weights = read_weights(config.weights, config.model)
-    data = read_data(config.data, config.val_split, config.seed, progress.files)
+    budget = free_memory_bytes() // 4 if config.cache_budget is None else config.cache_budget
+    decoded = DecodedImages(budget, max(_LEAST_SIDE, 3 * preprocessing.resize))
+    data = read_data(config.data, config.val_split, config.seed, progress.files, decoded)
     torch.manual_seed(config.seed)
     adapted = adapt(config.model, preprocessing.crop, len(data.labels), config.head_width, config.dropout, weights)
     for phase in phases:
@@ -115,9 +129,10 @@ def _prepare(config: FinetuneConfig, progress: Progress) -> _Prepared:
         unfreeze=unfreeze,
         device="cuda" if computing.device.type == "cuda" else "cpu",
         precision=computing.precision,
-        workers=default_workers(images, available_cores()) if config.workers is None else config.workers,
+        workers=default_workers(images, available_cores(), computing.device.type) if config.workers is None else config.workers,
+        cache_budget=budget,
     )
-    return _Prepared(resolved, run, data, preprocessing, computing, phases, weights, adapted)
+    return _Prepared(resolved, run, data, preprocessing, computing, phases, augmentation, decoded, weights, adapted)
 
 
 def _tell(data: DataSet, config: FinetuneConfig, progress: Progress) -> None:
@@ -148,34 +163,61 @@ def _write_beginnings(prepared: _Prepared) -> None:
     write_rejected(prepared.run, prepared.data.folder, prepared.data.rejected)
 
 
-def _training(prepared: _Prepared, progress: Progress) -> Training:
-    config, rows, computing = prepared.config, prepared.data.rows, prepared.computing
-    prepared.adapted.network.to(device=computing.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    augmentation = Augmentation(config.augment, prepared.preprocessing, config.seed)
-    images = Images(rows, prepared.data.labels, augmentation, prepared.preprocessing)
-    workers = config.workers or 0
+def _training(prepared: _Prepared, progress: Progress, started: float) -> Training:
+    config, data = prepared.config, prepared.data
+    labels = torch.tensor([data.labels.index(row.label) for row in data.part("train")])
     return Training(
+        config=config,
         run=prepared.run,
         adapted=prepared.adapted,
-        loader=Loader(images, config.batch_size, workers, config.seed, pin_memory=computing.device.type == "cuda"),
-        train=[index for index, row in enumerate(rows) if row.split == "train"],
-        val=[index for index, row in enumerate(rows) if row.split == "val"],
-        preprocessing=prepared.preprocessing,
-        computing=computing,
+        loss=Loss(config, labels, len(data.labels), prepared.computing.device),
+        images=len(labels),
+        validated=bool(data.part("val")),
         progress=progress,
+        deadline=started + config.budget_s if config.budget_s else None,
     )
 
 
-def _finish(prepared: _Prepared, training: Training, started: float) -> None:
+def _staging(prepared: _Prepared, progress: Progress) -> Staging:
+    config, rows, computing = prepared.config, prepared.data.rows, prepared.computing
+    prepared.adapted.network.to(device=computing.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = Images(rows, prepared.data.labels, prepared.augmentation, prepared.preprocessing, prepared.decoded)
+    parts = {part: [index for index, row in enumerate(rows) if row.split == part] for part in ("train", "val")}
+    facts = {
+        "format": 1,
+        "model": config.model,
+        "weights": prepared.weights.sha256 if prepared.weights else None,
+        "preprocessing": prepared.preprocessing.to_json(),
+        "augmentation": prepared.augmentation.name,
+        "seed": config.seed,
+        "versions": _versions(),
+        "images": {part: [(index, prepared.data.hashes[rows[index].path]) for index in indices] for part, indices in parts.items()},
+    }
+    loader = Loader(images, config.workers or 0, pin_memory=computing.device.type == "cuda")
+    materials = Materials(
+        config, prepared.adapted, loader, parts["train"], parts["val"], prepared.preprocessing, computing, facts, progress
+    )
+    return Staging(materials, prepared.phases)
+
+
+def _train(prepared: _Prepared, training: Training, staging: Staging) -> Stage:
+    started = time.perf_counter()
+    stages = staging.stages()
+    training.seconds["frozen_blocks"] = time.perf_counter() - started
+    left = sum(stage.phase.epochs for stage in stages)
+    for stage in stages:
+        if training.best is None or not training.reached_target():
+            training.run_stage(stage, left)
+        left -= stage.phase.epochs
+    return stages[-1]
+
+
+def _finish(prepared: _Prepared, training: Training, last: Stage, staging: Staging, started: float) -> None:
     evaluating = time.perf_counter()
-    network, loader = training.adapted.network, training.loader
-
-    def answers(indices: list[int]) -> Evaluation:
-        return evaluate(network, loader.evaluation(indices), prepared.preprocessing, prepared.computing)
-
-    train = answers(list(training.train))
-    val = answers(list(training.val)) if training.val else None
-    rows = [prepared.data.rows[index] for index in training.val]
+    network = training.adapted.network.eval()
+    train = evaluate(last.forward, last.feed.plain())
+    val = training.evaluate(last)
+    rows = prepared.data.part("val")
     draw_plots(prepared.run, training.records, training.best, val, rows, prepared.data.labels)
     training.seconds["evaluation"] = time.perf_counter() - evaluating
     assert training.best is not None
@@ -189,12 +231,14 @@ def _finish(prepared: _Prepared, training: Training, started: float) -> None:
             "seconds": {"total": time.perf_counter() - started, **training.seconds},
             "parameters": {"total": sum(parameter.numel() for parameter in network.parameters()), "trainable": training.trainable},
             "device": prepared.computing.name,
-            "precision": prepared.computing.precision,
+            "precision": last.computing.precision,
             "weights": {
                 "source": prepared.weights.source if prepared.weights else "none",
                 "sha256": prepared.weights.sha256 if prepared.weights else None,
             },
             "best_epoch": training.best.epoch,
+            "ended": training.ended,
+            "frozen_blocks": staging.report,
         },
     )
 

@@ -1,49 +1,69 @@
-"""Images to batches: one pool of workers for training, validation and final evaluation.
+"""Images to batches of views, in worker processes or on the threads of this one; the pixels are the same.
 
-A key (epoch, index) travels to the worker, so that persistent workers know the epoch without being told. Batches cross processes as uint8
-[batch, S, S, 3]: a quarter of the bytes, and channels last without a copy.
+A key (view, index) says all: which image, and how it is augmented. Batches are uint8 [batch, S, S, 3]: a quarter of the bytes on the way
+to a GPU, and channels last without a copy.
 """
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from edgetl.core.preprocessing import Preprocessing
+from edgetl.device.cores import available_cores
 from edgetl.device.images import load_image
 from edgetl.device.preprocessing import resize_and_crop
 from edgetl.train.augmentation import Augmentation
+from edgetl.train.decoded import DecodedImages
 from edgetl.train.splits import SplitRow
 
 Key = tuple[int | None, int]
-"""(epoch, index of the image); without an epoch: evaluation's preprocessing."""
+"""(view, index of the image); view None is evaluation's preprocessing."""
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """Decodes one image and gives its view: augmented for an epoch of training, plain for evaluation."""
+    """Decodes one image and gives one view of it: augmented for training, or as the device will see it."""
 
-    def __init__(self, rows: Sequence[SplitRow], labels: Sequence[str], augmentation: Augmentation, preprocessing: Preprocessing) -> None:
-        self._files = [(row.path, labels.index(row.label)) for row in rows]
+    def __init__(
+        self,
+        rows: Sequence[SplitRow],
+        labels: Sequence[str],
+        augmentation: Augmentation,
+        preprocessing: Preprocessing,
+        decoded: DecodedImages,
+    ) -> None:
+        number = {label: index for index, label in enumerate(labels)}
+        self._files = [(row.path, number[row.label]) for row in rows]
         self._augmentation = augmentation
         self._preprocessing = preprocessing
+        self._decoded = decoded
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         """(uint8 [S, S, 3], label)."""
-        epoch, index = key
-        path, label = self._files[index]
-        image = load_image(path)
-        view = resize_and_crop(image, self._preprocessing) if epoch is None else self._augmentation(image, epoch, index)
-        return torch.from_numpy(np.array(view)), label
+        return torch.from_numpy(np.array(self.view(key))), self._files[key[1]][1]
+
+    def view(self, key: Key) -> NDArray[np.uint8]:
+        """uint8 [S, S, 3]."""
+        view, index = key
+        path = self._files[index][0]
+        if view is None:
+            return resize_and_crop(load_image(path), self._preprocessing)
+        return self._augmentation(self._decoded[path], view, index)
+
+    def labels(self, indices: Sequence[int]) -> Tensor:
+        """int64 [images]."""
+        return torch.tensor([self._files[index][1] for index in indices], dtype=torch.int64)
 
     def __len__(self) -> int:
         """Images, of training and validation together."""
@@ -65,45 +85,54 @@ class _Plan(Sampler[list[Key]]):
 class Loader:
     """Batches of (uint8 [batch, S, S, 3], int64 [batch])."""
 
-    def __init__(self, images: Images, batch_size: int, workers: int, seed: int, pin_memory: bool) -> None:
+    def __init__(self, images: Images, workers: int, pin_memory: bool = False) -> None:
+        """Without workers the threads of a pool prepare a batch while nothing else runs, so that there is one busy thread a core."""
+        self.images = images
         self._plan = _Plan()
-        self._batch_size = batch_size
-        self._seed = seed
-        self._loader: DataLoader[Any] = DataLoader(
-            images,
-            batch_sampler=self._plan,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            worker_init_fn=_prepare_worker if workers else None,
-            prefetch_factor=4 if workers else None,
-            pin_memory=pin_memory,
-            # Its own, or every pass would draw from the generator that dropout uses, and workers would change the result.
-            generator=torch.Generator(),
-        )
+        self._workers: DataLoader[Any] | None = None
+        self._pool = None if workers else ThreadPoolExecutor(available_cores())
+        # The pool is parallel already; OpenCV's own threads would only wait for each other.
+        cv2.setNumThreads(1)
+        if workers:
+            self._workers = DataLoader(
+                images,
+                batch_sampler=self._plan,
+                num_workers=workers,
+                persistent_workers=True,
+                worker_init_fn=_prepare_worker,
+                prefetch_factor=4,
+                pin_memory=pin_memory,
+                # Its own, or every pass would draw from the generator that dropout uses, and workers would change the result.
+                generator=torch.Generator(),
+            )
 
-    def training(self, indices: Sequence[int], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images once, augmented, in an order that depends on (seed, epoch) only."""
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(indices))
-        self._plan.batches = batches([(epoch, indices[position]) for position in order], self._batch_size)
-        return iter(self._loader)
+    def __call__(self, batches: Sequence[Sequence[Key]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches, in order."""
+        if self._workers is not None:
+            self._plan.batches = [list(batch) for batch in batches]
+            yield from self._workers
+            return
+        assert self._pool is not None
+        for batch in batches:
+            views = list(self._pool.map(self.images.view, batch))
+            yield torch.from_numpy(np.stack(views)), self.images.labels([index for _, index in batch])
 
-    def evaluation(self, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    def evaluation(self, indices: Sequence[int], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The images once, in order, as the device will see them."""
-        self._plan.batches = batches([(None, index) for index in indices], self._batch_size)
-        return iter(self._loader)
+        return self(cut_batches([(None, index) for index in indices], batch_size))
 
 
-def batches(keys: list[Key], size: int) -> list[list[Key]]:
+def cut_batches(keys: Sequence[Key], size: int) -> list[list[Key]]:
     """Cut into batches; one image left over joins the batch before it, since a batch of one has no statistics."""
-    cut = [keys[start : start + size] for start in range(0, len(keys), size)]
+    cut = [list(keys[start : start + size]) for start in range(0, len(keys), size)]
     if size > 1 and len(cut) > 1 and len(cut[-1]) == 1:
         cut[-2:] = [cut[-2] + cut[-1]]
     return cut
 
 
-def default_workers(images: int, cores: int) -> int:
-    """A worker for each core that training leaves free; none where starting them costs more than they save."""
-    return 0 if images < 64 else min(cores, 8, math.ceil(images / 32))
+def default_workers(images: int, cores: int, device: str) -> int:
+    """Processes beside the one that trains: the cores that a GPU leaves free; none on a CPU, where training takes every core itself."""
+    return 0 if device == "cpu" or images < 64 else max(1, min(cores - 1, 16))
 
 
 def _prepare_worker(_worker: int) -> None:

@@ -64,8 +64,11 @@ class Progress(Protocol):
     def files(self, done: int, total: int) -> None:
         """Image files checked so far."""
 
+    def prepared(self, done: int, total: int) -> None:
+        """Views put through the frozen blocks so far."""
+
     def step(self, step: Step) -> None:
-        """A batch was trained."""
+        """A batch was trained; not every one is told, the last of an epoch is."""
 
     def epoch(self, record: EpochRecord, best: bool) -> None:
         """An epoch ended; `best` says whether its weights were kept."""
@@ -81,6 +84,9 @@ class Silent:
         """Ignore it."""
 
     def files(self, done: int, total: int) -> None:
+        """Ignore it."""
+
+    def prepared(self, done: int, total: int) -> None:
         """Ignore it."""
 
     def step(self, step: Step) -> None:

@@ -1,18 +1,26 @@
-"""Every image is decoded once before training: what cannot be read is known, and so is which images are the same."""
+"""Every image decoded once before training: what cannot be read is known, and so is which images are the same."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
-from edgetl.core.errors import DecodeError
+import PIL
+
+from edgetl.core.cache import cache_folder
+from edgetl.core.errors import DecodeError, EdgetlError
+from edgetl.core.files import read_json, write_json
 from edgetl.device.cores import available_cores
 from edgetl.device.images import load_image
+from edgetl.train.decoded import DecodedImages
 from edgetl.train.folders import LabelledFile, Rejected
+
+_DEFINITION = f"1 Pillow {PIL.__version__}"
+"""Of an image; what was known under another one is looked at again."""
 
 
 @dataclass(frozen=True)
@@ -22,30 +30,72 @@ class ReadFile:
     file: LabelledFile
     pixels: str
     """SHA-256 of the decoded pixels and their shape: equal for exact duplicates, whatever the encoding."""
+    sha256: str
+    """Of the file."""
 
 
-def read_files(files: list[LabelledFile], report: Callable[[int, int], None]) -> tuple[list[ReadFile], list[Rejected]]:
-    """Decode all files on all cores (Pillow releases the interpreter's lock); files that fail are returned with the reason."""
+def read_files(
+    files: list[LabelledFile], report: Callable[[int, int], None], decoded: DecodedImages
+) -> tuple[list[ReadFile], list[Rejected]]:
+    """Decode all files on all cores (Pillow releases the interpreter's lock); files that fail are returned with the reason.
+
+    Files that an earlier run has decoded, by their hashes, are not decoded again; the others are offered to `decoded`.
+    """
+    known = _KnownFiles(files)
     read: list[ReadFile] = []
     rejected: list[Rejected] = []
+
+    def read_one(file: LabelledFile) -> ReadFile | Rejected:
+        return _read(file, known, decoded)
+
     # load_image silences warnings, and the threads would restore each other's filters; this restores the right ones.
     with warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool:
-        for done, (file, outcome) in enumerate(zip(files, pool.map(_read, [file.path for file in files]), strict=True), 1):
-            if isinstance(outcome, DecodeError):
-                rejected.append(Rejected(file.path, str(outcome).removeprefix(f"{file.path}: ")))
+        for done, outcome in enumerate(pool.map(read_one, files), 1):
+            if isinstance(outcome, Rejected):
+                rejected.append(outcome)
             else:
-                read.append(ReadFile(file, outcome))
+                read.append(outcome)
             report(done, len(files))
+    known.remember(read)
     return read, rejected
 
 
-def _read(path: Path) -> str | DecodeError:
+def _read(file: LabelledFile, known: _KnownFiles, decoded: DecodedImages) -> ReadFile | Rejected:
+    path = file.path
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        return DecodeError("the file's name is not valid UTF-8, so split.csv could not name it; rename the file.")
+        return Rejected(path, "the file's name is not valid UTF-8, so split.csv could not name it; rename the file.")
     try:
-        pixels = load_image(path)
+        encoded = path.read_bytes()
+    except OSError as cause:
+        return Rejected(path, f"cannot be read ({cause.strerror or cause}).")
+    digest = hashlib.sha256(encoded).hexdigest()
+    if digest in known.pixels:
+        return ReadFile(file, known.pixels[digest], digest)
+    try:
+        pixels = load_image(encoded)
     except DecodeError as cause:
-        return cause
-    return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+        return Rejected(path, str(cause).removeprefix("the image: "))
+    decoded.offer(path, pixels)
+    return ReadFile(file, hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest(), digest)
+
+
+class _KnownFiles:
+    # A file for each data folder: many folders of many users must not meet in one.
+    def __init__(self, files: list[LabelledFile]) -> None:
+        folder = str(files[0].path.parents[1]) if files else ""
+        self._path = cache_folder() / "images" / f"{hashlib.sha256(folder.encode()).hexdigest()[:32]}.json"
+        self.pixels: dict[str, str] = {}
+        try:
+            content = read_json(self._path, EdgetlError, "The list of known images")
+            if content["definition"] == _DEFINITION:
+                self.pixels = dict(content["pixels"])
+        except (EdgetlError, KeyError, TypeError, ValueError):
+            pass
+
+    def remember(self, read: list[ReadFile]) -> None:
+        pixels = {one.sha256: one.pixels for one in read}
+        if pixels != self.pixels:
+            with contextlib.suppress(OSError):  # a home that cannot be written costs the decoding of each run, no more
+                write_json(self._path, {"definition": _DEFINITION, "pixels": pixels})

@@ -1,151 +1,188 @@
-"""The training procedure: phase 1 trains the head, phase 2 the head and the last blocks; the best epoch of both is kept."""
+"""The training procedure: stage after stage, epoch after epoch; the best epoch of all is kept."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from edgetl.core.config import FinetuneConfig
-from edgetl.core.errors import ConfigError, RunError
+from edgetl.core.errors import RunError
 from edgetl.core.files import atomic_path
+from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import RunDirectory
-from edgetl.core.preprocessing import Preprocessing
-from edgetl.train.computing import Computing
-from edgetl.train.evaluation import evaluate
+from edgetl.train.evaluation import Evaluation, evaluate
 from edgetl.train.freezing import Freezing, set_trainable
-from edgetl.train.loading import Loader
 from edgetl.train.models import AdaptedNetwork
+from edgetl.train.optimising import AveragedWeights, Loss, Mixing, Rates, make_optimiser
 from edgetl.train.progress import EpochRecord, Progress, Step
+from edgetl.train.staging import Stage
 from edgetl.train.weights import PretrainedWeights, load_into
 
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of epochs with the same trained parameters and learning rate."""
-
-    number: int
-    epochs: int
-    lr: float
-    unfreeze: int | str
-    freeze_statistics: bool
-
-
-def plan_phases(config: FinetuneConfig, unfreeze: int | str) -> list[Phase]:
-    """The phases of a configuration; with `--weights none` there is nothing pretrained to freeze, and one phase trains everything."""
-    if config.weights == "none":
-        if config.batch_size < 2:
-            raise ConfigError("--weights none trains BatchNorm statistics, and a batch of one image has none. Take --batch-size 2 or more.")
-        return [Phase(1, config.epochs + config.finetune_epochs, config.lr, "all", freeze_statistics=False)]
-    phases = [Phase(1, config.epochs, config.lr, "head", True), Phase(2, config.finetune_epochs, config.finetune_lr, unfreeze, True)]
-    return [phase for phase in phases if phase.epochs]
+_SHOWN_EVERY_S = 0.1
 
 
 @dataclass
 class Training:
     """What the epochs share, and how far they have come."""
 
+    config: FinetuneConfig
     run: RunDirectory
     adapted: AdaptedNetwork
-    loader: Loader
-    train: Sequence[int]
-    """Indices of training images."""
-    val: Sequence[int]
-    """Indices of validation images; may be empty."""
-    preprocessing: Preprocessing
-    computing: Computing
+    loss: Loss
+    images: int
+    """Of an epoch."""
+    validated: bool
+    """Whether there are validation images."""
     progress: Progress
+    deadline: float | None = None
+    """On the clock of time.perf_counter: no epoch begins that would end after it."""
     best: EpochRecord | None = None
     """The epoch whose weights are in weights.safetensors."""
     records: list[EpochRecord] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     trainable: int = 0
     """Parameters of the phase that trained most."""
+    ended: str = "all epochs"
+    """Why training ended."""
 
-    def run_phases(self, phases: Sequence[Phase]) -> None:
-        """Train; weights.safetensors and the network end as the best epoch left them.
+    def run_stage(self, stage: Stage, epochs_left: int) -> None:
+        """Train one stage; weights.safetensors and the network end as the best epoch so far left them.
+
+        Args:
+            epochs_left: of this stage and those after it, for the progress bar.
 
         Raises:
             RunError: the loss is no longer a finite number.
         """
-        epochs = sum(phase.epochs for phase in phases)
-        for phase in phases:
-            started = time.perf_counter()
-            freezing = set_trainable(self.adapted, phase.unfreeze, phase.freeze_statistics)
-            self.trainable = max(self.trainable, sum(parameter.numel() for parameter in freezing.trained_parameters()))
-            optimiser = torch.optim.Adam(freezing.trained_parameters(), phase.lr)
-            for _ in range(phase.epochs):
-                self._epoch(phase, freezing, optimiser, epochs)
-            freezing.prove()
+        started = time.perf_counter()
+        phase = stage.phase
+        freezing = set_trainable(self.adapted, phase.unfreeze, phase.freeze_statistics)
+        self.trainable = max(self.trainable, sum(parameter.numel() for parameter in freezing.trained_parameters()))
+        epoch = _Epoch(self, stage, freezing, len(self.records) + epochs_left)
+        since_better, slowest = 0, 0.0
+        for _ in range(phase.epochs):
+            if self.deadline is not None and self.best is not None and time.perf_counter() + slowest > self.deadline:
+                self.ended = "--budget"
+                self.progress.note(f"Phase {phase.number} ends early: another epoch would not fit into --budget.")
+                break
+            record, is_best = epoch()
+            slowest = max(slowest, record.seconds)
+            since_better = 0 if is_best else since_better + 1
+            if self.reached_target():
+                self.ended = "--target-accuracy"
+                self.progress.note(f"--target-accuracy {self.config.target_accuracy:g} is reached.")
+                break
+            if self.config.patience and since_better >= self.config.patience:
+                self.progress.note(f"Phase {phase.number} ends: {since_better} epochs without a better one (--patience).")
+                break
+        freezing.prove()
+        if self.best is not None:
             self.load_best()
-            self.seconds[f"phase{phase.number}"] = time.perf_counter() - started
+        self.seconds[f"phase{phase.number}"] = time.perf_counter() - started
+
+    def reached_target(self) -> bool:
+        """Whether the best epoch is as good as the user asked for."""
+        target, best = self.config.target_accuracy, self.best
+        return target is not None and best is not None and best.val_accuracy is not None and best.val_accuracy >= target
 
     def load_best(self) -> None:
         """Set the network to the best epoch's weights."""
         weights = PretrainedWeights(load_file(self.run.weights), str(self.run.weights), "")
         load_into(self.adapted.network, weights, "the network being trained")
 
-    def _epoch(self, phase: Phase, freezing: Freezing, optimiser: torch.optim.Optimizer, epochs: int) -> None:
-        started = time.perf_counter()
-        epoch = len(self.records) + 1
-        loss, accuracy, speed = self._train(phase, freezing, optimiser, epoch, epochs)
-        val = None
-        if self.val:
-            val = evaluate(self.adapted.network, self.loader.evaluation(self.val), self.preprocessing, self.computing)
-        record = EpochRecord(
-            phase=phase.number,
-            epoch=epoch,
-            train_loss=loss,
-            train_accuracy=accuracy,
-            val_loss=val.loss if val else None,
-            val_accuracy=val.accuracy if val else None,
-            lr=phase.lr,
-            seconds=time.perf_counter() - started,
-            images_per_second=speed,
-        )
+    def keep(self, record: EpochRecord) -> bool:
+        """Note an epoch; its weights, as they are in the network now, are written if it is the best."""
         if not math.isfinite(record.train_loss) or not math.isfinite(record.val_loss or 0.0):
-            raise RunError(f"The loss is not finite in epoch {epoch}. Take a lower --lr and --finetune-lr, or --precision fp32.")
+            raise RunError(f"The loss is not finite in epoch {record.epoch}. Take a lower --lr and --finetune-lr, or --precision fp32.")
         is_best = is_better(record, self.best)
         if is_best:
-            self._save()
+            # safetensors stores row-major tensors only; the network's are channels last.
+            state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.adapted.network.state_dict().items()}
+            with atomic_path(self.run.weights) as temporary:
+                save_file(state, temporary)
             self.best = record
         self.records.append(record)
         with self.run.history.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record.to_json()) + "\n")
         self.progress.epoch(record, is_best)
+        return is_best
 
-    def _train(
-        self, phase: Phase, freezing: Freezing, optimiser: torch.optim.Optimizer, epoch: int, epochs: int
-    ) -> tuple[float, float, float]:
-        started = time.perf_counter()
+    def evaluate(self, stage: Stage) -> Evaluation | None:
+        """The validation images, in float32 as the exported model will compute them."""
+        self.adapted.network.eval()
+        return evaluate(stage.forward, stage.feed.validation()) if self.validated else None
+
+
+class _Epoch:
+    # The state that lives as long as a phase: optimiser, rates, averaged weights, generator.
+    def __init__(self, training: Training, stage: Stage, freezing: Freezing, epochs: int) -> None:
+        self._training, self._stage, self._freezing, self._epochs = training, stage, freezing, epochs
+        config, phase = training.config, stage.phase
+        self._optimiser = make_optimiser(training.adapted, config, phase.lr)
+        self._rates = Rates(self._optimiser, config, phase.epochs * stage.feed.steps)
+        self._mixing = Mixing(config, phase.number)
         freezing.train_mode()
-        seen, loss_sum, hits = 0, 0.0, 0
-        for pixels, labels in self.loader.training(self.train, epoch):
-            targets = labels.to(self.computing.device, non_blocking=True)
-            with self.computing.arithmetic():
-                logits = self.adapted.network(self.computing.network_input(pixels, self.preprocessing))
-                loss = F.cross_entropy(logits.float(), targets)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            seen += len(labels)
-            loss_sum += loss.item() * len(labels)
-            hits += int((logits.argmax(1) == targets).sum())
-            speed = seen / (time.perf_counter() - started)
-            self.progress.step(Step(phase.number, epoch, epochs, seen, len(self.train), loss_sum / seen, hits / seen, speed))
-        return loss_sum / seen, hits / seen, seen / (time.perf_counter() - started)
+        self._averaged = AveragedWeights(training.adapted.network, config.ema) if config.ema else None
 
-    def _save(self) -> None:
-        # safetensors stores row-major tensors only; the network's are channels last.
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.adapted.network.state_dict().items()}
-        with atomic_path(self.run.weights) as temporary:
-            save_file(state, temporary)
+    def __call__(self) -> tuple[EpochRecord, bool]:
+        training, phase = self._training, self._stage.phase
+        started = time.perf_counter()
+        number = len(training.records) + 1
+        loss, accuracy, lr = self._train(number)
+        trained = time.perf_counter() - started
+        with self._averaged.applied() if self._averaged else nullcontext():
+            val = training.evaluate(self._stage)
+            record = EpochRecord(
+                phase=phase.number,
+                epoch=number,
+                train_loss=loss,
+                train_accuracy=accuracy,
+                val_loss=val.loss if val else None,
+                val_accuracy=val.accuracy if val else None,
+                lr=lr,
+                seconds=time.perf_counter() - started,
+                images_per_second=training.images / trained,
+            )
+            return record, training.keep(record)
+
+    def _train(self, number: int) -> tuple[float, float, float]:
+        training, stage = self._training, self._stage
+        network, clip = training.adapted.network, training.config.clip_gradient
+        started = time.perf_counter()
+        self._freezing.train_mode()
+        seen, lr, shown = 0, stage.phase.lr, started
+        totals = torch.zeros(2, dtype=torch.float64, device=stage.computing.device)
+        for values, labels in stage.feed.training(number):
+            self._rates.advance()
+            lr = max(group["lr"] for group in self._optimiser.param_groups)
+            mixed = self._mixing(values, labels)
+            with stage.computing.arithmetic():
+                logits = stage.forward(*mixed.values)
+            logits = logits.float()
+            loss = training.loss(logits, mixed)
+            self._optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if clip:
+                torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
+            self._optimiser.step()
+            if self._averaged:
+                self._averaged.update()
+            seen += len(labels)
+            # Summed on the device: asking for a number at every step would make a GPU wait for each.
+            totals += torch.stack([loss.detach().double() * len(labels), (logits.detach().argmax(1) == labels).sum().double()])
+            now = time.perf_counter()
+            if now - shown > _SHOWN_EVERY_S or seen == training.images:
+                shown = now
+                mean_loss, accuracy = (totals / seen).tolist()
+                speed = seen / (now - started)
+                training.progress.step(Step(stage.phase.number, number, self._epochs, seen, training.images, mean_loss, accuracy, speed))
+        mean_loss, accuracy = (totals / seen).tolist()
+        return mean_loss, accuracy, lr
 
 
 def is_better(record: EpochRecord, best: EpochRecord | None) -> bool:

@@ -5,14 +5,22 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
 
 import pytest
+import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
 from edgetl.cli.app import app, main
+from edgetl.cli.finetune import finetune
 from edgetl.cli.finetune_progress import Bar, PlainLog, open_progress
+from edgetl.core.errors import RunError
+from edgetl.core.finetuning import Augment, BatchNorm, ClassWeights, Device, FinetuneConfig, Precision, Sampling, Schedule
+from edgetl.core.presets import presets
 from edgetl.train.progress import EpochRecord, Step
 
 MakeImages = Callable[..., Path]
@@ -155,15 +163,186 @@ def test_offline_the_message_says_what_to_fetch_and_how_to_give_it(edgetl: Progr
     assert not (tmp_path / "run").exists()
 
 
+def other(field: str, literal: Any) -> str:
+    """A value that is not the default."""
+    return next(value for value in get_args(literal) if value != getattr(FinetuneConfig, field))
+
+
+GIVEN: dict[str, tuple[str, str, Any]] = {
+    "--output": ("runs/a", "output", Path("runs/a")),
+    "--force": ("", "force", True),
+    "--preset": ("classic", "preset", "classic"),
+    "--model": ("resnet18", "model", "resnet18"),
+    "--weights": ("none", "weights", "none"),
+    "--image-size": ("64", "image_size", 64),
+    "--head-width": ("0", "head_width", 0),
+    "--dropout": ("0", "dropout", 0.0),
+    "--epochs": ("0", "epochs", 0),
+    "--lr": ("0.5", "lr", 0.5),
+    "--unfreeze": ("7", "unfreeze", "7"),
+    "--finetune-epochs": ("0", "finetune_epochs", 0),
+    "--finetune-lr": ("0.5", "finetune_lr", 0.5),
+    "--batch-size": ("7", "batch_size", 7),
+    "--batch-norm": (other("batch_norm", BatchNorm), "batch_norm", other("batch_norm", BatchNorm)),
+    "--schedule": (other("schedule", Schedule), "schedule", other("schedule", Schedule)),
+    "--warmup": ("0.77", "warmup", 0.77),
+    "--lr-decay": ("0.77", "lr_decay", 0.77),
+    "--weight-decay": ("0.77", "weight_decay", 0.77),
+    "--clip-gradient": ("0.77", "clip_gradient", 0.77),
+    "--label-smoothing": ("0.77", "label_smoothing", 0.77),
+    "--ema": ("0.77", "ema", 0.77),
+    "--patience": ("7", "patience", 7),
+    "--target-accuracy": ("0.77", "target_accuracy", 0.77),
+    "--budget": ("1h30m", "budget_s", 5400.0),
+    "--augment": (other("augment", Augment), "augment", other("augment", Augment)),
+    "--views": ("7", "views", 7),
+    "--mixup": ("0.77", "mixup", 0.77),
+    "--cutmix": ("0.77", "cutmix", 0.77),
+    "--class-weights": (other("class_weights", ClassWeights), "class_weights", other("class_weights", ClassWeights)),
+    "--sampling": (other("sampling", Sampling), "sampling", other("sampling", Sampling)),
+    "--val-split": ("0.77", "val_split", 0.77),
+    "--seed": ("7", "seed", 7),
+    "--device": (other("device", Device), "device", other("device", Device)),
+    "--precision": (other("precision", Precision), "precision", other("precision", Precision)),
+    "--workers": ("0", "workers", 0),
+    "--cache-budget": ("2GB", "cache_budget", 2 * 10**9),
+    "--compile": ("", "compile", True),
+}
+"""Option to what is given, the field it sets, and the value it sets it to: never the default's."""
+
+
+def finetune_options() -> dict[str, Any]:
+    """Option to what the program declares of it."""
+    command = typer.main.get_command(app).commands["finetune"]  # type: ignore[attr-defined]
+    return {name: parameter for parameter in command.params for name in parameter.opts if name.startswith("--")}
+
+
 def test_help_shows_every_option_with_its_default() -> None:
-    text = CliRunner().invoke(app, ["finetune", "--help"], env={"COLUMNS": "200"}).output
-    options = (
-        "--output --force --model --weights --image-size --epochs --lr --unfreeze --finetune-epochs --finetune-lr --batch-size --augment"
-    )
-    for option in [*options.split(), "--val-split", "--device", "--precision", "--workers", "--seed"]:
-        assert option in text
-    for default in ("mobilenet_v2", "imagenet", "0.0001", "light", "auto", "0.2", "32"):
-        assert f"default: {default}" in text
+    text = CliRunner().invoke(app, ["finetune", "--help"], env={"COLUMNS": "400"}).output
+    rows = {words[1]: line for line in text.splitlines() if len(words := line.split()) > 1 and words[1].startswith("--")}
+    assert rows.keys() == {*GIVEN, "--config", "--help"}
+    for option, (_, field, _) in GIVEN.items():
+        default = getattr(FinetuneConfig, field)
+        if default is not None and field not in ("force", "compile"):
+            shown = f"{default:g}" if isinstance(default, float) else default
+            assert f"[default: ({shown})]" in rows[option]
+    assert "[default: (no-compile)]" in rows["--compile"]
+    for option in ("--output", "--image-size", "--patience", "--target-accuracy", "--budget", "--views", "--workers", "--cache-budget"):
+        assert "[default: (" in rows[option], "what happens without it"
+    for panel in ("Model", "Recipe", "Data and augmentation", "Machine"):
+        assert f"─ {panel} ─" in text
+
+
+def test_every_field_of_the_configuration_has_an_option() -> None:
+    assert {field for _, field, _ in GIVEN.values()} == {field.name for field in fields(FinetuneConfig)} - {"data", "augment_file"}
+    assert finetune_options().keys() == {*GIVEN, "--config"}
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[FinetuneConfig]:
+    """What the library is asked for; nothing is trained, and torch is not loaded."""
+    seen: list[FinetuneConfig] = []
+
+    def stop(config: FinetuneConfig, progress: object) -> None:
+        seen.append(config)
+        raise RunError("asked")
+
+    library = ModuleType("edgetl.train.finetune")
+    library.finetune = stop  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, library.__name__, library)
+    return seen
+
+
+@pytest.fixture
+def asked(call: Callable[..., tuple[int, str, str]], requests: list[FinetuneConfig]) -> Callable[..., FinetuneConfig]:
+    """What the library is asked for by that command line."""
+
+    def ask(*arguments: object) -> FinetuneConfig:
+        status, _, err = call("finetune", *arguments)
+        assert (status, err.strip()) == (1, "Error: asked")
+        return requests.pop()
+
+    return ask
+
+
+def test_without_options_the_configuration_is_the_default(asked: Callable[..., FinetuneConfig]) -> None:
+    assert asked("photos") == FinetuneConfig(Path("photos"))
+
+
+@pytest.mark.parametrize("option", GIVEN)
+def test_an_option_sets_its_field_and_no_other(asked: Callable[..., FinetuneConfig], option: str) -> None:
+    text, field, value = GIVEN[option]
+    assert getattr(FinetuneConfig, field) != value, "an option that is lost would not be seen"
+    more = presets()["classic"] if option == "--preset" else {}
+    assert asked("photos", option, *[text] * bool(text)) == replace(FinetuneConfig(Path("photos")), **{**more, field: value})
+
+
+def test_an_option_stands_above_the_file_and_the_file_above_the_preset(asked: Callable[..., FinetuneConfig], tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text('preset = "default"\nlr = 0.5\nbatch-size = 7\nval-split = 0.3\nworkers = 0\ncompile = true\ndevice = "cpu"\n')
+    config = asked("photos", "--preset", "classic", "--config", file, "--lr", 0.25, "--val-split", FinetuneConfig.val_split, "--no-compile")
+    assert (config.preset, config.finetune_lr, config.batch_norm) == ("classic", 1e-5, "train")
+    assert (config.batch_size, config.workers, config.device) == (7, 0, "cpu")
+    assert (config.lr, config.val_split, config.compile) == (0.25, FinetuneConfig.val_split, False)
+
+
+def test_augment_takes_a_saved_pipeline(asked: Callable[..., FinetuneConfig], tmp_path: Path) -> None:
+    pipeline, file = tmp_path / "pipeline.json", tmp_path / "my.toml"
+    pipeline.write_text("{}")
+    file.write_text(f"augment-file = '{pipeline}'")
+    assert asked("photos", "--augment", pipeline).augment_file == pipeline
+    assert asked("photos", "--config", file).augment_file == pipeline
+    config = asked("photos", "--config", file, "--augment", "none")
+    assert (config.augment, config.augment_file) == ("none", None), "the option stands above the file"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["--augment", "wild"], ["--augment: 'wild' is neither one of none, light, medium, strong nor a file"]),
+        (["--augment", "."], ["--augment: '.' is neither one of"]),
+        (["--budget", "soon"], ["--budget: 'soon' is no length of time"]),
+        (["--budget", "0"], ["--budget is above 0"]),
+        (["--cache-budget", "much"], ["--cache-budget: 'much' is no size"]),
+        (["--budget", "soon", "--cache-budget", "much", "--augment", "wild"], ["--budget: ", "--cache-budget: ", "--augment: "]),
+        (["--warmup", 1, "--views", 0], ["--warmup lies in [0, 1), not 1.0", "--views is at least 1"]),
+        (["--class-weights", "balanced", "--sampling", "balanced"], ["Take one of the two"]),
+        (["--preset", "best"], ["Unknown preset 'best'. Known: default, classic"]),
+        (["--config", "nowhere.toml"], ["nowhere.toml cannot be read (No such file or directory)"]),
+        (["--config", "not.toml"], ["not.toml is not TOML"]),
+        (["--config", "keys.toml"], ["keys.toml: unknown key 'speed'", "keys.toml: lr: takes a number, not 'fast'"]),
+    ],
+)
+def test_wrong_options_end_with_1_and_a_message_before_anything_is_read(
+    call: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[object],
+    messages: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "not.toml").write_text("epochs: 5")
+    (tmp_path / "keys.toml").write_text('speed = 1\nlr = "fast"')
+    status, out, err = call("finetune", "photos", *arguments)
+    assert (status, out) == (1, "")
+    assert err.startswith("Error: ")
+    assert err.count("Error") == 1
+    for message in messages:
+        assert message in err
+    assert "No data folder" not in err
+
+
+def test_a_name_that_an_option_does_not_know_is_wrong_usage(call: Callable[..., tuple[int, str, str]]) -> None:
+    status, _, err = call("finetune", "photos", "--schedule", "step")
+    assert status == 2
+    assert "--schedule" in err
+
+
+def test_the_command_is_a_function_of_python_too(requests: list[FinetuneConfig]) -> None:
+    some = {"model": "resnet18", "weights": "none", "image_size": 64, "epochs": 3, "finetune_epochs": 0}
+    with pytest.raises(RunError):
+        finetune(Path("data"), Path("run"), **some)
+    assert requests == [FinetuneConfig(Path("data"), Path("run"), **some)]
 
 
 STEP = Step(phase=2, epoch=6, epochs=10, images=32, images_total=500, loss=0.25, accuracy=0.75, images_per_second=41.0)
@@ -198,7 +377,7 @@ def test_a_log_gets_a_line_an_epoch_only(capsys: pytest.CaptureFixture[str]) -> 
     assert lines[1:] == ["Warning: look [here]"]
 
 
-@pytest.mark.parametrize("command", ["finetune", "models"])
+@pytest.mark.parametrize("command", ["finetune", "models", "presets"])
 def test_help_loads_nothing_heavy(command: str) -> None:
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom edgetl.cli.app import app\n"

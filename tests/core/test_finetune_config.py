@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgetl.core.config import FinetuneConfig
 from edgetl.core.errors import ConfigError
+from edgetl.core.finetuning import FinetuneConfig
+
+NAN, INFINITY = math.nan, math.inf
 
 
 def test_defaults_stand_and_paths_become_text() -> None:
@@ -40,15 +44,82 @@ def test_what_unfreeze_takes(unfreeze: str) -> None:
         ("augment", "wild", "--augment"),
         ("device", "tpu", "--device"),
         ("precision", "int8", "--precision"),
+        ("seed", -1, "--seed"),
+        ("seed", 2**63, "--seed"),
+        ("batch_norm", "off", "--batch-norm"),
+        ("schedule", "step", "--schedule"),
+        ("warmup", 1.0, "--warmup"),
+        ("warmup", -0.1, "--warmup"),
+        ("warmup", NAN, "--warmup"),
+        ("lr_decay", 0.0, "--lr-decay"),
+        ("lr_decay", 1.1, "--lr-decay"),
+        ("lr_decay", NAN, "--lr-decay"),
+        ("weight_decay", -1e-9, "--weight-decay"),
+        ("weight_decay", INFINITY, "--weight-decay"),
+        ("clip_gradient", -1.0, "--clip-gradient"),
+        ("clip_gradient", NAN, "--clip-gradient"),
+        ("label_smoothing", 1.0, "--label-smoothing"),
+        ("label_smoothing", -0.1, "--label-smoothing"),
+        ("mixup", -0.2, "--mixup"),
+        ("mixup", INFINITY, "--mixup"),
+        ("cutmix", -1.0, "--cutmix"),
+        ("cutmix", NAN, "--cutmix"),
+        ("ema", 1.0, "--ema"),
+        ("ema", -0.1, "--ema"),
+        ("class_weights", "inverse", "--class-weights"),
+        ("sampling", "random", "--sampling"),
+        ("patience", 0, "--patience"),
+        ("target_accuracy", 0.0, "--target-accuracy"),
+        ("target_accuracy", 90.0, "--target-accuracy"),
+        ("budget_s", 0.0, "--budget"),
+        ("budget_s", INFINITY, "--budget"),
+        ("budget_s", NAN, "--budget"),
+        ("head_width", -1, "--head-width"),
+        ("dropout", 1.0, "--dropout"),
+        ("dropout", -0.1, "--dropout"),
+        ("views", 0, "--views"),
+        ("cache_budget", -1, "--cache-budget"),
     ],
 )
 def test_a_wrong_value_is_named(option: str, value: Any, named: str) -> None:
-    with pytest.raises(ConfigError, match=named):
+    with pytest.raises(ConfigError) as caught:
         FinetuneConfig(Path("data"), **{option: value})
+    assert re.search(rf"(?<!\S){named}\b", str(caught.value))
+    assert "\n" not in str(caught.value), "one mistake, one line"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("lr_decay", 1.0),
+        ("target_accuracy", 1.0),
+        ("patience", 1),
+        ("views", 1),
+        ("workers", 0),
+        ("cache_budget", 0),
+        ("head_width", 0),
+        ("dropout", 0.0),
+        ("ema", 0.999),
+        ("epochs", 0),
+        ("finetune_epochs", 0),
+        ("seed", 2**63 - 1),
+        ("val_split", 0.0),
+        ("class_weights", "balanced"),
+        ("sampling", "balanced"),
+    ],
+)
+def test_what_lies_at_the_edge_is_taken(option: str, value: Any) -> None:
+    assert getattr(FinetuneConfig(Path("data"), **{option: value}), option) == value
+
+
+def test_rare_classes_are_made_up_for_once() -> None:
+    with pytest.raises(ConfigError, match="Take one of the two"):
+        FinetuneConfig(Path("data"), class_weights="balanced", sampling="balanced")
 
 
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        FinetuneConfig(Path("data"), batch_size=0, epochs=0, finetune_epochs=0)
-    assert "--batch-size" in str(caught.value)
-    assert "both 0" in str(caught.value)
+        FinetuneConfig(Path("data"), batch_size=0, epochs=0, finetune_epochs=0, warmup=2.0, views=0)
+    for part in ("--batch-size", "both 0", "--warmup", "--views"):
+        assert part in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 4

@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from edgetl.core.config import FinetuneConfig
 from edgetl.core.errors import ConfigError, DataError, RunError, WeightsError
 from edgetl.core.files import sha256_file, write_json
+from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import RunDirectory
 from edgetl.device.images import load_image
 from edgetl.device.preprocessing import preprocess
@@ -44,7 +44,7 @@ def config(make_images: MakeImages, random_weights: Path, tmp_path: Path) -> Fin
         epochs=2,
         finetune_epochs=1,
         batch_size=8,
-        workers=0,
+        precision="fp32",
     )
 
 
@@ -83,6 +83,7 @@ def test_a_run_is_complete_and_its_figures_are_true(config: FinetuneConfig) -> N
     metrics, history = metrics_of(run), history_of(run)
     assert metrics.keys() == {
         "schema", "model", "classes", "train", "val", "seconds", "parameters", "device", "precision", "weights", "best_epoch",
+        "ended", "frozen_blocks",
     }  # fmt: skip
     assert [line["phase"] for line in history] == [1, 1, 1, 1, 2, 2]
     assert [line["epoch"] for line in history] == [1, 2, 3, 4, 5, 6]
@@ -388,7 +389,7 @@ def test_force_gives_the_old_run_back_when_the_new_one_comes_to_nothing(config: 
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("edgetl.train.recipe.Training._train", explode)
+        patch.setattr("edgetl.train.recipe.Training.run_stage", explode)
         with pytest.raises(RuntimeError, match="out of memory"):
             finetune(replace(config, force=True))
     assert {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == before

@@ -3,17 +3,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import albumentations as A
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from edgetl.core.config import Augment
+from edgetl.core.errors import ConfigError
+from edgetl.core.finetuning import Augment
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.images import load_image
 from edgetl.device.preprocessing import normalise, resize_and_crop
 from edgetl.train.augmentation import Augmentation
 from edgetl.train.computing import choose_computing
-from edgetl.train.loading import Images, Loader, batches, default_workers
+from edgetl.train.decoded import DecodedImages
+from edgetl.train.loading import Images, Key, Loader, cut_batches, default_workers
 from edgetl.train.splits import SplitRow
 
 CONTRACT = Preprocessing.for_image_size(32)
@@ -59,37 +63,87 @@ def test_shrinking_is_antialiased() -> None:
     assert Augmentation("light", CONTRACT, 0)(stripes, 1, 0).std() < 40
 
 
-@pytest.mark.parametrize("strength", STRENGTHS)
-def test_workers_change_nothing(rows: list[SplitRow], strength: Augment) -> None:
-    def passes(workers: int) -> list[torch.Tensor]:
-        loader = Loader(Images(rows, ["a", "b"], Augmentation(strength, CONTRACT, 7), CONTRACT), 4, workers, 7, pin_memory=False)
-        indices = list(range(len(rows)))
-        return [torch.cat([pixels for pixels, _ in loader.training(indices, epoch)]) for epoch in (1, 2)] + [
-            torch.cat([pixels for pixels, _ in loader.evaluation(indices)])
-        ]
+def images(rows: list[SplitRow], strength: Augment = "none", seed: int = 0, budget: int = 0, labels: str = "ab") -> Images:
+    return Images(rows, list(labels), Augmentation(strength, CONTRACT, seed), CONTRACT, DecodedImages(budget, 64))
 
-    alone, pooled = passes(0), passes(2)
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_neither_workers_nor_the_cache_change_a_pixel(rows: list[SplitRow], strength: Augment) -> None:
+    def passes(workers: int, budget: int) -> list[torch.Tensor]:
+        loader = Loader(images(rows, strength, 7, budget), workers)
+        epochs = [cut_batches([(epoch, index) for index in range(len(rows))], 4) for epoch in (1, 2)]
+        plain = torch.cat([pixels for pixels, _ in loader.evaluation(range(len(rows)), 4)])
+        return [*(torch.cat([pixels for pixels, _ in loader(keys)]) for keys in epochs), plain]
+
+    alone, pooled, kept = passes(0, 0), passes(2, 0), passes(0, 10**8)
     assert all(torch.equal(left, right) for left, right in zip(alone, pooled, strict=True))
+    assert all(torch.equal(left, right) for left, right in zip(alone, kept, strict=True))
     assert not torch.equal(alone[0], alone[1])
 
 
-def test_every_image_once_an_epoch_in_a_new_order(rows: list[SplitRow]) -> None:
-    loader = Loader(Images(rows, ["a", "b"], Augmentation("none", CONTRACT, 0), CONTRACT), 4, 0, 0, pin_memory=False)
-    plain = torch.cat([pixels for pixels, _ in loader.evaluation(range(10))])
-
-    def order(epoch: int) -> list[int]:
-        views = torch.cat([pixels for pixels, _ in loader.training(range(10), epoch)])
-        return [next(index for index in range(10) if torch.equal(view, plain[index])) for view in views]
-
-    assert sorted(order(1)) == sorted(order(2)) == list(range(10))
-    assert order(1) == order(1) != order(2)
+def test_no_two_workers_and_no_two_epochs_repeat_an_augmentation(rows: list[SplitRow]) -> None:
+    """albumentations left to itself gives every worker the same random numbers, and every epoch again."""
+    same = [SplitRow(rows[0].path, "a", "train")] * 16
+    loader = Loader(images(same, "medium"), workers=2)
+    views = [view for epoch in (1, 2) for pixels, _ in loader([[(epoch, index)] for index in range(16)]) for view in pixels]
+    assert len({view.numpy().tobytes() for view in views}) == 32
 
 
 def test_evaluation_gives_the_device_s_pixels_and_the_labels(rows: list[SplitRow]) -> None:
-    loader = Loader(Images(rows, ["b", "a"], Augmentation("strong", CONTRACT, 0), CONTRACT), 3, 0, 0, pin_memory=False)
-    found = list(loader.evaluation([9, 0]))
+    found = list(Loader(images(rows, "strong", labels="ba"), 0).evaluation([9, 0], 3))
     assert torch.cat([labels for _, labels in found]).tolist() == [0, 1]
     assert np.array_equal(found[0][0][0].numpy(), resize_and_crop(load_image(rows[9].path), CONTRACT))
+
+
+def test_decoded_images_stay_within_the_budget(rows: list[SplitRow]) -> None:
+    one = load_image(rows[0].path).nbytes
+    decoded = DecodedImages(3 * one, 64)
+    for row in rows:
+        assert np.array_equal(decoded[row.path], load_image(row.path))
+    assert 0 < decoded.kept_bytes <= 3 * one
+    decoded.release()
+    assert decoded.kept_bytes == 0
+
+
+def test_large_jpegs_are_decoded_at_a_part_of_their_size_for_training_only(tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    y, x = np.mgrid[:1600, :2000]
+    # Edges, a gradient and fine stripes, as a photo has; noise alone would hide an error in its average.
+    scene = np.stack([128 + 90 * np.sin(x / 37 + y / 91), 255 * ((x // 160 + y // 120) % 2), 128 + 60 * np.sin(x / 2)], axis=2)
+    Image.fromarray(scene.astype(np.uint8)).save(path, quality=92)
+    contract, full = Preprocessing.for_image_size(160), load_image(path)
+    decoded = DecodedImages(10**9, 768)
+    assert decoded[path].shape == (800, 1000, 3)
+    # The same picture to a grey level; a random crop's edges then round to the coarser pixels, which only moves the crop.
+    assert abs(resize_and_crop(decoded[path], contract).astype(int) - resize_and_crop(full, contract)).mean() < 1
+    row = SplitRow(path, "a", "val")
+    plain = Images([row], ["a"], Augmentation("light", contract, 0), contract, decoded).view((None, 0))
+    assert np.array_equal(plain, resize_and_crop(full, contract))
+    decoded.offer(path, full)
+    assert decoded[path].shape == (800, 1000, 3), "a full decode must not take the place of what streaming would see"
+
+
+def test_a_saved_pipeline_augments(tmp_path: Path) -> None:
+    def saved(name: str, *transforms: object) -> Path:
+        path = tmp_path / name
+        A.save(A.Compose(list(transforms)), path, data_format="yaml" if path.suffix == ".yaml" else "json")
+        return path
+
+    flip = saved("flip.json", A.HorizontalFlip(p=1))
+    view = Augmentation("light", CONTRACT, 0, flip)(photo(), 1, 0)
+    assert np.array_equal(view, resize_and_crop(np.ascontiguousarray(photo()[:, ::-1]), CONTRACT))
+    assert saved("crop.yaml", A.RandomCrop(32, 32)).is_file()
+    assert Augmentation("light", CONTRACT, 0, tmp_path / "crop.yaml")(photo(), 1, 0).shape == (32, 32, 3)
+    assert Augmentation("light", CONTRACT, 0, flip).name != Augmentation("light", CONTRACT, 0, tmp_path / "crop.yaml").name
+    (tmp_path / "broken.json").write_text("{}")
+    for path, message in [
+        (tmp_path / "none.json", "no such file"),
+        (tmp_path / "broken.json", "is not a pipeline"),
+        (saved("float.json", A.Normalize()), "does not give RGB images of uint8"),
+        (saved("large.json", A.RandomCrop(5000, 5000)), "fails on an image"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            Augmentation("light", CONTRACT, 0, path)
 
 
 def test_the_network_s_input_is_the_device_s() -> None:
@@ -104,12 +158,15 @@ def test_the_network_s_input_is_the_device_s() -> None:
     [(10, 4, [4, 4, 2]), (9, 4, [4, 5]), (1, 4, [1]), (3, 4, [3]), (8, 4, [4, 4]), (5, 4, [5]), (3, 1, [1, 1, 1]), (0, 4, [])],
 )
 def test_one_image_left_over_joins_the_batch_before(images: int, size: int, expected: list[int]) -> None:
-    cut = batches([(1, index) for index in range(images)], size)
+    keys: list[Key] = [(1, index) for index in range(images)]
+    cut = cut_batches(keys, size)
     assert [len(batch) for batch in cut] == expected
     assert [index for batch in cut for _, index in batch] == list(range(images))
 
 
-def test_small_sets_need_no_workers() -> None:
-    assert default_workers(10, 16) == 0
-    assert default_workers(500, 2) == 2
-    assert default_workers(100_000, 64) == 8
+def test_workers_come_from_the_cores_that_training_leaves_free() -> None:
+    assert default_workers(100_000, 16, "cpu") == 0
+    assert default_workers(10, 16, "cuda") == 0
+    assert default_workers(500, 4, "cuda") == 3
+    assert default_workers(100_000, 64, "cuda") == 16
+    assert default_workers(500, 1, "cuda") == 1

@@ -1,0 +1,173 @@
+"""The options of `edgetl finetune`: one for each field of FinetuneConfig, None where it was not given.
+
+A preset and a file may set what was not given, so nothing has a default here; help shows the preset `default`'s.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgetl.core.finetuning import BatchNorm, ClassWeights, Device, FinetuneConfig, Precision, Sampling, Schedule
+
+MODEL, RECIPE, DATA, MACHINE = "Model", "Recipe", "Data and augmentation", "Machine"
+
+
+def _option(panel: str, field: str, text: str, unset: str = "", **more: Any) -> Any:
+    """An option of that panel; `unset` says what happens without it where the field's default is None."""
+    default = getattr(FinetuneConfig, field)
+    if default is not None:
+        unset = f"{default:g}" if isinstance(default, float) else str(default)
+    return typer.Option("--" + field.replace("_", "-"), help=text, show_default=unset, rich_help_panel=panel, **more)
+
+
+Data = Annotated[
+    Path,
+    typer.Argument(help="A folder with train/ and val/ folders of classes, or one folder of classes.", metavar="DATA", show_default=False),
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="The run directory to write.", show_default="runs/<data>-<model>")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing run directory.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Recipe for what is given neither here nor in --config; `edgetl presets` lists them.",
+        show_default=FinetuneConfig.preset,
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE", help="TOML file of options by name; above the preset, below options. `edgetl presets NAME` writes one."
+    ),
+]
+
+Model = Annotated[str | None, _option(MODEL, "model", "A torchvision classification architecture; `edgetl models` lists them.")]
+Weights = Annotated[
+    str | None,
+    _option(
+        MODEL,
+        "weights",
+        "imagenet (torchvision's download), none, a .safetensors or .pth file, or a folder of <architecture>.safetensors.",
+    ),
+]
+ImageSize = Annotated[int | None, _option(MODEL, "image_size", "Side of the network's square input, pixels.", "the architecture's own")]
+HeadWidth = Annotated[int | None, _option(MODEL, "head_width", "Width of the new head's hidden layer; 0 is a single linear layer.")]
+Dropout = Annotated[float | None, _option(MODEL, "dropout", "Dropout before the new head.")]
+
+Epochs = Annotated[int | None, _option(RECIPE, "epochs", "Epochs of phase 1: the new head on the frozen backbone.")]
+Lr = Annotated[float | None, _option(RECIPE, "lr", "Adam's learning rate in phase 1.")]
+Unfreeze = Annotated[
+    str | None,
+    _option(
+        RECIPE,
+        "unfreeze",
+        "What phase 2 trains besides the head: a number of last blocks, head (none of them), all, or auto: "
+        "the fewest last blocks with half of the backbone's parameters (3 of mobilenet_v2's 19).",
+    ),
+]
+FinetuneEpochs = Annotated[int | None, _option(RECIPE, "finetune_epochs", "Epochs of phase 2.")]
+FinetuneLr = Annotated[float | None, _option(RECIPE, "finetune_lr", "Adam's learning rate in phase 2.")]
+BatchSize = Annotated[int | None, _option(RECIPE, "batch_size", "Images a step.")]
+BatchNormMode = Annotated[
+    BatchNorm | None,
+    _option(RECIPE, "batch_norm", "BatchNorm of the blocks that phase 2 trains: eval keeps its statistics, train takes each batch's."),
+]
+ScheduleKind = Annotated[
+    Schedule | None, _option(RECIPE, "schedule", "Learning rate within a phase: constant, or down to 0 along a cosine.")
+]
+Warmup = Annotated[
+    float | None, _option(RECIPE, "warmup", "Share of a phase's steps in which the learning rate rises linearly from 0, in [0, 1).")
+]
+LrDecay = Annotated[
+    float | None, _option(RECIPE, "lr_decay", "Factor on phase 2's learning rate for each block further from the head, in (0, 1].")
+]
+WeightDecay = Annotated[float | None, _option(RECIPE, "weight_decay", "Decoupled weight decay (AdamW) of all but norms and biases.")]
+ClipGradient = Annotated[float | None, _option(RECIPE, "clip_gradient", "Largest L2 norm of a step's gradient; 0 does not clip.")]
+LabelSmoothing = Annotated[float | None, _option(RECIPE, "label_smoothing", "Share of the target spread over all classes, in [0, 1).")]
+Ema = Annotated[
+    float | None,
+    _option(RECIPE, "ema", "Decay of a moving average of the weights, which is then validated and kept, in [0, 1); 0 is off."),
+]
+Patience = Annotated[
+    int | None, _option(RECIPE, "patience", "Epochs without a better one after which a phase ends.", "all epochs are trained")
+]
+TargetAccuracy = Annotated[
+    float | None, _option(RECIPE, "target_accuracy", "Validation accuracy at which training ends, in (0, 1].", "all epochs are trained")
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="TIME",
+        help="Time in which the whole run is to finish, as 90s, 25m or 1h30m; epochs and views are then set from measured steps.",
+        show_default="no limit",
+        rich_help_panel=RECIPE,
+    ),
+]
+
+Augmentation = Annotated[
+    str | None,
+    _option(
+        DATA,
+        "augment",
+        "Augmentation of training images: none, light, medium, strong, or a FILE, a pipeline saved by albumentations (A.save).",
+        metavar="STRENGTH|FILE",
+    ),
+]
+Views = Annotated[
+    int | None,
+    _option(
+        DATA,
+        "views",
+        "Augmented views of each image that the epochs go through in turn.",
+        "what the cache holds; a new one each epoch without it",
+    ),
+]
+Mixup = Annotated[float | None, _option(DATA, "mixup", "Alpha of mixup where training begins (pixels, or cached activations); 0 is off.")]
+Cutmix = Annotated[
+    float | None, _option(DATA, "cutmix", "Alpha of CutMix, at the same place; with mixup, each step takes one by chance; 0 is off.")
+]
+ClassWeighting = Annotated[
+    ClassWeights | None, _option(DATA, "class_weights", "`balanced` weights the loss by the inverse of each class's share of the images.")
+]
+SamplingKind = Annotated[Sampling | None, _option(DATA, "sampling", "`balanced` draws every class equally often; an epoch stays as long.")]
+ValSplit = Annotated[
+    float | None,
+    _option(
+        DATA,
+        "val_split",
+        "Share of each class held back for validation where DATA has no val/ of its own; 0 trains without validation.",
+    ),
+]
+Seed = Annotated[int | None, _option(DATA, "seed", "Seed of the split, the head, the order of images and the augmentation.")]
+
+DeviceKind = Annotated[Device | None, _option(MACHINE, "device", "Where to train; auto takes CUDA where there is one.")]
+PrecisionKind = Annotated[
+    Precision | None, _option(MACHINE, "precision", "Arithmetic; auto is bf16 on CUDA devices that have it, fp32 elsewhere.")
+]
+Workers = Annotated[
+    int | None,
+    _option(MACHINE, "workers", "Processes that decode and augment; 0 works in the training process.", "the cores that training leaves"),
+]
+CacheBudget = Annotated[
+    str | None,
+    _option(
+        MACHINE,
+        "cache_budget",
+        "Memory for decoded images and activations of frozen blocks, as 500MB or 2GB; 0 caches nothing.",
+        "a quarter of the free memory",
+        metavar="SIZE",
+    ),
+]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Compile what is trained with torch.compile.",
+        show_default="compile" if FinetuneConfig.compile else "no-compile",
+        rich_help_panel=MACHINE,
+    ),
+]

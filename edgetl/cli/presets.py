@@ -1,0 +1,42 @@
+"""`edgetl presets`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from edgetl.cli.console import out
+from edgetl.core.files import SCHEMA
+from edgetl.core.presets import PRESET_NOTES, RECIPE, preset_toml
+from edgetl.core.presets import presets as known_presets
+
+
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Print this one as a file for `finetune --config`.", show_default="list all")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the recipes that `finetune --preset` takes, or print one as TOML to edit."""
+    text = preset_toml(name) if name is not None else ""
+    chosen = {key: values for key, values in known_presets().items() if name in (None, key)}
+    if as_json:
+        rows = {key: {"note": PRESET_NOTES[key], "values": values} for key, values in chosen.items()}
+        typer.echo(json.dumps({"schema": SCHEMA, "kind": "presets", "presets": rows}, indent=2))
+        return
+    if text:
+        typer.echo(text, nl=False)
+        return
+    from rich.table import Table
+
+    for key in chosen:
+        out.print(f"[bold]{key}[/]  {PRESET_NOTES[key]}", soft_wrap=True)
+    table = Table(caption="`edgetl presets NAME` prints every value.", caption_justify="left")
+    table.add_column("Where they differ", no_wrap=True)
+    for key in chosen:
+        table.add_column(key, no_wrap=True)
+    for field in RECIPE:
+        values = [str(values[field]) for values in chosen.values()]
+        if len(set(values)) > 1:
+            table.add_row(field.replace("_", "-"), *values)
+    out.print(table)

@@ -1,0 +1,166 @@
+"""What `edgetl finetune` is asked to do: frozen, checked as a whole, and written into the run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edgetl.core.options import json_ready, one_of, raise_all
+
+Augment = Literal["none", "light", "medium", "strong"]
+BatchNorm = Literal["eval", "train"]
+ClassWeights = Literal["none", "balanced"]
+Sampling = Literal["shuffled", "balanced"]
+Schedule = Literal["constant", "cosine"]
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Options of `edgetl finetune`; the values here are those of the preset `default`."""
+
+    data: Path
+    """train/ and val/ folders of classes, or one folder of classes."""
+    output: Path | None = None
+    """The run directory to write; None chooses a new name, runs/<data>-<model>."""
+    model: str = "mobilenet_v2"
+    """A torchvision classification architecture."""
+    weights: str = "imagenet"
+    """`imagenet` (torchvision's download), `none`, a .safetensors or weights-only .pth file, or a folder of <architecture>.safetensors."""
+    image_size: int | None = None
+    """Side of the network's square input, pixels; None takes the architecture's own."""
+    preset: str = "default"
+    """The preset that the values below were taken from where they were not given."""
+
+    epochs: int = 5
+    """Epochs of phase 1: the new head on the frozen backbone."""
+    lr: float = 1e-3
+    """Adam's learning rate in phase 1."""
+    unfreeze: str = "auto"
+    """What phase 2 trains besides the head: that many last blocks, `head` for none, `all` for everything; `auto` is the table's number."""
+    finetune_epochs: int = 5
+    """Epochs of phase 2."""
+    finetune_lr: float = 1e-4
+    """Adam's learning rate in phase 2."""
+    batch_size: int = 32
+    """Images a step."""
+    batch_norm: BatchNorm = "eval"
+    """BatchNorm of the blocks that phase 2 trains: keep its statistics, or take each batch's and move them."""
+    schedule: Schedule = "constant"
+    """Learning rate within a phase: constant, or down to 0 along a cosine (Loshchilov and Hutter, 2017)."""
+    warmup: float = 0.0
+    """Share of a phase's steps in which the learning rate rises linearly from 0."""
+    lr_decay: float = 1.0
+    """Factor on phase 2's learning rate for each block further from the head (discriminative rates: Howard and Ruder, 2018)."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW: Loshchilov and Hutter, 2019) of everything but norms and biases."""
+    clip_gradient: float = 0.0
+    """Largest L2 norm of a step's gradient; 0 does not clip."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes (Szegedy et al., 2016)."""
+    mixup: float = 0.0
+    """Alpha of mixup (Zhang et al., 2018) where training begins: pixels, or the cached activations (Verma et al., 2019); 0 is off."""
+    cutmix: float = 0.0
+    """Alpha of CutMix (Yun et al., 2019), at the same place; with mixup as well, each step takes one of the two by chance."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, which is then what is validated and kept; 0 is off."""
+    class_weights: ClassWeights = "none"
+    """`balanced` weights the loss by the inverse of each class's share of the training images."""
+    sampling: Sampling = "shuffled"
+    """`balanced` draws every class equally often; an epoch stays as long."""
+    patience: int | None = None
+    """Epochs without a better one after which a phase ends; None trains them all."""
+    target_accuracy: float | None = None
+    """Validation accuracy at which training ends."""
+    budget_s: float | None = None
+    """Seconds in which the whole run is to finish; epochs and views are then set from measured steps."""
+    head_width: int = 128
+    """Width of the new head's hidden layer; 0 is a single linear layer."""
+    dropout: float = 0.2
+    """Dropout before the new head."""
+    augment: Augment = "light"
+    """Strength of the augmentation of training images."""
+    augment_file: Path | None = None
+    """A pipeline saved by albumentations (`A.save`), instead of `augment`."""
+    views: int | None = None
+    """Augmented views of each image that epochs go through in turn; None takes what the cache holds, a new one each epoch without it."""
+
+    val_split: float = 0.2
+    """Share of each class held back for validation where DATA has no val/ of its own; 0 trains without validation."""
+    seed: int = 0
+    """Seed of the split, the head, the order of images and the augmentation."""
+    device: Device = "auto"
+    """Where to train."""
+    precision: Precision = "auto"
+    """Arithmetic of the forward and backward passes; weights stay float32."""
+    workers: int | None = None
+    """Processes that decode and augment; None takes the cores that training leaves free, 0 works in the training process."""
+    cache_budget: int | None = None
+    """Bytes for decoded images and for activations of the frozen blocks; None is a quarter of the free memory, 0 caches nothing."""
+    compile: bool = False
+    """Compile what is trained with torch.compile."""
+    force: bool = False
+    """Replace an existing run directory."""
+
+    def __post_init__(self) -> None:
+        raise_all([*self._training_problems(), *self._recipe_problems(), *self._machine_problems()])
+
+    def _training_problems(self) -> list[str | None]:
+        blocks = self.unfreeze in ("auto", "head", "all") or (self.unfreeze.isascii() and self.unfreeze.isdecimal())
+        return [
+            None if self.image_size is None or self.image_size >= 32 else f"--image-size is at least 32 pixels, not {self.image_size}.",
+            None if self.epochs >= 0 else f"--epochs is not negative, not {self.epochs}.",
+            None if self.finetune_epochs >= 0 else f"--finetune-epochs is not negative, not {self.finetune_epochs}.",
+            None if self.epochs or self.finetune_epochs else "--epochs and --finetune-epochs are both 0: nothing would be trained.",
+            None if 0 < self.lr <= 1e30 and 0 < self.finetune_lr <= 1e30 else "--lr and --finetune-lr are above 0 and finite.",
+            None if blocks else f"--unfreeze takes a number of blocks, `auto`, `head` or `all`, not {self.unfreeze!r}.",
+            None if 0 <= self.seed < 2**63 else f"--seed lies in [0, 2^63), not {self.seed}.",
+            None if self.batch_size >= 1 else f"--batch-size is at least 1, not {self.batch_size}.",
+            None if 0 <= self.val_split < 1 else f"--val-split lies in [0, 1), not {self.val_split}.",
+            None if self.head_width >= 0 else f"--head-width is not negative, not {self.head_width}.",
+            one_of("--augment", self.augment, Augment),
+            one_of("--batch-norm", self.batch_norm, BatchNorm),
+            one_of("--schedule", self.schedule, Schedule),
+            one_of("--class-weights", self.class_weights, ClassWeights),
+            one_of("--sampling", self.sampling, Sampling),
+        ]
+
+    def _recipe_problems(self) -> list[str | None]:
+        below_one = {"warmup": "--warmup", "label_smoothing": "--label-smoothing", "ema": "--ema", "dropout": "--dropout"}
+        not_negative = {
+            "weight_decay": "--weight-decay", "clip_gradient": "--clip-gradient", "mixup": "--mixup", "cutmix": "--cutmix"
+        }  # fmt: skip
+        values = {name: getattr(self, name) for name in (*below_one, *not_negative)}
+        return [
+            *(None if 0 <= values[name] < 1 else f"{option} lies in [0, 1), not {values[name]}." for name, option in below_one.items()),
+            *(
+                None if 0 <= values[name] < math.inf else f"{option} is finite and not negative, not {values[name]}."
+                for name, option in not_negative.items()
+            ),
+            None if 0 < self.lr_decay <= 1 else f"--lr-decay lies in (0, 1], not {self.lr_decay}.",
+            None if self.patience is None or self.patience >= 1 else f"--patience is at least 1 epoch, not {self.patience}.",
+            None
+            if self.target_accuracy is None or 0 < self.target_accuracy <= 1
+            else f"--target-accuracy lies in (0, 1], not {self.target_accuracy}.",
+            None if self.class_weights == "none" or self.sampling == "shuffled" else _BALANCED_TWICE,
+        ]
+
+    def _machine_problems(self) -> list[str | None]:
+        return [
+            None if self.budget_s is None or 0 < self.budget_s < math.inf else f"--budget is above 0 and finite, not {self.budget_s} s.",
+            None if self.views is None or self.views >= 1 else f"--views is at least 1, not {self.views}.",
+            None if self.workers is None or self.workers >= 0 else f"--workers is not negative, not {self.workers}.",
+            None if self.cache_budget is None or self.cache_budget >= 0 else f"--cache-budget is not negative, not {self.cache_budget}.",
+            one_of("--device", self.device, Device),
+            one_of("--precision", self.precision, Precision),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in config.json."""
+        return json_ready(self)
+
+
+_BALANCED_TWICE = "--class-weights balanced and --sampling balanced both make up for rare classes. Take one of the two."

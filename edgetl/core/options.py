@@ -1,0 +1,62 @@
+"""What the configurations share: all mistakes told at once, named values, times and sizes as people write them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, get_args
+
+from edgetl.core.errors import ConfigError
+
+_NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,15})?"
+_BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def raise_all(problems: Iterable[str | None]) -> None:
+    """Raise ConfigError with every problem that is not None, a line each."""
+    found = [problem for problem in problems if problem]
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def one_of(option: str, value: str, literal: Any) -> str | None:
+    """The problem with `value` where it is none of the literal type's."""
+    known = get_args(literal)
+    return None if value in known else f"{option} takes {', '.join(known)}, not {value!r}."
+
+
+def json_ready(config: Any) -> dict[str, Any]:
+    """A configuration's fields, paths as text."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `90`, `90s`, `25m`, `1.5h` or `1h30m`.
+
+    Raises:
+        ConfigError: anything else, or nothing at all.
+    """
+    plain = text.strip().lower()
+    if re.fullmatch(_NUMBER, plain):
+        return float(plain)
+    found = re.fullmatch(rf"(?:({_NUMBER})h)?(?:({_NUMBER})m)?(?:({_NUMBER})s)?", plain)
+    if not found or not plain:
+        raise ConfigError(f"{text!r} is no length of time. Write it as 90s, 25m or 1h30m.")
+    hours, minutes, seconds = (Fraction(number or 0) for number in found.groups())
+    return float(3600 * hours + 60 * minutes + seconds)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `0`, `500MB`, `2GB` or `1.5GiB`.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    found = re.fullmatch(rf"({_NUMBER})\s*([a-z]*)", text.strip().lower())
+    if not found or (found[2] or "b") not in _BYTES:
+        raise ConfigError(f"{text!r} is no size. Write it as 500MB, 2GB or 1.5GiB.")
+    # In floats 2.01 * 10**6 is less than 2010000.
+    return int(Fraction(found[1]) * _BYTES[found[2] or "b"])

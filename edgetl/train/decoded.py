@@ -1,0 +1,66 @@
+"""Training images, decoded once and kept as uint8 while they fit into memory."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl.device.images import load_image
+
+
+class DecodedImages:
+    """Files as RGB uint8 [height, width, 3]; what does not fit into the budget is decoded at every use.
+
+    Large JPEG files are decoded at a half, a quarter or an eighth of their size, at least `least_side` pixels on the shorter side:
+    augmented views are several times smaller. Evaluation never sees these pixels.
+    """
+
+    def __init__(self, budget_bytes: int, least_side: int) -> None:
+        self._budget = budget_bytes
+        self._least_side = least_side
+        self._kept: dict[Path, NDArray[np.uint8]] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of the images that are kept."""
+        return self._bytes
+
+    def __getitem__(self, path: Path) -> NDArray[np.uint8]:
+        """The image of a file.
+
+        Raises:
+            DecodeError: it cannot be decoded; see `load_image`.
+        """
+        image = self._kept.get(path)
+        if image is None:
+            image = load_image(path, self._least_side)
+            self._keep(path, image)
+        return image
+
+    def offer(self, path: Path, full: NDArray[np.uint8]) -> None:
+        """Keep an image that was decoded in full for another reason, where this is what would be decoded here as well."""
+        if min(full.shape[:2]) < 2 * self._least_side:
+            self._keep(path, full)
+
+    def release(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def _keep(self, path: Path, image: NDArray[np.uint8]) -> None:
+        with self._lock:
+            if path not in self._kept and self._bytes + image.nbytes <= self._budget:
+                self._kept[path] = image
+                self._bytes += image.nbytes

@@ -1,0 +1,165 @@
+"""What a phase is fed with: batches of the values where its training begins, from the cache or computed on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgetl.core.finetuning import Sampling
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.train.activations import Activations
+from edgetl.train.computing import Computing
+from edgetl.train.loading import Loader, cut_batches
+from edgetl.train.prefix import Function, Values
+
+Batch = tuple[Values, Tensor]
+"""(float32 values on the device, each [batch, ...]; int64 labels on the device)."""
+
+
+class Order:
+    """Which training images make up an epoch, and in which batches: a function of (seed, epoch)."""
+
+    def __init__(self, labels: Tensor, sampling: Sampling, batch_size: int, seed: int) -> None:
+        self._labels = labels.numpy()
+        self._sampling = sampling
+        self._batch_size = batch_size
+        self._seed = seed
+
+    def __len__(self) -> int:
+        """Images of an epoch."""
+        return len(self._labels)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Positions among the training images: each once, or with `balanced` sampling every class equally often, with repetitions."""
+        generator = np.random.default_rng([self._seed, epoch])
+        positions = generator.permutation(len(self._labels))
+        if self._sampling == "balanced":
+            # Rounds through the classes, each class through its own images in a new order every time round.
+            classes = [positions[self._labels[positions] == label] for label in np.unique(self._labels)]
+            each = -(-len(self._labels) // len(classes))
+            drawn = [np.concatenate([generator.permutation(own) for _ in range(-(-each // len(own)))])[:each] for own in classes]
+            positions = generator.permutation(np.concatenate(drawn))[: len(self._labels)]
+        cut = cut_batches([(epoch, int(position)) for position in positions], self._batch_size)
+        return [[position for _, position in batch] for batch in cut]
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return len(cut_batches([(None, at) for at in range(len(self._labels))], self._batch_size))
+
+
+class Feed(Protocol):
+    """Batches for one phase."""
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+
+    def training(self, epoch: int) -> Iterator[Batch]:
+        """One epoch (counted from 1)."""
+
+    def validation(self) -> Iterator[Batch]:
+        """The validation images in order, exactly as the whole network would see them."""
+
+    def plain(self) -> Iterator[Batch]:
+        """The training images in order, without augmentation."""
+
+
+class CachedFeed:
+    """From activations: view after view, epoch by epoch."""
+
+    def __init__(self, activations: Activations, train: Tensor, val: Tensor, order: Order, device: torch.device) -> None:
+        self._activations = activations
+        self._train = train.to(device)
+        self._val = val.to(device)
+        self._order = order
+        self._device = device
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return self._order.steps
+
+    def training(self, epoch: int) -> Iterator[Batch]:
+        """The view whose turn it is."""
+        view = (epoch - 1) % self._activations.views
+        for batch in self._order.batches(epoch):
+            yield self._take(tuple(value[view] for value in self._activations.train), batch), self._train[batch]
+
+    def validation(self) -> Iterator[Batch]:
+        """As cached in float32."""
+        for start in range(0, len(self._val), _VALIDATION_BATCH):
+            batch = list(range(start, min(start + _VALIDATION_BATCH, len(self._val))))
+            yield self._take(self._activations.val, batch), self._val[batch]
+
+    def plain(self) -> Iterator[Batch]:
+        """The first view of the training images, in order."""
+        for start in range(0, len(self._train), _VALIDATION_BATCH):
+            batch = list(range(start, min(start + _VALIDATION_BATCH, len(self._train))))
+            yield self._take(tuple(value[0] for value in self._activations.train), batch), self._train[batch]
+
+    def _take(self, values: Values, positions: Sequence[int]) -> Values:
+        index = torch.tensor(positions)
+        return tuple(value.index_select(0, index.to(value.device)).to(self._device, non_blocking=True).float() for value in values)
+
+
+class StreamedFeed:
+    """From the images: decoded, augmented and put through the frozen blocks at every use."""
+
+    def __init__(
+        self,
+        loader: Loader,
+        train: Sequence[int],
+        val: Sequence[int],
+        order: Order,
+        views: Sequence[int | None] | None,
+        prefixes: tuple[Function, Function] | None,
+        preprocessing: Preprocessing,
+        computing: Computing,
+    ) -> None:
+        """Take indices of images among the loader's; prefixes for training and validation, or None where the first block is trained.
+
+        Args:
+            views: keys of the views that the epochs go through; None is a new one each epoch.
+        """
+        self._loader = loader
+        self._train = train
+        self._val = val
+        self._order = order
+        self._views = views
+        self._prefixes = prefixes
+        self._preprocessing = preprocessing
+        self._computing = computing
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return self._order.steps
+
+    def training(self, epoch: int) -> Iterator[Batch]:
+        """The epoch's view of every image."""
+        view = self._views[(epoch - 1) % len(self._views)] if self._views else epoch
+        keys = [[(view, self._train[position]) for position in batch] for batch in self._order.batches(epoch)]
+        for pixels, labels in self._loader(keys):
+            yield self._values(pixels, 0), labels.to(self._computing.device, non_blocking=True)
+
+    def validation(self) -> Iterator[Batch]:
+        """Through the exact prefix."""
+        for pixels, labels in self._loader.evaluation(self._val, _VALIDATION_BATCH):
+            yield self._values(pixels, 1), labels.to(self._computing.device, non_blocking=True)
+
+    def plain(self) -> Iterator[Batch]:
+        """The training images without augmentation, in order."""
+        for pixels, labels in self._loader.evaluation(self._train, _VALIDATION_BATCH):
+            yield self._values(pixels, 1), labels.to(self._computing.device, non_blocking=True)
+
+    def _values(self, pixels: Tensor, prefix: int) -> Values:
+        values: Values = (self._computing.network_input(pixels, self._preprocessing),)
+        return tuple(value.float() for value in self._prefixes[prefix](*values)) if self._prefixes else values
+
+
+_VALIDATION_BATCH = 64

@@ -1,0 +1,36 @@
+"""Choices made by a short measurement: made once on a machine, remembered, so that two runs compute alike."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from edgetl.core.cache import cache_folder
+from edgetl.core.errors import EdgetlError
+from edgetl.core.files import read_json, write_json
+from edgetl.device.cores import available_cores
+from edgetl.device.facts import device_facts
+
+
+def remembered(facts: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `measure` found on this machine for these facts, now or earlier.
+
+    The device, its cores and PyTorch's version belong to the facts. Where nothing can be kept, it is measured each time.
+    """
+    machine = {"cpu": device_facts().get("cpu"), "cores": available_cores(), "torch": torch.__version__}
+    name = hashlib.sha256(json.dumps({**machine, **facts}, sort_keys=True).encode()).hexdigest()[:32]
+    path = cache_folder() / "measured" / f"{name}.json"
+    try:
+        found: dict[str, Any] = read_json(path, EdgetlError, "A remembered measurement")["found"]
+        return found
+    except (EdgetlError, KeyError):
+        pass
+    found = measure()
+    with contextlib.suppress(OSError):  # a home that cannot be written costs a second at each run, no more
+        write_json(path, {**machine, **facts, "found": found})
+    return found

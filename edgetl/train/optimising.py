@@ -1,0 +1,183 @@
+"""Steps of training: parameter groups, learning rates, loss, mixing of images, averaged weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgetl.core.finetuning import FinetuneConfig
+from edgetl.train.models import AdaptedNetwork
+from edgetl.train.prefix import Values
+
+
+def make_optimiser(adapted: AdaptedNetwork, config: FinetuneConfig, lr: float) -> torch.optim.Adam:
+    """Adam, or AdamW with weight decay, over what requires gradients: a group for each rate, and for what does not decay."""
+    depth = _depths(adapted)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in adapted.network.named_parameters():
+        if parameter.requires_grad:
+            # Vectors are biases, scales and shifts of norms: decay would pull them to where they mean nothing.
+            decay = config.weight_decay if parameter.dim() > 1 else 0.0
+            groups.setdefault((lr * config.lr_decay ** depth.get(name, 0), decay), []).append(parameter)
+    listed = [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
+    kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
+    return kind(listed, lr=lr, weight_decay=0.0)
+
+
+def _depths(adapted: AdaptedNetwork) -> dict[str, int]:
+    # How many blocks lie between a parameter and the head; the stem counts as one more than the first block.
+    depth: dict[str, int] = {}
+    for name, _ in adapted.network.named_parameters():
+        inside = [at for at, block in enumerate(adapted.blocks) for path in block.modules if name == path or name.startswith(f"{path}.")]
+        if inside:
+            depth[name] = len(adapted.blocks) - inside[0]
+        elif not name.startswith(f"{adapted.layer.path}."):
+            depth[name] = len(adapted.blocks) + 1
+    return depth
+
+
+class Rates:
+    """The learning rate of every step of a phase: a linear rise, then constant or a cosine down to 0."""
+
+    def __init__(self, optimiser: torch.optim.Optimizer, config: FinetuneConfig, steps: int) -> None:
+        self._optimiser = optimiser
+        self._base = [group["lr"] for group in optimiser.param_groups]
+        self._cosine = config.schedule == "cosine"
+        self._steps = max(1, steps)
+        self._warmup = round(config.warmup * self._steps)
+        self._step = 0
+
+    def factor(self, step: int) -> float:
+        """Of the phase's rate, at a step counted from 0."""
+        if step < self._warmup:
+            return (step + 1) / self._warmup
+        if not self._cosine:
+            return 1.0
+        done = (step - self._warmup) / max(1, self._steps - self._warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    def advance(self) -> None:
+        """Set the rates of the next step."""
+        factor = self.factor(self._step)
+        for group, base in zip(self._optimiser.param_groups, self._base, strict=True):
+            group["lr"] = base * factor
+        self._step += 1
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A batch in which images may be mixed in pairs."""
+
+    values: Values
+    targets: Tensor
+    partners: Tensor
+    share: Tensor
+    """Of `targets` in each image, float32 [batch]; the rest is `partners`'."""
+
+
+class Mixing:
+    """mixup and CutMix; the generator is its own, so that switching them on changes no other random number."""
+
+    def __init__(self, config: FinetuneConfig, phase: int) -> None:
+        self._mixup, self._cutmix = config.mixup, config.cutmix
+        self._generator = np.random.default_rng([config.seed, phase, 1])
+
+    def __call__(self, values: Values, targets: Tensor) -> Mixed:
+        """Mix each image with another one of the batch, by one share for the batch."""
+        whole = torch.ones(len(targets), device=targets.device)
+        if not (self._mixup or self._cutmix) or len(targets) < 2:
+            return Mixed(values, targets, targets, whole)
+        spatial = all(value.dim() == 4 and min(value.shape[2:]) > 1 for value in values)
+        cut = self._cutmix > 0 and spatial and (not self._mixup or bool(self._generator.integers(2)))
+        alpha = self._cutmix if cut else (self._mixup or self._cutmix)
+        share = float(self._generator.beta(alpha, alpha))
+        partner = torch.from_numpy(self._generator.permutation(len(targets))).to(targets.device)
+        if cut:
+            values, share = self._paste(values, partner, share)
+        else:
+            values = tuple(share * value + (1 - share) * value[partner] for value in values)
+        return Mixed(values, targets, targets[partner], share * whole)
+
+    def _paste(self, values: Values, partner: Tensor, share: float) -> tuple[Values, float]:
+        # One box in relative coordinates for all values: feature maps of one image differ in size, not in place.
+        side = math.sqrt(1 - share)
+        centre = self._generator.random(2)
+        low, high = np.clip(centre - side / 2, 0, 1), np.clip(centre + side / 2, 0, 1)
+        pasted, kept = [], 1.0
+        for value in values:
+            height, width = value.shape[2:]
+            top, bottom = round(low[0] * height), round(high[0] * height)
+            left, right = round(low[1] * width), round(high[1] * width)
+            value = value.clone()
+            value[:, :, top:bottom, left:right] = value[partner, :, top:bottom, left:right]
+            pasted.append(value)
+            kept = 1 - (bottom - top) * (right - left) / (height * width)
+        return tuple(pasted), kept
+
+
+class Loss:
+    """Cross-entropy with smoothed, mixed and weighted targets."""
+
+    def __init__(self, config: FinetuneConfig, labels: Tensor, classes: int, device: torch.device) -> None:
+        self._smoothing = config.label_smoothing
+        self._weights: Tensor | None = None
+        if config.class_weights == "balanced":
+            counts = torch.bincount(labels, minlength=classes).clamp(min=1)
+            self._weights = (len(labels) / (classes * counts.float())).to(device)
+
+    def __call__(self, logits: Tensor, mixed: Mixed) -> Tensor:
+        """Mean over the batch, weighted by class where weights were asked for."""
+
+        def each(targets: Tensor) -> Tensor:
+            return F.cross_entropy(logits, targets, self._weights, label_smoothing=self._smoothing, reduction="none")
+
+        losses = mixed.share * each(mixed.targets) + (1 - mixed.share) * each(mixed.partners)
+        if self._weights is None:
+            return losses.mean()
+        weights = mixed.share * self._weights[mixed.targets] + (1 - mixed.share) * self._weights[mixed.partners]
+        return losses.sum() / weights.sum()
+
+
+class AveragedWeights:
+    """Exponential moving average of trained parameters and of the buffers that move with them (Polyak and Juditsky, 1992)."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self._steps = 0
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        moving = [
+            buffer for module in network.modules() if module.training for buffer in module.buffers(recurse=False)
+            if buffer.is_floating_point()
+        ]  # fmt: skip
+        self._live = [*trained, *moving]
+        self._average = [tensor.detach().clone() for tensor in self._live]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """After a step. The decay rises with the number of steps, so that the start is forgotten soon."""
+        self._steps += 1
+        weight = 1 - min(self._decay, (1 + self._steps) / (10 + self._steps))
+        torch._foreach_lerp_(self._average, [tensor.detach() for tensor in self._live], weight)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The network has the average's weights inside the block."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for live, average in zip(self._live, self._average, strict=True):
+            kept = live.detach().clone()
+            live.copy_(average)
+            average.copy_(kept)

@@ -1,0 +1,125 @@
+"""The frozen part of a network as a fixed function, run by whatever is fastest on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
+
+from edgetl.core.errors import EdgetlError
+from edgetl.core.registry import PREFIXES, resolve
+from edgetl.train.computing import Computing
+
+Values = tuple[Tensor, ...]
+Function = Callable[..., Values]
+"""Takes the values at one cut, gives those at another; the first axis is the batch."""
+
+_LARGEST_DIFFERENCE = 0.05
+"""Of the values' own spread; bfloat16 through fifty layers stays below half of it."""
+_WORTH_A_CONVERSION = 5000
+"""Images from which on the seconds of a conversion come back."""
+_TIMED_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A frozen function with its runtime."""
+
+    name: str
+    """`pytorch-fp32`, `pytorch-bf16`, `onnxruntime-fp32`, ..."""
+    function: Function
+
+    def __call__(self, *values: Tensor) -> Values:
+        """The values at the end of the prefix; no gradients."""
+        # Not inference mode: its tensors may not be changed in place, as a dropout at the start of what follows does.
+        with torch.no_grad():
+            return self.function(*values)
+
+
+def exact_prefix(piece: fx.GraphModule, computing: Computing) -> Prefix:
+    """The piece with BatchNorm folded into convolutions, in float32: what the trained network computes itself, to rounding."""
+    return Prefix("pytorch-fp32", _folded(piece).to(device=computing.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+
+
+def bf16_prefix(piece: fx.GraphModule, computing: Computing) -> Prefix:
+    """The same in bfloat16."""
+    module = _folded(piece).to(  # type: ignore[call-overload]
+        device=computing.device, dtype=torch.bfloat16, memory_format=torch.channels_last
+    )
+    return Prefix("pytorch-bf16", lambda *values: module(*(value.bfloat16() for value in values)))
+
+
+def make_prefix(name: str, piece: fx.GraphModule, example: Sequence[Tensor], computing: Computing) -> Prefix:
+    """The prefix of this name.
+
+    Raises:
+        EdgetlError: its runtime cannot take the piece.
+    """
+    if name == "pytorch-fp32":
+        return exact_prefix(piece, computing)
+    if name == "pytorch-bf16":
+        return bf16_prefix(piece, computing)
+    return Prefix(name, resolve(PREFIXES, name.removesuffix("-fp32"), "runtime of frozen blocks")(_folded(piece), tuple(example)))
+
+
+def candidates(computing: Computing, images: int) -> list[str]:
+    """Names worth timing on this device for so many images."""
+    if computing.device.type != "cpu":
+        return ["pytorch-bf16" if computing.precision == "bf16" else "pytorch-fp32"]
+    names = ["pytorch-fp32"]
+    if computing.may_use_bf16:
+        names.append("pytorch-bf16")
+    if images >= _WORTH_A_CONVERSION:
+        names += [f"{name}-fp32" for name in PREFIXES]
+    return names
+
+
+def fastest_prefix(piece: fx.GraphModule, example: Sequence[Tensor], computing: Computing, images: int) -> tuple[Prefix, dict[str, float]]:
+    """The candidate that takes least time for a batch like `example`, and milliseconds an image of each that was timed.
+
+    A candidate that cannot run the piece, or whose values differ from float32's by more than a twentieth of their spread, is left out.
+    """
+    names = candidates(computing, images)
+    reference = make_prefix(names[0], piece, example, computing)
+    if len(names) == 1:
+        return reference, {}
+    values = tuple(value[:_TIMED_BATCH] for value in example)
+    expected = reference(*values)
+    found = {reference.name: (reference, _milliseconds(reference, values))}
+    for name in names[1:]:
+        try:
+            prefix = make_prefix(name, piece, values, computing)
+            if _agrees(prefix(*values), expected):
+                found[name] = (prefix, _milliseconds(prefix, values))
+        except (EdgetlError, RuntimeError, TypeError):
+            # A runtime that does not know an operator is no reason to stop: another one is there.
+            continue
+    best = min(found.values(), key=lambda entry: entry[1])[0]
+    return best, {name: speed for name, (_, speed) in found.items()}
+
+
+def _folded(piece: fx.GraphModule) -> nn.Module:
+    piece.eval()
+    folded: Any = fuse(piece)
+    return folded.requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def _milliseconds(prefix: Prefix, values: Values) -> float:
+    taken = []
+    for _ in range(4):
+        started = time.perf_counter()
+        prefix(*values)
+        taken.append(time.perf_counter() - started)
+    return min(taken[1:]) / len(values[0]) * 1e3
+
+
+def _agrees(values: Values, expected: Values) -> bool:
+    return all(
+        float((value.float() - reference).std()) <= _LARGEST_DIFFERENCE * float(reference.std()) + 1e-6
+        for value, reference in zip(values, expected, strict=True)
+    )

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from edgetl.cli.app import app, main
+from edgetl.core.finetuning import FinetuneConfig
+from edgetl.core.presets import PRESET_NOTES, RECIPE, preset_toml, presets, resolve
+
+
+def test_the_list_has_names_notes_and_only_the_values_that_differ() -> None:
+    result = CliRunner().invoke(app, ["presets"])
+    assert result.exit_code == 0
+    rows = {line.split("│")[1].strip(): line for line in result.output.splitlines() if line.startswith("│")}
+    differing = {field.replace("_", "-") for field in RECIPE if len({values[field] for values in presets().values()}) > 1}
+    assert rows.keys() == differing
+    assert "finetune-lr" in rows, "classic has a rate of its own"
+    for name, values in presets().items():
+        assert f"{name}  {PRESET_NOTES[name]}" in result.output.splitlines()
+        assert f" {values['finetune_lr']} " in rows["finetune-lr"]
+
+
+@pytest.mark.parametrize("name", presets())
+def test_one_preset_is_a_file_for_config_and_nothing_else(name: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["presets", name])
+    assert result.exit_code == 0
+    assert result.stdout == preset_toml(name)
+    (tmp_path / "my.toml").write_text(result.stdout)
+    assert resolve(Path("photos"), None, tmp_path / "my.toml", {}) == FinetuneConfig(Path("photos"), preset=name, **presets()[name])
+
+
+def test_json_is_alone_and_complete() -> None:
+    content = json.loads(CliRunner().invoke(app, ["presets", "--json"]).stdout)
+    assert content["schema"] == 1
+    assert content["presets"] == {name: {"note": PRESET_NOTES[name], "values": values} for name, values in presets().items()}
+    assert json.loads(CliRunner().invoke(app, ["presets", "classic", "--json"]).stdout)["presets"].keys() == {"classic"}
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_an_unknown_preset_ends_with_1_and_the_known_names(
+    more: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["edgetl", "presets", "best", *more])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    captured = capsys.readouterr()
+    assert (ended.value.code, captured.out) == (1, "")
+    assert "Unknown preset 'best'. Known: default, classic" in captured.err

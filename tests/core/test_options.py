@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from fractions import Fraction
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from edgetl.core.errors import ConfigError
+from edgetl.core.options import parse_duration, parse_size, raise_all
+
+UNITS = {
+    "": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+}  # fmt: skip
+counts = st.integers(0, 10**9)
+
+
+@given(st.integers(0, 10**15 - 1), st.sampled_from(sorted(UNITS)), st.sampled_from(["", " "]))
+def test_whole_sizes_keep_every_byte(count: int, unit: str, space: str) -> None:
+    assert parse_size(f"{count}{space}{unit}") == count * UNITS[unit]
+
+
+@given(st.integers(0, 10**6), st.integers(0, 999), st.sampled_from(["kB", "MB", "GB", "TB"]))
+@example(2, 10, "MB")
+def test_decimal_sizes_lose_nothing_to_floats(whole: int, thousandths: int, unit: str) -> None:
+    assert parse_size(f"{whole}.{thousandths:03d}{unit}") == (1000 * whole + thousandths) * UNITS[unit] // 1000
+
+
+def test_half_a_byte_is_left_off() -> None:
+    assert parse_size("1.5") == 1
+    assert parse_size(" 1.5gib ") == 3 * 2**29
+
+
+@given(counts, counts, counts)
+def test_hours_minutes_and_seconds_add_up(hours: int, minutes: int, seconds: int) -> None:
+    assert parse_duration(f"{hours}h{minutes}m{seconds}s") == 3600 * hours + 60 * minutes + seconds
+    assert parse_duration(f"{hours}h") == 3600 * hours
+    assert parse_duration(f"{minutes}M") == 60 * minutes
+    assert parse_duration(f"{hours}h{seconds}s") == 3600 * hours + seconds
+    assert parse_duration(f" {seconds} ") == parse_duration(f"{seconds}s") == seconds
+
+
+@given(st.integers(0, 10**6), st.integers(0, 999), st.sampled_from([("h", 3600), ("m", 60), ("s", 1)]))
+def test_decimal_durations(whole: int, thousandths: int, unit: tuple[str, int]) -> None:
+    exact = Fraction(1000 * whole + thousandths, 1000) * unit[1]
+    assert parse_duration(f"{whole}.{thousandths:03d}{unit[0]}") == float(exact)
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "m", "1d", "-5m", "1h30", "30m1h", "1m1m", "1.m", ".5h", "1e3", "inf", "1h,30m", "5 m", "٣m", "9" * 400]
+)
+def test_no_length_of_time(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no length of time"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "2XB", "1,5GB", "1e9", "2GB4", "inf", "nan", "٣GB", "9" * 5000])
+def test_no_size(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no size"):
+        parse_size(text)
+
+
+@given(st.text(st.sampled_from("0123456789.hmskgibt -"), max_size=12) | st.text(max_size=12))
+def test_any_text_is_taken_or_refused(text: str) -> None:
+    for parse in (parse_duration, parse_size):
+        with suppress(ConfigError):
+            assert 0 <= parse(text) < math.inf
+
+
+def test_problems_are_told_together_and_none_is_none() -> None:
+    raise_all([None, None])
+    with pytest.raises(ConfigError) as caught:
+        raise_all([None, "one", None, "two"])
+    assert str(caught.value) == "one\ntwo"

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import tomllib
+from dataclasses import fields
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgetl.core import presets as module
+from edgetl.core.errors import ConfigError
+from edgetl.core.finetuning import Augment, BatchNorm, ClassWeights, FinetuneConfig, Schedule
+from edgetl.core.presets import PRESET_NOTES, RECIPE, preset_toml, presets, read_config_file, resolve
+
+DATA = Path("photos")
+
+
+def named(literal: Any) -> st.SearchStrategy[str]:
+    return st.sampled_from(get_args(literal))
+
+
+rates, shares, amounts = st.floats(1e-12, 1.0), st.floats(0.0, 1.0, exclude_max=True), st.floats(0.0, 1e6)
+recipes = st.fixed_dictionaries(
+    {
+        "epochs": st.integers(0, 1000), "lr": rates, "unfreeze": st.sampled_from(["auto", "head", "all"]) | st.integers(0, 99).map(str),
+        "finetune_epochs": st.integers(1, 1000), "finetune_lr": rates, "batch_size": st.integers(1, 4096), "batch_norm": named(BatchNorm),
+        "schedule": named(Schedule), "warmup": shares, "lr_decay": rates, "weight_decay": amounts, "clip_gradient": amounts,
+        "label_smoothing": shares, "mixup": amounts, "cutmix": amounts, "ema": shares, "class_weights": named(ClassWeights),
+        "sampling": st.just("shuffled"), "head_width": st.integers(0, 4096), "dropout": shares, "augment": named(Augment),
+    }
+)  # fmt: skip
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Any:
+    """A configuration file with that text."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "my.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def recipe_of(config: FinetuneConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in RECIPE}
+
+
+def test_every_preset_sets_the_whole_recipe_and_has_a_note() -> None:
+    known = {field.name for field in fields(FinetuneConfig)}
+    assert set(RECIPE) <= known
+    assert presets().keys() == PRESET_NOTES.keys()
+    for name, values in presets().items():
+        assert tuple(values) == RECIPE, name
+        assert FinetuneConfig(DATA, preset=name, **values)
+
+
+def test_the_default_preset_is_what_the_configuration_has_by_itself() -> None:
+    assert resolve(DATA, None, None, {}) == FinetuneConfig(DATA)
+
+
+def test_classic_is_pinned() -> None:
+    """It reproduces a published experiment: a better default must not move it."""
+    with patch.dict(module._DEFAULTS, dict.fromkeys(RECIPE)):
+        classic = presets()["classic"]
+    assert None not in classic.values(), "a value of classic comes from the default preset"
+    assert (classic["lr"], classic["finetune_lr"], classic["schedule"]) == (1e-3, 1e-5, "constant")
+
+
+@pytest.mark.parametrize(("base", "written"), product(presets(), presets()))
+def test_a_preset_written_to_a_file_comes_back_whichever_preset_lies_below(base: str, written: str, file: Any) -> None:
+    path = file(preset_toml(written))
+    assert resolve(DATA, None, path, {}) == FinetuneConfig(DATA, preset=written, **presets()[written])
+    assert resolve(DATA, base, path, {}) == FinetuneConfig(DATA, preset=base, **presets()[written])
+
+
+@settings(deadline=None)
+@given(recipe=recipes)
+def test_any_recipe_comes_back_from_its_file_exactly(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "drawn.toml"
+    with patch.object(module, "presets", lambda: {"drawn": recipe}), patch.dict(PRESET_NOTES, {"drawn": "Drawn by lot."}):
+        path.write_text(preset_toml("drawn"), encoding="utf-8")
+    assert tomllib.loads(path.read_text(encoding="utf-8")).keys() == {"preset", *RECIPE}
+    path.write_text(path.read_text(encoding="utf-8").replace('preset = "drawn"', 'preset = "classic"'), encoding="utf-8")
+    assert recipe_of(resolve(DATA, None, path, {})) == recipe
+
+
+def test_preset_then_file_then_option(file: Any) -> None:
+    path = file('preset = "classic"\nfinetune-epochs = 7\nlr = 0.5\nval_split = 0.3')
+    config = resolve(DATA, None, path, {"lr": 0.25, "seed": 3})
+    assert (config.preset, config.finetune_lr, config.batch_norm) == ("classic", 1e-5, "train")
+    assert (config.finetune_epochs, config.val_split) == (7, 0.3)
+    assert (config.lr, config.seed) == (0.25, 3)
+    assert resolve(DATA, "default", path, {}).finetune_lr == presets()["default"]["finetune_lr"]
+    assert resolve(DATA, "default", path, {}).lr == 0.5
+
+
+def test_what_a_file_may_say(file: Any) -> None:
+    text = """
+        model = "resnet18"
+        weights = "none"
+        image-size = 64
+        unfreeze = 3
+        lr = 1
+        budget = "1h30m"
+        cache-budget = "1.5GiB"
+        compile = true
+        device = "cpu"
+        workers = 0
+        target-accuracy = 0.9
+    """
+    assert read_config_file(file(text)) == {
+        "model": "resnet18", "weights": "none", "image_size": 64, "unfreeze": "3", "lr": 1.0, "budget_s": 5400.0,
+        "cache_budget": 3 * 2**29, "compile": True, "device": "cpu", "workers": 0, "target_accuracy": 0.9,
+    }  # fmt: skip
+    assert read_config_file(file("budget = 90\ncache_budget = 0")) == {"budget_s": 90.0, "cache_budget": 0}
+
+
+def test_a_pipeline_in_a_file_gives_way_to_a_strength_given_as_an_option(file: Any, tmp_path: Path) -> None:
+    pipeline = tmp_path / "pipeline.json"
+    pipeline.write_text("{}")
+    for text in (f'augment = "{pipeline}"', f'augment = "light"\naugment-file = "{pipeline}"'):
+        path = file(text)
+        assert resolve(DATA, None, path, {}).augment_file == pipeline
+        given_strength = resolve(DATA, None, path, {"augment": "strong"})
+        assert (given_strength.augment, given_strength.augment_file) == ("strong", None)
+    assert resolve(DATA, None, file('augment = "strong"'), {"augment_file": pipeline}).augment_file == pipeline
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate = 1", "unknown key 'learning_rate'"),
+        ('data = "photos"', "unknown key 'data'"),
+        ('output = "run"', "unknown key 'output'"),
+        ("force = true", "unknown key 'force'"),
+        ("[finetune]\nlr = 1", "unknown key 'finetune'"),
+        ('lr = "fast"', "lr: takes a number, not 'fast'"),
+        ("lr = true", "lr: takes a number, not True"),
+        ("patience = 2.5", "patience: takes a whole number, not 2.5"),
+        ("epochs = 5.0", "epochs: takes a whole number, not 5.0"),
+        ("epochs = true", "epochs: takes a whole number, not True"),
+        ('workers = "all"', "workers: takes a whole number"),
+        ("compile = 1", "compile: takes true or false, not 1"),
+        ("model = 18", "model: takes text, not 18"),
+        ("schedule = 1", "schedule: takes text, not 1"),
+        ("unfreeze = true", "unfreeze: takes text, not True"),
+        ("augment = 1", "augment: takes text, not 1"),
+        ("augment_file = 1", "augment_file: takes text, not 1"),
+        (f'augment = "{"x" * 5000}"', "augment: 'xxx"),
+        ('augment = "wild"', "augment: 'wild' is neither one of none, light, medium, strong nor a file"),
+        ('budget = "soon"', "budget: 'soon' is no length of time"),
+        ('cache-budget = "much"', "cache-budget: 'much' is no size"),
+        ("preset = 1", "preset: takes text, not 1"),
+        ('preset = "best"', "preset: Unknown preset 'best'"),
+        ("lr-decay = 1\nlr_decay = 0.5", "lr_decay: given twice"),
+        ("budget = 60\nbudget_s = 90", "budget_s: given twice"),
+        (f"lr = 1{'0' * 400}", "lr: takes a finite number"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line_with_file_and_key(file: Any, text: str, message: str) -> None:
+    path = file(text)
+    with pytest.raises(ConfigError) as caught:
+        read_config_file(path)
+    first, hint = str(caught.value).splitlines()
+    assert first.startswith(f"{path}: {message}")
+    assert "`edgetl presets default`" in hint
+
+
+def test_all_mistakes_in_a_file_are_told_at_once(file: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_config_file(file('speed = 1\nlr = "fast"\nbudget = "soon"\nepochs = 3\npreset = "best"'))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 5
+    for part in ("'speed'", "lr: ", "budget: ", "'best'"):
+        assert sum(part in line for line in lines) == 1
+
+
+def test_wrong_values_of_a_file_are_told_at_once_too(file: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(DATA, None, file('schedule = "step"\nunfreeze = -1\nwarmup = nan'), {"views": 0})
+    for part in ("--schedule", "--unfreeze", "--warmup", "--views"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"epochs: 5", b"epochs = 1\nepochs = 2", b"\xff\xfee", b"seed = 1" + b"0" * 5000])
+def test_what_is_not_toml_is_told(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "my.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match="is not TOML"):
+        read_config_file(tmp_path / "my.toml")
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere.toml"):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            read_config_file(path)
+
+
+@pytest.mark.parametrize("name", ["best", "", "Classic"])
+def test_an_unknown_preset_is_told_with_the_known(name: str) -> None:
+    with pytest.raises(ConfigError, match="Known: default, classic"):
+        resolve(DATA, name, None, {})
+    with pytest.raises(ConfigError, match="Known: default, classic"):
+        preset_toml(name)

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from edgetl.core.architectures import architectures
+from edgetl.train.computing import choose_computing
+from edgetl.train.cutting import TracedNetwork, check_pieces
+from edgetl.train.freezing import set_trainable
+from edgetl.train.models import AdaptedNetwork, adapt
+from edgetl.train.prefix import bf16_prefix, exact_prefix, fastest_prefix, make_prefix
+
+SMALLEST = {
+    "alexnet": 64, "convnext_tiny": 32, "densenet121": 32, "efficientnet_b0": 32, "googlenet": 64, "inception_v3": 96, "mnasnet0_5": 32,
+    "mobilenet_v2": 32, "mobilenet_v3_small": 32, "regnet_y_400mf": 32, "resnet18": 32, "shufflenet_v2_x0_5": 32, "squeezenet1_1": 64,
+    "swin_t": 64, "vgg11": 32, "vit_b_16": 32,
+}  # fmt: skip
+"""One architecture of each family at a size that is quickly computed; MaxViT's is fixed, at 224."""
+COMPUTING = choose_computing("cpu", "fp32")
+
+
+def adapted(model: str, size: int = 32) -> AdaptedNetwork:
+    torch.manual_seed(0)
+    network = adapt(model, size, 3, 8, 0.2, None)
+    for module in network.network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return network
+
+
+def test_every_family_has_its_test() -> None:
+    assert {architectures()[name].family for name in SMALLEST} == {one.family for one in architectures().values()} - {"maxvit"}
+
+
+@pytest.mark.parametrize("model", SMALLEST)
+def test_every_architecture_can_be_cut_and_its_pieces_give_the_whole(model: str) -> None:
+    network = adapted(model, SMALLEST[model])
+    traced = TracedNetwork(network)
+    cuts = []
+    for unfreeze in (architectures()[model].unfreeze, "head"):
+        set_trainable(network, unfreeze).train_mode()
+        cuts.append(traced.cut())
+        assert traced.blocks_before(cuts[-1])
+    check_pieces(traced, network.network, cuts, SMALLEST[model])
+    set_trainable(network, "all").train_mode()
+    assert not traced.blocks_before(traced.cut())
+
+
+def test_nothing_that_changes_between_epochs_lies_before_the_cut() -> None:
+    network = adapted("mobilenet_v2")
+    traced = TracedNetwork(network)
+    set_trainable(network, 3).train_mode()
+    cut = traced.cut()
+    assert cut.name == "features_15"
+    prefix, tail = traced.piece(traced.input, cut), traced.piece(cut)
+    assert not any(parameter.requires_grad for parameter in prefix.parameters())
+    assert {id(parameter) for parameter in network.network.parameters() if parameter.requires_grad} <= {
+        id(parameter) for parameter in tail.parameters()
+    }, "the tail trains the network's own parameters"
+    network.network.train()  # nobody freezes: BatchNorm moves, and nothing is fixed
+    assert not traced.blocks_before(traced.cut())
+    set_trainable(network, "head").train_mode()
+    assert traced.cut().name == "flatten", "the head's dropout is random and stays behind the cut"
+
+
+def test_pieces_that_are_not_the_network_are_refused() -> None:
+    network = adapted("mobilenet_v2")
+    traced = TracedNetwork(network)
+    set_trainable(network, "head").train_mode()
+    cut = traced.cut()
+    network.network.forward = lambda x: torch.zeros(len(x), 3)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="do not give the logits"):
+        check_pieces(traced, network.network, [cut], 32)
+
+
+def test_a_network_that_cannot_be_traced_says_so() -> None:
+    def branching(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return x if float(x.sum()) > 0 else -x
+
+    network = adapted("mobilenet_v2")
+    network.network.__class__ = type("Branching", (type(network.network),), {"forward": branching})
+    with pytest.raises(ValueError, match="cannot trace"):
+        TracedNetwork(network)
+
+
+@pytest.mark.parametrize("model", ["mobilenet_v2", "densenet121"])
+def test_every_runtime_gives_the_frozen_blocks_own_values(model: str) -> None:
+    network = adapted(model)
+    traced = TracedNetwork(network)
+    set_trainable(network, architectures()[model].unfreeze).train_mode()
+    cut = traced.cut()
+    network.network.eval()
+    piece = traced.piece(traced.input, cut)
+    images = torch.randn(5, 3, 32, 32)
+    with torch.inference_mode():
+        expected = piece(images)
+    runtimes = {
+        "exact": (exact_prefix(piece, COMPUTING), 1e-3),
+        "onnxruntime": (make_prefix("onnxruntime-fp32", piece, (images,), COMPUTING), 1e-3),
+        "bf16": (bf16_prefix(piece, COMPUTING), 0.1),
+    }
+    for name, (prefix, tolerance) in runtimes.items():
+        for value, reference in zip(prefix(images), expected, strict=True):
+            assert value.shape == reference.shape
+            assert float((value.float() - reference).abs().max()) <= tolerance * float(reference.abs().max()), name
+
+
+def test_the_fastest_that_is_right_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = adapted("mobilenet_v2")
+    traced = TracedNetwork(network)
+    set_trainable(network, "head").train_mode()
+    piece, images = traced.piece(traced.input, traced.cut()), torch.randn(4, 3, 32, 32)
+    names = ["pytorch-fp32", "pytorch-bf16", "onnxruntime-fp32"]
+    monkeypatch.setattr("edgetl.train.prefix.candidates", lambda computing, images: names)
+    times = {"pytorch-fp32": 3.0, "pytorch-bf16": 2.0, "onnxruntime-fp32": 1.0}
+    monkeypatch.setattr("edgetl.train.prefix._milliseconds", lambda prefix, values: times[prefix.name])
+    best, speeds = fastest_prefix(piece, (images,), COMPUTING, 10)
+    assert best.name == "onnxruntime-fp32"
+    assert speeds == times
+    monkeypatch.setattr("edgetl.train.prefix._agrees", lambda values, expected: False)
+    assert fastest_prefix(piece, (images,), COMPUTING, 10)[0].name == "pytorch-fp32", "a wrong one is out, however fast"
