@@ -12,6 +12,7 @@ import typer
 
 from edgetl.core.finetuning import BatchNorm, ClassWeights, Device, FinetuneConfig, Precision, Sampling, Schedule
 
+_OPEN = "{}, by what phase 1 leaves to learn"
 MODEL, RECIPE, DATA, MACHINE = "Model", "Recipe", "Data and augmentation", "Machine"
 
 
@@ -64,13 +65,13 @@ Unfreeze = Annotated[
     _option(
         RECIPE,
         "unfreeze",
-        "What phase 2 trains besides the head: a number of last blocks, head (none of them), all, or auto: "
-        "the fewest last blocks with half of the backbone's parameters (3 of mobilenet_v2's 19).",
+        "What phase 2 trains besides the head: a number of last blocks, a share like 75% (the fewest last blocks with that much "
+        "of the backbone's parameters: 5 of mobilenet_v2's 19), head (none of them), all, or auto (50%).",
     ),
 ]
-FinetuneEpochs = Annotated[int | None, _option(RECIPE, "finetune_epochs", "Epochs of phase 2.")]
-FinetuneLr = Annotated[float | None, _option(RECIPE, "finetune_lr", "Adam's learning rate in phase 2.")]
-BatchSize = Annotated[int | None, _option(RECIPE, "batch_size", "Images a step.")]
+FinetuneEpochs = Annotated[int | None, _option(RECIPE, "finetune_epochs", "Epochs of phase 2.", _OPEN.format("4 to 8"))]
+FinetuneLr = Annotated[float | None, _option(RECIPE, "finetune_lr", "Adam's learning rate in phase 2.", _OPEN.format("2e-4 to 1e-3"))]
+BatchSize = Annotated[int | None, _option(RECIPE, "batch_size", "Images a step.", "about 32 steps an epoch, 16 to 64")]
 BatchNormMode = Annotated[
     BatchNorm | None,
     _option(RECIPE, "batch_norm", "BatchNorm of the blocks that phase 2 trains: eval keeps its statistics, train takes each batch's."),

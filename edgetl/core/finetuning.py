@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,23 +36,24 @@ class FinetuneConfig:
     preset: str = "default"
     """The preset that the values below were taken from where they were not given."""
 
-    epochs: int = 5
+    epochs: int = 10
     """Epochs of phase 1: the new head on the frozen backbone."""
     lr: float = 1e-3
     """Adam's learning rate in phase 1."""
     unfreeze: str = "auto"
-    """What phase 2 trains besides the head: that many last blocks, `head` for none, `all` for everything; `auto` is the table's number."""
-    finetune_epochs: int = 5
-    """Epochs of phase 2."""
-    finetune_lr: float = 1e-4
-    """Adam's learning rate in phase 2."""
-    batch_size: int = 32
-    """Images a step."""
-    batch_norm: BatchNorm = "eval"
+    """What phase 2 trains besides the head: that many last blocks, the fewest last blocks with a share of the backbone's parameters
+    (`75%`), `head` for none, `all` for everything; `auto` is 50%."""
+    finetune_epochs: int | None = None
+    """Epochs of phase 2; None takes 4 to 8 by what phase 1 left to learn, see edgetl.train.phases."""
+    finetune_lr: float | None = None
+    """Adam's learning rate in phase 2; None takes 2e-4 to 1e-3 by what phase 1 left to learn, see edgetl.train.phases."""
+    batch_size: int | None = None
+    """Images a step; None is the power of two that comes nearest to 32 steps an epoch, 16 to 64."""
+    batch_norm: BatchNorm = "train"
     """BatchNorm of the blocks that phase 2 trains: keep its statistics, or take each batch's and move them."""
-    schedule: Schedule = "constant"
+    schedule: Schedule = "cosine"
     """Learning rate within a phase: constant, or down to 0 along a cosine (Loshchilov and Hutter, 2017)."""
-    warmup: float = 0.0
+    warmup: float = 0.1
     """Share of a phase's steps in which the learning rate rises linearly from 0."""
     lr_decay: float = 1.0
     """Factor on phase 2's learning rate for each block further from the head (discriminative rates: Howard and Ruder, 2018)."""
@@ -77,7 +79,7 @@ class FinetuneConfig:
     """Validation accuracy at which training ends."""
     budget_s: float | None = None
     """Seconds in which the whole run is to finish; epochs and views are then set from measured steps."""
-    head_width: int = 128
+    head_width: int = 0
     """Width of the new head's hidden layer; 0 is a single linear layer."""
     dropout: float = 0.2
     """Dropout before the new head."""
@@ -109,16 +111,17 @@ class FinetuneConfig:
         raise_all([*self._training_problems(), *self._recipe_problems(), *self._machine_problems()])
 
     def _training_problems(self) -> list[str | None]:
-        blocks = self.unfreeze in ("auto", "head", "all") or (self.unfreeze.isascii() and self.unfreeze.isdecimal())
+        rates = [rate for rate in (self.lr, self.finetune_lr) if rate is not None]
+        blocks = self.unfreeze in ("auto", "head", "all") or re.fullmatch(r"[0-9]+|[1-9][0-9]?%|100%", self.unfreeze)
         return [
             None if self.image_size is None or self.image_size >= 32 else f"--image-size is at least 32 pixels, not {self.image_size}.",
             None if self.epochs >= 0 else f"--epochs is not negative, not {self.epochs}.",
-            None if self.finetune_epochs >= 0 else f"--finetune-epochs is not negative, not {self.finetune_epochs}.",
-            None if self.epochs or self.finetune_epochs else "--epochs and --finetune-epochs are both 0: nothing would be trained.",
-            None if 0 < self.lr <= 1e30 and 0 < self.finetune_lr <= 1e30 else "--lr and --finetune-lr are above 0 and finite.",
-            None if blocks else f"--unfreeze takes a number of blocks, `auto`, `head` or `all`, not {self.unfreeze!r}.",
+            None if (self.finetune_epochs or 0) >= 0 else f"--finetune-epochs is not negative, not {self.finetune_epochs}.",
+            "--epochs and --finetune-epochs are both 0: nothing would be trained." if self.epochs == self.finetune_epochs == 0 else None,
+            None if all(0 < rate <= 1e30 for rate in rates) else "--lr and --finetune-lr are above 0 and finite.",
+            None if blocks else f"--unfreeze takes a number of blocks, a share like 75%, `auto`, `head` or `all`, not {self.unfreeze!r}.",
             None if 0 <= self.seed < 2**63 else f"--seed lies in [0, 2^63), not {self.seed}.",
-            None if self.batch_size >= 1 else f"--batch-size is at least 1, not {self.batch_size}.",
+            None if self.batch_size is None or self.batch_size >= 1 else f"--batch-size is at least 1, not {self.batch_size}.",
             None if 0 <= self.val_split < 1 else f"--val-split lies in [0, 1), not {self.val_split}.",
             None if self.head_width >= 0 else f"--head-width is not negative, not {self.head_width}.",
             one_of("--augment", self.augment, Augment),

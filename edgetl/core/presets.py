@@ -16,7 +16,7 @@ from edgetl.core.options import parse_duration, parse_size
 RECIPE = (
     "epochs", "lr", "unfreeze", "finetune_epochs", "finetune_lr", "batch_size", "batch_norm", "schedule", "warmup", "lr_decay",
     "weight_decay", "clip_gradient", "label_smoothing", "mixup", "cutmix", "ema", "class_weights", "sampling", "head_width", "dropout",
-    "augment",
+    "augment", "views",
 )  # fmt: skip
 """The fields that a preset sets."""
 _NOT_IN_FILES = ("data", "output", "force")
@@ -39,7 +39,7 @@ _CLASSIC: dict[str, Any] = {
     "epochs": 5, "lr": 1e-3, "unfreeze": "auto", "finetune_epochs": 5, "finetune_lr": 1e-5, "batch_size": 32, "batch_norm": "train",
     "schedule": "constant", "warmup": 0.0, "lr_decay": 1.0, "weight_decay": 0.0, "clip_gradient": 0.0, "label_smoothing": 0.0,
     "mixup": 0.0, "cutmix": 0.0, "ema": 0.0, "class_weights": "none", "sampling": "shuffled", "head_width": 128, "dropout": 0.2,
-    "augment": "light",
+    "augment": "light", "views": 10,
 }  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def parse_augment(text: str) -> tuple[str, str | Path]:
 
 
 def preset_toml(name: str) -> str:
-    """A preset as a file for --config.
+    """A preset as a file for --config; what edgetl chooses itself (None) does not stand in it.
 
     Raises:
         ConfigError: it is unknown.
@@ -121,7 +121,7 @@ def preset_toml(name: str) -> str:
         raise ConfigError(_unknown(name))
     # A number, a text or a truth value is written in TOML as in JSON.
     lines = [f"# {PRESET_NOTES[name]}", f'preset = "{name}"']
-    lines += [f"{key} = {json.dumps(value)}" for key, value in presets()[name].items()]
+    lines += [f"{key} = {json.dumps(value)}" for key, value in presets()[name].items() if value is not None]
     return "\n".join(lines) + "\n"
 
 

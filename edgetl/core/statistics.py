@@ -63,6 +63,22 @@ def macro_f1(confusion: Sequence[Sequence[int]]) -> float:
     return sum(score.f1 for score in scores) / len(scores)
 
 
+def calibration_error(confidences: Sequence[float], correct: Sequence[bool], bins: int = 15) -> float:
+    """Expected calibration error (Naeini et al., 2015; Guo et al., 2017): mean |accuracy - confidence| over bins of equal width.
+
+    Args:
+        confidences: highest probability of each image, in [0, 1].
+        correct: whether that class was right.
+    """
+    sums: dict[int, list[float]] = {}
+    for confidence, hit in zip(confidences, correct, strict=True):
+        # Bins are open on the left, as in the papers; a confidence of 0 falls into the first.
+        entry = sums.setdefault(max(0, math.ceil(confidence * bins) - 1), [0.0, 0.0])
+        entry[0] += confidence
+        entry[1] += hit
+    return sum(abs(confidence - hits) for confidence, hits in sums.values()) / max(1, len(confidences))
+
+
 @dataclass(frozen=True)
 class Speedup:
     """Baseline p50 / candidate p50 with a 95% interval."""

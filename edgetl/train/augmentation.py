@@ -11,7 +11,6 @@ from typing import Any
 # albumentations asks a package registry for newer versions when it is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-import albumentations as A
 import numpy as np
 from numpy.typing import NDArray
 
@@ -65,8 +64,7 @@ class Augmentation:
             if self._file:
                 self._own.compose = _load(self._file)
             else:
-                steps = _steps(self._strength, self._preprocessing.crop)
-                self._own.compose = A.Compose(steps) if steps else None
+                self._own.compose = _pipeline(self._strength, self._preprocessing.crop)
         return self._own.compose
 
     def _try(self, file: Path) -> None:
@@ -93,6 +91,7 @@ def _existing(file: Path) -> Path:
 
 
 def _load(file: Path) -> Any:
+    A = _albumentations()  # noqa: N806
     try:
         return A.load(file, data_format="yaml" if file.suffix in (".yaml", ".yml") else "json")
     except Exception as cause:  # json's, yaml's and albumentations' own
@@ -103,23 +102,34 @@ def _seed_of(seed: int, view: int, index: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed} {view} {index}".encode(), digest_size=4).digest())
 
 
-def _steps(strength: Augment, size: int) -> list[Any]:
+def _albumentations() -> Any:
+    # Imported where it is used: a run that finds its activations in the cache augments nothing and saves half a second.
+    import albumentations
+    import cv2
+
+    # Views are made in parallel already; OpenCV's own threads would only wait for each other.
+    cv2.setNumThreads(1)
+    return albumentations
+
+
+def _pipeline(strength: Augment, size: int) -> Any:
     if strength == "none":
-        return []
+        return None
+    A = _albumentations()  # noqa: N806
     scale = {"light": (0.5, 1.0), "medium": (0.35, 1.0), "strong": (0.2, 1.0)}[strength]
     # Area interpolation when shrinking: training sees antialiased images as evaluation does.
     steps: list[Any] = [A.RandomResizedCrop((size, size), scale=scale, area_for_downscale="image"), A.HorizontalFlip(p=0.5)]
     if strength == "light":
-        return steps
+        return A.Compose(steps)
     steps.append(A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.03, 0.03), p=0.8))
     steps.append(A.Affine(rotate=(-15, 15), border_mode=4, p=0.5))
     if strength == "medium":
-        return steps
+        return A.Compose(steps)
     hole = (max(1, size // 16), max(2, size // 5))
-    return [
-        *steps,
+    steps += [
         A.Perspective(scale=(0.02, 0.08), border_mode=4, p=0.3),
         A.OneOf([A.GaussianBlur(sigma_limit=(0.3, 1.5), blur_limit=0), A.GaussNoise(std_range=(0.02, 0.08))], p=0.4),
         A.ToGray(p=0.1),
         A.CoarseDropout(num_holes_range=(1, 4), hole_height_range=hole, hole_width_range=hole, p=0.4),
     ]
+    return A.Compose(steps)

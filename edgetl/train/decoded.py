@@ -15,13 +15,14 @@ class DecodedImages:
     """Files as RGB uint8 [height, width, 3]; what does not fit into the budget is decoded at every use.
 
     Large JPEG files are decoded at a half, a quarter or an eighth of their size, at least `least_side` pixels on the shorter side:
-    augmented views are several times smaller. Evaluation never sees these pixels.
+    augmented views are several times smaller. Evaluation never sees those pixels.
     """
 
     def __init__(self, budget_bytes: int, least_side: int) -> None:
         self._budget = budget_bytes
         self._least_side = least_side
         self._kept: dict[Path, NDArray[np.uint8]] = {}
+        self._full: set[Path] = set()
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -46,11 +47,22 @@ class DecodedImages:
         """Keep an image that was decoded in full for another reason, where this is what would be decoded here as well."""
         if min(full.shape[:2]) < 2 * self._least_side:
             self._keep(path, full)
+            self._full.add(path)
+
+    def full(self, path: Path) -> NDArray[np.uint8]:
+        """The image as the device will see it: every pixel of a full decode.
+
+        Raises:
+            DecodeError: it cannot be decoded; see `load_image`.
+        """
+        image = self._kept.get(path) if path in self._full else None
+        return load_image(path) if image is None else image
 
     def release(self) -> None:
         """Forget everything."""
         with self._lock:
             self._kept.clear()
+            self._full.clear()
             self._bytes = 0
 
     def __getstate__(self) -> dict[str, object]:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgetl.core.statistics import calibration_error
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -43,6 +45,17 @@ class Evaluation:
     def probabilities(self) -> Tensor:
         """float32 [images, classes]."""
         return self.logits.softmax(1)
+
+    def top(self, count: int) -> float:
+        """Share of images whose label is among the `count` highest logits."""
+        highest = self.logits.topk(min(count, self.logits.shape[1])).indices
+        return float((highest == self.targets[:, None]).any(1).float().mean())
+
+    @property
+    def calibration_error(self) -> float:
+        """See `edgetl.core.statistics.calibration_error`."""
+        confidences, predicted = self.probabilities.max(1)
+        return calibration_error(confidences.tolist(), (predicted == self.targets).tolist())
 
     def confusion(self) -> list[list[int]]:
         """Counts [true][predicted]."""

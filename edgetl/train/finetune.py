@@ -23,20 +23,21 @@ from edgetl.train.computing import Computing, choose_computing
 from edgetl.train.dataset import DataSet, read_data
 from edgetl.train.decoded import DecodedImages
 from edgetl.train.evaluation import evaluate
+from edgetl.train.filling import Materials
 from edgetl.train.folders import find_files
-from edgetl.train.freezing import check_unfreeze
+from edgetl.train.freezing import resolve_unfreeze
 from edgetl.train.loading import Images, Loader, default_workers
 from edgetl.train.metrics import train_metrics, val_metrics
 from edgetl.train.models import AdaptedNetwork, adapt
 from edgetl.train.networks import known_architecture, preprocessing_for
 from edgetl.train.optimising import Loss
 from edgetl.train.output import Place, choose_output
-from edgetl.train.phases import Phase, plan_phases
+from edgetl.train.phases import Phase, plan_phases, settle, usual_batch_size
 from edgetl.train.plots import draw_plots
 from edgetl.train.progress import Progress, Silent
 from edgetl.train.recipe import Training
 from edgetl.train.splits import write_rejected, write_split
-from edgetl.train.staging import Materials, Stage, Staging
+from edgetl.train.staging import Stage, Staging
 from edgetl.train.weights import PretrainedWeights, read_weights
 
 _LEAST_SIDE = 768
@@ -82,13 +83,14 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> RunDir
         _write_beginnings(prepared)
         training = _training(prepared, progress, started)
         training.seconds["reading"] = read_s
-        staging = _staging(prepared, progress)
+        staging = _staging(prepared, progress, started)
         last = _train(prepared, training, staging)
         _finish(prepared, training, last, staging, started)
     except BaseException as cause:
         if training is None or training.best is None:
             place.give_back()
         else:
+            training.write_best()
             place.keep()
         if isinstance(cause, KeyboardInterrupt):
             raise KeyboardInterrupt(_interrupted(prepared.run, training)) from None
@@ -104,10 +106,6 @@ def _prepare(config: FinetuneConfig, progress: Progress) -> _Prepared:
     if computing.device.type == "cpu":
         keep_freed_memory()
     preprocessing = preprocessing_for(config.model, config.image_size)
-    unfreeze = str(architecture.unfreeze) if config.unfreeze == "auto" else config.unfreeze
-    if config.weights == "none":
-        unfreeze = "all"
-    phases = plan_phases(config, unfreeze)
     augmentation = Augmentation(config.augment, preprocessing, config.seed, config.augment_file)
     # Before a download of weights: a missing folder is told at once.
     find_files(config.data.expanduser().absolute())
@@ -117,8 +115,9 @@ def _prepare(config: FinetuneConfig, progress: Progress) -> _Prepared:
     data = read_data(config.data, config.val_split, config.seed, progress.files, decoded)
     torch.manual_seed(config.seed)
     adapted = adapt(config.model, preprocessing.crop, len(data.labels), config.head_width, config.dropout, weights)
-    for phase in phases:
-        check_unfreeze(phase.unfreeze, len(adapted.blocks))
+    unfreeze = "all" if config.weights == "none" else resolve_unfreeze(config.unfreeze, adapted, architecture.unfreeze)
+    batch_size = config.batch_size or usual_batch_size(len(data.part("train")))
+    phases = plan_phases(config, unfreeze, batch_size)
     _tell(data, config, progress)
     images = len(data.rows)
     resolved = replace(
@@ -127,6 +126,7 @@ def _prepare(config: FinetuneConfig, progress: Progress) -> _Prepared:
         output=run.path,
         image_size=preprocessing.crop,
         unfreeze=unfreeze,
+        batch_size=batch_size,
         device="cuda" if computing.device.type == "cuda" else "cpu",
         precision=computing.precision,
         workers=default_workers(images, available_cores(), computing.device.type) if config.workers is None else config.workers,
@@ -178,7 +178,7 @@ def _training(prepared: _Prepared, progress: Progress, started: float) -> Traini
     )
 
 
-def _staging(prepared: _Prepared, progress: Progress) -> Staging:
+def _staging(prepared: _Prepared, progress: Progress, started: float) -> Staging:
     config, rows, computing = prepared.config, prepared.data.rows, prepared.computing
     prepared.adapted.network.to(device=computing.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = Images(rows, prepared.data.labels, prepared.augmentation, prepared.preprocessing, prepared.decoded)
@@ -195,7 +195,18 @@ def _staging(prepared: _Prepared, progress: Progress) -> Staging:
     }
     loader = Loader(images, config.workers or 0, pin_memory=computing.device.type == "cuda")
     materials = Materials(
-        config, prepared.adapted, loader, parts["train"], parts["val"], prepared.preprocessing, computing, facts, progress
+        config=config,
+        batch_size=config.batch_size or 1,
+        adapted=prepared.adapted,
+        loader=loader,
+        train=parts["train"],
+        val=parts["val"],
+        preprocessing=prepared.preprocessing,
+        computing=computing,
+        facts=facts,
+        cache_budget=config.cache_budget or 0,
+        deadline=started + config.budget_s if config.budget_s else None,
+        progress=progress,
     )
     return Staging(materials, prepared.phases)
 
@@ -204,11 +215,15 @@ def _train(prepared: _Prepared, training: Training, staging: Staging) -> Stage:
     started = time.perf_counter()
     stages = staging.stages()
     training.seconds["frozen_blocks"] = time.perf_counter() - started
-    left = sum(stage.phase.epochs for stage in stages)
-    for stage in stages:
+    for at, stage in enumerate(stages):
         if training.best is None or not training.reached_target():
-            training.run_stage(stage, left)
-        left -= stage.phase.epochs
+            config = prepared.config
+            if config.budget_s:
+                # The number of epochs has been planned from the time; only the rate is open.
+                config = replace(config, finetune_epochs=stage.phase.epochs)
+            learnt = training.records[-1].train_accuracy if training.records else None
+            stage = replace(stage, phase=settle(stage.phase, config, learnt))
+            training.run_stage(stage, stage.phase.epochs + sum(later.phase.epochs for later in stages[at + 1 :]))
     return stages[-1]
 
 
@@ -217,8 +232,6 @@ def _finish(prepared: _Prepared, training: Training, last: Stage, staging: Stagi
     network = training.adapted.network.eval()
     train = evaluate(last.forward, last.feed.plain())
     val = training.evaluate(last)
-    rows = prepared.data.part("val")
-    draw_plots(prepared.run, training.records, training.best, val, rows, prepared.data.labels)
     training.seconds["evaluation"] = time.perf_counter() - evaluating
     assert training.best is not None
     write_json(
@@ -241,6 +254,8 @@ def _finish(prepared: _Prepared, training: Training, last: Stage, staging: Stagi
             "frozen_blocks": staging.report,
         },
     )
+    # Pictures come last: nothing that can go wrong with a picture may cost the figures.
+    draw_plots(prepared.run, training.records, training.best, val, prepared.data.part("val"), prepared.data.labels)
 
 
 def _interrupted(run: RunDirectory, training: Training | None) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgetl.core.errors import ConfigError
+from edgetl.train.blocks import last_blocks
 from edgetl.train.models import AdaptedNetwork
 
 _NORMS = (nn.modules.batchnorm._NormBase,)
@@ -71,6 +72,20 @@ def set_trainable(adapted: AdaptedNetwork, unfreeze: int | str, freeze_statistic
     still |= _frozen_buffers(network, frozen_modules, freeze_statistics)
     digests = {name: _digest(tensor) for name, tensor in _named_tensors(network).items() if name in still}
     return Freezing(network, frozen_modules, freeze_statistics, digests)
+
+
+def resolve_unfreeze(unfreeze: str, adapted: AdaptedNetwork, usual: int) -> str:
+    """`auto` and shares of the parameters as the number of blocks that they mean; `head` and `all` stay.
+
+    Raises:
+        ConfigError: more blocks than there are.
+    """
+    if unfreeze == "auto":
+        return str(usual)
+    if unfreeze.endswith("%"):
+        return str(last_blocks(adapted.network, adapted.blocks, float(unfreeze[:-1]) / 100))
+    check_unfreeze(unfreeze, len(adapted.blocks))
+    return unfreeze
 
 
 def check_unfreeze(unfreeze: int | str, blocks: int) -> int:

@@ -70,12 +70,16 @@ def find_classification_layer(skeleton: nn.Module, image_size: int, name: str) -
 
 
 def new_head(layer: ClassificationLayer, classes: int, width: int, dropout: float) -> nn.Sequential:
-    """Dropout, a layer of `width`, ReLU, a layer of `classes`; 1x1 convolutions where the classification layer is one."""
+    """Dropout, a layer of `width`, ReLU, a layer of `classes`; width 0 is dropout and one layer. 1x1 convolutions where the old one is."""
     # Identity keeps the names of the weights the same whether or not the network brings its own dropout.
     first: nn.Module = nn.Identity() if layer.dropout else nn.Dropout(dropout)
-    if layer.kind == "linear":
-        return nn.Sequential(first, nn.Linear(layer.features, width), nn.ReLU(), nn.Linear(width, classes))
-    return nn.Sequential(first, nn.Conv2d(layer.features, width, 1), nn.ReLU(), nn.Conv2d(width, classes, 1))
+
+    def dense(inputs: int, outputs: int) -> nn.Module:
+        return nn.Linear(inputs, outputs) if layer.kind == "linear" else nn.Conv2d(inputs, outputs, 1)
+
+    if not width:
+        return nn.Sequential(first, dense(layer.features, classes))
+    return nn.Sequential(first, dense(layer.features, width), nn.ReLU(), dense(width, classes))
 
 
 def replace_head(network: nn.Module, layer: ClassificationLayer, classes: int, width: int = 128, dropout: float = 0.2) -> None:

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,7 +21,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.cores import available_cores
-from edgetl.device.images import load_image
 from edgetl.device.preprocessing import resize_and_crop
 from edgetl.train.augmentation import Augmentation
 from edgetl.train.decoded import DecodedImages
@@ -58,7 +56,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         view, index = key
         path = self._files[index][0]
         if view is None:
-            return resize_and_crop(load_image(path), self._preprocessing)
+            return resize_and_crop(self._decoded.full(path), self._preprocessing)
         return self._augmentation(self._decoded[path], view, index)
 
     def labels(self, indices: Sequence[int]) -> Tensor:
@@ -91,8 +89,6 @@ class Loader:
         self._plan = _Plan()
         self._workers: DataLoader[Any] | None = None
         self._pool = None if workers else ThreadPoolExecutor(available_cores())
-        # The pool is parallel already; OpenCV's own threads would only wait for each other.
-        cv2.setNumThreads(1)
         if workers:
             self._workers = DataLoader(
                 images,
@@ -139,7 +135,6 @@ def _prepare_worker(_worker: int) -> None:
     # Ctrl-C reaches the whole process group; only the process that trains should answer it, and what it no longer takes is no error.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _ignore_lost_connections
-    cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
 

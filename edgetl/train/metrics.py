@@ -16,7 +16,7 @@ def train_metrics(train: Evaluation) -> dict[str, Any]:
 
 
 def val_metrics(val: Evaluation | None, labels: Sequence[str]) -> dict[str, Any] | None:
-    """Accuracy with its 95% interval, macro-F1 over the classes that have images, and every class; None without validation."""
+    """Accuracy with its 95% interval, top-5 above 5 classes, macro-F1, calibration error and every class; None without validation."""
     if val is None:
         return None
     confusion = val.confusion()
@@ -25,7 +25,9 @@ def val_metrics(val: Evaluation | None, labels: Sequence[str]) -> dict[str, Any]
         "images": len(val.targets),
         "accuracy": val.accuracy,
         "accuracy_ci95": list(wilson_interval(val.hits, len(val.targets))),
+        "top5_accuracy": val.top(5) if len(labels) > 5 else None,
         "loss": val.loss,
+        "calibration_error": val.calibration_error,
         "macro_f1": macro_f1(confusion),
         "per_class": {label: asdict(score) for label, score in zip(labels, scores, strict=True)},
     }

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from edgetl.core.architectures import Architecture, architectures
 from edgetl.core.errors import ArchitectureError
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.train.blocks import find_blocks, usual_unfreeze
+from edgetl.train.blocks import find_blocks, last_blocks
 from edgetl.train.heads import find_classification_layer
 
 
@@ -129,7 +129,7 @@ def describe(architecture: str) -> Architecture:
         head=layer.path,
         head_kind=layer.kind,
         blocks=len(blocks),
-        unfreeze=usual_unfreeze(skeleton, blocks),
+        unfreeze=last_blocks(skeleton, blocks),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from edgetl.core.errors import ConfigError
 from edgetl.core.finetuning import FinetuneConfig
@@ -19,15 +20,50 @@ class Phase:
     freeze_statistics: bool
 
 
-def plan_phases(config: FinetuneConfig, unfreeze: int | str) -> list[Phase]:
-    """The phases of a configuration; with `--weights none` there is nothing pretrained to freeze, and one phase trains everything."""
+_STEPS = 32
+_SMALLEST, _LARGEST = 16, 64
+_FAR = 0.2
+_LR, _EPOCHS = (2e-4, 1e-3), (4, 8)
+
+
+def usual_batch_size(images: int) -> int:
+    """The power of two that comes nearest to 32 steps an epoch, 16 to 64: a small set needs its steps more than large batches."""
+    return min(_LARGEST, max(_SMALLEST, 1 << round(math.log2(max(1.0, images / _STEPS)))))
+
+
+def plan_phases(config: FinetuneConfig, unfreeze: int | str, batch_size: int) -> list[Phase]:
+    """The phases of a configuration; with `--weights none` there is nothing pretrained to freeze, and one phase trains everything.
+
+    What the configuration leaves open of phase 2 is a middle value until `settle` decides it.
+    """
+    tail_epochs = sum(_EPOCHS) // 2 if config.finetune_epochs is None else config.finetune_epochs
     if config.weights == "none":
-        if config.batch_size < 2:
+        if batch_size < 2:
             raise ConfigError("--weights none trains BatchNorm statistics, and a batch of one image has none. Take --batch-size 2 or more.")
-        return [Phase(1, config.epochs + config.finetune_epochs, config.lr, "all", freeze_statistics=False)]
-    freeze_statistics = config.batch_norm == "eval" or config.batch_size < 2
+        return [Phase(1, config.epochs + tail_epochs, config.lr, "all", freeze_statistics=False)]
+    freeze_statistics = config.batch_norm == "eval" or batch_size < 2
     phases = [
         Phase(1, config.epochs, config.lr, "head", True),
-        Phase(2, config.finetune_epochs, config.finetune_lr, unfreeze, freeze_statistics),
+        Phase(2, tail_epochs, config.finetune_lr or math.sqrt(_LR[0] * _LR[1]), unfreeze, freeze_statistics),
     ]
     return [phase for phase in phases if phase.epochs]
+
+
+def settle(phase: Phase, config: FinetuneConfig, train_accuracy: float | None) -> Phase:
+    """Phase 2 with what the configuration leaves open, decided by what phase 1 has left to learn.
+
+    Where the frozen features leave a fifth of the training images wrong or more, the images are unlike those that the backbone knows: 8
+    epochs at 1e-3. Where they leave nothing, moving the backbone far can only lose: 4 epochs at 2e-4. In between in proportion. How that
+    was found is in docs/decisions/005-default-recipe.md.
+
+    Args:
+        train_accuracy: of phase 1's last epoch; None without a phase 1, where nothing is changed.
+    """
+    if phase.number != 2 or train_accuracy is None:
+        return phase
+    left = min(1.0, (1 - train_accuracy) / _FAR)
+    return replace(
+        phase,
+        epochs=round(_EPOCHS[0] + left * (_EPOCHS[1] - _EPOCHS[0])) if config.finetune_epochs is None else phase.epochs,
+        lr=max(_LR[0], left * _LR[1]) if config.finetune_lr is None else phase.lr,
+    )

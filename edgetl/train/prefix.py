@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.optimization import fuse
 
 from edgetl.core.errors import EdgetlError
 from edgetl.core.registry import PREFIXES, resolve
 from edgetl.train.computing import Computing
+from edgetl.train.folding import fold_batch_norm, fuse_activations
 
 Values = tuple[Tensor, ...]
 Function = Callable[..., Values]
@@ -23,7 +22,7 @@ _LARGEST_DIFFERENCE = 0.05
 """Of the values' own spread; bfloat16 through fifty layers stays below half of it."""
 _WORTH_A_CONVERSION = 5000
 """Images from which on the seconds of a conversion come back."""
-_TIMED_BATCH = 16
+_TIMED_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,13 @@ class Prefix:
 
 
 def exact_prefix(piece: fx.GraphModule, computing: Computing) -> Prefix:
-    """The piece with BatchNorm folded into convolutions, in float32: what the trained network computes itself, to rounding."""
-    return Prefix("pytorch-fp32", _folded(piece).to(device=computing.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+    """The piece in float32, folded: what the trained network computes itself, to rounding."""
+    return Prefix("pytorch-fp32", _folded(piece, computing).to(device=computing.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
 def bf16_prefix(piece: fx.GraphModule, computing: Computing) -> Prefix:
     """The same in bfloat16."""
-    module = _folded(piece).to(  # type: ignore[call-overload]
+    module = _folded(piece, computing).to(  # type: ignore[call-overload]
         device=computing.device, dtype=torch.bfloat16, memory_format=torch.channels_last
     )
     return Prefix("pytorch-bf16", lambda *values: module(*(value.bfloat16() for value in values)))
@@ -64,7 +63,7 @@ def make_prefix(name: str, piece: fx.GraphModule, example: Sequence[Tensor], com
         return exact_prefix(piece, computing)
     if name == "pytorch-bf16":
         return bf16_prefix(piece, computing)
-    return Prefix(name, resolve(PREFIXES, name.removesuffix("-fp32"), "runtime of frozen blocks")(_folded(piece), tuple(example)))
+    return Prefix(name, resolve(PREFIXES, name.removesuffix("-fp32"), "runtime of frozen blocks")(fold_batch_norm(piece), tuple(example)))
 
 
 def candidates(computing: Computing, images: int) -> list[str]:
@@ -79,39 +78,37 @@ def candidates(computing: Computing, images: int) -> list[str]:
     return names
 
 
-def fastest_prefix(piece: fx.GraphModule, example: Sequence[Tensor], computing: Computing, images: int) -> tuple[Prefix, dict[str, float]]:
-    """The candidate that takes least time for a batch like `example`, and milliseconds an image of each that was timed.
+def fastest_prefix(piece: fx.GraphModule, example: Sequence[Tensor], computing: Computing, images: int) -> tuple[str, dict[str, float]]:
+    """Name of the candidate that takes least time for a batch like `example`, and milliseconds an image of each that was timed.
 
     A candidate that cannot run the piece, or whose values differ from float32's by more than a twentieth of their spread, is left out.
     """
     names = candidates(computing, images)
-    reference = make_prefix(names[0], piece, example, computing)
     if len(names) == 1:
-        return reference, {}
+        return names[0], {}
     values = tuple(value[:_TIMED_BATCH] for value in example)
+    reference = make_prefix(names[0], piece, values, computing)
     expected = reference(*values)
-    found = {reference.name: (reference, _milliseconds(reference, values))}
+    found = {reference.name: _milliseconds(reference, values)}
     for name in names[1:]:
         try:
             prefix = make_prefix(name, piece, values, computing)
             if _agrees(prefix(*values), expected):
-                found[name] = (prefix, _milliseconds(prefix, values))
+                found[name] = _milliseconds(prefix, values)
         except (EdgetlError, RuntimeError, TypeError):
             # A runtime that does not know an operator is no reason to stop: another one is there.
             continue
-    best = min(found.values(), key=lambda entry: entry[1])[0]
-    return best, {name: speed for name, (_, speed) in found.items()}
+    return min(found, key=lambda name: found[name]), found
 
 
-def _folded(piece: fx.GraphModule) -> nn.Module:
-    piece.eval()
-    folded: Any = fuse(piece)
-    return folded.requires_grad_(False)  # type: ignore[no-any-return]
+def _folded(piece: fx.GraphModule, computing: Computing) -> nn.Module:
+    folded = fold_batch_norm(piece)
+    return fuse_activations(folded) if computing.device.type == "cpu" else folded
 
 
 def _milliseconds(prefix: Prefix, values: Values) -> float:
     taken = []
-    for _ in range(4):
+    for _ in range(3):
         started = time.perf_counter()
         prefix(*values)
         taken.append(time.perf_counter() - started)

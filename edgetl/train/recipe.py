@@ -9,7 +9,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor
 
 from edgetl.core.errors import RunError
 from edgetl.core.files import atomic_path
@@ -19,11 +20,13 @@ from edgetl.train.evaluation import Evaluation, evaluate
 from edgetl.train.freezing import Freezing, set_trainable
 from edgetl.train.models import AdaptedNetwork
 from edgetl.train.optimising import AveragedWeights, Loss, Mixing, Rates, make_optimiser
+from edgetl.train.planning import FINAL_S
 from edgetl.train.progress import EpochRecord, Progress, Step
 from edgetl.train.staging import Stage
 from edgetl.train.weights import PretrainedWeights, load_into
 
 _SHOWN_EVERY_S = 0.1
+_WRITTEN_EVERY_S = 2.0
 
 
 @dataclass
@@ -42,13 +45,16 @@ class Training:
     deadline: float | None = None
     """On the clock of time.perf_counter: no epoch begins that would end after it."""
     best: EpochRecord | None = None
-    """The epoch whose weights are in weights.safetensors."""
+    """The epoch whose weights are kept: in weights.safetensors at the end of each stage, a moment earlier in memory."""
     records: list[EpochRecord] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     trainable: int = 0
     """Parameters of the phase that trained most."""
     ended: str = "all epochs"
     """Why training ended."""
+    _state: dict[str, Tensor] = field(default_factory=dict)
+    _written: bool = True
+    _written_at: float = -math.inf
 
     def run_stage(self, stage: Stage, epochs_left: int) -> None:
         """Train one stage; weights.safetensors and the network end as the best epoch so far left them.
@@ -66,7 +72,7 @@ class Training:
         epoch = _Epoch(self, stage, freezing, len(self.records) + epochs_left)
         since_better, slowest = 0, 0.0
         for _ in range(phase.epochs):
-            if self.deadline is not None and self.best is not None and time.perf_counter() + slowest > self.deadline:
+            if self.deadline is not None and self.best is not None and time.perf_counter() + slowest + FINAL_S > self.deadline:
                 self.ended = "--budget"
                 self.progress.note(f"Phase {phase.number} ends early: another epoch would not fit into --budget.")
                 break
@@ -91,21 +97,31 @@ class Training:
         return target is not None and best is not None and best.val_accuracy is not None and best.val_accuracy >= target
 
     def load_best(self) -> None:
-        """Set the network to the best epoch's weights."""
-        weights = PretrainedWeights(load_file(self.run.weights), str(self.run.weights), "")
+        """Set the network to the best epoch's weights, and see to it that they are in weights.safetensors."""
+        self.write_best()
+        weights = PretrainedWeights(dict(self._state), str(self.run.weights), "")
         load_into(self.adapted.network, weights, "the network being trained")
 
+    def write_best(self) -> None:
+        """Write the best epoch's weights if the file does not hold them yet."""
+        if self._state and not self._written:
+            with atomic_path(self.run.weights) as temporary:
+                save_file(self._state, temporary)
+            self._written, self._written_at = True, time.perf_counter()
+
     def keep(self, record: EpochRecord) -> bool:
-        """Note an epoch; its weights, as they are in the network now, are written if it is the best."""
+        """Note an epoch; its weights, as they are in the network now, are kept if it is the best."""
         if not math.isfinite(record.train_loss) or not math.isfinite(record.val_loss or 0.0):
             raise RunError(f"The loss is not finite in epoch {record.epoch}. Take a lower --lr and --finetune-lr, or --precision fp32.")
         is_best = is_better(record, self.best)
         if is_best:
             # safetensors stores row-major tensors only; the network's are channels last.
-            state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.adapted.network.state_dict().items()}
-            with atomic_path(self.run.weights) as temporary:
-                save_file(state, temporary)
-            self.best = record
+            state = self.adapted.network.state_dict()
+            self._state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+            self.best, self._written = record, False
+            # Epochs on cached features end faster than a disk takes their weights.
+            if time.perf_counter() - self._written_at > _WRITTEN_EVERY_S:
+                self.write_best()
         self.records.append(record)
         with self.run.history.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record.to_json()) + "\n")
@@ -155,7 +171,7 @@ class _Epoch:
         network, clip = training.adapted.network, training.config.clip_gradient
         started = time.perf_counter()
         self._freezing.train_mode()
-        seen, lr, shown = 0, stage.phase.lr, started
+        seen, lr, shown = 0, 0.0, started
         totals = torch.zeros(2, dtype=torch.float64, device=stage.computing.device)
         for values, labels in stage.feed.training(number):
             self._rates.advance()

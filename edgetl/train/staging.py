@@ -11,26 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgetl.core.cache import cache_folder
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.memory import free_memory_bytes
-from edgetl.train.activations import Activations, ActivationStore, Rows, activations_key, empty_activations
-from edgetl.train.arithmetic import step_milliseconds
+from edgetl.train.activations import Activations, Rows
+from edgetl.train.arithmetic import keep_slow_kernels_in_float32, step_milliseconds
 from edgetl.train.computing import Computing
+from edgetl.train.costs import measure_costs
 from edgetl.train.cutting import Cut, TracedNetwork, check_pieces
 from edgetl.train.feeding import CachedFeed, Feed, Order, StreamedFeed
+from edgetl.train.filling import Base, Cache, Materials, view_keys
 from edgetl.train.freezing import set_trainable
-from edgetl.train.loading import Key, Loader, cut_batches
+from edgetl.train.loading import Key
 from edgetl.train.measured import remembered
-from edgetl.train.models import AdaptedNetwork
 from edgetl.train.phases import Phase
-from edgetl.train.prefix import Prefix, Values, exact_prefix, fastest_prefix, make_prefix
-from edgetl.train.progress import Progress
+from edgetl.train.planning import plan
+from edgetl.train.prefix import Values, exact_prefix, fastest_prefix, make_prefix
 
-USUAL_VIEWS = 4
-"""Views where neither the user nor the budget says otherwise; see docs/decisions."""
-_BATCH = 32
+USUAL_VIEWS = 3
+"""Views where neither the user nor the budget says otherwise; see docs/decisions/005-default-recipe.md."""
+_MANY_IMAGES = 5000
 
 
 @dataclass(frozen=True)
@@ -44,45 +41,27 @@ class Stage:
     computing: Computing
 
 
-@dataclass(frozen=True)
-class Materials:
-    """What staging works with."""
-
-    config: FinetuneConfig
-    adapted: AdaptedNetwork
-    loader: Loader
-    train: Sequence[int]
-    """Indices of the training images among the loader's."""
-    val: Sequence[int]
-    preprocessing: Preprocessing
-    computing: Computing
-    facts: dict[str, Any]
-    """What activations depend on besides the views: weights, images, transform."""
-    progress: Progress
-
-
 class Staging:
     """Plans and prepares the stages of a run."""
 
     def __init__(self, materials: Materials, phases: Sequence[Phase]) -> None:
         self._has = materials
-        self._phases = phases
-        self._train_labels = materials.loader.images.labels(materials.train)
-        self._val_labels = materials.loader.images.labels(materials.val)
-        self._order = Order(self._train_labels, materials.config.sampling, materials.config.batch_size, materials.config.seed)
-        self.activations: Activations | None = None
-        """At the earliest cut, where they are cached."""
+        self._phases = list(phases)
+        images, config = materials.loader.images, materials.config
+        self._train_labels, self._val_labels = images.labels(materials.train), images.labels(materials.val)
+        self._order = Order(self._train_labels, config.sampling, materials.batch_size, config.seed)
         self.report: dict[str, Any] = {"cache": "none"}
-        """What was chosen, for config.json and metrics.json."""
+        """What was chosen, for metrics.json."""
+        if materials.computing.may_use_bf16:
+            keep_slow_kernels_in_float32(materials.adapted.network)
 
     def stages(self) -> list[Stage]:
         """Compute what is computed once, and give every phase its feed."""
         cuts = self._cuts()
-        cached = self._cached(cuts)
+        cached = self._activations(cuts)
         stages = []
         for phase, cut in zip(self._phases, cuts, strict=True):
-            feed = self._feed(cut, cached)
-            forward = self._forward(cut)
+            feed, forward = self._feed(cut, cached), self._forward(cut)
             stages.append(Stage(phase, feed, forward, self._training_arithmetic(phase, cut, feed, forward)))
         return stages
 
@@ -93,18 +72,6 @@ class Staging:
         except ValueError as cause:
             self._has.progress.note(f"The network is trained as a whole, without a cache: {cause}.")
             return None
-
-    @cached_property
-    def budget_bytes(self) -> int:
-        """For activations."""
-        given = self._has.config.cache_budget
-        return free_memory_bytes() // 4 if given is None else given
-
-    @property
-    def view_keys(self) -> list[int | None]:
-        """Keys of the views that are cached; the first is evaluation's own, which also tells the accuracy on training images."""
-        views = self.activations.views if self.activations else self._has.config.views or 1
-        return [None, *range(1, views)]
 
     def _cuts(self) -> list[Cut | None]:
         if self._traced is None:
@@ -124,117 +91,118 @@ class Staging:
             self._has.progress.note("Nothing before the first trained block is frozen: every epoch streams the images.")
         return found
 
-    def _cached(self, cuts: Sequence[Cut | None]) -> dict[Cut, Activations]:
-        base = next((cut for cut in reversed(cuts) if cut is not None), None)
-        if base is None or self._traced is None or not self._has.train:
+    def _activations(self, cuts: Sequence[Cut | None]) -> dict[Cut, Activations]:
+        has = self._has
+        real = list(dict.fromkeys(cut for cut in reversed(cuts) if cut is not None))
+        if not real:
+            if has.deadline is not None:
+                self._plan(has.deadline, cuts, None, None)
             return {}
-        example = self._example()
-        prefix = self._prefix(self._traced.input, base, example)
-        exact = exact_prefix(self._traced.piece(self._traced.input, base), self._has.computing)
-        rows = [Rows(tuple(value.shape[1:]), value.dtype) for value in prefix(*(value[:2] for value in example))]
-        views = self._affordable_views(rows)
+        name = self._fastest(real[0])
+        self._cache = Cache(has, real[0], name)
+        if has.deadline is None and (found := self._found(real, self._wanted_views)):
+            return found
+        base = self._base(real[0], name)
+        views = self._affordable_views(base)
+        if has.deadline is not None:
+            views = self._plan(has.deadline, cuts, base, views)
         if views is None:
             return {}
-        self.activations = self._fill(base, prefix, exact, rows, views)
-        cached = {base: self._near(self.activations)}
-        for cut in dict.fromkeys(cut for cut in cuts if cut is not None and cut != base):
-            piece = self._traced.piece(base, cut)
-            middle = make_prefix("pytorch-bf16" if prefix.name.endswith("bf16") else "pytorch-fp32", piece, (), self._has.computing)
-            last = exact_prefix(self._traced.piece(base, cut), self._has.computing)
-            cached[cut] = self._near(self.activations.map(middle, last))
-        return cached
+        return self._found(real, views) or self._filled(real, base, views)
 
-    def _near(self, activations: Activations) -> Activations:
-        device = self._has.computing.device
-        if device.type != "cuda":
-            return activations
-        free, _ = torch.cuda.mem_get_info(device)
-        return activations.to(device) if activations.total_bytes < free // 3 else activations
+    def _found(self, cuts: Sequence[Cut], views: int) -> dict[Cut, Activations]:
+        found = {cut: self._cache.find(cut, views) for cut in cuts}
+        if self._has.cache_budget == 0 or None in found.values():
+            return {}
+        self._has.progress.note("The frozen blocks' activations are in the cache from an earlier run.")
+        self.report |= {"cache": "reused", "views": views}
+        return {cut: self._near(activations) for cut, activations in found.items() if activations}
 
-    def _prefix(self, start: Cut, end: Cut, example: Values) -> Prefix:
+    def _filled(self, cuts: Sequence[Cut], base: Base, views: int) -> dict[Cut, Activations]:
         assert self._traced is not None
-        piece = self._traced.piece(start, end)
-        images = len(self._has.train) * (self._has.config.views or USUAL_VIEWS)
-        made: list[Prefix] = []
+        started = time.perf_counter()
+        made = {base.cut: self._near(self._cache.fill(base, views))}
+        for cut in cuts[1:]:
+            exact = exact_prefix(self._traced.piece(base.cut, cut), self._has.computing)
+            made[cut] = self._near(self._cache.add(cut, made[base.cut].map(self._between(base, cut), exact)))
+        stored = sum(activations.total_bytes for activations in made.values())
+        self.report |= {"cache": "filled", "views": views, "bytes": stored, "fill_seconds": time.perf_counter() - started}
+        return made
 
-        def measure() -> dict[str, Any]:
-            prefix, speeds = fastest_prefix(piece, example, self._has.computing, images)
-            made.append(prefix)
-            return {"prefix": prefix.name, "milliseconds": speeds}
-
-        facts = {**self._measured_facts(end), "many": images >= 5000, "may_use_bf16": self._has.computing.may_use_bf16}
-        found = remembered(facts, measure)
-        self.report["prefix"] = found
-        return made[0] if made else make_prefix(found["prefix"], piece, example, self._has.computing)
-
-    def _measured_facts(self, cut: Cut | None) -> dict[str, Any]:
-        return {
-            "model": self._has.config.model,
-            "size": self._has.preprocessing.crop,
-            "cut": cut.name if cut else None,
-            "device": self._has.computing.name,
-        }
+    def _base(self, cut: Cut, prefix_name: str) -> Base:
+        assert self._traced is not None
+        piece, example = self._traced.piece(self._traced.input, cut), self._example()
+        prefix = make_prefix(prefix_name, piece, example, self._has.computing)
+        rows = tuple(Rows(tuple(value.shape[1:]), value.dtype) for value in prefix(*(value[:2] for value in example)))
+        return Base(cut, prefix, exact_prefix(piece, self._has.computing), rows)
 
     def _example(self) -> Values:
         keys: list[Key] = [(None, index) for index in (list(self._has.train) * 16)[:16]]
         pixels, _ = next(iter(self._has.loader([keys])))
         return (self._has.computing.network_input(pixels, self._has.preprocessing),)
 
-    def _affordable_views(self, rows: Sequence[Rows]) -> int | None:
+    def _fastest(self, cut: Cut) -> str:
+        assert self._traced is not None
+        piece = self._traced.piece(self._traced.input, cut)
+        images = len(self._has.train) * (self._has.config.views or USUAL_VIEWS)
+
+        def measure() -> dict[str, Any]:
+            name, speeds = fastest_prefix(piece, self._example(), self._has.computing, images)
+            return {"prefix": name, "milliseconds": speeds}
+
+        facts = {**self._measured_facts(cut), "many": images >= _MANY_IMAGES, "may_use_bf16": self._has.computing.may_use_bf16}
+        found = remembered(facts, measure)
+        self.report |= found
+        return str(found["prefix"])
+
+    def _measured_facts(self, cut: Cut | None) -> dict[str, Any]:
+        has = self._has
+        return {"model": has.config.model, "size": has.preprocessing.crop, "cut": cut.name if cut else None, "device": has.computing.name}
+
+    @property
+    def _wanted_views(self) -> int:
         config = self._has.config
-        row = sum(one.row_bytes for one in rows)
-        fixed = len(self._has.val) * sum(4 * row_.row_bytes // row_.dtype.itemsize for row_ in rows)
-        affordable = (self.budget_bytes - fixed) // max(1, row * len(self._has.train))
         usual = 1 if config.augment == "none" and config.augment_file is None else USUAL_VIEWS
-        wanted = config.views or max(1, min(usual, config.epochs + config.finetune_epochs))
-        least = config.views or min(wanted, 2)
+        return config.views or max(1, min(usual, sum(phase.epochs for phase in self._phases)))
+
+    def _affordable_views(self, base: Base) -> int | None:
+        train, val, wanted = len(self._has.train), len(self._has.val), self._wanted_views
+        affordable = (self._has.cache_budget - base.total_bytes(0, train, val)) // max(1, base.total_bytes(1, train, 0))
+        least = self._has.config.views or min(wanted, 2)
         if affordable >= least:
             return min(wanted, affordable)
-        needed = fixed + least * row * len(self._has.train)
         self._has.progress.note(
-            f"Activations of the frozen blocks need {needed / 1e9:.1f} GB for {least} view{'s' * (least > 1)} and the cache may take "
-            f"{self.budget_bytes / 1e9:.1f}: every epoch streams the images through them (--cache-budget)."
+            f"Activations of the frozen blocks need {base.total_bytes(least, train, val) / 1e9:.1f} GB for {least} "
+            f"view{'s' * (least > 1)} and the cache may take {self._has.cache_budget / 1e9:.1f}: "
+            "every epoch streams the images through them (--cache-budget)."
         )
         return None
 
-    def _fill(self, cut: Cut, prefix: Prefix, exact: Prefix, rows: Sequence[Rows], views: int) -> Activations:
+    def _plan(self, deadline: float, cuts: Sequence[Cut | None], base: Base | None, views: int | None) -> int | None:
         has = self._has
-        key = activations_key({**has.facts, "cut": cut.name, "prefix": prefix.name, "views": views})
-        store = ActivationStore(cache_folder() / "activations", self.budget_bytes)
-        found = store.open(key)
-        if found is not None:
-            self.report["cache"] = "reused"
-            has.progress.note("The frozen blocks' activations are in the cache from an earlier run.")
-            return found
-        train, val = [(views, len(has.train))] * len(rows), [(len(has.val),)] * len(rows)
-        started = time.perf_counter()
-        try:
-            with store.create(key, train, val, rows) as made:
-                self._compute(made, prefix, exact)
-        except OSError:
-            # No folder that can be written, or no room on its disk: memory does as well, for this run.
-            made = empty_activations(train, val, rows)
-            self._compute(made, prefix, exact)
-        self.report["cache"] = "filled"
-        self.report["fill_seconds"] = time.perf_counter() - started
-        return store.open(key) or made
+        forwards = [self._forward(cut) for cut in cuts]
+        costs = measure_costs(has, self._phases, forwards, [self._between(base, cut) for cut in cuts], base, bool(views))
+        found = plan(deadline - time.perf_counter(), costs, [phase.epochs for phase in self._phases], views or 1)
+        self._phases = [replace(phase, epochs=count) for phase, count in zip(self._phases, found.epochs, strict=True)]
+        epochs = " + ".join(map(str, found.epochs))
+        seen = f", {found.views} view{'s' * (found.views > 1)}" if views else ""
+        has.progress.note(f"--budget: {epochs} epochs{seen}, expected to take {found.seconds(costs):.0f} s from here.")
+        if not found.fits:
+            has.progress.warn("--budget is too short even for one epoch of each phase. Fewer images or a smaller --image-size would fit.")
+        return found.views if views else None
 
-    def _compute(self, made: Activations, prefix: Prefix, exact: Prefix) -> None:
-        has = self._has
-        views: list[int | None] = [None, *range(1, made.views)]
-        total = len(has.train) * len(views) + len(has.val)
-        done = 0
-        parts: list[tuple[Prefix, Values, Sequence[int], int | None]] = [
-            (prefix, tuple(value[at] for value in made.train), has.train, view) for at, view in enumerate(views)
-        ]
-        for function, into, indices, view in [*parts, (exact, made.val, has.val, None)]:
-            at = 0
-            for pixels, _ in has.loader(cut_batches([(view, index) for index in indices], _BATCH)):
-                for target, value in zip(into, function(has.computing.network_input(pixels, has.preprocessing)), strict=True):
-                    target[at : at + len(pixels)] = value.to(target.dtype)
-                at += len(pixels)
-                done += len(pixels)
-                has.progress.prepared(done, total)
+    def _between(self, base: Base | None, cut: Cut | None) -> Callable[..., Values]:
+        # From the values at the base cut to those of a phase; the identity where they are the same or nothing is frozen.
+        if base is None or cut is None or cut == base.cut or self._traced is None:
+            return lambda *values: values
+        return make_prefix(f"pytorch-{base.prefix.name[-4:]}", self._traced.piece(base.cut, cut), (), self._has.computing)
+
+    def _near(self, activations: Activations) -> Activations:
+        device = self._has.computing.device
+        if device.type != "cuda" or activations.train[0].device == device:
+            return activations
+        free, _ = torch.cuda.mem_get_info(device)
+        return activations.to(device) if activations.total_bytes < free // 3 else activations
 
     def _feed(self, cut: Cut | None, cached: dict[Cut, Activations]) -> Feed:
         has = self._has
@@ -243,8 +211,9 @@ class Staging:
         prefixes = None
         if cut is not None and self._traced is not None:
             piece = self._traced.piece(self._traced.input, cut)
-            prefixes = (self._prefix(self._traced.input, cut, self._example()), exact_prefix(piece, has.computing))
-        views = self.view_keys if has.config.views else None
+            fast = make_prefix(self._fastest(cut), piece, self._example(), has.computing)
+            prefixes = (fast, exact_prefix(piece, has.computing))
+        views = view_keys(has.config.views) if has.config.views else None
         return StreamedFeed(has.loader, has.train, has.val, self._order, views, prefixes, has.preprocessing, has.computing)
 
     def _forward(self, cut: Cut | None) -> Callable[..., Tensor]:
@@ -264,7 +233,7 @@ class Staging:
         computing = self._has.computing
         if computing.device.type != "cpu" or computing.precision == "bf16" or not computing.may_use_bf16:
             return computing
-        facts = {**self._measured_facts(cut), "training": str(phase.unfreeze), "batch_size": self._has.config.batch_size}
+        facts = {**self._measured_facts(cut), "training": str(phase.unfreeze), "batch_size": self._has.batch_size}
 
         def measure() -> dict[str, Any]:
             values, labels = next(iter(feed.training(1)))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edgetl.core.statistics import (
     PERCENTILE_SUPPORT,
+    calibration_error,
     class_scores,
     macro_f1,
     paired_speedup,
@@ -122,3 +123,19 @@ def test_class_scores_by_hand() -> None:
 def test_a_class_never_predicted_has_no_precision() -> None:
     scores = class_scores([[5, 0], [5, 0]])
     assert (scores[1].precision, scores[1].recall, scores[1].f1) == (0.0, 0.0, 0.0)
+
+
+def test_calibration_error_of_known_cases() -> None:
+    assert calibration_error([1.0, 1.0], [True, True]) == 0
+    assert calibration_error([1.0, 1.0], [True, False]) == pytest.approx(0.5)
+    # Two bins: 0.62 and 0.65 share one (0.6 to 0.667), 0.9 is alone.
+    assert calibration_error([0.62, 0.65, 0.9], [True, False, True]) == pytest.approx((abs(1 - 1.27) + abs(1 - 0.9)) / 3)
+    assert calibration_error([], []) == 0
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60), st.integers(1, 30))
+def test_calibration_error_is_a_share_and_at_least_the_overall_gap(images: list[tuple[float, bool]], bins: int) -> None:
+    confidences, correct = [confidence for confidence, _ in images], [hit for _, hit in images]
+    error = calibration_error(confidences, correct, bins)
+    assert -1e-12 <= error <= 1 + 1e-12
+    assert error >= abs(sum(confidences) - sum(correct)) / len(images) - 1e-9

@@ -43,6 +43,9 @@ def config(make_images: MakeImages, random_weights: Path, tmp_path: Path) -> Fin
         image_size=32,
         epochs=2,
         finetune_epochs=1,
+        finetune_lr=1e-4,
+        schedule="constant",
+        warmup=0.0,
         batch_size=8,
         precision="fp32",
     )
@@ -206,6 +209,69 @@ def test_bfloat16_trains(config: FinetuneConfig) -> None:
     assert all(parameter.dtype == torch.float32 for parameter in load_run_model(run).network.parameters())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ema": 0.9}, {"mixup": 0.2, "cutmix": 1.0}, {"class_weights": "balanced", "label_smoothing": 0.1}, {"sampling": "balanced"},
+        {"clip_gradient": 0.1, "weight_decay": 0.05, "lr_decay": 0.7}, {"batch_norm": "train", "schedule": "cosine", "warmup": 0.3},
+        {"head_width": 16, "dropout": 0.0}, {"unfreeze": "all"}, {"views": 1}, {"workers": 2, "cache_budget": 0, "ema": 0.9},
+    ],
+)  # fmt: skip
+def test_every_means_trains_and_exports_the_same_network(config: FinetuneConfig, change: dict[str, Any]) -> None:
+    run = finetune(replace(config, **change))
+    metrics, model = metrics_of(run), load_run_model(run)
+    rows = [row for row in read_split(run) if row.split == "val"]
+    with torch.inference_mode():
+        logits = [model.network(torch.from_numpy(preprocess(load_image(row.path), model.preprocessing))) for row in rows]
+    hits = [model.labels[int(one.argmax())] == row.label for one, row in zip(logits, rows, strict=True)]
+    assert sum(hits) / len(hits) == metrics["val"]["accuracy"]
+    targets = torch.tensor([model.labels.index(row.label) for row in rows])
+    assert float(torch.nn.functional.cross_entropy(torch.cat(logits), targets)) == pytest.approx(metrics["val"]["loss"], rel=1e-3)
+
+
+def test_training_ends_when_the_target_is_reached(config: FinetuneConfig) -> None:
+    watched = Recorded()
+    run = finetune(replace(config, epochs=6, lr=1e-2, target_accuracy=0.01), watched)
+    assert len(history_of(run)) == 1
+    assert metrics_of(run)["ended"] == "--target-accuracy"
+    assert any("--target-accuracy" in text for text in watched.notes)
+
+
+def test_patience_ends_a_phase_and_not_the_run(config: FinetuneConfig) -> None:
+    watched = Recorded()
+    run = finetune(replace(config, epochs=20, finetune_epochs=20, lr=1e-30, finetune_lr=1e-30, batch_norm="eval", patience=2), watched)
+    phases = [line["phase"] for line in history_of(run)]
+    assert phases.count(1) < 20
+    assert phases.count(2) < 20
+    assert len([text for text in watched.notes if "--patience" in text]) == 2
+
+
+def test_a_budget_is_kept(config: FinetuneConfig) -> None:
+    watched = Recorded()
+    started = time.monotonic()
+    run = finetune(replace(config, epochs=10, finetune_epochs=3000, budget_s=25.0), watched)
+    assert time.monotonic() - started < 25
+    history = history_of(run)
+    assert [line["phase"] for line in history].count(2) < 3000
+    assert {line["phase"] for line in history} == {1, 2}, "both phases finish"
+    assert any(text.startswith("--budget: ") for text in watched.notes)
+
+
+def test_a_hopeless_budget_is_told(config: FinetuneConfig) -> None:
+    watched = Recorded()
+    run = finetune(replace(config, budget_s=0.001), watched)
+    assert any("too short even for one epoch" in text for text in watched.warnings)
+    assert len(history_of(run)) >= 1
+
+
+def test_metrics_of_many_classes(make_images: MakeImages, config: FinetuneConfig) -> None:
+    data = make_images("many", [f"class {index}" for index in range(7)], count=4, size=40)
+    val = metrics_of(finetune(replace(config, data=data, epochs=1, finetune_epochs=0)))["val"]
+    assert val["accuracy"] <= val["top5_accuracy"] <= 1
+    assert 0 <= val["calibration_error"] <= 1
+    assert metrics_of(finetune(replace(config, epochs=1, finetune_epochs=0, force=True)))["val"]["top5_accuracy"] is None
+
+
 def test_broken_files_are_listed_and_training_carries_on(config: FinetuneConfig) -> None:
     (config.data / "red/broken.jpg").write_bytes(b"")
     watched = Recorded()
@@ -252,11 +318,11 @@ def test_a_mistake_with_force_keeps_the_old_run(config: FinetuneConfig) -> None:
 
 def test_an_exploding_loss_is_told_and_the_best_stays(config: FinetuneConfig) -> None:
     with pytest.raises(RunError, match="not finite in epoch 1"):
-        finetune(replace(config, lr=1e30))
+        finetune(replace(config, lr=1e30, head_width=16))
     assert config.output is not None
     assert not config.output.exists()
     with pytest.raises(RunError, match="not finite in epoch 2"):
-        finetune(replace(config, epochs=1, finetune_epochs=3, finetune_lr=1e30))
+        finetune(replace(config, epochs=1, finetune_epochs=3, finetune_lr=1e30, head_width=16))
     assert load_run_model(RunDirectory.open(config.output)).labels == ["blue", "green", "red"]
 
 

@@ -1,0 +1,125 @@
+"""The cache filled: every view of every training image, and the validation images, through the frozen blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgetl.core.cache import cache_folder
+from edgetl.core.finetuning import FinetuneConfig
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.train.activations import Activations, ActivationStore, Rows, activations_key, empty_activations
+from edgetl.train.computing import Computing
+from edgetl.train.cutting import Cut
+from edgetl.train.loading import Loader, cut_batches
+from edgetl.train.models import AdaptedNetwork
+from edgetl.train.prefix import Prefix, Values
+from edgetl.train.progress import Progress
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What the stages of a run are made from."""
+
+    config: FinetuneConfig
+    batch_size: int
+    """Images a step."""
+    adapted: AdaptedNetwork
+    loader: Loader
+    train: Sequence[int]
+    """Indices of the training images among the loader's."""
+    val: Sequence[int]
+    preprocessing: Preprocessing
+    computing: Computing
+    facts: dict[str, Any]
+    """What activations depend on besides the views: weights, images, transform."""
+    cache_budget: int
+    """Bytes."""
+    deadline: float | None
+    """On the clock of time.perf_counter."""
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Base:
+    """The earliest cut with something frozen before it."""
+
+    cut: Cut
+    prefix: Prefix
+    """The fastest way to its values: for training images."""
+    exact: Prefix
+    """In float32: for validation images."""
+    rows: tuple[Rows, ...]
+    """One for each value that crosses the cut."""
+
+    def total_bytes(self, views: int, train: int, val: int) -> int:
+        """Of the cache: training values as the prefix gives them, validation values in float32."""
+        exact = sum(4 * row.row_bytes // row.dtype.itemsize for row in self.rows)
+        return views * train * sum(row.row_bytes for row in self.rows) + val * exact
+
+
+def view_keys(views: int) -> list[int | None]:
+    """Keys of so many views; the first is evaluation's own, which also tells the accuracy on training images."""
+    return [None, *range(1, views)]
+
+
+class Cache:
+    """The store, as one run uses it."""
+
+    def __init__(self, has: Materials, base: Cut, prefix: str) -> None:
+        """Take the earliest cut and the name of the prefix that leads to it: both are part of every key."""
+        self._has = has
+        self._facts = {**has.facts, "base": base.name, "prefix": prefix}
+        self._store = ActivationStore(cache_folder() / "activations", has.cache_budget)
+
+    def find(self, cut: Cut, views: int) -> Activations | None:
+        """What an earlier run has left."""
+        return self._store.open(self._key(cut, views))
+
+    def fill(self, base: Base, views: int) -> Activations:
+        """Put every view and every validation image through the frozen blocks."""
+        return self._made(base.cut, views, base.rows, lambda made: _compute(made, base, self._has))
+
+    def add(self, cut: Cut, later: Activations) -> Activations:
+        """Keep what was computed from the base's values."""
+        rows = tuple(Rows(tuple(value.shape[2:]), value.dtype) for value in later.train)
+
+        def copy(made: Activations) -> None:
+            for into, value in zip((*made.train, *made.val), (*later.train, *later.val), strict=True):
+                into.copy_(value)
+
+        return self._made(cut, later.views, rows, copy)
+
+    def _made(self, cut: Cut, views: int, rows: Sequence[Rows], compute: Callable[[Activations], None]) -> Activations:
+        train, val = [(views, len(self._has.train))] * len(rows), [(len(self._has.val),)] * len(rows)
+        key = self._key(cut, views)
+        try:
+            with self._store.create(key, train, val, rows) as made:
+                compute(made)
+        except OSError:
+            # No folder that can be written, or no room on its disk: memory does as well, for this run.
+            made = empty_activations(train, val, rows)
+            compute(made)
+        return self._store.open(key) or made
+
+    def _key(self, cut: Cut, views: int) -> str:
+        return activations_key({**self._facts, "cut": cut.name, "views": views})
+
+
+def _compute(made: Activations, base: Base, has: Materials) -> None:
+    keys = view_keys(made.views)
+    parts: list[tuple[Prefix, Values, Sequence[int], int | None]] = [
+        (base.prefix, tuple(value[at] for value in made.train), has.train, view) for at, view in enumerate(keys)
+    ]
+    total, done = len(has.train) * len(keys) + len(has.val), 0
+    for function, into, indices, view in [*parts, (base.exact, made.val, has.val, None)]:
+        at = 0
+        for pixels, _ in has.loader(cut_batches([(view, index) for index in indices], _BATCH)):
+            for target, value in zip(into, function(has.computing.network_input(pixels, has.preprocessing)), strict=True):
+                target[at : at + len(pixels)] = value.to(target.dtype)
+            at += len(pixels)
+            done += len(pixels)
+            has.progress.prepared(done, total)
