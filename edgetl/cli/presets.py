@@ -36,7 +36,7 @@ def presets(
     for key in chosen:
         table.add_column(key, no_wrap=True)
     for field in RECIPE:
-        values = ["chosen" if values[field] is None else str(values[field]) for values in chosen.values()]
+        values = ["auto" if values[field] is None else str(values[field]) for values in chosen.values()]
         if len(set(values)) > 1:
             table.add_row(field.replace("_", "-"), *values)
     out.print(table)

@@ -38,7 +38,7 @@ class FinetuneConfig:
 
     epochs: int = 10
     """Epochs of phase 1: the new head on the frozen backbone."""
-    lr: float = 1e-3
+    lr: float = 2e-3
     """Adam's learning rate in phase 1."""
     unfreeze: str = "auto"
     """What phase 2 trains besides the head: that many last blocks, the fewest last blocks with a share of the backbone's parameters

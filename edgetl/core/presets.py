@@ -19,6 +19,7 @@ RECIPE = (
     "augment", "views",
 )  # fmt: skip
 """The fields that a preset sets."""
+_AUTO = "auto"
 _NOT_IN_FILES = ("data", "output", "force")
 _DEFAULTS = {field.name: field.default for field in fields(FinetuneConfig) if field.default is not MISSING}
 
@@ -112,7 +113,7 @@ def parse_augment(text: str) -> tuple[str, str | Path]:
 
 
 def preset_toml(name: str) -> str:
-    """A preset as a file for --config; what edgetl chooses itself (None) does not stand in it.
+    """A preset as a file for --config; `auto` stands for what edgetl chooses by the data.
 
     Raises:
         ConfigError: it is unknown.
@@ -121,7 +122,7 @@ def preset_toml(name: str) -> str:
         raise ConfigError(_unknown(name))
     # A number, a text or a truth value is written in TOML as in JSON.
     lines = [f"# {PRESET_NOTES[name]}", f'preset = "{name}"']
-    lines += [f"{key} = {json.dumps(value)}" for key, value in presets()[name].items() if value is not None]
+    lines += [f"{key} = {json.dumps(_AUTO if value is None else value)}" for key, value in presets()[name].items()]
     return "\n".join(lines) + "\n"
 
 
@@ -139,6 +140,8 @@ def _value(name: str, value: Any, kind: Any) -> Any:
     if name == "unfreeze" and type(value) is int:
         return str(value)
     kinds = get_args(kind) or (kind,)
+    if value == _AUTO and type(None) in kinds:
+        return None
     if Path in kinds and isinstance(value, str):
         return Path(value)
     if float in kinds and type(value) in (int, float):

@@ -175,7 +175,7 @@ GIVEN: dict[str, tuple[str, str, Any]] = {
     "--model": ("resnet18", "model", "resnet18"),
     "--weights": ("none", "weights", "none"),
     "--image-size": ("64", "image_size", 64),
-    "--head-width": ("0", "head_width", 0),
+    "--head-width": ("7", "head_width", 7),
     "--dropout": ("0", "dropout", 0.0),
     "--epochs": ("0", "epochs", 0),
     "--lr": ("0.5", "lr", 0.5),

@@ -20,7 +20,7 @@ def test_the_list_has_names_notes_and_only_the_values_that_differ() -> None:
     assert "finetune-lr" in rows, "classic has a rate of its own"
     for name, values in presets().items():
         assert f"{name}  {PRESET_NOTES[name]}" in result.output.splitlines()
-        assert f" {values['finetune_lr']} " in rows["finetune-lr"]
+        assert f" {'auto' if values['finetune_lr'] is None else values['finetune_lr']} " in rows["finetune-lr"]
 
 
 @pytest.mark.parametrize("name", presets())
