@@ -9,6 +9,7 @@ import typer
 
 from edgetl.cli import finetune_options as options
 from edgetl.cli.console import err, out
+from edgetl.cli.importing import heavy_imports
 from edgetl.core.errors import ConfigError
 from edgetl.core.options import parse_duration, parse_size, raise_all
 from edgetl.core.presets import parse_augment, resolve
@@ -67,8 +68,9 @@ def finetune(
     parameters = dict(locals())
     given = {name: value for name, value in parameters.items() if value is not None and name not in ("data", "preset", "config")}
     settings = resolve(data, preset, config, _parsed(given))
-    from edgetl.cli.finetune_progress import open_progress
-    from edgetl.train.finetune import finetune as run_finetune
+    with heavy_imports():
+        from edgetl.cli.finetune_progress import open_progress
+        from edgetl.train.finetune import finetune as run_finetune
 
     try:
         with open_progress(err) as progress:
