@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgetl.train.activations import Activations, ActivationStore, Rows, activations_key, empty_activations
+
+ROWS = (Rows((2, 3), torch.bfloat16), Rows((4,), torch.float32))
+TRAIN, VAL = [(2, 5)] * 2, [(3,)] * 2
+
+
+def filled(made: Activations) -> Activations:
+    for value in (*made.train, *made.val):
+        value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel())))
+    return made
+
+
+def test_what_was_kept_comes_back(tmp_path: Path) -> None:
+    store = ActivationStore(tmp_path / "store", 10**9)
+    assert store.open("key") is None
+    with store.create("key", TRAIN, VAL, ROWS) as made:
+        expected = Activations(*(tuple(value.clone() for value in part) for part in (filled(made).train, made.val)))
+    found = store.open("key")
+    assert found is not None
+    assert [value.dtype for value in (*found.train, *found.val)] == [torch.bfloat16, torch.float32, torch.float32, torch.float32]
+    for left, right in zip((*found.train, *found.val), (*expected.train, *expected.val), strict=True):
+        assert torch.equal(left, right)
+    assert found.views == 2
+    assert found.total_bytes == 2 * 5 * (6 * 2 + 4 * 4) + 3 * (6 + 4) * 4
+
+
+def test_readers_cannot_change_the_files(tmp_path: Path) -> None:
+    store = ActivationStore(tmp_path, 10**9)
+    with store.create("key", TRAIN, VAL, ROWS) as made:
+        filled(made)
+    first, again = store.open("key"), store.open("key")
+    assert first is not None
+    assert again is not None
+    first.train[1].zero_()
+    assert float(again.train[1].abs().sum()) > 0
+
+
+def test_an_entry_is_whole_or_absent(tmp_path: Path) -> None:
+    store = ActivationStore(tmp_path, 10**9)
+    with pytest.raises(RuntimeError, match="killed"), store.create("key", TRAIN, VAL, ROWS):
+        raise RuntimeError("killed")
+    assert list(tmp_path.iterdir()) == []
+    with store.create("key", TRAIN, VAL, ROWS) as made:
+        filled(made)
+    for damage in ("train-1.bin", "meta.json"):
+        (tmp_path / "key" / damage).write_bytes(b"")
+        assert store.open("key") is None
+        with store.create("key", TRAIN, VAL, ROWS) as made:
+            filled(made)
+        assert store.open("key") is not None
+
+
+def test_entries_used_longest_ago_make_room(tmp_path: Path) -> None:
+    one = empty_activations(TRAIN, VAL, ROWS).total_bytes
+    store = ActivationStore(tmp_path, 3 * one + 2000)
+    for name in ("a", "b", "c"):
+        with store.create(name, TRAIN, VAL, ROWS) as made:
+            filled(made)
+    for age, name in enumerate(("c", "b", "a")):
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    assert store.open("a") is not None, "using an entry makes it young"
+    with store.create("d", TRAIN, VAL, ROWS) as made:
+        filled(made)
+    assert {path.name for path in tmp_path.iterdir()} >= {"a", "d"}
+    assert store.open("b") is None
+
+
+def test_a_full_disk_is_told_before_anything_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"), ActivationStore(tmp_path, 10**9).create("key", TRAIN, VAL, ROWS):
+        pytest.fail("the block must not run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_later_values_are_computed_view_by_view(tmp_path: Path) -> None:
+    activations = filled(empty_activations([(2, 5)], [(3,)], [Rows((4,), torch.float32)]))
+    later = activations.map(lambda value: (2 * value,), lambda value: (3 * value,), batch=2)
+    assert torch.equal(later.train[0], 2 * activations.train[0])
+    assert torch.equal(later.val[0], 3 * activations.val[0])
+    nothing = filled(empty_activations([(2, 5)], [(0,)], [Rows((4,), torch.float32)])).map(lambda v: (v[:, :2],), lambda v: (v,))
+    assert nothing.val[0].shape == (0, 2)
+
+
+facts = st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=3), max_size=4)
+
+
+@given(facts, facts)
+@settings(deadline=None)
+def test_different_facts_have_different_keys(one: dict[str, object], other: dict[str, object]) -> None:
+    assert (activations_key(one) == activations_key(other)) == (one == other)
+    assert activations_key(dict(reversed(one.items()))) == activations_key(one)
