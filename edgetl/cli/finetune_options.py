@@ -123,8 +123,8 @@ Views = Annotated[
     _option(
         DATA,
         "views",
-        "Augmented views of each image that the epochs go through in turn.",
-        "what the cache holds; a new one each epoch without it",
+        "Views of each image that the epochs go through in turn: the image itself, then augmented ones.",
+        "3 where they are cached, else a new one each epoch",
     ),
 ]
 Mixup = Annotated[float | None, _option(DATA, "mixup", "Alpha of mixup where training begins (pixels, or cached activations); 0 is off.")]
@@ -147,7 +147,12 @@ Seed = Annotated[int | None, _option(DATA, "seed", "Seed of the split, the head,
 
 DeviceKind = Annotated[Device | None, _option(MACHINE, "device", "Where to train; auto takes CUDA where there is one.")]
 PrecisionKind = Annotated[
-    Precision | None, _option(MACHINE, "precision", "Arithmetic; auto is bf16 on CUDA devices that have it, fp32 elsewhere.")
+    Precision | None,
+    _option(
+        MACHINE,
+        "precision",
+        "Arithmetic; auto is bf16 on CUDA devices that have it, on CPUs that have it what is measured faster, fp32 elsewhere.",
+    ),
 ]
 Workers = Annotated[
     int | None,
@@ -158,7 +163,7 @@ CacheBudget = Annotated[
     _option(
         MACHINE,
         "cache_budget",
-        "Memory for decoded images and activations of frozen blocks, as 500MB or 2GB; 0 caches nothing.",
+        "Room for activations of frozen blocks, and as much for decoded images until those are there: 500MB, 2GB; 0 caches nothing.",
         "a quarter of the free memory",
         metavar="SIZE",
     ),

@@ -76,6 +76,7 @@ class Bar(PlainLog):
         figures = f"loss {step.loss:.3f}  accuracy {step.accuracy:.3f}  {step.images_per_second:.0f} images/s"
         self._bar.update(
             self._task,
+            total=step.epochs * step.images_total,
             completed=(step.epoch - 1) * step.images_total + step.images,
             description=f"epoch {step.epoch}/{step.epochs} (phase {step.phase})",
             figures=figures,

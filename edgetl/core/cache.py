@@ -1,10 +1,15 @@
-"""Where results are kept that a later run can use again; removing the folder loses nothing but time."""
+"""Where results are kept that a later run can use again: activations, hashes of images, and which arithmetic was measured fastest here."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import time
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
+
+_DAY_S = 86400.0
 
 
 def cache_folder() -> Path:
@@ -14,17 +19,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "edgetl"
 
 
-def prune(folder: Path, budget_bytes: int, keep: Path) -> None:
-    """Remove the entries of `folder` that were used longest ago until the rest fits; `keep` stays."""
-    entries = [entry for entry in folder.iterdir() if entry.is_dir() and entry != keep and not entry.name.startswith(".")]
-    entries.sort(key=lambda entry: entry.stat().st_mtime)
-    left = sum(_size(entry) for entry in (*entries, keep))
-    for entry in entries:
-        if left <= budget_bytes:
-            return
-        left -= _size(entry)
-        shutil.rmtree(entry, ignore_errors=True)
+def prune(folder: Path, budget_bytes: int, keep: Collection[Path]) -> None:
+    """Remove the entries of `folder` that were used longest ago until the rest fits; those in `keep` stay.
+
+    Another process may do the same at the same time: what is gone already is no error. What processes left unfinished when they were
+    killed goes after a day.
+    """
+    with suppress(OSError):
+        entries = [(entry.stat().st_mtime, entry) for entry in folder.iterdir() if entry.is_dir() and entry not in keep]
+        left = sum(_size(entry) for entry in folder.iterdir() if entry.is_dir())
+        for used, entry in sorted(entries):
+            unfinished = entry.name.startswith(".")
+            if (unfinished and time.time() - used > _DAY_S) or (not unfinished and left > budget_bytes):
+                left -= _size(entry)
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    with suppress(OSError):
+        return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    return 0

@@ -101,7 +101,8 @@ class FinetuneConfig:
     workers: int | None = None
     """Processes that decode and augment; None takes the cores that training leaves free, 0 works in the training process."""
     cache_budget: int | None = None
-    """Bytes for decoded images and for activations of the frozen blocks; None is a quarter of the free memory, 0 caches nothing."""
+    """Bytes for activations of the frozen blocks, and as many for decoded images until the activations are there; None is a quarter of the
+    free memory, 0 caches nothing."""
     compile: bool = False
     """Compile what is trained with torch.compile."""
     force: bool = False
@@ -154,7 +155,7 @@ class FinetuneConfig:
     def _machine_problems(self) -> list[str | None]:
         return [
             None if self.budget_s is None or 0 < self.budget_s < math.inf else f"--budget is above 0 and finite, not {self.budget_s} s.",
-            None if self.views is None or self.views >= 1 else f"--views is at least 1, not {self.views}.",
+            None if self.views is None or self.views >= 2 else f"--views is at least 2 (the first is the image itself), not {self.views}.",
             None if self.workers is None or self.workers >= 0 else f"--workers is not negative, not {self.workers}.",
             None if self.cache_budget is None or self.cache_budget >= 0 else f"--cache-budget is not negative, not {self.cache_budget}.",
             one_of("--device", self.device, Device),

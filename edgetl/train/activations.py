@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from edgetl.core.cache import prune
 from edgetl.core.errors import EdgetlError
-from edgetl.core.files import read_json, write_json
+from edgetl.core.files import read_json, sha256_file, write_json
 from edgetl.train.prefix import Values
 
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
@@ -61,18 +61,6 @@ class Activations:
         """On another device."""
         return Activations(tuple(value.to(device) for value in self.train), tuple(value.to(device) for value in self.val))
 
-    def map(self, train: Callable[..., Values], val: Callable[..., Values], batch: int = 128) -> Activations:
-        """The values at a later cut, by functions from these to those, one for each part."""
-
-        def through(function: Callable[..., Values], values: Values) -> Values:
-            count = len(values[0])
-            parts = [function(*(value[at : at + batch].float() for value in values)) for at in range(0, count, batch)]
-            return tuple(torch.cat(part) for part in zip(*parts, strict=True))
-
-        views = [through(train, tuple(value[view] for value in self.train)) for view in range(self.views)]
-        later = tuple(torch.stack(value) for value in zip(*views, strict=True))
-        return Activations(later, through(val, self.val) if len(self.val[0]) else tuple(value[0, :0] for value in later))
-
 
 def activations_key(facts: dict[str, Any]) -> str:
     """Hexadecimal name of everything that the values depend on."""
@@ -85,33 +73,34 @@ class ActivationStore:
     def __init__(self, folder: Path, budget_bytes: int) -> None:
         self._folder = folder
         self._budget = budget_bytes
+        self._used: set[Path] = set()
 
     def open(self, key: str) -> Activations | None:
-        """The entry, mapped from its files; None where it is absent or not whole."""
+        """The entry, mapped from its files; None where it is absent, or not what was written."""
         entry = self._folder / key
         try:
             meta = read_json(entry / "meta.json", EdgetlError, "The cache entry")
             train, val = (
-                tuple(_map(entry / f"{part}-{at}.bin", value["shape"], _DTYPES[value["dtype"]]) for at, value in enumerate(meta[part]))
-                for part in ("train", "val")
+                tuple(_map_checked(entry / f"{part}-{at}.bin", value) for at, value in enumerate(meta[part])) for part in ("train", "val")
             )
             os.utime(entry)
         except (EdgetlError, OSError, KeyError, TypeError, ValueError, RuntimeError):
             return None
+        self._used.add(entry)
         return Activations(train, val)
 
     @contextmanager
     def create(
         self, key: str, train: Sequence[tuple[int, ...]], val: Sequence[tuple[int, ...]], rows: Sequence[Rows]
     ) -> Iterator[Activations]:
-        """Yield an entry to be filled; it is kept when the block ends without an error.
+        """Yield an entry to be filled; it is kept when the block ends without an error and nothing stands in the way.
 
         Args:
             train, val: leading axes of the training and validation values.
             rows: what follows them; validation values are float32.
 
         Raises:
-            OSError: there is no room, or the folder cannot be written.
+            OSError: there is no room, or the folder cannot be written. Only before the block: what was computed is never lost.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=self._folder))
@@ -120,24 +109,30 @@ class ActivationStore:
                 "train": [((*lead, *row.shape), row.dtype) for lead, row in zip(train, rows, strict=True)],
                 "val": [((*lead, *row.shape), torch.float32) for lead, row in zip(val, rows, strict=True)],
             }
-            for part, values in shapes.items():
-                for at, (shape, dtype) in enumerate(values):
-                    _reserve(made / f"{part}-{at}.bin", prod(shape) * dtype.itemsize)
-            filled = Activations(
-                *(
-                    tuple(_map(made / f"{part}-{at}.bin", shape, dtype, writable=True) for at, (shape, dtype) in enumerate(values))
-                    for part, values in shapes.items()
-                )
+            named = [(f"{part}-{at}.bin", *value) for part, values in shapes.items() for at, value in enumerate(values)]
+            for name, shape, dtype in named:
+                _reserve(made / name, prod(shape) * dtype.itemsize)
+            filled = {name: _map(made / name, shape, dtype, writable=True) for name, shape, dtype in named}
+            yield Activations(
+                *(tuple(value for name, value in filled.items() if name.startswith(part)) for part in ("train", "val")),
             )
-            yield filled
-            described = {part: [{"shape": list(shape), "dtype": str(dtype)} for shape, dtype in values] for part, values in shapes.items()}
-            write_json(made / "meta.json", described)
-            entry = self._folder / key
-            shutil.rmtree(entry, ignore_errors=True)
-            made.rename(entry)
-            prune(self._folder, self._budget, keep=entry)
+            with suppress(OSError):  # another run has made the same entry meanwhile, or the disk is in trouble
+                self._commit(made, key, named)
         finally:
             shutil.rmtree(made, ignore_errors=True)
+
+    def _commit(self, made: Path, key: str, named: Sequence[tuple[str, tuple[int, ...], torch.dtype]]) -> None:
+        described: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
+        for name, shape, dtype in named:
+            # After a power cut a file may have its size and not its bytes.
+            facts = {"shape": list(shape), "dtype": str(dtype), "sha256": sha256_file(made / name)}
+            described[name.partition("-")[0]].append(facts)
+        write_json(made / "meta.json", described)
+        entry = self._folder / key
+        shutil.rmtree(entry, ignore_errors=True)
+        made.rename(entry)
+        self._used.add(entry)
+        prune(self._folder, self._budget, keep=self._used)
 
 
 def empty_activations(train: Sequence[tuple[int, ...]], val: Sequence[tuple[int, ...]], rows: Sequence[Rows]) -> Activations:
@@ -153,6 +148,12 @@ def _reserve(path: Path, size: int) -> None:
     with path.open("wb") as stream:
         if size:
             os.posix_fallocate(stream.fileno(), 0, size)
+
+
+def _map_checked(path: Path, facts: dict[str, Any]) -> Tensor:
+    if sha256_file(path) != facts["sha256"]:
+        raise ValueError(f"{path} does not hold what was written")
+    return _map(path, facts["shape"], _DTYPES[facts["dtype"]])
 
 
 def _map(path: Path, shape: Sequence[int], dtype: torch.dtype, writable: bool = False) -> Tensor:

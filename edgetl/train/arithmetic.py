@@ -52,6 +52,8 @@ def _fastest(forward: Callable[..., Tensor], values: Values, labels: Tensor, com
         with computing.arithmetic():
             loss = F.cross_entropy(forward(*values).float(), labels)
         loss.backward()  # type: ignore[no-untyped-call]
+        if computing.device.type == "cuda":
+            torch.cuda.synchronize(computing.device)
         taken.append(time.perf_counter() - started)
     # The first builds the kernels.
     return min(taken[1:]) * 1e3
@@ -61,7 +63,7 @@ def _fastest(forward: Callable[..., Tensor], values: Values, labels: Tensor, com
 def _undisturbed(network: nn.Module) -> Iterator[None]:
     # Measuring must leave no trace: neither in BatchNorm's statistics, nor in gradients, nor in the random numbers that follow.
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         yield
     with torch.no_grad():
         for name, buffer in network.named_buffers():

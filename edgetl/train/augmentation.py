@@ -46,7 +46,13 @@ class Augmentation:
         if compose is None:
             return resize_and_crop(image, self._preprocessing)
         compose.set_random_seed(_seed_of(self._seed, view, index))
-        augmented: NDArray[np.uint8] = compose(image=image)["image"]
+        try:
+            augmented: NDArray[np.uint8] = compose(image=image)["image"]
+        except Exception as cause:
+            if self._file is None:
+                raise
+            size = " x ".join(map(str, image.shape[:2]))
+            raise ConfigError(f"--augment {self._file}: the pipeline fails on an image of {size} pixels: {cause}.") from cause
         if augmented.shape[:2] != (self._preprocessing.crop,) * 2:
             return resize_and_crop(augmented, self._preprocessing)
         return augmented

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -38,9 +39,16 @@ class Computing:
         moved = batch.to(self.device, non_blocking=True)
         images, height, width, _ = moved.shape
         # In rows of pixels: broadcasting along three channels is seven times slower.
-        mean, std = (torch.tensor(values, device=self.device).repeat(width) * 255 for values in (preprocessing.mean, preprocessing.std))
-        scaled = moved.view(images, height, 3 * width).float().sub_(mean).mul_(1 / std)
+        mean, factor = _row(preprocessing, width, self.device)
+        scaled = moved.view(images, height, 3 * width).float().sub_(mean).mul_(factor)
         return scaled.view(images, height, width, 3).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=8)
+def _row(preprocessing: Preprocessing, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    # Kept: making them anew would have a GPU wait at every batch.
+    mean, std = (torch.tensor(values).repeat(width) * 255 for values in (preprocessing.mean, preprocessing.std))
+    return mean.to(device), (1 / std).to(device)
 
 
 def choose_computing(device: Device, precision: Precision) -> Computing:
@@ -54,6 +62,8 @@ def choose_computing(device: Device, precision: Precision) -> Computing:
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     if chosen.type == "cpu":
         return Computing(chosen, "bf16" if precision == "bf16" else "fp32", precision == "bf16" or (precision == "auto" and cpu_has_bf16()))
+    # float32 is what validation claims; cuDNN would round it to TF32.
+    torch.backends.cudnn.allow_tf32 = False
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and not has_bf16:
         raise ConfigError("--precision bf16: this GPU has no bfloat16. Take --precision fp32.")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from edgetl.train.arithmetic import step_milliseconds
@@ -17,50 +19,65 @@ from edgetl.train.planning import FINAL_S, Costs
 from edgetl.train.prefix import Values
 
 T = TypeVar("T")
+_BATCHES = 4
 _WITHOUT_GRADIENTS = 1 / 3
 """Of a step's time is its forward pass."""
 _EXACT = 2.0
 """float32 on the validation images takes at most so many times the fastest prefix."""
 
 
-def measure_costs(
-    has: Materials,
-    phases: Sequence[Phase],
-    forwards: Sequence[Callable[..., Tensor]],
-    between: Sequence[Callable[..., Values]],
-    base: Base | None,
-    cached: bool,
-) -> Costs:
-    """Time loading, the frozen blocks and a step of every phase on one batch of training images.
+@dataclass(frozen=True)
+class PhaseParts:
+    """A phase as it will run."""
+
+    phase: Phase
+    frozen: bool
+    """Whether anything before what it trains is frozen."""
+    forward: Callable[..., Tensor]
+    """From its values to logits."""
+    middle: Callable[..., Values]
+    """From the base's values to its own."""
+
+
+def measure_costs(has: Materials, parts: Sequence[PhaseParts], base: Base | None, cached: bool) -> Costs:
+    """Time loading, the frozen blocks and a step of every phase on batches of training images.
 
     Args:
-        forwards: of each phase, from its values to logits.
-        between: of each phase, from the base's values to its own.
         cached: whether the frozen blocks' values will be cached.
     """
     size = min(len(has.train), has.batch_size)
-    keys: list[Key] = [(1, index) for index in list(has.train)[:size]]
-    _, load = _timed(lambda: next(iter(has.loader([keys]))))
-    pixels, labels = next(iter(has.loader([keys])))
+    keys: list[list[Key]] = [[(1, index) for index in list(has.train)[:size]]] * _BATCHES
+    # The first batch imports libraries and starts workers; and of several workers only several batches show the pace.
+    next(iter(has.loader(keys[:1])))
+    device = has.computing.device
+    batches, load = _timed(lambda: list(has.loader(keys)), device)
+    load /= _BATCHES
+    pixels, labels = batches[0]
     inputs = (has.computing.network_input(pixels, has.preprocessing),)
     prefix = base.prefix if base else (lambda *values: values)
     prefix(*inputs)
-    values, frozen = _timed(lambda: prefix(*inputs))
+    values, frozen = _timed(lambda: prefix(*inputs), device)
     train, val = len(has.train) / size, len(has.val) / size
     epochs = []
-    for phase, forward, middle in zip(phases, forwards, between, strict=True):
-        own, passed = _timed(lambda middle=middle: tuple(value.float() for value in middle(*values)))  # type: ignore[misc]
-        set_trainable(has.adapted, phase.unfreeze, phase.freeze_statistics).train_mode()
-        targets = labels.to(has.computing.device)
-        step = min(step_milliseconds(has.adapted.network, forward, own, targets, has.computing).values()) / 1e3
-        streaming = 0.0 if cached else train * (load + frozen + passed) + val * (load + _EXACT * (frozen + passed))
-        epochs.append(train * step + val * step * _WITHOUT_GRADIENTS + streaming)
+    plain = 0.0
+    for part in parts:
+        own, passed = _timed(lambda part=part: part.middle(*values) if part.frozen else inputs, device)  # type: ignore[misc]
+        set_trainable(has.adapted, part.phase.unfreeze, part.phase.freeze_statistics).train_mode()
+        given = tuple(value.float() for value in own)
+        step = min(step_milliseconds(has.adapted.network, part.forward, given, labels.to(device), has.computing).values()) / 1e3
+        streamed = not (cached and part.frozen)
+        before = load + _EXACT * (frozen + passed if part.frozen else 0.0) if streamed else 0.0
+        epochs.append(train * (step + before) + val * (step * _WITHOUT_GRADIENTS + before))
+        plain = train * (step * _WITHOUT_GRADIENTS + before)
     view = train * (load + frozen) if cached else 0.0
     fixed = val * (load + _EXACT * frozen) if cached else 0.0
-    return Costs(view, fixed + FINAL_S, tuple(epochs))
+    # The last phase's way is also the one by which all training images are evaluated in the end.
+    return Costs(view, fixed + plain + FINAL_S, tuple(epochs))
 
 
-def _timed(call: Callable[[], T]) -> tuple[T, float]:
+def _timed(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
     started = time.perf_counter()
     found = call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return found, time.perf_counter() - started

@@ -58,6 +58,15 @@ class DecodedImages:
         image = self._kept.get(path) if path in self._full else None
         return load_image(path) if image is None else image
 
+    def warm(self, path: Path) -> None:
+        """Decode and keep an image if there is room left."""
+        if self._bytes < self._budget and path not in self._kept:
+            self[path]
+
+    def seal(self) -> None:
+        """Keep nothing more: what each of many worker processes kept would add up."""
+        self._budget = 0
+
     def release(self) -> None:
         """Forget everything."""
         with self._lock:

@@ -88,23 +88,28 @@ class CachedFeed:
         """The view whose turn it is."""
         view = (epoch - 1) % self._activations.views
         for batch in self._order.batches(epoch):
-            yield self._take(tuple(value[view] for value in self._activations.train), batch), self._train[batch]
+            yield self._take(tuple(value[view] for value in self._activations.train), self._train, torch.tensor(batch))
 
     def validation(self) -> Iterator[Batch]:
         """As cached in float32."""
         for start in range(0, len(self._val), _VALIDATION_BATCH):
-            batch = list(range(start, min(start + _VALIDATION_BATCH, len(self._val))))
-            yield self._take(self._activations.val, batch), self._val[batch]
+            batch = torch.arange(start, min(start + _VALIDATION_BATCH, len(self._val)))
+            yield self._take(self._activations.val, self._val, batch)
 
     def plain(self) -> Iterator[Batch]:
         """The first view of the training images, in order."""
         for start in range(0, len(self._train), _VALIDATION_BATCH):
-            batch = list(range(start, min(start + _VALIDATION_BATCH, len(self._train))))
-            yield self._take(tuple(value[0] for value in self._activations.train), batch), self._train[batch]
+            batch = torch.arange(start, min(start + _VALIDATION_BATCH, len(self._train)))
+            yield self._take(tuple(value[0] for value in self._activations.train), self._train, batch)
 
-    def _take(self, values: Values, positions: Sequence[int]) -> Values:
-        index = torch.tensor(positions)
-        return tuple(value.index_select(0, index.to(value.device)).to(self._device, non_blocking=True).float() for value in values)
+    def _take(self, values: Values, labels: Tensor, positions: Tensor) -> Batch:
+        return tuple(self._rows(value, positions).float() for value in values), self._rows(labels, positions)
+
+    def _rows(self, value: Tensor, positions: Tensor) -> Tensor:
+        rows = value.index_select(0, positions.to(value.device, non_blocking=True))
+        if rows.device.type == "cpu" and self._device.type == "cuda":
+            rows = rows.pin_memory()
+        return rows.to(self._device, non_blocking=True)
 
 
 class StreamedFeed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,10 @@ from edgetl.train.computing import Computing
 from edgetl.train.cutting import Cut
 from edgetl.train.loading import Loader, cut_batches
 from edgetl.train.models import AdaptedNetwork
-from edgetl.train.prefix import Prefix, Values
+from edgetl.train.prefix import Function, Prefix, Values
 from edgetl.train.progress import Progress
 
-_BATCH = 32
+_BATCH, _BATCH_OF_VALUES = 32, 128
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,14 @@ class Base:
     """In float32: for validation images."""
     rows: tuple[Rows, ...]
     """One for each value that crosses the cut."""
+    later: tuple[Rows, ...] = ()
+    """Those of later cuts, which are cached as well."""
 
     def total_bytes(self, views: int, train: int, val: int) -> int:
         """Of the cache: training values as the prefix gives them, validation values in float32."""
-        exact = sum(4 * row.row_bytes // row.dtype.itemsize for row in self.rows)
-        return views * train * sum(row.row_bytes for row in self.rows) + val * exact
+        rows = (*self.rows, *self.later)
+        exact = sum(4 * row.row_bytes // row.dtype.itemsize for row in rows)
+        return views * train * sum(row.row_bytes for row in rows) + val * exact
 
 
 def view_keys(views: int) -> list[int | None]:
@@ -83,25 +87,33 @@ class Cache:
         """Put every view and every validation image through the frozen blocks."""
         return self._made(base.cut, views, base.rows, lambda made: _compute(made, base, self._has))
 
-    def add(self, cut: Cut, later: Activations) -> Activations:
-        """Keep what was computed from the base's values."""
-        rows = tuple(Rows(tuple(value.shape[2:]), value.dtype) for value in later.train)
+    def add(self, cut: Cut, base: Activations, train: Function, val: Function) -> Activations:
+        """The values at a later cut, by functions from the base's values to those, one for each part; written batch by batch."""
+        example = train(*(value[0, :2].to(self._has.computing.device).float() for value in base.train))
+        rows = tuple(Rows(tuple(value.shape[1:]), value.dtype) for value in example)
 
-        def copy(made: Activations) -> None:
-            for into, value in zip((*made.train, *made.val), (*later.train, *later.val), strict=True):
-                into.copy_(value)
+        def compute(made: Activations) -> None:
+            for view in range(base.views):
+                self._through(train, tuple(value[view] for value in base.train), tuple(value[view] for value in made.train))
+            self._through(val, base.val, made.val)
 
-        return self._made(cut, later.views, rows, copy)
+        return self._made(cut, base.views, rows, compute)
+
+    def _through(self, function: Function, values: Values, into: Values) -> None:
+        for at in range(0, len(values[0]), _BATCH_OF_VALUES):
+            batch = (value[at : at + _BATCH_OF_VALUES].to(self._has.computing.device).float() for value in values)
+            for target, found in zip(into, function(*batch), strict=True):
+                target[at : at + len(found)] = found.to(target.dtype)
 
     def _made(self, cut: Cut, views: int, rows: Sequence[Rows], compute: Callable[[Activations], None]) -> Activations:
         train, val = [(views, len(self._has.train))] * len(rows), [(len(self._has.val),)] * len(rows)
         key = self._key(cut, views)
-        try:
-            with self._store.create(key, train, val, rows) as made:
-                compute(made)
-        except OSError:
-            # No folder that can be written, or no room on its disk: memory does as well, for this run.
-            made = empty_activations(train, val, rows)
+        with ExitStack() as stack:
+            try:
+                made = stack.enter_context(self._store.create(key, train, val, rows))
+            except OSError:
+                # No folder that can be written, or no room on its disk: memory does as well, for this run.
+                made = empty_activations(train, val, rows)
             compute(made)
         return self._store.open(key) or made
 

@@ -23,6 +23,7 @@ from edgetl.train.computing import Computing, choose_computing
 from edgetl.train.dataset import DataSet, read_data
 from edgetl.train.decoded import DecodedImages
 from edgetl.train.evaluation import evaluate
+from edgetl.train.feeding import CachedFeed
 from edgetl.train.filling import Materials
 from edgetl.train.folders import find_files
 from edgetl.train.freezing import resolve_unfreeze
@@ -142,6 +143,8 @@ def _tell(data: DataSet, config: FinetuneConfig, progress: Progress) -> None:
     progress.note(f"{len(data.labels)} classes, {train} training and {val} validation images.")
     if not val:
         progress.warn("Training without validation images: nothing is known about accuracy on new images. The last epoch is kept.")
+    if not val and (config.patience or config.target_accuracy):
+        progress.warn("--patience and --target-accuracy have no effect without validation images.")
     if config.weights == "none":
         progress.note("--weights none: nothing is pretrained, so everything trains from the start in one phase at --lr.")
 
@@ -190,7 +193,8 @@ def _staging(prepared: _Prepared, progress: Progress, started: float) -> Staging
         "preprocessing": prepared.preprocessing.to_json(),
         "augmentation": prepared.augmentation.name,
         "seed": config.seed,
-        "versions": _versions(),
+        "device": computing.name,
+        "versions": {**_versions(), **{name: _version(name) for name in ("opencv-python-headless", "onnxruntime", "onnxruntime-gpu")}},
         "images": {part: [(index, prepared.data.hashes[rows[index].path]) for index in indices] for part, indices in parts.items()},
     }
     loader = Loader(images, config.workers or 0, pin_memory=computing.device.type == "cuda")
@@ -214,6 +218,8 @@ def _staging(prepared: _Prepared, progress: Progress, started: float) -> Staging
 def _train(prepared: _Prepared, training: Training, staging: Staging) -> Stage:
     started = time.perf_counter()
     stages = staging.stages()
+    if all(isinstance(stage.feed, CachedFeed) for stage in stages):
+        prepared.decoded.release()
     training.seconds["frozen_blocks"] = time.perf_counter() - started
     for at, stage in enumerate(stages):
         if training.best is None or not training.reached_target():
@@ -270,10 +276,11 @@ def _interrupted(run: RunDirectory, training: Training | None) -> str:
 
 
 def _versions() -> dict[str, Any]:
-    found: dict[str, Any] = {"edgetl": edgetl.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    return {"edgetl": edgetl.__version__, "python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

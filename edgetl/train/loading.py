@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.cores import available_cores
@@ -59,6 +59,16 @@ class Images(Dataset[tuple[Tensor, int]]):
             return resize_and_crop(self._decoded.full(path), self._preprocessing)
         return self._augmentation(self._decoded[path], view, index)
 
+    def decode_ahead(self) -> None:
+        """Decode as much as is kept, on all cores: before worker processes begin, which then share it."""
+        with ThreadPoolExecutor(available_cores()) as pool:
+            for _ in pool.map(self._decoded.warm, [path for path, _ in self._files]):
+                pass
+
+    def seal(self) -> None:
+        """Keep no more decoded images in this process."""
+        self._decoded.seal()
+
     def labels(self, indices: Sequence[int]) -> Tensor:
         """int64 [images]."""
         return torch.tensor([self._files[index][1] for index in indices], dtype=torch.int64)
@@ -88,6 +98,7 @@ class Loader:
         self.images = images
         self._plan = _Plan()
         self._workers: DataLoader[Any] | None = None
+        self._begun = False
         self._pool = None if workers else ThreadPoolExecutor(available_cores())
         if workers:
             self._workers = DataLoader(
@@ -105,6 +116,9 @@ class Loader:
     def __call__(self, batches: Sequence[Sequence[Key]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches, in order."""
         if self._workers is not None:
+            if not self._begun:
+                self.images.decode_ahead()
+                self._begun = True
             self._plan.batches = [list(batch) for batch in batches]
             yield from self._workers
             return
@@ -136,6 +150,9 @@ def _prepare_worker(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _ignore_lost_connections
     torch.set_num_threads(1)
+    info = get_worker_info()
+    if info is not None and isinstance(info.dataset, Images):
+        info.dataset.seal()
 
 
 def _ignore_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

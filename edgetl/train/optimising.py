@@ -84,7 +84,7 @@ class Mixed:
 
 
 class Mixing:
-    """mixup and CutMix; the generator is its own, so that switching them on changes no other random number."""
+    """mixup, and CutMix where values have a place to cut; its own generator, so that switching them on changes no other number."""
 
     def __init__(self, config: FinetuneConfig, phase: int) -> None:
         self._mixup, self._cutmix = config.mixup, config.cutmix
@@ -93,11 +93,11 @@ class Mixing:
     def __call__(self, values: Values, targets: Tensor) -> Mixed:
         """Mix each image with another one of the batch, by one share for the batch."""
         whole = torch.ones(len(targets), device=targets.device)
-        if not (self._mixup or self._cutmix) or len(targets) < 2:
-            return Mixed(values, targets, targets, whole)
         spatial = all(value.dim() == 4 and min(value.shape[2:]) > 1 for value in values)
+        if not (self._mixup or (self._cutmix and spatial)) or len(targets) < 2:
+            return Mixed(values, targets, targets, whole)
         cut = self._cutmix > 0 and spatial and (not self._mixup or bool(self._generator.integers(2)))
-        alpha = self._cutmix if cut else (self._mixup or self._cutmix)
+        alpha = self._cutmix if cut else self._mixup
         share = float(self._generator.beta(alpha, alpha))
         partner = torch.from_numpy(self._generator.permutation(len(targets))).to(targets.device)
         if cut:

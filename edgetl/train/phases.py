@@ -59,7 +59,8 @@ def settle(phase: Phase, config: FinetuneConfig, train_accuracy: float | None) -
     Args:
         train_accuracy: of phase 1's last epoch; None without a phase 1, where nothing is changed.
     """
-    if phase.number != 2 or train_accuracy is None:
+    if phase.number != 2 or train_accuracy is None or config.mixup or config.cutmix:
+        # Images mixed with others are answered wrongly by the best of networks: their accuracy says nothing.
         return phase
     left = min(1.0, (1 - train_accuracy) / _FAR)
     return replace(

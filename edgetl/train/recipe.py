@@ -70,7 +70,7 @@ class Training:
         freezing = set_trainable(self.adapted, phase.unfreeze, phase.freeze_statistics)
         self.trainable = max(self.trainable, sum(parameter.numel() for parameter in freezing.trained_parameters()))
         epoch = _Epoch(self, stage, freezing, len(self.records) + epochs_left)
-        since_better, slowest = 0, 0.0
+        since_better, slowest = 0, stage.epoch_seconds
         for _ in range(phase.epochs):
             if self.deadline is not None and self.best is not None and time.perf_counter() + slowest + FINAL_S > self.deadline:
                 self.ended = "--budget"

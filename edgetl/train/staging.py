@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgetl.train.activations import Activations, Rows
 from edgetl.train.arithmetic import keep_slow_kernels_in_float32, step_milliseconds
 from edgetl.train.computing import Computing
-from edgetl.train.costs import measure_costs
+from edgetl.train.costs import PhaseParts, measure_costs
 from edgetl.train.cutting import Cut, TracedNetwork, check_pieces
 from edgetl.train.feeding import CachedFeed, Feed, Order, StreamedFeed
 from edgetl.train.filling import Base, Cache, Materials, view_keys
@@ -39,6 +39,8 @@ class Stage:
     forward: Callable[..., Tensor]
     """(float32 values, ...) to logits, by the network's own modules."""
     computing: Computing
+    epoch_seconds: float = 0.0
+    """Expected of an epoch, where it was measured."""
 
 
 class Staging:
@@ -52,6 +54,7 @@ class Staging:
         self._order = Order(self._train_labels, config.sampling, materials.batch_size, config.seed)
         self.report: dict[str, Any] = {"cache": "none"}
         """What was chosen, for metrics.json."""
+        self._epoch_seconds: tuple[float, ...] = ()
         if materials.computing.may_use_bf16:
             keep_slow_kernels_in_float32(materials.adapted.network)
 
@@ -63,6 +66,8 @@ class Staging:
         for phase, cut in zip(self._phases, cuts, strict=True):
             feed, forward = self._feed(cut, cached), self._forward(cut)
             stages.append(Stage(phase, feed, forward, self._training_arithmetic(phase, cut, feed, forward)))
+        if self._epoch_seconds:
+            stages = [replace(stage, epoch_seconds=seconds) for stage, seconds in zip(stages, self._epoch_seconds, strict=True)]
         return stages
 
     @cached_property
@@ -87,8 +92,9 @@ class Staging:
         except ValueError as cause:
             self._has.progress.note(f"The network is trained as a whole, without a cache: {cause}.")
             return [None] * len(self._phases)
-        if not real:
-            self._has.progress.note("Nothing before the first trained block is frozen: every epoch streams the images.")
+        for phase, place in zip(self._phases, found, strict=True):
+            if place is None:
+                self._has.progress.note(f"Nothing is frozen before what phase {phase.number} trains: its epochs stream the images.")
         return found
 
     def _activations(self, cuts: Sequence[Cut | None]) -> dict[Cut, Activations]:
@@ -102,7 +108,7 @@ class Staging:
         self._cache = Cache(has, real[0], name)
         if has.deadline is None and (found := self._found(real, self._wanted_views)):
             return found
-        base = self._base(real[0], name)
+        base = self._base(real, name)
         views = self._affordable_views(base)
         if has.deadline is not None:
             views = self._plan(has.deadline, cuts, base, views)
@@ -124,17 +130,20 @@ class Staging:
         made = {base.cut: self._near(self._cache.fill(base, views))}
         for cut in cuts[1:]:
             exact = exact_prefix(self._traced.piece(base.cut, cut), self._has.computing)
-            made[cut] = self._near(self._cache.add(cut, made[base.cut].map(self._between(base, cut), exact)))
+            made[cut] = self._near(self._cache.add(cut, made[base.cut], self._between(base, cut), exact))
         stored = sum(activations.total_bytes for activations in made.values())
         self.report |= {"cache": "filled", "views": views, "bytes": stored, "fill_seconds": time.perf_counter() - started}
         return made
 
-    def _base(self, cut: Cut, prefix_name: str) -> Base:
+    def _base(self, cuts: Sequence[Cut], prefix_name: str) -> Base:
         assert self._traced is not None
-        piece, example = self._traced.piece(self._traced.input, cut), self._example()
+        piece, example = self._traced.piece(self._traced.input, cuts[0]), self._example()
         prefix = make_prefix(prefix_name, piece, example, self._has.computing)
-        rows = tuple(Rows(tuple(value.shape[1:]), value.dtype) for value in prefix(*(value[:2] for value in example)))
-        return Base(cut, prefix, exact_prefix(piece, self._has.computing), rows)
+        values = prefix(*(value[:2] for value in example))
+        rows = tuple(Rows(tuple(value.shape[1:]), value.dtype) for value in values)
+        base = Base(cuts[0], prefix, exact_prefix(piece, self._has.computing), rows)
+        later = [value for cut in cuts[1:] for value in self._between(base, cut)(*(value.float() for value in values))]
+        return replace(base, later=tuple(Rows(tuple(value.shape[1:]), value.dtype) for value in later))
 
     def _example(self) -> Values:
         keys: list[Key] = [(None, index) for index in (list(self._has.train) * 16)[:16]]
@@ -157,19 +166,28 @@ class Staging:
 
     def _measured_facts(self, cut: Cut | None) -> dict[str, Any]:
         has = self._has
-        return {"model": has.config.model, "size": has.preprocessing.crop, "cut": cut.name if cut else None, "device": has.computing.name}
+        return {
+            "model": has.config.model,
+            "weights": has.facts["weights"],
+            "size": has.preprocessing.crop,
+            "cut": cut.name if cut else None,
+            "device": has.computing.name,
+            "precision": has.computing.precision,
+        }
 
     @property
     def _wanted_views(self) -> int:
         config = self._has.config
         usual = 1 if config.augment == "none" and config.augment_file is None else USUAL_VIEWS
-        return config.views or max(1, min(usual, sum(phase.epochs for phase in self._phases)))
+        return max(1, min(config.views or usual, sum(phase.epochs for phase in self._phases)))
 
     def _affordable_views(self, base: Base) -> int | None:
         train, val, wanted = len(self._has.train), len(self._has.val), self._wanted_views
         affordable = (self._has.cache_budget - base.total_bytes(0, train, val)) // max(1, base.total_bytes(1, train, 0))
-        least = self._has.config.views or min(wanted, 2)
+        least = min(wanted, 2)
         if affordable >= least:
+            if affordable < wanted:
+                self._has.progress.note(f"The cache holds {affordable} of {wanted} views of each image (--cache-budget).")
             return min(wanted, affordable)
         self._has.progress.note(
             f"Activations of the frozen blocks need {base.total_bytes(least, train, val) / 1e9:.1f} GB for {least} "
@@ -181,7 +199,12 @@ class Staging:
     def _plan(self, deadline: float, cuts: Sequence[Cut | None], base: Base | None, views: int | None) -> int | None:
         has = self._has
         forwards = [self._forward(cut) for cut in cuts]
-        costs = measure_costs(has, self._phases, forwards, [self._between(base, cut) for cut in cuts], base, bool(views))
+        parts = [
+            PhaseParts(phase, cut is not None, forward, self._between(base, cut))
+            for phase, cut, forward in zip(self._phases, cuts, forwards, strict=True)
+        ]
+        costs = measure_costs(has, parts, base, cached=bool(views))
+        self._epoch_seconds = costs.epochs
         found = plan(deadline - time.perf_counter(), costs, [phase.epochs for phase in self._phases], views or 1)
         self._phases = [replace(phase, epochs=count) for phase, count in zip(self._phases, found.epochs, strict=True)]
         epochs = " + ".join(map(str, found.epochs))
@@ -213,7 +236,8 @@ class Staging:
             piece = self._traced.piece(self._traced.input, cut)
             fast = make_prefix(self._fastest(cut), piece, self._example(), has.computing)
             prefixes = (fast, exact_prefix(piece, has.computing))
-        views = view_keys(has.config.views) if has.config.views else None
+        plain = has.config.augment == "none" and has.config.augment_file is None
+        views = view_keys(1) if plain else view_keys(has.config.views) if has.config.views else None
         return StreamedFeed(has.loader, has.train, has.val, self._order, views, prefixes, has.preprocessing, has.computing)
 
     def _forward(self, cut: Cut | None) -> Callable[..., Tensor]:

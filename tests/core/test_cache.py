@@ -25,7 +25,8 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
         (tmp_path / name / "values.bin").write_bytes(b"x" * 100)
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
     (tmp_path / ".being-made").mkdir()
-    prune(tmp_path, 250, keep=tmp_path / "oldest")
+    prune(tmp_path / "nowhere", 0, keep=())
+    prune(tmp_path, 250, keep={tmp_path / "oldest"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [".being-made", "new", "oldest"]
-    prune(tmp_path, 0, keep=tmp_path / "oldest")
+    prune(tmp_path, 0, keep={tmp_path / "oldest"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [".being-made", "oldest"]

@@ -77,7 +77,7 @@ def test_what_unfreeze_takes(unfreeze: str) -> None:
         ("head_width", -1, "--head-width"),
         ("dropout", 1.0, "--dropout"),
         ("dropout", -0.1, "--dropout"),
-        ("views", 0, "--views"),
+        ("views", 1, "--views"),
         ("cache_budget", -1, "--cache-budget"),
     ],
 )
@@ -94,7 +94,7 @@ def test_a_wrong_value_is_named(option: str, value: Any, named: str) -> None:
         ("lr_decay", 1.0),
         ("target_accuracy", 1.0),
         ("patience", 1),
-        ("views", 1),
+        ("views", 2),
         ("workers", 0),
         ("cache_budget", 0),
         ("head_width", 0),

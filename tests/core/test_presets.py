@@ -28,7 +28,7 @@ recipes = st.fixed_dictionaries(
     {
         "epochs": st.integers(0, 1000), "lr": rates, "unfreeze": st.sampled_from(["auto", "head", "all"]) | st.integers(0, 99).map(str),
         "finetune_epochs": st.none() | st.integers(1, 1000), "finetune_lr": st.none() | rates,
-        "batch_size": st.none() | st.integers(1, 4096), "views": st.none() | st.integers(1, 20), "batch_norm": named(BatchNorm),
+        "batch_size": st.none() | st.integers(1, 4096), "views": st.none() | st.integers(2, 20), "batch_norm": named(BatchNorm),
         "schedule": named(Schedule), "warmup": shares, "lr_decay": rates, "weight_decay": amounts, "clip_gradient": amounts,
         "label_smoothing": shares, "mixup": amounts, "cutmix": amounts, "ema": shares, "class_weights": named(ClassWeights),
         "sampling": st.just("shuffled"), "head_width": st.integers(0, 4096), "dropout": shares, "augment": named(Augment),

@@ -15,9 +15,10 @@ def test_what_is_free_is_what_kernel_and_cgroup_leave(tmp_path: Path) -> None:
     box.mkdir(parents=True)
     (box / "memory.max").write_text("max\n")
     (box / "memory.current").write_text("1000\n")
+    (box / "memory.stat").write_text("anon 600\ninactive_file 300\n")
     assert free_memory_bytes(proc, sys) == 4000 * 1024
     (box / "memory.max").write_text("1000000\n")
-    assert free_memory_bytes(proc, sys) == 999_000
+    assert free_memory_bytes(proc, sys) == 999_300
     (box / "memory.current").write_text("2000000\n")
     assert free_memory_bytes(proc, sys) == 0
 

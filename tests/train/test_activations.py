@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -71,8 +72,13 @@ def test_entries_used_longest_ago_make_room(tmp_path: Path) -> None:
     assert store.open("a") is not None, "using an entry makes it young"
     with store.create("d", TRAIN, VAL, ROWS) as made:
         filled(made)
-    assert {path.name for path in tmp_path.iterdir()} >= {"a", "d"}
-    assert store.open("b") is None
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c", "d"}, "what this run has made or used stays"
+    later = ActivationStore(tmp_path, 3 * one + 2000)
+    assert later.open("a") is not None
+    with later.create("e", TRAIN, VAL, ROWS) as made:
+        filled(made)
+    assert later.open("b") is None
+    assert later.open("a") is not None
 
 
 def test_a_full_disk_is_told_before_anything_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,13 +91,35 @@ def test_a_full_disk_is_told_before_anything_is_mapped(tmp_path: Path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_later_values_are_computed_view_by_view(tmp_path: Path) -> None:
-    activations = filled(empty_activations([(2, 5)], [(3,)], [Rows((4,), torch.float32)]))
-    later = activations.map(lambda value: (2 * value,), lambda value: (3 * value,), batch=2)
-    assert torch.equal(later.train[0], 2 * activations.train[0])
-    assert torch.equal(later.val[0], 3 * activations.val[0])
-    nothing = filled(empty_activations([(2, 5)], [(0,)], [Rows((4,), torch.float32)])).map(lambda v: (v[:, :2],), lambda v: (v,))
-    assert nothing.val[0].shape == (0, 2)
+def test_what_another_run_removes_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ActivationStore(tmp_path, 10**9)
+
+    def gone(*_: object, **__: object) -> None:
+        raise FileNotFoundError("another run was faster")
+
+    with store.create("key", TRAIN, VAL, ROWS) as made:
+        filled(made)
+        monkeypatch.setattr("pathlib.Path.rename", gone)
+    assert float(made.train[1].abs().sum()) > 0, "what was computed is not lost"
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_what_killed_processes_left_goes_after_a_day(tmp_path: Path) -> None:
+    for name, age in ((".old.x", 2 * 86400), (".young.x", 60)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    with ActivationStore(tmp_path, 10**9).create("key", TRAIN, VAL, ROWS) as made:
+        filled(made)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".young.x", "key"]
+
+
+def test_bytes_that_are_not_what_was_written_are_not_used(tmp_path: Path) -> None:
+    store = ActivationStore(tmp_path, 10**9)
+    with store.create("key", TRAIN, VAL, ROWS) as made:
+        filled(made)
+    file = tmp_path / "key/val-0.bin"
+    file.write_bytes(bytes(file.stat().st_size))
+    assert store.open("key") is None
 
 
 facts = st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=3), max_size=4)

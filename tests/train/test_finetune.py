@@ -43,7 +43,9 @@ def config(make_images: MakeImages, random_weights: Path, tmp_path: Path) -> Fin
         image_size=32,
         epochs=2,
         finetune_epochs=1,
+        lr=1e-3,
         finetune_lr=1e-4,
+        batch_norm="eval",
         schedule="constant",
         warmup=0.0,
         batch_size=8,
@@ -214,7 +216,8 @@ def test_bfloat16_trains(config: FinetuneConfig) -> None:
     [
         {"ema": 0.9}, {"mixup": 0.2, "cutmix": 1.0}, {"class_weights": "balanced", "label_smoothing": 0.1}, {"sampling": "balanced"},
         {"clip_gradient": 0.1, "weight_decay": 0.05, "lr_decay": 0.7}, {"batch_norm": "train", "schedule": "cosine", "warmup": 0.3},
-        {"head_width": 16, "dropout": 0.0}, {"unfreeze": "all"}, {"views": 1}, {"workers": 2, "cache_budget": 0, "ema": 0.9},
+        {"head_width": 16, "dropout": 0.0}, {"unfreeze": "all"}, {"views": 2}, {"augment": "none"},
+        {"workers": 2, "cache_budget": 0, "ema": 0.9},
     ],
 )  # fmt: skip
 def test_every_means_trains_and_exports_the_same_network(config: FinetuneConfig, change: dict[str, Any]) -> None:
@@ -239,7 +242,8 @@ def test_training_ends_when_the_target_is_reached(config: FinetuneConfig) -> Non
 
 def test_patience_ends_a_phase_and_not_the_run(config: FinetuneConfig) -> None:
     watched = Recorded()
-    run = finetune(replace(config, epochs=20, finetune_epochs=20, lr=1e-30, finetune_lr=1e-30, batch_norm="eval", patience=2), watched)
+    still = replace(config, lr=1e-30, finetune_lr=1e-30, batch_norm="eval")
+    run = finetune(replace(still, epochs=20, finetune_epochs=20, patience=2), watched)
     phases = [line["phase"] for line in history_of(run)]
     assert phases.count(1) < 20
     assert phases.count(2) < 20
@@ -249,11 +253,21 @@ def test_patience_ends_a_phase_and_not_the_run(config: FinetuneConfig) -> None:
 def test_a_budget_is_kept(config: FinetuneConfig) -> None:
     watched = Recorded()
     started = time.monotonic()
-    run = finetune(replace(config, epochs=10, finetune_epochs=3000, budget_s=25.0), watched)
-    assert time.monotonic() - started < 25
+    run = finetune(replace(config, epochs=10, finetune_epochs=3000, budget_s=10.0), watched)
+    assert time.monotonic() - started < 10
     history = history_of(run)
     assert [line["phase"] for line in history].count(2) < 3000
     assert {line["phase"] for line in history} == {1, 2}, "both phases finish"
+    assert any(text.startswith("--budget: ") for text in watched.notes)
+
+
+@pytest.mark.parametrize("change", [{"unfreeze": "all"}, {"cache_budget": 0}, {"weights": "none", "epochs": 0}])
+def test_a_budget_is_kept_whatever_is_trained(config: FinetuneConfig, change: dict[str, Any]) -> None:
+    watched = Recorded()
+    started = time.monotonic()
+    run = finetune(replace(config, finetune_epochs=2000, budget_s=8.0, **({"epochs": 5} | change)), watched)
+    assert time.monotonic() - started < 8
+    assert 1 <= len(history_of(run)) < 2000
     assert any(text.startswith("--budget: ") for text in watched.notes)
 
 
@@ -262,6 +276,12 @@ def test_a_hopeless_budget_is_told(config: FinetuneConfig) -> None:
     run = finetune(replace(config, budget_s=0.001), watched)
     assert any("too short even for one epoch" in text for text in watched.warnings)
     assert len(history_of(run)) >= 1
+
+
+def test_options_without_effect_are_told(config: FinetuneConfig) -> None:
+    watched = Recorded()
+    finetune(replace(config, val_split=0, patience=1), watched)
+    assert any("no effect without validation" in text for text in watched.warnings)
 
 
 def test_metrics_of_many_classes(make_images: MakeImages, config: FinetuneConfig) -> None:

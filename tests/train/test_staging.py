@@ -71,7 +71,6 @@ def stages_of(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> dict[i
         patch.setattr(Staging, "stages", watched)
         finetune(replace(config, force=True))
     assert len(kinds) == 1
-    seen[0] = []
     assert kinds == {CachedFeed if config.cache_budget is None else StreamedFeed}
     return seen
 
@@ -160,16 +159,18 @@ def test_a_budget_that_is_too_small_streams_and_says_so(config: FinetuneConfig, 
 
 
 def test_fewer_views_are_taken_where_fewer_fit(config: FinetuneConfig, tmp_path: Path) -> None:
-    row = 96 * 4  # what crosses the cut of the last two blocks, at 32 pixels
-    finetune(replace(config, views=None, unfreeze="2", cache_budget=row * (18 * 3 + 6) + 100))
-    (meta,) = (tmp_path / "cache/activations").rglob("meta.json")
-    assert json.loads(meta.read_text())["train"][0]["shape"][:2] == [3, 18]
+    row = (96 + 1024) * 4  # what crosses the cut of the last two blocks at 32 pixels, and the head's features
+    watched = Notes()
+    finetune(replace(config, views=None, unfreeze="2", cache_budget=row * (18 * 2 + 6) + 100), watched)
+    metas = [json.loads(meta.read_text()) for meta in (tmp_path / "cache/activations").rglob("meta.json")]
+    assert [meta["train"][0]["shape"][:2] for meta in metas] == [[2, 18], [2, 18]]
+    assert any("holds 2 of 3 views" in text for text in watched.notes)
 
 
 def test_nothing_frozen_streams_and_says_so(config: FinetuneConfig) -> None:
     watched = Notes()
     run = finetune(replace(config, epochs=0, unfreeze="all", batch_norm="train"), watched)
-    assert any("Nothing before the first trained block is frozen" in text for text in watched.notes)
+    assert any("Nothing is frozen before what phase 2 trains" in text for text in watched.notes)
     assert len(epochs(run)) == 3
     assert watched.prepared_in_all == 0
 
