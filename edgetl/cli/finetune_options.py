@@ -69,7 +69,7 @@ Unfreeze = Annotated[
         "of the backbone's parameters: 5 of mobilenet_v2's 19), head (none of them), all, or auto (50%).",
     ),
 ]
-FinetuneEpochs = Annotated[int | None, _option(RECIPE, "finetune_epochs", "Epochs of phase 2.", _OPEN.format("4 to 8"))]
+FinetuneEpochs = Annotated[int | None, _option(RECIPE, "finetune_epochs", "Epochs of phase 2.", _OPEN.format("5 to 8"))]
 FinetuneLr = Annotated[float | None, _option(RECIPE, "finetune_lr", "Adam's learning rate in phase 2.", _OPEN.format("2e-4 to 1e-3"))]
 BatchSize = Annotated[int | None, _option(RECIPE, "batch_size", "Images a step.", "about 32 steps an epoch, 16 to 64")]
 BatchNormMode = Annotated[

@@ -44,7 +44,7 @@ class FinetuneConfig:
     """What phase 2 trains besides the head: that many last blocks, the fewest last blocks with a share of the backbone's parameters
     (`75%`), `head` for none, `all` for everything; `auto` is 50%."""
     finetune_epochs: int | None = None
-    """Epochs of phase 2; None takes 4 to 8 by what phase 1 left to learn, see edgetl.train.phases."""
+    """Epochs of phase 2; None takes 5 to 8 by what phase 1 left to learn, see edgetl.train.phases."""
     finetune_lr: float | None = None
     """Adam's learning rate in phase 2; None takes 2e-4 to 1e-3 by what phase 1 left to learn, see edgetl.train.phases."""
     batch_size: int | None = None

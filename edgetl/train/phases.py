@@ -23,7 +23,7 @@ class Phase:
 _STEPS = 32
 _SMALLEST, _LARGEST = 16, 64
 _FAR = 0.2
-_LR, _EPOCHS = (2e-4, 1e-3), (4, 8)
+_LR, _EPOCHS = (2e-4, 1e-3), (5, 8)
 
 
 def usual_batch_size(images: int) -> int:
@@ -53,7 +53,7 @@ def settle(phase: Phase, config: FinetuneConfig, train_accuracy: float | None) -
     """Phase 2 with what the configuration leaves open, decided by what phase 1 has left to learn.
 
     Where the frozen features leave a fifth of the training images wrong or more, the images are unlike those that the backbone knows: 8
-    epochs at 1e-3. Where they leave nothing, moving the backbone far can only lose: 4 epochs at 2e-4. In between in proportion. How that
+    epochs at 1e-3. Where they leave nothing, moving the backbone far can only lose: 5 epochs at 2e-4. In between in proportion. How that
     was found is in docs/decisions/005-default-recipe.md.
 
     Args:

@@ -22,7 +22,7 @@ def second(config: FinetuneConfig, train_accuracy: float | None) -> Phase:
 
 def test_what_phase_1_left_to_learn_decides_how_far_phase_2_goes() -> None:
     near, between, far = (second(CONFIG, accuracy) for accuracy in (1.0, 0.9, 0.5))
-    assert (near.epochs, near.lr) == (4, pytest.approx(2e-4))
+    assert (near.epochs, near.lr) == (5, pytest.approx(2e-4))
     assert (between.epochs, between.lr) == (6, pytest.approx(5e-4))
     assert (far.epochs, far.lr) == (8, pytest.approx(1e-3))
 
