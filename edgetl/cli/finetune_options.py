@@ -74,7 +74,12 @@ FinetuneLr = Annotated[float | None, _option(RECIPE, "finetune_lr", "Adam's lear
 BatchSize = Annotated[int | None, _option(RECIPE, "batch_size", "Images a step.", "about 32 steps an epoch, 16 to 64")]
 BatchNormMode = Annotated[
     BatchNorm | None,
-    _option(RECIPE, "batch_norm", "BatchNorm of the blocks that phase 2 trains: eval keeps its statistics, train takes each batch's."),
+    _option(
+        RECIPE,
+        "batch_norm",
+        "BatchNorm of the blocks that phase 2 trains: eval keeps its statistics, train takes each batch's; auto keeps them where "
+        "phase 1 left next to nothing to learn.",
+    ),
 ]
 ScheduleKind = Annotated[
     Schedule | None, _option(RECIPE, "schedule", "Learning rate within a phase: constant, or down to 0 along a cosine.")
@@ -151,7 +156,7 @@ PrecisionKind = Annotated[
     _option(
         MACHINE,
         "precision",
-        "Arithmetic; auto is bf16 on CUDA devices that have it, on CPUs that have it what is measured faster, fp32 elsewhere.",
+        "Arithmetic; auto is bf16 on GPUs that have it, fp16 on older ones with tensor cores, on CPUs with bf16 what is measured faster.",
     ),
 ]
 Workers = Annotated[

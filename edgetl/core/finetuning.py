@@ -11,12 +11,12 @@ from typing import Any, Literal
 from edgetl.core.options import json_ready, one_of, raise_all
 
 Augment = Literal["none", "light", "medium", "strong"]
-BatchNorm = Literal["eval", "train"]
+BatchNorm = Literal["auto", "eval", "train"]
 ClassWeights = Literal["none", "balanced"]
 Sampling = Literal["shuffled", "balanced"]
 Schedule = Literal["constant", "cosine"]
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ class FinetuneConfig:
     """Adam's learning rate in phase 2; None takes 2e-4 to 1e-3 by what phase 1 left to learn, see edgetl.train.phases."""
     batch_size: int | None = None
     """Images a step; None is the power of two that comes nearest to 32 steps an epoch, 16 to 64."""
-    batch_norm: BatchNorm = "train"
-    """BatchNorm of the blocks that phase 2 trains: keep its statistics, or take each batch's and move them."""
+    batch_norm: BatchNorm = "auto"
+    """BatchNorm of the blocks that phase 2 trains: `eval` keeps its statistics, `train` takes each batch's and moves them; `auto` keeps them
+    where phase 1 left next to nothing to learn, see edgetl.train.phases."""
     schedule: Schedule = "cosine"
     """Learning rate within a phase: constant, or down to 0 along a cosine (Loshchilov and Hutter, 2017)."""
     warmup: float = 0.1
@@ -161,6 +162,11 @@ class FinetuneConfig:
             one_of("--device", self.device, Device),
             one_of("--precision", self.precision, Precision),
         ]
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images differ from what evaluation sees."""
+        return self.augment != "none" or self.augment_file is not None
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in config.json."""

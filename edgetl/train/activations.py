@@ -38,6 +38,11 @@ class Rows:
         return prod(self.shape) * self.dtype.itemsize
 
 
+def rows_of(values: Values) -> tuple[Rows, ...]:
+    """One for each of values [batch, ...]."""
+    return tuple(Rows(tuple(value.shape[1:]), value.dtype) for value in values)
+
+
 @dataclass(frozen=True)
 class Activations:
     """The values at one cut."""

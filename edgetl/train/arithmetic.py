@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgetl.train.computing import Computing
+from edgetl.train.computing import Arithmetic, Computing
 from edgetl.train.prefix import Values
 
 
@@ -40,7 +39,7 @@ def step_milliseconds(
     network: nn.Module, forward: Callable[..., Tensor], values: Values, labels: Tensor, computing: Computing
 ) -> dict[str, float]:
     """Time of a forward and backward pass in each arithmetic that may be chosen; the network is left as it was."""
-    names: list[Literal["fp32", "bf16"]] = ["fp32", "bf16"] if computing.may_use_bf16 else [computing.precision]
+    names: list[Arithmetic] = ["fp32", "bf16"] if computing.may_use_bf16 else [computing.precision]
     with _undisturbed(network):
         return {name: _fastest(forward, values, labels, replace(computing, precision=name)) for name in names}
 
@@ -52,8 +51,7 @@ def _fastest(forward: Callable[..., Tensor], values: Values, labels: Tensor, com
         with computing.arithmetic():
             loss = F.cross_entropy(forward(*values).float(), labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        if computing.device.type == "cuda":
-            torch.cuda.synchronize(computing.device)
+        computing.wait()
         taken.append(time.perf_counter() - started)
     # The first builds the kernels.
     return min(taken[1:]) * 1e3

@@ -15,13 +15,19 @@ from edgetl.core.errors import ConfigError
 from edgetl.core.finetuning import Device, Precision
 from edgetl.core.preprocessing import Preprocessing
 
+Arithmetic = Literal["fp32", "bf16", "fp16"]
+
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_TENSOR_CORES = 7
+"""CUDA compute capability from which on float16 is faster than float32 (Volta, Turing; newer GPUs have bfloat16)."""
+
 
 @dataclass(frozen=True)
 class Computing:
     """A device with the precision of its forward and backward passes."""
 
     device: torch.device
-    precision: Literal["fp32", "bf16"]
+    precision: Arithmetic
     may_use_bf16: bool = False
     """Whether bfloat16 may be taken where it is measured faster: nothing else was asked for, and the hardware has it."""
 
@@ -31,8 +37,18 @@ class Computing:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
     def arithmetic(self) -> AbstractContextManager[None]:
-        """Autocast to bfloat16, or nothing; weights stay float32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        """Autocast to a 16-bit type, or nothing; weights stay float32."""
+        dtype = _AUTOCAST[self.precision]
+        return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+    def gradient_scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss where gradients would vanish in float16 (Micikevicius et al., 2018); does nothing otherwise."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def wait(self) -> None:
+        """Until the device has done what it was given: before reading a clock."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def network_input(self, batch: Tensor, preprocessing: Preprocessing) -> Tensor:
         """uint8 [batch, S, S, 3] to normalised float32 [batch, 3, S, S], channels last, on the device."""
@@ -52,7 +68,7 @@ def _row(preprocessing: Preprocessing, width: int, device: torch.device) -> tupl
 
 
 def choose_computing(device: Device, precision: Precision) -> Computing:
-    """`auto` takes CUDA where there is one, bfloat16 on CUDA devices that have it, and on CPUs that have it where it is measured faster.
+    """`auto` takes CUDA where there is one; there bfloat16, or float16 on tensor cores without it; on CPUs bfloat16 if measured faster.
 
     Raises:
         ConfigError: what was asked for explicitly is not there; nothing falls back silently.
@@ -61,13 +77,18 @@ def choose_computing(device: Device, precision: Precision) -> Computing:
         raise ConfigError("--device cuda: PyTorch sees no CUDA device. `edgetl doctor` shows why; --device cpu trains without one.")
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     if chosen.type == "cpu":
+        if precision == "fp16":
+            raise ConfigError("--precision fp16 is for GPUs; CPUs emulate it. Take --precision auto.")
         return Computing(chosen, "bf16" if precision == "bf16" else "fp32", precision == "bf16" or (precision == "auto" and cpu_has_bf16()))
     # float32 is what validation claims; cuDNN would round it to TF32.
     torch.backends.cudnn.allow_tf32 = False
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and not has_bf16:
-        raise ConfigError("--precision bf16: this GPU has no bfloat16. Take --precision fp32.")
-    return Computing(chosen, "bf16" if precision != "fp32" and has_bf16 else "fp32")
+        raise ConfigError("--precision bf16: this GPU has no bfloat16. Take --precision fp16 or fp32.")
+    if precision == "auto":
+        has_fp16 = torch.cuda.get_device_capability(chosen)[0] >= _TENSOR_CORES
+        return Computing(chosen, "bf16" if has_bf16 else "fp16" if has_fp16 else "fp32")
+    return Computing(chosen, precision)
 
 
 def cpu_has_bf16(proc: Path = Path("/proc")) -> bool:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from edgetl.train.arithmetic import step_milliseconds
+from edgetl.train.computing import Computing
 from edgetl.train.filling import Base, Materials
 from edgetl.train.freezing import set_trainable
 from edgetl.train.loading import Key
@@ -49,22 +49,23 @@ def measure_costs(has: Materials, parts: Sequence[PhaseParts], base: Base | None
     keys: list[list[Key]] = [[(1, index) for index in list(has.train)[:size]]] * _BATCHES
     # The first batch imports libraries and starts workers; and of several workers only several batches show the pace.
     next(iter(has.loader(keys[:1])))
-    device = has.computing.device
-    batches, load = _timed(lambda: list(has.loader(keys)), device)
+    batches, load = _timed(lambda: list(has.loader(keys)), has.computing)
     load /= _BATCHES
     pixels, labels = batches[0]
     inputs = (has.computing.network_input(pixels, has.preprocessing),)
     prefix = base.prefix if base else (lambda *values: values)
     prefix(*inputs)
-    values, frozen = _timed(lambda: prefix(*inputs), device)
+    values, frozen = _timed(lambda: prefix(*inputs), has.computing)
     train, val = len(has.train) / size, len(has.val) / size
     epochs = []
     plain = 0.0
     for part in parts:
-        own, passed = _timed(lambda part=part: part.middle(*values) if part.frozen else inputs, device)  # type: ignore[misc]
+        own, passed = _timed(lambda part=part: part.middle(*values) if part.frozen else inputs, has.computing)  # type: ignore[misc]
         set_trainable(has.adapted, part.phase.unfreeze, part.phase.freeze_statistics).train_mode()
         given = tuple(value.float() for value in own)
-        step = min(step_milliseconds(has.adapted.network, part.forward, given, labels.to(device), has.computing).values()) / 1e3
+        step = (
+            min(step_milliseconds(has.adapted.network, part.forward, given, labels.to(has.computing.device), has.computing).values()) / 1e3
+        )
         streamed = not (cached and part.frozen)
         before = load + _EXACT * (frozen + passed if part.frozen else 0.0) if streamed else 0.0
         epochs.append(train * (step + before) + val * (step * _WITHOUT_GRADIENTS + before))
@@ -75,9 +76,8 @@ def measure_costs(has: Materials, parts: Sequence[PhaseParts], base: Base | None
     return Costs(view, fixed + plain + FINAL_S, tuple(epochs))
 
 
-def _timed(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
+def _timed(call: Callable[[], T], computing: Computing) -> tuple[T, float]:
     started = time.perf_counter()
     found = call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    computing.wait()
     return found, time.perf_counter() - started

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.ops import StochasticDepth
 
+from edgetl.train.freezing import NORMS
 from edgetl.train.models import AdaptedNetwork
 
 _RANDOM = (nn.modules.dropout._DropoutNd, StochasticDepth)
-_NORMS = (nn.modules.batchnorm._NormBase,)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class _Tracer(fx.Tracer):
 def _is_fixed_module(module: nn.Module) -> bool:
     if any(parameter.requires_grad for parameter in module.parameters()):
         return False
-    return not any(inner.training and (isinstance(inner, _NORMS) or _is_random(inner)) for inner in module.modules())
+    return not any(inner.training and (isinstance(inner, NORMS) or _is_random(inner)) for inner in module.modules())
 
 
 def _is_random(module: nn.Module) -> bool:

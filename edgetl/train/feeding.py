@@ -15,6 +15,7 @@ from edgetl.train.activations import Activations
 from edgetl.train.computing import Computing
 from edgetl.train.loading import Loader, cut_batches
 from edgetl.train.prefix import Function, Values
+from edgetl.train.resident import ResidentViews
 
 Batch = tuple[Values, Tensor]
 """(float32 values on the device, each [batch, ...]; int64 labels on the device)."""
@@ -28,10 +29,6 @@ class Order:
         self._sampling = sampling
         self._batch_size = batch_size
         self._seed = seed
-
-    def __len__(self) -> int:
-        """Images of an epoch."""
-        return len(self._labels)
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Positions among the training images: each once, or with `balanced` sampling every class equally often, with repetitions."""
@@ -117,7 +114,7 @@ class StreamedFeed:
 
     def __init__(
         self,
-        loader: Loader,
+        loader: Loader | ResidentViews,
         train: Sequence[int],
         val: Sequence[int],
         order: Order,

@@ -10,7 +10,7 @@ from typing import Any
 from edgetl.core.cache import cache_folder
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.train.activations import Activations, ActivationStore, Rows, activations_key, empty_activations
+from edgetl.train.activations import Activations, ActivationStore, Rows, activations_key, empty_activations, rows_of
 from edgetl.train.computing import Computing
 from edgetl.train.cutting import Cut
 from edgetl.train.loading import Loader, cut_batches
@@ -89,8 +89,7 @@ class Cache:
 
     def add(self, cut: Cut, base: Activations, train: Function, val: Function) -> Activations:
         """The values at a later cut, by functions from the base's values to those, one for each part; written batch by batch."""
-        example = train(*(value[0, :2].to(self._has.computing.device).float() for value in base.train))
-        rows = tuple(Rows(tuple(value.shape[1:]), value.dtype) for value in example)
+        rows = rows_of(train(*(value[0, :2].to(self._has.computing.device).float() for value in base.train)))
 
         def compute(made: Activations) -> None:
             for view in range(base.views):
@@ -102,8 +101,7 @@ class Cache:
     def _through(self, function: Function, values: Values, into: Values) -> None:
         for at in range(0, len(values[0]), _BATCH_OF_VALUES):
             batch = (value[at : at + _BATCH_OF_VALUES].to(self._has.computing.device).float() for value in values)
-            for target, found in zip(into, function(*batch), strict=True):
-                target[at : at + len(found)] = found.to(target.dtype)
+            _put(function(*batch), into, at)
 
     def _made(self, cut: Cut, views: int, rows: Sequence[Rows], compute: Callable[[Activations], None]) -> Activations:
         train, val = [(views, len(self._has.train))] * len(rows), [(len(self._has.val),)] * len(rows)
@@ -130,8 +128,12 @@ def _compute(made: Activations, base: Base, has: Materials) -> None:
     for function, into, indices, view in [*parts, (base.exact, made.val, has.val, None)]:
         at = 0
         for pixels, _ in has.loader(cut_batches([(view, index) for index in indices], _BATCH)):
-            for target, value in zip(into, function(has.computing.network_input(pixels, has.preprocessing)), strict=True):
-                target[at : at + len(pixels)] = value.to(target.dtype)
+            _put(function(has.computing.network_input(pixels, has.preprocessing)), into, at)
             at += len(pixels)
             done += len(pixels)
             has.progress.prepared(done, total)
+
+
+def _put(values: Values, into: Values, at: int) -> None:
+    for value, target in zip(values, into, strict=True):
+        target[at : at + len(value)] = value.to(target.dtype)

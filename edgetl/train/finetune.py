@@ -76,15 +76,16 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> RunDir
     """
     progress = progress or Silent()
     started = time.perf_counter()
+    deadline = started + config.budget_s if config.budget_s else None
     prepared = _prepare(config, progress)
     read_s = time.perf_counter() - started
     place = Place(prepared.run)
     training: Training | None = None
     try:
         _write_beginnings(prepared)
-        training = _training(prepared, progress, started)
+        training = _training(prepared, progress, deadline)
         training.seconds["reading"] = read_s
-        staging = _staging(prepared, progress, started)
+        staging = _staging(prepared, progress, deadline)
         last = _train(prepared, training, staging)
         _finish(prepared, training, last, staging, started)
     except BaseException as cause:
@@ -166,7 +167,7 @@ def _write_beginnings(prepared: _Prepared) -> None:
     write_rejected(prepared.run, prepared.data.folder, prepared.data.rejected)
 
 
-def _training(prepared: _Prepared, progress: Progress, started: float) -> Training:
+def _training(prepared: _Prepared, progress: Progress, deadline: float | None) -> Training:
     config, data = prepared.config, prepared.data
     labels = torch.tensor([data.labels.index(row.label) for row in data.part("train")])
     return Training(
@@ -177,11 +178,11 @@ def _training(prepared: _Prepared, progress: Progress, started: float) -> Traini
         images=len(labels),
         validated=bool(data.part("val")),
         progress=progress,
-        deadline=started + config.budget_s if config.budget_s else None,
+        deadline=deadline,
     )
 
 
-def _staging(prepared: _Prepared, progress: Progress, started: float) -> Staging:
+def _staging(prepared: _Prepared, progress: Progress, deadline: float | None) -> Staging:
     config, rows, computing = prepared.config, prepared.data.rows, prepared.computing
     prepared.adapted.network.to(device=computing.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = Images(rows, prepared.data.labels, prepared.augmentation, prepared.preprocessing, prepared.decoded)
@@ -209,7 +210,7 @@ def _staging(prepared: _Prepared, progress: Progress, started: float) -> Staging
         computing=computing,
         facts=facts,
         cache_budget=config.cache_budget or 0,
-        deadline=started + config.budget_s if config.budget_s else None,
+        deadline=deadline,
         progress=progress,
     )
     return Staging(materials, prepared.phases)

@@ -14,7 +14,8 @@ from edgetl.core.errors import ConfigError
 from edgetl.train.blocks import last_blocks
 from edgetl.train.models import AdaptedNetwork
 
-_NORMS = (nn.modules.batchnorm._NormBase,)
+NORMS = (nn.modules.batchnorm._NormBase,)
+"""Layers whose statistics move in training mode."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Freezing:
             block.eval()
         if self.freeze_statistics:
             for module in self.network.modules():
-                if isinstance(module, _NORMS):
+                if isinstance(module, NORMS):
                     module.eval()
 
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -106,7 +107,7 @@ def _frozen_buffers(network: nn.Module, frozen: tuple[nn.Module, ...], freeze_st
         f"{path}.{name}" if path else name
         for path, module in network.named_modules()
         for name, _ in module.named_buffers(recurse=False)
-        if id(module) in inside or (freeze_statistics and isinstance(module, _NORMS))
+        if id(module) in inside or (freeze_statistics and isinstance(module, NORMS))
     }
 
 

@@ -22,7 +22,8 @@ class Phase:
 
 _STEPS = 32
 _SMALLEST, _LARGEST = 16, 64
-_FAR = 0.2
+_FAR, _NEAR = 0.2, 0.02
+"""Shares of training images that phase 1 leaves wrong."""
 _LR, _EPOCHS = (2e-4, 1e-3), (5, 8)
 
 
@@ -53,8 +54,9 @@ def settle(phase: Phase, config: FinetuneConfig, train_accuracy: float | None) -
     """Phase 2 with what the configuration leaves open, decided by what phase 1 has left to learn.
 
     Where the frozen features leave a fifth of the training images wrong or more, the images are unlike those that the backbone knows: 8
-    epochs at 1e-3. Where they leave nothing, moving the backbone far can only lose: 5 epochs at 2e-4. In between in proportion. How that
-    was found is in docs/decisions/005-default-recipe.md.
+    epochs at 1e-3. Where they leave nothing, moving the backbone far can only lose: 5 epochs at 2e-4. In between in proportion. BatchNorm's
+    statistics fit already where one image in fifty is wrong or fewer, and stay. How that was found is in
+    docs/decisions/005-default-recipe.md.
 
     Args:
         train_accuracy: of phase 1's last epoch; None without a phase 1, where nothing is changed.
@@ -62,9 +64,11 @@ def settle(phase: Phase, config: FinetuneConfig, train_accuracy: float | None) -
     if phase.number != 2 or train_accuracy is None or config.mixup or config.cutmix:
         # Images mixed with others are answered wrongly by the best of networks: their accuracy says nothing.
         return phase
-    left = min(1.0, (1 - train_accuracy) / _FAR)
+    wrong = 1 - train_accuracy
+    left = min(1.0, wrong / _FAR)
     return replace(
         phase,
         epochs=round(_EPOCHS[0] + left * (_EPOCHS[1] - _EPOCHS[0])) if config.finetune_epochs is None else phase.epochs,
         lr=max(_LR[0], left * _LR[1]) if config.finetune_lr is None else phase.lr,
+        freeze_statistics=phase.freeze_statistics or (config.batch_norm == "auto" and wrong <= _NEAR),
     )

@@ -23,6 +23,7 @@ _LARGEST_DIFFERENCE = 0.05
 _WORTH_A_CONVERSION = 5000
 """Images from which on the seconds of a conversion come back."""
 _TIMED_BATCH = 8
+_HALVES = {"pytorch-bf16": torch.bfloat16, "pytorch-fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Prefix:
     """A frozen function with its runtime."""
 
     name: str
-    """`pytorch-fp32`, `pytorch-bf16`, `onnxruntime-fp32`, ..."""
+    """`pytorch-fp32`, `pytorch-bf16`, `pytorch-fp16`, `onnxruntime-fp32`, ..."""
     function: Function
 
     def __call__(self, *values: Tensor) -> Values:
@@ -42,15 +43,16 @@ class Prefix:
 
 def exact_prefix(piece: fx.GraphModule, computing: Computing) -> Prefix:
     """The piece in float32, folded: what the trained network computes itself, to rounding."""
-    return Prefix("pytorch-fp32", _folded(piece, computing).to(device=computing.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+    return Prefix("pytorch-fp32", _folded(piece, computing, torch.float32).to(device=computing.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
-def bf16_prefix(piece: fx.GraphModule, computing: Computing) -> Prefix:
-    """The same in bfloat16."""
-    module = _folded(piece, computing).to(  # type: ignore[call-overload]
-        device=computing.device, dtype=torch.bfloat16, memory_format=torch.channels_last
+def half_prefix(piece: fx.GraphModule, computing: Computing, dtype: torch.dtype) -> Prefix:
+    """The same in bfloat16 or float16."""
+    module = _folded(piece, computing, dtype).to(  # type: ignore[call-overload]
+        device=computing.device, dtype=dtype, memory_format=torch.channels_last
     )
-    return Prefix("pytorch-bf16", lambda *values: module(*(value.bfloat16() for value in values)))
+    name = next(name for name, known in _HALVES.items() if known == dtype)
+    return Prefix(name, lambda *values: module(*(value.to(dtype) for value in values)))
 
 
 def make_prefix(name: str, piece: fx.GraphModule, example: Sequence[Tensor], computing: Computing) -> Prefix:
@@ -61,15 +63,15 @@ def make_prefix(name: str, piece: fx.GraphModule, example: Sequence[Tensor], com
     """
     if name == "pytorch-fp32":
         return exact_prefix(piece, computing)
-    if name == "pytorch-bf16":
-        return bf16_prefix(piece, computing)
+    if name in _HALVES:
+        return half_prefix(piece, computing, _HALVES[name])
     return Prefix(name, resolve(PREFIXES, name.removesuffix("-fp32"), "runtime of frozen blocks")(fold_batch_norm(piece), tuple(example)))
 
 
 def candidates(computing: Computing, images: int) -> list[str]:
     """Names worth timing on this device for so many images."""
     if computing.device.type != "cpu":
-        return ["pytorch-bf16" if computing.precision == "bf16" else "pytorch-fp32"]
+        return ["pytorch-fp32"] if computing.precision == "fp32" else ["pytorch-fp32", f"pytorch-{computing.precision}"]
     names = ["pytorch-fp32"]
     if computing.may_use_bf16:
         names.append("pytorch-bf16")
@@ -89,28 +91,32 @@ def fastest_prefix(piece: fx.GraphModule, example: Sequence[Tensor], computing: 
     values = tuple(value[:_TIMED_BATCH] for value in example)
     reference = make_prefix(names[0], piece, values, computing)
     expected = reference(*values)
-    found = {reference.name: _milliseconds(reference, values)}
+    found = {reference.name: _milliseconds(reference, values, computing)}
     for name in names[1:]:
         try:
             prefix = make_prefix(name, piece, values, computing)
             if _agrees(prefix(*values), expected):
-                found[name] = _milliseconds(prefix, values)
+                found[name] = _milliseconds(prefix, values, computing)
         except (EdgetlError, RuntimeError, TypeError):
             # A runtime that does not know an operator is no reason to stop: another one is there.
             continue
     return min(found, key=lambda name: found[name]), found
 
 
-def _folded(piece: fx.GraphModule, computing: Computing) -> nn.Module:
+def _folded(piece: fx.GraphModule, computing: Computing, dtype: torch.dtype) -> nn.Module:
     folded = fold_batch_norm(piece)
-    return fuse_activations(folded) if computing.device.type == "cpu" else folded
+    # oneDNN's own operator refuses 16-bit types that the CPU lacks; PyTorch's convolution emulates them.
+    known = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return fuse_activations(folded) if computing.device.type == "cpu" and known else folded
 
 
-def _milliseconds(prefix: Prefix, values: Values) -> float:
+def _milliseconds(prefix: Prefix, values: Values, computing: Computing) -> float:
     taken = []
     for _ in range(3):
+        computing.wait()
         started = time.perf_counter()
         prefix(*values)
+        computing.wait()
         taken.append(time.perf_counter() - started)
     return min(taken[1:]) / len(values[0]) * 1e3
 

@@ -142,6 +142,7 @@ class _Epoch:
         self._optimiser = make_optimiser(training.adapted, config, phase.lr)
         self._rates = Rates(self._optimiser, config, phase.epochs * stage.feed.steps)
         self._mixing = Mixing(config, phase.number)
+        self._scaler = stage.computing.gradient_scaler()
         freezing.train_mode()
         self._averaged = AveragedWeights(training.adapted.network, config.ema) if config.ema else None
 
@@ -182,10 +183,12 @@ class _Epoch:
             logits = logits.float()
             loss = training.loss(logits, mixed)
             self._optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             if clip:
+                self._scaler.unscale_(self._optimiser)
                 torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
-            self._optimiser.step()
+            self._scaler.step(self._optimiser)
+            self._scaler.update()
             if self._averaged:
                 self._averaged.update()
             seen += len(labels)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgetl.train.activations import Activations, Rows
+from edgetl.train.activations import Activations, rows_of
 from edgetl.train.arithmetic import keep_slow_kernels_in_float32, step_milliseconds
 from edgetl.train.computing import Computing
 from edgetl.train.costs import PhaseParts, measure_costs
@@ -19,15 +19,15 @@ from edgetl.train.cutting import Cut, TracedNetwork, check_pieces
 from edgetl.train.feeding import CachedFeed, Feed, Order, StreamedFeed
 from edgetl.train.filling import Base, Cache, Materials, view_keys
 from edgetl.train.freezing import set_trainable
-from edgetl.train.loading import Key
+from edgetl.train.loading import Key, Loader
 from edgetl.train.measured import remembered
 from edgetl.train.phases import Phase
 from edgetl.train.planning import plan
-from edgetl.train.prefix import Values, exact_prefix, fastest_prefix, make_prefix
+from edgetl.train.prefix import Values, candidates, exact_prefix, fastest_prefix, make_prefix
+from edgetl.train.resident import ResidentViews
 
 USUAL_VIEWS = 3
 """Views where neither the user nor the budget says otherwise; see docs/decisions/005-default-recipe.md."""
-_MANY_IMAGES = 5000
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,9 @@ class Staging:
         piece, example = self._traced.piece(self._traced.input, cuts[0]), self._example()
         prefix = make_prefix(prefix_name, piece, example, self._has.computing)
         values = prefix(*(value[:2] for value in example))
-        rows = tuple(Rows(tuple(value.shape[1:]), value.dtype) for value in values)
-        base = Base(cuts[0], prefix, exact_prefix(piece, self._has.computing), rows)
-        later = [value for cut in cuts[1:] for value in self._between(base, cut)(*(value.float() for value in values))]
-        return replace(base, later=tuple(Rows(tuple(value.shape[1:]), value.dtype) for value in later))
+        base = Base(cuts[0], prefix, exact_prefix(piece, self._has.computing), rows_of(values))
+        later = (self._between(base, cut)(*(value.float() for value in values)) for cut in cuts[1:])
+        return replace(base, later=tuple(row for found in later for row in rows_of(found)))
 
     def _example(self) -> Values:
         keys: list[Key] = [(None, index) for index in (list(self._has.train) * 16)[:16]]
@@ -151,16 +150,15 @@ class Staging:
         return (self._has.computing.network_input(pixels, self._has.preprocessing),)
 
     def _fastest(self, cut: Cut) -> str:
-        assert self._traced is not None
-        piece = self._traced.piece(self._traced.input, cut)
         images = len(self._has.train) * (self._has.config.views or USUAL_VIEWS)
 
         def measure() -> dict[str, Any]:
+            assert self._traced is not None
+            piece = self._traced.piece(self._traced.input, cut)
             name, speeds = fastest_prefix(piece, self._example(), self._has.computing, images)
             return {"prefix": name, "milliseconds": speeds}
 
-        facts = {**self._measured_facts(cut), "many": images >= _MANY_IMAGES, "may_use_bf16": self._has.computing.may_use_bf16}
-        found = remembered(facts, measure)
+        found = remembered({**self._measured_facts(cut), "candidates": candidates(self._has.computing, images)}, measure)
         self.report |= found
         return str(found["prefix"])
 
@@ -178,7 +176,7 @@ class Staging:
     @property
     def _wanted_views(self) -> int:
         config = self._has.config
-        usual = 1 if config.augment == "none" and config.augment_file is None else USUAL_VIEWS
+        usual = USUAL_VIEWS if config.augments else 1
         return max(1, min(config.views or usual, sum(phase.epochs for phase in self._phases)))
 
     def _affordable_views(self, base: Base) -> int | None:
@@ -236,9 +234,22 @@ class Staging:
             piece = self._traced.piece(self._traced.input, cut)
             fast = make_prefix(self._fastest(cut), piece, self._example(), has.computing)
             prefixes = (fast, exact_prefix(piece, has.computing))
-        plain = has.config.augment == "none" and has.config.augment_file is None
-        views = view_keys(1) if plain else view_keys(has.config.views) if has.config.views else None
-        return StreamedFeed(has.loader, has.train, has.val, self._order, views, prefixes, has.preprocessing, has.computing)
+        return StreamedFeed(self._loader, has.train, has.val, self._order, self._streamed_views, prefixes, has.preprocessing, has.computing)
+
+    @property
+    def _streamed_views(self) -> Sequence[int | None] | None:
+        config = self._has.config
+        return view_keys(1) if not config.augments else view_keys(config.views) if config.views else None
+
+    @cached_property
+    def _loader(self) -> Loader | ResidentViews:
+        has = self._has
+        if has.computing.device.type != "cuda":
+            return has.loader
+        free, _ = torch.cuda.mem_get_info(has.computing.device)
+        validation: list[Key] = [(None, index) for index in has.val]
+        training: list[Key] = [(view, index) for view in self._streamed_views or () for index in has.train]
+        return ResidentViews(has.loader, [validation, training], has.preprocessing.crop, has.computing.device, free // 3)
 
     def _forward(self, cut: Cut | None) -> Callable[..., Tensor]:
         module: nn.Module = self._has.adapted.network

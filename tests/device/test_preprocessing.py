@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms as T
@@ -17,12 +17,17 @@ from edgetl.device.preprocessing import preprocess
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(32, 128), st.integers(0, 40), st.integers(0, 9))
+@example(67, 33, 32, 0, 0)
 def test_equals_torchvision_on_pillow_images(height: int, width: int, crop: int, margin: int, seed: int) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     contract = Preprocessing(crop + margin, crop)
     classic = T.Compose([T.Resize(contract.resize), T.CenterCrop(crop), T.ToTensor(), T.Normalize(contract.mean, contract.std)])
     expected = classic(Image.fromarray(image)).numpy()
-    assert np.abs(preprocess(image, contract)[0] - expected).max() < 1e-5
+    # Pillow 13 takes the columns first where more than twice as many rows go as columns: one grey level (docs/decisions/001).
+    resized_height, resized_width = contract.resized(height, width)
+    columns_first = height - resized_height > 2 * (width - resized_width)
+    grey_level = 1 / (255 * min(contract.std))
+    assert np.abs(preprocess(image, contract)[0] - expected).max() < (grey_level + 1e-5 if columns_first else 1e-5)
 
 
 def test_gives_a_contiguous_float_batch() -> None:

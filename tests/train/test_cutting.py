@@ -9,7 +9,7 @@ from edgetl.train.computing import choose_computing
 from edgetl.train.cutting import TracedNetwork, check_pieces
 from edgetl.train.freezing import set_trainable
 from edgetl.train.models import AdaptedNetwork, adapt
-from edgetl.train.prefix import bf16_prefix, exact_prefix, fastest_prefix, make_prefix
+from edgetl.train.prefix import exact_prefix, fastest_prefix, half_prefix, make_prefix
 
 SMALLEST = {
     "alexnet": 64, "convnext_tiny": 32, "densenet121": 32, "efficientnet_b0": 32, "googlenet": 64, "inception_v3": 96, "mnasnet0_5": 32,
@@ -100,7 +100,8 @@ def test_every_runtime_gives_the_frozen_blocks_own_values(model: str) -> None:
     runtimes = {
         "exact": (exact_prefix(piece, COMPUTING), 1e-3),
         "onnxruntime": (make_prefix("onnxruntime-fp32", piece, (images,), COMPUTING), 1e-3),
-        "bf16": (bf16_prefix(piece, COMPUTING), 0.1),
+        "bf16": (half_prefix(piece, COMPUTING, torch.bfloat16), 0.1),
+        "fp16": (half_prefix(piece, COMPUTING, torch.float16), 0.02),
     }
     for name, (prefix, tolerance) in runtimes.items():
         for value, reference in zip(prefix(images), expected, strict=True):
@@ -116,7 +117,7 @@ def test_the_fastest_that_is_right_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
     names = ["pytorch-fp32", "pytorch-bf16", "onnxruntime-fp32"]
     monkeypatch.setattr("edgetl.train.prefix.candidates", lambda computing, images: names)
     times = {"pytorch-fp32": 3.0, "pytorch-bf16": 2.0, "onnxruntime-fp32": 1.0}
-    monkeypatch.setattr("edgetl.train.prefix._milliseconds", lambda prefix, values: times[prefix.name])
+    monkeypatch.setattr("edgetl.train.prefix._milliseconds", lambda prefix, values, computing: times[prefix.name])
     best, speeds = fastest_prefix(piece, (images,), COMPUTING, 10)
     assert best == "onnxruntime-fp32"
     assert speeds == times

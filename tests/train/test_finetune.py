@@ -22,6 +22,7 @@ from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import RunDirectory
 from edgetl.device.images import load_image
 from edgetl.device.preprocessing import preprocess
+from edgetl.train.computing import Computing
 from edgetl.train.finetune import finetune
 from edgetl.train.models import load_run_model
 from edgetl.train.output import choose_output
@@ -209,6 +210,20 @@ def test_bfloat16_trains(config: FinetuneConfig) -> None:
     run = finetune(replace(config, precision="bf16", epochs=1, finetune_epochs=1))
     assert metrics_of(run)["precision"] == "bf16"
     assert all(parameter.dtype == torch.float32 for parameter in load_run_model(run).network.parameters())
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_float16_trains_with_scaled_gradients(config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: float) -> None:
+    # As a GPU without bfloat16 does it; a CPU emulates the arithmetic.
+    computing = Computing(torch.device("cpu"), "fp16")
+    monkeypatch.setattr("edgetl.train.finetune.choose_computing", lambda device, precision: computing)
+    config = replace(config, epochs=3, finetune_epochs=1, clip_gradient=clip)
+    run = finetune(config)
+    assert metrics_of(run)["precision"] == "fp16"
+    monkeypatch.undo()
+    exact = finetune(replace(config, output=tmp_path / "exact"))
+    first, second = (json.loads(history.read_text().splitlines()[0]) for history in (run.history, exact.history))
+    assert first["train_loss"] == pytest.approx(second["train_loss"], rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from edgetl.core.errors import ConfigError
-from edgetl.core.finetuning import Augment
+from edgetl.core.finetuning import Augment, Precision
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.images import load_image
 from edgetl.device.preprocessing import normalise, resize_and_crop
@@ -151,6 +151,33 @@ def test_the_network_s_input_is_the_device_s() -> None:
     given = choose_computing("cpu", "fp32").network_input(torch.from_numpy(pixels), CONTRACT)
     assert given.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(given.numpy(), normalise(pixels, CONTRACT), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "capability", "asked", "expected"),
+    [
+        (True, 8, "auto", "bf16"),
+        (False, 7, "auto", "fp16"),
+        (False, 6, "auto", "fp32"),
+        (True, 8, "fp32", "fp32"),
+        (True, 8, "fp16", "fp16"),
+        (False, 7, "bf16", "this GPU has no bfloat16"),
+    ],
+)
+def test_the_arithmetic_of_a_gpu(monkeypatch: pytest.MonkeyPatch, has_bf16: bool, capability: int, asked: Precision, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
+    if " " in expected:
+        with pytest.raises(ConfigError, match=expected):
+            choose_computing("cuda", asked)
+    else:
+        assert choose_computing("cuda", asked).precision == expected
+
+
+def test_float16_is_for_gpus() -> None:
+    with pytest.raises(ConfigError, match="for GPUs"):
+        choose_computing("cpu", "fp16")
 
 
 @pytest.mark.parametrize(

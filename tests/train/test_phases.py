@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,6 +26,14 @@ def test_what_phase_1_left_to_learn_decides_how_far_phase_2_goes() -> None:
     assert (near.epochs, near.lr) == (5, pytest.approx(2e-4))
     assert (between.epochs, between.lr) == (6, pytest.approx(5e-4))
     assert (far.epochs, far.lr) == (8, pytest.approx(1e-3))
+
+
+@pytest.mark.parametrize(
+    ("mode", "train_accuracy", "kept"),
+    [("auto", 0.99, True), ("auto", 0.97, False), ("auto", None, False), ("train", 1.0, False), ("eval", 0.5, True)],
+)
+def test_statistics_that_fit_already_stay(mode: Any, train_accuracy: float | None, kept: bool) -> None:
+    assert second(replace(CONFIG, batch_norm=mode), train_accuracy).freeze_statistics is kept
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
