@@ -34,6 +34,17 @@ def export(
     images: Annotated[
         Path | None, typer.Option(help="For a stock model: photos to prove it on.", show_default="generated pictures")
     ] = None,
+    variants: Annotated[
+        str, typer.Option(help="What the bundle holds, separated by commas: fp32 (always), fp16, int8, int8-dynamic, int8-weights.")
+    ] = "fp32",
+    max_accuracy_drop: Annotated[float, typer.Option(help="Points of top-1 that a smaller variant may lose against PyTorch.")] = 1.0,
+    max_latency: Annotated[
+        str | None, typer.Option(metavar="5ms", help="Largest p50 of the recommended variant on this machine.", show_default="no limit")
+    ] = None,
+    optimise: Annotated[str, typer.Option(help="What the recommended variant is best at: `latency` or `size`.")] = "latency",
+    ort_format: Annotated[
+        bool, typer.Option("--ort-format", help="Write each variant as .ort too, for minimal builds of ONNX Runtime.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Write one self-contained ONNX bundle and prove it equal to PyTorch.
@@ -45,8 +56,22 @@ def export(
     from edgetl.core.config import ExportConfig
     from edgetl.core.errors import ConfigError
     from edgetl.core.layout import RunDirectory
+    from edgetl.core.options import parse_milliseconds
 
-    config = ExportConfig(output, input_kind, opset, tolerance, path_tolerance, golden, force)  # type: ignore[arg-type]
+    config = ExportConfig(
+        output=output,
+        input=input_kind,  # type: ignore[arg-type]
+        opset=opset,
+        network_tolerance=tolerance,
+        path_tolerance=path_tolerance,
+        golden=golden,  # type: ignore[arg-type]
+        force=force,
+        variants=tuple(name.strip() for name in variants.split(",") if name.strip()),
+        max_accuracy_drop=max_accuracy_drop,
+        max_latency_ms=None if max_latency is None else parse_milliseconds(max_latency),
+        optimise=optimise,  # type: ignore[arg-type]
+        ort_format=ort_format,
+    )
     # A folder may be called like an architecture; only a run directory, or what cannot be an architecture, is taken for a run.
     is_run = RunDirectory.is_one(Path(model)) or (model not in architectures() and (Path(model).is_dir() or "/" in model))
     if is_run and (images or image_size or weights != "imagenet"):
@@ -61,10 +86,21 @@ def export(
         else:
             bundle = export_architecture(model, weights, config, images, image_size, progress)
     _print(bundle)
+    if bundle.recommended is None:
+        from edgetl.core.errors import ExportError
+        from edgetl.export.choosing import closest
+
+        raise ExportError(
+            f"No variant meets the limits, so the bundle recommends none. {closest(bundle.variants, config)} "
+            "Loosen --max-latency or --max-accuracy-drop, add --variants, or train a smaller model."
+        )
+    err.print(
+        f"Next: edgetl bench {bundle.directory.path}   and   edgetl predict {bundle.directory.path} IMAGE", style="dim", soft_wrap=True
+    )
 
 
 def _print(bundle: Any) -> None:
-    variant = bundle.variant()
+    variant = bundle.variant("fp32")
     network, path = variant.parity["network"], variant.parity["path"]
     out.print(f"[bold green]Proven equal to PyTorch[/] on {network['images']} {network['kind']} images:")
     out.print(f"  network, identical tensors   max |Δlogit| {network['max_abs_diff']:.2g}  (at most {network['tolerance']:g})")
@@ -77,9 +113,41 @@ def _print(bundle: Any) -> None:
                   f"{variant.accuracy['top1']:.1%}  (95% interval {low:.1%} to {high:.1%})")  # fmt: skip
     else:
         out.print("Accuracy: not measured, there are no labelled validation images.")
-    out.print(
-        f"Bundle: {bundle.directory.path}  ({variant.file}, {variant.bytes / 1e6:.1f} MB, {len(bundle.labels)} classes)", soft_wrap=True
-    )
-    err.print(
-        f"Next: edgetl bench {bundle.directory.path}   and   edgetl predict {bundle.directory.path} IMAGE", style="dim", soft_wrap=True
-    )
+    if len(bundle.variants) > 1:
+        _print_variants(bundle)
+    size = sum(each.bytes for each in bundle.variants) / 1e6
+    files = ", ".join(each.file for each in bundle.variants)
+    out.print(f"Bundle: {bundle.directory.path}  ({files}, {size:.1f} MB, {len(bundle.labels)} classes)", soft_wrap=True)
+
+
+def _print_variants(bundle: Any) -> None:
+    from rich.table import Table
+
+    from edgetl.export.choosing import accuracy_drop
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("variant")
+    for heading in ("MB", "p50 ms", "speed-up [95%]", "top-1", "lost", "flips", "max |Δlogit|"):
+        table.add_column(heading, justify="right")
+    for variant in bundle.variants:
+        latency, accuracy, path = variant.latency, variant.accuracy, variant.parity["path"]
+        speedup = f"{latency['speedup']:.2f} [{latency['ci95'][0]:.2f}, {latency['ci95'][1]:.2f}]" if "speedup" in latency else ""
+        table.add_row(
+            f"{variant.name} [bold green]recommended[/]" if variant.name == bundle.recommended else variant.name,
+            f"{variant.bytes / 1e6:.1f}",
+            f"{latency['p50_ms']:.2f}" if latency.get("p50_ms") else "—",
+            speedup,
+            f"{accuracy['top1']:.1%}" if accuracy else "—",
+            f"{accuracy_drop(variant):.1f}",
+            str(accuracy["flips"]) if accuracy else "—",
+            f"{path['max_abs_diff']:.2g}",
+        )
+    out.print(table)
+    for name, reason in bundle.manifest.get("not_recommended", {}).items():
+        out.print(f"{name} {reason}.", markup=False, soft_wrap=True)
+    for variant in bundle.variants:
+        if variant.report.get("chosen"):
+            out.print(f"{variant.name}: {variant.report['chosen']}.", markup=False, soft_wrap=True)
+        islands = variant.report.get("slow_because", {}).get("float_islands")
+        if islands:
+            out.print(f"{variant.name} still computes in float: {islands}.", markup=False, soft_wrap=True)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from edgetl.core.options import one_of, raise_all
+from edgetl.core.registry import QUANTIZERS
 
 InputKind = Literal["image", "tensor"]
 GoldenKind = Literal["validation", "generated"]
 Scope = Literal["model", "file"]
+Goal = Literal["latency", "size"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,26 @@ class ExportConfig:
     """Where the bundle's reference images come from."""
     force: bool = False
     """Replace an existing bundle."""
+    variants: tuple[str, ...] = ("fp32",)
+    """What the bundle holds; fp32 always, which the others are measured against. See QUANTIZERS in edgetl.core.registry."""
+    max_accuracy_drop: float = 1.0
+    """Points of top-1 that a variant may lose against PyTorch."""
+    max_latency_ms: float | None = None
+    """Largest p50 of the recommended variant on this machine, one image, network only."""
+    optimise: Goal = "latency"
+    """What the recommended variant is best at, of those within the two limits."""
+    ort_format: bool = False
+    """Write each variant in ONNX Runtime's own format as well, for minimal builds."""
 
     def __post_init__(self) -> None:
+        known = ("fp32", *QUANTIZERS)
+        unknown = [name for name in self.variants if name not in known]
         raise_all(
             [
+                f"--variants knows {', '.join(known)}, not {', '.join(map(repr, unknown))}." if unknown else None,
+                one_of("--optimise", self.optimise, Goal),
+                None if 0 <= self.max_accuracy_drop <= 100 else f"--max-accuracy-drop is 0 to 100 points, not {self.max_accuracy_drop:g}.",
+                None if self.max_latency_ms is None or self.max_latency_ms > 0 else "--max-latency is above 0.",
                 one_of("--input", self.input, InputKind),
                 one_of("--golden", self.golden, GoldenKind),
                 None if self.opset >= 18 else f"--opset is at least 18 (antialiased Resize), not {self.opset}.",

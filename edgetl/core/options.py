@@ -49,6 +49,18 @@ def parse_duration(text: str) -> float:
     return float(3600 * hours + 60 * minutes + seconds)
 
 
+def parse_milliseconds(text: str) -> float:
+    """Milliseconds of `5`, `5ms`, `1.5ms`, `800us` or `0.2s`.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    found = re.fullmatch(rf"({_NUMBER})\s*(us|ms|s)?", text.strip().lower())
+    if not found:
+        raise ConfigError(f"{text!r} is no latency. Write it as 5ms, 800us or 0.2s.")
+    return float(Fraction(found[1]) * {"us": Fraction(1, 1000), "ms": Fraction(1), "s": Fraction(1000)}[found[2] or "ms"])
+
+
 def parse_size(text: str) -> int:
     """Bytes of `0`, `500MB`, `2GB` or `1.5GiB`.
 

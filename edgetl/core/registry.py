@@ -21,6 +21,14 @@ PREFIXES = {
 }
 """Runtimes for frozen blocks beside PyTorch: name to a function (module, example inputs) -> function; see edgetl.train.prefix."""
 
+QUANTIZERS = {
+    "fp16": "edgetl.export.half:half",
+    "int8": "edgetl.export.static_int8:static_int8",
+    "int8-dynamic": "edgetl.export.weights_int8:dynamic_int8",
+    "int8-weights": "edgetl.export.weights_int8:weights_int8",
+}
+"""Variants beside fp32: name to a function (task) -> smaller network; see edgetl.export.quantized."""
+
 EXTRAS = {
     "torch": "train", "torchvision": "train", "albumentations": "train", "safetensors": "train", "matplotlib": "train",
     "onnx": "train", "onnxscript": "train", "onnxruntime": "cpu",

@@ -32,6 +32,16 @@ class Variant:
     opset: int
     parity: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Any] = field(default_factory=dict)
+    latency: dict[str, Any] = field(default_factory=dict)
+    """Timed where it was exported; a device has its own figures."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """How it was made, and what speaks for and against it."""
+
+    @property
+    def tolerance(self) -> float | None:
+        """Largest |logit difference| to PyTorch that a device may show; None where the bundle does not say."""
+        tolerance: float | None = self.parity.get("path", {}).get("tolerance")
+        return tolerance
 
 
 @dataclass(frozen=True)
@@ -61,13 +71,24 @@ class Bundle:
     variants: list[Variant]
     manifest: dict[str, Any]
 
+    @property
+    def recommended(self) -> str | None:
+        """Name of the variant to take; None where none met the limits that the bundle was exported with."""
+        name: str | None = self.manifest.get("recommended", self.variants[0].name)
+        return name
+
     def variant(self, name: str | None = None) -> Variant:
         """The variant called `name`, or the recommended one.
 
         Raises:
-            BundleError: there is no such variant.
+            BundleError: there is no such variant, or none was asked for and the bundle recommends none.
         """
-        wanted = name or self.manifest.get("recommended") or self.variants[0].name
+        wanted = name or self.recommended
+        if wanted is None:
+            raise BundleError(
+                f"{self.directory.path} recommends no variant: none met the limits it was exported with. "
+                f"Choose with --variant: {', '.join(variant.name for variant in self.variants)}."
+            )
         for variant in self.variants:
             if variant.name == wanted:
                 return variant

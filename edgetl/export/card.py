@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from string import Template
 from typing import Any
 
@@ -35,14 +36,15 @@ or, with `pip install "edgetl[cpu]"`: `edgetl predict BUNDLE photo.jpg` and `edg
 
 | file | bytes | SHA-256 |
 | --- | --- | --- |
-| $file | $bytes | `$sha256` |
-
+$files
+$variants
 `golden/` holds reference images ($golden) with PyTorch's logits. A device that answers otherwise does not run this model rightly.
 """)
 
 
-def model_card(manifest: dict[str, Any], variant: Variant) -> str:
-    """Markdown for the bundle described by `manifest`."""
+def model_card(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
+    """Markdown for the bundle described by `manifest`; the first variant is fp32."""
+    variant = variants[0]
     labels, crop = manifest["labels"], manifest["preprocessing"]["crop"]
     inside = variant.input == "image"
     return CARD.substitute(
@@ -65,9 +67,8 @@ def model_card(manifest: dict[str, Any], variant: Variant) -> str:
         ),
         where=" (inside the ONNX file)" if inside else "",
         preprocessing=json.dumps(manifest["preprocessing"]),
-        file=variant.file,
-        bytes=variant.bytes,
-        sha256=variant.sha256,
+        files="\n".join(_file_rows(variants)),
+        variants=_variants(manifest, variants) if len(variants) > 1 else "",
         golden=manifest["golden"]["kind"],
     )
 
@@ -80,3 +81,41 @@ def _accuracy(accuracy: dict[str, Any]) -> str:
         f"{accuracy['top1']:.1%} top-1 (95% interval {low:.1%} to {high:.1%}), macro-F1 {accuracy['macro_f1']:.3f}, measured with "
         f"this ONNX file on {accuracy['images']} {accuracy['split']} images; {accuracy['flips']} labels differ from PyTorch's."
     )
+
+
+def _file_rows(variants: Sequence[Variant]) -> Iterator[str]:
+    for variant in variants:
+        entries = [{"file": variant.file, "bytes": variant.bytes, "sha256": variant.sha256}, variant.report.get("ort")]
+        for entry in entries:
+            if entry:
+                yield f"| {entry['file']} | {entry['bytes']} | `{entry['sha256']}` |"
+
+
+def _variants(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
+    lines = [
+        "",
+        "## Variants",
+        "",
+        f"Recommended: **{manifest['recommended'] or 'none: no variant met the limits'}**. Latencies are p50 of one image, network only, "
+        f"{variants[0].latency.get('threads')} threads, on {variants[0].latency.get('cpu')}; a device has its own: `edgetl bench`.",
+        "",
+        "| variant | MB | p50 ms | speed-up | top-1 | macro-F1 | labels changed | mean / max difference of logits | made of |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for variant in variants:
+        latency, accuracy, path = variant.latency, variant.accuracy, variant.parity["path"]
+        low, high = latency.get("ci95", (0, 0))
+        cells = [
+            variant.name,
+            f"{variant.bytes / 1e6:.2f}",
+            f"{latency['p50_ms']:.2f}" if latency.get("p50_ms") else "",
+            f"{latency['speedup']:.2f} ({low:.2f} to {high:.2f})" if "speedup" in latency else "",
+            f"{accuracy['top1']:.1%}" if accuracy else "",
+            f"{accuracy['macro_f1']:.3f}" if accuracy else "",
+            str(accuracy["flips"]) if accuracy else "",
+            f"{path['mean_abs_diff']:.2g} / {path['max_abs_diff']:.2g}" if "mean_abs_diff" in path else f"{path['max_abs_diff']:.2g}",
+            variant.report.get("chosen", "float32"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *(f"- {name} {reason}." for name, reason in manifest.get("not_recommended", {}).items()), ""]
+    return "\n".join(lines)

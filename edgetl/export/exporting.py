@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from edgetl import __version__
 from edgetl.core.config import ExportConfig
 from edgetl.core.errors import DataError
-from edgetl.core.files import sha256_file
 from edgetl.core.layout import BundleDirectory, RunDirectory
-from edgetl.core.statistics import macro_f1, wilson_interval
 from edgetl.device.bundle import Bundle, Variant, open_bundle
 from edgetl.device.images import IMAGE_SUFFIXES
+from edgetl.export.accounting import ProofImages
 from edgetl.export.card import model_card
+from edgetl.export.choosing import choose
+from edgetl.export.crops import QuantizationImages, quantization_images
+from edgetl.export.flips import draw_flips
 from edgetl.export.golden import GOLDEN_COUNT, choose_golden, generated_pictures
 from edgetl.export.graph import assemble
+from edgetl.export.latency import variant_latencies
 from edgetl.export.network_graph import network_graph
 from edgetl.export.parity import Parity, ParityProof
+from edgetl.export.quantized import Task
+from edgetl.export.variants import Made, Workshop, make_variant
 from edgetl.export.writing import (
     GoldenImages,
     new_bundle,
@@ -43,14 +47,12 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class ProofImages:
-    """The images that an export is proven on."""
-
-    files: Sequence[Path]
-    labels: Sequence[str] | None
-    """True labels, where accuracy may be measured on these images."""
-    kind: str
-    """`validation`, `training`, `given` or `generated`."""
+class _Sources:
+    proof: ProofImages
+    calibration: Sequence[Path]
+    calibration_labels: Sequence[str] | None
+    calibration_kind: str
+    plots: Path | None = None
 
 
 def export_run(run: RunDirectory, config: ExportConfig, progress: Progress | None = None) -> Bundle:
@@ -75,7 +77,9 @@ def export_run(run: RunDirectory, config: ExportConfig, progress: Progress | Non
     images = ProofImages(
         [row.path for row in chosen], [row.label for row in chosen] if validation else None, "validation" if validation else "training"
     )
-    return _export(load_run_model(run), images, output, config, progress)
+    training = [row for row in rows if row.split == "train" and row.path.is_file()]
+    sources = _Sources(images, [row.path for row in training], [row.label for row in training], "training", run.plots)
+    return _export(load_run_model(run), sources, output, config, progress)
 
 
 def export_architecture(
@@ -102,51 +106,73 @@ def export_architecture(
             if not found or not found[0].is_file():
                 raise DataError(f"No images in {images}. Give a folder of photos, or leave --images away to use generated pictures.")
             proof = ProofImages(found, None, "given")
-        return _export(load_stock_model(architecture, weights, image_size), proof, output, config, progress)
+        given = proof.files if proof.kind == "given" else []
+        return _export(
+            load_stock_model(architecture, weights, image_size), _Sources(proof, given, None, "--images"), output, config, progress
+        )
 
 
-def _export(model: RunModel, images: ProofImages, output: Path, config: ExportConfig, progress: Progress | None) -> Bundle:
+def _export(model: RunModel, sources: _Sources, output: Path, config: ExportConfig, progress: Progress | None) -> Bundle:
     notify = progress or (lambda step, done, total: None)
     notify("Writing the ONNX graph", 0, 0)
     graph = network_graph(model.network, model.preprocessing.crop, len(model.labels), config.opset)
-    metadata = {
-        "labels": model.labels,
-        "preprocessing": model.preprocessing.to_json(),
-        "input": config.input,
-        "version": __version__,
-        "run_id": model.run_id,
-        "model": model.architecture,
-    }
-    assembled = assemble(graph.model, model.preprocessing, config.input, metadata)
     with new_bundle(output, config.force) as directory:
-        file = write_model(directory, "fp32", assembled)
+        metadata = {
+            "labels": model.labels,
+            "preprocessing": model.preprocessing.to_json(),
+            "input": config.input,
+            "version": __version__,
+            "run_id": model.run_id,
+            "model": model.architecture,
+        }
+        file = write_model(directory, "fp32", assemble(graph.model, model.preprocessing, config.input, metadata))
         # Proven is what lies on the disk, read back, not what was in memory.
-        proof = ParityProof(model.network, graph, onnx.load(file), model.preprocessing, config, images.kind)
-        parity = proof.prove(images.files, lambda done, total: notify("Proving it equal to PyTorch", done, total))
-        variant = Variant(
-            name="fp32",
-            file=file.name,
-            sha256=sha256_file(file),
-            bytes=file.stat().st_size,
-            precision="fp32",
-            input=config.input,
-            opset=config.opset,
-            parity=parity.to_json(),
-            accuracy=_accuracy(parity, images, model.labels),
-        )
-        manifest = {
+        proof = ParityProof(model.network, graph, onnx.load(file), model.preprocessing, config, sources.proof.kind)
+        parity = proof.prove(sources.proof.files, lambda done, total: notify("Proving it equal to PyTorch", done, total))
+        workshop = Workshop(directory, config, model.preprocessing, model.labels, metadata, sources.proof, parity.pytorch_logits)
+        variants = [workshop.describe("fp32", file, "fp32", parity.to_json(), parity.onnx_logits)]
+        manifest: dict[str, Any] = {
             "edgetl": __version__,
             "run": {"id": model.run_id, "model": model.architecture, "weights": model.weights_source},
             "labels": model.labels,
             "preprocessing": model.preprocessing.to_json(),
             "recommended": "fp32",
-            "golden": _golden(directory, proof, images, parity, config),
+            "golden": _golden(directory, proof, sources.proof, parity, config),
             "client": write_client(directory),
             "versions": {name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript")},
         }
-        directory.card.write_text(model_card(manifest, variant), encoding="utf-8")
-        write_manifest(directory, [variant], manifest)
+        task = Task(
+            onnx.shape_inference.infer_shapes(graph.model), partial(_quantization_images, sources, model), config.max_accuracy_drop, notify
+        )
+        made = [make_variant(name, task, workshop) for name in dict.fromkeys(config.variants) if name != "fp32"]
+        if made or config.max_latency_ms is not None:
+            variants = _compared([*variants, *(one.variant for one in made)], made, task, directory, manifest)
+            choice = choose(variants, config)
+            manifest |= {"recommended": choice.name, "not_recommended": choice.against}
+        directory.card.write_text(model_card(manifest, variants), encoding="utf-8")
+        write_manifest(directory, variants, manifest)
+    if sources.plots is not None:
+        for one in made:
+            draw_flips(sources.plots / f"flips_{one.variant.name}.png", one.variant.name, one.flips, len(sources.proof.files))
     return open_bundle(output)
+
+
+def _compared(
+    variants: list[Variant], made: Sequence[Made], task: Task, directory: BundleDirectory, manifest: dict[str, Any]
+) -> list[Variant]:
+    """The variants with their latencies, and with the operators to blame where one is not faster."""
+    # The benchmark takes whole bundles; this one is moved to its place, and its manifest written anew, when all is done.
+    write_manifest(directory, variants, manifest)
+    found = variant_latencies(directory.path, task.notify)
+    timed = [replace(variant, latency=found[variant.name]) for variant in variants]
+    by_name = {one.variant.name: one for one in made}
+    return [replace(by_name[variant.name], variant=variant).with_blame(task) if variant.name in by_name else variant for variant in timed]
+
+
+def _quantization_images(sources: _Sources, model: RunModel) -> QuantizationImages:
+    labels = sources.calibration_labels
+    numbers = None if labels is None else [model.labels.index(label) for label in labels]
+    return quantization_images(sources.calibration, numbers, model.preprocessing, sources.calibration_kind)
 
 
 def _golden(directory: BundleDirectory, proof: ParityProof, images: ProofImages, parity: Parity, config: ExportConfig) -> dict[str, Any]:
@@ -158,22 +184,3 @@ def _golden(directory: BundleDirectory, proof: ParityProof, images: ProofImages,
     with tempfile.TemporaryDirectory() as folder:
         files = generated_pictures(Path(folder), GOLDEN_COUNT)
         return write_golden(directory, GoldenImages(files, proof.prove(files).pytorch_logits, "generated", config.path_tolerance))
-
-
-def _accuracy(parity: Parity, images: ProofImages, labels: list[str]) -> dict[str, Any]:
-    """What this file itself got right; empty where there are no labels to compare with."""
-    if images.labels is None:
-        return {}
-    truth = np.array([labels.index(label) for label in images.labels])
-    predicted = parity.onnx_logits.argmax(1)
-    confusion: NDArray[np.int64] = np.zeros((len(labels), len(labels)), np.int64)
-    np.add.at(confusion, (truth, predicted), 1)
-    hits = int((truth == predicted).sum())
-    return {
-        "split": images.kind,
-        "images": len(truth),
-        "top1": hits / len(truth),
-        "ci95": list(wilson_interval(hits, len(truth))),
-        "macro_f1": macro_f1(confusion.tolist()),
-        "flips": int((predicted != parity.pytorch_logits.argmax(1)).sum()),
-    }

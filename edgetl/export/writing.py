@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import re
@@ -41,23 +42,59 @@ class GoldenImages:
 def new_bundle(path: Path, force: bool) -> Iterator[BundleDirectory]:
     """Yield a temporary bundle directory that takes the place of `path` when the block ends without an error.
 
+    At every moment `path` is the old bundle, the new one, or for an instant nothing; never a mixture.
+
     Raises:
-        BundleError: `path` is there already and `force` is not set, or it is something else than a bundle.
+        BundleError: `path` is there already and `force` is not set, or it is something else than a bundle, or another process is
+            writing it, or the disk is full.
     """
     refuse_existing(path, force)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+        with _alone(path):
+            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+            try:
+                temporary.chmod(0o755)
+                yield BundleDirectory(temporary)
+                _swap(temporary, path)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
     except OSError as cause:
-        raise BundleError(f"A bundle cannot be written to {path} ({cause.strerror}). Choose another place with -o.") from cause
-    temporary.chmod(0o755)
+        kept = " The bundle that was there is untouched." if BundleDirectory.is_one(path) else ""
+        raise BundleError(
+            f"The bundle cannot be written to {path} ({cause.strerror or cause}).{kept} Make room there, or choose another place with -o."
+        ) from cause
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    # The system lets go of the lock when its process dies, however that happens.
+    lock = path.parent / f".{path.name}.lock"
+    with lock.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as cause:
+            raise BundleError(f"Another process is writing a bundle to {path}. Wait for it, or choose another place with -o.") from cause
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _swap(new: Path, path: Path) -> None:
+    if not path.exists():
+        new.rename(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.replaced-", dir=path.parent))
     try:
-        yield BundleDirectory(temporary)
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
+        path.rename(old / path.name)
+        try:
+            new.rename(path)
+        except OSError:
+            (old / path.name).rename(path)
+            raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def refuse_existing(path: Path, force: bool) -> None:

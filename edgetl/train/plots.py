@@ -12,7 +12,8 @@ from edgetl.core.layout import RunDirectory
 from edgetl.device.images import load_image
 from edgetl.report.confusion import draw_confusion
 from edgetl.report.curves import draw_curves
-from edgetl.report.mistakes import SHOWN, Mistake, draw_mistakes
+from edgetl.report.mistakes import Mistake, draw_mistakes
+from edgetl.report.sheet import SHOWN
 from edgetl.train.evaluation import Evaluation
 from edgetl.train.progress import EpochRecord
 from edgetl.train.splits import SplitRow
@@ -41,7 +42,7 @@ def worst_mistakes(val: Evaluation, rows: Sequence[SplitRow], labels: Sequence[s
     wrong.sort(key=lambda index: -float(probabilities[index, predicted[index]]))
     return len(wrong), [
         Mistake(
-            image=_thumbnail(load_image(rows[index].path)),
+            image=thumbnail(load_image(rows[index].path)),
             name=rows[index].path.name,
             true=rows[index].label,
             predicted=labels[int(predicted[index])],
@@ -52,6 +53,6 @@ def worst_mistakes(val: Evaluation, rows: Sequence[SplitRow], labels: Sequence[s
     ]
 
 
-def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    # The whole photo: what a crop would cut off may be the reason of the mistake.
+def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The whole photo on a square, uint8 [360, 360, 3]: what a crop would cut off may be the reason of a mistake."""
     return np.asarray(ImageOps.pad(Image.fromarray(image), (360, 360), color=(242, 242, 242)))

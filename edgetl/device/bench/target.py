@@ -27,6 +27,8 @@ class Candidate:
     source: Source
     file_sha256: str
     file_bytes: int
+    tolerance: float | None = None
+    """Largest |logit difference| to the reference images' logits; None takes the bundle's."""
 
     @property
     def name(self) -> str:
@@ -63,7 +65,7 @@ def find_target(config: BenchConfig, threads: int) -> Target:
     contenders = []
     for variant in variants:
         source = Source(bundle.file(variant).resolve(), threads, config.provider, variant.input, bundle.preprocessing)
-        contenders.append(Candidate("onnxruntime", variant.name, source, variant.sha256, variant.bytes))
+        contenders.append(Candidate("onnxruntime", variant.name, source, variant.sha256, variant.bytes, variant.tolerance))
     model = {"name": bundle.model, "run_id": bundle.run_id}
     run, note = _run_of(config.target, bundle)
     if run is None:

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 BUNDLE = Path(__file__).resolve().parent
 MANIFEST = json.loads((BUNDLE / "bundle.json").read_text(encoding="utf-8"))
-VARIANT = next(entry for entry in MANIFEST["variants"] if entry["name"] == MANIFEST["recommended"])
+VARIANT = next(entry for entry in MANIFEST["variants"] if entry["name"] == (MANIFEST["recommended"] or "fp32"))
 
 
 def load_image(path: str) -> np.ndarray:

@@ -1,0 +1,63 @@
+"""A bundle's variants timed against each other on this machine, by the benchmark's own protocol."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgetl.core.comparisons import verdict
+from edgetl.core.config import BenchConfig
+from edgetl.core.rows import Row
+from edgetl.core.statistics import paired_speedup
+from edgetl.device.bench.inputs import prepare_pictures
+from edgetl.device.bench.protocol import BenchProtocol
+from edgetl.device.bench.proving import prove
+from edgetl.device.bench.rounds import Rounds
+from edgetl.device.bench.target import find_target
+from edgetl.device.cores import available_cores
+from edgetl.device.facts import device_facts
+
+_ROUNDS = 4
+
+
+def variant_latencies(
+    bundle: Path, notify: Callable[[str, int, int], None], protocol: BenchProtocol | None = None
+) -> dict[str, dict[str, Any]]:
+    """Variant name to its `latency` in bundle.json: p50, and speed-up over fp32 with its 95% interval.
+
+    Scope `model`, one image, all cores available, every block in a process of its own, rounds in random order.
+    """
+    threads = available_cores()
+    target = find_target(BenchConfig(bundle, scopes=("model",)), threads)
+    candidates = [candidate for candidate in target.candidates if candidate.runtime == "onnxruntime"]
+    assert target.bundle is not None
+    with tempfile.TemporaryDirectory(prefix="edgetl-latency-") as name:
+        folder = Path(name)
+        pictures = prepare_pictures(target.bundle, {candidate.source.input for candidate in candidates}, folder)
+        contenders = prove(
+            candidates, ("model",), pictures, protocol or BenchProtocol(), folder, lambda text: notify("Timing variants", 0, 0)
+        )
+        able = [contender for contender in contenders if contender.passed]
+        rounds = Rounds()
+        rounds.measure(able, _ROUNDS, 0, folder, lambda done, total, text: notify("Timing variants", done, total))
+    rows = {
+        contender.candidate.variant: replace(contender.rows[0], rounds=tuple(rounds.blocks.get(contender.rows[0].id, ())))
+        for contender in contenders
+    }
+    about = {"scope": "model", "batch": 1, "threads": threads, "provider": "cpu", "cpu": device_facts().get("cpu"), "rounds": _ROUNDS}
+    return {variant: {**about, **_figures(row, rows.get("fp32"))} for variant, row in rows.items()}
+
+
+def _figures(row: Row, float32: Row | None) -> dict[str, Any]:
+    if not row.rounds:
+        return {"p50_ms": None, "reason": row.gate["reason"]}
+    found: dict[str, Any] = {"p50_ms": row.percentile_ms(50)}
+    if float32 is None or row is float32 or not float32.rounds:
+        return found
+    speedup = paired_speedup(float32.medians_ns, row.medians_ns)
+    # Neighbours on a shared machine come and go: the interval has to stand the spread of both.
+    decided = verdict(speedup, True, float32.spread + row.spread)
+    return {**found, "speedup": speedup.ratio, "ci95": [speedup.low, speedup.high], "verdict": decided}

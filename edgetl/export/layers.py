@@ -1,0 +1,62 @@
+"""The layers with weights inside an ONNX network: convolutions and fully connected ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, numpy_helper
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node with constant weights."""
+
+    node: NodeProto
+    weight: NDArray[np.float32]
+    """[out, in / groups, height, width] of Conv, [out, in] of Gemm with transB."""
+    bias: NDArray[np.float32] | None
+    groups: int
+
+    @property
+    def name(self) -> str:
+        """The node's."""
+        return str(self.node.name)
+
+
+def layers(network: onnx.ModelProto) -> Iterator[Layer]:
+    """Conv, and Gemm as PyTorch's exporter writes a Linear (transB=1), in graph order."""
+    constants = {value.name: value for value in network.graph.initializer}
+    for node in network.graph.node:
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        if node.op_type not in ("Conv", "Gemm") or node.input[1] not in constants:
+            continue
+        if node.op_type == "Gemm" and not ("transB" in attributes and attributes["transB"].i):
+            continue
+        has_bias = len(node.input) > 2 and node.input[2] in constants
+        yield Layer(
+            node,
+            numpy_helper.to_array(constants[node.input[1]]),
+            numpy_helper.to_array(constants[node.input[2]]) if has_bias else None,
+            attributes["group"].i if "group" in attributes else 1,
+        )
+
+
+def with_constants(network: onnx.ModelProto, changed: dict[str, NDArray[np.float32]]) -> onnx.ModelProto:
+    """A copy with other values for these initializers."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(network)
+    for value in copy.graph.initializer:
+        if value.name in changed:
+            value.CopyFrom(numpy_helper.from_array(changed[value.name].astype(np.float32), value.name))
+    return copy
+
+
+def quantized_weight(weight: NDArray[np.float32], per_channel: bool, bits: int = 8) -> NDArray[np.float32]:
+    """What weights become in signed symmetric integers, as floats again; the first axis is the output channel."""
+    axes = tuple(range(1, weight.ndim)) if per_channel else None
+    scale = np.maximum(np.abs(weight).max(axis=axes, keepdims=True), 1e-12) / (2 ** (bits - 1) - 1)
+    return np.asarray(np.round(weight / scale) * scale, np.float32)

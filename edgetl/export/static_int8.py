@@ -1,0 +1,168 @@
+"""Static int8: a search over calibration methods and types, then repairs until the accuracy fits or int8 is given up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from edgetl.export.calibration import METHODS, Calibration
+from edgetl.export.equalisation import equalise
+from edgetl.export.layer_repair import by_error, correct_biases
+from edgetl.export.layers import layers
+from edgetl.export.qdq import Scheme, quantize
+from edgetl.export.quantized import Quantized, Task
+from edgetl.export.rewriting import rewrite
+from edgetl.export.trial import Referee, Score
+
+_SLOWER = 1.25
+"""A candidate that takes this much longer than the fastest is out; nearer ones differ by noise, and accuracy decides."""
+_MOST_RESTORED = 0.5
+"""Share of the layers that may go back to float before int8 is given up."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that was tried."""
+
+    scheme: Scheme
+    network: onnx.ModelProto
+    score: Score
+    repairs: tuple[str, ...] = ()
+    """In words, in the order in which they were made."""
+    restored: tuple[str, ...] = ()
+    """Layers that stay in float."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in bundle.json."""
+        return {
+            "scheme": self.scheme.to_json(),
+            "repairs": list(self.repairs),
+            "restored_layers": list(self.restored),
+            "held_back": self.score.to_json(),
+        }
+
+
+def static_int8(task: Task) -> Quantized:
+    """The search; its outcome may lose more than the budget, which `kept` then says.
+
+    Raises:
+        ExportError: too few images, or the quantizer cannot take the network.
+    """
+    return _Search(task).run()
+
+
+def schemes(has_vnni: bool) -> Iterator[Scheme]:
+    """Everything that is tried on a CPU."""
+    for method, per_channel in product(METHODS, (True, False)):
+        yield Scheme(method, per_channel, "uint8", reduce_range=not has_vnni)
+        yield Scheme(method, per_channel, "int8", reduce_range=not has_vnni)
+
+
+def multiplies_8_bit(proc: Path = Path("/proc")) -> bool:
+    """Whether products of 8 bits are summed in 32: VNNI and AMX on x86, dot products on ARM; elsewhere sums of two saturate in 16."""
+    try:
+        lines = (proc / "cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.partition(":")[2].split()}
+    return bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
+
+
+@dataclass
+class _Search:
+    task: Task
+    tried: list[Candidate] = field(default_factory=list)
+
+    def run(self) -> Quantized:
+        task = self.task
+        self._network = rewrite(task.network)
+        self._referee = Referee(task.network, task.images.held_back)
+        task.notify("Observing activations for int8", 0, 0)
+        self._calibration = Calibration(self._network, task.images.calibration)
+        vnni = multiplies_8_bit()
+        wanted = list(schemes(vnni))
+        for number, scheme in enumerate(wanted):
+            task.notify("Searching for int8", number, len(wanted))
+            self._try(scheme, self._network, self._calibration)
+        best = self._best(self.tried)
+        if not self._fits(best):
+            best = self._repaired(best)
+        report = {
+            "calibration_images": len(task.images.calibration),
+            "held_back_images": len(task.images.held_back),
+            "float": self._referee.score(task.network).to_json(),
+            "vnni": vnni,
+            "chosen": self.tried.index(best),
+            "fits": self._fits(best),
+            "candidates": [candidate.to_json() for candidate in self.tried],
+        }
+        return Quantized(best.network, "int8", report, kept=self._fits(best), told=self._told(best))
+
+    def _try(
+        self,
+        scheme: Scheme,
+        network: onnx.ModelProto,
+        calibration: Calibration,
+        repairs: tuple[str, ...] = (),
+        restored: tuple[str, ...] = (),
+    ) -> Candidate:
+        quantized = quantize(network, calibration.ranges(scheme.method), scheme, restored)
+        candidate = Candidate(scheme, quantized, self._referee.score(quantized), repairs, restored)
+        self.tried.append(candidate)
+        return candidate
+
+    def _fits(self, candidate: Candidate) -> bool:
+        return candidate.score.drop <= self.task.max_drop
+
+    def _best(self, candidates: list[Candidate]) -> Candidate:
+        # Those that fit the budget; of these the fast ones; of these the one nearest to float. None fits: the one that loses least.
+        fitting = [candidate for candidate in candidates if self._fits(candidate)]
+        if not fitting:
+            return min(candidates, key=lambda candidate: (candidate.score.drop, -candidate.score.sqnr_db))
+        fastest = min(candidate.score.ms for candidate in fitting)
+        fast = [candidate for candidate in fitting if candidate.score.ms <= _SLOWER * fastest]
+        return max(fast, key=lambda candidate: candidate.score.sqnr_db)
+
+    def _repaired(self, best: Candidate) -> Candidate:
+        for repair, name in ((self._equalised, "cross-layer equalisation"), (self._corrected, "bias correction")):
+            self.task.notify(f"Repairing int8: {name}", 0, 0)
+            made = repair(best.scheme)
+            if made is None:
+                continue
+            network, calibration = made
+            found = self._try(best.scheme, network, calibration, (*best.repairs, name))
+            if (found.score.drop, -found.score.sqnr_db) < (best.score.drop, -best.score.sqnr_db):
+                best, self._network, self._calibration = found, network, calibration
+            if self._fits(best):
+                return best
+        return self._restored(best)
+
+    def _equalised(self, _scheme: Scheme) -> tuple[onnx.ModelProto, Calibration] | None:
+        evened = equalise(self._network)
+        return None if evened is None else (evened, Calibration(evened, self.task.images.calibration))
+
+    def _corrected(self, scheme: Scheme) -> tuple[onnx.ModelProto, Calibration] | None:
+        return correct_biases(self._network, self._calibration, scheme), self._calibration
+
+    def _restored(self, best: Candidate) -> Candidate:
+        scheme = best.scheme
+        worst = by_error(self._network, self._calibration.ranges(scheme.method), scheme, self.task.images.calibration)
+        most, count = int(len(list(layers(self._network))) * _MOST_RESTORED), 1
+        while count <= most:
+            self.task.notify("Restoring layers to float", count, most)
+            found = self._try(scheme, self._network, self._calibration, best.repairs, tuple(worst[:count]))
+            if self._fits(found):
+                return found
+            best = min(best, found, key=lambda candidate: candidate.score.drop)
+            count *= 2
+        return best
+
+    def _told(self, best: Candidate) -> str:
+        after = f" after {', '.join(best.repairs)}" if best.repairs else ""
+        floats = f", {len(best.restored)} layers in float" if best.restored else ""
+        return f"{best.scheme.name}{after}{floats}"

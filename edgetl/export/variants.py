@@ -1,0 +1,92 @@
+"""The smaller variants of a bundle: made, written, and held against PyTorch on the proof images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from edgetl.core.config import ExportConfig
+from edgetl.core.files import sha256_file
+from edgetl.core.layout import BundleDirectory
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.registry import QUANTIZERS, resolve
+from edgetl.device.bundle import Variant
+from edgetl.export.accounting import Flip, Logits, ProofImages, accuracy, answers, distance, flips, flips_json
+from edgetl.export.blame import conversions, float_islands, operator_times
+from edgetl.export.graph import assemble
+from edgetl.export.ort_format import write_ort
+from edgetl.export.quantized import Quantized, Task
+from edgetl.export.writing import write_model
+
+_FASTER = "faster"
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What all variants of a bundle are made with."""
+
+    directory: BundleDirectory
+    config: ExportConfig
+    contract: Preprocessing
+    labels: Sequence[str]
+    metadata: dict[str, Any]
+    """For the ONNX files."""
+    proof: ProofImages
+    reference: Logits
+    """PyTorch's for the proof images, [images, classes]."""
+
+    def write(self, name: str, network: onnx.ModelProto) -> Path:
+        """The network with preprocessing and softmax around it, as a file of the bundle."""
+        return write_model(self.directory, name, assemble(network, self.contract, self.config.input, self.metadata))
+
+    def describe(self, name: str, file: Path, precision: str, parity: dict[str, Any], logits: Logits) -> Variant:
+        """The manifest's entry for a file."""
+        variant = Variant(
+            name=name,
+            file=file.name,
+            sha256=sha256_file(file),
+            bytes=file.stat().st_size,
+            precision=precision,
+            input=self.config.input,
+            opset=self.config.opset,
+            parity=parity,
+            accuracy=accuracy(logits, self.reference, self.proof, self.labels),
+        )
+        return replace(variant, report={"ort": write_ort(file)}) if self.config.ort_format else variant
+
+
+@dataclass(frozen=True)
+class Made:
+    """A smaller variant and what is known of it."""
+
+    variant: Variant
+    quantized: Quantized
+    flips: list[Flip]
+
+    def with_blame(self, task: Task) -> Variant:
+        """The entry, with the operators that keep it from being faster where it is not."""
+        if self.variant.latency.get("verdict") == _FASTER:
+            return self.variant
+        times = operator_times(self.quantized.network, task.images.held_back)
+        blame = {"operators": times, "float_islands": float_islands(times), "conversions": conversions(times)}
+        return replace(self.variant, report={**self.variant.report, "slow_because": blame})
+
+
+def make_variant(name: str, task: Task, workshop: Workshop) -> Made:
+    """Make, write and account for the variant `name`.
+
+    Raises:
+        ExportError: it cannot be made of this network.
+    """
+    quantized: Quantized = resolve(QUANTIZERS, name, "variant")(task)
+    file = workshop.write(name, quantized.network)
+    task.notify(f"Checking {name} on the {workshop.proof.kind} images", 0, 0)
+    logits = answers(file, workshop.proof, workshop.contract, workshop.config.input)
+    found = flips(logits, workshop.reference, workshop.proof, workshop.labels)
+    variant = workshop.describe(name, file, quantized.precision, distance(logits, workshop.reference, workshop.proof.kind), logits)
+    report = {**variant.report, "chosen": quantized.told, "search": quantized.report, "flips": flips_json(found)}
+    return Made(replace(variant, report=report), quantized, found)
