@@ -151,3 +151,5 @@ def _print_variants(bundle: Any) -> None:
         islands = variant.report.get("slow_because", {}).get("float_islands")
         if islands:
             out.print(f"{variant.name} still computes in float: {islands}.", markup=False, soft_wrap=True)
+        if variant.report.get("search", {}).get("vnni") is False and variant.latency.get("verdict") != "faster":
+            out.print(f"{variant.name}: this CPU has no VNNI, so integers gain little here; `edgetl bench` on the device decides.")

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from edgetl.core.config import ExportConfig
 from edgetl.device.bundle import Variant
 
+_WHY = {
+    "fp16": "; CPUs compute it in float32, it is for GPUs",
+    "weights int8": "; it is for size (--optimise size)",
+}
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -43,7 +48,8 @@ def _objection(variant: Variant, config: ExportConfig) -> str:
         return f"takes {p50:.2f} ms, {config.max_latency_ms:g} are allowed" if p50 else "was not timed"
     if config.optimise == "latency" and variant.name != "fp32" and variant.latency.get("verdict") != "faster":
         low, high = variant.latency.get("ci95", (0.0, 0.0))
-        return f"is not shown faster than fp32 here: {variant.latency.get('speedup', 0.0):.2f} times [{low:.2f}, {high:.2f}]"
+        measured = f"is not shown faster than fp32 here: {variant.latency.get('speedup', 0.0):.2f} times [{low:.2f}, {high:.2f}]"
+        return f"{measured}{_WHY.get(variant.precision, '')}"
     return ""
 
 

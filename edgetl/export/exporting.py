@@ -33,6 +33,7 @@ from edgetl.export.variants import Made, Workshop, make_variant
 from edgetl.export.writing import (
     GoldenImages,
     new_bundle,
+    read_back,
     refuse_existing,
     write_client,
     write_golden,
@@ -127,7 +128,7 @@ def _export(model: RunModel, sources: _Sources, output: Path, config: ExportConf
         }
         file = write_model(directory, "fp32", assemble(graph.model, model.preprocessing, config.input, metadata))
         # Proven is what lies on the disk, read back, not what was in memory.
-        proof = ParityProof(model.network, graph, onnx.load(file), model.preprocessing, config, sources.proof.kind)
+        proof = ParityProof(model.network, graph, read_back(file), model.preprocessing, config, sources.proof.kind)
         parity = proof.prove(sources.proof.files, lambda done, total: notify("Proving it equal to PyTorch", done, total))
         workshop = Workshop(directory, config, model.preprocessing, model.labels, metadata, sources.proof, parity.pytorch_logits)
         variants = [workshop.describe("fp32", file, "fp32", parity.to_json(), parity.onnx_logits)]

@@ -69,7 +69,7 @@ class Made:
 
     def with_blame(self, task: Task) -> Variant:
         """The entry, with the operators that keep it from being faster where it is not."""
-        if self.variant.latency.get("verdict") == _FASTER:
+        if self.variant.latency.get("verdict") == _FASTER or not self.quantized.precision.startswith("int8"):
             return self.variant
         times = operator_times(self.quantized.network, task.images.held_back)
         blame = {"operators": times, "float_islands": float_islands(times), "conversions": conversions(times)}

@@ -45,7 +45,7 @@ def weights_int8(task: Task) -> Quantized:
     nodes += list(copy.graph.node)
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
-    return Quantized(copy, "int8 weights", told="weights in int8, arithmetic in float32")
+    return Quantized(copy, "weights int8", told="weights in int8, arithmetic in float32")
 
 
 def _rounded(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

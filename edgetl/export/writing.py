@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgetl.core.errors import BundleError
+from edgetl.core.errors import BundleError, ExportError
 from edgetl.core.files import sha256_file, write_json
 from edgetl.core.layout import BundleDirectory
 from edgetl.device.bundle import Variant
@@ -113,8 +113,28 @@ def refuse_existing(path: Path, force: bool) -> None:
 def write_model(directory: BundleDirectory, name: str, model: onnx.ModelProto) -> Path:
     """Write one variant as a single file; equal models give equal bytes."""
     path = directory.variant(name)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    content = model.SerializeToString(deterministic=True)
+    path.write_bytes(content)
+    on_disk = path.stat().st_size
+    if on_disk != len(content):
+        raise ExportError(
+            f"{path.name} was cut short: {on_disk} of {len(content)} bytes are on the disk. Make room; no bundle was written."
+        )
     return path
+
+
+def read_back(file: Path) -> onnx.ModelProto:
+    """The model as it lies on the disk.
+
+    Raises:
+        ExportError: it is not what was written.
+    """
+    try:
+        return onnx.load(file)
+    except Exception as cause:  # protobuf's exceptions share no base class across its versions
+        raise ExportError(
+            f"{file.name} cannot be read back from the disk: {file.stat().st_size} bytes, cut short or damaged. No bundle was written."
+        ) from cause
 
 
 def write_golden(directory: BundleDirectory, golden: GoldenImages) -> dict[str, Any]:

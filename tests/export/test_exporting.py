@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,23 +21,8 @@ from edgetl.device.classifier import open_classifier
 from edgetl.device.preprocessing import preprocess
 from edgetl.export import exporting, graph
 from edgetl.export.exporting import export_architecture
-from edgetl.export.network_graph import NetworkGraph, network_graph
 from edgetl.train.models import load_stock_model
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
-
-
-@pytest.fixture
-def export(random_weights: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """Export as a user does, but ask PyTorch's exporter, which takes seconds, only once for equal questions."""
-    monkeypatch.setattr(exporting, "network_graph", lambda _network, *question: graph_once(random_weights, *question))
-    return lambda output, images=None, **options: export_architecture(
-        ARCHITECTURE, str(random_weights), ExportConfig(output=output, **options), images, IMAGE_SIZE
-    )
-
-
-@cache
-def graph_once(weights: Path, image_size: int, classes: int, opset: int) -> NetworkGraph:
-    return network_graph(load_stock_model(ARCHITECTURE, str(weights), image_size).network, image_size, classes, opset)
 
 
 def test_bundle_holds_what_the_manifest_says(stock_bundle: Path) -> None:

@@ -1,0 +1,121 @@
+"""Planted faults: each is caught, and the message points the right way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from edgetl.core.errors import ExportError, ParityError
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.device.preprocessing import normalise
+from edgetl.export import exporting, graph, writing
+from edgetl.export.diagnosis import about_input, about_logits, about_pixels
+from edgetl.train.models import load_stock_model
+from tests.conftest import ARCHITECTURE, IMAGE_SIZE
+
+Plant = Callable[[onnx.ModelProto], None]
+
+
+def constant(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+
+
+def wrong_mean(model: onnx.ModelProto) -> None:
+    offset = constant(model, "pre_offset")
+    moved = numpy_helper.to_array(offset).copy()
+    moved[0, 1] = -0.5 / 0.224
+    offset.CopyFrom(numpy_helper.from_array(moved, offset.name))
+
+
+def swapped_channels(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "swap"))
+    at = next(index for index, node in enumerate(model.graph.node) if node.output[0] == "pre_planes")
+    model.graph.node[at].output[0] = "pre_planes_before"
+    model.graph.node.insert(at + 1, helper.make_node("Gather", ["pre_planes_before", "swap"], ["pre_planes"], axis=1))
+
+
+def missing_antialias(model: onnx.ModelProto) -> None:
+    shrink = next(node for node in model.graph.node if node.op_type == "If").attribute[1].g
+    resize = next(node for node in shrink.node if node.op_type == "Resize")
+    for attribute in resize.attribute:
+        if attribute.name in ("antialias", "exclude_outside"):
+            attribute.i = 0
+
+
+def flipped_label_order(model: onnx.ModelProto) -> None:
+    last = next(node for node in reversed(model.graph.node) if node.op_type == "Gemm")
+    for name in last.input[1:]:
+        tensor = constant(model, name)
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[::-1].copy(), name))
+
+
+FAULTS: dict[str, tuple[Plant, str]] = {
+    "wrong mean": (wrong_mean, r"normalises channel G with mean 0\.500 and std 0\.224; training did with 0\.456"),
+    "swapped channels": (swapped_channels, "in the order BGR instead of RGB"),
+    "missing antialias": (missing_antialias, "Resize lacks antialias=1 and exclude_outside=1"),
+    "flipped label order": (flipped_label_order, r"another order of labels: output \d+ is class \d+"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_named(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Any) -> None:
+    plant, message = FAULTS[fault]
+
+    def assemble(*arguments: Any) -> onnx.ModelProto:
+        model = graph.assemble(*arguments)
+        plant(model)
+        return model
+
+    monkeypatch.setattr(exporting, "assemble", assemble)
+    with pytest.raises(ParityError, match=message):
+        export(tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_cut_short_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Any) -> None:
+    def cut(*arguments: Any) -> Path:
+        path = writing.write_model(*arguments)
+        path.write_bytes(path.read_bytes()[:-1000])
+        return path
+
+    monkeypatch.setattr(exporting, "write_model", cut)
+    with pytest.raises(ExportError, match=r"fp32\.onnx cannot be read back .* cut short or damaged"):
+        export(tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_batch_norm_in_training_mode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Any, random_weights: Path) -> None:
+    model = load_stock_model(ARCHITECTURE, str(random_weights), IMAGE_SIZE)
+    model.network.features[3].train()  # type: ignore[union-attr,index]
+    monkeypatch.setattr(exporting, "load_stock_model", lambda *_: model)
+    with pytest.raises(ParityError, match=r"features\.3\.\S+ \(BatchNorm2d\) is in training mode"):
+        export(tmp_path / "new")
+
+
+def test_what_agrees_is_not_blamed() -> None:
+    generator = np.random.default_rng(0)
+    contract = Preprocessing.for_image_size(32)
+    crops = generator.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    inputs = normalise(crops, contract)
+    assert about_input(inputs, inputs, crops, contract) == ""
+    assert about_pixels(crops, crops[::-1], onnx.ModelProto()) == ""
+    logits = generator.normal(size=(5, 7)).astype(np.float32)
+    assert about_logits(logits, logits + 1e-5, 1e-3) == ""
+    assert about_logits(logits, logits + 1, 1e-3) == ""
+
+
+def test_recognised_at_a_glance() -> None:
+    generator = np.random.default_rng(0)
+    contract = Preprocessing.for_image_size(32)
+    crops = generator.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    inputs = normalise(crops, contract)
+    logits = generator.normal(size=(5, 7)).astype(np.float32)
+    assert "output 0 is class 6" in about_logits(logits, logits[:, ::-1], 1e-3)
+    assert "BGR" in about_pixels(crops[..., ::-1], crops, onnx.ModelProto())
+    assert "one constant" in about_input(np.zeros_like(inputs), inputs, crops, contract)
