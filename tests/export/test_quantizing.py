@@ -1,0 +1,359 @@
+"""The parts of the int8 search, each against what it promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from onnx import numpy_helper
+from torch import nn
+
+from edgetl.core.errors import ExportError
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.registry import QUANTIZERS, resolve
+from edgetl.export import static_int8 as search
+from edgetl.export.calibration import METHODS, Calibration
+from edgetl.export.crops import FEWEST, Crops, QuantizationImages, quantization_images
+from edgetl.export.equalisation import equalise
+from edgetl.export.layer_repair import by_error, correct_biases
+from edgetl.export.layers import layers, quantized_weight, with_constants
+from edgetl.export.network_graph import network_graph
+from edgetl.export.qdq import Scheme, quantize
+from edgetl.export.quantized import Quantized, Task
+from edgetl.export.rewriting import rewrite
+from edgetl.export.static_int8 import multiplies_8_bit, schemes, static_int8
+from edgetl.export.trial import Referee, Score, logits_of, sqnr_db
+
+SIDE, CLASSES = 32, 3
+CONTRACT = Preprocessing.for_image_size(SIDE)
+CHANNEL_WISE = Scheme("minmax", per_channel=True, activations="uint8", reduce_range=True)
+TENSOR_WISE = Scheme("minmax", per_channel=False, activations="uint8", reduce_range=True)
+
+
+class Small(nn.Module):
+    """A chain of every kind of layer that matters here: ReLU between convolutions, a residual, HardSwish, a pool, two Linears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1, groups=8)
+        self.third, self.fourth = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.hidden, self.last = nn.Linear(8, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        value = torch.relu(self.third(torch.relu(self.second(torch.relu(self.first(images))))))
+        value = nn.functional.hardswish(self.fourth(value)) + value
+        value = value * nn.functional.hardsigmoid(value.mean((2, 3), keepdim=True))
+        logits: torch.Tensor = self.last(nn.functional.hardswish(self.hidden(value.mean((2, 3)))))
+        return logits
+
+
+@cache
+def small_network() -> onnx.ModelProto:
+    torch.manual_seed(0)
+    return onnx.shape_inference.infer_shapes(network_graph(Small().eval(), SIDE, CLASSES, 18).model)
+
+
+def crops(count: int, seed: int = 0) -> Crops:
+    generator = np.random.default_rng(seed)
+    # Smooth pictures of different colours: noise would look the same to every network.
+    coarse = generator.integers(0, 256, (count, 4, 4, 3)).astype(np.uint8)
+    pixels = coarse.repeat(SIDE // 4, 1).repeat(SIDE // 4, 2)
+    return Crops(pixels, generator.integers(0, CLASSES, count), CONTRACT)
+
+
+@pytest.fixture
+def task() -> Task:
+    return Task(small_network(), lambda: QuantizationImages(crops(40), crops(30, 1)), 1.0, lambda step, done, total: None)
+
+
+def difference(left: onnx.ModelProto, right: onnx.ModelProto) -> float:
+    images = crops(8, 5)
+    return float(np.abs(logits_of(left, images) - logits_of(right, images)).max())
+
+
+# --- images
+
+
+@pytest.fixture
+def files(make_images: Callable[..., Path]) -> list[Path]:
+    return sorted(make_images("data", ["a", "b", "c"], count=20).rglob("*.png"))
+
+
+def test_both_parts_hold_every_class_and_share_no_image(files: list[Path]) -> None:
+    labels = [ord(path.parent.name) - ord("a") for path in files]
+    images = quantization_images(files, labels, CONTRACT, "training")
+    assert images.calibration.truth is not None
+    assert images.held_back.truth is not None
+    assert (len(images.calibration), len(images.held_back)) == (36, 24)
+    assert np.bincount(images.calibration.truth).min() >= 11
+    assert np.bincount(images.held_back.truth).min() >= 7
+    pixels = [image.tobytes() for part in (images.calibration, images.held_back) for image in part.pixels]
+    assert len(set(pixels)) == 60
+    again = quantization_images(files, labels, CONTRACT, "training")
+    assert np.array_equal(again.calibration.pixels, images.calibration.pixels)
+
+
+def test_too_few_images_are_told(files: list[Path]) -> None:
+    with pytest.raises(ExportError, match=f"at least {FEWEST} images .* there are 19"):
+        quantization_images(files[:19], None, CONTRACT, "training")
+
+
+# --- calibration
+
+
+def test_ranges_hold_what_was_seen() -> None:
+    calibration = Calibration(small_network(), crops(20))
+    observed, exact = calibration.ranges("minmax"), calibration.observed
+    for method in METHODS:
+        ranges = calibration.ranges(method)
+        assert set(ranges.keys()) == set(exact)
+        for name, seen in exact.items():
+            low, high = (float(bound) for bound in ranges[name].range_value)
+            widest = [float(bound) for bound in observed[name].range_value]
+            assert widest == pytest.approx([seen.low, seen.high])
+            assert widest[0] - 1e-6 <= low < high <= widest[1] + 1e-6, (method, name)
+
+
+def test_means_are_the_channels_own() -> None:
+    images = crops(9)
+    calibration = Calibration(small_network(), images)
+    expected = np.concatenate(list(images.batches())).mean((0, 2, 3))
+    assert calibration.observed["pixels"].channel_means == pytest.approx(expected, abs=1e-4)
+
+
+# --- rewriting and equalisation change nothing but the form
+
+
+def test_rewritten_operators_compute_the_same() -> None:
+    rewritten = rewrite(small_network())
+    kinds = {node.op_type for node in rewritten.graph.node}
+    assert {"HardSwish", "HardSigmoid", "ReduceMean"} <= {node.op_type for node in small_network().graph.node}
+    assert not {"HardSwish", "HardSigmoid", "ReduceMean"} & kinds
+    assert difference(small_network(), rewritten) < 1e-5
+
+
+def test_equalised_layers_compute_the_same_with_evener_weights() -> None:
+    uneven = _uneven()
+    evened = equalise(uneven)
+    assert evened is not None
+    assert difference(uneven, evened) < 1e-4
+
+    def spread(network: onnx.ModelProto) -> float:
+        first = next(layers(network))
+        peaks = np.abs(first.weight).reshape(len(first.weight), -1).max(1)
+        return float(peaks.max() / peaks.min())
+
+    assert spread(evened) < spread(uneven) / 5
+
+
+def test_without_neighbours_there_is_nothing_to_equalise() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Conv2d(4, 4, 1), nn.SiLU(), nn.Flatten(), nn.Linear(4 * SIDE * SIDE, CLASSES))
+    assert equalise(network_graph(network.eval(), SIDE, CLASSES, 18).model) is None
+
+
+def _uneven() -> onnx.ModelProto:
+    """The same function with channels of the first layers scaled against each other by up to 100."""
+    found = {layer.name: layer for layer in layers(small_network())}
+    first, second = list(found.values())[:2]
+    factor = np.logspace(-1, 1, 8).astype(np.float32)
+    return with_constants(
+        small_network(),
+        {
+            first.node.input[1]: first.weight * factor[:, None, None, None],
+            first.node.input[2]: first.bias * factor if first.bias is not None else factor,
+            second.node.input[1]: second.weight / factor[:, None, None, None],
+        },
+    )
+
+
+# --- quantizing
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrays(np.float32, (3, 4, 2, 2), elements=st.floats(-100, 100, width=32)), st.booleans(), st.sampled_from([7, 8]))
+def test_weights_move_by_half_a_step_at_most(weight: Any, per_channel: bool, bits: int) -> None:
+    peak = np.abs(weight).max(axis=(1, 2, 3) if per_channel else None, keepdims=True)
+    step = np.maximum(peak, 1e-12) / (2 ** (bits - 1) - 1)
+    assert (np.abs(quantized_weight(weight, per_channel, bits) - weight) <= 0.5001 * step + 1e-9).all()
+
+
+@pytest.mark.parametrize("scheme", schemes(has_vnni=False), ids=lambda scheme: scheme.name)
+def test_every_scheme_gives_a_valid_network_near_to_float(scheme: Scheme) -> None:
+    rewritten = rewrite(small_network())
+    quantized = quantize(rewritten, Calibration(rewritten, crops(20)).ranges(scheme.method), scheme)
+    onnx.checker.check_model(quantized, full_check=True)
+    kinds = [node.op_type for node in quantized.graph.node]
+    assert kinds.count("QuantizeLinear") >= 6
+    assert sqnr_db(logits_of(small_network(), crops(20)), logits_of(quantized, crops(20))) > 8
+    names = [value.name for value in quantized.graph.initializer]
+    contents = [(value.data_type, tuple(value.dims), numpy_helper.to_array(value).tobytes()) for value in quantized.graph.initializer]
+    assert len(set(names)) == len(names)
+    assert len(set(contents)) == len(contents), "equal constants are shared"
+
+
+def test_excluded_layers_stay_in_float_and_quantizing_is_deterministic() -> None:
+    ranges = Calibration(small_network(), crops(20)).ranges("minmax")
+    excluded = next(layers(small_network())).name
+    quantized = quantize(small_network(), ranges, CHANNEL_WISE, [excluded])
+    node = next(node for node in quantized.graph.node if node.name == excluded)
+    assert node.input[1] in {layer.node.input[1] for layer in layers(small_network())}
+    again = quantize(small_network(), ranges, CHANNEL_WISE, [excluded])
+    assert quantized.SerializeToString(deterministic=True) == again.SerializeToString(deterministic=True)
+
+
+def test_the_layer_with_the_coarsest_steps_is_named_first() -> None:
+    target = list(layers(small_network()))[3]
+    weight = target.weight.copy()
+    weight[0] *= 300  # one channel sets the step for all others
+    spoilt = with_constants(small_network(), {target.node.input[1]: weight})
+    ranges = Calibration(spoilt, crops(20)).ranges("minmax")
+    order = by_error(spoilt, ranges, TENSOR_WISE, crops(20))
+    assert sorted(order) == sorted(layer.name for layer in layers(spoilt))
+
+    def rest(name: str) -> float:
+        layer = next(layer for layer in layers(spoilt) if layer.name == name)
+        error = quantized_weight(layer.weight, False, 7) - layer.weight
+        return float(np.abs(error).mean() / np.abs(layer.weight).mean())
+
+    assert rest(order[0]) >= max(rest(name) for name in order) * 0.2
+
+
+def test_corrected_biases_bring_back_the_mean() -> None:
+    target = list(layers(small_network()))[2]
+    images = crops(30)
+    calibration = Calibration(small_network(), images)
+    corrected = correct_biases(small_network(), calibration, TENSOR_WISE)
+    layer = next(layer for layer in layers(corrected) if layer.name == target.name)
+    error = (quantized_weight(target.weight, False, 7) - target.weight).reshape(8, 8)
+    means = calibration.observed[target.node.input[0]].channel_means
+    assert layer.bias is not None
+    assert target.bias is not None
+    # Mean output with rounded weights and the new bias = mean output of the float layer.
+    assert error @ means + layer.bias == pytest.approx(target.bias, abs=1e-5)
+
+
+# --- the search
+
+
+def test_the_search_records_every_candidate_and_chooses_one_that_fits(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantized = static_int8(task)
+    report = quantized.report
+    tried = [candidate for candidate in report["candidates"] if not candidate["repairs"] and not candidate["restored_layers"]]
+    assert len(tried) == 12
+    assert {(c["scheme"]["method"], c["scheme"]["per_channel"], c["scheme"]["activations"]) for c in tried} == {
+        (method, wise, kind) for method in METHODS for wise in (True, False) for kind in ("uint8", "int8")
+    }
+    for candidate in report["candidates"]:
+        assert candidate["held_back"]["ms"] > 0
+        assert candidate["held_back"]["bytes"] > 0
+        assert candidate["held_back"]["top1"] is not None
+    chosen = report["candidates"][report["chosen"]]["held_back"]
+    assert quantized.kept is report["fits"] is (chosen["drop"] <= task.max_drop)
+    assert (report["calibration_images"], report["held_back_images"]) == (40, 30)
+
+
+class Harsh(Referee):
+    """Every candidate loses 50 points, less 5 for each layer in float."""
+
+    def score(self, network: onnx.ModelProto) -> Score:
+        floats = sum(node.op_type in ("Conv", "Gemm") and not _is_quantized(network, node) for node in network.graph.node)
+        return Score(0.5, 50.0 - 5 * floats, 10.0, 1.0, 1)
+
+
+def _is_quantized(network: onnx.ModelProto, node: onnx.NodeProto) -> bool:
+    producers = {name: other.op_type for other in network.graph.node for name in other.output}
+    return producers.get(node.input[1]) == "DequantizeLinear"
+
+
+@pytest.mark.parametrize(("allowed", "fits"), [(45.0, True), (41.0, True), (1.0, False)])
+def test_repairs_come_in_order_until_it_fits_or_is_given_up(
+    task: Task, monkeypatch: pytest.MonkeyPatch, allowed: float, fits: bool
+) -> None:
+    monkeypatch.setattr(search, "Referee", Harsh)
+    quantized = static_int8(Task(task.network, task.load_images, allowed, task.notify))
+    repaired = quantized.report["candidates"][12:]
+    assert repaired[0]["repairs"] == ["cross-layer equalisation"]
+    assert repaired[1]["repairs"][-1] == "bias correction"
+    restored = [len(candidate["restored_layers"]) for candidate in repaired[2:]]
+    assert restored == {45.0: [1], 41.0: [1, 2], 1.0: [1, 2]}[allowed], "at most half of the six layers"
+    assert quantized.kept is fits
+
+
+def test_a_network_that_the_quantizer_refuses_is_told(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgetl.export.qdq.QDQQuantizer.quantize_model", lambda self: 1 / 0)
+    with pytest.raises(ExportError, match=r"quantizer cannot take this network .*division by zero"):
+        static_int8(task)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("flags\t\t: fpu avx2 avx512_vnni", True), ("flags\t\t: fpu avx2 avx512f", False), ("flags\t\t: avx_vnni", True),
+        ("Features\t: fp asimd asimddp", True), ("Features\t: fp asimd", False), ("", False),
+    ],
+)  # fmt: skip
+def test_what_a_cpu_can(tmp_path: Path, line: str, expected: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\n")
+    assert multiplies_8_bit(tmp_path) is expected
+    assert multiplies_8_bit(tmp_path / "nowhere") is False
+    assert all(scheme.reduce_range is not expected for scheme in schemes(expected))
+
+
+# --- the other variants
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_every_variant_is_valid_and_near_to_float(task: Task, name: str) -> None:
+    quantized: Quantized = resolve(QUANTIZERS, name, "variant")(task)
+    onnx.checker.check_model(quantized.network, full_check=True)
+    assert [value.name for value in quantized.network.graph.input] == ["pixels"]
+    assert quantized.network.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    images = crops(20)
+    assert sqnr_db(logits_of(task.network, images), logits_of(quantized.network, images)) > {"fp16": 40}.get(name, 8)
+    again: Quantized = resolve(QUANTIZERS, name, "variant")(task)
+    if name != "int8":  # its search looks at the clock
+        assert again.network.SerializeToString(deterministic=True) == quantized.network.SerializeToString(deterministic=True)
+
+
+def test_weights_in_int8_are_a_quarter() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 64), nn.ReLU(), nn.Linear(64, CLASSES))
+    model = onnx.shape_inference.infer_shapes(network_graph(network.eval(), SIDE, CLASSES, 18).model)
+    task = Task(model, lambda: QuantizationImages(crops(20), crops(20)), 1.0, lambda *_: None)
+    for name in ("int8-weights", "int8-dynamic", "int8"):
+        smaller: Quantized = resolve(QUANTIZERS, name, "variant")(task)
+        assert smaller.network.ByteSize() < model.ByteSize() / 3.5, name
+
+
+@pytest.mark.parametrize("where", ["activation", "weight"])
+def test_what_float16_cannot_hold_is_refused(task: Task, where: str) -> None:
+    first = next(layers(task.network))
+    if where == "activation":
+        changed = {first.node.input[1]: first.weight * 1e5}
+        message = "fp16 would overflow: .* reaches"
+    else:
+        weight = first.weight.copy()
+        weight[0] = 0
+        weight[0, 0, 0, 0] = 1e5
+        images = QuantizationImages(crops(20), Crops(np.zeros((20, SIDE, SIDE, 3), np.uint8), None, Preprocessing(36, SIDE, (0.0,) * 3)))
+        task = Task(task.network, lambda: images, 1.0, task.notify)
+        changed, message = {first.node.input[1]: weight}, "fp16 would overflow: the weights"
+    huge = onnx.shape_inference.infer_shapes(with_constants(task.network, changed))
+    with pytest.raises(ExportError, match=message):
+        resolve(QUANTIZERS, "fp16", "variant")(Task(huge, task.load_images, 1.0, task.notify))
+
+
+@given(arrays(np.float64, 20, elements=st.floats(-5, 5)), st.floats(0.001, 0.5))
+def test_sqnr_falls_by_six_db_when_noise_doubles(signal: Any, noise: float) -> None:
+    signal = signal + 1.0
+    once = sqnr_db(signal, signal + noise)
+    assert once - sqnr_db(signal, signal + 2 * noise) == pytest.approx(6.02, abs=0.01)
+    assert sqnr_db(signal, signal) == 200.0
