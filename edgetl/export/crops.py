@@ -64,11 +64,7 @@ def quantization_images(
         ExportError: too few images.
         DecodeError: one cannot be read.
     """
-    if len(files) < FEWEST:
-        raise ExportError(
-            f"int8 needs at least {FEWEST} images to calibrate and to score on, and there are {len(files)} ({kind}). "
-            "Add images, or leave int8 out of --variants."
-        )
+    check_enough(len(files), kind)
     order = _stratified(labels or [0] * len(files), seed)
     held_back = min(MOST_HELD_BACK, int(len(files) * _HELD_BACK_SHARE))
     # Two ends of one sequence in which the classes take turns.
@@ -76,6 +72,15 @@ def quantization_images(
         _decoded(order[: len(files) - held_back][:MOST_CALIBRATION], files, labels, contract),
         _decoded(order[len(files) - held_back :], files, labels, contract),
     )
+
+
+def check_enough(images: int, kind: str) -> None:
+    """Raise ExportError when there are too few images to quantize by."""
+    if images < FEWEST:
+        raise ExportError(
+            f"int8 and fp16 need at least {FEWEST} images to calibrate and to score on, and there are {images} ({kind}). "
+            "Add images, or leave them out of --variants."
+        )
 
 
 def _stratified(labels: Sequence[int], seed: int) -> list[int]:

@@ -21,7 +21,7 @@ from edgetl.device.images import IMAGE_SUFFIXES
 from edgetl.export.accounting import ProofImages
 from edgetl.export.card import model_card
 from edgetl.export.choosing import choose
-from edgetl.export.crops import QuantizationImages, quantization_images
+from edgetl.export.crops import QuantizationImages, check_enough, quantization_images
 from edgetl.export.flips import draw_flips
 from edgetl.export.golden import GOLDEN_COUNT, choose_golden, generated_pictures
 from edgetl.export.graph import assemble
@@ -115,6 +115,8 @@ def export_architecture(
 
 def _export(model: RunModel, sources: _Sources, output: Path, config: ExportConfig, progress: Progress | None) -> Bundle:
     notify = progress or (lambda step, done, total: None)
+    if {"int8", "fp16"} & set(config.variants):
+        check_enough(len(sources.calibration), sources.calibration_kind)
     notify("Writing the ONNX graph", 0, 0)
     graph = network_graph(model.network, model.preprocessing.crop, len(model.labels), config.opset)
     with new_bundle(output, config.force) as directory:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
+from edgetl.core.config import ExportConfig
+from edgetl.core.files import sha256_file
+from edgetl.core.layout import RunDirectory
+from edgetl.device.bench.protocol import BenchProtocol
+from edgetl.device.bundle import open_bundle
+from edgetl.export import latency
+from edgetl.export.exporting import export_run
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -74,3 +83,103 @@ def test_images_that_are_gone(edgetl: Run, finished_run: Path, tmp_path: Path) -
     assert done.returncode == 1
     assert "images are gone" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def every_variant(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Timed shortly; everything else is as `--variants fp16,int8,int8-dynamic,int8-weights --ort-format` makes it."""
+    bundle = tmp_path_factory.mktemp("bundles") / "all"
+    short = BenchProtocol(block_seconds=0.05, block_runs=5, window_seconds=0.01, window_runs=2, max_windows=3)
+    config = ExportConfig(
+        output=bundle, variants=("fp16", "int8", "int8-dynamic", "int8-weights"), ort_format=True, max_accuracy_drop=100, optimise="size"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "BenchProtocol", lambda: short)
+        patch.setattr(latency, "_ROUNDS", 2)
+        export_run(RunDirectory(finished_run), config)
+    return bundle
+
+
+def test_every_variant_is_accounted_for(every_variant: Path, finished_run: Path) -> None:
+    bundle = every_variant
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    variants = {variant["name"]: variant for variant in manifest["variants"]}
+    assert list(variants) == ["fp32", "fp16", "int8", "int8-dynamic", "int8-weights"]
+    card = (bundle / "README.md").read_text()
+    for name, variant in variants.items():
+        assert variant["sha256"] == sha256_file(bundle / variant["file"])
+        assert variant["report"]["ort"]["sha256"] == sha256_file(bundle / f"{name}.ort")
+        assert {"top1", "macro_f1", "ci95", "drop", "flips"} <= variant["accuracy"].keys()
+        assert variant["latency"]["p50_ms"] > 0
+        assert f"| {name} |" in card
+        assert variant["sha256"] in card
+        if name != "fp32":
+            assert {"max_abs_diff", "mean_abs_diff", "top1_agreement"} <= variant["parity"]["path"].keys()
+            assert len(variant["report"]["flips"]) == variant["accuracy"]["flips"]
+            assert (finished_run / f"plots/flips_{name}.png").is_file()
+    assert len(variants["int8"]["report"]["search"]["candidates"]) >= 12
+    smallest = min((variant for variant in variants.values() if variant["accuracy"]["drop"] <= 100), key=lambda variant: variant["bytes"])
+    assert manifest["recommended"] == smallest["name"]
+
+
+def test_preprocessing_and_labels_are_the_same_in_every_variant(every_variant: Path) -> None:
+    bundle = every_variant
+    reference = onnx.load(bundle / "fp32.onnx")
+
+    def preprocessing(model: onnx.ModelProto) -> list[bytes]:
+        nodes = [node for node in model.graph.node if node.name.startswith("pre_") or any(name.startswith("pre_") for name in node.output)]
+        constants = [value for value in model.graph.initializer if value.name.startswith("pre_")]
+        return [item.SerializeToString(deterministic=True) for item in (*nodes, *constants)]
+
+    assert len(preprocessing(reference)) > 10
+    for name in ("fp16", "int8", "int8-dynamic", "int8-weights"):
+        model = onnx.load(bundle / f"{name}.onnx")
+        assert preprocessing(model) == preprocessing(reference)
+        assert {entry.key: entry.value for entry in model.metadata_props} == {entry.key: entry.value for entry in reference.metadata_props}
+
+
+def test_every_variant_predicts_and_passes_the_bench_s_gate(every_variant: Path, edgetl: Run, parts: Path, tmp_path: Path) -> None:
+    bundle = every_variant
+    photo = next((parts / "val").rglob("*.jpg"))
+    for name in ("fp32", "int8", "int8-weights"):
+        done = edgetl("predict", bundle, photo, "--variant", name, "--json")
+        assert done.returncode == 0, done.stderr
+    result = tmp_path / "result.json"
+    done = edgetl("bench", bundle, "--scope", "model", "--rounds", 2, "-o", result)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(result.read_text())["rows"]
+    assert [row["gate"]["passed"] for row in rows] == [True] * 5
+    client = subprocess.run([sys.executable, "-I", bundle / "predict.py", photo], capture_output=True, text=True, check=True)
+    assert str(photo) in client.stdout
+
+
+def test_limits_that_nothing_meets(edgetl: Run, finished_run: Path, parts: Path, tmp_path: Path) -> None:
+    done = edgetl("export", finished_run, "-o", tmp_path / "out", "--max-latency", "1us")
+    assert done.returncode == 1
+    assert "No variant meets the limits" in done.stderr
+    assert "came closest" in done.stderr
+    assert json.loads((tmp_path / "out/bundle.json").read_text())["recommended"] is None
+    photo = next((parts / "val").rglob("*.jpg"))
+    done = edgetl("predict", tmp_path / "out", photo)
+    assert done.returncode == 1
+    assert "recommends no variant" in done.stderr
+    assert edgetl("predict", tmp_path / "out", photo, "--variant", "fp32").returncode == 0
+
+
+def test_a_stock_model_is_calibrated_on_photos_only(edgetl: Run, random_weights: Path, tmp_path: Path) -> None:
+    done = edgetl(
+        "export", ARCHITECTURE, "--weights", random_weights, "--image-size", IMAGE_SIZE, "--variants", "int8", "-o", tmp_path / "out"
+    )
+    assert done.returncode == 1
+    assert "at least 20 images" in done.stderr
+    assert "--images" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_of_variants_is_printed(every_variant: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from edgetl.cli.export import _print
+
+    _print(open_bundle(every_variant))
+    printed = capsys.readouterr().out
+    for text in ("fp16", "int8-weights", "recommended", "speed-up", "lost", "weights in int8, arithmetic in float32"):
+        assert text in printed

@@ -1,0 +1,112 @@
+"""A bundle appears whole or not at all, whatever happens meanwhile; tested with real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgetl.core.errors import BundleError
+from edgetl.export.writing import new_bundle
+from tests.conftest import ROOT
+
+WRITER = """
+import resource, signal, sys, time
+from pathlib import Path
+from edgetl.core.errors import BundleError
+from edgetl.export.writing import new_bundle
+limit = int(sys.argv[2])
+if limit:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    with new_bundle(Path(sys.argv[1]), force=True) as directory:
+        directory.variant("fp32").write_bytes(b"new" * 1000)
+        print("inside", flush=True)
+        if not limit:
+            time.sleep(60)
+        directory.manifest.write_text("{}")
+except BundleError as error:
+    print(error)
+    sys.exit(1)
+"""
+
+
+def writer(path: Path, limit: int = 0) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path), str(limit)],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / "bundle.json").write_text('{"old": true}')
+    (path / "fp32.onnx").write_bytes(b"old")
+    return path
+
+
+def is_old(path: Path) -> bool:
+    return (path / "bundle.json").read_text() == '{"old": true}' and (path / "fp32.onnx").read_bytes() == b"old"
+
+
+def test_the_second_of_two_processes_is_refused(old: Path) -> None:
+    process = writer(old)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "inside\n"
+        with pytest.raises(BundleError, match="Another process is writing a bundle"), new_bundle(old, force=True):
+            pytest.fail("let in")
+        assert is_old(old)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    # A dead process's lock is not in the way.
+    with new_bundle(old, force=True) as directory:
+        directory.manifest.write_text("{}")
+    assert (old / "bundle.json").read_text() == "{}"
+    assert not (old / "fp32.onnx").exists(), "no mixture"
+
+
+def test_a_disk_that_is_full_leaves_the_old_bundle(old: Path) -> None:
+    process = writer(old, limit=1000)
+    words, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "cannot be written" in words
+    assert "The bundle that was there is untouched." in words
+    assert is_old(old)
+    assert [path.name for path in old.parent.iterdir()] == ["bundle"]
+
+
+def fail_inside(path: Path) -> None:
+    with new_bundle(path, force=True) as directory:
+        directory.manifest.write_text("{}")
+        raise ZeroDivisionError
+
+
+def test_what_fails_inside_leaves_nothing(tmp_path: Path, old: Path) -> None:
+    for path in (old, tmp_path / "fresh"):
+        with pytest.raises(ZeroDivisionError):
+            fail_inside(path)
+    assert is_old(old)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_move_that_fails_brings_the_old_one_back(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise OSError(5, "Input/output error")
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(BundleError, match="Input/output error"), new_bundle(old, force=True) as directory:
+        directory.manifest.write_text("{}")
+    assert is_old(old)
