@@ -148,6 +148,9 @@ def _print_variants(bundle: Any) -> None:
     for variant in bundle.variants:
         if variant.report.get("chosen"):
             out.print(f"{variant.name}: {variant.report['chosen']}.", markup=False, soft_wrap=True)
+        worst = variant.report.get("search", {}).get("worst_layers")
+        if worst:
+            out.print(f"{variant.name}: the layers that lose most are {', '.join(worst)}.", markup=False, soft_wrap=True)
         islands = variant.report.get("slow_because", {}).get("float_islands")
         if islands:
             out.print(f"{variant.name} still computes in float: {islands}.", markup=False, soft_wrap=True)

@@ -27,8 +27,8 @@ Range = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 _PERCENTILE = 99.99
 _BINS, _QUANTIZED_BINS = 512, 128
-_STRIDE = 13
-"""Every so manieth value goes into the histograms; a prime, so that it falls on all columns of a feature map."""
+_STRIDES, _FEW = (13, 11), 50_000
+"""Every so manieth value of a large batch goes into the histograms; none that divides the width, or it would see a few columns only."""
 _BATCH = 4
 
 
@@ -81,7 +81,7 @@ class Calibration:
         for name, value in values.items():
             self.observed[name].add(value)
         with contextlib.redirect_stdout(io.StringIO()):
-            self._histograms.collect({name: value.ravel()[::_STRIDE] for name, value in values.items()})
+            self._histograms.collect({name: _sampled(value) for name, value in values.items()})
 
     def ranges(self, method: Method) -> TensorsData:
         """For onnxruntime's quantizer."""
@@ -103,8 +103,9 @@ class Calibration:
         found = {}
         for name, (counts, edges, *bounds) in self._histograms.histogram_dict.items():
             # In pairs: the search is quadratic in the number of bins.
-            coarse = (counts[0::2] + counts[1::2], edges[0::2]) if len(counts) % 2 == 0 else (counts, edges)
-            found[name] = self._histograms.get_entropy_threshold((*coarse, *bounds), _QUANTIZED_BINS)
+            while len(counts) > _BINS // 2 and len(counts) % 2 == 0:
+                counts, edges = counts[0::2] + counts[1::2], edges[0::2]
+            found[name] = self._histograms.get_entropy_threshold((counts, edges, *bounds), _QUANTIZED_BINS)
         return self._within(found)
 
     @cached_property
@@ -121,6 +122,11 @@ class Calibration:
             )
             for name, (low, high, *_) in found.items()
         }
+
+
+def _sampled(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    flat = values.ravel()
+    return flat if flat.size < _FEW else flat[:: next(stride for stride in _STRIDES if values.shape[-1] % stride or stride == _STRIDES[-1])]
 
 
 def _float_values(network: onnx.ModelProto) -> list[str]:

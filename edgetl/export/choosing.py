@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgetl.core.config import ExportConfig
 from edgetl.device.bundle import Variant
@@ -29,7 +29,11 @@ def choose(variants: Sequence[Variant], config: ExportConfig) -> Choice:
 
     For latency a variant must be shown faster than fp32, by an interval that excludes 1; for size it need not.
     """
-    against = {variant.name: reason for variant in variants if (reason := _objection(variant, config))}
+    # Where fp32 itself is too slow, a variant within the limit need not be shown faster than it.
+    fp32_fits = all(not _objection(variant, config) for variant in variants if variant.name == "fp32")
+    against = {
+        variant.name: reason for variant in variants if (reason := _objection(variant, config) or _not_faster(variant, config, fp32_fits))
+    }
     fit = [variant for variant in variants if variant.name not in against]
     if not fit:
         return Choice(None, against)
@@ -40,13 +44,21 @@ def choose(variants: Sequence[Variant], config: ExportConfig) -> Choice:
 
 def _objection(variant: Variant, config: ExportConfig) -> str:
     p50, drop = variant.latency.get("p50_ms"), accuracy_drop(variant)
+    search = variant.report.get("search", {})
+    if search.get("fits") is False:
+        lost = search["candidates"][search["chosen"]]["held_back"]["drop"]
+        return f"loses {lost:.1f} points on training images held back, {config.max_accuracy_drop:g} are allowed, and no repair helped"
     if drop > config.max_accuracy_drop:
         return f"loses {drop:.1f} points of accuracy, {config.max_accuracy_drop:g} are allowed"
     if variant.latency.get("reason"):
         return f"was not timed: {variant.latency['reason']}"
     if config.max_latency_ms is not None and (p50 is None or p50 > config.max_latency_ms):
         return f"takes {p50:.2f} ms, {config.max_latency_ms:g} are allowed" if p50 else "was not timed"
-    if config.optimise == "latency" and variant.name != "fp32" and variant.latency.get("verdict") != "faster":
+    return ""
+
+
+def _not_faster(variant: Variant, config: ExportConfig, fp32_fits: bool) -> str:
+    if fp32_fits and config.optimise == "latency" and variant.name != "fp32" and variant.latency.get("verdict") != "faster":
         low, high = variant.latency.get("ci95", (0.0, 0.0))
         measured = f"is not shown faster than fp32 here: {variant.latency.get('speedup', 0.0):.2f} times [{low:.2f}, {high:.2f}]"
         return f"{measured}{_WHY.get(variant.precision, '')}"
@@ -61,7 +73,8 @@ def accuracy_drop(variant: Variant) -> float:
 
 def closest(variants: Sequence[Variant], config: ExportConfig) -> str:
     """One sentence on the variant that came closest to limits that none meets."""
-    within = [variant for variant in variants if accuracy_drop(variant) <= config.max_accuracy_drop and variant.latency.get("p50_ms")]
+    unlimited = replace(config, max_latency_ms=None)
+    within = [variant for variant in variants if not _objection(variant, unlimited) and variant.latency.get("p50_ms")]
     if not within or config.max_latency_ms is None:
         return ""
     best = min(within, key=lambda variant: variant.latency["p50_ms"])

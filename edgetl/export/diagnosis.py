@@ -42,8 +42,8 @@ def about_pixels(found: NDArray[np.uint8], expected: NDArray[np.uint8], model: o
 
 
 def about_input(found: NDArray[np.float32], expected: NDArray[np.float32], crops: NDArray[np.uint8], contract: Preprocessing) -> str:
-    """A sentence on the network's input [batch, 3, S, S], computed in the graph from pixels that are right; empty where it agrees."""
-    if float(np.abs(found - expected).max()) <= _SAME_INPUT + 1.0 / (255 * min(contract.std)):
+    """A sentence on the network's input [batch, 3, S, S], computed in the graph from its own crops; empty where it agrees."""
+    if float(np.abs(found - expected).max()) <= _SAME_INPUT:
         return ""
     for order in permutations(range(3)):
         scaled = found * np.array(contract.std, np.float32).reshape(3, 1, 1) + np.array(contract.mean, np.float32).reshape(3, 1, 1)

@@ -134,13 +134,14 @@ def _export(model: RunModel, sources: _Sources, output: Path, config: ExportConf
         parity = proof.prove(sources.proof.files, lambda done, total: notify("Proving it equal to PyTorch", done, total))
         workshop = Workshop(directory, config, model.preprocessing, model.labels, metadata, sources.proof, parity.pytorch_logits)
         variants = [workshop.describe("fp32", file, "fp32", parity.to_json(), parity.onnx_logits)]
+        golden = _golden(directory, proof, sources.proof, parity, config)
         manifest: dict[str, Any] = {
             "edgetl": __version__,
             "run": {"id": model.run_id, "model": model.architecture, "weights": model.weights_source},
             "labels": model.labels,
             "preprocessing": model.preprocessing.to_json(),
             "recommended": "fp32",
-            "golden": _golden(directory, proof, sources.proof, parity, config),
+            "golden": golden,
             "client": write_client(directory),
             "versions": {name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript")},
         }
@@ -156,7 +157,10 @@ def _export(model: RunModel, sources: _Sources, output: Path, config: ExportConf
         write_manifest(directory, variants, manifest)
     if sources.plots is not None:
         for one in made:
-            draw_flips(sources.plots / f"flips_{one.variant.name}.png", one.variant.name, one.flips, len(sources.proof.files))
+            try:
+                draw_flips(sources.plots / f"flips_{one.variant.name}.png", one.variant.name, one.flips, len(sources.proof.files))
+            except OSError as cause:  # the bundle is complete without the picture
+                notify(f"The sheet of changed labels could not be written: {cause}", 0, 0)
     return open_bundle(output)
 
 
@@ -169,7 +173,7 @@ def _compared(
     found = variant_latencies(directory.path, task.notify)
     timed = [replace(variant, latency=found[variant.name]) for variant in variants]
     by_name = {one.variant.name: one for one in made}
-    return [replace(by_name[variant.name], variant=variant).with_blame(task) if variant.name in by_name else variant for variant in timed]
+    return [replace(by_name[variant.name], variant=variant).with_blame() if variant.name in by_name else variant for variant in timed]
 
 
 def _quantization_images(sources: _Sources, model: RunModel) -> QuantizationImages:
@@ -183,7 +187,8 @@ def _golden(directory: BundleDirectory, proof: ParityProof, images: ProofImages,
     if config.golden == "validation":
         chosen = choose_golden(images.files, images.labels)
         files = [images.files[index] for index in chosen]
-        return write_golden(directory, GoldenImages(files, parity.pytorch_logits[chosen], images.kind, config.path_tolerance))
+        return write_golden(directory, GoldenImages(files, parity.pytorch_logits[chosen], images.kind, parity.path.tolerance))
     with tempfile.TemporaryDirectory() as folder:
         files = generated_pictures(Path(folder), GOLDEN_COUNT)
-        return write_golden(directory, GoldenImages(files, proof.prove(files).pytorch_logits, "generated", config.path_tolerance))
+        proven = proof.prove(files)
+        return write_golden(directory, GoldenImages(files, proven.pytorch_logits, "generated", proven.path.tolerance))

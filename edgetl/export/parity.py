@@ -149,7 +149,7 @@ class ParityProof:
         if self._image_input:
             answer, cropped, inputs = self._whole_session.run([LOGITS, CROPPED, PIXELS], {IMAGE: images})
             self._compare_pixels(cropped, crops, images.shape, files)
-            self._compare_inputs(inputs, crops, files)
+            self._compare_inputs(inputs, cropped, files)
         else:
             (answer,) = self._whole_session.run([LOGITS], {PIXELS: normalise(crops, self._contract)})
         difference = _difference(reference, answer)

@@ -70,4 +70,6 @@ def _reduce_mean(node: NodeProto, graph: onnx.GraphProto) -> list[NodeProto] | N
     ]
 
 
+ROUNDS_MORE = {"HardSigmoid", "HardSwish"}
+"""Operators whose quantizable form is several operators, each of which is rounded."""
 _REWRITES: dict[str, Rewrite] = {"HardSigmoid": _hard_sigmoid, "HardSwish": _hard_swish, "ReduceMean": _reduce_mean}

@@ -13,14 +13,16 @@ import onnx
 from edgetl.export.calibration import METHODS, Calibration
 from edgetl.export.equalisation import equalise
 from edgetl.export.layer_repair import by_error, correct_biases
-from edgetl.export.layers import layers
+from edgetl.export.layers import layers, with_constants
 from edgetl.export.qdq import Scheme, quantize
 from edgetl.export.quantized import Quantized, Task
-from edgetl.export.rewriting import rewrite
+from edgetl.export.rewriting import ROUNDS_MORE, rewrite
 from edgetl.export.trial import Referee, Score
 
 _SLOWER = 1.25
 """A candidate that takes this much longer than the fastest is out; nearer ones differ by noise, and accuracy decides."""
+_NAMED = 5
+"""Worst layers that are named."""
 _MOST_RESTORED = 0.5
 """Share of the layers that may go back to float before int8 is given up."""
 
@@ -77,10 +79,12 @@ def multiplies_8_bit(proc: Path = Path("/proc")) -> bool:
 class _Search:
     task: Task
     tried: list[Candidate] = field(default_factory=list)
+    worst: list[str] = field(default_factory=list)
+    """Layers by what quantizing them destroys; empty while nothing had to be repaired."""
 
     def run(self) -> Quantized:
         task = self.task
-        self._network = rewrite(task.network)
+        self._network = self._uncorrected = rewrite(task.network)
         self._referee = Referee(task.network, task.images.held_back)
         task.notify("Observing activations for int8", 0, 0)
         self._calibration = Calibration(self._network, task.images.calibration)
@@ -99,6 +103,7 @@ class _Search:
             "vnni": vnni,
             "chosen": self.tried.index(best),
             "fits": self._fits(best),
+            "worst_layers": self.worst[:_NAMED],
             "candidates": [candidate.to_json() for candidate in self.tried],
         }
         return Quantized(best.network, "int8", report, kept=self._fits(best), told=self._told(best))
@@ -129,7 +134,12 @@ class _Search:
         return max(fast, key=lambda candidate: candidate.score.sqnr_db)
 
     def _repaired(self, best: Candidate) -> Candidate:
-        for repair, name in ((self._equalised, "cross-layer equalisation"), (self._corrected, "bias correction")):
+        repairs = (
+            (self._as_it_was, "activations in float"),
+            (self._equalised, "cross-layer equalisation"),
+            (self._corrected, "bias correction"),
+        )
+        for repair, name in repairs:
             self.task.notify(f"Repairing int8: {name}", 0, 0)
             made = repair(best.scheme)
             if made is None:
@@ -138,9 +148,18 @@ class _Search:
             found = self._try(best.scheme, network, calibration, (*best.repairs, name))
             if (found.score.drop, -found.score.sqnr_db) < (best.score.drop, -best.score.sqnr_db):
                 best, self._network, self._calibration = found, network, calibration
+                if repair is not self._corrected:
+                    self._uncorrected = network
             if self._fits(best):
                 return best
         return self._restored(best)
+
+    def _as_it_was(self, _scheme: Scheme) -> tuple[onnx.ModelProto, Calibration] | None:
+        # Rewritten operators are faster, and each of their steps rounds once more.
+        kinds = {node.op_type for node in self.task.network.graph.node}
+        if not kinds & ROUNDS_MORE:
+            return None
+        return self.task.network, Calibration(self.task.network, self.task.images.calibration)
 
     def _equalised(self, _scheme: Scheme) -> tuple[onnx.ModelProto, Calibration] | None:
         evened = equalise(self._network)
@@ -151,16 +170,22 @@ class _Search:
 
     def _restored(self, best: Candidate) -> Candidate:
         scheme = best.scheme
-        worst = by_error(self._network, self._calibration.ranges(scheme.method), scheme, self.task.images.calibration)
+        self.worst = by_error(self._network, self._calibration.ranges(scheme.method), scheme, self.task.images.calibration)
         most, count = int(len(list(layers(self._network))) * _MOST_RESTORED), 1
         while count <= most:
             self.task.notify("Restoring layers to float", count, most)
-            found = self._try(scheme, self._network, self._calibration, best.repairs, tuple(worst[:count]))
+            restored = tuple(self.worst[:count])
+            found = self._try(scheme, self._with_own_biases(restored), self._calibration, best.repairs, restored)
             if self._fits(found):
                 return found
             best = min(best, found, key=lambda candidate: candidate.score.drop)
-            count *= 2
+            count = most if count < most < 2 * count else 2 * count
         return best
+
+    def _with_own_biases(self, names: tuple[str, ...]) -> onnx.ModelProto:
+        # A correction makes up for rounding, which a layer in float does not do.
+        own = {layer.node.input[2]: layer.bias for layer in layers(self._uncorrected) if layer.name in names and layer.bias is not None}
+        return with_constants(self._network, own)
 
     def _told(self, best: Candidate) -> str:
         after = f" after {', '.join(best.repairs)}" if best.repairs else ""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from edgetl.core.config import ExportConfig
@@ -43,6 +44,12 @@ class Workshop:
         """The network with preprocessing and softmax around it, as a file of the bundle."""
         return write_model(self.directory, name, assemble(network, self.contract, self.config.input, self.metadata))
 
+    def largest_on_golden(self, file: Path) -> float:
+        """Largest |logit difference| of a file to PyTorch on the reference images that lie in the bundle."""
+        with np.load(self.directory.golden_logits, allow_pickle=False) as golden:
+            images = ProofImages([self.directory.path / name for name in golden["files"]], None, "golden")
+            return float(np.abs(answers(file, images, self.contract, self.config.input) - golden["logits"]).max())
+
     def describe(self, name: str, file: Path, precision: str, parity: dict[str, Any], logits: Logits) -> Variant:
         """The manifest's entry for a file."""
         variant = Variant(
@@ -67,11 +74,11 @@ class Made:
     quantized: Quantized
     flips: list[Flip]
 
-    def with_blame(self, task: Task) -> Variant:
+    def with_blame(self) -> Variant:
         """The entry, with the operators that keep it from being faster where it is not."""
         if self.variant.latency.get("verdict") == _FASTER or not self.quantized.precision.startswith("int8"):
             return self.variant
-        times = operator_times(self.quantized.network, task.images.held_back)
+        times = operator_times(self.quantized.network)
         blame = {"operators": times, "float_islands": float_islands(times), "conversions": conversions(times)}
         return replace(self.variant, report={**self.variant.report, "slow_because": blame})
 
@@ -87,6 +94,7 @@ def make_variant(name: str, task: Task, workshop: Workshop) -> Made:
     task.notify(f"Checking {name} on the {workshop.proof.kind} images", 0, 0)
     logits = answers(file, workshop.proof, workshop.contract, workshop.config.input)
     found = flips(logits, workshop.reference, workshop.proof, workshop.labels)
-    variant = workshop.describe(name, file, quantized.precision, distance(logits, workshop.reference, workshop.proof.kind), logits)
+    parity = distance(logits, workshop.reference, workshop.proof.kind, workshop.largest_on_golden(file))
+    variant = workshop.describe(name, file, quantized.precision, parity, logits)
     report = {**variant.report, "chosen": quantized.told, "search": quantized.report, "flips": flips_json(found)}
     return Made(replace(variant, report=report), quantized, found)

@@ -86,15 +86,14 @@ def _swap(new: Path, path: Path) -> None:
         new.rename(path)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.replaced-", dir=path.parent))
+    path.rename(old / path.name)
     try:
-        path.rename(old / path.name)
-        try:
-            new.rename(path)
-        except OSError:
-            (old / path.name).rename(path)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+        new.rename(path)
+    except BaseException:
+        (old / path.name).rename(path)
+        old.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def refuse_existing(path: Path, force: bool) -> None:

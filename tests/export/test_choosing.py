@@ -50,6 +50,12 @@ def test_what_failed_its_gate_is_out() -> None:
     assert choose(variants, ExportConfig(optimise="size")).against == {"int8": "was not timed: logits differ"}
 
 
+def test_where_fp32_is_too_slow_a_variant_need_not_be_shown_faster() -> None:
+    variants = [variant("fp32", 5.2), variant("int8", 4.9, verdict="noisy")]
+    assert choose(variants, ExportConfig(max_latency_ms=5.0)).name == "int8"
+    assert choose(variants, ExportConfig(max_latency_ms=6.0)).name == "fp32"
+
+
 @given(
     st.lists(
         st.tuples(st.floats(0.1, 10), st.integers(1, 1000), st.floats(-2, 30), st.sampled_from(["faster", "slower", "inconclusive"])),

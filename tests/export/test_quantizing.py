@@ -21,6 +21,7 @@ from edgetl.core.errors import ExportError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.registry import QUANTIZERS, resolve
 from edgetl.export import static_int8 as search
+from edgetl.export.blame import float_islands, operator_times
 from edgetl.export.calibration import METHODS, Calibration
 from edgetl.export.crops import FEWEST, Crops, QuantizationImages, quantization_images
 from edgetl.export.equalisation import equalise
@@ -182,7 +183,7 @@ def _uneven() -> onnx.ModelProto:
 @given(arrays(np.float32, (3, 4, 2, 2), elements=st.floats(-100, 100, width=32)), st.booleans(), st.sampled_from([7, 8]))
 def test_weights_move_by_half_a_step_at_most(weight: Any, per_channel: bool, bits: int) -> None:
     peak = np.abs(weight).max(axis=(1, 2, 3) if per_channel else None, keepdims=True)
-    step = np.maximum(peak, 1e-12) / (2 ** (bits - 1) - 1)
+    step = np.maximum(peak, 1e-12) / {8: 127, 7: 64}[bits]
     assert (np.abs(quantized_weight(weight, per_channel, bits) - weight) <= 0.5001 * step + 1e-9).all()
 
 
@@ -281,11 +282,24 @@ def test_repairs_come_in_order_until_it_fits_or_is_given_up(
     monkeypatch.setattr(search, "Referee", Harsh)
     quantized = static_int8(Task(task.network, task.load_images, allowed, task.notify))
     repaired = quantized.report["candidates"][12:]
-    assert repaired[0]["repairs"] == ["cross-layer equalisation"]
-    assert repaired[1]["repairs"][-1] == "bias correction"
-    restored = [len(candidate["restored_layers"]) for candidate in repaired[2:]]
-    assert restored == {45.0: [1], 41.0: [1, 2], 1.0: [1, 2]}[allowed], "at most half of the six layers"
+    assert [candidate["repairs"][-1] for candidate in repaired[:3]] == [
+        "activations in float",
+        "cross-layer equalisation",
+        "bias correction",
+    ]
+    restored = [len(candidate["restored_layers"]) for candidate in repaired[3:]]
+    assert quantized.report["worst_layers"][: restored[-1]] == repaired[-1]["restored_layers"]
+    assert restored == {45.0: [1], 41.0: [1, 2], 1.0: [1, 2, 3]}[allowed], "at most half of the six layers"
     assert quantized.kept is fits
+
+
+def test_operators_that_the_quantizer_does_not_know_stay_in_float() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4 * 28 * 28, CLASSES))
+    model = onnx.shape_inference.infer_shapes(network_graph(network.eval(), SIDE, CLASSES, 18).model)
+    quantized = quantize(model, Calibration(model, crops(20)).ranges("minmax"), CHANNEL_WISE)
+    assert "Erf" in {node.op_type for node in quantized.graph.node}
+    assert all(_is_quantized(quantized, node) for node in quantized.graph.node if node.op_type == "Conv")
+    assert "Erf (1 nodes" in float_islands(operator_times(quantized))
 
 
 def test_a_network_that_the_quantizer_refuses_is_told(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
