@@ -118,8 +118,9 @@ def test_the_fastest_that_is_right_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("edgetl.train.prefix.candidates", lambda computing, images: names)
     times = {"pytorch-fp32": 3.0, "pytorch-bf16": 2.0, "onnxruntime-fp32": 1.0}
     monkeypatch.setattr("edgetl.train.prefix._milliseconds", lambda prefix, values, computing: times[prefix.name])
-    best, speeds = fastest_prefix(piece, (images,), COMPUTING, 10)
+    best, speeds = fastest_prefix(piece, (images,), COMPUTING, 50_000)
     assert best == "onnxruntime-fp32"
     assert speeds == times
+    assert "onnxruntime-fp32" not in fastest_prefix(piece, (images,), COMPUTING, 20_000)[1], "40 s: a conversion would not come back"
     monkeypatch.setattr("edgetl.train.prefix._agrees", lambda values, expected: False)
     assert fastest_prefix(piece, (images,), COMPUTING, 10)[0] == "pytorch-fp32", "a wrong one is out, however fast"
