@@ -44,11 +44,13 @@ class Workshop:
         """The network with preprocessing and softmax around it, as a file of the bundle."""
         return write_model(self.directory, name, assemble(network, self.contract, self.config.input, self.metadata))
 
-    def largest_on_golden(self, file: Path) -> float:
-        """Largest |logit difference| of a file to PyTorch on the reference images that lie in the bundle."""
+    def distance_on_golden(self, file: Path) -> float:
+        """How far a file is from PyTorch on the reference images that lie in the bundle: in logits, and in the choice of the label."""
         with np.load(self.directory.golden_logits, allow_pickle=False) as golden:
             images = ProofImages([self.directory.path / name for name in golden["files"]], None, "golden")
-            return float(np.abs(answers(file, images, self.contract, self.config.input) - golden["logits"]).max())
+            found, reference = answers(file, images, self.contract, self.config.input), golden["logits"]
+        chosen = np.take_along_axis(reference, found.argmax(1)[:, None], 1)[:, 0]
+        return float(max(np.abs(found - reference).max(), (reference.max(1) - chosen).max()))
 
     def describe(self, name: str, file: Path, precision: str, parity: dict[str, Any], logits: Logits) -> Variant:
         """The manifest's entry for a file."""
@@ -94,7 +96,7 @@ def make_variant(name: str, task: Task, workshop: Workshop) -> Made:
     task.notify(f"Checking {name} on the {workshop.proof.kind} images", 0, 0)
     logits = answers(file, workshop.proof, workshop.contract, workshop.config.input)
     found = flips(logits, workshop.reference, workshop.proof, workshop.labels)
-    parity = distance(logits, workshop.reference, workshop.proof.kind, workshop.largest_on_golden(file))
+    parity = distance(logits, workshop.reference, workshop.proof.kind, workshop.distance_on_golden(file))
     variant = workshop.describe(name, file, quantized.precision, parity, logits)
     report = {**variant.report, "chosen": quantized.told, "search": quantized.report, "flips": flips_json(found)}
     return Made(replace(variant, report=report), quantized, found)
