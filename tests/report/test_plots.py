@@ -10,7 +10,8 @@ from PIL import Image
 from edgetl.report.confusion import draw_confusion
 from edgetl.report.curves import draw_curves
 from edgetl.report.figures import shortened
-from edgetl.report.mistakes import SHOWN, Mistake, draw_mistakes
+from edgetl.report.mistakes import Mistake, draw_mistakes
+from edgetl.report.sheet import SHOWN
 
 
 def ink(path: Path) -> float:
