@@ -62,6 +62,12 @@ def core_frequency(sys: Path = SYS) -> int | None:
     return max((value for path in _cpufreq(sys, "scaling_cur_freq") if (value := _number(path)) is not None), default=None)
 
 
+def cpu_flags(proc: Path = PROC) -> set[str]:
+    """The instruction sets that the CPU has, by the kernel's names; empty where it does not tell."""
+    lines = (_text(proc / "cpuinfo") or "").splitlines()
+    return {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.partition(":")[2].split()}
+
+
 def peak_memory_bytes(proc: Path = PROC) -> int | None:
     """This process's largest resident memory so far.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -11,9 +10,8 @@ import onnx
 from onnxruntime.quantization import QDQQuantizer, QuantType, TensorsData
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from edgetl.core.errors import ExportError
 from edgetl.export.calibration import Method
-from edgetl.export.tidying import tidied
+from edgetl.export.tidying import quantizing, tidied
 
 OPERATORS = sorted({*QLinearOpsRegistry, *QDQRegistry})
 """What onnxruntime quantizes; everything else stays in float."""
@@ -54,11 +52,7 @@ def quantize(network: onnx.ModelProto, ranges: TensorsData, scheme: Scheme, excl
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
-    root = logging.getLogger()
-    level = root.level
-    # It warns on the root logger of what is wanted here: nodes that stay in float.
-    root.setLevel(logging.ERROR)
-    try:
+    with quantizing(f"quantizer cannot take this network ({scheme.name})", "int8"):
         quantizer = QDQQuantizer(
             copy,
             per_channel=scheme.per_channel,
@@ -73,11 +67,4 @@ def quantize(network: onnx.ModelProto, ranges: TensorsData, scheme: Scheme, excl
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
         )
         quantizer.quantize_model()
-    except Exception as cause:  # the quantizer raises whatever numpy, onnx and itself raise
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise ExportError(
-            f"onnxruntime's quantizer cannot take this network ({scheme.name}): {reason} Leave int8 out of --variants."
-        ) from cause
-    finally:
-        root.setLevel(level)
     return tidied(quantizer.model.model)

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 
+from edgetl.device.facts import cpu_flags
 from edgetl.export.calibration import METHODS, Calibration
 from edgetl.export.equalisation import equalise
 from edgetl.export.layer_repair import by_error, correct_biases
@@ -67,12 +68,7 @@ def schemes(has_vnni: bool) -> Iterator[Scheme]:
 
 def multiplies_8_bit(proc: Path = Path("/proc")) -> bool:
     """Whether products of 8 bits are summed in 32: VNNI and AMX on x86, dot products on ARM; elsewhere sums of two saturate in 16."""
-    try:
-        lines = (proc / "cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.partition(":")[2].split()}
-    return bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
+    return bool(cpu_flags(proc) & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 
 
 @dataclass

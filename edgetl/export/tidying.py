@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import onnx
 from onnx import numpy_helper
 from onnxruntime.quantization.onnx_model import ONNXModel
+
+from edgetl.core.errors import ExportError
+
+
+@contextmanager
+def quantizing(quantizer: str, variant: str) -> Iterator[None]:
+    """Run one of onnxruntime's quantizers in the block: without its warnings, and with its failure as one sentence.
+
+    Raises:
+        ExportError: it cannot take the network.
+    """
+    root = logging.getLogger()
+    level = root.level
+    # It warns on the root logger of what is wanted here: nodes that stay in float.
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    except Exception as cause:  # the quantizers raise whatever numpy, onnx and themselves raise
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise ExportError(f"onnxruntime's {quantizer}: {reason} Leave {variant} out of --variants.") from cause
+    finally:
+        root.setLevel(level)
 
 
 def tidied(network: onnx.ModelProto) -> onnx.ModelProto:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from pathlib import Path
 
@@ -12,10 +11,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from edgetl.core.errors import ExportError
 from edgetl.export.layers import layers
 from edgetl.export.quantized import Quantized, Task
-from edgetl.export.tidying import tidied
+from edgetl.export.tidying import quantizing, tidied
 
 
 def weights_int8(task: Task) -> Quantized:
@@ -65,18 +63,9 @@ def dynamic_int8(task: Task) -> Quantized:
     copy.CopyFrom(task.network)
     # The quantizer transposes weights and does not correct what was noted of their shapes.
     del copy.graph.value_info[:]
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "dynamic.onnx"
-            # Unsigned weights: onnxruntime has no ConvInteger for signed ones.
-            quantize_dynamic(copy, str(target), weight_type=QuantType.QUInt8)
-            model = onnx.load(target)
-    except Exception as cause:  # the quantizer raises whatever numpy, onnx and itself raise
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise ExportError(f"onnxruntime's dynamic quantizer cannot take this network: {reason} Leave it out of --variants.") from cause
-    finally:
-        root.setLevel(level)
+    with quantizing("dynamic quantizer cannot take this network", "it"), tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "dynamic.onnx"
+        # Unsigned weights: onnxruntime has no ConvInteger for signed ones.
+        quantize_dynamic(copy, str(target), weight_type=QuantType.QUInt8)
+        model = onnx.load(target)
     return Quantized(tidied(model), "int8 dynamic", told="weights in int8, activations by their own range at every run")

@@ -14,6 +14,7 @@ from torch import Tensor
 from edgetl.core.errors import ConfigError
 from edgetl.core.finetuning import Device, Precision
 from edgetl.core.preprocessing import Preprocessing
+from edgetl.device.facts import cpu_flags
 
 Arithmetic = Literal["fp32", "bf16", "fp16"]
 
@@ -93,9 +94,4 @@ def choose_computing(device: Device, precision: Precision) -> Computing:
 
 def cpu_has_bf16(proc: Path = Path("/proc")) -> bool:
     """Whether the CPU multiplies bfloat16 in hardware (AVX512_BF16 or AMX on x86, BF16 on ARM); without that PyTorch emulates it."""
-    try:
-        lines = (proc / "cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.partition(":")[2].split()}
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    return bool(cpu_flags(proc) & {"avx512_bf16", "amx_bf16", "bf16"})
