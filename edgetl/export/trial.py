@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 
 from edgetl.device.session import create_session
@@ -48,25 +49,28 @@ class Referee:
 
     def score(self, network: onnx.ModelProto) -> Score:
         """Run it over the held-back images, then time it."""
-        logits = logits_of(network, self._images)
+        session = create_session(network.SerializeToString())
+        logits = _logits(session, self._images)
         label, expected, truth = logits.argmax(1), self._reference.argmax(1), self._images.truth
         if truth is None:
             top1, drop = None, 100.0 * float((label != expected).mean())
         else:
             top1 = float((label == truth).mean())
             drop = 100.0 * (float((expected == truth).mean()) - top1)
-        return Score(top1, drop, sqnr_db(self._reference, logits), milliseconds(network, self._images), network.ByteSize())
+        return Score(top1, drop, sqnr_db(self._reference, logits), _milliseconds(session, self._images), network.ByteSize())
 
 
 def logits_of(network: onnx.ModelProto, images: Crops) -> Logits:
     """[images, classes]."""
-    session = create_session(network.SerializeToString())
+    return _logits(create_session(network.SerializeToString()), images)
+
+
+def _logits(session: onnxruntime.InferenceSession, images: Crops) -> Logits:
     return np.concatenate([session.run([LOGITS], {PIXELS: batch})[0] for batch in images.batches()])
 
 
-def milliseconds(network: onnx.ModelProto, images: Crops) -> float:
+def _milliseconds(session: onnxruntime.InferenceSession, images: Crops) -> float:
     """Of one image: the least of the medians of a few rounds."""
-    session = create_session(network.SerializeToString())
     inputs = list(images.first(4).batches(1))
     medians = []
     for _ in range(_ROUNDS):
