@@ -38,7 +38,7 @@ def network_graph(network: nn.Module, image_size: int, classes: int, opset: int)
         ExportError: the exporter refuses the network or gives it other dimensions than [batch, classes].
     """
     # Two images: a batch of one may be specialised into the graph.
-    model = export_module(_without_inplace(network), (torch.zeros(2, 3, image_size, image_size),), [PIXELS], [LOGITS], opset)
+    model = _exported(_without_inplace(network), (torch.zeros(2, 3, image_size, image_size),), [PIXELS], [LOGITS], opset)
     written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if written != opset:
         raise ExportError(f"PyTorch {torch.__version__} wrote opset {written} where {opset} was asked for. Use --opset {written}.")
@@ -57,7 +57,7 @@ def _without_inplace(network: nn.Module) -> nn.Module:
     return copied
 
 
-def export_module(
+def _exported(
     module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str] | None = None, opset: int = 18
 ) -> onnx.ModelProto:
     """Any module (values, ...) -> values as ONNX; the first axis of every value is a dynamic batch, two rows or more in `example`.

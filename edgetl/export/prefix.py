@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx
 
 from edgetl.device.session import create_session
-from edgetl.export.network_graph import export_module
+from edgetl.export.traced_graph import traced_graph
 
 
-def onnx_prefix(module: nn.Module, example: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
-    """A frozen module (values, ...) -> (values, ...) as a session on the CPU; float32, the first axis is the batch.
+def onnx_prefix(piece: fx.GraphModule, example: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
+    """A frozen piece (values, ...) -> (values, ...), traced down to PyTorch's modules, as a session on the CPU; float32.
 
     Raises:
-        ExportError: the exporter refuses the module.
-        BundleError: ONNX Runtime refuses what the exporter wrote.
+        ExportError: an operator that is not known.
+        BundleError: ONNX Runtime refuses what was written.
     """
     names = [f"value{at}" for at in range(len(example))]
-    exported = export_module(module, example, names)
+    exported = traced_graph(piece, example, names)
     # PyTorch works in the same process: threads that wait in a busy loop would take its cores.
     session = create_session(exported.SerializeToString(), spinning=False)
     outputs = [output.name for output in session.get_outputs()]

@@ -15,7 +15,7 @@ from edgetl.train.computing import Computing
 from edgetl.train.cutting import Cut
 from edgetl.train.loading import Loader, cut_batches
 from edgetl.train.models import AdaptedNetwork
-from edgetl.train.prefix import Function, Prefix, Values
+from edgetl.train.prefix import Choice, Function, Prefix, Values
 from edgetl.train.progress import Progress
 
 _BATCH, _BATCH_OF_VALUES = 32, 128
@@ -73,10 +73,10 @@ def view_keys(views: int) -> list[int | None]:
 class Cache:
     """The store, as one run uses it."""
 
-    def __init__(self, has: Materials, base: Cut, prefix: str) -> None:
-        """Take the earliest cut and the name of the prefix that leads to it: both are part of every key."""
+    def __init__(self, has: Materials, base: Cut, runtimes: Choice) -> None:
+        """Take the earliest cut and the runtimes that lead to it: all are part of every key."""
         self._has = has
-        self._facts = {**has.facts, "base": base.name, "prefix": prefix}
+        self._facts = {**has.facts, "base": base.name, "runtimes": [runtimes.fast, runtimes.exact]}
         self._store = ActivationStore(cache_folder() / "activations", has.cache_budget)
 
     def find(self, cut: Cut, views: int) -> Activations | None:

@@ -20,10 +20,6 @@ Function = Callable[..., Values]
 
 _LARGEST_DIFFERENCE = 0.05
 """Of the values' own spread; bfloat16 through fifty layers stays below half of it."""
-_WORTH_A_CONVERSION = 5000
-"""Images from which on the seconds of a conversion may come back."""
-_WORTH_S = 60.0
-"""And the seconds that PyTorch must need for them: a conversion takes 10 to 20."""
 _TIMED_BATCH = 8
 _HALVES = {"pytorch-bf16": torch.bfloat16, "pytorch-fp16": torch.float16}
 
@@ -57,6 +53,18 @@ def half_prefix(piece: fx.GraphModule, computing: Computing, dtype: torch.dtype)
     return Prefix(name, lambda *values: module(*(value.to(dtype) for value in values)))
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Names of the runtimes that were measured fastest."""
+
+    fast: str
+    """Of all: for training images."""
+    exact: str
+    """Of those in float32: for validation images."""
+    milliseconds: dict[str, float]
+    """An image, of each that was timed; empty where there was nothing to choose from."""
+
+
 def make_prefix(name: str, piece: fx.GraphModule, example: Sequence[Tensor], computing: Computing) -> Prefix:
     """The prefix of this name.
 
@@ -70,33 +78,29 @@ def make_prefix(name: str, piece: fx.GraphModule, example: Sequence[Tensor], com
     return Prefix(name, resolve(PREFIXES, name.removesuffix("-fp32"), "runtime of frozen blocks")(fold_batch_norm(piece), tuple(example)))
 
 
-def candidates(computing: Computing, images: int) -> list[str]:
-    """Names worth timing on this device for so many images."""
+def candidates(computing: Computing) -> list[str]:
+    """Names worth timing on this device."""
     if computing.device.type != "cpu":
         return ["pytorch-fp32"] if computing.precision == "fp32" else ["pytorch-fp32", f"pytorch-{computing.precision}"]
     names = ["pytorch-fp32"]
     if computing.may_use_bf16:
         names.append("pytorch-bf16")
-    if images >= _WORTH_A_CONVERSION:
-        names += [f"{name}-fp32" for name in PREFIXES]
-    return names
+    return [*names, *(f"{name}-fp32" for name in PREFIXES)]
 
 
-def fastest_prefix(piece: fx.GraphModule, example: Sequence[Tensor], computing: Computing, images: int) -> tuple[str, dict[str, float]]:
-    """Name of the candidate that takes least time for a batch like `example`, and milliseconds an image of each that was timed.
+def fastest_prefix(piece: fx.GraphModule, example: Sequence[Tensor], computing: Computing) -> Choice:
+    """The candidates that take least time for a batch like `example`.
 
     A candidate that cannot run the piece, or whose values differ from float32's by more than a twentieth of their spread, is left out.
     """
-    names = candidates(computing, images)
+    names = candidates(computing)
     if len(names) == 1:
-        return names[0], {}
+        return Choice(names[0], names[0], {})
     values = tuple(value[:_TIMED_BATCH] for value in example)
     reference = make_prefix(names[0], piece, values, computing)
     expected = reference(*values)
     found = {reference.name: _milliseconds(reference, values, computing)}
     for name in names[1:]:
-        if name not in _HALVES and min(found.values()) * images < _WORTH_S * 1e3:
-            continue
         try:
             prefix = make_prefix(name, piece, values, computing)
             if _agrees(prefix(*values), expected):
@@ -104,7 +108,8 @@ def fastest_prefix(piece: fx.GraphModule, example: Sequence[Tensor], computing: 
         except (EdgetlError, RuntimeError, TypeError):
             # A runtime that does not know an operator is no reason to stop: another one is there.
             continue
-    return min(found, key=lambda name: found[name]), found
+    fast, exact = (min(those, key=lambda name: found[name]) for those in (found, [name for name in found if name not in _HALVES]))
+    return Choice(fast, exact, found)
 
 
 def _folded(piece: fx.GraphModule, computing: Computing, dtype: torch.dtype) -> nn.Module:

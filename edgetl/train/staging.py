@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,7 @@ from edgetl.train.loading import Key, Loader
 from edgetl.train.measured import remembered
 from edgetl.train.phases import Phase
 from edgetl.train.planning import plan
-from edgetl.train.prefix import Values, candidates, exact_prefix, fastest_prefix, make_prefix
+from edgetl.train.prefix import Choice, Values, candidates, fastest_prefix, make_prefix
 from edgetl.train.resident import ResidentViews
 
 USUAL_VIEWS = 3
@@ -104,11 +104,11 @@ class Staging:
             if has.deadline is not None:
                 self._plan(has.deadline, cuts, None, None)
             return {}
-        name = self._fastest(real[0])
-        self._cache = Cache(has, real[0], name)
+        choice = self._fastest(real[0])
+        self._cache = Cache(has, real[0], choice)
         if has.deadline is None and (found := self._found(real, self._wanted_views)):
             return found
-        base = self._base(real, name)
+        base = self._base(real, choice)
         views = self._affordable_views(base)
         if has.deadline is not None:
             views = self._plan(has.deadline, cuts, base, views)
@@ -129,19 +129,19 @@ class Staging:
         started = time.perf_counter()
         made = {base.cut: self._near(self._cache.fill(base, views))}
         for cut in cuts[1:]:
-            exact = exact_prefix(self._traced.piece(base.cut, cut), self._has.computing)
-            made[cut] = self._near(self._cache.add(cut, made[base.cut], self._between(base, cut), exact))
+            fast, exact = (self._between(base, prefix.name, cut) for prefix in (base.prefix, base.exact))
+            made[cut] = self._near(self._cache.add(cut, made[base.cut], fast, exact))
         stored = sum(activations.total_bytes for activations in made.values())
         self.report |= {"cache": "filled", "views": views, "bytes": stored, "fill_seconds": time.perf_counter() - started}
         return made
 
-    def _base(self, cuts: Sequence[Cut], prefix_name: str) -> Base:
+    def _base(self, cuts: Sequence[Cut], choice: Choice) -> Base:
         assert self._traced is not None
         piece, example = self._traced.piece(self._traced.input, cuts[0]), self._example()
-        prefix = make_prefix(prefix_name, piece, example, self._has.computing)
+        prefix, exact = (make_prefix(name, piece, example, self._has.computing) for name in (choice.fast, choice.exact))
         values = prefix(*(value[:2] for value in example))
-        base = Base(cuts[0], prefix, exact_prefix(piece, self._has.computing), rows_of(values))
-        later = (self._between(base, cut)(*(value.float() for value in values)) for cut in cuts[1:])
+        base = Base(cuts[0], prefix, exact, rows_of(values))
+        later = (self._between(base, prefix.name, cut)(*(value.float() for value in values)) for cut in cuts[1:])
         return replace(base, later=tuple(row for found in later for row in rows_of(found)))
 
     def _example(self) -> Values:
@@ -149,18 +149,15 @@ class Staging:
         pixels, _ = next(iter(self._has.loader([keys])))
         return (self._has.computing.network_input(pixels, self._has.preprocessing),)
 
-    def _fastest(self, cut: Cut) -> str:
-        images = len(self._has.train) * (self._has.config.views or USUAL_VIEWS)
-
+    def _fastest(self, cut: Cut) -> Choice:
         def measure() -> dict[str, Any]:
             assert self._traced is not None
             piece = self._traced.piece(self._traced.input, cut)
-            name, speeds = fastest_prefix(piece, self._example(), self._has.computing, images)
-            return {"prefix": name, "milliseconds": speeds}
+            return asdict(fastest_prefix(piece, self._example(), self._has.computing))
 
-        found = remembered({**self._measured_facts(cut), "candidates": candidates(self._has.computing, images)}, measure)
-        self.report |= found
-        return str(found["prefix"])
+        choice = Choice(**remembered({**self._measured_facts(cut), "choice of": candidates(self._has.computing)}, measure))
+        self.report |= {"prefix": choice.fast, "exact_prefix": choice.exact, "milliseconds": choice.milliseconds}
+        return choice
 
     def _measured_facts(self, cut: Cut | None) -> dict[str, Any]:
         has = self._has
@@ -198,7 +195,7 @@ class Staging:
         has = self._has
         forwards = [self._forward(cut) for cut in cuts]
         parts = [
-            PhaseParts(phase, cut is not None, forward, self._between(base, cut))
+            PhaseParts(phase, cut is not None, forward, self._between(base, base.prefix.name if base else "", cut))
             for phase, cut, forward in zip(self._phases, cuts, forwards, strict=True)
         ]
         costs = measure_costs(has, parts, base, cached=bool(views))
@@ -212,11 +209,12 @@ class Staging:
             has.progress.warn("--budget is too short even for one epoch of each phase. Fewer images or a smaller --image-size would fit.")
         return found.views if views else None
 
-    def _between(self, base: Base | None, cut: Cut | None) -> Callable[..., Values]:
+    def _between(self, base: Base | None, runtime: str, cut: Cut | None) -> Callable[..., Values]:
         # From the values at the base cut to those of a phase; the identity where they are the same or nothing is frozen.
         if base is None or cut is None or cut == base.cut or self._traced is None:
             return lambda *values: values
-        return make_prefix(f"pytorch-{base.prefix.name[-4:]}", self._traced.piece(base.cut, cut), (), self._has.computing)
+        example = tuple(torch.zeros(2, *row.shape, device=self._has.computing.device) for row in base.rows)
+        return make_prefix(runtime, self._traced.piece(base.cut, cut), example, self._has.computing)
 
     def _near(self, activations: Activations) -> Activations:
         device = self._has.computing.device
@@ -232,8 +230,9 @@ class Staging:
         prefixes = None
         if cut is not None and self._traced is not None:
             piece = self._traced.piece(self._traced.input, cut)
-            fast = make_prefix(self._fastest(cut), piece, self._example(), has.computing)
-            prefixes = (fast, exact_prefix(piece, has.computing))
+            choice = self._fastest(cut)
+            fast, exact = (make_prefix(name, piece, self._example(), has.computing) for name in (choice.fast, choice.exact))
+            prefixes = (fast, exact)
         return StreamedFeed(self._loader, has.train, has.val, self._order, self._streamed_views, prefixes, has.preprocessing, has.computing)
 
     @property

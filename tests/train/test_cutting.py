@@ -115,12 +115,20 @@ def test_the_fastest_that_is_right_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
     set_trainable(network, "head").train_mode()
     piece, images = traced.piece(traced.input, traced.cut()), torch.randn(4, 3, 32, 32)
     names = ["pytorch-fp32", "pytorch-bf16", "onnxruntime-fp32"]
-    monkeypatch.setattr("edgetl.train.prefix.candidates", lambda computing, images: names)
-    times = {"pytorch-fp32": 3.0, "pytorch-bf16": 2.0, "onnxruntime-fp32": 1.0}
+    monkeypatch.setattr("edgetl.train.prefix.candidates", lambda computing: names)
+    times = {"pytorch-fp32": 3.0, "pytorch-bf16": 1.0, "onnxruntime-fp32": 2.0}
     monkeypatch.setattr("edgetl.train.prefix._milliseconds", lambda prefix, values, computing: times[prefix.name])
-    best, speeds = fastest_prefix(piece, (images,), COMPUTING, 50_000)
-    assert best == "onnxruntime-fp32"
-    assert speeds == times
-    assert "onnxruntime-fp32" not in fastest_prefix(piece, (images,), COMPUTING, 20_000)[1], "40 s: a conversion would not come back"
+    choice = fastest_prefix(piece, (images,), COMPUTING)
+    assert (choice.fast, choice.exact) == ("pytorch-bf16", "onnxruntime-fp32")
+    assert choice.milliseconds == times
     monkeypatch.setattr("edgetl.train.prefix._agrees", lambda values, expected: False)
-    assert fastest_prefix(piece, (images,), COMPUTING, 10)[0] == "pytorch-fp32", "a wrong one is out, however fast"
+    assert fastest_prefix(piece, (images,), COMPUTING).fast == "pytorch-fp32", "a wrong one is out, however fast"
+
+
+def test_a_runtime_that_does_not_know_the_network_is_left_out() -> None:
+    network = adapted("convnext_tiny")
+    traced = TracedNetwork(network)
+    set_trainable(network, "head").train_mode()
+    choice = fastest_prefix(traced.piece(traced.input, traced.cut()), (torch.randn(4, 3, 32, 32),), COMPUTING)
+    assert "onnxruntime-fp32" not in choice.milliseconds
+    assert choice.exact == "pytorch-fp32"
