@@ -51,7 +51,7 @@ class FinetuneConfig:
     """Images a step; None is the power of two that comes nearest to 32 steps an epoch, 16 to 64."""
     batch_norm: BatchNorm = "auto"
     """BatchNorm of the blocks that phase 2 trains: `eval` keeps its statistics, `train` takes each batch's and moves them; `auto` keeps
-    them where phase 1 left next to nothing to learn, see edgetl.train.phases."""
+    them where phase 1 left next to nothing to learn and they fit the images, see edgetl.train.phases."""
     schedule: Schedule = "cosine"
     """Learning rate within a phase: constant, or down to 0 along a cosine (Loshchilov and Hutter, 2017)."""
     warmup: float = 0.1

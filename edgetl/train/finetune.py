@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -23,10 +24,11 @@ from edgetl.train.computing import Computing, choose_computing
 from edgetl.train.dataset import DataSet, read_data
 from edgetl.train.decoded import DecodedImages
 from edgetl.train.evaluation import evaluate
+from edgetl.train.familiarity import statistics_shift
 from edgetl.train.feeding import CachedFeed
 from edgetl.train.filling import Materials
 from edgetl.train.folders import find_files
-from edgetl.train.freezing import resolve_unfreeze
+from edgetl.train.freezing import resolve_unfreeze, set_trainable
 from edgetl.train.loading import Images, Loader, default_workers
 from edgetl.train.metrics import train_metrics, val_metrics
 from edgetl.train.models import AdaptedNetwork, adapt
@@ -229,9 +231,14 @@ def _train(prepared: _Prepared, training: Training, staging: Staging) -> Stage:
                 # The number of epochs has been planned from the time; only the rate is open.
                 config = replace(config, finetune_epochs=stage.phase.epochs)
             learnt = training.records[-1].train_accuracy if training.records else None
-            stage = replace(stage, phase=settle(stage.phase, config, learnt))
+            stage = replace(stage, phase=settle(stage.phase, config, learnt, partial(_shift, training.adapted, stage)))
             training.run_stage(stage, stage.phase.epochs + sum(later.phase.epochs for later in stages[at + 1 :]))
     return stages[-1]
+
+
+def _shift(adapted: AdaptedNetwork, stage: Stage) -> float:
+    set_trainable(adapted, stage.phase.unfreeze)
+    return statistics_shift(adapted.network, stage.forward, stage.feed.training(1))
 
 
 def _finish(prepared: _Prepared, training: Training, last: Stage, staging: Staging, started: float) -> None:

@@ -17,8 +17,8 @@ CONFIG = FinetuneConfig(Path("data"))
 CLASSIC = FinetuneConfig(Path("data"), **presets()["classic"])
 
 
-def second(config: FinetuneConfig, train_accuracy: float | None) -> Phase:
-    return settle(plan_phases(config, "3", 16)[-1], config, train_accuracy)
+def second(config: FinetuneConfig, train_accuracy: float | None, shift: float = 0.05) -> Phase:
+    return settle(plan_phases(config, "3", 16)[-1], config, train_accuracy, lambda: shift)
 
 
 def test_what_phase_1_left_to_learn_decides_how_far_phase_2_goes() -> None:
@@ -29,11 +29,22 @@ def test_what_phase_1_left_to_learn_decides_how_far_phase_2_goes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "train_accuracy", "kept"),
-    [("auto", 0.99, True), ("auto", 0.97, False), ("auto", None, False), ("train", 1.0, False), ("eval", 0.5, True)],
-)
-def test_statistics_that_fit_already_stay(mode: Any, train_accuracy: float | None, kept: bool) -> None:
-    assert second(replace(CONFIG, batch_norm=mode), train_accuracy).freeze_statistics is kept
+    ("mode", "train_accuracy", "shift", "kept"),
+    [
+        ("auto", 0.99, 0.05, True), ("auto", 0.99, 0.4, False), ("auto", 0.97, 0.05, False), ("auto", None, 0.05, False),
+        ("train", 1.0, 0.05, False), ("eval", 0.5, 0.4, True),
+    ],
+)  # fmt: skip
+def test_statistics_that_fit_already_stay(mode: Any, train_accuracy: float | None, shift: float, kept: bool) -> None:
+    assert second(replace(CONFIG, batch_norm=mode), train_accuracy, shift).freeze_statistics is kept
+
+
+def test_the_shift_is_measured_only_where_it_decides() -> None:
+    def unwanted() -> float:
+        raise AssertionError
+
+    for config, accuracy in ((CONFIG, 0.5), (replace(CONFIG, batch_norm="train"), 1.0), (replace(CONFIG, batch_norm="eval"), 1.0)):
+        settle(plan_phases(config, "3", 16)[-1], config, accuracy, unwanted)
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
@@ -51,7 +62,7 @@ def test_what_was_given_stays() -> None:
 
 
 def test_the_classic_recipe_to_the_letter() -> None:
-    head, tail = (settle(phase, CLASSIC, 0.1) for phase in plan_phases(CLASSIC, "3", 32))
+    head, tail = (settle(phase, CLASSIC, 0.1, lambda: 0.0) for phase in plan_phases(CLASSIC, "3", 32))
     assert head == Phase(1, 5, 1e-3, "head", freeze_statistics=True)
     assert tail == Phase(2, 5, 1e-5, "3", freeze_statistics=False)
     assert (CLASSIC.head_width, CLASSIC.batch_size, CLASSIC.schedule, CLASSIC.augment) == (128, 32, "constant", "light")
