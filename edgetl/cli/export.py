@@ -151,8 +151,10 @@ def _print_variants(bundle: Any) -> None:
         worst = variant.report.get("search", {}).get("worst_layers")
         if worst:
             out.print(f"{variant.name}: the layers that lose most are {', '.join(worst)}.", markup=False, soft_wrap=True)
-        islands = variant.report.get("slow_because", {}).get("float_islands")
-        if islands:
-            out.print(f"{variant.name} still computes in float: {islands}.", markup=False, soft_wrap=True)
+        if variant.report.get("diverges"):
+            out.print(f"{variant.name}: {variant.report['diverges']}", markup=False, soft_wrap=True)
+        blamed = variant.report.get("slow_because", {}).get("to_blame")
+        if blamed:
+            out.print(f"{variant.name}: its time goes to {blamed}.", markup=False, soft_wrap=True)
         if variant.report.get("search", {}).get("vnni") is False and variant.latency.get("verdict") != "faster":
             out.print(f"{variant.name}: this CPU has no VNNI, so integers gain little here; `edgetl bench` on the device decides.")

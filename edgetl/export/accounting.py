@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,14 @@ class Flip:
 
 def answers(file: Path, images: ProofImages, contract: Preprocessing, input_kind: InputKind) -> Logits:
     """Logits [images, classes] of a whole ONNX file for decoded photos, one at a time."""
+    decoded = (load_image(path) for path in images.files)
+    return run_all(file, (image[None] if input_kind == "image" else preprocess(image, contract) for image in decoded))
+
+
+def run_all(file: Path, feeds: Iterable[NDArray[np.generic]]) -> Logits:
+    """Logits [all rows, classes] of an ONNX file for batches of its input."""
     session = create_session(file)
     name = session.get_inputs()[0].name
-    decoded = (load_image(path) for path in images.files)
-    feeds = (image[None] if input_kind == "image" else preprocess(image, contract) for image in decoded)
     return np.concatenate([session.run([LOGITS], {name: feed})[0] for feed in feeds])
 
 

@@ -117,5 +117,7 @@ def _variants(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
             variant.report.get("chosen", "float32"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *(f"- {name} {reason}." for name, reason in manifest.get("not_recommended", {}).items()), ""]
+    lines += ["", *(f"- {name} {reason}." for name, reason in manifest.get("not_recommended", {}).items())]
+    blamed = {variant.name: variant.report.get("slow_because", {}).get("to_blame") for variant in variants}
+    lines += [*(f"- {name}: its time goes to {operators}." for name, operators in blamed.items() if operators), ""]
     return "\n".join(lines)

@@ -146,7 +146,11 @@ def _export(model: RunModel, sources: _Sources, output: Path, config: ExportConf
             "versions": {name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript")},
         }
         task = Task(
-            onnx.shape_inference.infer_shapes(graph.model), partial(_quantization_images, sources, model), config.max_accuracy_drop, notify
+            onnx.shape_inference.infer_shapes(graph.model),
+            graph.module_outputs,
+            partial(_quantization_images, sources, model),
+            config.max_accuracy_drop,
+            notify,
         )
         made = [make_variant(name, task, workshop) for name in dict.fromkeys(config.variants) if name != "fp32"]
         if made or config.max_latency_ms is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -11,10 +11,14 @@ from onnxruntime.quantization import QDQQuantizer, QuantType, TensorsData
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from edgetl.export.calibration import Method
+from edgetl.export.layers import layers
 from edgetl.export.tidying import quantizing, tidied
 
 OPERATORS = sorted({*QLinearOpsRegistry, *QDQRegistry})
 """What onnxruntime quantizes; everything else stays in float."""
+
+_WITHIN_A_LAYER = ("Relu", "Clip")
+"""Activations that onnxruntime computes within the convolution before them."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,18 @@ def quantize(network: onnx.ModelProto, ranges: TensorsData, scheme: Scheme, excl
             activation_qType=QuantType.QUInt8 if scheme.activations == "uint8" else QuantType.QInt8,
             tensors_range=ranges,
             nodes_to_quantize=[],
-            nodes_to_exclude=sorted(excluded),
+            nodes_to_exclude=sorted({*excluded, *_after_last_layer(network)}),
             op_types_to_quantize=OPERATORS,
             # The logits are 8 bits' worst place: nothing after them could average the rounding out.
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
         )
         quantizer.quantize_model()
     return tidied(quantizer.model.model)
+
+
+def _after_last_layer(network: onnx.ModelProto) -> Iterator[str]:
+    # A head that is a convolution (SqueezeNet's) has its pooling behind it: a few hundred numbers, and then the logits.
+    nodes = list(network.graph.node)
+    names = [node.name for node in nodes]
+    last = max((names.index(layer.name) for layer in layers(network)), default=len(names))
+    yield from (node.name for node in nodes[last + 1 :] if node.op_type not in _WITHIN_A_LAYER)

@@ -18,6 +18,8 @@ class Task:
 
     network: onnx.ModelProto
     """`pixels` float32 [batch, 3, S, S] -> `logits`; BatchNorm folded, types of inner values known."""
+    module_outputs: dict[str, str]
+    """Module path to the name of the value that it yields in `network`."""
     load_images: Callable[[], QuantizationImages]
     max_drop: float
     """Points of top-1 that may be lost."""

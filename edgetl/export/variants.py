@@ -9,21 +9,29 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from edgetl.core.config import ExportConfig
 from edgetl.core.files import sha256_file
 from edgetl.core.layout import BundleDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.registry import QUANTIZERS, resolve
+from edgetl.device.bench.inputs import model_input
 from edgetl.device.bundle import Variant
-from edgetl.export.accounting import Flip, Logits, ProofImages, accuracy, answers, distance, flips, flips_json
-from edgetl.export.blame import conversions, float_islands, operator_times
+from edgetl.device.images import load_image
+from edgetl.device.preprocessing import normalise, resize_and_crop
+from edgetl.export.accounting import Flip, Logits, ProofImages, accuracy, answers, distance, flips, flips_json, run_all
+from edgetl.export.blame import operator_times, to_blame
+from edgetl.export.choosing import accuracy_drop
+from edgetl.export.divergence import first_noisy
 from edgetl.export.graph import assemble
 from edgetl.export.ort_format import write_ort
 from edgetl.export.quantized import Quantized, Task
 from edgetl.export.writing import write_model
 
 _FASTER = "faster"
+_LOOKED_AT = 4
+"""Images that tell where a variant goes astray."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +52,24 @@ class Workshop:
         """The network with preprocessing and softmax around it, as a file of the bundle."""
         return write_model(self.directory, name, assemble(network, self.contract, self.config.input, self.metadata))
 
+    def pixels(self) -> NDArray[np.float32]:
+        """Of a few proof images, as the network takes them: [images, 3, S, S]."""
+        return normalise(
+            np.stack([resize_and_crop(load_image(path), self.contract) for path in self.proof.files[:_LOOKED_AT]]), self.contract
+        )
+
     def distance_on_golden(self, file: Path) -> float:
-        """How far a file is from PyTorch on the reference images that lie in the bundle: in logits, and in the choice of the label."""
+        """How far a file is from PyTorch on the reference images that lie in the bundle: in logits, and in the choice of the label.
+
+        With it, how far it is from fp32 on the benchmark's tensors of them, which are cropped otherwise.
+        """
         with np.load(self.directory.golden_logits, allow_pickle=False) as golden:
             images = ProofImages([self.directory.path / name for name in golden["files"]], None, "golden")
             found, reference = answers(file, images, self.contract, self.config.input), golden["logits"]
         chosen = np.take_along_axis(reference, found.argmax(1)[:, None], 1)[:, 0]
-        return float(max(np.abs(found - reference).max(), (reference.max(1) - chosen).max()))
+        tensors = [model_input(load_image(path), self.contract, self.config.input) for path in images.files]
+        apart = run_all(file, tensors) - run_all(self.directory.variant("fp32"), tensors)
+        return float(max(np.abs(found - reference).max(), (reference.max(1) - chosen).max(), np.abs(apart).max()))
 
     def describe(self, name: str, file: Path, precision: str, parity: dict[str, Any], logits: Logits) -> Variant:
         """The manifest's entry for a file."""
@@ -81,8 +100,7 @@ class Made:
         if self.variant.latency.get("verdict") == _FASTER or not self.quantized.precision.startswith("int8"):
             return self.variant
         times = operator_times(self.quantized.network)
-        blame = {"operators": times, "float_islands": float_islands(times), "conversions": conversions(times)}
-        return replace(self.variant, report={**self.variant.report, "slow_because": blame})
+        return replace(self.variant, report={**self.variant.report, "slow_because": {"operators": times, "to_blame": to_blame(times)}})
 
 
 def make_variant(name: str, task: Task, workshop: Workshop) -> Made:
@@ -99,4 +117,6 @@ def make_variant(name: str, task: Task, workshop: Workshop) -> Made:
     parity = distance(logits, workshop.reference, workshop.proof.kind, workshop.distance_on_golden(file))
     variant = workshop.describe(name, file, quantized.precision, parity, logits)
     report = {**variant.report, "chosen": quantized.told, "search": quantized.report, "flips": flips_json(found)}
+    if not quantized.kept or accuracy_drop(variant) > workshop.config.max_accuracy_drop:
+        report["diverges"] = first_noisy(task.network, quantized.network, task.module_outputs, workshop.pixels())
     return Made(replace(variant, report=report), quantized, found)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnx
@@ -52,6 +52,8 @@ def new_bundle(path: Path, force: bool) -> Iterator[BundleDirectory]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path):
+            # Another process may have put one there since.
+            refuse_existing(path, force)
             temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
             try:
                 temporary.chmod(0o755)
@@ -70,15 +72,31 @@ def new_bundle(path: Path, force: bool) -> Iterator[BundleDirectory]:
 def _alone(path: Path) -> Iterator[None]:
     # The system lets go of the lock when its process dies, however that happens.
     lock = path.parent / f".{path.name}.lock"
-    with lock.open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as cause:
-            raise BundleError(f"Another process is writing a bundle to {path}. Wait for it, or choose another place with -o.") from cause
+    try:
+        stream = _locked(lock)
+    except BlockingIOError as cause:
+        raise BundleError(f"Another process is writing a bundle to {path}. Wait for it, or choose another place with -o.") from cause
+    with stream:
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> IO[str]:
+    while True:
+        stream = path.open("a")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                return stream
+        except FileNotFoundError:
+            # A process that ends removes its lock: one that was opened just before locks nothing any more.
+            pass
+        except BaseException:
+            stream.close()
+            raise
+        stream.close()
 
 
 def _swap(new: Path, path: Path) -> None:

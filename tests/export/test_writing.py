@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,24 @@ def test_the_second_of_two_processes_is_refused(old: Path) -> None:
         directory.manifest.write_text("{}")
     assert (old / "bundle.json").read_text() == "{}"
     assert not (old / "fp32.onnx").exists(), "no mixture"
+
+
+def test_of_many_that_start_at_once_one_writes(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+
+    def attempt(_: int) -> bool:
+        try:
+            with new_bundle(path, force=False) as directory:
+                directory.manifest.write_text("{}")
+        except BundleError:
+            return False
+        return True
+
+    for _ in range(30):
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(attempt, range(8))) == 1
+        assert [left.name for left in tmp_path.iterdir()] == ["bundle"]
+        shutil.rmtree(path)
 
 
 def test_a_disk_that_is_full_leaves_the_old_bundle(old: Path) -> None:

@@ -43,7 +43,7 @@ def prepare_pictures(bundle: Bundle, kinds: set[InputKind], folder: Path) -> Pic
     golden = bundle.golden()
     tensors = {}
     for kind in sorted(kinds):
-        batches = [_square(load_image(path), bundle.preprocessing, kind) for path in golden.files]
+        batches = [model_input(load_image(path), bundle.preprocessing, kind) for path in golden.files]
         tensors[kind] = folder / f"{kind}.npy"
         np.save(tensors[kind], np.stack(batches))
     encoded = [path.read_bytes() for path in golden.files]
@@ -53,7 +53,8 @@ def prepare_pictures(bundle: Bundle, kinds: set[InputKind], folder: Path) -> Pic
     return Pictures(files, tensors, golden.logits, golden.tolerance, described)
 
 
-def _square(image: NDArray[np.uint8], contract: Preprocessing, kind: InputKind) -> NDArray[np.uint8] | NDArray[np.float32]:
+def model_input(image: NDArray[np.uint8], contract: Preprocessing, kind: InputKind) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """What scope `model` feeds for a decoded photo: a batch of one."""
     if kind == "tensor":
         return normalise(resize_and_crop(image, contract)[None], contract)
     side = (contract.resize, contract.resize)
