@@ -16,6 +16,7 @@ from edgetl import __version__
 from edgetl.core.config import ExportConfig
 from edgetl.core.errors import DataError
 from edgetl.core.layout import BundleDirectory, RunDirectory
+from edgetl.device.allocator import keep_freed_memory
 from edgetl.device.bundle import Bundle, Variant, open_bundle
 from edgetl.device.images import IMAGE_SUFFIXES
 from edgetl.export.accounting import ProofImages
@@ -115,6 +116,8 @@ def export_architecture(
 
 def _export(model: RunModel, sources: _Sources, output: Path, config: ExportConfig, progress: Progress | None) -> Bundle:
     notify = progress or (lambda step, done, total: None)
+    # The proof runs PyTorch hundreds of times, and a third of that would be page faults; see docs/decisions/003.
+    keep_freed_memory()
     if {"int8", "fp16"} & set(config.variants):
         check_enough(len(sources.calibration), sources.calibration_kind)
     notify("Writing the ONNX graph", 0, 0)
