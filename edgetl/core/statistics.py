@@ -106,6 +106,18 @@ def paired_speedup(baseline: Sequence[float], candidate: Sequence[float], resamp
     return _speedup(median(baseline) / median(candidate), ratios)
 
 
+def sign_test(baseline: Sequence[float], candidate: Sequence[float]) -> float:
+    """Two-sided p-value of as many wins as the candidate has over the baseline, pair by pair, if both were alike (Dixon and Mood, 1946).
+
+    It supposes nothing about how latencies are distributed, only that within a pair either could have come first. Ties say nothing.
+    """
+    wins = sum(other < one for one, other in zip(baseline, candidate, strict=True))
+    losses = sum(other > one for one, other in zip(baseline, candidate, strict=True))
+    decided = wins + losses
+    tail = sum(math.comb(decided, count) for count in range(max(wins, losses), decided + 1))
+    return min(1.0, 2 * tail / 2**decided)
+
+
 def unpaired_speedup(baseline: Sequence[float], candidate: Sequence[float], resamples: int = 4000, seed: int = 0) -> Speedup:
     """As `paired_speedup` for rounds that did not run side by side: each set is resampled by itself."""
     generator = random.Random(seed)

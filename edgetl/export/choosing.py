@@ -60,7 +60,8 @@ def _objection(variant: Variant, config: ExportConfig) -> str:
 def _not_faster(variant: Variant, config: ExportConfig, fp32_fits: bool) -> str:
     if fp32_fits and config.optimise == "latency" and variant.name != "fp32" and variant.latency.get("verdict") != "faster":
         low, high = variant.latency.get("ci95", (0.0, 0.0))
-        measured = f"is not shown faster than fp32 here: {variant.latency.get('speedup', 0.0):.2f} times [{low:.2f}, {high:.2f}]"
+        won = f", faster in {variant.latency.get('rounds_won', 0)} of {variant.latency.get('rounds', 0)} rounds"
+        measured = f"is not shown faster than fp32 here: {variant.latency.get('speedup', 0.0):.2f} times [{low:.2f}, {high:.2f}]{won}"
         return f"{measured}{_WHY.get(variant.precision, '')}"
     return ""
 

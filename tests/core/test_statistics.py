@@ -14,6 +14,7 @@ from edgetl.core.statistics import (
     class_scores,
     macro_f1,
     paired_speedup,
+    sign_test,
     percentile,
     unpaired_speedup,
     wilson_interval,
@@ -139,3 +140,18 @@ def test_calibration_error_is_a_share_and_at_least_the_overall_gap(images: list[
     error = calibration_error(confidences, correct, bins)
     assert -1e-12 <= error <= 1 + 1e-12
     assert error >= abs(sum(confidences) - sum(correct)) / len(images) - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "expected"), [(6, 0, 0.03125), (5, 0, 0.0625), (5, 1, 0.21875), (0, 6, 0.03125), (3, 3, 1.0), (0, 0, 1.0)]
+)
+def test_the_sign_test_against_tables(wins: int, losses: int, expected: float) -> None:
+    baseline, candidate = [2.0] * wins + [1.0] * losses + [1.0], [1.0] * wins + [2.0] * losses + [1.0]
+    assert sign_test(baseline, candidate) == pytest.approx(expected)
+
+
+def test_the_sign_test_finds_a_difference_in_noise_as_seldom_as_it_says() -> None:
+    generator = random.Random(0)
+    rounds = [[(generator.lognormvariate(0, 0.5), generator.lognormvariate(0, 0.5)) for _ in range(6)] for _ in range(4000)]
+    found = sum(sign_test([pair[0] for pair in pairs], [pair[1] for pair in pairs]) < 0.05 for pairs in rounds) / len(rounds)
+    assert found == pytest.approx(0.03125, abs=0.01)
