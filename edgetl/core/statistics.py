@@ -115,7 +115,7 @@ def sign_test(baseline: Sequence[float], candidate: Sequence[float]) -> float:
     losses = sum(other > one for one, other in zip(baseline, candidate, strict=True))
     decided = wins + losses
     tail = sum(math.comb(decided, count) for count in range(max(wins, losses), decided + 1))
-    return min(1.0, 2 * tail / 2**decided)
+    return min(1.0, float(2 * tail / 2**decided))
 
 
 def unpaired_speedup(baseline: Sequence[float], candidate: Sequence[float], resamples: int = 4000, seed: int = 0) -> Speedup:

@@ -60,7 +60,7 @@ def _figures(row: Row, float32: Row | None) -> dict[str, Any]:
         return found
     speedup = paired_speedup(float32.medians_ns, row.medians_ns)
     wins = sum(own < other for own, other in zip(row.medians_ns, float32.medians_ns, strict=True))
-    # Neighbours on a shared machine come and go, and an interval from six rounds is too sure of itself: the order within rounds has to agree.
+    # On a shared machine an interval from six rounds is too sure of itself: the order within the rounds has to agree.
     shown = sign_test(float32.medians_ns, row.medians_ns) < _ACCIDENT
     decided = "faster" if shown and speedup.low > 1 else "slower" if shown and speedup.high < 1 else "inconclusive"
     return {**found, "speedup": speedup.ratio, "ci95": [speedup.low, speedup.high], "rounds_won": wins, "verdict": decided}

@@ -14,8 +14,8 @@ from edgetl.core.statistics import (
     class_scores,
     macro_f1,
     paired_speedup,
-    sign_test,
     percentile,
+    sign_test,
     unpaired_speedup,
     wilson_interval,
 )
