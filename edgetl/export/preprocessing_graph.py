@@ -27,8 +27,9 @@ def preprocessing_graph(contract: Preprocessing, opset: int, ir_version: int) ->
     `Round` goes to the even neighbour, as the contract's crop does; the sizes are computed in int64, as Python computes them.
     """
     crop, one = contract.crop, 1 << FIXED_POINT_BITS
-    scale = ", ".join(repr(1 / (255 * std)) for std in contract.std)
-    offset = ", ".join(repr(-mean / std) for mean, std in zip(contract.mean, contract.std, strict=True))
+    # In rows of pixels: along three channels onnxruntime needs twenty times as long, a fifth of MobileNetV2 in int8.
+    scale = ", ".join([repr(1 / (255 * std)) for std in contract.std] * crop)
+    offset = ", ".join([repr(-mean / std) for mean, std in zip(contract.mean, contract.std, strict=True)] * crop)
     return onnx.parser.parse_model(f"""
         <ir_version: {ir_version}, opset_import: ["" : {opset}]>
         preprocessing (uint8[batch, height, width, 3] {IMAGE}) => (float[batch, 3, {crop}, {crop}] {PIXELS})
@@ -38,7 +39,8 @@ def preprocessing_graph(contract: Preprocessing, opset: int, ir_version: int) ->
             int64 pre_int_one = {{1}}, double pre_zero = {{0.0}}, double pre_half = {{0.5}}, double pre_one = {{1.0}},
             double pre_fixed_one = {{{one}.0}}, uint32 pre_fixed_half = {{{one // 2}}}, uint32 pre_fixed_bits = {{{FIXED_POINT_BITS}}},
             int64[4] pre_along_columns = {{1, 1, {crop}, 1}}, int64[4] pre_along_rows = {{1, {crop}, 1, 1}},
-            float[1, 3, 1, 1] pre_scale = {{{scale}}}, float[1, 3, 1, 1] pre_offset = {{{offset}}},
+            int64[3] pre_rows = {{0, {crop}, {3 * crop}}}, int64[4] pre_pixels = {{0, {crop}, {crop}, 3}},
+            float[{3 * crop}] pre_scale = {{{scale}}}, float[{3 * crop}] pre_offset = {{{offset}}},
             uint8[batch, {crop}, {crop}, 3] {CROPPED}
         >
         {{
@@ -65,10 +67,12 @@ def preprocessing_graph(contract: Preprocessing, opset: int, ir_version: int) ->
                     pre_shrunk = Slice(pre_resized, pre_start, pre_end, pre_axes)
                 }}
             >
-            pre_planes = Transpose<perm = [0, 3, 1, 2]>({CROPPED})
-            pre_values = Cast<to = {FLOAT}>(pre_planes)
-            pre_scaled = Mul(pre_values, pre_scale)
-            {PIXELS} = Add(pre_scaled, pre_offset)
+            pre_values = Cast<to = {FLOAT}>({CROPPED})
+            pre_in_rows = Reshape(pre_values, pre_rows)
+            pre_scaled = Mul(pre_in_rows, pre_scale)
+            pre_shifted = Add(pre_scaled, pre_offset)
+            pre_normalised = Reshape(pre_shifted, pre_pixels)
+            {PIXELS} = Transpose<perm = [0, 3, 1, 2]>(pre_normalised)
         }}
     """)
 

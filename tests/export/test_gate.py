@@ -29,15 +29,15 @@ def constant(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
 def wrong_mean(model: onnx.ModelProto) -> None:
     offset = constant(model, "pre_offset")
     moved = numpy_helper.to_array(offset).copy()
-    moved[0, 1] = -0.5 / 0.224
+    moved[1::3] = -0.5 / 0.224
     offset.CopyFrom(numpy_helper.from_array(moved, offset.name))
 
 
 def swapped_channels(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "swap"))
-    at = next(index for index, node in enumerate(model.graph.node) if node.output[0] == "pre_planes")
-    model.graph.node[at].output[0] = "pre_planes_before"
-    model.graph.node.insert(at + 1, helper.make_node("Gather", ["pre_planes_before", "swap"], ["pre_planes"], axis=1))
+    at = next(index for index, node in enumerate(model.graph.node) if node.output[0] == "pre_values")
+    model.graph.node[at].output[0] = "pre_values_before"
+    model.graph.node.insert(at + 1, helper.make_node("Gather", ["pre_values_before", "swap"], ["pre_values"], axis=3))
 
 
 def missing_antialias(model: onnx.ModelProto) -> None:
