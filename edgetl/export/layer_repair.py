@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -18,15 +20,18 @@ from edgetl.export.qdq import Scheme
 _IMAGES = 16
 
 
-def correct_biases(network: onnx.ModelProto, calibration: Calibration, scheme: Scheme) -> onnx.ModelProto:
+def correct_biases(network: onnx.ModelProto, calibration: Calibration, scheme: Scheme, excluded: Collection[str] = ()) -> onnx.ModelProto:
     """A copy whose biases make up for the mean error that rounded weights cause (Nagel et al., 2019, section 4.2).
 
     The error of an output channel is the rounding error of its weights times the mean of its inputs, which calibration has seen.
+
+    Args:
+        excluded: names of layers that stay in float and round nothing.
     """
     changed: dict[str, NDArray[np.float32]] = {}
     for layer in layers(network):
         seen = calibration.observed.get(layer.node.input[0])
-        if layer.bias is None or seen is None:
+        if layer.bias is None or seen is None or layer.name in excluded:
             continue
         error = quantized_weight(layer.weight, scheme.per_channel, 7 if scheme.reduce_range else 8) - layer.weight
         changed[layer.node.input[2]] = layer.bias - _expected(error, seen.channel_means, layer.groups)

@@ -14,7 +14,7 @@ from edgetl.device.facts import cpu_flags
 from edgetl.export.calibration import METHODS, Calibration
 from edgetl.export.equalisation import equalise
 from edgetl.export.layer_repair import by_error, correct_biases
-from edgetl.export.layers import layers, with_constants
+from edgetl.export.layers import layers
 from edgetl.export.qdq import Scheme, quantize
 from edgetl.export.quantized import Quantized, Task
 from edgetl.export.rewriting import ROUNDS_MORE, rewrite
@@ -80,7 +80,7 @@ class _Search:
 
     def run(self) -> Quantized:
         task = self.task
-        self._network = self._uncorrected = rewrite(task.network)
+        self._network, self._corrects = rewrite(task.network), False
         self._referee = Referee(task.network, task.images.held_back)
         task.notify("Observing activations for int8", 0, 0)
         self._calibration = Calibration(self._network, task.images.calibration)
@@ -88,8 +88,8 @@ class _Search:
         wanted = list(schemes(vnni))
         for number, scheme in enumerate(wanted):
             task.notify("Searching for int8", number, len(wanted))
-            self._try(scheme, self._network, self._calibration)
-        best = self._best(self.tried)
+            self._try(scheme)
+        best = self._corrected(self._best(self.tried))
         if not self._fits(best):
             best = self._repaired(best)
         report = {
@@ -104,15 +104,9 @@ class _Search:
         }
         return Quantized(best.network, "int8", report, kept=self._fits(best), told=self._told(best))
 
-    def _try(
-        self,
-        scheme: Scheme,
-        network: onnx.ModelProto,
-        calibration: Calibration,
-        repairs: tuple[str, ...] = (),
-        restored: tuple[str, ...] = (),
-    ) -> Candidate:
-        quantized = quantize(network, calibration.ranges(scheme.method), scheme, restored)
+    def _try(self, scheme: Scheme, repairs: tuple[str, ...] = (), restored: tuple[str, ...] = ()) -> Candidate:
+        network = correct_biases(self._network, self._calibration, scheme, restored) if self._corrects else self._network
+        quantized = quantize(network, self._calibration.ranges(scheme.method), scheme, restored)
         candidate = Candidate(scheme, quantized, self._referee.score(quantized), repairs, restored)
         self.tried.append(candidate)
         return candidate
@@ -129,40 +123,42 @@ class _Search:
         fast = [candidate for candidate in fitting if candidate.score.ms <= _SLOWER * fastest]
         return max(fast, key=lambda candidate: candidate.score.sqnr_db)
 
+    def _corrected(self, best: Candidate) -> Candidate:
+        # What rounded weights do to the mean of a channel costs nothing to take back: it is tried whether the accuracy fits or not.
+        self.task.notify("Correcting biases of int8", 0, 0)
+        self._corrects = True
+        found = self._try(best.scheme, ("bias correction",))
+        self._corrects = _is_better(found, best)
+        return found if self._corrects else best
+
     def _repaired(self, best: Candidate) -> Candidate:
-        repairs = (
-            (self._as_it_was, "activations in float"),
-            (self._equalised, "cross-layer equalisation"),
-            (self._corrected, "bias correction"),
-        )
+        repairs = ((self._as_it_was, "activations in float"), (self._equalised, "cross-layer equalisation"))
         for repair, name in repairs:
             self.task.notify(f"Repairing int8: {name}", 0, 0)
-            made = repair(best.scheme)
+            made = repair()
             if made is None:
                 continue
-            network, calibration = made
-            found = self._try(best.scheme, network, calibration, (*best.repairs, name))
-            if (found.score.drop, -found.score.sqnr_db) < (best.score.drop, -best.score.sqnr_db):
-                best, self._network, self._calibration = found, network, calibration
-                if repair is not self._corrected:
-                    self._uncorrected = network
+            before = self._network, self._calibration
+            self._network, self._calibration = made
+            found = self._try(best.scheme, (*best.repairs, name))
+            if _is_better(found, best):
+                best = found
+            else:
+                self._network, self._calibration = before
             if self._fits(best):
                 return best
         return self._restored(best)
 
-    def _as_it_was(self, _scheme: Scheme) -> tuple[onnx.ModelProto, Calibration] | None:
+    def _as_it_was(self) -> tuple[onnx.ModelProto, Calibration] | None:
         # Rewritten operators are faster, and each of their steps rounds once more.
         kinds = {node.op_type for node in self.task.network.graph.node}
         if not kinds & ROUNDS_MORE:
             return None
         return self.task.network, Calibration(self.task.network, self.task.images.calibration)
 
-    def _equalised(self, _scheme: Scheme) -> tuple[onnx.ModelProto, Calibration] | None:
+    def _equalised(self) -> tuple[onnx.ModelProto, Calibration] | None:
         evened = equalise(self._network)
         return None if evened is None else (evened, Calibration(evened, self.task.images.calibration))
-
-    def _corrected(self, scheme: Scheme) -> tuple[onnx.ModelProto, Calibration] | None:
-        return correct_biases(self._network, self._calibration, scheme), self._calibration
 
     def _restored(self, best: Candidate) -> Candidate:
         scheme = best.scheme
@@ -170,20 +166,18 @@ class _Search:
         most, count = int(len(list(layers(self._network))) * _MOST_RESTORED), 1
         while count <= most:
             self.task.notify("Restoring layers to float", count, most)
-            restored = tuple(self.worst[:count])
-            found = self._try(scheme, self._with_own_biases(restored), self._calibration, best.repairs, restored)
+            found = self._try(scheme, best.repairs, tuple(self.worst[:count]))
             if self._fits(found):
                 return found
             best = min(best, found, key=lambda candidate: candidate.score.drop)
             count = most if count < most < 2 * count else 2 * count
         return best
 
-    def _with_own_biases(self, names: tuple[str, ...]) -> onnx.ModelProto:
-        # A correction makes up for rounding, which a layer in float does not do.
-        own = {layer.node.input[2]: layer.bias for layer in layers(self._uncorrected) if layer.name in names and layer.bias is not None}
-        return with_constants(self._network, own)
-
     def _told(self, best: Candidate) -> str:
         after = f" after {', '.join(best.repairs)}" if best.repairs else ""
         floats = f", {len(best.restored)} layers in float" if best.restored else ""
         return f"{best.scheme.name}{after}{floats}"
+
+
+def _is_better(one: Candidate, other: Candidate) -> bool:
+    return (one.score.drop, -one.score.sqnr_db) < (other.score.drop, -other.score.sqnr_db)

@@ -291,14 +291,27 @@ def test_repairs_come_in_order_until_it_fits_or_is_given_up(
     quantized = static_int8(replace(task, max_drop=allowed))
     repaired = quantized.report["candidates"][12:]
     assert [candidate["repairs"][-1] for candidate in repaired[:3]] == [
+        "bias correction",
         "activations in float",
         "cross-layer equalisation",
-        "bias correction",
     ]
     restored = [len(candidate["restored_layers"]) for candidate in repaired[3:]]
     assert quantized.report["worst_layers"][: restored[-1]] == repaired[-1]["restored_layers"]
     assert restored == {45.0: [1], 41.0: [1, 2], 1.0: [1, 2, 3]}[allowed], "at most half of the six layers"
     assert quantized.kept is fits
+
+
+def test_a_correction_of_biases_is_taken_wherever_it_brings_the_network_nearer_to_float(task: Task) -> None:
+    report = static_int8(replace(task, max_drop=100.0)).report
+    plain, corrected = report["candidates"][:12], report["candidates"][12]
+    assert corrected["repairs"] == ["bias correction"]
+    best = max((one for one in plain if one["scheme"] == corrected["scheme"]), key=lambda one: one["held_back"]["sqnr_db"])
+    is_better = (corrected["held_back"]["drop"], -corrected["held_back"]["sqnr_db"]) < (
+        best["held_back"]["drop"],
+        -best["held_back"]["sqnr_db"],
+    )
+    assert (report["chosen"] == 12) is is_better
+    assert len(report["candidates"]) == 13, "nothing else had to be repaired"
 
 
 def test_operators_that_the_quantizer_does_not_know_stay_in_float() -> None:
