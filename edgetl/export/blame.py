@@ -19,8 +19,11 @@ from edgetl.export.preprocessing_graph import PIXELS
 _RUNS = 20
 _PRODUCTS = ("QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul")
 """What integers are faster at."""
-_QUANTIZED = ("QLinear", "QuantizeLinear", "DequantizeLinear", "DynamicQuantize", "MaxPool", "Reshape")
-"""What else works on integers or converts to and from them."""
+_QUANTIZED = (
+    "QLinear", "QuantizeLinear", "DequantizeLinear", "DynamicQuantize", "MaxPool", "NhwcMaxPool",
+    "Concat", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
+)  # fmt: skip
+"""What else works on integers, converts to and from them, or moves either."""
 _NAMED, _LEAST_SHARE = 6, 0.02
 
 

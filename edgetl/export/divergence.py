@@ -56,7 +56,7 @@ def first_noisy(network: onnx.ModelProto, smaller: onnx.ModelProto, module_outpu
     modules = _present(_present(module_outputs, network), smaller)
     if not modules:
         return _UNKNOWN
-    reference, values = _values(network, modules, pixels), _values(smaller, modules, pixels)
+    reference, values = _values(network, modules, pixels), _values(smaller, _as_passed_on(modules, smaller), pixels)
     noise = {path: sqnr_db(reference[path], values[path]) for path in modules if np.isfinite(values[path]).all()}
     for path in modules:
         if path not in noise:
@@ -69,6 +69,13 @@ def first_noisy(network: onnx.ModelProto, smaller: onnx.ModelProto, module_outpu
 def _present(module_outputs: dict[str, str], network: onnx.ModelProto) -> dict[str, str]:
     produced = {name for node in network.graph.node for name in node.output}
     return {path: value for path, value in module_outputs.items() if value in produced}
+
+
+def _as_passed_on(modules: dict[str, str], quantized: onnx.ModelProto) -> dict[str, str]:
+    # onnxruntime's quantizer leaves an activation to the rounding behind it: the value of that name has not been through it yet.
+    produced = {name for node in quantized.graph.node for name in node.output}
+    rounded = {path: f"{value}_DequantizeLinear_Output" for path, value in modules.items()}
+    return {path: rounded[path] if rounded[path] in produced else value for path, value in modules.items()}
 
 
 def _values(network: onnx.ModelProto, modules: dict[str, str], pixels: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:

@@ -70,7 +70,10 @@ class _Writer:
         if node.op == "call_module":
             return self._module(node, self._piece.get_submodule(str(node.target)))
         if node.op == "call_function" and node.target is operator.getitem:
-            return self._values[_argument(node, 0)][_argument(node, 1)]
+            parts = self._values.get(_argument(node, 0))
+            if not isinstance(parts, tuple) or not isinstance(_argument(node, 1), int):
+                raise ExportError(f"{node.name} takes a part of a value, which is not known here.")
+            return parts[_argument(node, 1)]
         write = _FUNCTIONS.get(node.target) if node.op != "get_attr" else None
         if write is None:
             raise ExportError(f"{node.op} {node.target} is not known here.")
@@ -89,7 +92,7 @@ class _Writer:
         return self._module(node, module)
 
     def operands(self, node: fx.Node, operator_type: str) -> str:
-        if len(node.all_input_nodes) != len(set(node.args)):
+        if node.kwargs or len(node.all_input_nodes) != len(set(node.args)):
             raise ExportError(f"{node.name} takes a number.")
         return self._add(operator_type, [self._values[_argument(node, at)] for at in (0, 1)])
 
@@ -141,6 +144,8 @@ class _Writer:
         return self._add("BatchNormalization", [self.input(node), *given], epsilon=module.eps)
 
     def pool(self, node: fx.Node, module: nn.MaxPool2d | nn.AvgPool2d, operator_type: str, **attributes: Any) -> str:
+        if getattr(module, "divisor_override", None):
+            raise ExportError(f"{node.name} averages in a way that is not known here.")
         kernel, stride, padding = (_pair(value) for value in (module.kernel_size, module.stride, module.padding))
         return self._add(
             operator_type,

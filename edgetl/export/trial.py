@@ -93,4 +93,6 @@ def sqnr_db(reference: NDArray[np.floating], approximation: NDArray[np.floating]
     """10 log10 of signal power over noise power; 200 where there is no noise to speak of."""
     signal = float(np.square(reference, dtype=np.float64).sum())
     noise = float(np.square(np.asarray(reference, np.float64) - approximation).sum())
+    if noise <= 1e-30:
+        return 200.0
     return min(200.0, 10 * float(np.log10(max(signal, 1e-30) / max(noise, 1e-30))))

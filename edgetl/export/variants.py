@@ -69,7 +69,8 @@ class Workshop:
         chosen = np.take_along_axis(reference, found.argmax(1)[:, None], 1)[:, 0]
         tensors = [model_input(load_image(path), self.contract, self.config.input) for path in images.files]
         apart = run_all(file, tensors) - run_all(self.directory.variant("fp32"), tensors)
-        return float(max(np.abs(found - reference).max(), (reference.max(1) - chosen).max(), np.abs(apart).max()))
+        # numpy's maximum, unlike Python's, does not lose what is no number.
+        return float(np.max([np.abs(found - reference).max(), (reference.max(1) - chosen).max(), np.abs(apart).max()]))
 
     def describe(self, name: str, file: Path, precision: str, parity: dict[str, Any], logits: Logits) -> Variant:
         """The manifest's entry for a file."""

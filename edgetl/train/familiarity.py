@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from statistics import mean
@@ -43,7 +44,8 @@ def statistics_shift(network: nn.Module, forward: Callable[..., Tensor], batches
     finally:
         for hook in hooks:
             hook.remove()
-    return mean(_divergence(layer, sums[layer]) for layer in layers if layer in sums)
+    # A compiled forward may not call hooks: then nothing is known, and statistics move, as they do for unfamiliar images.
+    return mean(_divergence(layer, found) for layer, found in sums.items()) if sums else math.inf
 
 
 def _is_trained(layer: nn.BatchNorm2d) -> bool:
@@ -57,7 +59,8 @@ def _add(sums: dict[nn.Module, Tensor], layer: nn.Module, given: tuple[Any, ...]
     sums[layer] = sums[layer] + found if layer in sums else found
 
 
-def _divergence(layer: nn.BatchNorm2d, sums: Tensor) -> float:
+def _divergence(layer: nn.Module, sums: Tensor) -> float:
+    assert isinstance(layer, nn.BatchNorm2d)
     assert layer.running_mean is not None
     assert layer.running_var is not None
     count, total, squares = sums

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgetl.core.errors import EdgetlError
 from edgetl.train.activations import Activations, rows_of
 from edgetl.train.arithmetic import keep_slow_kernels_in_float32, step_milliseconds
 from edgetl.train.computing import Computing
@@ -23,7 +24,7 @@ from edgetl.train.loading import Key, Loader
 from edgetl.train.measured import remembered
 from edgetl.train.phases import Phase
 from edgetl.train.planning import plan
-from edgetl.train.prefix import Choice, Values, candidates, fastest_prefix, make_prefix
+from edgetl.train.prefix import Choice, Values, candidates, exact_prefix, fastest_prefix, make_prefix
 from edgetl.train.resident import ResidentViews
 
 USUAL_VIEWS = 3
@@ -155,7 +156,12 @@ class Staging:
             piece = self._traced.piece(self._traced.input, cut)
             return asdict(fastest_prefix(piece, self._example(), self._has.computing))
 
-        choice = Choice(**remembered({**self._measured_facts(cut), "choice of": candidates(self._has.computing)}, measure))
+        choice = Choice(
+            **remembered(
+                {**self._measured_facts(cut), "choice of": candidates(self._has.computing), "versions": self._has.facts["versions"]},
+                measure,
+            )
+        )
         self.report |= {"prefix": choice.fast, "exact_prefix": choice.exact, "milliseconds": choice.milliseconds}
         return choice
 
@@ -214,7 +220,12 @@ class Staging:
         if base is None or cut is None or cut == base.cut or self._traced is None:
             return lambda *values: values
         example = tuple(torch.zeros(2, *row.shape, device=self._has.computing.device) for row in base.rows)
-        return make_prefix(runtime, self._traced.piece(base.cut, cut), example, self._has.computing)
+        piece = self._traced.piece(base.cut, cut)
+        try:
+            return make_prefix(runtime, piece, example, self._has.computing)
+        except EdgetlError:
+            # The runtime was chosen for what comes before; this piece may have an operator that it does not know.
+            return exact_prefix(piece, self._has.computing)
 
     def _near(self, activations: Activations) -> Activations:
         device = self._has.computing.device

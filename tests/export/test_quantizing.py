@@ -358,6 +358,8 @@ def test_the_first_module_that_is_lost_in_noise_is_named(task: Task) -> None:
     assert "No single module" in first_noisy(task.network, task.network, task.module_outputs, pixels)
     half: Quantized = resolve(QUANTIZERS, "fp16", "variant")(task)
     assert "No single module" in first_noisy(task.network, half.network, task.module_outputs, pixels), "names survive the conversion"
+    quantized = quantize(rewrite(task.network), Calibration(rewrite(task.network), crops(20)).ranges("minmax"), CHANNEL_WISE)
+    assert "No single module" in first_noisy(task.network, quantized, task.module_outputs, pixels), "ReLU is left to the rounding"
     infinite = {layer.node.input[1]: np.full_like(layer.weight, 3e38) for layer in list(layers(task.network))[2:3]}
     assert "no longer finite is third" in first_noisy(task.network, with_constants(task.network, infinite), task.module_outputs, pixels)
 

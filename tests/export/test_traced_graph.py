@@ -47,9 +47,11 @@ def test_every_convolutional_family_gives_its_own_values(model: str) -> None:
         assert_equal(piece, images)
 
 
-@pytest.mark.parametrize("model", ["convnext_tiny", "swin_t", "vit_b_16"])
+@pytest.mark.parametrize("model", ["convnext_tiny", "swin_t", "vit_b_16", "googlenet"])
 def test_operators_that_are_not_known_are_named(model: str) -> None:
-    network = torchvision.models.get_model(model, weights=None).eval()
+    # GoogLeNet and Inception, as edgetl builds them, take their input apart by channels.
+    options = {"transform_input": True, "aux_logits": False, "init_weights": False} if model == "googlenet" else {}
+    network = torchvision.models.get_model(model, weights=None, **options).eval()
     with pytest.raises(ExportError, match="not known here"):
         traced_graph(fx.symbolic_trace(network), (torch.zeros(2, 3, 224, 224),), ["image"])
 
@@ -95,6 +97,11 @@ def test_several_values_and_one_that_passes_through() -> None:
             return one, both, operator.mul(both, both)
 
     assert_equal(fx.symbolic_trace(Piece()), torch.randn(3, 2, 4, 4), torch.randn(3, 1, 4, 4))
+
+
+def test_pooling_to_a_size_that_has_no_operator_is_refused() -> None:
+    with pytest.raises(ExportError, match="pools"):
+        traced_graph(fx.symbolic_trace(nn.Sequential(nn.AdaptiveAvgPool2d(7))), (torch.zeros(2, 3, 5, 5),), ["value"])
 
 
 def test_numbers_and_reshaped_batches_are_refused() -> None:

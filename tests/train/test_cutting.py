@@ -121,7 +121,7 @@ def test_the_fastest_that_is_right_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
     choice = fastest_prefix(piece, (images,), COMPUTING)
     assert (choice.fast, choice.exact) == ("pytorch-bf16", "onnxruntime-fp32")
     assert choice.milliseconds == times
-    monkeypatch.setattr("edgetl.train.prefix._agrees", lambda values, expected: False)
+    monkeypatch.setattr("edgetl.train.prefix._agrees", lambda *given: False)
     assert fastest_prefix(piece, (images,), COMPUTING).fast == "pytorch-fp32", "a wrong one is out, however fast"
 
 

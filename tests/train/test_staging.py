@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgetl.core.errors import ExportError
 from edgetl.core.files import sha256_file
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import RunDirectory
 from edgetl.train.feeding import Batch, CachedFeed, Feed, Order, StreamedFeed
 from edgetl.train.finetune import finetune
 from edgetl.train.models import load_run_model
+from edgetl.train.prefix import Prefix, make_prefix
 from edgetl.train.progress import Silent
 from edgetl.train.staging import Staging
 
@@ -173,6 +175,20 @@ def test_nothing_frozen_streams_and_says_so(config: FinetuneConfig) -> None:
     assert any("Nothing is frozen before what phase 2 trains" in text for text in watched.notes)
     assert len(epochs(run)) == 3
     assert watched.prepared_in_all == 0
+
+
+def test_a_runtime_that_refuses_a_later_piece_gives_way_to_pytorch(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = []
+
+    def picky(name: str, piece: Any, example: Any, computing: Any) -> Prefix:
+        if example[0].shape[1] != 3:
+            refused.append(name)
+            raise ExportError("an operator that is not known")
+        return make_prefix(name, piece, example, computing)
+
+    monkeypatch.setattr("edgetl.train.staging.make_prefix", picky)
+    assert len(epochs(finetune(config))) == 5
+    assert refused
 
 
 def test_a_cache_that_cannot_be_written_is_kept_in_memory(config: FinetuneConfig, tmp_path: Path) -> None:
