@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from edgetl.core.errors import EdgetlError
 from edgetl.train.activations import Activations, rows_of
@@ -24,7 +24,7 @@ from edgetl.train.loading import Key, Loader
 from edgetl.train.measured import remembered
 from edgetl.train.phases import Phase
 from edgetl.train.planning import plan
-from edgetl.train.prefix import Choice, Values, candidates, exact_prefix, fastest_prefix, make_prefix
+from edgetl.train.prefix import Choice, Prefix, Values, candidates, exact_prefix, fastest_prefix, make_prefix
 from edgetl.train.resident import ResidentViews
 
 USUAL_VIEWS = 3
@@ -130,7 +130,8 @@ class Staging:
         started = time.perf_counter()
         made = {base.cut: self._near(self._cache.fill(base, views))}
         for cut in cuts[1:]:
-            fast, exact = (self._between(base, prefix.name, cut) for prefix in (base.prefix, base.exact))
+            fast = self._between(base, base.prefix.name, cut)
+            exact = fast if base.exact is base.prefix else self._between(base, base.exact.name, cut)
             made[cut] = self._near(self._cache.add(cut, made[base.cut], fast, exact))
         stored = sum(activations.total_bytes for activations in made.values())
         self.report |= {"cache": "filled", "views": views, "bytes": stored, "fill_seconds": time.perf_counter() - started}
@@ -139,11 +140,16 @@ class Staging:
     def _base(self, cuts: Sequence[Cut], choice: Choice) -> Base:
         assert self._traced is not None
         piece, example = self._traced.piece(self._traced.input, cuts[0]), self._example()
-        prefix, exact = (make_prefix(name, piece, example, self._has.computing) for name in (choice.fast, choice.exact))
+        prefix, exact = self._prefixes(choice, piece, example)
         values = prefix(*(value[:2] for value in example))
         base = Base(cuts[0], prefix, exact, rows_of(values))
         later = (self._between(base, prefix.name, cut)(*(value.float() for value in values)) for cut in cuts[1:])
         return replace(base, later=tuple(row for found in later for row in rows_of(found)))
+
+    def _prefixes(self, choice: Choice, piece: fx.GraphModule, example: Values) -> tuple[Prefix, Prefix]:
+        # The fast and the exact one, which are one where float32 is fastest.
+        fast = make_prefix(choice.fast, piece, example, self._has.computing)
+        return fast, fast if choice.exact == choice.fast else make_prefix(choice.exact, piece, example, self._has.computing)
 
     def _example(self) -> Values:
         keys: list[Key] = [(None, index) for index in (list(self._has.train) * 16)[:16]]
@@ -241,9 +247,7 @@ class Staging:
         prefixes = None
         if cut is not None and self._traced is not None:
             piece = self._traced.piece(self._traced.input, cut)
-            choice = self._fastest(cut)
-            fast, exact = (make_prefix(name, piece, self._example(), has.computing) for name in (choice.fast, choice.exact))
-            prefixes = (fast, exact)
+            prefixes = self._prefixes(self._fastest(cut), piece, self._example())
         return StreamedFeed(self._loader, has.train, has.val, self._order, self._streamed_views, prefixes, has.preprocessing, has.computing)
 
     @property
