@@ -28,7 +28,7 @@ _PUBLIC = {
     "EdgetlError": "edgetl.core.errors:EdgetlError",
     "FinetuneConfig": "edgetl.core.finetuning:FinetuneConfig",
     "ExportConfig": "edgetl.core.config:ExportConfig",
-    "BenchConfig": "edgetl.core.config:BenchConfig",
+    "BenchConfig": "edgetl.core.benching:BenchConfig",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

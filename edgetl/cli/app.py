@@ -17,6 +17,7 @@ from edgetl.cli.finetune import finetune
 from edgetl.cli.models import models
 from edgetl.cli.predict import predict
 from edgetl.cli.presets import presets
+from edgetl.cli.report import report
 from edgetl.core.errors import EdgetlError
 from edgetl.core.registry import missing_package
 
@@ -51,6 +52,7 @@ app.command()(models)
 app.command()(presets)
 app.command()(export)
 app.command()(bench)
+app.command()(report)
 app.command()(predict)
 app.command()(doctor)
 app.command()(demo)

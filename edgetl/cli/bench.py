@@ -4,45 +4,82 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetl.cli.console import err, out
+from edgetl.cli.console import err
+from edgetl.cli.progress import blocks
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from edgetl.core.comparisons import Comparison
     from edgetl.core.results import BenchResult
-    from edgetl.core.rows import Row
 
-WITHHELD = "—"
-VERDICT_STYLE = {"faster": "bold green", "slower": "bold red", "inconclusive": "yellow", "noisy": "yellow"}
+EXIT_BROKEN, EXIT_UNDECIDED = 4, 5
+"""A limit is broken; the data do not decide whether one is."""
 
 
 def bench(
-    target: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE|MODEL.onnx", help="A run directory, a bundle, or one ONNX file.")],
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN|BUNDLE|MODEL.onnx|ARCHITECTURE...",
+            help="A run directory, a bundle, or one ONNX file; or architectures to choose from, which are timed without training.",
+            show_default=False,
+        ),
+    ] = None,
     scope: Annotated[
         list[str] | None,
         typer.Option(
-            help="What is timed: `model`, tensors to logits; `file`, an encoded file to its label. Repeat it or separate by commas.",
+            help="What is timed: `model`, tensors to logits; `image`, a decoded image to its label; `file`, an encoded file to its label. "
+            "Repeat it or separate by commas, as with all lists.",
             show_default="model,file",
         ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Intra-op threads of every runtime.", show_default="the cores available")] = None,
-    provider: Annotated[str, typer.Option(help="Execution provider: cpu, cuda, openvino, ...; never falls back silently.")] = "cpu",
-    variant: Annotated[list[str] | None, typer.Option(help="A variant of the bundle; may be repeated.", show_default="all")] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds; each runs every variant once in a fresh process, in random order.")] = 8,
+    batch: Annotated[str, typer.Option(metavar="1,4", help="Images a call, in scope `model`.")] = "1",
+    threads: Annotated[
+        str | None, typer.Option(metavar="1,2", help="Intra-op threads of every runtime.", show_default="the cores available")
+    ] = None,
+    provider: Annotated[
+        str, typer.Option(help="Execution providers: cpu, cuda, tensorrt, openvino, ...; none falls back silently.")
+    ] = "cpu",
+    variant: Annotated[list[str] | None, typer.Option(help="Variants of the bundle.", show_default="all")] = None,
+    pytorch: Annotated[str, typer.Option(help="PyTorch baselines: `eager`, `bf16`, `compile`; `none` leaves PyTorch out.")] = "eager",
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="30", help="Measure paced arrivals too, so many a second: idle gaps change latency.", show_default="single stream"
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds; each runs every configuration once in a fresh process, in random order.")] = 8,
+    sustained: Annotated[
+        str | None, typer.Option(metavar="10m", help="Then run the recommended configuration that long: drift, throttling, steady state.")
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Measure every operator as well.")] = False,
+    inputs: Annotated[
+        Path | None, typer.Option(metavar="FILE.npy|.npz", help="Feed a lone ONNX file with this.", show_default="random values")
+    ] = None,
     baseline: Annotated[
         Path | None, typer.Option(metavar="RESULT.json", help="Compare with an earlier result, of this or another device.")
     ] = None,
+    any_model: Annotated[bool, typer.Option("--any-model", help="Compare though --baseline measured another model.")] = False,
+    max_regression: Annotated[
+        str | None, typer.Option(metavar="5%", help="Fail if a configuration takes so much longer than in --baseline.")
+    ] = None,
+    max_p99: Annotated[str | None, typer.Option(metavar="30ms", help="Fail if p99 is above this, in the first scope.")] = None,
+    min_speedup: Annotated[
+        float | None, typer.Option(metavar="2", help="Fail if the recommended configuration is not so many times as fast as eager PyTorch.")
+    ] = None,
+    candidates: Annotated[str | None, typer.Option(metavar="A,B", help="Architectures to choose from, as the arguments.")] = None,
+    classes: Annotated[int, typer.Option(help="For architectures: classes of the new head.")] = 10,
+    image_size: Annotated[
+        str | None, typer.Option(metavar="160,224", help="For architectures: sides of the input in pixels.", show_default="each one's own")
+    ] = None,
+    latency_budget: Annotated[str | None, typer.Option(metavar="5ms", help="For architectures: p50 to stay below.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The result file to write.", show_default="a new one in RUN/bench or ./bench")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Measure with more threads than there are cores.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")] = False,
 ) -> None:
     """Measure ONNX Runtime against the full PyTorch model, on this device.
@@ -50,25 +87,61 @@ def bench(
     Every variant first answers the bundle's reference images; only one that answers as PyTorch did is timed.
     Each round runs in fresh processes; the speed-up comes with its 95% interval.
     The verdict says when the data do not decide or the device was not quiet.
-    """
-    from edgetl.core.config import BenchConfig
-    from edgetl.core.errors import BenchError
 
-    chosen = tuple(name.strip() for names in scope or ["model,file"] for name in names.split(",") if name.strip())
+    Exit status: 0, also when the data decide nothing; 1, nothing was measured or a variant answers wrongly; 4, a limit is broken;
+    5, the data do not decide whether a limit is kept.
+    """
+    from edgetl.core.architectures import architectures
+    from edgetl.core.errors import BenchError, ConfigError
+    from edgetl.core.lists import numbers, words
+    from edgetl.core.options import parse_milliseconds
+
+    named = [*(targets or ()), *words([candidates] if candidates else [])]
+    if candidates or (targets and all(name in architectures() and not Path(name).exists() for name in targets)):
+        from edgetl.cli.candidates import run_candidates
+
+        chosen = numbers("--threads", threads, int) if threads else ()
+        if len(chosen) > 1:
+            raise ConfigError("Architectures are timed with one number of --threads.")
+        run_candidates(named, classes, image_size or "", latency_budget or "", next(iter(chosen), None), rounds, provider, output, as_json)
+        return
+    if len(named) != 1:
+        raise ConfigError("Give one RUN, BUNDLE or MODEL.onnx to measure, or architectures to choose from (`edgetl models` lists them).")
+    if image_size or latency_budget:
+        raise ConfigError(
+            "--image-size and --latency-budget belong to architectures; a model brings its own input, and --max-p99 bounds it."
+        )
+    from edgetl.core.benching import BenchConfig
+    from edgetl.core.limits import Limits
+    from edgetl.core.options import parse_duration, parse_share
+
     config = BenchConfig(
-        target=target,
-        scopes=chosen,  # type: ignore[arg-type]
-        threads=threads,
-        provider=provider,
-        variants=tuple(variant or ()),
+        target=Path(named[0]),
+        scopes=words(scope or ["model,file"]),  # type: ignore[arg-type]
+        batches=numbers("--batch", batch, int),
+        threads=numbers("--threads", threads, int) if threads else (),
+        providers=words([provider]),
+        variants=() if variant is None or words(variant) == ("all",) else words(variant),
+        torch_modes=() if pytorch == "none" else words([pytorch]),  # type: ignore[arg-type]
+        rates=numbers("--rate", rate, float) if rate else (),
         rounds=rounds,
+        sustained_s=parse_duration(sustained) if sustained else 0.0,
+        profile=profile,
+        inputs=inputs,
         baseline=baseline,
+        any_model=any_model,
+        limits=Limits(
+            None if max_regression is None else parse_share(max_regression),
+            None if max_p99 is None else parse_milliseconds(max_p99),
+            min_speedup,
+        ),
         output=output,
+        force=force,
     )
     from edgetl.device.bench.run import bench as measure
 
     try:
-        with _progress() as progress:
+        with blocks() as progress:
             result = measure(config, progress)
     except KeyboardInterrupt as interrupt:
         err.print(str(interrupt) or "Interrupted: nothing was kept.", style="yellow", markup=False, soft_wrap=True)
@@ -77,154 +150,23 @@ def bench(
         json.dump(result.to_json(), sys.stdout, ensure_ascii=False, allow_nan=False)
         sys.stdout.write("\n")
     else:
+        from edgetl.cli.bench_tables import show
+
         show(result)
+    if result.path is None:
+        raise BenchError(result.notes[-1])
     if result.failed:
         reasons = {f"{row.runtime} {row.variant}: {row.gate['reason']}" for row in result.failed}
         raise BenchError(
             f"The reference images did not pass, so it was not timed. {'; '.join(sorted(reasons))}. "
             "On this device the bundle does not answer as it was proven to: export it again, or try another --provider."
         )
+    _exit_by_limits(result)
 
 
-def show(result: BenchResult) -> None:
-    """Print a result for people: figures, comparisons, what they rest on, and where it lies."""
-    name = result.model.get("name") or result.target
-    where = result.device.get("board") or result.device.get("cpu") or result.device.get("host") or "this device"
-    out.print(f"[bold]{name}[/] on {where}", highlight=False)
-    out.print(_latency_table(result))
-    out.print()
-    out.print(_evidence_table(result))
-    out.print()
-    for comparison in result.comparisons:
-        if comparison.earlier is not None:
-            _show_earlier(comparison, result)
-    for row in result.rows:
-        if row.rounds and not row.steady:
-            out.print(f"[yellow]Not steady:[/] {row.id}: warm-up did not settle within 2% in every round.")
-    for note in result.notes:
-        out.print("Note     ", end="")
-        out.print(note, markup=False, soft_wrap=True)
-    if not any(row.rounds for row in result.rows):
-        out.print("Noise    nothing was timed")
-    elif result.noise.noisy:
-        out.print("Noise    [yellow]noisy[/]: " + "; ".join(result.noise.reasons))
-    else:
-        out.print("Noise    [green]quiet[/]: " + _quiet(result))
-    out.print(f"Result   {result.path}", markup=False, soft_wrap=True)
-
-
-def _latency_table(result: BenchResult) -> Table:
-    from rich.table import Table
-
-    beside = {comparison.candidate: comparison for comparison in result.comparisons if comparison.earlier is None}
-    baselines = {comparison.baseline for comparison in beside.values()}
-    table = _table(Table)
-    for heading in ("runtime", "variant", "scope"):
-        table.add_column(heading)
-    for heading in ("threads", "p50 ms", "p90 ms", "p99 ms", "images/s"):
-        table.add_column(heading, justify="right")
-    table.add_column("speed-up [95%]", justify="right")
-    table.add_column("verdict")
-    for row in sorted(result.rows, key=lambda row: (row.scope != "model", row.scope)):
-        figures = [_ms(row.percentile_ms(percent)) for percent in (50, 90, 99)]
-        rate = WITHHELD if row.images_per_second is None else f"{row.images_per_second:.1f}"
-        table.add_row(row.runtime, row.variant, row.scope, str(row.threads), *figures, rate, *_speedup_cells(row, beside, baselines))
-    return table
-
-
-def _speedup_cells(row: Row, beside: dict[str, Comparison], baselines: set[str]) -> tuple[str, str]:
-    if row.failed:
-        return "", "[bold red]failed[/]"
-    if row.id in beside:
-        comparison = beside[row.id]
-        return _ratio(comparison), f"[{VERDICT_STYLE[comparison.verdict]}]{comparison.verdict}[/]"
-    return ("[dim]1[/]", "[dim]baseline[/]") if row.id in baselines else ("", "")
-
-
-def _evidence_table(result: BenchResult) -> Table:
-    from rich.table import Table
-
-    table = _table(Table)
-    table.add_column("cold start")
-    for heading in ("import ms", "session", "first", "total", "peak MiB", "file MB"):
-        table.add_column(heading, justify="right")
-    table.add_column("reference images")
-    for row in {(row.runtime, row.variant): row for row in reversed(result.rows)}.values():
-        cold = row.cold()
-        parts = [f"{cold[name]:.0f}" if cold else WITHHELD for name in ("import_ms", "session_ms", "first_inference_ms", "total_ms")]
-        memory = cold.get("peak_memory_bytes")
-        peak = WITHHELD if memory is None else f"{memory / 2**20:.0f}"
-        table.add_row(f"{row.runtime} {row.variant}", *parts, peak, f"{row.file_bytes / 1e6:.1f}", _gate(row))
-    return table
-
-
-def _gate(row: Row) -> str:
-    if not row.gate["checked"]:
-        return "[yellow]none: not checked[/]"
-    if row.failed:
-        return "[bold red]failed[/]"
-    return f"[green]{row.gate['top1_agreement']}/{row.gate['images']} agree[/], |Δlogit| {row.gate['max_logit_difference']:.1g}"
-
-
-def _show_earlier(comparison: Comparison, result: BenchResult) -> None:
-    earlier = comparison.earlier
-    assert earlier is not None
-    labels = [
-        "another device" if earlier.cross_device else "this device",
-        "the same model" if earlier.same_model else "another model",
-        f"{earlier.threads} threads" if earlier.threads != result.row(comparison.candidate).threads else "",
-        "noisy" if earlier.noisy else "",
-    ]
-    out.print(
-        f"Earlier  {comparison.candidate} is {_ratio(comparison)} "
-        f"[{VERDICT_STYLE[comparison.verdict]}]{comparison.verdict}[/] against {comparison.baseline} "
-        f"of {earlier.created} (p50 {_ms(earlier.p50_ms)} ms; {', '.join(filter(None, labels))})",
-        soft_wrap=True,
-    )
-
-
-def _quiet(result: BenchResult) -> str:
-    measured = result.noise.measured
-    told = [
-        f"{measured[name]:.1%} {words}"
-        for name, words in (("other_cpu", "of the CPU used by others"), ("steal", "stolen"))
-        if measured.get(name) is not None
-    ]
-    spread = max(measured.get("round_spread", {}).values(), default=None)
-    return ", ".join([*told, *([] if spread is None else [f"rounds within {spread:.1%}"])]) or "nothing to report"
-
-
-def _ratio(comparison: Comparison) -> str:
-    speedup = comparison.speedup
-    return f"{speedup.ratio:.2f}× \\[{speedup.low:.2f}, {speedup.high:.2f}]"
-
-
-def _ms(value: float | None) -> str:
-    if value is None:
-        return WITHHELD
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
-
-
-def _table(kind: type[Table]) -> Table:
-    from rich import box
-
-    return kind(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on a terminal, a line a step elsewhere; it is drawn between blocks only, never while one is measured."""
-    if not err.is_terminal:
-        yield lambda done, total, text: err.print(text, markup=False)
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
-    with Progress(*columns, console=err, auto_refresh=False, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def draw(done: int, total: int, text: str) -> None:
-            bar.update(task, description=text, completed=done, total=total or None)
-            bar.refresh()
-
-        yield draw
+def _exit_by_limits(result: BenchResult) -> None:
+    outcomes: set[Any] = {judged.outcome for judged in result.judged}
+    if "broken" in outcomes:
+        raise typer.Exit(EXIT_BROKEN)
+    if "undecided" in outcomes:
+        raise typer.Exit(EXIT_UNDECIDED)

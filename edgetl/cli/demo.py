@@ -58,7 +58,7 @@ def demo(
     export(str(run))
 
     _step("4  bench", "bench", run, "--rounds", ROUNDS)
-    bench(run, rounds=ROUNDS)
+    bench([str(run)], rounds=ROUNDS)
 
     picture = data / "val/gear/gear_0000.jpg"
     _step("5  predict", "predict", run / "bundle", picture, "--top-k", 3)

@@ -32,3 +32,22 @@ def steps() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, description=step, completed=done, total=total or None)
 
         yield live
+
+
+@contextmanager
+def blocks() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on a terminal, a line a step elsewhere; it is drawn between blocks only, never while one is measured."""
+    if not err.is_terminal:
+        yield lambda done, total, text: err.print(text, markup=False)
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
+    with Progress(*columns, console=err, auto_refresh=False, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def draw(done: int, total: int, text: str) -> None:
+            bar.update(task, description=text, completed=done, total=total or None)
+            bar.refresh()
+
+        yield draw

@@ -22,6 +22,8 @@ class EarlierRow:
     """Measured on another device: the ratio is between devices, not between runtimes."""
     same_model: bool
     """Both rows hold the same network."""
+    same_configuration: bool
+    """Both rows were measured alike: runtime, variant, scope, provider, batch, threads and rate."""
     threads: int
     noisy: bool
     p50_ms: float
@@ -30,7 +32,7 @@ class EarlierRow:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> EarlierRow:
         """Read from a comparison's JSON object, which holds more fields than these."""
-        fields = {name: content[name] for name in cls.__dataclass_fields__}
+        fields = {name: content.get(name, False) if name == "same_configuration" else content[name] for name in cls.__dataclass_fields__}
         return cls(**{**fields, "round_medians_ns": tuple(content["round_medians_ns"])})
 
 
@@ -57,16 +59,15 @@ class Comparison:
         }
 
 
-def verdict(speedup: Speedup, noisy: bool, spread: float) -> Verdict:
+def verdict(speedup: Speedup, noisy: bool, doubt: float) -> Verdict:
     """What a speed-up's interval decides.
 
     Args:
         speedup: ratio with its 95% interval.
-        noisy: the device was not quiet; then the interval, widened on both sides by `spread`, must still exclude 1.
-        spread: sum of both rows' relative spread of round medians.
+        noisy: the device was not quiet; then the interval, widened on both sides by `doubt`, must still exclude 1.
+        doubt: by which share the noise may have favoured one of the two: 0.1 is 10%.
     """
-    if speedup.low <= 1 <= speedup.high:
-        return "inconclusive"
-    if noisy and speedup.low / (1 + spread) <= 1 <= speedup.high * (1 + spread):
-        return "noisy"
+    widened = 1 + doubt if noisy else 1.0
+    if speedup.low / widened <= 1 <= speedup.high * widened:
+        return "noisy" if noisy else "inconclusive"
     return "faster" if speedup.ratio > 1 else "slower"

@@ -1,4 +1,4 @@
-"""What `edgetl export` and `edgetl bench` are asked to do: frozen, and checked as a whole."""
+"""What `edgetl export` is asked to do: frozen, and checked as a whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from edgetl.core.registry import QUANTIZERS
 
 InputKind = Literal["image", "tensor"]
 GoldenKind = Literal["validation", "generated"]
-Scope = Literal["model", "file"]
 Goal = Literal["latency", "size"]
 
 
@@ -57,39 +56,5 @@ class ExportConfig:
                 one_of("--golden", self.golden, GoldenKind),
                 None if self.opset >= 18 else f"--opset is at least 18 (antialiased Resize), not {self.opset}.",
                 None if self.network_tolerance > 0 and self.path_tolerance > 0 else "--tolerance is above 0.",
-            ]
-        )
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Options of `edgetl bench`."""
-
-    target: Path
-    """A run directory, a bundle, or one ONNX file."""
-    scopes: tuple[Scope, ...] = ("model", "file")
-    """What is timed: tensors to logits, or an encoded file to its label."""
-    threads: int | None = None
-    """Intra-op threads of every runtime; None takes the cores available."""
-    provider: str = "cpu"
-    """ONNX Runtime's execution provider."""
-    variants: tuple[str, ...] = ()
-    """Variants of the bundle to measure; none takes all."""
-    rounds: int = 8
-    """Rounds; each runs every variant once, in random order, in a fresh process."""
-    baseline: Path | None = None
-    """An earlier result to compare with."""
-    output: Path | None = None
-    """The result file to write; None chooses a new name in the run's bench/ folder, or in bench/ under the current folder."""
-    seed: int = 0
-    """Seed of the order within rounds and of the bootstrap."""
-
-    def __post_init__(self) -> None:
-        raise_all(
-            [
-                *(one_of("--scope", scope, Scope) for scope in self.scopes),
-                None if self.scopes else "--scope names at least one of model, file.",
-                None if self.threads is None or self.threads >= 1 else f"--threads is at least 1, not {self.threads}.",
-                None if self.rounds >= 2 else f"--rounds is at least 2 (an interval needs it), not {self.rounds}.",
             ]
         )

@@ -72,3 +72,15 @@ def parse_size(text: str) -> int:
         raise ConfigError(f"{text!r} is no size. Write it as 500MB, 2GB or 1.5GiB.")
     # In floats 2.01 * 10**6 is less than 2010000.
     return int(Fraction(found[1]) * _BYTES[found[2] or "b"])
+
+
+def parse_share(text: str) -> float:
+    """The share that `5%` or `0.05` stands for.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    found = re.fullmatch(rf"({_NUMBER})\s*(%)?", text.strip())
+    if not found:
+        raise ConfigError(f"{text!r} is no share. Write it as 5% or 0.05.")
+    return float(Fraction(found[1]) / (100 if found[2] else 1))

@@ -31,7 +31,7 @@ QUANTIZERS = {
 
 EXTRAS = {
     "torch": "train", "torchvision": "train", "albumentations": "train", "safetensors": "train", "matplotlib": "train",
-    "onnx": "train", "onnxscript": "train", "onnxruntime": "cpu",
+    "onnx": "train", "onnxscript": "train", "onnxruntime": "cpu", "jinja2": "report",
 }  # fmt: skip
 """Which extra of edgetl brings a package."""
 

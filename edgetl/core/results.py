@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from edgetl.core.comparisons import EARLIER_RESULT, SAME_RUN, Comparison, EarlierRow, verdict
 from edgetl.core.errors import BenchError
 from edgetl.core.files import SCHEMA, read_json
+from edgetl.core.limits import Judged, Limits, judge_limits
+from edgetl.core.recommending import Recommendation, recommend
 from edgetl.core.rows import Row, relative_spread
 from edgetl.core.statistics import paired_speedup, unpaired_speedup
+from edgetl.core.sustained import Sustained
+
+MIN_ROUNDS = 2
+"""Fewer rounds have no interval."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,11 @@ class Noise:
     def noisy(self) -> bool:
         """Whether there is any reason to doubt."""
         return bool(self.reasons)
+
+    @property
+    def disturbance(self) -> float:
+        """The largest share of the CPU's time that something else took; 0 where the device does not tell."""
+        return float(self.measured.get("disturbance") or 0.0)
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the result."""
@@ -61,6 +72,11 @@ class BenchResult:
     earlier: tuple[tuple[str, str, EarlierRow], ...] = ()
     """(its row id, candidate row id, the earlier row)."""
     notes: tuple[str, ...] = ()
+    sustained: Sustained | None = None
+    profiles: Mapping[str, Any] = field(default_factory=dict)
+    """Row id to where its time goes: {"runs", "operators": [{"operator", "nodes", "provider", "us", "share"}], "nodes": [...]}."""
+    limits: Limits = field(default_factory=Limits)
+    """What it must keep to."""
     interrupted: bool = False
     path: Path | None = None
     """The file it lies in."""
@@ -75,6 +91,16 @@ class BenchResult:
         return [row for row in self.rows if row.failed]
 
     @cached_property
+    def recommendation(self) -> Recommendation | None:
+        """The fastest configurations; None where nothing of ONNX Runtime was timed."""
+        return recommend(self.rows)
+
+    @cached_property
+    def judged(self) -> list[Judged]:
+        """The limits held against what was measured."""
+        return judge_limits(self, self.limits)
+
+    @cached_property
     def comparisons(self) -> list[Comparison]:
         """Speed-ups of all pairs that were measured."""
         return list(self._compare())
@@ -82,13 +108,16 @@ class BenchResult:
     def _compare(self) -> Iterator[Comparison]:
         for baseline, candidate in self.pairs:
             before, after = self.row(baseline), self.row(candidate)
-            if before.rounds and after.rounds:
-                speedup = paired_speedup(before.medians_ns, after.medians_ns)
-                yield Comparison(baseline, candidate, speedup, verdict(speedup, self.noise.noisy, before.spread + after.spread))
+            # An interruption may have left one of them without its last round.
+            rounds = min(len(before.rounds), len(after.rounds))
+            if rounds >= MIN_ROUNDS:
+                speedup = paired_speedup(before.medians_ns[:rounds], after.medians_ns[:rounds])
+                yield Comparison(baseline, candidate, speedup, verdict(speedup, self.noise.noisy, self.noise.disturbance))
         for baseline, candidate, earlier in self.earlier:
             after = self.row(candidate)
-            if after.rounds:
+            if len(after.rounds) >= MIN_ROUNDS:
                 speedup = unpaired_speedup(earlier.round_medians_ns, after.medians_ns)
+                # Measured at different times: nothing says that the device was as fast then as it is now.
                 spread = relative_spread(earlier.round_medians_ns) + after.spread
                 yield Comparison(baseline, candidate, speedup, verdict(speedup, self.noise.noisy or earlier.noisy, spread), earlier)
 
@@ -109,6 +138,10 @@ class BenchResult:
             "notes": list(self.notes),
             "rows": [row.to_json() for row in self.rows],
             "comparisons": [comparison.to_json() for comparison in self.comparisons],
+            "recommendation": None if self.recommendation is None else self.recommendation.to_json(),
+            "limits": {**asdict(self.limits), "judged": [judged.to_json() for judged in self.judged]},
+            "sustained": None if self.sustained is None else self.sustained.to_json(),
+            "profiles": dict(self.profiles),
         }
 
 
@@ -122,12 +155,19 @@ def read_result(path: Path) -> BenchResult:
     if content.get("kind") != "bench":
         raise BenchError(f"{path} is no bench result (kind {content.get('kind')!r}). Give a file that `edgetl bench` wrote.")
     try:
-        comparisons = content["comparisons"]
+        rows = {row["id"]: Row.from_json(row) for row in content["rows"]}
+        # Ids are read through the rows: those of an earlier edgetl were shorter.
+        comparisons = [
+            {**entry, "candidate": rows[entry["candidate"]].id}
+            | ({"baseline": rows[entry["baseline"]].id} if entry["kind"] == SAME_RUN else {})
+            for entry in content["comparisons"]
+        ]
+        sustained, limits = content.get("sustained"), content.get("limits", {})
         return BenchResult(
             **{name: content[name] for name in ("created", "edgetl", "target", "model", "device", "protocol", "interrupted")},
             noise=Noise(tuple(content["noise"]["reasons"]), content["noise"]["measured"]),
             order=tuple(tuple(names) for names in content["order"]),
-            rows=tuple(Row.from_json(row) for row in content["rows"]),
+            rows=tuple(rows.values()),
             pairs=tuple((entry["baseline"], entry["candidate"]) for entry in comparisons if entry["kind"] == SAME_RUN),
             earlier=tuple(
                 (entry["baseline"], entry["candidate"], EarlierRow.from_json(entry))
@@ -135,13 +175,23 @@ def read_result(path: Path) -> BenchResult:
                 if entry["kind"] == EARLIER_RESULT
             ),
             notes=tuple(content["notes"]),
+            sustained=None if sustained is None else Sustained.from_json(sustained),
+            profiles=content.get("profiles", {}),
+            limits=Limits(**{name: limits.get(name) for name in Limits.__dataclass_fields__}),
             path=path,
         )
     except (KeyError, TypeError, AttributeError) as cause:
         raise BenchError(f"{path} is a broken bench result: {cause!r}. Measure again.") from cause
 
 
-def write_result(result: BenchResult, path: Path) -> None:
+class Kept(Protocol):
+    """What a result file is made from."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that the file holds."""
+
+
+def write_result(result: Kept, path: Path) -> None:
     """Write a result to a file that does not exist yet.
 
     Raises:

@@ -8,7 +8,7 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
-from edgetl.core.statistics import percentile
+from edgetl.core.statistics import median_interval, percentile
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,12 @@ class Round:
     """Where the latency went, run by run; empty for scopes of one stage."""
     frequency_khz: int | None = None
     """The fastest core's clock right after the block."""
+    waited: int = 0
+    """Of paced arrivals those that found the one before still being answered; their waiting is part of their latency."""
+    memory_growth_bytes: int | None = None
+    """Resident memory of the process at the end of the block less that at its start, after warm-up."""
+    energy_j: Mapping[str, float] = field(default_factory=dict)
+    """Energy of the block by the counter that it was read from, idle power included; empty where there is no counter."""
 
     @cached_property
     def median_ns(self) -> float:
@@ -57,6 +63,9 @@ class Round:
             warmup_medians_ns=tuple(content["warmup_medians_ns"]),
             stages_ns={stage: tuple(times) for stage, times in content["stages_ns"].items()},
             frequency_khz=content["frequency_khz"],
+            waited=content.get("waited", 0),
+            memory_growth_bytes=content.get("memory_growth_bytes"),
+            energy_j=dict(content.get("energy_j", {})),
         )
 
 
@@ -80,11 +89,19 @@ class Row:
     session: Mapping[str, Any]
     """How the runtime was configured."""
     rounds: tuple[Round, ...] = ()
+    rate: float | None = None
+    """Arrivals a second; None is a single stream, in which a call follows on the one before."""
 
     @property
     def id(self) -> str:
         """Unique within a result."""
-        return f"{self.runtime}-{self.variant}-{self.scope}"
+        paced = "" if self.rate is None else f"-r{self.rate:g}"
+        return f"{self.runtime}-{self.variant}-{self.scope}-{self.provider}-b{self.batch}-t{self.threads}{paced}"
+
+    @property
+    def cell(self) -> tuple[str, str, int, int, float | None]:
+        """What two rows of one result must have in common to be compared."""
+        return self.scope, self.input, self.batch, self.threads, self.rate
 
     @property
     def failed(self) -> bool:
@@ -100,6 +117,12 @@ class Row:
         """Over all rounds; None where there are too few runs to support it."""
         value = percentile(self.latencies_ns, percent)
         return None if value is None else value / 1e6
+
+    @cached_property
+    def p50_interval_ms(self) -> tuple[float, float] | None:
+        """95% interval of p50, from the rounds' medians; None for fewer than two rounds."""
+        found = median_interval(self.medians_ns) if len(self.rounds) > 1 else None
+        return None if found is None else (found[0] / 1e6, found[1] / 1e6)
 
     @property
     def images_per_second(self) -> float | None:
@@ -135,16 +158,41 @@ class Row:
         names = self.rounds[0].stages_ns if self.rounds else ()
         return {name: median(time for block in self.rounds for time in block.stages_ns[name]) / 1e6 for name in names}
 
+    @property
+    def waited(self) -> float:
+        """Share of paced arrivals that found the one before still being answered."""
+        return sum(block.waited for block in self.rounds) / len(self.latencies_ns) if self.latencies_ns else 0.0
+
+    @property
+    def memory_growth_bytes(self) -> int | None:
+        """Median over the rounds; None where it was not measured."""
+        grown = [block.memory_growth_bytes for block in self.rounds if block.memory_growth_bytes is not None]
+        return round(median(grown)) if grown else None
+
+    def energy_mj(self) -> dict[str, float]:
+        """Millijoules an image by counter, median over the rounds, idle power included."""
+        names = {name for block in self.rounds for name in block.energy_j}
+        by_round = {
+            name: [1000 * block.energy_j[name] / (self.batch * len(block.latencies_ns)) for block in self.rounds if name in block.energy_j]
+            for name in sorted(names)
+        }
+        return {name: median(values) for name, values in by_round.items()}
+
     def to_json(self) -> dict[str, Any]:
         """As it stands in the result."""
+        interval = self.p50_interval_ms
         return {
             "id": self.id,
-            **{name: getattr(self, name) for name in ("runtime", "variant", "scope", "provider", "batch", "threads", "input")},
+            **{name: getattr(self, name) for name in ("runtime", "variant", "scope", "provider", "batch", "threads", "rate", "input")},
             "gate": dict(self.gate),
             **{f"p{percent}_ms": self.percentile_ms(percent) for percent in (50, 90, 99)},
+            "p50_ci95_ms": None if interval is None else list(interval),
             "images_per_second": self.images_per_second,
             "steady": self.steady,
             "stages_ms": self.stages_ms(),
+            "waited": self.waited,
+            "memory_growth_bytes": self.memory_growth_bytes,
+            "energy_mj": self.energy_mj(),
             "cold": self.cold(),
             "session": dict(self.session),
             "file_sha256": self.file_sha256,

@@ -14,7 +14,8 @@ from typing import Any
 from edgetl import __version__
 from edgetl.core.files import SCHEMA
 from edgetl.device.cores import available_cores, cgroup_quota
-from edgetl.device.facts import PROC, SYS, device_facts, installed_version
+from edgetl.device.facts import device_facts, installed_version
+from edgetl.device.kernel_files import PROC, SYS
 from edgetl.device.probes import list_providers, try_provider, try_torch
 
 ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")

@@ -1,51 +1,67 @@
-"""What can be read about a device and its state; None where it does not tell."""
+"""What stays the same about a device while it is up; None where it does not tell."""
 
 from __future__ import annotations
 
 import os
 import platform
-import time
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgetl.device.cores import available_cores, cgroup_quota, cpu_cgroups
+from edgetl.device.cores import available_cores, cgroup_quota
+from edgetl.device.kernel_files import PROC, SYS, exists, read_bytes, read_lines, read_number, read_text
+from edgetl.device.power import power_mode
 
-PROC, SYS = Path("/proc"), Path("/sys")
 MEASURED_PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "torch", "torchvision")
+INFERENCE_FLAGS = (
+    *("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "avx_vnni_int8", "amx_int8", "amx_bf16"),
+    *("neon", "asimd", "fphp", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
+)
+"""The instruction sets that decide how fast a network runs, by the kernel's names: x86, then ARM (elf_hwcaps.rst)."""
+ARM_CORES = {
+    ("0x41", "0xd03"): "Cortex-A53",
+    ("0x41", "0xd05"): "Cortex-A55",
+    ("0x41", "0xd07"): "Cortex-A57",
+    ("0x41", "0xd08"): "Cortex-A72",
+    ("0x41", "0xd09"): "Cortex-A73",
+    ("0x41", "0xd0b"): "Cortex-A76",
+    ("0x41", "0xd0c"): "Neoverse-N1",
+    ("0x41", "0xd40"): "Neoverse-V1",
+    ("0x41", "0xd41"): "Cortex-A78",
+    ("0x41", "0xd42"): "Cortex-A78AE",
+    ("0x41", "0xd49"): "Neoverse-N2",
+    ("0x41", "0xd4f"): "Neoverse-V2",
+    ("0x41", "0xd83"): "Neoverse-V3AE",
+    ("0x4e", "0x003"): "Denver 2",
+    ("0x4e", "0x004"): "Carmel",
+}
+"""(implementer, part) of /proc/cpuinfo to the core's name, as util-linux's lscpu has them: 64-bit ARM kernels give no model name."""
 
 
 def device_facts(proc: Path = PROC, sys: Path = SYS) -> dict[str, Any]:
-    """What stays the same while the device is up: board, processor, memory, software."""
+    """Board, processor, memory, GPU, container, software. What lies outside /proc and /sys is looked for beside `proc`."""
+    flags = cpu_flags(proc)
     return {
         "host": platform.node() or None,
-        "board": _text(proc / "device-tree/model") or _text(sys / "class/dmi/id/product_name"),
+        "board": read_text(proc / "device-tree/model") or read_text(sys / "class/dmi/id/product_name"),
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
+        "container": container(proc),
         "cpu": _cpu_name(proc),
+        "cpu_flags": [flag for flag in INFERENCE_FLAGS if flag in flags] if flags else None,
         "cores": os.cpu_count(),
         "cores_available": available_cores(proc, sys),
+        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "cpu_quota": cgroup_quota(proc, sys),
-        "memory_bytes": _memory_bytes(proc),
+        "frequency_limits_khz": frequency_limits(sys, "cpuinfo"),
+        "memory_bytes": read_bytes(proc / "meminfo", "MemTotal"),
+        "swap_total_bytes": read_bytes(proc / "meminfo", "SwapTotal"),
         "gpus": _gpus(proc),
+        "gpu_driver": _gpu_driver(proc, sys),
+        "power_mode": power_mode(proc.parent),
         "python": platform.python_version(),
         "packages": {name: version for name in MEASURED_PACKAGES if (version := installed_version(name))},
-    }
-
-
-def device_state(proc: Path = PROC, sys: Path = SYS) -> dict[str, Any]:
-    """What changes: counters since boot, load, clocks, temperature. Two readings tell what happened between them."""
-    return {
-        "monotonic_s": time.monotonic(),
-        "load": _load(proc),
-        "cpu_seconds": _cpu_seconds(proc),
-        "pressure_us": {name: _pressure(proc / "pressure" / name) for name in ("cpu", "memory", "io")},
-        "throttling": _cgroup_throttling(proc, sys),
-        "thermal_throttles": _thermal_throttles(sys),
-        "firmware_throttled": _text(sys / "devices/platform/soc/soc:firmware/get_throttled"),
-        "temperature_c": _temperature(sys),
-        "frequency_khz": core_frequency(sys),
-        "governors": sorted({text for path in _cpufreq(sys, "scaling_governor") if (text := _text(path))}) or None,
     }
 
 
@@ -57,15 +73,28 @@ def installed_version(package: str) -> str | None:
         return None
 
 
+def cpufreq(sys: Path, name: str) -> dict[str, int]:
+    """What each core's cpufreq says under this name, by the kernel's name of the core; cores in order (cpufreq.rst)."""
+    paths = (sys / "devices/system/cpu").glob(f"cpu[0-9]*/cpufreq/{name}")
+    ordered = sorted(paths, key=lambda path: (len(path.parts[-3]), path.parts[-3]))
+    return {path.parts[-3]: value for path in ordered if (value := read_number(path)) is not None}
+
+
 def core_frequency(sys: Path = SYS) -> int | None:
     """The clock of the fastest core right now, kHz."""
-    return max((value for path in _cpufreq(sys, "scaling_cur_freq") if (value := _number(path)) is not None), default=None)
+    return max(cpufreq(sys, "scaling_cur_freq").values(), default=None)
+
+
+def frequency_limits(sys: Path, limit: str) -> list[int] | None:
+    """[slowest, fastest] clock of any core, kHz: what the hardware can (limit `cpuinfo`), or what it is allowed (`scaling`)."""
+    low, high = (cpufreq(sys, f"{limit}_{end}_freq").values() for end in ("min", "max"))
+    return [min(low), max(high)] if low and high else None
 
 
 def cpu_flags(proc: Path = PROC) -> set[str]:
     """The instruction sets that the CPU has, by the kernel's names; empty where it does not tell."""
-    lines = (_text(proc / "cpuinfo") or "").splitlines()
-    return {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.partition(":")[2].split()}
+    lines = (line for line in read_lines(proc / "cpuinfo") if line.lower().startswith(("flags", "features")))
+    return {flag for line in lines for flag in line.partition(":")[2].split()}
 
 
 def peak_memory_bytes(proc: Path = PROC) -> int | None:
@@ -73,85 +102,60 @@ def peak_memory_bytes(proc: Path = PROC) -> int | None:
 
     VmHWM and not getrusage: the latter still counts what the parent held when it started this process.
     """
-    lines = (_text(proc / "self/status") or "").splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+    return read_bytes(proc / "self/status", "VmHWM")
 
 
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n\t") or None
-    except OSError:
-        return None
+def container(proc: Path = PROC) -> str | None:
+    """What this process is shut in: kubernetes, podman, docker, lxc, wsl, or what the first process was told; None: nothing seen.
 
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(_text(path) or "")
-    except ValueError:
-        return None
-
-
-def _cpufreq(sys: Path, name: str) -> list[Path]:
-    return sorted((sys / "devices/system/cpu").glob(f"cpu[0-9]*/cpufreq/{name}"))
+    By the marks that the runtimes leave: /.dockerenv, /run/.containerenv, the service account that Kubernetes mounts,
+    `container=` in the first process's environment (systemd's "Container Interface"), and names in its cgroup.
+    """
+    root = proc.parent
+    groups = read_text(proc / "1/cgroup") or ""
+    told = re.search(r"(?:^|\0)container=([\w.+-]+)", read_text(proc / "1/environ") or "")
+    # Kubernetes first: the runtime below it leaves its own marks too.
+    if "kubepods" in groups or exists(root / "run/secrets/kubernetes.io") or exists(root / "var/run/secrets/kubernetes.io"):
+        return "kubernetes"
+    if exists(root / "run/.containerenv") or "libpod" in groups:
+        return "podman"
+    if exists(root / ".dockerenv") or re.search(r"[/:]docker[/-]", groups):
+        return "docker"
+    if told:
+        return told.group(1)
+    if re.search(r"[/:]lxc[/.]", groups):
+        return "lxc"
+    return "wsl" if "microsoft" in (read_text(proc / "sys/kernel/osrelease") or "").lower() else None
 
 
 def _cpu_name(proc: Path) -> str | None:
-    fields = [line.partition(":") for line in (_text(proc / "cpuinfo") or "").splitlines()]
-    named = {name.strip(): value.strip() for name, _, value in reversed(fields)}
-    return next((named[name] for name in ("model name", "Hardware", "Model", "cpu model", "uarch") if named.get(name)), None)
-
-
-def _memory_bytes(proc: Path) -> int | None:
-    lines = (_text(proc / "meminfo") or "").splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:")), None)
+    fields = [(name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in read_lines(proc / "cpuinfo"))]
+    named = dict(reversed(fields))
+    if named.get("model name"):
+        return named["model name"]
+    implementers = (value for name, value in fields if name == "CPU implementer")
+    parts = (value for name, value in fields if name == "CPU part")
+    cores = dict.fromkeys(ARM_CORES[key] for key in zip(implementers, parts, strict=False) if key in ARM_CORES)
+    # "Hardware" comes after the core: every Raspberry Pi says BCM2835 there, whatever it is.
+    return " + ".join(cores) or next((named[name] for name in ("Hardware", "Model", "cpu model", "uarch") if named.get(name)), None)
 
 
 def _gpus(proc: Path) -> list[str]:
-    texts = (_text(path) or "" for path in sorted((proc / "driver/nvidia/gpus").glob("*/information")))
-    return [line.partition(":")[2].strip() for text in texts for line in text.splitlines() if line.startswith("Model:")]
+    """NVIDIA's, by name: cards from the driver, a Jetson's own by its chip in the device tree."""
+    texts = (read_lines(path) for path in sorted((proc / "driver/nvidia/gpus").glob("*/information")))
+    cards = [line.partition(":")[2].strip() for lines in texts for line in lines if line.startswith("Model:")]
+    if cards:
+        return cards
+    nodes = [path for pattern in ("gpu@*", "*/gpu@*") for path in sorted((proc / "device-tree").glob(f"{pattern}/compatible"))]
+    chips = (re.match(r"nvidia,(\w+)", read_text(path) or "") for path in nodes)
+    return [f"NVIDIA {chip.group(1)}" for chip in chips if chip]
 
 
-def _load(proc: Path) -> list[float] | None:
-    fields = (_text(proc / "loadavg") or "").split()
-    return [float(value) for value in fields[:3]] if len(fields) >= 3 else None
-
-
-def _cpu_seconds(proc: Path) -> dict[str, float] | None:
-    """Seconds of all cores since boot; guest time is part of user (proc_stat(5))."""
-    fields = (_text(proc / "stat") or "").partition("\n")[0].split()
-    if len(fields) < 5 or fields[0] != "cpu":
-        return None
-    ticks = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-    names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
-    seconds = {name: int(value) / ticks for name, value in zip(names, fields[1:9], strict=False)}
-    busy = sum(seconds.get(name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
-    return {"busy": busy, "total": sum(seconds.values()), "steal": seconds.get("steal", 0.0)}
-
-
-def _pressure(path: Path) -> int | None:
-    """Microseconds in which some task was held up (Documentation/accounting/psi.rst)."""
-    lines = (_text(path) or "").splitlines()
-    some = next((line for line in lines if line.startswith("some")), "")
-    total = some.partition("total=")[2]
-    return int(total) if total.isdigit() else None
-
-
-def _cgroup_throttling(proc: Path, sys: Path) -> dict[str, float] | None:
-    counted = [folder / "cpu.stat" for folder in cpu_cgroups(proc, sys)]
-    stats = [dict(line.split()[:2] for line in text.splitlines()) for path in counted if (text := _text(path))]
-    stats = [stat for stat in stats if "nr_throttled" in stat]
-    if not stats:
-        return None
-    seconds = (int(stat.get("throttled_usec", 0)) / 1e6 + int(stat.get("throttled_time", 0)) / 1e9 for stat in stats)
-    return {"periods": sum(int(stat["nr_throttled"]) for stat in stats), "seconds": sum(seconds)}
-
-
-def _thermal_throttles(sys: Path) -> int | None:
-    paths = (sys / "devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/*_throttle_count")
-    counts = [count for path in paths if (count := _number(path)) is not None]
-    return sum(counts) if counts else None
-
-
-def _temperature(sys: Path) -> float | None:
-    zones = (_number(path) for path in (sys / "class/thermal").glob("thermal_zone*/temp"))
-    return max((value / 1000 for value in zones if value is not None), default=None)
+def _gpu_driver(proc: Path, sys: Path) -> str | None:
+    """The version of NVIDIA's kernel module; on a Jetson, whose driver comes with the system, that of Jetson Linux."""
+    module = read_text(sys / "module/nvidia/version")
+    loaded = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", read_text(proc / "driver/nvidia/version") or "")
+    jetson = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", read_text(proc.parent / "etc/nv_tegra_release") or "")
+    if module and re.fullmatch(r"[\d.]+", module):
+        return module
+    return loaded.group(1) if loaded else f"L4T {jetson.group(1)}.{jetson.group(2)}" if jetson else None

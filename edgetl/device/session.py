@@ -32,6 +32,21 @@ def available_providers() -> list[str]:
     return [name for name, full in PROVIDERS.items() if full in installed]
 
 
+def check_provider(provider: str) -> None:
+    """Whether the installed onnxruntime knows a provider; whether it starts shows only a session.
+
+    Raises:
+        ProviderError: it does not, with those that it has.
+    """
+    if provider not in PROVIDERS:
+        raise ProviderError(f"Unknown provider {provider!r}. Known: {', '.join(PROVIDERS)}.")
+    if provider not in available_providers():
+        raise ProviderError(
+            f"The installed onnxruntime has no {PROVIDERS[provider]}; it has: {', '.join(available_providers())}. "
+            "Install the onnxruntime package that brings it, or choose another --provider."
+        )
+
+
 def create_session(
     model: Path | bytes,
     provider: str = "cpu",
@@ -51,13 +66,7 @@ def create_session(
         ProviderError: the provider is unknown, not in this onnxruntime, or did not take the model.
         BundleError: the file is not a model that this onnxruntime can load.
     """
-    if provider not in PROVIDERS:
-        raise ProviderError(f"Unknown provider {provider!r}. Known: {', '.join(PROVIDERS)}.")
-    if provider not in available_providers():
-        raise ProviderError(
-            f"The installed onnxruntime has no {PROVIDERS[provider]}; it has: {', '.join(available_providers())}. "
-            "Install the onnxruntime package that brings it, or choose another --provider."
-        )
+    check_provider(provider)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or available_cores()
     options.inter_op_num_threads = 1

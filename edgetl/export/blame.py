@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections import defaultdict
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import onnx
 
+from edgetl.device.operators import node_times, summary
 from edgetl.device.session import create_session
-from edgetl.export.network_graph import LOGITS
 from edgetl.export.preprocessing_graph import PIXELS
 
 _RUNS = 20
@@ -29,26 +24,11 @@ _NAMED, _LEAST_SHARE = 6, 0.02
 
 def operator_times(network: onnx.ModelProto) -> dict[str, dict[str, Any]]:
     """Operator type, after ONNX Runtime's own fusions, to {"nodes", "share"} of the time of a run; the costliest first."""
-    with tempfile.TemporaryDirectory() as folder:
-        session = create_session(network.SerializeToString(), profile_prefix=Path(folder) / "profile")
-        sides = [dimension.dim_value for dimension in network.graph.input[0].type.tensor_type.shape.dim[1:]]
-        # Times do not depend on what the picture shows.
-        image = np.zeros((1, *sides), np.float32)
-        for _ in range(_RUNS):
-            session.run([LOGITS], {PIXELS: image})
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    taken: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            taken[event["args"]["op_name"], event["name"]].append(event["dur"])
-    spent: dict[str, list[float]] = defaultdict(list)
-    for (kind, _), durations in taken.items():
-        # The median of each node: one that another process has kept waiting is not to blame.
-        spent[kind].append(median(durations))
-    total = sum(map(sum, spent.values())) or 1.0
-    return {
-        kind: {"nodes": len(spent[kind]), "share": sum(spent[kind]) / total} for kind in sorted(spent, key=lambda kind: -sum(spent[kind]))
-    }
+    sides = [dimension.dim_value for dimension in network.graph.input[0].type.tensor_type.shape.dim[1:]]
+    # Times do not depend on what the picture shows.
+    image, content = np.zeros((1, *sides), np.float32), network.SerializeToString()
+    found = summary(node_times(lambda prefix: create_session(content, profile_prefix=prefix), {PIXELS: image}, _RUNS))
+    return {entry["operator"]: {"nodes": entry["nodes"], "share": entry["share"]} for entry in found["operators"]}
 
 
 def to_blame(times: dict[str, dict[str, Any]]) -> str:

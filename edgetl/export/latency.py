@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.config import BenchConfig
+from edgetl.core.benching import BenchConfig
 from edgetl.core.rows import Row
 from edgetl.core.statistics import paired_speedup, sign_test
 from edgetl.device.bench.inputs import prepare_pictures
@@ -32,15 +32,13 @@ def variant_latencies(
     Scope `model`, one image, all cores available, every block in a process of its own, rounds in random order.
     """
     threads = available_cores()
-    target = find_target(BenchConfig(bundle, scopes=("model",)), threads)
+    target = find_target(BenchConfig(bundle, scopes=("model",)), (threads,))
     candidates = [candidate for candidate in target.candidates if candidate.runtime == "onnxruntime"]
     assert target.bundle is not None
     with tempfile.TemporaryDirectory(prefix="edgetl-latency-") as name:
         folder = Path(name)
         pictures = prepare_pictures(target.bundle, {candidate.source.input for candidate in candidates}, folder)
-        contenders = prove(
-            candidates, ("model",), pictures, protocol or BenchProtocol(), folder, lambda text: notify("Timing variants", 0, 0)
-        )
+        contenders, _ = prove(candidates, pictures, protocol or BenchProtocol(), folder, lambda text: notify("Timing variants", 0, 0))
         able = [contender for contender in contenders if contender.passed]
         rounds = Rounds()
         rounds.measure(able, _ROUNDS, 0, folder, lambda done, total, text: notify("Timing variants", done, total))

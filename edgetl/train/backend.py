@@ -1,27 +1,28 @@
-"""The full PyTorch model as a benchmark backend: the baseline at its honest eager best.
+"""The full PyTorch model as a benchmark backend: the baseline at its honest best.
 
-Eager, in inference mode, with the threads that ONNX Runtime gets; the memory format is the faster one on this device.
-Nothing is fused or compiled: that would be another model than the one that was trained.
+In inference mode, with the threads that ONNX Runtime gets; the memory format is the faster one on this device.
+Eager is the model as it was trained: nothing is fused or compiled. bfloat16 and torch.compile are measured where they are asked for.
 """
 
 from __future__ import annotations
 
 from statistics import median
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgetl.core.errors import ProviderError
+from edgetl.core.errors import BenchError, ProviderError
 from edgetl.core.layout import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.backends import Source
 from edgetl.device.preprocessing import resize_and_crop
 from edgetl.train.models import load_run_model
 
+EAGER, BF16, COMPILE = "eager", "bf16", "compile"
 CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 _FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 _CUDA_PROVIDERS = ("cuda", "tensorrt")
@@ -30,9 +31,9 @@ _CUDA_PROVIDERS = ("cuda", "tensorrt")
 class PixelsToLogits(nn.Module):
     """uint8 [batch, R, R, 3] to logits: what an ONNX variant with input `image` does once its resize is the identity."""
 
-    def __init__(self, network: nn.Module, contract: Preprocessing, memory_format: torch.memory_format) -> None:
+    def __init__(self, network: nn.Module, contract: Preprocessing, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
         super().__init__()
-        self.network, self.contract, self.memory_format = network, contract, memory_format
+        self.network, self.contract, self.memory_format, self.dtype = network, contract, memory_format, dtype
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (contract.mean, contract.std))
         # (x / 255 - mean) / std as one multiplication and one addition.
         self.register_buffer("scale", 1 / (255 * std))
@@ -44,7 +45,7 @@ class PixelsToLogits(nn.Module):
         cropped = pixels[:, top : top + self.contract.crop, left : left + self.contract.crop].permute(0, 3, 1, 2)
         scaled = cropped.to(torch.float32, memory_format=self.memory_format)
         normalised = torch.addcmul(self.shift, scaled, self.scale)  # type: ignore[arg-type]
-        logits: torch.Tensor = self.network(normalised.contiguous(memory_format=self.memory_format))
+        logits: torch.Tensor = self.network(normalised.to(self.dtype, memory_format=self.memory_format))
         return logits
 
 
@@ -63,23 +64,25 @@ class PyTorchBackend:
             torch.backends.cudnn.benchmark = True
             torch.set_float32_matmul_precision("high")  # TF32, as ONNX Runtime's CUDA provider does by default
         loaded = load_run_model(RunDirectory.open(source.model))
-        self._contract = loaded.preprocessing
-        self._network = loaded.network.eval().to(self._device)
+        self._contract, self._batch = loaded.preprocessing, source.batch
+        self._mode = str(source.settings.get("mode", EAGER))
+        self._dtype = torch.bfloat16 if self._mode == BF16 else torch.float32
+        self._network = loaded.network.eval().to(self._device, self._dtype)
         self._arrange(str(source.settings.get("memory_format", CONTIGUOUS)))
 
     def _arrange(self, memory_format: str) -> None:
         self._format = _FORMATS[memory_format]
         self._network.to(memory_format=self._format)
-        self._pixels = PixelsToLogits(self._network, self._contract, self._format).eval().to(self._device)
+        self._called = _compiled(self._network) if self._mode == COMPILE else self._network
+        self._pixels = PixelsToLogits(self._called, self._contract, self._format, self._dtype).eval().to(self._device)
 
     def infer(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Logits for uint8 [batch, R, R, 3] or float32 [batch, 3, S, S]; on a GPU the copy back waits for the answer."""
         with torch.inference_mode():
             given = torch.from_numpy(batch).to(self._device)
-            if given.dtype == torch.uint8:
-                answer: NDArray[np.float32] = self._pixels(given).cpu().numpy()
-            else:
-                answer = self._network(given.contiguous(memory_format=self._format)).cpu().numpy()
+            pixels = given.dtype == torch.uint8
+            logits = self._pixels(given) if pixels else self._called(given.to(self._dtype, memory_format=self._format))
+            answer: NDArray[np.float32] = logits.float().cpu().numpy()
             return answer
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[Any]:
@@ -88,12 +91,24 @@ class PyTorchBackend:
 
     def inputs(self, count: int) -> list[NDArray[Any]]:
         """Random pictures of the length after resize."""
-        shape = (1, self._contract.resize, self._contract.resize, 3)
+        shape = (self._batch, self._contract.resize, self._contract.resize, 3)
         generator = np.random.default_rng(0)
         return [generator.integers(0, 256, shape, np.uint8) for _ in range(count)]
 
     def settle(self, batch: NDArray[Any]) -> dict[str, Any]:
-        """The faster memory format: both take turns, and each is judged by its best turn, which other processes spoil least."""
+        """The faster memory format: both take turns, and each is judged by its best turn, which other processes spoil least.
+
+        A compiled network chooses its own layouts; it is only tried.
+
+        Raises:
+            BenchError: it cannot be compiled here.
+        """
+        if self._mode == COMPILE:
+            try:
+                self.infer(batch)
+            except Exception as cause:  # the compiler's own errors and those of a missing C++ compiler share no base class
+                raise BenchError(f"torch.compile does not work here: {str(cause).strip().splitlines()[0]}") from cause
+            return {"memory_format": CONTIGUOUS}
         runs, turns = 8, 5
         medians: dict[str, list[float]] = {name: [] for name in _FORMATS}
         for _ in range(turns):
@@ -110,14 +125,31 @@ class PyTorchBackend:
         self.infer(batch)
         return perf_counter_ns() - start
 
+    def profile(self, batch: NDArray[Any], runs: int) -> dict[str, Any]:
+        """PyTorch's operators, by its own profiler: CPU time of each itself, without those it calls."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+            for _ in range(runs):
+                self.infer(batch)
+        spent = {event.key: (event.count // runs, event.self_cpu_time_total / runs) for event in found.key_averages()}
+        total = sum(taken for _, taken in spent.values()) or 1.0
+        operators = [
+            {"operator": name, "provider": self.provider, "nodes": count, "us": taken, "share": taken / total}
+            for name, (count, taken) in sorted(spent.items(), key=lambda entry: -entry[1][1])
+        ]
+        return {"runs": runs, "operators": operators, "nodes": []}
+
     def describe(self, batch: NDArray[Any]) -> dict[str, Any]:
         """What shapes the latency."""
         return {
             "torch": torch.__version__,
-            "mode": "eager, inference_mode",
+            "mode": f"{self._mode}, inference_mode",
             "intra_op_threads": torch.get_num_threads(),
             "inter_op_threads": torch.get_num_interop_threads(),
             "device": torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu",
             "mkldnn": bool(torch.backends.mkldnn.is_available()),  # type: ignore[no-untyped-call]
             "capability": torch.backends.cpu.get_cpu_capability(),
         }
+
+
+def _compiled(network: nn.Module) -> nn.Module:
+    return cast(nn.Module, torch.compile(network))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetl.cli.bench import show
+from edgetl.cli.bench_tables import show
 from edgetl.cli.console import out
 from edgetl.core.comparisons import EarlierRow
 from edgetl.core.results import BenchResult, Noise
@@ -40,7 +40,7 @@ def test_a_bundle_without_its_run(bundle: Path, tmp_path: Path) -> None:
     assert str(kept.relative_to(tmp_path)) in done.stdout
     for words in ("onnxruntime", "p50 ms", "images/s", "4/4 agree", "Noise", "PyTorch is not measured"):
         assert words in done.stdout
-    assert "gate: onnxruntime fp32" in done.stderr
+    assert "gate: onnxruntime fp32 1 thread" in done.stderr
     assert "\x1b" not in done.stderr
 
 
@@ -56,7 +56,7 @@ def test_json_is_all_that_standard_output_holds(bundle: Path, tmp_path: Path) ->
 def test_scopes_are_repeated_or_listed(bundle: Path, tmp_path: Path) -> None:
     done = edgetl("bench", str(bundle), "--rounds", "2", "--scope", "model, pixels", cwd=tmp_path)
     assert done.returncode == 1
-    assert "--scope takes model, file, not 'pixels'" in " ".join(done.stderr.split())
+    assert "--scope takes model, image, file, not 'pixels'" in " ".join(done.stderr.split())
 
 
 def test_a_closed_gate_is_shown_and_fails(bundle: Path, tmp_path: Path) -> None:
@@ -79,6 +79,19 @@ def test_a_closed_gate_is_shown_and_fails(bundle: Path, tmp_path: Path) -> None:
         (["bundle", "--provider", "qnn"], "The installed onnxruntime has no"),
         (["bundle", "--rounds", "1"], "--rounds is at least 2"),
         (["bundle", "--threads", "0"], "--threads is at least 1"),
+        (["bundle", "--threads", "4096"], "insist with --force"),
+        (["bundle", "--threads", "two"], "--threads takes numbers"),
+        (["bundle", "--batch", "0"], "--batch is 1 to"),
+        (["bundle", "--batch", "4", "--scope", "file"], "measured in scope model"),
+        (["bundle", "--rate", "0"], "--rate is above 0"),
+        (["bundle", "--pytorch", "jit"], "--pytorch takes eager, bf16, compile"),
+        (["bundle", "--sustained", "1s"], "--sustained is at least 10s"),
+        (["bundle", "--max-regression", "5%"], "give one"),
+        (["bundle", "--max-regression", "little"], "is no share"),
+        (["bundle", "--latency-budget", "5ms"], "belong to architectures"),
+        (["bundle", "--inputs", "x.npy"], "a bundle brings its own"),
+        (["bundle", "second"], "Give one RUN"),
+        ([], "Give one RUN"),
         (["bundle", "--variant", "int8"], "no variant 'int8'"),
         (["bundle", "--baseline", "absent.json"], "cannot be read"),
     ],
@@ -113,23 +126,25 @@ def shown(content: BenchResult) -> str:
 def test_the_table_fits_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(out, "_width", 100)
     rows = [row(runtime, [9_876_000, 9_912_000], scope) for runtime in ("pytorch", "onnxruntime") for scope in ("model", "file")]
-    pairs = tuple((f"pytorch-fp32-{scope}", f"onnxruntime-fp32-{scope}") for scope in ("model", "file"))
+    pairs = tuple((f"pytorch-fp32-{scope}-cpu-b1-t2", f"onnxruntime-fp32-{scope}-cpu-b1-t2") for scope in ("model", "file"))
     text = shown(BenchResult(**{**vars(result()), "rows": tuple(rows), "pairs": pairs}))
-    lines = [line for line in text.splitlines() if not line.startswith(("Noise", "Result", "Note"))]
+    lines = [line for line in text.splitlines() if not line.startswith(("Noise", "Result", "Note", "Fastest", "    "))]
     assert all(len(line.rstrip()) <= 100 for line in lines)
-    assert sum("onnxruntime" in line for line in lines) == 3, "no row is broken into two lines"
+    assert sum("onnxruntime" in line for line in lines) == 5, (
+        "two figures, two with stages, one of cold starts: no row is broken into two lines"
+    )
     assert text.count("inconclusive") == 2
     assert "1.00× [" in text
 
 
 def test_what_is_withheld_noisy_or_earlier_is_said() -> None:
-    earlier = EarlierRow("old.json", "2025-01-01T00:00:00+00:00", True, False, 4, True, 8.0, (8e6, 8.1e6))
+    earlier = EarlierRow("old.json", "2025-01-01T00:00:00+00:00", True, False, True, 4, True, 8.0, (8e6, 8.1e6))
     text = shown(
         BenchResult(
             **{
                 **{name: value for name, value in vars(result()).items() if name != "comparisons"},
                 "noise": Noise(("other processes used 40% of the CPU",)),
-                "earlier": (("pytorch-fp32-model", "onnxruntime-fp32-model", earlier),),
+                "earlier": (("pytorch-fp32-model-cpu-b1-t2", "onnxruntime-fp32-model-cpu-b1-t2", earlier),),
             }
         )
     )

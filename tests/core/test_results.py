@@ -60,8 +60,8 @@ def result(noise: Noise = Noise(())) -> BenchResult:  # noqa: B008
 
 
 def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
-    earlier = EarlierRow("old.json", "2025", True, False, 4, True, 9.0, (9e6, 9.1e6))
-    written = replace(result(), earlier=(("pytorch-fp32-model", "onnxruntime-fp32-model", earlier),))
+    earlier = EarlierRow("old.json", "2025", True, False, True, 4, True, 9.0, (9e6, 9.1e6))
+    written = replace(result(), earlier=(("pytorch-fp32-model-cpu-b1-t2", "onnxruntime-fp32-model-cpu-b1-t2", earlier),))
     write_result(written, tmp_path / "result.json")
     read = read_result(tmp_path / "result.json")
     assert read == replace(written, path=tmp_path / "result.json")
@@ -73,7 +73,7 @@ def test_the_object_has_the_contracts_fields() -> None:
     assert (content["schema"], content["kind"]) == (1, "bench")
     assert content["noise"] == {"verdict": "quiet", "reasons": [], "measured": {}}
     onnx = content["rows"][1]
-    assert (onnx["id"], onnx["scope"], onnx["batch"], onnx["threads"]) == ("onnxruntime-fp32-model", "model", 1, 2)
+    assert (onnx["id"], onnx["scope"], onnx["batch"], onnx["threads"]) == ("onnxruntime-fp32-model-cpu-b1-t2", "model", 1, 2)
     assert onnx["p50_ms"] == pytest.approx(2.0000495)
     assert onnx["p90_ms"] is not None
     assert onnx["p99_ms"] is None, "300 runs do not support a p99"
@@ -83,7 +83,7 @@ def test_the_object_has_the_contracts_fields() -> None:
     assert len(onnx["rounds"]) == 3
     assert onnx["rounds"][0]["latencies_ns"][:2] == [2_000_000, 2_000_001]
     comparison = content["comparisons"][0]
-    assert (comparison["baseline"], comparison["candidate"]) == ("pytorch-fp32-model", "onnxruntime-fp32-model")
+    assert (comparison["baseline"], comparison["candidate"]) == ("pytorch-fp32-model-cpu-b1-t2", "onnxruntime-fp32-model-cpu-b1-t2")
     assert comparison["speedup"] == pytest.approx(4.0, rel=1e-3)
     assert comparison["ci95"][0] <= comparison["speedup"] <= comparison["ci95"][1]
     assert (comparison["verdict"], comparison["kind"]) == ("faster", "same run")
@@ -95,7 +95,7 @@ def test_statistics_are_computed_on_reading(tmp_path: Path) -> None:
     content["comparisons"][0]["speedup"] = 1000.0
     (tmp_path / "result.json").write_text(json.dumps(content))
     read = read_result(tmp_path / "result.json")
-    assert read.row("onnxruntime-fp32-model").percentile_ms(50) == pytest.approx(2.0, rel=1e-3)
+    assert read.row("onnxruntime-fp32-model-cpu-b1-t2").percentile_ms(50) == pytest.approx(2.0, rel=1e-3)
     assert read.comparisons[0].speedup.ratio == pytest.approx(4.0, rel=1e-3)
 
 
@@ -145,7 +145,8 @@ def test_rows_that_failed_are_not_compared() -> None:
         ((2.0, 1.9, 2.1), False, 0.0, "faster"),
         ((0.5, 0.4, 0.6), False, 0.0, "slower"),
         ((1.1, 0.9, 1.3), False, 0.0, "inconclusive"),
-        ((1.1, 0.9, 1.3), True, 0.5, "inconclusive"),
+        ((1.1, 0.9, 1.3), True, 0.5, "noisy"),
+        ((1.1, 0.9, 1.3), True, 0.0, "noisy"),
         ((1.2, 1.1, 1.3), True, 0.05, "faster"),
         ((1.2, 1.1, 1.3), True, 0.2, "noisy"),
         ((0.8, 0.75, 0.9), True, 0.2, "noisy"),

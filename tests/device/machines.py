@@ -1,4 +1,4 @@
-"""The parts of /proc and /sys that edgetl reads, as three kinds of machine have them."""
+"""The parts of /proc and /sys that edgetl reads, as the machines have them that it is meant for; written for the tests."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ VM = {
 CONTAINER = {
     **VM,
     "proc/self/cgroup": "0::/work/pod7\n",
+    "proc/1/cgroup": "0::/\n",
+    ".dockerenv": "",
     "sys/fs/cgroup/work/cpu.max": "max 100000\n",
     "sys/fs/cgroup/work/pod7/cpu.max": "150000 100000\n",
     "sys/fs/cgroup/work/cpu.stat": "usage_usec 5\nnr_periods 9\nnr_throttled 1\nthrottled_usec 1000\n",
@@ -42,17 +44,97 @@ OLD_CONTAINER = {
 PI = {
     "proc/stat": STAT.format(user=500, system=100, idle=9_000, steal=0),
     "proc/loadavg": "0.10 0.10 0.10 1/90 1234\n",
-    "proc/meminfo": "MemTotal:        948000 kB\n",
-    "proc/cpuinfo": "processor\t: 0\nCPU part\t: 0xd08\n\nHardware\t: BCM2835\nModel\t\t: Raspberry Pi 4 Model B Rev 1.4\n",
+    "proc/meminfo": "MemTotal:        948000 kB\nSwapTotal:        102396 kB\nSwapFree:          92396 kB\n",
+    "proc/cpuinfo": (
+        "processor\t: 0\nFeatures\t: fp asimd evtstrm crc32 cpuid\nCPU implementer\t: 0x41\nCPU part\t: 0xd08\n\n"
+        "Hardware\t: BCM2835\nModel\t\t: Raspberry Pi 4 Model B Rev 1.4\n"
+    ),
     "proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0",
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "1500000\n",
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "ondemand\n",
     "sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq": "600000\n",
     "sys/devices/system/cpu/cpu1/cpufreq/scaling_governor": "ondemand\n",
+    "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_min_freq": "600000\n",
+    "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq": "1800000\n",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_min_freq": "600000\n",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq": "1500000\n",
+    "sys/class/thermal/thermal_zone0/type": "cpu-thermal\n",
     "sys/class/thermal/thermal_zone0/temp": "61835\n",
     "sys/devices/platform/soc/soc:firmware/get_throttled": "50000\n",
 }
 """A small board: no PSI, no cgroups, no steal worth the name; but clocks, heat and the firmware's word."""
+
+JETSON = {
+    "proc/stat": STAT.format(user=900, system=100, idle=9_000, steal=0),
+    "proc/loadavg": "1.00 0.60 0.20 1/400 999\n",
+    "proc/meminfo": "MemTotal:        7802000 kB\nSwapTotal:       3901000 kB\nSwapFree:        3901000 kB\n",
+    "proc/cpuinfo": (
+        "processor\t: 0\nFeatures\t: fp asimd fphp asimdhp asimddp uscat\nCPU implementer\t: 0x41\nCPU part\t: 0xd42\n"
+        "processor\t: 1\nFeatures\t: fp asimd fphp asimdhp asimddp uscat\nCPU implementer\t: 0x41\nCPU part\t: 0xd42\n"
+    ),
+    "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
+    "proc/device-tree/bus@0/gpu@17000000/compatible": "nvidia,ga10b\0",
+    "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic, EABI: aarch64\n",
+    "etc/nvpmodel.conf": "# modes\n< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n",
+    "var/lib/nvpmodel/status": "pmode:0002 fmode:quiet\n",
+    **{f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq": "1728000\n" for core in range(2)},
+    **{f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor": "schedutil\n" for core in range(2)},
+    **{f"sys/class/hwmon/hwmon3/oc{number}_event_cnt": f"{number - 1}\n" for number in (1, 2, 3)},
+    "sys/class/hwmon/hwmon3/name": "soctherm_oc\n",
+    "sys/class/hwmon/hwmon1/name": "ina3221\n",
+    "sys/class/hwmon/hwmon1/in1_label": "VDD_IN\n",
+    "sys/class/hwmon/hwmon1/in1_input": "5000\n",
+    "sys/class/hwmon/hwmon1/curr1_input": "1600\n",
+    "sys/class/hwmon/hwmon1/in2_label": "VDD_CPU_GPU_CV\n",
+    "sys/class/hwmon/hwmon1/in2_input": "5000\n",
+    "sys/class/hwmon/hwmon1/curr2_input": "600\n",
+    "sys/class/thermal/thermal_zone0/type": "cpu-thermal\n",
+    "sys/class/thermal/thermal_zone0/temp": "48500\n",
+    "sys/class/thermal/thermal_zone1/type": "cv0-thermal\n",
+    "sys/class/thermal/thermal_zone1/temp": "-256000\n",
+}
+"""An Orin Nano: power modes, over-current counters, the module's own power meter, a sensor that is switched off."""
+
+LAPTOP = {
+    "proc/stat": STAT.format(user=5_000, system=500, idle=50_000, steal=0),
+    "proc/loadavg": "0.20 0.20 0.20 1/900 4321\n",
+    "proc/meminfo": "MemTotal:       16000000 kB\nSwapTotal:       8000000 kB\nSwapFree:        7000000 kB\n",
+    "proc/cpuinfo": "processor\t: 0\nmodel name\t: Imaginary Core i7\nflags\t\t: fpu sse2 avx avx2 fma avx_vnni\n",
+    "proc/pressure/cpu": "some avg10=0.00 avg60=0.00 avg300=0.00 total=1000\n",
+    "sys/devices/system/cpu/intel_pstate/no_turbo": "0\n",
+    **{f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor": "powersave\n" for core in range(4)},
+    **{f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq": f"{3_000_000 + core}\n" for core in range(4)},
+    **{f"sys/devices/system/cpu/cpu{core}/topology/physical_package_id": "0\n" for core in range(4)},
+    **{f"sys/devices/system/cpu/cpu{core}/topology/core_id": f"{core // 2}\n" for core in range(4)},
+    **{f"sys/devices/system/cpu/cpu{core}/thermal_throttle/core_throttle_count": f"{core // 2 + 1}\n" for core in range(4)},
+    **{f"sys/devices/system/cpu/cpu{core}/thermal_throttle/package_throttle_count": "7\n" for core in range(4)},
+    "sys/class/thermal/thermal_zone0/type": "acpitz\n",
+    "sys/class/thermal/thermal_zone0/temp": "40000\n",
+    "sys/class/thermal/thermal_zone1/type": "x86_pkg_temp\n",
+    "sys/class/thermal/thermal_zone1/temp": "71000\n",
+    "sys/class/hwmon/hwmon5/name": "coretemp\n",
+    "sys/class/hwmon/hwmon5/temp1_input": "72000\n",
+    "sys/class/hwmon/hwmon5/temp2_input": "69000\n",
+    "sys/class/power_supply/AC/type": "Mains\n",
+    "sys/class/power_supply/AC/online": "0\n",
+    "sys/class/power_supply/BAT0/type": "Battery\n",
+    "sys/class/power_supply/BAT0/status": "Discharging\n",
+    "sys/class/power_supply/BAT0/capacity": "63\n",
+    "sys/class/power_supply/mouse/type": "Battery\n",
+    "sys/class/power_supply/mouse/scope": "Device\n",
+    "sys/class/power_supply/mouse/status": "Discharging\n",
+    "sys/class/power_supply/mouse/capacity": "5\n",
+    "sys/class/powercap/intel-rapl:0/name": "package-0\n",
+    "sys/class/powercap/intel-rapl:0/energy_uj": "262143000000\n",
+    "sys/class/powercap/intel-rapl:0/max_energy_range_uj": "262143328850\n",
+    "sys/class/powercap/intel-rapl:0:0/name": "core\n",
+    "sys/class/powercap/intel-rapl:0:0/energy_uj": "1\n",
+    "sys/class/powercap/intel-rapl:1/name": "psys\n",
+    "sys/class/powercap/intel-rapl:1/energy_uj": "1\n",
+}
+"""Two cores of two threads, on battery; RAPL can be read."""
+
+MACHINES = {"vm": VM, "container": CONTAINER, "old container": OLD_CONTAINER, "pi": PI, "jetson": JETSON, "laptop": LAPTOP}
 
 
 def build(root: Path, files: dict[str, str]) -> tuple[Path, Path]:

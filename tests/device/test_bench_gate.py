@@ -48,8 +48,8 @@ def test_other_work_in_scope_model_fails() -> None:
     """The same golden answers, but another crop where tensors are fed: seen by comparing the runtimes with each other."""
     passed = {"checked": True, "passed": True}
     reference = np.array([[1.0, 2.0]])
-    assert _same_work(passed, reference, reference + 1e-6, 0.05)["passed"]
-    failed = _same_work(passed, reference, reference + 0.2, 0.05)
+    assert _same_work(passed, reference, reference[:, None] + 1e-6, 0.05)["passed"]
+    failed = _same_work(passed, reference, reference[:, None] + 0.2, 0.05)
     assert not failed["passed"]
     assert failed["model_scope_difference"] == pytest.approx(0.2)
-    assert not _same_work(passed, reference, np.array([[1.0, np.nan]]), 0.05)["passed"]
+    assert not _same_work(passed, reference, np.array([[[1.0, np.nan]]]), 0.05)["passed"]

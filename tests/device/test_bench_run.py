@@ -7,21 +7,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from edgetl.core.config import BenchConfig
+from edgetl.core.benching import BenchConfig
 from edgetl.core.errors import BenchError, BundleError, ConfigError, ProviderError
 from edgetl.core.files import sha256_file
-from edgetl.core.results import read_result
+from edgetl.core.keeping import keep
+from edgetl.core.results import read_result, write_result
 from edgetl.device.bench import processes
-from edgetl.device.bench import run as bench_run
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.run import bench
+from edgetl.device.cores import available_cores
 from edgetl.device.session import available_providers
 from tests.bundles import colour_model
 
@@ -37,9 +39,9 @@ def in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_bundle_without_its_run_is_measured_alone(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
     bundle, steps = make_bundle(), []
-    result = bench(BenchConfig(bundle, rounds=2, threads=1), lambda *step: steps.append(step), brief)
+    result = bench(BenchConfig(bundle, rounds=2, threads=(1,)), lambda *step: steps.append(step), brief)
 
-    assert [row.id for row in result.rows] == ["onnxruntime-fp32-model", "onnxruntime-fp32-file"]
+    assert [row.id for row in result.rows] == ["onnxruntime-fp32-model-cpu-b1-t1", "onnxruntime-fp32-file-cpu-b1-t1"]
     assert result.comparisons == []
     assert "without the run it came from" in result.notes[0]
     model, file = result.rows
@@ -50,7 +52,7 @@ def test_a_bundle_without_its_run_is_measured_alone(make_bundle: MakeBundle, bri
     assert model.gate["max_logit_difference"] < 1e-3
     assert [len(row.rounds) for row in result.rows] == [2, 2]
     assert all(len(block.latencies_ns) >= brief.block_runs and min(block.latencies_ns) > 0 for row in result.rows for block in row.rounds)
-    assert set(file.stages_ms()) == {"decode", "prepare", "infer", "label"}
+    assert set(file.stages_ms()) == {"read", "decode", "preprocess", "inference", "postprocess"}
     assert sum(file.stages_ms().values()) == pytest.approx(file.percentile_ms(50), rel=0.5)
     assert model.session["node_share"] == {"CPUExecutionProvider": 1.0}
     assert (model.session["intra_op_threads"], model.session["inter_op_threads"]) == (1, 1)
@@ -90,11 +92,12 @@ def test_a_place_that_cannot_be_written_is_found_before_measuring(make_bundle: M
 
 def test_variants_are_compared_with_the_first(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
     bundle = make_bundle(variants=("fp32", "other"))
-    result = bench(BenchConfig(bundle, scopes=("model",), rounds=3), protocol=brief)
-    assert [(pair.baseline, pair.candidate) for pair in result.comparisons] == [("onnxruntime-fp32-model", "onnxruntime-other-model")]
+    result = bench(BenchConfig(bundle, scopes=("model",), rounds=3, threads=(1,)), protocol=brief)
+    first, other = "onnxruntime-fp32-model-cpu-b1-t1", "onnxruntime-other-model-cpu-b1-t1"
+    assert [(pair.baseline, pair.candidate) for pair in result.comparisons] == [(first, other)]
     comparison = result.comparisons[0]
     assert comparison.speedup.low <= comparison.speedup.ratio <= comparison.speedup.high
-    assert sorted(result.order[0]) == ["onnxruntime fp32", "onnxruntime other"]
+    assert sorted(result.order[0]) == ["onnxruntime fp32 1 thread", "onnxruntime other 1 thread"]
     alone = bench(BenchConfig(bundle, scopes=("model",), rounds=2, variants=("other",)), protocol=brief)
     assert [row.variant for row in alone.rows] == ["other"]
     with pytest.raises(BundleError, match="no variant 'int8'"):
@@ -103,7 +106,7 @@ def test_variants_are_compared_with_the_first(make_bundle: MakeBundle, brief: Be
 
 def test_a_bundle_that_answers_otherwise_is_not_timed(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
     result = bench(BenchConfig(make_bundle(error=0.2), rounds=2), protocol=brief)
-    assert [row.id for row in result.failed] == ["onnxruntime-fp32-model", "onnxruntime-fp32-file"]
+    assert [row.scope for row in result.failed] == ["model", "file"]
     assert not any(row.rounds for row in result.rows)
     assert "differ by 0.2" in result.rows[0].gate["reason"]
     assert read_result(result.path or Path()).failed
@@ -119,29 +122,31 @@ def test_an_altered_file_is_refused(make_bundle: MakeBundle, brief: BenchProtoco
 
 def test_a_provider_that_is_not_there_measures_nothing(make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path) -> None:
     with pytest.raises(ProviderError):
-        bench(BenchConfig(make_bundle(), provider="coreml"), protocol=brief)
+        bench(BenchConfig(make_bundle(), providers=("coreml",)), protocol=brief)
     with pytest.raises(ProviderError, match="Known: cpu"):
-        bench(BenchConfig(make_bundle("again"), provider="gpu"), protocol=brief)
+        bench(BenchConfig(make_bundle("again"), providers=("gpu",)), protocol=brief)
     assert not (tmp_path / "bench").exists()
 
 
 @pytest.mark.skipif("cuda" not in available_providers() or Path("/dev/nvidia0").exists(), reason="needs the GPU wheel without a GPU")
 def test_a_provider_that_falls_back_measures_nothing(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
     with pytest.raises(ProviderError, match="fell back"):
-        bench(BenchConfig(make_bundle(), provider="cuda"), protocol=brief)
+        bench(BenchConfig(make_bundle(), providers=("cuda",)), protocol=brief)
 
 
-def test_more_threads_than_cores_are_cut_and_said(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
-    result = bench(BenchConfig(make_bundle(), scopes=("model",), rounds=2, threads=4096), protocol=brief)
-    assert result.rows[0].threads < 4096
-    assert any("--threads 4096" in note for note in result.notes)
+def test_more_threads_than_cores_are_refused_unless_insisted_on(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
+    bundle, too_many = make_bundle(), available_cores() + 1
+    with pytest.raises(BenchError, match=f"--threads {too_many}.*--force"):
+        bench(BenchConfig(bundle, scopes=("model",), rounds=2, threads=(1, too_many)), protocol=brief)
+    forced = bench(BenchConfig(bundle, scopes=("model",), rounds=2, threads=(too_many,), force=True), protocol=brief)
+    assert forced.rows[0].threads == too_many
 
 
 def test_a_lone_file_has_no_reference_images(brief: BenchProtocol, tmp_path: Path) -> None:
     onnx.save(colour_model(), tmp_path / "lone.onnx")
     result = bench(BenchConfig(tmp_path / "lone.onnx", rounds=2), protocol=brief)
     (row,) = result.rows
-    assert (row.id, row.input) == ("onnxruntime-lone-model", "uint8 1x256x256x3")
+    assert (row.variant, row.input, row.session["feed"]) == ("lone", "uint8 1x256x256x3", "random")
     assert row.gate["checked"] is False
     assert row.gate["passed"] is None
     assert not row.failed
@@ -172,7 +177,6 @@ def test_a_third_partys_model_gets_its_own_type_and_shape(brief: BenchProtocol, 
 @pytest.mark.parametrize(
     ("graph", "message"),
     [
-        ("g (float[1] x, float[1] z) => (float[1] y) { y = Add (x, z) }", "2 inputs"),
         ("g (string[1] x) => (string[1] y) { y = Identity (x) }", "string"),
     ],
 )
@@ -228,7 +232,7 @@ def test_one_process_at_a_time_and_a_fresh_one_for_each_block(
     assert len(started) == 2 + 2 * 2
 
 
-def test_an_interrupted_run_keeps_its_whole_rounds(make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path) -> None:
+def test_an_interrupted_run_keeps_what_it_measured(make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path) -> None:
     def interrupt_in(block: int) -> Callable[[int, int, str], None]:
         def progress(done: int, total: int, text: str) -> None:
             if text.startswith("round") and done == block:
@@ -238,9 +242,9 @@ def test_an_interrupted_run_keeps_its_whole_rounds(make_bundle: MakeBundle, brie
 
     config = BenchConfig(make_bundle(), scopes=("model",), rounds=5)
     with pytest.raises(KeyboardInterrupt, match="nothing was kept"):
-        bench(config, interrupt_in(1), brief)
+        bench(config, interrupt_in(0), brief)
     assert not (tmp_path / "bench").exists()
-    with pytest.raises(KeyboardInterrupt, match="3 whole rounds are kept"):
+    with pytest.raises(KeyboardInterrupt, match="1 of 1 rows have figures, kept in"):
         bench(config, interrupt_in(3), brief)
     (path,) = (tmp_path / "bench").iterdir()
     kept = read_result(path)
@@ -272,7 +276,7 @@ def test_an_earlier_result_is_a_labelled_baseline(make_bundle: MakeBundle, brief
     assert first.path is not None
     second = bench(BenchConfig(bundle, scopes=("model",), rounds=3, baseline=first.path), protocol=brief)
     (comparison,) = second.to_json()["comparisons"]
-    assert (comparison["kind"], comparison["baseline"], comparison["candidate"]) == ("earlier result", *["onnxruntime-fp32-model"] * 2)
+    assert (comparison["kind"], comparison["baseline"], comparison["candidate"]) == ("earlier result", *[first.rows[0].id] * 2)
     assert (comparison["path"], comparison["created"]) == (str(first.path), first.created)
     assert (comparison["cross_device"], comparison["same_model"]) == (False, True)
     assert comparison["ci95"][0] <= comparison["speedup"] <= comparison["ci95"][1]
@@ -283,7 +287,9 @@ def test_an_earlier_result_is_a_labelled_baseline(make_bundle: MakeBundle, brief
     for row in content["rows"]:
         row["file_sha256"] = "00"
     elsewhere.write_text(json.dumps(content))
-    third = bench(BenchConfig(bundle, scopes=("model",), rounds=2, baseline=elsewhere), protocol=brief)
+    with pytest.raises(BenchError, match="another model was measured then"):
+        bench(BenchConfig(bundle, scopes=("model",), rounds=2, baseline=elsewhere), protocol=brief)
+    third = bench(BenchConfig(bundle, scopes=("model",), rounds=2, baseline=elsewhere, any_model=True), protocol=brief)
     assert third.comparisons[0].earlier is not None
     assert third.comparisons[0].earlier.cross_device
     assert not third.comparisons[0].earlier.same_model
@@ -304,11 +310,9 @@ def test_unlike_things_are_not_compared(make_bundle: MakeBundle, brief: BenchPro
 
 def test_two_results_in_one_second_do_not_collide(make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch) -> None:
     result = bench(BenchConfig(make_bundle(), scopes=("model",), rounds=2), protocol=brief)
-    target = bench_run.find_target(BenchConfig(Path("bundle")), 1)
-    created = bench_run.datetime.fromisoformat(result.created)
-    again = bench_run._keep(replace(result, path=None), BenchConfig(Path("bundle")), target, created)
+    path, notes = keep(partial(write_result, result), None, Path("bench"), datetime.fromisoformat(result.created))
     assert result.path is not None
-    assert again.path == result.path.with_stem(result.path.stem + "-2")
+    assert (path, notes) == (result.path.with_stem(result.path.stem + "-2"), ())
 
 
 def test_workers_never_see_torch(make_bundle: MakeBundle, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -8,38 +9,49 @@ from pathlib import Path
 import pytest
 
 from edgetl.device.cores import available_cores, cgroup_quota, cpu_cgroups
-from edgetl.device.facts import core_frequency, device_facts, device_state, installed_version, peak_memory_bytes
-from tests.device.machines import CONTAINER, OLD_CONTAINER, PI, VM, build
+from edgetl.device.facts import container, core_frequency, cpu_flags, device_facts, installed_version, peak_memory_bytes
+from tests.device.machines import CONTAINER, JETSON, LAPTOP, OLD_CONTAINER, PI, VM, build
 
 
 def test_a_virtual_machine(tmp_path: Path) -> None:
-    proc, sys_root = build(tmp_path, VM)
-    facts, state = device_facts(proc, sys_root), device_state(proc, sys_root)
+    facts = device_facts(*build(tmp_path, VM))
     assert (facts["cpu"], facts["board"], facts["memory_bytes"]) == ("Imaginary EPYC 9000", "Virtual Machine", 8_000_000 * 1024)
-    assert (facts["cpu_quota"], facts["gpus"]) == (None, [])
-    ticks = os.sysconf("SC_CLK_TCK")
-    assert state["cpu_seconds"] == {"busy": 11_050 / ticks, "total": 111_350 / ticks, "steal": 200 / ticks}
-    assert state["load"] == [0.5, 0.4, 0.3]
-    assert state["pressure_us"] == {"cpu": 1_000_000, "memory": 0, "io": 500}
-    # A root group counts no throttling: that is not the same as none.
-    assert [state[name] for name in ("throttling", "thermal_throttles", "frequency_khz", "governors", "temperature_c")] == [None] * 5
+    assert [facts[name] for name in ("cpu_quota", "container", "gpu_driver", "power_mode", "frequency_limits_khz")] == [None] * 5
+    # No line of flags is not the same as none of the flags.
+    assert (facts["gpus"], facts["cpu_flags"], facts["swap_total_bytes"]) == ([], None, None)
+    assert facts["affinity"] == sorted(os.sched_getaffinity(0))
 
 
 def test_a_container_with_a_quota(tmp_path: Path) -> None:
     proc, sys_root = build(tmp_path, CONTAINER)
     assert cgroup_quota(proc, sys_root) == 1.5
     assert available_cores(proc, sys_root) == min(2, len(os.sched_getaffinity(0)))
-    # A quota further up throttles too.
-    assert device_state(proc, sys_root)["throttling"] == {"periods": 11, "seconds": pytest.approx(2.501)}
+    assert device_facts(proc, sys_root)["container"] == "docker"
 
 
 def test_a_container_of_cgroup_v1(tmp_path: Path) -> None:
     proc, sys_root = build(tmp_path, OLD_CONTAINER)
     assert cgroup_quota(proc, sys_root) == 0.5
     assert available_cores(proc, sys_root) == 1
-    state = device_state(proc, sys_root)
-    assert state["throttling"] == {"periods": 3, "seconds": pytest.approx(1.5)}
-    assert state["pressure_us"] == {"cpu": None, "memory": None, "io": None}
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        ({"run/.containerenv": ""}, "podman"),
+        ({".dockerenv": "", "run/secrets/kubernetes.io/serviceaccount/namespace": "default"}, "kubernetes"),
+        ({"proc/1/cgroup": "0::/kubepods/burstable/pod1/2\n"}, "kubernetes"),
+        ({"proc/1/cgroup": "4:cpu,cpuacct:/docker/77\n"}, "docker"),
+        ({"proc/1/cgroup": "0::/system.slice/docker-77.scope\n"}, "docker"),
+        ({"proc/1/cgroup": "1:name=systemd:/lxc/box\n"}, "lxc"),
+        ({"proc/1/environ": "PATH=/bin\0container=lxc\0"}, "lxc"),
+        ({"proc/1/environ": "PATH=/bin\0no_container=1\0"}, None),
+        ({"proc/sys/kernel/osrelease": "5.15.90.1-microsoft-standard-WSL2\n"}, "wsl"),
+        ({"proc/1/cgroup": "0::/init.scope\n"}, None),
+    ],
+)
+def test_what_the_process_is_shut_in(tmp_path: Path, files: dict[str, str], name: str | None) -> None:
+    assert container(build(tmp_path, files)[0]) == name
 
 
 @pytest.mark.parametrize("quota", ["-1", "garbage"])
@@ -50,35 +62,67 @@ def test_no_limit_in_cgroup_v1(tmp_path: Path, quota: str) -> None:
 
 def test_a_raspberry_pi(tmp_path: Path) -> None:
     proc, sys_root = build(tmp_path, PI)
-    facts, state = device_facts(proc, sys_root), device_state(proc, sys_root)
-    assert (facts["board"], facts["cpu"]) == ("Raspberry Pi 4 Model B Rev 1.4", "BCM2835")
-    assert state["frequency_khz"] == core_frequency(sys_root) == 1_500_000
-    assert (state["governors"], state["temperature_c"], state["firmware_throttled"]) == (["ondemand"], 61.835, "50000")
-    assert (state["throttling"], state["pressure_us"]["cpu"]) == (None, None)
+    facts = device_facts(proc, sys_root)
+    assert (facts["board"], facts["cpu"], facts["cpu_flags"]) == ("Raspberry Pi 4 Model B Rev 1.4", "Cortex-A72", ["asimd"])
+    assert (facts["frequency_limits_khz"], facts["swap_total_bytes"]) == ([600_000, 1_800_000], 102_396 * 1024)
+    assert core_frequency(sys_root) == 1_500_000
 
 
-def test_throttle_counters_are_summed(tmp_path: Path) -> None:
-    counters = {f"sys/devices/system/cpu/cpu{core}/thermal_throttle/core_throttle_count": f"{core + 2}\n" for core in range(2)}
-    assert device_state(*build(tmp_path, {**VM, **counters}))["thermal_throttles"] == 5
+def test_an_unknown_core_is_called_what_the_board_says(tmp_path: Path) -> None:
+    files = {**PI, "proc/cpuinfo": PI["proc/cpuinfo"].replace("0xd08", "0xfff")}
+    assert device_facts(*build(tmp_path, files))["cpu"] == "BCM2835"
 
 
-def test_nvidia_gpus(tmp_path: Path) -> None:
+def test_big_and_little_cores(tmp_path: Path) -> None:
+    cores = "".join(f"CPU implementer\t: 0x41\nCPU part\t: {part}\n" for part in ("0xd05", "0xd05", "0xd0b"))
+    assert device_facts(*build(tmp_path, {"proc/cpuinfo": cores}))["cpu"] == "Cortex-A55 + Cortex-A76"
+
+
+def test_a_jetson(tmp_path: Path) -> None:
+    facts = device_facts(*build(tmp_path, JETSON))
+    assert (facts["cpu"], facts["cpu_flags"]) == ("Cortex-A78AE", ["asimd", "fphp", "asimdhp", "asimddp"])
+    assert (facts["gpus"], facts["gpu_driver"], facts["power_mode"]) == (["NVIDIA ga10b"], "L4T 36.4.3", "MAXN_SUPER")
+
+
+def test_a_power_mode_without_a_name(tmp_path: Path) -> None:
+    files = {**JETSON, "var/lib/nvpmodel/status": "pmode:0007\n"}
+    assert device_facts(*build(tmp_path, files))["power_mode"] == "7"
+
+
+def test_a_laptop(tmp_path: Path) -> None:
+    facts = device_facts(*build(tmp_path, LAPTOP))
+    assert (facts["cpu"], facts["cpu_flags"]) == ("Imaginary Core i7", ["avx2", "fma", "avx_vnni"])
+    assert facts["container"] is None
+
+
+@pytest.mark.parametrize(
+    ("files", "version"),
+    [
+        ({"sys/module/nvidia/version": "570.86.15\n"}, "570.86.15"),
+        ({"proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19\n"}, "535.129.03"),
+        ({"proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release\n"}, "570.86.10"),
+    ],
+)
+def test_nvidia_gpus(tmp_path: Path, files: dict[str, str], version: str) -> None:
     card = {"proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t\t NVIDIA Imaginary 9\nIRQ:   1\n"}
-    assert device_facts(*build(tmp_path, {**VM, **card}))["gpus"] == ["NVIDIA Imaginary 9"]
+    facts = device_facts(*build(tmp_path, {**VM, **card, **files}))
+    assert (facts["gpus"], facts["gpu_driver"]) == (["NVIDIA Imaginary 9"], version)
 
 
 def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
     proc, sys_root = build(tmp_path, {})
-    facts, state = device_facts(proc, sys_root), device_state(proc, sys_root)
-    assert (facts["board"], facts["cpu"], facts["memory_bytes"]) == (None, None, None)
-    assert [value for name, value in state.items() if name not in ("monotonic_s", "pressure_us")] == [None] * 8
+    facts = device_facts(proc, sys_root)
+    silent = ("board", "cpu", "cpu_flags", "cpu_quota", "memory_bytes", "swap_total_bytes", "frequency_limits_khz", "gpu_driver")
+    assert [facts[name] for name in (*silent, "container", "power_mode")] == [None] * 10
     assert cpu_cgroups(proc, sys_root) == []
     assert available_cores(proc, sys_root) == len(os.sched_getaffinity(0))
 
 
 def test_this_machine_can_be_read() -> None:
-    assert device_facts()["cores_available"] >= 1
-    assert device_state()["monotonic_s"] > 0
+    facts = device_facts()
+    assert facts["cores_available"] >= 1
+    assert set(facts["cpu_flags"] or ()) <= cpu_flags()
+    json.dumps(facts, allow_nan=False)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc here")

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from edgetl.core.results import Noise
-from edgetl.device.facts import device_state
 from edgetl.device.noise import judge
-from tests.device.machines import CONTAINER, PI, STAT, VM, build
+from edgetl.device.state import device_state
+from tests.device.machines import CONTAINER, JETSON, LAPTOP, PI, STAT, VM, build
 
 
 def later(tmp_path: Path, machine: dict[str, str], changes: dict[str, str], seconds: float = 10.0) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -71,13 +71,79 @@ def test_a_hot_board(tmp_path: Path) -> None:
     }
     noise = judge(*later(tmp_path, PI, changes), 0.0, {}, [1_500_000, 1_500_000, 1_200_000])
     words = "; ".join(noise.reasons)
-    assert "firmware reports throttling" in words
+    assert "the firmware reports low voltage, throttling;" in words
     assert "clock varied by 20%" in words
-    assert "governor was changed" in words
+    assert "the frequency governor changed" in words
 
 
 def test_what_the_firmware_saw_before_does_not_count(tmp_path: Path) -> None:
     assert judge(*later(tmp_path, PI, {}), 0.0, {}, [1_500_000]).reasons == ()
+
+
+FIRMWARE = "sys/devices/platform/soc/soc:firmware/get_throttled"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("0", "80000", "the firmware reports the soft temperature limit"),
+        ("50000", "70000", "the firmware reports a capped clock"),
+        ("10001", "10000", "the firmware reports low voltage"),
+        ("0", "40004", "the firmware reports throttling"),
+        ("", "50000", None),
+        ("50000", "", None),
+        ("50000", "garbage", None),
+    ],
+)
+def test_what_the_firmware_saw_during_the_run(tmp_path: Path, before: str, after: str, words: str | None) -> None:
+    noise = judge(*later(tmp_path, {**PI, FIRMWARE: before}, {FIRMWARE: after}), 0.0, {})
+    assert noise.reasons == (() if words is None else (words,))
+
+
+def test_a_jetson_that_draws_too_much(tmp_path: Path) -> None:
+    events = {"sys/class/hwmon/hwmon3/oc3_event_cnt": "30\n"}
+    noise = judge(*later(tmp_path, JETSON, events), 0.0, {})
+    assert noise.reasons == ("the board throttled itself 28 times (over-current or low voltage)",)
+    assert noise.measured["over_current_events"] == 28
+    changed = judge(*later(tmp_path, JETSON, {**events, "var/lib/nvpmodel/status": "pmode:0000\n"}), 0.0, {})
+    assert "the power mode changed during the run" in changed.reasons
+
+
+def test_a_laptop_on_battery(tmp_path: Path) -> None:
+    assert judge(*later(tmp_path, LAPTOP, {}), 0.0, {}).reasons == ("it ran on battery",)
+    plugged = {"sys/class/power_supply/AC/online": "1\n", "sys/devices/system/cpu/intel_pstate/no_turbo": "1\n"}
+    reasons = judge(*later(tmp_path, LAPTOP, plugged), 0.0, {}).reasons
+    assert reasons == ("turbo changed during the run", "the power source changed during the run", "it ran on battery")
+
+
+def test_heat_is_counted_once_a_core(tmp_path: Path) -> None:
+    hot = {f"sys/devices/system/cpu/cpu{core}/thermal_throttle/core_throttle_count": "5\n" for core in (0, 1)}
+    machine = {**LAPTOP, "sys/class/power_supply/AC/online": "1\n"}
+    assert judge(*later(tmp_path, machine, hot), 0.0, {}).reasons == ("the processor throttled itself 4 times (heat)",)
+
+
+@pytest.mark.parametrize(("free", "noisy"), [(92_396, False), (92_300, False), (72_396, True), (102_396, False)])
+def test_swap_that_grows(tmp_path: Path, free: int, noisy: bool) -> None:
+    changes = {"proc/meminfo": f"MemTotal: 948000 kB\nSwapTotal: 102396 kB\nSwapFree: {free} kB\n"}
+    noise = judge(*later(tmp_path, PI, changes), 0.0, {})
+    assert noise.reasons == (("swap grew by 20 MiB",) if noisy else ())
+
+
+@pytest.mark.parametrize(
+    ("machine", "changes", "own_cpu_s", "share"),
+    [
+        (VM, ticks(user=1700, idle=300), 15.0, 0.10),
+        (VM, ticks(user=1500, idle=440, steal=60), 15.0, 0.03),
+        (VM, {**ticks(user=1500, idle=500), "proc/pressure/cpu": "some avg10=0 total=4000000\n"}, 15.0, 0.30),
+        (CONTAINER, {"sys/fs/cgroup/work/pod7/cpu.stat": "nr_throttled 14\nthrottled_usec 7500000\n"}, 0.0, 0.5),
+        (CONTAINER, {"sys/fs/cgroup/work/pod7/cpu.stat": "nr_throttled 14\nthrottled_usec 92500000\n"}, 0.0, 1.0),
+        ({}, {}, 0.0, 0.0),
+    ],
+)
+def test_the_largest_disturbance(tmp_path: Path, machine: dict[str, str], changes: dict[str, str], own_cpu_s: float, share: float) -> None:
+    noise = judge(*later(tmp_path, machine, changes), own_cpu_s, {})
+    assert noise.measured["disturbance"] == pytest.approx(share)
+    assert isinstance(noise.measured["disturbance"], float)
 
 
 def test_rounds_that_disagree(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from edgetl.core.config import BenchConfig
+from edgetl.core.benching import BenchConfig
 from edgetl.core.errors import BenchError, BundleError, ProviderError
 from edgetl.core.files import sha256_file
 from edgetl.core.layout import RunDirectory
@@ -116,34 +116,77 @@ def test_no_baseline_on_a_gpu_that_is_not_there(exported: RunDirectory) -> None:
 
 
 def test_a_run_is_measured_against_pytorch(run: RunDirectory) -> None:
-    result = bench(BenchConfig(run.path, rounds=2, threads=1), protocol=BRIEF)
+    result = bench(BenchConfig(run.path, rounds=2, threads=(1,)), protocol=BRIEF)
     runtimes, scopes = ("pytorch", "onnxruntime"), ("model", "file")
-    assert [row.id for row in result.rows] == [f"{runtime}-fp32-{scope}" for runtime in runtimes for scope in scopes]
+    assert [row.id for row in result.rows] == [f"{runtime}-fp32-{scope}-cpu-b1-t1" for runtime in runtimes for scope in scopes]
     assert result.failed == []
     assert result.notes == ()
     assert {row.threads for row in result.rows} == {1}
     pairs = {(comparison.baseline, comparison.candidate): comparison for comparison in result.comparisons}
-    assert set(pairs) == {(f"pytorch-fp32-{scope}", f"onnxruntime-fp32-{scope}") for scope in scopes}
+    assert set(pairs) == {(f"pytorch-fp32-{scope}-cpu-b1-t1", f"onnxruntime-fp32-{scope}-cpu-b1-t1") for scope in scopes}
     for comparison in pairs.values():
         before, after = result.row(comparison.baseline), result.row(comparison.candidate)
         assert before.input == after.input
         assert comparison.speedup.low <= comparison.speedup.ratio <= comparison.speedup.high
         assert comparison.verdict in ("faster", "slower", "inconclusive", "noisy")
-    model = result.row("pytorch-fp32-model")
+    model = result.row("pytorch-fp32-model-cpu-b1-t1")
     assert (model.session["intra_op_threads"], model.session["inter_op_threads"]) == (1, 1)
     assert model.session["memory_format"] in (CONTIGUOUS, CHANNELS_LAST)
     assert model.gate["max_logit_difference"] < 1e-3
-    assert result.row("onnxruntime-fp32-model").gate["model_scope_difference"] < 0.05
+    assert result.row("onnxruntime-fp32-model-cpu-b1-t1").gate["model_scope_difference"] < 0.05
     assert model.file_sha256 == sha256_file(run.weights)
-    assert model.cold()["import_ms"] > result.row("onnxruntime-fp32-model").cold()["import_ms"]
-    assert all(sorted(names) == ["onnxruntime fp32", "pytorch fp32"] for names in result.order)
+    assert model.cold()["import_ms"] > result.row("onnxruntime-fp32-model-cpu-b1-t1").cold()["import_ms"]
+    assert all(sorted(names) == ["onnxruntime fp32 1 thread", "pytorch fp32 1 thread"] for names in result.order)
     assert result.path is not None
     assert result.path.parent == run.bench
     assert read_result(result.path).to_json() == result.to_json()
 
 
+def test_bfloat16_is_another_baseline_with_a_tolerance_of_its_own(run: RunDirectory) -> None:
+    result = bench(
+        BenchConfig(run.path, scopes=("model",), rounds=2, threads=(1,), torch_modes=("eager", "bf16"), batches=(1, 2)), protocol=BRIEF
+    )
+    assert result.failed == []
+    half = result.row("pytorch-bf16-model-cpu-b2-t1")
+    assert half.session["mode"].startswith("bf16")
+    assert half.gate["max_logit_difference"] > 0
+    pairs = {(pair.baseline, pair.candidate) for pair in result.comparisons}
+    assert pairs == {
+        (f"{before}-model-cpu-b{batch}-t1", f"{after}-model-cpu-b{batch}-t1")
+        for batch in (1, 2)
+        for before, after in (("pytorch-fp32", "pytorch-bf16"), ("pytorch-fp32", "onnxruntime-fp32"), ("pytorch-bf16", "onnxruntime-fp32"))
+    }
+
+
+@pytest.mark.usefixtures("torch_left_alone")
+def test_what_cannot_be_compiled_is_told(exported: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(network: object) -> object:
+        raise RuntimeError("no C++ compiler\nand a long story")
+
+    backend = PyTorchBackend(Source(exported.path, 1, settings={"mode": "compile"}))
+    monkeypatch.setattr(backend, "infer", refuse)
+    with pytest.raises(BenchError, match=r"torch.compile does not work here: no C\+\+ compiler$"):
+        backend.settle(backend.inputs(1)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_is_a_baseline_too(run: RunDirectory) -> None:
+    result = bench(BenchConfig(run.path, scopes=("model",), rounds=2, threads=(1,), torch_modes=("eager", "compile")), protocol=BRIEF)
+    assert result.failed == []
+    assert len(result.row("pytorch-compile-model-cpu-b1-t1").rounds) == 2
+
+
+@pytest.mark.usefixtures("torch_left_alone")
+def test_pytorchs_own_operators_are_profiled(exported: RunDirectory) -> None:
+    backend = PyTorchBackend(Source(exported.path, 1))
+    profile = backend.profile(backend.inputs(1)[0], 3)
+    assert any("conv" in entry["operator"] for entry in profile["operators"])
+    assert sum(entry["share"] for entry in profile["operators"]) == pytest.approx(1)
+
+
 def test_a_bundle_in_its_run_is_measured_likewise(run: RunDirectory) -> None:
-    of_run, of_bundle = (bench_target.find_target(BenchConfig(path), 1) for path in (run.path, run.bundle))
+    of_run, of_bundle = (bench_target.find_target(BenchConfig(path), (1,)) for path in (run.path, run.bundle))
     assert [candidate.runtime for candidate in of_bundle.candidates] == ["pytorch", "onnxruntime"]
     assert of_bundle.candidates == of_run.candidates
     assert of_bundle.results.resolve() == run.bench.resolve()
@@ -161,7 +204,7 @@ def test_a_stale_bundle_is_not_compared_with_newer_weights(run: RunDirectory, tm
     shutil.copy(write_run(tmp_path / "other", seed=1).weights, run.weights)
     with pytest.raises(BenchError, match=r"edgetl export .*--force"):
         bench(BenchConfig(run.path), protocol=BRIEF)
-    target = bench_target.find_target(BenchConfig(run.bundle), 1)
+    target = bench_target.find_target(BenchConfig(run.bundle), (1,))
     assert [candidate.runtime for candidate in target.candidates] == ["onnxruntime"]
     assert "not from the run directory around it" in target.notes[0]
 

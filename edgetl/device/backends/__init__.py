@@ -28,8 +28,12 @@ class Source:
     """What the ONNX variant takes; every runtime of a comparison is given the same."""
     preprocessing: Preprocessing | None = None
     """None for an ONNX file that is not edgetl's."""
+    batch: int = 1
+    """Images a call in scope `model`."""
+    given: Path | None = None
+    """A .npy or .npz file to feed instead of random values; for ONNX files that are not edgetl's."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What `settle` found on this device."""
+    """What was asked of the runtime, and what `settle` found on this device."""
 
 
 class Backend(Protocol):
@@ -45,17 +49,20 @@ class Backend(Protocol):
             EdgetlError: it cannot be opened, or not where it was asked for.
         """
 
-    def infer(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        """Logits [batch, classes] for uint8 [batch, R, R, 3] (R: the length after resize) or float32 [batch, 3, S, S]."""
+    def infer(self, batch: Any) -> NDArray[np.float32]:
+        """Logits [batch, classes] for uint8 [batch, R, R, 3] (R: the length after resize), float32 [batch, 3, S, S], or one of `inputs`."""
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[Any]:
         """What `infer` takes for one decoded image [height, width, 3]: the way from a photo to its answer."""
 
-    def inputs(self, count: int) -> list[NDArray[Any]]:
-        """Random batches of one that the model takes; for models without reference images."""
+    def inputs(self, count: int) -> list[Any]:
+        """Given or random batches that the model takes; for models without reference images."""
 
-    def settle(self, batch: NDArray[Any]) -> dict[str, Any]:
+    def settle(self, batch: Any) -> dict[str, Any]:
         """Settings that are fastest on this device; they become `Source.settings` of every later process."""
 
-    def describe(self, batch: NDArray[Any]) -> dict[str, Any]:
+    def describe(self, batch: Any) -> dict[str, Any]:
         """The configuration in force and the proof of where it runs, for the result; may run `batch`."""
+
+    def profile(self, batch: Any, runs: int) -> dict[str, Any]:
+        """{"runs", "operators", "nodes"}: where the time of a run goes."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,16 @@ from edgetl.core.errors import BenchError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.backends import Source
 from edgetl.device.bundle import read_metadata
+from edgetl.device.operators import node_times, summary
 from edgetl.device.preprocessing import preprocess
 from edgetl.device.session import create_session
 
-_TYPES = {"uint8": np.uint8, "int8": np.int8, "float": np.float32, "float16": np.float16, "double": np.float64}
-_RANGES = {"uint8": (0, 255), "int8": (-128, 127)}
+_TYPES = {
+    "uint8": np.uint8, "int8": np.int8, "float": np.float32, "float16": np.float16, "double": np.float64,
+    "int32": np.int32, "int64": np.int64, "bool": np.bool_,
+}  # fmt: skip
+_RANGES = {"uint8": (0, 255), "int8": (-128, 127), "int32": (0, 1), "int64": (0, 1), "bool": (0, 1)}
+"""Integers that are no pixels are lengths, masks or indices: 0 and 1 are valid for most models."""
 IMAGE_SIDE, TENSOR_SIDE = 256, 224
 """Sizes given to a free dimension of a model that does not say what it wants."""
 
@@ -32,22 +35,18 @@ class OnnxRuntimeBackend:
         self._source = source
         self.provider = source.provider
         self._session = create_session(source.model, source.provider, source.threads)
-        inputs = self._session.get_inputs()
-        if len(inputs) != 1:
-            listed = ", ".join(node.name for node in inputs)
-            raise BenchError(f"{source.model} has {len(inputs)} inputs ({listed}); bench measures models with one.")
-        self._input = inputs[0]
+        self._inputs = self._session.get_inputs()
         names = [node.name for node in self._session.get_outputs()]
         # A lone file that edgetl wrote says itself what it wants.
         stated = read_metadata(self._session.get_modelmeta().custom_metadata_map).get("preprocessing")
         self._contract = source.preprocessing or (None if stated is None else Preprocessing.from_json(stated))
         self._outputs = ["logits"] if "logits" in names else names
         # Bound once: the timed region holds one call.
-        self._run, self._name = self._session.run, self._input.name
+        self._run, self._name = self._session.run, self._inputs[0].name
 
-    def infer(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+    def infer(self, batch: Any) -> NDArray[np.float32]:
         """Logits, or the first output of a model that is not edgetl's."""
-        logits: NDArray[np.float32] = self._run(self._outputs, {self._name: batch})[0]
+        logits: NDArray[np.float32] = self._run(self._outputs, batch if type(batch) is dict else {self._name: batch})[0]
         return logits
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[Any]:
@@ -57,49 +56,84 @@ class OnnxRuntimeBackend:
         assert self._contract is not None
         return preprocess(image, self._contract)
 
-    def inputs(self, count: int) -> list[NDArray[Any]]:
-        """Random values of the model's own type and shape; a free batch is 1."""
-        kind = self._input.type.removeprefix("tensor(").removesuffix(")")
+    def inputs(self, count: int) -> list[Any]:
+        """The given values, or random ones of the model's own types and shapes; a free batch is the one asked for."""
+        found = [self._given()] if self._source.given else [self._random(np.random.default_rng(number)) for number in range(count)]
+        try:
+            self.infer(found[0])
+        except Exception as cause:  # onnxruntime's exceptions share no base class
+            wanted = "; ".join(f"{node.name}: {node.type} {node.shape}" for node in self._inputs)
+            kind = "given" if self._source.given else "random"
+            raise BenchError(
+                f"{self._source.model} does not take the {kind} input: {str(cause).splitlines()[0]} It wants {wanted}. "
+                "Give what it takes with --inputs FILE.npy, or FILE.npz with one array for each input."
+            ) from cause
+        return found
+
+    def _given(self) -> Any:
+        path = self._source.given
+        try:
+            content = np.load(str(path), allow_pickle=False)
+            arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {self._name: content}
+        except (OSError, ValueError, EOFError) as cause:
+            raise BenchError(
+                f"{path} is no .npy or .npz file of plain numbers ({cause}). Write it with numpy.save or numpy.savez."
+            ) from cause
+        lacking = [node.name for node in self._inputs if node.name not in arrays]
+        if lacking:
+            raise BenchError(
+                f"{path} has no array for {', '.join(lacking)}. Name the arrays of an .npz file as the model names its inputs."
+            )
+        return {node.name: arrays[node.name] for node in self._inputs}
+
+    def _random(self, generator: np.random.Generator) -> Any:
+        arrays = {node.name: self._random_array(node, generator) for node in self._inputs}
+        return arrays if len(arrays) > 1 else arrays[self._name]
+
+    def _random_array(self, node: Any, generator: np.random.Generator) -> NDArray[Any]:
+        kind = node.type.removeprefix("tensor(").removesuffix(")")
         if kind not in _TYPES:
-            raise BenchError(f"{self._source.model} takes {self._input.type}; bench feeds images: uint8, int8 or floating point.")
+            raise BenchError(
+                f"{self._source.model} takes {node.type} as {node.name}; bench has random numbers only. Give it with --inputs."
+            )
         contract = self._contract
         side = IMAGE_SIDE if kind == "uint8" else TENSOR_SIDE
         if contract is not None:
             side = contract.resize if kind == "uint8" else contract.crop
-        batch, *rest = self._input.shape or [1]
+        batch, *rest = node.shape or [1]
+        if isinstance(batch, int) and batch != self._source.batch and self._source.batch != 1:
+            raise BenchError(f"{self._source.model} takes batches of {batch} only, not of {self._source.batch}. Leave --batch out.")
         colours = len(rest) == 3 and not isinstance(rest[-1], int) and kind == "uint8"
-        shape = [batch if isinstance(batch, int) else 1, *(size if isinstance(size, int) else side for size in rest)]
+        shape = [batch if isinstance(batch, int) else self._source.batch, *(size if isinstance(size, int) else side for size in rest)]
         if colours:
             shape[-1] = 3
-        generator = np.random.default_rng(0)
         if kind in _RANGES:
-            return [generator.integers(*_RANGES[kind], shape, _TYPES[kind], endpoint=True) for _ in range(count)]
-        return [generator.random(shape, np.float32).astype(_TYPES[kind]) for _ in range(count)]
+            return generator.integers(*_RANGES[kind], shape, np.int64, endpoint=True).astype(_TYPES[kind])
+        return generator.random(shape, np.float32).astype(_TYPES[kind])
 
-    def settle(self, batch: NDArray[Any]) -> dict[str, Any]:
+    def settle(self, batch: Any) -> dict[str, Any]:
         """Nothing: the session options are onnxruntime's defaults."""
         return {}
 
-    def describe(self, batch: NDArray[Any]) -> dict[str, Any]:
+    def describe(self, batch: Any) -> dict[str, Any]:
         """Session options as far as they shape the latency, and the share of nodes on each provider."""
+        options = self._session.get_session_options()
+        placed = Counter(node["provider"] for node in self.profile(batch, 1)["nodes"])
         return {
             "onnxruntime": onnxruntime.__version__,
-            "intra_op_threads": self._session.get_session_options().intra_op_num_threads,
-            "inter_op_threads": self._session.get_session_options().inter_op_num_threads,
-            "graph_optimization": str(self._session.get_session_options().graph_optimization_level).rpartition(".")[2],
+            "intra_op_threads": options.intra_op_num_threads,
+            "inter_op_threads": options.inter_op_num_threads,
+            "graph_optimization": str(options.graph_optimization_level).rpartition(".")[2],
             "providers": self._session.get_providers(),
-            "node_share": provider_shares(self._source, self._name, batch),
+            "node_share": {provider: count / placed.total() for provider, count in sorted(placed.items())},
         }
 
+    def profile(self, batch: Any, runs: int) -> dict[str, Any]:
+        """Time and share of every operator and node, with the provider it runs on; see `edgetl.device.operators.summary`."""
+        source = self._source
 
-def provider_shares(source: Source, input_name: str, batch: NDArray[Any]) -> dict[str, float]:
-    """Share of the executed nodes on each execution provider, counted in onnxruntime's own profile of one run."""
-    with tempfile.TemporaryDirectory() as folder:
-        session = create_session(source.model, source.provider, source.threads, profile_prefix=Path(folder, "profile"))
-        session.run(None, {input_name: batch})
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    nodes = {
-        event["name"]: event["args"]["provider"] for event in events if event.get("cat") == "Node" and event.get("args", {}).get("provider")
-    }
-    counted = Counter(nodes.values())
-    return {provider: count / len(nodes) for provider, count in sorted(counted.items())}
+        def open_session(prefix: Path) -> onnxruntime.InferenceSession:
+            return create_session(source.model, source.provider, source.threads, profile_prefix=prefix)
+
+        feed = batch if isinstance(batch, dict) else {self._name: batch}
+        return {"runs": runs, **summary(node_times(open_session, feed, runs))}

@@ -16,18 +16,36 @@ from edgetl.device.bench.protocol import BenchProtocol
 
 
 @dataclass(frozen=True)
+class Stream:
+    """What is fed in, and when."""
+
+    scope: str
+    rate: float | None = None
+    """Arrivals a second; None: a call follows on the one before."""
+
+    @property
+    def name(self) -> str:
+        """Unique within a job."""
+        return self.scope if self.rate is None else f"{self.scope}@{self.rate:g}"
+
+
+@dataclass(frozen=True)
 class Job:
     """One process's work: prove a model right, or measure it."""
 
-    task: Literal["gate", "measure"]
+    task: Literal["gate", "measure", "profile", "sustain"]
     runtime: str
     source: Source
-    scopes: tuple[str, ...]
+    streams: tuple[Stream, ...]
     protocol: BenchProtocol
     model_inputs: Path | None = None
     """An .npy file [n, 1, ...] of batches for scope `model`; None: random ones of the model's own shape."""
     files: tuple[Path, ...] = ()
-    """Encoded images for scope `file` and for the gate."""
+    """Encoded images for the scopes `image` and `file`, and for the gate."""
+    seconds: float = 0.0
+    """How long a sustained run lasts."""
+    journal: Path | None = None
+    """Where a sustained run writes its windows one by one, so that what was measured survives an interruption."""
 
     def to_json(self) -> str:
         """As the worker reads it."""
@@ -48,13 +66,16 @@ class Job:
                 **{
                     **source,
                     "model": Path(source["model"]),
+                    "given": None if source["given"] is None else Path(source["given"]),
                     "preprocessing": None if contract is None else Preprocessing.from_json(contract),
                 }
             ),
-            scopes=tuple(content["scopes"]),
+            streams=tuple(Stream(**stream) for stream in content["streams"]),
             protocol=BenchProtocol(**content["protocol"]),
             model_inputs=None if content["model_inputs"] is None else Path(content["model_inputs"]),
             files=tuple(Path(name) for name in content["files"]),
+            seconds=content["seconds"],
+            journal=None if content["journal"] is None else Path(content["journal"]),
         )
 
 

@@ -13,6 +13,10 @@ class BenchProtocol:
     """Least time a block measures one scope."""
     block_runs: int = 100
     """Least runs of a block in one scope."""
+    paced_seconds: float = 3.0
+    """Least time of a block with paced arrivals: 8 rounds at 30 a second support a p99."""
+    paced_runs: int = 20
+    """Least arrivals of such a block."""
     window_seconds: float = 0.1
     """Least time of a warm-up window."""
     window_runs: int = 10
@@ -25,3 +29,7 @@ class BenchProtocol:
     """Two successive windows whose medians differ by less are steady."""
     random_inputs: int = 8
     """Inputs to rotate through where a model brings no images."""
+    sustained_window_seconds: float = 1.0
+    """Length of a window of a sustained run."""
+    profiled_runs: int = 50
+    """Runs that an operator's time is the median of."""

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.core.errors import BenchError
 from edgetl.core.rows import Row
 from edgetl.device.bench.inputs import Pictures
-from edgetl.device.bench.jobs import Job
+from edgetl.device.bench.jobs import Job, Stream
 from edgetl.device.bench.processes import run_job
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.target import NO_GOLDEN, Candidate
@@ -35,44 +36,65 @@ class Contender:
 
 def prove(
     candidates: Sequence[Candidate],
-    scopes: tuple[str, ...],
     pictures: Pictures | None,
     protocol: BenchProtocol,
     folder: Path,
     progress: Callable[[str], None],
-) -> list[Contender]:
+    rates: Sequence[float] = (),
+) -> tuple[list[Contender], list[str]]:
     """Run every candidate's gate in a process of its own.
 
+    Returns:
+        The contenders, and why others of a sweep could not be opened.
+
     Raises:
-        ProviderError, BundleError, ...: a candidate cannot be opened as asked.
-        BenchError: a gate's process died.
+        ProviderError, BundleError, ...: the only candidate of ONNX Runtime cannot be opened as asked.
+        BenchError: its gate's process died.
     """
     contenders: list[Contender] = []
+    left_out: list[str] = []
     first_answers: dict[str, NDArray[np.float64]] = {}
+    several = sum(candidate.runtime != "pytorch" for candidate in candidates) > 1
     for candidate in candidates:
         progress(f"gate: {candidate.name}")
         job = Job(
             task="gate",
             runtime=candidate.runtime,
             source=candidate.source,
-            scopes=scopes,
+            streams=_streams(candidate, rates),
             protocol=protocol,
             model_inputs=None if pictures is None else pictures.tensors[candidate.source.input],
             files=() if pictures is None else pictures.files,
         )
-        answer = run_job(job, folder)
+        try:
+            answer = run_job(job, folder)
+        except BenchError as error:
+            if candidate.source.settings.get("mode", "eager") == "eager" and not several:
+                raise
+            left_out.append(f"{candidate.name} is not measured: {error}")
+            continue
         verdict: dict[str, Any] = {"checked": False, "passed": None, "reason": NO_GOLDEN}
         if pictures is not None:
-            tolerance = max(pictures.tolerance, candidate.tolerance or 0.0)
+            largest = float(np.abs(pictures.logits).max())
+            tolerance = max(pictures.tolerance, candidate.tolerance or 0.0, candidate.relative_tolerance * largest)
             verdict = judge_answers(np.asarray(answer["golden_logits"], np.float64), pictures.logits, tolerance)
             logits = np.asarray(answer["model_logits"], np.float64)
-            reference = first_answers.setdefault(answer["input"], logits)
+            reference = first_answers.setdefault(candidate.source.input, logits[:, 0])
             verdict = _same_work(verdict, reference, logits, tolerance)
-        described = {"model": answer["input"], "file": "" if pictures is None else pictures.description}
-        rows = tuple(_row(candidate, scope, described[scope], answer, verdict) for scope in scopes)
-        source = replace(candidate.source, settings=answer["settings"])
+        photos = "" if pictures is None else pictures.description
+        described = {"model": answer["input"], "image": photos, "file": photos}
+        rows = tuple(_row(candidate, stream, described[stream.scope], answer, verdict) for stream in job.streams)
+        source = replace(candidate.source, settings={**candidate.source.settings, **answer["settings"]})
         contenders.append(Contender(candidate, rows, replace(job, task="measure", source=source)))
-    return contenders
+    if not any(contender.candidate.runtime != "pytorch" for contender in contenders):
+        raise BenchError("\n".join(left_out))
+    return contenders, left_out
+
+
+def _streams(candidate: Candidate, rates: Sequence[float]) -> tuple[Stream, ...]:
+    """Photos arrive one by one: only single images are paced."""
+    paced = tuple(dict.fromkeys(rates)) if candidate.source.batch == 1 else ()
+    return tuple(Stream(scope, rate) for scope in dict.fromkeys(candidate.scopes) for rate in (None, *paced))
 
 
 def judge_answers(logits: NDArray[np.float64], reference: NDArray[np.float32], tolerance: float) -> dict[str, Any]:
@@ -97,23 +119,29 @@ def judge_answers(logits: NDArray[np.float64], reference: NDArray[np.float32], t
 
 
 def _same_work(verdict: dict[str, Any], reference: NDArray[np.float64], logits: NDArray[np.float64], tolerance: float) -> dict[str, Any]:
-    """Scope `model` feeds tensors, not photos: there too all runtimes must give the first one's answers."""
-    if reference.shape != logits.shape or not np.isfinite(logits).all():
+    """Scope `model` feeds tensors, not photos: there too all runtimes must give the first one's answers, in any batch.
+
+    Args:
+        reference: the first runtime's logits [images, classes].
+        logits: [batches, batch, classes]; batch i holds the images from i on.
+    """
+    if reference.shape != logits[:, 0].shape or not np.isfinite(logits).all():
         return {**verdict, "passed": False, "reason": verdict.get("reason", "the runtimes' answers in scope model have different shapes")}
-    difference = float(np.abs(logits - reference).max())
+    difference = max(float(np.abs(logits[:, place] - np.roll(reference, -place, 0)).max()) for place in range(logits.shape[1]))
     verdict = {**verdict, "model_scope_difference": difference}
     if difference > tolerance and verdict["passed"]:
         return {**verdict, "passed": False, "reason": f"in scope model logits differ by {difference:.3g} from the first runtime's"}
     return verdict
 
 
-def _row(candidate: Candidate, scope: str, described: str, answer: Mapping[str, Any], verdict: Mapping[str, Any]) -> Row:
+def _row(candidate: Candidate, stream: Stream, described: str, answer: Mapping[str, Any], verdict: Mapping[str, Any]) -> Row:
     return Row(
         runtime=candidate.runtime,
         variant=candidate.variant,
-        scope=scope,
+        scope=stream.scope,
+        rate=stream.rate,
         provider=answer["provider"],
-        batch=answer["batch"] if scope == "model" else 1,
+        batch=answer["batch"] if stream.scope == "model" else 1,
         threads=candidate.source.threads,
         input=described,
         file_sha256=candidate.file_sha256,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgetl.core.errors import BenchError
 from edgetl.core.rows import ColdStart, Round
 from edgetl.device.bench.processes import run_job
 from edgetl.device.bench.proving import Contender
@@ -16,31 +17,40 @@ Progress = Callable[[int, int, str], None]
 
 
 class Rounds:
-    """What has been measured so far: whole rounds only, so that every row has the same ones."""
+    """What has been measured so far; an interruption keeps all of it, the rows of an unfinished round included."""
 
     def __init__(self) -> None:
         self.order: list[tuple[str, ...]] = []
+        """The names of each round in the order in which they ran; the last round may be unfinished."""
         self.blocks: dict[str, list[Round]] = {}
         """Row id to its rounds."""
+        self.died: dict[str, BenchError] = {}
+        """Names of those whose process ended, with its last words; they sat out the rounds that followed."""
 
     def measure(self, contenders: Sequence[Contender], count: int, seed: int, folder: Path, progress: Progress) -> None:
-        """Measure `count` rounds; what was complete before an interruption or an error stays.
+        """Measure `count` rounds.
 
         Raises:
-            BenchError: a worker died.
+            BenchError: the workers of every ONNX Runtime contender died.
         """
         generator = random.Random(seed)
-        total = count * len(contenders)
+        able, total = list(contenders), count * len(contenders)
         for number in range(count):
-            ordered = generator.sample(list(contenders), len(contenders))
-            found: dict[str, Round] = {}
-            for place, contender in enumerate(ordered):
-                progress(number * len(contenders) + place, total, f"round {number + 1} of {count}: {contender.candidate.name}")
-                answer = run_job(contender.job, folder)
-                found |= {row.id: _round(answer[row.scope]) for row in contender.rows}
-            self.order.append(tuple(contender.candidate.name for contender in ordered))
-            for row_id, block in found.items():
-                self.blocks.setdefault(row_id, []).append(block)
+            self.order.append(())
+            for place, contender in enumerate(generator.sample(able, len(able))):
+                name = contender.candidate.name
+                progress(number * len(contenders) + place, total, f"round {number + 1} of {count}: {name}")
+                try:
+                    answer = run_job(contender.job, folder)
+                except BenchError as error:
+                    self.died[name] = error
+                    able.remove(contender)
+                    if not any(other.candidate.runtime != "pytorch" for other in able):
+                        raise
+                    continue
+                self.order[-1] += (name,)
+                for row, stream in zip(contender.rows, contender.job.streams, strict=True):
+                    self.blocks.setdefault(row.id, []).append(_round(answer[stream.name]))
         progress(total, total, "measured")
 
 

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import re
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
+from typing import Any
 
 import edgetl
-from edgetl.core.config import BenchConfig
+from edgetl.core.benching import BenchConfig
 from edgetl.core.errors import BenchError
+from edgetl.core.keeping import check_output, keep
+from edgetl.core.recommending import recommend
 from edgetl.core.results import BenchResult, Noise, write_result
 from edgetl.core.rows import Row
+from edgetl.core.sustained import Sustained
 from edgetl.device.bench.earlier import match_rows, read_baseline
 from edgetl.device.bench.inputs import prepare_pictures
+from edgetl.device.bench.processes import run_job
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.proving import prove
+from edgetl.device.bench.proving import Contender, prove
 from edgetl.device.bench.rounds import Progress, Rounds
-from edgetl.device.bench.target import Target, find_target
-from edgetl.device.cores import available_cores
-from edgetl.device.facts import device_facts, device_state
+from edgetl.device.bench.sustaining import sustain
+from edgetl.device.bench.target import EAGER, find_target, torch_device
+from edgetl.device.cores import intra_op_threads
+from edgetl.device.energy import EnergyMeter
+from edgetl.device.facts import device_facts
 from edgetl.device.noise import judge
+from edgetl.device.session import check_provider
+from edgetl.device.state import device_state
 
-MIN_ROUNDS = 2
-"""Fewer rounds have no interval."""
+
+@dataclass
+class _Measured:
+    """What there is so far, whatever ends the run."""
+
+    rounds: Rounds = field(default_factory=Rounds)
+    sustained: Sustained | None = None
+    profiles: dict[str, Any] = field(default_factory=dict)
 
 
 def bench(config: BenchConfig, progress: Progress | None = None, protocol: BenchProtocol | None = None) -> BenchResult:
@@ -43,50 +56,48 @@ def bench(config: BenchConfig, progress: Progress | None = None, protocol: Bench
 
     Raises:
         BundleError, ProviderError, BenchError: nothing was measured; the message says why.
-        KeyboardInterrupt: interrupted; two or more whole rounds are kept, and the message says where.
+        KeyboardInterrupt: interrupted; what was measured is kept, and the message says where.
     """
     protocol, report = protocol or BenchProtocol(), progress or (lambda done, total, text: None)
-    cores = available_cores()
-    threads = min(cores, config.threads or cores)
+    threads = intra_op_threads(config.threads, config.force)
+    for provider in config.providers:
+        check_provider(provider)
     target = find_target(config, threads)
-    _check_output(config.output, target.results)
-    scopes = tuple(scope for scope in dict.fromkeys(config.scopes) if target.bundle is not None or scope == "model")
-    earlier = None if config.baseline is None else read_baseline(config.baseline, scopes)
-    notes = [*target.notes]
-    if config.threads is not None and config.threads > cores:
-        notes.append(f"--threads {config.threads}: this process may use {cores}; measured with {threads}.")
-    facts = device_facts()
-    created = datetime.now(UTC)
+    check_output(config.output, target.results)
+    earlier = None if config.baseline is None else read_baseline(config.baseline, config.scopes)
+    facts, meter, created = device_facts(), EnergyMeter(), datetime.now(UTC)
+    measured, interrupted = _Measured(), False
+    died: BenchError | None = None
 
     with tempfile.TemporaryDirectory(prefix="edgetl-bench-") as name:
         folder = Path(name)
         pictures = None
         if target.bundle is not None:
             pictures = prepare_pictures(target.bundle, {candidate.source.input for candidate in target.candidates}, folder)
-        contenders = prove(target.candidates, scopes, pictures, protocol, folder, lambda text: report(0, 0, text))
+        contenders, left_out = prove(
+            target.candidates, pictures, protocol, folder, lambda text: report(0, 0, text), tuple(dict.fromkeys(config.rates))
+        )
         rows = [row for contender in contenders for row in contender.rows]
-        matched = [] if earlier is None else match_rows(earlier, rows, target.model, facts)
+        matched = [] if earlier is None else match_rows(earlier, rows, target.model, facts, config.any_model)
         # A baseline alone answers no question: where every ONNX variant failed nothing is timed.
         able = [contender for contender in contenders if contender.passed]
         able = able if any(contender.candidate.runtime != "pytorch" for contender in able) else []
 
-        rounds, interrupted = Rounds(), False
-        died: BenchError | None = None
         before, cpu_before = device_state(), _own_cpu_s()
         try:
-            rounds.measure(able, config.rounds if able else 0, config.seed, folder, report)
+            _measure(able, config, measured, folder, report)
         except KeyboardInterrupt:
             interrupted = True
         except BenchError as error:
-            # Whole rounds before a worker's death are as good as ever.
-            if len(rounds.order) < MIN_ROUNDS:
-                raise
+            # What was measured before a worker's death is as good as ever.
             interrupted, died = True, error
         after, own_cpu_s = device_state(), _own_cpu_s() - cpu_before
 
-    if interrupted and len(rounds.order) < MIN_ROUNDS:
-        raise KeyboardInterrupt("Interrupted before two rounds were whole: nothing was kept.")
-    rows = [replace(row, rounds=tuple(rounds.blocks.get(row.id, ()))) for row in rows]
+    if died is not None and not measured.rounds.blocks:
+        raise died
+    if interrupted and not measured.rounds.blocks:
+        raise KeyboardInterrupt("Interrupted before anything was measured: nothing was kept.")
+    rows = _with_rounds(rows, measured.rounds)
     clocks = [block.frequency_khz for row in rows for block in row.rounds if block.frequency_khz is not None]
     spreads = {row.id: row.spread for row in rows if row.rounds}
     result = BenchResult(
@@ -94,22 +105,53 @@ def bench(config: BenchConfig, progress: Progress | None = None, protocol: Bench
         edgetl=edgetl.__version__,
         target=str(config.target),
         model=target.model,
-        device={**facts, "before": before, "after": after},
+        device={**facts, "energy": {"sources": list(meter.sources), "denied": list(meter.denied)}, "before": before, "after": after},
         noise=judge(before, after, own_cpu_s, spreads, clocks) if able else Noise(()),
         protocol={**asdict(protocol), "rounds": config.rounds, "seed": config.seed},
-        order=tuple(rounds.order),
+        order=tuple(measured.rounds.order),
         rows=tuple(rows),
         pairs=tuple(_pairs(rows)),
         earlier=tuple(matched),
-        notes=tuple(notes),
+        notes=(*target.notes, *left_out, *(f"{name} was given up: {error}" for name, error in measured.rounds.died.items())),
+        sustained=measured.sustained,
+        profiles=measured.profiles,
+        limits=config.limits,
         interrupted=interrupted,
     )
-    result = _keep(result, config, target, created)
+    path, notes = keep(partial(write_result, result), config.output, target.results, created)
+    result = replace(result, path=path, notes=(*result.notes, *notes))
     if died is not None:
-        raise BenchError(f"{died} {len(rounds.order)} whole rounds are kept in {result.path}.") from died
+        raise BenchError(f"{died} {_kept(result)}") from died
     if interrupted:
-        raise KeyboardInterrupt(f"Interrupted: {len(rounds.order)} whole rounds are kept in {result.path}.")
+        raise KeyboardInterrupt(f"Interrupted: {_kept(result)}")
     return result
+
+
+def _measure(able: Sequence[Contender], config: BenchConfig, measured: _Measured, folder: Path, report: Progress) -> None:
+    measured.rounds.measure(able, config.rounds if able else 0, config.seed, folder, report)
+    own = [contender for contender in able if contender.candidate.runtime != "pytorch"]
+    if config.profile:
+        for contender in own:
+            report(0, 0, f"profile: {contender.candidate.name}")
+            job = replace(contender.job, task="profile")
+            profile = run_job(job, folder)
+            measured.profiles |= {row.id: profile for row in contender.rows if row.scope == "model" and row.rate is None}
+    if config.sustained_s and own:
+        chosen = recommend(_with_rounds([row for contender in own for row in contender.rows], measured.rounds))
+        assert chosen is not None
+        row_id = chosen.latency.row
+        contender, row = next((contender, row) for contender in own for row in contender.rows if row.id == row_id)
+        report(0, 0, f"sustained, {config.sustained_s:.0f} s: {contender.candidate.name}")
+        sustain(contender.job, row_id, row.scope, config.sustained_s, folder, lambda found: setattr(measured, "sustained", found))
+
+
+def _with_rounds(rows: Sequence[Row], rounds: Rounds) -> list[Row]:
+    return [replace(row, rounds=tuple(rounds.blocks.get(row.id, ()))) for row in rows]
+
+
+def _kept(result: BenchResult) -> str:
+    finished = sum(bool(row.rounds) for row in result.rows)
+    return f"{finished} of {len(result.rows)} rows have figures, kept in {result.path}."
 
 
 def _own_cpu_s() -> float:
@@ -117,36 +159,12 @@ def _own_cpu_s() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def _pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """The first row of each scope and input against all others of it: PyTorch where it was measured, else the first variant."""
-    pairs = []
-    for index, row in enumerate(rows):
-        first = next(other for other in rows if (other.scope, other.input, other.batch) == (row.scope, row.input, row.batch))
-        if rows.index(first) < index:
-            pairs.append((first.id, row.id))
-    return pairs
-
-
-def _check_output(output: Path | None, results: Path) -> None:
-    """Minutes of measuring must not end at a folder that cannot be written."""
-    if output is not None and output.exists():
-        raise BenchError(f"{output} exists already and results are never overwritten. Choose another --output.")
-    folder = results if output is None else output.parent
-    nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise BenchError(f"Results cannot be written to {folder}: no right to write in {nearest}. Choose another place with --output.")
-
-
-def _keep(result: BenchResult, config: BenchConfig, target: Target, created: datetime) -> BenchResult:
-    """Write under the name asked for, or under the first free one; mode x, so that two benches at once cannot collide."""
-    if config.output is not None:
-        write_result(result, config.output)
-        return replace(result, path=config.output)
-    host = re.sub(r"[^\w.-]+", "-", platform.node()).strip("-.") or "device"
-    stem, number = f"{created:%Y%m%dT%H%M%SZ}-{host}", 1
-    while True:
-        path = target.results / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
-        if not path.exists():
-            write_result(result, path)
-            return replace(result, path=path)
-        number += 1
+def _pairs(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """(baseline, candidate): every ONNX row against the PyTorch rows of its cell, or where there are none against the cell's first."""
+    for row in rows:
+        cell = [other for other in rows if other.cell == row.cell]
+        torch_rows = [other for other in cell if other.runtime == "pytorch" and other.provider == torch_device(row.provider)]
+        baselines = torch_rows or cell[:1]
+        if row.runtime == "pytorch":
+            baselines = [other for other in torch_rows if other.variant == EAGER]
+        yield from ((other.id, row.id) for other in baselines if other is not row)

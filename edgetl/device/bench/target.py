@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.config import BenchConfig
+from edgetl.core.benching import BenchConfig, Scope
 from edgetl.core.errors import BenchError, BundleError
 from edgetl.core.files import sha256_file
 from edgetl.core.layout import RunDirectory
@@ -16,24 +17,35 @@ from edgetl.device.bundle import Bundle, open_bundle
 from edgetl.device.facts import installed_version
 
 NO_GOLDEN = "a lone ONNX file brings no reference images: its answers were not checked"
+EAGER = "fp32"
+"""The variant of the PyTorch row that speed-ups are taken against."""
+_TORCH_VARIANTS = {"eager": EAGER, "bf16": "bf16", "compile": "compile"}
+_BF16_TOLERANCE = 0.05
+"""Share of the largest |logit|: bfloat16 keeps 8 bits, and its roundings add up over the layers."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One runtime with one model: what a process opens."""
+    """One runtime with one model in one configuration: what a process opens."""
 
     runtime: str
     variant: str
     source: Source
     file_sha256: str
     file_bytes: int
+    scopes: tuple[Scope, ...]
     tolerance: float | None = None
     """Largest |logit difference| to the reference images' logits; None takes the bundle's."""
+    relative_tolerance: float = 0.0
+    """The same as a share of the largest |logit|; the larger of both holds."""
 
     @property
     def name(self) -> str:
         """As people read it."""
-        return f"{self.runtime} {self.variant}"
+        source = self.source
+        provider = "" if source.provider == "cpu" else f" {source.provider}"
+        batch = "" if source.batch == 1 else f" batch {source.batch}"
+        return f"{self.runtime} {self.variant}{provider}{batch} {source.threads} thread{'s' if source.threads > 1 else ''}"
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class Target:
     """Everything at the path that is to be measured."""
 
     candidates: tuple[Candidate, ...]
-    """The baseline, if any, first."""
+    """The baselines, if any, first."""
     bundle: Bundle | None
     """None for a lone ONNX file."""
     model: Mapping[str, Any]
@@ -51,8 +63,13 @@ class Target:
     """What a reader must know about the choice."""
 
 
-def find_target(config: BenchConfig, threads: int) -> Target:
-    """What `config` asks to measure.
+def torch_device(provider: str) -> str:
+    """Where PyTorch runs beside an execution provider."""
+    return "cuda" if provider in ("cuda", "tensorrt") else "cpu"
+
+
+def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
+    """What `config` asks to measure, in every combination of threads, providers and batches.
 
     Raises:
         BundleError: no complete bundle, no such variant, a wrong hash, no such file.
@@ -60,21 +77,37 @@ def find_target(config: BenchConfig, threads: int) -> Target:
     """
     if config.target.suffix == ".onnx":
         return _lone_file(config, threads)
+    if config.inputs is not None:
+        raise BenchError("--inputs feeds a lone ONNX file; a bundle brings its own reference images. Leave it out.")
     bundle = open_bundle(config.target)
     variants = [bundle.variant(name) for name in dict.fromkeys(config.variants)] or bundle.variants
-    contenders = []
+    contenders: list[Candidate] = []
     for variant in variants:
-        source = Source(bundle.file(variant).resolve(), threads, config.provider, variant.input, bundle.preprocessing)
-        contenders.append(Candidate("onnxruntime", variant.name, source, variant.sha256, variant.bytes, variant.tolerance))
+        source = Source(bundle.file(variant).resolve(), 1, input=variant.input, preprocessing=bundle.preprocessing)
+        one = Candidate("onnxruntime", variant.name, source, variant.sha256, variant.bytes, config.scopes, variant.tolerance)
+        contenders += _combined(one, config, threads, config.providers)
     model = {"name": bundle.model, "run_id": bundle.run_id}
     run, note = _run_of(config.target, bundle)
     if run is None:
-        return Target(tuple(contenders), bundle, model, Path("bench"), (note,))
-    if note:
-        return Target(tuple(contenders), bundle, model, run.bench, (note,))
-    source = Source(run.path.resolve(), threads, config.provider, variants[0].input, bundle.preprocessing)
-    baseline = Candidate("pytorch", "fp32", source, sha256_file(run.weights), run.weights.stat().st_size)
-    return Target((baseline, *contenders), bundle, model, run.bench)
+        return Target(tuple(contenders), bundle, model, Path("bench"), (note,) if config.torch_modes else ())
+    if note or not config.torch_modes:
+        return Target(tuple(contenders), bundle, model, run.bench, (note,) if note and config.torch_modes else ())
+    baselines: list[Candidate] = []
+    devices = tuple(dict.fromkeys(map(torch_device, config.providers)))
+    digest, size = sha256_file(run.weights), run.weights.stat().st_size
+    for mode in dict.fromkeys(config.torch_modes):
+        source = Source(run.path.resolve(), 1, input=variants[0].input, preprocessing=bundle.preprocessing, settings={"mode": mode})
+        relative = _BF16_TOLERANCE if mode == "bf16" else 0.0
+        one = Candidate("pytorch", _TORCH_VARIANTS[mode], source, digest, size, config.scopes, relative_tolerance=relative)
+        baselines += _combined(one, config, threads, devices)
+    return Target((*baselines, *contenders), bundle, model, run.bench)
+
+
+def _combined(one: Candidate, config: BenchConfig, threads: Sequence[int], providers: Sequence[str]) -> Iterator[Candidate]:
+    for provider, count, batch in product(dict.fromkeys(providers), dict.fromkeys(threads), dict.fromkeys(config.batches)):
+        # A photo is decoded and answered by itself; only tensors come in batches.
+        scopes = one.scopes if batch == 1 else ("model",)
+        yield replace(one, source=replace(one.source, provider=provider, threads=count, batch=batch), scopes=scopes)
 
 
 def _run_of(path: Path, bundle: Bundle) -> tuple[RunDirectory | None, str]:
@@ -97,15 +130,20 @@ def _run_of(path: Path, bundle: Bundle) -> tuple[RunDirectory | None, str]:
     return run, ""
 
 
-def _lone_file(config: BenchConfig, threads: int) -> Target:
+def _lone_file(config: BenchConfig, threads: Sequence[int]) -> Target:
     path = config.target
     if not path.is_file():
         raise BundleError(f"No ONNX file at {path}. Give a run directory, a bundle, or an ONNX file.")
     if config.variants:
         raise BenchError("--variant chooses within a bundle; a lone ONNX file has no variants. Leave it out.")
     if "model" not in config.scopes:
-        raise BenchError("Scope file needs a bundle's reference images; a lone ONNX file is measured in scope model.")
-    notes = [] if config.scopes == ("model",) else ["Scope file is left out: a lone ONNX file brings no images."]
-    source = Source(path.resolve(), threads, config.provider)
-    candidate = Candidate("onnxruntime", path.stem, source, sha256_file(path), path.stat().st_size)
-    return Target((candidate,), None, {"name": path.name, "run_id": None}, Path("bench"), tuple(notes))
+        raise BenchError("Scopes image and file need a bundle's reference images; a lone ONNX file is measured in scope model.")
+    if config.inputs is not None and not config.inputs.is_file():
+        raise BenchError(f"No file at {config.inputs}. --inputs takes a .npy file, or an .npz file with one array for each input.")
+    left = [scope for scope in dict.fromkeys(config.scopes) if scope != "model"]
+    notes = [f"Scope {', '.join(left)} is left out: a lone ONNX file brings no images."] if left else []
+    given = None if config.inputs is None else config.inputs.resolve()
+    source = Source(path.resolve(), 1, given=given)
+    one = Candidate("onnxruntime", path.stem, source, sha256_file(path), path.stat().st_size, ("model",))
+    candidates = tuple(_combined(one, config, threads, config.providers))
+    return Target(candidates, None, {"name": path.name, "run_id": None}, Path("bench"), tuple(notes))

@@ -2,54 +2,128 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, Protocol
 
 from edgetl.device.bench.protocol import BenchProtocol
 
 Stage = tuple[str, Callable[[Any], Any]]
 Clock = Callable[[], int]
+Marks = Sequence[Sequence[int]]
+"""For each run the clock at its start and after each stage, ns."""
+
+
+class Watch(Protocol):
+    """Something read before and after the timed part, warm-up left out."""
+
+    def start(self) -> None:
+        """The timed part begins."""
+
+    def stop(self) -> None:
+        """It has ended."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """What one scope took in one process."""
+    """What one stream took in one process."""
 
     latencies_ns: list[int]
     stages_ns: dict[str, list[int]]
     steady: bool
     warmup_medians_ns: list[float]
+    waited: int = 0
+    """Paced arrivals that found the one before still being answered."""
 
 
-def measure(stages: Sequence[Stage], inputs: Sequence[Any], protocol: BenchProtocol, clock: Clock = perf_counter_ns) -> Block:
+def measure(
+    stages: Sequence[Stage], inputs: Sequence[Any], protocol: BenchProtocol, watch: Watch | None = None, clock: Clock = perf_counter_ns
+) -> Block:
     """Warm up until steady, then measure; every input goes through all stages, the inputs take turns.
 
     Args:
         stages: named steps, each fed with what the one before returned.
         inputs: what the first stage is fed with.
+        watch: told when the timed part begins and ends.
     """
-    timed = _one_stage if len(stages) == 1 else _several_stages
     medians: list[float] = []
     steady = False
     give_up = clock() + int(protocol.warmup_seconds * 1e9)
     while not steady and len(medians) < protocol.max_windows and (len(medians) < 2 or clock() < give_up):
-        window = timed(stages, inputs, protocol.window_seconds, protocol.window_runs, clock)
-        medians.append(median(_totals(window)))
+        window = run_for(stages, inputs, protocol.window_seconds, protocol.window_runs, clock)
+        medians.append(median(totals(window)))
         steady = len(medians) > 1 and abs(medians[-1] - medians[-2]) < protocol.steady_within * medians[-2]
-    marks = timed(stages, inputs, protocol.block_seconds, protocol.block_runs, clock)
+    if watch is not None:
+        watch.start()
+    marks = run_for(stages, inputs, protocol.block_seconds, protocol.block_runs, clock)
+    if watch is not None:
+        watch.stop()
     names = [name for name, _ in stages] if len(stages) > 1 else []
-    parts = {name: [mark[index + 1] - mark[index] for mark in marks] for index, name in enumerate(names)}
-    return Block(_totals(marks), parts, steady, medians)
+    return Block(totals(marks), _parts(names, marks), steady, medians)
 
 
-def _totals(marks: Sequence[Sequence[int]]) -> list[int]:
+def measure_paced(
+    stages: Sequence[Stage],
+    inputs: Sequence[Any],
+    protocol: BenchProtocol,
+    rate: float,
+    watch: Watch | None = None,
+    clock: Clock = perf_counter_ns,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Block:
+    """Inputs arrive `rate` times a second; between them the process sleeps, as a device waits for its camera.
+
+    A latency runs from the arrival to the answer. An arrival that finds the one before still being answered waits, and its waiting
+    counts: a runtime that cannot keep up must not look fast because it was asked less often (coordinated omission; Tene, 2013).
+    """
+    steps, count = [step for _, step in stages], len(inputs)
+    interval = 1e9 / rate
+    runs = max(protocol.paced_runs, int(protocol.paced_seconds * rate))
+    marks: list[tuple[int, ...]] = []
+    waited = 0
+    if watch is not None:
+        watch.start()
+    began = clock()
+    for number in range(runs):
+        due = began + int(number * interval)
+        now = clock()
+        if now < due:
+            sleep((due - now) / 1e9)
+            # The timer's own delay is no latency of the model's: the input arrives when the process wakes.
+            due = now = clock()
+        elif number:
+            waited += 1
+        value = inputs[number % count]
+        passed = [due, now]
+        for step in steps:
+            value = step(value)
+            passed.append(clock())
+        marks.append(tuple(passed))
+    if watch is not None:
+        watch.stop()
+    names = ["wait", *(name for name, _ in stages)] if len(stages) > 1 else []
+    return Block(totals(marks), _parts(names, marks), True, [], waited)
+
+
+def run_for(stages: Sequence[Stage], inputs: Sequence[Any], seconds: float, runs: int, clock: Clock = perf_counter_ns) -> Marks:
+    """Run without a pause for at least `seconds` and `runs`."""
+    timed = _one_stage if len(stages) == 1 else _several_stages
+    return timed(stages, inputs, seconds, runs, clock)
+
+
+def totals(marks: Marks) -> list[int]:
+    """Each run's latency, ns."""
     return [mark[-1] - mark[0] for mark in marks]
 
 
-def _one_stage(stages: Sequence[Stage], inputs: Sequence[Any], seconds: float, runs: int, clock: Clock) -> list[tuple[int, ...]]:
+def _parts(names: Sequence[str], marks: Marks) -> dict[str, list[int]]:
+    return {name: [mark[index + 1] - mark[index] for mark in marks] for index, name in enumerate(names)}
+
+
+def _one_stage(stages: Sequence[Stage], inputs: Sequence[Any], seconds: float, runs: int, clock: Clock) -> Marks:
     step, count, done = stages[0][1], len(inputs), 0
     marks: list[tuple[int, ...]] = []
     stop = clock() + int(seconds * 1e9)
@@ -64,7 +138,7 @@ def _one_stage(stages: Sequence[Stage], inputs: Sequence[Any], seconds: float, r
             return marks
 
 
-def _several_stages(stages: Sequence[Stage], inputs: Sequence[Any], seconds: float, runs: int, clock: Clock) -> list[tuple[int, ...]]:
+def _several_stages(stages: Sequence[Stage], inputs: Sequence[Any], seconds: float, runs: int, clock: Clock) -> Marks:
     steps, count, done = [step for _, step in stages], len(inputs), 0
     marks: list[tuple[int, ...]] = []
     stop = clock() + int(seconds * 1e9)

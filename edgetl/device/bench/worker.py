@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING, Any
 from edgetl.core.errors import EdgetlError
 from edgetl.core.registry import BACKENDS, resolve
 from edgetl.device.allocator import keep_freed_memory
-from edgetl.device.bench.jobs import Job, error_to_json
-from edgetl.device.bench.timing import Stage, measure
+from edgetl.device.bench.jobs import Job, Stream, error_to_json
+from edgetl.device.bench.timing import Block, Stage, measure, measure_paced
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from edgetl.device.backends import Backend
 
 
 def gate(job: Job) -> dict[str, Any]:
     """Logits for the reference files and for the inputs of scope `model`, best settings, configuration."""
-    backend: Backend = resolve(BACKENDS, job.runtime, "benchmark backend")(job.source)
+    backend = _open(job)
     inputs = _model_inputs(backend, job)
     kept = keep_freed_memory()
     settings = backend.settle(inputs[0])
@@ -34,27 +32,28 @@ def gate(job: Job) -> dict[str, Any]:
         from edgetl.device.images import load_image
 
         answers = [backend.infer(backend.prepare(load_image(path)))[0].tolist() for path in job.files]
+    feed = "reference images" if job.model_inputs else "given" if job.source.given else "random"
     return {
         "settings": settings,
         "provider": backend.provider,
-        "session": {**backend.describe(inputs[0]), **settings, "freed_memory_kept": kept},
-        "input": f"{inputs[0].dtype} {'x'.join(map(str, inputs[0].shape))}",
-        "batch": inputs[0].shape[0],
+        "session": {**backend.describe(inputs[0]), **settings, "freed_memory_kept": kept, "feed": feed},
+        "input": _described(inputs[0]),
+        "batch": len(next(iter(inputs[0].values())) if isinstance(inputs[0], dict) else inputs[0]),
         "golden_logits": answers,
-        "model_logits": [backend.infer(batch)[0].tolist() for batch in inputs] if job.model_inputs else [],
+        "model_logits": [backend.infer(batch).tolist() for batch in inputs] if job.model_inputs else [],
     }
 
 
 def measured(job: Job) -> dict[str, Any]:
-    """Cold start and one block for each scope."""
+    """Cold start and one block for each stream."""
     start = perf_counter_ns()
     backend_class = resolve(BACKENDS, job.runtime, "benchmark backend")
     imported = perf_counter_ns()
     backend: Backend = backend_class(job.source)
     opened = perf_counter_ns()
-    scopes = {scope: _scope(backend, job, scope) for scope in job.scopes}
+    scopes = {stream.scope: _scope(backend, job, stream.scope) for stream in job.streams}
 
-    stages, inputs = scopes[job.scopes[0]]
+    stages, inputs = scopes[job.streams[0].scope]
     before_first = perf_counter_ns()
     value = inputs[0]
     for _, step in stages:
@@ -63,44 +62,91 @@ def measured(job: Job) -> dict[str, Any]:
 
     # Only now: the cold figures are those of a process as it comes.
     keep_freed_memory()
-    blocks, clocks = {}, {}
+    from edgetl.device.bench.watching import BlockWatch
+    from edgetl.device.energy import EnergyMeter
     from edgetl.device.facts import core_frequency, peak_memory_bytes
 
-    for scope, (steps, given) in scopes.items():
-        blocks[scope] = measure(steps, given, job.protocol)
-        clocks[scope] = core_frequency()
+    meter = EnergyMeter()
+    found: dict[str, dict[str, Any]] = {}
+    for stream in job.streams:
+        watch = BlockWatch(meter)
+        block = _block(*scopes[stream.scope], job, stream, watch)
+        found[stream.name] = {
+            **vars(block),
+            "frequency_khz": core_frequency(),
+            "memory_growth_bytes": watch.memory_growth_bytes,
+            "energy_j": watch.energy_j,
+        }
     cold = {
         "import_ms": (imported - start) / 1e6,
         "session_ms": (opened - imported) / 1e6,
         "first_inference_ms": (first - before_first) / 1e6,
         "peak_memory_bytes": peak_memory_bytes(),
     }
-    return {scope: {**vars(block), "frequency_khz": clocks[scope], "cold": cold} for scope, block in blocks.items()}
+    return {name: {**block, "cold": cold} for name, block in found.items()}
+
+
+def profiled(job: Job) -> dict[str, Any]:
+    """Where a run's time goes, operator by operator."""
+    backend = _open(job)
+    found: dict[str, Any] = backend.profile(_model_inputs(backend, job)[0], job.protocol.profiled_runs)
+    return found
+
+
+def sustained(job: Job) -> dict[str, Any]:
+    """One stream without a pause, window by window, into the job's journal."""
+    from edgetl.device.bench.sustaining import run_sustained
+
+    assert job.journal is not None
+    backend = _open(job)
+    keep_freed_memory()
+    stages, inputs = _scope(backend, job, job.streams[0].scope)
+    run_sustained(stages, inputs, job.seconds, job.protocol, job.journal)
+    return {}
+
+
+def _open(job: Job) -> Backend:
+    backend: Backend = resolve(BACKENDS, job.runtime, "benchmark backend")(job.source)
+    return backend
+
+
+def _block(stages: list[Stage], inputs: list[Any], job: Job, stream: Stream, watch: Any) -> Block:
+    if stream.rate is None:
+        return measure(stages, inputs, job.protocol, watch)
+    return measure_paced(stages, inputs, job.protocol, stream.rate, watch)
 
 
 def _scope(backend: Backend, job: Job, scope: str) -> tuple[list[Stage], list[Any]]:
     if scope == "model":
-        return [("infer", backend.infer)], _model_inputs(backend, job)
+        return [("inference", backend.infer)], _model_inputs(backend, job)
     from edgetl.device.images import load_image
 
     stages: list[Stage] = [
-        ("decode", load_image),
-        ("prepare", backend.prepare),
-        ("infer", backend.infer),
-        ("label", lambda logits: int(logits[0].argmax())),
+        ("preprocess", backend.prepare),
+        ("inference", backend.infer),
+        ("postprocess", lambda logits: int(logits[0].argmax())),
     ]
-    return stages, [path.read_bytes() for path in job.files]
+    if scope == "image":
+        return stages, [load_image(path) for path in job.files]
+    return [("read", Path.read_bytes), ("decode", load_image), *stages], list(job.files)
 
 
-def _model_inputs(backend: Backend, job: Job) -> list[NDArray[Any]]:
+def _model_inputs(backend: Backend, job: Job) -> list[Any]:
     if job.model_inputs is None:
         return backend.inputs(job.protocol.random_inputs)
     import numpy as np
 
-    return list(np.load(job.model_inputs, allow_pickle=False))
+    images, batch = np.load(job.model_inputs, allow_pickle=False), job.source.batch
+    # Batch i begins with image i: the first row of every batch is then the same image for every batch size.
+    return [np.concatenate([images[(first + place) % len(images)] for place in range(batch)]) for first in range(len(images))]
 
 
-TASKS = {"gate": gate, "measure": measured}
+def _described(given: Any) -> str:
+    arrays = given if isinstance(given, dict) else {"": given}
+    return ", ".join(f"{name} {array.dtype} {'x'.join(map(str, array.shape))}".strip() for name, array in arrays.items())
+
+
+TASKS = {"gate": gate, "measure": measured, "profile": profiled, "sustain": sustained}
 
 
 def main() -> None:

@@ -1,0 +1,263 @@
+"""A bench result on the terminal: figures, comparisons, what they rest on, and where it lies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from edgetl.cli.console import out
+
+if TYPE_CHECKING:
+    from edgetl.core.comparisons import Comparison
+    from edgetl.core.results import BenchResult
+    from edgetl.core.rows import Row
+    from edgetl.core.sustained import Sustained
+
+WITHHELD = "—"
+VERDICT_STYLE = {"faster": "bold green", "slower": "bold red", "inconclusive": "yellow", "noisy": "yellow"}
+OUTCOME_STYLE = {"held": "green", "broken": "bold red", "undecided": "yellow"}
+_BARS = "▁▂▃▄▅▆▇█"
+_SPARKS, _OPERATORS = 60, 8
+
+
+def show(result: BenchResult) -> None:
+    """Print a result for people."""
+    name = result.model.get("name") or result.target
+    where = result.device.get("board") or result.device.get("cpu") or result.device.get("host") or "this device"
+    threads = {row.threads for row in result.rows}
+    shared = f", {next(iter(threads))} thread{'' if threads == {1} else 's'}" if len(threads) == 1 else ""
+    out.print(f"[bold]{name}[/] on {where}{shared}", highlight=False)
+    out.print(_latency_table(result))
+    out.print()
+    out.print(_evidence_table(result))
+    out.print()
+    if any(row.stages_ms() for row in result.rows):
+        out.print(_stage_table(result))
+        out.print()
+    for row_id, profile in result.profiles.items():
+        out.print(_profile_table(row_id, profile))
+        out.print()
+    _show_comparisons(result)
+    _show_remarks(result)
+    if result.sustained is not None:
+        _show_sustained(result.sustained)
+    _show_recommendation(result)
+    for judged in result.judged:
+        out.print(f"Limit    [{OUTCOME_STYLE[judged.outcome]}]{judged.outcome}[/] --{judged.limit}: ", end="")
+        out.print(judged.why, markup=False, soft_wrap=True)
+    if not any(row.rounds for row in result.rows):
+        out.print("Noise    nothing was timed")
+    elif result.noise.noisy:
+        out.print("Noise    [yellow]noisy[/]: " + "; ".join(result.noise.reasons), soft_wrap=True)
+    else:
+        out.print("Noise    [green]quiet[/]: " + _quiet(result))
+    if result.path is not None:
+        out.print(f"Result   {result.path}", markup=False, soft_wrap=True)
+
+
+def _latency_table(result: BenchResult) -> Table:
+    table = plain_table()
+    ids = {row.id: row for row in result.rows}
+    beside = {
+        pair.candidate: pair
+        for pair in reversed(result.comparisons)
+        if pair.earlier is None and (ids[pair.baseline].variant == "fp32" or ids[pair.baseline].runtime != "pytorch")
+    }
+    baselines = {comparison.baseline for comparison in beside.values()}
+    varied = [name for name in ("provider", "batch", "threads", "rate") if len({getattr(row, name) for row in result.rows}) > 1]
+    for heading in ("runtime", "variant", "scope", *varied):
+        table.add_column(heading)
+    for heading in ("p50 ms", "±", "p90 ms", "p99 ms", "img/s"):
+        table.add_column(heading, justify="right")
+    table.add_column("speed-up [95%]", justify="right")
+    table.add_column("verdict")
+    for row in sorted(result.rows, key=lambda row: (row.scope != "model", row.scope, row.rate or 0, row.batch, row.threads)):
+        p50, p90, p99 = (milliseconds(row.percentile_ms(percent)) for percent in (50, 90, 99))
+        interval = row.p50_interval_ms
+        told = "" if interval is None else f"[dim]{(interval[1] - interval[0]) / (interval[1] + interval[0]):.0%}[/]"
+        rate = WITHHELD if row.images_per_second is None else f"{row.images_per_second:.1f}"
+        which = [_varied(row, name) for name in varied]
+        table.add_row(row.runtime, row.variant, row.scope, *which, p50, told, p90, p99, rate, *_speedup(row, beside, baselines))
+    return table
+
+
+def _varied(row: Row, name: str) -> str:
+    value = getattr(row, name)
+    return "single" if value is None else f"{value:g}/s" if name == "rate" else str(value)
+
+
+def _speedup(row: Row, beside: dict[str, Comparison], baselines: set[str]) -> tuple[str, str]:
+    if row.failed:
+        return "", "[bold red]failed[/]"
+    if row.id in beside:
+        comparison = beside[row.id]
+        return ratio(comparison), f"[{VERDICT_STYLE[comparison.verdict]}]{comparison.verdict}[/]"
+    return ("[dim]1[/]", "[dim]baseline[/]") if row.id in baselines else ("", "")
+
+
+def _evidence_table(result: BenchResult) -> Table:
+    energy = any(row.energy_mj() for row in result.rows)
+    table = plain_table()
+    table.add_column("cold start, ms")
+    for heading in ("import", "session", "first", "total", "peak MiB", "grown", "file MB", *(["mJ/image"] if energy else [])):
+        table.add_column(heading, justify="right")
+    table.add_column("reference images")
+    configurations = {(row.runtime, row.variant, row.provider, row.batch, row.threads): row for row in reversed(result.rows)}
+    several = len({key[2:] for key in configurations}) > 1
+    for row in reversed(configurations.values()):
+        cold = row.cold()
+        parts = [f"{cold[name]:.0f}" if cold else WITHHELD for name in ("import_ms", "session_ms", "first_inference_ms", "total_ms")]
+        grown = row.memory_growth_bytes
+        memory = [_mebibytes(cold.get("peak_memory_bytes")), WITHHELD if grown is None else f"{grown / 2**20:+.1f}"]
+        drawn = [", ".join(f"{value:.1f} ({source})" for source, value in row.energy_mj().items()) or WITHHELD] if energy else []
+        name = f"{row.runtime} {row.variant}" + (f" {row.provider} b{row.batch} t{row.threads}" if several else "")
+        table.add_row(name, *parts, *memory, f"{row.file_bytes / 1e6:.1f}", *drawn, _gate(row))
+    return table
+
+
+def _gate(row: Row) -> str:
+    if not row.gate["checked"]:
+        return f"[yellow]none: not checked[/], fed {row.session.get('feed', 'random')} input"
+    if row.failed:
+        return "[bold red]failed[/]"
+    return f"[green]{row.gate['top1_agreement']}/{row.gate['images']} agree[/] |Δlogit| {row.gate['max_logit_difference']:.1g}"
+
+
+def _stage_table(result: BenchResult) -> Table:
+    rows = [row for row in result.rows if row.stages_ms()]
+    names = list(dict.fromkeys(name for row in rows for name in row.stages_ms()))
+    table = plain_table()
+    table.add_column("stages, median ms")
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows:
+        stages = row.stages_ms()
+        paced = "" if row.rate is None else f" {row.rate:g}/s"
+        table.add_row(f"{row.runtime} {row.variant} {row.scope}{paced} t{row.threads}", *(milliseconds(stages.get(name)) for name in names))
+    return table
+
+
+def _profile_table(row_id: str, profile: dict[str, list[dict[str, object]]]) -> Table:
+    table = plain_table()
+    table.add_column(f"operators of {row_id}")
+    table.add_column("provider")
+    for heading in ("nodes", "µs", "share"):
+        table.add_column(heading, justify="right")
+    for entry in profile["operators"][:_OPERATORS]:
+        table.add_row(str(entry["operator"]), str(entry["provider"]), str(entry["nodes"]), f"{entry['us']:.0f}", f"{entry['share']:.1%}")
+    left = profile["operators"][_OPERATORS:]
+    if left:
+        table.add_row(f"[dim]{len(left)} more[/]", "", "", "", f"{sum(float(str(entry['share'])) for entry in left):.1%}")
+    return table
+
+
+def _show_comparisons(result: BenchResult) -> None:
+    for pair in result.comparisons:
+        if pair.earlier is None:
+            base = result.row(pair.baseline)
+            if base.runtime == "pytorch" and base.variant != "fp32":
+                out.print(f"Against  {pair.candidate} is {ratio(pair)} {_verdict(pair)} against {pair.baseline}", soft_wrap=True)
+            continue
+        earlier = pair.earlier
+        labels = [
+            "another device" if earlier.cross_device else "this device",
+            "the same model" if earlier.same_model else "another model",
+            f"{earlier.threads} threads" if earlier.threads != result.row(pair.candidate).threads else "",
+            "noisy" if earlier.noisy else "",
+        ]
+        out.print(
+            f"Earlier  {pair.candidate} is {ratio(pair)} {_verdict(pair)} against {pair.baseline} "
+            f"of {earlier.created} (p50 {milliseconds(earlier.p50_ms)} ms; {', '.join(filter(None, labels))})",
+            soft_wrap=True,
+        )
+
+
+def _show_remarks(result: BenchResult) -> None:
+    for row in result.rows:
+        if row.rounds and not row.steady:
+            out.print(f"[yellow]Not steady:[/] {row.id}: warm-up did not settle within 2% in every round.")
+        if row.waited > 0.01:
+            out.print(f"[yellow]Late:[/]     {row.id}: {row.waited:.0%} of the arrivals found the one before still being answered.")
+    for note in result.notes:
+        out.print("Note     ", end="")
+        out.print(note, markup=False, soft_wrap=True)
+
+
+def _show_sustained(sustained: Sustained) -> None:
+    medians = [window.median_ns for window in sustained.windows]
+    drift, settled = sustained.drift, sustained.settled
+    out.print(f"Sustained {sustained.row}, {sustained.windows[-1].start_s + 1:.0f} s of {sustained.asked_s:.0f}")
+    out.print(
+        f"         {_sparkline(medians)} {milliseconds(min(medians) / 1e6)} to {milliseconds(max(medians) / 1e6)} ms (medians of a second)"
+    )
+    when = "never settled; over all" if settled is None else f"settled after {sustained.windows[settled].start_s:.0f} s; from then on"
+    figures = ", ".join(f"p{percent} {milliseconds(sustained.steady_ms(percent))} ms" for percent in (50, 90, 99))
+    out.print(f"         {when}: {figures}")
+    if drift is not None:
+        colour = "green" if drift.verdict == "steady" else "yellow"
+        last = f"last quarter {drift.ratio:.3f} \\[{drift.low:.3f}, {drift.high:.3f}] of the first"
+        out.print(f"         [{colour}]{drift.verdict}[/]: {last}" + "".join(f"; {reason}" for reason in sustained.reasons), soft_wrap=True)
+
+
+def _show_recommendation(result: BenchResult) -> None:
+    chosen = result.recommendation
+    if chosen is None:
+        return
+    for what, choice in (("Fastest ", chosen.latency), ("Most/s  ", chosen.throughput)):
+        if what.startswith("Most") and choice.row == chosen.latency.row:
+            continue
+        alike = f" (as fast, with more threads or a larger file: {', '.join(choice.as_fast)})" if choice.as_fast else ""
+        out.print(
+            f"{what} {choice.row}: {milliseconds(choice.p50_ms)} ms, {choice.images_per_second:.0f} images/s{alike}",
+            markup=False,
+            soft_wrap=True,
+        )
+        options = ", ".join(f"{name}={value}" for name, value in choice.options.items() if name not in ("variant", "batch"))
+        out.print(f"         session: {options}", style="dim", markup=False, soft_wrap=True)
+
+
+def _quiet(result: BenchResult) -> str:
+    measured = result.noise.measured
+    told = [
+        f"{measured[name]:.1%} {words}"
+        for name, words in (("other_cpu", "of the CPU used by others"), ("steal", "stolen"))
+        if measured.get(name) is not None
+    ]
+    spread = max(measured.get("round_spread", {}).values(), default=None)
+    return ", ".join([*told, *([] if spread is None else [f"rounds within {spread:.1%}"])]) or "nothing to report"
+
+
+def _sparkline(values: list[float]) -> str:
+    shown = [max(values[place * len(values) // _SPARKS : (place + 1) * len(values) // _SPARKS], default=None) for place in range(_SPARKS)]
+    kept = [value for value in shown if value is not None]
+    low, high = min(kept), max(kept)
+    return "".join(_BARS[round((len(_BARS) - 1) * (value - low) / (high - low or 1))] for value in kept)
+
+
+def _mebibytes(count: int | None) -> str:
+    return WITHHELD if count is None else f"{count / 2**20:.0f}"
+
+
+def _verdict(pair: Comparison) -> str:
+    return f"[{VERDICT_STYLE[pair.verdict]}]{pair.verdict}[/]"
+
+
+def ratio(comparison: Comparison) -> str:
+    """`2.64× [2.05, 3.39]`, escaped for rich."""
+    speedup = comparison.speedup
+    return f"{speedup.ratio:.2f}× \\[{speedup.low:.2f}, {speedup.high:.2f}]"
+
+
+def milliseconds(value: float | None) -> str:
+    """Three significant digits or so; a dash where there is none."""
+    if value is None:
+        return WITHHELD
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def plain_table() -> Table:
+    """Without lines but the one under the headings."""
+    from rich import box
+
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)

@@ -1,0 +1,182 @@
+"""`edgetl bench --candidates`: which architectures are fast enough here, before any is trained."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from edgetl.cli.console import err, out
+from edgetl.cli.progress import blocks
+
+if TYPE_CHECKING:
+    from edgetl.core.candidates import Candidate, CandidatesResult
+
+_MISSING = "—"
+_FITS = {True: "[bold green]yes[/]", False: "[bold red]no[/]", None: "[yellow]not decided[/]"}
+
+
+def run_candidates(
+    names: Sequence[str],
+    classes: int = 10,
+    image_sizes: str = "",
+    latency_budget: str | None = None,
+    threads: int | None = None,
+    rounds: int = 8,
+    provider: str = "cpu",
+    output: Path | None = None,
+    as_json: bool = False,
+) -> None:
+    """Time architectures and print what fits.
+
+    Args:
+        names: torchvision's names; one may hold several, separated by commas.
+        classes: width of the new head.
+        image_sizes: pixels, separated by commas (`160,224`); empty takes each architecture's own.
+        latency_budget: `5ms`, `800us`; None only measures.
+        threads: intra-op threads; None takes the cores available.
+        rounds: rounds of the protocol.
+        provider: execution provider.
+        output: the result file; None chooses a new one in ./bench.
+        as_json: print the result as one JSON object, and nothing else.
+
+    Raises:
+        ConfigError: values that contradict themselves, or unknown architectures.
+        BenchError: not one candidate could be timed; the table with the reasons has been printed.
+    """
+    from edgetl.core.candidates import CandidatesConfig
+    from edgetl.core.errors import BenchError
+    from edgetl.core.options import parse_milliseconds
+
+    config = CandidatesConfig(
+        architectures=tuple(name.strip() for text in names for name in text.split(",") if name.strip()),
+        classes=classes,
+        image_sizes=parse_sizes(image_sizes),
+        latency_budget_ms=None if latency_budget is None else parse_milliseconds(latency_budget),
+        threads=threads,
+        provider=provider,
+        rounds=rounds,
+        output=output,
+    )
+    from edgetl.export.candidates import time_candidates
+
+    try:
+        with blocks() as progress:
+            result = time_candidates(config, progress)
+    except KeyboardInterrupt as interrupt:
+        err.print(str(interrupt) or "Interrupted: nothing was kept.", style="yellow", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        json.dump(result.to_json(), sys.stdout, ensure_ascii=False, allow_nan=False)
+        sys.stdout.write("\n")
+    else:
+        show_candidates(result)
+    if not result.timed:
+        reasons = "; ".join(f"{row.architecture} at {row.image_size} px: {row.failed}" for row in result.rows)
+        raise BenchError(f"Not one candidate could be timed. {reasons}")
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Pixels of `160,224`; nothing for an empty text.
+
+    Raises:
+        ConfigError: something in it is no whole number.
+    """
+    from edgetl.core.errors import ConfigError
+
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    wrong = [part for part in parts if not (part.isascii() and part.isdigit())]
+    if wrong:
+        raise ConfigError(f"--image-size takes pixels, separated by commas (160,224), not {', '.join(map(repr, wrong))}.")
+    return tuple(map(int, parts))
+
+
+def show_candidates(result: CandidatesResult) -> None:
+    """Print a result for people: the table, fastest first, what fits, and what to do next."""
+    from rich import box
+    from rich.table import Table
+
+    where = result.device.get("board") or result.device.get("cpu") or result.device.get("host") or "this device"
+    budget = "" if result.latency_budget_ms is None else f", budget {result.latency_budget_ms:g} ms"
+    threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
+    out.print(f"[bold]Candidates[/] with {result.classes} classes on {where}, {threads}{budget}", highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
+    table.add_column("architecture")
+    for heading in ("size", "parameters", "MB", "p50 ms [95%]".replace("[", "\\["), "p90 ms", "images/s", "ImageNet %"):
+        table.add_column(heading, justify="right")
+    if result.latency_budget_ms is not None:
+        table.add_column("fits")
+    failed = [row for row in result.rows if row.failed]
+    for row in (*result.timed, *failed):
+        fits = "[bold red]failed[/]" if row.failed else _FITS[result.fits(row)]
+        table.add_row(*_cells(row), *([] if result.latency_budget_ms is None else [fits]))
+    out.print(table)
+    out.print()
+    for row in failed:
+        out.print(f"Failed   {row.architecture} at {row.image_size} px: {row.failed}", markup=False, soft_wrap=True)
+    for row in result.timed:
+        if not row.steady:
+            out.print(f"[yellow]Not steady:[/] {row.name}: warm-up did not settle within 2% in every round.")
+    for note in result.notes:
+        out.print(f"Note     {note}", markup=False, soft_wrap=True)
+    if result.timed:
+        quiet = "[green]quiet[/]" if not result.noise.noisy else "[yellow]noisy[/]: " + "; ".join(result.noise.reasons)
+        out.print(f"Noise    {quiet}", soft_wrap=True)
+    out.print(f"Result   {result.path}", markup=False, soft_wrap=True)
+    out.print(conclusion(result), markup=False, soft_wrap=True)
+
+
+def conclusion(result: CandidatesResult) -> str:
+    """What the figures say, in words: what fits, the most capable of it, and the next step; or what came closest."""
+    if not result.timed:
+        return "Nothing was timed."
+    said = []
+    if result.latency_budget_ms is None:
+        said.append(f"Fastest is {_called(result.timed[0])}; --latency-budget 5ms says what fits.")
+    elif result.fitting:
+        said.append(f"Within {result.latency_budget_ms:g} ms: {', '.join(map(_called, result.fitting))}.")
+    else:
+        said.append(f"Nothing is surely within {result.latency_budget_ms:g} ms; {_called(result.timed[0])} came closest.")
+    if result.undecided:
+        names = ", ".join(map(_called, result.undecided))
+        widened = ", widened by how far the rounds differ on this noisy device," if result.noise.noisy else ""
+        said.append(f"Not decided: {names}, whose interval{widened} holds the budget; more --rounds or a quieter device decide.")
+    if not result.fitting:
+        said.append("Take smaller images (--image-size 128,160), smaller architectures (`edgetl models`), or a larger budget.")
+        return " ".join(said)
+    best = result.most_capable
+    if len(best) == 1:
+        said.append(f"The most capable, by ImageNet accuracy and image size, is {best[0].architecture} at {best[0].image_size} px.")
+    else:
+        named = " and ".join(f"{row.architecture} at {row.image_size} px" for row in best)
+        said.append(f"The most capable are {named}: better on ImageNet against more pixels, which only training decides.")
+    steps = [f"  edgetl finetune DATA --model {row.architecture} --image-size {row.image_size}" for row in best]
+    return "\n".join([" ".join([*said, "Next:"]), *steps])
+
+
+def _called(row: Candidate) -> str:
+    return f"{row.architecture} at {row.image_size} px ({_ms(row.p50_ms)} ms)"
+
+
+def _cells(row: Candidate) -> list[str]:
+    interval = "" if row.ci95_ms is None else f" \\[{_ms(row.ci95_ms[0])}, {_ms(row.ci95_ms[1])}]"
+    return [
+        row.architecture,
+        str(row.image_size),
+        _MISSING if row.parameters is None else f"{row.parameters / 1e6:.2f} M",
+        _MISSING if row.file_bytes is None else f"{row.file_bytes / 1e6:.1f}",
+        _ms(row.p50_ms) + interval,
+        _ms(row.p90_ms),
+        _MISSING if row.images_per_second is None else f"{row.images_per_second:.1f}",
+        _MISSING if row.imagenet_top1 is None else f"{row.imagenet_top1:.1f}",
+    ]
+
+
+def _ms(value: float | None) -> str:
+    if value is None:
+        return _MISSING
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"

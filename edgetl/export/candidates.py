@@ -1,0 +1,170 @@
+"""Architectures timed on this device before any of them is trained: each is exported with a new head and measured as a bundle is."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import edgetl
+from edgetl.core.candidates import Candidate, CandidatesConfig, CandidatesResult
+from edgetl.core.errors import BenchError, EdgetlError, ProviderError
+from edgetl.core.files import sha256_file
+from edgetl.core.keeping import check_output, keep
+from edgetl.core.results import Noise, write_result
+from edgetl.device.backends import Source
+from edgetl.device.bench import target
+from edgetl.device.bench.protocol import BenchProtocol
+from edgetl.device.bench.proving import Contender, prove
+from edgetl.device.bench.rounds import Progress, Rounds
+from edgetl.device.cores import intra_op_threads
+from edgetl.device.facts import device_facts
+from edgetl.device.noise import judge
+from edgetl.device.session import check_provider
+from edgetl.device.state import device_state
+from edgetl.export.untrained import check_names, write_untrained
+from edgetl.train.networks import known_architecture
+
+RESULTS = Path("bench")
+"""Where results go that no --output names."""
+_WARM_UP_WINDOWS = 4
+"""Before a block, roughly: for saying how long a measurement will take."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    row: Candidate
+    contender: Contender | None = None
+    block_s: float = 0.0
+    """Seconds of one block, its process and its warm-up included, roughly."""
+
+
+def time_candidates(config: CandidatesConfig, progress: Progress | None = None, protocol: BenchProtocol | None = None) -> CandidatesResult:
+    """Export every architecture at every image size with random weights, time them in turns, and keep the result, returned with its path.
+
+    Measured is scope `model`, one image, preprocessing inside: what `edgetl bench` measures of the trained network's bundle.
+    A candidate that cannot be exported, does not answer as PyTorch does, or cannot be opened is in the result with its reason (`failed`);
+    the others go on.
+
+    Args:
+        config: what to time, and the budget.
+        progress: called before each export and each block with (done, all, what comes next); what is not counted (all 0) is a note that
+            says how long the measurement will take.
+        protocol: how long; None takes the protocol's own figures.
+
+    Raises:
+        ConfigError: unknown architectures, all of them at once, before anything is exported.
+        ProviderError: the provider is not there.
+        BenchError: the result cannot be written, or a worker died; two or more whole rounds are kept, and the message says where.
+        KeyboardInterrupt: as with a worker that died.
+    """
+    protocol, report = protocol or BenchProtocol(), progress or (lambda done, total, text: None)
+    check_names(config.architectures)
+    check_provider(config.provider)
+    check_output(config.output, RESULTS)
+    (threads,) = intra_op_threads(() if config.threads is None else (config.threads,))
+    facts, created = device_facts(), datetime.now(UTC)
+    with tempfile.TemporaryDirectory(prefix="edgetl-candidates-") as name:
+        folder = Path(name)
+        prepared = list(_prepare_all(config, threads, protocol, folder, report))
+        able = [one.contender for one in prepared if one.contender is not None]
+        seconds = config.rounds * sum(one.block_s for one in prepared)
+        if able:
+            report(0, 0, f"Timing {len(able)} candidates in {config.rounds} rounds takes {_about(seconds)}.")
+        rounds = Rounds()
+        stopped: BaseException | None = None
+        before, cpu_before = device_state(), _own_cpu_s()
+        try:
+            rounds.measure(able, config.rounds if able else 0, config.seed, folder, report)
+        except (KeyboardInterrupt, BenchError) as cause:
+            # What was measured before the end is as good as ever.
+            if not rounds.blocks:
+                raise
+            stopped = cause
+        after, own_cpu_s = device_state(), _own_cpu_s() - cpu_before
+    names = {one.contender.candidate.name: one.row.name for one in prepared if one.contender is not None}
+    rows = tuple(
+        one.row if one.contender is None else replace(one.row, rounds=tuple(rounds.blocks.get(one.contender.rows[0].id, ())))
+        for one in prepared
+    )
+    clocks = [block.frequency_khz for row in rows for block in row.rounds if block.frequency_khz is not None]
+    spreads = {row.name: row.spread for row in rows if row.rounds}
+    result = CandidatesResult(
+        created=created.isoformat(timespec="seconds"),
+        edgetl=edgetl.__version__,
+        device={**facts, "before": before, "after": after},
+        noise=judge(before, after, own_cpu_s, spreads, clocks) if able else Noise(()),
+        protocol={**asdict(protocol), "rounds": config.rounds, "seed": config.seed, "scope": "model", "batch": 1},
+        order=tuple(tuple(names[name] for name in order) for order in rounds.order),
+        classes=config.classes,
+        latency_budget_ms=config.latency_budget_ms,
+        provider=config.provider,
+        threads=threads,
+        rows=rows,
+        interrupted=stopped is not None,
+    )
+    path, notes = keep(partial(write_result, result), config.output, RESULTS, created)
+    if stopped is not None:
+        raise type(stopped)(f"{stopped or 'Interrupted:'} {len(rounds.order)} rounds are kept in {path}.") from stopped
+    return replace(result, path=path, notes=(*result.notes, *notes))
+
+
+def _prepare_all(config: CandidatesConfig, threads: int, protocol: BenchProtocol, folder: Path, report: Progress) -> Iterator[_Prepared]:
+    sizes = tuple(dict.fromkeys(config.image_sizes)) or (None,)
+    wanted = list(product(dict.fromkeys(config.architectures), sizes))
+    for number, (architecture, asked) in enumerate(wanted):
+        size = asked or known_architecture(architecture).image_size
+        report(number, len(wanted), f"exporting {architecture} at {size} px")
+        row = Candidate(architecture, size)
+        try:
+            yield _prepare(row, config, threads, protocol, folder)
+        except ProviderError:
+            raise  # it would be the same for all of them
+        except EdgetlError as cause:
+            yield _Prepared(replace(row, failed=str(cause)))
+        except Exception as cause:  # PyTorch, onnx and the disk: one that fails is a finding, and the others go on
+            yield _Prepared(replace(row, failed=f"{type(cause).__name__}: {cause}"))
+
+
+def _prepare(row: Candidate, config: CandidatesConfig, threads: int, protocol: BenchProtocol, folder: Path) -> _Prepared:
+    written = write_untrained(row.architecture, row.image_size, config.classes, config.seed, threads, folder / f"{row.name}.onnx")
+    sha256, size = sha256_file(written.file), written.file.stat().st_size
+    source = Source(written.file, threads, config.provider, "image", written.preprocessing)
+    # Checked above, against PyTorch itself: this opens it as it will be measured, proves the provider, and describes the session.
+    started = time.monotonic()
+    candidate = target.Candidate("onnxruntime", row.name, source, sha256, size, ("model",))
+    ((contender,), _) = prove([candidate], None, protocol, folder, lambda text: None)
+    opened_s = time.monotonic() - started
+    opened = contender.rows[0]
+    return _Prepared(
+        replace(
+            row,
+            parameters=written.parameters,
+            imagenet_top1=written.imagenet_top1,
+            file_bytes=size,
+            file_sha256=sha256,
+            check=written.check,
+            session={**opened.session, "input": opened.input},
+        ),
+        contender,
+        opened_s + _block_s(protocol, written.run_s),
+    )
+
+
+def _block_s(protocol: BenchProtocol, run_s: float) -> float:
+    warm_up = _WARM_UP_WINDOWS * max(protocol.window_seconds, protocol.window_runs * run_s)
+    return min(warm_up, protocol.warmup_seconds) + max(protocol.block_seconds, protocol.block_runs * run_s)
+
+
+def _about(seconds: float) -> str:
+    return f"about {seconds / 60:.0f} minutes" if seconds >= 90 else f"about {max(seconds, 1):.0f} seconds"
+
+
+def _own_cpu_s() -> float:
+    return sum(os.times()[:4])

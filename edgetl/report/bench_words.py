@@ -1,0 +1,125 @@
+"""What results, devices, rows and verdicts are called on the page, and how their figures are written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgetl.core.comparisons import Comparison
+from edgetl.core.results import BenchResult
+from edgetl.core.rows import Row
+from edgetl.report.page import MISSING, Badge, Cell, Tone
+
+VERDICT_TONES: Mapping[str, Tone] = {"faster": "good", "slower": "bad", "inconclusive": "warn", "noisy": "warn"}
+OUTCOME_TONES: Mapping[str, Tone] = {"held": "good", "broken": "bad", "undecided": "warn"}
+
+
+def model_name(result: BenchResult) -> str:
+    """What was measured."""
+    return str(result.model.get("name") or result.target)
+
+
+def device_name(device: Mapping[str, Any]) -> str:
+    """The device as people call it."""
+    named = str(device.get("board") or device.get("cpu") or device.get("machine") or "a device that does not tell its name")
+    return f"{named} ({device['host']})" if device.get("host") else named
+
+
+def same_device(one: BenchResult, other: BenchResult) -> bool:
+    """Whether both were measured on the same device, as far as it tells."""
+    return all(one.device.get(name) == other.device.get(name) for name in ("host", "board", "cpu", "machine", "cores"))
+
+
+def titles(results: Sequence[BenchResult]) -> list[str]:
+    """One title a result, numbered where there are several."""
+    named = [f"{model_name(result)} on {device_name(result.device)}" for result in results]
+    return named if len(named) == 1 else [f"{number}. {name}" for number, name in enumerate(named, 1)]
+
+
+def model_key(result: BenchResult, row: Row) -> str:
+    """Rows with the same key hold the same network."""
+    return str(result.model.get("run_id") or row.file_sha256)
+
+
+def input_shape(row: Row) -> str:
+    """The row's input without its batch, which is told apart."""
+    return re.sub(rf"\b{row.batch}x", "Nx", row.input, count=1)
+
+
+def row_names(rows: Sequence[Row]) -> dict[str, str]:
+    """Id to a short name: runtime, variant, and of the rest what is not the same for all."""
+    parts = {
+        "scope": lambda row: f"scope {row.scope}",
+        "provider": lambda row: str(row.provider),
+        "batch": lambda row: f"batch {row.batch}",
+        "threads": lambda row: counted(row.threads, "thread"),
+        "rate": lambda row: "" if row.rate is None else f"{row.rate:g}/s",
+    }
+    # PyTorch's provider differs from ONNX Runtime's even where both are the same processor.
+    telling = [name for name in parts if len({getattr(row, name) for row in rows if name != "provider" or row.runtime != "pytorch"}) > 1]
+    return {row.id: ", ".join(filter(None, [f"{row.runtime} {row.variant}", *(parts[name](row) for name in telling)])) for row in rows}
+
+
+def full_name(row: Row) -> str:
+    """A row with everything that tells it from others."""
+    rate = "" if row.rate is None else f", {row.rate:g} arrivals/s"
+    return f"{row.runtime} {row.variant}, {row.provider}, batch {row.batch}, {counted(row.threads, 'thread')}{rate}"
+
+
+def speedup_of(result: BenchResult, row_id: str) -> Comparison | None:
+    """The row against its baseline of the same run."""
+    return next((pair for pair in result.comparisons if pair.candidate == row_id and pair.earlier is None), None)
+
+
+def speedup_cell(pair: Comparison) -> Cell:
+    """Ratio, interval and verdict."""
+    ratio = f"{pair.speedup.ratio:.2f}×"
+    return Cell(ratio, small=interval(pair.speedup.low, pair.speedup.high, 2), badges=(verdict_badge(pair.verdict),))
+
+
+def verdict_badge(verdict: str) -> Badge:
+    """In its tone."""
+    return Badge(verdict, VERDICT_TONES.get(verdict, ""))
+
+
+def noise_badge(result: BenchResult) -> Badge:
+    """Quiet or noisy."""
+    return Badge("noisy device", "warn") if result.noise.noisy else Badge("quiet device", "good")
+
+
+def interval(low: float, high: float, digits: int) -> str:
+    """A 95% interval."""
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def ms(value: float | None) -> str:
+    """Milliseconds with three digits that mean something."""
+    if value is None:
+        return MISSING
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A figure, or the dash."""
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def rate(value: float | None) -> str:
+    """Images a second."""
+    return MISSING if value is None else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def mib(value: float | None, digits: int = 0) -> str:
+    """Bytes as MiB."""
+    return MISSING if value is None else f"{value / 2**20:.{digits}f}"
+
+
+def counted(count: int, thing: str) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def joined(parts: Sequence[str], last: str = "and") -> str:
+    """`a, b and c`."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}" if parts else ""

@@ -1,0 +1,157 @@
+"""One self-contained HTML page: the shell, and the blocks that sections are made of. Everything given as `str` is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from edgetl import __version__
+
+MISSING = "—"
+"""Stands where there is no figure; a note or a tooltip tells why."""
+GENERATOR = '<meta name="generator" content="edgetl '
+"""By this a page is known as one of edgetl's own."""
+_TEMPLATES = Path(__file__).parent / "templates"
+
+Tone = Literal["good", "bad", "warn", ""]
+
+
+@dataclass(frozen=True)
+class Badge:
+    """A word that stands out."""
+
+    text: str
+    kind: Tone = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table or a list of facts."""
+
+    text: str
+    small: str = ""
+    """A second, quieter line."""
+    title: str = ""
+    """What a pointer shows on it."""
+    badges: tuple[Badge, ...] = ()
+    share: float | None = None
+    """Drawn as a bar, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A table's column."""
+
+    heading: str
+    kind: Literal["number", "short", "mono", ""] = ""
+    title: str = ""
+    """What a pointer shows on it."""
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A table's row; its first cell is its heading."""
+
+    cells: tuple[Cell, ...]
+    kind: Literal["differs", "dim", ""] = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows under a common heading."""
+
+    rows: tuple[TableRow, ...]
+    heading: str = ""
+    subheading: str = ""
+    """Of a part of the group."""
+    badges: tuple[Badge, ...] = ()
+    """Beside the subheading."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with its place in the contents."""
+
+    anchor: str
+    title: str
+    blocks: tuple[Markup, ...]
+
+
+def render_page(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """The whole page; sections without blocks are left out."""
+    css = Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8"))
+    shown = [section for section in sections if section.blocks]
+    return _environment().get_template("page.html").render(title=title, lead=lead, sections=shown, css=css, version=__version__)
+
+
+def is_own_page(path: Path) -> bool:
+    """Whether the file at `path` is a page that edgetl wrote."""
+    try:
+        with path.open("rb") as stream:
+            return GENERATOR.encode() in stream.read(1024)
+    except OSError:
+        return False
+
+
+def paragraph(text: str, kind: Literal["note", "lead", ""] = "", badges: Sequence[Badge] = ()) -> Markup:
+    """Running text, badges before it."""
+    return _block("paragraph", text, kind, badges)
+
+
+def heading(text: str) -> Markup:
+    """A heading within a section."""
+    return _block("heading", text)
+
+
+def bullets(items: Sequence[str]) -> Markup:
+    """A list."""
+    return _block("bullets", items)
+
+
+def table(label: str, columns: Sequence[Column], rows: Sequence[TableRow | Group]) -> Markup:
+    """A table that scrolls within itself where the screen is narrow."""
+    loose = tuple(row for row in rows if isinstance(row, TableRow))
+    groups = [*([Group(loose)] if loose else []), *(row for row in rows if isinstance(row, Group))]
+    return _block("table", label, columns, groups)
+
+
+def facts(pairs: Sequence[tuple[str, Cell]]) -> Markup:
+    """Names and what they are."""
+    return _block("facts", pairs)
+
+
+def card(title: str, keys: Sequence[tuple[str, Cell]], blocks: Sequence[Markup]) -> Markup:
+    """A box with a few large figures and text."""
+    return _block("card", title, keys, blocks)
+
+
+def grid(kind: Literal["cards", "figures"], blocks: Sequence[Markup]) -> Markup:
+    """Blocks side by side where there is room."""
+    return _block("grid", kind, blocks)
+
+
+def figure(title: str, svg: Markup, key: Sequence[tuple[Markup, str]] = (), caption: str = "") -> Markup:
+    """A drawing with its key in text that wraps."""
+    return _block("figure", title, svg, key, caption)
+
+
+def folded(summary: str, blocks: Sequence[Markup]) -> Markup:
+    """What is shown when asked for."""
+    return _block("folded", summary, blocks)
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=False, lstrip_blocks=False
+    )
+
+
+def _block(name: str, *arguments: object) -> Markup:
+    return Markup(getattr(_environment().get_template("blocks.html").module, name)(*arguments))

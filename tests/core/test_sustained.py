@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgetl.core.sustained import Sustained, Window
+
+
+def run(medians: list[float], **known: list[int | None]) -> Sustained:
+    """One window a second, ten latencies each around the given median."""
+    generator = random.Random(0)
+    windows = []
+    for second, middle in enumerate(medians):
+        latencies = tuple(sorted(int(middle * 1e6 * generator.uniform(0.98, 1.02)) for _ in range(101)))
+        windows.append(Window(float(second), latencies, **{name: values[second] for name, values in known.items()}))  # type: ignore[arg-type]
+    return Sustained("onnxruntime-fp32-model-cpu-b1-t2", float(len(medians)), tuple(windows))
+
+
+def test_a_steady_run_is_steady_from_the_start() -> None:
+    found = run([5.0] * 60)
+    assert found.settled is not None
+    assert found.settled < 30
+    assert found.drift is not None
+    assert found.drift.verdict == "steady"
+    assert found.steady_ms(50) == pytest.approx(5.0, rel=0.01)
+    assert found.reasons == []
+
+
+def test_a_cold_start_is_left_out_of_the_steady_state() -> None:
+    found = run([9.0, 8.0, 7.0, 6.0] + [5.0] * 56)
+    assert found.settled is not None
+    assert 3 <= found.settled <= 12
+    assert found.steady_ms(50) == pytest.approx(5.0, rel=0.01)
+
+
+def test_throttling_is_found_with_its_reasons() -> None:
+    hot = run(
+        [5.0] * 20 + [8.0] * 40,
+        frequency_khz=[1_500_000] * 20 + [1_000_000] * 40,
+        temperature_c=[50] * 10 + [82] * 50,
+        throttles=[3] * 20 + [7] * 40,
+    )
+    assert hot.drift is not None
+    assert hot.drift.verdict == "slower over time"
+    assert hot.drift.ratio == pytest.approx(1.6, rel=0.02)
+    assert hot.settled is not None
+    assert 18 <= hot.settled <= 22
+    assert hot.steady_ms(50) == pytest.approx(8.0, rel=0.01)
+    words = "; ".join(hot.reasons)
+    for told in ("throttled itself 4 times", "1.50 to 1.00 GHz", "50 to 82 °C"):
+        assert told in words
+
+
+def test_what_grows_to_the_end_never_settles() -> None:
+    assert run([5.0 + 0.1 * second for second in range(60)]).settled is None
+
+
+def test_slow_drift_hidden_in_noise_is_called_by_its_interval() -> None:
+    generator = random.Random(1)
+    noise = [5.0 * generator.uniform(0.8, 1.2) for _ in range(120)]
+    found = run(noise).drift
+    assert found is not None
+    assert found.verdict == "steady"
+    assert found.low < 1 < found.high
+
+
+def test_growth_of_memory_leaves_the_start_out() -> None:
+    found = run([5.0] * 8, memory_bytes=[100, 400, 500, 500, 500, 510, 520, 530])
+    assert found.memory_growth_bytes == 30
+    assert run([5.0] * 8).memory_growth_bytes is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.integers(1, 10**9), min_size=1, max_size=5), min_size=1, max_size=40))
+def test_it_comes_back_through_json_whatever_was_measured(latencies: list[list[int]]) -> None:
+    windows = tuple(Window(float(second), tuple(values)) for second, values in enumerate(latencies))
+    found = Sustained("row", 10.0, windows)
+    content = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert Sustained.from_json(content) == found
+    if found.drift is not None:
+        assert found.drift.low <= found.drift.ratio <= found.drift.high

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgetl.core.limits import Limits
+from edgetl.core.results import BenchResult, Noise, read_result, write_result
+from edgetl.report.bench_page import bench_report
+from edgetl.report.page import Section, is_own_page, paragraph, render_page
+from tests.report.benches import bench_result, bench_row, board, device, server
+from tests.report.browser import CHROMIUM, browser
+
+EVIL = "<script>alert('x')</script>\"&{{ 7 * 7 }}"
+VOID = {"meta", "link", "br", "path", "use", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """What is in a page: text, elements by name, anything that points outside."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.outside: list[str] = []
+        self.sections: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == [], "every element is closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self._open.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on"), f"{tag} {name}"
+            if name == "id":
+                self.ids.append(value or "")
+                self.sections += [value or ""] if tag == "section" else []
+            if name in ("src", "href", "xlink:href") and not (value or "").startswith(("#", "data:")):
+                self.outside.append(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def both() -> str:
+    return bench_report([board(), server()])
+
+
+def test_every_section_is_there_and_nothing_points_outside(both: str) -> None:
+    page = Page(both)
+    assert page.sections == [
+        "summary", "table", "distributions", "rounds", "stages", "operators", "sweeps", "sustained", "ledgers", "method",
+    ]  # fmt: skip
+    assert page.outside == []
+    assert len(page.ids) == len(set(page.ids)), "drawings do not share ids"
+    assert "script" not in page.tags
+    assert not re.search(r"url\(\s*['\"]?(?!#)", both)
+    assert "@import" not in both
+
+
+def test_the_same_results_give_the_same_page(both: str) -> None:
+    assert bench_report([board(), server()]) == both
+
+
+def test_a_result_that_was_written_and_read_gives_the_same_figures(tmp_path: Path) -> None:
+    write_result(board(), tmp_path / "board.json")
+    again = replace(read_result(tmp_path / "board.json"), path=None)
+    assert bench_report([again]) == bench_report([board()])
+
+
+def test_noise_interruptions_and_failed_gates_are_told_up_front(both: str) -> None:
+    summary = both.partition('<section id="table">')[0]
+    for word in (
+        "noisy device",
+        "other processes used 12% of the CPU",
+        "interrupted",
+        "gate failed",
+        "logits differ by 3.1",
+        "another device",
+    ):
+        assert word in summary
+
+
+def test_the_summary_names_configuration_p50_and_speedup(both: str) -> None:
+    result = board()
+    assert result.recommendation is not None
+    row = result.row(result.recommendation.latency.row)
+    pair = next(pair for pair in result.comparisons if pair.candidate == row.id)
+    text = Page(both).text
+    assert f"answers in {row.percentile_ms(50):.2f} ms" in text
+    assert f"{pair.speedup.ratio:.2f} [{pair.speedup.low:.2f}, {pair.speedup.high:.2f}] times as fast as pytorch fp32 (faster)" in text
+
+
+def test_withheld_percentiles_are_dashes_with_the_reason() -> None:
+    html = bench_report(
+        [bench_result((bench_row("pytorch", "fp32", 9.0, rounds=2, runs=20), bench_row("onnxruntime", "fp32", 3.0, rounds=2, runs=20)))]
+    )
+    assert "withheld: 40 runs do not support a p99" in html
+    assert "p90 needs 64 runs and p99 needs 662 runs" in Page(html).text
+
+
+def test_other_models_and_inputs_are_groups_of_their_own(both: str) -> None:
+    text = Page(both).text
+    assert "Rows are comparable within a group only" in text
+    assert "Group 3" in text
+    assert "Group 4" not in text, "batches share a group: scopes model, image and file"
+    other = bench_result((bench_row("onnxruntime", "fp32", 3.0),), model={"name": "resnet18", "run_id": "ffff"})
+    assert "Group 2: resnet18 (run ffff)" in Page(bench_report([bench_result((bench_row("onnxruntime", "fp32", 3.0),)), other])).text
+
+
+def test_what_the_device_does_not_tell_is_said_to_be_so() -> None:
+    bare = dict.fromkeys(device()) | {"packages": {}}
+    page = Page(bench_report([bench_result((bench_row("onnxruntime", "fp32", 3.0),), device=bare, noise=Noise(()))]))
+    assert "a device that does not tell its name" in page.text
+    assert "not told" in page.text
+
+
+def test_facts_that_differ_between_devices_are_marked(both: str) -> None:
+    ledger = both.partition('<section id="ledgers">')[2]
+    rows = dict(re.findall(r'<tr(?: class="(\w+)")?>\s*<th scope="row" class="lead-cell">(\w+)[ <]', ledger)[i][::-1] for i in range(12))
+    assert rows["machine"] == "differs"
+    assert rows["python"] == ""
+
+
+def test_nothing_measured_is_a_page_as_well() -> None:
+    closed = replace(bench_row("onnxruntime", "fp32", 3.0), rounds=(), gate={"checked": True, "passed": False, "reason": "logits differ"})
+    page = Page(bench_report([bench_result((closed,), order=())]))
+    assert "no row passed its gate" in page.text
+    assert page.sections == ["summary", "table", "ledgers", "method"]
+
+
+def test_limits_are_judged_on_the_page() -> None:
+    rows = (bench_row("pytorch", "fp32", 9.0), bench_row("onnxruntime", "fp32", 3.0))
+    text = Page(bench_report([bench_result(rows, limits=Limits(min_speedup=50.0))])).text
+    assert "min-speedup broken" in text
+    assert "asked for 50" in text
+
+
+def test_text_from_a_result_is_never_markup() -> None:
+    rows = (bench_row("pytorch", EVIL, 9.0, "file"), bench_row("onnxruntime", EVIL, 3.0, "file", input=EVIL, provider=EVIL))
+    profile = {rows[1].id: {"runs": 3, "operators": [{"operator": EVIL, "nodes": 1, "provider": EVIL, "us": 1.0, "share": 1.0}]}}
+    html = bench_report([evil(EVIL, rows, profile)])
+    page = Page(html)
+    assert "script" not in page.tags
+    assert "{{ 7 * 7 }}" in page.text
+    assert EVIL in " ".join(page.words)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    text=st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=30)
+    | st.sampled_from(["</title>", "</style>", "]]>", "$x_", "-->", "'\"<a href=//x>"])
+)
+def test_no_name_breaks_out_of_its_place(text: str) -> None:
+    plain, rows = ROWS, ROWS
+    assert Page(bench_report([evil(text, rows, {})])).tags.count("td") == Page(bench_report([evil("x", plain, {})])).tags.count("td")
+
+
+ROWS = (bench_row("pytorch", "fp32", 9.0, "file", runs=8, rounds=2), bench_row("onnxruntime", "fp32", 3.0, "file", runs=8, rounds=2))
+
+
+def evil(text: str, rows: tuple, profiles: dict) -> BenchResult:  # type: ignore[type-arg]
+    return bench_result(
+        rows,
+        model={"name": text, "run_id": "0123"},
+        device=device(text or None, text or None, board=text or None, governors=[text]),
+        target=text,
+        notes=(text,),
+        noise=Noise((text,), {}),
+        profiles=profiles,
+    )
+
+
+def test_a_page_knows_its_own(tmp_path: Path) -> None:
+    (tmp_path / "own.html").write_text(render_page("A page", "", [Section("a", "A", (paragraph("text"),)), Section("b", "B", ())]))
+    (tmp_path / "other.html").write_text("<html></html>")
+    assert is_own_page(tmp_path / "own.html")
+    assert not is_own_page(tmp_path / "other.html")
+    assert not is_own_page(tmp_path / "missing.html")
+    assert Page((tmp_path / "own.html").read_text()).sections == ["a"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_in_a_browser_it_is_quiet_and_fits_a_phone(both: str) -> None:
+    # Not tmp_path: a browser's lock file does not like long names.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        page = Path(folder, "report.html")
+        page.write_text(both, encoding="utf-8")
+        with browser(Path(folder, "profile")) as chromium:
+            papers = set()
+            for width in (1280, 390):
+                for dark in (False, True):
+                    chromium.open(page, width, dark)
+                    assert chromium.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
+                    papers.add(chromium.evaluate("getComputedStyle(document.body).backgroundColor"))
+            assert len(papers) == 2, "light and dark"
+            assert chromium.evaluate("document.querySelectorAll('figure > svg').length") > 8
+            assert chromium.complaints == []
+            assert all(url.startswith(("file:", "data:")) for url in chromium.requests)
