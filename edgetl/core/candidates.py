@@ -13,7 +13,7 @@ from edgetl.core.files import SCHEMA
 from edgetl.core.options import raise_all
 from edgetl.core.results import Noise
 from edgetl.core.rows import Round, relative_spread
-from edgetl.core.statistics import paired_speedup, percentile
+from edgetl.core.statistics import median_interval, percentile
 
 SMALLEST_IMAGE = 32
 """Pixels; as `edgetl finetune --image-size`."""
@@ -101,12 +101,11 @@ class Candidate:
 
     @cached_property
     def ci95_ms(self) -> tuple[float, float] | None:
-        """Bootstrap 95% interval over rounds of the median of their medians, widened to hold `p50_ms`; None where nothing was timed."""
-        if self.p50_ms is None:
+        """95% interval of p50 over rounds, widened to hold `p50_ms`; None for fewer than two rounds."""
+        if self.p50_ms is None or len(self.rounds) < 2:
             return None
-        # Against a constant of one millisecond the speed-up is the median itself.
-        found = paired_speedup([block.median_ns for block in self.rounds], [1e6] * len(self.rounds))
-        return min(found.low, self.p50_ms), max(found.high, self.p50_ms)
+        low, high = median_interval([block.median_ns for block in self.rounds])
+        return min(low / 1e6, self.p50_ms), max(high / 1e6, self.p50_ms)
 
     @property
     def images_per_second(self) -> float | None:

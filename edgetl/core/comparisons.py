@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from edgetl.core.statistics import Speedup
+from edgetl.core.statistics import Speedup, sign_test
 
 Verdict = Literal["faster", "slower", "inconclusive", "noisy"]
 SAME_RUN, EARLIER_RESULT = "same run", "earlier result"
@@ -59,15 +59,27 @@ class Comparison:
         }
 
 
-def verdict(speedup: Speedup, noisy: bool, doubt: float) -> Verdict:
+AGREED = 0.01
+"""Least p-value of rounds that fail to agree; eight rounds agree at this level where all of them say the same."""
+_DECIDABLE = 8
+"""Rounds from which on a sign test can be that sure."""
+
+
+def agree(ratios: Sequence[float]) -> bool:
+    """Whether the rounds say the same clearly enough for a verdict: an interval of 95% alone would be wrong once in twenty."""
+    return len(ratios) < _DECIDABLE or sign_test(ratios) < AGREED
+
+
+def verdict(speedup: Speedup, noisy: bool, doubt: float, agreed: bool = True) -> Verdict:
     """What a speed-up's interval decides.
 
     Args:
         speedup: ratio with its 95% interval.
         noisy: the device was not quiet; then the interval, widened on both sides by `doubt`, must still exclude 1.
         doubt: by which share the noise may have favoured one of the two: 0.1 is 10%.
+        agreed: whether the rounds agree, see `agree`.
     """
     widened = 1 + doubt if noisy else 1.0
-    if speedup.low / widened <= 1 <= speedup.high * widened:
+    if not agreed or speedup.low / widened <= 1 <= speedup.high * widened:
         return "noisy" if noisy else "inconclusive"
     return "faster" if speedup.ratio > 1 else "slower"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgetl.core.rows import Row
+from edgetl.core.rows import Row, round_ratios
 from edgetl.core.statistics import paired_speedup
 
 
@@ -78,8 +78,5 @@ def _ns_an_image(row: Row) -> float:
 
 
 def _no_slower(row: Row, best: Row) -> bool:
-    rounds = min(len(row.rounds), len(best.rounds))
-    if rounds < 2:
-        return False
-    scaled = [value * best.batch / row.batch for value in row.medians_ns[:rounds]]
-    return paired_speedup(best.medians_ns[:rounds], scaled).high >= 1
+    ratios = [ratio * row.batch / best.batch for ratio in round_ratios(best, row)]
+    return len(ratios) > 1 and paired_speedup(ratios).high >= 1

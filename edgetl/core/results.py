@@ -13,12 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgetl.core.comparisons import EARLIER_RESULT, SAME_RUN, Comparison, EarlierRow, verdict
+from edgetl.core.comparisons import EARLIER_RESULT, SAME_RUN, Comparison, EarlierRow, agree, verdict
 from edgetl.core.errors import BenchError
 from edgetl.core.files import SCHEMA, read_json
 from edgetl.core.limits import Judged, Limits, judge_limits
 from edgetl.core.recommending import Recommendation, recommend
-from edgetl.core.rows import Row, relative_spread
+from edgetl.core.rows import Row, relative_spread, round_ratios
 from edgetl.core.statistics import paired_speedup, unpaired_speedup
 from edgetl.core.sustained import Sustained
 
@@ -109,10 +109,11 @@ class BenchResult:
         for baseline, candidate in self.pairs:
             before, after = self.row(baseline), self.row(candidate)
             # An interruption may have left one of them without its last round.
-            rounds = min(len(before.rounds), len(after.rounds))
-            if rounds >= MIN_ROUNDS:
-                speedup = paired_speedup(before.medians_ns[:rounds], after.medians_ns[:rounds])
-                yield Comparison(baseline, candidate, speedup, verdict(speedup, self.noise.noisy, self.noise.disturbance))
+            ratios = round_ratios(before, after)
+            if len(ratios) >= MIN_ROUNDS:
+                speedup = paired_speedup(ratios)
+                decided = verdict(speedup, self.noise.noisy, self.noise.disturbance, agree(ratios))
+                yield Comparison(baseline, candidate, speedup, decided)
         for baseline, candidate, earlier in self.earlier:
             after = self.row(candidate)
             if len(after.rounds) >= MIN_ROUNDS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from statistics import median
 from typing import Any
 
@@ -41,6 +42,8 @@ class Round:
     """Where the latency went, run by run; empty for scopes of one stage."""
     frequency_khz: int | None = None
     """The fastest core's clock right after the block."""
+    slices: tuple[int, ...] = ()
+    """How many of the latencies each slice of the block holds; in between, the round's other processes took their turns."""
     waited: int = 0
     """Of paced arrivals those that found the one before still being answered; their waiting is part of their latency."""
     memory_growth_bytes: int | None = None
@@ -53,6 +56,12 @@ class Round:
         """Median latency of the block."""
         return median(self.latencies_ns)
 
+    @cached_property
+    def slice_medians_ns(self) -> list[float]:
+        """Median latency of each slice; one for the whole block where it was not sliced."""
+        ends = list(accumulate(self.slices or (len(self.latencies_ns),)))
+        return [median(self.latencies_ns[begin:end]) for begin, end in zip((0, *ends), ends, strict=False)]
+
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Round:
         """The inverse of `asdict` after a trip through JSON."""
@@ -63,6 +72,7 @@ class Round:
             warmup_medians_ns=tuple(content["warmup_medians_ns"]),
             stages_ns={stage: tuple(times) for stage, times in content["stages_ns"].items()},
             frequency_khz=content["frequency_khz"],
+            slices=tuple(content.get("slices", ())),
             waited=content.get("waited", 0),
             memory_growth_bytes=content.get("memory_growth_bytes"),
             energy_j=dict(content.get("energy_j", {})),
@@ -205,6 +215,20 @@ class Row:
         """The inverse of `to_json`; its statistics are ignored."""
         fields = {name: value for name, value in content.items() if name in cls.__dataclass_fields__}
         return cls(**{**fields, "rounds": tuple(Round.from_json(block) for block in content["rounds"])})
+
+
+def round_ratios(before: Row, after: Row) -> list[float]:
+    """For each round that both rows have, how many times as fast `after` was.
+
+    Of slices that took turns it is the median of their ratios: a machine that changes its speed between two slices does not touch it.
+    """
+    return [_ratio(one, other) for one, other in zip(before.rounds, after.rounds, strict=False)]
+
+
+def _ratio(before: Round, after: Round) -> float:
+    if len(before.slices) != len(after.slices):
+        return before.median_ns / after.median_ns
+    return median(one / other for one, other in zip(before.slice_medians_ns, after.slice_medians_ns, strict=True))
 
 
 def relative_spread(medians: Iterator[float] | list[float] | tuple[float, ...]) -> float:

@@ -92,17 +92,15 @@ class Speedup:
     high: float
 
 
-def paired_speedup(baseline: Sequence[float], candidate: Sequence[float]) -> Speedup:
-    """How many times as fast the candidate is, from rounds in which both ran: what slows a whole round down falls out of its ratio.
+def paired_speedup(ratios: Sequence[float]) -> Speedup:
+    """Speed-up from the ratios of rounds in which both ran: what slows a whole round down falls out of its ratio.
 
-    Estimate and interval of the logarithms of the rounds' ratios, see `location`.
+    Estimate and interval of their logarithms, see `location`.
 
     Args:
-        baseline: one median latency a round.
-        candidate: the same rounds' medians of the candidate; any unit, the same for both.
+        ratios: baseline's latency over candidate's, one a round, two or more.
     """
-    ratios = [math.log(before / after) for before, after in zip(baseline, candidate, strict=True)]
-    return Speedup(*map(math.exp, location(ratios)))
+    return Speedup(*map(math.exp, location([math.log(ratio) for ratio in ratios])))
 
 
 def unpaired_speedup(baseline: Sequence[float], candidate: Sequence[float]) -> Speedup:
@@ -176,13 +174,12 @@ def _lower_ranks(counts: Sequence[int]) -> int | None:
     return None
 
 
-def sign_test(baseline: Sequence[float], candidate: Sequence[float]) -> float:
-    """Two-sided p-value of as many wins as the candidate has over the baseline, pair by pair, if both were alike (Dixon and Mood, 1946).
+def sign_test(ratios: Sequence[float]) -> float:
+    """Two-sided p-value of as many ratios above 1 as there are, if both were alike (Dixon and Mood, 1946).
 
     It supposes nothing about how latencies are distributed, only that within a pair either could have come first. Ties say nothing.
     """
-    wins = sum(other < one for one, other in zip(baseline, candidate, strict=True))
-    losses = sum(other > one for one, other in zip(baseline, candidate, strict=True))
+    wins, losses = sum(ratio > 1 for ratio in ratios), sum(ratio < 1 for ratio in ratios)
     decided = wins + losses
     tail = sum(math.comb(decided, count) for count in range(max(wins, losses), decided + 1))
     return min(1.0, float(2 * tail / 2**decided))

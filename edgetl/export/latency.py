@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.core.benching import BenchConfig
-from edgetl.core.rows import Row
+from edgetl.core.rows import Row, round_ratios
 from edgetl.core.statistics import paired_speedup, sign_test
 from edgetl.device.bench.inputs import prepare_pictures
 from edgetl.device.bench.protocol import BenchProtocol
@@ -56,9 +56,9 @@ def _figures(row: Row, float32: Row | None) -> dict[str, Any]:
     found: dict[str, Any] = {"p50_ms": row.percentile_ms(50)}
     if float32 is None or row is float32 or not float32.rounds:
         return found
-    speedup = paired_speedup(float32.medians_ns, row.medians_ns)
-    wins = sum(own < other for own, other in zip(row.medians_ns, float32.medians_ns, strict=True))
+    ratios = round_ratios(float32, row)
+    speedup, wins = paired_speedup(ratios), sum(ratio > 1 for ratio in ratios)
     # On a shared machine an interval from six rounds is too sure of itself: the order within the rounds has to agree.
-    shown = sign_test(float32.medians_ns, row.medians_ns) < _ACCIDENT
+    shown = sign_test(ratios) < _ACCIDENT
     decided = "faster" if shown and speedup.low > 1 else "slower" if shown and speedup.high < 1 else "inconclusive"
     return {**found, "speedup": speedup.ratio, "ci95": [speedup.low, speedup.high], "rounds_won": wins, "verdict": decided}

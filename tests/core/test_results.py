@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.comparisons import EarlierRow, verdict
+from edgetl.core.comparisons import EarlierRow, agree, verdict
 from edgetl.core.errors import BenchError
 from edgetl.core.results import BenchResult, Noise, read_result, write_result
-from edgetl.core.rows import ColdStart, Round, Row, relative_spread
+from edgetl.core.rows import ColdStart, Round, Row, relative_spread, round_ratios
 from edgetl.core.statistics import Speedup
 
 COLD = ColdStart(import_ms=80.0, session_ms=20.0, first_inference_ms=5.0, peak_memory_bytes=10**8)
@@ -157,6 +157,26 @@ def test_rows_that_failed_are_not_compared() -> None:
 )
 def test_verdict(interval: tuple[float, float, float], noisy: bool, spread: float, expected: str) -> None:
     assert verdict(Speedup(*interval), noisy, spread) == expected
+
+
+def test_eight_rounds_decide_only_together() -> None:
+    assert agree([1.1] * 8)
+    assert agree([0.9] * 8)
+    assert not agree([1.1] * 7 + [0.9])
+    assert agree([1.1] * 15 + [0.9])
+    assert agree([1.1, 0.9]), "so few cannot be that sure: their interval decides"
+    assert verdict(Speedup(1.2, 1.1, 1.3), False, 0.0, agreed=False) == "inconclusive"
+
+
+def test_slices_that_took_turns_are_compared_with_their_neighbours() -> None:
+    """The machine halves its speed in the middle of the round, a little later for one of the two: the ratio stays."""
+    fast, slow = (1_000_000,) * 10, (2_000_000,) * 10
+    one = replace(block(1), latencies_ns=fast * 5 + slow * 5, slices=(10,) * 10)
+    other = replace(block(1), latencies_ns=tuple(latency // 2 for latency in fast * 6 + slow * 4), slices=(10,) * 10)
+    before, after = replace(row("pytorch", []), rounds=(one,)), replace(row("onnxruntime", []), rounds=(other,))
+    assert round_ratios(before, after) == [2.0]
+    whole = replace(after, rounds=(replace(other, slices=()),))
+    assert round_ratios(before, whole) == [3.0]
 
 
 def test_relative_spread() -> None:

@@ -69,23 +69,26 @@ def test_nothing_seen_is_nothing_known() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
+def ratios(baseline: list[float], candidate: list[float]) -> list[float]:
+    return [before / after for before, after in zip(baseline, candidate, strict=False)]
+
+
 medians = st.lists(st.floats(1e3, 1e9), min_size=2, max_size=12)
 
 
 @settings(max_examples=30)
 @given(medians, st.floats(0.1, 10))
 def test_an_exact_ratio_has_a_point_interval(baseline: list[float], factor: float) -> None:
-    found = paired_speedup(baseline, [value / factor for value in baseline])
+    found = paired_speedup([factor for _ in baseline])
     assert (found.ratio, found.low, found.high) == (pytest.approx(factor), pytest.approx(factor), pytest.approx(factor))
 
 
 @settings(max_examples=60)
 @given(medians, medians)
 def test_intervals_hold_their_ratio_and_turn_round_with_it(baseline: list[float], candidate: list[float]) -> None:
-    shorter = min(len(baseline), len(candidate))
     for found, turned in (
         (unpaired_speedup(baseline, candidate), unpaired_speedup(candidate, baseline)),
-        (paired_speedup(baseline[:shorter], candidate[:shorter]), paired_speedup(candidate[:shorter], baseline[:shorter])),
+        (paired_speedup(ratios(baseline, candidate)), paired_speedup(ratios(candidate, baseline))),
     ):
         assert found.low <= found.ratio <= found.high
         assert (turned.ratio, turned.low, turned.high) == pytest.approx((1 / found.ratio, 1 / found.high, 1 / found.low))
@@ -103,20 +106,15 @@ def test_the_interval_of_a_median_lies_within_what_a_rank_test_can_say(values: l
 def test_one_bad_round_of_eight_moves_nothing_far() -> None:
     good = [2.0, 2.02, 1.98, 2.01, 1.99, 2.0, 2.03, 1.97]
     spoilt = [*good[:-1], 20.0]
-    assert paired_speedup(spoilt, [1.0] * 8).ratio == pytest.approx(2.0, rel=0.02)
+    assert paired_speedup(spoilt).ratio == pytest.approx(2.0, rel=0.02)
 
 
 def test_pairing_removes_what_both_share() -> None:
     drift = [1.0, 1.4, 0.8, 1.3, 0.9, 1.2, 0.7, 1.1]
     baseline, candidate = [2.0 * value for value in drift], [1.0 * value for value in drift]
-    paired, unpaired = paired_speedup(baseline, candidate), unpaired_speedup(baseline, candidate)
+    paired, unpaired = paired_speedup(ratios(baseline, candidate)), unpaired_speedup(baseline, candidate)
     assert paired.high - paired.low < 1e-9
     assert unpaired.high - unpaired.low > 0.3
-
-
-def test_paired_rounds_need_equal_numbers() -> None:
-    with pytest.raises(ValueError, match="argument 2 is shorter"):
-        paired_speedup([1.0, 2.0], [1.0])
 
 
 @settings(max_examples=40, deadline=None)
@@ -168,7 +166,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(rounds: int, spread: 
         shared = [generator.lognormvariate(0, 0.5) for _ in range(rounds)]
         baseline = [factor * generator.lognormvariate(0, spread) * truth for factor in shared]
         candidate = [factor * generator.lognormvariate(0, spread) for factor in shared]
-        found = paired_speedup(baseline, candidate)
+        found = paired_speedup(ratios(baseline, candidate))
         covered += found.low <= truth <= found.high
     # Three standard errors of 600 trials below 95%.
     assert covered / trials >= 0.923
@@ -207,11 +205,11 @@ def test_calibration_error_is_a_share_and_at_least_the_overall_gap(images: list[
 )
 def test_the_sign_test_against_tables(wins: int, losses: int, expected: float) -> None:
     baseline, candidate = [2.0] * wins + [1.0] * losses + [1.0], [1.0] * wins + [2.0] * losses + [1.0]
-    assert sign_test(baseline, candidate) == pytest.approx(expected)
+    assert sign_test(ratios(baseline, candidate)) == pytest.approx(expected)
 
 
 def test_the_sign_test_finds_a_difference_in_noise_as_seldom_as_it_says() -> None:
     generator = random.Random(0)
     rounds = [[(generator.lognormvariate(0, 0.5), generator.lognormvariate(0, 0.5)) for _ in range(6)] for _ in range(4000)]
-    found = sum(sign_test([pair[0] for pair in pairs], [pair[1] for pair in pairs]) < 0.05 for pairs in rounds) / len(rounds)
+    found = sum(sign_test([one / other for one, other in pairs]) < 0.05 for pairs in rounds) / len(rounds)
     assert found == pytest.approx(0.03125, abs=0.01)

@@ -10,7 +10,7 @@ from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.images import load_image
 from tests.bundles import colour_logits, colour_model, write_bundle, write_pictures
 
-BRIEF = BenchProtocol(block_seconds=0.01, block_runs=20, window_seconds=0.002, window_runs=5, max_windows=4, random_inputs=2)
+BRIEF = BenchProtocol(slices=2, block_seconds=0.01, block_runs=20, window_seconds=0.002, window_runs=5, max_windows=4, random_inputs=2)
 
 
 @pytest.fixture

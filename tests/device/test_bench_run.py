@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from edgetl.core.errors import BenchError, BundleError, ConfigError, ProviderErr
 from edgetl.core.files import sha256_file
 from edgetl.core.keeping import keep
 from edgetl.core.results import read_result, write_result
-from edgetl.device.bench import processes
+from edgetl.device.bench import processes, rounds
+from edgetl.device.bench.processes import Worker
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.run import bench
 from edgetl.device.cores import available_cores
@@ -209,27 +211,32 @@ def test_a_worker_that_dies_is_reported_with_its_last_words(
         bench(BenchConfig(make_bundle()), protocol=brief)
 
 
-def test_one_process_at_a_time_and_a_fresh_one_for_each_block(
+def test_one_process_works_at_a_time_and_each_round_has_fresh_ones(
     make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive, started = [0], []
+    started, asked = [], []
     real = subprocess.Popen
 
     class Watched(real):  # type: ignore[type-arg, misc, valid-type]
         def __init__(self, *arguments: object, **options: object) -> None:
-            assert alive[0] == 0
-            alive[0] += 1
             super().__init__(*arguments, **options)
             started.append(self.pid)
 
-        def wait(self, timeout: float | None = None) -> int:
-            code: int = super().wait(timeout)
-            alive[0] = 0
-            return code
+    class Asked(Worker):
+        def ask(self, piece: str) -> None:
+            begun = time.perf_counter()
+            super().ask(piece)
+            asked.append((begun, time.perf_counter(), self._process.pid, piece))
 
     monkeypatch.setattr(processes.subprocess, "Popen", Watched)
+    monkeypatch.setattr(rounds, "Worker", Asked)
     bench(BenchConfig(make_bundle(variants=("a", "b")), scopes=("model",), rounds=2), protocol=brief)
-    assert len(started) == 2 + 2 * 2
+    assert len(started) == len(set(started)) == 2 + 2 * 2
+    assert all(end <= begin for (_, end, _, _), (begin, _, _, _) in pairwise(asked))
+    slices = [pid for _, _, pid, piece in asked if piece == "slice model"]
+    assert len(slices) == 2 * 2 * brief.slices
+    first = slices[: 2 * brief.slices]
+    assert all(set(first[turn : turn + 2]) == set(first) for turn in range(0, len(first), 2)), "they take turns"
 
 
 def test_an_interrupted_run_keeps_what_it_measured(make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path) -> None:
@@ -325,7 +332,8 @@ def test_workers_never_see_torch(make_bundle: MakeBundle, tmp_path: Path) -> Non
         "import sys; from pathlib import Path; import numpy as np\n"
         "from edgetl import BenchConfig, bench, open_classifier\n"
         "from edgetl.device.bench.protocol import BenchProtocol\n"
-        "result = bench(BenchConfig(Path(sys.argv[1]), rounds=2), protocol=BenchProtocol(0.01, 20, 0.001, 5, 3))\n"
+        "brief = BenchProtocol(0.01, 20, window_seconds=0.001, window_runs=5, max_windows=3)\n"
+        "result = bench(BenchConfig(Path(sys.argv[1]), rounds=2), protocol=brief)\n"
         "assert len(result.rows) == 2 and all(row.rounds for row in result.rows)\n"
         "probabilities = open_classifier(Path(sys.argv[1])).classify(np.zeros((50, 60, 3), np.uint8))\n"
         "assert probabilities.shape == (2,)\n"

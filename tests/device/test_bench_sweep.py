@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from edgetl.core.limits import Limits
 from edgetl.core.results import read_result
 from edgetl.device.bench import rounds, run
 from edgetl.device.bench.protocol import BenchProtocol
+from edgetl.device.bench.proving import Contender
 from edgetl.device.bench.run import bench
 from edgetl.device.session import available_providers
 
@@ -179,19 +180,37 @@ def test_a_profile_says_where_the_time_goes(make_bundle: MakeBundle, brief: Benc
 def test_one_configuration_that_dies_does_not_end_the_others(
     make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = rounds.run_job
+    class Mortal(rounds.Worker):
+        def ask(self, piece: str) -> None:
+            if self._job.source.batch == 4 and piece.startswith("slice") and next(asked) == 3:
+                self._process.kill()
+            super().ask(piece)
 
-    def run_job(job: object, folder: Path) -> object:
-        if job.source.batch == 4 and rounds_seen.setdefault("count", 0) >= 1:  # type: ignore[attr-defined]
-            raise BenchError("The measure process of onnxruntime was ended by SIGKILL (often: out of memory); nothing was written.")
-        rounds_seen["count"] = rounds_seen.get("count", 0) + (job.source.batch == 4)  # type: ignore[attr-defined]
-        return whole(job, folder)  # type: ignore[arg-type]
-
-    rounds_seen: dict[str, int] = {}
-    monkeypatch.setattr(rounds, "run_job", run_job)
+    asked = iter(range(100))
+    monkeypatch.setattr(rounds, "Worker", Mortal)
     result = bench(BenchConfig(make_bundle(), batches=(1, 4), scopes=("model",), rounds=3), protocol=brief)
     assert [len(row.rounds) for row in result.rows] == [3, 1]
-    assert any("batch 4" in note and "out of memory" in note for note in result.notes)
+    assert any("batch 4" in note and "SIGKILL" in note for note in result.notes)
+
+
+def test_a_device_with_little_memory_keeps_fewer_processes_alive(
+    make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    real = rounds.together
+
+    def watched(contenders: Sequence[Contender]) -> list[list[Contender]]:
+        groups = real(contenders)
+        seen.append([" + ".join(one.candidate.variant for one in group) for group in groups])
+        return groups
+
+    monkeypatch.setattr(rounds, "together", watched)
+    bundle = make_bundle(variants=("a", "b", "c"))
+    bench(BenchConfig(bundle, scopes=("model",), rounds=2), protocol=brief)
+    monkeypatch.setattr(rounds, "free_memory_bytes", lambda: 150 * 2**20)
+    result = bench(BenchConfig(bundle, scopes=("model",), rounds=2), protocol=brief)
+    assert seen == [["a + b + c"], ["a", "b", "c"]]
+    assert [len(row.rounds) for row in result.rows] == [2, 2, 2]
 
 
 def test_an_interrupted_sweep_keeps_finished_rows(make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from dataclasses import replace
 from itertools import chain, repeat
 
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.timing import Block, measure, measure_paced
+from edgetl.device.bench.timing import Block, Measurement, measure, measure_paced
 
-PROTOCOL = BenchProtocol(block_seconds=0.001, block_runs=7, window_seconds=0.0, window_runs=4, max_windows=5)
+PROTOCOL = BenchProtocol(slices=1, block_seconds=0.001, block_runs=7, window_seconds=0.0, window_runs=4, max_windows=5)
 
 
 class FakeTime:
@@ -135,3 +135,23 @@ def test_the_watch_sees_the_block_and_not_the_warm_up() -> None:
     block = measure([("inference", time.step(repeat(1000)))], ["a"], PROTOCOL, Watch(), clock=time)
     assert seen[1] - seen[0] == sum(block.latencies_ns)
     assert seen[0] == 2 * PROTOCOL.window_runs * 1000
+
+
+def test_a_block_is_measured_in_slices_each_after_a_few_runs_that_do_not_count() -> None:
+    time, seen = FakeTime(), []
+    protocol = replace(PROTOCOL, slices=3, block_seconds=0.00003, block_runs=9, slice_warm_runs=2)
+
+    def step(value: str) -> None:
+        time.now += 1000
+        seen.append(value)
+
+    measurement = Measurement([("inference", step)], ["a", "b", "c", "d"], protocol, clock=time)
+    measurement.warm_up()
+    seen.clear()
+    for _ in range(3):
+        measurement.run_slice()
+    block = measurement.block()
+    assert block.slices == [10, 10, 10]
+    assert len(block.latencies_ns) == 30
+    assert len(seen) == 30 + 2 * 2
+    assert seen[12] == "c", "the inputs go on where the last slice ended"

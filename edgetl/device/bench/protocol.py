@@ -13,6 +13,10 @@ class BenchProtocol:
     """Least time a block measures one scope."""
     block_runs: int = 100
     """Least runs of a block in one scope."""
+    slices: int = 5
+    """Parts of a block; the processes of a round take turns slice by slice, because a machine's speed changes within seconds."""
+    slice_warm_runs: int = 2
+    """Runs before a slice that are not measured: they bring back into the caches what the others have taken."""
     paced_seconds: float = 3.0
     """Least time of a block with paced arrivals: 8 rounds at 30 a second support a p99."""
     paced_runs: int = 20

@@ -27,6 +27,8 @@ class Contender:
     rows: tuple[Row, ...]
     """One a scope, not measured yet."""
     job: Job
+    memory_bytes: int | None = None
+    """The most that its gate's process held."""
 
     @property
     def passed(self) -> bool:
@@ -85,7 +87,7 @@ def prove(
         described = {"model": answer["input"], "image": photos, "file": photos}
         rows = tuple(_row(candidate, stream, described[stream.scope], answer, verdict) for stream in job.streams)
         source = replace(candidate.source, settings={**candidate.source.settings, **answer["settings"]})
-        contenders.append(Contender(candidate, rows, replace(job, task="measure", source=source)))
+        contenders.append(Contender(candidate, rows, replace(job, task="measure", source=source), answer["peak_memory_bytes"]))
     if not any(contender.candidate.runtime != "pytorch" for contender in contenders):
         raise BenchError("\n".join(left_out))
     return contenders, left_out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter_ns
 from typing import Any, Protocol
@@ -37,32 +37,69 @@ class Block:
     warmup_medians_ns: list[float]
     waited: int = 0
     """Paced arrivals that found the one before still being answered."""
+    slices: list[int] = field(default_factory=list)
+    """How many of the latencies each slice holds."""
+
+
+class Measurement:
+    """A block of one stream, measured slice by slice, so that other processes can take turns with it.
+
+    Every input goes through all stages, each fed with what the one before returned; the inputs take turns.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        inputs: Sequence[Any],
+        protocol: BenchProtocol,
+        watch: Watch | None = None,
+        clock: Clock = perf_counter_ns,
+    ) -> None:
+        self._stages, self._inputs, self._protocol, self._watch, self._clock = stages, inputs, protocol, watch, clock
+        self._marks: list[Sequence[int]] = []
+        self._slices: list[int] = []
+        self._warm_up_medians: list[float] = []
+        self._steady = False
+
+    def warm_up(self) -> None:
+        """Run until two windows agree, or for as long as the protocol allows."""
+        protocol, medians, clock = self._protocol, self._warm_up_medians, self._clock
+        give_up = clock() + int(protocol.warmup_seconds * 1e9)
+        while not self._steady and len(medians) < protocol.max_windows and (len(medians) < 2 or clock() < give_up):
+            window = run_for(self._stages, self._inputs, protocol.window_seconds, protocol.window_runs, clock)
+            medians.append(median(totals(window)))
+            self._steady = len(medians) > 1 and abs(medians[-1] - medians[-2]) < protocol.steady_within * medians[-2]
+
+    def run_slice(self) -> None:
+        """Measure one slice; a few runs before it bring back into the caches what others have taken since the last."""
+        protocol, turned = self._protocol, len(self._marks) % len(self._inputs)
+        inputs = [*self._inputs[turned:], *self._inputs[:turned]]
+        if self._slices:
+            run_for(self._stages, inputs, 0, protocol.slice_warm_runs, self._clock)
+        if self._watch is not None:
+            self._watch.start()
+        share = protocol.slices
+        marks = run_for(self._stages, inputs, protocol.block_seconds / share, -(-protocol.block_runs // share), self._clock)
+        if self._watch is not None:
+            self._watch.stop()
+        self._marks += marks
+        self._slices.append(len(marks))
+
+    def block(self) -> Block:
+        """What was measured so far."""
+        names = [name for name, _ in self._stages] if len(self._stages) > 1 else []
+        return Block(totals(self._marks), _parts(names, self._marks), self._steady, self._warm_up_medians, slices=list(self._slices))
 
 
 def measure(
     stages: Sequence[Stage], inputs: Sequence[Any], protocol: BenchProtocol, watch: Watch | None = None, clock: Clock = perf_counter_ns
 ) -> Block:
-    """Warm up until steady, then measure; every input goes through all stages, the inputs take turns.
-
-    Args:
-        stages: named steps, each fed with what the one before returned.
-        inputs: what the first stage is fed with.
-        watch: told when the timed part begins and ends.
-    """
-    medians: list[float] = []
-    steady = False
-    give_up = clock() + int(protocol.warmup_seconds * 1e9)
-    while not steady and len(medians) < protocol.max_windows and (len(medians) < 2 or clock() < give_up):
-        window = run_for(stages, inputs, protocol.window_seconds, protocol.window_runs, clock)
-        medians.append(median(totals(window)))
-        steady = len(medians) > 1 and abs(medians[-1] - medians[-2]) < protocol.steady_within * medians[-2]
-    if watch is not None:
-        watch.start()
-    marks = run_for(stages, inputs, protocol.block_seconds, protocol.block_runs, clock)
-    if watch is not None:
-        watch.stop()
-    names = [name for name, _ in stages] if len(stages) > 1 else []
-    return Block(totals(marks), _parts(names, marks), steady, medians)
+    """A whole block at once: warm-up, then all slices."""
+    measurement = Measurement(stages, inputs, protocol, watch, clock)
+    measurement.warm_up()
+    for _ in range(protocol.slices):
+        measurement.run_slice()
+    return measurement.block()
 
 
 def measure_paced(

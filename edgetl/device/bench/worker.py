@@ -5,7 +5,9 @@ At the top only what the standard library brings quickly: what a runtime needs i
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from pathlib import Path
 from time import perf_counter_ns
@@ -14,15 +16,20 @@ from typing import TYPE_CHECKING, Any
 from edgetl.core.errors import EdgetlError
 from edgetl.core.registry import BACKENDS, resolve
 from edgetl.device.allocator import keep_freed_memory
-from edgetl.device.bench.jobs import Job, Stream, error_to_json
-from edgetl.device.bench.timing import Block, Stage, measure, measure_paced
+from edgetl.device.bench.jobs import Job, error_to_json
+from edgetl.device.bench.timing import Block, Measurement, Stage, measure_paced
 
 if TYPE_CHECKING:
     from edgetl.device.backends import Backend
 
 
+_REPLIES: io.TextIOBase = io.StringIO()
+
+
 def gate(job: Job) -> dict[str, Any]:
     """Logits for the reference files and for the inputs of scope `model`, best settings, configuration."""
+    from edgetl.device.facts import peak_memory_bytes
+
     backend = _open(job)
     inputs = _model_inputs(backend, job)
     kept = keep_freed_memory()
@@ -39,13 +46,14 @@ def gate(job: Job) -> dict[str, Any]:
         "session": {**backend.describe(inputs[0]), **settings, "freed_memory_kept": kept, "feed": feed},
         "input": _described(inputs[0]),
         "batch": len(next(iter(inputs[0].values())) if isinstance(inputs[0], dict) else inputs[0]),
+        "peak_memory_bytes": peak_memory_bytes(),
         "golden_logits": answers,
         "model_logits": [backend.infer(batch).tolist() for batch in inputs] if job.model_inputs else [],
     }
 
 
 def measured(job: Job) -> dict[str, Any]:
-    """Cold start and one block for each stream."""
+    """Cold start and one block for each stream, piece by piece as standard input asks: `warm-up S`, `slice S`, `paced S`."""
     start = perf_counter_ns()
     backend_class = resolve(BACKENDS, job.runtime, "benchmark backend")
     imported = perf_counter_ns()
@@ -67,23 +75,40 @@ def measured(job: Job) -> dict[str, Any]:
     from edgetl.device.facts import core_frequency, peak_memory_bytes
 
     meter = EnergyMeter()
-    found: dict[str, dict[str, Any]] = {}
-    for stream in job.streams:
-        watch = BlockWatch(meter)
-        block = _block(*scopes[stream.scope], job, stream, watch)
-        found[stream.name] = {
-            **vars(block),
-            "frequency_khz": core_frequency(),
-            "memory_growth_bytes": watch.memory_growth_bytes,
-            "energy_j": watch.energy_j,
-        }
+    watches = {stream.name: BlockWatch(meter) for stream in job.streams}
+    measurements = {
+        stream.name: Measurement(*scopes[stream.scope], job.protocol, watches[stream.name]) for stream in job.streams if stream.rate is None
+    }
+    blocks: dict[str, Block] = {}
+    clocks: dict[str, int | None] = {}
+    tell("ready")
+    for piece, _, name in (line.strip().partition(" ") for line in sys.stdin):
+        if piece == "warm-up":
+            measurements[name].warm_up()
+        elif piece == "slice":
+            measurements[name].run_slice()
+        else:
+            stream = next(stream for stream in job.streams if stream.name == name)
+            blocks[name] = measure_paced(*scopes[stream.scope], job.protocol, stream.rate or 1.0, watches[name])
+        clocks[name] = core_frequency()
+        tell("done")
+    blocks |= {name: measurement.block() for name, measurement in measurements.items()}
     cold = {
         "import_ms": (imported - start) / 1e6,
         "session_ms": (opened - imported) / 1e6,
         "first_inference_ms": (first - before_first) / 1e6,
         "peak_memory_bytes": peak_memory_bytes(),
     }
-    return {name: {**block, "cold": cold} for name, block in found.items()}
+    return {
+        name: {
+            **vars(block),
+            "frequency_khz": clocks.get(name),
+            "memory_growth_bytes": watches[name].memory_growth_bytes,
+            "energy_j": watches[name].energy_j,
+            "cold": cold,
+        }
+        for name, block in blocks.items()
+    }
 
 
 def profiled(job: Job) -> dict[str, Any]:
@@ -110,10 +135,10 @@ def _open(job: Job) -> Backend:
     return backend
 
 
-def _block(stages: list[Stage], inputs: list[Any], job: Job, stream: Stream, watch: Any) -> Block:
-    if stream.rate is None:
-        return measure(stages, inputs, job.protocol, watch)
-    return measure_paced(stages, inputs, job.protocol, stream.rate, watch)
+def tell(word: str) -> None:
+    """One line to the process that waits."""
+    _REPLIES.write(f"{word}\n")
+    _REPLIES.flush()
 
 
 def _scope(backend: Backend, job: Job, scope: str) -> tuple[list[Stage], list[Any]]:
@@ -151,6 +176,10 @@ TASKS = {"gate": gate, "measure": measured, "profile": profiled, "sustain": sust
 
 def main() -> None:
     """Do the job; an error that the user can mend travels back in the answer, anything else ends the process."""
+    global _REPLIES
+    # Libraries may write to standard output: what they say joins the process's other words, and replies keep a pipe to themselves.
+    _REPLIES = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
     job = Job.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
         answer: dict[str, Any] = {"answer": TASKS[job.task](job)}
