@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from edgetl.core.candidates import Candidate, CandidatesResult
@@ -30,4 +31,5 @@ def result_of(*rows: Candidate, budget_ms: float | None = None, reasons: tuple[s
         provider="cpu",
         threads=2,
         rows=rows,
+        path=Path("bench/result.json"),
     )

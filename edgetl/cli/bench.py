@@ -36,17 +36,21 @@ def bench(
             show_default="model,file",
         ),
     ] = None,
-    batch: Annotated[str, typer.Option(metavar="1,4", help="Images a call, in scope `model`.")] = "1",
+    batch: Annotated[list[str] | None, typer.Option(metavar="1,4", help="Images a call, in scope `model`.", show_default="1")] = None,
     threads: Annotated[
-        str | None, typer.Option(metavar="1,2", help="Intra-op threads of every runtime.", show_default="the cores available")
+        list[str] | None, typer.Option(metavar="1,2", help="Intra-op threads of every runtime.", show_default="the cores available")
     ] = None,
     provider: Annotated[
-        str, typer.Option(help="Execution providers: cpu, cuda, tensorrt, openvino, ...; none falls back silently.")
-    ] = "cpu",
+        list[str] | None,
+        typer.Option(help="Execution providers: cpu, cuda, tensorrt, openvino, ...; none falls back silently.", show_default="cpu"),
+    ] = None,
     variant: Annotated[list[str] | None, typer.Option(help="Variants of the bundle.", show_default="all")] = None,
-    pytorch: Annotated[str, typer.Option(help="PyTorch baselines: `eager`, `bf16`, `compile`; `none` leaves PyTorch out.")] = "eager",
+    pytorch: Annotated[
+        list[str] | None,
+        typer.Option(help="PyTorch baselines: `eager`, `bf16`, `compile`; `none` leaves PyTorch out.", show_default="eager"),
+    ] = None,
     rate: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="30", help="Measure paced arrivals too, so many a second: idle gaps change latency.", show_default="single stream"
         ),
@@ -94,16 +98,34 @@ def bench(
     from edgetl.core.architectures import architectures
     from edgetl.core.errors import BenchError, ConfigError
     from edgetl.core.lists import numbers, words
-    from edgetl.core.options import parse_milliseconds
 
-    named = [*(targets or ()), *words([candidates] if candidates else [])]
+    named, counts = [*(targets or ()), *words([candidates] if candidates else [])], numbers("--threads", threads or [], int)
     if candidates or (targets and all(name in architectures() and not Path(name).exists() for name in targets)):
+        of_a_model = {
+            "--scope": scope, "--batch": batch, "--variant": variant, "--pytorch": pytorch, "--rate": rate, "--sustained": sustained,
+            "--profile": profile, "--inputs": inputs, "--baseline": baseline, "--any-model": any_model,
+            "--max-regression": max_regression, "--max-p99": max_p99, "--min-speedup": min_speedup,
+        }  # fmt: skip
+        given = [option for option, value in of_a_model.items() if value]
+        if given or len(counts) > 1 or len(provider or ()) > 1:
+            raise ConfigError(
+                f"Architectures are timed in scope model, one image, with one provider and one number of threads; "
+                f"leave out {', '.join(given) or 'the others'}, or export one and measure its bundle."
+            )
         from edgetl.cli.candidates import run_candidates
 
-        chosen = numbers("--threads", threads, int) if threads else ()
-        if len(chosen) > 1:
-            raise ConfigError("Architectures are timed with one number of --threads.")
-        run_candidates(named, classes, image_size or "", latency_budget or "", next(iter(chosen), None), rounds, provider, output, as_json)
+        run_candidates(
+            named,
+            classes,
+            image_size or "",
+            latency_budget,
+            next(iter(counts), None),
+            rounds,
+            (provider or ["cpu"])[0],
+            output,
+            as_json,
+            force,
+        )
         return
     if len(named) != 1:
         raise ConfigError("Give one RUN, BUNDLE or MODEL.onnx to measure, or architectures to choose from (`edgetl models` lists them).")
@@ -113,17 +135,18 @@ def bench(
         )
     from edgetl.core.benching import BenchConfig
     from edgetl.core.limits import Limits
-    from edgetl.core.options import parse_duration, parse_share
+    from edgetl.core.options import parse_duration, parse_milliseconds, parse_share
 
+    modes = words(pytorch or ["eager"])
     config = BenchConfig(
         target=Path(named[0]),
         scopes=words(scope or ["model,file"]),  # type: ignore[arg-type]
-        batches=numbers("--batch", batch, int),
-        threads=numbers("--threads", threads, int) if threads else (),
-        providers=words([provider]),
+        batches=numbers("--batch", batch or ["1"], int),
+        threads=counts,
+        providers=words(provider or ["cpu"]),
         variants=() if variant is None or words(variant) == ("all",) else words(variant),
-        torch_modes=() if pytorch == "none" else words([pytorch]),  # type: ignore[arg-type]
-        rates=numbers("--rate", rate, float) if rate else (),
+        torch_modes=() if modes == ("none",) else modes,  # type: ignore[arg-type]
+        rates=numbers("--rate", rate or [], float),
         rounds=rounds,
         sustained_s=parse_duration(sustained) if sustained else 0.0,
         profile=profile,

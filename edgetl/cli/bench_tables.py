@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
 from edgetl.cli.console import out
@@ -18,7 +19,7 @@ WITHHELD = "—"
 VERDICT_STYLE = {"faster": "bold green", "slower": "bold red", "inconclusive": "yellow", "noisy": "yellow"}
 OUTCOME_STYLE = {"held": "green", "broken": "bold red", "undecided": "yellow"}
 _BARS = "▁▂▃▄▅▆▇█"
-_SPARKS, _OPERATORS = 60, 8
+_SPARKS, _OPERATORS, _NODES = 60, 8, 4
 
 
 def show(result: BenchResult) -> None:
@@ -58,12 +59,7 @@ def show(result: BenchResult) -> None:
 
 def _latency_table(result: BenchResult) -> Table:
     table = plain_table()
-    ids = {row.id: row for row in result.rows}
-    beside = {
-        pair.candidate: pair
-        for pair in reversed(result.comparisons)
-        if pair.earlier is None and (ids[pair.baseline].variant == "fp32" or ids[pair.baseline].runtime != "pytorch")
-    }
+    beside = {pair.candidate: result.against_eager(pair.candidate) or pair for pair in reversed(result.comparisons) if pair.earlier is None}
     baselines = {comparison.baseline for comparison in beside.values()}
     varied = [name for name in ("provider", "batch", "threads", "rate") if len({getattr(row, name) for row in result.rows}) > 1]
     for heading in ("runtime", "variant", "scope", *varied):
@@ -149,6 +145,8 @@ def _profile_table(row_id: str, profile: dict[str, list[dict[str, object]]]) -> 
     left = profile["operators"][_OPERATORS:]
     if left:
         table.add_row(f"[dim]{len(left)} more[/]", "", "", "", f"{sum(float(str(entry['share'])) for entry in left):.1%}")
+    for entry in profile["nodes"][:_NODES]:
+        table.add_row(f"[dim]node {escape(str(entry['node']))}[/]", "", "", f"{entry['us']:.0f}", f"{entry['share']:.1%}")
     return table
 
 

@@ -30,6 +30,7 @@ def run_candidates(
     provider: str = "cpu",
     output: Path | None = None,
     as_json: bool = False,
+    force: bool = False,
 ) -> None:
     """Time architectures and print what fits.
 
@@ -43,6 +44,7 @@ def run_candidates(
         provider: execution provider.
         output: the result file; None chooses a new one in ./bench.
         as_json: print the result as one JSON object, and nothing else.
+        force: measure with more threads than there are cores.
 
     Raises:
         ConfigError: values that contradict themselves, or unknown architectures.
@@ -61,6 +63,7 @@ def run_candidates(
         provider=provider,
         rounds=rounds,
         output=output,
+        force=force,
     )
     from edgetl.export.candidates import time_candidates
 
@@ -75,6 +78,8 @@ def run_candidates(
         sys.stdout.write("\n")
     else:
         show_candidates(result)
+    if result.path is None:
+        raise BenchError(result.notes[-1])
     if not result.timed:
         reasons = "; ".join(f"{row.architecture} at {row.image_size} px: {row.failed}" for row in result.rows)
         raise BenchError(f"Not one candidate could be timed. {reasons}")
@@ -126,7 +131,8 @@ def show_candidates(result: CandidatesResult) -> None:
     if result.timed:
         quiet = "[green]quiet[/]" if not result.noise.noisy else "[yellow]noisy[/]: " + "; ".join(result.noise.reasons)
         out.print(f"Noise    {quiet}", soft_wrap=True)
-    out.print(f"Result   {result.path}", markup=False, soft_wrap=True)
+    if result.path is not None:
+        out.print(f"Result   {result.path}", markup=False, soft_wrap=True)
     out.print(conclusion(result), markup=False, soft_wrap=True)
 
 

@@ -86,7 +86,7 @@ def _verdict(verdict: str) -> str:
 
 
 def _baseline(result: BenchResult, row: Row) -> str:
-    return "[dim]baseline[/]" if any(pair.baseline == row.id for pair in result.comparisons) else ""
+    return "[dim]baseline[/]" if any(pair.baseline == row.id and pair.earlier is None for pair in result.comparisons) else ""
 
 
 def _summary(result: BenchResult) -> dict[str, Any]:

@@ -72,6 +72,7 @@ class BenchConfig:
                 "--max-regression compares with --baseline RESULT.json: give one."
                 if self.limits.max_regression is not None and self.baseline is None
                 else None,
+                "--rate paces single images: leave --batch at 1, or add 1 to it." if self.rates and 1 not in self.batches else None,
                 "--batch above 1 is measured in scope model: add it to --scope."
                 if "model" not in self.scopes and any(count > 1 for count in self.batches)
                 else None,

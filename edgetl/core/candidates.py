@@ -40,7 +40,9 @@ class CandidatesConfig:
     output: Path | None = None
     """The result file to write; None chooses a new name in bench/ under the current folder."""
     seed: int = 0
-    """Seed of the weights, of the order within rounds and of the bootstrap."""
+    """Seed of the weights and of the order within rounds."""
+    force: bool = False
+    """Measure with more threads than there are cores."""
 
     def __post_init__(self) -> None:
         small = [str(size) for size in self.image_sizes if size < SMALLEST_IMAGE]

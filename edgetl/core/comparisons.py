@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from edgetl.core.statistics import Speedup, sign_test
+from edgetl.core.statistics import Speedup, location
 
 Verdict = Literal["faster", "slower", "inconclusive", "noisy"]
 SAME_RUN, EARLIER_RESULT = "same run", "earlier result"
@@ -59,15 +60,18 @@ class Comparison:
         }
 
 
-AGREED = 0.01
-"""Least p-value of rounds that fail to agree; eight rounds agree at this level where all of them say the same."""
-_DECIDABLE = 8
-"""Rounds from which on a sign test can be that sure."""
+_TAIL = 0.01
+"""A verdict wants 98%: an interval of 95% alone would be wrong once in twenty."""
+_DECIDABLE = 7
+"""Rounds from which on a signed-rank test can be that sure."""
 
 
 def agree(ratios: Sequence[float]) -> bool:
-    """Whether the rounds say the same clearly enough for a verdict: an interval of 95% alone would be wrong once in twenty."""
-    return len(ratios) < _DECIDABLE or sign_test(ratios) < AGREED
+    """Whether the rounds say the same clearly enough for a verdict: of eight, at most the one that says least may disagree."""
+    if len(ratios) < _DECIDABLE:
+        return True
+    _, low, high = location([math.log(ratio) for ratio in ratios], _TAIL)
+    return low > 0 or high < 0
 
 
 def verdict(speedup: Speedup, noisy: bool, doubt: float, agreed: bool = True) -> Verdict:

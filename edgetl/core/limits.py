@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,7 +33,7 @@ class Limits:
             [
                 None if self.max_regression is None or self.max_regression >= 0 else "--max-regression is at least 0%.",
                 None if self.max_p99_ms is None or self.max_p99_ms > 0 else "--max-p99 is above 0.",
-                None if self.min_speedup is None or self.min_speedup > 0 else "--min-speedup is above 0.",
+                None if self.min_speedup is None or 0 < self.min_speedup < math.inf else "--min-speedup is a number above 0.",
             ]
         )
 
@@ -58,29 +59,44 @@ class Judged:
 
 
 def judge_limits(result: BenchResult, limits: Limits) -> list[Judged]:
-    """Every limit held against every row that it is about.
+    """Every limit held against every row that it is about; a limit that nothing could be held against is undecided, never kept.
 
-    Decided is only what the whole 95% interval decides, or what a quiet device showed.
+    Decided is only what the whole 95% interval decides, widened where the device was not quiet.
     """
-    return [*_regressions(result, limits.max_regression), *_tails(result, limits.max_p99_ms), *_speedups(result, limits.min_speedup)]
+    kinds = (
+        ("max-regression", limits.max_regression, _regressions),
+        ("max-p99", limits.max_p99_ms, _tails),
+        ("min-speedup", limits.min_speedup, _speedups),
+    )
+    found: list[Judged] = []
+    for name, bound, judge in kinds:
+        if bound is not None:
+            found += list(judge(result, bound)) or [
+                Judged(name, "", bound, None, "undecided", "nothing was measured that it could be held against")
+            ]
+    return found
 
 
-def _regressions(result: BenchResult, bound: float | None) -> Iterator[Judged]:
-    if bound is None:
-        return
-    for pair in result.comparisons:
-        if pair.earlier is None or not pair.earlier.same_configuration:
+def _regressions(result: BenchResult, bound: float) -> Iterator[Judged]:
+    pairs = {pair.candidate: pair for pair in result.comparisons if pair.earlier is not None and pair.earlier.same_configuration}
+    for row in result.rows:
+        if row.runtime == "pytorch" or row.failed:
+            continue
+        pair = pairs.get(row.id)
+        if pair is None or pair.earlier is None:
+            told = f"{row.id}: the earlier result has not measured this configuration, or there are too few rounds"
+            yield Judged("max-regression", row.id, bound, None, "undecided", told)
             continue
         # A speed-up of r is a regression of 1/r - 1.
-        value, best, worst = (1 / ratio - 1 for ratio in (pair.speedup.ratio, pair.speedup.high, pair.speedup.low))
-        outcome = _decide(worst <= bound, best > bound, pair.verdict == "noisy")
-        told = f"{pair.candidate} takes {value:+.1%} [{best:+.1%}, {worst:+.1%}] longer than before, allowed are {bound:.1%}"
-        yield Judged("max-regression", pair.candidate, bound, value, outcome, told + _doubt(outcome, pair.verdict == "noisy"))
+        low, high = _widened(pair, result)
+        value, best, worst = (1 / ratio - 1 for ratio in (pair.speedup.ratio, high, low))
+        outcome = _decide(worst <= bound, best > bound, pair.earlier.cross_device)
+        told = f"{row.id} takes {value:+.1%} [{best:+.1%}, {worst:+.1%}] longer than before, allowed are {bound:.1%}"
+        elsewhere = "; it was measured on another device" if pair.earlier.cross_device else ""
+        yield Judged("max-regression", row.id, bound, value, outcome, told + (elsewhere or _doubt(outcome, result.noise.noisy)))
 
 
-def _tails(result: BenchResult, bound: float | None) -> Iterator[Judged]:
-    if bound is None:
-        return
+def _tails(result: BenchResult, bound: float) -> Iterator[Judged]:
     for row in _own_rows(result):
         value = row.percentile_ms(99)
         if value is None:
@@ -93,29 +109,27 @@ def _tails(result: BenchResult, bound: float | None) -> Iterator[Judged]:
         yield Judged("max-p99", row.id, bound, value, outcome, told + _doubt(outcome, result.noise.noisy))
 
 
-def _speedups(result: BenchResult, bound: float | None) -> Iterator[Judged]:
-    if bound is None:
-        return
+def _speedups(result: BenchResult, bound: float) -> Iterator[Judged]:
     chosen = result.recommendation
-    pair = None if chosen is None else _against_eager(result, chosen.latency.row)
-    if chosen is None or pair is None:
-        yield Judged("min-speedup", "", bound, None, "undecided", "there is no speed-up: eager PyTorch was not measured beside it")
+    pair = None if chosen is None else result.against_eager(chosen.latency.row)
+    if pair is None:
+        told = "there is no speed-up: eager PyTorch was not measured beside it"
+        yield Judged("min-speedup", "", bound, None, "undecided", told)
         return
-    noisy = pair.verdict == "noisy"
-    outcome = _decide(pair.speedup.low >= bound, pair.speedup.high < bound, noisy)
-    told = f"{pair.candidate} is {pair.speedup.ratio:.2f} [{pair.speedup.low:.2f}, {pair.speedup.high:.2f}] times as fast as eager PyTorch"
-    yield Judged("min-speedup", pair.candidate, bound, pair.speedup.ratio, outcome, f"{told}, asked for {bound:g}{_doubt(outcome, noisy)}")
+    low, high = _widened(pair, result)
+    outcome = _decide(low >= bound, high < bound, False)
+    told = f"{pair.candidate} is {pair.speedup.ratio:.2f} [{low:.2f}, {high:.2f}] times as fast as eager PyTorch, asked for {bound:g}"
+    yield Judged("min-speedup", pair.candidate, bound, pair.speedup.ratio, outcome, told + _doubt(outcome, result.noise.noisy))
 
 
-def _against_eager(result: BenchResult, row_id: str) -> Comparison | None:
-    pairs = [pair for pair in result.comparisons if pair.earlier is None and pair.candidate == row_id]
-    return next((pair for pair in pairs if result.row(pair.baseline).runtime == "pytorch"), None)
+def _widened(pair: Comparison, result: BenchResult) -> tuple[float, float]:
+    widened = 1 + result.doubt(pair)
+    return pair.speedup.low / widened, pair.speedup.high * widened
 
 
 def _own_rows(result: BenchResult) -> list[Row]:
-    measured = [row for row in result.rows if row.rounds and row.runtime != "pytorch"]
-    first = measured[0].scope if measured else ""
-    return [row for row in measured if row.scope == first]
+    own = [row for row in result.rows if row.runtime != "pytorch" and not row.failed]
+    return [row for row in own if row.scope == own[0].scope]
 
 
 def _decide(held: bool, broken: bool, doubtful: bool) -> Outcome:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,8 @@ from edgetl.core.rows import Row, relative_spread, round_ratios
 from edgetl.core.statistics import paired_speedup, unpaired_speedup
 from edgetl.core.sustained import Sustained
 
+EAGER = "fp32"
+"""The variant of the PyTorch row that speed-ups are taken against: eager, as it was trained."""
 MIN_ROUNDS = 2
 """Fewer rounds have no interval."""
 
@@ -43,7 +45,9 @@ class Noise:
     @property
     def disturbance(self) -> float:
         """The largest share of the CPU's time that something else took; 0 where the device does not tell."""
-        return float(self.measured.get("disturbance") or 0.0)
+        # Results from before it was recorded have its parts.
+        parts = ("disturbance",) if "disturbance" in self.measured else ("other_cpu", "steal", "cpu_pressure")
+        return max(float(self.measured.get(part) or 0.0) for part in parts)
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the result."""
@@ -105,6 +109,24 @@ class BenchResult:
         """Speed-ups of all pairs that were measured."""
         return list(self._compare())
 
+    def against_eager(self, row_id: str) -> Comparison | None:
+        """The comparison of a row with eager PyTorch in this run."""
+        return next((pair for pair in self.comparisons if pair.earlier is None and pair.candidate == row_id and self._is_eager(pair)), None)
+
+    def _is_eager(self, pair: Comparison) -> bool:
+        base = self.row(pair.baseline)
+        return (base.runtime, base.variant) == ("pytorch", EAGER)
+
+    def doubt(self, pair: Comparison) -> float:
+        """By which share noise may have favoured one of the two; 0 on a quiet device."""
+        earlier = pair.earlier
+        if earlier is None:
+            return self.noise.disturbance if self.noise.noisy else 0.0
+        if not (self.noise.noisy or earlier.noisy):
+            return 0.0
+        # Measured at different times: nothing says that the device was as fast then as it is now.
+        return relative_spread(earlier.round_medians_ns) + self.row(pair.candidate).spread
+
     def _compare(self) -> Iterator[Comparison]:
         for baseline, candidate in self.pairs:
             before, after = self.row(baseline), self.row(candidate)
@@ -116,11 +138,10 @@ class BenchResult:
                 yield Comparison(baseline, candidate, speedup, decided)
         for baseline, candidate, earlier in self.earlier:
             after = self.row(candidate)
-            if len(after.rounds) >= MIN_ROUNDS:
+            if min(len(earlier.round_medians_ns), len(after.rounds)) >= MIN_ROUNDS:
                 speedup = unpaired_speedup(earlier.round_medians_ns, after.medians_ns)
-                # Measured at different times: nothing says that the device was as fast then as it is now.
-                spread = relative_spread(earlier.round_medians_ns) + after.spread
-                yield Comparison(baseline, candidate, speedup, verdict(speedup, self.noise.noisy or earlier.noisy, spread), earlier)
+                pair = Comparison(baseline, candidate, speedup, "inconclusive", earlier)
+                yield replace(pair, verdict=verdict(speedup, self.noise.noisy or earlier.noisy, self.doubt(pair)))
 
     def to_json(self) -> dict[str, Any]:
         """What `edgetl bench --json` prints and the result file holds."""
@@ -154,7 +175,9 @@ def read_result(path: Path) -> BenchResult:
     """
     content = read_json(path, BenchError, "The bench result")
     if content.get("kind") != "bench":
-        raise BenchError(f"{path} is no bench result (kind {content.get('kind')!r}). Give a file that `edgetl bench` wrote.")
+        raise BenchError(
+            f"{path} is no bench result but of kind {content.get('kind')!r}. Give one that `edgetl bench` made of a run, bundle or file."
+        )
     try:
         rows = {row["id"]: Row.from_json(row) for row in content["rows"]}
         # Ids are read through the rows: those of an earlier edgetl were shorter.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from statistics import fmean, median, stdev, variance
 
 PERCENTILE_SUPPORT = {50: 1, 90: 64, 95: 130, 99: 662}
 """Fewest latencies that support a percentile: the least that MLPerf Inference's early-stopping criterion accepts."""
 SIGNED_RANK_FROM = 6
 """Values from which on the signed-rank test can decide at 5%."""
+_COUNTED_PAIRS = 2500
 _T_975 = (math.inf, 12.7062, 4.3027, 3.1824, 2.7764)
 """97.5% quantile of Student's t for 0, 1, 2, ... degrees of freedom."""
 
@@ -112,7 +112,7 @@ def unpaired_speedup(baseline: Sequence[float], candidate: Sequence[float]) -> S
     before, after = ([math.log(value) for value in values] for values in (baseline, candidate))
     differences = sorted(one - other for one in before for other in after)
     middle = median(differences)
-    cut = _lower_ranks(_rank_sum_counts(len(before), len(after)))
+    cut = _rank_sum_cut(len(before), len(after))
     if cut is not None:
         return Speedup(*map(math.exp, (middle, differences[cut], differences[-1 - cut])))
     error = math.sqrt(sum(variance(values) / len(values) for values in (before, after)))
@@ -126,16 +126,16 @@ def median_interval(medians: Sequence[float]) -> tuple[float, float]:
     return math.exp(low), math.exp(high)
 
 
-def location(values: Sequence[float]) -> tuple[float, float, float]:
-    """(centre, low, high) of two or more values from a symmetric distribution, 95%.
+def location(values: Sequence[float], tail: float = 0.025) -> tuple[float, float, float]:
+    """(centre, low, high) of two or more values from a symmetric distribution; the interval leaves out at most `tail` at either end.
 
     From six values on the median of all averages of two (Hodges and Lehmann, 1963), which one bad round does not move, with the interval
-    that inverts the signed-rank test (Wilcoxon, 1945); it covers at least 95% exactly. Fewer values cannot decide a rank test at
-    5%: then the median with Student's t around the mean (1908), stretched to hold it.
+    that inverts the signed-rank test (Wilcoxon, 1945); it covers at least as often as it says. Fewer values cannot decide a rank test
+    at 5%: then the median with Student's t around the mean (1908), 95%, stretched to hold it.
     """
     if len(values) >= SIGNED_RANK_FROM:
         averages = sorted((one + other) / 2 for index, one in enumerate(values) for other in values[index:])
-        cut = _lower_ranks(_signed_rank_counts(len(values))) or 0
+        cut = _lower_ranks(_signed_rank_counts(len(values)), tail) or 0
         return median(averages), averages[cut], averages[-1 - cut]
     half = _T_975[len(values) - 1] * stdev(values) / math.sqrt(len(values))
     centre, middle = fmean(values), median(values)
@@ -152,24 +152,34 @@ def _signed_rank_counts(count: int) -> list[int]:
     return ways
 
 
-@cache
+def _rank_sum_cut(first: int, second: int) -> int | None:
+    """How many of the sorted differences to leave out at either end for 95%; by the normal approximation where counting would take long."""
+    pairs = first * second
+    if pairs > _COUNTED_PAIRS:
+        return max(0, math.floor(pairs / 2 - 1.96 * math.sqrt(pairs * (first + second + 1) / 12)) - 1)
+    return _lower_ranks(_rank_sum_counts(first, second))
+
+
 def _rank_sum_counts(first: int, second: int) -> list[int]:
-    """In how many arrangements of `first` and `second` values 0, 1, 2, ... pairs are in descending order (Mann and Whitney, 1947)."""
-    if first == 0 or second == 0:
-        return [1]
-    above, beside = _rank_sum_counts(first - 1, second), _rank_sum_counts(first, second - 1)
-    return [
-        (above[total - second] if 0 <= total - second < len(above) else 0) + (beside[total] if total < len(beside) else 0)
-        for total in range(first * second + 1)
-    ]
+    """In how many arrangements of `first` and `second` values 0, 1, 2, ... pairs are in descending order.
+
+    They are the coefficients of the Gaussian binomial: the product of (1 - q^(second + i)) / (1 - q^i) for i from 1 to `first`.
+    """
+    counts = [1] + [0] * (first * second)
+    for step in range(1, first + 1):
+        for total in range(len(counts) - 1, second + step - 1, -1):
+            counts[total] -= counts[total - second - step]
+        for total in range(step, len(counts)):
+            counts[total] += counts[total - step]
+    return counts
 
 
-def _lower_ranks(counts: Sequence[int]) -> int | None:
-    """How many values to leave out at either end for 95%; None where even the extremes hold less."""
+def _lower_ranks(counts: Sequence[int], tail: float = 0.025) -> int | None:
+    """How many values may be left out at either end; None where even the extremes leave out more than `tail`."""
     total, seen = sum(counts), 0
     for rank, ways in enumerate(counts):
         seen += ways
-        if seen > 0.025 * total:
+        if seen > tail * total:
             return rank - 1 if rank else None
     return None
 

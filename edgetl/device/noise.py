@@ -45,7 +45,7 @@ def judge(
     after: Mapping[str, Any],
     own_cpu_s: float,
     spreads: Mapping[str, float],
-    frequencies_khz: Sequence[int] = (),
+    frequencies_khz: Sequence[Sequence[int]] = (),
     limits: NoiseLimits = NoiseLimits(),
 ) -> Noise:
     """The verdict on a run.
@@ -55,7 +55,8 @@ def judge(
         after: `device_state` when it ended.
         own_cpu_s: CPU seconds that this benchmark itself used in between, its worker processes included.
         spreads: each row's relative spread of round medians.
-        frequencies_khz: the clock right after each block.
+        frequencies_khz: for each row the clock right after each of its blocks; rows are not held against each other, because more
+            threads may well run at a lower clock.
         limits: what is still quiet.
 
     Returns:
@@ -70,7 +71,7 @@ def judge(
     throttled_s = _delta(before["throttling"], after["throttling"], "seconds")
     thermal = _total_delta(before["thermal_throttles"], after["thermal_throttles"])
     currents = _total_delta(before["over_current_events"], after["over_current_events"])
-    clock = (max(frequencies_khz) - min(frequencies_khz)) / max(frequencies_khz) if frequencies_khz else None
+    clock = max(((max(row) - min(row)) / max(row) for row in frequencies_khz if row), default=None)
     firmware = _firmware_words(before["firmware_throttled"], after["firmware_throttled"])
     # The kernel adds up the time of all cores' queues: as a share of the run's time it can pass 1.
     throttled = None if throttled_s is None else min(throttled_s / seconds, 1.0)

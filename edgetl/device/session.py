@@ -26,6 +26,10 @@ PROVIDERS = {
 """The names that users type, and onnxruntime's own."""
 
 
+_OWN_THREADS = {"openvino": "num_of_threads", "xnnpack": "intra_op_num_threads"}
+"""Providers with a thread pool of their own, and the option that sizes it."""
+
+
 def available_providers() -> list[str]:
     """Short names of the execution providers in the installed onnxruntime."""
     installed = onnxruntime.get_available_providers()
@@ -77,8 +81,15 @@ def create_session(
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)
     chosen = [PROVIDERS[provider]] + ([] if provider == "cpu" else [PROVIDERS["cpu"]])
+    count = options.intra_op_num_threads
+    own: list[dict[str, str]] = [{name: str(count) for name in (_OWN_THREADS.get(provider),) if name}] + [{}] * (len(chosen) - 1)
+    if provider == "xnnpack":
+        # Its own pool does the work; onnxruntime's would spin beside it (onnxruntime's page on XNNPACK).
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = onnxruntime.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=chosen)
+        session = onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=chosen, provider_options=own
+        )
     except Exception as cause:  # onnxruntime's exceptions share no base class
         name = "the model" if isinstance(model, bytes) else model
         raise BundleError(f"onnxruntime {onnxruntime.__version__} cannot load {name}: {cause}") from cause

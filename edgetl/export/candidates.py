@@ -68,7 +68,7 @@ def time_candidates(config: CandidatesConfig, progress: Progress | None = None, 
     check_names(config.architectures)
     check_provider(config.provider)
     check_output(config.output, RESULTS)
-    (threads,) = intra_op_threads(() if config.threads is None else (config.threads,))
+    (threads,) = intra_op_threads(() if config.threads is None else (config.threads,), config.force)
     facts, created = device_facts(), datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="edgetl-candidates-") as name:
         folder = Path(name)
@@ -82,18 +82,15 @@ def time_candidates(config: CandidatesConfig, progress: Progress | None = None, 
         before, cpu_before = device_state(), _own_cpu_s()
         try:
             rounds.measure(able, config.rounds if able else 0, config.seed, folder, report)
-        except (KeyboardInterrupt, BenchError) as cause:
+        except (KeyboardInterrupt, EdgetlError, OSError) as cause:
             # What was measured before the end is as good as ever.
             if not rounds.blocks:
                 raise
             stopped = cause
         after, own_cpu_s = device_state(), _own_cpu_s() - cpu_before
     names = {one.contender.candidate.name: one.row.name for one in prepared if one.contender is not None}
-    rows = tuple(
-        one.row if one.contender is None else replace(one.row, rounds=tuple(rounds.blocks.get(one.contender.rows[0].id, ())))
-        for one in prepared
-    )
-    clocks = [block.frequency_khz for row in rows for block in row.rounds if block.frequency_khz is not None]
+    rows = tuple(_measured(one, rounds) for one in prepared)
+    clocks = [[block.frequency_khz for block in row.rounds if block.frequency_khz is not None] for row in rows]
     spreads = {row.name: row.spread for row in rows if row.rounds}
     result = CandidatesResult(
         created=created.isoformat(timespec="seconds"),
@@ -111,8 +108,21 @@ def time_candidates(config: CandidatesConfig, progress: Progress | None = None, 
     )
     path, notes = keep(partial(write_result, result), config.output, RESULTS, created)
     if stopped is not None:
-        raise type(stopped)(f"{stopped or 'Interrupted:'} {len(rounds.order)} rounds are kept in {path}.") from stopped
+        finished = sum(bool(row.rounds) for row in rows)
+        told = " ".join((str(stopped) or "Interrupted:", f"{finished} of {len(rows)} candidates have figures, kept in {path}.", *notes))
+        raise (KeyboardInterrupt if isinstance(stopped, KeyboardInterrupt) else BenchError)(told) from stopped
     return replace(result, path=path, notes=(*result.notes, *notes))
+
+
+def _measured(one: _Prepared, rounds: Rounds) -> Candidate:
+    if one.contender is None:
+        return one.row
+    died = rounds.died.get(one.contender.candidate.name)
+    return replace(
+        one.row,
+        rounds=tuple(rounds.blocks.get(one.contender.rows[0].id, ())),
+        failed=one.row.failed if died is None else str(died),
+    )
 
 
 def _prepare_all(config: CandidatesConfig, threads: int, protocol: BenchProtocol, folder: Path, report: Progress) -> Iterator[_Prepared]:

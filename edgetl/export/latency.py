@@ -38,7 +38,9 @@ def variant_latencies(
     with tempfile.TemporaryDirectory(prefix="edgetl-latency-") as name:
         folder = Path(name)
         pictures = prepare_pictures(target.bundle, {candidate.source.input for candidate in candidates}, folder)
-        contenders, _ = prove(candidates, pictures, protocol or BenchProtocol(), folder, lambda text: notify("Timing variants", 0, 0))
+        contenders, left_out = prove(
+            candidates, pictures, protocol or BenchProtocol(), folder, lambda text: notify("Timing variants", 0, 0)
+        )
         able = [contender for contender in contenders if contender.passed]
         rounds = Rounds()
         rounds.measure(able, _ROUNDS, 0, folder, lambda done, total, text: notify("Timing variants", done, total))
@@ -47,12 +49,16 @@ def variant_latencies(
         for contender in contenders
     }
     about = {"scope": "model", "batch": 1, "threads": threads, "provider": "cpu", "cpu": device_facts().get("cpu"), "rounds": _ROUNDS}
-    return {variant: {**about, **_figures(row, rows.get("fp32"))} for variant, row in rows.items()}
+    found = {variant: {**about, **_figures(row, rows.get("fp32"))} for variant, row in rows.items()}
+    gone = {candidate.variant: "; ".join(left_out) for candidate in candidates if candidate.variant not in rows}
+    died = {contender.candidate.variant: rounds.died.get(contender.candidate.name) for contender in contenders}
+    gone |= {variant: str(error) for variant, error in died.items() if error is not None}
+    return found | {variant: {**about, "p50_ms": None, "reason": reason} for variant, reason in gone.items()}
 
 
 def _figures(row: Row, float32: Row | None) -> dict[str, Any]:
     if not row.rounds:
-        return {"p50_ms": None, "reason": row.gate["reason"]}
+        return {"p50_ms": None, "reason": row.gate.get("reason", "its process ended before anything was measured")}
     found: dict[str, Any] = {"p50_ms": row.percentile_ms(50)}
     if float32 is None or row is float32 or not float32.rounds:
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -39,6 +40,15 @@ def write_page(path: Path, page: Callable[[], str], force: bool = False) -> None
         raise ConfigError(f"The page cannot be written to {path} ({cause.strerror or cause}). Choose another --output.") from cause
 
 
+def _is_result(path: Path) -> bool:
+    """A folder may hold other kinds, such as timed candidates; what cannot be read at all is told when it is read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True
+    return not isinstance(content, dict) or content.get("kind", "bench") == "bench"
+
+
 def _files(path: Path) -> Iterator[Path]:
     if not path.exists():
         raise BenchError(f"Nothing at {path}. Give a result that `edgetl bench` wrote, or a folder of them.")
@@ -46,7 +56,7 @@ def _files(path: Path) -> Iterator[Path]:
         yield path
         return
     folder = RunDirectory(path).bench if RunDirectory.is_one(path) and RunDirectory(path).bench.is_dir() else path
-    found = sorted(folder.glob("*.json"))
+    found = [file for file in sorted(folder.glob("*.json")) if _is_result(file)]
     if RunDirectory.is_one(folder) or not found:
         raise BenchError(f"No bench results in {folder}. `edgetl bench {path}` makes one.")
     yield from found

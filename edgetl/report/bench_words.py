@@ -68,8 +68,9 @@ def full_name(row: Row) -> str:
 
 
 def speedup_of(result: BenchResult, row_id: str) -> Comparison | None:
-    """The row against its baseline of the same run."""
-    return next((pair for pair in result.comparisons if pair.candidate == row_id and pair.earlier is None), None)
+    """The row against eager PyTorch, or where that was not measured against another baseline of the same run."""
+    beside = (pair for pair in result.comparisons if pair.candidate == row_id and pair.earlier is None)
+    return result.against_eager(row_id) or next(beside, None)
 
 
 def speedup_cell(pair: Comparison) -> Cell:

@@ -105,6 +105,18 @@ def test_mistakes_are_answered_with_a_message(bundle: Path, tmp_path: Path, argu
     assert not (tmp_path / "bench").exists()
 
 
+def test_architectures_are_timed_without_training(tmp_path: Path) -> None:
+    sizes = ("--image-size", "32,64", "--classes", "3", "--rounds", "2", "--latency-budget", "10s")
+    done = edgetl("bench", "squeezenet1_1", *sizes, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "edgetl finetune DATA --model squeezenet1_1 --image-size 64" in done.stdout
+    (kept,) = (tmp_path / "bench").iterdir()
+    assert json.loads(kept.read_text())["kind"] == "candidates"
+    misspelt = edgetl("bench", "--candidates", "squeezenet1_1,mobilnet_v2", cwd=tmp_path)
+    assert misspelt.returncode == 1
+    assert "Did you mean mobilenet_v2" in " ".join(misspelt.stderr.split())
+
+
 @pytest.mark.parametrize("command", ["bench", "doctor"])
 def test_help_loads_nothing_heavy(command: str, tmp_path: Path) -> None:
     program = (

@@ -48,7 +48,34 @@ def test_a_regression_on_a_noisy_device_is_not_decided() -> None:
 
 
 def test_only_the_same_configuration_can_regress() -> None:
-    assert outcome(against(1.0, same=False), max_regression=0.05) == []
+    assert outcome(against(1.0, same=False), max_regression=0.05) == ["undecided"], "nothing judged is nothing kept"
+
+
+def test_a_regression_against_another_device_is_not_decided() -> None:
+    result = against(2.0)
+    ((before, after, earlier),) = result.earlier
+    elsewhere = replace(result, earlier=((before, after, replace(earlier, cross_device=True)),), limits=Limits(max_regression=0.05))
+    assert [judged.outcome for judged in elsewhere.judged] == ["undecided"]
+    assert "another device" in elsewhere.judged[0].why
+
+
+def test_a_speedup_is_taken_against_eager_pytorch_alone() -> None:
+    result = measured()
+    compiled = replace(result.rows[0], variant="compile", rounds=result.rows[1].rounds)
+    several = replace(result, rows=(compiled, *result.rows), pairs=((compiled.id, result.rows[1].id), *result.pairs))
+    assert outcome(several, min_speedup=3.0) == ["held"]
+
+
+def test_noise_widens_what_a_limit_sees() -> None:
+    noisy = Noise(("load",), {"disturbance": 0.4})
+    assert outcome(measured(noise=noisy), min_speedup=3.9) == ["undecided"]
+    assert outcome(measured(noise=noisy), min_speedup=2.0) == ["held"]
+
+
+def test_a_row_that_was_never_measured_keeps_no_limit() -> None:
+    result = measured()
+    gone = replace(result.rows[1], rounds=())
+    assert outcome(replace(result, rows=(result.rows[0], gone)), max_p99_ms=100.0) == ["undecided"]
 
 
 @pytest.mark.parametrize(
@@ -84,4 +111,4 @@ def test_limits_stand_in_the_result_and_say_why() -> None:
 
 def test_impossible_limits_are_refused_together() -> None:
     with pytest.raises(ConfigError, match=r"--max-regression(.|\n)*--max-p99(.|\n)*--min-speedup"):
-        Limits(-0.1, 0.0, -1.0)
+        Limits(-0.1, 0.0, float("inf"))

@@ -10,13 +10,13 @@ from edgetl.core.lists import numbers, words
 
 @given(st.lists(st.integers(-(10**9), 10**9), min_size=1))
 def test_numbers_come_back_once_each_in_their_order(values: list[int]) -> None:
-    assert numbers("--batch", ", ".join(map(str, values)), int) == tuple(dict.fromkeys(values))
+    assert numbers("--batch", [", ".join(map(str, values))], int) == tuple(dict.fromkeys(values))
 
 
 @pytest.mark.parametrize("text", ["", ",", "one", "1;2", "1.5", "1,,x"])
 def test_what_is_no_list_of_numbers_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--batch takes numbers"):
-        numbers("--batch", text, int)
+        numbers("--batch", [text], int)
 
 
 def test_words_are_collected_from_repeated_options() -> None:

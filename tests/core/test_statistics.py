@@ -157,6 +157,17 @@ def test_few_rounds_get_scipys_t_interval_stretched_to_their_median(values: list
     assert middle == median(values)
 
 
+def test_many_rounds_take_no_longer_and_say_about_the_same() -> None:
+    generator = np.random.default_rng(0)
+    before, after = np.exp(generator.normal(0.1, 0.1, 60)), np.exp(generator.normal(0, 0.1, 60))
+    found = unpaired_speedup(before.tolist(), after.tolist())
+    # SciPy's normal approximation with continuity agrees at the ends.
+    for shift, rejected in ((np.log(found.low) - 1e-3, True), (np.log(found.high) + 1e-3, True), (np.log(found.ratio), False)):
+        assert bool(scipy.stats.mannwhitneyu(np.log(before) - shift, np.log(after)).pvalue < 0.05) is rejected
+    many = unpaired_speedup([1.0, 1.1] * 400, [1.0, 1.1] * 400)
+    assert many.low <= 1 <= many.high
+
+
 @pytest.mark.parametrize("spread", [0.01, 0.3])
 @pytest.mark.parametrize("rounds", [2, 3, 5, 6, 8, 12])
 def test_the_interval_covers_the_truth_as_often_as_it_says(rounds: int, spread: float) -> None:

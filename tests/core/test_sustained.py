@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgetl.core.sustained import Sustained, Window
+from edgetl.core.sustained import Sustained, Window, _least_error
 
 
 def run(medians: list[float], **known: list[int | None]) -> Sustained:
@@ -83,3 +83,15 @@ def test_it_comes_back_through_json_whatever_was_measured(latencies: list[list[i
     assert Sustained.from_json(content) == found
     if found.drift is not None:
         assert found.drift.low <= found.drift.ratio <= found.drift.high
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(1, 1e3), min_size=4, max_size=40))
+def test_the_cut_is_the_one_that_the_definition_gives(values: list[float]) -> None:
+    def squared_error(rest: list[float]) -> float:
+        mean = sum(rest) / len(rest)
+        return sum((value - mean) ** 2 for value in rest) / len(rest) ** 2
+
+    found = _least_error(values)
+    best = min(squared_error(values[cut:]) for cut in range(len(values) // 2 + 1))
+    assert squared_error(values[found:]) == pytest.approx(best, rel=1e-6, abs=1e-6)

@@ -52,4 +52,6 @@ def test_other_work_in_scope_model_fails() -> None:
     failed = _same_work(passed, reference, reference[:, None] + 0.2, 0.05)
     assert not failed["passed"]
     assert failed["model_scope_difference"] == pytest.approx(0.2)
-    assert not _same_work(passed, reference, np.array([[[1.0, np.nan]]]), 0.05)["passed"]
+    strange = _same_work(passed, reference, np.array([[[1.0, np.nan]]]), 0.05)
+    assert not strange["passed"]
+    assert "not finite" in strange["reason"]

@@ -69,7 +69,7 @@ def test_a_hot_board(tmp_path: Path) -> None:
         "sys/devices/platform/soc/soc:firmware/get_throttled": "50005\n",
         "sys/devices/system/cpu/cpu1/cpufreq/scaling_governor": "performance\n",
     }
-    noise = judge(*later(tmp_path, PI, changes), 0.0, {}, [1_500_000, 1_500_000, 1_200_000])
+    noise = judge(*later(tmp_path, PI, changes), 0.0, {}, [[1_500_000, 1_500_000, 1_200_000], [900_000]])
     words = "; ".join(noise.reasons)
     assert "the firmware reports low voltage, throttling;" in words
     assert "clock varied by 20%" in words
@@ -77,7 +77,7 @@ def test_a_hot_board(tmp_path: Path) -> None:
 
 
 def test_what_the_firmware_saw_before_does_not_count(tmp_path: Path) -> None:
-    assert judge(*later(tmp_path, PI, {}), 0.0, {}, [1_500_000]).reasons == ()
+    assert judge(*later(tmp_path, PI, {}), 0.0, {}, [[1_500_000], [900_000], []]).reasons == ()
 
 
 FIRMWARE = "sys/devices/platform/soc/soc:firmware/get_throttled"

@@ -48,9 +48,9 @@ def bench_row(
                 (1.5, 2.5),
                 timed,
                 2_400_000,
-                3 if rate else 0,
-                2**20 * index if stages else None,
-                energy,
+                waited=3 if rate else 0,
+                memory_growth_bytes=2**20 * index if stages else None,
+                energy_j=energy,
             )
         )
     fields: dict[str, Any] = {

@@ -101,7 +101,7 @@ class OnnxRuntimeBackend:
         if contract is not None:
             side = contract.resize if kind == "uint8" else contract.crop
         batch, *rest = node.shape or [1]
-        if isinstance(batch, int) and batch != self._source.batch and self._source.batch != 1:
+        if isinstance(batch, int) and self._source.batch not in (batch, 1):
             raise BenchError(f"{self._source.model} takes batches of {batch} only, not of {self._source.batch}. Leave --batch out.")
         colours = len(rest) == 3 and not isinstance(rest[-1], int) and kind == "uint8"
         shape = [batch if isinstance(batch, int) else self._source.batch, *(size if isinstance(size, int) else side for size in rest)]

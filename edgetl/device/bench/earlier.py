@@ -8,7 +8,7 @@ from typing import Any
 
 from edgetl.core.comparisons import EarlierRow
 from edgetl.core.errors import BenchError
-from edgetl.core.results import BenchResult, read_result
+from edgetl.core.results import MIN_ROUNDS, BenchResult, read_result
 from edgetl.core.rows import Row
 
 _DEVICE = ("host", "board", "cpu", "cores", "memory_bytes")
@@ -47,7 +47,7 @@ def match_rows(
     Raises:
         BenchError: there is no such pair.
     """
-    before = [row for row in earlier.rows if row.rounds]
+    before = [row for row in earlier.rows if len(row.rounds) >= MIN_ROUNDS]
     pairs = []
     for after in (row for row in rows if row.runtime != "pytorch" and not row.failed):
         fitting = [one for one in before if not _mismatch(earlier, one, after, model, any_model)]

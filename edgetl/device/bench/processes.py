@@ -66,12 +66,13 @@ class Worker:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def wait_until_ready(self) -> None:
-        """The model is open and has answered once.
+        """The model is open, has answered once, and its threads sleep.
 
         Raises:
             EdgetlError: as `run_job`.
         """
         self._await_reply()
+        wait_until_idle(self._process.pid)
 
     def ask(self, piece: str) -> None:
         """Do one piece of the job and wait until it is done.
@@ -128,7 +129,8 @@ def wait_until_idle(pid: int, proc: Path = PROC) -> None:
     """Wait until a process that has been told nothing also does nothing.
 
     Threads of a pool do not sleep at once when they run out of work: on two cores onnxruntime's were measured to spin for 40 ms and
-    OpenMP's for 10, in which the next process would share a core with them. Where the kernel does not tell (proc_pid_schedstat), a fixed time.
+    OpenMP's for 10, in which the next process would share a core with them. Where the kernel does not tell (proc_pid_schedstat), a
+    fixed time.
     """
     give_up = time.monotonic() + _LONGEST_SPIN_S
     before = _run_ns(pid, proc)
@@ -168,5 +170,5 @@ def _obituary(job: Job, code: int, words: str) -> str:
         name = signal.Signals(-code).name if -code in {item.value for item in signal.Signals} else str(-code)
         cause = f"was ended by {name}" + (" (often: out of memory)" if name == "SIGKILL" else "")
     said = [line for line in words.splitlines() if line.strip()][-LAST_LINES:]
-    lines = [f"The {job.task} process of {job.runtime} {cause}; nothing was written.", *(said or ["It said nothing."])]
+    lines = [f"The {job.task} process of {job.runtime} {cause}.", *(said or ["It said nothing."])]
     return "\n".join([*lines, "If memory is short, close other programs or take a smaller model; else please report the lines above."])

@@ -21,6 +21,8 @@ class BenchProtocol:
     """Least time of a block with paced arrivals: 8 rounds at 30 a second support a p99."""
     paced_runs: int = 20
     """Least arrivals of such a block."""
+    paced_seconds_at_most: float = 30.0
+    """Such a block ends then, however many arrivals still wait for their turn."""
     window_seconds: float = 0.1
     """Least time of a warm-up window."""
     window_runs: int = 10

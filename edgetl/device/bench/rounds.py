@@ -10,7 +10,7 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.errors import BenchError
+from edgetl.core.errors import BenchError, EdgetlError
 from edgetl.core.rows import ColdStart, Round
 from edgetl.device.bench.jobs import Stream
 from edgetl.device.bench.processes import Worker
@@ -36,14 +36,14 @@ class Rounds:
         """The names of each round in the order in which they were started; the last round may be unfinished."""
         self.blocks: dict[str, list[Round]] = {}
         """Row id to its rounds."""
-        self.died: dict[str, BenchError] = {}
-        """Names of those whose process ended, with its last words; they sat out the rounds that followed."""
+        self.died: dict[str, EdgetlError | OSError] = {}
+        """Names of those that could not go on, with their last words; they sat out the rounds that followed."""
 
     def measure(self, contenders: Sequence[Contender], count: int, seed: int, folder: Path, progress: Progress) -> None:
         """Measure `count` rounds.
 
         Raises:
-            BenchError: the workers of every ONNX Runtime contender died.
+            BenchError: not one ONNX Runtime contender can go on.
         """
         generator = random.Random(seed)
         groups, total = together(contenders), count * len(contenders)
@@ -58,7 +58,7 @@ class Rounds:
                 done += len(group)
             alive = [contender for contender in contenders if contender.candidate.name not in self.died]
             if contenders and not any(contender.candidate.runtime != "pytorch" for contender in alive):
-                raise next(iter(self.died.values()))
+                raise BenchError("\n".join(dict.fromkeys(map(str, self.died.values()))))
         progress(total, total, "measured")
 
     def _measure_together(self, group: Sequence[Contender], generator: random.Random, folder: Path) -> None:
@@ -69,7 +69,7 @@ class Rounds:
                 name = contender.candidate.name
                 try:
                     return what(workers[name])
-                except BenchError as error:
+                except (EdgetlError, OSError) as error:
                     self.died[name] = error
                     return None
 
@@ -78,7 +78,11 @@ class Rounds:
 
             for contender in turns():
                 name = contender.candidate.name
-                workers[name] = stack.enter_context(Worker(contender.job, folder))
+                try:
+                    workers[name] = stack.enter_context(Worker(contender.job, folder))
+                except OSError as error:
+                    self.died[name] = error
+                    continue
                 attempt(contender, Worker.wait_until_ready)
                 self.order[-1] += (name,)
             for stream in dict.fromkeys(stream for contender in group for stream in contender.job.streams):
@@ -105,11 +109,13 @@ def together(contenders: Sequence[Contender]) -> list[list[Contender]]:
         held = room + 1
         for contender in cell:
             wanted = contender.memory_bytes or _MEMORY_UNKNOWN
-            if held + wanted > room or len(groups[-1]) == _MOST_ALIVE:
+            # How much memory a GPU has is not known here: its processes live one after the other.
+            alone = contender.candidate.source.provider != "cpu"
+            if alone or held + wanted > room or len(groups[-1]) == _MOST_ALIVE:
                 groups.append([])
                 held = 0
             groups[-1].append(contender)
-            held += wanted
+            held += room + 1 if alone else wanted
     return groups
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import edgetl
 from edgetl.core.benching import BenchConfig
-from edgetl.core.errors import BenchError
+from edgetl.core.errors import BenchError, EdgetlError
 from edgetl.core.keeping import check_output, keep
 from edgetl.core.recommending import recommend
-from edgetl.core.results import BenchResult, Noise, write_result
+from edgetl.core.results import EAGER, BenchResult, Noise, write_result
 from edgetl.core.rows import Row
 from edgetl.core.sustained import Sustained
 from edgetl.device.bench.earlier import match_rows, read_baseline
@@ -26,7 +26,7 @@ from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.proving import Contender, prove
 from edgetl.device.bench.rounds import Progress, Rounds
 from edgetl.device.bench.sustaining import sustain
-from edgetl.device.bench.target import EAGER, find_target, torch_device
+from edgetl.device.bench.target import find_target, torch_device
 from edgetl.device.cores import intra_op_threads
 from edgetl.device.energy import EnergyMeter
 from edgetl.device.facts import device_facts
@@ -67,7 +67,7 @@ def bench(config: BenchConfig, progress: Progress | None = None, protocol: Bench
     earlier = None if config.baseline is None else read_baseline(config.baseline, config.scopes)
     facts, meter, created = device_facts(), EnergyMeter(), datetime.now(UTC)
     measured, interrupted = _Measured(), False
-    died: BenchError | None = None
+    died: EdgetlError | OSError | None = None
 
     with tempfile.TemporaryDirectory(prefix="edgetl-bench-") as name:
         folder = Path(name)
@@ -85,20 +85,24 @@ def bench(config: BenchConfig, progress: Progress | None = None, protocol: Bench
 
         before, cpu_before = device_state(), _own_cpu_s()
         try:
-            _measure(able, config, measured, folder, report)
+            # What comes after the rounds must neither dilute their noise nor add to it.
+            try:
+                measured.rounds.measure(able, config.rounds if able else 0, config.seed, folder, report)
+            finally:
+                after, own_cpu_s = device_state(), _own_cpu_s() - cpu_before
+            _measure_more(able, config, measured, folder, report)
         except KeyboardInterrupt:
             interrupted = True
-        except BenchError as error:
-            # What was measured before a worker's death is as good as ever.
+        except (EdgetlError, OSError) as error:
+            # What was measured before is as good as ever.
             interrupted, died = True, error
-        after, own_cpu_s = device_state(), _own_cpu_s() - cpu_before
 
     if died is not None and not measured.rounds.blocks:
-        raise died
+        raise died if isinstance(died, EdgetlError) else BenchError(f"Nothing could be measured: {died}.") from died
     if interrupted and not measured.rounds.blocks:
         raise KeyboardInterrupt("Interrupted before anything was measured: nothing was kept.")
     rows = _with_rounds(rows, measured.rounds)
-    clocks = [block.frequency_khz for row in rows for block in row.rounds if block.frequency_khz is not None]
+    clocks = [[block.frequency_khz for block in row.rounds if block.frequency_khz is not None] for row in rows]
     spreads = {row.id: row.spread for row in rows if row.rounds}
     result = BenchResult(
         created=created.isoformat(timespec="seconds"),
@@ -127,15 +131,15 @@ def bench(config: BenchConfig, progress: Progress | None = None, protocol: Bench
     return result
 
 
-def _measure(able: Sequence[Contender], config: BenchConfig, measured: _Measured, folder: Path, report: Progress) -> None:
-    measured.rounds.measure(able, config.rounds if able else 0, config.seed, folder, report)
-    own = [contender for contender in able if contender.candidate.runtime != "pytorch"]
+def _measure_more(able: Sequence[Contender], config: BenchConfig, measured: _Measured, folder: Path, report: Progress) -> None:
+    alive = [contender for contender in able if contender.candidate.name not in measured.rounds.died]
+    own = [contender for contender in alive if contender.candidate.runtime != "pytorch"]
     if config.profile:
         for contender in own:
             report(0, 0, f"profile: {contender.candidate.name}")
             job = replace(contender.job, task="profile")
             profile = run_job(job, folder)
-            measured.profiles |= {row.id: profile for row in contender.rows if row.scope == "model" and row.rate is None}
+            measured.profiles[contender.rows[0].id] = profile
     if config.sustained_s and own:
         chosen = recommend(_with_rounds([row for contender in own for row in contender.rows], measured.rounds))
         assert chosen is not None
@@ -151,6 +155,8 @@ def _with_rounds(rows: Sequence[Row], rounds: Rounds) -> list[Row]:
 
 def _kept(result: BenchResult) -> str:
     finished = sum(bool(row.rounds) for row in result.rows)
+    if result.path is None:
+        return result.notes[-1]
     return f"{finished} of {len(result.rows)} rows have figures, kept in {result.path}."
 
 

@@ -12,13 +12,12 @@ from edgetl.core.benching import BenchConfig, Scope
 from edgetl.core.errors import BenchError, BundleError
 from edgetl.core.files import sha256_file
 from edgetl.core.layout import RunDirectory
+from edgetl.core.results import EAGER
 from edgetl.device.backends import Source
 from edgetl.device.bundle import Bundle, open_bundle
 from edgetl.device.facts import installed_version
 
 NO_GOLDEN = "a lone ONNX file brings no reference images: its answers were not checked"
-EAGER = "fp32"
-"""The variant of the PyTorch row that speed-ups are taken against."""
 _TORCH_VARIANTS = {"eager": EAGER, "bf16": "bf16", "compile": "compile"}
 _BF16_TOLERANCE = 0.05
 """Share of the largest |logit|: bfloat16 keeps 8 bits, and its roundings add up over the layers."""
@@ -87,11 +86,14 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
         one = Candidate("onnxruntime", variant.name, source, variant.sha256, variant.bytes, config.scopes, variant.tolerance)
         contenders += _combined(one, config, threads, config.providers)
     model = {"name": bundle.model, "run_id": bundle.run_id}
+    photos = [scope for scope in dict.fromkeys(config.scopes) if scope != "model"]
+    single = (
+        [f"Scope {', '.join(photos)} takes one image a call: add 1 to --batch to measure it."] if photos and 1 not in config.batches else []
+    )
     run, note = _run_of(config.target, bundle)
-    if run is None:
-        return Target(tuple(contenders), bundle, model, Path("bench"), (note,) if config.torch_modes else ())
-    if note or not config.torch_modes:
-        return Target(tuple(contenders), bundle, model, run.bench, (note,) if note and config.torch_modes else ())
+    notes = (*single, *([note] if note and config.torch_modes else []))
+    if run is None or note or not config.torch_modes:
+        return Target(tuple(contenders), bundle, model, Path("bench") if run is None else run.bench, notes)
     baselines: list[Candidate] = []
     devices = tuple(dict.fromkeys(map(torch_device, config.providers)))
     digest, size = sha256_file(run.weights), run.weights.stat().st_size
@@ -100,7 +102,7 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
         relative = _BF16_TOLERANCE if mode == "bf16" else 0.0
         one = Candidate("pytorch", _TORCH_VARIANTS[mode], source, digest, size, config.scopes, relative_tolerance=relative)
         baselines += _combined(one, config, threads, devices)
-    return Target((*baselines, *contenders), bundle, model, run.bench)
+    return Target((*baselines, *contenders), bundle, model, run.bench, notes)
 
 
 def _combined(one: Candidate, config: BenchConfig, threads: Sequence[int], providers: Sequence[str]) -> Iterator[Candidate]:
@@ -138,10 +140,14 @@ def _lone_file(config: BenchConfig, threads: Sequence[int]) -> Target:
         raise BenchError("--variant chooses within a bundle; a lone ONNX file has no variants. Leave it out.")
     if "model" not in config.scopes:
         raise BenchError("Scopes image and file need a bundle's reference images; a lone ONNX file is measured in scope model.")
+    if config.inputs is not None and config.batches != (1,):
+        raise BenchError("--inputs says itself how many images a call takes; leave --batch out.")
     if config.inputs is not None and not config.inputs.is_file():
         raise BenchError(f"No file at {config.inputs}. --inputs takes a .npy file, or an .npz file with one array for each input.")
     left = [scope for scope in dict.fromkeys(config.scopes) if scope != "model"]
     notes = [f"Scope {', '.join(left)} is left out: a lone ONNX file brings no images."] if left else []
+    if config.torch_modes not in ((), ("eager",)):
+        notes.append("PyTorch is not measured: it needs the run directory that the file came from.")
     given = None if config.inputs is None else config.inputs.resolve()
     source = Source(path.resolve(), 1, given=given)
     one = Candidate("onnxruntime", path.stem, source, sha256_file(path), path.stat().st_size, ("model",))

@@ -124,9 +124,12 @@ def measure_paced(
     if watch is not None:
         watch.start()
     began = clock()
+    stop = began + int(protocol.paced_seconds_at_most * 1e9)
     for number in range(runs):
         due = began + int(number * interval)
         now = clock()
+        if now >= stop and marks:
+            break
         if now < due:
             sleep((due - now) / 1e9)
             # The timer's own delay is no latency of the model's: the input arrives when the process wakes.
