@@ -29,9 +29,9 @@ def help_text(*command: str) -> str:
 
 
 def command_names() -> list[str]:
-    from edgetl.cli.app import app
+    from edgetl.cli.app import COMMANDS
 
-    return [entry.name or entry.callback.__name__ for entry in app.registered_commands if entry.callback]
+    return list(COMMANDS)
 
 
 def reference() -> str:

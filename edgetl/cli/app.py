@@ -5,33 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from importlib import import_module
 
 import typer
 
-from edgetl.cli.bench import bench
 from edgetl.cli.console import err
-from edgetl.cli.demo import demo
-from edgetl.cli.doctor import doctor
-from edgetl.cli.export import export
-from edgetl.cli.finetune import finetune
-from edgetl.cli.models import models
-from edgetl.cli.predict import predict
-from edgetl.cli.presets import presets
-from edgetl.cli.report import report
 from edgetl.core.errors import EdgetlError
 from edgetl.core.registry import missing_package
 
 EXIT_USER, EXIT_BUG, EXIT_INTERRUPTED = 1, 3, 130
-
-app = typer.Typer(
-    name="edgetl",
-    help="From a folder of images to a classifier on an edge device, with proof.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+COMMANDS = ("finetune", "models", "presets", "export", "bench", "report", "predict", "doctor", "demo")
+"""Each is a function in the module of its name."""
 
 
 def _version(wanted: bool) -> None:
@@ -42,26 +26,32 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version and exit.")) -> None:
     pass
 
 
-app.command()(finetune)
-app.command()(models)
-app.command()(presets)
-app.command()(export)
-app.command()(bench)
-app.command()(report)
-app.command()(predict)
-app.command()(doctor)
-app.command()(demo)
+def program(asked: str = "") -> typer.Typer:
+    """The program with the one command that is asked for, or with all of them: a command does not wait for the others to load."""
+    app = typer.Typer(
+        name="edgetl",
+        help="From a folder of images to a classifier on an edge device, with proof.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        # Plain help: the renderer of the rich one takes as long to load as everything else.
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for name in [asked] if asked in COMMANDS else COMMANDS:
+        app.command()(getattr(import_module(f"edgetl.cli.{name}"), name))
+    return app
 
 
 def main() -> None:
     """Run the program; exit 0 on success, 1 on a mistake the user can mend, 2 on wrong usage, 3 on a bug, 130 on Ctrl-C."""
     try:
-        app(prog_name="edgetl")
+        program("".join(sys.argv[1:2]))(prog_name="edgetl")
     except KeyboardInterrupt as interrupt:
         err.print(str(interrupt) or "Interrupted.", style="yellow", markup=False)
         sys.exit(EXIT_INTERRUPTED)

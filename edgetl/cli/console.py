@@ -4,19 +4,50 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PLAIN_WIDTH = 200
 """Columns where output goes to a file or a pipe: paths and messages are not folded for a screen that is not there."""
+
+
+class _OnFirstUse:
+    """A rich Console that is made when something is printed: help and completion do not pay for it."""
+
+    def __init__(self, stderr: bool) -> None:
+        object.__setattr__(self, "_stderr", stderr)
+
+    def _console(self) -> Console:
+        try:
+            made: Console = object.__getattribute__(self, "_made")
+        except AttributeError:
+            from rich.console import Console
+
+            stderr = object.__getattribute__(self, "_stderr")
+            made = Console(stderr=stderr, highlight=False, width=_width(sys.stderr if stderr else sys.stdout))
+            object.__setattr__(self, "_made", made)
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._console(), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self._console(), name, value)
+
+    def __enter__(self) -> Any:
+        return self._console().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._console().__exit__(*error)
 
 
 def _width(stream: TextIO) -> int | None:
     return None if stream.isatty() or "COLUMNS" in os.environ else PLAIN_WIDTH
 
 
-out = Console(highlight=False, width=_width(sys.stdout))
+out = cast("Console", _OnFirstUse(stderr=False))
 """Results."""
-err = Console(stderr=True, highlight=False, width=_width(sys.stderr))
+err = cast("Console", _OnFirstUse(stderr=True))
 """Progress, warnings and errors: never mixed into --json."""

@@ -19,7 +19,7 @@ def export(
     ] = None,
     input_kind: Annotated[
         str,
-        typer.Option("--input", help="`image`: uint8 photos of any size, preprocessing in the file; `tensor`: float32 \\[batch, 3, S, S]."),
+        typer.Option("--input", help="`image`: uint8 photos of any size, preprocessing in the file; `tensor`: float32 [batch, 3, S, S]."),
     ] = "image",
     opset: Annotated[int, typer.Option(help="ONNX opset, 18 or newer.")] = 18,
     tolerance: Annotated[float, typer.Option(help="Largest |logit difference| to PyTorch on identical tensors.")] = 1e-3,

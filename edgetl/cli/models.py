@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 
 from edgetl.cli.console import err, out
-from edgetl.core.architectures import architectures
-from edgetl.core.files import SCHEMA
 
 
 def models(
@@ -17,6 +15,9 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the architectures that `finetune --model` takes, with parameters, input size and head."""
+    from edgetl.core.architectures import architectures
+    from edgetl.core.files import SCHEMA
+
     chosen = [row for row in architectures().values() if pattern.lower() in row.name]
     if as_json:
         typer.echo(json.dumps({"schema": SCHEMA, "kind": "models", "models": [row.to_json() for row in chosen]}, indent=2))

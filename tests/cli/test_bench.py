@@ -120,7 +120,7 @@ def test_architectures_are_timed_without_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["bench", "doctor"])
 def test_help_loads_nothing_heavy(command: str, tmp_path: Path) -> None:
     program = (
-        "import sys\nfrom edgetl.cli.app import app\n"
+        "import sys\nfrom edgetl.cli.app import program\napp = program()\n"
         f"try:\n    app(['{command}', '--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
         "print([name for name in ('numpy', 'PIL', 'torch', 'onnxruntime', 'edgetl.device') if name in sys.modules])"
     )
@@ -136,7 +136,7 @@ def shown(content: BenchResult) -> str:
 
 
 def test_the_table_fits_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(out, "_width", 100)
+    monkeypatch.setattr(out._console(), "_width", 100)
     rows = [row(runtime, [9_876_000, 9_912_000], scope) for runtime in ("pytorch", "onnxruntime") for scope in ("model", "file")]
     pairs = tuple((f"pytorch-fp32-{scope}-cpu-b1-t2", f"onnxruntime-fp32-{scope}-cpu-b1-t2") for scope in ("model", "file"))
     text = shown(BenchResult(**{**vars(result()), "rows": tuple(rows), "pairs": pairs}))

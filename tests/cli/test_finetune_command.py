@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from edgetl.cli.app import app, main
+from edgetl.cli.app import main, program
 from edgetl.cli.finetune import finetune
 from edgetl.cli.finetune_progress import Bar, PlainLog, open_progress
 from edgetl.core.errors import RunError
@@ -213,12 +213,12 @@ GIVEN: dict[str, tuple[str, str, Any]] = {
 
 def finetune_options() -> dict[str, Any]:
     """Option to what the program declares of it."""
-    command = typer.main.get_command(app).commands["finetune"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(program()).commands["finetune"]  # type: ignore[attr-defined]
     return {name: parameter for parameter in command.params for name in parameter.opts if name.startswith("--")}
 
 
 def test_help_shows_every_option_with_its_default() -> None:
-    text = CliRunner().invoke(app, ["finetune", "--help"], env={"COLUMNS": "400"}).output
+    text = CliRunner().invoke(program(), ["finetune", "--help"], env={"COLUMNS": "400"}).output
     rows = {words[1]: line for line in text.splitlines() if len(words := line.split()) > 1 and words[1].startswith("--")}
     assert rows.keys() == {*GIVEN, "--config", "--help"}
     for option, (_, field, _) in GIVEN.items():
@@ -380,8 +380,8 @@ def test_a_log_gets_a_line_an_epoch_only(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("command", ["finetune", "models", "presets"])
 def test_help_loads_nothing_heavy(command: str) -> None:
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom edgetl.cli.app import app\n"
-        f"assert CliRunner().invoke(app, ['{command}', '--help']).exit_code == 0\n"
+        "import sys\nfrom typer.testing import CliRunner\nfrom edgetl.cli.app import program\n"
+        f"assert CliRunner().invoke(program(), ['{command}', '--help']).exit_code == 0\n"
         "print(sorted({'numpy', 'PIL', 'torch', 'onnxruntime', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from edgetl.cli.app import app, main
+from edgetl.cli.app import main, program
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.presets import PRESET_NOTES, RECIPE, preset_toml, presets, resolve
 
 
 def test_the_list_has_names_notes_and_only_the_values_that_differ() -> None:
-    result = CliRunner().invoke(app, ["presets"])
+    result = CliRunner().invoke(program(), ["presets"])
     assert result.exit_code == 0
     rows = {line.split("│")[1].strip(): line for line in result.output.splitlines() if line.startswith("│")}
     differing = {field.replace("_", "-") for field in RECIPE if len({values[field] for values in presets().values()}) > 1}
@@ -25,7 +25,7 @@ def test_the_list_has_names_notes_and_only_the_values_that_differ() -> None:
 
 @pytest.mark.parametrize("name", presets())
 def test_one_preset_is_a_file_for_config_and_nothing_else(name: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["presets", name])
+    result = CliRunner().invoke(program(), ["presets", name])
     assert result.exit_code == 0
     assert result.stdout == preset_toml(name)
     (tmp_path / "my.toml").write_text(result.stdout)
@@ -33,10 +33,10 @@ def test_one_preset_is_a_file_for_config_and_nothing_else(name: str, tmp_path: P
 
 
 def test_json_is_alone_and_complete() -> None:
-    content = json.loads(CliRunner().invoke(app, ["presets", "--json"]).stdout)
+    content = json.loads(CliRunner().invoke(program(), ["presets", "--json"]).stdout)
     assert content["schema"] == 1
     assert content["presets"] == {name: {"note": PRESET_NOTES[name], "values": values} for name, values in presets().items()}
-    assert json.loads(CliRunner().invoke(app, ["presets", "classic", "--json"]).stdout)["presets"].keys() == {"classic"}
+    assert json.loads(CliRunner().invoke(program(), ["presets", "classic", "--json"]).stdout)["presets"].keys() == {"classic"}
 
 
 @pytest.mark.parametrize("more", [[], ["--json"]])
