@@ -23,7 +23,7 @@ demo: $(STAMP)  ## the whole job, offline, on a generated data set: fine-tune, e
 	$(BIN)/edgetl demo
 
 test: $(STAMP)  ## the test suite, under 10 minutes on 2 cores
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP)  ## the tests that take minutes: the recipe's accuracy on real photos
 	$(BIN)/python -m pytest -m slow

@@ -83,9 +83,7 @@ def plain(arguments: argparse.Namespace) -> None:
     bundle, threads = open_bundle(arguments.target), arguments.threads or available_cores()
     file = bundle.file(bundle.variant("fp32"))
     side = str(bundle.preprocessing.resize)
-    # As long as bench's eight blocks together, so that both meet the machine's fast and slow spells.
-    sizes = ("--runs", "2000", "--height", side, "--width", side)
-    command = [sys.executable, str(arguments.script), str(file), "--threads", str(threads), *sizes]
+    command = [sys.executable, str(arguments.script), str(file), "--threads", str(threads), "--height", side, "--width", side]
     config = BenchConfig(arguments.target, scopes=("model",), variants=("fp32",), threads=(threads,), torch_modes=())
     benched, loops = [], [_loop_ms(command)]
     for number in range(arguments.trials):

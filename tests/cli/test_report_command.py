@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from edgetl.cli.app import app
+from edgetl.cli.app import program
 from edgetl.core.errors import BenchError, ConfigError, EdgetlError
 from edgetl.core.results import write_result
 from tests.report.benches import bench_result, bench_row, device
 
 
 def run(*arguments: object) -> tuple[int, str, BaseException | None]:
-    done = CliRunner().invoke(app, ["report", *map(str, arguments)])
+    done = CliRunner().invoke(program(), ["report", *map(str, arguments)])
     return done.exit_code, done.stdout, done.exception
 
 
