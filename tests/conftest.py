@@ -13,6 +13,8 @@ import pytest
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# A test run may have a terminal's width, or that of the process that distributes it; the program's own decides.
+os.environ.pop("COLUMNS", None)
 
 # Processes that a shell starts in the background ignore Ctrl-C, and so would those that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

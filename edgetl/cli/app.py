@@ -16,6 +16,7 @@ from edgetl.core.registry import missing_package
 EXIT_USER, EXIT_BUG, EXIT_INTERRUPTED = 1, 3, 130
 COMMANDS = ("finetune", "models", "presets", "export", "bench", "report", "predict", "doctor", "demo")
 """Each is a function in the module of its name."""
+_WITH_PANELS = ("finetune",)
 
 
 def _version(wanted: bool) -> None:
@@ -38,8 +39,8 @@ def program(asked: str = "") -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        # Plain help: the renderer of the rich one takes as long to load as everything else.
-        rich_markup_mode=None,
+        # The renderer of rich help takes as long to load as everything else: only where options are many enough for panels.
+        rich_markup_mode="rich" if asked in _WITH_PANELS else None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)

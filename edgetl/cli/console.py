@@ -17,7 +17,7 @@ class _OnFirstUse:
     """A rich Console that is made when something is printed: help and completion do not pay for it."""
 
     def __init__(self, stderr: bool) -> None:
-        object.__setattr__(self, "_stderr", stderr)
+        object.__setattr__(self, "_options", {"stderr": stderr, "width": _width(sys.stderr if stderr else sys.stdout)})
 
     def _console(self) -> Console:
         try:
@@ -25,8 +25,7 @@ class _OnFirstUse:
         except AttributeError:
             from rich.console import Console
 
-            stderr = object.__getattribute__(self, "_stderr")
-            made = Console(stderr=stderr, highlight=False, width=_width(sys.stderr if stderr else sys.stdout))
+            made = Console(highlight=False, **object.__getattribute__(self, "_options"))
             object.__setattr__(self, "_made", made)
         return made
 

@@ -218,7 +218,7 @@ def finetune_options() -> dict[str, Any]:
 
 
 def test_help_shows_every_option_with_its_default() -> None:
-    text = CliRunner().invoke(program(), ["finetune", "--help"], env={"COLUMNS": "400"}).output
+    text = CliRunner().invoke(program("finetune"), ["finetune", "--help"], env={"COLUMNS": "400"}).output
     rows = {words[1]: line for line in text.splitlines() if len(words := line.split()) > 1 and words[1].startswith("--")}
     assert rows.keys() == {*GIVEN, "--config", "--help"}
     for option, (_, field, _) in GIVEN.items():

@@ -49,7 +49,8 @@ def test_an_argument_that_names_nothing_does_not_stop_the_rest(edgetl: Run, stoc
     assert "*.txt" in done.stderr
 
 
-def test_csv_and_table_agree(edgetl: Run, stock_bundle: Path, photos: Path) -> None:
+def test_csv_and_table_agree(edgetl: Run, stock_bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # the test's folder may have a long name
     pattern = str(photos / "*.jpg")
     rows = list(csv.DictReader(io.StringIO(edgetl("predict", stock_bundle, pattern, "--csv", "-k", 1).stdout)))
     table = edgetl("predict", stock_bundle, pattern, "-k", 1)
