@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetl.cli.console import err
-from edgetl.cli.progress import blocks
+from edgetl.cli.console import print_json
+from edgetl.cli.progress import measuring
 
 if TYPE_CHECKING:
     from edgetl.core.results import BenchResult
@@ -163,15 +161,10 @@ def bench(
     )
     from edgetl.device.bench.run import bench as measure
 
-    try:
-        with blocks() as progress:
-            result = measure(config, progress)
-    except KeyboardInterrupt as interrupt:
-        err.print(str(interrupt) or "Interrupted: nothing was kept.", style="yellow", markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+    with measuring() as progress:
+        result = measure(config, progress)
     if as_json:
-        json.dump(result.to_json(), sys.stdout, ensure_ascii=False, allow_nan=False)
-        sys.stdout.write("\n")
+        print_json(result.to_json())
     else:
         from edgetl.cli.bench_tables import show
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
-from edgetl.cli.console import err, out
-from edgetl.cli.progress import blocks
+from edgetl.cli.console import out, print_json
+from edgetl.cli.progress import measuring
 
 if TYPE_CHECKING:
     from edgetl.core.candidates import Candidate, CandidatesResult
@@ -52,10 +48,11 @@ def run_candidates(
     """
     from edgetl.core.candidates import CandidatesConfig
     from edgetl.core.errors import BenchError
+    from edgetl.core.lists import words
     from edgetl.core.options import parse_milliseconds
 
     config = CandidatesConfig(
-        architectures=tuple(name.strip() for text in names for name in text.split(",") if name.strip()),
+        architectures=words(names),
         classes=classes,
         image_sizes=parse_sizes(image_sizes),
         latency_budget_ms=None if latency_budget is None else parse_milliseconds(latency_budget),
@@ -67,15 +64,10 @@ def run_candidates(
     )
     from edgetl.export.candidates import time_candidates
 
-    try:
-        with blocks() as progress:
-            result = time_candidates(config, progress)
-    except KeyboardInterrupt as interrupt:
-        err.print(str(interrupt) or "Interrupted: nothing was kept.", style="yellow", markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+    with measuring() as progress:
+        result = time_candidates(config, progress)
     if as_json:
-        json.dump(result.to_json(), sys.stdout, ensure_ascii=False, allow_nan=False)
-        sys.stdout.write("\n")
+        print_json(result.to_json())
     else:
         show_candidates(result)
     if result.path is None:
@@ -102,14 +94,13 @@ def parse_sizes(text: str) -> tuple[int, ...]:
 
 def show_candidates(result: CandidatesResult) -> None:
     """Print a result for people: the table, fastest first, what fits, and what to do next."""
-    from rich import box
-    from rich.table import Table
+    from edgetl.cli.bench_tables import plain_table
 
     where = result.device.get("board") or result.device.get("cpu") or result.device.get("host") or "this device"
     budget = "" if result.latency_budget_ms is None else f", budget {result.latency_budget_ms:g} ms"
     threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
     out.print(f"[bold]Candidates[/] with {result.classes} classes on {where}, {threads}{budget}", highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
+    table = plain_table()
     table.add_column("architecture")
     for heading in ("size", "parameters", "MB", "p50 ms [95%]".replace("[", "\\["), "p90 ms", "images/s", "ImageNet %"):
         table.add_column(heading, justify="right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -50,3 +51,9 @@ out = cast("Console", _OnFirstUse(stderr=False))
 """Results."""
 err = cast("Console", _OnFirstUse(stderr=True))
 """Progress, warnings and errors: never mixed into --json."""
+
+
+def print_json(content: Any) -> None:
+    """One JSON object on standard output, and nothing else."""
+    json.dump(content, sys.stdout, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write("\n")

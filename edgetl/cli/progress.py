@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import typer
+
 from edgetl.cli.console import err
 
 
@@ -51,3 +53,14 @@ def blocks() -> Iterator[Callable[[int, int, str], None]]:
             bar.refresh()
 
         yield draw
+
+
+@contextmanager
+def measuring() -> Iterator[Callable[[int, int, str], None]]:
+    """`blocks` for a measurement that Ctrl-C ends with what it says of the figures kept, and exit status 130."""
+    try:
+        with blocks() as progress:
+            yield progress
+    except KeyboardInterrupt as interrupt:
+        err.print(str(interrupt) or "Interrupted: nothing was kept.", style="yellow", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None

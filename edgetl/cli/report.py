@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetl.cli.console import err, out
+from edgetl.cli.console import err, out, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgetl.core.results import BenchResult
     from edgetl.core.rows import Row
-
-VERDICT_STYLE = {"faster": "bold green", "slower": "bold red", "inconclusive": "yellow", "noisy": "yellow"}
 
 
 def report(
@@ -40,8 +36,7 @@ def report(
     write_page(output, lambda: bench_report(read), force)
     if as_json:
         content = {"schema": 1, "kind": "report", "page": str(output), "results": [_summary(result) for result in read]}
-        json.dump(content, sys.stdout, ensure_ascii=False, allow_nan=False)
-        sys.stdout.write("\n")
+        print_json(content)
         return
     show(read)
     err.print(f"Page  {output}", markup=False, soft_wrap=True)
@@ -49,13 +44,12 @@ def report(
 
 def show(results: Sequence[BenchResult]) -> None:
     """Print one table over all results, and each one's noise."""
-    from rich import box
     from rich.markup import escape
-    from rich.table import Table
 
+    from edgetl.cli.bench_tables import plain_table
     from edgetl.report.bench_words import full_name, interval, ms, speedup_of, titles
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
+    table = plain_table()
     for heading in ("result", "row", "scope"):
         table.add_column(heading)
     for heading in ("p50 ms", "p99 ms", "images/s", "speed-up [95%]"):
@@ -82,6 +76,8 @@ def show(results: Sequence[BenchResult]) -> None:
 
 
 def _verdict(verdict: str) -> str:
+    from edgetl.cli.bench_tables import VERDICT_STYLE
+
     return f"[{VERDICT_STYLE[verdict]}]{verdict}[/]"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from edgetl.device.bench import target
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.proving import Contender, prove
 from edgetl.device.bench.rounds import Progress, Rounds
+from edgetl.device.bench.run import own_cpu_s_so_far
 from edgetl.device.cores import intra_op_threads
 from edgetl.device.facts import device_facts
 from edgetl.device.noise import judge
@@ -79,7 +79,7 @@ def time_candidates(config: CandidatesConfig, progress: Progress | None = None, 
             report(0, 0, f"Timing {len(able)} candidates in {config.rounds} rounds takes {_about(seconds)}.")
         rounds = Rounds()
         stopped: BaseException | None = None
-        before, cpu_before = device_state(), _own_cpu_s()
+        before, cpu_before = device_state(), own_cpu_s_so_far()
         try:
             rounds.measure(able, config.rounds if able else 0, config.seed, folder, report)
         except (KeyboardInterrupt, EdgetlError, OSError) as cause:
@@ -87,7 +87,7 @@ def time_candidates(config: CandidatesConfig, progress: Progress | None = None, 
             if not rounds.blocks:
                 raise
             stopped = cause
-        after, own_cpu_s = device_state(), _own_cpu_s() - cpu_before
+        after, own_cpu_s = device_state(), own_cpu_s_so_far() - cpu_before
     names = {one.contender.candidate.name: one.row.name for one in prepared if one.contender is not None}
     rows = tuple(_measured(one, rounds) for one in prepared)
     clocks = [[block.frequency_khz for block in row.rounds if block.frequency_khz is not None] for row in rows]
@@ -174,7 +174,3 @@ def _block_s(protocol: BenchProtocol, run_s: float) -> float:
 
 def _about(seconds: float) -> str:
     return f"about {seconds / 60:.0f} minutes" if seconds >= 90 else f"about {max(seconds, 1):.0f} seconds"
-
-
-def _own_cpu_s() -> float:
-    return sum(os.times()[:4])

@@ -83,13 +83,13 @@ def bench(config: BenchConfig, progress: Progress | None = None, protocol: Bench
         able = [contender for contender in contenders if contender.passed]
         able = able if any(contender.candidate.runtime != "pytorch" for contender in able) else []
 
-        before, cpu_before = device_state(), _own_cpu_s()
+        before, cpu_before = device_state(), own_cpu_s_so_far()
         try:
             # What comes after the rounds must neither dilute their noise nor add to it.
             try:
                 measured.rounds.measure(able, config.rounds if able else 0, config.seed, folder, report)
             finally:
-                after, own_cpu_s = device_state(), _own_cpu_s() - cpu_before
+                after, own_cpu_s = device_state(), own_cpu_s_so_far() - cpu_before
             _measure_more(able, config, measured, folder, report)
         except KeyboardInterrupt:
             interrupted = True
@@ -160,7 +160,8 @@ def _kept(result: BenchResult) -> str:
     return f"{finished} of {len(result.rows)} rows have figures, kept in {result.path}."
 
 
-def _own_cpu_s() -> float:
+def own_cpu_s_so_far() -> float:
+    """CPU seconds of this process and of the workers that it has waited for."""
     used = [getrusage(whose) for whose in (RUSAGE_SELF, RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
