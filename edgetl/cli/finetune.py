@@ -54,6 +54,7 @@ def finetune(
     sampling: options.SamplingKind = None,
     val_split: options.ValSplit = None,
     seed: options.Seed = None,
+    split_seed: options.SplitSeed = None,
     device: options.DeviceKind = None,
     precision: options.PrecisionKind = None,
     workers: options.Workers = None,

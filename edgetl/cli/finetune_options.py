@@ -148,7 +148,11 @@ ValSplit = Annotated[
         "Share of each class held back for validation where DATA has no val/ of its own; 0 trains without validation.",
     ),
 ]
-Seed = Annotated[int | None, _option(DATA, "seed", "Seed of the split, the head, the order of images and the augmentation.")]
+Seed = Annotated[int | None, _option(DATA, "seed", "Seed of the head, the order of images, the augmentation and the split.")]
+SplitSeed = Annotated[
+    int | None,
+    _option(DATA, "split_seed", "Seed of the split alone: runs of several seeds on the same validation images.", "that of --seed"),
+]
 
 DeviceKind = Annotated[Device | None, _option(MACHINE, "device", "Where to train; auto takes CUDA where there is one.")]
 PrecisionKind = Annotated[

@@ -94,7 +94,9 @@ class FinetuneConfig:
     val_split: float = 0.2
     """Share of each class held back for validation where DATA has no val/ of its own; 0 trains without validation."""
     seed: int = 0
-    """Seed of the split, the head, the order of images and the augmentation."""
+    """Seed of the head, the order of images, the augmentation, and the split."""
+    split_seed: int | None = None
+    """Seed of the split alone; None takes `seed`: with several seeds and one split, runs are compared on the same images."""
     device: Device = "auto"
     """Where to train."""
     precision: Precision = "auto"
@@ -123,6 +125,7 @@ class FinetuneConfig:
             None if all(0 < rate <= 1e30 for rate in rates) else "--lr and --finetune-lr are above 0 and finite.",
             None if blocks else f"--unfreeze takes a number of blocks, a share like 75%, `auto`, `head` or `all`, not {self.unfreeze!r}.",
             None if 0 <= self.seed < 2**63 else f"--seed lies in [0, 2^63), not {self.seed}.",
+            None if 0 <= (self.split_seed or 0) < 2**63 else f"--split-seed lies in [0, 2^63), not {self.split_seed}.",
             None if self.batch_size is None or self.batch_size >= 1 else f"--batch-size is at least 1, not {self.batch_size}.",
             None if 0 <= self.val_split < 1 else f"--val-split lies in [0, 1), not {self.val_split}.",
             None if self.head_width >= 0 else f"--head-width is not negative, not {self.head_width}.",
@@ -162,6 +165,11 @@ class FinetuneConfig:
             one_of("--device", self.device, Device),
             one_of("--precision", self.precision, Precision),
         ]
+
+    @property
+    def resolved_split_seed(self) -> int:
+        """The seed that the split is drawn with."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     @property
     def augments(self) -> bool:

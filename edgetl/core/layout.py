@@ -46,6 +46,11 @@ class RunDirectory:
         return self.path / "metrics.json"
 
     @property
+    def predictions(self) -> Path:
+        """path,label,predicted,probability,label_probability of every validation image, by the best weights."""
+        return self.path / "predictions.csv"
+
+    @property
     def plots(self) -> Path:
         """curves.png, confusion_matrix.png, mistakes.png."""
         return self.path / "plots"

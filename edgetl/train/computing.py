@@ -51,6 +51,10 @@ class Computing:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def peak_gpu_memory_bytes(self) -> int | None:
+        """The most that PyTorch's tensors have taken of the GPU so far; None without one."""
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+
     def network_input(self, batch: Tensor, preprocessing: Preprocessing) -> Tensor:
         """uint8 [batch, S, S, 3] to normalised float32 [batch, 3, S, S], channels last, on the device."""
         moved = batch.to(self.device, non_blocking=True)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import torch
 
-import edgetl
 from edgetl.core.files import write_json
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.allocator import keep_freed_memory
 from edgetl.device.cores import available_cores
+from edgetl.device.facts import peak_memory_bytes
 from edgetl.device.memory import free_memory_bytes
 from edgetl.train.augmentation import Augmentation
 from edgetl.train.computing import Computing, choose_computing
@@ -37,16 +34,17 @@ from edgetl.train.optimising import Loss
 from edgetl.train.output import Place, choose_output
 from edgetl.train.phases import Phase, plan_phases, settle, usual_batch_size
 from edgetl.train.plots import draw_plots
+from edgetl.train.predictions import write_predictions
 from edgetl.train.progress import Progress, Silent
 from edgetl.train.recipe import Training
 from edgetl.train.splits import write_rejected, write_split
 from edgetl.train.staging import Stage, Staging
+from edgetl.train.versions import versions
 from edgetl.train.weights import PretrainedWeights, read_weights
 
 _LEAST_SIDE = 768
 """Pixels that training images keep on the shorter side when JPEG files are decoded at a part of their size: the same picture to a grey
 level after the resize; with much less, a random crop's edges would round visibly."""
-_PACKAGES = ("torch", "torchvision", "albumentations", "numpy", "pillow", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> RunDir
     training: Training | None = None
     try:
         _write_beginnings(prepared)
-        training = _training(prepared, progress, deadline)
+        training = _training(prepared, progress, started, deadline)
         training.seconds["reading"] = read_s
         staging = _staging(prepared, progress, deadline)
         last = _train(prepared, training, staging)
@@ -116,7 +114,7 @@ def _prepare(config: FinetuneConfig, progress: Progress) -> _Prepared:
     weights = read_weights(config.weights, config.model)
     budget = free_memory_bytes() // 4 if config.cache_budget is None else config.cache_budget
     decoded = DecodedImages(budget, max(_LEAST_SIDE, 3 * preprocessing.resize))
-    data = read_data(config.data, config.val_split, config.seed, progress.files, decoded)
+    data = read_data(config.data, config.val_split, config.resolved_split_seed, progress.files, decoded)
     torch.manual_seed(config.seed)
     adapted = adapt(config.model, preprocessing.crop, len(data.labels), config.head_width, config.dropout, weights)
     unfreeze = "all" if config.weights == "none" else resolve_unfreeze(config.unfreeze, adapted, architecture.unfreeze)
@@ -160,7 +158,7 @@ def _write_beginnings(prepared: _Prepared) -> None:
             "config": prepared.config.to_json(),
             "classes": prepared.data.labels,
             "preprocessing": prepared.preprocessing.to_json(),
-            "versions": _versions(),
+            "versions": versions(),
             "data": prepared.data.to_json(),
             "weights": {"source": source, "sha256": prepared.weights.sha256 if prepared.weights else None},
         },
@@ -169,7 +167,7 @@ def _write_beginnings(prepared: _Prepared) -> None:
     write_rejected(prepared.run, prepared.data.folder, prepared.data.rejected)
 
 
-def _training(prepared: _Prepared, progress: Progress, deadline: float | None) -> Training:
+def _training(prepared: _Prepared, progress: Progress, started: float, deadline: float | None) -> Training:
     config, data = prepared.config, prepared.data
     labels = torch.tensor([data.labels.index(row.label) for row in data.part("train")])
     return Training(
@@ -180,6 +178,7 @@ def _training(prepared: _Prepared, progress: Progress, deadline: float | None) -
         images=len(labels),
         validated=bool(data.part("val")),
         progress=progress,
+        started=started,
         deadline=deadline,
     )
 
@@ -197,7 +196,7 @@ def _staging(prepared: _Prepared, progress: Progress, deadline: float | None) ->
         "augmentation": prepared.augmentation.name,
         "seed": config.seed,
         "device": computing.name,
-        "versions": {**_versions(), **{name: _version(name) for name in ("opencv-python-headless", "onnxruntime", "onnxruntime-gpu")}},
+        "versions": versions("opencv-python-headless", "onnxruntime", "onnxruntime-gpu"),
         "images": {part: [(index, prepared.data.hashes[rows[index].path]) for index in indices] for part, indices in parts.items()},
     }
     loader = Loader(images, config.workers or 0, pin_memory=computing.device.type == "cuda")
@@ -248,6 +247,8 @@ def _finish(prepared: _Prepared, training: Training, last: Stage, staging: Stagi
     val = training.evaluate(last)
     training.seconds["evaluation"] = time.perf_counter() - evaluating
     assert training.best is not None
+    if val is not None:
+        write_predictions(prepared.run, prepared.data.folder, prepared.data.part("val"), val, prepared.data.labels)
     write_json(
         prepared.run.metrics,
         {
@@ -266,6 +267,8 @@ def _finish(prepared: _Prepared, training: Training, last: Stage, staging: Stagi
             "best_epoch": training.best.epoch,
             "ended": training.ended,
             "frozen_blocks": staging.report,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_gpu_memory_bytes": prepared.computing.peak_gpu_memory_bytes(),
         },
     )
     # Pictures come last: nothing that can go wrong with a picture may cost the figures.
@@ -281,14 +284,3 @@ def _interrupted(run: RunDirectory, training: Training | None) -> str:
         f"Interrupted after epoch {len(training.records)}. {run.path} holds the best so far (epoch {best.epoch}{accuracy}): "
         f"`edgetl export {run.path}` takes it as it is; finetune with --force trains anew."
     )
-
-
-def _versions() -> dict[str, Any]:
-    return {"edgetl": edgetl.__version__, "python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

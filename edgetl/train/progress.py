@@ -27,6 +27,8 @@ class EpochRecord:
     """Training and validation."""
     images_per_second: float
     """Training images per second of training."""
+    elapsed: float
+    """Seconds from the start of the run to the end of this epoch, reading and frozen blocks included."""
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in history.jsonl."""

@@ -42,6 +42,8 @@ class Training:
     validated: bool
     """Whether there are validation images."""
     progress: Progress
+    started: float = field(default_factory=time.perf_counter)
+    """When the run began, on the clock of time.perf_counter."""
     deadline: float | None = None
     """On the clock of time.perf_counter: no epoch begins that would end after it."""
     best: EpochRecord | None = None
@@ -163,6 +165,7 @@ class _Epoch:
                 val_accuracy=val.accuracy if val else None,
                 lr=lr,
                 seconds=time.perf_counter() - started,
+                elapsed=time.perf_counter() - training.started,
                 images_per_second=training.images / trained,
             )
             return record, training.keep(record)

@@ -57,14 +57,14 @@ def split_files(files: Sequence[ReadFile], share: float, seed: int) -> list[Part
 
 def write_split(run: RunDirectory, data: Path, rows: Sequence[SplitRow]) -> None:
     """Write split.csv: path relative to the data folder with forward slashes, label, split."""
-    _write_csv(run.split, ("path", "label", "split"), [(row.path.relative_to(data).as_posix(), row.label, row.split) for row in rows])
+    write_csv(run.split, ("path", "label", "split"), [(row.path.relative_to(data).as_posix(), row.label, row.split) for row in rows])
 
 
 def write_rejected(run: RunDirectory, data: Path, rejected: Sequence[Rejected]) -> None:
     """Write rejected.csv: path as in split.csv, and why the file was left out; no file when nothing was."""
     if rejected:
         rows = [(_printable(entry.path.relative_to(data).as_posix()), entry.reason) for entry in rejected]
-        _write_csv(run.rejected, ("path", "reason"), rows)
+        write_csv(run.rejected, ("path", "reason"), rows)
 
 
 def read_split(run: RunDirectory) -> list[SplitRow]:
@@ -93,7 +93,8 @@ def _printable(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table atomically."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

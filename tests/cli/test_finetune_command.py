@@ -202,6 +202,7 @@ GIVEN: dict[str, tuple[str, str, Any]] = {
     "--sampling": (other("sampling", Sampling), "sampling", other("sampling", Sampling)),
     "--val-split": ("0.77", "val_split", 0.77),
     "--seed": ("7", "seed", 7),
+    "--split-seed": ("8", "split_seed", 8),
     "--device": (other("device", Device), "device", other("device", Device)),
     "--precision": (other("precision", Precision), "precision", other("precision", Precision)),
     "--workers": ("0", "workers", 0),
@@ -346,7 +347,7 @@ def test_the_command_is_a_function_of_python_too(requests: list[FinetuneConfig])
 
 
 STEP = Step(phase=2, epoch=6, epochs=10, images=32, images_total=500, loss=0.25, accuracy=0.75, images_per_second=41.0)
-RECORD = EpochRecord(2, 6, 0.25, 0.75, 0.5, 0.8, 1e-4, 12.0, 41.0)
+RECORD = EpochRecord(2, 6, 0.25, 0.75, 0.5, 0.8, 1e-4, 12.0, 41.0, 60.0)
 
 
 def test_a_terminal_sees_loss_accuracy_speed_and_time_left() -> None:

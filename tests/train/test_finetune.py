@@ -83,21 +83,40 @@ def history_of(run: RunDirectory) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.history.read_text().splitlines()]
 
 
+def path_in(run: RunDirectory, path: Path) -> str:
+    return path.relative_to(json.loads(run.config.read_text())["config"]["data"]).as_posix()
+
+
 def test_a_run_is_complete_and_its_figures_are_true(config: FinetuneConfig) -> None:
     watched = Recorded()
     run = finetune(replace(config, epochs=4, finetune_epochs=2), watched)
     metrics, history = metrics_of(run), history_of(run)
     assert metrics.keys() == {
         "schema", "model", "classes", "train", "val", "seconds", "parameters", "device", "precision", "weights", "best_epoch",
-        "ended", "frozen_blocks",
+        "ended", "frozen_blocks", "peak_memory_bytes", "peak_gpu_memory_bytes",
     }  # fmt: skip
     assert [line["phase"] for line in history] == [1, 1, 1, 1, 2, 2]
     assert [line["epoch"] for line in history] == [1, 2, 3, 4, 5, 6]
     assert [line["lr"] for line in history] == [1e-3] * 4 + [1e-4] * 2
     assert history[0].keys() == {
-        "phase", "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds", "images_per_second",
+        "phase", "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds", "images_per_second", "elapsed",
     }  # fmt: skip
     assert [record.to_json() for record, _ in watched.epochs] == history
+    elapsed = [line["elapsed"] for line in history]
+    assert sorted(elapsed) == elapsed
+    assert sum(line["seconds"] for line in history) < elapsed[-1] < metrics["seconds"]["total"]
+    assert metrics["peak_memory_bytes"] > 2**27
+    assert metrics["peak_gpu_memory_bytes"] is None
+    with run.predictions.open(newline="") as stream:
+        answers = list(csv.DictReader(stream))
+    assert sum(row["label"] == row["predicted"] for row in answers) / len(answers) == pytest.approx(metrics["val"]["accuracy"])
+    assert [row["path"] for row in answers] == [path_in(run, row.path) for row in read_split(run) if row.split == "val"]
+    assert all(
+        (row["probability"] == row["label_probability"]) == (row["label"] == row["predicted"])
+        and 1 / 3 < float(row["probability"]) <= 1
+        and 0 <= float(row["label_probability"]) <= float(row["probability"])
+        for row in answers
+    )
     assert watched.steps[-1].images == watched.steps[-1].images_total == 24
     assert metrics["val"]["accuracy"] == max(line["val_accuracy"] for line in history)
     assert metrics["best_epoch"] == [record.epoch for record, best in watched.epochs if best][-1]
@@ -362,7 +381,7 @@ def test_an_exploding_loss_is_told_and_the_best_stays(config: FinetuneConfig) ->
 
 
 def record(accuracy: float | None, loss: float | None) -> EpochRecord:
-    return EpochRecord(1, 1, 1.0, 0.5, loss, accuracy, 1e-3, 1.0, 1.0)
+    return EpochRecord(1, 1, 1.0, 0.5, loss, accuracy, 1e-3, 1.0, 1.0, 1.0)
 
 
 def test_the_better_epoch() -> None:
@@ -505,3 +524,13 @@ def test_val_split_0_leaves_given_validation_images_out(parts: Path, config: Fin
     metrics = json.loads(run.metrics.read_text())
     assert metrics["val"] is None
     assert metrics["train"]["images"] == 40
+
+
+def test_seeds_can_share_one_split(make_images: Callable[..., Path], config: FinetuneConfig, tmp_path: Path) -> None:
+    data = make_images("flat", ["blue", "green", "red"], count=10, seed=5)
+    short = replace(config, data=data, epochs=1, finetune_epochs=0, split_seed=7)
+    runs = [finetune(replace(short, seed=seed, output=tmp_path / f"seed{seed}")) for seed in (1, 2)]
+    assert runs[0].split.read_text() == runs[1].split.read_text()
+    assert sha256_file(runs[0].weights) != sha256_file(runs[1].weights)
+    own = finetune(replace(short, split_seed=None, seed=7, output=tmp_path / "own"))
+    assert own.split.read_text() == runs[0].split.read_text()
