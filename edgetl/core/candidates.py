@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.files import SCHEMA
+from edgetl.core.errors import BenchError
+from edgetl.core.files import SCHEMA, read_json
 from edgetl.core.options import raise_all
 from edgetl.core.results import Noise
 from edgetl.core.rows import Round, relative_spread
@@ -17,6 +18,8 @@ from edgetl.core.statistics import median_interval, percentile
 
 SMALLEST_IMAGE = 32
 """Pixels; as `edgetl finetune --image-size`."""
+_ASKED = ("created", "edgetl", "classes", "latency_budget_ms", "provider", "threads", "interrupted")
+_STATED = ("architecture", "image_size", "parameters", "imagenet_top1", "file_bytes", "file_sha256", "failed")
 
 
 @dataclass(frozen=True)
@@ -200,11 +203,10 @@ class CandidatesResult:
 
     def to_json(self) -> dict[str, Any]:
         """What the result file holds."""
-        names = ("created", "edgetl", "classes", "latency_budget_ms", "provider", "threads", "interrupted")
         return {
             "schema": SCHEMA,
             "kind": "candidates",
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in _ASKED},
             "device": dict(self.device),
             "noise": self.noise.to_json(),
             "protocol": dict(self.protocol),
@@ -214,15 +216,47 @@ class CandidatesResult:
         }
 
     def _row_to_json(self, row: Candidate) -> dict[str, Any]:
-        stated = ("architecture", "image_size", "parameters", "imagenet_top1", "file_bytes", "file_sha256")
-        figures = ("p50_ms", "p90_ms", "images_per_second", "failed")
+        figures = ("p50_ms", "p90_ms", "images_per_second", "steady")
         return {
             "id": row.name,
-            **{name: getattr(row, name) for name in (*stated, *figures)},
+            **{name: getattr(row, name) for name in (*_STATED, *figures)},
             "ci95_ms": None if row.ci95_ms is None else list(row.ci95_ms),
             "fits": self.fits(row),
-            "steady": row.steady,
             "check": dict(row.check),
             "session": dict(row.session),
             "rounds": [asdict(block) for block in row.rounds],
         }
+
+
+def read_candidates(path: Path) -> CandidatesResult:
+    """A result file of architectures, its statistics computed from the raw latencies.
+
+    Raises:
+        BenchError: missing, not a result of candidates, or broken.
+    """
+    content = read_json(path, BenchError, "The result of candidates")
+    if content.get("kind") != "candidates":
+        raise BenchError(
+            f"{path} is no result of candidates but of kind {content.get('kind')!r}. Give one that `edgetl bench` made of architectures."
+        )
+    try:
+        return CandidatesResult(
+            **{name: content[name] for name in _ASKED},
+            device=dict(content["device"]),
+            noise=Noise.from_json(content["noise"]),
+            protocol=dict(content["protocol"]),
+            order=tuple(tuple(names) for names in content["order"]),
+            rows=tuple(
+                Candidate(
+                    **{name: row[name] for name in _STATED},
+                    check=dict(row["check"]),
+                    session=dict(row["session"]),
+                    rounds=tuple(Round.from_json(block) for block in row["rounds"]),
+                )
+                for row in content["rows"]
+            ),
+            notes=tuple(content["notes"]),
+            path=path,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as cause:
+        raise BenchError(f"{path} is a broken result of candidates: {cause!r}. Measure again.") from cause

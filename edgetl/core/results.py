@@ -53,6 +53,11 @@ class Noise:
         """As it stands in the result."""
         return {"verdict": "noisy" if self.noisy else "quiet", "reasons": list(self.reasons), "measured": dict(self.measured)}
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Noise:
+        """The inverse of `to_json`."""
+        return cls(tuple(content["reasons"]), dict(content["measured"]))
+
 
 @dataclass(frozen=True)
 class BenchResult:
@@ -189,7 +194,7 @@ def read_result(path: Path) -> BenchResult:
         sustained, limits = content.get("sustained"), content.get("limits", {})
         return BenchResult(
             **{name: content[name] for name in ("created", "edgetl", "target", "model", "device", "protocol", "interrupted")},
-            noise=Noise(tuple(content["noise"]["reasons"]), content["noise"]["measured"]),
+            noise=Noise.from_json(content["noise"]),
             order=tuple(tuple(names) for names in content["order"]),
             rows=tuple(rows.values()),
             pairs=tuple((entry["baseline"], entry["candidate"]) for entry in comparisons if entry["kind"] == SAME_RUN),
