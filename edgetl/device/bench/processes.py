@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import edgetl
 from edgetl.core.errors import BenchError
+from edgetl.device.bench import patience
 from edgetl.device.bench.jobs import Job, error_from_json
 from edgetl.device.kernel_files import PROC, read_text
 
 LAST_LINES = 12
 _LOOK_S, _IDLE_SHARE = 0.01, 0.05
 _LONGEST_SPIN_S = 0.2
+_LISTEN_S = 10.0
+"""Between two looks at what a silent process does: a slice is over by then, and not disturbed."""
+_STIRRED_NS = 10_000_000
+_SPEAKING_S, _DYING_S = 1.0, 10.0
+_STACK = "Stack (most recent call first):"
 
 
 def run_job(job: Job, folder: Path) -> dict[str, Any]:
@@ -31,7 +39,7 @@ def run_job(job: Job, folder: Path) -> dict[str, Any]:
         folder: an existing folder for the exchange of files.
 
     Raises:
-        BenchError: the process died; its last words are in the message.
+        BenchError: the process died, or hung and was ended; its last words are in the message.
         EdgetlError: what the worker itself found wrong, as the class that it raised.
     """
     with Worker(job, folder) as worker:
@@ -43,6 +51,7 @@ class Worker:
 
     def __init__(self, job: Job, folder: Path) -> None:
         self._job, self._folder = job, Path(tempfile.mkdtemp(dir=folder))
+        self._run_s = 0.0
         question = self._folder / "job.json"
         question.write_text(job.to_json(), encoding="utf-8")
         with self._words.open("wb") as words:
@@ -62,7 +71,13 @@ class Worker:
 
     def __exit__(self, *error: object) -> None:
         self._process.kill()
-        self._process.communicate()
+        # Where a driver holds it no signal reaches it: then it is left behind.
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_DYING_S)
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def wait_until_ready(self) -> None:
@@ -71,7 +86,8 @@ class Worker:
         Raises:
             EdgetlError: as `run_job`.
         """
-        self._await_reply()
+        reply = self._hear("opening the model", patience.OPENING_S) or self._raise()
+        self._run_s = float(reply.split()[1])
         wait_until_idle(self._process.pid)
 
     def ask(self, piece: str) -> None:
@@ -86,7 +102,8 @@ class Worker:
             self._process.stdin.flush()
         except BrokenPipeError:
             self._raise()
-        self._await_reply()
+        if not self._hear(f"in `{piece}`", patience.piece_s(self._job, piece, self._run_s), patience.pause_s(self._job, piece)):
+            self._raise()
         wait_until_idle(self._process.pid)
 
     def finish(self) -> dict[str, Any]:
@@ -95,8 +112,12 @@ class Worker:
         Raises:
             EdgetlError: as `run_job`.
         """
-        self._process.communicate()
-        if self._process.returncode != 0 or not self._answer.is_file():
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        while self._hear("before its answer", patience.task_s(self._job)):
+            pass
+        if self._status() != 0 or not self._answer.is_file():
             self._raise()
         content: dict[str, Any] = json.loads(self._answer.read_text(encoding="utf-8"))
         if "error" in content:
@@ -112,17 +133,45 @@ class Worker:
     def _words(self) -> Path:
         return self._folder / "words.txt"
 
-    def _await_reply(self) -> None:
+    def _hear(self, doing: str, patience_s: float, pause_s: float = 0.0) -> bytes:
+        """The process's next line; empty where it has ended. One that hangs is ended, see `patience`."""
         assert self._process.stdout is not None
-        if not self._process.stdout.readline():
-            self._raise()
+        began = stirred = time.monotonic()
+        asleep_s, spent = patience.ASLEEP_S + pause_s, None
+        while not select.select([self._process.stdout], [], [], min(_LISTEN_S, patience_s, asleep_s))[0]:
+            now, used = time.monotonic(), _run_ns(self._process.pid, PROC)
+            if used is None or spent is None or abs(used - spent) > _STIRRED_NS:
+                stirred, spent = now, used
+            if now - began >= patience_s:
+                self._give_up(f"{doing}: no answer for {_duration(now - began)}")
+            if now - stirred >= asleep_s:
+                self._give_up(f"{doing}: neither an answer nor any use of the CPU for {_duration(now - stirred)}")
+        return self._process.stdout.readline()
+
+    def _give_up(self, doing: str) -> NoReturn:
+        self._process.send_signal(signal.SIGUSR1)
+        time.sleep(_SPEAKING_S)
+        self._process.kill()
+        _, marked, stack = self._said().partition(_STACK)
+        where = (marked + stack).splitlines()[:LAST_LINES] or ["It did not say where."]
+        job, source = self._job, self._job.source
+        hung = f"The {job.task} process of {job.runtime} ({source.model.name}, {source.provider}) hung {doing}. It was ended."
+        told = "Try another --provider or --threads, or leave this configuration out; if it stays, please report the lines above."
+        raise BenchError("\n".join([hung, *where, told]))
+
+    def _status(self) -> int:
+        try:
+            return self._process.wait(patience.SPARE_S)
+        except subprocess.TimeoutExpired:
+            self._give_up(f"on its way out: not gone after {_duration(patience.SPARE_S)}")
 
     def _raise(self) -> NoReturn:
-        self._process.communicate()
-        if self._process.returncode == 0 and self._answer.is_file():
+        if self._status() == 0 and self._answer.is_file():
             raise error_from_json(json.loads(self._answer.read_text(encoding="utf-8"))["error"])
-        words = self._words.read_text(encoding="utf-8", errors="replace")
-        raise BenchError(_obituary(self._job, self._process.returncode, words))
+        raise BenchError(_obituary(self._job, self._status(), self._said()))
+
+    def _said(self) -> str:
+        return self._words.read_text(encoding="utf-8", errors="replace")
 
 
 def wait_until_idle(pid: int, proc: Path = PROC) -> None:
@@ -162,6 +211,10 @@ def worker_environment(threads: int) -> dict[str, str]:
     if root.name not in ("site-packages", "dist-packages"):  # run from a checkout: the worker must find the same edgetl
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
     return environment
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
 
 
 def _obituary(job: Job, code: int, words: str) -> str:

@@ -5,9 +5,11 @@ At the top only what the standard library brings quickly: what a runtime needs i
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from time import perf_counter_ns
@@ -81,7 +83,7 @@ def measured(job: Job) -> dict[str, Any]:
     }
     blocks: dict[str, Block] = {}
     clocks: dict[str, int | None] = {}
-    tell("ready")
+    tell(f"ready {(first - before_first) / 1e9}")
     for piece, _, name in (line.strip().partition(" ") for line in sys.stdin):
         if piece == "warm-up":
             measurements[name].warm_up()
@@ -180,6 +182,8 @@ def main() -> None:
     # Libraries may write to standard output: what they say joins the process's other words, and replies keep a pipe to themselves.
     _REPLIES = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    # Asked before it is ended for having hung, it says where.
+    faulthandler.register(signal.SIGUSR1, all_threads=False)
     job = Job.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
         answer: dict[str, Any] = {"answer": TASKS[job.task](job)}
