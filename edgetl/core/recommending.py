@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 from edgetl.core.rows import Row, round_ratios
@@ -73,8 +74,7 @@ def _choice(rows: Sequence[Row]) -> Choice:
 
 
 def _ns_an_image(row: Row) -> float:
-    ordered = sorted(row.medians_ns)
-    return ordered[len(ordered) // 2] / row.batch
+    return median(row.medians_ns) / row.batch
 
 
 def _no_slower(row: Row, best: Row) -> bool:

@@ -40,6 +40,13 @@ def test_a_difference_that_is_shown_counts() -> None:
     assert chosen.latency.row == four.id
 
 
+def test_of_an_even_number_of_rounds_both_middle_ones_count() -> None:
+    uneven, even = row("onnxruntime", [1_000_000, 1_000_000, 3_000_000, 3_000_000]), row("onnxruntime", [2_200_000] * 4)
+    chosen = recommend([replace(even, variant="other"), uneven])
+    assert chosen is not None
+    assert (chosen.latency.row, chosen.latency.as_fast) == (uneven.id, (replace(even, variant="other").id,))
+
+
 def test_throughput_may_want_another_batch() -> None:
     chosen = recommend([configuration(2.0), configuration(10.0, batch=8)])
     assert chosen is not None
