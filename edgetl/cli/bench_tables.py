@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgetl.cli.console import out
+from edgetl.core.wording import MISSING, counted, device_name, milliseconds
 
 if TYPE_CHECKING:
     from edgetl.core.comparisons import Comparison
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from edgetl.core.rows import Row
     from edgetl.core.sustained import Sustained
 
-WITHHELD = "—"
 VERDICT_STYLE = {"faster": "bold green", "slower": "bold red", "inconclusive": "yellow", "noisy": "yellow"}
 OUTCOME_STYLE = {"held": "green", "broken": "bold red", "undecided": "yellow"}
 _BARS = "▁▂▃▄▅▆▇█"
@@ -25,10 +25,9 @@ _SPARKS, _OPERATORS, _NODES = 60, 8, 4
 def show(result: BenchResult) -> None:
     """Print a result for people."""
     name = result.model.get("name") or result.target
-    where = result.device.get("board") or result.device.get("cpu") or result.device.get("host") or "this device"
     threads = {row.threads for row in result.rows}
-    shared = f", {next(iter(threads))} thread{'' if threads == {1} else 's'}" if len(threads) == 1 else ""
-    out.print(f"[bold]{name}[/] on {where}{shared}", highlight=False)
+    shared = f", {counted(next(iter(threads)), 'thread')}" if len(threads) == 1 else ""
+    out.print(f"[bold]{name}[/] on {device_name(result.device)}{shared}", highlight=False)
     out.print(_latency_table(result))
     out.print()
     out.print(_evidence_table(result))
@@ -72,7 +71,7 @@ def _latency_table(result: BenchResult) -> Table:
         p50, p90, p99 = (milliseconds(row.percentile_ms(percent)) for percent in (50, 90, 99))
         interval = row.p50_interval_ms
         told = "" if interval is None else f"[dim]{(interval[1] - interval[0]) / (interval[1] + interval[0]):.0%}[/]"
-        rate = WITHHELD if row.images_per_second is None else f"{row.images_per_second:.1f}"
+        rate = MISSING if row.images_per_second is None else f"{row.images_per_second:.1f}"
         which = [_varied(row, name) for name in varied]
         table.add_row(row.runtime, row.variant, row.scope, *which, p50, told, p90, p99, rate, *_speedup(row, beside, baselines))
     return table
@@ -103,10 +102,10 @@ def _evidence_table(result: BenchResult) -> Table:
     several = len({key[2:] for key in configurations}) > 1
     for row in reversed(configurations.values()):
         cold = row.cold()
-        parts = [f"{cold[name]:.0f}" if cold else WITHHELD for name in ("import_ms", "session_ms", "first_inference_ms", "total_ms")]
+        parts = [f"{cold[name]:.0f}" if cold else MISSING for name in ("import_ms", "session_ms", "first_inference_ms", "total_ms")]
         grown = row.memory_growth_bytes
-        memory = [_mebibytes(cold.get("peak_memory_bytes")), WITHHELD if grown is None else f"{grown / 2**20:+.1f}"]
-        drawn = [", ".join(f"{value:.1f} ({source})" for source, value in row.energy_mj().items()) or WITHHELD] if energy else []
+        memory = [_mebibytes(cold.get("peak_memory_bytes")), MISSING if grown is None else f"{grown / 2**20:+.1f}"]
+        drawn = [", ".join(f"{value:.1f} ({source})" for source, value in row.energy_mj().items()) or MISSING] if energy else []
         name = f"{row.runtime} {row.variant}" + (f" {row.provider} b{row.batch} t{row.threads}" if several else "")
         table.add_row(name, *parts, *memory, f"{row.file_bytes / 1e6:.1f}", *drawn, _gate(row))
     return table
@@ -158,15 +157,9 @@ def _show_comparisons(result: BenchResult) -> None:
                 out.print(f"Against  {pair.candidate} is {ratio(pair)} {_verdict(pair)} against {pair.baseline}", soft_wrap=True)
             continue
         earlier = pair.earlier
-        labels = [
-            "another device" if earlier.cross_device else "this device",
-            "the same model" if earlier.same_model else "another model",
-            f"{earlier.threads} threads" if earlier.threads != result.row(pair.candidate).threads else "",
-            "noisy" if earlier.noisy else "",
-        ]
         out.print(
             f"Earlier  {pair.candidate} is {ratio(pair)} {_verdict(pair)} against {pair.baseline} "
-            f"of {earlier.created} (p50 {milliseconds(earlier.p50_ms)} ms; {', '.join(filter(None, labels))})",
+            f"of {earlier.created} (p50 {milliseconds(earlier.p50_ms)} ms; {earlier.labels})",
             soft_wrap=True,
         )
 
@@ -234,7 +227,7 @@ def _sparkline(values: list[float]) -> str:
 
 
 def _mebibytes(count: int | None) -> str:
-    return WITHHELD if count is None else f"{count / 2**20:.0f}"
+    return MISSING if count is None else f"{count / 2**20:.0f}"
 
 
 def _verdict(pair: Comparison) -> str:
@@ -245,13 +238,6 @@ def ratio(comparison: Comparison) -> str:
     """`2.64× [2.05, 3.39]`, escaped for rich."""
     speedup = comparison.speedup
     return f"{speedup.ratio:.2f}× \\[{speedup.low:.2f}, {speedup.high:.2f}]"
-
-
-def milliseconds(value: float | None) -> str:
-    """Three significant digits or so; a dash where there is none."""
-    if value is None:
-        return WITHHELD
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
 def plain_table() -> Table:

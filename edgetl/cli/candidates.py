@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from edgetl.cli.console import out, print_json
 from edgetl.cli.progress import measuring
+from edgetl.core.wording import MISSING, counted, device_name, milliseconds
 
 if TYPE_CHECKING:
     from edgetl.core.candidates import Candidate, CandidatesResult
 
-_MISSING = "—"
 _FITS = {True: "[bold green]yes[/]", False: "[bold red]no[/]", None: "[yellow]not decided[/]"}
 
 
@@ -96,10 +96,11 @@ def show_candidates(result: CandidatesResult) -> None:
     """Print a result for people: the table, fastest first, what fits, and what to do next."""
     from edgetl.cli.bench_tables import plain_table
 
-    where = result.device.get("board") or result.device.get("cpu") or result.device.get("host") or "this device"
     budget = "" if result.latency_budget_ms is None else f", budget {result.latency_budget_ms:g} ms"
-    threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
-    out.print(f"[bold]Candidates[/] with {result.classes} classes on {where}, {threads}{budget}", highlight=False)
+    out.print(
+        f"[bold]Candidates[/] with {result.classes} classes on {device_name(result.device)}, {counted(result.threads, 'thread')}{budget}",
+        highlight=False,
+    )
     table = plain_table()
     table.add_column("architecture")
     for heading in ("size", "parameters", "MB", "p50 ms [95%]".replace("[", "\\["), "p90 ms", "images/s", "ImageNet %"):
@@ -156,24 +157,18 @@ def conclusion(result: CandidatesResult) -> str:
 
 
 def _called(row: Candidate) -> str:
-    return f"{row.architecture} at {row.image_size} px ({_ms(row.p50_ms)} ms)"
+    return f"{row.architecture} at {row.image_size} px ({milliseconds(row.p50_ms)} ms)"
 
 
 def _cells(row: Candidate) -> list[str]:
-    interval = "" if row.ci95_ms is None else f" \\[{_ms(row.ci95_ms[0])}, {_ms(row.ci95_ms[1])}]"
+    interval = "" if row.ci95_ms is None else f" \\[{milliseconds(row.ci95_ms[0])}, {milliseconds(row.ci95_ms[1])}]"
     return [
         row.architecture,
         str(row.image_size),
-        _MISSING if row.parameters is None else f"{row.parameters / 1e6:.2f} M",
-        _MISSING if row.file_bytes is None else f"{row.file_bytes / 1e6:.1f}",
-        _ms(row.p50_ms) + interval,
-        _ms(row.p90_ms),
-        _MISSING if row.images_per_second is None else f"{row.images_per_second:.1f}",
-        _MISSING if row.imagenet_top1 is None else f"{row.imagenet_top1:.1f}",
+        MISSING if row.parameters is None else f"{row.parameters / 1e6:.2f} M",
+        MISSING if row.file_bytes is None else f"{row.file_bytes / 1e6:.1f}",
+        milliseconds(row.p50_ms) + interval,
+        milliseconds(row.p90_ms),
+        MISSING if row.images_per_second is None else f"{row.images_per_second:.1f}",
+        MISSING if row.imagenet_top1 is None else f"{row.imagenet_top1:.1f}",
     ]
-
-
-def _ms(value: float | None) -> str:
-    if value is None:
-        return _MISSING
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"

@@ -47,7 +47,8 @@ def show(results: Sequence[BenchResult]) -> None:
     from rich.markup import escape
 
     from edgetl.cli.bench_tables import plain_table
-    from edgetl.report.bench_words import full_name, interval, ms, speedup_of, titles
+    from edgetl.core.wording import milliseconds
+    from edgetl.report.bench_words import full_name, interval, speedup_of, titles
 
     table = plain_table()
     for heading in ("result", "row", "scope"):
@@ -63,7 +64,7 @@ def show(results: Sequence[BenchResult]) -> None:
             told = "[bold red]failed[/]" if row.failed else _verdict(pair.verdict) if pair else _baseline(result, row)
             rate = "" if row.images_per_second is None else f"{row.images_per_second:.1f}"
             cells = ("" if number else escape(title), escape(full_name(row)), escape(row.scope))
-            table.add_row(*cells, ms(row.percentile_ms(50)), ms(row.percentile_ms(99)), rate, escape(ratio), told)
+            table.add_row(*cells, milliseconds(row.percentile_ms(50)), milliseconds(row.percentile_ms(99)), rate, escape(ratio), told)
     out.print(table)
     for title, result in zip(named, results, strict=True):
         if result.noise.noisy:

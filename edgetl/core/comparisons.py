@@ -30,6 +30,17 @@ class EarlierRow:
     p50_ms: float
     round_medians_ns: tuple[float, ...]
 
+    @property
+    def labels(self) -> str:
+        """What a reader of the comparison must know of it."""
+        told = [
+            "another device" if self.cross_device else "this device",
+            "the same model" if self.same_model else "another model",
+            "" if self.same_configuration else "another configuration",
+            "noisy" if self.noisy else "",
+        ]
+        return ", ".join(filter(None, told))
+
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> EarlierRow:
         """Read from a comparison's JSON object, which holds more fields than these."""

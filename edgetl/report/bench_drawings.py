@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from edgetl.core.rows import Row
 from edgetl.core.statistics import percentile
-from edgetl.report.bench_words import joined, ms
+from edgetl.core.wording import milliseconds
+from edgetl.report.bench_words import joined
 from edgetl.report.drawing import LINES, draw, latency_axis, patch_mark
 from edgetl.report.figures import BLUE, GREY, INK, ORANGE, literal, shortened
 from edgetl.report.page import figure
@@ -54,7 +55,7 @@ def draw_rounds(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> Ma
 
     label = f"Change of each round's median, in percent of the row's median, for {joined([names[row.id] for row in rows])}"
     rest = f"The {len(told)} rows that vary most; the others are grey." if len(told) < len(rows) else ""
-    key = [(lines[row.id].mark, f"{names[row.id]}, {ms(median(row.medians_ns) / 1e6)} ms") for row in told]
+    key = [(lines[row.id].mark, f"{names[row.id]}, {milliseconds(median(row.medians_ns) / 1e6)} ms") for row in told]
     return figure(title, draw(label, 2.7, paint), key, f"Each round's median against the row's own. {rest}".strip())
 
 
@@ -70,7 +71,7 @@ def draw_stages(title: str, rows: Sequence[Row], names: Mapping[str, str], colou
                 axes.barh(place, value, left=start, height=0.42, color=colours[stage])
                 start += value
             axes.text(0, place - 0.32, literal(shortened(names[row.id], 60)), va="bottom", fontsize=9)
-            axes.annotate(ms(start), (start, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
+            axes.annotate(milliseconds(start), (start, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
         _categories(axes, len(rows))
         axes.set_xlim(0, 1.12 * max(sum(row.stages_ms().values()) for row in rows))
         axes.set_xlabel("median of each stage, ms")
@@ -104,8 +105,9 @@ def _curves(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> Markup
         axes.set_xlabel("latency, ms")
         axes.grid()
 
-    label = f"Cumulative distribution of all latencies, {ms(low)} to {ms(high)} ms, of {joined([names[row.id] for row in rows])}"
-    key = [(line.mark, f"{names[row.id]}, p50 {ms(row.percentile_ms(50))} ms") for line, row in zip(LINES, rows, strict=False)]
+    reach, told = f"{milliseconds(low)} to {milliseconds(high)} ms", joined([names[row.id] for row in rows])
+    label = f"Cumulative distribution of all latencies, {reach}, of {told}"
+    key = [(line.mark, f"{names[row.id]}, p50 {milliseconds(row.percentile_ms(50))} ms") for line, row in zip(LINES, rows, strict=False)]
     caption = "Share of runs that took at most so long. Marked: p50 ●, p90 ■, p99 ◆ where enough runs support them."
     return figure(title, draw(label, 3.0, paint), key, caption)
 
@@ -128,7 +130,8 @@ def _boxes(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> Markup:
         latency_axis(axes, low, high)
         axes.set_xlabel("latency, ms")
 
-    label = f"Quantiles of all latencies, {ms(low)} to {ms(high)} ms, of {len(rows)} rows; the percentiles are in the table of all results"
+    reach = f"{milliseconds(low)} to {milliseconds(high)} ms"
+    label = f"Quantiles of all latencies, {reach}, of {len(rows)} rows; the percentiles are in the table of all results"
     key = [
         (patch_mark(BLUE), "ONNX Runtime"),
         *([(patch_mark(ORANGE), "PyTorch")] if any(row.runtime == "pytorch" for row in rows) else []),

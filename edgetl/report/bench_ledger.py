@@ -8,8 +8,9 @@ from typing import Any
 from markupsafe import Markup
 
 from edgetl.core.results import BenchResult
-from edgetl.report.bench_words import OUTCOME_TONES, full_name, input_shape, interval, mib, ms, noise_badge, titles, verdict_badge
-from edgetl.report.page import MISSING, Badge, Cell, Column, Section, TableRow, bullets, facts, folded, heading, paragraph, table
+from edgetl.core.wording import MISSING, milliseconds
+from edgetl.report.bench_words import OUTCOME_TONES, full_name, input_shape, interval, mib, noise_badge, titles, verdict_badge
+from edgetl.report.page import Badge, Cell, Column, Section, TableRow, bullets, facts, folded, heading, paragraph, table
 
 _APART = ("before", "after", "packages")
 
@@ -98,13 +99,7 @@ def _comparisons(result: BenchResult) -> Markup:
         told, ratio = "the same run", f"{pair.speedup.ratio:.2f}× {interval(pair.speedup.low, pair.speedup.high, 2)}"
         if pair.earlier is not None:
             earlier = pair.earlier
-            labels = [
-                "another device" if earlier.cross_device else "this device",
-                "the same model" if earlier.same_model else "another model",
-                "" if earlier.same_configuration else "another configuration",
-                "noisy" if earlier.noisy else "",
-            ]
-            told = f"{earlier.created}: p50 {ms(earlier.p50_ms)} ms, {', '.join(filter(None, labels))}"
+            told = f"{earlier.created}: p50 {milliseconds(earlier.p50_ms)} ms, {earlier.labels}"
         cells = (Cell(pair.candidate), Cell(pair.baseline), Cell(ratio), Cell("", badges=(verdict_badge(pair.verdict),)), Cell(told))
         rows.append(TableRow(cells))
     return table("Speed-up = baseline p50 / candidate p50", columns, rows)

@@ -9,28 +9,14 @@ from markupsafe import Markup
 
 from edgetl.core.results import BenchResult
 from edgetl.core.rows import Row
+from edgetl.core.wording import MISSING, counted, milliseconds
 from edgetl.report.bench_drawings import draw_distribution, draw_rounds, draw_stages
 from edgetl.report.bench_ledger import ledger_section, method_section
 from edgetl.report.bench_summary import summary_section, table_section
 from edgetl.report.bench_sweep import draw_sustained, draw_sweeps, sweep_rows
-from edgetl.report.bench_words import counted, device_name, full_name, interval, joined, mib, model_name, ms, row_names, titles
+from edgetl.report.bench_words import device_and_host, full_name, interval, joined, mib, model_name, row_names, titles
 from edgetl.report.drawing import FILLS
-from edgetl.report.page import (
-    MISSING,
-    Badge,
-    Cell,
-    Column,
-    Section,
-    TableRow,
-    bullets,
-    facts,
-    folded,
-    grid,
-    heading,
-    paragraph,
-    render_page,
-    table,
-)
+from edgetl.report.page import Badge, Cell, Column, Section, TableRow, bullets, facts, folded, grid, heading, paragraph, render_page, table
 
 _OPERATORS = 12
 """Operators of a profile that are listed by name; the rest is added up."""
@@ -38,7 +24,7 @@ _OPERATORS = 12
 
 def bench_report(results: Sequence[BenchResult]) -> str:
     """One self-contained HTML page over all results; the same results give the same page."""
-    devices = list(dict.fromkeys(device_name(result.device) for result in results))
+    devices = list(dict.fromkeys(device_and_host(result.device) for result in results))
     models = list(dict.fromkeys(model_name(result) for result in results))
     lead = f"{counted(len(results), 'result')}, {counted(len(devices), 'device')}: {joined(models)} on {joined(devices)}."
     return render_page(f"Latency of {joined(models)}", lead, bench_sections(results))
@@ -94,7 +80,13 @@ def _rounds(result: BenchResult) -> list[Markup]:
         return []
     names, count = row_names(timed), max(len(row.rounds) for row in timed)
     body = [
-        TableRow((Cell(names[row.id]), *(Cell(ms(value / 1e6)) for value in row.medians_ns), *[Cell(MISSING)] * (count - len(row.rounds))))
+        TableRow(
+            (
+                Cell(names[row.id]),
+                *(Cell(milliseconds(value / 1e6)) for value in row.medians_ns),
+                *[Cell(MISSING)] * (count - len(row.rounds)),
+            )
+        )
         for row in timed
     ]
     numbers = table("p50 of each round, ms", [Column("row"), *(Column(str(number), "number") for number in range(1, count + 1))], body)
@@ -119,7 +111,9 @@ def _stages(result: BenchResult) -> list[Markup]:
         for row in rows:
             times = row.stages_ms()
             total = sum(times.values()) or 1.0
-            cells = [Cell(ms(times.get(stage)), small=f"{times[stage] / total:.0%}" if stage in times else "") for stage in stages]
+            cells = [
+                Cell(milliseconds(times.get(stage)), small=f"{times[stage] / total:.0%}" if stage in times else "") for stage in stages
+            ]
             body.append(TableRow((Cell(every[row.id]), *cells)))
     if body:
         blocks = [
@@ -189,7 +183,7 @@ def _sustained(result: BenchResult) -> list[Markup]:
         ("length", Cell(f"{run.asked_s:.0f} s asked for, {counted(len(run.windows), 'window')}, {runs:,} runs")),
         ("settled", after),
         *(
-            (f"p{percent} of all runs" if settled is None else f"steady p{percent}", Cell(f"{ms(run.steady_ms(percent))} ms"))
+            (f"p{percent} of all runs" if settled is None else f"steady p{percent}", Cell(f"{milliseconds(run.steady_ms(percent))} ms"))
             for percent in (50, 90, 99)
         ),
         ("drift of p50", verdict),
@@ -208,7 +202,7 @@ def _sustained(result: BenchResult) -> list[Markup]:
             (
                 Cell(f"{window.start_s:.1f}"),
                 Cell(str(len(window.latencies_ns))),
-                Cell(ms(window.median_ns / 1e6)),
+                Cell(milliseconds(window.median_ns / 1e6)),
                 Cell(MISSING if window.frequency_khz is None else f"{window.frequency_khz / 1e6:.2f}"),
                 Cell(MISSING if window.temperature_c is None else f"{window.temperature_c:.1f}"),
             )

@@ -10,10 +10,10 @@ from edgetl.core.comparisons import Comparison
 from edgetl.core.results import BenchResult
 from edgetl.core.rows import Row
 from edgetl.core.statistics import PERCENTILE_SUPPORT
+from edgetl.core.wording import MISSING, counted, milliseconds
 from edgetl.report.bench_words import (
     OUTCOME_TONES,
-    counted,
-    device_name,
+    device_and_host,
     full_name,
     input_shape,
     interval,
@@ -21,7 +21,6 @@ from edgetl.report.bench_words import (
     mib,
     model_key,
     model_name,
-    ms,
     noise_badge,
     rate,
     row_names,
@@ -30,7 +29,7 @@ from edgetl.report.bench_words import (
     speedup_of,
     titles,
 )
-from edgetl.report.page import MISSING, Badge, Cell, Column, Group, Section, TableRow, bullets, card, grid, paragraph, table
+from edgetl.report.page import Badge, Cell, Column, Group, Section, TableRow, bullets, card, grid, paragraph, table
 
 Entry = tuple[BenchResult, Row]
 OTHER_DEVICE = Badge("another device")
@@ -47,13 +46,13 @@ def sentence(result: BenchResult) -> str:
     chosen = result.recommendation
     if chosen is None:
         reason = "no row passed its gate" if result.failed else "no ONNX Runtime row was timed"
-        return f"{model_name(result)} on {device_name(result.device)}: {reason}, so nothing is recommended."
+        return f"{model_name(result)} on {device_and_host(result.device)}: {reason}, so nothing is recommended."
     row = result.row(chosen.latency.row)
     spread = row.p50_interval_ms
     told = "" if spread is None else f" {interval(*spread, _digits(spread[0]))}"
     pair = speedup_of(result, row.id)
-    answers = f"{full_name(row)} answers in {ms(row.percentile_ms(50))} ms (p50{told}, scope {row.scope})"
-    text = f"{model_name(result)} on {device_name(result.device)}: {answers}"
+    answers = f"{full_name(row)} answers in {milliseconds(row.percentile_ms(50))} ms (p50{told}, scope {row.scope})"
+    text = f"{model_name(result)} on {device_and_host(result.device)}: {answers}"
     return f"{text}, {_against(result, pair)}." if pair else f"{text}; no baseline was measured beside it."
 
 
@@ -90,7 +89,7 @@ def _card(title: str, result: BenchResult, first: BenchResult) -> Markup:
         row = result.row(chosen.latency.row)
         spread = row.p50_interval_ms
         small = "" if spread is None else interval(*spread, _digits(spread[0]))
-        keys.append(("p50, one call", Cell(f"{ms(row.percentile_ms(50))} ms", small=small)))
+        keys.append(("p50, one call", Cell(f"{milliseconds(row.percentile_ms(50))} ms", small=small)))
         pair = speedup_of(result, row.id)
         if pair is not None:
             baseline = result.row(pair.baseline)
@@ -173,13 +172,13 @@ def _columns() -> list[tuple[Column, Callable[[Entry], Cell], Callable[[Sequence
 
 def _p50(row: Row) -> Cell:
     spread = row.p50_interval_ms
-    return Cell(ms(row.percentile_ms(50)), small="" if spread is None else interval(*spread, _digits(spread[0])))
+    return Cell(milliseconds(row.percentile_ms(50)), small="" if spread is None else interval(*spread, _digits(spread[0])))
 
 
 def _percentile(row: Row, percent: int) -> Cell:
     value = row.percentile_ms(percent)
     withheld = f"withheld: {len(row.latencies_ns)} runs do not support a p{percent}" if row.rounds else "not timed"
-    return Cell(ms(value), title=withheld if value is None else "")
+    return Cell(milliseconds(value), title=withheld if value is None else "")
 
 
 def _configuration(row: Row) -> Cell:

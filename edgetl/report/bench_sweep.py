@@ -10,7 +10,8 @@ from markupsafe import Markup
 from edgetl.core.rows import Row
 from edgetl.core.statistics import percentile
 from edgetl.core.sustained import Sustained, Window
-from edgetl.report.bench_words import joined, ms
+from edgetl.core.wording import milliseconds
+from edgetl.report.bench_words import joined
 from edgetl.report.drawing import AMBER, LINES, draw, latency_axis, patch_mark
 from edgetl.report.figures import BLUE, GREY, INK, ORANGE
 from edgetl.report.page import figure
@@ -64,7 +65,7 @@ def draw_sustained(title: str, run: Sustained) -> Markup:
         panels[-1].set_xlabel("seconds since the start")
 
     told = "it never settled" if settled is None else f"settled after {windows[settled].start_s:.0f} s"
-    label = f"Latency over {windows[-1].start_s:.0f} s without a pause: {told}, p50 {ms(run.steady_ms(50))} ms"
+    label = f"Latency over {windows[-1].start_s:.0f} s without a pause: {told}, p50 {milliseconds(run.steady_ms(50))} ms"
     key = [(LINES[1].mark, "p50 of a window"), (patch_mark(GREY), "middle 80% of a window's runs")]
     caption = "Dotted: from here on it is steady." if settled else ""
     return figure(title, draw(label, 2.6 + 0.85 * len(beneath), paint), key, caption)

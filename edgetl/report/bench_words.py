@@ -9,7 +9,8 @@ from typing import Any
 from edgetl.core.comparisons import Comparison
 from edgetl.core.results import BenchResult
 from edgetl.core.rows import Row
-from edgetl.report.page import MISSING, Badge, Cell, Tone
+from edgetl.core.wording import MISSING, counted, device_name
+from edgetl.report.page import Badge, Cell, Tone
 
 VERDICT_TONES: Mapping[str, Tone] = {"faster": "good", "slower": "bad", "inconclusive": "warn", "noisy": "warn"}
 OUTCOME_TONES: Mapping[str, Tone] = {"held": "good", "broken": "bad", "undecided": "warn"}
@@ -20,10 +21,10 @@ def model_name(result: BenchResult) -> str:
     return str(result.model.get("name") or result.target)
 
 
-def device_name(device: Mapping[str, Any]) -> str:
-    """The device as people call it."""
-    named = str(device.get("board") or device.get("cpu") or device.get("machine") or "a device that does not tell its name")
-    return f"{named} ({device['host']})" if device.get("host") else named
+def device_and_host(device: Mapping[str, Any]) -> str:
+    """The device as people call it, with its host: of several devices some may be alike."""
+    named, host = device_name(device), device.get("host")
+    return f"{named} ({host})" if host not in (None, "", named) else named
 
 
 def same_device(one: BenchResult, other: BenchResult) -> bool:
@@ -33,7 +34,7 @@ def same_device(one: BenchResult, other: BenchResult) -> bool:
 
 def titles(results: Sequence[BenchResult]) -> list[str]:
     """One title a result, numbered where there are several."""
-    named = [f"{model_name(result)} on {device_name(result.device)}" for result in results]
+    named = [f"{model_name(result)} on {device_and_host(result.device)}" for result in results]
     return named if len(named) == 1 else [f"{number}. {name}" for number, name in enumerate(named, 1)]
 
 
@@ -94,13 +95,6 @@ def interval(low: float, high: float, digits: int) -> str:
     return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def ms(value: float | None) -> str:
-    """Milliseconds with three digits that mean something."""
-    if value is None:
-        return MISSING
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
-
-
 def number(value: float | None, digits: int = 1) -> str:
     """A figure, or the dash."""
     return MISSING if value is None else f"{value:.{digits}f}"
@@ -114,11 +108,6 @@ def rate(value: float | None) -> str:
 def mib(value: float | None, digits: int = 0) -> str:
     """Bytes as MiB."""
     return MISSING if value is None else f"{value / 2**20:.{digits}f}"
-
-
-def counted(count: int, thing: str) -> str:
-    """`1 thread`, `2 threads`."""
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def joined(parts: Sequence[str], last: str = "and") -> str:

@@ -13,8 +13,6 @@ from markupsafe import Markup
 
 from edgetl import __version__
 
-MISSING = "—"
-"""Stands where there is no figure; a note or a tooltip tells why."""
 GENERATOR = '<meta name="generator" content="edgetl '
 """By this a page is known as one of edgetl's own."""
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -150,7 +150,7 @@ def test_the_table_fits_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_is_withheld_noisy_or_earlier_is_said() -> None:
-    earlier = EarlierRow("old.json", "2025-01-01T00:00:00+00:00", True, False, True, 4, True, 8.0, (8e6, 8.1e6))
+    earlier = EarlierRow("old.json", "2025-01-01T00:00:00+00:00", True, False, False, 4, True, 8.0, (8e6, 8.1e6))
     text = shown(
         BenchResult(
             **{
@@ -163,4 +163,4 @@ def test_what_is_withheld_noisy_or_earlier_is_said() -> None:
     words = " ".join(text.split())
     assert "—" in text
     assert "noisy: other processes used 40% of the CPU" in words
-    assert "another device, another model, 4 threads, noisy" in words
+    assert "another device, another model, another configuration, noisy" in words

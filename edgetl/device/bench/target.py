@@ -13,6 +13,7 @@ from edgetl.core.errors import BenchError, BundleError
 from edgetl.core.files import sha256_file
 from edgetl.core.layout import RunDirectory
 from edgetl.core.results import EAGER
+from edgetl.core.wording import counted
 from edgetl.device.backends import Source
 from edgetl.device.bundle import Bundle, open_bundle
 from edgetl.device.facts import installed_version
@@ -44,7 +45,7 @@ class Candidate:
         source = self.source
         provider = "" if source.provider == "cpu" else f" {source.provider}"
         batch = "" if source.batch == 1 else f" batch {source.batch}"
-        return f"{self.runtime} {self.variant}{provider}{batch} {source.threads} thread{'s' if source.threads > 1 else ''}"
+        return f"{self.runtime} {self.variant}{provider}{batch} {counted(source.threads, 'thread')}"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,27 @@
+"""How figures and devices are written for people, on the terminal and on the page alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+MISSING = "—"
+"""Stands where there is no figure: not measured, or withheld; a note or a tooltip tells why."""
+
+
+def milliseconds(value: float | None) -> str:
+    """Three significant digits or so; the dash where there is none."""
+    if value is None:
+        return MISSING
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def counted(count: int, thing: str) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def device_name(device: Mapping[str, Any]) -> str:
+    """The device of a result as people call it: its board, or what else it tells of itself."""
+    told = (device.get(name) for name in ("board", "cpu", "machine", "host"))
+    return str(next(filter(None, told), "a device that does not tell its name"))

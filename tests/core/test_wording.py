@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import pytest
+
+from edgetl.core.wording import counted, device_name, milliseconds
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(None, "—"), (0.0123, "0.012"), (0.9, "0.900"), (1, "1.00"), (99.99, "99.99"), (1234.5, "1234")]
+)
+def test_milliseconds_keep_the_digits_that_mean_something(value: float | None, told: str) -> None:
+    assert milliseconds(value) == told
+
+
+def test_one_is_told_from_several() -> None:
+    assert [counted(count, "thread") for count in (0, 1, 2)] == ["0 threads", "1 thread", "2 threads"]
+
+
+def test_a_device_is_called_by_the_best_that_it_tells() -> None:
+    facts = {"host": "here", "machine": "aarch64", "cpu": "Cortex-A76", "board": "Raspberry Pi 5"}
+    for name in ("board", "cpu", "machine", "host"):
+        assert device_name(facts) == facts.pop(name)
+    assert device_name({"board": None, "cpu": ""}) == "a device that does not tell its name"
