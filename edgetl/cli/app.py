@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from importlib import import_module
 
 import typer
 
-from edgetl.cli.console import err
+from edgetl.cli.console import err, let_readers_leave
 from edgetl.core.errors import EdgetlError
 from edgetl.core.registry import missing_package
 
@@ -51,15 +50,12 @@ def program(asked: str = "") -> typer.Typer:
 
 def main() -> None:
     """Run the program; exit 0 on success, 1 on a mistake the user can mend, 2 on wrong usage, 3 on a bug, 130 on Ctrl-C."""
+    let_readers_leave()
     try:
         program("".join(sys.argv[1:2]))(prog_name="edgetl")
     except KeyboardInterrupt as interrupt:
         err.print(str(interrupt) or "Interrupted.", style="yellow", markup=False)
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has left; nothing is wrong, and flushing again must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except EdgetlError as error:
         _fail(error)
     except ModuleNotFoundError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -51,6 +52,38 @@ out = cast("Console", _OnFirstUse(stderr=False))
 """Results."""
 err = cast("Console", _OnFirstUse(stderr=True))
 """Progress, warnings and errors: never mixed into --json."""
+
+
+class _Unread(io.FileIO):
+    """A standard stream whose reader (head, less) may leave: nothing is wrong then, and what was begun is done to its end."""
+
+    left = False
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            self.left = True
+            return len(memoryview(data).cast("B"))
+
+
+_STREAMS: dict[str, _Unread] = {}
+
+
+def let_readers_leave() -> None:
+    """From now on standard output and standard error may be closed at the other end: what is written to them is dropped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and stream is getattr(sys, f"__{name}__"):
+            raw = _STREAMS[name] = _Unread(stream.fileno(), "w", closefd=False)
+            buffered = io.BufferedWriter(raw)
+            layout = {key: getattr(stream, key) for key in ("encoding", "errors", "line_buffering", "write_through")}
+            setattr(sys, name, io.TextIOWrapper(buffered, **layout))
+
+
+def is_followed() -> bool:
+    """Whether anybody may still read standard output."""
+    return not ("stdout" in _STREAMS and _STREAMS["stdout"].left)
 
 
 def print_json(content: Any) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgetl.cli.console import err, out
+from edgetl.cli.console import err, is_followed, out
 from edgetl.core.files import SCHEMA
 
 if TYPE_CHECKING:
@@ -98,4 +98,6 @@ def _csv(predictions: Iterable[Prediction]) -> list[Prediction]:
             writer.writerow([prediction.path, "", "", "", prediction.error])
         sys.stdout.flush()
         done.append(prediction)
+        if not is_followed():
+            break
     return done
