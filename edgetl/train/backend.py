@@ -107,7 +107,7 @@ class PyTorchBackend:
             try:
                 self.infer(batch)
             except Exception as cause:  # the compiler's own errors and those of a missing C++ compiler share no base class
-                raise BenchError(f"torch.compile does not work here: {str(cause).strip().splitlines()[0]}") from cause
+                raise BenchError(_uncompiled(str(cause).strip() or type(cause).__name__)) from cause
             return {"memory_format": CONTIGUOUS}
         runs, turns = 8, 5
         medians: dict[str, list[float]] = {name: [] for name in _FORMATS}
@@ -149,6 +149,12 @@ class PyTorchBackend:
             "mkldnn": bool(torch.backends.mkldnn.is_available()),  # type: ignore[no-untyped-call]
             "capability": torch.backends.cpu.get_cpu_capability(),
         }
+
+
+def _uncompiled(words: str) -> str:
+    if "No working C++ compiler" in words:
+        return "torch.compile needs a C++ compiler, and there is none: `sudo apt install g++` adds it, or leave `compile` out of --pytorch."
+    return f"torch.compile does not work here: {words.splitlines()[0].rstrip('.')}. Leave `compile` out of --pytorch."
 
 
 def _compiled(network: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch._inductor.exc import InvalidCxxCompiler
 
 from edgetl.core.benching import BenchConfig
 from edgetl.core.errors import BenchError, BundleError, ProviderError
@@ -159,13 +160,21 @@ def test_bfloat16_is_another_baseline_with_a_tolerance_of_its_own(run: RunDirect
 
 
 @pytest.mark.usefixtures("torch_left_alone")
-def test_what_cannot_be_compiled_is_told(exported: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (RuntimeError("no such operator.\nand a long story"), r"torch.compile does not work here: no such operator. Leave `compile` out"),
+        (AssertionError(), r"does not work here: AssertionError\. Leave"),
+        (InvalidCxxCompiler(), r"needs a C\+\+ compiler, and there is none: `sudo apt install g\+\+` adds it, or leave `compile` out"),
+    ],
+)
+def test_what_cannot_be_compiled_is_told(exported: RunDirectory, monkeypatch: pytest.MonkeyPatch, cause: Exception, message: str) -> None:
     def refuse(network: object) -> object:
-        raise RuntimeError("no C++ compiler\nand a long story")
+        raise cause
 
     backend = PyTorchBackend(Source(exported.path, 1, settings={"mode": "compile"}))
     monkeypatch.setattr(backend, "infer", refuse)
-    with pytest.raises(BenchError, match=r"torch.compile does not work here: no C\+\+ compiler$"):
+    with pytest.raises(BenchError, match=message):
         backend.settle(backend.inputs(1)[0])
 
 
@@ -175,6 +184,15 @@ def test_a_compiled_network_is_a_baseline_too(run: RunDirectory) -> None:
     result = bench(BenchConfig(run.path, scopes=("model",), rounds=2, threads=(1,), torch_modes=("eager", "compile")), protocol=BRIEF)
     assert result.failed == []
     assert len(result.row("pytorch-compile-model-cpu-b1-t1").rounds) == 2
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_others_are_measured(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "absent"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    result = bench(BenchConfig(run.path, scopes=("model",), rounds=2, threads=(1,), torch_modes=("compile",)), protocol=BRIEF)
+    assert [row.runtime for row in result.rows] == ["onnxruntime"]
+    assert any(note.startswith("pytorch compile") and "needs a C++ compiler" in note for note in result.notes)
 
 
 @pytest.mark.usefixtures("torch_left_alone")
