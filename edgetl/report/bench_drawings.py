@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -24,9 +26,42 @@ _POINTS = 500
 """Points of a curve: more than its pixels."""
 
 
-def draw_distribution(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> Markup:
-    """Which share of the runs took at most how long; boxes where there are more rows than lines that can be told apart."""
-    return _curves(title, rows, names) if len(rows) <= len(LINES) else _boxes(title, rows, names)
+_TOGETHER = 12
+"""Boxes of one drawing: it still fits on a screen."""
+
+
+def draw_distributions(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> list[Markup]:
+    """Which share of the runs took at most how long; boxes where there are more rows than lines that can be told apart.
+
+    Many boxes are several drawings on one scale.
+    """
+    if len(rows) <= len(LINES):
+        return [_curves(title, rows, names)]
+    reach = (min(min(row.latencies_ns) for row in rows) / 1e6, max(max(row.latencies_ns) for row in rows) / 1e6)
+    return [_boxes(f"{title}{which}", part, names, reach) for which, part in portions(rows)]
+
+
+def portions(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """Rows of one drawing each, after what its title says of them; what is compared with each other stands side by side."""
+    ordered = sorted(rows, key=lambda row: (row.rate or 0, row.batch, row.threads))
+    parts: list[list[Row]] = [[]]
+    for _, found in groupby(ordered, key=lambda row: (row.rate, row.batch)):
+        group = list(found)
+        size = math.ceil(len(group) / math.ceil(len(group) / _TOGETHER))
+        for start in range(0, len(group), size):
+            piece = group[start : start + size]
+            if len(parts[-1]) + len(piece) > _TOGETHER:
+                parts.append([])
+            parts[-1] += piece
+    if len(parts) == 1:
+        return [("", parts[0])]
+    several = len({row.batch for row in rows}) > 1
+    return [(f"{_batches(part) if several else ''} ({number} of {len(parts)})", part) for number, part in enumerate(parts, start=1)]
+
+
+def _batches(rows: Sequence[Row]) -> str:
+    found = sorted({row.batch for row in rows})
+    return f", batch {found[0]}" + (f" to {found[-1]}" if len(found) > 1 else "")
 
 
 def draw_rounds(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> Markup:
@@ -59,8 +94,13 @@ def draw_rounds(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> Ma
     return figure(title, draw(label, 2.7, paint), key, f"Each round's median against the row's own. {rest}".strip())
 
 
-def draw_stages(title: str, rows: Sequence[Row], names: Mapping[str, str], colours: Mapping[str, str]) -> Markup:
-    """Where the latency goes, stage by stage, each in its colour."""
+def draw_stages(title: str, rows: Sequence[Row], names: Mapping[str, str], colours: Mapping[str, str]) -> list[Markup]:
+    """Where the latency goes, stage by stage, each in its colour; many rows are several drawings on one scale."""
+    reach = 1.12 * max(sum(row.stages_ms().values()) for row in rows)
+    return [_stages(f"{title}{which}", part, names, colours, reach) for which, part in portions(rows)]
+
+
+def _stages(title: str, rows: Sequence[Row], names: Mapping[str, str], colours: Mapping[str, str], reach: float) -> Markup:
     stages = list(dict.fromkeys(stage for row in rows for stage in row.stages_ms()))
 
     def paint(drawing: Figure) -> None:
@@ -73,7 +113,7 @@ def draw_stages(title: str, rows: Sequence[Row], names: Mapping[str, str], colou
             axes.text(0, place - 0.32, literal(shortened(names[row.id], 60)), va="bottom", fontsize=9)
             axes.annotate(milliseconds(start), (start, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
         _categories(axes, len(rows))
-        axes.set_xlim(0, 1.12 * max(sum(row.stages_ms().values()) for row in rows))
+        axes.set_xlim(0, reach)
         axes.set_xlabel("median of each stage, ms")
 
     label = f"Stacked bars: {joined(stages)} of {joined([names[row.id] for row in rows])}; the figures are in the table"
@@ -112,8 +152,8 @@ def _curves(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> Markup
     return figure(title, draw(label, 3.0, paint), key, caption)
 
 
-def _boxes(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> Markup:
-    low, high = min(min(row.latencies_ns) for row in rows) / 1e6, max(max(row.latencies_ns) for row in rows) / 1e6
+def _boxes(title: str, rows: Sequence[Row], names: Mapping[str, str], reach: tuple[float, float]) -> Markup:
+    low, high = reach
 
     def paint(drawing: Figure) -> None:
         axes = drawing.subplots()
@@ -128,10 +168,13 @@ def _boxes(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> Markup:
             axes.text(low, place - 0.28, literal(shortened(names[row.id], 60)), va="bottom", fontsize=8.5)
         _categories(axes, len(rows))
         latency_axis(axes, low, high)
+        if low > 0:
+            margin = max(1.01, (high / low) ** 0.04)
+            axes.set_xlim(low / margin, high * margin)
         axes.set_xlabel("latency, ms")
 
-    reach = f"{milliseconds(low)} to {milliseconds(high)} ms"
-    label = f"Quantiles of all latencies, {reach}, of {len(rows)} rows; the percentiles are in the table of all results"
+    spanned = f"{milliseconds(low)} to {milliseconds(high)} ms"
+    label = f"{title}: quantiles of all latencies, on a scale of {spanned}, of {len(rows)} rows; the figures stand in the table"
     key = [
         (patch_mark(BLUE), "ONNX Runtime"),
         *([(patch_mark(ORANGE), "PyTorch")] if any(row.runtime == "pytorch" for row in rows) else []),

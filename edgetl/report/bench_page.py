@@ -10,7 +10,7 @@ from markupsafe import Markup
 from edgetl.core.results import BenchResult
 from edgetl.core.rows import Row
 from edgetl.core.wording import MISSING, counted, milliseconds
-from edgetl.report.bench_drawings import draw_distribution, draw_rounds, draw_stages
+from edgetl.report.bench_drawings import draw_distributions, draw_rounds, draw_stages
 from edgetl.report.bench_ledger import ledger_section, method_section
 from edgetl.report.bench_summary import summary_section, table_section
 from edgetl.report.bench_sweep import draw_sustained, draw_sweeps, sweep_rows
@@ -69,7 +69,7 @@ def _scopes(result: BenchResult) -> dict[str, list[Row]]:
 
 
 def _distributions(result: BenchResult) -> list[Markup]:
-    return _figures([draw_distribution(title, rows, row_names(rows)) for title, rows in _scopes(result).items()])
+    return _figures([drawn for title, rows in _scopes(result).items() for drawn in draw_distributions(title, rows, row_names(rows))])
 
 
 def _rounds(result: BenchResult) -> list[Markup]:
@@ -107,7 +107,7 @@ def _stages(result: BenchResult) -> list[Markup]:
     every = row_names([row for rows in staged.values() for row in rows])
     for title, rows in staged.items():
         if rows:
-            drawn.append(draw_stages(title, rows, row_names(rows), colours))
+            drawn += draw_stages(title, rows, row_names(rows), colours)
         for row in rows:
             times = row.stages_ms()
             total = sum(times.values()) or 1.0

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from edgetl.core.limits import Limits
 from edgetl.core.results import BenchResult, Noise, read_result, write_result
+from edgetl.report.bench_drawings import portions
 from edgetl.report.bench_page import bench_report
 from edgetl.report.page import Section, is_own_page, paragraph, render_page
 from tests.report.benches import bench_result, bench_row, board, device, server
@@ -80,6 +81,39 @@ def test_every_section_is_there_and_nothing_points_outside(both: str) -> None:
     assert "script" not in page.tags
     assert not re.search(r"url\(\s*['\"]?(?!#)", both)
     assert "@import" not in both
+
+
+def test_a_large_sweep_is_drawn_in_parts_of_a_screens_height() -> None:
+    rows = [
+        bench_row(runtime, variant, 3.0, scope, batch, threads, rounds=2, runs=10)
+        for runtime, variant in (("pytorch", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8"))
+        for scope, batches in (("model", (1, 4, 8)), ("file", (1,)))
+        for batch in batches
+        for threads in (1, 2, 3, 4, 6, 8)
+    ]
+    html = bench_report([bench_result(tuple(rows))])
+    drawings = re.findall(r'<h4>([^<]*)</h4>.*?viewBox="0 0 ([0-9.]+) ([0-9.]+)"', html.partition('id="rounds"')[0], re.DOTALL)
+    titles = [title for title, *_ in drawings]
+    assert titles == [
+        *[f"Scope model, batch {batch} ({number} of 6)" for number, batch in enumerate((1, 1, 4, 4, 8, 8), 1)],
+        "Scope file (1 of 2)",
+        "Scope file (2 of 2)",
+    ]
+    assert all(float(height) < 1.1 * float(width) for _, width, height in drawings)
+    stages = html.partition('id="stages"')[2].partition("</section>")[0]
+    assert stages.count("<figure>") == 2
+
+
+@given(st.lists(st.tuples(st.sampled_from((1, 2, 3, 64)), st.integers(1, 40), st.sampled_from((None, 30.0))), min_size=1, unique=True))
+def test_parts_hold_every_row_once_and_leave_a_batch_whole_where_it_fits(cells: list[tuple[int, int, float | None]]) -> None:
+    rows = [bench_row("onnxruntime", "fp32", 1.0, batch=batch, threads=threads, rate=rate, rounds=0) for batch, threads, rate in cells]
+    parts = [part for _, part in portions(rows)]
+    assert sorted(row.id for part in parts for row in part) == sorted(row.id for row in rows)
+    assert all(1 <= len(part) <= 12 for part in parts)
+    for key in {(row.batch, row.rate) for row in rows}:
+        holding = [part for part in parts if any((row.batch, row.rate) == key for row in part)]
+        assert len(holding) == 1 or sum((row.batch, row.rate) == key for row in rows) > 12
+    assert len({which for which, _ in portions(rows)}) == len(parts), "no two have the same title"
 
 
 def test_the_same_results_give_the_same_page(both: str) -> None:
