@@ -68,7 +68,12 @@ def bench(
     max_regression: Annotated[
         str | None, typer.Option(metavar="5%", help="Fail if a configuration takes so much longer than in --baseline.")
     ] = None,
-    max_p99: Annotated[str | None, typer.Option(metavar="30ms", help="Fail if p99 is above this, in the first scope.")] = None,
+    max_p99: Annotated[
+        str | None,
+        typer.Option(
+            metavar="30ms", help="Fail if the recommended configuration's p99 is above this, in the first scope; also in paced arrivals."
+        ),
+    ] = None,
     min_speedup: Annotated[
         float | None, typer.Option(metavar="2", help="Fail if the recommended configuration is not so many times as fast as eager PyTorch.")
     ] = None,

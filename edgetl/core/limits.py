@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgetl.core.options import raise_all
@@ -12,7 +12,6 @@ from edgetl.core.options import raise_all
 if TYPE_CHECKING:
     from edgetl.core.comparisons import Comparison
     from edgetl.core.results import BenchResult
-    from edgetl.core.rows import Row
 
 Outcome = Literal["held", "broken", "undecided"]
 
@@ -24,7 +23,7 @@ class Limits:
     max_regression: float | None = None
     """Largest share by which a configuration may be slower than in the earlier result: 0.05 is 5%."""
     max_p99_ms: float | None = None
-    """Largest p99 of every ONNX Runtime row in the first scope, milliseconds."""
+    """Largest p99 of the recommended configuration in the first scope, in paced arrivals too, milliseconds."""
     min_speedup: float | None = None
     """Least speed-up over eager PyTorch of the recommended configuration."""
 
@@ -97,7 +96,9 @@ def _regressions(result: BenchResult, bound: float) -> Iterator[Judged]:
 
 
 def _tails(result: BenchResult, bound: float) -> Iterator[Judged]:
-    for row in _own_rows(result):
+    chosen = result.recommendation
+    # Of a sweep one configuration is taken; its paced arrivals are how it will be used.
+    for row in [row for row in result.rows if chosen is not None and replace(row, rate=None).id == chosen.latency.row]:
         value = row.percentile_ms(99)
         if value is None:
             told = f"{row.id}: p99 is withheld, {len(row.latencies_ns)} runs do not support it: more --rounds"
@@ -125,11 +126,6 @@ def _speedups(result: BenchResult, bound: float) -> Iterator[Judged]:
 def _widened(pair: Comparison, result: BenchResult) -> tuple[float, float]:
     widened = 1 + result.doubt(pair)
     return pair.speedup.low / widened, pair.speedup.high * widened
-
-
-def _own_rows(result: BenchResult) -> list[Row]:
-    own = [row for row in result.rows if row.runtime != "pytorch" and not row.failed]
-    return [row for row in own if row.scope == own[0].scope]
 
 
 def _decide(held: bool, broken: bool, doubtful: bool) -> Outcome:

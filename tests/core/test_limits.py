@@ -86,6 +86,22 @@ def test_noise_can_break_a_tail_but_not_keep_it(bound: float, noisy: bool, expec
     assert outcome(result, max_p99_ms=bound) == [expected]
 
 
+def test_of_a_sweep_the_recommended_configuration_keeps_the_tail_also_where_arrivals_are_paced() -> None:
+    result = measured(onnx_ms=2.0)
+    torch, best = result.rows
+    slow = tuple(replace(block, latencies_ns=tuple(9 * value for value in block.latencies_ns)) for block in best.rounds)
+    larger, fewer, photo = (
+        replace(best, batch=8, rounds=slow),
+        replace(best, threads=1, rounds=slow),
+        replace(best, scope="file", rounds=slow),
+    )
+    sweep = replace(result, rows=(torch, larger, best, fewer, photo))
+    assert outcome(sweep, max_p99_ms=3.0) == ["held"]
+    paced = replace(best, rate=30.0, rounds=slow)
+    sweep = replace(sweep, rows=(*sweep.rows, paced, replace(fewer, rate=30.0)), limits=Limits(max_p99_ms=3.0))
+    assert [(judged.row, judged.outcome) for judged in sweep.judged] == [(best.id, "held"), (paced.id, "broken")]
+
+
 def test_a_tail_that_is_withheld_decides_nothing() -> None:
     few = measured()
     few = replace(few, rows=tuple(replace(one, rounds=one.rounds[:3]) for one in few.rows))
