@@ -65,6 +65,11 @@ class RunDirectory:
         """Where `edgetl bench RUN` keeps its results."""
         return self.path / "bench"
 
+    @property
+    def report(self) -> Path:
+        """Where `edgetl report RUN` writes its page by default."""
+        return self.path / "report.html"
+
     @staticmethod
     def is_one(path: Path) -> bool:
         """Whether `path` is a run directory."""

@@ -16,9 +16,9 @@ def milliseconds(value: float | None) -> str:
     return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
-def counted(count: int, thing: str) -> str:
-    """`1 thread`, `2 threads`."""
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+def counted(count: int, thing: str, things: str = "") -> str:
+    """`1 thread`, `2 threads`; `things` is the plural where an s does not make it."""
+    return f"{count} {thing}" if count == 1 else f"{count} {things or thing + 's'}"
 
 
 def device_name(device: Mapping[str, Any]) -> str:

@@ -1,16 +1,14 @@
-"""Result files in, a page out."""
+"""Finding bench results: files, folders of them, and what runs keep."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from edgetl.core.errors import BenchError, ConfigError
-from edgetl.core.files import write_text
+from edgetl.core.errors import BenchError
 from edgetl.core.layout import RunDirectory
 from edgetl.core.results import BenchResult, read_result
-from edgetl.report.page import is_own_page
 
 
 def read_results(paths: Sequence[Path]) -> list[BenchResult]:
@@ -21,23 +19,6 @@ def read_results(paths: Sequence[Path]) -> list[BenchResult]:
     """
     files = dict.fromkeys(file for path in paths for file in _files(path))
     return [read_result(file) for file in files]
-
-
-def write_page(path: Path, page: Callable[[], str], force: bool = False) -> None:
-    """Write a page; `page` makes it once it is clear that it may be written.
-
-    Raises:
-        ConfigError: `path` is a file that edgetl did not write and `force` is not given, or it cannot be written.
-    """
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder. Give a file: --output {path / 'report.html'}.")
-    if path.exists() and not force and not is_own_page(path):
-        raise ConfigError(f"{path} exists and was not written by edgetl. Choose another --output, or overwrite it with --force.")
-    text = page()
-    try:
-        write_text(path, text)
-    except OSError as cause:
-        raise ConfigError(f"The page cannot be written to {path} ({cause.strerror or cause}). Choose another --output.") from cause
 
 
 def _is_result(path: Path) -> bool:
@@ -51,12 +32,23 @@ def _is_result(path: Path) -> bool:
 
 def _files(path: Path) -> Iterator[Path]:
     if not path.exists():
-        raise BenchError(f"Nothing at {path}. Give a result that `edgetl bench` wrote, or a folder of them.")
+        raise BenchError(f"Nothing at {path}. Give a run, a bundle, or results that `edgetl bench` wrote.")
     if not path.is_dir():
         yield path
         return
     folder = RunDirectory(path).bench if RunDirectory.is_one(path) and RunDirectory(path).bench.is_dir() else path
     found = [file for file in sorted(folder.glob("*.json")) if _is_result(file)]
-    if RunDirectory.is_one(folder) or not found:
-        raise BenchError(f"No bench results in {folder}. `edgetl bench {path}` makes one.")
+    if RunDirectory.is_one(path) and (folder == path or not found):
+        raise BenchError(f"No bench results in {folder}. `edgetl bench {path}` makes one; given alone, the run has a page of its own.")
+    if not found:
+        raise BenchError(f"No bench results in {folder}, and it is no run or bundle either. Give one of the three.")
     yield from found
+
+
+def kept_results(run: RunDirectory) -> list[BenchResult]:
+    """The results that a run keeps, none where it was never measured.
+
+    Raises:
+        BenchError: one of them cannot be read.
+    """
+    return [read_result(file) for file in sorted(run.bench.glob("*.json")) if _is_result(file)]

@@ -9,7 +9,18 @@ from markupsafe import Markup
 
 from edgetl.core.results import BenchResult
 from edgetl.core.wording import MISSING, milliseconds
-from edgetl.report.bench_words import OUTCOME_TONES, full_name, input_shape, interval, mib, noise_badge, titles, verdict_badge
+from edgetl.report.bench_words import (
+    OUTCOME_TONES,
+    full_name,
+    input_shape,
+    interval,
+    mib,
+    noise_badge,
+    text_of,
+    titles,
+    told_cell,
+    verdict_badge,
+)
 from edgetl.report.page import Badge, Cell, Column, Section, TableRow, bullets, facts, folded, heading, paragraph, table
 
 _APART = ("before", "after", "packages")
@@ -30,7 +41,7 @@ def ledger_section(results: Sequence[BenchResult]) -> Section:
             blocks.append(folded(f"State before and after: {title}", [block]))
         measured = _flat(result.noise.measured)
         if measured:
-            pairs = [(name, _told(value)) for name, value in measured.items()]
+            pairs = [(name, told_cell(value)) for name, value in measured.items()]
             blocks.append(
                 folded(f"What the noise verdict rests on: {title}", [facts([("verdict", Cell("", badges=(noise_badge(result),))), *pairs])])
             )
@@ -62,8 +73,8 @@ def _general(result: BenchResult) -> list[tuple[str, Cell]]:
         ("measured", Cell(result.created)),
         ("edgetl", Cell(result.edgetl)),
         ("target", Cell(result.target)),
-        ("run", _told(result.model.get("run_id"))),
-        ("result file", _told(None if result.path is None else result.path.name)),
+        ("run", told_cell(result.model.get("run_id"))),
+        ("result file", told_cell(None if result.path is None else result.path.name)),
         (
             "rounds",
             Cell(
@@ -74,7 +85,7 @@ def _general(result: BenchResult) -> list[tuple[str, Cell]]:
         ),
     ]
     rest = {name: value for name, value in result.protocol.items() if name != "rounds"}
-    return [*pairs, *((name.replace("_", " "), _told(value)) for name, value in _flat(rest).items())]
+    return [*pairs, *((name.replace("_", " "), told_cell(value)) for name, value in _flat(rest).items())]
 
 
 def _limits(result: BenchResult) -> Markup:
@@ -109,7 +120,7 @@ def _files(result: BenchResult) -> Markup:
     columns = [Column("row"), Column("scope", "short"), Column("input", "short"), Column("session"), Column("file SHA-256", "mono")]
     rows = []
     for row in result.rows:
-        session = "; ".join(f"{name} {_text(value)}" for name, value in row.session.items())
+        session = "; ".join(f"{name} {text_of(value)}" for name, value in row.session.items())
         cells = (Cell(full_name(row)), Cell(row.scope), Cell(input_shape(row)), Cell(session), Cell(row.file_sha256))
         rows.append(TableRow(cells))
     return table("What was run", columns, rows)
@@ -122,29 +133,11 @@ def _side_by_side(label: str, names: Sequence[str], told: Sequence[Mapping[str, 
         values = [facts_.get(key) for facts_ in told]
         differs = marked and any(value != values[0] for value in values)
         shown = [
-            Cell(f"{mib(value)} MiB") if key == "memory_bytes" and isinstance(value, int | float) else _told(value) for value in values
+            Cell(f"{mib(value)} MiB") if key == "memory_bytes" and isinstance(value, int | float) else told_cell(value) for value in values
         ]
         name = Cell(key.removesuffix("_bytes").replace("_", " "), badges=(Badge("differs", "warn"),) if differs else ())
         rows.append(TableRow((name, *shown), "differs" if differs else ""))
     return table(label, [Column(""), *(Column(name) for name in names)], rows)
-
-
-def _told(value: Any) -> Cell:
-    return Cell(MISSING, title="not told") if value is None or value in ("", [], {}) else Cell(_text(value))
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return MISSING
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_text, value))
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_text(entry)}" for name, entry in value.items())
-    return str(value)
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

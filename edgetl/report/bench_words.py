@@ -113,3 +113,23 @@ def mib(value: float | None, digits: int = 0) -> str:
 def joined(parts: Sequence[str], last: str = "and") -> str:
     """`a, b and c`."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}" if parts else ""
+
+
+def told_cell(value: Any) -> Cell:
+    """A recorded value, or the dash where it was not told."""
+    return Cell(MISSING, title="not told") if value is None or value in ("", [], {}) else Cell(text_of(value))
+
+
+def text_of(value: Any) -> str:
+    """A value out of a JSON file, as people read it."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(text_of, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {text_of(entry)}" for name, entry in value.items())
+    return str(value)

@@ -89,6 +89,12 @@ def patch_mark(colour: str) -> Markup:
     )
 
 
+def ring_mark() -> Markup:
+    """An open circle for the key."""
+    circle = Markup('<svg viewBox="0 0 30 10" aria-hidden="true"><circle cx="15" cy="5" r="4" fill="none" style="{}"/></svg>')
+    return circle.format(f"stroke: {_variable(INK)}; stroke-width: 1.2")
+
+
 def draw(label: str, height: float, paint: Callable[[Figure], None]) -> Markup:
     """The drawing as inline SVG; the same drawing is the same text every time.
 

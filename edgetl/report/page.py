@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from edgetl import __version__
+from edgetl.core.errors import ConfigError
+from edgetl.core.files import write_text
 
 GENERATOR = '<meta name="generator" content="edgetl '
 """By this a page is known as one of edgetl's own."""
@@ -97,6 +99,23 @@ def is_own_page(path: Path) -> bool:
         return False
 
 
+def write_page(path: Path, page: Callable[[], str], force: bool = False) -> None:
+    """Write a page; `page` makes it once it is clear that it may be written.
+
+    Raises:
+        ConfigError: `path` is a file that edgetl did not write and `force` is not given, or it cannot be written.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder. Give a file: --output {path / 'report.html'}.")
+    if path.exists() and not force and not is_own_page(path):
+        raise ConfigError(f"{path} exists and was not written by edgetl. Choose another --output, or overwrite it with --force.")
+    text = page()
+    try:
+        write_text(path, text)
+    except OSError as cause:
+        raise ConfigError(f"The page cannot be written to {path} ({cause.strerror or cause}). Choose another --output.") from cause
+
+
 def paragraph(text: str, kind: Literal["note", "lead", ""] = "", badges: Sequence[Badge] = ()) -> Markup:
     """Running text, badges before it."""
     return _block("paragraph", text, kind, badges)
@@ -137,6 +156,16 @@ def grid(kind: Literal["cards", "figures"], blocks: Sequence[Markup]) -> Markup:
 def figure(title: str, svg: Markup, key: Sequence[tuple[Markup, str]] = (), caption: str = "") -> Markup:
     """A drawing with its key in text that wraps."""
     return _block("figure", title, svg, key, caption)
+
+
+def picture(title: str, source: str, alt: str, caption: str = "") -> Markup:
+    """A photo or a sheet of them, given as a data: URI; a wide one scrolls within itself where the screen is narrow."""
+    return _block("picture", title, source, alt, caption)
+
+
+def thumbnails(items: Sequence[tuple[str, str]]) -> Markup:
+    """Small photos side by side: (data: URI, name)."""
+    return _block("thumbnails", items)
 
 
 def folded(summary: str, blocks: Sequence[Markup]) -> Markup:

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -16,54 +14,10 @@ from edgetl.report.bench_drawings import portions
 from edgetl.report.bench_page import bench_report
 from edgetl.report.page import Section, is_own_page, paragraph, render_page
 from tests.report.benches import bench_result, bench_row, board, device, server
-from tests.report.browser import CHROMIUM, browser
+from tests.report.browser import CHROMIUM
+from tests.report.pages import Page, seen_in_browser
 
 EVIL = "<script>alert('x')</script>\"&{{ 7 * 7 }}"
-VOID = {"meta", "link", "br", "path", "use", "img", "hr", "input"}
-
-
-class Page(HTMLParser):
-    """What is in a page: text, elements by name, anything that points outside."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.words: list[str] = []
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.outside: list[str] = []
-        self.sections: list[str] = []
-        self._open: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self._open == [], "every element is closed"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in VOID:
-            self._open.append(tag)
-        for name, value in attrs:
-            assert not name.startswith("on"), f"{tag} {name}"
-            if name == "id":
-                self.ids.append(value or "")
-                self.sections += [value or ""] if tag == "section" else []
-            if name in ("src", "href", "xlink:href") and not (value or "").startswith(("#", "data:")):
-                self.outside.append(value or "")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self._open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 @pytest.fixture(scope="module")
@@ -240,18 +194,4 @@ def test_a_page_knows_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 def test_in_a_browser_it_is_quiet_and_fits_a_phone(both: str) -> None:
-    # Not tmp_path: a browser's lock file does not like long names.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        page = Path(folder, "report.html")
-        page.write_text(both, encoding="utf-8")
-        with browser(Path(folder, "profile")) as chromium:
-            papers = set()
-            for width in (1280, 390):
-                for dark in (False, True):
-                    chromium.open(page, width, dark)
-                    assert chromium.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
-                    papers.add(chromium.evaluate("getComputedStyle(document.body).backgroundColor"))
-            assert len(papers) == 2, "light and dark"
-            assert chromium.evaluate("document.querySelectorAll('figure > svg').length") > 8
-            assert chromium.complaints == []
-            assert all(url.startswith(("file:", "data:")) for url in chromium.requests)
+    assert seen_in_browser(both) > 8
