@@ -10,36 +10,93 @@ import typer
 from edgetl.cli.console import err, out, print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from edgetl.core.results import BenchResult
     from edgetl.core.rows import Row
 
 
+_DEFAULT = Path("report.html")
+"""Beside nothing of the user's: a bundle is what is copied to a device, and stays as it is."""
+
+
 def report(
-    results: Annotated[
-        list[Path], typer.Argument(metavar="RESULT.json...", help="Results of `edgetl bench`, of one or many devices, or folders of them.")
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN|BUNDLE|RESULT.json...",
+            help="A run directory or a bundle; or results of `edgetl bench`, of one or many devices: files, folders, or several runs.",
+        ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page to write.", show_default="RUN/report.html; else ./report.html")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that edgetl did not write.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as one JSON object, and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what the page shows as one JSON object, and nothing else.")] = False,
 ) -> None:
-    """Show bench results side by side: one table here, and one page that needs no network.
+    """Show a run, a bundle, or bench results: a summary here, and one page that needs no network.
 
-    The page holds distributions, rounds, stages, sweeps, latency over time, and what the figures rest on.
+    The page of a run holds accuracy, curves, confusion matrix, mistakes, data and recipe, and the bundle and bench results that are in it;
+    that of a bundle its variants, their proof and the preprocessing contract; that of bench results what they are and what they rest on.
     """
-    from edgetl.report.bench_files import read_results, write_page
+    from edgetl.report.subject import common_subject
 
-    read = read_results(results)
+    _SHOWN[common_subject(paths)](paths, output, force, as_json)
+
+
+def _bench(paths: Sequence[Path], output: Path | None, force: bool, as_json: bool) -> None:
+    from edgetl.report.bench_files import read_results
     from edgetl.report.bench_page import bench_report
 
-    write_page(output, lambda: bench_report(read), force)
+    results = read_results(paths)
+    page = _write(output or _DEFAULT, lambda: bench_report(results), force)
+    _tell(page, as_json, {"results": [_summary(result) for result in results]}, lambda: show(results))
+
+
+def _run(paths: Sequence[Path], output: Path | None, force: bool, as_json: bool) -> None:
+    from edgetl.report.bench_files import kept_results
+    from edgetl.report.run_files import read_run
+    from edgetl.report.run_page import run_report
+    from edgetl.report.run_words import run_sentences, title
+
+    run = read_run(paths[0])
+    results = kept_results(run.directory)
+    page = _write(output or run.directory.report, lambda: run_report(run, results), force)
+    content = {"run": run.to_json(), "results": [_summary(result) for result in results]}
+    _tell(page, as_json, content, lambda: _sentences(title(run), run_sentences(run)))
+
+
+def _bundle(paths: Sequence[Path], output: Path | None, force: bool, as_json: bool) -> None:
+    from edgetl.report.bundle_files import read_bundle
+    from edgetl.report.bundle_page import bundle_report, bundle_sentences, title
+
+    bundle = read_bundle(paths[0])
+    page = _write(output or _DEFAULT, lambda: bundle_report(bundle), force)
+    _tell(page, as_json, {"bundle": bundle.to_json()}, lambda: _sentences(title(bundle), bundle_sentences(bundle)))
+
+
+_SHOWN = {"bench": _bench, "run": _run, "bundle": _bundle}
+
+
+def _write(path: Path, page: Callable[[], str], force: bool) -> Path:
+    from edgetl.report.page import write_page
+
+    write_page(path, page, force)
+    return path
+
+
+def _tell(page: Path, as_json: bool, content: dict[str, Any], in_words: Callable[[], None]) -> None:
     if as_json:
-        content = {"schema": 1, "kind": "report", "page": str(output), "results": [_summary(result) for result in read]}
-        print_json(content)
+        print_json({"schema": 1, "kind": "report", "page": str(page), **content})
         return
-    show(read)
-    err.print(f"Page  {output}", markup=False, soft_wrap=True)
+    in_words()
+    err.print(f"Page  {page}", markup=False, soft_wrap=True)
+
+
+def _sentences(title: str, sentences: Sequence[str]) -> None:
+    out.print(title, style="bold", markup=False, soft_wrap=True)
+    for sentence in sentences:
+        out.print(sentence, markup=False, soft_wrap=True)
 
 
 def show(results: Sequence[BenchResult]) -> None:

@@ -1,0 +1,187 @@
+"""Run directories and bundles made by hand: only what a page reads."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from edgetl.core.files import sha256_file, write_json
+from edgetl.core.finetuning import FinetuneConfig
+from edgetl.core.layout import BundleDirectory, RunDirectory
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.statistics import class_scores, macro_f1, wilson_interval
+
+CLASSES = ("daisy", "roses", "tulips")
+CONFUSION = ((9, 1, 0), (0, 7, 3), (0, 1, 9))
+"""Counts [true][predicted] of the made run."""
+
+
+def write_run(
+    path: Path,
+    classes: Sequence[str] = CLASSES,
+    confusion: Sequence[Sequence[int]] = CONFUSION,
+    finished: bool = True,
+    validated: bool = True,
+    older: bool = False,
+    **config: Any,
+) -> RunDirectory:
+    """Write a run of 4 and 3 epochs, the sixth of them kept.
+
+    Args:
+        older: without what runs did not keep at first: predictions, elapsed times, peaks of memory.
+    """
+    run = RunDirectory(path)
+    counts = {"train": dict.fromkeys(classes, 40), "val": {label: sum(row) for label, row in zip(classes, confusion, strict=True)}}
+    write_json(
+        run.config,
+        {
+            "config": FinetuneConfig(data=Path("/photos/flowers"), weights="/weights/net.safetensors", **config).to_json(),
+            "classes": list(classes),
+            "preprocessing": Preprocessing.for_image_size(64).to_json(),
+            "versions": {"edgetl": "0.1.0", "torch": None},
+            "data": {"fingerprint": "ab" * 32, "counts": counts, "rejected": 1, "warnings": ["2 images are in both parts."]},
+            "weights": {"source": "/weights/net.safetensors", "sha256": "cd" * 32},
+        },
+    )
+    run.rejected.write_text("path,reason\ntrain/roses/broken.jpg,cannot be decoded.\n", encoding="utf-8")
+    _write_history(run, validated, older)
+    if finished:
+        _write_metrics(run, classes, confusion, validated, older)
+        run.plots.mkdir()
+        noise = np.random.default_rng(0).integers(0, 255, (400, 600, 3), np.uint8)
+        for name in ("mistakes", "confusion_matrix"):
+            Image.fromarray(noise).save(run.plots / f"{name}.png")
+        if validated and not older:
+            _write_predictions(run, classes, confusion)
+    return run
+
+
+def _write_history(run: RunDirectory, validated: bool, older: bool) -> None:
+    lines = []
+    for epoch in range(1, 8):
+        accuracy = 0.5 + 0.05 * min(epoch, 6) - (0.05 if epoch == 7 else 0)
+        line = {"phase": 1 if epoch < 5 else 2, "epoch": epoch, "train_loss": 1 / epoch, "train_accuracy": accuracy + 0.1}
+        line |= {"val_loss": 1.1 / epoch if validated else None, "val_accuracy": accuracy if validated else None}
+        line |= {"lr": 1e-3, "seconds": 2.0, "images_per_second": 60.0} | ({} if older else {"elapsed": 5 + 2.0 * epoch})
+        lines.append(json.dumps(line) + "\n")
+    run.history.write_text("".join(lines), encoding="utf-8")
+
+
+def _write_metrics(run: RunDirectory, classes: Sequence[str], confusion: Sequence[Sequence[int]], validated: bool, older: bool) -> None:
+    total, hits = sum(map(sum, confusion)), sum(confusion[index][index] for index in range(len(classes)))
+    scores = zip(classes, class_scores(confusion), strict=True)
+    val = {
+        "images": total,
+        "accuracy": hits / total,
+        "accuracy_ci95": list(wilson_interval(hits, total)),
+        "top5_accuracy": None,
+        "loss": 0.4,
+        "calibration_error": 0.05,
+        "macro_f1": macro_f1(confusion),
+        "per_class": {label: vars(score) for label, score in scores},
+    }
+    peaks = {} if older else {"peak_memory_bytes": 900 * 2**20, "peak_gpu_memory_bytes": None}
+    write_json(
+        run.metrics,
+        {
+            "model": "mobilenet_v2",
+            "classes": list(classes),
+            "train": {"images": 120, "accuracy": 0.975},
+            "val": val if validated else None,
+            "seconds": {"total": 21.5, "reading": 2.0, "frozen_blocks": 3.0, "phase1": 8.0, "phase2": 6.0, "evaluation": 1.0},
+            "parameters": {"total": 2_000_000, "trainable": 500_000},
+            "device": "cpu",
+            "precision": "bf16",
+            "weights": {"source": "/weights/net.safetensors", "sha256": "cd" * 32},
+            "best_epoch": 6,
+            "ended": "all epochs",
+            **peaks,
+        },
+    )
+
+
+def _write_predictions(run: RunDirectory, classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> None:
+    rows, number = [], 0
+    for true, row in enumerate(confusion):
+        for predicted, count in enumerate(row):
+            for _ in range(count):
+                number += 1
+                sure = 0.5 + 0.4 * (number / 40 % 1)
+                rows.append((f"val/{classes[true]}/{number}.jpg", classes[true], classes[predicted], f"{sure:.6f}", f"{1 - sure:.6f}"))
+    with run.predictions.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("path", "label", "predicted", "probability", "label_probability"))
+        writer.writerows(rows)
+
+
+def write_bundle(path: Path, labels: Sequence[str] = CLASSES, timed: bool = True, **changes: Any) -> BundleDirectory:
+    """Write a bundle of fp32 and int8, int8 recommended, its files a few bytes each."""
+    bundle = BundleDirectory(path)
+    bundle.golden.mkdir(parents=True)
+    for name in ("fp32", "int8"):
+        bundle.variant(name).write_bytes(name.encode() * 100)
+    bundle.client.write_text("# client\n", encoding="utf-8")
+    bundle.golden_logits.write_bytes(b"logits")
+    photos = [bundle.golden / f"{number}_photo.jpg" for number in range(2)]
+    for photo in photos:
+        Image.new("RGB", (40, 30), (200, 80, 40)).save(photo)
+
+    def entry(file: Path) -> dict[str, str]:
+        return {"file": file.relative_to(path).as_posix(), "sha256": sha256_file(file)}
+
+    manifest = {
+        "kind": "bundle",
+        "edgetl": "0.1.0",
+        "run": {"id": "0123456789ab", "model": "mobilenet_v2", "weights": "net.safetensors"},
+        "labels": list(labels),
+        "preprocessing": Preprocessing.for_image_size(64).to_json(),
+        "recommended": "int8",
+        "not_recommended": {},
+        "golden": {
+            "kind": "validation",
+            "tolerance": 0.05,
+            "images": [entry(photo) for photo in photos],
+            "logits": entry(bundle.golden_logits),
+        },
+        "client": entry(bundle.client),
+        "versions": {"torch": "2.9.0"},
+        "variants": [_variant(bundle, "fp32", timed), _variant(bundle, "int8", timed)],
+    }
+    write_json(bundle.manifest, manifest | changes)
+    return bundle
+
+
+def _variant(bundle: BundleDirectory, name: str, timed: bool) -> dict[str, Any]:
+    file, small = bundle.variant(name), name != "fp32"
+    compared = {"images": 30, "kind": "validation"}
+    parity = {
+        "path": {
+            **compared,
+            "max_abs_diff": 0.4 if small else 0.007,
+            "tolerance": 0.5 if small else 0.05,
+            "top1_agreement": 0.9 if small else 1.0,
+        }
+    }
+    latency: dict[str, Any] = {"p50_ms": 2.5 if small else 5.0, "threads": 2, "cpu": "Cortex-A76", "rounds": 6}
+    return {
+        "name": name,
+        "file": file.name,
+        "sha256": sha256_file(file),
+        "bytes": 2_500_000 if small else 8_900_000,
+        "precision": name,
+        "input": "image",
+        "opset": 18,
+        "parity": parity if small else {"network": {**compared, "max_abs_diff": 8e-6, "tolerance": 1e-3}, **parity},
+        "accuracy": {
+            "split": "validation", "images": 30, "top1": 0.8 if small else 25 / 30, "ci95": [0.66, 0.93], "macro_f1": 0.83,
+            "drop": 3.3 if small else 0.0, "flips": 3 if small else 0,
+        },
+        "latency": (latency | ({"speedup": 2.0, "ci95": [1.6, 2.4], "verdict": "faster"} if small else {})) if timed else {},
+        "report": {"chosen": "U8S8 per channel"} if small else {},
+    }  # fmt: skip
