@@ -49,11 +49,25 @@ def check_export(edgetl: Run, run: Path) -> None:
     assert {path: label for path, label, _ in (line.split("\t") for line in lines)} == expected
 
 
+def check_report(edgetl: Run, run: Path) -> str:
+    """The page of a run, and that of its bundle, from files that the program wrote itself."""
+    for subject, page in ((run, run / "report.html"), (run / "bundle", run.parent / "bundle.html")):
+        if subject.is_dir():
+            done = edgetl("report", subject, *(() if subject == run else ("-o", page)))
+            assert done.returncode == 0, done.stderr
+            assert page.stat().st_size < 5_000_000
+    return (run / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_short_run_on_real_photos(edgetl: Run, shared: Path, tmp_path: Path) -> None:
     options = ("--epochs", 1, "--finetune-epochs", 1)
     metrics = finetune(edgetl, shared / "data/catsdogs500", shared / "weights/mobilenet_v2.safetensors", tmp_path / "run", *options)
     assert metrics["val"]["accuracy"] >= 0.93  # type: ignore[index]
     check_export(edgetl, tmp_path / "run")
+    page = check_report(edgetl, tmp_path / "run")
+    assert page.count("data:image/jpeg") == 1, "the worst mistakes"
+    assert "Accuracy over time" in page
+    assert '<section id="variants">' in page
 
 
 def test_odd_files_in_a_class(edgetl: Run, shared: Path, tmp_path: Path) -> None:
@@ -73,6 +87,8 @@ def test_odd_files_in_a_class(edgetl: Run, shared: Path, tmp_path: Path) -> None
     # Hidden files belong to the system and are not worth a line; the notes are a text file.
     assert rejected == UNREADABLE - {".DS_Store"} | {"NOTES.tsv"}
     assert metrics["train"]["images"] + metrics["val"]["images"] == 48 + 30 - len(UNREADABLE)  # type: ignore[index]
+    page = check_report(edgetl, tmp_path / "run")
+    assert all(name in page for name in rejected)
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from edgetl.train.output import choose_output
 from edgetl.train.progress import EpochRecord, Silent, Step
 from edgetl.train.recipe import is_better
 from edgetl.train.splits import read_split
+from tests.report.runs import write_run
 
 MakeImages = Callable[..., Path]
 MODEL = "mobilenet_v3_small"
@@ -405,6 +406,12 @@ def test_where_a_run_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             choose_output(inside, data, MODEL, force=True)
     with pytest.raises(RunError, match="lies inside"):
         choose_output(tmp_path, data, MODEL, force=True)
+
+
+def test_the_page_of_a_run_is_no_stranger_in_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    run.report.write_text("<p>the page", encoding="utf-8")
+    assert choose_output(run.path, tmp_path / "photos", MODEL, force=True) == run
 
 
 @pytest.mark.parametrize("kind", ["file", "stranger", "stranger with a config", "run with a stranger inside", "link"])
