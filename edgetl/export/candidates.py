@@ -13,21 +13,19 @@ from pathlib import Path
 
 import edgetl
 from edgetl.core.candidates import Candidate, CandidatesConfig, CandidatesResult
-from edgetl.core.errors import BenchError, EdgetlError, ProviderError
+from edgetl.core.errors import EdgetlError, ProviderError
 from edgetl.core.files import sha256_file
 from edgetl.core.keeping import check_output, keep
-from edgetl.core.results import Noise, write_result
+from edgetl.core.results import write_result
 from edgetl.device.backends import Source
 from edgetl.device.bench import target
+from edgetl.device.bench.campaign import Campaign
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.proving import Contender, prove
 from edgetl.device.bench.rounds import Progress, Rounds
-from edgetl.device.bench.run import own_cpu_s_so_far
 from edgetl.device.cores import intra_op_threads
 from edgetl.device.facts import device_facts
-from edgetl.device.noise import judge
 from edgetl.device.session import check_provider
-from edgetl.device.state import device_state
 from edgetl.export.untrained import check_names, write_untrained
 from edgetl.train.networks import known_architecture
 
@@ -77,40 +75,28 @@ def time_candidates(config: CandidatesConfig, progress: Progress | None = None, 
         seconds = config.rounds * sum(one.block_s for one in prepared)
         if able:
             report(0, 0, f"Timing {len(able)} candidates in {config.rounds} rounds takes {_about(seconds)}.")
-        rounds = Rounds()
-        stopped: BaseException | None = None
-        before, cpu_before = device_state(), own_cpu_s_so_far()
-        try:
-            rounds.measure(able, config.rounds if able else 0, config.seed, folder, report)
-        except (KeyboardInterrupt, EdgetlError, OSError) as cause:
-            # What was measured before the end is as good as ever.
-            if not rounds.blocks:
-                raise
-            stopped = cause
-        after, own_cpu_s = device_state(), own_cpu_s_so_far() - cpu_before
+        campaign = Campaign()
+        with campaign.until_stopped():
+            campaign.measure(able, config.rounds, config.seed, folder, report)
     names = {one.contender.candidate.name: one.row.name for one in prepared if one.contender is not None}
-    rows = tuple(_measured(one, rounds) for one in prepared)
-    clocks = [[block.frequency_khz for block in row.rounds if block.frequency_khz is not None] for row in rows]
-    spreads = {row.name: row.spread for row in rows if row.rounds}
+    rows = tuple(_measured(one, campaign.rounds) for one in prepared)
+    found = {row.name: row.rounds for row in rows}
     result = CandidatesResult(
         created=created.isoformat(timespec="seconds"),
         edgetl=edgetl.__version__,
-        device={**facts, "before": before, "after": after},
-        noise=judge(before, after, own_cpu_s, spreads, clocks) if able else Noise(()),
+        device={**facts, **campaign.states},
+        noise=campaign.noise(found),
         protocol={**asdict(protocol), "rounds": config.rounds, "seed": config.seed, "scope": "model", "batch": 1},
-        order=tuple(tuple(names[name] for name in order) for order in rounds.order),
+        order=tuple(tuple(names[name] for name in order) for order in campaign.rounds.order),
         classes=config.classes,
         latency_budget_ms=config.latency_budget_ms,
         provider=config.provider,
         threads=threads,
         rows=rows,
-        interrupted=stopped is not None,
+        interrupted=campaign.stopped is not None,
     )
     path, notes = keep(partial(write_result, result), config.output, RESULTS, created)
-    if stopped is not None:
-        finished = sum(bool(row.rounds) for row in rows)
-        told = " ".join((str(stopped) or "Interrupted:", f"{finished} of {len(rows)} candidates have figures, kept in {path}.", *notes))
-        raise (KeyboardInterrupt if isinstance(stopped, KeyboardInterrupt) else BenchError)(told) from stopped
+    campaign.tell(found, path, notes)
     return replace(result, path=path, notes=(*result.notes, *notes))
 
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from typing import Any
 
 import edgetl
 from edgetl.core.benching import BenchConfig
-from edgetl.core.errors import BenchError, EdgetlError
 from edgetl.core.keeping import check_output, keep
 from edgetl.core.recommending import recommend
-from edgetl.core.results import EAGER, BenchResult, Noise, write_result
+from edgetl.core.results import EAGER, BenchResult, write_result
 from edgetl.core.rows import Row
 from edgetl.core.sustained import Sustained
+from edgetl.device.bench.campaign import Campaign
 from edgetl.device.bench.earlier import match_rows, read_baseline
 from edgetl.device.bench.inputs import prepare_pictures
 from edgetl.device.bench.processes import run_job
@@ -30,18 +29,16 @@ from edgetl.device.bench.target import find_target, torch_device
 from edgetl.device.cores import intra_op_threads
 from edgetl.device.energy import EnergyMeter
 from edgetl.device.facts import device_facts
-from edgetl.device.noise import judge
 from edgetl.device.session import check_provider
-from edgetl.device.state import device_state
 
 
-@dataclass
-class _Measured:
+class _Measured(Campaign):
     """What there is so far, whatever ends the run."""
 
-    rounds: Rounds = field(default_factory=Rounds)
-    sustained: Sustained | None = None
-    profiles: dict[str, Any] = field(default_factory=dict)
+    def __init__(self) -> None:
+        super().__init__()
+        self.sustained: Sustained | None = None
+        self.profiles: dict[str, Any] = {}
 
 
 def bench(config: BenchConfig, progress: Progress | None = None, protocol: BenchProtocol | None = None) -> BenchResult:
@@ -66,8 +63,7 @@ def bench(config: BenchConfig, progress: Progress | None = None, protocol: Bench
     check_output(config.output, target.results)
     earlier = None if config.baseline is None else read_baseline(config.baseline, config.scopes)
     facts, meter, created = device_facts(), EnergyMeter(), datetime.now(UTC)
-    measured, interrupted = _Measured(), False
-    died: EdgetlError | OSError | None = None
+    measured = _Measured()
 
     with tempfile.TemporaryDirectory(prefix="edgetl-bench-") as name:
         folder = Path(name)
@@ -83,34 +79,18 @@ def bench(config: BenchConfig, progress: Progress | None = None, protocol: Bench
         able = [contender for contender in contenders if contender.passed]
         able = able if any(contender.candidate.runtime != "pytorch" for contender in able) else []
 
-        before, cpu_before = device_state(), own_cpu_s_so_far()
-        try:
-            # What comes after the rounds must neither dilute their noise nor add to it.
-            try:
-                measured.rounds.measure(able, config.rounds if able else 0, config.seed, folder, report)
-            finally:
-                after, own_cpu_s = device_state(), own_cpu_s_so_far() - cpu_before
+        with measured.until_stopped():
+            measured.measure(able, config.rounds, config.seed, folder, report)
             _measure_more(able, config, measured, folder, report)
-        except KeyboardInterrupt:
-            interrupted = True
-        except (EdgetlError, OSError) as error:
-            # What was measured before is as good as ever.
-            interrupted, died = True, error
-
-    if died is not None and not measured.rounds.blocks:
-        raise died if isinstance(died, EdgetlError) else BenchError(f"Nothing could be measured: {died}.") from died
-    if interrupted and not measured.rounds.blocks:
-        raise KeyboardInterrupt("Interrupted before anything was measured: nothing was kept.")
     rows = _with_rounds(rows, measured.rounds)
-    clocks = [[block.frequency_khz for block in row.rounds if block.frequency_khz is not None] for row in rows]
-    spreads = {row.id: row.spread for row in rows if row.rounds}
+    found = {row.id: row.rounds for row in rows}
     result = BenchResult(
         created=created.isoformat(timespec="seconds"),
         edgetl=edgetl.__version__,
         target=str(config.target),
         model=target.model,
-        device={**facts, "energy": {"sources": list(meter.sources), "denied": list(meter.denied)}, "before": before, "after": after},
-        noise=judge(before, after, own_cpu_s, spreads, clocks) if able else Noise(()),
+        device={**facts, "energy": {"sources": list(meter.sources), "denied": list(meter.denied)}, **measured.states},
+        noise=measured.noise(found),
         protocol={**asdict(protocol), "rounds": config.rounds, "seed": config.seed},
         order=tuple(measured.rounds.order),
         rows=tuple(rows),
@@ -120,15 +100,11 @@ def bench(config: BenchConfig, progress: Progress | None = None, protocol: Bench
         sustained=measured.sustained,
         profiles=measured.profiles,
         limits=config.limits,
-        interrupted=interrupted,
+        interrupted=measured.stopped is not None,
     )
     path, notes = keep(partial(write_result, result), config.output, target.results, created)
-    result = replace(result, path=path, notes=(*result.notes, *notes))
-    if died is not None:
-        raise BenchError(f"{died} {_kept(result)}") from died
-    if interrupted:
-        raise KeyboardInterrupt(f"Interrupted: {_kept(result)}")
-    return result
+    measured.tell(found, path, notes)
+    return replace(result, path=path, notes=(*result.notes, *notes))
 
 
 def _measure_more(able: Sequence[Contender], config: BenchConfig, measured: _Measured, folder: Path, report: Progress) -> None:
@@ -151,19 +127,6 @@ def _measure_more(able: Sequence[Contender], config: BenchConfig, measured: _Mea
 
 def _with_rounds(rows: Sequence[Row], rounds: Rounds) -> list[Row]:
     return [replace(row, rounds=tuple(rounds.blocks.get(row.id, ()))) for row in rows]
-
-
-def _kept(result: BenchResult) -> str:
-    finished = sum(bool(row.rounds) for row in result.rows)
-    if result.path is None:
-        return result.notes[-1]
-    return f"{finished} of {len(result.rows)} rows have figures, kept in {result.path}."
-
-
-def own_cpu_s_so_far() -> float:
-    """CPU seconds of this process and of the workers that it has waited for."""
-    used = [getrusage(whose) for whose in (RUSAGE_SELF, RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def _pairs(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
