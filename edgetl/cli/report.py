@@ -24,20 +24,23 @@ def report(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN|BUNDLE|RESULT.json...",
-            help="A run directory or a bundle; or results of `edgetl bench`, of one or many devices: files, folders, or several runs.",
+            metavar="RUN|BUNDLE|EXPERIMENT|RESULT.json...",
+            help="A run, a bundle or the folder of `edgetl compare`; or results of `edgetl bench`, of one or many devices: files, "
+            "folders, or several runs.",
         ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The page to write.", show_default="RUN/report.html; else ./report.html")
+        Path | None,
+        typer.Option("--output", "-o", help="The page to write.", show_default="in the RUN or EXPERIMENT, else here"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that edgetl did not write.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what the page shows as one JSON object, and nothing else.")] = False,
 ) -> None:
-    """Show a run, a bundle, or bench results: a summary here, and one page that needs no network.
+    """Show a run, a bundle, an experiment, or bench results: a summary here, and one page that needs no network.
 
     The page of a run holds accuracy, curves, confusion matrix, mistakes, data and recipe, and the bundle and bench results that are in it;
-    that of a bundle its variants, their proof and the preprocessing contract; that of bench results what they are and what they rest on.
+    that of a bundle its variants, their proof and the preprocessing contract; that of an experiment what each strategy gains and costs;
+    that of bench results what they are and what they rest on.
     """
     from edgetl.report.subject import common_subject
 
@@ -75,7 +78,19 @@ def _bundle(paths: Sequence[Path], output: Path | None, force: bool, as_json: bo
     _tell(page, as_json, {"bundle": bundle.to_json()}, lambda: _sentences(title(bundle), bundle_sentences(bundle)))
 
 
-_SHOWN = {"bench": _bench, "run": _run, "bundle": _bundle}
+def _experiment(paths: Sequence[Path], output: Path | None, force: bool, as_json: bool) -> None:
+    from edgetl.cli.compare import show as show_experiment
+    from edgetl.core.experiment import read_experiment
+    from edgetl.core.layout import ExperimentDirectory
+    from edgetl.report.compare_page import compare_report
+
+    folder = ExperimentDirectory(paths[0])
+    found = read_experiment(folder.result)
+    page = _write(output or folder.page, lambda: compare_report(found), force)
+    _tell(page, as_json, {"experiment": found.to_json()}, lambda: show_experiment(found))
+
+
+_SHOWN = {"bench": _bench, "run": _run, "bundle": _bundle, "experiment": _experiment}
 
 
 def _write(path: Path, page: Callable[[], str], force: bool) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -180,5 +181,17 @@ class FinetuneConfig:
         """As it stands in config.json."""
         return json_ready(self)
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> FinetuneConfig:
+        """The inverse of `to_json`.
 
+        Raises:
+            ConfigError: values that contradict each other.
+            TypeError: an unknown field.
+        """
+        paths = {name: Path(content[name]) for name in _PATHS if content.get(name) is not None}
+        return cls(**{**content, **paths})
+
+
+_PATHS = ("data", "output", "augment_file")
 _BALANCED_TWICE = "--class-weights balanced and --sampling balanced both make up for rare classes. Take one of the two."

@@ -150,6 +150,53 @@ class BundleDirectory:
         raise BundleError(f"{path} is not a complete bundle: it has no bundle.json. `edgetl export RUN` writes one.")
 
 
+@dataclass(frozen=True)
+class ExperimentDirectory:
+    """What `edgetl compare` writes and `report` reads."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        """Every run with its configuration; written first."""
+        return self.path / "plan.json"
+
+    @property
+    def result(self) -> Path:
+        """What the runs that ended so far have found; written anew after each."""
+        return self.path / "compare.json"
+
+    @property
+    def table(self) -> Path:
+        """The tables as Markdown."""
+        return self.path / "compare.md"
+
+    @property
+    def page(self) -> Path:
+        """Everything on one page."""
+        return self.path / "report.html"
+
+    @property
+    def candidates(self) -> Path:
+        """The networks timed before any was trained, where there is a latency budget."""
+        return self.path / "candidates.json"
+
+    @property
+    def runs(self) -> Path:
+        """One run directory a run."""
+        return self.path / "runs"
+
+    @property
+    def logs(self) -> Path:
+        """What each process said."""
+        return self.path / "logs"
+
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        """Whether `path` is an experiment's folder."""
+        return (path / "plan.json").is_file()
+
+
 def free_name(parent: Path, stem: str) -> Path:
     """The first of stem, stem-2, stem-3 ... that does not exist in `parent`."""
     stem = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "run"

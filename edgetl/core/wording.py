@@ -25,3 +25,18 @@ def device_name(device: Mapping[str, Any]) -> str:
     """The device of a result as people call it: its board, or what else it tells of itself."""
     told = (device.get(name) for name in ("board", "cpu", "machine", "host"))
     return str(next(filter(None, told), "a device that does not tell its name"))
+
+
+def percent(share: float | None) -> str:
+    """A share with one digit after the point, or the dash."""
+    return MISSING if share is None else f"{share:.1%}"
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `22 s`, `4 min 10 s`, `2 h 5 min`."""
+    if seconds < 99.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if seconds < 3570:
+        return f"{round(seconds) // 60} min {round(seconds) % 60} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -8,10 +8,10 @@ from pathlib import PurePath
 
 from markupsafe import Markup
 
-from edgetl.report.bench_words import counted, interval, joined, ms, text_of, told_cell, verdict_badge
+from edgetl.core.wording import MISSING, counted, milliseconds, percent
+from edgetl.report.bench_words import interval, joined, text_of, told_cell, verdict_badge
 from edgetl.report.bundle_files import BundleCard, BundledVariant, State
 from edgetl.report.page import (
-    MISSING,
     Badge,
     Cell,
     Column,
@@ -29,7 +29,6 @@ from edgetl.report.page import (
     thumbnails,
 )
 from edgetl.report.pictures import photo_uri
-from edgetl.report.run_words import percent
 
 _UNFOLDED = 60
 """Labels that are shown at once."""
@@ -81,7 +80,7 @@ def bundle_sentences(bundle: BundleCard) -> list[str]:
     latency = best.latency
     if latency.p50_ms is not None:
         pair = "" if latency.speedup is None else f", {latency.speedup:.2f} times as fast as fp32 ({latency.verdict})"
-        found.append(f"Latency where it was exported: {ms(latency.p50_ms)} ms{pair}, {_where(bundle)}.")
+        found.append(f"Latency where it was exported: {milliseconds(latency.p50_ms)} ms{pair}, {_where(bundle)}.")
     else:
         found.append(f"Latency: not timed at export; `edgetl bench {bundle.directory.path}` measures it on this device.")
     wrong = [f"{file} is {state}" for file, state in bundle.states.items() if state != "as proven"]
@@ -130,7 +129,7 @@ def _variant_cells(bundle: BundleCard, variant: BundledVariant, timed: bool) -> 
         Cell(MISSING if variant.path is None else f"{variant.path.difference:.2g}"),
     ]
     if timed:
-        cells += [Cell(ms(latency.p50_ms), title=latency.reason or ""), _speedup(variant)]
+        cells += [Cell(milliseconds(latency.p50_ms), title=latency.reason or ""), _speedup(variant)]
     return (*cells, Cell(variant.made_of or ("float32" if variant.precision == "fp32" else variant.precision)))
 
 
@@ -149,7 +148,7 @@ def _summary(bundle: BundleCard) -> Section:
         low, high = best.accuracy.interval
         keys.append(("accuracy", Cell(percent(best.accuracy.top1), small=f"[{percent(low)}, {percent(high)}]")))
     if best.latency.p50_ms is not None:
-        keys.append(("p50, one image", Cell(f"{ms(best.latency.p50_ms)} ms", small="where it was exported")))
+        keys.append(("p50, one image", Cell(f"{milliseconds(best.latency.p50_ms)} ms", small="where it was exported")))
     sound = all(state == "as proven" for state in bundle.states.values())
     doubt = [] if sound else [paragraph("", badges=[Badge("not as proven", "bad")])]
     words = bullets(bundle_sentences(bundle))

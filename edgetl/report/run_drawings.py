@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup
 
+from edgetl.core.wording import duration, percent
 from edgetl.report.bench_words import joined, number
 from edgetl.report.drawing import LINE, LINES, Line, draw, patch_mark, ring_mark
 from edgetl.report.figures import BLUE, GREY, INK, ORANGE
 from edgetl.report.page import figure
 from edgetl.report.run_files import Epoch
-from edgetl.report.run_words import duration, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,9 @@ from markupsafe import Markup
 
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.presets import RECIPE, presets
+from edgetl.core.wording import MISSING
 from edgetl.report.bench_words import text_of, told_cell
-from edgetl.report.page import MISSING, Cell, Column, Section, TableRow, bullets, facts, folded, paragraph, table
+from edgetl.report.page import Cell, Column, Section, TableRow, bullets, facts, folded, paragraph, table
 from edgetl.report.run_files import TrainedRun
 
 _LISTED = 20

@@ -10,13 +10,12 @@ from markupsafe import Markup
 
 from edgetl.core.layout import BundleDirectory
 from edgetl.core.results import BenchResult
+from edgetl.core.wording import MISSING, counted, duration, percent
 from edgetl.report.bench_page import bench_sections
-from edgetl.report.bench_words import counted
 from edgetl.report.bundle_files import read_bundle
 from edgetl.report.bundle_page import variants_section
 from edgetl.report.confusion_drawing import DRAWN, draw_matrix, most_confused
 from edgetl.report.page import (
-    MISSING,
     Badge,
     Cell,
     Column,
@@ -36,7 +35,7 @@ from edgetl.report.pictures import sheet_uri
 from edgetl.report.run_drawings import Course, draw_over_epochs, draw_over_time
 from edgetl.report.run_files import TrainedRun
 from edgetl.report.run_ledger import data_section, recipe_section, versions_section
-from edgetl.report.run_words import duration, percent, points, run_sentences, title
+from edgetl.report.run_words import points, run_sentences, title
 
 _LISTED = 20
 """Mistakes and confused pairs in a table; the rest is counted."""

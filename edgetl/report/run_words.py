@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-from edgetl.report.bench_words import counted, joined
-from edgetl.report.page import MISSING
+from edgetl.core.wording import MISSING, counted, duration, percent
+from edgetl.report.bench_words import joined
 from edgetl.report.run_files import TrainedRun
 
 _SPENT = {"frozen_blocks": "frozen blocks", "phase1": "phase 1", "phase2": "phase 2"}
@@ -16,24 +16,9 @@ def title(run: TrainedRun) -> str:
     return f"{run.model}, {counted(len(run.classes), 'class', 'classes')}"
 
 
-def percent(value: float | None) -> str:
-    """A share with one digit after the point, or the dash."""
-    return MISSING if value is None else f"{value:.1%}"
-
-
 def points(value: float) -> str:
     """A difference of shares: `+14.3 points`."""
     return f"{100 * value:+.1f} points"
-
-
-def duration(seconds: float) -> str:
-    """`0.4 s`, `22 s`, `4 min 10 s`, `2 h 5 min`."""
-    if seconds < 99.5:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if seconds < 3570:
-        return f"{round(seconds) // 60} min {round(seconds) % 60} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def source_name(run: TrainedRun) -> str:

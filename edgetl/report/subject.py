@@ -1,4 +1,4 @@
-"""What a report is about: bench results, one run, or one bundle."""
+"""What a report is about: bench results, one run, one bundle, or one experiment."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from edgetl.core.errors import ConfigError
-from edgetl.core.layout import BundleDirectory, RunDirectory
+from edgetl.core.layout import BundleDirectory, ExperimentDirectory, RunDirectory
 
-Subject = Literal["bench", "run", "bundle"]
+Subject = Literal["bench", "run", "bundle", "experiment"]
+
+
+_ALONE: dict[Subject, str] = {"bundle": "a bundle", "experiment": "an experiment"}
 
 
 def subject_of(path: Path) -> Subject:
@@ -18,19 +21,21 @@ def subject_of(path: Path) -> Subject:
         return "bundle"
     if RunDirectory.is_one(path):
         return "run"
+    if ExperimentDirectory.is_one(path):
+        return "experiment"
     return "bench"
 
 
 def common_subject(paths: Sequence[Path]) -> Subject:
-    """What one page can show of all paths: a run or a bundle where it is alone, else bench results, which runs keep too.
+    """What one page can show of all paths: a run, a bundle or an experiment where it is alone, else bench results, which runs keep too.
 
     Raises:
-        ConfigError: a bundle is not alone.
+        ConfigError: a bundle or an experiment is not alone.
     """
     subjects = {path: subject_of(path) for path in paths}
     if len(subjects) == 1:
         return next(iter(subjects.values()))
-    bundle = next((path for path, subject in subjects.items() if subject == "bundle"), None)
-    if bundle is not None:
-        raise ConfigError(f"{bundle} is a bundle, which has a page of its own: give it alone, `edgetl report {bundle}`.")
+    for path, subject in subjects.items():
+        if subject in _ALONE:
+            raise ConfigError(f"{path} is {_ALONE[subject]}, which has a page of its own: give it alone, `edgetl report {path}`.")
     return "bench"

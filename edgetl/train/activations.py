@@ -168,3 +168,11 @@ def _map(path: Path, shape: Sequence[int], dtype: torch.dtype, writable: bool = 
     if not count:
         return torch.empty(tuple(shape), dtype=dtype)
     return torch.from_file(str(path), shared=writable, size=count, dtype=dtype).view(tuple(shape))
+
+
+def near(activations: Activations, device: torch.device) -> Activations:
+    """The activations on `device` where it is a GPU with room for them; else where they are."""
+    if device.type != "cuda" or activations.train[0].device == device:
+        return activations
+    free, _ = torch.cuda.mem_get_info(device)
+    return activations.to(device) if activations.total_bytes < free // 3 else activations

@@ -101,6 +101,18 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> RunDir
     return prepared.run
 
 
+def expected_seconds(config: FinetuneConfig, progress: Progress | None = None) -> float:
+    """How long `finetune` would take, from steps timed now on the user's images; nothing is trained or written.
+
+    Raises:
+        as `finetune` before it trains: what is wrong with data, weights or options is found out here too.
+    """
+    started = time.perf_counter()
+    prepared = _prepare(config, progress or Silent())
+    read_s = time.perf_counter() - started
+    return read_s + _staging(prepared, progress or Silent(), None).expected_seconds()
+
+
 def _prepare(config: FinetuneConfig, progress: Progress) -> _Prepared:
     architecture = known_architecture(config.model)
     run = choose_output(config.output, config.data, config.model, config.force)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from edgetl.core.errors import EdgetlError
-from edgetl.train.activations import Activations, rows_of
+from edgetl.train.activations import Activations, near, rows_of
 from edgetl.train.arithmetic import keep_slow_kernels_in_float32, step_milliseconds
 from edgetl.train.computing import Computing
 from edgetl.train.costs import PhaseParts, measure_costs
@@ -23,7 +23,7 @@ from edgetl.train.freezing import set_trainable
 from edgetl.train.loading import Key, Loader
 from edgetl.train.measured import remembered
 from edgetl.train.phases import Phase
-from edgetl.train.planning import plan
+from edgetl.train.planning import Costs, Plan, plan
 from edgetl.train.prefix import Choice, Prefix, Values, candidates, exact_prefix, fastest_prefix, make_prefix
 from edgetl.train.resident import ResidentViews
 
@@ -123,16 +123,17 @@ class Staging:
             return {}
         self._has.progress.note("The frozen blocks' activations are in the cache from an earlier run.")
         self.report |= {"cache": "reused", "views": views}
-        return {cut: self._near(activations) for cut, activations in found.items() if activations}
+        return {cut: near(activations, self._has.computing.device) for cut, activations in found.items() if activations}
 
     def _filled(self, cuts: Sequence[Cut], base: Base, views: int) -> dict[Cut, Activations]:
         assert self._traced is not None
         started = time.perf_counter()
-        made = {base.cut: self._near(self._cache.fill(base, views))}
+        device = self._has.computing.device
+        made = {base.cut: near(self._cache.fill(base, views), device)}
         for cut in cuts[1:]:
             fast = self._between(base, base.prefix.name, cut)
             exact = fast if base.exact is base.prefix else self._between(base, base.exact.name, cut)
-            made[cut] = self._near(self._cache.add(cut, made[base.cut], fast, exact))
+            made[cut] = near(self._cache.add(cut, made[base.cut], fast, exact), device)
         stored = sum(activations.total_bytes for activations in made.values())
         self.report |= {"cache": "filled", "views": views, "bytes": stored, "fill_seconds": time.perf_counter() - started}
         return made
@@ -203,14 +204,23 @@ class Staging:
         )
         return None
 
-    def _plan(self, deadline: float, cuts: Sequence[Cut | None], base: Base | None, views: int | None) -> int | None:
-        has = self._has
-        forwards = [self._forward(cut) for cut in cuts]
+    def expected_seconds(self) -> float:
+        """Of all epochs with what comes before and after them, from steps timed now; nothing is trained, and no values are cached."""
+        cuts = self._cuts()
+        real = list(dict.fromkeys(cut for cut in reversed(cuts) if cut is not None))
+        base = self._base(real, self._fastest(real[0])) if real else None
+        views = None if base is None else self._affordable_views(base)
+        return Plan(views or 1, tuple(phase.epochs for phase in self._phases), True).seconds(self._costs(cuts, base, views))
+
+    def _costs(self, cuts: Sequence[Cut | None], base: Base | None, views: int | None) -> Costs:
         parts = [
-            PhaseParts(phase, cut is not None, forward, self._between(base, base.prefix.name if base else "", cut))
-            for phase, cut, forward in zip(self._phases, cuts, forwards, strict=True)
+            PhaseParts(phase, cut is not None, self._forward(cut), self._between(base, base.prefix.name if base else "", cut))
+            for phase, cut in zip(self._phases, cuts, strict=True)
         ]
-        costs = measure_costs(has, parts, base, cached=bool(views))
+        return measure_costs(self._has, parts, base, cached=bool(views))
+
+    def _plan(self, deadline: float, cuts: Sequence[Cut | None], base: Base | None, views: int | None) -> int | None:
+        has, costs = self._has, self._costs(cuts, base, views)
         self._epoch_seconds = costs.epochs
         found = plan(deadline - time.perf_counter(), costs, [phase.epochs for phase in self._phases], views or 1)
         self._phases = [replace(phase, epochs=count) for phase, count in zip(self._phases, found.epochs, strict=True)]
@@ -232,13 +242,6 @@ class Staging:
         except EdgetlError:
             # The runtime was chosen for what comes before; this piece may have an operator that it does not know.
             return exact_prefix(piece, self._has.computing)
-
-    def _near(self, activations: Activations) -> Activations:
-        device = self._has.computing.device
-        if device.type != "cuda" or activations.train[0].device == device:
-            return activations
-        free, _ = torch.cuda.mem_get_info(device)
-        return activations.to(device) if activations.total_bytes < free // 3 else activations
 
     def _feed(self, cut: Cut | None, cached: dict[Cut, Activations]) -> Feed:
         has = self._has

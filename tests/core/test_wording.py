@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgetl.core.wording import counted, device_name, milliseconds
+from edgetl.core.wording import counted, device_name, duration, milliseconds
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,19 @@ def test_a_device_is_called_by_the_best_that_it_tells() -> None:
     for name in ("board", "cpu", "machine", "host"):
         assert device_name(facts) == facts.pop(name)
     assert device_name({"board": None, "cpu": ""}) == "a device that does not tell its name"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0.42, "0.4 s"),
+        (9.96, "10 s"),
+        (21.5, "22 s"),
+        (99.6, "1 min 40 s"),
+        (250, "4 min 10 s"),
+        (3569.4, "59 min 29 s"),
+        (7500, "2 h 5 min"),
+    ],
+)
+def test_durations(seconds: float, told: str) -> None:
+    assert duration(seconds) == told

@@ -1,0 +1,169 @@
+"""`edgetl compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgetl.cli.console import err, out, print_json
+
+if TYPE_CHECKING:
+    from edgetl.core.experiment import Experiment
+    from edgetl.experiment.preparing import Plan
+
+
+def compare(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="As in `edgetl finetune`: folders of classes.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The experiment's folder; a part of the same one is gone on with.", show_default="experiments/<data>"
+        ),
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(help="Architectures, separated by commas; `edgetl models` lists them.", show_default="mobilenet_v2,resnet50"),
+    ] = None,
+    strategies: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="scratch: random weights. head: frozen backbone. finetune: the head, then the last blocks. full: the head, then "
+            "everything. freeze-sweep: fine-tuning with 0, 1/4, 1/2, 3/4 and all blocks frozen.",
+            show_default="scratch,head,finetune",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each strategy, all on one split.")] = 3,
+    weights: Annotated[str | None, typer.Option(help="As in `edgetl finetune`.", show_default="imagenet")] = None,
+    image_size: Annotated[
+        str, typer.Option(metavar="160,224", help="Sides of the input, pixels.", show_default="the architecture's own")
+    ] = "",
+    epochs: Annotated[int, typer.Option(help="Of every run, over both phases.")] = 16,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="30m", help="The time that each run may take, instead of --epochs: all have the same.", show_default="no limit"
+        ),
+    ] = None,
+    target_accuracy: Annotated[float, typer.Option(help="Validation accuracy whose time is told.")] = 0.8,
+    latency_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="5ms", help="Time each network on this device first, and do not train those above it.", show_default="no limit"
+        ),
+    ] = None,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="Recipe that all runs share.", show_default="default")] = None,
+    config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="As in `edgetl finetune`.")] = None,
+    val_split: Annotated[
+        float | None, typer.Option(help="Share held back for validation where DATA has no val/ of its own.", show_default="0.2")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where to train: auto, cpu, cuda.", show_default="auto")] = None,
+    bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Export the best run of each network and time it.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and how long it would take, from steps timed here.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")] = False,
+) -> None:
+    """Train on your images from nothing and from pretrained weights, and tell what each gains and costs.
+
+    Every run is an ordinary run directory; beside them lie compare.json, compare.md and report.html.
+    The same command goes on where it was ended.
+    """
+    from edgetl.cli.candidates import parse_sizes
+    from edgetl.core.comparing import CompareConfig
+    from edgetl.core.layout import ExperimentDirectory
+    from edgetl.core.lists import words
+    from edgetl.core.options import parse_duration, parse_milliseconds
+    from edgetl.core.presets import resolve
+
+    settings = CompareConfig(
+        output=output or Path("experiments") / data.expanduser().absolute().name,
+        **{name: words(value) for name, value in (("models", models), ("strategies", strategies)) if value is not None},
+        seeds=seeds,
+        image_sizes=parse_sizes(image_size),
+        epochs=epochs,
+        budget_s=None if budget is None else parse_duration(budget),
+        target_accuracy=target_accuracy,
+        latency_budget_ms=None if latency_budget is None else parse_milliseconds(latency_budget),
+        bench=bench,
+    )
+    given: dict[str, Any] = {"weights": weights, "val_split": val_split, "device": device}
+    recipe = resolve(data.expanduser().absolute(), preset, config, {name: value for name, value in given.items() if value is not None})
+    from edgetl.cli.importing import heavy_imports
+
+    with heavy_imports():
+        from edgetl.experiment import comparing
+    from edgetl.cli.compare_view import watching
+
+    try:
+        with watching() as watcher:
+            if dry_run:
+                plan = comparing.plan_only(settings, recipe, watcher)
+            else:
+                found = comparing.compare(settings, recipe, watcher)
+    except KeyboardInterrupt:
+        again = "" if dry_run else f" What has ended is kept in {settings.output}; the same command goes on."
+        err.print(f"Interrupted.{again}", style="yellow", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    if dry_run:
+        _show_plan(plan, as_json)
+        return
+    if as_json:
+        print_json(found.to_json())
+    else:
+        show(found)
+        folder = ExperimentDirectory(found.folder)
+        err.print(f"\nPage     {folder.page}\nTable    {folder.table}\nResult   {folder.result}", markup=False, soft_wrap=True)
+    if found.failed:
+        raise typer.Exit(1)
+
+
+def show(found: Experiment) -> None:
+    """Print an experiment for people."""
+    from edgetl.report.compare_tables import conclusions, equal_time, results, trade_off, verdicts
+
+    tables = [table for network in found.networks for table in (results(found, network), equal_time(found, network))]
+    for table in (*tables, trade_off(found), verdicts(found)):
+        if table is not None:
+            _print_table(table.title, table.columns, table.rows, table.note)
+    for sentence in conclusions(found):
+        out.print(sentence, markup=False, soft_wrap=True)
+
+
+def _print_table(title: str, columns: tuple[str, ...], rows: tuple[tuple[str, ...], ...], note: str) -> None:
+    from rich.markup import escape
+
+    from edgetl.cli.bench_tables import plain_table
+
+    out.print(f"[bold]{escape(title)}[/]")
+    table = plain_table()
+    for number, heading in enumerate(columns):
+        table.add_column(escape(heading), justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*map(escape, row), style="bold" if row[0].endswith(" *") else None)
+    out.print(table)
+    if note:
+        out.print(note, style="dim", markup=False)
+    out.print()
+
+
+def _show_plan(plan: Plan, as_json: bool) -> None:
+    from edgetl.core.wording import duration
+
+    if as_json:
+        runs = [{"name": run.name, "seconds": plan.seconds.get(run.name), "finished": run.name in plan.finished} for run in plan.runs]
+        print_json({"schema": 1, "kind": "plan", "runs": runs, "seconds_left": plan.seconds_left})
+        return
+    rows = tuple(
+        (
+            run.name,
+            run.config.weights if run.config.weights == "none" else "pretrained",
+            "as long as " + run.timed_by if run.timed_by else str(run.config.epochs + (run.config.finetune_epochs or 0)),
+            "ended" if run.name in plan.finished else duration(plan.seconds[run.name]),
+        )
+        for run in plan.runs
+    )
+    _print_table(
+        "Plan", ("run", "weights", "epochs", "expected time"), rows, "Expected from steps timed here on these images; nothing was trained."
+    )
+    left = len(plan.runs) - len(plan.finished)
+    out.print(f"{left} of {len(plan.runs)} runs to do, about {duration(plan.seconds_left)} of training in all.")

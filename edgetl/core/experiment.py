@@ -1,0 +1,212 @@
+"""What an experiment found: every run's figures as measured, and what follows from them, computed on reading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from edgetl.core.comparing import MEANINGS
+from edgetl.core.errors import RunError
+from edgetl.core.files import read_json, write_json
+from edgetl.core.paired import SHOWN, Difference, difference, holm
+from edgetl.core.runs import Row, Run
+
+Verdict = Literal["more accurate", "less accurate", "no difference shown"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows on the same validation images."""
+
+    first: str
+    second: str
+    difference: Difference
+    p: float
+    """Corrected for the number of pairs."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the first is, against the second."""
+        if self.p >= SHOWN:
+            return "no difference shown"
+        return "more accurate" if self.difference.value > 0 else "less accurate"
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A network's exported file, timed on this device."""
+
+    network: str
+    run: str
+    """The exported run."""
+    file_bytes: int
+    p50_ms: float | None
+    ci95_ms: tuple[float, float] | None
+    noisy: bool
+    threads: int
+    failed: str | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """compare.json."""
+
+    created: str
+    edgetl: str
+    device: Mapping[str, Any]
+    config: Mapping[str, Any]
+    """What was asked for: `compare` and `recipe`."""
+    classes: tuple[str, ...]
+    data: Mapping[str, Any]
+    """Fingerprint and counts of the images."""
+    planned: tuple[str, ...]
+    """Names of all runs of the plan."""
+    runs: tuple[Run, ...]
+    deployed: tuple[Deployed, ...] = ()
+    folder: Path = field(default=Path(), compare=False)
+    """Where it lies; not in the file."""
+
+    @property
+    def target_accuracy(self) -> float:
+        """Validation accuracy whose time is told."""
+        return float(self.config["compare"]["target_accuracy"])
+
+    @property
+    def open(self) -> list[str]:
+        """Runs of the plan that have not ended yet."""
+        ended = {run.name for run in self.runs}
+        return [name for name in self.planned if name not in ended]
+
+    @property
+    def failed(self) -> list[Run]:
+        """Runs that came to nothing."""
+        return [run for run in self.runs if run.failed is not None]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Rows with at least one run, network by network, strategies in the order of MEANINGS."""
+        found: dict[str, list[Run]] = {}
+        for run in self.runs:
+            if run.failed is None:
+                found.setdefault(run.row, []).append(run)
+        rows = [Row(name, tuple(sorted(runs, key=lambda run: run.seed))) for name, runs in found.items()]
+        networks = list(dict.fromkeys(row.network for row in rows))
+        strategies = list(MEANINGS)
+        return sorted(rows, key=lambda row: (networks.index(row.network), strategies.index(row.first.strategy)))
+
+    @property
+    def networks(self) -> list[str]:
+        """Architectures at their sizes, in the order of the rows."""
+        return list(dict.fromkeys(row.network for row in self.rows))
+
+    def rows_of(self, network: str) -> list[Row]:
+        """The rows of one network."""
+        return [row for row in self.rows if row.network == network]
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """Every two strategies of a network, and every two networks of a strategy; tested on the seeds that both have."""
+        rows = self.rows
+        chosen = [
+            (one, other)
+            for index, other in enumerate(rows)
+            for one in rows[index + 1 :]
+            if one.network == other.network or one.first.strategy == other.first.strategy
+        ]
+        found = [(one, other, _difference(one, other)) for one, other in chosen]
+        tested = [(one, other, seen) for one, other, seen in found if seen is not None]
+        corrected = holm([seen.p for _, _, seen in tested])
+        return [Pair(one.name, other.name, seen, p) for (one, other, seen), p in zip(tested, corrected, strict=True)]
+
+    def pair(self, first: str, second: str) -> Pair | None:
+        """The comparison of two rows, seen from the first; None where they were not compared."""
+        for pair in self.pairs:
+            if (pair.first, pair.second) == (first, second):
+                return pair
+            if (pair.second, pair.first) == (first, second):
+                seen = pair.difference
+                return Pair(first, second, Difference(-seen.value, -seen.high, -seen.low, seen.p), pair.p)
+        return None
+
+    def recommended(self, network: str) -> Row | None:
+        """Of the strategies that are not shown to be less accurate than the most accurate one, that with the least time."""
+        rows = self.rows_of(network)
+        if not rows:
+            return None
+        top = max(rows, key=lambda row: row.val_accuracy)
+        as_good = [row for row in rows if row is top or _not_worse(self.pair(row.name, top.name))]
+        return min(as_good, key=lambda row: row.seconds)
+
+    def deployment(self, network: str) -> Deployed | None:
+        """The network's file and latency; None where it was not exported."""
+        return next((one for one in self.deployed if one.network == network), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """What compare.json holds; rows, pairs and recommendations are for its readers and are computed again on reading."""
+        return {
+            "kind": "compare",
+            **{name: getattr(self, name) for name in ("created", "edgetl", "device", "config", "classes", "data", "planned")},
+            "unfinished": self.open,
+            "rows": [self._row_to_json(row) for row in self.rows],
+            "pairs": [{**asdict(pair), "verdict": pair.verdict} for pair in self.pairs],
+            "recommended": {network: row.name for network in self.networks if (row := self.recommended(network))},
+            "deployed": [asdict(one) for one in self.deployed],
+            "runs": [asdict(run) for run in self.runs],
+        }
+
+    def write(self, path: Path) -> None:
+        """Write compare.json."""
+        write_json(path, self.to_json())
+
+    def _row_to_json(self, row: Row) -> dict[str, Any]:
+        figures = ("train_accuracy", "val_accuracy", "val_range", "ci95", "gap", "seconds")
+        return {
+            "id": row.name,
+            "strategy": row.first.strategy,
+            "network": row.network,
+            **{name: getattr(row, name) for name in figures},
+            "seconds_to_target": row.seconds_to(self.target_accuracy),
+            "runs": [run.name for run in row.runs],
+        }
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Read compare.json.
+
+    Raises:
+        RunError: missing, broken, or no experiment.
+    """
+    content = read_json(path, RunError, "The experiment")
+    if content.get("kind") != "compare":
+        raise RunError(f"{path} is no experiment but {content.get('kind')!r}. Give the folder that `edgetl compare` wrote.")
+    try:
+        names = ("created", "edgetl", "device", "config", "data")
+        return Experiment(
+            **{name: content[name] for name in names},
+            classes=tuple(content["classes"]),
+            planned=tuple(content["planned"]),
+            runs=tuple(Run.from_json(entry) for entry in content["runs"]),
+            deployed=tuple(
+                Deployed(**{**entry, "ci95_ms": None if entry["ci95_ms"] is None else tuple(entry["ci95_ms"])})
+                for entry in content["deployed"]
+            ),
+            folder=path.parent,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as cause:
+        raise RunError(f"{path} is broken: {cause!r}. `edgetl compare` with the same options writes it anew.") from cause
+
+
+def _difference(first: Row, second: Row) -> Difference | None:
+    """On the seeds that both have; None where they have none in common, or their images differ."""
+    others: dict[int, Run] = {run.seed: run for run in second.runs}
+    both: Sequence[tuple[Run, Run]] = [(run, others[run.seed]) for run in first.runs if run.seed in others]
+    if not both or len({len(run.answers) for pair in both for run in pair}) > 1:
+        return None
+    return difference([one.answers for one, _ in both], [other.answers for _, other in both])
+
+
+def _not_worse(pair: Pair | None) -> bool:
+    return pair is not None and pair.verdict != "less accurate"

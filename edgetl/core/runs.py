@@ -1,0 +1,154 @@
+"""Trained runs as figures: each one's own, and those of a strategy over all seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, median
+from typing import Any
+
+from edgetl.core.statistics import wilson_interval
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A point of a run's course."""
+
+    phase: int
+    elapsed: float
+    """Seconds from the run's start, everything included."""
+    train_accuracy: float
+    """On augmented images, while the weights moved."""
+    val_accuracy: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained network: a strategy with a seed."""
+
+    name: str
+    row: str
+    architecture: str
+    image_size: int
+    strategy: str
+    seed: int
+    folder: str
+    """The run directory, relative to the experiment's folder."""
+    failed: str | None = None
+    """Why it came to nothing; then everything below is empty."""
+    seconds: float = 0.0
+    """The whole run, from reading the images to its last picture."""
+    train_images: int = 0
+    train_accuracy: float = 0.0
+    """Without augmentation, with the weights that were kept."""
+    macro_f1: float = 0.0
+    best_epoch: int = 0
+    trainable: int = 0
+    """Parameters of the phase that trained most."""
+    parameters: int = 0
+    peak_memory_bytes: int | None = None
+    """Of the training process."""
+    peak_gpu_memory_bytes: int | None = None
+    precision: str = ""
+    weights: str = ""
+    """What training began from."""
+    epochs: tuple[Epoch, ...] = ()
+    correct: str = ""
+    """1 or 0 for each validation image, in the order of split.csv."""
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """Validation images [true][predicted]."""
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Run:
+        """The inverse of `dataclasses.asdict`."""
+        epochs = tuple(Epoch(**epoch) for epoch in entry["epochs"])
+        return cls(**{**entry, "epochs": epochs, "confusion": tuple(map(tuple, entry["confusion"]))})
+
+    @cached_property
+    def answers(self) -> list[bool]:
+        """For each validation image, whether it was answered rightly."""
+        return [mark == "1" for mark in self.correct]
+
+    @property
+    def val_accuracy(self) -> float:
+        """Share of validation images answered rightly by the weights that were kept."""
+        return sum(self.answers) / len(self.answers)
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images of all epochs over the whole run's time: what it took, not what a step can do."""
+        return self.train_images * len(self.epochs) / self.seconds
+
+    def seconds_to(self, accuracy: float) -> float | None:
+        """When an epoch ended that reached this validation accuracy; None where none did."""
+        return next((epoch.elapsed for epoch in self.epochs if epoch.val_accuracy >= accuracy), None)
+
+    def accuracy_by(self, seconds: float) -> float | None:
+        """Best validation accuracy of the epochs that had ended by then; None before the first."""
+        return max((epoch.val_accuracy for epoch in self.epochs if epoch.elapsed <= seconds), default=None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network trained by one strategy, over all seeds that ended."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Run:
+        """Of the lowest seed: for what is the same in all."""
+        return self.runs[0]
+
+    @property
+    def best(self) -> Run:
+        """The run with the highest validation accuracy."""
+        return max(self.runs, key=lambda run: run.val_accuracy)
+
+    @property
+    def network(self) -> str:
+        """Architecture and image size."""
+        return f"{self.first.architecture}-{self.first.image_size}"
+
+    @property
+    def val_accuracy(self) -> float:
+        """Mean over seeds."""
+        return fmean(run.val_accuracy for run in self.runs)
+
+    @property
+    def val_range(self) -> tuple[float, float]:
+        """Lowest and highest of the seeds."""
+        return min(run.val_accuracy for run in self.runs), max(run.val_accuracy for run in self.runs)
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        """95% interval of the mean for other images of the same kind (Wilson, 1927); other seeds' chance is not in it."""
+        images = len(self.first.answers)
+        low, high = wilson_interval(round(self.val_accuracy * images), images)
+        return min(low, self.val_accuracy), max(high, self.val_accuracy)
+
+    @property
+    def train_accuracy(self) -> float:
+        """Mean over seeds."""
+        return fmean(run.train_accuracy for run in self.runs)
+
+    @property
+    def gap(self) -> float:
+        """Overfitting: training minus validation accuracy."""
+        return self.train_accuracy - self.val_accuracy
+
+    @property
+    def seconds(self) -> float:
+        """Median over seeds."""
+        return median(run.seconds for run in self.runs)
+
+    def seconds_to(self, accuracy: float) -> float | None:
+        """Median over the seeds that reached it; None unless most did."""
+        found = [seconds for run in self.runs if (seconds := run.seconds_to(accuracy)) is not None]
+        return median(found) if 2 * len(found) > len(self.runs) else None
+
+    def accuracy_by(self, seconds: float) -> float | None:
+        """Mean of what the seeds had reached; None before the first epoch of one of them."""
+        found = [run.accuracy_by(seconds) for run in self.runs]
+        return None if None in found else fmean(value for value in found if value is not None)

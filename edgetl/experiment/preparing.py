@@ -1,0 +1,168 @@
+"""Before anything is trained: which networks are fast enough, which runs there will be, how long they will take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from edgetl.core.candidates import CandidatesConfig, CandidatesResult, read_candidates
+from edgetl.core.comparing import EQUAL_TIME, CompareConfig, Network, PlannedRun, plan_runs
+from edgetl.core.errors import ArchitectureError, BenchError, ConfigError, RunError
+from edgetl.core.files import read_json, write_json
+from edgetl.core.finetuning import FinetuneConfig
+from edgetl.core.layout import ExperimentDirectory
+from edgetl.experiment.processes import run_task
+from edgetl.experiment.reading import is_finished
+from edgetl.experiment.watching import Watcher
+from edgetl.export.candidates import time_candidates
+from edgetl.train.folders import find_files
+from edgetl.train.networks import known_architecture
+
+_FIRST_DECIDED = ("seed", "output")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of an experiment, with what they are expected to take."""
+
+    runs: list[PlannedRun]
+    seconds: dict[str, float]
+    """For each run's name; measured here, on these images."""
+    finished: list[str]
+    """Names of runs that ended before."""
+    candidates: CandidatesResult | None = None
+    """The networks timed before the plan was made, where there is a latency budget."""
+
+    @property
+    def seconds_left(self) -> float:
+        """Of the runs that have not ended."""
+        return sum(self.seconds[run.name] for run in self.runs if run.name not in self.finished)
+
+
+def make_plan(config: CompareConfig, recipe: FinetuneConfig, watcher: Watcher, scratch: Path) -> Plan:
+    """Find out all that can be wrong, and what is to be done; nothing is written but what a latency budget had measured.
+
+    Args:
+        scratch: a folder for what is needed in between.
+
+    Raises:
+        ConfigError: the options, or a folder that holds something else.
+        ArchitectureError, DataError, WeightsError: as `edgetl finetune`, found before anything is trained.
+        BenchError: no network is within the latency budget.
+    """
+    folder = ExperimentDirectory(config.output)
+    _check_place(folder, recipe)
+    if recipe.val_split == 0:
+        raise ConfigError("--val-split 0 leaves no validation images, and strategies are compared on those. Take 0.2.")
+    labels = find_files(recipe.data.expanduser().absolute()).labels
+    networks = [
+        Network(name, size or known_architecture(name).image_size, known_architecture(name).blocks)
+        for name, size in product(dict.fromkeys(config.models), dict.fromkeys(config.image_sizes) or (None,))
+    ]
+    candidates = None
+    if config.latency_budget_ms is not None:
+        candidates = _timed(config, networks, len(labels), folder, watcher)
+        networks = _within_budget(candidates, networks, watcher)
+    runs = plan_runs(config, recipe, networks, folder.runs)
+    finished = [run.name for run in runs if is_finished(run)]
+    _refuse_other_plan(folder, runs, finished)
+    left = [run for run in runs if run.name not in finished]
+    return Plan(runs, _expected(left, watcher, scratch) if left else {}, finished, candidates)
+
+
+def write_plan(folder: ExperimentDirectory, plan: Plan, config: CompareConfig, recipe: FinetuneConfig) -> None:
+    """Write plan.json: by it an experiment is known, and gone on with only as it began."""
+    content = {"kind": "plan", **asked(config, recipe), "runs": {run.name: _settings(run) for run in plan.runs}}
+    write_json(folder.plan, content)
+
+
+def asked(config: CompareConfig, recipe: FinetuneConfig) -> dict[str, Any]:
+    """What was asked for, as JSON."""
+    compare = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items() if name != "output"}
+    return {"compare": compare, "recipe": {name: value for name, value in recipe.to_json().items() if name not in _FIRST_DECIDED}}
+
+
+def _check_place(folder: ExperimentDirectory, recipe: FinetuneConfig) -> None:
+    path, data = folder.path.expanduser().resolve(), recipe.data.expanduser().resolve()
+    if path == data or data in path.parents or path in data.parents:
+        raise ConfigError(f"The experiment's folder {folder.path} and the data folder {recipe.data} lie in each other. Choose another -o.")
+    if folder.path.exists() and not folder.is_one(folder.path) and (not folder.path.is_dir() or any(folder.path.iterdir())):
+        # What a latency budget measured lies there before the plan does.
+        if folder.path.is_dir() and {entry.name for entry in folder.path.iterdir()} == {folder.candidates.name}:
+            return
+        raise ConfigError(f"{folder.path} exists and is no experiment of edgetl. Choose another folder with -o.")
+
+
+def _refuse_other_plan(folder: ExperimentDirectory, runs: Sequence[PlannedRun], finished: Sequence[str]) -> None:
+    if not finished:
+        return
+    before = read_json(folder.plan, RunError, "The experiment's plan").get("runs", {})
+    for run in runs:
+        then, now = before.get(run.name), _settings(run)
+        if run.name in finished and then is not None and then != now:
+            changed = ", ".join(f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in now if then.get(name) != now.get(name))
+            raise ConfigError(
+                f"{folder.path} holds runs of another plan: {run.name} ({changed}). Give the same options to go on, or another -o."
+            )
+
+
+def _settings(run: PlannedRun) -> dict[str, Any]:
+    content = run.config.to_json()
+    return {**{name: value for name, value in content.items() if name != "output"}, "timed_by": run.timed_by}
+
+
+def _expected(runs: Sequence[PlannedRun], watcher: Watcher, scratch: Path) -> dict[str, float]:
+    # Runs that differ in their seed alone take as long; those with a budget take that.
+    kinds: dict[str, PlannedRun] = {run.row: run for run in reversed(runs) if run.strategy != EQUAL_TIME}
+    watcher.note(f"Timing steps of {len(kinds)} kinds of runs before anything is trained.")
+    found: list[float] = []
+    task = {"task": "estimate", "configs": [replace(run.config, output=scratch / "unused").to_json() for run in kinds.values()]}
+    run_task(task, scratch / "estimate.log", lambda message: found.append(message["seconds"]), scratch)
+    seconds = dict(zip(kinds, found, strict=True))
+    limit = {run.row: run.config.budget_s for run in runs}
+    own = {run.name: limit[run.row] or seconds.get(run.row, 0.0) for run in runs}
+    reference = {run.name: run.row for run in runs}
+    return {run.name: seconds.get(reference.get(run.timed_by or "", ""), 0.0) if run.timed_by else own[run.name] for run in runs}
+
+
+def _timed(
+    config: CompareConfig, networks: Sequence[Network], classes: int, folder: ExperimentDirectory, watcher: Watcher
+) -> CandidatesResult:
+    wanted = CandidatesConfig(
+        architectures=tuple(dict.fromkeys(network.architecture for network in networks)),
+        classes=classes,
+        image_sizes=config.image_sizes,
+        latency_budget_ms=config.latency_budget_ms,
+        output=folder.candidates,
+    )
+    if folder.candidates.exists():
+        before = read_candidates(folder.candidates)
+        if {row.name for row in before.rows} >= {network.name for network in networks} and before.classes == classes:
+            return replace(before, latency_budget_ms=config.latency_budget_ms)
+        folder.candidates.unlink()
+    return time_candidates(wanted, watcher.measuring)
+
+
+def _within_budget(candidates: CandidatesResult, networks: Sequence[Network], watcher: Watcher) -> list[Network]:
+    rows = {row.name: row for row in candidates.rows}
+    kept = [network for network in networks if rows[network.name].failed is None and candidates.fits(rows[network.name]) is not False]
+    dropped = [network.name for network in networks if network not in kept]
+    budget = f"--latency-budget {candidates.latency_budget_ms:g} ms"
+    if not kept:
+        failed = next((row.failed for row in rows.values() if row.failed), None)
+        if failed is not None and all(row.failed for row in rows.values()):
+            raise ArchitectureError(f"No network could be timed. {failed}")
+        fastest = candidates.timed[0]
+        raise BenchError(
+            f"No network is within {budget}: the fastest, {fastest.name}, has {fastest.p50_ms:.2f} ms. "
+            "Take smaller images (--image-size), other --models, or a larger budget."
+        )
+    if dropped:
+        watcher.note(f"Dropped, above {budget}: {', '.join(dropped)}.")
+    open_ = [network.name for network in kept if candidates.fits(rows[network.name]) is None]
+    if open_:
+        watcher.note(f"Kept though not decided, the interval holds the budget: {', '.join(open_)}.")
+    return kept

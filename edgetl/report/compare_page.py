@@ -1,0 +1,154 @@
+"""The page over an experiment."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from edgetl.core.comparing import MEANINGS
+from edgetl.core.experiment import Experiment
+from edgetl.core.layout import RunDirectory
+from edgetl.core.wording import counted, device_name, duration, percent
+from edgetl.report.compare_drawings import draw_courses, draw_sweep, draw_trade_off
+from edgetl.report.compare_mistakes import hard_images
+from edgetl.report.compare_tables import TextTable, conclusions, equal_time, results, trade_off, verdicts
+from edgetl.report.confusion_drawing import DRAWN, draw_matrix
+from edgetl.report.page import (
+    Cell,
+    Column,
+    Section,
+    TableRow,
+    bullets,
+    card,
+    facts,
+    folded,
+    grid,
+    heading,
+    paragraph,
+    picture,
+    render_page,
+    table,
+)
+from edgetl.report.pictures import sheet_uri
+
+_LISTED = 12
+"""Hard images that are listed by name."""
+
+
+def compare_report(found: Experiment) -> str:
+    """One self-contained HTML page; the same experiment in the same folder gives the same page."""
+    counts = found.data.get("counts", {})
+    images = " and ".join(f"{sum(classes.values())} {part}" for part, classes in counts.items())
+    lead = f"{found.data.get('folder')}: {counted(len(found.classes), 'class', 'classes')}, {images} images; {device_name(found.device)}."
+    return render_page(f"Transfer learning on {found.data.get('folder')}", lead, _sections(found))
+
+
+def _sections(found: Experiment) -> list[Section]:
+    return [
+        _summary(found),
+        Section("strategies", "Strategies", tuple(block for network in found.networks for block in _strategies(found, network))),
+        _courses(found),
+        _figures("latency", "Accuracy against latency", [draw_trade_off("Networks", found)], trade_off(found)),
+        _figures("freezing", "What freezing changes", [draw_sweep(network, found.rows_of(network)) for network in found.networks], None),
+        Section("differences", "Differences", tuple(_table(one) for one in (verdicts(found),) if one is not None)),
+        _confusion(found),
+        _mistakes(found),
+        _method(found),
+    ]
+
+
+def _summary(found: Experiment) -> Section:
+    cards = []
+    for network in found.networks:
+        row = found.recommended(network)
+        if row is None:
+            continue
+        reached = row.seconds_to(found.target_accuracy)
+        keys = [
+            ("validation accuracy", Cell(percent(row.val_accuracy), f"{percent(row.ci95[0])} to {percent(row.ci95[1])}")),
+            ("time", Cell(duration(row.seconds))),
+            (f"to {found.target_accuracy:.0%}", Cell("not reached" if reached is None else duration(reached))),
+        ]
+        one = found.deployment(network)
+        if one is not None and one.p50_ms is not None:
+            keys.append(("ONNX p50", Cell(f"{one.p50_ms:.2f} ms", "noisy" if one.noisy else "")))
+        said = next((sentence for sentence in conclusions(found) if sentence.startswith(f"{network}: ")), "")
+        cards.append(card(network, keys, [paragraph(said.removeprefix(f"{network}: "))]))
+    rest = [sentence for sentence in conclusions(found) if not any(sentence.startswith(f"{network}: ") for network in found.networks)]
+    return Section("result", "Result", (grid("cards", cards), *([bullets(rest)] if rest else [])))
+
+
+def _strategies(found: Experiment, network: str) -> list[Markup]:
+    named = [heading(network)] if len(found.networks) > 1 else []
+    later = equal_time(found, network)
+    blocks = [*named, _table(results(found, network))]
+    return blocks if later is None else [*blocks, _table(later)]
+
+
+def _courses(found: Experiment) -> Section:
+    drawn = [draw_courses(network, found.rows_of(network), found.target_accuracy) for network in found.networks]
+    return Section("time", "Accuracy over time", (grid("figures", drawn),) if drawn else ())
+
+
+def _figures(anchor: str, title: str, drawn: list[Markup | None], below: TextTable | None) -> Section:
+    shown = [one for one in drawn if one is not None]
+    blocks = (grid("figures", shown), *([_table(below)] if below is not None else []))
+    return Section(anchor, title, blocks if shown or below is not None else ())
+
+
+def _confusion(found: Experiment) -> Section:
+    if len(found.classes) > DRAWN:
+        said = f"{len(found.classes)} classes are too many to draw; each run's own page lists those that are confused."
+        return Section("confusion", "Confusion", (paragraph(said),))
+    drawn = [
+        draw_matrix(f"{network}, {row.first.strategy}", row.best.confusion, found.classes)
+        for network in found.networks
+        for row in found.rows_of(network)
+    ]
+    return Section("confusion", "Confusion", (grid("figures", drawn),) if drawn else ())
+
+
+def _mistakes(found: Experiment) -> Section:
+    hard = hard_images(found.folder, found.runs)
+    blocks: list[Markup] = []
+    if hard:
+        every = sum(one.wrong == one.runs for one in hard)
+        said = f"{counted(every, 'image')} that no pretrained run gets right; look at their labels first." if every else ""
+        blocks.append(paragraph(f"{counted(len(hard), 'validation image')} wrong in at least one pretrained run. {said}".strip()))
+        columns = (Column("image", "mono"), Column("label"), Column("taken for"), Column("wrong in", "number"))
+        rows = [
+            TableRow((Cell(one.path), Cell(one.label), Cell(", ".join(one.answers)), Cell(f"{one.wrong} of {counted(one.runs, 'run')}")))
+            for one in hard[:_LISTED]
+        ]
+        blocks.append(table("Images that most pretrained runs get wrong", columns, rows))
+    for network in found.networks:
+        row = found.recommended(network)
+        sheet = None if row is None else sheet_uri(RunDirectory(found.folder / row.best.folder).plots / "mistakes.png")
+        if row is not None and sheet is not None:
+            title = f"{network}, {row.first.strategy}: the worst mistakes"
+            blocks.append(folded(title, [picture(title, sheet, "Photos with their label and what they were taken for")]))
+    return Section("mistakes", "Mistakes", tuple(blocks))
+
+
+def _method(found: Experiment) -> Section:
+    recipe, asked = found.config["recipe"], found.config["compare"]
+    budget = asked["budget_s"]
+    strategies = {row.first.strategy for row in found.rows}
+    meanings = [(name, Cell(MEANINGS[name])) for name in MEANINGS if name in strategies]
+    shown = [
+        ("runs", Cell(f"{len(found.runs)} of {len(found.planned)} ended; each in a process of its own with a new cache")),
+        ("epochs", Cell(f"{asked['epochs']} in every run" if budget is None else f"as many as fit into {duration(budget)}")),
+        ("seeds", Cell(str(asked["seeds"]), "all on one split")),
+        ("preset", Cell(str(recipe["preset"]))),
+        ("weights", Cell(str(recipe["weights"]).replace("\\", "/").rstrip("/").rpartition("/")[2])),
+        ("images", Cell(str(found.data.get("fingerprint", ""))[:16], "fingerprint of paths, labels, split and pixels")),
+        ("device", Cell(device_name(found.device))),
+        ("created", Cell(found.created, f"edgetl {found.edgetl}")),
+    ]
+    return Section("method", "How it was done", (facts(meanings), facts(shown)))
+
+
+def _table(one: TextTable) -> Markup:
+    columns = [Column(heading_, "number" if number else "") for number, heading_ in enumerate(one.columns)]
+    rows = [TableRow(tuple(Cell(text) for text in row)) for row in one.rows]
+    block = table(one.title, columns, rows)
+    return block + paragraph(one.note, "note") if one.note else block

@@ -1,0 +1,68 @@
+"""Experiments made up for tests."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+from edgetl.core.experiment import Deployed, Experiment
+from edgetl.core.runs import Epoch, Run
+
+IMAGES = 200
+CONFIG = {
+    "compare": {"target_accuracy": 0.8, "epochs": 4, "budget_s": None, "seeds": 1},
+    "recipe": {"preset": "default", "weights": "imagenet"},
+}
+
+
+def made_run(network: str, strategy: str, accuracy: float, seconds: float, seed: int = 0, failed: str | None = None) -> Run:
+    """A run of four epochs that rises evenly to its accuracy, on images that are the same for all."""
+    architecture, _, size = network.rpartition("-")
+    name = f"{network}-{strategy}"
+    what = {
+        "name": f"{name}-s{seed}", "row": name, "architecture": architecture, "image_size": int(size), "strategy": strategy, "seed": seed,
+        "folder": f"runs/{name}-s{seed}",
+    }  # fmt: skip
+    if failed is not None:
+        return Run(**what, failed=failed)
+    order = random.Random(f"{seed}{strategy}").sample(range(IMAGES), IMAGES)
+    # Most of the images are equally hard for all; a few go by chance.
+    right = {*range(round(0.8 * accuracy * IMAGES))}
+    for index in order:
+        if len(right) >= round(accuracy * IMAGES):
+            break
+        right.add(index)
+    correct = "".join("1" if index in right else "0" for index in range(IMAGES))
+    hits = [sum(correct[index] == "1" for index in range(IMAGES) if index % 2 == which) for which in (0, 1)]
+    epochs = tuple(
+        Epoch(1 if number < 3 else 2, seconds * number / 4, accuracy * number / 4, accuracy * number / 4) for number in range(1, 5)
+    )
+    return Run(
+        **what, seconds=seconds, train_images=300, train_accuracy=min(1.0, accuracy + 0.05), macro_f1=accuracy, best_epoch=4,
+        trainable=10_000, parameters=2_000_000, peak_memory_bytes=10**9, precision="fp32", weights="imagenet", epochs=epochs,
+        correct=correct, confusion=((hits[0], IMAGES // 2 - hits[0]), (IMAGES // 2 - hits[1], hits[1])),
+    )  # fmt: skip
+
+
+def made_experiment(
+    rows: Mapping[str, tuple[float, float]],
+    seeds: int = 1,
+    deployed: tuple[Deployed, ...] = (),
+    folder: Path = Path(),
+    more: tuple[Run, ...] = (),
+) -> Experiment:
+    """An experiment of rows `network/strategy` with (accuracy, seconds)."""
+    runs = tuple(made_run(*name.split("/"), accuracy, seconds, seed) for name, (accuracy, seconds) in rows.items() for seed in range(seeds))
+    return Experiment(
+        created="2026-01-02T03:04:05+00:00",
+        edgetl="0.1.0",
+        device={"cpu": "Test CPU", "host": "here"},
+        config={**CONFIG, "compare": {**CONFIG["compare"], "seeds": seeds}},
+        classes=("cat", "dog"),
+        data={"folder": "pets", "fingerprint": "0" * 64, "counts": {"train": {"cat": 150, "dog": 150}, "val": {"cat": 100, "dog": 100}}},
+        planned=tuple(run.name for run in (*runs, *more)),
+        runs=(*runs, *more),
+        deployed=deployed,
+        folder=folder,
+    )
