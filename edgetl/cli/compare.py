@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgetl.cli.console import err, out, print_json
+from edgetl.core.files import SCHEMA
 
 if TYPE_CHECKING:
     from edgetl.core.experiment import Experiment
@@ -108,7 +109,7 @@ def compare(
         _show_plan(plan, as_json)
         return
     if as_json:
-        print_json(found.to_json())
+        print_json({"schema": SCHEMA, **found.to_json()})
     else:
         show(found)
         folder = ExperimentDirectory(found.folder)
@@ -151,7 +152,7 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
 
     if as_json:
         runs = [{"name": run.name, "seconds": plan.seconds.get(run.name), "finished": run.name in plan.finished} for run in plan.runs]
-        print_json({"schema": 1, "kind": "plan", "runs": runs, "seconds_left": plan.seconds_left})
+        print_json({"schema": SCHEMA, "kind": "plan", "runs": runs, "seconds_left": plan.seconds_left})
         return
     rows = tuple(
         (
