@@ -6,6 +6,7 @@ The library's surface is small; every command of the same name is a thin wrapper
     edgetl.export(...)        run or architecture -> Bundle      needs the extra `train`
     edgetl.bench(config)      BenchConfig -> result              needs onnxruntime; PyTorch only for its own rows
     edgetl.open_classifier()  bundle -> Classifier               needs onnxruntime
+    edgetl.compare(...)       strategies on one data set -> Experiment   needs the extra `train`
 
 Errors that a user can mend are EdgetlError's subclasses: see edgetl.core.errors.
 """
@@ -22,6 +23,7 @@ _PUBLIC = {
     "export_run": "edgetl.export.exporting:export_run",
     "export_architecture": "edgetl.export.exporting:export_architecture",
     "bench": "edgetl.device.bench.run:bench",
+    "compare": "edgetl.experiment.comparing:compare",
     "open_bundle": "edgetl.device.bundle:open_bundle",
     "open_classifier": "edgetl.device.classifier:open_classifier",
     "load_image": "edgetl.device.images:load_image",
@@ -29,6 +31,7 @@ _PUBLIC = {
     "FinetuneConfig": "edgetl.core.finetuning:FinetuneConfig",
     "ExportConfig": "edgetl.core.config:ExportConfig",
     "BenchConfig": "edgetl.core.benching:BenchConfig",
+    "CompareConfig": "edgetl.core.comparing:CompareConfig",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -13,6 +13,7 @@ from edgetl.core.files import SCHEMA
 if TYPE_CHECKING:
     from edgetl.core.experiment import Experiment
     from edgetl.experiment.preparing import Plan
+    from edgetl.report.compare_tables import TextTable
 
 
 def compare(
@@ -125,30 +126,31 @@ def show(found: Experiment) -> None:
     tables = [table for network in found.networks for table in (results(found, network), equal_time(found, network))]
     for table in (*tables, trade_off(found), verdicts(found)):
         if table is not None:
-            _print_table(table.title, table.columns, table.rows, table.note)
+            _print_table(table)
     for sentence in conclusions(found):
         out.print(sentence, markup=False, soft_wrap=True)
 
 
-def _print_table(title: str, columns: tuple[str, ...], rows: tuple[tuple[str, ...], ...], note: str) -> None:
+def _print_table(shown: TextTable) -> None:
     from rich.markup import escape
 
     from edgetl.cli.bench_tables import plain_table
 
-    out.print(f"[bold]{escape(title)}[/]")
+    out.print(f"[bold]{escape(shown.title)}[/]")
     table = plain_table()
-    for number, heading in enumerate(columns):
-        table.add_column(escape(heading), justify="right" if number else "left")
-    for row in rows:
+    for heading in shown.columns:
+        table.add_column(escape(heading), justify="left" if shown.is_words(heading) else "right")
+    for row in shown.rows:
         table.add_row(*map(escape, row), style="bold" if row[0].endswith(" *") else None)
     out.print(table)
-    if note:
-        out.print(note, style="dim", markup=False)
+    if shown.note:
+        out.print(shown.note, style="dim", markup=False)
     out.print()
 
 
 def _show_plan(plan: Plan, as_json: bool) -> None:
     from edgetl.core.wording import duration
+    from edgetl.report.compare_tables import TextTable
 
     if as_json:
         runs = [{"name": run.name, "seconds": plan.seconds.get(run.name), "finished": run.name in plan.finished} for run in plan.runs]
@@ -163,8 +165,7 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
         )
         for run in plan.runs
     )
-    _print_table(
-        "Plan", ("run", "weights", "epochs", "expected time"), rows, "Expected from steps timed here on these images; nothing was trained."
-    )
+    note = "Expected from steps timed here on these images; nothing was trained."
+    _print_table(TextTable("Plan", ("run", "weights", "epochs", "expected time"), rows, note, ("weights", "epochs")))
     left = len(plan.runs) - len(plan.finished)
     out.print(f"{left} of {len(plan.runs)} runs to do, about {duration(plan.seconds_left)} of training in all.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.core.candidates import CandidatesConfig, CandidatesResult, read_candidates
-from edgetl.core.comparing import EQUAL_TIME, CompareConfig, Network, PlannedRun, plan_runs
+from edgetl.core.comparing import CompareConfig, Network, PlannedRun, plan_runs
 from edgetl.core.errors import ArchitectureError, BenchError, ConfigError, RunError
 from edgetl.core.files import read_json, write_json
 from edgetl.core.finetuning import FinetuneConfig
@@ -69,8 +69,7 @@ def make_plan(config: CompareConfig, recipe: FinetuneConfig, watcher: Watcher, s
     runs = plan_runs(config, recipe, networks, folder.runs)
     finished = [run.name for run in runs if is_finished(run)]
     _refuse_other_plan(folder, runs, finished)
-    left = [run for run in runs if run.name not in finished]
-    return Plan(runs, _expected(left, watcher, scratch) if left else {}, finished, candidates)
+    return Plan(runs, _expected(runs, watcher, scratch) if len(finished) < len(runs) else {}, finished, candidates)
 
 
 def write_plan(folder: ExperimentDirectory, plan: Plan, config: CompareConfig, recipe: FinetuneConfig) -> None:
@@ -115,17 +114,17 @@ def _settings(run: PlannedRun) -> dict[str, Any]:
 
 
 def _expected(runs: Sequence[PlannedRun], watcher: Watcher, scratch: Path) -> dict[str, float]:
-    # Runs that differ in their seed alone take as long; those with a budget take that.
-    kinds: dict[str, PlannedRun] = {run.row: run for run in reversed(runs) if run.strategy != EQUAL_TIME}
+    # Runs that differ in their seed alone take as long; one timed by another takes as long as that.
+    rows = {run.name: run.row for run in runs}
+    row_of = {run.name: rows[run.timed_by] if run.timed_by else run.row for run in runs}
+    open_ = {row_of[run.name] for run in runs if not is_finished(run)}
+    kinds = {run.row: run for run in reversed(runs) if run.row in open_}
     watcher.note(f"Timing steps of {len(kinds)} kinds of runs before anything is trained.")
     found: list[float] = []
     task = {"task": "estimate", "configs": [replace(run.config, output=scratch / "unused").to_json() for run in kinds.values()]}
     run_task(task, scratch / "estimate.log", lambda message: found.append(message["seconds"]), scratch)
     seconds = dict(zip(kinds, found, strict=True))
-    limit = {run.row: run.config.budget_s for run in runs}
-    own = {run.name: limit[run.row] or seconds.get(run.row, 0.0) for run in runs}
-    reference = {run.name: run.row for run in runs}
-    return {run.name: seconds.get(reference.get(run.timed_by or "", ""), 0.0) if run.timed_by else own[run.name] for run in runs}
+    return {run.name: run.config.budget_s or seconds[row_of[run.name]] for run in runs if row_of[run.name] in seconds}
 
 
 def _timed(

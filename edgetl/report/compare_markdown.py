@@ -26,7 +26,7 @@ def _table(table: TextTable) -> str:
         f"## {table.title}",
         "",
         "| " + " | ".join(map(_cell, table.columns)) + " |",
-        "| " + " | ".join(["---", *["---:"] * (len(table.columns) - 1)]) + " |",
+        "| " + " | ".join("---" if table.is_words(column) else "---:" for column in table.columns) + " |",
         *("| " + " | ".join(map(_cell, row)) + " |" for row in table.rows),
     ]
     return "\n".join([*lines, "", table.note] if table.note else lines)

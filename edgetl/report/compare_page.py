@@ -72,7 +72,7 @@ def _summary(found: Experiment) -> Section:
         if one is not None and one.p50_ms is not None:
             keys.append(("ONNX p50", Cell(f"{one.p50_ms:.2f} ms", "noisy" if one.noisy else "")))
         said = next((sentence for sentence in conclusions(found) if sentence.startswith(f"{network}: ")), "")
-        cards.append(card(network, keys, [paragraph(said.removeprefix(f"{network}: "))]))
+        cards.append(card(network, keys, [paragraph(said.removeprefix(f"{network}: ").replace("`", ""))]))
     rest = [sentence for sentence in conclusions(found) if not any(sentence.startswith(f"{network}: ") for network in found.networks)]
     return Section("result", "Result", (grid("cards", cards), *([bullets(rest)] if rest else [])))
 
@@ -148,7 +148,7 @@ def _method(found: Experiment) -> Section:
 
 
 def _table(one: TextTable) -> Markup:
-    columns = [Column(heading_, "number" if number else "") for number, heading_ in enumerate(one.columns)]
+    columns = [Column(name, "" if one.is_words(name) else "number") for name in one.columns]
     rows = [TableRow(tuple(Cell(text) for text in row)) for row in one.rows]
     block = table(one.title, columns, rows)
     return block + paragraph(one.note, "note") if one.note else block

@@ -16,9 +16,14 @@ class TextTable:
 
     title: str
     columns: tuple[str, ...]
-    """The first is a heading of its row, the others are figures."""
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    words: tuple[str, ...] = ()
+    """Columns of words beside the first; the others are figures."""
+
+    def is_words(self, column: str) -> bool:
+        """Whether a column is read from the left."""
+        return column == self.columns[0] or column in self.words
 
 
 def results(found: Experiment, network: str) -> TextTable:
@@ -58,7 +63,8 @@ def results(found: Experiment, network: str) -> TextTable:
         "time: the whole run, from reading the images on; images/s: training images of all epochs over that time. "
         "* recommended: the quickest that is not shown to be less accurate than the most accurate."
     )
-    return TextTable(network, columns, tuple(cells), note)
+    length = "each with the same time" if found.config["compare"]["budget_s"] else "equal epochs"
+    return TextTable(f"{network}, {length}", columns, tuple(cells), note)
 
 
 def equal_time(found: Experiment, network: str) -> TextTable | None:
@@ -77,7 +83,7 @@ def equal_time(found: Experiment, network: str) -> TextTable | None:
         f"Best validation accuracy of the epochs that had ended when each strategy had finished; {MISSING}: not one had ended. "
         f"A schedule that is cut off shows less than one planned for that time: {EQUAL_TIME} is planned for the pretrained run's time."
     )
-    return TextTable(f"{network} at equal time", columns, cells, note)
+    return TextTable(f"{network}, equal time", columns, cells, note)
 
 
 def verdicts(found: Experiment) -> TextTable | None:
@@ -87,8 +93,8 @@ def verdicts(found: Experiment) -> TextTable | None:
     cells = tuple((*_names(found, pair), points(pair), p_value(pair.p), pair.verdict) for pair in found.pairs)
     several = any(len(row.runs) > 1 for row in found.rows)
     method = "images and seeds both as chance" if several else "exact McNemar; the chance of another seed is not in it"
-    note = f"On the same validation images, {method}; p corrected for {len(cells)} comparisons (Holm)."
-    return TextTable("Differences", ("first", "second", "points [95%]", "p", "the first is"), cells, note)
+    note = f"On the same validation images, {method}. Each interval is by itself; p is corrected for {len(cells)} comparisons (Holm)."
+    return TextTable("Differences", ("first", "second", "points [95%]", "p", "the first is"), cells, note, ("second", "the first is"))
 
 
 def trade_off(found: Experiment) -> TextTable | None:
@@ -109,9 +115,8 @@ def trade_off(found: Experiment) -> TextTable | None:
     threads = {one.threads for one in found.deployed if not one.failed}
     count = f", {threads.pop()} threads" if len(threads) == 1 else ""
     note = f"ONNX Runtime on the CPU, one image, network with preprocessing{count}; a short measurement, `edgetl bench` makes a full one."
-    return TextTable(
-        "Accuracy against latency", ("network", "strategy", "validation", "p50 ms [95%]", "file, MB", "measurement"), tuple(cells), note
-    )
+    columns = ("network", "strategy", "validation", "p50 ms [95%]", "file, MB", "measurement")
+    return TextTable("Accuracy against latency", columns, tuple(cells), note, ("strategy", "measurement"))
 
 
 def conclusions(found: Experiment) -> list[str]:
@@ -131,7 +136,7 @@ def _of_network(found: Experiment, network: str) -> list[str]:
     target = found.target_accuracy
     images = len(row.first.answers)
     said = [
-        f"{network}: take `{row.first.strategy}`: {percent(row.val_accuracy)} of {images} validation images in {duration(row.seconds)}."
+        f"{network}: Take `{row.first.strategy}`: {percent(row.val_accuracy)} of {images} validation images in {duration(row.seconds)}."
     ]
     top = max(rows, key=lambda one: one.val_accuracy)
     pair = found.pair(top.name, row.name)
@@ -145,7 +150,7 @@ def _of_network(found: Experiment, network: str) -> list[str]:
         said.append(f"Against scratch: {points(against)} points, {against.verdict}; {_sooner(row, scratch, target)}.")
     equal = next((one for one in rows if one.first.strategy == EQUAL_TIME), None)
     if equal is not None:
-        said.append(f"Scratch in the same time reaches {percent(equal.val_accuracy)}.")
+        said.append(f"Scratch planned for the pretrained run's time reaches {percent(equal.val_accuracy)} in {duration(equal.seconds)}.")
     if row.val_accuracy < target:
         said.append(f"The target of {target:.0%} is not reached.")
     return said
@@ -156,7 +161,9 @@ def _sooner(row: Row, scratch: Row, target: float) -> str:
     if own is None:
         return f"neither reached {target:.0%}" if other is None else f"only scratch reached {target:.0%}, after {duration(other)}"
     if other is None:
-        return f"{target:.0%} after {duration(own)}, scratch not in its {duration(scratch.seconds)}"
+        passed = row.seconds_to(scratch.val_accuracy)
+        best = "" if passed is None else f", what scratch ended with after {duration(passed)} already"
+        return f"{target:.0%} after {duration(own)}, scratch not in its {duration(scratch.seconds)}{best}"
     return f"{target:.0%} after {duration(own)}, scratch after {duration(other)} ({other / own:.1f} times as long)"
 
 

@@ -56,7 +56,7 @@ def test_without_options_it_is_the_classic_experiment(asked: list[tuple[CompareC
     ((config, recipe),) = asked
     assert config == CompareConfig(Path("experiments/pets"))
     assert recipe == FinetuneConfig(tmp_path / "pets")
-    assert f"{M}: take `head`: 90.0% of 200 validation images" in result.output
+    assert f"{M}: Take `head`: 90.0% of 200 validation images" in result.output
     assert "90.0% [85.1%, 93.4%]" in result.output
     assert "report.html" in result.output
 

@@ -88,13 +88,13 @@ def test_equal_time_is_what_had_been_reached_when_others_had_finished(found: Exp
 
 def test_the_sentences_say_what_to_take_and_why(found: Experiment) -> None:
     first, second, between = conclusions(found)
-    assert first.startswith(f"{M}: take `head`: 88.0% of 200 validation images in 12 s.")
+    assert first.startswith(f"{M}: Take `head`: 88.0% of 200 validation images in 12 s.")
     assert "`freeze-75` has 2.0 points more, which is not shown to be a difference" in first
     assert "takes 2.1 times as long" in first
     assert "Against scratch: +28.0 [" in first
-    assert "80% after 12 s, scratch not in its 4 min 0 s" in first
-    assert "Scratch in the same time reaches 45.0%" in first
-    assert second == f"{S}: take `head`: 80.0% of 200 validation images in 9.0 s."
+    assert "80% after 12 s, scratch not in its 4 min 0 s, what scratch ended with after 9.0 s already" in first
+    assert "Scratch planned for the pretrained run's time reaches 45.0% in 38 s." in first
+    assert second == f"{S}: Take `head`: 80.0% of 200 validation images in 9.0 s."
     assert between.startswith(f"{M} has 8.0 points more than {S} (")
     assert between.endswith("and takes 2.2 times as long for an image.")
 
