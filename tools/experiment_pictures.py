@@ -59,7 +59,8 @@ def standalone(figure: Markup) -> str:
     text = "text { font-family: system-ui, sans-serif; fill: var(--ink); } .paper { fill: var(--paper); }"
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {below:.0f}" width="{WIDTH}" height="{below:.0f}">'
     paper = '<rect class="paper" width="100%" height="100%"/>'
-    return "\n".join([opening, f"<style>{style}{text}</style>", paper, *parts, "</svg>"]) + "\n"
+    # Inside HTML a browser knows the old prefix; a file of its own would have to declare it.
+    return "\n".join([opening, f"<style>{style}{text}</style>", paper, *parts, "</svg>"]).replace("xlink:href", "href") + "\n"
 
 
 def _text(left: float, baseline: float, text: str) -> str:
