@@ -58,9 +58,10 @@ def run_task(task: dict[str, Any], log: Path, told: Callable[[dict[str, Any]], N
                     told(message)
         except BrokenPipeError:
             pass  # it died before it read: told below
+        except BaseException:
+            process.kill()
+            raise
         finally:
-            if not ended:
-                process.kill()
             process.communicate()
     if "error" in ended:
         raise error_from_json(ended["error"])

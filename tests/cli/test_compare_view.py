@@ -38,7 +38,7 @@ def test_a_log_says_what_begins_what_ended_and_how_long_is_left(screen: io.Strin
     view.ended(RUNS[1], made_run("mobilenet_v2-224", "finetune", 0.9, 40.0))
     view.ended(RUNS[2], made_run("mobilenet_v2-224", "full", 0, 0, failed="out of memory\nand more"))
     assert screen.getvalue().splitlines() == [
-        "3 runs, 1 of them ended before; about 1 min 20 s of training left.",
+        "3 runs, 1 of them ended before; about 80 s of training left.",
         "[2/3] mobilenet_v2-224-finetune-s0: expected to take 20 s",
         "Warning: mobilenet_v2-224-finetune-s0: few images",
         "[2/3] mobilenet_v2-224-finetune-s0: validation accuracy 0.900 in 40 s; about 2 min 0 s of training left",
@@ -57,4 +57,4 @@ def test_a_terminal_shows_all_runs_and_the_one_that_trains(screen: io.StringIO) 
     assert "ended before" in shown
     assert "epoch 3 of 16, training accuracy 0.75" in shown
     assert "waiting" in shown
-    assert "1 of 3 runs ended, about 1 min 20 s of training left" in shown
+    assert "1 of 3 runs ended, about 80 s of training left" in shown

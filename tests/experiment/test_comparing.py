@@ -165,7 +165,7 @@ def test_the_recommended_run_is_exported_and_timed_once(gone_on: tuple[Path, dic
 def test_what_is_written_is_for_people_too(gone_on: tuple[Path, dict[str, float], str, list[int]]) -> None:
     folder, _, _, _ = gone_on
     table = ExperimentDirectory(folder).table.read_text()
-    assert f"## {ROW}\n" in table
+    assert f"## {ROW}, equal epochs\n" in table
     assert f"| {EQUAL_TIME} |" in table or f"| {EQUAL_TIME} * |" in table
     assert "## Differences" in table
 
