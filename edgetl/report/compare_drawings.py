@@ -52,13 +52,13 @@ def draw_courses(title: str, rows: Sequence[Row], target: float) -> Markup:
 
 
 def draw_trade_off(title: str, found: Experiment) -> Markup | None:
-    """Accuracy of each network's recommended run against its latency as exported, with both intervals; None where nothing was timed."""
+    """Accuracy of each network's recommended run against its latency as exported, with both intervals; None for fewer than two."""
     places = []
     for network in found.networks:
         row, one = found.recommended(network), found.deployment(network)
         if row is not None and one is not None and one.p50_ms is not None:
             places.append((network, row, one.p50_ms, one.ci95_ms or (one.p50_ms, one.p50_ms)))
-    if not places:
+    if len(places) < 2:
         return None
 
     def paint(drawing: Figure) -> None:

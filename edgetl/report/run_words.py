@@ -77,6 +77,6 @@ def _parameters(run: TrainedRun) -> str:
     metrics = run.metrics
     assert metrics is not None
     share = metrics.trained / max(1, metrics.parameters)
-    told = f"Trained: {metrics.trained:,} of {metrics.parameters:,} parameters ({share:.0%})"
+    told = f"Trained: {metrics.trained:,} of {metrics.parameters:,} parameters ({share:.{0 if share >= 0.01 else 1}%})"
     source = source_name(run)
     return f"{told}, from nothing." if source == "none" else f"{told}; the weights came from {source}."
