@@ -51,7 +51,8 @@ Weights = Annotated[
     _option(
         MODEL,
         "weights",
-        "imagenet (torchvision's download), none, a .safetensors or .pth file, or a folder of <architecture>.safetensors.",
+        "imagenet (torchvision's download), builtin (ships with edgetl for some models), none, a .safetensors or .pth file, or a folder of "
+        "<architecture>.safetensors.",
     ),
 ]
 ImageSize = Annotated[int | None, _option(MODEL, "image_size", "Side of the network's square input, pixels.", "the architecture's own")]

@@ -31,7 +31,8 @@ class FinetuneConfig:
     model: str = "mobilenet_v2"
     """A torchvision classification architecture."""
     weights: str = "imagenet"
-    """`imagenet` (torchvision's download), `none`, a .safetensors or weights-only .pth file, or a folder of <architecture>.safetensors."""
+    """`imagenet` (torchvision's download), `builtin` (shipped with edgetl, no network needed), `none`, a .safetensors or weights-only .pth
+    file, or a folder of <architecture>.safetensors."""
     image_size: int | None = None
     """Side of the network's square input, pixels; None takes the architecture's own."""
     preset: str = "default"

@@ -33,7 +33,7 @@ class RunModel:
     run_id: str
     """First 12 hexadecimal digits of the weights file's SHA-256."""
     weights_source: str
-    """What training began from: `imagenet`, `none`, or the name of a weights file."""
+    """What training began from: `builtin`, `none`, or the name of a weights file."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,13 @@ def load_stock_model(architecture: str, weights: str, image_size: int | None = N
 
     Raises:
         ArchitectureError: unknown, or it cannot take this size.
-        WeightsError: `none`, unreachable, unsafe, or not a fit for 1000 classes.
+        WeightsError: `none`, `builtin`, unreachable, unsafe, or not a fit for 1000 classes.
     """
+    if weights == "builtin":
+        raise WeightsError(
+            "edgetl's builtin weights are a backbone without a classification layer, so there is nothing to export yet. "
+            "Train one first: edgetl finetune DATA --weights builtin."
+        )
     size = image_size or known_architecture(architecture).image_size
     build_skeleton(architecture, size)
     pretrained = read_weights(weights, architecture)

@@ -1,4 +1,4 @@
-"""Pretrained weights: from torchvision's server or from a file, without ever running code that a file carries."""
+"""Pretrained weights: shipped with edgetl, from torchvision's server or from a file, without ever running code that a file carries."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from edgetl.core.builtin import builtin_weights
 from edgetl.core.errors import WeightsError
 from edgetl.core.files import sha256_file
 
@@ -38,7 +39,7 @@ class PretrainedWeights:
 
     tensors: dict[str, Tensor]
     source: str
-    """The URL or the file."""
+    """The URL, the file, or `builtin`."""
     sha256: str
     """Of the file's bytes."""
 
@@ -47,13 +48,17 @@ def read_weights(source: str, architecture: str) -> PretrainedWeights | None:
     """The weights that `--weights` names; None for `none`.
 
     Args:
-        source: `imagenet`, `none`, a .safetensors file, a .pth or .pt file, or a folder holding <architecture>.safetensors.
+        source: `imagenet`, `builtin` (edgetl's own, a backbone without a classification layer), `none`, a .safetensors file, a .pth or
+            .pt file, or a folder holding <architecture>.safetensors.
 
     Raises:
-        WeightsError: missing, unreachable, damaged, or a pickle that holds more than tensors.
+        WeightsError: missing, unreachable, damaged, altered, or a pickle that holds more than tensors.
     """
     if source == "none":
         return None
+    if source == "builtin":
+        file = builtin_weights(architecture)
+        return PretrainedWeights(_tensors(_read_file(file), file), source, sha256_file(file))
     if source == "imagenet":
         return download(torchvision.models.get_model_weights(architecture).DEFAULT.url, architecture)
     path = _find_file(Path(source).expanduser(), architecture)
@@ -129,7 +134,9 @@ def _find_file(path: Path, architecture: str) -> Path:
             )
         return file
     if not path.is_file():
-        raise WeightsError(f"No weights at {path}. --weights takes `imagenet`, `none`, a .safetensors or .pth file, or a folder of them.")
+        raise WeightsError(
+            f"No weights at {path}. --weights takes `imagenet`, `builtin`, `none`, a .safetensors or .pth file, or a folder of them."
+        )
     return path
 
 

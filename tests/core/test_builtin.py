@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgetl.core import builtin
+from edgetl.core.builtin import CHECKSUMS, WEIGHTS, builtin_folders, builtin_weights, places, write_checksums
+from edgetl.core.errors import WeightsError
+
+
+def ship(place: Path, architecture: str, content: bytes = b"weights") -> Path:
+    folder = place / f"{architecture}-builtin"
+    folder.mkdir(parents=True)
+    (folder / WEIGHTS).write_bytes(content)
+    write_checksums(folder)
+    return folder
+
+
+@pytest.fixture
+def two_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    found = tmp_path / "edgetl/_models", tmp_path / "models"
+    monkeypatch.setattr(builtin, "places", lambda: found)
+    return found
+
+
+def test_a_checkout_and_an_installed_package_have_their_places() -> None:
+    installed, checkout = places()
+    assert installed.parts[-2:] == ("edgetl", "_models")
+    assert (checkout.parent / "edgetl").is_dir()
+    assert (checkout / "README.md").is_file()
+
+
+def test_folders_are_found_in_both_and_the_package_s_come_first(two_places: tuple[Path, Path]) -> None:
+    assert builtin_folders() == {}
+    ship(two_places[1], "a_net"), ship(two_places[1], "b_net")
+    inside = ship(two_places[0], "a_net", b"other")
+    (two_places[1] / "c_net-builtin").mkdir()
+    assert builtin_folders() == {"a_net": inside, "b_net": two_places[1] / "b_net-builtin"}
+    assert builtin_weights("a_net").read_bytes() == b"other"
+
+
+def test_what_does_not_ship_names_what_does(two_places: tuple[Path, Path]) -> None:
+    with pytest.raises(
+        WeightsError, match=r"ships no weights for b_net, for none in this version: give --weights imagenet, none, or a file"
+    ):
+        builtin_weights("b_net")
+    ship(two_places[1], "a_net")
+    with pytest.raises(WeightsError, match=r"only for a_net: choose it with --model, or give --weights imagenet"):
+        builtin_weights("b_net")
+
+
+@pytest.mark.parametrize("change", ["byte", "more", "gone", "no sum"])
+def test_what_is_not_as_it_was_shipped_is_refused(two_places: tuple[Path, Path], change: str) -> None:
+    folder = ship(two_places[1], "a_net")
+    file = folder / WEIGHTS
+    if change == "gone":
+        file.unlink()
+    elif change == "no sum":
+        (folder / CHECKSUMS).write_text("")
+    else:
+        file.write_bytes(b"weighty" if change == "byte" else b"weights!")
+    with pytest.raises(WeightsError, match=r"Install edgetl again\.$"):
+        builtin_weights("a_net")

@@ -1,0 +1,1 @@
+"""Images made by code, and pretraining on them: nothing is collected, licensed or downloaded."""

@@ -1,0 +1,84 @@
+"""A shipped backbone's card, written from its recipe and results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from string import Template
+from typing import Any
+
+_CARD = Template("""\
+# $model, pretrained on generated images
+
+A backbone for `edgetl finetune --weights builtin --model $model`. It was trained by edgetl itself on images that edgetl draws itself: no
+photograph, nobody's face, no licence but edgetl's own (Apache-2.0). $size MB: kernels in fp16, vectors in float32, without a classification
+layer, which fine-tuning adds.
+
+## What it was trained on
+
+$drawn images of $classes classes, drawn on the spot by seeded code (`tools/pretraining`): fractals by iterated function systems,
+procedural textures, solids and jointed bodies with light, relief, shadow and texture. The task was to tell the classes apart.
+
+| | |
+| --- | --- |
+$facts
+
+It tells $unseen. Chance is $chance%.
+
+## What it is worth
+
+$worth
+
+## Loss
+
+$curve
+
+## Recipe
+
+```toml
+$recipe```
+
+Made again by:
+
+    python -m tools.pretrain --recipe models/$model-builtin/recipe.toml --work DIR -o DIR/out
+
+## Limits
+
+It has seen no photograph. Where ImageNet's weights may be used (`--weights imagenet`), the table says what they would add.
+The figures above are all that is known of it.
+""")
+
+
+def card(results: Mapping[str, Any], recipe: str, weights_bytes: int) -> str:
+    """card.md.
+
+    Args:
+        results: of `shipping.ship`, and of tools/backbone_worth.py under `worth`: Markdown by data set.
+        recipe: the text of recipe.toml.
+    """
+    hours = results["seconds"] / 3600
+    facts = [
+        ("images seen", f"{results['images_seen']:,} in {results['steps']:,} steps"),
+        ("cost", f"{hours:.2f} hours on {results['device']} in {results['precision']}"),
+        ("made with", ", ".join(f"{name} {version}" for name, version in results["versions"].items() if version)),
+    ]
+    told = [f"{100 * accuracy:.1f}% of new ones right at {side} px" for side, accuracy in results["unseen_accuracy"].items()]
+    return _CARD.substitute(
+        model=results["model"],
+        size=f"{weights_bytes / 1e6:.1f}",
+        drawn=f"{results['images_drawn']:,}",
+        classes=results["classes"],
+        facts="\n".join(f"| {name} | {value} |" for name, value in facts),
+        unseen=", ".join(told),
+        chance=f"{100 / results['classes']:.2g}",
+        worth="\n\n".join(results["worth"].values()) or "Not measured: `python -m tools.backbone_worth` does.",
+        curve=_curve(results["curve"]),
+        recipe=recipe,
+    )
+
+
+def _curve(lines: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        f"| {line['step']:,} | {line['seconds'] / 60:.1f} | {line['side']} | {line['loss']:.3f} | {100 * line['accuracy']:.1f}% |"
+        for line in lines
+    ]
+    return "\n".join(["| step | minutes | pixels | loss | accuracy |", "| ---: | ---: | ---: | ---: | ---: |", *rows])

@@ -1,0 +1,219 @@
+"""The pretraining itself: a classifier learns which generator an image came from; ended at any moment, it goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from edgetl.core.errors import RunError
+from edgetl.core.files import write_text
+from edgetl.core.finetuning import Device, Precision
+from edgetl.train.arithmetic import keep_slow_kernels_in_float32, step_milliseconds
+from edgetl.train.computing import Computing, choose_computing
+from edgetl.train.models import adapt
+from edgetl.train.networks import preprocessing_for
+from tools.pretraining.checkpoint import load_state, save_state
+from tools.pretraining.pool import Pool
+from tools.pretraining.recipe import Recipe
+from tools.pretraining.views import random_views
+
+_TOLD_EVERY = 50
+"""Steps from one line of the loss curve to the next."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What a training came to."""
+
+    network: nn.Module
+    """The averaged weights, float32, on the device of the training."""
+    steps: int
+    seconds: float
+    """Over all sessions."""
+    device: str
+    precision: str
+    curve: list[dict[str, Any]]
+    """loss.jsonl."""
+
+
+def new_network(recipe: Recipe) -> nn.Module:
+    """The architecture with a classification layer for the recipe's classes; as random as its seed makes it."""
+    torch.manual_seed(recipe.seed)
+    network = adapt(recipe.model, preprocessing_for(recipe.model, None).crop, recipe.classes.total, 0, 0.2, None).network
+    return network.to(memory_format=torch.channels_last)
+
+
+def pretrain(
+    recipe: Recipe,
+    work: Path,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    makers: int = 1,
+    checkpoint_every_s: float = 60.0,
+    tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> Pretrained:
+    """Train by a recipe, or go on with what lies in `work`.
+
+    Cross-entropy over the generators' classes, AdamW, a cosine. Every random number of a step is drawn from (seed, step), so none needs
+    keeping.
+
+    Args:
+        work: for the checkpoint, the loss curve (loss.jsonl) and the pool of images.
+        makers: processes that draw.
+
+    Raises:
+        RunError: `work` holds another recipe's training or a damaged one, or the loss is no longer finite.
+        ConfigError: a device or precision that is not there.
+    """
+    training = _Training(recipe, work, choose_computing(device, precision))
+    resumed = training.resume()
+    tell(f"{'Going on at' if resumed else 'Beginning'} step {training.step}, {recipe.classes.total} classes, {work}")
+    with Pool(work / "pool", recipe, makers) as pool:
+        if not resumed:
+            training.choose_precision(pool)
+        saved = time.monotonic()
+        try:
+            while training.progress < 1:
+                training.advance(pool, tell)
+                if time.monotonic() - saved >= checkpoint_every_s:
+                    training.save()
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            training.save()
+            raise
+    training.save()
+    return training.result()
+
+
+class _Training:
+    def __init__(self, recipe: Recipe, work: Path, computing: Computing) -> None:
+        self._recipe, self._work, self._computing = recipe, work, computing
+        self._preprocessing = preprocessing_for(recipe.model, None)
+        self._network = new_network(recipe).to(computing.device).train()
+        averaging = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
+        self._average = AveragedModel(self._network, multi_avg_fn=averaging, use_buffers=True)
+        if computing.device.type == "cpu":
+            keep_slow_kernels_in_float32(self._network)
+        parameters = list(self._network.parameters())
+        groups = [
+            {"params": [one for one in parameters if one.dim() > 1], "weight_decay": recipe.weight_decay},
+            {"params": [one for one in parameters if one.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self._optimiser = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
+        self._parts: dict[str, nn.Module | torch.optim.Optimizer] = {
+            "network": self._network,
+            "average": self._average,
+            "optimiser": self._optimiser,
+        }
+        self.step, self._before, self._began = 0, 0.0, time.monotonic()
+        self._curve: list[dict[str, Any]] = []
+        self._sums = torch.zeros(2, dtype=torch.float64, device=computing.device)
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    @property
+    def progress(self) -> float:
+        return self.step / self._recipe.steps if self._recipe.steps else self.seconds / self._recipe.budget_s
+
+    def resume(self) -> bool:
+        path = self._work / "state.safetensors"
+        if not path.exists():
+            return False
+        facts = load_state(path, self._parts)
+        if facts["recipe"] != self._recipe.to_json():
+            raise RunError(f"{self._work} holds a training by another recipe. Choose another --work folder, or remove it.")
+        self.step, self._before, self._curve = facts["step"], facts["seconds"], facts["curve"]
+        self._sums = torch.tensor(facts["sums"], dtype=torch.float64, device=self._computing.device)
+        self._computing = replace(self._computing, precision=facts["precision"])
+        self._write_curve()
+        return True
+
+    def save(self) -> None:
+        facts = {
+            "recipe": self._recipe.to_json(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "precision": self._computing.precision,
+            "sums": self._sums.tolist(),
+            "curve": self._curve,
+        }
+        save_state(self._work / "state.safetensors", self._parts, facts)
+
+    def choose_precision(self, pool: Pool) -> None:
+        """The arithmetic that is measured fastest here, where it is open."""
+        if self._computing.device.type == "cpu" and self._computing.may_use_bf16:
+            values, labels = self._batch(pool, self._recipe.sides[-1])
+            taken = step_milliseconds(self._network, self._network, (values,), labels, self._computing)
+            self._computing = replace(self._computing, precision="bf16" if taken["bf16"] < taken["fp32"] else "fp32")
+
+    def advance(self, pool: Pool, tell: Callable[[str], None]) -> None:
+        """One step."""
+        recipe, progress = self._recipe, min(1.0, self.progress)
+        rate = recipe.lr * min(1.0, (progress + 1e-3) / max(recipe.warmup, 1e-3)) * 0.5 * (1 + math.cos(math.pi * progress))
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        side = recipe.sides[min(len(recipe.sides) - 1, int(progress * len(recipe.sides)))]
+        values, labels = self._batch(pool, side)
+        torch.manual_seed(_key(recipe.seed, self.step, 5))  # dropout
+        with self._computing.arithmetic():
+            logits = self._network(values)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+        self._optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimiser.step()
+        self._average.update_parameters(self._network)
+        self.step += 1
+        self._sums += torch.stack([loss.detach().double(), (logits.detach().argmax(1) == labels).double().mean()])
+        if self.step % _TOLD_EVERY == 0 or self.step == recipe.steps:
+            self._note(rate, side, tell)
+
+    def _batch(self, pool: Pool, side: int) -> tuple[Tensor, Tensor]:
+        images, labels = pool.batch(self.step)
+        generator = torch.Generator().manual_seed(_key(self._recipe.seed, self.step, 4))
+        moved = torch.from_numpy(images).to(self._computing.device)
+        views = random_views(moved, side, self._recipe.least_crop, self._preprocessing, generator)
+        return views, torch.from_numpy(labels).to(self._computing.device)
+
+    def _note(self, rate: float, side: int, tell: Callable[[str], None]) -> None:
+        since = self.step - (self._curve[-1]["step"] if self._curve else 0)
+        loss, accuracy = (self._sums / since).tolist()
+        self._sums.zero_()
+        if not math.isfinite(loss):
+            raise RunError(f"The loss is not finite at step {self.step}. Take a lower lr in the recipe, and another --work folder.")
+        before = self._curve[-1]["seconds"] if self._curve else 0.0
+        speed = since * self._recipe.batch_size / max(1e-9, self.seconds - before)
+        line = {"step": self.step, "seconds": round(self.seconds, 1), "loss": loss, "accuracy": accuracy, "lr": rate, "side": side}
+        self._curve.append({**line, "images_per_second": round(speed, 1)})
+        self._write_curve(append=True)
+        done = f"{100 * min(1.0, self.progress):.1f}%"
+        tell(f"{done} step {self.step}, loss {loss:.3f}, accuracy {accuracy:.3f}, {side} px, {speed:.0f} images/s, {self.seconds:.0f} s")
+
+    def _write_curve(self, append: bool = False) -> None:
+        path = self._work / "loss.jsonl"
+        if append:
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(self._curve[-1]) + "\n")
+        else:
+            write_text(path, "".join(json.dumps(line) + "\n" for line in self._curve))
+
+    def result(self) -> Pretrained:
+        network: nn.Module = self._average.module
+        return Pretrained(network.eval(), self.step, self.seconds, self._computing.name, self._computing.precision, self._curve)
+
+
+def _key(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
