@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", type=Path, help="TOML; the default one is in tools/pretraining/recipe.py")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--makers", type=int, default=1, help="processes that draw images")
     parser.add_argument("--checkpoint-every", default="1m", metavar="TIME")
     given = parser.parse_args(arguments)

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tools.pretraining.drawing import FAMILIES, Classes
-from tools.pretraining.pool import Pool, draw_shard, shard_labels, shard_path
+from tools.pretraining.pool import Pool, draw_shard, pool_name, shard_labels, shard_path
 from tools.pretraining.recipe import Recipe
 from tools.pretraining.textures import Image
 
@@ -85,3 +85,9 @@ def test_a_step_s_images_depend_on_its_number_alone(tmp_path: Path) -> None:
     assert np.array_equal(images, seen[7][0])
     assert np.array_equal(labels, seen[7][1])
     assert not np.array_equal(images, seen[6][0])
+
+
+def test_what_was_drawn_for_one_recipe_is_not_taken_for_another_s() -> None:
+    others = [small(seed=1), small(fractals=3), small(image_side=40), small(shard_images=25)]
+    assert len({pool_name(recipe) for recipe in (small(), *others)}) == 5
+    assert pool_name(small()) == pool_name(small(lr=1.0, steps=3))

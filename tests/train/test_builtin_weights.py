@@ -94,6 +94,7 @@ def test_what_ships_in_this_checkout_is_whole() -> None:
         weights = read_weights("builtin", architecture)
         assert weights is not None
         assert sum(tensor.numel() for tensor in weights.tensors.values()) > 1e5
+    assert sum(path.stat().st_size for path in (ROOT / "models").rglob("*") if path.is_file()) <= 6e6, "a checkout stays light"
 
 
 @pytest.fixture(scope="module")

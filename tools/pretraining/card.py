@@ -56,9 +56,10 @@ def card(results: Mapping[str, Any], recipe: str, weights_bytes: int) -> str:
         recipe: the text of recipe.toml.
     """
     hours = results["seconds"] / 3600
+    busy = f", {results['core_seconds'] / 3600:.2f} core hours of training" if "core_seconds" in results else ""
     facts = [
         ("images seen", f"{results['images_seen']:,} in {results['steps']:,} steps"),
-        ("cost", f"{hours:.2f} hours on {results['device']} in {results['precision']}"),
+        ("cost", f"{hours:.2f} hours on {results['device']} in {results['precision']}{busy}"),
         ("made with", ", ".join(f"{name} {version}" for name, version in results["versions"].items() if version)),
     ]
     told = [f"{100 * accuracy:.1f}% of new ones right at {side} px" for side, accuracy in results["unseen_accuracy"].items()]

@@ -44,6 +44,12 @@ def draw_shard(recipe: Recipe, shard: int) -> Image:
     return images
 
 
+def pool_name(recipe: Recipe) -> str:
+    """A folder's name that no recipe with other images has: what was drawn for one is never taken for another's."""
+    classes = "-".join(map(str, recipe.classes.counts))
+    return f"pool-{recipe.seed}-{classes}-{recipe.image_side}-{recipe.shard_images}"
+
+
 def shard_path(folder: Path, shard: int) -> Path:
     """Where a file of the pool lies."""
     return folder / f"shard-{shard:06d}.npy"
@@ -76,7 +82,10 @@ class Pool:
         self._folder, self._recipe = folder, recipe
         self._asked = self._made = 0
         self._open: dict[int, NDArray[np.uint8]] = {}
+        self._labels: dict[int, NDArray[np.int64]] = {}
         folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob(".shard-*"):
+            unfinished.unlink(missing_ok=True)
         context = multiprocessing.get_context("spawn")
         self._makers = []
         for _ in range(makers):
@@ -121,7 +130,6 @@ class Pool:
     def _await(self, window: range) -> None:
         if not self._open:
             self._asked = self._made = window.start
-            self._labels: dict[int, NDArray[np.int64]] = {}
         while self._asked < window.stop + _AHEAD:
             self._makers[self._asked % len(self._makers)][1].send(self._asked)
             self._asked += 1

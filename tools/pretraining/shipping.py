@@ -44,6 +44,7 @@ def ship(folder: Path, recipe: Recipe, pretrained: Pretrained) -> dict[str, Any]
         * (recipe.first_shards + pretrained.steps * recipe.batch_size // (recipe.shard_images * recipe.reuse)),
         "classes": recipe.classes.total,
         "seconds": round(pretrained.seconds, 1),
+        "core_seconds": round(pretrained.core_seconds, 1),
         "device": pretrained.device,
         "precision": pretrained.precision,
         "versions": versions(),

@@ -25,12 +25,14 @@ from edgetl.train.computing import Computing, choose_computing
 from edgetl.train.models import adapt
 from edgetl.train.networks import preprocessing_for
 from tools.pretraining.checkpoint import load_state, save_state
-from tools.pretraining.pool import Pool
+from tools.pretraining.pool import Pool, pool_name
 from tools.pretraining.recipe import Recipe
 from tools.pretraining.views import random_views
 
 _TOLD_EVERY = 50
 """Steps from one line of the loss curve to the next."""
+_LONGEST_STEP_S = 60.0
+"""Of a step that took longer no more is counted: the process was stopped, or the machine slept."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class Pretrained:
     """The averaged weights, float32, on the device of the training."""
     steps: int
     seconds: float
-    """Over all sessions."""
+    """Over all sessions, without the time in which the process was stopped."""
+    core_seconds: float
+    """Processor time of the training process, over all sessions: less than cores times seconds where others used the machine."""
     device: str
     precision: str
     curve: list[dict[str, Any]]
@@ -77,22 +81,22 @@ def pretrain(
         RunError: `work` holds another recipe's training or a damaged one, or the loss is no longer finite.
         ConfigError: a device or precision that is not there.
     """
-    training = _Training(recipe, work, choose_computing(device, precision))
+    computing = choose_computing(device, precision)
+    if computing.precision == "fp16":
+        computing = replace(computing, precision="fp32")  # its scaler would be one more state to keep, for GPUs of before 2020
+    training = _Training(recipe, work, computing)
     resumed = training.resume()
     tell(f"{'Going on at' if resumed else 'Beginning'} step {training.step}, {recipe.classes.total} classes, {work}")
-    with Pool(work / "pool", recipe, makers) as pool:
+    with Pool(work / pool_name(recipe), recipe, makers) as pool:
         if not resumed:
             training.choose_precision(pool)
         saved = time.monotonic()
-        try:
-            while training.progress < 1:
-                training.advance(pool, tell)
-                if time.monotonic() - saved >= checkpoint_every_s:
-                    training.save()
-                    saved = time.monotonic()
-        except KeyboardInterrupt:
-            training.save()
-            raise
+        while training.progress < 1:
+            training.advance(pool, tell)
+            # Not when interrupted: that may be in the middle of a step.
+            if time.monotonic() - saved >= checkpoint_every_s:
+                training.save()
+                saved = time.monotonic()
     training.save()
     return training.result()
 
@@ -100,6 +104,7 @@ def pretrain(
 class _Training:
     def __init__(self, recipe: Recipe, work: Path, computing: Computing) -> None:
         self._recipe, self._work, self._computing = recipe, work, computing
+        self._arithmetic = dict.fromkeys(recipe.sides, computing)
         self._preprocessing = preprocessing_for(recipe.model, None)
         self._network = new_network(recipe).to(computing.device).train()
         averaging = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
@@ -117,13 +122,14 @@ class _Training:
             "average": self._average,
             "optimiser": self._optimiser,
         }
-        self.step, self._before, self._began = 0, 0.0, time.monotonic()
+        self.step, self.seconds, self._ticked = 0, 0.0, time.monotonic()
+        self._cores_before, self._cores_began = 0.0, time.process_time()
         self._curve: list[dict[str, Any]] = []
         self._sums = torch.zeros(2, dtype=torch.float64, device=computing.device)
 
     @property
-    def seconds(self) -> float:
-        return self._before + time.monotonic() - self._began
+    def core_seconds(self) -> float:
+        return self._cores_before + time.process_time() - self._cores_began
 
     @property
     def progress(self) -> float:
@@ -136,9 +142,10 @@ class _Training:
         facts = load_state(path, self._parts)
         if facts["recipe"] != self._recipe.to_json():
             raise RunError(f"{self._work} holds a training by another recipe. Choose another --work folder, or remove it.")
-        self.step, self._before, self._curve = facts["step"], facts["seconds"], facts["curve"]
+        self.step, self.seconds, self._curve = facts["step"], facts["seconds"], facts["curve"]
+        self._cores_before = facts["core_seconds"]
         self._sums = torch.tensor(facts["sums"], dtype=torch.float64, device=self._computing.device)
-        self._computing = replace(self._computing, precision=facts["precision"])
+        self._arithmetic = {int(side): replace(self._computing, precision=name) for side, name in facts["precision"].items()}
         self._write_curve()
         return True
 
@@ -147,21 +154,24 @@ class _Training:
             "recipe": self._recipe.to_json(),
             "step": self.step,
             "seconds": self.seconds,
-            "precision": self._computing.precision,
+            "core_seconds": self.core_seconds,
+            "precision": {side: computing.precision for side, computing in self._arithmetic.items()},
             "sums": self._sums.tolist(),
             "curve": self._curve,
         }
         save_state(self._work / "state.safetensors", self._parts, facts)
 
     def choose_precision(self, pool: Pool) -> None:
-        """The arithmetic that is measured fastest here, where it is open."""
-        if self._computing.device.type == "cpu" and self._computing.may_use_bf16:
-            values, labels = self._batch(pool, self._recipe.sides[-1])
+        """The arithmetic that is measured fastest here for each size of image, where it is open."""
+        for side in self._arithmetic if self._computing.may_use_bf16 else ():
+            values, labels = self._batch(pool, side)
             taken = step_milliseconds(self._network, self._network, (values,), labels, self._computing)
-            self._computing = replace(self._computing, precision="bf16" if taken["bf16"] < taken["fp32"] else "fp32")
+            self._arithmetic[side] = replace(self._computing, precision="bf16" if taken["bf16"] < taken["fp32"] else "fp32")
 
     def advance(self, pool: Pool, tell: Callable[[str], None]) -> None:
         """One step."""
+        now = time.monotonic()
+        self.seconds, self._ticked = self.seconds + min(now - self._ticked, _LONGEST_STEP_S), now
         recipe, progress = self._recipe, min(1.0, self.progress)
         rate = recipe.lr * min(1.0, (progress + 1e-3) / max(recipe.warmup, 1e-3)) * 0.5 * (1 + math.cos(math.pi * progress))
         for group in self._optimiser.param_groups:
@@ -169,7 +179,7 @@ class _Training:
         side = recipe.sides[min(len(recipe.sides) - 1, int(progress * len(recipe.sides)))]
         values, labels = self._batch(pool, side)
         torch.manual_seed(_key(recipe.seed, self.step, 5))  # dropout
-        with self._computing.arithmetic():
+        with self._arithmetic[side].arithmetic():
             logits = self._network(values)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
         self._optimiser.zero_grad()
@@ -212,7 +222,8 @@ class _Training:
 
     def result(self) -> Pretrained:
         network: nn.Module = self._average.module
-        return Pretrained(network.eval(), self.step, self.seconds, self._computing.name, self._computing.precision, self._curve)
+        used = " and ".join(dict.fromkeys(computing.precision for computing in self._arithmetic.values()))
+        return Pretrained(network.eval(), self.step, self.seconds, self.core_seconds, self._computing.name, used, self._curve)
 
 
 def _key(*parts: int) -> int:
