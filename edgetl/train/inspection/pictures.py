@@ -1,0 +1,74 @@
+"""The inspection data set: the same part, light and camera for every class, and only the defect tells them apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgetl.train.inspection.camera import Scene
+from edgetl.train.inspection.defects import SURFACE_DEFECTS, Defect
+from edgetl.train.inspection.shapes import blank
+from edgetl.train.inspection.surface import Surface, metal
+from edgetl.train.inspection.textures import Key, Plane
+
+CLASSES = ("dented", "good", "missing_hole", "scratched", "stained")
+TRIES = 6
+STRENGTH = 0.9, 2.2
+VISIBLE_SHARE, VISIBLE_LEVELS = 0.0012, 10
+"""A defect must change so much of the part's frame by so many grey levels above the noise."""
+
+
+def generate_inspection(folder: Path, train: int = 100, val: int = 40, size: int = 192, seed: int = 0) -> Path:
+    """Write `train` and `val` JPEG images of each class, `size` pixels square, under `folder`/train/<class> and `folder`/val/<class>.
+
+    Shape, metal, finish, belt, light, pose, blur and noise are drawn alike for every class. Every picture has a seed of its own,
+    and none of val is one of train: equal arguments give equal bytes.
+
+    Returns:
+        `folder`.
+    """
+    for label_index, label in enumerate(CLASSES):
+        for split_index, (split, count) in enumerate((("train", train), ("val", val))):
+            target = folder / split / label
+            target.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                pixels, quality = photograph(label, (seed, split_index, label_index, number), size)
+                Image.fromarray(pixels).save(target / f"{label}_{number:04d}.jpg", quality=quality)
+    return folder
+
+
+def photograph(label: str, key: Key, size: int = 192, flawed: bool = True) -> tuple[NDArray[np.uint8], int]:
+    """The picture [size, size, 3] of the part that `key` stands for, and the JPEG quality that its camera writes.
+
+    `flawed=False` gives its twin: the same part in the same light with the same noise, before the defect befell it.
+    """
+    generator = np.random.default_rng((*key, 0))
+    shape, material = blank(generator), metal(generator)
+    scene = Scene.around(generator, size, shape.outline, float(material.tone.mean()))
+    flaw = np.random.default_rng((*key, 1))
+    if flawed and label == "missing_hole":
+        surface = material.surface(shape, int(flaw.integers(len(shape.holes))))
+        light = scene.shade(surface)
+    else:
+        surface = material.surface(shape)
+        light = scene.shade(surface)
+        if flawed and label in SURFACE_DEFECTS:
+            surface, light = _with_defect(SURFACE_DEFECTS[label], scene, surface, light, flaw)
+    return scene.develop(scene.expose(surface, light), np.random.default_rng((*key, 2))), scene.sensor[2]
+
+
+def _with_defect(defect: Defect, scene: Scene, surface: Surface, light: Plane, generator: np.random.Generator) -> tuple[Surface, Plane]:
+    """The surface with the defect, and its light: stronger where this camera would not see it, for a label must be true of the picture."""
+    place, strength = int(generator.integers(2**31)), generator.uniform(*STRENGTH)
+    shot, read, _ = scene.sensor
+    for attempt in range(TRIES):
+        flawed = defect(surface, np.random.default_rng((place, attempt // 3)), strength)
+        flawed_light = scene.shade(flawed)
+        difference = scene.difference(surface, light, flawed, flawed_light)
+        if float((difference > VISIBLE_LEVELS + 0.8 * np.hypot(shot, read)).mean()) > VISIBLE_SHARE:
+            break
+        strength *= 1.5
+    return flawed, flawed_light

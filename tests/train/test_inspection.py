@@ -1,0 +1,67 @@
+"""The inspection pictures: reproducible, balanced, and only the defect tells a bad part from its good twin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgetl.core.files import sha256_file
+from edgetl.device.images import load_image
+from edgetl.train.inspection.pictures import CLASSES, generate_inspection, photograph
+from edgetl.train.inspection.shapes import SHAPES
+from edgetl.train.inspection.textures import UNIT
+
+DEFECTS = [label for label in CLASSES if label != "good"]
+
+
+def test_writes_as_many_pictures_of_every_class(tmp_path: Path) -> None:
+    generate_inspection(tmp_path, train=3, val=2, size=96)
+    counts = {split: {folder.name: len(list(folder.iterdir())) for folder in (tmp_path / split).iterdir()} for split in ("train", "val")}
+    assert counts == {"train": dict.fromkeys(CLASSES, 3), "val": dict.fromkeys(CLASSES, 2)}
+    assert {load_image(path).shape for path in tmp_path.rglob("*.jpg")} == {(96, 96, 3)}
+
+
+def test_equal_seeds_give_equal_bytes_and_no_two_pictures_are_the_same(tmp_path: Path) -> None:
+    hashes = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        folder = generate_inspection(tmp_path / name, train=3, val=3, size=96, seed=seed)
+        hashes.append([sha256_file(path) for path in sorted(folder.rglob("*.jpg"))])
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes[0] + hashes[2])) == 2 * len(hashes[0])
+
+
+@pytest.mark.parametrize("label", DEFECTS)
+def test_a_defect_is_seen_and_is_all_that_tells_a_part_from_its_twin(label: str) -> None:
+    for number in range(12):
+        key = (5, 0, number)
+        bad, good = (photograph(label, key, flawed=flawed)[0].astype(np.float32).mean(axis=2) for flawed in (True, False))
+        changed = np.abs(bad - good) > 4
+        assert 0.0008 < changed.mean() < 0.4
+        assert np.abs(bad - good).max() > 10
+        assert np.median(np.abs(bad - good)) < 0.5
+        rows, columns = np.nonzero(changed)
+        assert np.ptp(rows) < 192
+        assert np.ptp(columns) < 192
+
+
+def test_a_good_part_has_no_twin_but_itself() -> None:
+    assert np.array_equal(photograph("good", (3,))[0], photograph("good", (3,), flawed=False)[0])
+
+
+def test_part_and_light_do_not_depend_on_the_class() -> None:
+    twins = [photograph(label, (7,), flawed=False)[0] for label in CLASSES]
+    assert all(np.array_equal(twin, twins[0]) for twin in twins)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__.strip("_"))
+def test_holes_lie_in_the_part_and_do_not_touch(shape: object) -> None:
+    for seed in range(30):
+        blank = shape(np.random.default_rng(seed))  # type: ignore[operator]
+        drilled = blank.cover()
+        for number, (x, y, radius) in enumerate(blank.holes):
+            filled = blank.cover(missing=number)
+            hole = (filled - drilled).sum() / (np.pi * (radius * UNIT) ** 2)
+            assert 0.96 < hole < 1.2, (seed, number)
+            assert all(np.hypot(x - u, y - v) > radius + r for u, v, r in (*blank.bores, *blank.holes) if (u, v) != (x, y))
