@@ -8,16 +8,8 @@ import numpy as np
 
 from edgetl.train.inspection.textures import Plane, clouds, grain, grid, looked_up, plane, step
 
-COLOURS = (
-    (0.07, 0.07, 0.08),
-    (0.16, 0.17, 0.18),
-    (0.06, 0.19, 0.13),
-    (0.10, 0.17, 0.30),
-    (0.34, 0.34, 0.33),
-    (0.50, 0.50, 0.47),
-    (0.36, 0.27, 0.18),
-)
-"""Black, anthracite, green, blue, grey, white and brown: reflectance."""
+COLOURS = ((0.07, 0.07, 0.08), (0.14, 0.15, 0.16), (0.06, 0.17, 0.12), (0.09, 0.15, 0.25))
+"""Black, anthracite, green and blue: reflectance."""
 
 
 def belt(generator: np.random.Generator, size: int, direction: float) -> Plane:
@@ -33,11 +25,11 @@ def belt(generator: np.random.Generator, size: int, direction: float) -> Plane:
     spots = step(clouds(generator, size, int(generator.integers(6, 20))), 1.4, 2.2)
     shade = (
         1
-        + generator.uniform(0, 0.16) * pattern
-        + generator.uniform(0.02, 0.1) * clouds(generator, size, 4)
+        + generator.uniform(0, 0.12) * pattern
+        + generator.uniform(0.02, 0.07) * clouds(generator, size, 4)
         + generator.uniform(0, 0.06) * streaks
-        + generator.uniform(0.02, 0.1) * grain(generator, size, generator.uniform(0.3, 1))
-        + generator.uniform(-0.2, 0.2) * spots
+        + generator.uniform(0.02, 0.07) * grain(generator, size, generator.uniform(0.3, 1))
+        + generator.uniform(-0.15, 0.15) * spots
     )
     colour = np.array(COLOURS[generator.integers(len(COLOURS))]) * generator.uniform(0.75, 1.25) + generator.uniform(-0.01, 0.02, 3)
     return np.clip(plane(shade)[..., None] * colour.astype(np.float32), 0.005, 1)

@@ -125,7 +125,7 @@ def _pose(generator: np.random.Generator, size: int, outline: Points) -> tuple[f
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     turned = np.array(outline) @ turn.T * UNIT
     low, high = turned.min(axis=0), turned.max(axis=0)
-    scale = min(generator.uniform(0.82, 0.95) * size / float((high - low).max()), 1.25 * size / FRAME)
+    scale = min(generator.uniform(0.86, 0.96) * size / float((high - low).max()), 1.25 * size / FRAME)
     room = (0.97 * size - scale * (high - low)) / 2
     shift = generator.uniform(-1, 1, 2) * room + size / 2 - scale * (low + high) / 2
     turn = scale * turn
@@ -142,8 +142,8 @@ def _field(generator: np.random.Generator, size: int, azimuth: float) -> Plane:
     slope = 1 + np.float32(generator.uniform(0, 0.5)) * (columns * np.float32(math.cos(azimuth)) + rows * np.float32(math.sin(azimuth)))
     vignette = 1 - np.float32(generator.uniform(0, 0.6)) * (rows**2 + columns**2)
     patches = 1 + np.float32(generator.uniform(0, 0.07)) * clouds(generator, size, 3)
-    warm = generator.uniform(-0.13, 0.13)
-    colour = np.array([1 + warm, 1 + generator.uniform(-0.02, 0.02), 1 - warm]) * generator.uniform(0.75, 1.6)
+    warm = generator.uniform(-0.09, 0.09)
+    colour = np.array([1 + warm, 1 + generator.uniform(-0.02, 0.02), 1 - warm]) * generator.uniform(0.85, 1.3)
     return (slope * vignette * patches)[..., None] * colour.astype(np.float32)
 
 

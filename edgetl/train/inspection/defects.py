@@ -12,8 +12,8 @@ import numpy as np
 from edgetl.train.inspection.surface import Surface
 from edgetl.train.inspection.textures import FRAME, Plane, blur, clouds, grid, plane, step
 
-STAINS = ((0.34, 0.19, 0.09), (0.10, 0.08, 0.06), (0.30, 0.30, 0.36), (0.45, 0.36, 0.16), (0.18, 0.22, 0.28))
-"""Rust, oil, dried coolant, varnish, marking ink."""
+STAINS = ((0.50, 0.24, 0.09), (0.12, 0.09, 0.06), (0.52, 0.38, 0.14), (0.14, 0.20, 0.34))
+"""Rust, oil, varnish, marking ink."""
 Defect = Callable[[Surface, np.random.Generator, float], Surface]
 
 
@@ -21,9 +21,9 @@ def scratched(surface: Surface, generator: np.random.Generator, strength: float)
     """A few strokes through the surface, bent a little, deeper here than there; where they are cut the metal is bare."""
     groove = np.zeros((FRAME, FRAME), np.float32)
     centre = _place(surface, generator, 6)
-    angle, length = generator.uniform(0, 2 * math.pi), generator.uniform(70, 160)
-    width = generator.uniform(0.6, 1.1)
-    for _ in range(int(generator.choice([2, 3, 4, 6]))):
+    angle, length = generator.uniform(0, 2 * math.pi), generator.uniform(80, 170)
+    width = generator.uniform(0.65, 1.2)
+    for _ in range(int(generator.choice([2, 4, 6, 8]))):
         along = np.linspace(-0.5, 0.5, 24) * length * generator.uniform(0.6, 1)
         bend = generator.uniform(-0.1, 0.1) * length * (2 * along / length) ** 2 + np.cumsum(generator.normal(0, 0.25, 24))
         turn = angle + generator.normal(0, 0.25)
@@ -39,18 +39,21 @@ def scratched(surface: Surface, generator: np.random.Generator, strength: float)
             cv2.line(stroke, begin.tolist(), end.tolist(), float(force * 255), 1, cv2.LINE_AA, 4)
         groove = np.maximum(groove, plane(stroke) / np.float32(255))
     groove = blur(groove, width) * np.float32(1.6)
-    bare = np.clip(groove * np.float32(0.35 * strength), 0, 0.8) * np.float32(generator.choice([1.0, 1.0, -0.9]))
+    bare = np.clip(groove * np.float32(0.5 * strength), 0, 0.8) * np.float32(generator.choice([1.0, 1.0, 1.0, -0.9]))
     tone = np.clip(surface.tone * (1 + bare[..., None]), 0, 1)
     return replace(surface, height=surface.height - groove * np.float32(0.9 * strength), tone=tone)
 
 
 def dented(surface: Surface, generator: np.random.Generator, strength: float) -> Surface:
-    """A blow's hollow, longer than wide, with a rim thrown up around it."""
-    radius = generator.uniform(12, 24)
-    distance = _from(_place(surface, generator, 0.75 * radius), generator.uniform(0, math.pi), generator.uniform(1, 1.7))
-    distance = plane(distance * (1 + 0.12 * clouds(generator, FRAME, 12)) / radius)
-    hollow = np.exp(-(distance**2) * np.float32(2)) - np.float32(0.25) * np.exp(-((distance - np.float32(1.25)) ** 2) * np.float32(9))
-    return replace(surface, height=surface.height - plane(hollow) * np.float32(strength * 0.22 * radius))
+    """One to three blows' hollows, longer than wide, each with a rim thrown up around it."""
+    height, ragged = surface.height, 1 + np.float32(0.12) * clouds(generator, FRAME, 12)
+    for _ in range(int(generator.integers(1, 4))):
+        radius = generator.uniform(11, 24)
+        place = _place(surface, generator, 0.75 * radius)
+        distance = plane(_from(place, generator.uniform(0, math.pi), generator.uniform(1, 1.7)) * ragged / radius)
+        hollow = np.exp(-(distance**2) * np.float32(2)) - np.float32(0.25) * np.exp(-((distance - np.float32(1.25)) ** 2) * np.float32(9))
+        height = height - plane(hollow) * np.float32(strength * 0.28 * radius)
+    return replace(surface, height=height)
 
 
 def stained(surface: Surface, generator: np.random.Generator, strength: float) -> Surface:
@@ -60,14 +63,14 @@ def stained(surface: Surface, generator: np.random.Generator, strength: float) -
     ragged = clouds(generator, FRAME, 10) * np.float32(0.22) + clouds(generator, FRAME, 28) * np.float32(0.1)
     soft, rim = generator.uniform(0.06, 0.3), generator.uniform(0, 0.8)
     for number in range(int(generator.choice([1, 1, 2, 4]))):
-        radius = generator.uniform(22, 46) if number == 0 else generator.uniform(5, 12)
+        radius = generator.uniform(26, 50) if number == 0 else generator.uniform(5, 12)
         place = centre if number == 0 else plane(centre + generator.normal(0, 32, 2))
         distance = _from(place, generator.uniform(0, math.pi), generator.uniform(1, 2)) / np.float32(radius) + ragged
         drop = step(distance, 1 + soft, 1 - soft)
         dried = np.exp(-((distance - np.float32(0.92)) ** 2) * np.float32(60)) * np.float32(rim)
         patch = np.maximum(patch, np.minimum(drop * (np.float32(0.7) + dried), 1))
     patch = patch * (1 + np.float32(0.15) * clouds(generator, FRAME, 16))
-    share = np.clip(patch * np.float32(0.34 * strength), 0, 0.85)[..., None]
+    share = np.clip(patch * np.float32(0.45 * strength), 0, 0.85)[..., None]
     tone = surface.tone * (1 - share) + colour * surface.tone.mean(axis=2, keepdims=True) * np.float32(1.2) * share
     return replace(surface, tone=plane(tone), gloss=surface.gloss * (1 - share[..., 0]))
 

@@ -15,7 +15,7 @@ from edgetl.train.inspection.surface import Surface, metal
 from edgetl.train.inspection.textures import Key, Plane
 
 CLASSES = ("dented", "good", "missing_hole", "scratched", "stained")
-TRIES = 6
+TRIES = 12
 STRENGTH = 0.9, 2.2
 VISIBLE_SHARE, VISIBLE_LEVELS = 0.0012, 10
 """A defect must change so much of the part's frame by so many grey levels above the noise."""

@@ -14,7 +14,7 @@ from edgetl.train.inspection.textures import FRAME, UNIT, Plane, blur, plane
 
 Circle = tuple[float, float, float]
 """Centre and radius, in units of `UNIT` pixels from the middle of the frame."""
-SEAT = 1.5
+SEAT = 1.6
 """Radius of a screw's seat over that of its hole."""
 Points = list[tuple[float, float]]
 

@@ -11,8 +11,8 @@ import numpy as np
 from edgetl.train.inspection.shapes import Blank
 from edgetl.train.inspection.textures import COLUMNS, FRAME, ROWS, UNIT, Plane, blur, clouds, grain, looked_up, plane, step
 
-METALS = ((0.60, 0.61, 0.63), (0.74, 0.75, 0.77), (0.70, 0.57, 0.34), (0.36, 0.36, 0.38), (0.62, 0.44, 0.34), (0.24, 0.25, 0.27))
-"""Steel, aluminium, brass, oxidised steel, copper, blackened steel: red, green and blue reflectance."""
+METALS = ((0.60, 0.61, 0.63), (0.74, 0.75, 0.77), (0.70, 0.57, 0.34), (0.44, 0.44, 0.46))
+"""Steel, aluminium, brass and oxidised steel: red, green and blue reflectance."""
 
 
 SEAT_DEPTH = 1.2
@@ -79,7 +79,7 @@ def metal(generator: np.random.Generator) -> Metal:
     traces, spread, lay = _traces(generator)
     uneven = np.float32(1) + generator.uniform(0.01, 0.05) * clouds(generator, FRAME, 3) + generator.uniform(0.005, 0.02) * spread
     tint = np.array(METALS[generator.integers(len(METALS))]) * generator.uniform(0.88, 1.12) + generator.uniform(-0.02, 0.02, 3)
-    marks = traces * generator.uniform(0.01, 0.06) + grain(generator, FRAME, generator.uniform(0.5, 1.1)) * generator.uniform(0.005, 0.03)
+    marks = traces * generator.uniform(0.005, 0.035) + grain(generator, FRAME, generator.uniform(0.5, 1.1)) * generator.uniform(0.005, 0.03)
     engraving = _engraving(generator)
     spread_along = float(generator.uniform(0.08, 0.25))
     tone = plane(uneven * (1 - generator.uniform(0.1, 0.35) * engraving))[..., None] * tint.astype(np.float32)
@@ -89,7 +89,7 @@ def metal(generator: np.random.Generator) -> Metal:
         _raised(generator),
         float(generator.uniform(1, 4)),
         float(generator.uniform(0.3, 1)),
-        float(generator.uniform(0.1, 0.3)),
+        float(generator.uniform(0.2, 0.4)),
         lay,
         (spread_along, spread_along * float(generator.uniform(1, 4) if traces.any() else 1)),
     )
@@ -118,7 +118,7 @@ def _traces(generator: np.random.Generator) -> tuple[Plane, Plane, tuple[Plane, 
 
 def _engraving(generator: np.random.Generator) -> Plane:
     """A serial number somewhere: edges on a surface are no defect."""
-    if generator.random() > 0.15:
+    if generator.random() > 0.1:
         return np.zeros_like(ROWS)
     image = np.zeros((FRAME, FRAME), np.uint8)
     x, y = (generator.uniform((-0.75, -0.75), (0.1, 0.75)) * UNIT + FRAME / 2).astype(int).tolist()
@@ -130,7 +130,7 @@ def _engraving(generator: np.random.Generator) -> Plane:
 def _raised(generator: np.random.Generator) -> Plane:
     """A boss or a turned recess about the centre, or nothing."""
     kind, radius, height = generator.random(), generator.uniform(0.3, 0.8), generator.uniform(0.8, 2.2)
-    if kind >= 0.25:
+    if kind >= 0.12:
         return np.zeros_like(ROWS)
     disc = step(np.hypot(ROWS, COLUMNS), radius + 0.015, radius - 0.015)
-    return plane(disc * (height if kind < 0.12 else -height))
+    return plane(disc * (height if kind < 0.06 else -height))
