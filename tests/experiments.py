@@ -40,7 +40,7 @@ def made_run(network: str, strategy: str, accuracy: float, seconds: float, seed:
     )
     return Run(
         **what, seconds=seconds, train_images=300, train_accuracy=min(1.0, accuracy + 0.05), macro_f1=accuracy, best_epoch=4,
-        trainable=10_000, parameters=2_000_000, peak_memory_bytes=10**9, precision="fp32", weights="imagenet", epochs=epochs,
+        trainable=10_000, parameters=2_000_000, peak_memory_bytes=10**9, device="cpu", precision="fp32", weights="imagenet", epochs=epochs,
         correct=correct, confusion=((hits[0], IMAGES // 2 - hits[0]), (IMAGES // 2 - hits[1], hits[1])),
     )  # fmt: skip
 

@@ -44,9 +44,7 @@ def compare(
     epochs: Annotated[int, typer.Option(help="Of every run, over both phases.")] = 16,
     budget: Annotated[
         str | None,
-        typer.Option(
-            metavar="30m", help="The time that each run may take, instead of --epochs: all have the same.", show_default="no limit"
-        ),
+        typer.Option(metavar="30m", help="The time that each run may take at most, instead of --epochs.", show_default="no limit"),
     ] = None,
     target_accuracy: Annotated[float, typer.Option(help="Validation accuracy whose time is told.")] = 0.8,
     latency_budget: Annotated[
@@ -56,12 +54,14 @@ def compare(
         ),
     ] = None,
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="Recipe that all runs share.", show_default="default")] = None,
-    config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="As in `edgetl finetune`.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="As in `edgetl finetune`; strategies decide theirs.")
+    ] = None,
     val_split: Annotated[
         float | None, typer.Option(help="Share held back for validation where DATA has no val/ of its own.", show_default="0.2")
     ] = None,
     device: Annotated[str | None, typer.Option(help="Where to train: auto, cpu, cuda.", show_default="auto")] = None,
-    bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Export the best run of each network and time it.")] = True,
+    bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Export and time the recommended run of each network.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and how long it would take, from steps timed here.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")] = False,
 ) -> None:
@@ -78,7 +78,7 @@ def compare(
     from edgetl.core.presets import resolve
 
     settings = CompareConfig(
-        output=output or Path("experiments") / data.expanduser().absolute().name,
+        output=(output or Path("experiments") / data.expanduser().absolute().name).expanduser(),
         **{name: words(value) for name, value in (("models", models), ("strategies", strategies)) if value is not None},
         seeds=seeds,
         image_sizes=parse_sizes(image_size),
@@ -121,10 +121,10 @@ def compare(
 
 def show(found: Experiment) -> None:
     """Print an experiment for people."""
-    from edgetl.report.compare_tables import conclusions, equal_time, results, trade_off, verdicts
+    from edgetl.report.compare_tables import conclusions, equal_time, results, timed_before, trade_off, verdicts
 
     tables = [table for network in found.networks for table in (results(found, network), equal_time(found, network))]
-    for table in (*tables, trade_off(found), verdicts(found)):
+    for table in (timed_before(found), *tables, trade_off(found), verdicts(found)):
         if table is not None:
             _print_table(table)
     for sentence in conclusions(found):
@@ -150,7 +150,8 @@ def _print_table(shown: TextTable) -> None:
 
 def _show_plan(plan: Plan, as_json: bool) -> None:
     from edgetl.core.wording import duration
-    from edgetl.report.compare_tables import TextTable
+    from edgetl.experiment.preparing import candidates_of
+    from edgetl.report.compare_tables import TextTable, candidates_table
 
     if as_json:
         runs = [{"name": run.name, "seconds": plan.seconds.get(run.name), "finished": run.name in plan.finished} for run in plan.runs]
@@ -166,6 +167,8 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
         for run in plan.runs
     )
     note = "Expected from steps timed here on these images; nothing was trained."
+    if plan.candidates is not None:
+        _print_table(candidates_table(candidates_of(plan.candidates), plan.candidates.latency_budget_ms))
     _print_table(TextTable("Plan", ("run", "weights", "epochs", "expected time"), rows, note, ("weights", "epochs")))
     left = len(plan.runs) - len(plan.finished)
     out.print(f"{left} of {len(plan.runs)} runs to do, about {duration(plan.seconds_left)} of training in all.")

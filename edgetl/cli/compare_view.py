@@ -124,16 +124,24 @@ class LiveView(PlainView):
     def _draw(self) -> None:
         self._drawn = time.monotonic()
         table = Table(box=None, pad_edge=False, show_header=False)
-        for run in self._runs:
+        for run in self._window():
             state = self._state.get(run.name)
             is_running = self._running is not None and self._running[0] is run
-            mark, style = ("▶", "bold") if is_running else ("·", "dim") if state is None else ("✓", "")
+            ended = "✗" if (state or "").startswith("failed") else "✓"
+            mark, style = ("▶", "bold") if is_running else ("·", "dim") if state is None else (ended, "")
             taken = _clock(time.monotonic() - self._running[1]) if is_running and self._running else ""
             expected = _clock(self._seconds[run.name]) if run.name in self._seconds and run.name in self._left else ""
             table.add_row(mark, run.name, Text(state or "waiting"), " of about ".join(filter(None, (taken, expected))), style=style)
-        ended = len(self._runs) - len(self._left)
-        foot = f"{ended} of {len(self._runs)} runs ended, {self.time_left()}" if self._runs else ""
-        self._live.update(Group(table, Text(foot, style="bold"), Text(self._note, style="dim")), refresh=True)
+        count = len(self._runs) - len(self._left)
+        foot = f"{count} of {len(self._runs)} runs ended, {self.time_left()}" if self._runs else ""
+        self._live.update(Group(Text(foot, style="bold"), table, Text(self._note, style="dim")), refresh=True)
+
+    def _window(self) -> Sequence[PlannedRun]:
+        """As many runs as the screen has lines for, around the one that trains."""
+        room = max(3, err.size.height - 5)
+        at = next((number for number, run in enumerate(self._runs) if run.name in self._left), len(self._runs))
+        first = max(0, min(at - room // 3, len(self._runs) - room))
+        return self._runs[first : first + room]
 
 
 @contextmanager

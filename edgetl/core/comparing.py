@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgetl.core.errors import ConfigError
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.options import raise_all
 
@@ -17,7 +18,7 @@ EQUAL_TIME = "scratch-equal-time"
 """From nothing, in the time that a pretrained strategy took."""
 MEANINGS = {
     "scratch": "random weights, everything trained",
-    EQUAL_TIME: "random weights, everything trained, in the time that the pretrained network took",
+    EQUAL_TIME: "random weights, everything trained, planned for the time that the pretrained network took; one epoch is the least",
     "head": "pretrained, backbone frozen, only the new head trained",
     "finetune": "pretrained, the head, then the last blocks as well",
     "freeze-75": "pretrained, the head, then the last quarter of the blocks",
@@ -48,7 +49,7 @@ class CompareConfig:
     epochs: int = 16
     """Of every run, over both phases."""
     budget_s: float | None = None
-    """Seconds that each run may take; epochs are then set from measured steps, and every strategy has the same time."""
+    """Seconds that each run may take at most; epochs are then set from measured steps, up to three times the recipe's."""
     target_accuracy: float = 0.8
     """Validation accuracy whose time is told; training goes on after it."""
     latency_budget_ms: float | None = None
@@ -127,7 +128,13 @@ def plan_runs(config: CompareConfig, recipe: FinetuneConfig, networks: Sequence[
         recipe: what all runs share: data, weights and training procedure.
         networks: architectures and image sizes.
         folder: where the run directories go.
+
+    Raises:
+        ConfigError: pretrained strategies without weights.
     """
+    pretrained = [name for name in config.expanded_strategies if name not in ("scratch", EQUAL_TIME)]
+    if recipe.weights == "none" and pretrained:
+        raise ConfigError(f"--weights none has nothing pretrained for {', '.join(pretrained)}. Give weights, or --strategies scratch.")
     runs = [run for seed in range(config.seeds) for network in networks for run in _of_network(config, recipe, network, seed)]
     return [replace(run, config=replace(run.config, output=folder / run.name)) for run in runs]
 

@@ -14,6 +14,7 @@ from edgetl.core.files import read_json, write_json
 from edgetl.core.paired import SHOWN, Difference, difference, holm
 from edgetl.core.runs import Row, Run
 
+_AS_QUICK = 1.1
 Verdict = Literal["more accurate", "less accurate", "no difference shown"]
 
 
@@ -51,6 +52,18 @@ class Deployed:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A network that was timed before any was trained."""
+
+    network: str
+    p50_ms: float | None
+    ci95_ms: tuple[float, float] | None
+    fits: bool | None
+    """Within the budget; None where the measurement does not decide."""
+    failed: str | None = None
+
+
+@dataclass(frozen=True)
 class Experiment:
     """compare.json."""
 
@@ -66,6 +79,8 @@ class Experiment:
     """Names of all runs of the plan."""
     runs: tuple[Run, ...]
     deployed: tuple[Deployed, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    """The networks timed before any was trained, where there was a latency budget."""
     folder: Path = field(default=Path(), compare=False)
     """Where it lies; not in the file."""
 
@@ -130,13 +145,17 @@ class Experiment:
         return None
 
     def recommended(self, network: str) -> Row | None:
-        """Of the strategies that are not shown to be less accurate than the most accurate one, that with the least time."""
-        rows = self.rows_of(network)
+        """Of the strategies that are not shown to be less accurate than the most accurate one, that with the least time.
+
+        Times within a tenth of it are as good: then the most accurate. None where no strategy that could be asked for has ended.
+        """
+        rows = [row for row in self.rows_of(network) if row.first.strategy != EQUAL_TIME]
         if not rows:
             return None
         top = max(rows, key=lambda row: row.val_accuracy)
         as_good = [row for row in rows if row is top or _not_worse(self.pair(row.name, top.name))]
-        return min(as_good, key=lambda row: row.seconds)
+        least = min(row.seconds for row in as_good)
+        return max((row for row in as_good if row.seconds <= _AS_QUICK * least), key=lambda row: row.val_accuracy)
 
     def deployment(self, network: str) -> Deployed | None:
         """The network's file and latency; None where it was not exported."""
@@ -152,6 +171,7 @@ class Experiment:
             "pairs": [{**asdict(pair), "verdict": pair.verdict} for pair in self.pairs],
             "recommended": {network: row.name for network in self.networks if (row := self.recommended(network))},
             "deployed": [asdict(one) for one in self.deployed],
+            "candidates": [asdict(one) for one in self.candidates],
             "runs": [asdict(run) for run in self.runs],
         }
 
@@ -187,14 +207,16 @@ def read_experiment(path: Path) -> Experiment:
             classes=tuple(content["classes"]),
             planned=tuple(content["planned"]),
             runs=tuple(Run.from_json(entry) for entry in content["runs"]),
-            deployed=tuple(
-                Deployed(**{**entry, "ci95_ms": None if entry["ci95_ms"] is None else tuple(entry["ci95_ms"])})
-                for entry in content["deployed"]
-            ),
+            deployed=tuple(Deployed(**_with_interval(entry)) for entry in content["deployed"]),
+            candidates=tuple(Candidate(**_with_interval(entry)) for entry in content["candidates"]),
             folder=path.parent,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as cause:
         raise RunError(f"{path} is broken: {cause!r}. `edgetl compare` with the same options writes it anew.") from cause
+
+
+def _with_interval(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {**entry, "ci95_ms": None if entry["ci95_ms"] is None else tuple(entry["ci95_ms"])}
 
 
 def _difference(first: Row, second: Row) -> Difference | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,7 +39,7 @@ class Run:
     failed: str | None = None
     """Why it came to nothing; then everything below is empty."""
     seconds: float = 0.0
-    """The whole run, from reading the images to its last picture."""
+    """The run from reading the images to its figures; imports before and pictures after it are not in it."""
     train_images: int = 0
     train_accuracy: float = 0.0
     """Without augmentation, with the weights that were kept."""
@@ -50,6 +51,8 @@ class Run:
     peak_memory_bytes: int | None = None
     """Of the training process."""
     peak_gpu_memory_bytes: int | None = None
+    device: str = ""
+    """What trained it: `cpu`, or the GPU's name."""
     precision: str = ""
     weights: str = ""
     """What training began from."""
@@ -123,7 +126,10 @@ class Row:
 
     @property
     def ci95(self) -> tuple[float, float]:
-        """95% interval of the mean for other images of the same kind (Wilson, 1927); other seeds' chance is not in it."""
+        """95% interval of the mean for other images of the same kind (Wilson, 1927).
+
+        Neither other seeds' chance is in it, nor that the epoch that was kept was chosen on these images.
+        """
         images = len(self.first.answers)
         low, high = wilson_interval(round(self.val_accuracy * images), images)
         return min(low, self.val_accuracy), max(high, self.val_accuracy)
@@ -144,9 +150,9 @@ class Row:
         return median(run.seconds for run in self.runs)
 
     def seconds_to(self, accuracy: float) -> float | None:
-        """Median over the seeds that reached it; None unless most did."""
-        found = [seconds for run in self.runs if (seconds := run.seconds_to(accuracy)) is not None]
-        return median(found) if 2 * len(found) > len(self.runs) else None
+        """Median over seeds, those that did not reach it counted as slowest; None where that is not reached."""
+        found = median(math.inf if (seconds := run.seconds_to(accuracy)) is None else seconds for run in self.runs)
+        return None if math.isinf(found) else found
 
     def accuracy_by(self, seconds: float) -> float | None:
         """Mean of what the seeds had reached; None before the first epoch of one of them."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -13,7 +16,7 @@ from typing import Any
 import edgetl
 from edgetl.core.benching import BenchConfig
 from edgetl.core.comparing import CompareConfig, PlannedRun
-from edgetl.core.errors import DataError, EdgetlError
+from edgetl.core.errors import DataError, EdgetlError, RunError
 from edgetl.core.experiment import Deployed, Experiment, read_experiment
 from edgetl.core.files import write_text
 from edgetl.core.finetuning import FinetuneConfig
@@ -21,7 +24,7 @@ from edgetl.core.layout import BundleDirectory, ExperimentDirectory, RunDirector
 from edgetl.core.runs import Run
 from edgetl.device.bench.run import bench
 from edgetl.device.facts import device_facts
-from edgetl.experiment.preparing import Plan, asked, make_plan, write_plan
+from edgetl.experiment.preparing import Plan, asked, candidates_of, make_plan, write_plan
 from edgetl.experiment.processes import run_task
 from edgetl.experiment.reading import identity, is_finished, read_run
 from edgetl.experiment.watching import Silent, Watcher
@@ -57,30 +60,50 @@ def compare(config: CompareConfig, recipe: FinetuneConfig, watcher: Watcher | No
     Raises:
         ConfigError, ArchitectureError, DataError, WeightsError, BenchError: before anything is trained; see `make_plan`.
         DataError: the images changed between the runs.
+        RunError: another process works on the folder.
         KeyboardInterrupt: as it came; what has ended is kept, and the same call goes on.
     """
     watcher = watcher or Silent()
-    plan = plan_only(config, recipe, watcher)
     folder = ExperimentDirectory(config.output)
+    plan = plan_only(config, recipe, watcher)
     folder.runs.mkdir(parents=True, exist_ok=True)
-    write_plan(folder, plan, config, recipe)
-    watcher.planned(plan.runs, plan.finished, plan.seconds)
-    results: dict[str, Run] = {}
-    gathered = partial(_gather, folder, config, recipe, plan.runs)
-    for run in plan.runs:
-        if run.name not in plan.finished:
-            failure = _train(run, plan.runs, folder, watcher)
-            if failure is not None:
-                results[run.name] = Run(**identity(run), failed=failure)
-            watcher.ended(run, results.get(run.name) or read_run(run)[0])
-            gathered(results).write(folder.result)
-    found = gathered(results)
-    if config.bench and found.rows:
-        found = replace(found, deployed=_deployed(found, folder, watcher))
+    with _alone(folder):
+        write_plan(folder, plan, config, recipe)
+        watcher.planned(plan.runs, plan.finished, plan.seconds)
+        results: dict[str, Run] = {}
+        gathered = partial(_gather, folder, config, recipe, plan, _deployed_before(folder))
+        for run in plan.runs:
+            if run.name not in plan.finished:
+                failure = _train(run, plan.runs, folder, watcher)
+                if failure is not None:
+                    results[run.name] = Run(**identity(run), failed=failure)
+                watcher.ended(run, results.get(run.name) or read_run(run)[0])
+                _write(gathered(results), folder)
+        found = gathered(results)
+        for network in found.networks if config.bench else ():
+            found = _with_deployed(found, network, folder, watcher)
+            found.write(folder.result)
+        _write(found, folder)
+    return found
+
+
+@contextmanager
+def _alone(folder: ExperimentDirectory) -> Iterator[None]:
+    """This process alone trains in the folder; what a killed one left is removed."""
+    with (folder.path / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as cause:
+            raise RunError(f"Another process works on {folder.path}. Wait for it, or choose another -o.") from cause
+        for left in folder.path.glob(".cache-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def _write(found: Experiment, folder: ExperimentDirectory) -> None:
     found.write(folder.result)
     write_text(folder.table, compare_markdown(found))
     write_page(folder.page, partial(compare_report, found))
-    return found
 
 
 def _train(run: PlannedRun, runs: Sequence[PlannedRun], folder: ExperimentDirectory, watcher: Watcher) -> str | None:
@@ -100,20 +123,25 @@ def _train(run: PlannedRun, runs: Sequence[PlannedRun], folder: ExperimentDirect
 
 
 def _gather(
-    folder: ExperimentDirectory, config: CompareConfig, recipe: FinetuneConfig, runs: Sequence[PlannedRun], failed: dict[str, Run]
+    folder: ExperimentDirectory,
+    config: CompareConfig,
+    recipe: FinetuneConfig,
+    plan: Plan,
+    deployed: Sequence[Deployed],
+    failed: dict[str, Run],
 ) -> Experiment:
     found: list[Run] = []
     data: dict[str, Any] = {}
     classes: tuple[str, ...] = ()
-    for run in runs:
+    for run in plan.runs:
         if run.name in failed:
             found.append(failed[run.name])
         elif is_finished(run):
             figures, content = read_run(run)
             if data and content["data"]["fingerprint"] != data["fingerprint"]:
                 raise DataError(
-                    f"The images changed while the experiment ran: {run.name} was trained on others than {found[0].name}. "
-                    "Put them back, or begin anew with another -o."
+                    f"The images changed: {run.name} was trained on others than {found[0].name}. Put them back and remove "
+                    f"{folder.runs / run.name}, which is then trained again; or begin anew with another -o."
                 )
             data, classes = content["data"], tuple(content["classes"])
             found.append(figures)
@@ -124,22 +152,27 @@ def _gather(
         config=asked(config, recipe),
         classes=classes,
         data={**data, "folder": recipe.data.name},
-        planned=tuple(run.name for run in runs),
+        planned=tuple(run.name for run in plan.runs),
         runs=tuple(found),
+        deployed=tuple(one for one in deployed if one.run in {run.name for run in found}),
+        candidates=() if plan.candidates is None else candidates_of(plan.candidates),
         folder=folder.path,
     )
 
 
-def _deployed(found: Experiment, folder: ExperimentDirectory, watcher: Watcher) -> tuple[Deployed, ...]:
-    before = read_experiment(folder.result).deployed if folder.result.is_file() else ()
-    known = {(one.network, one.run): one for one in before if one.failed is None}
-    made = []
-    for network in found.networks:
-        row = found.recommended(network)
-        assert row is not None
-        run = row.best
-        made.append(known.get((network, run.name)) or _deploy(network, run, folder, watcher))
-    return tuple(made)
+def _deployed_before(folder: ExperimentDirectory) -> tuple[Deployed, ...]:
+    try:
+        return tuple(one for one in read_experiment(folder.result).deployed if one.failed is None)
+    except RunError:  # there is none, or it is broken: it is written anew
+        return ()
+
+
+def _with_deployed(found: Experiment, network: str, folder: ExperimentDirectory, watcher: Watcher) -> Experiment:
+    row = found.recommended(network)
+    if row is None or any((one.network, one.run) == (network, row.best.name) for one in found.deployed):
+        return found
+    others = tuple(one for one in found.deployed if one.network != network)
+    return replace(found, deployed=(*others, _deploy(network, row.best, folder, watcher)))
 
 
 def _deploy(network: str, run: Run, folder: ExperimentDirectory, watcher: Watcher) -> Deployed:

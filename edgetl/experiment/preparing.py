@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -11,15 +12,19 @@ from typing import Any
 from edgetl.core.candidates import CandidatesConfig, CandidatesResult, read_candidates
 from edgetl.core.comparing import CompareConfig, Network, PlannedRun, plan_runs
 from edgetl.core.errors import ArchitectureError, BenchError, ConfigError, RunError
+from edgetl.core.experiment import Candidate
 from edgetl.core.files import read_json, write_json
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import ExperimentDirectory
+from edgetl.core.wording import device_name
+from edgetl.device.facts import device_facts
 from edgetl.experiment.processes import run_task
 from edgetl.experiment.reading import is_finished
 from edgetl.experiment.watching import Watcher
 from edgetl.export.candidates import time_candidates
 from edgetl.train.folders import find_files
 from edgetl.train.networks import known_architecture
+from edgetl.train.planning import LONGEST
 
 _FIRST_DECIDED = ("seed", "output")
 
@@ -74,8 +79,14 @@ def make_plan(config: CompareConfig, recipe: FinetuneConfig, watcher: Watcher, s
 
 def write_plan(folder: ExperimentDirectory, plan: Plan, config: CompareConfig, recipe: FinetuneConfig) -> None:
     """Write plan.json: by it an experiment is known, and gone on with only as it began."""
-    content = {"kind": "plan", **asked(config, recipe), "runs": {run.name: _settings(run) for run in plan.runs}}
-    write_json(folder.plan, content)
+    runs = {**_planned_before(folder), **{run.name: _settings(run) for run in plan.runs}}
+    write_json(folder.plan, {"kind": "plan", **asked(config, recipe), "runs": runs})
+
+
+def candidates_of(timed: CandidatesResult) -> tuple[Candidate, ...]:
+    """The networks timed before any was trained, fastest first, for the experiment's result."""
+    rows = sorted(timed.rows, key=lambda row: math.inf if row.p50_ms is None else row.p50_ms)
+    return tuple(Candidate(row.name, row.p50_ms, row.ci95_ms, None if row.failed else timed.fits(row), row.failed) for row in rows)
 
 
 def asked(config: CompareConfig, recipe: FinetuneConfig) -> dict[str, Any]:
@@ -96,16 +107,23 @@ def _check_place(folder: ExperimentDirectory, recipe: FinetuneConfig) -> None:
 
 
 def _refuse_other_plan(folder: ExperimentDirectory, runs: Sequence[PlannedRun], finished: Sequence[str]) -> None:
-    if not finished:
-        return
-    before = read_json(folder.plan, RunError, "The experiment's plan").get("runs", {})
+    before = _planned_before(folder)
     for run in runs:
         then, now = before.get(run.name), _settings(run)
+        if run.name in finished and then is None:
+            raise ConfigError(f"{folder.path} holds {run.name}, which its plan does not know. Move it away, or choose another -o.")
         if run.name in finished and then is not None and then != now:
             changed = ", ".join(f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in now if then.get(name) != now.get(name))
             raise ConfigError(
                 f"{folder.path} holds runs of another plan: {run.name} ({changed}). Give the same options to go on, or another -o."
             )
+
+
+def _planned_before(folder: ExperimentDirectory) -> dict[str, Any]:
+    if not folder.is_one(folder.path):
+        return {}
+    runs: dict[str, Any] = read_json(folder.plan, RunError, "The experiment's plan").get("runs", {})
+    return runs
 
 
 def _settings(run: PlannedRun) -> dict[str, Any]:
@@ -124,7 +142,12 @@ def _expected(runs: Sequence[PlannedRun], watcher: Watcher, scratch: Path) -> di
     task = {"task": "estimate", "configs": [replace(run.config, output=scratch / "unused").to_json() for run in kinds.values()]}
     run_task(task, scratch / "estimate.log", lambda message: found.append(message["seconds"]), scratch)
     seconds = dict(zip(kinds, found, strict=True))
-    return {run.name: run.config.budget_s or seconds[row_of[run.name]] for run in runs if row_of[run.name] in seconds}
+    # With a budget a run has up to LONGEST times the recipe's epochs.
+    return {
+        run.name: min(run.config.budget_s or math.inf, seconds[row_of[run.name]] * (LONGEST if run.config.budget_s else 1))
+        for run in runs
+        if row_of[run.name] in seconds
+    }
 
 
 def _timed(
@@ -139,16 +162,20 @@ def _timed(
     )
     if folder.candidates.exists():
         before = read_candidates(folder.candidates)
-        if {row.name for row in before.rows} >= {network.name for network in networks} and before.classes == classes:
-            return replace(before, latency_budget_ms=config.latency_budget_ms)
+        names = {network.name for network in networks}
+        rows = tuple(row for row in before.rows if row.name in names)
+        whole = {row.name for row in rows} == names and not before.interrupted and not any(row.failed for row in rows)
+        if whole and before.classes == classes and device_name(before.device) == device_name(device_facts()):
+            return replace(before, latency_budget_ms=config.latency_budget_ms, rows=rows)
         folder.candidates.unlink()
     return time_candidates(wanted, watcher.measuring)
 
 
 def _within_budget(candidates: CandidatesResult, networks: Sequence[Network], watcher: Watcher) -> list[Network]:
     rows = {row.name: row for row in candidates.rows}
-    kept = [network for network in networks if rows[network.name].failed is None and candidates.fits(rows[network.name]) is not False]
-    dropped = [network.name for network in networks if network not in kept]
+    able = [network for network in networks if rows[network.name].failed is None]
+    kept = [network for network in able if candidates.fits(rows[network.name]) is not False]
+    dropped = [f"{network.name} ({rows[network.name].p50_ms:.2f} ms)" for network in able if network not in kept]
     budget = f"--latency-budget {candidates.latency_budget_ms:g} ms"
     if not kept:
         failed = next((row.failed for row in rows.values() if row.failed), None)
@@ -161,6 +188,9 @@ def _within_budget(candidates: CandidatesResult, networks: Sequence[Network], wa
         )
     if dropped:
         watcher.note(f"Dropped, above {budget}: {', '.join(dropped)}.")
+    for network in networks:
+        if network not in able:
+            watcher.note(f"Dropped, it could not be timed: {network.name}: {rows[network.name].failed}")
     open_ = [network.name for network in kept if candidates.fits(rows[network.name]) is None]
     if open_:
         watcher.note(f"Kept though not decided, the interval holds the budget: {', '.join(open_)}.")

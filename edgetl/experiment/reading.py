@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from edgetl.core.comparing import PlannedRun
-from edgetl.core.errors import RunError
+from edgetl.core.errors import DataError, RunError
 from edgetl.core.files import read_json
 from edgetl.core.layout import RunDirectory
 from edgetl.core.runs import Epoch, Run
@@ -23,10 +23,13 @@ def read_run(planned: PlannedRun) -> tuple[Run, dict[str, Any]]:
 
     Raises:
         RunError: a file is missing or broken.
+        DataError: the run had no validation images.
     """
     assert planned.config.output is not None
     run = RunDirectory(planned.config.output)
     metrics, config = read_json(run.metrics, RunError, "The run's metrics"), read_json(run.config, RunError, "The run's configuration")
+    if metrics.get("val") is None:
+        raise DataError("The data has no validation images, and strategies are compared on those. Add images, or a val/ folder.")
     try:
         epochs = [json.loads(line) for line in run.history.read_text(encoding="utf-8").splitlines()]
         with run.predictions.open(encoding="utf-8", newline="") as stream:
@@ -46,6 +49,7 @@ def read_run(planned: PlannedRun) -> tuple[Run, dict[str, Any]]:
             parameters=metrics["parameters"]["total"],
             peak_memory_bytes=metrics["peak_memory_bytes"],
             peak_gpu_memory_bytes=metrics["peak_gpu_memory_bytes"],
+            device=metrics["device"],
             precision=metrics["precision"],
             weights=metrics["weights"]["source"],
             epochs=tuple(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from edgetl.core.experiment import Experiment
-from edgetl.report.compare_tables import TextTable, conclusions, equal_time, results, trade_off, verdicts
+from edgetl.report.compare_tables import TextTable, conclusions, equal_time, results, timed_before, trade_off, verdicts
 
 
 def compare_markdown(found: Experiment) -> str:
     """The whole of compare.md."""
     networks = found.networks
+    before = timed_before(found)
     tables = [
+        *([] if before is None else [before]),
         *(table for network in networks for table in (results(found, network), equal_time(found, network)) if table is not None),
         *(table for table in (trade_off(found), verdicts(found)) if table is not None),
     ]

@@ -10,7 +10,7 @@ from edgetl.core.layout import RunDirectory
 from edgetl.core.wording import counted, device_name, duration, percent
 from edgetl.report.compare_drawings import draw_courses, draw_sweep, draw_trade_off
 from edgetl.report.compare_mistakes import hard_images
-from edgetl.report.compare_tables import TextTable, conclusions, equal_time, results, trade_off, verdicts
+from edgetl.report.compare_tables import TextTable, conclusions, equal_time, results, timed_before, trade_off, verdicts
 from edgetl.report.confusion_drawing import DRAWN, draw_matrix
 from edgetl.report.page import (
     Cell,
@@ -74,7 +74,9 @@ def _summary(found: Experiment) -> Section:
         said = next((sentence for sentence in conclusions(found) if sentence.startswith(f"{network}: ")), "")
         cards.append(card(network, keys, [paragraph(said.removeprefix(f"{network}: ").replace("`", ""))]))
     rest = [sentence for sentence in conclusions(found) if not any(sentence.startswith(f"{network}: ") for network in found.networks)]
-    return Section("result", "Result", (grid("cards", cards), *([bullets(rest)] if rest else [])))
+    before = timed_before(found)
+    budget = [] if before is None else [_table(before)]
+    return Section("result", "Result", (*([grid("cards", cards)] if cards else []), *([bullets(rest)] if rest else []), *budget))
 
 
 def _strategies(found: Experiment, network: str) -> list[Markup]:
@@ -119,7 +121,7 @@ def _mistakes(found: Experiment) -> Section:
             TableRow((Cell(one.path), Cell(one.label), Cell(", ".join(one.answers)), Cell(f"{one.wrong} of {counted(one.runs, 'run')}")))
             for one in hard[:_LISTED]
         ]
-        blocks.append(table("Images that most pretrained runs get wrong", columns, rows))
+        blocks.append(table("Images that pretrained runs get wrong, those that most get wrong first", columns, rows))
     for network in found.networks:
         row = found.recommended(network)
         sheet = None if row is None else sheet_uri(RunDirectory(found.folder / row.best.folder).plots / "mistakes.png")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgetl.core.comparing import EQUAL_TIME
-from edgetl.core.experiment import Deployed, Experiment, Pair
+from edgetl.core.experiment import Candidate, Deployed, Experiment, Pair
 from edgetl.core.runs import Row
 from edgetl.core.wording import MISSING, duration, percent
 
@@ -24,6 +25,21 @@ class TextTable:
     def is_words(self, column: str) -> bool:
         """Whether a column is read from the left."""
         return column == self.columns[0] or column in self.words
+
+
+def timed_before(found: Experiment) -> TextTable | None:
+    """Which networks were within the latency budget before any was trained; None without a budget."""
+    return candidates_table(found.candidates, found.config["compare"].get("latency_budget_ms")) if found.candidates else None
+
+
+def candidates_table(candidates: Sequence[Candidate], budget_ms: float | None) -> TextTable:
+    """Networks with their latencies, and whether they were kept."""
+    told = {True: "kept", False: "dropped", None: "kept, not decided"}
+    cells = tuple(
+        (one.network, _latency(one.p50_ms, one.ci95_ms), f"dropped: {one.failed}" if one.failed else told[one.fits]) for one in candidates
+    )
+    note = f"ONNX Runtime on this device with a new head, before anything was trained; the budget is {budget_ms:g} ms."
+    return TextTable("Within the latency budget", ("network", "p50 ms [95%]", "outcome"), cells, note, ("outcome",))
 
 
 def results(found: Experiment, network: str) -> TextTable:
@@ -57,13 +73,15 @@ def results(found: Experiment, network: str) -> TextTable:
             )
         )
     images = len(rows[0].first.answers) if rows else 0
+    devices = sorted({f"{run.device} ({run.precision})" for row in rows for run in row.runs})
     seeds = f"means over {max(len(row.runs) for row in rows)} seeds" if several else "one seed"
     note = (
         f"{images} validation images, {seeds}; training accuracy without augmentation; gap: training minus validation, in points; "
         "time: the whole run, from reading the images on; images/s: training images of all epochs over that time. "
-        "* recommended: the quickest that is not shown to be less accurate than the most accurate."
+        "* recommended: the quickest that is not shown to be less accurate than the most accurate. The epoch that is kept was chosen "
+        f"on these images, so all accuracies are a little too high. Trained on {', '.join(devices)}."
     )
-    length = "each with the same time" if found.config["compare"]["budget_s"] else "equal epochs"
+    length = "each within its budget" if found.config["compare"]["budget_s"] else "equal epochs"
     return TextTable(f"{network}, {length}", columns, tuple(cells), note)
 
 
@@ -104,9 +122,7 @@ def trade_off(found: Experiment) -> TextTable | None:
         row, one = found.recommended(network), found.deployment(network)
         if row is None or one is None:
             continue
-        latency = MISSING if one.p50_ms is None else f"{one.p50_ms:.2f}"
-        if one.ci95_ms is not None:
-            latency += f" [{one.ci95_ms[0]:.2f}, {one.ci95_ms[1]:.2f}]"
+        latency = _latency(one.p50_ms, one.ci95_ms)
         told = f"failed: {one.failed}" if one.failed else "noisy" if one.noisy else "quiet"
         size = f"{one.file_bytes / 1e6:.1f}" if one.file_bytes else MISSING
         cells.append((network, row.first.strategy, percent(row.val_accuracy), latency, size, told))
@@ -132,7 +148,8 @@ def conclusions(found: Experiment) -> list[str]:
 
 def _of_network(found: Experiment, network: str) -> list[str]:
     rows, row = found.rows_of(network), found.recommended(network)
-    assert row is not None
+    if row is None:
+        return [f"{network}: no strategy to recommend has ended yet."]
     target = found.target_accuracy
     images = len(row.first.answers)
     said = [
@@ -178,13 +195,21 @@ def _between_networks(found: Experiment) -> str | None:
     accurate = max(able, key=lambda entry: entry[0].val_accuracy)
     fast = min(able, key=lambda entry: entry[1].p50_ms or 0.0)
     if accurate is fast:
-        return f"{accurate[0].network} is both the most accurate and the fastest here."
+        return f"{accurate[0].network} has the highest accuracy and the lowest p50 here."
     ratio = (accurate[1].p50_ms or 0.0) / (fast[1].p50_ms or 1.0)
     gained = 100 * (accurate[0].val_accuracy - fast[0].val_accuracy)
     pair = found.pair(accurate[0].name, fast[0].name)
     shown = "" if pair is None else f" ({pair.verdict if pair.verdict != 'more accurate' else 'shown'}, p {p_value(pair.p)})"
     more = f"{accurate[0].network} has {gained:.1f} points more than {fast[0].network}{shown}"
+    slower, faster = accurate[1].ci95_ms, fast[1].ci95_ms
+    if accurate[1].noisy or fast[1].noisy or slower is None or faster is None or slower[0] <= faster[1]:
+        return f"{more}; its p50 is {ratio:.1f} times as long, which this short measurement does not show to be a difference."
     return f"{more} and takes {ratio:.1f} times as long for an image."
+
+
+def _latency(p50_ms: float | None, interval: tuple[float, float] | None) -> str:
+    told = MISSING if p50_ms is None else f"{p50_ms:.2f}"
+    return told if interval is None else f"{told} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 def _names(found: Experiment, pair: Pair) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from edgetl.core.comparing import EQUAL_TIME
 from edgetl.core.errors import RunError
 from edgetl.core.experiment import Deployed, read_experiment
 from tests.experiments import made_experiment, made_run
@@ -86,3 +87,18 @@ def test_what_is_no_experiment_is_refused(tmp_path: Path, content: str, said: st
     path.write_text(content)
     with pytest.raises(RunError, match=said):
         read_experiment(path)
+
+
+def test_the_extra_run_of_scratch_is_never_recommended() -> None:
+    found = made_experiment({f"{M}/{EQUAL_TIME}": (0.90, 8.0), f"{M}/finetune": (0.91, 40)})
+    recommended = found.recommended(M)
+    assert recommended is not None
+    assert recommended.first.strategy == "finetune"
+    assert made_experiment({f"{M}/{EQUAL_TIME}": (0.90, 8.0)}).recommended(M) is None
+
+
+def test_of_equally_quick_ones_the_most_accurate_is_recommended() -> None:
+    found = made_experiment({f"{M}/head": (0.90, 58.0), f"{M}/finetune": (0.91, 60.0)})
+    recommended = found.recommended(M)
+    assert recommended is not None
+    assert recommended.first.strategy == "finetune"

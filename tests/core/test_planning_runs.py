@@ -64,3 +64,9 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         CompareConfig(Path("/out"), (), ("heads",), 0, (16,), 1, -1.0, 1.5, 0.0)
     for word in ("--models", "'heads'", "--seeds", "--image-size", "--epochs", "--budget", "--target-accuracy", "--latency-budget"):
         assert word in str(told.value)
+
+
+def test_pretrained_strategies_need_weights() -> None:
+    config = CompareConfig(Path("/out"), strategies=("scratch", "head"), seeds=1)
+    with pytest.raises(ConfigError, match="--weights none has nothing pretrained for head"):
+        plan_runs(config, FinetuneConfig(Path("/data"), weights="none"), [NETWORK], Path("/out/runs"))

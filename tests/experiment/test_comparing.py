@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +19,15 @@ import pytest
 
 from edgetl.core.candidates import read_candidates
 from edgetl.core.comparing import EQUAL_TIME, CompareConfig, PlannedRun
-from edgetl.core.errors import ArchitectureError, BenchError, ConfigError, DataError, WeightsError
+from edgetl.core.errors import ArchitectureError, BenchError, ConfigError, DataError, RunError, WeightsError
 from edgetl.core.experiment import read_experiment
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import BundleDirectory, ExperimentDirectory, RunDirectory
 from edgetl.core.results import write_result
 from edgetl.core.runs import Run
+from edgetl.device.facts import device_facts
 from edgetl.experiment.comparing import compare, plan_only
+from edgetl.experiment.preparing import candidates_of, write_plan
 from tests.candidates import candidate, result_of
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE, ROOT
 
@@ -188,6 +192,37 @@ def test_another_plan_is_refused(gone_on: tuple[Path, dict[str, float], str, lis
         plan_only(experiment_of(folder), replace(recipe, batch_size=4))
 
 
+def test_a_plan_that_was_gone_on_with_by_others_still_knows_its_first_runs(
+    gone_on: tuple[Path, dict[str, float], str, list[int]], recipe: FinetuneConfig, tmp_path: Path
+) -> None:
+    folder = ExperimentDirectory(tmp_path / "copy")
+    shutil.copytree(gone_on[0], folder.path)
+    other = experiment_of(folder.path, strategies=("scratch",), epochs=2, image_sizes=(32,))
+    write_plan(folder, plan_only(other, recipe), other, recipe)
+    with pytest.raises(ConfigError, match="another plan"):
+        plan_only(experiment_of(folder.path, epochs=2), recipe)
+    content = json.loads(folder.plan.read_text())
+    del content["runs"][f"{ROW}-head-s0"]
+    folder.plan.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="its plan does not know"):
+        plan_only(experiment_of(folder.path), recipe)
+
+
+def test_a_second_process_on_the_same_folder_is_refused(
+    gone_on: tuple[Path, dict[str, float], str, list[int]], recipe: FinetuneConfig
+) -> None:
+    folder = ExperimentDirectory(gone_on[0])
+    with (folder.path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="Another process works on"):
+            compare(experiment_of(folder.path), recipe)
+    left = folder.path / ".cache-left"
+    left.mkdir()
+    found = compare(experiment_of(folder.path), recipe)
+    assert not left.exists()
+    assert len(found.deployed) == 1, "what was timed before is not lost by --no-bench"
+
+
 def test_several_seeds_share_a_split_and_a_failure_does_not_stop_the_rest(
     recipe: FinetuneConfig, make_images: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -224,13 +259,15 @@ def test_a_latency_budget_drops_what_is_too_slow_before_anything_is_trained(reci
     folder = ExperimentDirectory(tmp_path / "out")
     folder.path.mkdir()
     rows = (candidate(ARCHITECTURE, [2.0, 2.0], IMAGE_SIZE), candidate("resnet50", [9.0, 9.0], IMAGE_SIZE))
-    write_result(replace(result_of(*rows), classes=5), folder.candidates)
+    write_result(replace(result_of(*rows), classes=5, device=device_facts()), folder.candidates)
     watched = Watched()
     config = experiment_of(folder.path, models=(ARCHITECTURE, "resnet50"), strategies=("head",), latency_budget_ms=5.0, epochs=2)
     plan = plan_only(config, recipe, watched)
     assert [run.name for run in plan.runs] == [f"{ROW}-head-s0"]
     assert plan.seconds_left > 0
-    assert any(note.startswith("Dropped") and f"resnet50-{IMAGE_SIZE}" in note for note in watched.notes)
+    assert f"Dropped, above --latency-budget 5 ms: resnet50-{IMAGE_SIZE} (9.00 ms)." in watched.notes
+    assert plan.candidates is not None
+    assert [(one.network, one.fits) for one in candidates_of(plan.candidates)] == [(ROW, True), (f"resnet50-{IMAGE_SIZE}", False)]
     with pytest.raises(BenchError, match=r"No network is within --latency-budget 1 ms: the fastest, .* has 2\.00 ms"):
         plan_only(replace(config, latency_budget_ms=1.0), recipe)
 
