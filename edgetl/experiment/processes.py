@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from edgetl.device.bench.processes import worker_environment
 from edgetl.device.cores import available_cores
 
 _LAST_LINES = 12
+_ENDING_S = 60.0
+"""For a process that has told its end, or closed its channel, to leave."""
 
 
 def run_task(task: dict[str, Any], log: Path, told: Callable[[dict[str, Any]], None], places: Path) -> None:
@@ -62,6 +65,10 @@ def run_task(task: dict[str, Any], log: Path, told: Callable[[dict[str, Any]], N
             process.kill()
             raise
         finally:
+            # Closing its standard input at once would end it in the middle of its last words.
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_ENDING_S)
+            process.kill()
             process.communicate()
     if "error" in ended:
         raise error_from_json(ended["error"])

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from edgetl.core.candidates import read_candidates
+from edgetl.core.candidates import CandidatesConfig, CandidatesResult
 from edgetl.core.comparing import EQUAL_TIME, CompareConfig, PlannedRun
 from edgetl.core.errors import ArchitectureError, BenchError, ConfigError, DataError, RunError, WeightsError
 from edgetl.core.experiment import read_experiment
@@ -26,6 +26,7 @@ from edgetl.core.layout import BundleDirectory, ExperimentDirectory, RunDirector
 from edgetl.core.results import write_result
 from edgetl.core.runs import Run
 from edgetl.device.facts import device_facts
+from edgetl.experiment import preparing
 from edgetl.experiment.comparing import compare, plan_only
 from edgetl.experiment.preparing import candidates_of, write_plan
 from tests.candidates import candidate, result_of
@@ -272,12 +273,23 @@ def test_a_latency_budget_drops_what_is_too_slow_before_anything_is_trained(reci
         plan_only(replace(config, latency_budget_ms=1.0), recipe)
 
 
-def test_networks_are_timed_where_they_were_not_yet(recipe: FinetuneConfig, tmp_path: Path) -> None:
+def test_networks_are_timed_where_they_were_not_yet(recipe: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[CandidatesConfig] = []
+
+    def time_candidates(wanted: CandidatesConfig, report: object) -> CandidatesResult:
+        asked.append(wanted)
+        return replace(result_of(candidate(ARCHITECTURE, [2.0, 2.0], IMAGE_SIZE), budget_ms=5.0), classes=5)
+
+    monkeypatch.setattr(preparing, "time_candidates", time_candidates)
     folder = ExperimentDirectory(tmp_path / "out")
-    config = experiment_of(folder.path, strategies=("head",), latency_budget_ms=10_000.0, epochs=2)
-    plan = plan_only(config, recipe)
-    assert plan.candidates is not None
-    assert [row.name for row in read_candidates(folder.candidates).timed] == [ROW]
+    folder.path.mkdir()
+    interrupted = replace(result_of(candidate(ARCHITECTURE, [9.0, 9.0], IMAGE_SIZE)), classes=5, device=device_facts(), interrupted=True)
+    write_result(interrupted, folder.candidates)
+    plan = plan_only(experiment_of(folder.path, strategies=("head",), latency_budget_ms=5.0, epochs=2), recipe)
+    (wanted,) = asked
+    assert (wanted.architectures, wanted.image_sizes, wanted.classes) == ((ARCHITECTURE,), (IMAGE_SIZE,), 5)
+    assert (wanted.latency_budget_ms, wanted.output) == (5.0, folder.candidates)
+    assert not folder.candidates.exists(), "one that was interrupted is measured again"
     assert [run.name for run in plan.runs] == [f"{ROW}-head-s0"]
 
 
