@@ -208,7 +208,7 @@ def read_experiment(path: Path) -> Experiment:
             planned=tuple(content["planned"]),
             runs=tuple(Run.from_json(entry) for entry in content["runs"]),
             deployed=tuple(Deployed(**_with_interval(entry)) for entry in content["deployed"]),
-            candidates=tuple(Candidate(**_with_interval(entry)) for entry in content["candidates"]),
+            candidates=tuple(Candidate(**_with_interval(entry)) for entry in content.get("candidates", [])),
             folder=path.parent,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as cause:
