@@ -141,9 +141,11 @@ def _key(course: Course) -> list[tuple[Markup, str]]:
 
 
 def _vertical(axes: Axes, what: str) -> None:
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     if what == "accuracy":
+        # Whole percents only: the formatter would round 92.5% to 92%.
+        axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylim(top=min(1.02, axes.get_ylim()[1] + 0.01))
     else:
