@@ -29,6 +29,7 @@ class PlainView:
         self._seconds: Mapping[str, float] = {}
         self._left: list[str] = []
         self._pace = [0.0, 0.0]
+        self._running: tuple[PlannedRun, float] | None = None
 
     def note(self, text: str) -> None:
         """Print it."""
@@ -45,6 +46,7 @@ class PlainView:
 
     def started(self, run: PlannedRun) -> None:
         """Print its name."""
+        self._running = run, time.monotonic()
         self.note(f"{self._number(run)} {run.name}: expected to take {_clock(self._seconds.get(run.name, 0.0))}")
 
     def told(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
@@ -54,6 +56,7 @@ class PlainView:
 
     def ended(self, run: PlannedRun, result: Run) -> None:
         """Print what became of it."""
+        self._running = None
         self._left = [name for name in self._left if name != run.name]
         if result.failed is None:
             self._pace[0] += result.seconds
@@ -64,8 +67,12 @@ class PlainView:
         """Of the runs that have not ended, at the pace of those that have."""
         if not self._left:
             return "no runs left"
-        expected = sum(self._seconds.get(name, 0.0) for name in self._left)
-        return f"about {_clock(expected * (self._pace[0] / self._pace[1] if self._pace[1] else 1.0))} of training left"
+        pace = self._pace[0] / self._pace[1] if self._pace[1] else 1.0
+        expected = {name: pace * self._seconds.get(name, 0.0) for name in self._left}
+        if self._running is not None:
+            name = self._running[0].name
+            expected[name] = max(0.0, expected.get(name, 0.0) - (time.monotonic() - self._running[1]))
+        return f"about {_clock(sum(expected.values()))} of training left"
 
     def _number(self, run: PlannedRun) -> str:
         names = [other.name for other in self._runs]
@@ -78,7 +85,6 @@ class LiveView(PlainView):
     def __init__(self, live: Live) -> None:
         super().__init__()
         self._live, self._state, self._drawn = live, {}, 0.0  # type: tuple[Live, dict[str, str], float]
-        self._running: tuple[PlannedRun, float] | None = None
         self._note = ""
 
     def note(self, text: str) -> None:

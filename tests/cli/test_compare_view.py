@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,10 @@ def test_a_terminal_shows_all_runs_and_the_one_that_trains(screen: io.StringIO) 
         view = LiveView(live)
         view.planned(RUNS, [RUNS[0].name], SECONDS)
         view.started(RUNS[1])
+        assert view.time_left() == "about 80 s of training left"
+        view._running = RUNS[1], time.monotonic() - 15
+        assert view.time_left() == "about 65 s of training left"
+        view._running = RUNS[1], time.monotonic()
         view._drawn = 0.0
         view.told(RUNS[1], {"step": {"epoch": 3, "epochs": 16, "accuracy": 0.75}})
     shown = screen.getvalue()
