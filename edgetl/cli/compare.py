@@ -121,12 +121,10 @@ def compare(
 
 def show(found: Experiment) -> None:
     """Print an experiment for people."""
-    from edgetl.report.compare_tables import conclusions, equal_time, results, timed_before, trade_off, verdicts
+    from edgetl.report.compare_tables import all_tables, conclusions
 
-    tables = [table for network in found.networks for table in (results(found, network), equal_time(found, network))]
-    for table in (timed_before(found), *tables, trade_off(found), verdicts(found)):
-        if table is not None:
-            _print_table(table)
+    for table in all_tables(found):
+        _print_table(table)
     for sentence in conclusions(found):
         out.print(sentence, markup=False, soft_wrap=True)
 

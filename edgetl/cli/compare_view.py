@@ -123,7 +123,6 @@ class LiveView(PlainView):
 
     def ended(self, run: PlannedRun, result: Run) -> None:
         """Show what became of it."""
-        self._running = None
         self._state[run.name] = outcome(result)
         super().ended(run, result)
 

@@ -77,8 +77,9 @@ def compare(config: CompareConfig, recipe: FinetuneConfig, watcher: Watcher | No
                 failure = _train(run, plan.runs, folder, watcher)
                 if failure is not None:
                     results[run.name] = Run(**identity(run), failed=failure)
-                watcher.ended(run, results.get(run.name) or read_run(run)[0])
-                _write(gathered(results), folder)
+                found = gathered(results)
+                watcher.ended(run, next(one for one in found.runs if one.name == run.name))
+                _write(found, folder)
         found = gathered(results)
         for network in found.networks if config.bench else ():
             found = _with_deployed(found, network, folder, watcher)

@@ -11,7 +11,7 @@ from edgetl.core.comparing import EQUAL_TIME, SWEEP
 from edgetl.core.experiment import Experiment
 from edgetl.core.runs import Row
 from edgetl.core.wording import duration, percent
-from edgetl.report.drawing import LINES, draw, latency_axis
+from edgetl.report.drawing import LINES, accuracy_axis, draw, latency_axis
 from edgetl.report.figures import BLUE, GREY, ORANGE, literal
 from edgetl.report.page import figure
 
@@ -42,7 +42,7 @@ def draw_courses(title: str, rows: Sequence[Row], target: float) -> Markup:
                 axes.plot(elapsed, accuracy, marker="o", markersize=2.6, **line.style)
                 axes.plot(elapsed[-1:], accuracy[-1:], "o", color=line.colour, markersize=7, markerfacecolor="none")
         _time_axis(axes, min(times), max(times))
-        _accuracy_axis(axes)
+        accuracy_axis(axes)
         axes.set_xlabel("time since the run's start")
         axes.grid()
 
@@ -70,7 +70,7 @@ def draw_trade_off(title: str, found: Experiment) -> Markup | None:
             axes.plot([p50_ms], [row.val_accuracy], "o", color=line.colour, markersize=7)
         latency_axis(axes, min(low for *_, (low, _) in places), max(high for *_, (_, high) in places))
         axes.set_xmargin(0.15)
-        _accuracy_axis(axes)
+        accuracy_axis(axes)
         axes.set_xlabel("p50, ms for an image")
         axes.grid()
 
@@ -96,7 +96,7 @@ def draw_sweep(title: str, rows: Sequence[Row]) -> Markup | None:
             upper.plot([share] * 2, row.ci95, color=BLUE, linewidth=1.4)
             upper.plot([share] * len(row.runs), [run.val_accuracy for run in row.runs], ".", color=BLUE, markersize=5)
         upper.plot(shares, [row.val_accuracy for row in swept], color=BLUE, marker="o", markersize=5)
-        _accuracy_axis(upper)
+        accuracy_axis(upper)
         upper.grid(axis="y")
         lower.bar(shares, [row.seconds for row in swept], width=9, color=ORANGE)
         lower.set_ylabel("seconds")
@@ -123,12 +123,3 @@ def _time_axis(axes: Axes, low: float, high: float) -> None:
     else:
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} s")
-
-
-def _accuracy_axis(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-    # Whole percents only: the formatter would round 92.5% to 92%.
-    axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_ylim(top=min(1.02, axes.get_ylim()[1] + 0.01))

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from edgetl.core.experiment import Experiment
-from edgetl.report.compare_tables import TextTable, conclusions, equal_time, results, timed_before, trade_off, verdicts
+from edgetl.report.compare_tables import TextTable, all_tables, conclusions
 
 
 def compare_markdown(found: Experiment) -> str:
     """The whole of compare.md."""
-    networks = found.networks
-    before = timed_before(found)
-    tables = [
-        *([] if before is None else [before]),
-        *(table for network in networks for table in (results(found, network), equal_time(found, network)) if table is not None),
-        *(table for table in (trade_off(found), verdicts(found)) if table is not None),
-    ]
     said = "\n".join(f"- {sentence}" for sentence in conclusions(found))
     counts = found.data.get("counts", {})
     shown = ", ".join(f"{sum(classes.values())} {part} images" for part, classes in counts.items())
     images = f"{found.data.get('folder', '')}: {len(found.classes)} classes, {shown}."
     lead = f"{images} {found.device.get('cpu') or 'unknown CPU'}; {found.created}."
-    return "\n\n".join(["# Transfer learning on your images", lead, said, *map(_table, tables)]) + "\n"
+    return "\n\n".join(["# Transfer learning on your images", lead, said, *map(_table, all_tables(found))]) + "\n"
 
 
 def _table(table: TextTable) -> str:

@@ -58,6 +58,7 @@ def _sections(found: Experiment) -> list[Section]:
 
 def _summary(found: Experiment) -> Section:
     cards = []
+    sentences = conclusions(found)
     for network in found.networks:
         row = found.recommended(network)
         if row is None:
@@ -71,9 +72,9 @@ def _summary(found: Experiment) -> Section:
         one = found.deployment(network)
         if one is not None and one.p50_ms is not None:
             keys.append(("ONNX p50", Cell(f"{one.p50_ms:.2f} ms", "noisy" if one.noisy else "")))
-        said = next((sentence for sentence in conclusions(found) if sentence.startswith(f"{network}: ")), "")
+        said = next((sentence for sentence in sentences if sentence.startswith(f"{network}: ")), "")
         cards.append(card(network, keys, [paragraph(said.removeprefix(f"{network}: ").replace("`", ""))]))
-    rest = [sentence for sentence in conclusions(found) if not any(sentence.startswith(f"{network}: ") for network in found.networks)]
+    rest = [sentence for sentence in sentences if not any(sentence.startswith(f"{network}: ") for network in found.networks)]
     before = timed_before(found)
     budget = [] if before is None else [_table(before)]
     return Section("result", "Result", (*([grid("cards", cards)] if cards else []), *([bullets(rest)] if rest else []), *budget))

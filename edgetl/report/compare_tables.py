@@ -27,6 +27,12 @@ class TextTable:
         return column == self.columns[0] or column in self.words
 
 
+def all_tables(found: Experiment) -> list[TextTable]:
+    """Every table there is to show, in order."""
+    of_networks = [table for network in found.networks for table in (results(found, network), equal_time(found, network))]
+    return [table for table in (timed_before(found), *of_networks, trade_off(found), verdicts(found)) if table is not None]
+
+
 def timed_before(found: Experiment) -> TextTable | None:
     """Which networks were within the latency budget before any was trained; None without a budget."""
     return candidates_table(found.candidates, found.config["compare"].get("latency_budget_ms")) if found.candidates else None

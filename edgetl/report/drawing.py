@@ -130,6 +130,16 @@ def latency_axis(axes: Axes, low: float, high: float, which: str = "x") -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1e5 else f"{value:.0e}"))
 
 
+def accuracy_axis(axes: Axes) -> None:
+    """Shares upwards, as percent."""
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    # Whole percents only: the formatter would round 92.5% to 92%.
+    axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_ylim(top=min(1.02, axes.get_ylim()[1] + 0.01))
+
+
 def _variable(colour: str) -> str:
     return f"var(--{_VARIABLES[colour]})"
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from edgetl.core.wording import duration, percent
 from edgetl.report.bench_words import joined, number
-from edgetl.report.drawing import LINE, LINES, Line, draw, patch_mark, ring_mark
+from edgetl.report.drawing import LINE, LINES, Line, accuracy_axis, draw, patch_mark, ring_mark
 from edgetl.report.figures import BLUE, GREY, INK, ORANGE
 from edgetl.report.page import figure
 from edgetl.report.run_files import Epoch
@@ -141,13 +141,8 @@ def _key(course: Course) -> list[tuple[Markup, str]]:
 
 
 def _vertical(axes: Axes, what: str) -> None:
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
     if what == "accuracy":
-        # Whole percents only: the formatter would round 92.5% to 92%.
-        axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_ylim(top=min(1.02, axes.get_ylim()[1] + 0.01))
+        accuracy_axis(axes)
     else:
         axes.set_ylim(bottom=0)
     axes.grid(axis="y")
