@@ -76,9 +76,9 @@ def stock_bundle(tmp_path_factory: pytest.TempPathFactory, random_weights: Path)
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small data set of five classes with train/ and val/. Read only."""
-    from edgetl.train.pictures import generate_parts
+    from edgetl.train.inspection.pictures import generate_inspection
 
-    return generate_parts(tmp_path_factory.mktemp("data") / "parts", train=8, val=4, size=80)
+    return generate_inspection(tmp_path_factory.mktemp("data") / "parts", train=8, val=4, size=80)
 
 
 @pytest.fixture(scope="session")

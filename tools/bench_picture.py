@@ -19,13 +19,27 @@ WIDTH = 116
 
 def main() -> None:
     source, target = map(Path, sys.argv[1:3])
-    recorder = Console(record=True, width=WIDTH, force_terminal=True, highlight=False, file=io.StringIO())
+    recorder = recording(WIDTH)
     result = read_result(source)
     with patch.object(bench_tables, "out", recorder):
         bench_tables.show(replace(result, path=Path("bench") / source.name))
-    drawn = recorder.export_svg(title=f"edgetl bench {result.target}", unique_id="bench")
+    target.write_text(screen(recorder, f"edgetl bench {result.target}", "bench"), encoding="utf-8")
+
+
+def recording(width: int) -> Console:
+    """A terminal of so many columns that keeps what is printed on it."""
+    return Console(record=True, width=width, force_terminal=True, highlight=False, file=io.StringIO())
+
+
+def screen(recorder: Console, title: str, name: str) -> str:
+    """The terminal's picture as SVG.
+
+    Args:
+        name: for the identifiers in it: unique on a page.
+    """
+    drawn = recorder.export_svg(title=title, unique_id=name)
     # The fonts would be fetched from a server at every look; the reader's own monospace font does as well.
-    target.write_text(re.sub(r"@font-face \{.*?\}\s*|<!--.*?-->", "", drawn, flags=re.DOTALL), encoding="utf-8")
+    return re.sub(r"@font-face \{.*?\}\s*|<!--.*?-->", "", drawn, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

@@ -24,15 +24,15 @@ from edgetl.device.images import load_image
 from edgetl.device.preprocessing import preprocess
 from edgetl.export.exporting import export_run
 from edgetl.train.finetune import finetune
+from edgetl.train.inspection.pictures import generate_inspection
 from edgetl.train.models import load_run_model
-from edgetl.train.pictures import generate_parts
 from edgetl.train.splits import read_split
 
 ROOT = Path(__file__).parents[1]
 
 
 def small_run(folder: Path) -> RunDirectory:
-    data = generate_parts(folder / "data", train=20, val=10, size=96)
+    data = generate_inspection(folder / "data", train=20, val=10, size=96)
     config = FinetuneConfig(data, folder / "run", "mobilenet_v2", "none", image_size=64, epochs=3, finetune_epochs=0)
     run = finetune(config)
     export_run(run, ExportConfig())

@@ -124,12 +124,13 @@ def show(found: Experiment) -> None:
     from edgetl.report.compare_tables import all_tables, conclusions
 
     for table in all_tables(found):
-        _print_table(table)
+        print_table(table)
     for sentence in conclusions(found):
         out.print(sentence, markup=False, soft_wrap=True)
 
 
-def _print_table(shown: TextTable) -> None:
+def print_table(shown: TextTable) -> None:
+    """Print a table of ready cells."""
     from rich.markup import escape
 
     from edgetl.cli.bench_tables import plain_table
@@ -166,7 +167,7 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
     )
     note = "Expected from steps timed here on these images; nothing was trained."
     if plan.candidates is not None:
-        _print_table(candidates_table(candidates_of(plan.candidates), plan.candidates.latency_budget_ms))
-    _print_table(TextTable("Plan", ("run", "weights", "epochs", "expected time"), rows, note, ("weights", "epochs")))
+        print_table(candidates_table(candidates_of(plan.candidates), plan.candidates.latency_budget_ms))
+    print_table(TextTable("Plan", ("run", "weights", "epochs", "expected time"), rows, note, ("weights", "epochs")))
     left = len(plan.runs) - len(plan.finished)
     out.print(f"{left} of {len(plan.runs)} runs to do, about {duration(plan.seconds_left)} of training in all.")

@@ -3,81 +3,234 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from string import Template
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgetl.cli.console import out
 
-MODEL, IMAGE_SIZE, EPOCHS = "resnet18", 64, 20
-"""Of the small architectures the one that learns most from nothing in about a minute on two cores."""
-PRETRAINED_EPOCHS = 5
-TRAIN, VAL, PICTURE_SIZE, ROUNDS = 100, 20, 96, 4
+if TYPE_CHECKING:
+    from edgetl.core.experiment import Experiment
+    from edgetl.core.layout import RunDirectory
+    from edgetl.core.results import BenchResult
+    from edgetl.core.runs import Run
+
+PAGES = {"comparison.html": "what pretraining gained, image by image", "model.html": "the model: mistakes, recipe, bundle, latencies"}
+"""What is left in any case."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much the demo does: it is to take less than three minutes on two cores."""
+
+    train: int = 100
+    val: int = 40
+    """Pictures of each class."""
+    size: int = 192
+    """Pixels of a picture's side."""
+    model: str = "mobilenet_v3_small"
+    strategy: str = "full"
+    image_size: int = 160
+    budget: str = "40s"
+    """Of each training."""
+    variants: str = "fp32,int8"
+    rounds: int = 8
+
+
+SCALE = Scale()
 
 
 def demo(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write.", show_default="a new edgetl-demo")] = None,
     weights: Annotated[
-        str,
-        typer.Option(help="As in `edgetl finetune`. `none` needs no download and trains from nothing; `imagenet` shows what it costs."),
-    ] = "none",
+        str, typer.Option(help="`builtin`: shipped with edgetl. `imagenet`: torchvision's, where there is a network. Or a file.")
+    ] = "builtin",
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Leave everything in this folder, to go on with: pictures, runs, bundle, results.",
+            show_default="two pages, in edgetl-demo",
+        ),
+    ] = None,
 ) -> None:
-    """Run the whole job, offline: make pictures, fine-tune, export, bench against PyTorch, predict.
+    """Run the whole job, offline: draw parts on a conveyor, train from nothing and from pretrained weights, export, bench.
 
-    Each step prints the command that does the same on your own images.
+    Both trainings have the same time. What the pretrained one gained, what the exported file saves, and what to open stand at the end;
+    each step prints the command that does the same on your own images. It takes less than three minutes on two cores.
     """
     from edgetl.core.errors import DataError
     from edgetl.core.layout import free_name
 
-    folder = output or free_name(Path(), "edgetl-demo")
+    folder = keep or free_name(Path(), "edgetl-demo")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder} exists and is not empty. Choose another place with -o.")
-    from edgetl.cli.bench import bench
-    from edgetl.cli.export import export
-    from edgetl.cli.finetune import finetune
-    from edgetl.cli.predict import predict
-    from edgetl.train.pictures import PARTS, generate_parts
-
+        raise DataError(f"{folder} exists and is not empty. Choose another folder with --keep.")
+    _check_weights(weights)
     started = time.perf_counter()
-    data, run = folder / "data", folder / "run"
-    out.rule("1  pictures", align="left")
-    generate_parts(data, TRAIN, VAL, PICTURE_SIZE)
-    counts = f"{TRAIN * len(PARTS)} training and {VAL * len(PARTS)} validation pictures"
-    out.print(f"{counts} of {', '.join(sorted(PARTS))}: {data}", soft_wrap=True)
+    with _workshop(folder, keep is not None) as work:
+        found, best, result = _work(work, weights)
+        _show(found, best, result)
+    out.print()
+    out.print(f"Done in {time.perf_counter() - started:.0f} s. Open")
+    for page, what in PAGES.items():
+        out.print(f"  {folder / page!s:<34} {what}", markup=False, soft_wrap=True)
+    if keep is None:
+        out.print("With --keep DIR the pictures, runs, bundle and results stay. On your own images: edgetl compare DATA --weights builtin")
+    else:
+        out.print(f"All else lies in {folder}; {folder / 'README.md'} says what is what and how to go on.", markup=False, soft_wrap=True)
 
-    epochs, finetune_epochs = (EPOCHS, 0) if weights == "none" else (PRETRAINED_EPOCHS, PRETRAINED_EPOCHS)
-    _step(
-        "2  fine-tune", "finetune", data, "-o", run, "--model", MODEL, "--weights", weights, "--image-size", IMAGE_SIZE,
-        "--epochs", epochs, "--finetune-epochs", finetune_epochs,
+
+def _check_weights(weights: str) -> None:
+    """Before anything is written: downloads them where they come from a server."""
+    from edgetl.cli.importing import heavy_imports
+    from edgetl.core.errors import ConfigError
+
+    with heavy_imports():
+        from edgetl.train.weights import read_weights
+    if read_weights(weights, SCALE.model) is None:
+        raise ConfigError("--weights none is what pretrained weights are compared with: give builtin, imagenet, or a file.")
+
+
+@contextmanager
+def _workshop(folder: Path, keep: bool) -> Iterator[Path]:
+    """Where to work; nothing but the pages is left of it where `folder` is not to keep everything."""
+    if keep:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="edgetl-demo-") as name:
+        yield Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for page in PAGES:
+            shutil.copy(Path(name) / page, folder / page)
+
+
+def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
+    from edgetl.cli.compare_view import watching
+    from edgetl.cli.importing import heavy_imports
+    from edgetl.cli.progress import measuring, steps
+    from edgetl.core.benching import BenchConfig
+    from edgetl.core.comparing import CompareConfig
+    from edgetl.core.config import ExportConfig
+    from edgetl.core.finetuning import FinetuneConfig
+    from edgetl.core.layout import RunDirectory
+    from edgetl.core.options import parse_duration
+
+    with heavy_imports():
+        from edgetl.device.bench.run import bench
+        from edgetl.experiment.comparing import compare
+        from edgetl.export.exporting import export_run
+        from edgetl.train.inspection.pictures import CLASSES, generate_inspection
+
+    scale, data = SCALE, folder / "data"
+    _title(1, f"Parts on a conveyor: {', '.join(CLASSES)}")
+    generate_inspection(data, scale.train, scale.val, scale.size)
+    out.print(f"{len(CLASSES) * scale.train} training and {len(CLASSES) * scale.val} validation pictures, {scale.size} pixels, drawn here.")
+
+    _title(2, "From nothing and from pretrained weights, in the same time")
+    _command(
+        "compare", "data", "--models", scale.model, "--weights", weights, "--strategies", f"scratch,{scale.strategy}", "--seeds", 1,
+        "--image-size", scale.image_size, "--budget", scale.budget, "--no-bench", "-o", "comparison",
     )  # fmt: skip
-    finetune(data, run, model=MODEL, weights=weights, image_size=IMAGE_SIZE, epochs=epochs, finetune_epochs=finetune_epochs)
+    settings = CompareConfig(
+        folder / "comparison", (scale.model,), ("scratch", scale.strategy), 1, (scale.image_size,),
+        budget_s=parse_duration(scale.budget), bench=False,
+    )  # fmt: skip
+    with watching() as watcher:
+        found = compare(settings, FinetuneConfig(data.absolute(), weights=weights), watcher)
+    best = _pretrained(found)
+    for trained in found.runs:
+        out.print(f"{trained.strategy:<8} {trained.val_accuracy:.1%} after {len(trained.epochs)} epochs", markup=False)
 
-    _step("3  export", "export", run)
-    export(str(run))
+    run = RunDirectory(folder / "comparison" / best.folder)
+    shown = run.path.relative_to(folder)
+    _title(3, "One file for the device, proven equal to PyTorch, and a smaller one in int8")
+    _command("export", shown, "--variants", scale.variants)
+    with steps() as progress:
+        export_run(run, ExportConfig(variants=tuple(scale.variants.split(","))), progress)
 
-    _step("4  bench", "bench", run, "--rounds", ROUNDS)
-    bench([str(run)], rounds=ROUNDS)
+    _title(4, "Timed against PyTorch")
+    _command("bench", shown, "--scope", "model", "--rounds", scale.rounds)
+    with measuring() as blocks:
+        result = bench(BenchConfig(run.path, scopes=("model",), rounds=scale.rounds), blocks)
 
-    picture = data / "val/gear/gear_0000.jpg"
-    _step("5  predict", "predict", run / "bundle", picture, "--top-k", 3)
-    predict(run / "bundle", [str(picture)], top_k=3)
+    _title(5, "Reports")
+    _command("report", shown)
+    _write_pages(folder, found, run)
+    return found, best, result
 
+
+def _pretrained(found: Experiment) -> Run:
+    from edgetl.core.errors import RunError
+
+    for failed in found.failed:
+        raise RunError(f"{failed.name} failed: {failed.failed}")
+    return next(run for run in found.runs if run.strategy == SCALE.strategy)
+
+
+def _write_pages(folder: Path, found: Experiment, run: RunDirectory) -> None:
+    from functools import partial
+
+    from edgetl.core.files import write_text
+    from edgetl.report.bench_files import kept_results
+    from edgetl.report.compare_page import compare_report
+    from edgetl.report.page import write_page
+    from edgetl.report.run_files import read_run
+    from edgetl.report.run_page import run_report
+
+    comparison, model = (folder / page for page in PAGES)
+    write_page(comparison, partial(compare_report, found))
+    write_page(model, partial(run_report, read_run(run.path), kept_results(run)))
+    write_text(folder / "README.md", _README.substitute(run=run.path.relative_to(folder), model=SCALE.model))
+
+
+_README = Template("""\
+# What `edgetl demo` left
+
+| | |
+| --- | --- |
+| data/ | the pictures: train/ and val/, a folder for each class |
+| comparison/ | both trainings, side by side: compare.json, report.html, and a run directory each in runs/ |
+| $run | the pretrained one: weights, metrics, plots |
+| $run/bundle | all that a device needs; copy this folder |
+| $run/bench | every latency that was measured |
+| comparison.html, model.html | what to look at |
+
+Go on, in this folder:
+
+    edgetl predict $run/bundle data/val/scratched/scratched_0000.jpg
+    edgetl finetune data --model $model --weights builtin -o runs/mine     a longer training of your own; `edgetl finetune -h`
+    edgetl bench $run                                      all scopes, for figures to keep
+    edgetl report $run                                     the page anew
+
+Put photos of your own into data/train/CLASS and data/val/CLASS, and the same commands do the same with them.
+""")
+
+
+def _show(found: Experiment, best: Run, result: BenchResult) -> None:
+    from edgetl.cli.compare import print_table
+    from edgetl.core.layout import RunDirectory
+    from edgetl.report.bundle_files import read_bundle
+    from edgetl.report.outcome import accuracy_gained, latency_gained
+
+    scratch, pretrained = (next(row for row in found.rows if row.first.strategy == name) for name in ("scratch", SCALE.strategy))
+    bundle = read_bundle(RunDirectory(found.folder / best.folder).bundle)
     out.print()
-    out.rule("what lies where", align="left")
-    for path, what in (
-        (data, "the pictures"),
-        (run, "the run: weights, metrics, split"),
-        (run / "plots", "curves, confusion matrix, worst mistakes"),
-        (run / "bundle", "all that a device needs; copy this folder"),
-        (run / "bench", "the benchmark's raw result"),
-    ):
-        out.print(f"  {path!s:<32} {what}", markup=False, soft_wrap=True)
-    out.print(f"Done in {time.perf_counter() - started:.0f} s. On your own images: edgetl finetune DATA", markup=False)
+    print_table(accuracy_gained(found, scratch, pretrained))
+    print_table(latency_gained(bundle, result, best.val_accuracy))
 
 
-def _step(title: str, *command: object) -> None:
+def _title(number: int, text: str) -> None:
     out.print()
-    out.rule(title, align="left")
+    out.print(f"{number}  {text}", style="bold", markup=False, soft_wrap=True)
+
+
+def _command(*command: object) -> None:
     out.print("$ edgetl " + shlex.join(map(str, command)), style="dim", markup=False, soft_wrap=True)

@@ -42,6 +42,9 @@ def export(
         str | None, typer.Option(metavar="5ms", help="Largest p50 of the recommended variant on this machine.", show_default="no limit")
     ] = None,
     optimise: Annotated[str, typer.Option(help="What the recommended variant is best at: `latency` or `size`.")] = "latency",
+    search: Annotated[
+        str, typer.Option(help="For int8: `thorough`, every way to quantize, with repairs; `quick`, what is chosen most often, without.")
+    ] = "thorough",
     ort_format: Annotated[
         bool, typer.Option("--ort-format", help="Write each variant as .ort too, for minimal builds of ONNX Runtime.")
     ] = False,
@@ -70,6 +73,7 @@ def export(
         max_accuracy_drop=max_accuracy_drop,
         max_latency_ms=None if max_latency is None else parse_milliseconds(max_latency),
         optimise=optimise,  # type: ignore[arg-type]
+        search=search,  # type: ignore[arg-type]
         ort_format=ort_format,
     )
     # A folder may be called like an architecture; only a run directory, or what cannot be an architecture, is taken for a run.

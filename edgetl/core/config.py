@@ -12,6 +12,7 @@ from edgetl.core.registry import QUANTIZERS
 InputKind = Literal["image", "tensor"]
 GoldenKind = Literal["validation", "generated"]
 Goal = Literal["latency", "size"]
+Search = Literal["thorough", "quick"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class ExportConfig:
     """Largest p50 of the recommended variant on this machine, one image, network only."""
     optimise: Goal = "latency"
     """What the recommended variant is best at, of those within the two limits."""
+    search: Search = "thorough"
+    """For int8: `thorough` tries every way to quantize and repairs what loses too much; `quick` tries what is chosen most often."""
     ort_format: bool = False
     """Write each variant in ONNX Runtime's own format as well, for minimal builds."""
 
@@ -50,6 +53,7 @@ class ExportConfig:
             [
                 f"--variants knows {', '.join(known)}, not {', '.join(map(repr, unknown))}." if unknown else None,
                 one_of("--optimise", self.optimise, Goal),
+                one_of("--search", self.search, Search),
                 None if 0 <= self.max_accuracy_drop <= 100 else f"--max-accuracy-drop is 0 to 100 points, not {self.max_accuracy_drop:g}.",
                 None if self.max_latency_ms is None or self.max_latency_ms > 0 else "--max-latency is above 0.",
                 one_of("--input", self.input, InputKind),

@@ -154,6 +154,7 @@ def _export(model: RunModel, sources: _Sources, output: Path, config: ExportConf
             partial(_quantization_images, sources, model),
             config.max_accuracy_drop,
             notify,
+            quick=config.search == "quick",
         )
         made = [make_variant(name, task, workshop) for name in dict.fromkeys(config.variants) if name != "fp32"]
         if made or config.max_latency_ms is not None:

@@ -25,6 +25,8 @@ class Task:
     """Points of top-1 that may be lost."""
     notify: Callable[[str, int, int], None]
     """Told of each step in words, with how much of it is done."""
+    quick: bool = False
+    """Try what is chosen most often, and repair nothing."""
 
     @cached_property
     def images(self) -> QuantizationImages:

@@ -22,6 +22,8 @@ from edgetl.export.trial import Referee, Score
 
 _SLOWER = 1.25
 """A candidate that takes this much longer than the fastest is out; nearer ones differ by noise, and accuracy decides."""
+_HOPELESS = 2.0
+"""A type of activations is given up when its fastest takes so many times the other's slowest."""
 _NAMED = 5
 """Worst layers that are named."""
 _MOST_RESTORED = 0.5
@@ -59,8 +61,11 @@ def static_int8(task: Task) -> Quantized:
     return _Search(task).run()
 
 
-def schemes(has_vnni: bool) -> Iterator[Scheme]:
-    """Everything that is tried on a CPU."""
+def schemes(has_vnni: bool, quick: bool = False) -> Iterator[Scheme]:
+    """Everything that is tried on a CPU; quickly, what is chosen most often."""
+    if quick:
+        yield from (Scheme(method, True, "uint8", reduce_range=not has_vnni) for method in ("percentile", "minmax"))
+        return
     for method, per_channel in product(METHODS, (True, False)):
         yield Scheme(method, per_channel, "uint8", reduce_range=not has_vnni)
         yield Scheme(method, per_channel, "int8", reduce_range=not has_vnni)
@@ -85,17 +90,19 @@ class _Search:
         task.notify("Observing activations for int8", 0, 0)
         self._calibration = Calibration(self._network, task.images.calibration)
         vnni = multiplies_8_bit()
-        wanted = list(schemes(vnni))
+        self._float = self._referee.score(task.network)
+        wanted = list(schemes(vnni, task.quick))
         for number, scheme in enumerate(wanted):
             task.notify("Searching for int8", number, len(wanted))
-            self._try(scheme)
+            if not self._is_hopeless(scheme):
+                self._try(scheme)
         best = self._corrected(self._best(self.tried))
         if not self._fits(best):
             best = self._repaired(best)
         report = {
             "calibration_images": len(task.images.calibration),
             "held_back_images": len(task.images.held_back),
-            "float": self._referee.score(task.network).to_json(),
+            "float": self._float.to_json(),
             "vnni": vnni,
             "chosen": self.tried.index(best),
             "fits": self._fits(best),
@@ -111,14 +118,22 @@ class _Search:
         self.tried.append(candidate)
         return candidate
 
+    def _is_hopeless(self, scheme: Scheme) -> bool:
+        # Of another type of activations all that was tried takes twice as long as the slowest of the first: no range will mend that.
+        own = [candidate.score.ms for candidate in self.tried if candidate.scheme.activations == scheme.activations]
+        others = [candidate.score.ms for candidate in self.tried if candidate.scheme.activations != scheme.activations]
+        return bool(own and others) and min(own) > _HOPELESS * max(others)
+
     def _fits(self, candidate: Candidate) -> bool:
         return candidate.score.drop <= self.task.max_drop
 
     def _best(self, candidates: list[Candidate]) -> Candidate:
-        # Those that fit the budget; of these the fast ones; of these the one nearest to float. None fits: the one that loses least.
+        # Those that fit the budget; of these the fast ones; of these the one nearest to float. None fits: of those that are any faster than
+        # float, if there are, the one that loses least.
         fitting = [candidate for candidate in candidates if self._fits(candidate)]
         if not fitting:
-            return min(candidates, key=lambda candidate: (candidate.score.drop, -candidate.score.sqnr_db))
+            faster = [candidate for candidate in candidates if candidate.score.ms < self._float.ms]
+            return min(faster or candidates, key=lambda candidate: (candidate.score.drop, -candidate.score.sqnr_db))
         fastest = min(candidate.score.ms for candidate in fitting)
         fast = [candidate for candidate in fitting if candidate.score.ms <= _SLOWER * fastest]
         return max(fast, key=lambda candidate: candidate.score.sqnr_db)
@@ -132,6 +147,8 @@ class _Search:
         return found if self._corrects else best
 
     def _repaired(self, best: Candidate) -> Candidate:
+        if self.task.quick:
+            return best
         repairs = ((self._as_it_was, "activations in float"), (self._equalised, "cross-layer equalisation"))
         for repair, name in repairs:
             self.task.notify(f"Repairing int8: {name}", 0, 0)

@@ -53,7 +53,7 @@ def test_device_packages_without_the_training_stack(stock_bundle: Path, parts: P
     """predict in an interpreter where torch and its company cannot be imported."""
     blocked = ("torch", "torchvision", "albumentations", "cv2", "onnx", "onnxscript", "safetensors", "matplotlib", "scipy")
     code = BLOCKER.format(blocked=blocked) + "from edgetl.cli.app import main\nmain()\n"
-    done = python(code, "predict", stock_bundle, parts / "val/nut", "--json")
+    done = python(code, "predict", stock_bundle, parts / "val/good", "--json")
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["images"]) == 4
 

@@ -20,7 +20,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def photos(tmp_path: Path, parts: Path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
-    for path in sorted((parts / "val/gear").iterdir())[:3]:
+    for path in sorted((parts / "val/good").iterdir())[:3]:
         shutil.copy(path, folder)
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     return folder
@@ -42,7 +42,7 @@ def test_json_holds_every_file_and_the_good_ones_are_done(edgetl: Run, stock_bun
 
 
 def test_an_argument_that_names_nothing_does_not_stop_the_rest(edgetl: Run, stock_bundle: Path, photos: Path) -> None:
-    done = edgetl("predict", stock_bundle, "nothing.jpg", photos / "gear_0000.jpg", photos / "*.txt", "--csv", "-k", 1)
+    done = edgetl("predict", stock_bundle, "nothing.jpg", photos / "good_0000.jpg", photos / "*.txt", "--csv", "-k", 1)
     assert done.returncode == 1
     assert len(list(csv.DictReader(io.StringIO(done.stdout)))) == 1
     assert "Nothing at nothing.jpg" in done.stderr

@@ -116,7 +116,8 @@ class _Training:
             {"params": [one for one in parameters if one.dim() > 1], "weight_decay": recipe.weight_decay},
             {"params": [one for one in parameters if one.dim() <= 1], "weight_decay": 0.0},
         ]
-        self._optimiser = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
+        # A short memory of squared gradients: with the usual 0.999 a step that follows on a calm stretch is too long.
+        self._optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.99), fused=True)
         self._parts: dict[str, nn.Module | torch.optim.Optimizer] = {
             "network": self._network,
             "average": self._average,
@@ -184,6 +185,7 @@ class _Training:
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._network.parameters(), recipe.clip_gradient)
         self._optimiser.step()
         self._average.update_parameters(self._network)
         self.step += 1

@@ -1,0 +1,64 @@
+"""The one screen of a whole job: every figure on it is one of the artifacts'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgetl.report.bundle_files import read_bundle
+from edgetl.report.outcome import accuracy_gained, latency_gained
+from tests.bundles import colour_logits, colour_model, write_bundle, write_pictures
+from tests.experiments import made_experiment
+from tests.report.benches import bench_result, bench_row
+
+M = "mobilenet_v3_small-160"
+
+
+def test_training_from_nothing_beside_pretrained() -> None:
+    found = made_experiment({f"{M}/scratch": (0.4, 40.0), f"{M}/full": (0.8, 36.0)})
+    shown = accuracy_gained(found, *(next(row for row in found.rows if row.first.strategy == name) for name in ("scratch", "full")))
+    accuracy, time, until = shown.rows
+    assert accuracy[:3] == ("validation accuracy", "40.0%", "80.0%")
+    assert accuracy[3].startswith("+40.0 [")
+    assert accuracy[3].endswith("points: more accurate")
+    assert time[1:3] == ("40 s", "36 s")
+    assert until == ("until 40.0%", "40 s", "18 s", "2.2 times as soon"), "a run rises evenly: half of 36 s"
+
+
+def test_a_pretrained_run_that_never_gets_there() -> None:
+    found = made_experiment({f"{M}/scratch": (0.6, 40.0), f"{M}/full": (0.5, 36.0)})
+    shown = accuracy_gained(found, *(next(row for row in found.rows if row.first.strategy == name) for name in ("scratch", "full")))
+    assert shown.rows[2] == ("until 60.0%", "40 s", "—", "")
+    assert "-10.0" in shown.rows[0][3]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    import numpy as np
+    from PIL import Image
+
+    pictures = write_pictures(tmp_path / "golden")
+    logits = np.stack([colour_logits(np.asarray(Image.open(path))) for path in pictures])
+    return write_bundle(tmp_path, {"fp32": colour_model(), "int8": colour_model()}, logits)
+
+
+def test_pytorch_beside_every_file(bundle: Path) -> None:
+    rows = (
+        bench_row("pytorch", "fp32", 9.0), bench_row("onnxruntime", "fp32", 3.0), bench_row("onnxruntime", "int8", 1.5),
+        bench_row("onnxruntime", "int8", 4.0, scope="file"),
+    )  # fmt: skip
+    shown = latency_gained(read_bundle(bundle), bench_result(rows), 0.875)
+    assert [row[0] for row in shown.rows] == ["PyTorch", "ONNX fp32", "ONNX int8 *"], (
+        "scope file is left out, the recommended one is marked"
+    )
+    assert [float(row[2].split()[0]) for row in shown.rows] == pytest.approx([1, 3, 6], rel=0.03)
+    assert [row[3] for row in shown.rows] == ["", "faster", "faster"]
+    assert [row[5] for row in shown.rows] == ["87.5%", "—", "—"], "the bundle of this test has no accuracies"
+
+
+def test_a_file_that_answers_wrongly_is_called_so(bundle: Path) -> None:
+    gate = {"checked": True, "passed": False, "reason": "3 of 8 images"}
+    wrong = bench_row("onnxruntime", "int8", 1.0, rounds=0, gate=gate)
+    shown = latency_gained(read_bundle(bundle), bench_result((bench_row("pytorch", "fp32", 9.0), wrong)), 0.5)
+    assert shown.rows[1][1:4] == ("—", "", "does not answer as PyTorch")
