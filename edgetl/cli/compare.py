@@ -165,7 +165,10 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
         )
         for run in plan.runs
     )
+    budgets = {run.config.budget_s for run in plan.runs}
     note = "Expected from steps timed here on these images; nothing was trained."
+    if None not in budgets:
+        note = "Each run ends within --budget, so nothing was timed; nothing was trained."
     if plan.candidates is not None:
         print_table(candidates_table(candidates_of(plan.candidates), plan.candidates.latency_budget_ms))
     print_table(TextTable("Plan", ("run", "weights", "epochs", "expected time"), rows, note, ("weights", "epochs")))

@@ -34,15 +34,15 @@ class Scale:
     train: int = 100
     val: int = 40
     """Pictures of each class."""
-    size: int = 192
+    size: int = 128
     """Pixels of a picture's side."""
     model: str = "mobilenet_v3_small"
     strategy: str = "full"
-    image_size: int = 160
+    image_size: int = 112
     budget: str = "40s"
     """Of each training."""
     variants: str = "fp32,int8"
-    rounds: int = 8
+    rounds: int = 4
 
 
 SCALE = Scale()
@@ -124,6 +124,7 @@ def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
     from edgetl.core.options import parse_duration
 
     with heavy_imports():
+        from edgetl.device.bench.protocol import QUICK
         from edgetl.device.bench.run import bench
         from edgetl.experiment.comparing import compare
         from edgetl.export.exporting import export_run
@@ -152,14 +153,14 @@ def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
     run = RunDirectory(folder / "comparison" / best.folder)
     shown = run.path.relative_to(folder)
     _title(3, "One file for the device, proven equal to PyTorch, and a smaller one in int8")
-    _command("export", shown, "--variants", scale.variants)
+    _command("export", shown, "--variants", scale.variants, "--search", "quick")
     with steps() as progress:
-        export_run(run, ExportConfig(variants=tuple(scale.variants.split(","))), progress)
+        export_run(run, ExportConfig(variants=tuple(scale.variants.split(",")), search="quick"), progress)
 
     _title(4, "Timed against PyTorch")
     _command("bench", shown, "--scope", "model", "--rounds", scale.rounds)
     with measuring() as blocks:
-        result = bench(BenchConfig(run.path, scopes=("model",), rounds=scale.rounds), blocks)
+        result = bench(BenchConfig(run.path, scopes=("model",), rounds=scale.rounds), blocks, QUICK)
 
     _title(5, "Reports")
     _command("report", shown)

@@ -24,7 +24,6 @@ from edgetl.experiment.watching import Watcher
 from edgetl.export.candidates import time_candidates
 from edgetl.train.folders import find_files
 from edgetl.train.networks import known_architecture
-from edgetl.train.planning import LONGEST
 
 _FIRST_DECIDED = ("seed", "output")
 
@@ -137,17 +136,15 @@ def _expected(runs: Sequence[PlannedRun], watcher: Watcher, scratch: Path) -> di
     row_of = {run.name: rows[run.timed_by] if run.timed_by else run.row for run in runs}
     open_ = {row_of[run.name] for run in runs if not is_finished(run)}
     kinds = {run.row: run for run in reversed(runs) if run.row in open_}
+    if all(run.config.budget_s for run in kinds.values()):
+        # Nothing to be timed: that is what a run takes at most.
+        return {run.name: run.config.budget_s or 0.0 for run in runs if row_of[run.name] in kinds}
     watcher.note(f"Timing steps of {len(kinds)} kinds of runs before anything is trained.")
     found: list[float] = []
     task = {"task": "estimate", "configs": [replace(run.config, output=scratch / "unused").to_json() for run in kinds.values()]}
     run_task(task, scratch / "estimate.log", lambda message: found.append(message["seconds"]), scratch)
     seconds = dict(zip(kinds, found, strict=True))
-    # With a budget a run has up to LONGEST times the recipe's epochs.
-    return {
-        run.name: min(run.config.budget_s or math.inf, seconds[row_of[run.name]] * (LONGEST if run.config.budget_s else 1))
-        for run in runs
-        if row_of[run.name] in seconds
-    }
+    return {run.name: seconds[row_of[run.name]] for run in runs if row_of[run.name] in seconds}
 
 
 def _timed(

@@ -17,6 +17,7 @@ from edgetl.core.config import ExportConfig
 from edgetl.core.errors import DataError
 from edgetl.core.layout import BundleDirectory, RunDirectory
 from edgetl.device.allocator import keep_freed_memory
+from edgetl.device.bench.protocol import QUICK
 from edgetl.device.bundle import Bundle, Variant, open_bundle
 from edgetl.device.images import IMAGE_SUFFIXES
 from edgetl.export.accounting import ProofImages
@@ -178,7 +179,7 @@ def _compared(
     """The variants with their latencies, and with the operators to blame where one is not faster."""
     # The benchmark takes whole bundles; this one is moved to its place, and its manifest written anew, when all is done.
     write_manifest(directory, variants, manifest)
-    found = variant_latencies(directory.path, task.notify)
+    found = variant_latencies(directory.path, task.notify, QUICK if task.quick else None)
     timed = [replace(variant, latency=found[variant.name]) for variant in variants]
     by_name = {one.variant.name: one for one in made}
     return [replace(by_name[variant.name], variant=variant).with_blame() if variant.name in by_name else variant for variant in timed]

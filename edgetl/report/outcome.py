@@ -10,24 +10,35 @@ from edgetl.core.wording import MISSING, duration, milliseconds, percent
 from edgetl.report.bundle_files import BundleCard
 from edgetl.report.compare_tables import TextTable, points
 
+_GUESSED = 1.25
+"""Times the share that guessing gets right."""
+
 
 def accuracy_gained(found: Experiment, scratch: Row, pretrained: Row) -> TextTable:
     """Two rows of an experiment: accuracy, time, and when the pretrained one passed what the other ended with."""
     pair = found.pair(pretrained.name, scratch.name)
     gained = "" if pair is None else f"{points(pair)} points: {pair.verdict}"
-    passed = pretrained.seconds_to(scratch.val_accuracy)
-    sooner = "" if passed is None else f"{_best(scratch) / passed:.1f} times as soon"
-    cells = (
+    cells = [
         ("validation accuracy", percent(scratch.val_accuracy), percent(pretrained.val_accuracy), gained),
         ("time", duration(scratch.seconds), duration(pretrained.seconds), ""),
-        (f"until {percent(scratch.val_accuracy)}", duration(_best(scratch)), MISSING if passed is None else duration(passed), sooner),
-    )
+    ]
+    for accuracy in sorted({scratch.val_accuracy, pretrained.val_accuracy}):
+        # What one guesses is passed by any first epoch, and says nothing of time.
+        if accuracy >= _GUESSED / len(found.classes):
+            cells.append(
+                (
+                    f"until {percent(accuracy)}",
+                    _until(scratch, accuracy),
+                    _until(pretrained, accuracy),
+                    _sooner(scratch, pretrained, accuracy),
+                )
+            )
     note = (
         f"{len(scratch.first.answers)} validation images of {len(found.classes)} classes; {scratch.network}, trained on "
         f"{scratch.first.train_images} images."
     )
     columns = ("trained", "from nothing", "pretrained", "gained [95%]")
-    return TextTable("Training, in the same time", columns, cells, note, ("gained [95%]",))
+    return TextTable("Training, in the same time", columns, tuple(cells), note, ("gained [95%]",))
 
 
 def latency_gained(bundle: BundleCard, result: BenchResult, accuracy: float) -> TextTable:
@@ -49,10 +60,14 @@ def latency_gained(bundle: BundleCard, result: BenchResult, accuracy: float) -> 
     return TextTable("Latency, size", columns, cells, note, ("verdict",))
 
 
-def _best(scratch: Row) -> float:
-    """Seconds until its own best epoch had ended."""
-    seconds = scratch.seconds_to(scratch.val_accuracy)
-    return scratch.seconds if seconds is None else seconds
+def _until(row: Row, accuracy: float) -> str:
+    seconds = row.seconds_to(accuracy)
+    return f"not in {duration(row.seconds)}" if seconds is None else duration(seconds)
+
+
+def _sooner(scratch: Row, pretrained: Row, accuracy: float) -> str:
+    own, other = pretrained.seconds_to(accuracy), scratch.seconds_to(accuracy)
+    return "" if own is None or other is None else f"{other / own:.1f} times as soon"
 
 
 def _timed(result: BenchResult, row: Timed, recommended: bool) -> tuple[str, ...]:

@@ -16,21 +16,28 @@ M = "mobilenet_v3_small-160"
 
 
 def test_training_from_nothing_beside_pretrained() -> None:
-    found = made_experiment({f"{M}/scratch": (0.4, 40.0), f"{M}/full": (0.8, 36.0)})
+    found = made_experiment({f"{M}/scratch": (0.6, 40.0), f"{M}/full": (0.8, 36.0)})
     shown = accuracy_gained(found, *(next(row for row in found.rows if row.first.strategy == name) for name in ("scratch", "full")))
-    accuracy, time, until = shown.rows
-    assert accuracy[:3] == ("validation accuracy", "40.0%", "80.0%")
-    assert accuracy[3].startswith("+40.0 [")
+    accuracy, time, *until = shown.rows
+    assert accuracy[:3] == ("validation accuracy", "60.0%", "80.0%")
+    assert accuracy[3].startswith("+20.0 [")
     assert accuracy[3].endswith("points: more accurate")
     assert time[1:3] == ("40 s", "36 s")
-    assert until == ("until 40.0%", "40 s", "18 s", "2.2 times as soon"), "a run rises evenly: half of 36 s"
+    # A run rises evenly in four epochs.
+    assert until == [("until 60.0%", "40 s", "27 s", "1.5 times as soon"), ("until 80.0%", "not in 40 s", "36 s", "")]
 
 
-def test_a_pretrained_run_that_never_gets_there() -> None:
-    found = made_experiment({f"{M}/scratch": (0.6, 40.0), f"{M}/full": (0.5, 36.0)})
+def test_what_is_guessed_says_nothing_of_time() -> None:
+    found = made_experiment({f"{M}/scratch": (0.5, 40.0), f"{M}/full": (0.8, 36.0)})
     shown = accuracy_gained(found, *(next(row for row in found.rows if row.first.strategy == name) for name in ("scratch", "full")))
-    assert shown.rows[2] == ("until 60.0%", "40 s", "—", "")
-    assert "-10.0" in shown.rows[0][3]
+    assert [row[0] for row in shown.rows] == ["validation accuracy", "time", "until 80.0%"], "two classes: a half is guessed"
+
+
+def test_a_pretrained_run_that_is_worse() -> None:
+    found = made_experiment({f"{M}/scratch": (0.9, 40.0), f"{M}/full": (0.7, 36.0)})
+    shown = accuracy_gained(found, *(next(row for row in found.rows if row.first.strategy == name) for name in ("scratch", "full")))
+    assert shown.rows[-1] == ("until 90.0%", "40 s", "not in 36 s", "")
+    assert "-20.0" in shown.rows[0][3]
 
 
 @pytest.fixture

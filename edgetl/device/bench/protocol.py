@@ -39,3 +39,7 @@ class BenchProtocol:
     """Length of a window of a sustained run."""
     profiled_runs: int = 50
     """Runs that an operator's time is the median of."""
+
+
+QUICK = BenchProtocol(block_seconds=0.4)
+"""Where a figure is to be had soon, and the number of rounds says what it is worth."""

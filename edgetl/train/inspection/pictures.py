@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgetl.device.cores import available_cores
 from edgetl.train.inspection.camera import Scene
 from edgetl.train.inspection.defects import SURFACE_DEFECTS, Defect
 from edgetl.train.inspection.shapes import blank
@@ -16,8 +18,8 @@ from edgetl.train.inspection.textures import Key, Plane
 
 CLASSES = ("dented", "good", "missing_hole", "scratched", "stained")
 TRIES = 12
-STRENGTH = 0.9, 2.2
-VISIBLE_SHARE, VISIBLE_LEVELS = 0.0012, 10
+STRENGTH = 1.8, 3.6
+VISIBLE_SHARE, VISIBLE_LEVELS = 0.006, 24
 """A defect must change so much of the part's frame by so many grey levels above the noise."""
 
 
@@ -30,13 +32,22 @@ def generate_inspection(folder: Path, train: int = 100, val: int = 40, size: int
     Returns:
         `folder`.
     """
+    wanted = []
     for label_index, label in enumerate(CLASSES):
         for split_index, (split, count) in enumerate((("train", train), ("val", val))):
             target = folder / split / label
             target.mkdir(parents=True, exist_ok=True)
-            for number in range(count):
-                pixels, quality = photograph(label, (seed, split_index, label_index, number), size)
-                Image.fromarray(pixels).save(target / f"{label}_{number:04d}.jpg", quality=quality)
+            wanted += [(label, (seed, split_index, label_index, number), target / f"{label}_{number:04d}.jpg") for number in range(count)]
+
+    def draw(picture: tuple[str, Key, Path]) -> None:
+        label, key, path = picture
+        pixels, quality = photograph(label, key, size)
+        Image.fromarray(pixels).save(path, quality=quality)
+
+    # NumPy and OpenCV let other threads run while they compute.
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for _ in pool.map(draw, wanted):
+            pass
     return folder
 
 
