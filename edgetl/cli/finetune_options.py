@@ -25,8 +25,12 @@ def _option(panel: str, field: str, text: str, unset: str = "", **more: Any) -> 
 
 
 Data = Annotated[
-    Path,
+    Path | None,
     typer.Argument(help="A folder with train/ and val/ folders of classes, or one folder of classes.", metavar="DATA", show_default=False),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option("--resume", metavar="RUN", help="Go on with a run that was ended, from its last checkpoint; takes nothing else."),
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="The run directory to write.", show_default="runs/<data>-<model>")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing run directory.")]
