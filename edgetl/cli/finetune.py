@@ -59,6 +59,7 @@ def finetune(
     class_weights: options.ClassWeighting = None,
     sampling: options.SamplingKind = None,
     val_split: options.ValSplit = None,
+    allow_leaks: options.AllowLeaks = None,
     seed: options.Seed = None,
     split_seed: options.SplitSeed = None,
     device: options.DeviceKind = None,

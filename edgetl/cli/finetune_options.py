@@ -153,6 +153,15 @@ ValSplit = Annotated[
         "Share of each class held back for validation where DATA has no val/ of its own; 0 trains without validation.",
     ),
 ]
+AllowLeaks = Annotated[
+    bool | None,
+    typer.Option(
+        "--allow-leaks",
+        help="Train though images are in both train/ and val/; accuracy is then flattered.",
+        rich_help_panel=DATA,
+        show_default=False,
+    ),
+]
 Seed = Annotated[int | None, _option(DATA, "seed", "Seed of the head, the order of images, the augmentation and the split.")]
 SplitSeed = Annotated[
     int | None,

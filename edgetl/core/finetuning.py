@@ -95,6 +95,8 @@ class FinetuneConfig:
 
     val_split: float = 0.2
     """Share of each class held back for validation where DATA has no val/ of its own; 0 trains without validation."""
+    allow_leaks: bool = False
+    """Train though images of DATA's own val/ are in its train/ as well; without it that is refused."""
     seed: int = 0
     """Seed of the head, the order of images, the augmentation, and the split."""
     split_seed: int | None = None

@@ -68,7 +68,7 @@ def prepare(config: FinetuneConfig, run: RunDirectory, progress: Progress) -> Pr
     weights = read_weights(config.weights, config.model)
     budget = free_memory_bytes() // 4 if config.cache_budget is None else config.cache_budget
     decoded = DecodedImages(budget, max(_LEAST_SIDE, 3 * preprocessing.resize))
-    data = read_data(config.data, config.val_split, config.resolved_split_seed, progress.files, decoded)
+    data = read_data(config.data, config.val_split, config.resolved_split_seed, progress.files, decoded, config.allow_leaks)
     torch.manual_seed(config.seed)
     adapted = adapt(config.model, preprocessing.crop, len(data.labels), config.head_width, config.dropout, weights)
     unfreeze = "all" if config.weights == "none" else resolve_unfreeze(config.unfreeze, adapted, architecture.unfreeze)
