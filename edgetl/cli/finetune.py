@@ -67,6 +67,8 @@ def finetune(
     workers: options.Workers = None,
     cache_budget: options.CacheBudget = None,
     compile: options.Compile = None,
+    tensorboard: options.TensorBoard = None,
+    mlflow: options.MLflow = None,
 ) -> None:
     """Adapt a pretrained classifier to a folder of images.
 

@@ -154,13 +154,7 @@ ValSplit = Annotated[
     ),
 ]
 AllowLeaks = Annotated[
-    bool | None,
-    typer.Option(
-        "--allow-leaks",
-        help="Train though images are in both train/ and val/; accuracy is then flattered.",
-        rich_help_panel=DATA,
-        show_default=False,
-    ),
+    bool | None, _option(DATA, "allow_leaks", "Train though images are in both train/ and val/; accuracy is then flattered.")
 ]
 Seed = Annotated[int | None, _option(DATA, "seed", "Seed of the head, the order of images, the augmentation and the split.")]
 SplitSeed = Annotated[
@@ -200,3 +194,5 @@ Compile = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+TensorBoard = Annotated[bool | None, _option(MACHINE, "tensorboard", "Write event files for TensorBoard into RUN/tensorboard.")]
+MLflow = Annotated[str | None, _option(MACHINE, "mlflow", "Give every epoch's figures to MLflow.", "none", metavar="FOLDER|URL")]

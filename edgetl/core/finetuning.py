@@ -112,6 +112,10 @@ class FinetuneConfig:
     free memory, 0 caches nothing."""
     compile: bool = False
     """Compile what is trained with torch.compile."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard into the run directory."""
+    mlflow: str | None = None
+    """A folder or a server of MLflow to give the figures to."""
     force: bool = False
     """Replace an existing run directory."""
 

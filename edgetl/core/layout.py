@@ -56,6 +56,16 @@ class RunDirectory:
         return self.path / "checkpoint" / "state.safetensors"
 
     @property
+    def tensorboard(self) -> Path:
+        """Event files, where they were asked for."""
+        return self.path / "tensorboard"
+
+    @property
+    def mlflow(self) -> Path:
+        """Which run of an MLflow store this is."""
+        return self.path / "mlflow.json"
+
+    @property
     def lock(self) -> Path:
         """Held by the process that trains."""
         return self.path / ".lock"

@@ -36,6 +36,7 @@ from edgetl.train.recipe import Training
 from edgetl.train.resuming import beginnings, check_unchanged
 from edgetl.train.splits import write_rejected, write_split
 from edgetl.train.staging import Stage, Staging
+from edgetl.train.tracking import tracked
 from edgetl.train.versions import versions
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -98,11 +99,12 @@ def _run(prepared: Prepared, place: Place, progress: Progress, started: float, r
     try:
         if state is None:
             _write_beginnings(prepared)
-        training = _training(prepared, progress, started, deadline)
-        training.seconds["reading"] = read_s
-        staging = _staging(prepared, progress, deadline, state)
-        last = _train(prepared, training, staging, state)
-        _finish(prepared, training, last, staging, started)
+        with tracked(prepared.config, run, progress, len(state.facts["records"]) if state else 0) as told:
+            training = _training(prepared, told, started, deadline)
+            training.seconds["reading"] = read_s
+            staging = _staging(prepared, told, deadline, state)
+            last = _train(prepared, training, staging, state)
+            _finish(prepared, training, last, staging, started)
     except BaseException as cause:
         _keep_what_there_is(run, place, training)
         if isinstance(cause, KeyboardInterrupt):

@@ -128,9 +128,9 @@ def _check_replaceable(path: Path) -> None:
     content = read_json(run.config, RunError, f"{path} is not a run directory, so --force does not remove it: its config.json")
     if "edgetl" not in content.get("versions", {}):
         raise RunError(f"{path} is not a run directory, so --force does not remove it. Choose another with -o.")
-    files = (run.config, run.split, run.rejected, run.weights, run.history, run.metrics, run.predictions, run.report)
-    own = {known.name for known in (*files, run.plots, run.bundle, run.bench)}
-    strangers = sorted(name for name in entries - own - {"checkpoint"} if not name.startswith("."))
+    files = (run.config, run.split, run.rejected, run.weights, run.history, run.metrics, run.predictions, run.report, run.mlflow)
+    own = {known.name for known in (*files, run.plots, run.bundle, run.bench, run.tensorboard, run.checkpoint.parent)}
+    strangers = sorted(name for name in entries - own if not name.startswith("."))
     if strangers:
         raise RunError(
             f"{path} holds files that edgetl did not write ({', '.join(strangers[:5])}), so --force does not remove it. "

@@ -172,6 +172,8 @@ GIVEN: dict[str, tuple[str, str, Any]] = {
     "--output": ("runs/a", "output", Path("runs/a")),
     "--force": ("", "force", True),
     "--allow-leaks": ("", "allow_leaks", True),
+    "--tensorboard": ("", "tensorboard", True),
+    "--mlflow": ("mlruns", "mlflow", "mlruns"),
     "--preset": ("classic", "preset", "classic"),
     "--model": ("resnet18", "model", "resnet18"),
     "--weights": ("none", "weights", "none"),
@@ -225,7 +227,7 @@ def test_help_shows_every_option_with_its_default() -> None:
     assert rows.keys() == {*GIVEN, "--config", "--resume", "--help"}
     for option, (_, field, _) in GIVEN.items():
         default = getattr(FinetuneConfig, field)
-        if default is not None and field not in ("force", "allow_leaks", "compile"):
+        if default is not None and field not in ("force", "allow_leaks", "tensorboard", "compile"):
             shown = f"{default:g}" if isinstance(default, float) else default
             assert f"[default: ({shown})]" in rows[option]
     assert "[default: (no-compile)]" in rows["--compile"]
