@@ -19,7 +19,7 @@ MODEL, RECIPE, DATA, MACHINE = "Model", "Recipe", "Data and augmentation", "Mach
 def _option(panel: str, field: str, text: str, unset: str = "", **more: Any) -> Any:
     """An option of that panel; `unset` says what happens without it where the field's default is None."""
     default = getattr(FinetuneConfig, field)
-    if default is not None:
+    if default is not None and not isinstance(default, bool):
         unset = f"{default:g}" if isinstance(default, float) else str(default)
     return typer.Option("--" + field.replace("_", "-"), help=text, show_default=unset, rich_help_panel=panel, **more)
 
