@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-device check format clean
+.PHONY: help install demo test test-slow test-device fuzz check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -30,6 +30,9 @@ test-slow: $(STAMP)  ## the tests that take minutes: the recipe's accuracy on re
 
 test-device: $(STAMP)  ## predict and bench in a fresh environments without torch; RUN=... checks a run of yours
 	$(BIN)/python -m tools.device_check $(RUN)
+
+fuzz: $(STAMP)  ## twenty thousand mutated images through `edgetl check`; PHOTOS=folder
+	$(BIN)/python -m tools.fuzz $(PHOTOS)
 
 check: $(STAMP)  ## lint, types, import contracts, docs
 	$(BIN)/ruff check .

@@ -60,6 +60,9 @@ def compare(
     val_split: Annotated[
         float | None, typer.Option(help="Share held back for validation where DATA has no val/ of its own.", show_default="0.2")
     ] = None,
+    allow_leaks: Annotated[
+        bool, typer.Option("--allow-leaks", help="Train though images are in both train/ and val/; accuracy is then flattered.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="Where to train: auto, cpu, cuda.", show_default="auto")] = None,
     bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Export and time the recommended run of each network.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and how long it would take, from steps timed here.")] = False,
@@ -88,7 +91,7 @@ def compare(
         latency_budget_ms=None if latency_budget is None else parse_milliseconds(latency_budget),
         bench=bench,
     )
-    given: dict[str, Any] = {"weights": weights, "val_split": val_split, "device": device}
+    given: dict[str, Any] = {"weights": weights, "val_split": val_split, "allow_leaks": allow_leaks or None, "device": device}
     recipe = resolve(data.expanduser().absolute(), preset, config, {name: value for name, value in given.items() if value is not None})
     from edgetl.cli.importing import heavy_imports
 

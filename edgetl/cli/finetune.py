@@ -11,15 +11,21 @@ from edgetl.cli import finetune_options as options
 from edgetl.cli.console import err, out
 from edgetl.cli.importing import heavy_imports
 from edgetl.core.errors import ConfigError
+from edgetl.core.layout import RunDirectory
 from edgetl.core.options import parse_duration, parse_size, raise_all
 from edgetl.core.presets import parse_augment, resolve
 
 if TYPE_CHECKING:
-    from edgetl.core.layout import RunDirectory
+    from collections.abc import Callable
+
+    from edgetl.train.progress import Progress
+
+_NO_FIELDS = ("data", "resume", "preset", "config")
 
 
 def finetune(
-    data: options.Data,
+    data: options.Data = None,
+    resume: options.Resume = None,
     output: options.Output = None,
     force: options.Force = False,
     preset: options.Preset = None,
@@ -53,6 +59,7 @@ def finetune(
     class_weights: options.ClassWeighting = None,
     sampling: options.SamplingKind = None,
     val_split: options.ValSplit = None,
+    allow_leaks: options.AllowLeaks = None,
     seed: options.Seed = None,
     split_seed: options.SplitSeed = None,
     device: options.DeviceKind = None,
@@ -60,6 +67,8 @@ def finetune(
     workers: options.Workers = None,
     cache_budget: options.CacheBudget = None,
     compile: options.Compile = None,
+    tensorboard: options.TensorBoard = None,
+    mlflow: options.MLflow = None,
 ) -> None:
     """Adapt a pretrained classifier to a folder of images.
 
@@ -67,20 +76,47 @@ def finetune(
     """
     # First of all, while the parameters are the only local variables.
     parameters = dict(locals())
-    given = {name: value for name, value in parameters.items() if value is not None and name not in ("data", "preset", "config")}
-    settings = resolve(data, preset, config, _parsed(given))
+    work = _resuming(resume, parameters) if resume else _beginning(parameters)
     with heavy_imports():
+        import edgetl.train.finetune  # noqa: F401
         from edgetl.cli.finetune_progress import open_progress
-        from edgetl.train.finetune import finetune as run_finetune
 
     try:
         with open_progress(err) as progress:
-            run = run_finetune(settings, progress)
+            run = work(progress)
     except KeyboardInterrupt as interrupt:
         # Typer would turn it into a bare exit status and lose what it says.
         err.print(str(interrupt) or "Interrupted: nothing was kept.", style="yellow", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
     _summarise(run)
+
+
+def _beginning(parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]:
+    if parameters["data"] is None:
+        raise ConfigError("Give DATA, a folder of images, or --resume RUN to go on with a run that was ended.")
+    given = {name: value for name, value in parameters.items() if value is not None and name not in _NO_FIELDS}
+    settings = resolve(parameters["data"], parameters["preset"], parameters["config"], _parsed(given))
+
+    def work(progress: Progress) -> RunDirectory:
+        from edgetl.train.finetune import finetune as begin
+
+        return begin(settings, progress)
+
+    return work
+
+
+def _resuming(run: Path, parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]:
+    others = [name for name, value in parameters.items() if value is not None and value is not False and name != "resume"]
+    if others:
+        shown = ", ".join("DATA" if name == "data" else "--" + name.replace("_", "-") for name in others)
+        raise ConfigError(f"--resume goes on with the run's own images and options: leave {shown} out.")
+
+    def work(progress: Progress) -> RunDirectory:
+        from edgetl.train.finetune import resume
+
+        return resume(RunDirectory(run.expanduser().absolute()), progress)
+
+    return work
 
 
 def _parsed(given: dict[str, Any]) -> dict[str, Any]:

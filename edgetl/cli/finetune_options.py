@@ -19,14 +19,18 @@ MODEL, RECIPE, DATA, MACHINE = "Model", "Recipe", "Data and augmentation", "Mach
 def _option(panel: str, field: str, text: str, unset: str = "", **more: Any) -> Any:
     """An option of that panel; `unset` says what happens without it where the field's default is None."""
     default = getattr(FinetuneConfig, field)
-    if default is not None:
+    if default is not None and not isinstance(default, bool):
         unset = f"{default:g}" if isinstance(default, float) else str(default)
     return typer.Option("--" + field.replace("_", "-"), help=text, show_default=unset, rich_help_panel=panel, **more)
 
 
 Data = Annotated[
-    Path,
+    Path | None,
     typer.Argument(help="A folder with train/ and val/ folders of classes, or one folder of classes.", metavar="DATA", show_default=False),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option("--resume", metavar="RUN", help="Go on with a run that was ended, from its last checkpoint; takes nothing else."),
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="The run directory to write.", show_default="runs/<data>-<model>")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing run directory.")]
@@ -149,6 +153,9 @@ ValSplit = Annotated[
         "Share of each class held back for validation where DATA has no val/ of its own; 0 trains without validation.",
     ),
 ]
+AllowLeaks = Annotated[
+    bool | None, _option(DATA, "allow_leaks", "Train though images are in both train/ and val/; accuracy is then flattered.")
+]
 Seed = Annotated[int | None, _option(DATA, "seed", "Seed of the head, the order of images, the augmentation and the split.")]
 SplitSeed = Annotated[
     int | None,
@@ -187,3 +194,5 @@ Compile = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+TensorBoard = Annotated[bool | None, _option(MACHINE, "tensorboard", "Write event files for TensorBoard into RUN/tensorboard.")]
+MLflow = Annotated[str | None, _option(MACHINE, "mlflow", "Give every epoch's figures to MLflow.", "none", metavar="FOLDER|URL")]

@@ -95,6 +95,8 @@ class FinetuneConfig:
 
     val_split: float = 0.2
     """Share of each class held back for validation where DATA has no val/ of its own; 0 trains without validation."""
+    allow_leaks: bool = False
+    """Train though images of DATA's own val/ are in its train/ as well; without it that is refused."""
     seed: int = 0
     """Seed of the head, the order of images, the augmentation, and the split."""
     split_seed: int | None = None
@@ -110,6 +112,10 @@ class FinetuneConfig:
     free memory, 0 caches nothing."""
     compile: bool = False
     """Compile what is trained with torch.compile."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard into the run directory."""
+    mlflow: str | None = None
+    """A folder or a server of MLflow to give the figures to."""
     force: bool = False
     """Replace an existing run directory."""
 

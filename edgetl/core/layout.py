@@ -51,6 +51,26 @@ class RunDirectory:
         return self.path / "predictions.csv"
 
     @property
+    def checkpoint(self) -> Path:
+        """All that `edgetl finetune --resume` goes on with; gone when the run has finished."""
+        return self.path / "checkpoint" / "state.safetensors"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files, where they were asked for."""
+        return self.path / "tensorboard"
+
+    @property
+    def mlflow(self) -> Path:
+        """Which run of an MLflow store this is."""
+        return self.path / "mlflow.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains."""
+        return self.path / ".lock"
+
+    @property
     def plots(self) -> Path:
         """curves.png, confusion_matrix.png, mistakes.png."""
         return self.path / "plots"

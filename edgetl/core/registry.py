@@ -32,6 +32,7 @@ QUANTIZERS = {
 EXTRAS = {
     "torch": "train", "torchvision": "train", "albumentations": "train", "safetensors": "train", "matplotlib": "train",
     "onnx": "train", "onnxscript": "train", "onnxruntime": "cpu", "jinja2": "report",
+    "imagehash": "train", "tensorboard": "tensorboard", "mlflow": "mlflow",
 }  # fmt: skip
 """Which extra of edgetl brings a package."""
 

@@ -43,16 +43,24 @@ class DataSet:
         return {"fingerprint": self.fingerprint, "counts": counts, "rejected": len(self.rejected), "warnings": self.warnings}
 
 
-def read_data(data: Path, val_split: float, seed: int, report: Callable[[int, int], None], decoded: DecodedImages | None = None) -> DataSet:
+def read_data(
+    data: Path,
+    val_split: float,
+    seed: int,
+    report: Callable[[int, int], None],
+    decoded: DecodedImages | None = None,
+    allow_leaks: bool = False,
+) -> DataSet:
     """Find, decode, check and split the images of a folder.
 
     Args:
         val_split: share of each class for validation where the folder has no validation part of its own.
         report: called with (files done, files in all).
         decoded: is offered what was decoded on the way.
+        allow_leaks: warn of images that are in both parts, instead of refusing them.
 
     Raises:
-        DataError: see `find_files`; or no file of a class can be decoded.
+        DataError: see `find_files`; or no file of a class can be decoded; or an image is in both parts.
     """
     folder = data.expanduser().absolute()
     found = find_files(folder)
@@ -64,7 +72,7 @@ def read_data(data: Path, val_split: float, seed: int, report: Callable[[int, in
     _check_classes(found, read, broken)
     parts = [one.file.part or "train" for one in read] if found.given_split else split_files(read, val_split, seed)
     rows = [SplitRow(one.file.path, one.file.label, part) for one, part in zip(read, parts, strict=True)]
-    warnings = [*_rejected_warning(rejected), *_duplicate_warnings(folder, read, parts)]
+    warnings = [*_rejected_warning(rejected), *_duplicate_warnings(folder, read, parts, allow_leaks)]
     if ignored:
         warnings.append("--val-split 0: the folder's own validation images are left out.")
     elif found.given_split and val_split != FinetuneConfig.val_split:
@@ -94,7 +102,7 @@ def _rejected_warning(rejected: list[Rejected]) -> list[str]:
     return [f"{_files(len(rejected))} left out ({first}{' ...' if len(rejected) > 1 else ''}); rejected.csv lists all with the reason."]
 
 
-def _duplicate_warnings(folder: Path, read: list[ReadFile], parts: list[Part]) -> list[str]:
+def _duplicate_warnings(folder: Path, read: list[ReadFile], parts: list[Part], allow_leaks: bool) -> list[str]:
     groups: dict[str, list[tuple[ReadFile, Part]]] = defaultdict(list)
     for one, part in zip(read, parts, strict=True):
         groups[one.pixels].append((one, part))
@@ -111,10 +119,12 @@ def _duplicate_warnings(folder: Path, read: list[ReadFile], parts: list[Part]) -
         messages.append(f"{_images(len(contradictory))} under more than one label, for example {example(shown)}. Correct the labels.")
     if leaks:
         shown = [next(entry for entry in leaks[0] if entry[1] == part) for part in ("train", "val")]
-        messages.append(
-            f"{_images(len(leaks))} both in train and in val, for example {example(shown)}: "
-            "validation accuracy is flattered. Remove them from one of the two."
-        )
+        told = f"{_images(len(leaks))} both in train and in val, for example {example(shown)}: validation accuracy is flattered."
+        if not allow_leaks:
+            raise DataError(
+                f"{told} `edgetl check {folder}` lists them; remove them from one of the two, or train with --allow-leaks all the same."
+            )
+        messages.append(told)
     return messages
 
 

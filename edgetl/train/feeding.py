@@ -56,8 +56,8 @@ class Feed(Protocol):
     def steps(self) -> int:
         """Of an epoch."""
 
-    def training(self, epoch: int) -> Iterator[Batch]:
-        """One epoch (counted from 1)."""
+    def training(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """One epoch (counted from 1), from batch `first` on (counted from 0)."""
 
     def validation(self) -> Iterator[Batch]:
         """The validation images in order, exactly as the whole network would see them."""
@@ -81,10 +81,10 @@ class CachedFeed:
         """Of an epoch."""
         return self._order.steps
 
-    def training(self, epoch: int) -> Iterator[Batch]:
+    def training(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The view whose turn it is."""
         view = (epoch - 1) % self._activations.views
-        for batch in self._order.batches(epoch):
+        for batch in self._order.batches(epoch)[first:]:
             yield self._take(tuple(value[view] for value in self._activations.train), self._train, torch.tensor(batch))
 
     def validation(self) -> Iterator[Batch]:
@@ -142,10 +142,10 @@ class StreamedFeed:
         """Of an epoch."""
         return self._order.steps
 
-    def training(self, epoch: int) -> Iterator[Batch]:
+    def training(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The epoch's view of every image."""
         view = self._views[(epoch - 1) % len(self._views)] if self._views else epoch
-        keys = [[(view, self._train[position]) for position in batch] for batch in self._order.batches(epoch)]
+        keys = [[(view, self._train[position]) for position in batch] for batch in self._order.batches(epoch)[first:]]
         for pixels, labels in self._loader(keys):
             yield self._values(pixels, 0), labels.to(self._computing.device, non_blocking=True)
 

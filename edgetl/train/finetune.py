@@ -2,64 +2,44 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 import time
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import torch
 
+from edgetl.core.errors import RunError
 from edgetl.core.files import write_json
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import RunDirectory
-from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.allocator import keep_freed_memory
-from edgetl.device.cores import available_cores
 from edgetl.device.facts import peak_memory_bytes
-from edgetl.device.memory import free_memory_bytes
-from edgetl.train.augmentation import Augmentation
-from edgetl.train.computing import Computing, choose_computing
-from edgetl.train.dataset import DataSet, read_data
-from edgetl.train.decoded import DecodedImages
+from edgetl.train.checkpoint import State, read_state
 from edgetl.train.evaluation import evaluate
 from edgetl.train.familiarity import statistics_shift
 from edgetl.train.feeding import CachedFeed
 from edgetl.train.filling import Materials
-from edgetl.train.folders import find_files
-from edgetl.train.freezing import resolve_unfreeze, set_trainable
-from edgetl.train.loading import Images, Loader, default_workers
+from edgetl.train.freezing import set_trainable
+from edgetl.train.loading import Images, Loader
 from edgetl.train.metrics import train_metrics, val_metrics
-from edgetl.train.models import AdaptedNetwork, adapt
-from edgetl.train.networks import known_architecture, preprocessing_for
+from edgetl.train.models import AdaptedNetwork
 from edgetl.train.optimising import Loss
 from edgetl.train.output import Place, choose_output
-from edgetl.train.phases import Phase, plan_phases, settle, usual_batch_size
+from edgetl.train.phases import Phase, settle
 from edgetl.train.plots import draw_plots
 from edgetl.train.predictions import write_predictions
+from edgetl.train.preparing import Prepared, prepare
 from edgetl.train.progress import Progress, Silent
 from edgetl.train.recipe import Training
+from edgetl.train.resuming import beginnings, check_unchanged
 from edgetl.train.splits import write_rejected, write_split
 from edgetl.train.staging import Stage, Staging
+from edgetl.train.tracking import tracked
 from edgetl.train.versions import versions
-from edgetl.train.weights import PretrainedWeights, read_weights
 
-_LEAST_SIDE = 768
-"""Pixels that training images keep on the shorter side when JPEG files are decoded at a part of their size: the same picture to a grey
-level after the resize; with much less, a random crop's edges would round visibly."""
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    # Everything that can be wrong with what the user gave has been found out; nothing has been written.
-    config: FinetuneConfig
-    run: RunDirectory
-    data: DataSet
-    preprocessing: Preprocessing
-    computing: Computing
-    phases: list[Phase]
-    augmentation: Augmentation
-    decoded: DecodedImages
-    weights: PretrainedWeights | None
-    adapted: AdaptedNetwork
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def finetune(config: FinetuneConfig, progress: Progress | None = None) -> RunDirectory:
@@ -71,34 +51,85 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> RunDir
         DataError: the images; see `edgetl.train.dataset.read_data`.
         ArchitectureError, WeightsError: the model; see `edgetl.train.models.adapt`.
         ConfigError: a device or precision that is not there, more blocks than the backbone has.
-        RunError: the output exists already, or the loss became infinite.
+        RunError: the output exists already, another process trains there, the disk is full, or the loss became infinite.
         KeyboardInterrupt: as it came, with a message that says what was kept.
     """
     progress = progress or Silent()
     started = time.perf_counter()
-    deadline = started + config.budget_s if config.budget_s else None
-    prepared = _prepare(config, progress)
+    run = choose_output(config.output, config.data, config.model, config.force)
+    prepared = prepare(config, run, progress)
     read_s = time.perf_counter() - started
-    place = Place(prepared.run)
+    place = Place(run)
+    return _run(prepared, place, progress, started, read_s, None)
+
+
+def resume(path: RunDirectory, progress: Progress | None = None) -> RunDirectory:
+    """Go on with a run that was ended, however it was, from its last checkpoint; from the beginning where it has none.
+
+    On a CPU the finished weights are those of a run that was not ended, bit by bit.
+
+    Raises:
+        RunError: nothing to go on with, it has finished, another process trains there, or a damaged checkpoint.
+        DataError: the images are not those that the run began with.
+        as `finetune`.
+    """
+    progress = progress or Silent()
+    started = time.perf_counter()
+    content = beginnings(path)
+    with Place.again(path) as place:
+        state = read_state(path.checkpoint) if path.checkpoint.exists() else None
+        config = FinetuneConfig.from_json(content["asked"])
+        decided = content["config"]
+        # The machine's free memory is another one now, and what it decided must stay decided.
+        config = replace(config, output=path.path, cache_budget=decided["cache_budget"], workers=decided["workers"])
+        prepared = prepare(config, path, progress)
+        check_unchanged(prepared, content)
+        if state is None:
+            progress.note("There is no checkpoint yet: the run begins anew.")
+        else:
+            started -= state.facts["elapsed"]
+            progress.note(f"Going on after {state.facts['elapsed']:.0f} s, in epoch {len(state.facts['records']) + 1}.")
+        return _run(prepared, place, progress, started, 0.0, state)
+
+
+def _run(prepared: Prepared, place: Place, progress: Progress, started: float, read_s: float, state: State | None) -> RunDirectory:
+    run, budget = prepared.run, prepared.config.budget_s
+    deadline = started + budget if budget else None
     training: Training | None = None
     try:
-        _write_beginnings(prepared)
-        training = _training(prepared, progress, started, deadline)
-        training.seconds["reading"] = read_s
-        staging = _staging(prepared, progress, deadline)
-        last = _train(prepared, training, staging)
-        _finish(prepared, training, last, staging, started)
+        if state is None:
+            _write_beginnings(prepared)
+        with tracked(prepared.config, run, progress, len(state.facts["records"]) if state else 0) as told:
+            training = _training(prepared, told, started, deadline)
+            training.seconds["reading"] = read_s
+            staging = _staging(prepared, told, deadline, state)
+            last = _train(prepared, training, staging, state)
+            _finish(prepared, training, last, staging, started)
     except BaseException as cause:
-        if training is None or training.best is None:
-            place.give_back()
-        else:
-            training.write_best()
-            place.keep()
+        _keep_what_there_is(run, place, training)
         if isinstance(cause, KeyboardInterrupt):
-            raise KeyboardInterrupt(_interrupted(prepared.run, training)) from None
+            raise KeyboardInterrupt(_interrupted(run, training)) from None
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            raise RunError(f"The disk of {run.path} is full. {_next_step(run)}") from cause
         raise
     place.keep()
-    return prepared.run
+    return run
+
+
+def _keep_what_there_is(run: RunDirectory, place: Place, training: Training | None) -> None:
+    if training is not None and training.best is not None:
+        with suppress(OSError):  # the disk may be what ended it
+            training.write_best()
+    if run.weights.exists() or run.checkpoint.exists():
+        place.keep()
+    else:
+        place.give_back()
+
+
+def _next_step(run: RunDirectory) -> str:
+    if run.checkpoint.exists():
+        return f"Make room; then `edgetl finetune --resume {run.path}` goes on from the last checkpoint."
+    return "Make room and run the same command again."
 
 
 def expected_seconds(config: FinetuneConfig, progress: Progress | None = None) -> float:
@@ -107,67 +138,20 @@ def expected_seconds(config: FinetuneConfig, progress: Progress | None = None) -
     Raises:
         as `finetune` before it trains: what is wrong with data, weights or options is found out here too.
     """
+    progress = progress or Silent()
     started = time.perf_counter()
-    prepared = _prepare(config, progress or Silent())
+    prepared = prepare(config, choose_output(config.output, config.data, config.model, config.force), progress)
     read_s = time.perf_counter() - started
-    return read_s + _staging(prepared, progress or Silent(), None).expected_seconds()
+    return read_s + _staging(prepared, progress, None, None).expected_seconds()
 
 
-def _prepare(config: FinetuneConfig, progress: Progress) -> _Prepared:
-    architecture = known_architecture(config.model)
-    run = choose_output(config.output, config.data, config.model, config.force)
-    computing = choose_computing(config.device, config.precision)
-    if computing.device.type == "cpu":
-        keep_freed_memory()
-    preprocessing = preprocessing_for(config.model, config.image_size)
-    augmentation = Augmentation(config.augment, preprocessing, config.seed, config.augment_file)
-    # Before a download of weights: a missing folder is told at once.
-    find_files(config.data.expanduser().absolute())
-    weights = read_weights(config.weights, config.model)
-    budget = free_memory_bytes() // 4 if config.cache_budget is None else config.cache_budget
-    decoded = DecodedImages(budget, max(_LEAST_SIDE, 3 * preprocessing.resize))
-    data = read_data(config.data, config.val_split, config.resolved_split_seed, progress.files, decoded)
-    torch.manual_seed(config.seed)
-    adapted = adapt(config.model, preprocessing.crop, len(data.labels), config.head_width, config.dropout, weights)
-    unfreeze = "all" if config.weights == "none" else resolve_unfreeze(config.unfreeze, adapted, architecture.unfreeze)
-    batch_size = config.batch_size or usual_batch_size(len(data.part("train")))
-    phases = plan_phases(config, unfreeze, batch_size)
-    _tell(data, config, progress)
-    images = len(data.rows)
-    resolved = replace(
-        config,
-        data=data.folder,
-        output=run.path,
-        image_size=preprocessing.crop,
-        unfreeze=unfreeze,
-        batch_size=batch_size,
-        device="cuda" if computing.device.type == "cuda" else "cpu",
-        precision=computing.precision,
-        workers=default_workers(images, available_cores(), computing.device.type) if config.workers is None else config.workers,
-        cache_budget=budget,
-    )
-    return _Prepared(resolved, run, data, preprocessing, computing, phases, augmentation, decoded, weights, adapted)
-
-
-def _tell(data: DataSet, config: FinetuneConfig, progress: Progress) -> None:
-    for warning in data.warnings:
-        progress.warn(warning)
-    train, val = len(data.part("train")), len(data.part("val"))
-    progress.note(f"{len(data.labels)} classes, {train} training and {val} validation images.")
-    if not val:
-        progress.warn("Training without validation images: nothing is known about accuracy on new images. The last epoch is kept.")
-    if not val and (config.patience or config.target_accuracy):
-        progress.warn("--patience and --target-accuracy have no effect without validation images.")
-    if config.weights == "none":
-        progress.note("--weights none: nothing is pretrained, so everything trains from the start in one phase at --lr.")
-
-
-def _write_beginnings(prepared: _Prepared) -> None:
+def _write_beginnings(prepared: Prepared) -> None:
     source = prepared.weights.source if prepared.weights else "none"
     write_json(
         prepared.run.config,
         {
             "config": prepared.config.to_json(),
+            "asked": {**prepared.asked.to_json(), "data": str(prepared.data.folder)},
             "classes": prepared.data.labels,
             "preprocessing": prepared.preprocessing.to_json(),
             "versions": versions(),
@@ -179,7 +163,7 @@ def _write_beginnings(prepared: _Prepared) -> None:
     write_rejected(prepared.run, prepared.data.folder, prepared.data.rejected)
 
 
-def _training(prepared: _Prepared, progress: Progress, started: float, deadline: float | None) -> Training:
+def _training(prepared: Prepared, progress: Progress, started: float, deadline: float | None) -> Training:
     config, data = prepared.config, prepared.data
     labels = torch.tensor([data.labels.index(row.label) for row in data.part("train")])
     return Training(
@@ -195,7 +179,7 @@ def _training(prepared: _Prepared, progress: Progress, started: float, deadline:
     )
 
 
-def _staging(prepared: _Prepared, progress: Progress, deadline: float | None) -> Staging:
+def _staging(prepared: Prepared, progress: Progress, deadline: float | None, state: State | None) -> Staging:
     config, rows, computing = prepared.config, prepared.data.rows, prepared.computing
     prepared.adapted.network.to(device=computing.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = Images(rows, prepared.data.labels, prepared.augmentation, prepared.preprocessing, prepared.decoded)
@@ -223,28 +207,44 @@ def _staging(prepared: _Prepared, progress: Progress, deadline: float | None) ->
         computing=computing,
         facts=facts,
         cache_budget=config.cache_budget or 0,
-        deadline=deadline,
+        # What was planned stays planned.
+        deadline=None if state else deadline,
         progress=progress,
     )
-    return Staging(materials, prepared.phases)
+    if state is None:
+        return Staging(materials, prepared.phases)
+    plan = state.facts["plan"]
+    phases = [replace(phase, epochs=count) for phase, count in zip(prepared.phases, plan["epochs"], strict=True)]
+    return Staging(materials, phases, plan["views"])
 
 
-def _train(prepared: _Prepared, training: Training, staging: Staging) -> Stage:
+def _train(prepared: Prepared, training: Training, staging: Staging, state: State | None) -> Stage:
     started = time.perf_counter()
     stages = staging.stages()
     if all(isinstance(stage.feed, CachedFeed) for stage in stages):
         prepared.decoded.release()
-    training.seconds["frozen_blocks"] = time.perf_counter() - started
+    training.plan = staging.plan
+    if state is None:
+        # What was measured on the way, or was not because it is remembered, has drawn from the generator.
+        torch.manual_seed(prepared.config.seed)
+    else:
+        training.restore(state)
+    training.seconds["frozen_blocks"] = training.seconds.get("frozen_blocks", 0.0) + time.perf_counter() - started
     for at, stage in enumerate(stages):
-        if training.best is None or not training.reached_target():
-            config = prepared.config
-            if config.budget_s:
-                # The number of epochs has been planned from the time; only the rate is open.
-                config = replace(config, finetune_epochs=stage.phase.epochs)
-            learnt = training.records[-1].train_accuracy if training.records else None
-            stage = replace(stage, phase=settle(stage.phase, config, learnt, partial(_shift, training.adapted, stage)))
-            training.run_stage(stage, stage.phase.epochs + sum(later.phase.epochs for later in stages[at + 1 :]))
+        if at >= training.stage and not training.reached_target():
+            inside = state if state is not None and state.facts["epochs"] and at == state.facts["stage"] else None
+            stage = replace(stage, phase=Phase(**inside.facts["phase"]) if inside else _settled(prepared, training, stage))
+            training.run_stage(stage, stage.phase.epochs + sum(later.phase.epochs for later in stages[at + 1 :]), inside)
     return stages[-1]
+
+
+def _settled(prepared: Prepared, training: Training, stage: Stage) -> Phase:
+    config = prepared.config
+    if config.budget_s:
+        # The number of epochs has been planned from the time; only the rate is open.
+        config = replace(config, finetune_epochs=stage.phase.epochs)
+    learnt = training.records[-1].train_accuracy if training.records else None
+    return settle(stage.phase, config, learnt, partial(_shift, training.adapted, stage))
 
 
 def _shift(adapted: AdaptedNetwork, stage: Stage) -> float:
@@ -252,7 +252,7 @@ def _shift(adapted: AdaptedNetwork, stage: Stage) -> float:
     return statistics_shift(adapted.network, stage.forward, stage.feed.training(1))
 
 
-def _finish(prepared: _Prepared, training: Training, last: Stage, staging: Staging, started: float) -> None:
+def _finish(prepared: Prepared, training: Training, last: Stage, staging: Staging, started: float) -> None:
     evaluating = time.perf_counter()
     network = training.adapted.network.eval()
     train = evaluate(last.forward, last.feed.plain())
@@ -283,16 +283,20 @@ def _finish(prepared: _Prepared, training: Training, last: Stage, staging: Stagi
             "peak_gpu_memory_bytes": prepared.computing.peak_gpu_memory_bytes(),
         },
     )
+    shutil.rmtree(prepared.run.checkpoint.parent, ignore_errors=True)
     # Pictures come last: nothing that can go wrong with a picture may cost the figures.
     draw_plots(prepared.run, training.records, training.best, val, prepared.data.part("val"), prepared.data.labels)
 
 
 def _interrupted(run: RunDirectory, training: Training | None) -> str:
-    if training is None or training.best is None:
-        return "Interrupted before the first epoch ended: nothing was kept."
-    best = training.best
+    if not run.checkpoint.exists() and not run.weights.exists():
+        return "Interrupted before anything was learnt: nothing was kept."
+    again = f"`edgetl finetune --resume {run.path}` goes on"
+    best = training.best if training else None
+    if best is None:
+        return f"Interrupted in the first epoch; {again}."
     accuracy = f", validation accuracy {best.val_accuracy:.3f}" if best.val_accuracy is not None else ""
     return (
-        f"Interrupted after epoch {len(training.records)}. {run.path} holds the best so far (epoch {best.epoch}{accuracy}): "
-        f"`edgetl export {run.path}` takes it as it is; finetune with --force trains anew."
+        f"Interrupted after epoch {len(training.records) if training else 0}; {again}. "
+        f"{run.path} holds the best so far (epoch {best.epoch}{accuracy}): `edgetl export {run.path}` takes it as it is."
     )

@@ -46,8 +46,11 @@ class FoundFiles:
     """Whether the folder has train and validation folders of its own."""
 
 
-def find_files(data: Path) -> FoundFiles:
+def find_files(data: Path, problems: list[str] | None = None) -> FoundFiles:
     """Look through DATA: train/ and val/ (or valid/, validation/) folders of classes, or one folder of classes.
+
+    Args:
+        problems: takes the sentences about single classes, which are raised where it is None.
 
     Raises:
         DataError: missing or empty, no class folders, one class only, a class without images, classes that differ between the parts.
@@ -66,22 +69,23 @@ def find_files(data: Path) -> FoundFiles:
         raise DataError(f"{data} has {validation.name}/ but no train/ with class folders. Give both, or one folder of classes.")
     rejected = _beside(data)
     if train is None:
-        labels, files, more = _classes(data, None)
+        labels, files, more = _classes(data, None, problems)
         return FoundFiles(labels, files, rejected + more, given_split=False)
     # A lone train/ is split; a test/ beside it is nobody's business here.
-    labels, files, more = _classes(train, "train" if validation else None)
+    labels, files, more = _classes(train, "train" if validation else None, problems)
     rejected += _beside(train) + more
     if validation is None:
         return FoundFiles(labels, files, rejected, given_split=False)
-    val_labels, val_files, more = _classes(validation, "val")
+    val_labels, val_files, more = _classes(validation, "val", problems)
     if val_labels != labels:
         only = [f"{name} is only in {train.name}/" for name in labels if name not in val_labels]
         only += [f"{name} is only in {validation.name}/" for name in val_labels if name not in labels]
-        raise DataError(f"The classes of {train} and {validation} differ: {'; '.join(only)}. Give both the same class folders.")
+        _complain(f"The classes of {train} and {validation} differ: {'; '.join(only)}. Give both the same class folders.", problems)
+        labels = sorted({*labels, *val_labels})
     return FoundFiles(labels, files + val_files, rejected + _beside(validation) + more, given_split=True)
 
 
-def _classes(folder: Path, part: Part | None) -> tuple[list[str], list[LabelledFile], list[Rejected]]:
+def _classes(folder: Path, part: Part | None, problems: list[str] | None) -> tuple[list[str], list[LabelledFile], list[Rejected]]:
     classes = sorted(_folders(folder), key=lambda entry: entry.name)
     if not classes:
         if any(_is_image(path) for path in _walk(folder)):
@@ -94,11 +98,17 @@ def _classes(folder: Path, part: Part | None) -> tuple[list[str], list[LabelledF
         rejected += [Rejected(path, "not an image by its name") for path in paths if not _is_image(path)]
         images = [LabelledFile(path, entry.name, part) for path in paths if _is_image(path)]
         if not images:
-            raise DataError(f"The class folder {entry} holds no images. Add some, or remove the folder.")
+            _complain(f"The class folder {entry} holds no images. Add some, or remove the folder.", problems)
         files += images
     if len(classes) == 1:
-        raise DataError(f"{folder} has one class only, {classes[0].name}. A classifier needs at least two class folders.")
+        _complain(f"{folder} has one class only, {classes[0].name}. A classifier needs at least two class folders.", problems)
     return [entry.name for entry in classes], files, rejected
+
+
+def _complain(sentence: str, problems: list[str] | None) -> None:
+    if problems is None:
+        raise DataError(sentence)
+    problems.append(sentence)
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,8 @@ class Rates:
         self._cosine = config.schedule == "cosine"
         self._steps = max(1, steps)
         self._warmup = round(config.warmup * self._steps)
-        self._step = 0
+        self.step = 0
+        """The next one, counted from 0."""
 
     def factor(self, step: int) -> float:
         """Of the phase's rate, at a step counted from 0."""
@@ -66,10 +68,10 @@ class Rates:
 
     def advance(self) -> None:
         """Set the rates of the next step."""
-        factor = self.factor(self._step)
+        factor = self.factor(self.step)
         for group, base in zip(self._optimiser.param_groups, self._base, strict=True):
             group["lr"] = base * factor
-        self._step += 1
+        self.step += 1
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,15 @@ class Mixing:
     def __init__(self, config: FinetuneConfig, phase: int) -> None:
         self._mixup, self._cutmix = config.mixup, config.cutmix
         self._generator = np.random.default_rng([config.seed, phase, 1])
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Of the generator, for a checkpoint."""
+        return dict(self._generator.bit_generator.state)
+
+    @state.setter
+    def state(self, state: dict[str, Any]) -> None:
+        self._generator.bit_generator.state = state
 
     def __call__(self, values: Values, targets: Tensor) -> Mixed:
         """Mix each image with another one of the batch, by one share for the batch."""
@@ -127,6 +138,7 @@ class Loss:
     """Cross-entropy with smoothed, mixed and weighted targets."""
 
     def __init__(self, config: FinetuneConfig, labels: Tensor, classes: int, device: torch.device) -> None:
+        self.device = device
         self._smoothing = config.label_smoothing
         self._weights: Tensor | None = None
         if config.class_weights == "balanced":
@@ -151,21 +163,29 @@ class AveragedWeights:
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self._decay = decay
-        self._steps = 0
+        self.steps = 0
+        """That were averaged."""
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         moving = [
             buffer for module in network.modules() if module.training for buffer in module.buffers(recurse=False)
             if buffer.is_floating_point()
         ]  # fmt: skip
         self._live = [*trained, *moving]
-        self._average = [tensor.detach().clone() for tensor in self._live]
+        self.average = [tensor.detach().clone() for tensor in self._live]
+
+    @torch.no_grad()
+    def restore(self, average: Sequence[Tensor], steps: int) -> None:
+        """Go on with an average that was saved."""
+        for own, saved in zip(self.average, average, strict=True):
+            own.copy_(saved)
+        self.steps = steps
 
     @torch.no_grad()
     def update(self) -> None:
         """After a step. The decay rises with the number of steps, so that the start is forgotten soon."""
-        self._steps += 1
-        weight = 1 - min(self._decay, (1 + self._steps) / (10 + self._steps))
-        torch._foreach_lerp_(self._average, [tensor.detach() for tensor in self._live], weight)
+        self.steps += 1
+        weight = 1 - min(self._decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self.average, [tensor.detach() for tensor in self._live], weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -178,7 +198,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for live, average in zip(self._live, self._average, strict=True):
+        for live, average in zip(self._live, self.average, strict=True):
             kept = live.detach().clone()
             live.copy_(average)
             average.copy_(kept)

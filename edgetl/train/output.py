@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, Self
 
 from edgetl.core.errors import RunError
 from edgetl.core.files import read_json
@@ -23,7 +28,7 @@ def choose_output(output: Path | None, data: Path, model: str, force: bool) -> R
         raise RunError(f"The run directory {path} would lie inside the data folder {data}. Choose another with -o.")
     if path.resolve() in data.resolve().parents:
         raise RunError(f"The data folder {data} lies inside {path}. Choose another run directory with -o.")
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if path.exists() and not (path.is_dir() and not _entries(path)):
         if not force:
             raise RunError(f"{path} exists already. Choose another run directory with -o, or replace this one with --force.")
         _check_replaceable(path)
@@ -31,30 +36,50 @@ def choose_output(output: Path | None, data: Path, model: str, force: bool) -> R
 
 
 class Place:
-    """The place of a new run; an older one that it replaces lies aside until the new one has something to show."""
+    """The place of a run, this process's alone; an older run that it replaces lies aside until the new one has something to show."""
 
     def __init__(self, run: RunDirectory) -> None:
         """Make the place empty.
 
         Raises:
-            RunError: it is not replaceable after all, or cannot be created.
+            RunError: it is not replaceable after all, cannot be created, or another process trains there.
         """
         self._path = run.path
         self._older: Path | None = None
+        self._lock = _locked(run) if run.path.exists() else None
         try:
             if run.path.exists():
                 _check_replaceable(run.path)
                 aside = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.replaced-", dir=run.path.parent))
                 self._older = run.path.rename(aside / run.path.name)
             run.path.mkdir(parents=True)
+            self._lock = _locked(run)
         except OSError as cause:
             self.give_back()
             raise RunError(f"{run.path} cannot be created ({cause.strerror}). Choose another run directory with -o.") from cause
+
+    @classmethod
+    @contextmanager
+    def again(cls, run: RunDirectory) -> Iterator[Self]:
+        """The place of a run that is gone on with: what fails before it goes on leaves everything as it is.
+
+        Raises:
+            RunError: another process trains there.
+        """
+        place = cls.__new__(cls)
+        place._path, place._lock = run.path, _locked(run)
+        # What a process that was killed has laid aside.
+        place._older = next(iter(sorted(run.path.parent.glob(f".{run.path.name}.replaced-*/{run.path.name}"))), None)
+        try:
+            yield place
+        finally:
+            place._free()
 
     def keep(self) -> None:
         """The new run stays; the older one is removed."""
         if self._older is not None:
             shutil.rmtree(self._older.parent, ignore_errors=True)
+        self._free()
 
     def give_back(self) -> None:
         """The new run came to nothing: it is removed, and the older one is where it was."""
@@ -62,21 +87,50 @@ class Place:
         if self._older is not None:
             self._older.rename(self._path)
             self._older.parent.rmdir()
+        self._free()
+
+    def _free(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def _locked(run: RunDirectory) -> BinaryIO:
+    """The run directory's lock, until it is closed or this process ends, whichever way; workers that it forks do not hold it.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    stream = run.lock.open("ab")
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as cause:
+        stream.close()
+        if cause.errno in (errno.EACCES, errno.EAGAIN):
+            raise RunError(f"Another process trains in {run.path}. Wait for it, or choose another run directory with -o.") from cause
+        # A file system without locks: two processes at once would be the user's own doing.
+        return run.lock.open("ab")
+    return stream
+
+
+def _entries(path: Path) -> set[str]:
+    # A lock without a run is what a process has left that was killed in its first moments.
+    return {entry.name for entry in path.iterdir()} - {RunDirectory(path).lock.name}
 
 
 def _check_replaceable(path: Path) -> None:
     if not path.is_dir() or path.is_symlink():
         raise RunError(f"{path} is not a run directory, so --force does not remove it. Choose another with -o.")
-    entries = {entry.name for entry in path.iterdir()}
+    entries = _entries(path)
     if not entries:
         return
     run = RunDirectory(path)
     content = read_json(run.config, RunError, f"{path} is not a run directory, so --force does not remove it: its config.json")
     if "edgetl" not in content.get("versions", {}):
         raise RunError(f"{path} is not a run directory, so --force does not remove it. Choose another with -o.")
-    files = (run.config, run.split, run.rejected, run.weights, run.history, run.metrics, run.predictions, run.report)
-    own = {known.name for known in (*files, run.plots, run.bundle, run.bench)}
-    strangers = sorted(name for name in entries - own - {"checkpoint"} if not name.startswith("."))
+    files = (run.config, run.split, run.rejected, run.weights, run.history, run.metrics, run.predictions, run.report, run.mlflow)
+    own = {known.name for known in (*files, run.plots, run.bundle, run.bench, run.tensorboard, run.checkpoint.parent)}
+    strangers = sorted(name for name in entries - own if not name.startswith("."))
     if strangers:
         raise RunError(
             f"{path} holds files that edgetl did not write ({', '.join(strangers[:5])}), so --force does not remove it. "

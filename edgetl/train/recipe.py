@@ -5,28 +5,32 @@ from __future__ import annotations
 import json
 import math
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from edgetl.core.errors import RunError
-from edgetl.core.files import atomic_path
+from edgetl.core.files import write_text
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import RunDirectory
+from edgetl.train.checkpoint import Part, State, write_state, write_tensors
+from edgetl.train.epochs import Epochs
 from edgetl.train.evaluation import Evaluation, evaluate
-from edgetl.train.freezing import Freezing, set_trainable
+from edgetl.train.freezing import set_trainable
+from edgetl.train.interrupting import Interruption
 from edgetl.train.models import AdaptedNetwork
-from edgetl.train.optimising import AveragedWeights, Loss, Mixing, Rates, make_optimiser
+from edgetl.train.optimising import Loss
+from edgetl.train.phases import Phase
 from edgetl.train.planning import FINAL_S
-from edgetl.train.progress import EpochRecord, Progress, Step
+from edgetl.train.progress import EpochRecord, Progress
 from edgetl.train.staging import Stage
 from edgetl.train.weights import PretrainedWeights, load_into
 
-_SHOWN_EVERY_S = 0.1
 _WRITTEN_EVERY_S = 2.0
+SAVED_EVERY_S = 10.0
+"""Least time from one checkpoint to the next."""
 
 
 @dataclass
@@ -54,44 +58,113 @@ class Training:
     """Parameters of the phase that trained most."""
     ended: str = "all epochs"
     """Why training ended."""
+    stage: int = 0
+    """Which one is trained, counted from 0."""
+    phase: Phase | None = None
+    """Of the stage that is trained; None between two."""
+    plan: dict[str, Any] = field(default_factory=dict)
+    """Epochs and views as they were planned, for a checkpoint."""
+    interruption: Interruption = field(default_factory=Interruption)
+    _saved_at: float = field(default_factory=time.perf_counter)
+    _saving_s: float = 0.0
     _state: dict[str, Tensor] = field(default_factory=dict)
     _written: bool = True
     _written_at: float = -math.inf
 
-    def run_stage(self, stage: Stage, epochs_left: int) -> None:
+    def run_stage(self, stage: Stage, epochs_left: int, state: State | None = None) -> None:
         """Train one stage; weights.safetensors and the network end as the best epoch so far left them.
 
         Args:
             epochs_left: of this stage and those after it, for the progress bar.
+            state: a checkpoint that was saved in this stage.
 
         Raises:
-            RunError: the loss is no longer a finite number.
+            RunError: the loss is no longer a finite number, or the checkpoint does not fit.
+            KeyboardInterrupt: the user asked to stop; a checkpoint was saved.
         """
         started = time.perf_counter()
-        phase = stage.phase
-        freezing = set_trainable(self.adapted, phase.unfreeze, phase.freeze_statistics)
+        self.phase = stage.phase
+        freezing = set_trainable(self.adapted, stage.phase.unfreeze, stage.phase.freeze_statistics)
         self.trainable = max(self.trainable, sum(parameter.numel() for parameter in freezing.trained_parameters()))
-        epoch = _Epoch(self, stage, freezing, len(self.records) + epochs_left)
-        since_better, slowest = 0, stage.epoch_seconds
-        for _ in range(phase.epochs):
-            if self.deadline is not None and self.best is not None and time.perf_counter() + slowest + FINAL_S > self.deadline:
-                self.ended = "--budget"
-                self.progress.note(f"Phase {phase.number} ends early: another epoch would not fit into --budget.")
-                break
-            record, is_best = epoch()
-            slowest = max(slowest, record.seconds)
-            since_better = 0 if is_best else since_better + 1
-            if self.reached_target():
-                self.ended = "--target-accuracy"
-                self.progress.note(f"--target-accuracy {self.config.target_accuracy:g} is reached.")
-                break
-            if self.config.patience and since_better >= self.config.patience:
-                self.progress.note(f"Phase {phase.number} ends: {since_better} epochs without a better one (--patience).")
-                break
+        before = state.facts["epochs"]["done"] if state else 0
+        epochs = Epochs(self, stage, freezing, len(self.records) - before + epochs_left)
+        if state:
+            epochs.restore(state)
+        while epochs.done < stage.phase.epochs and not self._ends(epochs):
+            epochs.run_one()
         freezing.prove()
         if self.best is not None:
             self.load_best()
-        self.seconds[f"phase{phase.number}"] = time.perf_counter() - started
+        name = f"phase{stage.phase.number}"
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        self.stage, self.phase = self.stage + 1, None
+        self.save_when_due(None)
+
+    def _ends(self, epochs: Epochs) -> bool:
+        number = self.phase.number if self.phase else 0
+        if self.deadline is not None and self.best is not None and time.perf_counter() + epochs.slowest + FINAL_S > self.deadline:
+            self.ended = "--budget"
+            self.progress.note(f"Phase {number} ends early: another epoch would not fit into --budget.")
+        elif epochs.done and self.reached_target():
+            self.ended = "--target-accuracy"
+            self.progress.note(f"--target-accuracy {self.config.target_accuracy:g} is reached.")
+        elif self.config.patience and epochs.since_better >= self.config.patience:
+            self.progress.note(f"Phase {number} ends: {epochs.since_better} epochs without a better one (--patience).")
+        else:
+            return False
+        return True
+
+    def save_when_due(self, epochs: Epochs | None) -> None:
+        """Write a checkpoint if the last one is old enough that writing them takes a twentieth of the time at most."""
+        if time.perf_counter() - self._saved_at > max(SAVED_EVERY_S, 20 * self._saving_s):
+            self.save(epochs)
+
+    def save(self, epochs: Epochs | None) -> None:
+        """Write a checkpoint: within a stage, or between two (None).
+
+        Raises:
+            OSError: there is no room; the last one is as it was.
+        """
+        started = time.perf_counter()
+        facts = {
+            "plan": dict(self.plan),
+            "stage": self.stage,
+            "phase": asdict(self.phase) if self.phase else None,
+            "epochs": epochs.facts() if epochs else None,
+            "records": [record.to_json() for record in self.records],
+            "best": self.best.epoch if self.best else None,
+            "seconds": self.seconds,
+            "elapsed": started - self.started,
+            "trainable": self.trainable,
+            "ended": self.ended,
+        }
+        generators = {"cpu": torch.get_rng_state()}
+        if self.loss.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(self.loss.device)
+        parts: dict[str, Part] = {"network": self.adapted.network, "best": self._state, "generator": generators}
+        write_state(self.run.checkpoint, {**parts, **(epochs.parts() if epochs else {})}, facts)
+        self._saved_at = time.perf_counter()
+        self._saving_s = self._saved_at - started
+
+    def restore(self, state: State) -> None:
+        """Go on with a checkpoint: everything but what lives as long as a stage, which `run_stage` restores.
+
+        Raises:
+            RunError: it belongs to another network.
+        """
+        facts = state.facts
+        state.restore("network", self.adapted.network)
+        self.records = [EpochRecord(**record) for record in facts["records"]]
+        self.best = next((record for record in self.records if record.epoch == facts["best"]), None)
+        self._state, self._written = state.part("best"), False
+        self.stage, self.seconds, self.trainable, self.ended = (facts[name] for name in ("stage", "seconds", "trainable", "ended"))
+        self.write_best()
+        # What was trained after the checkpoint is trained again.
+        write_text(self.run.history, "".join(json.dumps(record.to_json()) + "\n" for record in self.records))
+        generators = state.part("generator")
+        torch.set_rng_state(generators["cpu"])
+        if "cuda" in generators and self.loss.device.type == "cuda":
+            torch.cuda.set_rng_state(generators["cuda"], self.loss.device)
 
     def reached_target(self) -> bool:
         """Whether the best epoch is as good as the user asked for."""
@@ -107,8 +180,7 @@ class Training:
     def write_best(self) -> None:
         """Write the best epoch's weights if the file does not hold them yet."""
         if self._state and not self._written:
-            with atomic_path(self.run.weights) as temporary:
-                save_file(self._state, temporary)
+            write_tensors(self.run.weights, self._state)
             self._written, self._written_at = True, time.perf_counter()
 
     def keep(self, record: EpochRecord) -> bool:
@@ -134,77 +206,6 @@ class Training:
         """The validation images, in float32 as the exported model will compute them."""
         self.adapted.network.eval()
         return evaluate(stage.forward, stage.feed.validation()) if self.validated else None
-
-
-class _Epoch:
-    # The state that lives as long as a phase: optimiser, rates, averaged weights, generator.
-    def __init__(self, training: Training, stage: Stage, freezing: Freezing, epochs: int) -> None:
-        self._training, self._stage, self._freezing, self._epochs = training, stage, freezing, epochs
-        config, phase = training.config, stage.phase
-        self._optimiser = make_optimiser(training.adapted, config, phase.lr)
-        self._rates = Rates(self._optimiser, config, phase.epochs * stage.feed.steps)
-        self._mixing = Mixing(config, phase.number)
-        self._scaler = stage.computing.gradient_scaler()
-        freezing.train_mode()
-        self._averaged = AveragedWeights(training.adapted.network, config.ema) if config.ema else None
-
-    def __call__(self) -> tuple[EpochRecord, bool]:
-        training, phase = self._training, self._stage.phase
-        started = time.perf_counter()
-        number = len(training.records) + 1
-        loss, accuracy, lr = self._train(number)
-        trained = time.perf_counter() - started
-        with self._averaged.applied() if self._averaged else nullcontext():
-            val = training.evaluate(self._stage)
-            record = EpochRecord(
-                phase=phase.number,
-                epoch=number,
-                train_loss=loss,
-                train_accuracy=accuracy,
-                val_loss=val.loss if val else None,
-                val_accuracy=val.accuracy if val else None,
-                lr=lr,
-                seconds=time.perf_counter() - started,
-                elapsed=time.perf_counter() - training.started,
-                images_per_second=training.images / trained,
-            )
-            return record, training.keep(record)
-
-    def _train(self, number: int) -> tuple[float, float, float]:
-        training, stage = self._training, self._stage
-        network, clip = training.adapted.network, training.config.clip_gradient
-        started = time.perf_counter()
-        self._freezing.train_mode()
-        seen, lr, shown = 0, 0.0, started
-        totals = torch.zeros(2, dtype=torch.float64, device=stage.computing.device)
-        for values, labels in stage.feed.training(number):
-            self._rates.advance()
-            lr = max(group["lr"] for group in self._optimiser.param_groups)
-            mixed = self._mixing(values, labels)
-            with stage.computing.arithmetic():
-                logits = stage.forward(*mixed.values)
-            logits = logits.float()
-            loss = training.loss(logits, mixed)
-            self._optimiser.zero_grad()
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            if clip:
-                self._scaler.unscale_(self._optimiser)
-                torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
-            self._scaler.step(self._optimiser)
-            self._scaler.update()
-            if self._averaged:
-                self._averaged.update()
-            seen += len(labels)
-            # Summed on the device: asking for a number at every step would make a GPU wait for each.
-            totals += torch.stack([loss.detach().double() * len(labels), (logits.detach().argmax(1) == labels).sum().double()])
-            now = time.perf_counter()
-            if now - shown > _SHOWN_EVERY_S or seen == training.images:
-                shown = now
-                mean_loss, accuracy = (totals / seen).tolist()
-                speed = seen / (now - started)
-                training.progress.step(Step(stage.phase.number, number, self._epochs, seen, training.images, mean_loss, accuracy, speed))
-        mean_loss, accuracy = (totals / seen).tolist()
-        return mean_loss, accuracy, lr
 
 
 def is_better(record: EpochRecord, best: EpochRecord | None) -> bool:

@@ -16,7 +16,7 @@ from edgetl.train.activations import Activations, near, rows_of
 from edgetl.train.arithmetic import keep_slow_kernels_in_float32, step_milliseconds
 from edgetl.train.computing import Computing
 from edgetl.train.costs import PhaseParts, measure_costs
-from edgetl.train.cutting import Cut, TracedNetwork, check_pieces
+from edgetl.train.cutting import Cut, TracedNetwork, channels_last, check_pieces
 from edgetl.train.feeding import CachedFeed, Feed, Order, StreamedFeed
 from edgetl.train.filling import Base, Cache, Materials, view_keys
 from edgetl.train.freezing import set_trainable
@@ -47,8 +47,10 @@ class Stage:
 class Staging:
     """Plans and prepares the stages of a run."""
 
-    def __init__(self, materials: Materials, phases: Sequence[Phase]) -> None:
+    def __init__(self, materials: Materials, phases: Sequence[Phase], views: int | None = None) -> None:
+        """Take `views` where an earlier process has decided them."""
         self._has = materials
+        self._decided_views = views
         self._phases = list(phases)
         images, config = materials.loader.images, materials.config
         self._train_labels, self._val_labels = images.labels(materials.train), images.labels(materials.val)
@@ -184,8 +186,15 @@ class Staging:
         }
 
     @property
+    def plan(self) -> dict[str, Any]:
+        """What was decided, once `stages` was called; for a process that goes on."""
+        return {"epochs": [phase.epochs for phase in self._phases], "views": self.report.get("views")}
+
+    @property
     def _wanted_views(self) -> int:
         config = self._has.config
+        if self._decided_views is not None:
+            return self._decided_views
         usual = USUAL_VIEWS if config.augments else 1
         return max(1, min(config.views or usual, sum(phase.epochs for phase in self._phases)))
 
@@ -272,14 +281,7 @@ class Staging:
         module: nn.Module = self._has.adapted.network
         if cut is not None and self._traced is not None:
             module = self._traced.piece(cut)
-        if self._has.config.compile:
-            module = torch.compile(module)  # type: ignore[assignment]
-
-        def forward(*values: Tensor) -> Tensor:
-            logits: Tensor = module(*(_channels_last(value) for value in values))
-            return logits
-
-        return forward
+        return channels_last(torch.compile(module) if self._has.config.compile else module)
 
     def _training_arithmetic(self, phase: Phase, cut: Cut | None, feed: Feed, forward: Callable[..., Tensor]) -> Computing:
         computing = self._has.computing
@@ -294,7 +296,3 @@ class Staging:
             return {"precision": min(taken, key=lambda name: taken[name]), "milliseconds": taken}
 
         return replace(computing, precision=remembered(facts, measure)["precision"])
-
-
-def _channels_last(value: Tensor) -> Tensor:
-    return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value

@@ -171,6 +171,9 @@ def other(field: str, literal: Any) -> str:
 GIVEN: dict[str, tuple[str, str, Any]] = {
     "--output": ("runs/a", "output", Path("runs/a")),
     "--force": ("", "force", True),
+    "--allow-leaks": ("", "allow_leaks", True),
+    "--tensorboard": ("", "tensorboard", True),
+    "--mlflow": ("mlruns", "mlflow", "mlruns"),
     "--preset": ("classic", "preset", "classic"),
     "--model": ("resnet18", "model", "resnet18"),
     "--weights": ("none", "weights", "none"),
@@ -221,10 +224,10 @@ def finetune_options() -> dict[str, Any]:
 def test_help_shows_every_option_with_its_default() -> None:
     text = CliRunner().invoke(program("finetune"), ["finetune", "--help"], env={"COLUMNS": "400"}).output
     rows = {words[1]: line for line in text.splitlines() if len(words := line.split()) > 1 and words[1].startswith("--")}
-    assert rows.keys() == {*GIVEN, "--config", "--help"}
+    assert rows.keys() == {*GIVEN, "--config", "--resume", "--help"}
     for option, (_, field, _) in GIVEN.items():
         default = getattr(FinetuneConfig, field)
-        if default is not None and field not in ("force", "compile"):
+        if default is not None and field not in ("force", "allow_leaks", "tensorboard", "compile"):
             shown = f"{default:g}" if isinstance(default, float) else default
             assert f"[default: ({shown})]" in rows[option]
     assert "[default: (no-compile)]" in rows["--compile"]
@@ -236,7 +239,7 @@ def test_help_shows_every_option_with_its_default() -> None:
 
 def test_every_field_of_the_configuration_has_an_option() -> None:
     assert {field for _, field, _ in GIVEN.values()} == {field.name for field in fields(FinetuneConfig)} - {"data", "augment_file"}
-    assert finetune_options().keys() == {*GIVEN, "--config"}
+    assert finetune_options().keys() == {*GIVEN, "--config", "--resume"}
 
 
 @pytest.fixture

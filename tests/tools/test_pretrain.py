@@ -15,11 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from edgetl.core.builtin import CARD, CHECKSUMS, RECIPE, WEIGHTS
-from edgetl.core.errors import ConfigError, RunError
+from edgetl.core.errors import ConfigError
 from edgetl.train.models import adapt
 from edgetl.train.weights import read_weights
 from tools.pretraining.card import card
-from tools.pretraining.checkpoint import load_state, save_state
 from tools.pretraining.recipe import Recipe, read_recipe, write_recipe
 from tools.pretraining.shipping import write_card
 
@@ -114,30 +113,6 @@ def test_another_recipe_is_not_mixed_in(shipped: Path) -> None:
     done = subprocess.run([*command, "-o", str(shipped / "out")], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert "holds a training by another recipe" in done.stderr
-
-
-def test_state_comes_back_in_any_order_of_memory(tmp_path: Path) -> None:
-    def parts() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-        torch.manual_seed(0)
-        network = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return network, torch.optim.AdamW(network.parameters(), fused=True)
-
-    def step(network: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        network(torch.ones(1, 3, 5, 5).mul_(torch.arange(3).view(1, 3, 1, 1))).square().sum().backward()
-        optimiser.step()
-
-    network, optimiser = parts()
-    step(network, optimiser)
-    save_state(tmp_path / "s.safetensors", {"network": network, "optimiser": optimiser}, {"step": 1})
-    again, its_optimiser = parts()
-    assert load_state(tmp_path / "s.safetensors", {"network": again, "optimiser": its_optimiser}) == {"step": 1}
-    for one in ((network, optimiser), (again, its_optimiser)):
-        one[1].zero_grad()
-        step(*one)
-    assert torch.equal(network.weight, again.weight)  # type: ignore[arg-type]
-    (tmp_path / "s.safetensors").write_bytes(b"cut")
-    with pytest.raises(RunError, match="cannot be gone on with"):
-        load_state(tmp_path / "s.safetensors", {"network": again})
 
 
 def test_recipes(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from edgetl.train.splits import SplitRow, read_split, write_rejected, write_spli
 MakeImages = Callable[..., Path]
 
 
-def read(data: Path, val_split: float = 0.2, seed: int = 0) -> DataSet:
-    return read_data(data, val_split, seed, lambda done, total: None)
+def read(data: Path, val_split: float = 0.2, seed: int = 0, allow_leaks: bool = False) -> DataSet:
+    return read_data(data, val_split, seed, lambda done, total: None, allow_leaks=allow_leaks)
 
 
 def parts(data: DataSet) -> dict[str, str]:
@@ -115,11 +115,13 @@ def test_a_class_may_be_called_train(make_images: MakeImages) -> None:
     assert read(make_images("data", ["car", "train"])).labels == ["car", "train"]
 
 
-def test_leaks_between_given_parts_are_told(make_images: MakeImages) -> None:
+def test_leaks_between_given_parts_are_refused_unless_allowed(make_images: MakeImages) -> None:
     make_images("data/train", ["a", "b"], count=4)
     folder = make_images("data/val", ["a", "b"], count=3, seed=1).parent
     shutil.copy(folder / "train/a/0.png", folder / "val/a/leak.png")
-    warnings = read(folder).warnings
+    with pytest.raises(DataError, match=r"train/a/0\.png and val/a/leak\.png.*--allow-leaks"):
+        read(folder)
+    warnings = read(folder, allow_leaks=True).warnings
     assert any("both in train and in val" in text and "train/a/0.png and val/a/leak.png" in text for text in warnings)
 
 

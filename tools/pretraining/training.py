@@ -21,10 +21,10 @@ from edgetl.core.errors import RunError
 from edgetl.core.files import write_text
 from edgetl.core.finetuning import Device, Precision
 from edgetl.train.arithmetic import keep_slow_kernels_in_float32, step_milliseconds
+from edgetl.train.checkpoint import read_state, write_state
 from edgetl.train.computing import Computing, choose_computing
 from edgetl.train.models import adapt
 from edgetl.train.networks import preprocessing_for
-from tools.pretraining.checkpoint import load_state, save_state
 from tools.pretraining.pool import Pool, pool_name
 from tools.pretraining.recipe import Recipe
 from tools.pretraining.views import random_views
@@ -140,9 +140,12 @@ class _Training:
         path = self._work / "state.safetensors"
         if not path.exists():
             return False
-        facts = load_state(path, self._parts)
+        state = read_state(path)
+        facts = state.facts
         if facts["recipe"] != self._recipe.to_json():
             raise RunError(f"{self._work} holds a training by another recipe. Choose another --work folder, or remove it.")
+        for name, part in self._parts.items():
+            state.restore(name, part)
         self.step, self.seconds, self._curve = facts["step"], facts["seconds"], facts["curve"]
         self._cores_before = facts["core_seconds"]
         self._sums = torch.tensor(facts["sums"], dtype=torch.float64, device=self._computing.device)
@@ -160,7 +163,7 @@ class _Training:
             "sums": self._sums.tolist(),
             "curve": self._curve,
         }
-        save_state(self._work / "state.safetensors", self._parts, facts)
+        write_state(self._work / "state.safetensors", self._parts, facts)
 
     def choose_precision(self, pool: Pool) -> None:
         """The arithmetic that is measured fastest here for each size of image, where it is open."""

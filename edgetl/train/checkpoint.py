@@ -1,0 +1,112 @@
+"""A training's state in one file: tensors by safetensors, numbers as JSON in its header; whole or absent, and never a pickle."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from edgetl.core.errors import RunError
+from edgetl.core.files import atomic_path
+
+Part = nn.Module | torch.optim.Optimizer | Mapping[str, Tensor]
+_OS_ERROR = re.compile(r"os error (\d+)")
+
+
+@dataclass(frozen=True)
+class State:
+    """What lay in a file."""
+
+    path: Path
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors that were saved under a name."""
+        return {key.removeprefix(f"{name}/"): tensor for key, tensor in self.tensors.items() if key.startswith(f"{name}/")}
+
+    def restore(self, name: str, part: nn.Module | torch.optim.Optimizer) -> None:
+        """Set a module or an optimiser to what was saved under a name.
+
+        Raises:
+            RunError: the file belongs to another one.
+        """
+        try:
+            if isinstance(part, nn.Module):
+                part.load_state_dict(self.part(name))
+            else:
+                _load_optimiser(part, self.part(name))
+        except (RuntimeError, ValueError, KeyError, IndexError) as cause:
+            raise _unusable(self.path, cause) from cause
+
+
+def write_state(path: Path, parts: Mapping[str, Part], facts: Mapping[str, Any]) -> None:
+    """Write modules, optimisers and tensors by name, and facts beside them.
+
+    Raises:
+        OSError: there is no room, or the folder cannot be written; what was there before is as it was.
+    """
+    tensors = {f"{name}/{key}": tensor for name, part in parts.items() for key, tensor in _tensors(part).items()}
+    write_tensors(path, tensors, {"facts": json.dumps(facts)})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a .safetensors file atomically, row by row whatever the tensors' order of memory.
+
+    Raises:
+        OSError: as of any file; safetensors' own error hides it.
+    """
+    plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(plain, temporary, metadata)
+        except SafetensorError as cause:
+            number = _OS_ERROR.search(str(cause))
+            raise OSError(int(number[1]) if number else errno.EIO, str(cause), str(path)) from cause
+
+
+def read_state(path: Path) -> State:
+    """The file's content.
+
+    Raises:
+        RunError: it is damaged, or no state.
+    """
+    try:
+        with safe_open(path, "pt") as content:
+            tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118  it is no mapping
+            return State(path, json.loads(content.metadata()["facts"]), tensors)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as cause:
+        raise _unusable(path, cause) from cause
+
+
+def _unusable(path: Path, cause: Exception) -> RunError:
+    return RunError(f"{path} cannot be gone on with ({cause}). Begin anew in another folder.")
+
+
+def _tensors(part: Part) -> dict[str, Tensor]:
+    if isinstance(part, nn.Module):
+        return dict(part.state_dict())
+    if isinstance(part, torch.optim.Optimizer):
+        return {f"{index}/{name}": value for index, state in part.state_dict()["state"].items() for name, value in state.items()}
+    return dict(part)
+
+
+def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition("/")
+        own = parameters[int(index)]
+        # In the parameter's order of memory: fused steps walk through both as they lie.
+        fitting = torch.empty_like(own, requires_grad=False).copy_(tensor) if tensor.shape == own.shape else tensor
+        state.setdefault(int(index), {})[name] = fitting
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

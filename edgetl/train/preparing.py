@@ -1,0 +1,104 @@
+"""All that can be wrong with what the user gave is found out here; nothing is written before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from edgetl.core.finetuning import FinetuneConfig
+from edgetl.core.layout import RunDirectory
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.device.allocator import keep_freed_memory
+from edgetl.device.cores import available_cores
+from edgetl.device.memory import free_memory_bytes
+from edgetl.train.augmentation import Augmentation
+from edgetl.train.computing import Computing, choose_computing
+from edgetl.train.dataset import DataSet, read_data
+from edgetl.train.decoded import DecodedImages
+from edgetl.train.folders import find_files
+from edgetl.train.freezing import resolve_unfreeze
+from edgetl.train.loading import default_workers
+from edgetl.train.models import AdaptedNetwork, adapt
+from edgetl.train.networks import known_architecture, preprocessing_for
+from edgetl.train.phases import Phase, plan_phases, usual_batch_size
+from edgetl.train.progress import Progress
+from edgetl.train.weights import PretrainedWeights, read_weights
+
+_LEAST_SIDE = 768
+"""Pixels that training images keep on the shorter side when JPEG files are decoded at a part of their size: the same picture to a grey
+level after the resize; with much less, a random crop's edges would round visibly."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that may begin."""
+
+    asked: FinetuneConfig
+    """As the user gave it."""
+    config: FinetuneConfig
+    """With everything decided that can be before training."""
+    run: RunDirectory
+    data: DataSet
+    preprocessing: Preprocessing
+    computing: Computing
+    phases: list[Phase]
+    augmentation: Augmentation
+    decoded: DecodedImages
+    weights: PretrainedWeights | None
+    adapted: AdaptedNetwork
+
+
+def prepare(config: FinetuneConfig, run: RunDirectory, progress: Progress) -> Prepared:
+    """Read the images and make the network.
+
+    Raises:
+        DataError: the images; see `edgetl.train.dataset.read_data`.
+        ArchitectureError, WeightsError: the model; see `edgetl.train.models.adapt`.
+        ConfigError: a device or precision that is not there, more blocks than the backbone has.
+    """
+    architecture = known_architecture(config.model)
+    computing = choose_computing(config.device, config.precision)
+    if computing.device.type == "cpu":
+        keep_freed_memory()
+    preprocessing = preprocessing_for(config.model, config.image_size)
+    augmentation = Augmentation(config.augment, preprocessing, config.seed, config.augment_file)
+    # Before a download of weights: a missing folder is told at once.
+    find_files(config.data.expanduser().absolute())
+    weights = read_weights(config.weights, config.model)
+    budget = free_memory_bytes() // 4 if config.cache_budget is None else config.cache_budget
+    decoded = DecodedImages(budget, max(_LEAST_SIDE, 3 * preprocessing.resize))
+    data = read_data(config.data, config.val_split, config.resolved_split_seed, progress.files, decoded, config.allow_leaks)
+    torch.manual_seed(config.seed)
+    adapted = adapt(config.model, preprocessing.crop, len(data.labels), config.head_width, config.dropout, weights)
+    unfreeze = "all" if config.weights == "none" else resolve_unfreeze(config.unfreeze, adapted, architecture.unfreeze)
+    batch_size = config.batch_size or usual_batch_size(len(data.part("train")))
+    phases = plan_phases(config, unfreeze, batch_size)
+    _tell(data, config, progress)
+    images = len(data.rows)
+    resolved = replace(
+        config,
+        data=data.folder,
+        output=run.path,
+        image_size=preprocessing.crop,
+        unfreeze=unfreeze,
+        batch_size=batch_size,
+        device="cuda" if computing.device.type == "cuda" else "cpu",
+        precision=computing.precision,
+        workers=default_workers(images, available_cores(), computing.device.type) if config.workers is None else config.workers,
+        cache_budget=budget,
+    )
+    return Prepared(config, resolved, run, data, preprocessing, computing, phases, augmentation, decoded, weights, adapted)
+
+
+def _tell(data: DataSet, config: FinetuneConfig, progress: Progress) -> None:
+    for warning in data.warnings:
+        progress.warn(warning)
+    train, val = len(data.part("train")), len(data.part("val"))
+    progress.note(f"{len(data.labels)} classes, {train} training and {val} validation images.")
+    if not val:
+        progress.warn("Training without validation images: nothing is known about accuracy on new images. The last epoch is kept.")
+    if not val and (config.patience or config.target_accuracy):
+        progress.warn("--patience and --target-accuracy have no effect without validation images.")
+    if config.weights == "none":
+        progress.note("--weights none: nothing is pretrained, so everything trains from the start in one phase at --lr.")

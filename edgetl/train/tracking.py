@@ -1,0 +1,152 @@
+"""Figures handed to experiment trackers while a run goes on; the run directory has them all in any case."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from edgetl.core.errors import ConfigError
+from edgetl.core.files import write_json
+from edgetl.core.finetuning import FinetuneConfig
+from edgetl.core.layout import RunDirectory
+from edgetl.train.progress import EpochRecord, Progress, Step
+
+_EXPERIMENT = "edgetl"
+
+
+class Tracker(Protocol):
+    """What keeps figures."""
+
+    def epoch(self, number: int, figures: Mapping[str, float]) -> None:
+        """Those of an epoch."""
+
+    def close(self, ended: bool) -> None:
+        """The run ended well, or did not."""
+
+
+class Tracked:
+    """Progress that is told on, with every epoch's figures given to trackers."""
+
+    def __init__(self, progress: Progress, trackers: list[Tracker]) -> None:
+        self._progress, self._trackers = progress, trackers
+
+    def note(self, text: str) -> None:
+        """Tell it on."""
+        self._progress.note(text)
+
+    def warn(self, text: str) -> None:
+        """Tell it on."""
+        self._progress.warn(text)
+
+    def files(self, done: int, total: int) -> None:
+        """Tell it on."""
+        self._progress.files(done, total)
+
+    def prepared(self, done: int, total: int) -> None:
+        """Tell it on."""
+        self._progress.prepared(done, total)
+
+    def step(self, step: Step) -> None:
+        """Tell it on."""
+        self._progress.step(step)
+
+    def epoch(self, record: EpochRecord, best: bool) -> None:
+        """Tell it on, and its figures to the trackers."""
+        self._progress.epoch(record, best)
+        names = {
+            "train/loss": record.train_loss, "train/accuracy": record.train_accuracy, "val/loss": record.val_loss,
+            "val/accuracy": record.val_accuracy, "lr": record.lr, "images_per_second": record.images_per_second,
+        }  # fmt: skip
+        for tracker in self._trackers:
+            tracker.epoch(record.epoch, {name: value for name, value in names.items() if value is not None})
+
+
+@contextmanager
+def tracked(config: FinetuneConfig, run: RunDirectory, progress: Progress, epochs: int = 0) -> Iterator[Progress]:
+    """Progress with the trackers that the configuration asks for.
+
+    Args:
+        epochs: that had ended before: what a tracker knows of later ones is forgotten or written over.
+
+    Raises:
+        ModuleNotFoundError: a tracker's package is not installed; see EXTRAS in edgetl.core.registry.
+        ConfigError: the tracker cannot be reached.
+    """
+    trackers: list[Tracker] = []
+    if config.tensorboard:
+        trackers.append(_TensorBoard(run, epochs))
+    if config.mlflow is not None:
+        trackers.append(_MLflow(config, run, config.mlflow))
+    ended = False
+    try:
+        yield Tracked(progress, trackers) if trackers else progress
+        ended = True
+    finally:
+        for tracker in trackers:
+            tracker.close(ended)
+
+
+class _TensorBoard:
+    def __init__(self, run: RunDirectory, epochs: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(run.tensorboard), purge_step=epochs + 1 if epochs else None)
+
+    def epoch(self, number: int, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, number)
+        self._writer.flush()
+
+    def close(self, ended: bool) -> None:
+        self._writer.close()
+
+
+class _MLflow:
+    def __init__(self, config: FinetuneConfig, run: RunDirectory, store: str) -> None:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        if "://" not in store:
+            # MLflow would rather have a database; a folder is what was asked for.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+            store = Path(store).expanduser().absolute().as_uri()
+        self._errors = MlflowException
+        try:
+            self._client = MlflowClient(tracking_uri=store)
+            self._run_id = self._begun(run, store) or self._begin(config, run, store)
+        except MlflowException as cause:
+            raise ConfigError(
+                f"--mlflow {store} cannot be used ({str(cause).splitlines()[0]}). Give a folder, or the address of a server."
+            ) from cause
+
+    def _begun(self, run: RunDirectory, store: str) -> str | None:
+        try:
+            known = json.loads(run.mlflow.read_text(encoding="utf-8"))
+            run_id: str = known["run_id"]
+            if known["store"] == store and self._client.get_run(run_id):
+                self._client.update_run(run_id, "RUNNING")
+                return run_id
+        except (OSError, ValueError, KeyError):
+            pass
+        return None
+
+    def _begin(self, config: FinetuneConfig, run: RunDirectory, store: str) -> str:
+        experiment = self._client.get_experiment_by_name(_EXPERIMENT)
+        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(_EXPERIMENT)
+        run_id: str = self._client.create_run(experiment_id, run_name=run.path.name).info.run_id
+        for name, value in config.to_json().items():
+            self._client.log_param(run_id, name, value)
+        write_json(run.mlflow, {"store": store, "run_id": run_id})
+        return run_id
+
+    def epoch(self, number: int, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self._client.log_metric(self._run_id, name, value, step=number)
+
+    def close(self, ended: bool) -> None:
+        with suppress(self._errors):  # a server that went away is no reason to lose the run
+            self._client.set_terminated(self._run_id, "FINISHED" if ended else "FAILED")

@@ -1,0 +1,252 @@
+"""`edgetl check` on data sets with every fault planted: each is found, named and counted, and nothing else is."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import struct
+import subprocess
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgetl.core.errors import DataError
+from edgetl.core.files import sha256_file
+from edgetl.train.checking.checking import DataCheck, check, worst_files
+from edgetl.train.checking.likeness import look_alike
+from edgetl.train.checking.quarantine import LIST, quarantine
+from edgetl.train.checking.sheet import draw_worst
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def picture(seed: int, side: int = 96) -> Image.Image:
+    """Large blots of colour: alike to itself at any size, unlike any other."""
+    generator = np.random.default_rng(seed)
+    small = Image.fromarray(generator.integers(0, 256, (6, 6, 3), np.uint8))
+    return small.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def photo(path: Path, seed: int, side: int = 96, quality: int = 90) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(seed, side).save(path, quality=quality) if path.suffix == ".jpg" else picture(seed, side).save(path)
+    return path
+
+
+def bomb(path: Path, width: int = 50_000, height: int = 50_000) -> Path:
+    """A PNG of a few bytes that declares so many pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def clean(tmp_path: Path) -> Path:
+    for part, start in (("train", 0), ("val", 1000)):
+        for label, offset in (("cat", 0), ("dog", 100)):
+            for number in range(6):
+                photo(tmp_path / "data" / part / label / f"{number}.jpg", start + offset + number)
+    return tmp_path / "data"
+
+
+def kinds(found: DataCheck) -> dict[str, str]:
+    return {finding.kind: finding.severity for finding in found.findings}
+
+
+def test_a_clean_set(clean: Path, edgetl: Run, tmp_path: Path) -> None:
+    before = {path: (sha256_file(path), path.stat().st_mtime_ns) for path in clean.rglob("*.jpg")}
+    found = check(clean)
+    assert found.findings == []
+    assert found.images == 24
+    assert found.counts == {"train": {"cat": 6, "dog": 6}, "val": {"cat": 6, "dog": 6}}
+    assert found.sides == (96, 96, 96)
+    done = edgetl("check", clean, "--sheet", tmp_path / "sheet.png")
+    assert done.returncode == 0
+    assert "Nothing is wrong with any of them." in done.stdout
+    assert Image.open(tmp_path / "sheet.png").format == "PNG"
+    assert {path: (sha256_file(path), path.stat().st_mtime_ns) for path in clean.rglob("*.jpg")} == before
+
+
+@pytest.fixture
+def faulty(clean: Path) -> Path:
+    train, val = clean / "train", clean / "val"
+    (train / "cat/empty.jpg").write_bytes(b"")
+    (train / "cat/cut.jpg").write_bytes((train / "cat/0.jpg").read_bytes()[:900])
+    bomb(train / "cat/bomb.png")
+    (train / "cat/again.png").write_bytes(_png(train / "cat/1.jpg"))
+    (val / "cat/leak.png").write_bytes(_png(train / "cat/2.jpg"))
+    (train / "dog/other.png").write_bytes(_png(train / "cat/3.jpg"))
+    picture(104, 64).save(val / "dog/smaller.jpg", quality=60)
+    photo(train / "dog/tiny.png", 500, side=20)
+    turned, exif = picture(501), Image.Exif()
+    exif[0x0112] = 6
+    turned.save(train / "dog/turned.jpg", exif=exif)
+    frames = [picture(502 + number, 48) for number in range(3)]
+    frames[0].save(train / "dog/frames.gif", save_all=True, append_images=frames[1:])
+    (train / "dog/notes.txt").write_text("mine")
+    (train / "bird").mkdir()
+    return clean
+
+
+def _png(path: Path) -> bytes:
+    stream = io.BytesIO()
+    Image.open(path).save(stream, "PNG")
+    return stream.getvalue()
+
+
+FAULTS = {
+    "folders": "error",
+    "empty": "error",
+    "duplicates across splits": "error",
+    "duplicates with contradictory labels": "error",
+    "duplicates in a class": "warning",
+    "near duplicates across splits": "warning",
+    "unreadable": "warning",
+    "bombs": "warning",
+    "tiny": "warning",
+    "strays": "note",
+    "orientation": "note",
+    "animated": "note",
+    "modes": "note",
+}
+
+
+def test_every_fault_is_found_and_no_other(faulty: Path) -> None:
+    found = check(faulty)
+    assert kinds(found) == FAULTS
+    by_kind = {finding.kind: [[found.shown(path) for path in group] for group in finding.groups] for finding in found.findings}
+    assert by_kind["duplicates across splits"] == [["train/cat/2.jpg", "val/cat/leak.png"]]
+    assert by_kind["duplicates with contradictory labels"] == [["train/cat/3.jpg", "train/dog/other.png"]]
+    assert by_kind["duplicates in a class"] == [["train/cat/1.jpg", "train/cat/again.png"]]
+    assert by_kind["near duplicates across splits"] == [["train/dog/4.jpg", "val/dog/smaller.jpg"]]
+    assert sorted(by_kind["unreadable"]) == [["train/cat/cut.jpg"], ["train/cat/empty.jpg"]]
+    assert by_kind["bombs"] == [["train/cat/bomb.png"]]
+    assert found.worst == "error"
+
+
+def test_the_command_says_it_all(faulty: Path, edgetl: Run, tmp_path: Path) -> None:
+    done = edgetl("check", faulty, "--json", "--quarantine", tmp_path / "apart", "--sheet", tmp_path / "sheet.png")
+    assert done.returncode == 5
+    content = json.loads(done.stdout)
+    assert {finding["kind"]: finding["severity"] for finding in content["findings"]} == FAULTS
+    with (tmp_path / "apart" / LIST).open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["kind"] for row in rows} == {kind for kind, severity in FAULTS.items() if severity != "note"} - {"folders", "empty"}
+    assert all(Path(row["copy"]).read_bytes() == (faulty / row["file"]).read_bytes() for row in rows)
+    assert Image.open(tmp_path / "sheet.png").size[0] > 600
+    printed = edgetl("check", faulty)
+    assert printed.returncode == 5
+    assert "both train and val: validation accuracy is flattered" in printed.stdout
+    assert "train/cat/2.jpg  =  val/cat/leak.png" in printed.stdout
+
+
+def test_warnings_have_their_own_status(clean: Path, edgetl: Run) -> None:
+    (clean / "train/cat/cut.jpg").write_bytes(b"no image")
+    assert edgetl("check", clean).returncode == 4
+    (clean / "train/cat/cut.jpg").rename(clean / "train/cat/cut.txt")
+    assert edgetl("check", clean).returncode == 0, "a stray file is a note"
+
+
+def test_a_quarantine_never_mixes_with_anything(faulty: Path, tmp_path: Path) -> None:
+    found = check(faulty)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/file").write_text("keep")
+    for folder, reason in ((tmp_path / "mine", "not empty"), (faulty / "apart", "inside the data folder")):
+        with pytest.raises(DataError, match=reason):
+            quarantine(found, folder)
+    assert (tmp_path / "mine/file").read_text() == "keep"
+
+
+def test_imbalance(tmp_path: Path) -> None:
+    for label, count in (("common", 30), ("rare", 3)):
+        for number in range(count):
+            photo(tmp_path / "data" / label / f"{number}.jpg", 7919 * number + len(label))
+    (finding,) = check(tmp_path / "data").findings
+    assert (finding.kind, finding.severity) == ("imbalance", "warning")
+    assert "common has 30 training images, rare 3" in finding.message
+
+
+def test_names_and_links_that_nobody_expects(clean: Path, edgetl: Run, tmp_path: Path) -> None:
+    folder = clean / "train/cat"
+    photo(folder / "with\nnewline.jpg", 600)
+    photo(folder / "x.jpg", 601).rename(folder / os.fsdecode(b"\xff\xfe.jpg"))
+    (folder / "loop").symlink_to(clean / "train")
+    (folder / "nowhere.jpg").symlink_to(tmp_path / "gone")
+    found = check(clean)
+    unreadable = next(finding for finding in found.findings if finding.kind == "unreadable")
+    assert len(unreadable.files) == 2, "the name that is no UTF-8, and the link to nothing"
+    done = edgetl("check", clean, "--quarantine", tmp_path / "apart")
+    assert done.returncode in (4, 5)
+    assert "Traceback" not in done.stderr
+    draw_worst(found, tmp_path / "sheet.png")
+
+
+def test_ten_thousand_frames_take_no_longer_than_one(clean: Path) -> None:
+    frames = [Image.new("L", (8, 8), number % 256) for number in range(10_000)]
+    frames[0].save(clean / "train/cat/long.gif", save_all=True, append_images=frames[1:], optimize=False)
+    started = time.perf_counter()
+    assert kinds(check(clean))["animated"] == "note"
+    assert time.perf_counter() - started < 20
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No data folder"):
+        check(tmp_path / "nowhere")
+
+
+def test_the_worst_come_first(faulty: Path) -> None:
+    chosen = worst_files(check(faulty), 8)
+    assert len(chosen) == 8
+    severities = [finding.severity for finding, _ in chosen]
+    assert severities == sorted(severities, key=["error", "warning", "note"].index)
+    assert {finding.kind for finding, _ in chosen} >= {"duplicates across splits", "duplicates with contradictory labels"}
+
+
+def examined(hashes: list[int], thumbnails: NDArray[np.uint8]) -> list[object]:
+    from edgetl.train.checking.examining import Examined
+    from edgetl.train.folders import LabelledFile
+
+    file = LabelledFile(Path("a.jpg"), "a", None)
+    return [
+        Examined(file, 9, 9, "RGB", "JPEG", 1, False, str(number), value, thumbnail)
+        for number, (value, thumbnail) in enumerate(zip(hashes, thumbnails, strict=True))
+    ]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=40), st.integers(0, 2**32))
+def test_groups_are_what_pairwise_comparison_says(hashes: list[int], seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    thumbnail = generator.integers(0, 256, (16, 16), np.uint8)
+    # Some of them a few bits from the one before.
+    close = [value if number % 3 else hashes[max(0, number - 1)] ^ (1 << (value % 64)) for number, value in enumerate(hashes)]
+    groups = look_alike(examined(close, np.repeat(thumbnail[None], len(close), 0)))  # type: ignore[arg-type]
+    near = {(i, j) for i in range(len(close)) for j in range(len(close)) if i != j and (close[i] ^ close[j]).bit_count() <= 6}
+    grouped = {index for group in groups for index in group}
+    assert grouped == {index for pair in near for index in pair}
+    assert all(any((i, j) in near for j in group) for group in groups for i in group)
+    for first, second in near:
+        assert any(first in group and second in group for group in groups)
+
+
+def test_alike_by_hash_but_not_by_eye_is_no_likeness() -> None:
+    generator = np.random.default_rng(0)
+    thumbnails = generator.integers(0, 256, (2, 16, 16), np.uint8)
+    assert look_alike(examined([5, 5], thumbnails)) == []  # type: ignore[arg-type]
+    flat = np.full((2, 16, 16), 90, np.uint8)
+    assert look_alike(examined([5, 5], flat)) == []  # type: ignore[arg-type]

@@ -1,0 +1,97 @@
+"""What trackers are given is what history.jsonl says, read back by the trackers' own readers; a run that goes on is one run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetl.core.errors import ConfigError
+from edgetl.core.finetuning import FinetuneConfig
+from edgetl.core.layout import RunDirectory
+from edgetl.train import recipe
+from edgetl.train.finetune import finetune, resume
+from edgetl.train.progress import EpochRecord, Silent
+from tests.conftest import ARCHITECTURE, IMAGE_SIZE
+
+
+class Stop(Silent):
+    """Asks to stop after the second epoch."""
+
+    def epoch(self, record: EpochRecord, best: bool) -> None:
+        if record.epoch == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def run(parts: Path, random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A run of four epochs that was interrupted after two of them, and what trackers know of it."""
+    folder = tmp_path_factory.mktemp("tracked")
+    config = FinetuneConfig(
+        parts, folder / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", workers=0, epochs=3, finetune_epochs=1,
+        tensorboard=True, mlflow=str(folder / "mlruns"),
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "SAVED_EVERY_S", 0.0)
+        patch.setattr(recipe.Training, "save_when_due", recipe.Training.save)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config, Stop())
+    return resume(RunDirectory(folder / "run"))
+
+
+def history(run: RunDirectory) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.history.read_text().splitlines()]
+
+
+def test_tensorboard_reads_every_epoch_once(run: RunDirectory) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.tensorboard))
+    events.Reload()
+    for name, field in (("val/accuracy", "val_accuracy"), ("train/loss", "train_loss"), ("lr", "lr")):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert [step for step, _ in found] == [1, 2, 3, 4]
+        assert [value for _, value in found] == pytest.approx([line[field] for line in history(run)], rel=1e-6)
+
+
+def test_mlflow_has_one_run_with_every_epoch(run: RunDirectory) -> None:
+    from mlflow import MlflowClient
+
+    known = json.loads(run.mlflow.read_text())
+    client = MlflowClient(tracking_uri=known["store"])
+    (experiment,) = [found for found in client.search_experiments() if found.name == "edgetl"]
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.run_id == known["run_id"]
+    assert found.info.status == "FINISHED"
+    assert found.data.params["model"] == ARCHITECTURE
+    last = {metric.step: metric.value for metric in client.get_metric_history(known["run_id"], "val/accuracy")}
+    assert last == pytest.approx({line["epoch"]: line["val_accuracy"] for line in history(run)})
+
+
+def test_a_store_that_cannot_be_used_is_said_before_training(parts: Path, random_weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    config = FinetuneConfig(
+        parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", workers=0, epochs=1, finetune_epochs=0,
+        mlflow=str(tmp_path / "file"),
+    )  # fmt: skip
+    with pytest.raises((ConfigError, OSError)):
+        finetune(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_is_not_installed(parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgetl.core.registry import missing_package
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mlflow"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    config = FinetuneConfig(
+        parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", workers=0, epochs=1, finetune_epochs=0,
+        mlflow=str(tmp_path / "mlruns"),
+    )  # fmt: skip
+    with pytest.raises(ModuleNotFoundError) as raised:
+        finetune(config)
+    assert 'pip install "edgetl[mlflow]"' in str(missing_package(raised.value))
