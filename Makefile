@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-device fuzz check format clean
+.PHONY: help install demo readme test test-slow test-device fuzz check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -19,8 +19,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,dev]"
 	@touch $@
 
-demo: $(STAMP)  ## the whole job, offline, on a generated data set: fine-tune, export, bench, predict
+demo: $(STAMP)  ## the whole job, offline, in under three minutes: from nothing beside pretrained, export, bench, report
 	$(BIN)/edgetl demo
+
+readme: $(STAMP)  ## run the demo and draw its pictures for the README anew
+	$(BIN)/python -m tools.readme -o docs
 
 test: $(STAMP)  ## the test suite, under 10 minutes on 2 cores
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -128,6 +128,7 @@ def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
         from edgetl.device.bench.run import bench
         from edgetl.experiment.comparing import compare
         from edgetl.export.exporting import export_run
+        from edgetl.train.checking.checking import check
         from edgetl.train.inspection.pictures import CLASSES, generate_inspection
 
     scale, data = SCALE, folder / "data"
@@ -135,7 +136,15 @@ def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
     generate_inspection(data, scale.train, scale.val, scale.size)
     out.print(f"{len(CLASSES) * scale.train} training and {len(CLASSES) * scale.val} validation pictures, {scale.size} pixels, drawn here.")
 
-    _title(2, "From nothing and from pretrained weights, in the same time")
+    _title(2, "What is wrong with them, before any training")
+    _command("check", "data")
+    checked = check(data)
+    for finding in checked.findings:
+        out.print(f"{finding.severity}: {finding.message}", markup=False, soft_wrap=True)
+    if not checked.findings:
+        out.print(f"Nothing is wrong with any of the {checked.images}.")
+
+    _title(3, "From nothing and from pretrained weights, in the same time")
     _command(
         "compare", "data", "--models", scale.model, "--weights", weights, "--strategies", f"scratch,{scale.strategy}", "--seeds", 1,
         "--image-size", scale.image_size, "--budget", scale.budget, "--no-bench", "-o", "comparison",
@@ -152,17 +161,17 @@ def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
 
     run = RunDirectory(folder / "comparison" / best.folder)
     shown = run.path.relative_to(folder)
-    _title(3, "One file for the device, proven equal to PyTorch, and a smaller one in int8")
+    _title(4, "One file for the device, proven equal to PyTorch, and a smaller one in int8")
     _command("export", shown, "--variants", scale.variants, "--search", "quick")
     with steps() as progress:
         export_run(run, ExportConfig(variants=tuple(scale.variants.split(",")), search="quick"), progress)
 
-    _title(4, "Timed against PyTorch")
+    _title(5, "Timed against PyTorch")
     _command("bench", shown, "--scope", "model", "--rounds", scale.rounds)
     with measuring() as blocks:
         result = bench(BenchConfig(run.path, scopes=("model",), rounds=scale.rounds), blocks, QUICK)
 
-    _title(5, "Reports")
+    _title(6, "Reports")
     _command("report", shown)
     _write_pages(folder, found, run)
     return found, best, result

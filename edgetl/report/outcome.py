@@ -22,17 +22,12 @@ def accuracy_gained(found: Experiment, scratch: Row, pretrained: Row) -> TextTab
         ("validation accuracy", percent(scratch.val_accuracy), percent(pretrained.val_accuracy), gained),
         ("time", duration(scratch.seconds), duration(pretrained.seconds), ""),
     ]
-    for accuracy in sorted({scratch.val_accuracy, pretrained.val_accuracy}):
-        # What one guesses is passed by any first epoch, and says nothing of time.
-        if accuracy >= _GUESSED / len(found.classes):
-            cells.append(
-                (
-                    f"until {percent(accuracy)}",
-                    _until(scratch, accuracy),
-                    _until(pretrained, accuracy),
-                    _sooner(scratch, pretrained, accuracy),
-                )
-            )
+    # What one guesses is passed by any first epoch, and says nothing of time.
+    levels = [level for level in sorted({scratch.val_accuracy, pretrained.val_accuracy}) if level >= _GUESSED / len(found.classes)]
+    cells += [
+        (f"until {percent(level)}", _until(scratch, level), _until(pretrained, level), _sooner(scratch, pretrained, level))
+        for level in levels
+    ]
     note = (
         f"{len(scratch.first.answers)} validation images of {len(found.classes)} classes; {scratch.network}, trained on "
         f"{scratch.first.train_images} images."

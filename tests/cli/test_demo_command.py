@@ -62,7 +62,7 @@ def test_the_folder_is_one_to_go_on_with(project: tuple[Path, str], edgetl: Run)
     assert edgetl("predict", run.bundle, picture, "--json").returncode == 0
     assert [path for path in folder.iterdir() if path.suffix != ".html" and path.name not in ("data", "comparison", "README.md")] == []
     asked = [line.split()[2] for line in printed.splitlines() if line.startswith("$ edgetl")]
-    assert asked == ["compare", "export", "bench", "report"]
+    assert asked == ["check", "compare", "export", "bench", "report"]
 
 
 def test_a_folder_with_something_in_it_is_refused(edgetl: Run, tmp_path: Path) -> None:
