@@ -131,13 +131,13 @@ def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
         from edgetl.train.checking.checking import check
         from edgetl.train.inspection.pictures import CLASSES, generate_inspection
 
-    scale, data = SCALE, folder / "data"
+    scale, data = SCALE, folder / "parts"
     _title(1, f"Parts on a conveyor: {', '.join(CLASSES)}")
     generate_inspection(data, scale.train, scale.val, scale.size)
     out.print(f"{len(CLASSES) * scale.train} training and {len(CLASSES) * scale.val} validation pictures, {scale.size} pixels, drawn here.")
 
     _title(2, "What is wrong with them, before any training")
-    _command("check", "data")
+    _command("check", "parts")
     checked = check(data)
     for finding in checked.findings:
         out.print(f"{finding.severity}: {finding.message}", markup=False, soft_wrap=True)
@@ -146,7 +146,7 @@ def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
 
     _title(3, "From nothing and from pretrained weights, in the same time")
     _command(
-        "compare", "data", "--models", scale.model, "--weights", weights, "--strategies", f"scratch,{scale.strategy}", "--seeds", 1,
+        "compare", "parts", "--models", scale.model, "--weights", weights, "--strategies", f"scratch,{scale.strategy}", "--seeds", 1,
         "--image-size", scale.image_size, "--budget", scale.budget, "--no-bench", "-o", "comparison",
     )  # fmt: skip
     settings = CompareConfig(
@@ -206,7 +206,7 @@ _README = Template("""\
 
 | | |
 | --- | --- |
-| data/ | the pictures: train/ and val/, a folder for each class |
+| parts/ | the pictures: train/ and val/, a folder for each class |
 | comparison/ | both trainings, side by side: compare.json, report.html, and a run directory each in runs/ |
 | $run | the pretrained one: weights, metrics, plots |
 | $run/bundle | all that a device needs; copy this folder |
@@ -215,12 +215,12 @@ _README = Template("""\
 
 Go on, in this folder:
 
-    edgetl predict $run/bundle data/val/scratched/scratched_0000.jpg
-    edgetl finetune data --model $model --weights builtin -o runs/mine     a longer training of your own; `edgetl finetune -h`
+    edgetl predict $run/bundle parts/val/scratched/scratched_0000.jpg
+    edgetl finetune parts --model $model --weights builtin -o runs/mine     a longer training of your own; `edgetl finetune -h`
     edgetl bench $run                                      all scopes, for figures to keep
     edgetl report $run                                     the page anew
 
-Put photos of your own into data/train/CLASS and data/val/CLASS, and the same commands do the same with them.
+Put photos of your own into parts/train/CLASS and parts/val/CLASS, and the same commands do the same with them.
 """)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edgetl.core.comparing import EQUAL_TIME
 from edgetl.core.experiment import Candidate, Deployed, Experiment, Pair
 from edgetl.core.runs import Row
-from edgetl.core.wording import MISSING, duration, percent
+from edgetl.core.wording import MISSING, counted, duration, percent
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def verdicts(found: Experiment) -> TextTable | None:
     cells = tuple((*_names(found, pair), points(pair), p_value(pair.p), pair.verdict) for pair in found.pairs)
     several = any(len(row.runs) > 1 for row in found.rows)
     method = "images and seeds both as chance" if several else "exact McNemar; the chance of another seed is not in it"
-    note = f"On the same validation images, {method}. Each interval is by itself; p is corrected for {len(cells)} comparisons (Holm)."
+    note = f"On the same validation images, {method}. Each interval is by itself; p is corrected for {counted(len(cells), 'comparison')} (Holm)."
     return TextTable("Differences", ("first", "second", "points [95%]", "p", "the first is"), cells, note, ("second", "the first is"))
 
 

@@ -58,9 +58,9 @@ def test_the_folder_is_one_to_go_on_with(project: tuple[Path, str], edgetl: Run)
     run = next(RunDirectory(folder / path) for name, path in commands if name == "bench")
     assert BundleDirectory.is_one(run.bundle)
     assert list(run.bench.glob("*.json"))
-    picture = folder / "data/val/scratched/scratched_0000.jpg"
+    picture = folder / "parts/val/scratched/scratched_0000.jpg"
     assert edgetl("predict", run.bundle, picture, "--json").returncode == 0
-    assert [path for path in folder.iterdir() if path.suffix != ".html" and path.name not in ("data", "comparison", "README.md")] == []
+    assert [path for path in folder.iterdir() if path.suffix != ".html" and path.name not in ("parts", "comparison", "README.md")] == []
     asked = [line.split()[2] for line in printed.splitlines() if line.startswith("$ edgetl")]
     assert asked == ["check", "compare", "export", "bench", "report"]
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -67,6 +68,11 @@ def test_checkpoints_are_unwrapped(tmp_path: Path, state: dict[str, Tensor], wra
     assert all(torch.equal(tensor, state[name]) for name, tensor in target.state_dict().items())
 
 
+def _lying(header: str) -> bytes:
+    """A safetensors file of eight bytes whose header says something else."""
+    return struct.pack("<Q", len(header)) + header.encode() + bytes(8)
+
+
 class _Bomb:
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -95,6 +101,11 @@ def test_a_pickle_with_code_never_runs(tmp_path: Path, state: dict[str, Tensor],
     [
         ("w.safetensors", b"not weights", "cannot be read as weights"),
         ("w.safetensors", b"", "cannot be read as weights"),
+        ("w.safetensors", b"\xff" * 8 + b"{}", "cannot be read as weights"),
+        ("w.safetensors", struct.pack("<Q", 10**9) + b"{}", "cannot be read as weights"),
+        ("w.safetensors", _lying('{"a": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]}}'), "cannot be read as weights"),
+        ("w.safetensors", _lying('{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}'), "cannot be read as weights"),
+        ("w.safetensors", _lying('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}'), "cannot be read as weights"),
         ("w.pth", b"", "cannot be read|damaged"),
         ("w.pth", b"PK\x03\x04 half a zip", "cannot be read|damaged"),
         ("w.onnx", b"x", "no known ending"),
