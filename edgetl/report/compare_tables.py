@@ -117,7 +117,8 @@ def verdicts(found: Experiment) -> TextTable | None:
     cells = tuple((*_names(found, pair), points(pair), p_value(pair.p), pair.verdict) for pair in found.pairs)
     several = any(len(row.runs) > 1 for row in found.rows)
     method = "images and seeds both as chance" if several else "exact McNemar; the chance of another seed is not in it"
-    note = f"On the same validation images, {method}. Each interval is by itself; p is corrected for {counted(len(cells), 'comparison')} (Holm)."
+    tested = counted(len(cells), "comparison")
+    note = f"On the same validation images, {method}. Each interval is by itself; p is corrected for {tested} (Holm)."
     return TextTable("Differences", ("first", "second", "points [95%]", "p", "the first is"), cells, note, ("second", "the first is"))
 
 
