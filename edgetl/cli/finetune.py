@@ -25,9 +25,9 @@ _NO_FIELDS = ("data", "resume", "preset", "config")
 
 def finetune(
     data: options.Data = None,
-    resume: options.Resume = None,
     output: options.Output = None,
     force: options.Force = False,
+    resume: options.Resume = None,
     preset: options.Preset = None,
     config: options.ConfigFile = None,
     model: options.Model = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from edgetl.train.folders import find_files
 from edgetl.train.networks import known_architecture
 
 _FIRST_DECIDED = ("seed", "output")
+_DEFAULTS = {field.name: field.default for field in fields(FinetuneConfig)}
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,12 @@ def _refuse_other_plan(folder: ExperimentDirectory, runs: Sequence[PlannedRun], 
         then, now = before.get(run.name), _settings(run)
         if run.name in finished and then is None:
             raise ConfigError(f"{folder.path} holds {run.name}, which its plan does not know. Move it away, or choose another -o.")
-        if run.name in finished and then is not None and then != now:
-            changed = ", ".join(f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in now if then.get(name) != now.get(name))
+        # What an earlier edgetl did not ask is as it was there: the default.
+        changed = [] if then is None else [name for name in now if then.get(name, _DEFAULTS.get(name)) != now[name]]
+        if run.name in finished and then is not None and changed:
+            told = ", ".join(f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in changed)
             raise ConfigError(
-                f"{folder.path} holds runs of another plan: {run.name} ({changed}). Give the same options to go on, or another -o."
+                f"{folder.path} holds runs of another plan: {run.name} ({told}). Give the same options to go on, or another -o."
             )
 
 

@@ -91,6 +91,8 @@ class Place:
 
     def _free(self) -> None:
         if self._lock is not None:
+            # While it is held: whoever opens the next one begins with a file of its own.
+            RunDirectory(self._path).lock.unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
 

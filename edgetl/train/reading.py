@@ -9,7 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import PIL
+from numpy.typing import NDArray
 
 from edgetl.core.cache import cache_folder
 from edgetl.core.errors import DecodeError, EdgetlError
@@ -78,7 +80,14 @@ def _read(file: LabelledFile, known: _KnownFiles, decoded: DecodedImages) -> Rea
     except DecodeError as cause:
         return Rejected(path, str(cause).removeprefix("the image: "))
     decoded.offer(path, pixels)
-    return ReadFile(file, hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest(), digest)
+    return ReadFile(file, pixels_digest(pixels), digest)
+
+
+def pixels_digest(pixels: NDArray[np.uint8]) -> str:
+    """SHA-256 of an image's shape and pixels, without a copy of them: an image may be half a gigabyte."""
+    digest = hashlib.sha256(str(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
 
 
 class _KnownFiles:

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from PIL import Image
 
 from edgetl.core.config import ExportConfig
 from edgetl.core.errors import BundleError, ConfigError, DataError, ExportError, ParityError
@@ -94,13 +95,18 @@ def test_tensor_input(tmp_path: Path, stock_bundle: Path, export) -> None:  # ty
     assert np.allclose(inside, outside, atol=1e-3)
 
 
-def test_given_photos_are_what_it_is_proven_on(tmp_path: Path, parts: Path, export) -> None:  # type: ignore[no-untyped-def]
-    bundle = export(tmp_path / "given", images=parts / "val")
+def test_given_photos_are_what_it_is_proven_on(tmp_path: Path, export) -> None:  # type: ignore[no-untyped-def]
+    photos, generator = tmp_path / "photos", np.random.default_rng(0)
+    photos.mkdir()
+    for number in range(20):
+        blots = Image.fromarray(generator.integers(0, 256, (5, 7, 3), np.uint8))
+        blots.resize((131, 97), Image.Resampling.BICUBIC).save(photos / f"{number}.jpg", quality=95)
+    bundle = export(tmp_path / "given", images=photos)
     assert bundle.variant().parity["network"]["images"] == 20
     assert bundle.variant().parity["network"]["kind"] == bundle.manifest["golden"]["kind"] == "given"
-    originals = {path.read_bytes() for path in (parts / "val").rglob("*.jpg")}
+    originals = {path.read_bytes() for path in photos.rglob("*.jpg")}
     assert all(path.read_bytes() in originals for path in bundle.golden().files)
-    generated = export(tmp_path / "generated", images=parts / "val", golden="generated")
+    generated = export(tmp_path / "generated", images=photos, golden="generated")
     assert generated.manifest["golden"]["kind"] == "generated"
     assert all(path.read_bytes() not in originals for path in generated.golden().files)
 

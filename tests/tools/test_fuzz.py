@@ -15,7 +15,7 @@ def test_two_thousand_mutated_photos(shared: Path) -> None:
     assert outcome.files == 2000
     assert outcome.decoded + sum(outcome.reasons.values()) == 2000
     assert 200 < outcome.decoded < 1800, "some mutations are to be harmless, most are not"
-    assert max(outcome.peak_bytes) < 2**30, "a header may declare a large image, and what is not a bomb is decoded"
+    assert max(outcome.peak_bytes) < 5 * 2**29, "a header may declare a large image, and what is not a bomb is decoded"
 
 
 def test_mutations_are_seeded_and_change_something(parts: Path, tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def test_bfloat16_trains(config: FinetuneConfig) -> None:
 def test_float16_trains_with_scaled_gradients(config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: float) -> None:
     # As a GPU without bfloat16 does it; a CPU emulates the arithmetic.
     computing = Computing(torch.device("cpu"), "fp16")
-    monkeypatch.setattr("edgetl.train.finetune.choose_computing", lambda device, precision: computing)
+    monkeypatch.setattr("edgetl.train.preparing.choose_computing", lambda device, precision: computing)
     config = replace(config, epochs=3, finetune_epochs=1, clip_gradient=clip)
     run = finetune(config)
     assert metrics_of(run)["precision"] == "fp16"
@@ -482,7 +482,7 @@ def test_ctrl_c_keeps_the_best_epoch(config: FinetuneConfig) -> None:
     assert process.returncode == 130, err
     assert out == ""
     assert "Traceback" not in err
-    for part in ("Interrupted after", str(run.path), "edgetl export", "--force"):
+    for part in ("Interrupted after", str(run.path), "edgetl export", "--resume"):
         assert part in err
     assert not run.metrics.exists(), "its presence would say that the run is finished"
     assert load_run_model(RunDirectory.open(run.path)).labels == ["blue", "green", "red"]

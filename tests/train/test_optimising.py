@@ -140,7 +140,7 @@ def test_averaged_weights_follow_and_are_only_lent() -> None:
     average = AveragedWeights(network, decay=0.5)
     with torch.no_grad():
         network[0].weight.fill_(1.0)
-        start = float(average._average[0])
+        start = float(average.average[0])
         network[1].running_mean.fill_(4.0)  # type: ignore[operator,union-attr]
         average.update()
     weight = 2 / 11  # the first step counts (1 + 1) / (10 + 1): the start is not worth keeping

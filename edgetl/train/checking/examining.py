@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from edgetl.core.errors import DecodeError
 from edgetl.device.cores import available_cores
 from edgetl.device.images import load_image
 from edgetl.train.folders import LabelledFile, Rejected
+from edgetl.train.reading import pixels_digest
 
 THUMBNAIL = 16
 """Side of the grey thumbnail that confirms a likeness."""
@@ -80,7 +80,7 @@ def _examine(file: LabelledFile) -> Examined | Rejected:
     return Examined(
         file,
         *header,
-        pixels=hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest(),
+        pixels=pixels_digest(pixels),
         perceptual=int(str(imagehash.phash(small)), 16),
         thumbnail=np.asarray(small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)),
     )
