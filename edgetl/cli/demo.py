@@ -82,7 +82,8 @@ def demo(
     for page, what in PAGES.items():
         out.print(f"  {folder / page!s:<34} {what}", markup=False, soft_wrap=True)
     if keep is None:
-        out.print("With --keep DIR the pictures, runs, bundle and results stay. On your own images: edgetl compare DATA --weights builtin")
+        out.print("With --keep DIR the pictures, runs, bundle and results stay.")
+        out.print(f"On your own images: edgetl compare DATA --models {SCALE.model} --weights {weights}", markup=False, soft_wrap=True)
     else:
         out.print(f"All else lies in {folder}; {folder / 'README.md'} says what is what and how to go on.", markup=False, soft_wrap=True)
 
