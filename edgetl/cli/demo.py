@@ -190,14 +190,14 @@ def _write_pages(folder: Path, found: Experiment, run: RunDirectory) -> None:
     from functools import partial
 
     from edgetl.core.files import write_text
+    from edgetl.core.layout import ExperimentDirectory
     from edgetl.report.bench_files import kept_results
-    from edgetl.report.compare_page import compare_report
     from edgetl.report.page import write_page
     from edgetl.report.run_files import read_run
     from edgetl.report.run_page import run_report
 
     comparison, model = (folder / page for page in PAGES)
-    write_page(comparison, partial(compare_report, found))
+    shutil.copy(ExperimentDirectory(found.folder).page, comparison)
     write_page(model, partial(run_report, read_run(run.path), kept_results(run)))
     write_text(folder / "README.md", _README.substitute(run=run.path.relative_to(folder), model=SCALE.model))
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import PIL
@@ -62,16 +63,23 @@ def read_files(
     return read, rejected
 
 
-def _read(file: LabelledFile, known: _KnownFiles, decoded: DecodedImages) -> ReadFile | Rejected:
-    path = file.path
+def read_bytes(path: Path) -> bytes | Rejected:
+    """A file's bytes, or why there are none."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
         return Rejected(path, "the file's name is not valid UTF-8, so split.csv could not name it; rename the file.")
     try:
-        encoded = path.read_bytes()
+        return path.read_bytes()
     except OSError as cause:
         return Rejected(path, f"cannot be read ({cause.strerror or cause}).")
+
+
+def _read(file: LabelledFile, known: _KnownFiles, decoded: DecodedImages) -> ReadFile | Rejected:
+    path = file.path
+    encoded = read_bytes(path)
+    if isinstance(encoded, Rejected):
+        return encoded
     digest = hashlib.sha256(encoded).hexdigest()
     if digest in known.pixels:
         return ReadFile(file, known.pixels[digest], digest)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from edgetl.core.errors import ConfigError
-from edgetl.core.files import write_json
+from edgetl.core.errors import ConfigError, RunError
+from edgetl.core.files import read_json, write_json
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import RunDirectory
 from edgetl.train.progress import EpochRecord, Progress, Step
@@ -125,12 +124,12 @@ class _MLflow:
 
     def _begun(self, run: RunDirectory, store: str) -> str | None:
         try:
-            known = json.loads(run.mlflow.read_text(encoding="utf-8"))
+            known = read_json(run.mlflow, RunError, "The MLflow run")
             run_id: str = known["run_id"]
             if known["store"] == store and self._client.get_run(run_id):
                 self._client.update_run(run_id, "RUNNING")
                 return run_id
-        except (OSError, ValueError, KeyError):
+        except (RunError, KeyError):
             pass
         return None
 

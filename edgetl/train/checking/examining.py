@@ -17,7 +17,7 @@ from edgetl.core.errors import DecodeError
 from edgetl.device.cores import available_cores
 from edgetl.device.images import load_image
 from edgetl.train.folders import LabelledFile, Rejected
-from edgetl.train.reading import pixels_digest
+from edgetl.train.reading import pixels_digest, read_bytes
 
 THUMBNAIL = 16
 """Side of the grey thumbnail that confirms a likeness."""
@@ -64,15 +64,12 @@ def examine(files: Sequence[LabelledFile], report: Callable[[int, int], None]) -
 
 
 def _examine(file: LabelledFile) -> Examined | Rejected:
+    encoded = read_bytes(file.path)
+    if isinstance(encoded, Rejected):
+        return encoded
     try:
-        str(file.path).encode()
-        encoded = file.path.read_bytes()
         header = _header(encoded)
         pixels = load_image(encoded)
-    except UnicodeEncodeError:
-        return Rejected(file.path, "the file's name is not valid UTF-8, so split.csv could not name it; rename the file.")
-    except OSError as cause:
-        return Rejected(file.path, f"cannot be read ({cause.strerror or cause}).")
     except DecodeError as cause:
         return Rejected(file.path, str(cause).removeprefix("the image: "))
     grey = Image.fromarray(pixels).convert("L")
