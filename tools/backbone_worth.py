@@ -4,8 +4,9 @@
 
 Each --row is an architecture and what --weights takes for it. Of each row the head alone (a linear probe), the last blocks and everything
 are trained, of each architecture random weights too: every run in a process of its own, with a cache of its own, in the same time, on the
-same split, with --seeds seeds. It is `edgetl compare` several times over; the same command goes on where it was ended. --card FOLDER puts
-the table into the card of models/<architecture>-builtin.
+same split, with --seeds seeds. --scratch-budget trains the first row's architecture from nothing once more, in a time of its own. It is
+`edgetl compare` several times over; the same command goes on where it was ended. --card FOLDER puts the table into the card of
+models/<architecture>-builtin.
 """
 
 from __future__ import annotations
@@ -83,13 +84,21 @@ class _Progress:
 
 
 def measure(
-    data: Path, backbones: Sequence[Backbone], output: Path, budget_s: float, seeds: int, image_size: int | None, device: str
+    data: Path,
+    backbones: Sequence[Backbone],
+    output: Path,
+    budget_s: float,
+    seeds: int,
+    image_size: int | None,
+    device: str,
+    scratch_budget_s: float | None = None,
 ) -> list[Line]:
     """Run what has not run yet and put the rows side by side.
 
     Args:
         budget_s: of each run, seconds.
         image_size: pixels; None takes each architecture's own.
+        scratch_budget_s: of more runs of the first architecture from nothing; None is none.
 
     Raises:
         EdgetlError: as `edgetl compare`, or a run that failed.
@@ -100,28 +109,30 @@ def measure(
     class Watching(_Progress, Silent):
         pass
 
+    def compare(folder: str, architecture: str, strategies: tuple[str, ...], weights: str, seconds: float) -> Experiment:
+        settings = CompareConfig(
+            output / folder, (architecture,), strategies, seeds, (image_size,) if image_size else (), budget_s=seconds, bench=False
+        )
+        recipe = FinetuneConfig(data.absolute(), weights=weights, device=device)  # type: ignore[arg-type]
+        found = comparing.compare(settings, recipe, Watching())
+        _refuse_failures(found)
+        return found
+
     lines: list[Line] = []
     scratch: dict[str, Row] = {}
     for number, backbone in enumerate(backbones):
         strategies = ("head", "finetune", "full") if backbone.architecture in scratch else ("scratch", "head", "finetune", "full")
-        settings = CompareConfig(
-            output / f"{number}-{backbone.architecture}-{backbone.name}",
-            (backbone.architecture,),
-            strategies,
-            seeds,
-            (image_size,) if image_size else (),
-            budget_s=budget_s,
-            bench=False,
-        )
-        recipe = FinetuneConfig(data.absolute(), weights=backbone.weights, device=device)  # type: ignore[arg-type]
-        found = comparing.compare(settings, recipe, Watching())
-        _refuse_failures(found)
-        for row in found.rows:
+        folder = f"{number}-{backbone.architecture}-{backbone.name}"
+        for row in compare(folder, backbone.architecture, strategies, backbone.weights, budget_s).rows:
             if row.first.strategy == "scratch":
                 scratch[backbone.architecture] = row
                 lines.append(Line(Backbone(backbone.architecture, "random"), row, None))
             else:
                 lines.append(Line(backbone, row, _difference(row, scratch[backbone.architecture])))
+    if scratch_budget_s is not None:
+        architecture = backbones[0].architecture
+        longer = compare(f"scratch-{scratch_budget_s:g}s", architecture, ("scratch",), backbones[0].weights, scratch_budget_s).rows[0]
+        lines.insert(1, Line(Backbone(architecture, "random"), longer, _difference(longer, scratch[architecture])))
     return lines
 
 
@@ -134,7 +145,7 @@ def _difference(row: Row, scratch: Row) -> Difference:
     return difference([run.answers for run in row.runs], [run.answers for run in scratch.runs])
 
 
-def table(data: str, lines: Sequence[Line], budget_s: float, command: str) -> str:
+def table(data: str, lines: Sequence[Line], budget_s: float, command: str, scratch_budget_s: float | None = None) -> str:
     """The Markdown of a card: heading, what was done, table, command."""
     first = lines[0].row
     columns = ("architecture", "weights", "trained", "validation", "seeds", "over random weights, points [95%]", "time")
@@ -143,7 +154,7 @@ def table(data: str, lines: Sequence[Line], budget_s: float, command: str) -> st
             f"### {data}",
             "",
             f"{first.first.train_images} training and {len(first.first.answers)} validation images; means of {len(first.runs)} seeds on "
-            f"one split; every run was given {duration(budget_s)}, reading the images included.",
+            f"one split; every run was given {duration(budget_s)}, reading the images included{_longer(scratch_budget_s)}.",
             "",
             f"| {' | '.join(columns)} |",
             "| --- | --- | --- | ---: | ---: | ---: | ---: |",
@@ -152,6 +163,10 @@ def table(data: str, lines: Sequence[Line], budget_s: float, command: str) -> st
             f"    {command}",
         ]
     )
+
+
+def _longer(scratch_budget_s: float | None) -> str:
+    return "" if scratch_budget_s is None else f"; the second row is the first in {duration(scratch_budget_s)}"
 
 
 def _cells(line: Line) -> Iterator[str]:
@@ -170,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("data", metavar="DATA", type=Path, help="as `edgetl finetune` takes it")
     parser.add_argument("--row", action="append", required=True, metavar="ARCHITECTURE=WEIGHTS", help="may be given several times")
     parser.add_argument("--budget", default="60s", metavar="TIME", help="of each run")
+    parser.add_argument("--scratch-budget", metavar="TIME", help="of more runs from nothing [none]")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--image-size", type=int, help="pixels [the architecture's own]")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
@@ -179,11 +195,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     try:
         backbones, budget_s = [Backbone.parse(text) for text in given.row], parse_duration(given.budget)
-        lines = measure(given.data, backbones, given.output, budget_s, given.seeds, given.image_size, given.device)
+        longer_s = parse_duration(given.scratch_budget) if given.scratch_budget else None
+        lines = measure(given.data, backbones, given.output, budget_s, given.seeds, given.image_size, given.device, longer_s)
         size = f" --image-size {given.image_size}" if given.image_size else ""
         rows = " ".join(f"--row {one.architecture}={shlex.quote(one.name)}" for one in backbones)
-        command = f"python -m tools.backbone_worth {given.data.name} {rows} --budget {given.budget} --seeds {given.seeds}{size} -o DIR"
-        text = table(given.data.name, lines, budget_s, command)
+        longer = f" --scratch-budget {given.scratch_budget}" if given.scratch_budget else ""
+        budgets = f"--budget {given.budget}{longer}"
+        command = f"python -m tools.backbone_worth {given.data.name} {rows} {budgets} --seeds {given.seeds}{size} -o DIR"
+        text = table(given.data.name, lines, budget_s, command, longer_s)
         if given.card:
             from tools.pretraining.shipping import RESULTS, write_card
 

@@ -64,26 +64,45 @@ def test_an_experiment_for_each_row_ends_in_a_table_and_in_the_card(
                "precision": "fp32", "versions": {}, "unseen_accuracy": {}, "curve": [], "worth": {"older": "older table"}}  # fmt: skip
     write_json(card / "results.json", results)
     rows = ["--row", "net=builtin", "--row", "net=/w/net.safetensors", "--row", "wide=imagenet"]
-    main([str(tmp_path / "photos"), *rows, "--budget", "30s", "--image-size", "32", "-o", str(tmp_path / "out"), "--card", str(card)])
+    longer = ["--scratch-budget", "3m"]
+    main(
+        [
+            str(tmp_path / "photos"),
+            *rows,
+            *longer,
+            "--budget",
+            "30s",
+            "--image-size",
+            "32",
+            "-o",
+            str(tmp_path / "out"),
+            "--card",
+            str(card),
+        ]
+    )
     assert [(settings.models, settings.strategies, recipe.weights) for settings, recipe in asked] == [
         (("net",), ("scratch", "head", "finetune", "full"), "builtin"),
         (("net",), ("head", "finetune", "full"), "/w/net.safetensors"),
         (("wide",), ("scratch", "head", "finetune", "full"), "imagenet"),
+        (("net",), ("scratch",), "builtin"),
     ]
-    assert {(settings.budget_s, settings.seeds, settings.image_sizes, settings.bench) for settings, _ in asked} == {(30.0, 3, (32,), False)}
-    assert len({settings.output for settings, _ in asked}) == 3
+    assert [settings.budget_s for settings, _ in asked] == [30.0, 30.0, 30.0, 180.0]
+    assert {(settings.seeds, settings.image_sizes, settings.bench) for settings, _ in asked} == {(3, (32,), False)}
+    assert len({settings.output for settings, _ in asked}) == 4
     printed = capsys.readouterr()
     lines = [line.split(" | ") for line in printed.out.splitlines() if line.startswith(("| net", "| wide"))]
     assert [(cells[1], cells[2]) for cells in lines[:5]] == [
-        ("random", "everything, from nothing"), ("builtin", "linear probe"), ("builtin", "head, then last blocks"),
-        ("builtin", "head, then everything"), ("net.safetensors", "linear probe"),
+        ("random", "everything, from nothing"), ("random", "everything, from nothing"), ("builtin", "linear probe"),
+        ("builtin", "head, then last blocks"),
+        ("builtin", "head, then everything"),
     ]  # fmt: skip
-    assert len(lines) == 11
-    assert lines[3][5].startswith("+75.0 [")
-    assert printed.err.count("net-32-head-s0: ") == 3
+    assert len(lines) == 12
+    assert lines[4][5].startswith("+75.0 [")
+    assert "the second row is the first in 3 min" in printed.out
+    assert printed.err.count("net-32-head-s0: ") == 4
     text = (card / CARD).read_text()
     assert "older table" in text
-    assert " | ".join(lines[3]) in text
+    assert " | ".join(lines[4]) in text
 
 
 def test_a_failed_run_ends_the_tool_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
