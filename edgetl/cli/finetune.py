@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,7 @@ def finetune(
     workers: options.Workers = None,
     cache_budget: options.CacheBudget = None,
     compile: options.Compile = None,
+    deterministic: options.Deterministic = None,
     tensorboard: options.TensorBoard = None,
     mlflow: options.MLflow = None,
 ) -> None:
@@ -80,15 +82,18 @@ def finetune(
     with heavy_imports():
         import edgetl.train.finetune  # noqa: F401
         from edgetl.cli.finetune_progress import open_progress
+        from edgetl.train.progress import Silent
+        from edgetl.train.ranks import speaks
 
     try:
-        with open_progress(err) as progress:
+        with open_progress(err) if speaks() else nullcontext(Silent()) as progress:
             run = work(progress)
     except KeyboardInterrupt as interrupt:
         # Typer would turn it into a bare exit status and lose what it says.
         err.print(str(interrupt) or "Interrupted: nothing was kept.", style="yellow", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
-    _summarise(run)
+    if speaks():
+        _summarise(run)
 
 
 def _beginning(parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]:

@@ -194,5 +194,8 @@ Compile = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+Deterministic = Annotated[
+    bool | None, _option(MACHINE, "deterministic", "On a GPU, only algorithms that compute the same again; says what that costs.")
+]
 TensorBoard = Annotated[bool | None, _option(MACHINE, "tensorboard", "Write event files for TensorBoard into RUN/tensorboard.")]
 MLflow = Annotated[str | None, _option(MACHINE, "mlflow", "Give every epoch's figures to MLflow.", "none", metavar="FOLDER|URL")]

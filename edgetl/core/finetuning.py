@@ -112,6 +112,8 @@ class FinetuneConfig:
     free memory, 0 caches nothing."""
     compile: bool = False
     """Compile what is trained with torch.compile."""
+    deterministic: bool = False
+    """On a GPU, only algorithms that compute the same again; on a CPU equal seeds give equal weights without it."""
     tensorboard: bool = False
     """Write event files for TensorBoard into the run directory."""
     mlflow: str | None = None

@@ -21,7 +21,7 @@ def onnx_prefix(piece: fx.GraphModule, example: tuple[Tensor, ...]) -> Callable[
     names = [f"value{at}" for at in range(len(example))]
     exported = traced_graph(piece, example, names)
     # PyTorch works in the same process: threads that wait in a busy loop would take its cores.
-    session = create_session(exported.SerializeToString(), spinning=False)
+    session = create_session(exported.SerializeToString(), threads=torch.get_num_threads(), spinning=False)
     outputs = [output.name for output in session.get_outputs()]
 
     def run(*values: Tensor) -> tuple[Tensor, ...]:

@@ -21,6 +21,7 @@ from edgetl.core.cache import prune
 from edgetl.core.errors import EdgetlError
 from edgetl.core.files import read_json, sha256_file, write_json
 from edgetl.train.prefix import Values
+from edgetl.train.ranks import ALONE, Group
 
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
@@ -75,7 +76,9 @@ def activations_key(facts: dict[str, Any]) -> str:
 class ActivationStore:
     """A folder of activations, each entry whole or absent, the least recently used removed first."""
 
-    def __init__(self, folder: Path, budget_bytes: int) -> None:
+    def __init__(self, folder: Path, budget_bytes: int, sharers: Group = ALONE) -> None:
+        """Take the processes that fill an entry together, each its part."""
+        self._sharers = sharers
         self._folder = folder
         self._budget = budget_bytes
         self._used: set[Path] = set()
@@ -107,24 +110,36 @@ class ActivationStore:
         Raises:
             OSError: there is no room, or the folder cannot be written. Only before the block: what was computed is never lost.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=self._folder))
+        shapes = {
+            "train": [((*lead, *row.shape), row.dtype) for lead, row in zip(train, rows, strict=True)],
+            "val": [((*lead, *row.shape), torch.float32) for lead, row in zip(val, rows, strict=True)],
+        }
+        named = [(f"{part}-{at}.bin", *value) for part, values in shapes.items() for at, value in enumerate(values)]
+        made = self._sharers.first_makes(lambda: self._reserved(key, named))
         try:
-            shapes = {
-                "train": [((*lead, *row.shape), row.dtype) for lead, row in zip(train, rows, strict=True)],
-                "val": [((*lead, *row.shape), torch.float32) for lead, row in zip(val, rows, strict=True)],
-            }
-            named = [(f"{part}-{at}.bin", *value) for part, values in shapes.items() for at, value in enumerate(values)]
-            for name, shape, dtype in named:
-                _reserve(made / name, prod(shape) * dtype.itemsize)
             filled = {name: _map(made / name, shape, dtype, writable=True) for name, shape, dtype in named}
             yield Activations(
                 *(tuple(value for name, value in filled.items() if name.startswith(part)) for part in ("train", "val")),
             )
-            with suppress(OSError):  # another run has made the same entry meanwhile, or the disk is in trouble
-                self._commit(made, key, named)
+            self._sharers.meet()
+            if self._sharers.first:
+                with suppress(OSError):  # another run has made the same entry meanwhile, or the disk is in trouble
+                    self._commit(made, key, named)
+            self._sharers.meet()
         finally:
+            if self._sharers.first:
+                shutil.rmtree(made, ignore_errors=True)
+
+    def _reserved(self, key: str, named: Sequence[tuple[str, tuple[int, ...], torch.dtype]]) -> Path:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=self._folder))
+        try:
+            for name, shape, dtype in named:
+                _reserve(made / name, prod(shape) * dtype.itemsize)
+        except OSError:
             shutil.rmtree(made, ignore_errors=True)
+            raise
+        return made
 
     def _commit(self, made: Path, key: str, named: Sequence[tuple[str, tuple[int, ...], torch.dtype]]) -> None:
         described: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}

@@ -45,7 +45,7 @@ def measure_costs(has: Materials, parts: Sequence[PhaseParts], base: Base | None
     Args:
         cached: whether the frozen blocks' values will be cached.
     """
-    size = min(len(has.train), has.batch_size)
+    size = min(len(has.train), has.batch_size // has.ranks.world)
     keys: list[list[Key]] = [[(1, index) for index in list(has.train)[:size]]] * _BATCHES
     # The first batch imports libraries and starts workers; and of several workers only several batches show the pace.
     next(iter(has.loader(keys[:1])))
@@ -56,7 +56,7 @@ def measure_costs(has: Materials, parts: Sequence[PhaseParts], base: Base | None
     prefix = base.prefix if base else (lambda *values: values)
     prefix(*inputs)
     values, frozen = _timed(lambda: prefix(*inputs), has.computing)
-    train, val = len(has.train) / size, len(has.val) / size
+    train, val = (len(part) / has.ranks.world / size for part in (has.train, has.val))
     epochs = []
     plain = 0.0
     for part in parts:

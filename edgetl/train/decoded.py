@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.core.errors import DecodeError
 from edgetl.device.images import load_image
 
 
@@ -23,6 +25,7 @@ class DecodedImages:
         self._least_side = least_side
         self._kept: dict[Path, NDArray[np.uint8]] = {}
         self._full: set[Path] = set()
+        self._stamps: dict[Path, tuple[int, int] | None] = {}
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -35,11 +38,11 @@ class DecodedImages:
         """The image of a file.
 
         Raises:
-            DecodeError: it cannot be decoded; see `load_image`.
+            DecodeError: it cannot be decoded, see `load_image`, or has changed.
         """
         image = self._kept.get(path)
         if image is None:
-            image = load_image(path, self._least_side)
+            image = self._load(path, self._least_side)
             self._keep(path, image)
         return image
 
@@ -53,10 +56,14 @@ class DecodedImages:
         """The image as the device will see it: every pixel of a full decode.
 
         Raises:
-            DecodeError: it cannot be decoded; see `load_image`.
+            DecodeError: it cannot be decoded, see `load_image`, or has changed.
         """
         image = self._kept.get(path) if path in self._full else None
-        return load_image(path) if image is None else image
+        return self._load(path) if image is None else image
+
+    def expect(self, paths: Iterable[Path]) -> None:
+        """Files are to stay as they are now: one that changes later is refused instead of being decoded."""
+        self._stamps = {path: _stamp(path) for path in paths}
 
     def warm(self, path: Path) -> None:
         """Decode and keep an image if there is room left."""
@@ -80,8 +87,22 @@ class DecodedImages:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
 
+    def _load(self, path: Path, least_side: int | None = None) -> NDArray[np.uint8]:
+        image = load_image(path, least_side)
+        if path in self._stamps and self._stamps[path] != _stamp(path):
+            raise DecodeError(f"{path}: has changed since training began.")
+        return image
+
     def _keep(self, path: Path, image: NDArray[np.uint8]) -> None:
         with self._lock:
             if path not in self._kept and self._bytes + image.nbytes <= self._budget:
                 self._kept[path] = image
                 self._bytes += image.nbytes
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns

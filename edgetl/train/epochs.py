@@ -11,8 +11,9 @@ from torch import Tensor
 
 from edgetl.core.errors import RunError
 from edgetl.train.checkpoint import Part, State
+from edgetl.train.cutting import channels_last
 from edgetl.train.freezing import Freezing
-from edgetl.train.optimising import AveragedWeights, Mixing, Rates, make_optimiser
+from edgetl.train.optimising import AveragedWeights, Mixing, Rates, make_optimiser, moving_buffers
 from edgetl.train.progress import EpochRecord, Step
 from edgetl.train.staging import Stage
 
@@ -35,13 +36,18 @@ class Epochs:
         self._scaler = stage.computing.gradient_scaler()
         freezing.train_mode()
         self._averaged = AveragedWeights(training.adapted.network, config.ema) if config.ema else None
+        self._moving = moving_buffers(training.adapted.network)
+        self._forward = channels_last(training.ranks.parallel(stage.module))
         self.done = 0
         """Epochs of this stage that have ended."""
         self.since_better = 0
         """Epochs since the best one."""
         self.slowest = stage.epoch_seconds
-        self._batches, self._seen, self._lr, self._spent = 0, 0, 0.0, 0.0
+        self._batches, self._lr, self._spent = 0, 0.0, 0.0
+        self._seen = 0
+        """Images of this epoch, in this process."""
         self._totals = torch.zeros(2, dtype=torch.float64, device=stage.computing.device)
+        """Of those: their losses and how many were right."""
 
     def run_one(self) -> None:
         """Train and validate an epoch, or the rest of the one that a checkpoint was saved in.
@@ -55,7 +61,9 @@ class Epochs:
         with training.interruption.waits():
             self._train(number, started)
         trained = time.perf_counter() - started
-        loss, accuracy = (self._totals / self._seen).tolist()
+        of_all = training.ranks.gather([self._seen, *self._totals.tolist()])
+        seen, loss, accuracy = (sum(part) for part in zip(*of_all, strict=True))
+        loss, accuracy = loss / seen, accuracy / seen
         with self._averaged.applied() if self._averaged else nullcontext():
             val = training.evaluate(self._stage)
             record = EpochRecord(
@@ -79,7 +87,7 @@ class Epochs:
         training.save_when_due(self)
 
     def _train(self, number: int, started: float) -> None:
-        training, stage = self._training, self._stage
+        training, stage, ranks = self._training, self._stage, self._training.ranks
         network, clip = training.adapted.network, training.config.clip_gradient
         self._freezing.train_mode()
         shown = time.perf_counter()
@@ -88,34 +96,35 @@ class Epochs:
             self._lr = max(group["lr"] for group in self._optimiser.param_groups)
             mixed = self._mixing(values, labels)
             with stage.computing.arithmetic():
-                logits = stage.forward(*mixed.values)
+                logits = self._forward(*mixed.values)
             logits = logits.float()
-            loss = training.loss(logits, mixed)
+            total, weight = training.loss(logits, mixed)
+            whole = weight.clone()
+            # Processes have batches of other sizes and weights, and what becomes of their gradients is the plain mean.
+            ranks.average([whole])
             self._optimiser.zero_grad()
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self._scaler.scale(total / whole).backward()  # type: ignore[no-untyped-call]
             if clip:
                 self._scaler.unscale_(self._optimiser)
                 torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
             self._scaler.step(self._optimiser)
             self._scaler.update()
+            ranks.average(self._moving)
             if self._averaged:
                 self._averaged.update()
             self._batches += 1
             self._seen += len(labels)
             # Summed on the device: asking for a number at every step would make a GPU wait for each.
-            self._totals += torch.stack([loss.detach().double() * len(labels), (logits.detach().argmax(1) == labels).sum().double()])
+            loss = (total / weight).detach().double()
+            self._totals += torch.stack([loss * len(labels), (logits.detach().argmax(1) == labels).sum().double()])
             now = time.perf_counter()
             self._spent = now - started
-            if now - shown > _SHOWN_EVERY_S or self._seen == training.images:
+            images = min(training.images, self._seen * ranks.world)
+            if now - shown > _SHOWN_EVERY_S or images == training.images:
                 shown = now
                 mean_loss, accuracy = (self._totals / self._seen).tolist()
-                speed = self._seen / self._spent
-                training.progress.step(
-                    Step(stage.phase.number, number, self._epochs, self._seen, training.images, mean_loss, accuracy, speed)
-                )
-            if training.interruption.asked:
-                training.save(self)
-                raise KeyboardInterrupt
+                speed = images / self._spent
+                training.progress.step(Step(stage.phase.number, number, self._epochs, images, training.images, mean_loss, accuracy, speed))
             training.save_when_due(self)
 
     def facts(self) -> dict[str, Any]:
@@ -125,12 +134,10 @@ class Epochs:
             "since_better": self.since_better,
             "slowest": self.slowest,
             "batches": self._batches,
-            "seen": self._seen,
             "lr": self._lr,
             "spent": self._spent,
-            "totals": self._totals.tolist(),
             "step": self._rates.step,
-            "mixing": self._mixing.state,
+            "ranks": self._training.ranks.gather({"seen": self._seen, "totals": self._totals.tolist(), "mixing": self._mixing.state}),
             "averaged_steps": self._averaged.steps if self._averaged else 0,
             "scaler": self._scaler.state_dict(),
             "frozen": dict(self._freezing.digests),
@@ -156,9 +163,10 @@ class Epochs:
             )
         state.restore("optimiser", self._optimiser)
         self.done, self.since_better, self.slowest = facts["done"], facts["since_better"], facts["slowest"]
-        self._batches, self._seen, self._lr, self._spent = (facts[name] for name in ("batches", "seen", "lr", "spent"))
-        self._totals.copy_(torch.tensor(facts["totals"], dtype=torch.float64))
-        self._rates.step, self._mixing.state = facts["step"], facts["mixing"]
+        self._batches, self._lr, self._spent, self._rates.step = (facts[name] for name in ("batches", "lr", "spent", "step"))
+        own = facts["ranks"][self._training.ranks.rank]
+        self._seen, self._mixing.state = own["seen"], own["mixing"]
+        self._totals.copy_(torch.tensor(own["totals"], dtype=torch.float64))
         if facts["scaler"]:
             self._scaler.load_state_dict(facts["scaler"])
         if self._averaged:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgetl.core.statistics import calibration_error
+from edgetl.train.ranks import ALONE, Group
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,21 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(forward: Callable[..., Tensor], batches: Iterable[tuple[Sequence[Tensor], Tensor]]) -> Evaluation:
-    """Logits of batches of ((float32 values, ...), int64 labels); the caller sets the network to evaluation mode."""
+def evaluate(forward: Callable[..., Tensor], batches: Iterable[tuple[Sequence[Tensor], Tensor]], ranks: Group = ALONE) -> Evaluation:
+    """Logits of batches of ((float32 values, ...), int64 labels); the caller sets the network to evaluation mode.
+
+    Where several processes evaluate, each is given batches of the images that `Group.own` names, and gets the logits of all.
+    """
     logits, targets = [], []
     for values, labels in batches:
         logits.append(forward(*values).float().cpu())
         targets.append(labels.cpu())
-    return Evaluation(torch.cat(logits), torch.cat(targets))
+    if not ranks.many:
+        return Evaluation(torch.cat(logits), torch.cat(targets))
+    parts = ranks.gather((torch.cat(logits), torch.cat(targets)) if logits else None)
+    found = [part for part in parts if part is not None]
+    count, classes = sum(len(labels) for _, labels in found), found[0][0].shape[1]
+    whole = Evaluation(torch.empty(count, classes), torch.empty(count, dtype=torch.int64))
+    for rank, (own, labels) in enumerate(found):  # those without an image are the last
+        whole.logits[rank :: ranks.world], whole.targets[rank :: ranks.world] = own, labels
+    return whole

@@ -7,14 +7,16 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edgetl.core.finetuning import Sampling
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.train.activations import Activations
 from edgetl.train.computing import Computing
-from edgetl.train.loading import Loader, cut_batches
+from edgetl.train.loading import Key, Loader, cut_batches
 from edgetl.train.prefix import Function, Values
+from edgetl.train.ranks import ALONE, Group
 from edgetl.train.resident import ResidentViews
 
 Batch = tuple[Values, Tensor]
@@ -22,16 +24,21 @@ Batch = tuple[Values, Tensor]
 
 
 class Order:
-    """Which training images make up an epoch, and in which batches: a function of (seed, epoch)."""
+    """Which training images make up an epoch, and in which batches: a function of (seed, epoch). Processes divide every batch."""
 
-    def __init__(self, labels: Tensor, sampling: Sampling, batch_size: int, seed: int) -> None:
+    def __init__(self, labels: Tensor, sampling: Sampling, batch_size: int, seed: int, ranks: Group = ALONE) -> None:
+        """Take the images of a step in all processes together."""
+        self._ranks = ranks
         self._labels = labels.numpy()
         self._sampling = sampling
         self._batch_size = batch_size
         self._seed = seed
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """Positions among the training images: each once, or with `balanced` sampling every class equally often, with repetitions."""
+        """This process's positions among the training images.
+
+        In all processes together each comes once, or with `balanced` sampling every class equally often, with repetitions.
+        """
         generator = np.random.default_rng([self._seed, epoch])
         positions = generator.permutation(len(self._labels))
         if self._sampling == "balanced":
@@ -40,13 +47,19 @@ class Order:
             each = -(-len(self._labels) // len(classes))
             drawn = [np.concatenate([generator.permutation(own) for _ in range(-(-each // len(own)))])[:each] for own in classes]
             positions = generator.permutation(np.concatenate(drawn))[: len(self._labels)]
-        cut = cut_batches([(epoch, int(position)) for position in positions], self._batch_size)
-        return [[position for _, position in batch] for batch in cut]
+        return [[batch[at][1] for at in self._ranks.own(len(batch))] for batch in self._cut(positions)]
 
     @property
     def steps(self) -> int:
         """Of an epoch."""
-        return len(cut_batches([(None, at) for at in range(len(self._labels))], self._batch_size))
+        return len(self._cut(range(len(self._labels))))
+
+    def own(self, indices: Sequence[int]) -> list[int]:
+        """This process's part of images that are gone through in order."""
+        return [indices[at] for at in self._ranks.own(len(indices))]
+
+    def _cut(self, positions: Sequence[int] | NDArray[np.int64]) -> list[list[Key]]:
+        return cut_batches([(None, int(position)) for position in positions], self._batch_size, 2 * self._ranks.world)
 
 
 class Feed(Protocol):
@@ -60,10 +73,10 @@ class Feed(Protocol):
         """One epoch (counted from 1), from batch `first` on (counted from 0)."""
 
     def validation(self) -> Iterator[Batch]:
-        """The validation images in order, exactly as the whole network would see them."""
+        """This process's validation images in order, exactly as the whole network would see them."""
 
     def plain(self) -> Iterator[Batch]:
-        """The training images in order, without augmentation."""
+        """This process's training images in order, without augmentation."""
 
 
 class CachedFeed:
@@ -89,15 +102,16 @@ class CachedFeed:
 
     def validation(self) -> Iterator[Batch]:
         """As cached in float32."""
-        for start in range(0, len(self._val), _VALIDATION_BATCH):
-            batch = torch.arange(start, min(start + _VALIDATION_BATCH, len(self._val)))
-            yield self._take(self._activations.val, self._val, batch)
+        return self._in_order(self._activations.val, self._val)
 
     def plain(self) -> Iterator[Batch]:
         """The first view of the training images, in order."""
-        for start in range(0, len(self._train), _VALIDATION_BATCH):
-            batch = torch.arange(start, min(start + _VALIDATION_BATCH, len(self._train)))
-            yield self._take(tuple(value[0] for value in self._activations.train), self._train, batch)
+        return self._in_order(tuple(value[0] for value in self._activations.train), self._train)
+
+    def _in_order(self, values: Values, labels: Tensor) -> Iterator[Batch]:
+        own = self._order.own(range(len(labels)))
+        for start in range(0, len(own), _VALIDATION_BATCH):
+            yield self._take(values, labels, torch.tensor(own[start : start + _VALIDATION_BATCH]))
 
     def _take(self, values: Values, labels: Tensor, positions: Tensor) -> Batch:
         return tuple(self._rows(value, positions).float() for value in values), self._rows(labels, positions)
@@ -151,12 +165,12 @@ class StreamedFeed:
 
     def validation(self) -> Iterator[Batch]:
         """Through the exact prefix."""
-        for pixels, labels in self._loader.evaluation(self._val, _VALIDATION_BATCH):
+        for pixels, labels in self._loader.evaluation(self._order.own(self._val), _VALIDATION_BATCH):
             yield self._values(pixels, 1), labels.to(self._computing.device, non_blocking=True)
 
     def plain(self) -> Iterator[Batch]:
         """The training images without augmentation, in order."""
-        for pixels, labels in self._loader.evaluation(self._train, _VALIDATION_BATCH):
+        for pixels, labels in self._loader.evaluation(self._order.own(self._train), _VALIDATION_BATCH):
             yield self._values(pixels, 1), labels.to(self._computing.device, non_blocking=True)
 
     def _values(self, pixels: Tensor, prefix: int) -> Values:

@@ -13,10 +13,11 @@ from edgetl.core.preprocessing import Preprocessing
 from edgetl.train.activations import Activations, ActivationStore, Rows, activations_key, empty_activations, rows_of
 from edgetl.train.computing import Computing
 from edgetl.train.cutting import Cut
-from edgetl.train.loading import Loader, cut_batches
+from edgetl.train.loading import Loader
 from edgetl.train.models import AdaptedNetwork
 from edgetl.train.prefix import Choice, Function, Prefix, Values
 from edgetl.train.progress import Progress
+from edgetl.train.ranks import ALONE, Group, Ranks
 
 _BATCH, _BATCH_OF_VALUES = 32, 128
 
@@ -42,6 +43,7 @@ class Materials:
     deadline: float | None
     """On the clock of time.perf_counter."""
     progress: Progress
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Cache:
         """Take the earliest cut and the runtimes that lead to it: all are part of every key."""
         self._has = has
         self._facts = {**has.facts, "base": base.name, "runtimes": [runtimes.fast, runtimes.exact]}
-        self._store = ActivationStore(cache_folder() / "activations", has.cache_budget)
+        self._store = ActivationStore(cache_folder() / "activations", has.cache_budget, has.ranks.local)
 
     def find(self, cut: Cut, views: int) -> Activations | None:
         """What an earlier run has left."""
@@ -85,53 +87,55 @@ class Cache:
 
     def fill(self, base: Base, views: int) -> Activations:
         """Put every view and every validation image through the frozen blocks."""
-        return self._made(base.cut, views, base.rows, lambda made: _compute(made, base, self._has))
+        return self._made(base.cut, views, base.rows, lambda made, sharers: _compute(made, base, self._has, sharers))
 
     def add(self, cut: Cut, base: Activations, train: Function, val: Function) -> Activations:
         """The values at a later cut, by functions from the base's values to those, one for each part; written batch by batch."""
         rows = rows_of(train(*(value[0, :2].to(self._has.computing.device).float() for value in base.train)))
 
-        def compute(made: Activations) -> None:
+        def compute(made: Activations, sharers: Group) -> None:
             for view in range(base.views):
-                self._through(train, tuple(value[view] for value in base.train), tuple(value[view] for value in made.train))
-            self._through(val, base.val, made.val)
+                self._through(train, tuple(value[view] for value in base.train), tuple(value[view] for value in made.train), sharers)
+            self._through(val, base.val, made.val, sharers)
 
         return self._made(cut, base.views, rows, compute)
 
-    def _through(self, function: Function, values: Values, into: Values) -> None:
-        for at in range(0, len(values[0]), _BATCH_OF_VALUES):
+    def _through(self, function: Function, values: Values, into: Values, sharers: Group) -> None:
+        starts = range(0, len(values[0]), _BATCH_OF_VALUES)
+        for at in (starts[mine] for mine in sharers.own(len(starts))):
             batch = (value[at : at + _BATCH_OF_VALUES].to(self._has.computing.device).float() for value in values)
             _put(function(*batch), into, at)
 
-    def _made(self, cut: Cut, views: int, rows: Sequence[Rows], compute: Callable[[Activations], None]) -> Activations:
+    def _made(self, cut: Cut, views: int, rows: Sequence[Rows], compute: Callable[[Activations, Group], None]) -> Activations:
         train, val = [(views, len(self._has.train))] * len(rows), [(len(self._has.val),)] * len(rows)
         key = self._key(cut, views)
         with ExitStack() as stack:
             try:
-                made = stack.enter_context(self._store.create(key, train, val, rows))
+                made, sharers = stack.enter_context(self._store.create(key, train, val, rows)), self._has.ranks.local
             except OSError:
-                # No folder that can be written, or no room on its disk: memory does as well, for this run.
-                made = empty_activations(train, val, rows)
-            compute(made)
+                # No folder that can be written, or no room on its disk: memory does as well, for this run; each process has its own.
+                made, sharers = empty_activations(train, val, rows), ALONE
+            compute(made, sharers)
         return self._store.open(key) or made
 
     def _key(self, cut: Cut, views: int) -> str:
         return activations_key({**self._facts, "cut": cut.name, "views": views})
 
 
-def _compute(made: Activations, base: Base, has: Materials) -> None:
-    keys = view_keys(made.views)
-    parts: list[tuple[Prefix, Values, Sequence[int], int | None]] = [
-        (base.prefix, tuple(value[at] for value in made.train), has.train, view) for at, view in enumerate(keys)
+def _compute(made: Activations, base: Base, has: Materials, sharers: Group) -> None:
+    training = [(base.prefix, tuple(value[at] for value in made.train), has.train, view) for at, view in enumerate(view_keys(made.views))]
+    parts: list[tuple[Prefix, Values, Sequence[int], int | None]] = [*training, (base.exact, made.val, has.val, None)]
+    batches = [
+        (function, into, [(view, index) for index in indices[at : at + _BATCH]], at)
+        for function, into, indices, view in parts
+        for at in range(0, len(indices), _BATCH)
     ]
-    total, done = len(has.train) * len(keys) + len(has.val), 0
-    for function, into, indices, view in [*parts, (base.exact, made.val, has.val, None)]:
-        at = 0
-        for pixels, _ in has.loader(cut_batches([(view, index) for index in indices], _BATCH)):
-            _put(function(has.computing.network_input(pixels, has.preprocessing)), into, at)
-            at += len(pixels)
-            done += len(pixels)
-            has.progress.prepared(done, total)
+    mine = [batches[at] for at in sharers.own(len(batches))]
+    total, done = sum(len(keys) for _, _, keys, _ in mine), 0
+    for (function, into, _, at), (pixels, _) in zip(mine, has.loader([keys for _, _, keys, _ in mine]), strict=True):
+        _put(function(has.computing.network_input(pixels, has.preprocessing)), into, at)
+        done += len(pixels)
+        has.progress.prepared(done, total)
 
 
 def _put(values: Values, into: Values, at: int) -> None:

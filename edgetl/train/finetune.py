@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import errno
-import shutil
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
-from edgetl.core.errors import RunError
-from edgetl.core.files import write_json
+from edgetl.core.errors import DataError, DecodeError, RunError
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import RunDirectory
-from edgetl.device.facts import peak_memory_bytes
 from edgetl.train.checkpoint import State, read_state
-from edgetl.train.evaluation import evaluate
+from edgetl.train.determinism import deterministic, tell_cost
 from edgetl.train.familiarity import statistics_shift
 from edgetl.train.feeding import CachedFeed
 from edgetl.train.filling import Materials
 from edgetl.train.freezing import set_trainable
 from edgetl.train.loading import Images, Loader
-from edgetl.train.metrics import train_metrics, val_metrics
 from edgetl.train.models import AdaptedNetwork
 from edgetl.train.optimising import Loss
 from edgetl.train.output import Place, choose_output
 from edgetl.train.phases import Phase, settle
-from edgetl.train.plots import draw_plots
-from edgetl.train.predictions import write_predictions
 from edgetl.train.preparing import Prepared, prepare
 from edgetl.train.progress import Progress, Silent
+from edgetl.train.ranks import joined, lost
 from edgetl.train.recipe import Training
+from edgetl.train.results import write_beginnings, write_results
 from edgetl.train.resuming import beginnings, check_unchanged
-from edgetl.train.splits import write_rejected, write_split
 from edgetl.train.staging import Stage, Staging
 from edgetl.train.tracking import tracked
 from edgetl.train.versions import versions
@@ -45,7 +41,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def finetune(config: FinetuneConfig, progress: Progress | None = None) -> RunDirectory:
     """Adapt a pretrained classifier to a folder of images and write the run directory.
 
-    Nothing is written or removed before data, weights and options have been checked.
+    Nothing is written or removed before data, weights and options have been checked. Where torchrun has started several processes that
+    call this, they train one network together; the first writes.
 
     Raises:
         DataError: the images; see `edgetl.train.dataset.read_data`.
@@ -53,14 +50,15 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> RunDir
         ConfigError: a device or precision that is not there, more blocks than the backbone has.
         RunError: the output exists already, another process trains there, the disk is full, or the loss became infinite.
         KeyboardInterrupt: as it came, with a message that says what was kept.
+        SystemExit: one of several processes, and another has told what is wrong.
     """
     progress = progress or Silent()
     started = time.perf_counter()
-    run = choose_output(config.output, config.data, config.model, config.force)
-    prepared = prepare(config, run, progress)
-    read_s = time.perf_counter() - started
-    place = Place(run)
-    return _run(prepared, place, progress, started, read_s, None)
+    with joined() as ranks, deterministic(config.deterministic):
+        run = ranks.first_makes(lambda: choose_output(config.output, config.data, config.model, config.force))
+        prepared = prepare(config, run, progress, ranks)
+        read_s = time.perf_counter() - started
+        return _run(prepared, Place(run) if ranks.first else None, progress, started, read_s, None)
 
 
 def resume(path: RunDirectory, progress: Progress | None = None) -> RunDirectory:
@@ -75,44 +73,56 @@ def resume(path: RunDirectory, progress: Progress | None = None) -> RunDirectory
     """
     progress = progress or Silent()
     started = time.perf_counter()
-    content = beginnings(path)
-    with Place.again(path) as place:
-        state = read_state(path.checkpoint) if path.checkpoint.exists() else None
+    with joined() as ranks:
+        content = ranks.first_makes(lambda: beginnings(path))
         config = FinetuneConfig.from_json(content["asked"])
-        decided = content["config"]
-        # The machine's free memory is another one now, and what it decided must stay decided.
-        config = replace(config, output=path.path, cache_budget=decided["cache_budget"], workers=decided["workers"])
-        prepared = prepare(config, path, progress)
-        check_unchanged(prepared, content)
-        if state is None:
-            progress.note("There is no checkpoint yet: the run begins anew.")
-        else:
-            started -= state.facts["elapsed"]
-            progress.note(f"Going on after {state.facts['elapsed']:.0f} s, in epoch {len(state.facts['records']) + 1}.")
-        return _run(prepared, place, progress, started, 0.0, state)
+        with Place.again(path) if ranks.first else nullcontext() as place, deterministic(config.deterministic):
+            state = ranks.first_makes(lambda: read_state(path.checkpoint) if path.checkpoint.exists() else None)
+            decided = content["config"]
+            # The machine's free memory is another one now, and what it decided must stay decided.
+            config = replace(config, output=path.path, cache_budget=decided["cache_budget"], workers=decided["workers"])
+            prepared = prepare(config, path, progress, ranks)
+            _tell_where(prepared, content, state, progress)
+            began = started - state.facts["elapsed"] if state else started
+            return _run(prepared, place, progress, began, 0.0, state)
 
 
-def _run(prepared: Prepared, place: Place, progress: Progress, started: float, read_s: float, state: State | None) -> RunDirectory:
-    run, budget = prepared.run, prepared.config.budget_s
+def _tell_where(prepared: Prepared, content: dict[str, Any], state: State | None, progress: Progress) -> None:
+    check_unchanged(prepared, content)
+    if state is None:
+        progress.note("There is no checkpoint yet: the run begins anew.")
+    else:
+        progress.note(f"Going on after {state.facts['elapsed']:.0f} s, in epoch {len(state.facts['records']) + 1}.")
+
+
+def _run(prepared: Prepared, place: Place | None, progress: Progress, started: float, read_s: float, state: State | None) -> RunDirectory:
+    run, ranks, budget = prepared.run, prepared.ranks, prepared.config.budget_s
     deadline = started + budget if budget else None
     training: Training | None = None
     try:
-        if state is None:
-            _write_beginnings(prepared)
-        with tracked(prepared.config, run, progress, len(state.facts["records"]) if state else 0) as told:
+        if state is None and ranks.first:
+            write_beginnings(prepared)
+        done = len(state.facts["records"]) if state else 0
+        with tracked(prepared.config, run, progress, done) if ranks.first else nullcontext(progress) as told:
             training = _training(prepared, told, started, deadline)
             training.seconds["reading"] = read_s
             staging = _staging(prepared, told, deadline, state)
             last = _train(prepared, training, staging, state)
-            _finish(prepared, training, last, staging, started)
+            write_results(prepared, training, last, staging.report, started)
     except BaseException as cause:
-        _keep_what_there_is(run, place, training)
+        if place is not None:
+            _keep_what_there_is(run, place, training)
+        if lost(cause):
+            raise RunError(f"One of the {ranks.world} processes has ended, or the job was cancelled. {_next_step(run)}") from cause
+        if isinstance(cause, DecodeError):
+            raise DataError(f"{cause} Put the file back as it was. {_next_step(run)}") from cause
         if isinstance(cause, KeyboardInterrupt):
             raise KeyboardInterrupt(_interrupted(run, training)) from None
         if isinstance(cause, OSError) and cause.errno in _FULL:
-            raise RunError(f"The disk of {run.path} is full. {_next_step(run)}") from cause
+            raise RunError(f"The disk of {run.path} is full. Make room; {_next_step(run)}") from cause
         raise
-    place.keep()
+    if place is not None:
+        place.keep()
     return run
 
 
@@ -128,8 +138,8 @@ def _keep_what_there_is(run: RunDirectory, place: Place, training: Training | No
 
 def _next_step(run: RunDirectory) -> str:
     if run.checkpoint.exists():
-        return f"Make room; then `edgetl finetune --resume {run.path}` goes on from the last checkpoint."
-    return "Make room and run the same command again."
+        return f"`edgetl finetune --resume {run.path}` goes on from the last checkpoint."
+    return "There is no checkpoint yet: run the same command again."
 
 
 def expected_seconds(config: FinetuneConfig, progress: Progress | None = None) -> float:
@@ -145,24 +155,6 @@ def expected_seconds(config: FinetuneConfig, progress: Progress | None = None) -
     return read_s + _staging(prepared, progress, None, None).expected_seconds()
 
 
-def _write_beginnings(prepared: Prepared) -> None:
-    source = prepared.weights.source if prepared.weights else "none"
-    write_json(
-        prepared.run.config,
-        {
-            "config": prepared.config.to_json(),
-            "asked": {**prepared.asked.to_json(), "data": str(prepared.data.folder)},
-            "classes": prepared.data.labels,
-            "preprocessing": prepared.preprocessing.to_json(),
-            "versions": versions(),
-            "data": prepared.data.to_json(),
-            "weights": {"source": source, "sha256": prepared.weights.sha256 if prepared.weights else None},
-        },
-    )
-    write_split(prepared.run, prepared.data.folder, prepared.data.rows)
-    write_rejected(prepared.run, prepared.data.folder, prepared.data.rejected)
-
-
 def _training(prepared: Prepared, progress: Progress, started: float, deadline: float | None) -> Training:
     config, data = prepared.config, prepared.data
     labels = torch.tensor([data.labels.index(row.label) for row in data.part("train")])
@@ -176,6 +168,7 @@ def _training(prepared: Prepared, progress: Progress, started: float, deadline: 
         progress=progress,
         started=started,
         deadline=deadline,
+        ranks=prepared.ranks,
     )
 
 
@@ -210,6 +203,7 @@ def _staging(prepared: Prepared, progress: Progress, deadline: float | None, sta
         # What was planned stays planned.
         deadline=None if state else deadline,
         progress=progress,
+        ranks=prepared.ranks,
     )
     if state is None:
         return Staging(materials, prepared.phases)
@@ -221,12 +215,15 @@ def _staging(prepared: Prepared, progress: Progress, deadline: float | None, sta
 def _train(prepared: Prepared, training: Training, staging: Staging, state: State | None) -> Stage:
     started = time.perf_counter()
     stages = staging.stages()
+    if prepared.config.deterministic:
+        tell_cost(stages[-1], prepared.adapted, training.progress)
     if all(isinstance(stage.feed, CachedFeed) for stage in stages):
         prepared.decoded.release()
     training.plan = staging.plan
     if state is None:
         # What was measured on the way, or was not because it is remembered, has drawn from the generator.
-        torch.manual_seed(prepared.config.seed)
+        # Dropout in each of several processes is its own.
+        torch.manual_seed(prepared.config.seed + prepared.ranks.rank)
     else:
         training.restore(state)
     training.seconds["frozen_blocks"] = training.seconds.get("frozen_blocks", 0.0) + time.perf_counter() - started
@@ -244,48 +241,12 @@ def _settled(prepared: Prepared, training: Training, stage: Stage) -> Phase:
         # The number of epochs has been planned from the time; only the rate is open.
         config = replace(config, finetune_epochs=stage.phase.epochs)
     learnt = training.records[-1].train_accuracy if training.records else None
-    return settle(stage.phase, config, learnt, partial(_shift, training.adapted, stage))
+    return prepared.ranks.agree(settle(stage.phase, config, learnt, partial(_shift, training.adapted, stage)))
 
 
 def _shift(adapted: AdaptedNetwork, stage: Stage) -> float:
     set_trainable(adapted, stage.phase.unfreeze)
     return statistics_shift(adapted.network, stage.forward, stage.feed.training(1))
-
-
-def _finish(prepared: Prepared, training: Training, last: Stage, staging: Staging, started: float) -> None:
-    evaluating = time.perf_counter()
-    network = training.adapted.network.eval()
-    train = evaluate(last.forward, last.feed.plain())
-    val = training.evaluate(last)
-    training.seconds["evaluation"] = time.perf_counter() - evaluating
-    assert training.best is not None
-    if val is not None:
-        write_predictions(prepared.run, prepared.data.folder, prepared.data.part("val"), val, prepared.data.labels)
-    write_json(
-        prepared.run.metrics,
-        {
-            "model": prepared.config.model,
-            "classes": prepared.data.labels,
-            "train": train_metrics(train),
-            "val": val_metrics(val, prepared.data.labels),
-            "seconds": {"total": time.perf_counter() - started, **training.seconds},
-            "parameters": {"total": sum(parameter.numel() for parameter in network.parameters()), "trainable": training.trainable},
-            "device": prepared.computing.name,
-            "precision": last.computing.precision,
-            "weights": {
-                "source": prepared.weights.source if prepared.weights else "none",
-                "sha256": prepared.weights.sha256 if prepared.weights else None,
-            },
-            "best_epoch": training.best.epoch,
-            "ended": training.ended,
-            "frozen_blocks": staging.report,
-            "peak_memory_bytes": peak_memory_bytes(),
-            "peak_gpu_memory_bytes": prepared.computing.peak_gpu_memory_bytes(),
-        },
-    )
-    shutil.rmtree(prepared.run.checkpoint.parent, ignore_errors=True)
-    # Pictures come last: nothing that can go wrong with a picture may cost the figures.
-    draw_plots(prepared.run, training.records, training.best, val, prepared.data.part("val"), prepared.data.labels)
 
 
 def _interrupted(run: RunDirectory, training: Training | None) -> str:

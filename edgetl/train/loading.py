@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from edgetl.core.errors import DecodeError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.cores import available_cores
 from edgetl.device.preprocessing import resize_and_crop
@@ -120,7 +121,11 @@ class Loader:
                 self.images.decode_ahead()
                 self._begun = True
             self._plan.batches = [list(batch) for batch in batches]
-            yield from self._workers
+            try:
+                yield from self._workers
+            except DecodeError as cause:
+                # PyTorch puts the worker's traceback before what it said.
+                raise DecodeError(str(cause).strip().rpartition("DecodeError: ")[2]) from cause
             return
         assert self._pool is not None
         for batch in batches:
@@ -132,10 +137,10 @@ class Loader:
         return self(cut_batches([(None, index) for index in indices], batch_size))
 
 
-def cut_batches(keys: Sequence[Key], size: int) -> list[list[Key]]:
-    """Cut into batches; one image left over joins the batch before it, since a batch of one has no statistics."""
+def cut_batches(keys: Sequence[Key], size: int, least: int = 2) -> list[list[Key]]:
+    """Cut into batches; fewer than `least` images left over join the batch before them, since a batch of one has no statistics."""
     cut = [list(keys[start : start + size]) for start in range(0, len(keys), size)]
-    if size > 1 and len(cut) > 1 and len(cut[-1]) == 1:
+    if size >= least and len(cut) > 1 and len(cut[-1]) < least:
         cut[-2:] = [cut[-2] + cut[-1]]
     return cut
 

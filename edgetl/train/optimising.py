@@ -145,17 +145,23 @@ class Loss:
             counts = torch.bincount(labels, minlength=classes).clamp(min=1)
             self._weights = (len(labels) / (classes * counts.float())).to(device)
 
-    def __call__(self, logits: Tensor, mixed: Mixed) -> Tensor:
-        """Mean over the batch, weighted by class where weights were asked for."""
+    def __call__(self, logits: Tensor, mixed: Mixed) -> tuple[Tensor, Tensor]:
+        """(sum over the batch, sum of the images' weights): their quotient is the mean, weighted by class where that was asked for."""
 
         def each(targets: Tensor) -> Tensor:
             return F.cross_entropy(logits, targets, self._weights, label_smoothing=self._smoothing, reduction="none")
 
         losses = mixed.share * each(mixed.targets) + (1 - mixed.share) * each(mixed.partners)
         if self._weights is None:
-            return losses.mean()
+            return losses.sum(), losses.new_full((), len(losses))
         weights = mixed.share * self._weights[mixed.targets] + (1 - mixed.share) * self._weights[mixed.partners]
-        return losses.sum() / weights.sum()
+        return losses.sum(), weights.sum()
+
+
+def moving_buffers(network: nn.Module) -> list[Tensor]:
+    """Statistics that move with every batch, with the modes that are set now."""
+    training = [module for module in network.modules() if module.training]
+    return [buffer for module in training for buffer in module.buffers(recurse=False) if buffer.is_floating_point()]
 
 
 class AveragedWeights:
@@ -166,11 +172,7 @@ class AveragedWeights:
         self.steps = 0
         """That were averaged."""
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        moving = [
-            buffer for module in network.modules() if module.training for buffer in module.buffers(recurse=False)
-            if buffer.is_floating_point()
-        ]  # fmt: skip
-        self._live = [*trained, *moving]
+        self._live = [*trained, *moving_buffers(network)]
         self.average = [tensor.detach().clone() for tensor in self._live]
 
     @torch.no_grad()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from edgetl.core.errors import DecodeError
 from edgetl.core.layout import RunDirectory
 from edgetl.device.images import load_image
 from edgetl.report.confusion import draw_confusion
@@ -42,7 +44,7 @@ def worst_mistakes(val: Evaluation, rows: Sequence[SplitRow], labels: Sequence[s
     wrong.sort(key=lambda index: -float(probabilities[index, predicted[index]]))
     return len(wrong), [
         Mistake(
-            image=thumbnail(load_image(rows[index].path)),
+            image=_shown(rows[index].path),
             name=rows[index].path.name,
             true=rows[index].label,
             predicted=labels[int(predicted[index])],
@@ -51,6 +53,13 @@ def worst_mistakes(val: Evaluation, rows: Sequence[SplitRow], labels: Sequence[s
         )
         for index in wrong[:SHOWN]
     ]
+
+
+def _shown(path: Path) -> NDArray[np.uint8]:
+    try:
+        return thumbnail(load_image(path))
+    except DecodeError:  # gone since it was trained on, which costs its picture and nothing else
+        return np.full((360, 360, 3), 242, np.uint8)
 
 
 def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from edgetl.core.errors import ConfigError
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
@@ -23,6 +24,7 @@ from edgetl.train.models import AdaptedNetwork, adapt
 from edgetl.train.networks import known_architecture, preprocessing_for
 from edgetl.train.phases import Phase, plan_phases, usual_batch_size
 from edgetl.train.progress import Progress
+from edgetl.train.ranks import ALONE, Ranks
 from edgetl.train.weights import PretrainedWeights, read_weights
 
 _LEAST_SIDE = 768
@@ -47,15 +49,16 @@ class Prepared:
     decoded: DecodedImages
     weights: PretrainedWeights | None
     adapted: AdaptedNetwork
+    ranks: Ranks
 
 
-def prepare(config: FinetuneConfig, run: RunDirectory, progress: Progress) -> Prepared:
+def prepare(config: FinetuneConfig, run: RunDirectory, progress: Progress, ranks: Ranks = ALONE) -> Prepared:
     """Read the images and make the network.
 
     Raises:
         DataError: the images; see `edgetl.train.dataset.read_data`.
         ArchitectureError, WeightsError: the model; see `edgetl.train.models.adapt`.
-        ConfigError: a device or precision that is not there, more blocks than the backbone has.
+        ConfigError: a device or precision that is not there, more blocks than the backbone has, more processes than images a step.
     """
     architecture = known_architecture(config.model)
     computing = choose_computing(config.device, config.precision)
@@ -65,17 +68,22 @@ def prepare(config: FinetuneConfig, run: RunDirectory, progress: Progress) -> Pr
     augmentation = Augmentation(config.augment, preprocessing, config.seed, config.augment_file)
     # Before a download of weights: a missing folder is told at once.
     find_files(config.data.expanduser().absolute())
-    weights = read_weights(config.weights, config.model)
-    budget = free_memory_bytes() // 4 if config.cache_budget is None else config.cache_budget
-    decoded = DecodedImages(budget, max(_LEAST_SIDE, 3 * preprocessing.resize))
-    data = read_data(config.data, config.val_split, config.resolved_split_seed, progress.files, decoded, config.allow_leaks)
+    with ranks.local.first_ahead():
+        weights = read_weights(config.weights, config.model)
+    budget = ranks.agree(free_memory_bytes() // 4 if config.cache_budget is None else config.cache_budget)
+    decoded = DecodedImages(budget // ranks.local.world, max(_LEAST_SIDE, 3 * preprocessing.resize))
+    data = ranks.first_makes(
+        lambda: read_data(config.data, config.val_split, config.resolved_split_seed, progress.files, decoded, config.allow_leaks)
+    )
+    decoded.expect(row.path for row in data.rows)
     torch.manual_seed(config.seed)
     adapted = adapt(config.model, preprocessing.crop, len(data.labels), config.head_width, config.dropout, weights)
     unfreeze = "all" if config.weights == "none" else resolve_unfreeze(config.unfreeze, adapted, architecture.unfreeze)
-    batch_size = config.batch_size or usual_batch_size(len(data.part("train")))
+    batch_size = config.batch_size or max(usual_batch_size(len(data.part("train"))), 2 * ranks.world)
+    _check_share(min(batch_size, len(data.part("train"))), ranks, computing)
     phases = plan_phases(config, unfreeze, batch_size)
     _tell(data, config, progress)
-    images = len(data.rows)
+    images, cores = len(data.rows), available_cores() // ranks.local.world
     resolved = replace(
         config,
         data=data.folder,
@@ -85,10 +93,19 @@ def prepare(config: FinetuneConfig, run: RunDirectory, progress: Progress) -> Pr
         batch_size=batch_size,
         device="cuda" if computing.device.type == "cuda" else "cpu",
         precision=computing.precision,
-        workers=default_workers(images, available_cores(), computing.device.type) if config.workers is None else config.workers,
+        workers=default_workers(images, cores, computing.device.type) if config.workers is None else config.workers,
         cache_budget=budget,
     )
-    return Prepared(config, resolved, run, data, preprocessing, computing, phases, augmentation, decoded, weights, adapted)
+    return Prepared(config, resolved, run, data, preprocessing, computing, phases, augmentation, decoded, weights, adapted, ranks)
+
+
+def _check_share(images: int, ranks: Ranks, computing: Computing) -> None:
+    if ranks.many and computing.device.type == "cuda" and ranks.local.world > torch.cuda.device_count():
+        raise ConfigError(f"{ranks.local.world} processes on this machine and {torch.cuda.device_count()} GPUs: start one for each GPU.")
+    if ranks.many and images < 2 * ranks.world:
+        raise ConfigError(
+            f"{ranks.world} processes divide the {images} images of a step, and each needs two. Start fewer, or raise --batch-size."
+        )
 
 
 def _tell(data: DataSet, config: FinetuneConfig, progress: Progress) -> None:

@@ -25,6 +25,7 @@ from edgetl.train.optimising import Loss
 from edgetl.train.phases import Phase
 from edgetl.train.planning import FINAL_S
 from edgetl.train.progress import EpochRecord, Progress
+from edgetl.train.ranks import ALONE, Ranks
 from edgetl.train.staging import Stage
 from edgetl.train.weights import PretrainedWeights, load_into
 
@@ -46,6 +47,7 @@ class Training:
     validated: bool
     """Whether there are validation images."""
     progress: Progress
+    ranks: Ranks = ALONE
     started: float = field(default_factory=time.perf_counter)
     """When the run began, on the clock of time.perf_counter."""
     deadline: float | None = None
@@ -102,7 +104,8 @@ class Training:
 
     def _ends(self, epochs: Epochs) -> bool:
         number = self.phase.number if self.phase else 0
-        if self.deadline is not None and self.best is not None and time.perf_counter() + epochs.slowest + FINAL_S > self.deadline:
+        late = self.deadline is not None and time.perf_counter() + epochs.slowest + FINAL_S > self.deadline
+        if self.best is not None and self.ranks.agree(late):
             self.ended = "--budget"
             self.progress.note(f"Phase {number} ends early: another epoch would not fit into --budget.")
         elif epochs.done and self.reached_target():
@@ -115,9 +118,17 @@ class Training:
         return True
 
     def save_when_due(self, epochs: Epochs | None) -> None:
-        """Write a checkpoint if the last one is old enough that writing them takes a twentieth of the time at most."""
-        if time.perf_counter() - self._saved_at > max(SAVED_EVERY_S, 20 * self._saving_s):
+        """Write a checkpoint if the last one is old enough that writing them takes a twentieth of the time at most, or to stop.
+
+        Raises:
+            KeyboardInterrupt: the user asked to stop.
+        """
+        due = time.perf_counter() - self._saved_at > max(SAVED_EVERY_S, 20 * self._saving_s)
+        asked, due = self.ranks.any(self.interruption.asked, due)
+        if asked or due:
             self.save(epochs)
+        if asked:
+            raise KeyboardInterrupt
 
     def save(self, epochs: Epochs | None) -> None:
         """Write a checkpoint: within a stage, or between two (None).
@@ -128,6 +139,7 @@ class Training:
         started = time.perf_counter()
         facts = {
             "plan": dict(self.plan),
+            "processes": self.ranks.world,
             "stage": self.stage,
             "phase": asdict(self.phase) if self.phase else None,
             "epochs": epochs.facts() if epochs else None,
@@ -138,11 +150,13 @@ class Training:
             "trainable": self.trainable,
             "ended": self.ended,
         }
-        generators = {"cpu": torch.get_rng_state()}
+        own = {"cpu": torch.get_rng_state()}
         if self.loss.device.type == "cuda":
-            generators["cuda"] = torch.cuda.get_rng_state(self.loss.device)
-        parts: dict[str, Part] = {"network": self.adapted.network, "best": self._state, "generator": generators}
-        write_state(self.run.checkpoint, {**parts, **(epochs.parts() if epochs else {})}, facts)
+            own["cuda"] = torch.cuda.get_rng_state(self.loss.device)
+        generators = {f"{rank}/{name}": state for rank, states in enumerate(self.ranks.gather(own)) for name, state in states.items()}
+        if self.ranks.first:
+            parts: dict[str, Part] = {"network": self.adapted.network, "best": self._state, "generator": generators}
+            write_state(self.run.checkpoint, {**parts, **(epochs.parts() if epochs else {})}, facts)
         self._saved_at = time.perf_counter()
         self._saving_s = self._saved_at - started
 
@@ -150,9 +164,11 @@ class Training:
         """Go on with a checkpoint: everything but what lives as long as a stage, which `run_stage` restores.
 
         Raises:
-            RunError: it belongs to another network.
+            RunError: it belongs to another network, or another number of processes.
         """
         facts = state.facts
+        if facts["processes"] != self.ranks.world:
+            raise RunError(f"{state.path} is of {facts['processes']} processes and this is one of {self.ranks.world}: go on with as many.")
         state.restore("network", self.adapted.network)
         self.records = [EpochRecord(**record) for record in facts["records"]]
         self.best = next((record for record in self.records if record.epoch == facts["best"]), None)
@@ -160,8 +176,9 @@ class Training:
         self.stage, self.seconds, self.trainable, self.ended = (facts[name] for name in ("stage", "seconds", "trainable", "ended"))
         self.write_best()
         # What was trained after the checkpoint is trained again.
-        write_text(self.run.history, "".join(json.dumps(record.to_json()) + "\n" for record in self.records))
-        generators = state.part("generator")
+        if self.ranks.first:
+            write_text(self.run.history, "".join(json.dumps(record.to_json()) + "\n" for record in self.records))
+        generators = state.part(f"generator/{self.ranks.rank}")
         torch.set_rng_state(generators["cpu"])
         if "cuda" in generators and self.loss.device.type == "cuda":
             torch.cuda.set_rng_state(generators["cuda"], self.loss.device)
@@ -179,7 +196,7 @@ class Training:
 
     def write_best(self) -> None:
         """Write the best epoch's weights if the file does not hold them yet."""
-        if self._state and not self._written:
+        if self._state and not self._written and self.ranks.first:
             write_tensors(self.run.weights, self._state)
             self._written, self._written_at = True, time.perf_counter()
 
@@ -197,15 +214,16 @@ class Training:
             if time.perf_counter() - self._written_at > _WRITTEN_EVERY_S:
                 self.write_best()
         self.records.append(record)
-        with self.run.history.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record.to_json()) + "\n")
+        if self.ranks.first:
+            with self.run.history.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record.to_json()) + "\n")
         self.progress.epoch(record, is_best)
         return is_best
 
     def evaluate(self, stage: Stage) -> Evaluation | None:
         """The validation images, in float32 as the exported model will compute them."""
         self.adapted.network.eval()
-        return evaluate(stage.forward, stage.feed.validation()) if self.validated else None
+        return evaluate(stage.forward, stage.feed.validation(), self.ranks) if self.validated else None
 
 
 def is_better(record: EpochRecord, best: EpochRecord | None) -> bool:

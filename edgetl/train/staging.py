@@ -37,11 +37,16 @@ class Stage:
 
     phase: Phase
     feed: Feed
-    forward: Callable[..., Tensor]
-    """(float32 values, ...) to logits, by the network's own modules."""
+    module: nn.Module
+    """(float32 values, ...) to logits: the network's own modules."""
     computing: Computing
     epoch_seconds: float = 0.0
     """Expected of an epoch, where it was measured."""
+
+    @property
+    def forward(self) -> Callable[..., Tensor]:
+        """The module, given its values in the order of memory that it is fastest with."""
+        return channels_last(self.module)
 
 
 class Staging:
@@ -54,7 +59,7 @@ class Staging:
         self._phases = list(phases)
         images, config = materials.loader.images, materials.config
         self._train_labels, self._val_labels = images.labels(materials.train), images.labels(materials.val)
-        self._order = Order(self._train_labels, config.sampling, materials.batch_size, config.seed)
+        self._order = Order(self._train_labels, config.sampling, materials.batch_size, config.seed, materials.ranks)
         self.report: dict[str, Any] = {"cache": "none"}
         """What was chosen, for metrics.json."""
         self._epoch_seconds: tuple[float, ...] = ()
@@ -67,8 +72,8 @@ class Staging:
         cached = self._activations(cuts)
         stages = []
         for phase, cut in zip(self._phases, cuts, strict=True):
-            feed, forward = self._feed(cut, cached), self._forward(cut)
-            stages.append(Stage(phase, feed, forward, self._training_arithmetic(phase, cut, feed, forward)))
+            stage = Stage(phase, self._feed(cut, cached), self._module(cut), self._has.computing)
+            stages.append(replace(stage, computing=self._training_arithmetic(stage, cut)))
         if self._epoch_seconds:
             stages = [replace(stage, epoch_seconds=seconds) for stage, seconds in zip(stages, self._epoch_seconds, strict=True)]
         return stages
@@ -121,7 +126,8 @@ class Staging:
 
     def _found(self, cuts: Sequence[Cut], views: int) -> dict[Cut, Activations]:
         found = {cut: self._cache.find(cut, views) for cut in cuts}
-        if self._has.cache_budget == 0 or None in found.values():
+        absent = self._has.cache_budget == 0 or None in found.values()
+        if any(self._has.ranks.any(absent)):
             return {}
         self._has.progress.note("The frozen blocks' activations are in the cache from an earlier run.")
         self.report |= {"cache": "reused", "views": views}
@@ -165,12 +171,8 @@ class Staging:
             piece = self._traced.piece(self._traced.input, cut)
             return asdict(fastest_prefix(piece, self._example(), self._has.computing))
 
-        choice = Choice(
-            **remembered(
-                {**self._measured_facts(cut), "choice of": candidates(self._has.computing), "versions": self._has.facts["versions"]},
-                measure,
-            )
-        )
+        facts = {**self._measured_facts(cut), "choice of": candidates(self._has.computing), "versions": self._has.facts["versions"]}
+        choice = self._has.ranks.agree(Choice(**remembered(facts, measure)))
         self.report |= {"prefix": choice.fast, "exact_prefix": choice.exact, "milliseconds": choice.milliseconds}
         return choice
 
@@ -223,15 +225,15 @@ class Staging:
 
     def _costs(self, cuts: Sequence[Cut | None], base: Base | None, views: int | None) -> Costs:
         parts = [
-            PhaseParts(phase, cut is not None, self._forward(cut), self._between(base, base.prefix.name if base else "", cut))
+            PhaseParts(phase, cut is not None, channels_last(self._module(cut)), self._between(base, base.prefix.name if base else "", cut))
             for phase, cut in zip(self._phases, cuts, strict=True)
         ]
-        return measure_costs(self._has, parts, base, cached=bool(views))
+        return self._has.ranks.agree(measure_costs(self._has, parts, base, cached=bool(views)))
 
     def _plan(self, deadline: float, cuts: Sequence[Cut | None], base: Base | None, views: int | None) -> int | None:
         has, costs = self._has, self._costs(cuts, base, views)
         self._epoch_seconds = costs.epochs
-        found = plan(deadline - time.perf_counter(), costs, [phase.epochs for phase in self._phases], views or 1)
+        found = plan(has.ranks.agree(deadline - time.perf_counter()), costs, [phase.epochs for phase in self._phases], views or 1)
         self._phases = [replace(phase, epochs=count) for phase, count in zip(self._phases, found.epochs, strict=True)]
         epochs = " + ".join(map(str, found.epochs))
         seen = f", {found.views} view{'s' * (found.views > 1)}" if views else ""
@@ -277,22 +279,22 @@ class Staging:
         training: list[Key] = [(view, index) for view in self._streamed_views or () for index in has.train]
         return ResidentViews(has.loader, [validation, training], has.preprocessing.crop, has.computing.device, free // 3)
 
-    def _forward(self, cut: Cut | None) -> Callable[..., Tensor]:
+    def _module(self, cut: Cut | None) -> nn.Module:
         module: nn.Module = self._has.adapted.network
         if cut is not None and self._traced is not None:
             module = self._traced.piece(cut)
-        return channels_last(torch.compile(module) if self._has.config.compile else module)
+        return torch.compile(module) if self._has.config.compile else module  # type: ignore[return-value]
 
-    def _training_arithmetic(self, phase: Phase, cut: Cut | None, feed: Feed, forward: Callable[..., Tensor]) -> Computing:
-        computing = self._has.computing
+    def _training_arithmetic(self, stage: Stage, cut: Cut | None) -> Computing:
+        phase, computing = stage.phase, self._has.computing
         if computing.device.type != "cpu" or computing.precision == "bf16" or not computing.may_use_bf16:
             return computing
         facts = {**self._measured_facts(cut), "training": str(phase.unfreeze), "batch_size": self._has.batch_size}
 
         def measure() -> dict[str, Any]:
-            values, labels = next(iter(feed.training(1)))
+            values, labels = next(iter(stage.feed.training(1)))
             set_trainable(self._has.adapted, phase.unfreeze, phase.freeze_statistics).train_mode()
-            taken = step_milliseconds(self._has.adapted.network, forward, values, labels, computing)
+            taken = step_milliseconds(self._has.adapted.network, stage.forward, values, labels, computing)
             return {"precision": min(taken, key=lambda name: taken[name]), "milliseconds": taken}
 
-        return replace(computing, precision=remembered(facts, measure)["precision"])
+        return replace(computing, precision=self._has.ranks.agree(remembered(facts, measure)["precision"]))

@@ -172,6 +172,7 @@ GIVEN: dict[str, tuple[str, str, Any]] = {
     "--output": ("runs/a", "output", Path("runs/a")),
     "--force": ("", "force", True),
     "--allow-leaks": ("", "allow_leaks", True),
+    "--deterministic": ("", "deterministic", True),
     "--tensorboard": ("", "tensorboard", True),
     "--mlflow": ("mlruns", "mlflow", "mlruns"),
     "--preset": ("classic", "preset", "classic"),
@@ -227,7 +228,7 @@ def test_help_shows_every_option_with_its_default() -> None:
     assert rows.keys() == {*GIVEN, "--config", "--resume", "--help"}
     for option, (_, field, _) in GIVEN.items():
         default = getattr(FinetuneConfig, field)
-        if default is not None and field not in ("force", "allow_leaks", "tensorboard", "compile"):
+        if default is not None and field not in ("force", "allow_leaks", "tensorboard", "compile", "deterministic"):
             shown = f"{default:g}" if isinstance(default, float) else default
             assert f"[default: ({shown})]" in rows[option]
     assert "[default: (no-compile)]" in rows["--compile"]

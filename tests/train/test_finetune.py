@@ -93,7 +93,7 @@ def test_a_run_is_complete_and_its_figures_are_true(config: FinetuneConfig) -> N
     run = finetune(replace(config, epochs=4, finetune_epochs=2), watched)
     metrics, history = metrics_of(run), history_of(run)
     assert metrics.keys() == {
-        "schema", "model", "classes", "train", "val", "seconds", "parameters", "device", "precision", "weights", "best_epoch",
+        "schema", "model", "classes", "train", "val", "seconds", "parameters", "device", "processes", "precision", "weights", "best_epoch",
         "ended", "frozen_blocks", "peak_memory_bytes", "peak_gpu_memory_bytes",
     }  # fmt: skip
     assert [line["phase"] for line in history] == [1, 1, 1, 1, 2, 2]

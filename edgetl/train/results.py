@@ -1,0 +1,87 @@
+"""What a run directory says of a run: before it trains, and when it has."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import Any
+
+from edgetl.core.files import write_json
+from edgetl.device.facts import peak_memory_bytes
+from edgetl.train.evaluation import evaluate
+from edgetl.train.metrics import train_metrics, val_metrics
+from edgetl.train.plots import draw_plots
+from edgetl.train.predictions import write_predictions
+from edgetl.train.preparing import Prepared
+from edgetl.train.recipe import Training
+from edgetl.train.splits import write_rejected, write_split
+from edgetl.train.staging import Stage
+from edgetl.train.versions import versions
+
+
+def write_beginnings(prepared: Prepared) -> None:
+    """config.json, split.csv and rejected.csv."""
+    write_json(
+        prepared.run.config,
+        {
+            "config": prepared.config.to_json(),
+            "asked": {**prepared.asked.to_json(), "data": str(prepared.data.folder)},
+            "classes": prepared.data.labels,
+            "preprocessing": prepared.preprocessing.to_json(),
+            "versions": versions(),
+            "data": prepared.data.to_json(),
+            "weights": _weights(prepared),
+        },
+    )
+    write_split(prepared.run, prepared.data.folder, prepared.data.rows)
+    write_rejected(prepared.run, prepared.data.folder, prepared.data.rejected)
+
+
+def write_results(prepared: Prepared, training: Training, last: Stage, frozen_blocks: dict[str, Any], started: float) -> None:
+    """predictions.csv, metrics.json and the plots, of the best epoch's weights; the checkpoint is removed.
+
+    Where several processes train, all evaluate and the first writes.
+
+    Args:
+        last: the stage whose values lead to logits.
+        frozen_blocks: how their values were computed.
+        started: on the clock of time.perf_counter.
+    """
+    evaluating = time.perf_counter()
+    network = training.adapted.network.eval()
+    train = evaluate(last.forward, last.feed.plain(), training.ranks)
+    val = training.evaluate(last)
+    if not training.ranks.first:
+        return
+    training.seconds["evaluation"] = time.perf_counter() - evaluating
+    assert training.best is not None
+    if val is not None:
+        write_predictions(prepared.run, prepared.data.folder, prepared.data.part("val"), val, prepared.data.labels)
+    write_json(
+        prepared.run.metrics,
+        {
+            "model": prepared.config.model,
+            "classes": prepared.data.labels,
+            "train": train_metrics(train),
+            "val": val_metrics(val, prepared.data.labels),
+            "seconds": {"total": time.perf_counter() - started, **training.seconds},
+            "parameters": {"total": sum(parameter.numel() for parameter in network.parameters()), "trainable": training.trainable},
+            "device": prepared.computing.name,
+            "processes": training.ranks.world,
+            "precision": last.computing.precision,
+            "weights": _weights(prepared),
+            "best_epoch": training.best.epoch,
+            "ended": training.ended,
+            "frozen_blocks": frozen_blocks,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_gpu_memory_bytes": prepared.computing.peak_gpu_memory_bytes(),
+        },
+    )
+    shutil.rmtree(prepared.run.checkpoint.parent, ignore_errors=True)
+    # Pictures come last: nothing that can go wrong with a picture may cost the figures.
+    draw_plots(prepared.run, training.records, training.best, val, prepared.data.part("val"), prepared.data.labels)
+
+
+def _weights(prepared: Prepared) -> dict[str, str | None]:
+    known = prepared.weights
+    return {"source": known.source if known else "none", "sha256": known.sha256 if known else None}

@@ -1,0 +1,77 @@
+"""Images that change or vanish while a network is trained on them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetl.core.errors import DataError
+from edgetl.core.finetuning import FinetuneConfig
+from edgetl.core.layout import RunDirectory
+from edgetl.train import recipe
+from edgetl.train.finetune import finetune, resume
+from edgetl.train.progress import EpochRecord, Silent
+from tests.conftest import ARCHITECTURE, IMAGE_SIZE
+
+PHOTO = "train/good/good_0000.jpg"
+
+
+class AfterTheFirstEpoch(Silent):
+    """Does something once."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self._act = act
+
+    def epoch(self, record: EpochRecord, best: bool) -> None:
+        if record.epoch == 1:
+            self._act()
+
+
+@pytest.fixture
+def config(parts: Path, random_weights: Path, tmp_path: Path) -> FinetuneConfig:
+    shutil.copytree(parts, tmp_path / "data")
+    return FinetuneConfig(
+        tmp_path / "data", tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", precision="fp32", workers=0,
+        epochs=2, finetune_epochs=1, cache_budget=0,
+    )  # fmt: skip
+
+
+def vanish(photo: Path) -> None:
+    photo.rename(photo.with_suffix(".away"))
+
+
+def change(photo: Path) -> None:
+    photo.rename(photo.with_suffix(".away"))
+    shutil.copy(photo.parent / "good_0001.jpg", photo)
+
+
+@pytest.mark.parametrize("happens", [vanish, change])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_it_is_named_and_the_run_goes_on_when_it_is_back(
+    happens: Callable[[Path], None], workers: int, config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "SAVED_EVERY_S", 0.0)
+    settings = FinetuneConfig.from_json({**config.to_json(), "workers": workers})
+    photo = settings.data / PHOTO
+    with pytest.raises(DataError) as refused:
+        finetune(settings, AfterTheFirstEpoch(lambda: happens(photo)))
+    told = str(refused.value)
+    assert "\n" not in told
+    assert str(photo) in told
+    assert ("cannot be read" if happens is vanish else "has changed since training began") in told
+    assert settings.output is not None
+    assert f"Put the file back as it was. `edgetl finetune --resume {settings.output}` goes on" in told
+    photo.with_suffix(".away").rename(photo)
+    assert resume(RunDirectory(settings.output)).metrics.exists()
+
+
+def test_what_is_in_the_cache_may_go(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = config.data
+    cached: dict[str, Any] = {**config.to_json(), "cache_budget": None}
+    run = finetune(FinetuneConfig.from_json(cached), AfterTheFirstEpoch(lambda: data.rename(data.with_name("elsewhere"))))
+    assert run.metrics.exists()
+    assert (run.plots / "mistakes.png").exists()

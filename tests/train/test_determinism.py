@@ -1,0 +1,66 @@
+"""What --deterministic asks of PyTorch, tells and refuses; GPUs themselves are not at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgetl.core.errors import ConfigError
+from edgetl.core.finetuning import FinetuneConfig
+from edgetl.train.determinism import cost, deterministic
+from edgetl.train.finetune import finetune
+from edgetl.train.progress import Silent
+from tests.conftest import ARCHITECTURE, IMAGE_SIZE
+
+
+def test_pytorch_is_asked_inside_and_as_before_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with deterministic(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    with deterministic(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_cost_is_that_of_the_step_with_over_that_without() -> None:
+    with deterministic(True):
+        assert cost(lambda: 3.0 if torch.are_deterministic_algorithms_enabled() else 2.0) == 1.5
+        assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_an_operator_without_one_is_refused_and_named() -> None:
+    def step() -> float:
+        raise RuntimeError("adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set ...")
+
+    with pytest.raises(ConfigError, match="adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation"):
+        cost(step)
+
+    def broken() -> float:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        cost(broken)
+
+
+def test_on_a_cpu_it_says_that_it_changes_nothing(parts: Path, random_weights: Path, tmp_path: Path) -> None:
+    class Notes(Silent):
+        said = ""
+
+        def note(self, text: str) -> None:
+            self.said += text
+
+    notes, runs = Notes(), []
+    for name, asked in (("with", True), ("without", False)):
+        config = FinetuneConfig(
+            parts, tmp_path / name, ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", precision="fp32", epochs=1,
+            finetune_epochs=1, deterministic=asked,
+        )  # fmt: skip
+        runs.append(finetune(config, notes).weights.read_bytes())
+    assert "on a CPU equal seeds give equal weights as it is" in notes.said
+    assert runs[0] == runs[1]
