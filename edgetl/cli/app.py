@@ -13,7 +13,7 @@ from edgetl.core.errors import EdgetlError
 from edgetl.core.registry import missing_package
 
 EXIT_USER, EXIT_BUG, EXIT_INTERRUPTED = 1, 3, 130
-COMMANDS = ("check", "finetune", "compare", "models", "presets", "export", "bench", "report", "predict", "doctor", "demo")
+COMMANDS = ("check", "finetune", "compare", "models", "presets", "export", "bench", "report", "verify", "predict", "doctor", "demo")
 """Each is a function in the module of its name."""
 _WITH_PANELS = ("finetune",)
 

@@ -32,18 +32,19 @@ def predict(
 ) -> None:
     """Label images with a bundle; torch is not needed.
 
+    A bundle's reference images come first: a file that does not answer on this device as it was proven to labels nothing.
     A file that cannot be read is reported and the rest is still done; the exit status is then 1.
     """
     from edgetl.core.errors import ConfigError, DataError
 
     if as_json and as_csv:
         raise ConfigError("--json and --csv exclude each other.")
-    from edgetl.device.classifier import open_classifier
+    from edgetl.device.classifier import proven_classifier
     from edgetl.device.prediction import expand
     from edgetl.device.prediction import predict as predict_files
 
     paths, problems = expand(images)
-    predictions = predict_files(open_classifier(bundle, variant, provider, threads), paths, top_k)
+    predictions = predict_files(proven_classifier(bundle, variant, provider, threads), paths, top_k)
     done = (_csv if as_csv else _json if as_json else _table)(predictions)
     problems += [prediction.error for prediction in done if prediction.error]
     if problems:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgetl.core.config import InputKind
 from edgetl.core.errors import BundleError
 from edgetl.core.preprocessing import Preprocessing
+from edgetl.device.answers import judge_answers
 from edgetl.device.bundle import Bundle, open_bundle, read_metadata
 from edgetl.device.preprocessing import preprocess
 from edgetl.device.session import create_session
@@ -64,3 +65,23 @@ def bundle_classifier(bundle: Bundle, variant: str | None = None, provider: str 
     chosen = bundle.variant(variant)
     session = create_session(bundle.file(chosen), provider, threads)
     return Classifier(session, bundle.labels, bundle.preprocessing, chosen.input)
+
+
+def proven_classifier(path: Path, variant: str | None = None, provider: str = "cpu", threads: int | None = None) -> Classifier:
+    """As `open_classifier`, once a bundle's reference images have been answered right by this very session.
+
+    Raises:
+        BundleError: as `open_classifier`; or the answers are not those that were proven. A lone ONNX file has nothing to compare with.
+    """
+    if path.suffix == ".onnx":
+        return open_classifier(path, variant, provider, threads)
+    bundle = open_bundle(path)
+    chosen, golden = bundle.variant(variant), bundle.golden()
+    classifier = bundle_classifier(bundle, chosen.name, provider, threads)
+    logits = np.stack([classifier.run(classifier.feed(image))[0][0] for image in golden.images()]).astype(np.float64)
+    gate = judge_answers(logits, golden.logits, max(golden.tolerance, chosen.tolerance or 0.0))
+    if not gate["passed"]:
+        raise BundleError(
+            f"{chosen.name} does not answer here as it was proven to: {gate['reason']}. `edgetl verify {path}` tells of all variants."
+        )
+    return classifier

@@ -97,6 +97,11 @@ def cpu_flags(proc: Path = PROC) -> set[str]:
     return {flag for line in lines for flag in line.partition(":")[2].split()}
 
 
+def multiplies_8_bit(proc: Path = PROC) -> bool:
+    """Whether products of 8 bits are summed in 32: VNNI and AMX on x86, dot products on ARM; elsewhere sums of two saturate in 16."""
+    return bool(cpu_flags(proc) & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
+
+
 def peak_memory_bytes(proc: Path = PROC) -> int | None:
     """This process's largest resident memory so far.
 

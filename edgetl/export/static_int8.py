@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import onnx
 
-from edgetl.device.facts import cpu_flags
+from edgetl.device.facts import multiplies_8_bit
 from edgetl.export.calibration import METHODS, Calibration
 from edgetl.export.equalisation import equalise
 from edgetl.export.layer_repair import by_error, correct_biases
@@ -69,11 +68,6 @@ def schemes(has_vnni: bool, quick: bool = False) -> Iterator[Scheme]:
     for method, per_channel in product(METHODS, (True, False)):
         yield Scheme(method, per_channel, "uint8", reduce_range=not has_vnni)
         yield Scheme(method, per_channel, "int8", reduce_range=not has_vnni)
-
-
-def multiplies_8_bit(proc: Path = Path("/proc")) -> bool:
-    """Whether products of 8 bits are summed in 32: VNNI and AMX on x86, dot products on ARM; elsewhere sums of two saturate in 16."""
-    return bool(cpu_flags(proc) & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 
 
 @dataclass

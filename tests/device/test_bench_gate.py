@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgetl.device.bench.proving import _same_work, judge_answers
+from edgetl.device.answers import judge_answers
+from edgetl.device.bench.proving import _same_work
 
 REFERENCE = np.array([[2.0, 0.0, -1.0], [0.0, 0.02, -3.0]], np.float32)
 

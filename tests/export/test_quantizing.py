@@ -21,6 +21,7 @@ from torch import nn
 from edgetl.core.errors import ExportError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.registry import QUANTIZERS, resolve
+from edgetl.device.facts import multiplies_8_bit
 from edgetl.export import static_int8 as search
 from edgetl.export.blame import operator_times, to_blame
 from edgetl.export.calibration import METHODS, Calibration
@@ -33,7 +34,7 @@ from edgetl.export.network_graph import NetworkGraph, network_graph
 from edgetl.export.qdq import Scheme, quantize
 from edgetl.export.quantized import Quantized, Task
 from edgetl.export.rewriting import rewrite
-from edgetl.export.static_int8 import multiplies_8_bit, schemes, static_int8
+from edgetl.export.static_int8 import schemes, static_int8
 from edgetl.export.trial import Referee, Score, logits_of, sqnr_db
 
 SIDE, CLASSES = 32, 3

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgetl.core.errors import BenchError, EdgetlError
 from edgetl.core.rows import Row
+from edgetl.device.answers import judge_answers
 from edgetl.device.bench.inputs import Pictures
 from edgetl.device.bench.jobs import Job, Stream
 from edgetl.device.bench.processes import run_job
@@ -102,27 +103,6 @@ def _streams(candidate: Candidate, rates: Sequence[float]) -> tuple[Stream, ...]
     """Photos arrive one by one: only single images are paced."""
     paced = tuple(dict.fromkeys(rates)) if candidate.source.batch == 1 else ()
     return tuple(Stream(scope, rate) for scope in dict.fromkeys(candidate.scopes) for rate in (None, *paced))
-
-
-def judge_answers(logits: NDArray[np.float64], reference: NDArray[np.float32], tolerance: float) -> dict[str, Any]:
-    """The gate's verdict on logits [n, classes] against the reference's.
-
-    Top-1 agrees where the runtime's best class is the reference's best, or within the tolerance of it: a tie is no mistake.
-    """
-    verdict: dict[str, Any] = {"checked": True, "passed": False, "images": len(reference), "tolerance": tolerance}
-    if logits.shape != reference.shape:
-        return {**verdict, "reason": f"logits of shape {logits.shape}, not {reference.shape}"}
-    if not np.isfinite(logits).all():
-        return {**verdict, "max_logit_difference": None, "top1_agreement": None, "reason": "the answers are not finite numbers"}
-    difference = float(np.abs(logits - reference).max())
-    chosen = np.take_along_axis(reference, logits.argmax(1)[:, None], 1)[:, 0]
-    agreement = int((chosen >= reference.max(1) - tolerance).sum())
-    found = {"max_logit_difference": difference, "top1_agreement": agreement}
-    if difference > tolerance:
-        return {**verdict, **found, "reason": f"logits differ by {difference:.3g}, tolerance {tolerance:g}"}
-    if agreement < len(reference):
-        return {**verdict, **found, "reason": f"top-1 agrees on {agreement} of {len(reference)} images"}
-    return {**verdict, **found, "passed": True}
 
 
 def _same_work(verdict: dict[str, Any], reference: NDArray[np.float64], logits: NDArray[np.float64], tolerance: float) -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""`edgetl verify`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgetl.cli.console import err, out
+from edgetl.core.files import SCHEMA
+
+if TYPE_CHECKING:
+    from edgetl.device.verifying import Verified
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a run directory with one.")],
+    variant: Annotated[list[str] | None, typer.Option(help="A variant of the bundle; several may be named.", show_default="all")] = None,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(help="Execution provider: cpu, cuda, tensorrt, openvino, ...; several may be named.", show_default="cpu"),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Intra-op threads.", show_default="the cores available")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Prove that a bundle answers on this device as it was proven to.
+
+    Its reference images go through this device's own onnxruntime, provider and CPU; files that are not those that were proven are
+    refused. Torch is not needed. Exit status 1 where a variant fails.
+    """
+    from edgetl.device.bundle import open_bundle
+    from edgetl.device.facts import device_facts
+    from edgetl.device.verifying import verify as verify_bundle
+
+    opened = open_bundle(bundle)
+    with err.status("Verifying") if err.is_terminal else _Quiet() as status:
+        found = verify_bundle(opened, variant or (), provider or ("cpu",), threads, lambda text: status.update(f"Verifying {text}"))
+    if as_json:
+        device = device_facts()
+        content = {"schema": SCHEMA, "kind": "verification", "bundle": {"model": opened.model, "run_id": opened.run_id}, "device": device}
+        json.dump({**content, "variants": [one.to_json() for one in found]}, sys.stdout, indent=2, ensure_ascii=False)
+        sys.stdout.write("\n")
+    else:
+        _print(found)
+    if not all(one.passed for one in found):
+        raise typer.Exit(1)
+
+
+class _Quiet:
+    def __enter__(self) -> _Quiet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, text: str) -> None:
+        """Nothing to show it on."""
+
+
+def _print(found: Sequence[Verified]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("variant", "provider", "answers"):
+        table.add_column(name)
+    for name in ("images", "top-1", "largest difference", "allowed"):
+        table.add_column(name, justify="right")
+    for one in found:
+        gate = one.gate
+        difference, agreement = gate.get("max_logit_difference"), gate.get("top1_agreement")
+        table.add_row(
+            one.variant,
+            one.provider,
+            Text("right", style="green") if one.passed else Text("WRONG" if gate["checked"] else "not run", style="bold red"),
+            str(gate.get("images", "")),
+            "" if agreement is None else f"{agreement} of {gate['images']}",
+            "" if difference is None else f"{difference:.3g}",
+            f"{gate['tolerance']:.3g}" if "tolerance" in gate else "",
+        )
+    out.print(table)
+    for one in found:
+        if not one.passed:
+            told = f"\n{one.variant} on {one.provider}: {one.gate['reason'].rstrip('.')}. {one.advice}"
+            out.print(told.rstrip(), markup=False, soft_wrap=True)
