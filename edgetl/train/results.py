@@ -77,9 +77,9 @@ def write_results(prepared: Prepared, training: Training, last: Stage, frozen_bl
             "peak_gpu_memory_bytes": prepared.computing.peak_gpu_memory_bytes(),
         },
     )
-    shutil.rmtree(prepared.run.checkpoint.parent, ignore_errors=True)
     # Pictures come last: nothing that can go wrong with a picture may cost the figures.
     draw_plots(prepared.run, training.records, training.best, val, prepared.data.part("val"), prepared.data.labels)
+    shutil.rmtree(prepared.run.checkpoint.parent, ignore_errors=True)
 
 
 def _weights(prepared: Prepared) -> dict[str, str | None]:

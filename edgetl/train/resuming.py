@@ -21,7 +21,8 @@ def beginnings(run: RunDirectory) -> dict[str, Any]:
     content = read_json(run.config, RunError, "The run's config.json")
     if "asked" not in content:
         raise RunError(f"{run.path} was begun by an edgetl that could not resume. Train anew with --force.")
-    if run.metrics.exists():
+    # A checkpoint beside the figures is of a run that was ended before its pictures were drawn.
+    if run.metrics.exists() and not run.checkpoint.exists():
         raise RunError(f"{run.path} has finished: there is nothing to go on with. `edgetl export {run.path}` is next.")
     return content
 

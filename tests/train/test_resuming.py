@@ -46,7 +46,7 @@ def _die(*_: object) -> None:
 
 def _work(config: dict[str, Any], again: bool, death: tuple[str, float] | None) -> None:
     # In a process of its own: train, and save after every batch; die as it was told to.
-    from edgetl.train import checkpoint, finetune, progress, recipe
+    from edgetl.train import checkpoint, finetune, progress, recipe, results
 
     saves = 0
     kind, when = death or ("", 0.0)
@@ -75,6 +75,8 @@ def _work(config: dict[str, Any], again: bool, death: tuple[str, float] | None) 
             if kind == "files" and done >= when:
                 _die()
 
+    if kind == "plots":
+        results.draw_plots = _die
     real, checkpoint.save_file = checkpoint.save_file, half  # type: ignore[assignment]
     recipe.Training.save_when_due = save  # type: ignore[method-assign]
     settings = FinetuneConfig.from_json(config)
@@ -164,6 +166,31 @@ def begun(parts: Path, random_weights: Path, tmp_path: Path) -> FinetuneConfig:
     )  # fmt: skip
     assert not leg(config, again=False, death=("saved", 2))
     return config
+
+
+def test_killed_before_its_pictures_it_draws_them(begun: FinetuneConfig, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    assert not leg(begun, again=True, death=("plots", 1))
+    figures = json.loads(run.metrics.read_text())
+    assert not run.plots.exists()
+    assert leg(begun, again=True)
+    assert run.plots.is_dir()
+    again = json.loads(run.metrics.read_text())
+    assert again["val"] == figures["val"]
+    assert not run.checkpoint.exists()
+
+
+def test_what_a_budget_allowed_stays_planned(parts: Path, random_weights: Path, tmp_path: Path) -> None:
+    config = FinetuneConfig(
+        parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", precision="fp32", workers=0, budget_s=60.0,
+    )  # fmt: skip
+    assert not leg(config, again=False, death=("saved", 3))
+    from edgetl.train.checkpoint import read_state
+
+    plan = read_state(RunDirectory(tmp_path / "run").checkpoint).facts["plan"]
+    run = resumed(config)
+    epochs = [json.loads(line)["phase"] for line in run.history.read_text().splitlines()]
+    assert [epochs.count(phase) for phase in (1, 2)] == plan["epochs"]
 
 
 def resumed(config: FinetuneConfig) -> RunDirectory:
