@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo readme test test-slow test-device fuzz check format clean
+.PHONY: help install demo readme test test-slow test-device test-runtimes fuzz check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -33,6 +33,9 @@ test-slow: $(STAMP)  ## the tests that take minutes: the recipe's accuracy on re
 
 test-device: $(STAMP)  ## predict and bench in a fresh environments without torch; RUN=... checks a run of yours
 	$(BIN)/python -m tools.device_check $(RUN)
+
+test-runtimes: $(STAMP)  ## fp32 and int8 in OpenVINO and OpenCV, each in a fresh environment; RUN=... checks a run of yours
+	$(BIN)/python -m tools.runtimes_check $(RUN)
 
 fuzz: $(STAMP)  ## twenty thousand mutated images through `edgetl check`; PHOTOS=folder
 	$(BIN)/python -m tools.fuzz $(PHOTOS)

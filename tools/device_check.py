@@ -39,11 +39,12 @@ def small_run(folder: Path) -> RunDirectory:
     return run
 
 
-def environment(folder: Path, *packages: str) -> Path:
-    """A fresh virtual environment with `packages`; returns its Python."""
+def environment(folder: Path, *packages: str, tested: bool = True) -> Path:
+    """A fresh virtual environment with `packages`, in the tested versions or the newest; returns its Python."""
     venv.create(folder, with_pip=True)
     python = folder / "bin/python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", *packages], check=True)
+    versions = ["-c", str(ROOT / "constraints.txt")] if tested else []
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *versions, *packages], check=True)
     return python
 
 

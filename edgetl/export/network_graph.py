@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ def network_graph(network: nn.Module, image_size: int, classes: int, opset: int)
     _assert_dimensions(model, image_size, classes)
     module_outputs = _module_outputs(model)
     _strip(model)
+    _keep_gates_apart(model)
     return NetworkGraph(model, module_outputs)
 
 
@@ -138,3 +140,16 @@ def _strip(model: onnx.ModelProto) -> None:
         owner.ClearField("doc_string")
         owner.ClearField("metadata_props")
     del model.functions[:]
+
+
+def _keep_gates_apart(model: onnx.ModelProto) -> None:
+    """Write HardSigmoid's slope of a sixth as the float32 next to it, which no answer notices.
+
+    OpenCV's dnn (seen in 4.14 and 5.0) takes x * HardSigmoid(y) with a slope of exactly 1/6 for HardSwish(x), whatever y is: networks with
+    squeeze-and-excitation would answer wrong there.
+    """
+    sixth = np.float32(1 / 6)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "HardSigmoid" and attribute.name == "alpha" and np.float32(attribute.f) == sixth:
+                attribute.f = float(np.nextafter(sixth, np.float32(1)))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from onnxruntime.quantization.onnx_model import ONNXModel
 
 from edgetl.core.errors import ExportError
@@ -39,6 +39,7 @@ def tidied(network: onnx.ModelProto) -> onnx.ModelProto:
     wrapped.topological_sort()
     model: onnx.ModelProto = wrapped.model
     _share_constants(model)
+    _name_axes(model)
     for owner in (model, model.graph, *model.graph.node):
         owner.ClearField("doc_string")
     del model.metadata_props[:]
@@ -62,3 +63,15 @@ def _share_constants(network: onnx.ModelProto) -> None:
     for node in network.graph.node:
         for position, name in enumerate(node.input):
             node.input[position] = renamed.get(name, name)
+
+
+def _name_axes(network: onnx.ModelProto) -> None:
+    """Constants of one axis are quantized along axis 0, said aloud.
+
+    ONNX's default is axis 1, which means nothing where there is one scale; OpenCV's dnn (4.14) refuses the file for it.
+    """
+    axes = {value.name: len(value.dims) for value in network.graph.initializer}
+    for node in network.graph.node:
+        named = any(attribute.name == "axis" for attribute in node.attribute)
+        if node.op_type == "DequantizeLinear" and axes.get(node.input[0], 2) < 2 and not named:
+            node.attribute.append(helper.make_attribute("axis", 0))

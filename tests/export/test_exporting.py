@@ -93,6 +93,10 @@ def test_tensor_input(tmp_path: Path, stock_bundle: Path, export) -> None:  # ty
     photo = bundle.golden().images()[0]
     inside, outside = open_classifier(stock_bundle).classify(photo), open_classifier(tmp_path / "tensor").classify(photo)
     assert np.allclose(inside, outside, atol=1e-3)
+    cv2 = pytest.importorskip("cv2")
+    network = cv2.dnn.readNetFromONNX(str(bundle.directory.variant("fp32")))
+    network.setInput(preprocess(photo, bundle.preprocessing))
+    assert np.allclose(network.forward("logits")[0], bundle.golden().logits[0], atol=1e-2), "OpenCV takes no gate for HardSwish"
 
 
 def test_given_photos_are_what_it_is_proven_on(tmp_path: Path, export) -> None:  # type: ignore[no-untyped-def]

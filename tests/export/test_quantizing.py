@@ -269,6 +269,10 @@ def test_the_search_records_every_candidate_and_chooses_one_that_fits(task: Task
     chosen = report["candidates"][report["chosen"]]["held_back"]
     assert quantized.kept is report["fits"] is (chosen["drop"] <= task.max_drop)
     assert (report["calibration_images"], report["held_back_images"]) == (40, 30)
+    dimensions = {value.name: len(value.dims) for value in quantized.network.graph.initializer}
+    flat = [node for node in quantized.network.graph.node if node.op_type == "DequantizeLinear" and dimensions.get(node.input[0], 2) < 2]
+    assert flat
+    assert all([entry.i for entry in node.attribute if entry.name == "axis"] == [0] for node in flat), "OpenCV refuses the default"
 
 
 class Harsh(Referee):
