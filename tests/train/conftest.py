@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from edgetl.train import results
+
 
 @pytest.fixture(autouse=True)
 def _plain_kernels() -> Iterator[None]:
@@ -16,3 +18,15 @@ def _plain_kernels() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.backends.mkldnn.set_flags(mkldnn)
+
+
+@pytest.fixture(autouse=True)
+def _plots_on_demand(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Drawing takes longer than training a small network on a few small images.
+    if "plots" not in request.fixturenames:
+        monkeypatch.setattr(results, "draw_plots", lambda *given: None)
+
+
+@pytest.fixture
+def plots() -> None:
+    """For tests of what is drawn: runs in the test's own process draw their plots, as they do for users."""

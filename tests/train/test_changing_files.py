@@ -69,6 +69,7 @@ def test_it_is_named_and_the_run_goes_on_when_it_is_back(
     assert resume(RunDirectory(settings.output)).metrics.exists()
 
 
+@pytest.mark.usefixtures("plots")
 def test_what_is_in_the_cache_may_go(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     data = config.data
     cached: dict[str, Any] = {**config.to_json(), "cache_budget": None}

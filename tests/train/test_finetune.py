@@ -141,6 +141,7 @@ def test_a_run_is_complete_and_its_figures_are_true(config: FinetuneConfig) -> N
         assert sum(answer == row.label for answer, row in zip(answers, rows, strict=True)) / len(rows) == metrics[part]["accuracy"]
 
 
+@pytest.mark.usefixtures("plots")
 def test_the_configuration_is_resolved(config: FinetuneConfig) -> None:
     run = finetune(replace(config, epochs=1, finetune_epochs=0))
     content = json.loads(run.config.read_text())
@@ -185,6 +186,7 @@ def test_phase_2_begins_with_phase_1_s_best_and_the_run_ends_with_the_best(confi
     assert metrics_of(run)["best_epoch"] == 2
 
 
+@pytest.mark.usefixtures("plots")
 def test_without_validation_nothing_is_claimed(config: FinetuneConfig) -> None:
     watched = Recorded()
     run = finetune(replace(config, val_split=0), watched)
