@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forking
+
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # A test run may have a terminal's width, or that of the process that distributes it; the program's own decides.
@@ -91,6 +93,12 @@ def edgetl() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=250, **options)  # type: ignore[call-overload,no-any-return]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `edgetl`, in a process of its own too, for what needs PyTorch and proves nothing about how the program starts."""
+    return lambda *arguments: forking.program([*map(str, arguments)], ROOT, tmp_path_factory.mktemp("said"), 250)
 
 
 @pytest.fixture

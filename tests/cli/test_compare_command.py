@@ -68,9 +68,9 @@ def test_json_is_one_object(asked: list[tuple[CompareConfig, FinetuneConfig]], t
 
 
 def test_a_dry_run_tells_the_plan_and_trains_nothing(
-    edgetl: Callable[..., subprocess.CompletedProcess[str]], parts: Path, random_weights: Path, tmp_path: Path
+    forked: Callable[..., subprocess.CompletedProcess[str]], parts: Path, random_weights: Path, tmp_path: Path
 ) -> None:
-    done = edgetl(
+    done = forked(
         "compare", parts, "--models", ARCHITECTURE, "--strategies", "scratch,head", "--seeds", 1, "--image-size", IMAGE_SIZE, "--weights",
         random_weights, "-o", tmp_path / "out", "--dry-run",
     )  # fmt: skip

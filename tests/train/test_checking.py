@@ -68,14 +68,14 @@ def kinds(found: DataCheck) -> dict[str, str]:
     return {finding.kind: finding.severity for finding in found.findings}
 
 
-def test_a_clean_set(clean: Path, edgetl: Run, tmp_path: Path) -> None:
+def test_a_clean_set(clean: Path, forked: Run, tmp_path: Path) -> None:
     before = {path: (sha256_file(path), path.stat().st_mtime_ns) for path in clean.rglob("*.jpg")}
     found = check(clean)
     assert found.findings == []
     assert found.images == 24
     assert found.counts == {"train": {"cat": 6, "dog": 6}, "val": {"cat": 6, "dog": 6}}
     assert found.sides == (96, 96, 96)
-    done = edgetl("check", clean, "--sheet", tmp_path / "sheet.png")
+    done = forked("check", clean, "--sheet", tmp_path / "sheet.png")
     assert done.returncode == 0
     assert "Nothing is wrong with any of them." in done.stdout
     assert Image.open(tmp_path / "sheet.png").format == "PNG"
@@ -139,8 +139,8 @@ def test_every_fault_is_found_and_no_other(faulty: Path) -> None:
     assert found.worst == "error"
 
 
-def test_the_command_says_it_all(faulty: Path, edgetl: Run, tmp_path: Path) -> None:
-    done = edgetl("check", faulty, "--json", "--quarantine", tmp_path / "apart", "--sheet", tmp_path / "sheet.png")
+def test_the_command_says_it_all(faulty: Path, forked: Run, tmp_path: Path) -> None:
+    done = forked("check", faulty, "--json", "--quarantine", tmp_path / "apart", "--sheet", tmp_path / "sheet.png")
     assert done.returncode == 5
     content = json.loads(done.stdout)
     assert {finding["kind"]: finding["severity"] for finding in content["findings"]} == FAULTS
@@ -149,17 +149,17 @@ def test_the_command_says_it_all(faulty: Path, edgetl: Run, tmp_path: Path) -> N
     assert {row["kind"] for row in rows} == {kind for kind, severity in FAULTS.items() if severity != "note"} - {"folders", "empty"}
     assert all(Path(row["copy"]).read_bytes() == (faulty / row["file"]).read_bytes() for row in rows)
     assert Image.open(tmp_path / "sheet.png").size[0] > 600
-    printed = edgetl("check", faulty)
+    printed = forked("check", faulty)
     assert printed.returncode == 5
     assert "both train and val: validation accuracy is flattered" in printed.stdout
     assert "train/cat/2.jpg  =  val/cat/leak.png" in printed.stdout
 
 
-def test_warnings_have_their_own_status(clean: Path, edgetl: Run) -> None:
+def test_warnings_have_their_own_status(clean: Path, forked: Run) -> None:
     (clean / "train/cat/cut.jpg").write_bytes(b"no image")
-    assert edgetl("check", clean).returncode == 4
+    assert forked("check", clean).returncode == 4
     (clean / "train/cat/cut.jpg").rename(clean / "train/cat/cut.txt")
-    assert edgetl("check", clean).returncode == 0, "a stray file is a note"
+    assert forked("check", clean).returncode == 0, "a stray file is a note"
 
 
 def test_a_quarantine_never_mixes_with_anything(faulty: Path, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_imbalance(tmp_path: Path) -> None:
     assert "common has 30 training images, rare 3" in finding.message
 
 
-def test_names_and_links_that_nobody_expects(clean: Path, edgetl: Run, tmp_path: Path) -> None:
+def test_names_and_links_that_nobody_expects(clean: Path, forked: Run, tmp_path: Path) -> None:
     folder = clean / "train/cat"
     photo(folder / "with\nnewline.jpg", 600)
     photo(folder / "x.jpg", 601).rename(folder / os.fsdecode(b"\xff\xfe.jpg"))
@@ -190,7 +190,7 @@ def test_names_and_links_that_nobody_expects(clean: Path, edgetl: Run, tmp_path:
     found = check(clean)
     unreadable = next(finding for finding in found.findings if finding.kind == "unreadable")
     assert len(unreadable.files) == 2, "the name that is no UTF-8, and the link to nothing"
-    done = edgetl("check", clean, "--quarantine", tmp_path / "apart")
+    done = forked("check", clean, "--quarantine", tmp_path / "apart")
     assert done.returncode in (4, 5)
     assert "Traceback" not in done.stderr
     draw_worst(found, tmp_path / "sheet.png")

@@ -70,10 +70,10 @@ def workers(started: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.mark.parametrize("way", [CACHED, STREAMED], ids=["cached", "streamed"])
-def test_two_processes_compute_what_one_does(way: tuple[str, ...], edgetl: Run, parts: Path, random_weights: Path, tmp_path: Path) -> None:
+def test_two_processes_compute_what_one_does(way: tuple[str, ...], forked: Run, parts: Path, random_weights: Path, tmp_path: Path) -> None:
     alone, together = RunDirectory(tmp_path / "alone"), RunDirectory(tmp_path / "together")
     arguments = [str(part) for part in ("finetune", parts, *options(random_weights), *PLAIN, *way)]
-    done = edgetl(*arguments, "-o", alone.path)
+    done = forked(*arguments, "-o", alone.path)
     assert done.returncode == 0, done.stderr
     with torchrun(*arguments, "-o", together.path, cache=tmp_path / "cache") as started:
         said, errors = started.communicate(timeout=200)
@@ -105,7 +105,7 @@ def test_moving_statistics_and_dropout_learn_as_one_process_does(parts: Path, ra
     assert "Warning" not in errors, errors
 
 
-def test_a_process_that_dies_ends_the_other_and_both_go_on(parts: Path, random_weights: Path, tmp_path: Path) -> None:
+def test_a_process_that_dies_ends_the_other_and_both_go_on(forked: Run, parts: Path, random_weights: Path, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     many = ("--epochs", 4000, "--finetune-epochs", 1)
     with torchrun("finetune", parts, *options(random_weights), *many, "-o", run.path) as started:
@@ -133,9 +133,7 @@ def test_a_process_that_dies_ends_the_other_and_both_go_on(parts: Path, random_w
     numbers = [json.loads(line)["epoch"] for line in run.history.read_text().splitlines()]
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) > epochs
-    alone = subprocess.run(
-        [sys.executable, "-m", "edgetl", "finetune", "--resume", str(run.path)], capture_output=True, text=True, cwd=ROOT, timeout=100
-    )
+    alone = forked("finetune", "--resume", run.path)
     assert alone.returncode == 1
     assert "is of 2 processes and this is one of 1" in alone.stderr
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -24,6 +23,7 @@ from edgetl.core.errors import ConfigError, DataError, RunError
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import RunDirectory
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE, ROOT
+from tests.forking import PROCESSES
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 RECIPES: dict[str, dict[str, Any]] = {
@@ -35,9 +35,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 KILLS = 10
 """At random moments, beside those at chosen ones."""
-
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["edgetl.train.finetune", "albumentations"])
 
 
 def _die(*_: object) -> None:
@@ -89,7 +86,7 @@ def _work(config: dict[str, Any], again: bool, death: tuple[str, float] | None) 
 
 def leg(config: FinetuneConfig, again: bool, death: tuple[str, float] | None = None) -> bool:
     """Run until the end or the death; whether it came to the end."""
-    process = _processes.Process(target=_work, args=(config.to_json(), again, death))
+    process = PROCESSES.Process(target=_work, args=(config.to_json(), again, death))
     process.start()
     process.join(120)
     assert process.exitcode in (0, -signal.SIGKILL)
@@ -259,13 +256,13 @@ def wait_for(path: Path, started: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-def test_ctrl_c_a_second_process_and_going_on(edgetl: Run, parts: Path, random_weights: Path, tmp_path: Path) -> None:
+def test_ctrl_c_a_second_process_and_going_on(forked: Run, parts: Path, random_weights: Path, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     options = ("--model", ARCHITECTURE, "--weights", random_weights, "--image-size", IMAGE_SIZE, "--epochs", 5000, "--finetune-epochs", 1)
     with process("finetune", parts, "-o", run.path, *options) as started:
         wait_for(run.checkpoint, started)
         for second in (("finetune", parts, "-o", run.path, "--force", *options), ("finetune", "--resume", run.path)):
-            done = edgetl(*second)
+            done = forked(*second)
             assert done.returncode == 1
             assert "Another process trains in" in done.stderr
         started.send_signal(signal.SIGINT)
@@ -285,12 +282,12 @@ def test_ctrl_c_a_second_process_and_going_on(edgetl: Run, parts: Path, random_w
     numbers = [json.loads(line)["epoch"] for line in run.history.read_text().splitlines() if line.endswith("}")]
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) > epochs
-    refused = edgetl("finetune", "--resume", run.path, "--lr", 0.1)
+    refused = forked("finetune", "--resume", run.path, "--lr", 0.1)
     assert refused.returncode == 1
     assert "leave --lr out" in refused.stderr
 
 
-def test_neither_data_nor_a_run(edgetl: Run) -> None:
-    done = edgetl("finetune")
+def test_neither_data_nor_a_run(forked: Run) -> None:
+    done = forked("finetune")
     assert done.returncode == 1
     assert "Give DATA, a folder of images, or --resume RUN" in done.stderr
