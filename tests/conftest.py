@@ -26,6 +26,19 @@ ARCHITECTURE, IMAGE_SIZE = "mobilenet_v3_small", 64
 """Small enough to train and export in seconds."""
 
 
+LONG = (
+    "experiment/test_comparing", "train/test_resuming", "cli/test_export", "train/test_ranks", "train/test_finetune", "test_main_job",
+    "train/test_backend", "cli/test_demo_command", "device/test_bench_run", "device/test_bench_sweep", "export/test_quantizing",
+    "export/test_exporting", "train/test_staging", "cli/test_bench", "cli/test_finetune_command", "tools/test_pretrain",
+)  # fmt: skip
+"""Files that take longest, the longest first: one that begins last is waited for by a worker that has nothing left to do."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {ROOT / "tests" / f"{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What tests cache is neither found in nor left for anything else; processes that they start inherit it."""
