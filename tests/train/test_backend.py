@@ -145,7 +145,7 @@ def test_a_run_is_measured_against_pytorch(run: RunDirectory) -> None:
 
 def test_bfloat16_is_another_baseline_with_a_tolerance_of_its_own(run: RunDirectory) -> None:
     result = bench(
-        BenchConfig(run.path, scopes=("model",), rounds=2, threads=(1,), torch_modes=("eager", "bf16"), batches=(1, 2)), protocol=BRIEF
+        BenchConfig(run.path, scopes=("model",), rounds=2, threads=(1,), torch_modes=("eager", "bf16"), batches=(2,)), protocol=BRIEF
     )
     assert result.failed == []
     half = result.row("pytorch-bf16-model-cpu-b2-t1")
@@ -153,8 +153,7 @@ def test_bfloat16_is_another_baseline_with_a_tolerance_of_its_own(run: RunDirect
     assert half.gate["max_logit_difference"] > 0
     pairs = {(pair.baseline, pair.candidate) for pair in result.comparisons}
     assert pairs == {
-        (f"{before}-model-cpu-b{batch}-t1", f"{after}-model-cpu-b{batch}-t1")
-        for batch in (1, 2)
+        (f"{before}-model-cpu-b2-t1", f"{after}-model-cpu-b2-t1")
         for before, after in (("pytorch-fp32", "pytorch-bf16"), ("pytorch-fp32", "onnxruntime-fp32"), ("pytorch-bf16", "onnxruntime-fp32"))
     }
 
