@@ -12,22 +12,26 @@ from pathlib import Path
 import onnx
 import pytest
 
+from edgetl.cli.app import main
+from edgetl.core.benching import BenchConfig
 from edgetl.core.config import ExportConfig
 from edgetl.core.files import sha256_file
 from edgetl.core.layout import RunDirectory
 from edgetl.device.bench.protocol import BenchProtocol
+from edgetl.device.bench.run import bench
 from edgetl.device.bundle import open_bundle
 from edgetl.export import latency
 from edgetl.export.exporting import export_run
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
+SHORT = BenchProtocol(block_seconds=0.05, block_runs=5, window_seconds=0.01, window_runs=2, max_windows=3)
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def finished_run(edgetl: Run, parts: Path, random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(forked: Run, parts: Path, random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "run"
-    done = edgetl(
+    done = forked(
         "finetune", parts, "-o", run, "--model", ARCHITECTURE, "--weights", random_weights, "--image-size", IMAGE_SIZE,
         # A head of its own width: random features answer to single grey levels, and a linear head passes that on.
         "--preset", "classic", "--epochs", 1, "--finetune-epochs", 1,
@@ -36,7 +40,7 @@ def finished_run(edgetl: Run, parts: Path, random_weights: Path, tmp_path_factor
     return run
 
 
-def test_run_to_bundle(edgetl: Run, finished_run: Path) -> None:
+def test_run_to_bundle(edgetl: Run, forked: Run, finished_run: Path) -> None:
     done = edgetl("export", finished_run)
     assert done.returncode == 0, done.stderr
     assert "Proven equal to PyTorch on 20 validation images" in done.stdout
@@ -47,7 +51,7 @@ def test_run_to_bundle(edgetl: Run, finished_run: Path) -> None:
     assert variant["accuracy"]["images"] == 20
     assert variant["accuracy"]["flips"] == 0
     assert variant["accuracy"]["top1"] == pytest.approx(metrics["val"]["accuracy"])
-    again = edgetl("export", finished_run)
+    again = forked("export", finished_run)
     assert again.returncode == 1
     assert "--force" in again.stderr
 
@@ -63,23 +67,23 @@ def test_run_to_bundle(edgetl: Run, finished_run: Path) -> None:
         (["{empty}", "-o", "{out}"], "is not a run directory"),
     ],
 )
-def test_mistakes_are_one_clear_sentence(edgetl: Run, finished_run: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_mistakes_are_one_clear_sentence(forked: Run, finished_run: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "empty").mkdir()
     places = {"run": finished_run, "out": tmp_path / "out", "empty": tmp_path / "empty"}
-    done = edgetl("export", *(argument.format(**places) for argument in arguments))
+    done = forked("export", *(argument.format(**places) for argument in arguments))
     assert done.returncode == 1, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_images_that_are_gone(edgetl: Run, finished_run: Path, tmp_path: Path) -> None:
+def test_images_that_are_gone(forked: Run, finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     config = json.loads((run / "config.json").read_text())
     config["config"]["data"] = str(tmp_path / "moved")
     (run / "config.json").write_text(json.dumps(config))
-    done = edgetl("export", run, "-o", tmp_path / "out")
+    done = forked("export", run, "-o", tmp_path / "out")
     assert done.returncode == 1
     assert "images are gone" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -89,12 +93,11 @@ def test_images_that_are_gone(edgetl: Run, finished_run: Path, tmp_path: Path) -
 def every_variant(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Timed shortly; everything else is as `--variants fp16,int8,int8-dynamic,int8-weights --ort-format` makes it."""
     bundle = tmp_path_factory.mktemp("bundles") / "all"
-    short = BenchProtocol(block_seconds=0.05, block_runs=5, window_seconds=0.01, window_runs=2, max_windows=3)
     config = ExportConfig(
         output=bundle, variants=("fp16", "int8", "int8-dynamic", "int8-weights"), ort_format=True, max_accuracy_drop=100, optimise="size"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "BenchProtocol", lambda: short)
+        patch.setattr(latency, "BenchProtocol", lambda: SHORT)
         patch.setattr(latency, "_ROUNDS", 2)
         export_run(RunDirectory(finished_run), config)
     return bundle
@@ -144,20 +147,23 @@ def test_every_variant_predicts_and_passes_the_bench_s_gate(every_variant: Path,
     for name in ("fp32", "int8", "int8-weights"):
         done = edgetl("predict", bundle, photo, "--variant", name, "--json")
         assert done.returncode == 0, done.stderr
-    result = tmp_path / "result.json"
-    done = edgetl("bench", bundle, "--scope", "model", "--rounds", 2, "-o", result)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(result.read_text())["rows"]
-    assert [row["gate"]["passed"] for row in rows] == [True] * 5
+    result = bench(BenchConfig(bundle, scopes=("model",), rounds=2, output=tmp_path / "result.json"), protocol=SHORT)
+    assert [row.gate["passed"] for row in result.rows] == [True] * 5
     client = subprocess.run([sys.executable, "-I", bundle / "predict.py", photo], capture_output=True, text=True, check=True)
     assert str(photo) in client.stdout
 
 
-def test_limits_that_nothing_meets(edgetl: Run, finished_run: Path, parts: Path, tmp_path: Path) -> None:
-    done = edgetl("export", finished_run, "-o", tmp_path / "out", "--max-latency", "1us")
-    assert done.returncode == 1
-    assert "No variant meets the limits" in done.stderr
-    assert "came closest" in done.stderr
+def test_limits_that_nothing_meets(
+    edgetl: Run, finished_run: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(latency, "BenchProtocol", lambda: SHORT)
+    monkeypatch.setattr("sys.argv", ["edgetl", "export", str(finished_run), "-o", str(tmp_path / "out"), "--max-latency", "1us"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert "No variant meets the limits" in said
+    assert "came closest" in said
     assert json.loads((tmp_path / "out/bundle.json").read_text())["recommended"] is None
     photo = next((parts / "val").rglob("*.jpg"))
     done = edgetl("predict", tmp_path / "out", photo)
@@ -166,8 +172,8 @@ def test_limits_that_nothing_meets(edgetl: Run, finished_run: Path, parts: Path,
     assert edgetl("predict", tmp_path / "out", photo, "--variant", "fp32").returncode == 0
 
 
-def test_a_stock_model_is_calibrated_on_photos_only(edgetl: Run, random_weights: Path, tmp_path: Path) -> None:
-    done = edgetl(
+def test_a_stock_model_is_calibrated_on_photos_only(forked: Run, random_weights: Path, tmp_path: Path) -> None:
+    done = forked(
         "export", ARCHITECTURE, "--weights", random_weights, "--image-size", IMAGE_SIZE, "--variants", "int8", "-o", tmp_path / "out"
     )
     assert done.returncode == 1
