@@ -29,11 +29,18 @@ from edgetl.device.facts import device_facts
 from edgetl.experiment import preparing
 from edgetl.experiment.comparing import compare, plan_only
 from edgetl.experiment.preparing import candidates_of, write_plan
+from tests import forking
 from tests.candidates import candidate, result_of
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE, ROOT
 
 ROW = f"{ARCHITECTURE}-{IMAGE_SIZE}"
 STRATEGIES = ("head", "finetune", EQUAL_TIME, "scratch")
+
+
+@pytest.fixture
+def not_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process that times steps beforehand, which takes as long as a run does here."""
+    monkeypatch.setattr(preparing, "_expected", lambda runs, watcher, scratch: {run.name: 1.0 for run in runs})
 
 
 class Watched:
@@ -76,12 +83,12 @@ RECIPE: dict[str, Any] = {"lr": 0.02, "finetune_lr": 0.002, "workers": 0}
 """Random features have small logits, and an export refuses ties: they must be learnt from in a few steps."""
 
 
-def command(data: Path, weights: Path, folder: Path) -> list[str]:
+def command(data: Path, weights: Path, folder: Path, *more: str) -> list[str]:
     config = folder.parent / "recipe.toml"
     config.write_text("".join(f"{name} = {value}\n" for name, value in RECIPE.items()))
     return [
-        sys.executable, "-m", "edgetl", "compare", str(data), "--models", ARCHITECTURE, "--seeds", "1", "--image-size", str(IMAGE_SIZE),
-        "--epochs", "3", "--weights", str(weights), "--config", str(config), "--device", "cpu", "-o", str(folder), "--json",
+        "compare", str(data), "--models", ARCHITECTURE, "--seeds", "1", "--image-size", str(IMAGE_SIZE),
+        "--epochs", "3", "--weights", str(weights), "--config", str(config), "--device", "cpu", "-o", str(folder), "--json", *more,
     ]  # fmt: skip
 
 
@@ -90,29 +97,33 @@ def children_of(pid: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def gone_on(parts: Path, random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float], str, list[int]]:
+def gone_on(
+    forked: Callable[..., subprocess.CompletedProcess[str]], parts: Path, random_weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, float], str, list[int]]:
     """An experiment killed by SIGKILL while its third run trained, then started again: folder, times of what had ended, output, orphans."""
     folder = ExperimentDirectory(tmp_path_factory.mktemp("experiment") / "pets")
     asked = command(parts, random_weights, folder.path)
-    first = subprocess.Popen(asked, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = forking.start(asked, ROOT, tmp_path_factory.mktemp("said"))
+    assert first.pid is not None
     ended = [RunDirectory(folder.runs / f"{ROW}-{strategy}-s0") for strategy in STRATEGIES[:2]]
     third = RunDirectory(folder.runs / f"{ROW}-{STRATEGIES[2]}-s0")
-    wait_for(lambda: third.config.is_file(), first)
+    wait_for(third.config.is_file, first.is_alive)
     children = children_of(first.pid)
     first.kill()
-    first.wait()
+    first.join()
     assert children
     times = {run.path.name: run.metrics.stat().st_mtime_ns for run in ended}
     wait_for(lambda: not any(Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes() for child in children))
-    second = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
+    second = forked(*asked)
+    assert second.returncode == 0, second.stderr
     return folder.path, times, second.stdout + "\0" + second.stderr, children
 
 
-def wait_for(met: Callable[[], bool], process: subprocess.Popen[bytes] | None = None, seconds: float = 120) -> None:
+def wait_for(met: Callable[[], bool], alive: Callable[[], bool] | None = None, seconds: float = 120) -> None:
     give_up = time.monotonic() + seconds
     while not met():
         assert time.monotonic() < give_up, "it never came"
-        assert process is None or process.poll() is None, "it ended by itself"
+        assert alive is None or alive(), "it ended by itself"
         time.sleep(0.02)
 
 
@@ -193,6 +204,7 @@ def test_another_plan_is_refused(gone_on: tuple[Path, dict[str, float], str, lis
         plan_only(experiment_of(folder), replace(recipe, batch_size=4))
 
 
+@pytest.mark.usefixtures("not_estimated")
 def test_a_plan_that_was_gone_on_with_by_others_still_knows_its_first_runs(
     gone_on: tuple[Path, dict[str, float], str, list[int]], recipe: FinetuneConfig, tmp_path: Path
 ) -> None:
@@ -224,6 +236,7 @@ def test_a_second_process_on_the_same_folder_is_refused(
     assert len(found.deployed) == 1, "what was timed before is not lost by --no-bench"
 
 
+@pytest.mark.usefixtures("not_estimated")
 def test_several_seeds_share_a_split_and_a_failure_does_not_stop_the_rest(
     recipe: FinetuneConfig, make_images: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -273,6 +286,7 @@ def test_a_latency_budget_drops_what_is_too_slow_before_anything_is_trained(reci
         plan_only(replace(config, latency_budget_ms=1.0), recipe)
 
 
+@pytest.mark.usefixtures("not_estimated")
 def test_networks_are_timed_where_they_were_not_yet(recipe: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[CandidatesConfig] = []
 
@@ -313,8 +327,9 @@ def test_what_is_wrong_is_told_before_anything_is_trained(recipe: FinetuneConfig
 
 def test_ctrl_c_keeps_what_has_ended_and_says_how_to_go_on(parts: Path, random_weights: Path, tmp_path: Path) -> None:
     folder = ExperimentDirectory(tmp_path / "out")
+    asked = command(parts, random_weights, folder.path, "--strategies", "head,finetune")
     process = subprocess.Popen(
-        command(parts, random_weights, folder.path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "edgetl", *asked], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     wait_for(lambda: RunDirectory(folder.runs / f"{ROW}-finetune-s0").config.is_file())
@@ -324,5 +339,5 @@ def test_ctrl_c_keeps_what_has_ended_and_says_how_to_go_on(parts: Path, random_w
     assert "the same command goes on" in said
     found = read_experiment(folder.result)
     assert [run.strategy for run in found.runs] == ["head"]
-    assert len(found.open) == 3
+    assert len(found.open) == 1
     assert not list(folder.path.glob(".cache-*"))
