@@ -287,6 +287,7 @@ def test_patience_ends_a_phase_and_not_the_run(config: FinetuneConfig) -> None:
     assert len([text for text in watched.notes if "--patience" in text]) == 2
 
 
+@pytest.mark.usefixtures("plots")
 def test_a_budget_is_kept(config: FinetuneConfig) -> None:
     watched = Recorded()
     started = time.monotonic()
@@ -298,6 +299,7 @@ def test_a_budget_is_kept(config: FinetuneConfig) -> None:
     assert any(text.startswith("--budget: ") for text in watched.notes)
 
 
+@pytest.mark.usefixtures("plots")
 @pytest.mark.parametrize("change", [{"unfreeze": "all"}, {"cache_budget": 0}, {"weights": "none", "epochs": 0}])
 def test_a_budget_is_kept_whatever_is_trained(config: FinetuneConfig, change: dict[str, Any]) -> None:
     watched = Recorded()
