@@ -29,4 +29,4 @@ def _plots_on_demand(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def plots() -> None:
-    """For tests of what is drawn, or of how long a run takes in all: runs in the test's own process draw their plots, as they do for users."""
+    """For tests of what is drawn, or of how long a run takes in all: runs in the test's own process draw their plots, as for users."""
