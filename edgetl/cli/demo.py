@@ -61,7 +61,7 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Run the whole job, offline: draw parts on a conveyor, train from nothing and from pretrained weights, export, bench.
+    """Run the whole job, offline: draw parts on a conveyor, train from nothing and pretrained, export, verify, bench, report.
 
     Both trainings have the same time. What the pretrained one gained, what the exported file saves, and what to open stand at the end;
     each step prints the command that does the same on your own images. It takes less than three minutes on two cores.
@@ -117,9 +117,11 @@ def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
     from edgetl.cli.compare_view import watching
     from edgetl.cli.importing import heavy_imports
     from edgetl.cli.progress import measuring, steps
+    from edgetl.cli.verify import print_verified, watched
     from edgetl.core.benching import BenchConfig
     from edgetl.core.comparing import CompareConfig
     from edgetl.core.config import ExportConfig
+    from edgetl.core.errors import BundleError
     from edgetl.core.finetuning import FinetuneConfig
     from edgetl.core.layout import RunDirectory
     from edgetl.core.options import parse_duration
@@ -127,6 +129,8 @@ def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
     with heavy_imports():
         from edgetl.device.bench.protocol import QUICK
         from edgetl.device.bench.run import bench
+        from edgetl.device.bundle import open_bundle
+        from edgetl.device.verifying import verify
         from edgetl.experiment.comparing import compare
         from edgetl.export.exporting import export_run
         from edgetl.train.checking.checking import check
@@ -167,12 +171,20 @@ def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
     with steps() as progress:
         export_run(run, ExportConfig(variants=tuple(scale.variants.split(",")), search="quick"), progress)
 
-    _title(5, "Timed against PyTorch")
+    _title(5, "Its reference images, through this machine's own ONNX Runtime")
+    _command("verify", shown)
+    with watched() as tell:
+        verified = verify(open_bundle(run.bundle), progress=tell)
+    print_verified(verified)
+    if not all(one.passed for one in verified):
+        raise BundleError("The bundle does not answer here as it was proven to; what failed stands above.")
+
+    _title(6, "Timed against PyTorch")
     _command("bench", shown, "--scope", "model", "--rounds", scale.rounds)
     with measuring() as blocks:
         result = bench(BenchConfig(run.path, scopes=("model",), rounds=scale.rounds), blocks, QUICK)
 
-    _title(6, "Reports")
+    _title(7, "Reports")
     _command("report", shown)
     _write_pages(folder, found, run)
     return found, best, result
@@ -218,6 +230,7 @@ Go on, in this folder:
 
     edgetl predict $run/bundle parts/val/scratched/scratched_0000.jpg
     edgetl finetune parts --model $model --weights builtin -o runs/mine     a longer training of your own; `edgetl finetune -h`
+    edgetl verify $run                                     on any other machine: does it answer as it was proven to?
     edgetl bench $run                                      all scopes, for figures to keep
     edgetl report $run                                     the page anew
 

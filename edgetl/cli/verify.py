@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,31 +38,31 @@ def verify(
     from edgetl.device.verifying import verify as verify_bundle
 
     opened = open_bundle(bundle)
-    with err.status("Verifying") if err.is_terminal else _Quiet() as status:
-        found = verify_bundle(opened, variant or (), provider or ("cpu",), threads, lambda text: status.update(f"Verifying {text}"))
+    with watched() as tell:
+        found = verify_bundle(opened, variant or (), provider or ("cpu",), threads, tell)
     if as_json:
         device = device_facts()
         content = {"schema": SCHEMA, "kind": "verification", "bundle": {"model": opened.model, "run_id": opened.run_id}, "device": device}
         json.dump({**content, "variants": [one.to_json() for one in found]}, sys.stdout, indent=2, ensure_ascii=False)
         sys.stdout.write("\n")
     else:
-        _print(found)
+        print_verified(found)
     if not all(one.passed for one in found):
         raise typer.Exit(1)
 
 
-class _Quiet:
-    def __enter__(self) -> _Quiet:
-        return self
+@contextmanager
+def watched() -> Iterator[Callable[[str], None]]:
+    """What is called with each variant that is begun; shown where somebody looks at it."""
+    if not err.is_terminal:
+        yield lambda text: None
+        return
+    with err.status("Verifying") as status:
+        yield lambda text: status.update(f"Verifying {text}")
 
-    def __exit__(self, *_: object) -> None:
-        pass
 
-    def update(self, text: str) -> None:
-        """Nothing to show it on."""
-
-
-def _print(found: Sequence[Verified]) -> None:
+def print_verified(found: Sequence[Verified]) -> None:
+    """A table, a row for each variant, and what to do about those that failed."""
     from rich.table import Table
     from rich.text import Text
 

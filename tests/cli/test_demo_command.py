@@ -53,7 +53,7 @@ def test_the_folder_is_one_to_go_on_with(project: tuple[Path, str], edgetl: Run)
     folder, printed = project
     assert all((folder / page).stat().st_size > 10_000 for page in PAGES)
     commands = re.findall(r"^    edgetl (\w+) (\S+)", (folder / "README.md").read_text(), re.MULTILINE)
-    assert [name for name, _ in commands] == ["predict", "finetune", "bench", "report"]
+    assert [name for name, _ in commands] == ["predict", "finetune", "verify", "bench", "report"]
     assert all((folder / path).exists() for _, path in commands)
     run = next(RunDirectory(folder / path) for name, path in commands if name == "bench")
     assert BundleDirectory.is_one(run.bundle)
@@ -62,7 +62,8 @@ def test_the_folder_is_one_to_go_on_with(project: tuple[Path, str], edgetl: Run)
     assert edgetl("predict", run.bundle, picture, "--json").returncode == 0
     assert [path for path in folder.iterdir() if path.suffix != ".html" and path.name not in ("parts", "comparison", "README.md")] == []
     asked = [line.split()[2] for line in printed.splitlines() if line.startswith("$ edgetl")]
-    assert asked == ["check", "compare", "export", "bench", "report"]
+    assert asked == ["check", "compare", "export", "verify", "bench", "report"]
+    assert re.search(r"^fp32 +cpu +right ", printed, re.MULTILINE)
 
 
 def test_a_folder_with_something_in_it_is_refused(edgetl: Run, tmp_path: Path) -> None:
