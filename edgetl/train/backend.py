@@ -18,7 +18,7 @@ from torch import nn
 from edgetl.core.errors import BenchError, ProviderError
 from edgetl.core.layout import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.backends import Source
+from edgetl.device.backends import Source, Stage
 from edgetl.device.preprocessing import resize_and_crop
 from edgetl.train.models import load_run_model
 
@@ -77,13 +77,35 @@ class PyTorchBackend:
         self._pixels = PixelsToLogits(self._called, self._contract, self._format, self._dtype).eval().to(self._device)
 
     def infer(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        """Logits for uint8 [batch, R, R, 3] or float32 [batch, 3, S, S]; on a GPU the copy back waits for the answer."""
+        """Logits for uint8 [batch, R, R, 3] or float32 [batch, 3, S, S]."""
+        return self._download(self._compute(self._upload(batch)))
+
+    def stages(self) -> list[Stage]:
+        """One call on a CPU; on a GPU the copies apart."""
+        if self._device.type == "cpu":
+            return [("inference", self.infer)]
+        return [("to device", self._upload), ("inference", self._compute), ("to host", self._download)]
+
+    def _upload(self, batch: NDArray[Any]) -> torch.Tensor:
+        given = torch.from_numpy(batch).to(self._device)
+        self._wait()
+        return given
+
+    def _compute(self, given: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
-            given = torch.from_numpy(batch).to(self._device)
             pixels = given.dtype == torch.uint8
             logits = self._pixels(given) if pixels else self._called(given.to(self._dtype, memory_format=self._format))
-            answer: NDArray[np.float32] = logits.float().cpu().numpy()
-            return answer
+            self._wait()
+            return cast(torch.Tensor, logits)
+
+    @staticmethod
+    def _download(logits: torch.Tensor) -> NDArray[np.float32]:
+        answer: NDArray[np.float32] = logits.float().cpu().numpy()
+        return answer
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[Any]:
         """Pillow's resize and crop; the rest is faster in torch."""

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -230,3 +231,19 @@ def test_a_run_without_a_bundle_names_the_command(tmp_path: Path) -> None:
     run = write_run(tmp_path / "fresh")
     with pytest.raises(BundleError, match=r"edgetl export .*fresh"):
         bench(BenchConfig(run.path), protocol=BRIEF)
+
+
+@pytest.mark.usefixtures("torch_left_alone")
+def test_a_pytorch_on_a_gpu_is_taken_apart_alike(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = PyTorchBackend(Source(run.path, threads=torch.get_num_threads()))
+    assert [name for name, _ in backend.stages()] == ["inference"]
+    (given,) = backend.inputs(1)
+    whole = backend.infer(given)
+    monkeypatch.setattr(backend, "_device", torch.device("cuda"))
+    stages = backend.stages()
+    assert [name for name, _ in stages] == ["to device", "inference", "to host"]
+    monkeypatch.setattr(backend, "_device", torch.device("cpu"))
+    value: Any = given
+    for _, step in stages:
+        value = step(value)
+    np.testing.assert_array_equal(value, whole)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -12,6 +12,9 @@ from edgetl.core.preprocessing import Preprocessing
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+Stage = tuple[str, Callable[[Any], Any]]
+"""A step of the timed way and its name; it is given what the step before returned."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ class Backend(Protocol):
 
     def infer(self, batch: Any) -> NDArray[np.float32]:
         """Logits [batch, classes] for uint8 [batch, R, R, 3] (R: the length after resize), float32 [batch, 3, S, S], or one of `inputs`."""
+
+    def stages(self) -> list[Stage]:
+        """`infer`, step by step: `inference` alone, or between `to device` and `to host` where the device has memory of its own."""
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[Any]:
         """What `infer` takes for one decoded image [height, width, 3]: the way from a photo to its answer."""

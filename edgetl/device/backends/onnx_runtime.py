@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from edgetl.core.errors import BenchError
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.backends import Source
+from edgetl.device.backends import Source, Stage
+from edgetl.device.binding import MEMORY, BoundRun
 from edgetl.device.bundle import read_metadata
 from edgetl.device.operators import node_times, summary
 from edgetl.device.preprocessing import preprocess
@@ -43,11 +44,25 @@ class OnnxRuntimeBackend:
         self._outputs = ["logits"] if "logits" in names else names
         # Bound once: the timed region holds one call.
         self._run, self._name = self._session.run, self._inputs[0].name
+        memory = MEMORY.get(source.provider)
+        self._bound = None if memory is None else BoundRun(self._session, self._outputs[0], memory)
 
     def infer(self, batch: Any) -> NDArray[np.float32]:
         """Logits, or the first output of a model that is not edgetl's."""
+        if self._bound is not None:
+            return self._bound.download(self._bound.compute(self._upload(batch)))
         logits: NDArray[np.float32] = self._run(self._outputs, batch if type(batch) is dict else {self._name: batch})[0]
         return logits
+
+    def stages(self) -> list[Stage]:
+        """One call; three where the device has memory of its own."""
+        if self._bound is None:
+            return [("inference", self.infer)]
+        return [("to device", self._upload), ("inference", self._bound.compute), ("to host", self._bound.download)]
+
+    def _upload(self, batch: Any) -> onnxruntime.IOBinding:
+        assert self._bound is not None
+        return self._bound.upload(batch if type(batch) is dict else {self._name: batch})
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[Any]:
         """The image itself where preprocessing is in the graph, else the preprocessed tensor."""
@@ -125,6 +140,7 @@ class OnnxRuntimeBackend:
             "inter_op_threads": options.inter_op_num_threads,
             "graph_optimization": str(options.graph_optimization_level).rpartition(".")[2],
             "providers": self._session.get_providers(),
+            "io_binding": self._bound is not None,
             "node_share": {provider: count / placed.total() for provider, count in sorted(placed.items())},
         }
 

@@ -11,10 +11,11 @@ from time import perf_counter_ns
 from typing import Any
 
 from edgetl.core.sustained import Sustained, Window
+from edgetl.device.backends import Stage
 from edgetl.device.bench.jobs import Job, Stream
 from edgetl.device.bench.processes import run_job
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.timing import Clock, Stage, run_for, totals
+from edgetl.device.bench.timing import Clock, run_for, totals
 from edgetl.device.memory import resident_memory_bytes
 from edgetl.device.state import device_state
 

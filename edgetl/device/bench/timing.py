@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter_ns
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgetl.device.bench.protocol import BenchProtocol
 
-Stage = tuple[str, Callable[[Any], Any]]
+if TYPE_CHECKING:
+    from edgetl.device.backends import Stage
+
 Clock = Callable[[], int]
 Marks = Sequence[Sequence[int]]
 """For each run the clock at its start and after each stage, ns."""

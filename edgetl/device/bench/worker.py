@@ -19,10 +19,10 @@ from edgetl.core.errors import EdgetlError
 from edgetl.core.registry import BACKENDS, resolve
 from edgetl.device.allocator import keep_freed_memory
 from edgetl.device.bench.jobs import Job, error_to_json
-from edgetl.device.bench.timing import Block, Measurement, Stage, measure_paced
+from edgetl.device.bench.timing import Block, Measurement, measure_paced
 
 if TYPE_CHECKING:
-    from edgetl.device.backends import Backend
+    from edgetl.device.backends import Backend, Stage
 
 
 _REPLIES: io.TextIOBase = io.StringIO()
@@ -145,12 +145,12 @@ def tell(word: str) -> None:
 
 def _scope(backend: Backend, job: Job, scope: str) -> tuple[list[Stage], list[Any]]:
     if scope == "model":
-        return [("inference", backend.infer)], _model_inputs(backend, job)
+        return backend.stages(), _model_inputs(backend, job)
     from edgetl.device.images import load_image
 
     stages: list[Stage] = [
         ("preprocess", backend.prepare),
-        ("inference", backend.infer),
+        *backend.stages(),
         ("postprocess", lambda logits: int(logits[0].argmax())),
     ]
     if scope == "image":

@@ -1,0 +1,74 @@
+"""Bound inputs and outputs: the same answers as a plain call, step by step. The host's own memory stands in for a GPU's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from edgetl.core.errors import ProviderError
+from edgetl.device.backends import Source, onnx_runtime
+from edgetl.device.backends.onnx_runtime import OnnxRuntimeBackend
+from edgetl.device.bench.protocol import BenchProtocol
+from edgetl.device.bench.timing import Measurement
+from edgetl.device.binding import MEMORY, BoundRun
+from tests.bundles import colour_model
+
+ALL = ["to device", "inference", "to host"]
+
+
+@pytest.fixture
+def session() -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(colour_model().SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def pictures(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def test_every_shape_has_its_own_answer(session: onnxruntime.InferenceSession) -> None:
+    bound, name = BoundRun(session, "logits", "cpu"), session.get_inputs()[0].name
+    given = [pictures(0, 1, 40, 50, 3), pictures(1, 1, 40, 50, 3), pictures(2, 1, 64, 64, 3), pictures(3, 1, 40, 50, 3)]
+    given.append(pictures(4, 1, 50, 40, 3).transpose(0, 2, 1, 3))
+    answers = [bound.download(bound.compute(bound.upload({name: one}))).copy() for one in given]
+    for one, answer in zip(given, answers, strict=True):
+        np.testing.assert_array_equal(answer, session.run(["logits"], {name: one})[0])
+    assert len({answer.tobytes() for answer in answers}) == len(given)
+
+
+def test_what_is_timed_falls_into_three(make_bundle: Callable[..., Path], brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source(make_bundle() / "fp32.onnx", threads=1)
+    plain = OnnxRuntimeBackend(source)
+    assert [name for name, _ in plain.stages()] == ["inference"]
+    monkeypatch.setattr(onnx_runtime, "MEMORY", {"cpu": "cpu"})
+    bound = OnnxRuntimeBackend(source)
+    inputs = bound.inputs(3)
+    for one in inputs:
+        np.testing.assert_array_equal(bound.infer(one), plain.infer(one))
+    assert (plain.describe(inputs[0])["io_binding"], bound.describe(inputs[0])["io_binding"]) == (False, True)
+    measurement = Measurement(bound.stages(), inputs, brief)
+    measurement.warm_up()
+    measurement.run_slice()
+    block = measurement.block()
+    assert [*block.stages_ns] == ALL
+    parts = np.sum([block.stages_ns[name] for name in ALL], axis=0)
+    np.testing.assert_array_equal(parts, block.latencies_ns)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("provider", MEMORY)
+def test_without_a_gpu_nothing_runs_elsewhere(make_bundle: Callable[..., Path], provider: str) -> None:
+    with pytest.raises(ProviderError):
+        OnnxRuntimeBackend(Source(make_bundle() / "fp32.onnx", threads=1, provider=provider))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu(make_bundle: Callable[..., Path]) -> None:
+    source = Source(make_bundle() / "fp32.onnx", threads=1)
+    bound = OnnxRuntimeBackend(Source(source.model, threads=1, provider="cuda"))
+    for given in bound.inputs(3):
+        np.testing.assert_allclose(bound.infer(given), OnnxRuntimeBackend(source).infer(given), atol=1e-2)
