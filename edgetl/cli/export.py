@@ -48,6 +48,9 @@ def export(
     ort_format: Annotated[
         bool, typer.Option("--ort-format", help="Write each variant as .ort too, for minimal builds of ONNX Runtime.")
     ] = False,
+    web: Annotated[
+        bool, typer.Option("--web", help="Add web/, a page that runs the recommended variant in a browser; wants npm, the first time.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Write one self-contained ONNX bundle and prove it equal to PyTorch.
@@ -75,6 +78,7 @@ def export(
         optimise=optimise,  # type: ignore[arg-type]
         search=search,  # type: ignore[arg-type]
         ort_format=ort_format,
+        web=web,
     )
     # A folder may be called like an architecture; only a run directory, or what cannot be an architecture, is taken for a run.
     is_run = RunDirectory.is_one(Path(model)) or (model not in architectures() and (Path(model).is_dir() or "/" in model))
@@ -122,6 +126,20 @@ def _print(bundle: Any) -> None:
     size = sum(each.bytes for each in bundle.variants) / 1e6
     files = ", ".join(each.file for each in bundle.variants)
     out.print(f"Bundle: {bundle.directory.path}  ({files}, {size:.1f} MB, {len(bundle.labels)} classes)", soft_wrap=True)
+    if "web" in bundle.manifest:
+        _print_web(bundle)
+
+
+def _print_web(bundle: Any) -> None:
+    web = bundle.manifest["web"]
+    proof, size = web["proof"], sum(each["bytes"] for each in web["files"]) / 1e6
+    told = (
+        f"max |Δlogit| {proof['max_logit_difference']:.2g} on {proof['images']} reference images"
+        if proof["checked"]
+        else f"not proven, {proof['reason']}"
+    )
+    out.print(f"Page: {bundle.directory.web}  ({web['variant']}, {web['runtime']}, {size:.1f} MB; {told})", soft_wrap=True)
+    out.print(f"  python3 -m http.server -d {bundle.directory.web}   and open http://localhost:8000", soft_wrap=True)
 
 
 def _print_variants(bundle: Any) -> None:

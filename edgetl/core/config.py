@@ -45,6 +45,8 @@ class ExportConfig:
     """For int8: `thorough` tries every way to quantize and repairs what loses too much; `quick` tries what is chosen most often."""
     ort_format: bool = False
     """Write each variant in ONNX Runtime's own format as well, for minimal builds."""
+    web: bool = False
+    """Write a page that runs the recommended variant in a browser."""
 
     def __post_init__(self) -> None:
         known = ("fp32", *QUANTIZERS)
@@ -58,6 +60,9 @@ class ExportConfig:
                 None if self.max_latency_ms is None or self.max_latency_ms > 0 else "--max-latency is above 0.",
                 one_of("--input", self.input, InputKind),
                 one_of("--golden", self.golden, GoldenKind),
+                "--web feeds the page's photos to the file as they are: leave out --input tensor."
+                if self.web and self.input == "tensor"
+                else None,
                 None if self.opset >= 18 else f"--opset is at least 18 (antialiased Resize), not {self.opset}.",
                 None if self.network_tolerance > 0 and self.path_tolerance > 0 else "--tolerance is above 0.",
             ]

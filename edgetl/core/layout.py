@@ -143,6 +143,11 @@ class BundleDirectory:
         """The model card."""
         return self.path / "README.md"
 
+    @property
+    def web(self) -> Path:
+        """The page for browsers, with all that it needs; only where it was asked for."""
+        return self.path / "web"
+
     def variant(self, name: str) -> Path:
         """The ONNX file of the variant `name`."""
         return self.path / f"{name}.onnx"

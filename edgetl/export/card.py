@@ -32,13 +32,21 @@ from decoded photo to logits, with the same label on every image.
 
 or, with `pip install "edgetl[cpu]"`: `edgetl predict BUNDLE photo.jpg` and `edgetl bench BUNDLE`.
 
-## Files
+$web## Files
 
 | file | bytes | SHA-256 |
 | --- | --- | --- |
 $files
 $variants
 `golden/` holds reference images ($golden) with PyTorch's logits. A device that answers otherwise does not run this model rightly.
+""")
+
+_WEB = Template("""In a browser, which runs $variant by $runtime on the device itself:
+
+    python3 -m http.server -d web      # or any other web server, with this folder
+
+and under Node.js: `cd web && npm install sharp && node predict.mjs photo.jpg`.
+
 """)
 
 
@@ -68,6 +76,7 @@ def model_card(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
         where=" (inside the ONNX file)" if inside else "",
         preprocessing=json.dumps(manifest["preprocessing"]),
         files="\n".join(_file_rows(variants)),
+        web=_WEB.substitute(manifest["web"]) if "web" in manifest else "",
         variants=_variants(manifest, variants) if len(variants) > 1 else "",
         golden=manifest["golden"]["kind"],
     )

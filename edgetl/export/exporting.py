@@ -32,6 +32,8 @@ from edgetl.export.network_graph import network_graph
 from edgetl.export.parity import Parity, ParityProof
 from edgetl.export.quantized import Task
 from edgetl.export.variants import Made, Workshop, make_variant
+from edgetl.export.web import write_web
+from edgetl.export.web_runtime import runtime_files
 from edgetl.export.writing import (
     GoldenImages,
     new_bundle,
@@ -121,6 +123,8 @@ def _export(model: RunModel, sources: _Sources, output: Path, config: ExportConf
     keep_freed_memory()
     if {"int8", "fp16"} & set(config.variants):
         check_enough(len(sources.calibration), sources.calibration_kind)
+    # Before anything is computed: what it may lack is told at once.
+    runtime = runtime_files() if config.web else None
     notify("Writing the ONNX graph", 0, 0)
     graph = network_graph(model.network, model.preprocessing.crop, len(model.labels), config.opset)
     with new_bundle(output, config.force) as directory:
@@ -162,6 +166,10 @@ def _export(model: RunModel, sources: _Sources, output: Path, config: ExportConf
             variants = _compared([*variants, *(one.variant for one in made)], made, task, directory, manifest)
             choice = choose(variants, config)
             manifest |= {"recommended": choice.name, "not_recommended": choice.against}
+        if runtime is not None:
+            notify("Proving the page", 0, 0)
+            shown = next((one for one in variants if one.name == manifest["recommended"]), variants[0])
+            manifest["web"] = write_web(directory, manifest, shown, runtime)
         directory.card.write_text(model_card(manifest, variants), encoding="utf-8")
         write_manifest(directory, variants, manifest)
     if sources.plots is not None:

@@ -22,6 +22,7 @@ class Browser:
         self._reading, self._writing, self._buffer, self._last = reading, writing, b"", 0
         self.complaints: list[str] = []
         self.requests: list[str] = []
+        self.choosers: list[int] = []
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -31,15 +32,37 @@ class Browser:
         return self._call(method, session=self._session, **parameters)
 
     def open(self, path: Path, width: int, dark: bool) -> None:
+        self.visit(path.absolute().as_uri(), width, dark)
+
+    def visit(self, url: str, width: int, dark: bool) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
-        self.call("Page.navigate", url=path.absolute().as_uri())
+        self.call("Page.navigate", url=url)
         self.evaluate("new Promise(done => document.readyState === 'complete' ? done(1) : addEventListener('load', () => done(1)))")
 
     def evaluate(self, expression: str) -> Any:
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def press(self, key: str) -> None:
+        text = {"text": "\r"} if key == "Enter" else {}
+        code = {"Tab": 9, "Enter": 13}[key]
+        for kind in ("keyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **(text if kind == "keyDown" else {})
+            )
+
+    def choose(self, file: Path) -> None:
+        """Answer the file dialogue that the page has opened; `Page.setInterceptFileChooserDialog` keeps it from a screen."""
+        while not self.choosers:
+            self.evaluate("0")
+        self.call("DOM.setFileInputFiles", files=[str(file.absolute())], backendNodeId=self.choosers.pop())
+
+    def drop(self, file: Path) -> None:
+        data = {"items": [], "files": [str(file.absolute())], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=200, y=300, data=data)
 
     def screenshot(self, path: Path) -> None:
         content = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
@@ -70,6 +93,8 @@ class Browser:
             self.complaints.append(json.dumps(told))
         elif method == "Network.requestWillBeSent":
             self.requests.append(told["request"]["url"])
+        elif method == "Page.fileChooserOpened":
+            self.choosers.append(told["backendNodeId"])
 
 
 @contextmanager

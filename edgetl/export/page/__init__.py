@@ -1,0 +1,1 @@
+"""What is copied into a bundle's `web/` as it stands, and what proves it."""
