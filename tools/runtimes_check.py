@@ -1,9 +1,9 @@
 """Do other runtimes give a bundle's answers? python -m tools.runtimes_check [RUN...]
 
 Each run is exported with `--input tensor` as fp32 and int8. Both files must pass `onnx.checker` in full mode, and OpenVINO and OpenCV's
-dnn module, each in an environment of its own without edgetl, must choose onnxruntime's label on every reference image. What is known not
-to work is expected not to, by name: a line that changes its mind fails. Without a RUN small ones are trained on generated pictures. See
-docs/runtimes.md.
+dnn module, each in an environment of its own without edgetl, and onnxruntime-web in headless Chromium, must choose onnxruntime's label on
+every reference image. What is known not to work is expected not to, by name: a line that changes its mind fails. Without a RUN small ones
+are trained on generated pictures. See docs/runtimes.md.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from edgetl.device.bundle import Bundle, Variant, open_bundle
 from edgetl.device.classifier import bundle_classifier
 from edgetl.device.preprocessing import preprocess
 from edgetl.export.exporting import export_run
+from edgetl.export.web_runtime import RUNTIME, VERSION
 from edgetl.train.finetune import finetune
 from edgetl.train.inspection.pictures import generate_inspection
+from tools.browser_runtime import browser_logits
 from tools.device_check import environment
 
 ARCHITECTURES = ("mobilenet_v3_small", "mobilenet_v2")
@@ -64,9 +66,9 @@ class Runtime:
     """A way to run a file."""
 
     name: str
-    package: str
-    """As pip knows it."""
-    body: str
+    package: str = ""
+    """As pip knows it; none for what runs in a browser."""
+    body: str = ""
     """Python: `model` (path) and `inputs` (float32 [images, 3, S, S]) to `logits` (a list of float32 [1, classes])."""
     known: tuple[tuple[str, str], ...] = ()
     """(architecture, variant) that it is known not to read, see docs/runtimes.md."""
@@ -82,6 +84,7 @@ RUNTIMES = (
         _OPENCV.format(engine=", engine=cv2.dnn.ENGINE_NEW"),
         (("mobilenet_v3_small", "int8"),),
     ),
+    Runtime(f"{RUNTIME} {VERSION} in Chromium"),
 )
 
 
@@ -111,30 +114,42 @@ def check(bundle: Bundle, variant: Variant, pythons: dict[str, Path], folder: Pa
     onnx.checker.check_model(onnx.load(file), full_check=True)
     golden = bundle.golden()
     inputs = np.concatenate([preprocess(image, bundle.preprocessing) for image in golden.images()])
-    np.save(folder / "inputs.npy", inputs)
     classifier = bundle_classifier(bundle, variant.name)
     expected = np.concatenate([classifier.run(image[None])[0] for image in inputs])
     lines = [f"{variant.name}: onnx.checker, full: passed"]
     for runtime in RUNTIMES:
-        script = _ANSWER.format(body=runtime.body)
-        command = [pythons[runtime.package], "-I", "-c", script, file.resolve(), folder / "inputs.npy"]
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         known = (bundle.model, variant.name) in runtime.known
-        if done.returncode:
-            words = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        try:
+            found = runtime_logits(runtime, pythons, file, inputs, folder) if runtime.package else browser_logits(file, inputs)
+        except RuntimeError as words:
             lines.append(f"{'' if known else 'FAILED '}{variant.name}: {runtime.name}: cannot run it, {'as known' if known else words}")
             continue
-        found = np.asarray(json.loads(done.stdout), np.float32)
         right, figures = compare(found, expected)
         lines.append(f"{'' if right != known else 'FAILED '}{variant.name}: {runtime.name}: {figures}")
     return lines
+
+
+def runtime_logits(
+    runtime: Runtime, pythons: dict[str, Path], file: Path, inputs: NDArray[np.float32], folder: Path
+) -> NDArray[np.float32]:
+    """Logits [images, classes] of a Python package in its environment.
+
+    Raises:
+        RuntimeError: it does not run the file; its last words.
+    """
+    np.save(folder / "inputs.npy", inputs)
+    command = [pythons[runtime.package], "-I", "-c", _ANSWER.format(body=runtime.body), file.resolve(), folder / "inputs.npy"]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
+    return np.asarray(json.loads(done.stdout), np.float32)
 
 
 def main() -> None:
     runs = [RunDirectory.open(Path(argument)) for argument in sys.argv[1:]]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        packages = dict.fromkeys(runtime.package for runtime in RUNTIMES)
+        packages = dict.fromkeys(runtime.package for runtime in RUNTIMES if runtime.package)
         pythons = {package: environment(folder / f"env{number}", "numpy", package, tested=False) for number, package in enumerate(packages)}
         runs = runs or [small_run(folder / architecture, architecture) for architecture in ARCHITECTURES]
         lines: list[str] = []

@@ -49,7 +49,10 @@ def export(
         bool, typer.Option("--ort-format", help="Write each variant as .ort too, for minimal builds of ONNX Runtime.")
     ] = False,
     web: Annotated[
-        bool, typer.Option("--web", help="Add web/, a page that runs the recommended variant in a browser; wants npm, the first time.")
+        bool,
+        typer.Option(
+            "--web", help="Add web/, a page that runs fp32 in a browser (what is recommended, with --optimise size); wants npm, once."
+        ),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
 ) -> None:

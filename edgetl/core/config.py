@@ -46,7 +46,7 @@ class ExportConfig:
     ort_format: bool = False
     """Write each variant in ONNX Runtime's own format as well, for minimal builds."""
     web: bool = False
-    """Write a page that runs the recommended variant in a browser."""
+    """Write a page that runs fp32 in a browser, or the recommended variant where size is what matters."""
 
     def __post_init__(self) -> None:
         known = ("fp32", *QUANTIZERS)

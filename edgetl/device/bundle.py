@@ -119,6 +119,15 @@ class Bundle:
             raise BundleError(f"{logits_file} holds logits of shape {logits.shape}, not {(len(files), len(self.labels))}. Export again.")
         return Golden(files, logits, float(entry["tolerance"]))
 
+    def others(self) -> list[Path]:
+        """What travels with the model and is not needed to run it: clients, and the page for browsers where there is one.
+
+        Raises:
+            BundleError: one is missing or altered.
+        """
+        entries = [self.manifest.get("client"), *self.manifest.get("web", {}).get("files", ())]
+        return [self._checked(entry["file"], entry["sha256"]) for entry in entries if entry]
+
     def _checked(self, name: str, sha256: str) -> Path:
         path = self.directory.path / name
         if not path.resolve().is_relative_to(self.directory.path.resolve()):

@@ -68,6 +68,7 @@ def verify(
     golden = bundle.golden()
     # Every file before any is run: a bundle that was copied badly is refused as a whole.
     files = {variant.name: bundle.file(variant) for variant in chosen}
+    bundle.others()
     with tempfile.TemporaryDirectory(prefix="edgetl-verify-") as folder:
         return [
             _verified(bundle, variant, files[variant.name], provider, golden, threads or available_cores(), Path(folder), progress)

@@ -168,7 +168,9 @@ def _export(model: RunModel, sources: _Sources, output: Path, config: ExportConf
             manifest |= {"recommended": choice.name, "not_recommended": choice.against}
         if runtime is not None:
             notify("Proving the page", 0, 0)
-            shown = next((one for one in variants if one.name == manifest["recommended"]), variants[0])
+            # WebAssembly has no instructions for int8: what is fastest on this CPU is slower there. Size is size everywhere.
+            smallest = next((one for one in variants if one.name == manifest["recommended"]), variants[0])
+            shown = smallest if config.optimise == "size" else variants[0]
             manifest["web"] = write_web(directory, manifest, shown, runtime)
         directory.card.write_text(model_card(manifest, variants), encoding="utf-8")
         write_manifest(directory, variants, manifest)

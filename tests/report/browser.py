@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,9 +54,18 @@ class Browser:
                 "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **(text if kind == "keyDown" else {})
             )
 
+    def click(self, name: str) -> None:
+        """The mouse on the middle of the element of this id."""
+        where = f"document.getElementById('{name}').getBoundingClientRect()"
+        x, y = self.evaluate(f"{where}.x + {where}.width / 2"), self.evaluate(f"{where}.y + {where}.height / 2")
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
     def choose(self, file: Path) -> None:
         """Answer the file dialogue that the page has opened; `Page.setInterceptFileChooserDialog` keeps it from a screen."""
+        give_up = time.monotonic() + 10
         while not self.choosers:
+            assert time.monotonic() < give_up, "no dialogue was opened"
             self.evaluate("0")
         self.call("DOM.setFileInputFiles", files=[str(file.absolute())], backendNodeId=self.choosers.pop())
 
