@@ -34,7 +34,7 @@ test-slow: $(STAMP)  ## the tests that take minutes: the recipe's accuracy on re
 test-device: $(STAMP)  ## predict and bench in a fresh environments without torch; RUN=... checks a run of yours
 	$(BIN)/python -m tools.device_check $(RUN)
 
-test-runtimes: $(STAMP)  ## fp32 and int8 in OpenVINO and OpenCV, each in a fresh environment; RUN=... checks a run of yours
+test-runtimes: $(STAMP)  ## fp32 and int8 in OpenVINO, OpenCV (each in a fresh environment) and Chromium; RUN=... checks a run of yours
 	$(BIN)/python -m tools.runtimes_check $(RUN)
 
 fuzz: $(STAMP)  ## twenty thousand mutated images through `edgetl check`; PHOTOS=folder
