@@ -83,8 +83,24 @@ def bench(
         str | None, typer.Option(metavar="160,224", help="For architectures: sides of the input in pixels.", show_default="each one's own")
     ] = None,
     latency_budget: Annotated[str | None, typer.Option(metavar="5ms", help="For architectures: p50 to stay below.")] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="USER@DEVICE", help="Measure there, over OpenSSH; several at once. What is installed there for it is removed again."
+        ),
+    ] = None,
+    wheels: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="With --host: install from these wheels.", show_default="the device's own index"),
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The result file to write.", show_default="a new one in RUN/bench or ./bench")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The result file to write; with --host, the folder for one of each.",
+            show_default="a new one in RUN/bench or ./bench",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Measure with more threads than there are cores.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")] = False,
@@ -107,7 +123,7 @@ def bench(
         of_a_model = {
             "--scope": scope, "--batch": batch, "--variant": variant, "--pytorch": pytorch, "--rate": rate, "--sustained": sustained,
             "--profile": profile, "--inputs": inputs, "--baseline": baseline, "--any-model": any_model,
-            "--max-regression": max_regression, "--max-p99": max_p99, "--min-speedup": min_speedup,
+            "--max-regression": max_regression, "--max-p99": max_p99, "--min-speedup": min_speedup, "--host": host, "--wheels": wheels,
         }  # fmt: skip
         given = [option for option, value in of_a_model.items() if value]
         if given or len(counts) > 1 or len(provider or ()) > 1:
@@ -164,6 +180,13 @@ def bench(
         output=output,
         force=force,
     )
+    if host:
+        from edgetl.cli.bench_hosts import run_hosts
+
+        run_hosts(config, host, wheels, as_json)
+        return
+    if wheels is not None:
+        raise ConfigError("--wheels is what --host installs from: name a host too.")
     from edgetl.device.bench.run import bench as measure
 
     with measuring() as progress:

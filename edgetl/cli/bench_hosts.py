@@ -1,0 +1,140 @@
+"""`edgetl bench --host`: several devices as they go on, and what became of each."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from edgetl.cli.console import err, out, print_json
+from edgetl.core.files import SCHEMA
+from edgetl.core.wording import duration
+
+if TYPE_CHECKING:
+    from edgetl.core.benching import BenchConfig
+    from edgetl.fleet.benching import Outcome
+
+_WAITING, _LONGEST = "waiting", 70
+
+
+class PlainFleet:
+    """A line for each step; the devices' own words only where one fails."""
+
+    def step(self, host: str, name: str) -> None:
+        """Print it."""
+        err.print(f"{host}: {name}", markup=False, soft_wrap=True)
+
+    def heard(self, host: str, line: str) -> None:
+        """Nothing."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """Print what became of it."""
+        err.print(f"{outcome.host}: {in_words(outcome)}, after {duration(outcome.seconds)}", markup=False, soft_wrap=True)
+
+
+class LiveFleet:
+    """A row for each host, drawn anew twice a second."""
+
+    def __init__(self, hosts: Sequence[str]) -> None:
+        self._began = time.monotonic()
+        self._rows: dict[str, tuple[str, str]] = dict.fromkeys(hosts, (_WAITING, ""))
+        self._ended: dict[str, Outcome] = {}
+        self._lock = threading.Lock()
+
+    def step(self, host: str, name: str) -> None:
+        """Show it."""
+        with self._lock:
+            self._rows[host] = name, ""
+
+    def heard(self, host: str, line: str) -> None:
+        """Show the last of the device's words."""
+        with self._lock:
+            self._rows[host] = self._rows[host][0], line[:_LONGEST]
+
+    def ended(self, outcome: Outcome) -> None:
+        """Show what became of it."""
+        with self._lock:
+            self._ended[outcome.host] = outcome
+
+    def __rich__(self) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("host", "time", "step", ""):
+            table.add_column(name, no_wrap=True)
+        with self._lock:
+            for host, (step, words) in self._rows.items():
+                outcome = self._ended.get(host)
+                seconds = time.monotonic() - self._began if outcome is None else outcome.seconds
+                told = Text(step, style="dim" if step == _WAITING else "") if outcome is None else _styled(outcome)
+                table.add_row(host, duration(seconds), told, Text("" if outcome else words, style="dim"))
+        return table
+
+
+@contextmanager
+def _watching(hosts: Sequence[str]) -> Iterator[PlainFleet | LiveFleet]:
+    if not err.is_terminal:
+        yield PlainFleet()
+        return
+    table = LiveFleet(hosts)
+    with Live(table, console=err, refresh_per_second=2, transient=True):
+        yield table
+
+
+def run_hosts(config: BenchConfig, hosts: Sequence[str], wheels: Path | None, as_json: bool) -> None:
+    """Measure on every host and show what came; exits with 1 where one failed, else as `edgetl bench` does by limits."""
+    from edgetl.fleet.benching import bench_hosts
+
+    with _watching(hosts) as watcher:
+        outcomes = bench_hosts(config, hosts, wheels, watcher)
+    if as_json:
+        print_json({"schema": SCHEMA, "kind": "fleet", "hosts": [outcome.to_json() for outcome in outcomes]})
+    else:
+        _show(outcomes)
+    statuses = {outcome.status for outcome in outcomes if not outcome.failed}
+    worst = 1 if any(outcome.failed for outcome in outcomes) else 4 if 4 in statuses else 5 if 5 in statuses else 0
+    if worst:
+        raise typer.Exit(worst)
+
+
+def in_words(outcome: Outcome) -> str:
+    """What became of a host, in a few words."""
+    if outcome.failed:
+        return f"failed: {outcome.failed}"
+    return {4: "measured, a limit is broken", 5: "measured, a limit is undecided"}.get(outcome.status or 0, "measured")
+
+
+def _styled(outcome: Outcome) -> Text:
+    style = "bold red" if outcome.failed else "yellow" if outcome.status else "green"
+    return Text("failed" if outcome.failed else in_words(outcome), style=style)
+
+
+def _show(outcomes: Sequence[Outcome]) -> None:
+    from edgetl.cli.bench_tables import plain_table
+    from edgetl.cli.report import show
+
+    results = [outcome.result for outcome in outcomes if outcome.result is not None]
+    if results:
+        show(results)
+        out.print()
+    table = plain_table()
+    for name in ("host", "outcome", "time", "result"):
+        table.add_column(name, overflow="fold")
+    for outcome in outcomes:
+        kept = str(outcome.result.path) if outcome.result is not None else ""
+        table.add_row(outcome.host, _styled(outcome), duration(outcome.seconds), Text(kept))
+    out.print(table)
+    for outcome in outcomes:
+        if outcome.failed:
+            out.print(f"{outcome.host}: {outcome.failed}", markup=False, soft_wrap=True)
+        if outcome.left:
+            out.print(f"{outcome.host}: {outcome.left} may still be there; remove it when the host is back.", markup=False, soft_wrap=True)
+    if len(results) > 1:
+        paths = " ".join(str(result.path) for result in results)
+        out.print(f"One page of all: edgetl report {paths}", markup=False, soft_wrap=True)

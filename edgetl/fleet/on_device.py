@@ -1,0 +1,92 @@
+"""The device's side of `edgetl bench --host`, with nothing but the standard library: environment, bench, and nothing left behind.
+
+    python3 on_device.py        in the folder that was sent, standard input held open by whoever waits
+
+Where standard input ends, so does all that was begun here: a connection that breaks leaves no process and no file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+_child: subprocess.Popen[bytes] | None = None
+_ending = threading.Lock()
+
+
+def say(**content: Any) -> None:
+    """One line for whoever waits."""
+    print(json.dumps({"edgetl": True, **content}), flush=True)
+
+
+def run(*command: object) -> int:
+    """A step, in a process group of its own; what it says goes to standard error."""
+    global _child
+    environment = {**os.environ, "PYTHONPATH": "", "NO_COLOR": "1", "COLUMNS": "200"}
+    _child = subprocess.Popen([*map(str, command)], cwd=FOLDER, env=environment, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True)
+    return _child.wait()
+
+
+def end(*_: object) -> None:
+    """Leave nothing, whatever is being done."""
+    with _ending:
+        if _child is not None and _child.poll() is None:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                try:
+                    os.killpg(_child.pid, number)
+                    _child.wait(3)
+                except (OSError, subprocess.TimeoutExpired):
+                    continue
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        os._exit(1)
+
+
+def end_with_the_connection() -> None:
+    """Wait for the end of standard input."""
+    while os.read(0, 4096):
+        pass
+    end()
+
+
+def work(job: dict[str, Any]) -> dict[str, Any]:
+    """The environment and the bench; what became of them."""
+    python = FOLDER / "env/bin/python"
+    say(step="installing")
+    if run(sys.executable, "-m", "venv", FOLDER / "env"):
+        return {"failed": "python3 -m venv does not work there: `sudo apt install python3-venv` adds what it lacks."}
+    source = ["--no-index", "--find-links", FOLDER / "wheels"] if job["wheels"] else []
+    wheel = f"{FOLDER / 'wheel' / job['wheel']}[{job['extra']}]"
+    if run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", *source, wheel):
+        return {"failed": "pip could not install edgetl there."}
+    say(step="measuring")
+    result = FOLDER / "result.json"
+    status = run(python, "-m", "edgetl", "bench", "bundle", *job["arguments"], "-o", result)
+    found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
+    return {"status": status, "result": found}
+
+
+def main() -> None:
+    """Work, say what became of it, and clean up."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, end)
+    threading.Thread(target=end_with_the_connection, daemon=True).start()
+    try:
+        outcome = work(json.loads((FOLDER / "job.json").read_text(encoding="utf-8")))
+    except OSError as cause:
+        outcome = {"failed": f"{cause.strerror or cause} ({FOLDER})."}
+    with _ending:
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        say(left=FOLDER.exists(), **outcome)
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
