@@ -151,17 +151,11 @@ def _show_performance(performance: Performance) -> None:
     _line("", f"{figure} : {told}")
     for words in (*summary.remarks, *summary.messages):
         _line("", words)
-    if performance.per_second:
-        loadgen, own, inside = (f"{1e9 / ns:.1f}" for ns in (performance.loadgen_ns, performance.edgetl_ns, performance.callback_ns))
-        unit = " samples/s"
-    else:
-        loadgen, own, inside = (milliseconds(ns / 1e6) for ns in (performance.loadgen_ns, performance.edgetl_ns, performance.callback_ns))
-        unit = " ms"
-    kind = "" if performance.per_second else "p50 "
-    _line(
-        "Beside",
-        f"LoadGen {kind}{loadgen}{unit}, edgetl {own}{unit} ({performance.ratio:.2f}); edgetl's clock inside LoadGen's test {inside}{unit}",
-    )
+    times = (performance.loadgen_ns, performance.edgetl_ns, performance.callback_ns, performance.inference_ns)
+    kind, unit = ("", "samples/s") if performance.per_second else ("p50 ", "ms")
+    loadgen, own, inside, model = (f"{1e9 / ns:.1f}" if performance.per_second else milliseconds(ns / 1e6) for ns in times)
+    _line("Beside", f"LoadGen {kind}{loadgen} {unit}, edgetl {own} {unit} ({performance.ratio:.2f})")
+    _line("", f"edgetl's clock inside LoadGen's test: {inside} {unit}, the model alone {model} {unit}")
     if not performance.agrees:
         _line("", f"They disagree by more than 5%: {performance.disagreement}.")
     if not performance.steady:

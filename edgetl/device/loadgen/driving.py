@@ -63,7 +63,8 @@ def drive(job: Job, backend: Backend, leave: Callable[[EdgetlError], None]) -> d
     run_for(stages, queries, 0, job.protocol.slice_warm_runs)
     after = totals(run_for(stages, queries, plan.loop_s, job.protocol.block_runs))
     steady = loop.block().steady
-    return {"before_ns": before, "after_ns": after, "inside_ns": system.inside_ns, "issued": system.issued, "steady": steady}
+    times = {"before_ns": before, "after_ns": after, "inside_ns": system.inside_ns, "model_ns": system.model_ns}
+    return {**times, "issued": system.issued, "steady": steady}
 
 
 def settings(plan: LoadgenPlan, images: int, fastest_s: float | None) -> Any:

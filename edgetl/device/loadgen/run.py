@@ -142,7 +142,7 @@ def _performance(config: LoadgenConfig, job: Job, samples: SampleSet, resident: 
     logs = folder / "logs/performance"
     loop_s = max(protocol.block_seconds, min(_LONGEST_LOOP_S, config.min_duration_s / 4))
     answer = _run(config, "performance", job, samples, resident, logs, folder, loop_s)
-    times = {name: tuple(answer[name]) for name in ("before_ns", "after_ns", "inside_ns")}
+    times = {name: tuple(answer[name]) for name in ("before_ns", "after_ns", "inside_ns", "model_ns")}
     return Performance(
         config.scenario,
         read_summary(logs),

@@ -24,12 +24,15 @@ class System:
         self._parent = os.getppid()
         self.inside_ns: list[int] = []
         """For each query from its arrival to the handing over of its last answers."""
+        self.model_ns: list[int] = []
+        """Of each query's time the part that the bench would time: from a sample that is ready to its answer."""
+        self._model_ns = 0
         self.issued = 0
 
     def issue(self, query: Sequence[Any]) -> None:
         """LoadGen's IssueQuery: answer all samples of a query, call by call."""
         arrived = perf_counter_ns()
-        done = arrived
+        done, self._model_ns = arrived, 0
         respond, complete, batch = self._loadgen.QuerySampleResponse, self._loadgen.QuerySamplesComplete, self._batch
         for first in range(0, len(query), batch):
             part = query[first : first + batch] if len(query) > batch else query
@@ -42,25 +45,34 @@ class System:
             if os.getppid() != self._parent:
                 os._exit(1)
         self.inside_ns.append(done - arrived)
+        self.model_ns.append(self._model_ns)
         self.issued += len(query)
 
     def flush(self) -> None:
         """LoadGen's FlushQueries: nothing waits."""
 
     def _of_one(self, indices: Sequence[int]) -> NDArray[np.int64]:
-        classes: NDArray[np.int64] = self._backend.infer(self._library.ready[indices[0]]).argmax(1)
-        return classes
+        return self._timed(self._library.ready[indices[0]])
 
     def _of_several(self, indices: Sequence[int]) -> NDArray[np.int64]:
         samples = [self._library.ready[index] for index in indices]
         if self._gathered is None:
             self._gathered = np.empty((self._batch, *samples[0].shape[1:]), samples[0].dtype)
-        classes: NDArray[np.int64] = self._backend.infer(np.concatenate(samples, out=self._gathered[: len(samples)])).argmax(1)
+        return self._timed(np.concatenate(samples, out=self._gathered[: len(samples)]))
+
+    def _timed(self, batch: NDArray[Any]) -> NDArray[np.int64]:
+        begun = perf_counter_ns()
+        logits = self._backend.infer(batch)
+        self._model_ns += perf_counter_ns() - begun
+        classes: NDArray[np.int64] = logits.argmax(1)
         return classes
 
     def _of_photos(self, indices: Sequence[int]) -> NDArray[np.int64]:
         backend, ready = self._backend, self._library.ready
-        return np.array([int(backend.infer(backend.prepare(ready[index]))[0].argmax()) for index in indices], np.int64)
+        begun = perf_counter_ns()
+        classes = [int(backend.infer(backend.prepare(ready[index]))[0].argmax()) for index in indices]
+        self._model_ns += perf_counter_ns() - begun
+        return np.array(classes, np.int64)
 
 
 def query_step(backend: Backend, scope: str, calls: int) -> Callable[[Any], Any]:
