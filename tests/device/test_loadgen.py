@@ -259,7 +259,7 @@ def test_without_the_package_one_sentence(make_bundle: Callable[..., Path], tmp_
 def started(bundle: Path, folder: Path) -> tuple[subprocess.Popen[str], int]:
     """The program in the middle of a long performance run, and the process id of its worker."""
     command = [sys.executable, "-m", "edgetl", "bench", str(bundle), "--loadgen", "single-stream", "--threads", "1", "--min-duration", "6s"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
     program = subprocess.Popen([*command, "--loadgen-mode", "performance"], stdout=-1, stderr=-1, text=True, cwd=folder, env=environment)
     assert program.stderr is not None
     while "performance" not in (line := program.stderr.readline()):
