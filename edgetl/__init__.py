@@ -5,6 +5,7 @@ The library's surface is small; every command of the same name is a thin wrapper
     edgetl.finetune(config)   FinetuneConfig -> RunDirectory     needs the extra `train`
     edgetl.export(...)        run or architecture -> Bundle      needs the extra `train`
     edgetl.bench(config)      BenchConfig -> result              needs onnxruntime; PyTorch only for its own rows
+    edgetl.loadgen(config)    LoadgenConfig -> result            needs the extra `loadgen`
     edgetl.open_classifier()  bundle -> Classifier               needs onnxruntime
     edgetl.compare(...)       strategies on one data set -> Experiment   needs the extra `train`
 
@@ -23,6 +24,7 @@ _PUBLIC = {
     "export_run": "edgetl.export.exporting:export_run",
     "export_architecture": "edgetl.export.exporting:export_architecture",
     "bench": "edgetl.device.bench.run:bench",
+    "loadgen": "edgetl.device.loadgen.run:loadgen",
     "compare": "edgetl.experiment.comparing:compare",
     "open_bundle": "edgetl.device.bundle:open_bundle",
     "open_classifier": "edgetl.device.classifier:open_classifier",
@@ -31,6 +33,7 @@ _PUBLIC = {
     "FinetuneConfig": "edgetl.core.finetuning:FinetuneConfig",
     "ExportConfig": "edgetl.core.config:ExportConfig",
     "BenchConfig": "edgetl.core.benching:BenchConfig",
+    "LoadgenConfig": "edgetl.core.loadgen:LoadgenConfig",
     "CompareConfig": "edgetl.core.comparing:CompareConfig",
 }
 

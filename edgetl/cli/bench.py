@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 EXIT_BROKEN, EXIT_UNDECIDED = 4, 5
 """A limit is broken; the data do not decide whether one is."""
+_ROUNDS, _CLASSES = 8, 10
 
 
 def bench(
@@ -53,7 +54,7 @@ def bench(
             metavar="30", help="Measure paced arrivals too, so many a second: idle gaps change latency.", show_default="single stream"
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds; each runs every configuration once in a fresh process, in random order.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds; each runs every configuration once in a fresh process, in random order.")] = _ROUNDS,
     sustained: Annotated[
         str | None, typer.Option(metavar="10m", help="Then run the recommended configuration that long: drift, throttling, steady state.")
     ] = None,
@@ -78,7 +79,7 @@ def bench(
         float | None, typer.Option(metavar="2", help="Fail if the recommended configuration is not so many times as fast as eager PyTorch.")
     ] = None,
     candidates: Annotated[str | None, typer.Option(metavar="A,B", help="Architectures to choose from, as the arguments.")] = None,
-    classes: Annotated[int, typer.Option(help="For architectures: classes of the new head.")] = 10,
+    classes: Annotated[int, typer.Option(help="For architectures: classes of the new head.")] = _CLASSES,
     image_size: Annotated[
         str | None, typer.Option(metavar="160,224", help="For architectures: sides of the input in pixels.", show_default="each one's own")
     ] = None,
@@ -92,6 +93,30 @@ def bench(
     wheels: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="With --host: install from these wheels.", show_default="the device's own index"),
+    ] = None,
+    loadgen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCENARIO", help="Let MLPerf LoadGen drive the recommended variant instead: `single-stream`, `multi-stream`, `offline`."
+        ),
+    ] = None,
+    loadgen_mode: Annotated[
+        list[str] | None, typer.Option(help="With --loadgen: LoadGen's `accuracy` or `performance` mode.", show_default="both")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="With --loadgen: labelled images, a folder for each label.", show_default="the reference images"),
+    ] = None,
+    min_duration: Annotated[
+        str | None, typer.Option(metavar="10m", help="With --loadgen: its min_duration; MLPerf's rules want 10m.", show_default="10s")
+    ] = None,
+    min_accuracy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="90%",
+            help="With --loadgen: fail where fewer answers are right.",
+            show_default="all reference images; of labelled ones 99% of the accuracy at export",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -118,6 +143,28 @@ def bench(
     from edgetl.core.errors import BenchError, ConfigError
     from edgetl.core.lists import numbers, words
 
+    with_loadgen = {"--loadgen-mode": loadgen_mode, "--data": data, "--min-duration": min_duration, "--min-accuracy": min_accuracy}
+    if loadgen is not None:
+        from edgetl.cli.bench_loadgen import run_loadgen
+
+        torch_asked = pytorch is not None and words(pytorch) != ("none",)
+        without_loadgen = {
+            "--pytorch": torch_asked, "--rate": rate, "--rounds": rounds != _ROUNDS, "--sustained": sustained, "--profile": profile,
+            "--inputs": inputs, "--baseline": baseline, "--any-model": any_model, "--max-regression": max_regression,
+            "--max-p99": max_p99, "--min-speedup": min_speedup, "--candidates": candidates, "--classes": classes != _CLASSES,
+            "--image-size": image_size, "--latency-budget": latency_budget, "--host": host, "--wheels": wheels,
+        }  # fmt: skip
+        lists = {
+            "--scope": words(scope or []), "--batch": numbers("--batch", batch or [], int), "--provider": words(provider or []),
+            "--threads": numbers("--threads", threads or [], int), "--variant": words(variant or []),
+        }  # fmt: skip
+        modes = words(loadgen_mode or [])
+        run_loadgen(loadgen, targets or (), without_loadgen, lists, modes, data, min_duration, min_accuracy, output, as_json, force)
+        return
+    if any(with_loadgen.values()):
+        from edgetl.cli.bench_loadgen import refuse_without_loadgen
+
+        refuse_without_loadgen(with_loadgen)
     named, counts = [*(targets or ()), *words([candidates] if candidates else [])], numbers("--threads", threads or [], int)
     if candidates or (targets and all(name in architectures() and not Path(name).exists() for name in targets)):
         of_a_model = {

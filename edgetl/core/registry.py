@@ -33,6 +33,7 @@ EXTRAS = {
     "torch": "train", "torchvision": "train", "albumentations": "train", "safetensors": "train", "matplotlib": "train",
     "onnx": "train", "onnxscript": "train", "onnxruntime": "cpu", "jinja2": "report",
     "imagehash": "train", "tensorboard": "tensorboard", "mlflow": "mlflow",
+    "mlperf_loadgen": "loadgen",
 }  # fmt: skip
 """Which extra of edgetl brings a package."""
 

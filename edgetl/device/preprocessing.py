@@ -15,13 +15,29 @@ from edgetl.core.preprocessing import Preprocessing
 
 def resize_and_crop(image: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.uint8]:
     """uint8 [height, width, 3] to uint8 [crop, crop, 3]: resize of the shorter side, centre crop."""
+    resized = _resized(image, contract)
+    top, left = contract.crop_box(resized.height, resized.width)
+    return np.asarray(resized.crop((left, top, left + contract.crop, top + contract.crop)))
+
+
+def resize_around_crop(image: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.uint8]:
+    """uint8 [height, width, 3] to uint8 [resize, resize, 3]: one shape for all photos.
+
+    `resize_and_crop` takes the same pixels from it as from the photo, because its resize changes nothing any more.
+    """
+    resized, side = _resized(image, contract), contract.resize
+    # Not simply the middle: of an odd difference the crop's own rounding decides.
+    own_top, own_left = contract.crop_box(side, side)
+    top, left = contract.crop_box(resized.height, resized.width)
+    return np.asarray(resized.crop((left - own_left, top - own_top, left - own_left + side, top - own_top + side)))
+
+
+def _resized(image: NDArray[np.uint8], contract: Preprocessing) -> Image.Image:
     height, width = contract.resized(*image.shape[:2])
     # In two steps, since the order of the passes decides the rounding of a fifth of the pixels: rows first, as Pillow always did before
     # version 13 and as ONNX Runtime does. Pillow 13 takes the columns first where that is cheaper.
     rows = Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BILINEAR)
-    resized = rows.resize((width, height), Image.Resampling.BILINEAR)
-    top, left = contract.crop_box(height, width)
-    return np.asarray(resized.crop((left, top, left + contract.crop, top + contract.crop)))
+    return rows.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def normalise(pixels: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.float32]:

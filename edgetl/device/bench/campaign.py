@@ -51,12 +51,12 @@ class Campaign:
         Raises:
             BenchError: as `Rounds.measure`.
         """
-        before, cpu_before = device_state(), _own_cpu_s_so_far()
+        before, cpu_before = device_state(), own_cpu_s_so_far()
         try:
             self.rounds.measure(able, count if able else 0, seed, folder, progress)
         finally:
             self.states = {"before": before, "after": device_state()}
-            self._own_cpu_s = _own_cpu_s_so_far() - cpu_before
+            self._own_cpu_s = own_cpu_s_so_far() - cpu_before
 
     def noise(self, measured: Mapping[str, Sequence[Round]]) -> Noise:
         """Whether the device was left alone, judged by its states and by each row's rounds."""
@@ -87,7 +87,7 @@ class Campaign:
         raise BenchError(f"{self.stopped} {told}") from self.stopped
 
 
-def _own_cpu_s_so_far() -> float:
+def own_cpu_s_so_far() -> float:
     """CPU seconds of this process and of the workers that it has waited for."""
     used = [getrusage(whose) for whose in (RUSAGE_SELF, RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in used)

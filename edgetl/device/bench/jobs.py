@@ -30,10 +30,27 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class LoadgenPlan:
+    """What MLPerf LoadGen is to do with a job's model and files; see `edgetl.device.loadgen`."""
+
+    scenario: str
+    mode: str
+    folder: Path
+    """Where it writes its files."""
+    min_duration_s: float
+    query_samples: int
+    """Images in each query of edgetl's own loop."""
+    resident: int
+    """Samples in memory at once."""
+    loop_s: float
+    """How long edgetl's own loop runs before LoadGen's test, and again after it."""
+
+
+@dataclass(frozen=True)
 class Job:
     """One process's work: prove a model right, or measure it."""
 
-    task: Literal["gate", "measure", "profile", "sustain"]
+    task: Literal["gate", "measure", "profile", "sustain", "loadgen"]
     runtime: str
     source: Source
     streams: tuple[Stream, ...]
@@ -46,6 +63,7 @@ class Job:
     """How long a sustained run lasts."""
     journal: Path | None = None
     """Where a sustained run writes its windows one by one, so that what was measured survives an interruption."""
+    loadgen: LoadgenPlan | None = None
 
     def to_json(self) -> str:
         """As the worker reads it."""
@@ -58,7 +76,7 @@ class Job:
     def from_json(cls, text: str) -> Job:
         """The inverse of `to_json`."""
         content = json.loads(text)
-        source, contract = content["source"], content["source"]["preprocessing"]
+        source, contract, plan = content["source"], content["source"]["preprocessing"], content["loadgen"]
         return cls(
             task=content["task"],
             runtime=content["runtime"],
@@ -76,6 +94,7 @@ class Job:
             files=tuple(Path(name) for name in content["files"]),
             seconds=content["seconds"],
             journal=None if content["journal"] is None else Path(content["journal"]),
+            loadgen=None if plan is None else LoadgenPlan(**{**plan, "folder": Path(plan["folder"])}),
         )
 
 

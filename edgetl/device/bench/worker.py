@@ -132,6 +132,17 @@ def sustained(job: Job) -> dict[str, Any]:
     return {}
 
 
+def driven(job: Job) -> dict[str, Any]:
+    """MLPerf LoadGen's test, and edgetl's own loop beside it."""
+    from edgetl.device.loadgen.driving import drive
+
+    def leave(error: EdgetlError) -> None:
+        _write_answer({"error": error_to_json(error)})
+        os._exit(0)
+
+    return drive(job, _open(job), leave)
+
+
 def _open(job: Job) -> Backend:
     backend: Backend = resolve(BACKENDS, job.runtime, "benchmark backend")(job.source)
     return backend
@@ -173,7 +184,7 @@ def _described(given: Any) -> str:
     return ", ".join(f"{name} {array.dtype} {'x'.join(map(str, array.shape))}".strip() for name, array in arrays.items())
 
 
-TASKS = {"gate": gate, "measure": measured, "profile": profiled, "sustain": sustained}
+TASKS = {"gate": gate, "measure": measured, "profile": profiled, "sustain": sustained, "loadgen": driven}
 
 
 def main() -> None:
@@ -189,6 +200,10 @@ def main() -> None:
         answer: dict[str, Any] = {"answer": TASKS[job.task](job)}
     except EdgetlError as error:
         answer = {"error": error_to_json(error)}
+    _write_answer(answer)
+
+
+def _write_answer(answer: dict[str, Any]) -> None:
     Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")
 
 

@@ -1,0 +1,102 @@
+"""Which images LoadGen asks for, and what counts as their right answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from edgetl.core.config import InputKind
+from edgetl.core.errors import DataError
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.wording import counted
+from edgetl.device.bundle import Bundle, Variant
+from edgetl.device.images import IMAGE_SUFFIXES
+from edgetl.device.memory import free_memory_bytes
+
+MOST_RESIDENT = 1024
+"""Samples held in memory at once, as MLPerf sets it for its image classifier."""
+_SHARE_OF_MEMORY = 0.25
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Images in LoadGen's order of indices."""
+
+    files: tuple[Path, ...]
+    accepted: tuple[frozenset[int], ...]
+    """For each image the classes that count as right: more than one where the reference itself is undecided."""
+    against: Literal["labels", "reference"]
+    description: str
+
+    def mistakes(self, answers: Mapping[int, int], labels: Sequence[str]) -> tuple[dict[str, str], ...]:
+        """{"file", "answer", "wanted"} for each image that has no answer or a wrong one."""
+        return tuple(
+            {
+                "file": str(path),
+                "answer": labels[answer] if (answer := answers.get(index, -1)) in range(len(labels)) else "none",
+                "wanted": " or ".join(labels[one] for one in sorted(wanted)),
+            }
+            for index, (path, wanted) in enumerate(zip(self.files, self.accepted, strict=True))
+            if answers.get(index, -1) not in wanted
+        )
+
+
+def reference_samples(bundle: Bundle, variant: Variant) -> SampleSet:
+    """The bundle's reference images; right is what PyTorch answers, a tie within the tolerance included.
+
+    Raises:
+        BundleError: a file is missing or altered.
+    """
+    golden = bundle.golden()
+    tolerance = max(golden.tolerance, variant.tolerance or 0.0)
+    accepted = [frozenset(np.flatnonzero(row >= row.max() - tolerance).tolist()) for row in golden.logits]
+    files = tuple(path.resolve() for path in golden.files)
+    return SampleSet(files, tuple(accepted), "reference", f"the bundle's {counted(len(files), 'reference image')}")
+
+
+def labelled_samples(folder: Path, labels: Sequence[str]) -> SampleSet:
+    """The images of a folder of folders, or of its val/ where it has one; a folder's name is its images' label.
+
+    Raises:
+        DataError: there are none, or a folder is called as no label is.
+    """
+    inner = folder / "val"
+    place = inner if inner.is_dir() and "val" not in labels else folder
+    if not place.is_dir():
+        raise DataError(f"No folder at {folder}. --data takes a folder with a folder of images for each label.")
+    classes = sorted(entry for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    unknown = [entry.name for entry in classes if entry.name not in labels]
+    if unknown:
+        raise DataError(f"{place} has folders that are no labels of the bundle: {', '.join(unknown)}. It knows: {', '.join(labels)}.")
+    found = [
+        (path.resolve(), labels.index(entry.name))
+        for entry in classes
+        for path in sorted(entry.rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    ]
+    if not found:
+        raise DataError(f"No labelled images in {place}. --data takes a folder with a folder of images for each label.")
+    described = f"{counted(len(found), 'image')} of {counted(len(classes), 'label')} in {place}"
+    return SampleSet(tuple(path for path, _ in found), tuple(frozenset([label]) for _, label in found), "labels", described)
+
+
+def resident_count(files: Sequence[Path], scope: str, kind: InputKind, contract: Preprocessing) -> int:
+    """How many samples fit into memory at once: LoadGen loads no more for a performance run, and part by part for an accuracy run."""
+    if scope == "model":
+        largest = 3 * contract.resize**2 if kind == "image" else 12 * contract.crop**2
+    else:
+        largest = max(map(_decoded_bytes, files))
+    return max(1, min(len(files), MOST_RESIDENT, int(_SHARE_OF_MEMORY * free_memory_bytes() / largest)))
+
+
+def _decoded_bytes(path: Path) -> int:
+    try:
+        with Image.open(path) as image:
+            return 3 * image.width * image.height
+    except Exception:  # what is wrong with it is told when it is loaded
+        return 1
