@@ -31,7 +31,7 @@ from decoded photo to logits, with the same label on every image.
     python predict.py photo.jpg
 
 or, with `pip install "edgetl[cpu]"`: `edgetl predict BUNDLE photo.jpg` and `edgetl bench BUNDLE`.
-
+$cpp
 ## Files
 
 | file | bytes | SHA-256 |
@@ -39,6 +39,10 @@ or, with `pip install "edgetl[cpu]"`: `edgetl predict BUNDLE photo.jpg` and `edg
 $files
 $variants
 `golden/` holds reference images ($golden) with PyTorch's logits. A device that answers otherwise does not run this model rightly.
+""")
+
+_CPP = Template("""
+In C++, with ONNX Runtime and OpenCV: `./predict $file photo.jpg`; the head of `predict.cpp` has the lines that build it.
 """)
 
 
@@ -67,6 +71,7 @@ def model_card(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
         ),
         where=" (inside the ONNX file)" if inside else "",
         preprocessing=json.dumps(manifest["preprocessing"]),
+        cpp=_CPP.substitute(file=f"{manifest['recommended'] or 'fp32'}.onnx") if inside else "",
         files="\n".join(_file_rows(variants)),
         variants=_variants(manifest, variants) if len(variants) > 1 else "",
         golden=manifest["golden"]["kind"],

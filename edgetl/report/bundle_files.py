@@ -103,7 +103,7 @@ class BundleCard:
     golden: Mapping[str, str]
     """File to SHA-256, the logits' file not among them."""
     others: Mapping[str, str]
-    """Client, logits and files in ONNX Runtime's own format: file to SHA-256."""
+    """Clients, logits and files in ONNX Runtime's own format: file to SHA-256."""
     versions: Mapping[str, Any]
 
     @property
@@ -170,7 +170,8 @@ def read_bundle(path: Path) -> BundleCard:
     try:
         json.dumps(manifest, allow_nan=False)
         golden = manifest["golden"]
-        others = [manifest["client"], golden["logits"], *(entry["report"].get("ort") for entry in manifest["variants"])]
+        clients = [manifest["client"], manifest.get("cpp_client")]
+        others = [*clients, golden["logits"], *(entry["report"].get("ort") for entry in manifest["variants"])]
         card = BundleCard(
             directory=directory,
             model=str(manifest["run"]["model"]),
