@@ -58,7 +58,7 @@ def export(
 ) -> None:
     """Write one self-contained ONNX bundle and prove it equal to PyTorch.
 
-    The bundle is all that a device needs: model with preprocessing inside, labels, reference images, a client.
+    The bundle is all that a device needs: model with preprocessing inside, labels, reference images, clients.
     It is written only if the file gives PyTorch's answers on real images; otherwise nothing is left behind.
     """
     from edgetl.core.architectures import architectures

@@ -139,6 +139,11 @@ class BundleDirectory:
         return self.path / "predict.py"
 
     @property
+    def cpp_client(self) -> Path:
+        """The same in C++: ONNX Runtime and OpenCV's imgcodecs; bundles from before it lack it."""
+        return self.path / "predict.cpp"
+
+    @property
     def card(self) -> Path:
         """The model card."""
         return self.path / "README.md"

@@ -125,7 +125,7 @@ class Bundle:
         Raises:
             BundleError: one is missing or altered.
         """
-        entries = [self.manifest.get("client"), *self.manifest.get("web", {}).get("files", ())]
+        entries = [self.manifest.get("client"), self.manifest.get("cpp_client"), *self.manifest.get("web", {}).get("files", ())]
         return [self._checked(entry["file"], entry["sha256"]) for entry in entries if entry]
 
     def _checked(self, name: str, sha256: str) -> Path:

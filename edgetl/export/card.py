@@ -31,8 +31,8 @@ from decoded photo to logits, with the same label on every image.
     python predict.py photo.jpg
 
 or, with `pip install "edgetl[cpu]"`: `edgetl predict BUNDLE photo.jpg` and `edgetl bench BUNDLE`.
-
-$web## Files
+$cpp$web
+## Files
 
 | file | bytes | SHA-256 |
 | --- | --- | --- |
@@ -41,12 +41,16 @@ $variants
 `golden/` holds reference images ($golden) with PyTorch's logits. A device that answers otherwise does not run this model rightly.
 """)
 
-_WEB = Template("""In a browser, which runs $variant by $runtime on the device itself:
+_WEB = Template("""
+In a browser, which runs $variant by $runtime on the device itself:
 
     python3 -m http.server -d web      # or any other web server, with this folder
 
 and under Node.js: `cd web && npm install sharp && node predict.mjs photo.jpg`.
+""")
 
+_CPP = Template("""
+In C++, with ONNX Runtime and OpenCV: `./predict $file photo.jpg`; the head of `predict.cpp` has the lines that build it.
 """)
 
 
@@ -75,6 +79,7 @@ def model_card(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
         ),
         where=" (inside the ONNX file)" if inside else "",
         preprocessing=json.dumps(manifest["preprocessing"]),
+        cpp=_CPP.substitute(file=f"{manifest['recommended'] or 'fp32'}.onnx") if inside else "",
         files="\n".join(_file_rows(variants)),
         web=_WEB.substitute(manifest["web"]) if "web" in manifest else "",
         variants=_variants(manifest, variants) if len(variants) > 1 else "",

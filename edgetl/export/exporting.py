@@ -39,7 +39,7 @@ from edgetl.export.writing import (
     new_bundle,
     read_back,
     refuse_existing,
-    write_client,
+    write_clients,
     write_golden,
     write_manifest,
     write_model,
@@ -150,7 +150,7 @@ def _export(model: RunModel, sources: _Sources, output: Path, config: ExportConf
             "preprocessing": model.preprocessing.to_json(),
             "recommended": "fp32",
             "golden": golden,
-            "client": write_client(directory),
+            **write_clients(directory),
             "versions": {name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript")},
         }
         task = Task(

@@ -176,10 +176,12 @@ def _write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
             archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), content.getvalue())
 
 
-def write_client(directory: BundleDirectory) -> dict[str, str]:
-    """Copy the stand-alone client; returns its manifest entry."""
-    directory.client.write_text((files("edgetl.export.client") / "predict.py").read_text(encoding="utf-8"), encoding="utf-8")
-    return {"file": directory.client.name, "sha256": sha256_file(directory.client)}
+def write_clients(directory: BundleDirectory) -> dict[str, dict[str, str]]:
+    """Copy the stand-alone clients; returns their manifest entries."""
+    copied = {"client": directory.client, "cpp_client": directory.cpp_client}
+    for target in copied.values():
+        target.write_bytes((files("edgetl.export.client") / target.name).read_bytes())
+    return {key: {"file": target.name, "sha256": sha256_file(target)} for key, target in copied.items()}
 
 
 def write_manifest(directory: BundleDirectory, variants: Sequence[Variant], content: dict[str, Any]) -> None:

@@ -103,7 +103,7 @@ class BundleCard:
     golden: Mapping[str, str]
     """File to SHA-256, the logits' file not among them."""
     others: Mapping[str, str]
-    """Client, logits, the page for browsers and files in ONNX Runtime's own format: file to SHA-256."""
+    """Clients, logits, the page for browsers and files in ONNX Runtime's own format: file to SHA-256."""
     versions: Mapping[str, Any]
 
     @property
@@ -170,8 +170,8 @@ def read_bundle(path: Path) -> BundleCard:
     try:
         json.dumps(manifest, allow_nan=False)
         golden = manifest["golden"]
-        others = [manifest["client"], golden["logits"], *(entry["report"].get("ort") for entry in manifest["variants"])]
-        others += manifest.get("web", {}).get("files", [])
+        clients = [manifest["client"], manifest.get("cpp_client"), *manifest.get("web", {}).get("files", [])]
+        others = [*clients, golden["logits"], *(entry["report"].get("ort") for entry in manifest["variants"])]
         card = BundleCard(
             directory=directory,
             model=str(manifest["run"]["model"]),

@@ -127,6 +127,7 @@ def write_bundle(path: Path, labels: Sequence[str] = CLASSES, timed: bool = True
     for name in ("fp32", "int8"):
         bundle.variant(name).write_bytes(name.encode() * 100)
     bundle.client.write_text("# client\n", encoding="utf-8")
+    bundle.cpp_client.write_text("// client\n", encoding="utf-8")
     bundle.golden_logits.write_bytes(b"logits")
     photos = [bundle.golden / f"{number}_photo.jpg" for number in range(2)]
     for photo in photos:
@@ -150,6 +151,7 @@ def write_bundle(path: Path, labels: Sequence[str] = CLASSES, timed: bool = True
             "logits": entry(bundle.golden_logits),
         },
         "client": entry(bundle.client),
+        "cpp_client": entry(bundle.cpp_client),
         "versions": {"torch": "2.9.0"},
         "variants": [_variant(bundle, "fp32", timed), _variant(bundle, "int8", timed)],
     }

@@ -39,7 +39,7 @@ def test_a_bundle_shows_what_it_answers_and_what_was_proven(tmp_path: Path) -> N
         "3 labels, in the order of the outputs: daisy, roses, tulips",
     ):
         assert words in page.text, words
-    assert page.text.count(" as proven") == 6
+    assert page.text.count(" as proven") == 7
     assert "Not as it was proven" not in page.text
 
 
@@ -63,7 +63,7 @@ def test_altered_and_missing_files_are_told(tmp_path: Path) -> None:
     bundle.client.unlink()
     text = report(bundle.path).text
     assert "Not as it was proven: int8.onnx is altered and predict.py is missing. Copy or export the bundle again." in text
-    assert text.count(" as proven") == 1 + 4
+    assert text.count(" as proven") == 1 + 5
 
 
 def test_large_golden_photos_are_named_only(tmp_path: Path) -> None:
