@@ -16,7 +16,7 @@ from rich.text import Text
 
 from edgetl.cli.console import err, out, print_json
 from edgetl.core.files import SCHEMA
-from edgetl.core.wording import duration
+from edgetl.core.wording import device_name, duration, milliseconds
 
 if TYPE_CHECKING:
     from edgetl.core.benching import BenchConfig
@@ -110,6 +110,28 @@ def in_words(outcome: Outcome) -> str:
     return {4: "measured, a limit is broken", 5: "measured, a limit is undecided"}.get(outcome.status or 0, "measured")
 
 
+def _figures(outcomes: Sequence[Outcome]) -> Table:
+    from edgetl.cli.bench_tables import plain_table
+
+    table = plain_table()
+    for name in ("host", "device", "variant", "scope"):
+        table.add_column(name)
+    for name in ("batch", "threads", "p50 ms", "95%", "p99 ms", "images/s"):
+        table.add_column(name, justify="right")
+    table.add_column("noise")
+    for outcome in outcomes:
+        rows = outcome.result.rows if outcome.result is not None else ()
+        for number, row in enumerate(rows):
+            assert outcome.result is not None
+            interval = " to ".join(map(milliseconds, row.p50_interval_ms or ()))
+            rate = "" if row.images_per_second is None else f"{row.images_per_second:.1f}"
+            first = (outcome.host, device_name(outcome.result.device)) if not number else ("", "")
+            figures = (milliseconds(row.percentile_ms(50)), interval, milliseconds(row.percentile_ms(99)), rate)
+            told = "failed" if row.failed else "noisy" if outcome.result.noise.noisy else "quiet"
+            table.add_row(*(Text(cell) for cell in (*first, row.variant, row.scope, str(row.batch), str(row.threads), *figures, told)))
+    return table
+
+
 def _styled(outcome: Outcome) -> Text:
     style = "bold red" if outcome.failed else "yellow" if outcome.status else "green"
     return Text("failed" if outcome.failed else in_words(outcome), style=style)
@@ -117,11 +139,10 @@ def _styled(outcome: Outcome) -> Text:
 
 def _show(outcomes: Sequence[Outcome]) -> None:
     from edgetl.cli.bench_tables import plain_table
-    from edgetl.cli.report import show
 
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
     if results:
-        show(results)
+        out.print(_figures(outcomes))
         out.print()
     table = plain_table()
     for name in ("host", "outcome", "time", "result"):
