@@ -2,8 +2,9 @@
 # `verify`, `predict` and a short `bench` on aarch64, in a Debian of its own under qemu: tools/arm64_check.sh [--clean] [BUNDLE|RUN]
 #
 # What it tells is whether the aarch64 wheels give this machine's answers; times under emulation are nobody's, and are labelled so.
-# Without an argument a small run is trained and exported. The root lies in $EDGETL_ARM64 (~/.cache/edgetl/arm64) and is built once; --clean
-# builds it anew. $EDGETL_MIRROR names Debian's mirror where apt has none; $QEMU_CPU the processor (cortex-a72, and neoverse-n1 with dot products).
+# Without an argument a small run is trained and exported. The root lies in $EDGETL_ARM64 (~/.cache/edgetl/arm64) and is built once;
+# --clean builds it anew. $EDGETL_MIRROR names Debian's mirror where apt has none, with its release in $EDGETL_SUITE (trixie).
+# $QEMU_CPU chooses the processor: cortex-a72, and neoverse-n1 with dot products, are played otherwise.
 set -euo pipefail
 checkout=$(cd "$(dirname "$0")/.." && pwd)
 cache=${EDGETL_ARM64:-${XDG_CACHE_HOME:-$HOME/.cache}/edgetl/arm64}
@@ -34,7 +35,7 @@ if [ "$(uname -m)" = aarch64 ] || grep -qs '^flags:.*F' /proc/sys/fs/binfmt_misc
 elif unshare -rm mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc 2>/dev/null; then
     own_handler=1
 else
-    lacks "no aarch64 program can be started: Linux 6.7 lets anyone register qemu in a namespace, an older one wants apt-get install binfmt-support."
+    lacks "no aarch64 program starts here: apt-get install binfmt-support registers qemu; from Linux 6.7 on nothing is needed."
 fi
 
 build_root() {
@@ -81,8 +82,8 @@ cpuinfo() {
     local number part=0xd08 features="fp asimd evtstrm crc32 cpuid"
     case $1 in neoverse-n1) part=0xd0c features="$features atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp" ;; esac
     for ((number = 0; number < $(nproc); number++)); do
-        printf 'processor\t: %d\nFeatures\t: %s\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x0\nCPU part\t: %s\nCPU revision\t: 3\n\n' \
-            "$number" "$features" "$part"
+        printf 'processor\t: %d\nFeatures\t: %s\nCPU implementer\t: 0x41\nCPU architecture: 8\n' "$number" "$features"
+        printf 'CPU variant\t: 0x0\nCPU part\t: %s\nCPU revision\t: 3\n\n' "$part"
     done
 }
 
