@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo readme test test-slow test-device test-runtimes fuzz check format clean
+.PHONY: help install demo readme test test-slow test-device test-runtimes test-arm64 fuzz check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -36,6 +36,9 @@ test-device: $(STAMP)  ## predict and bench in a fresh environments without torc
 
 test-runtimes: $(STAMP)  ## fp32 and int8 in OpenVINO, OpenCV (each in a fresh environment) and Chromium; RUN=... checks a run of yours
 	$(BIN)/python -m tools.runtimes_check $(RUN)
+
+test-arm64: $(STAMP)  ## verify, predict and a short bench on emulated aarch64; RUN=... checks a run of yours
+	PYTHON=$(BIN)/python PATH="$(abspath $(BIN)):$$PATH" tools/arm64_check.sh $(RUN)
 
 fuzz: $(STAMP)  ## twenty thousand mutated images through `edgetl check`; PHOTOS=folder
 	$(BIN)/python -m tools.fuzz $(PHOTOS)

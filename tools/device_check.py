@@ -3,7 +3,7 @@
 - the bundle's own client, with numpy, Pillow and onnxruntime alone, must give PyTorch's label on every validation image of RUN;
 - with `edgetl[cpu]` alone, `predict` and `bench` of the bundle must work, and torch must not be there.
 
-Without RUN a small one is trained on generated pictures.
+Without RUN a small one is trained on generated pictures; `--export FOLDER` does no more than that, with int8 beside fp32.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from edgetl.train.splits import read_split
 ROOT = Path(__file__).parents[1]
 
 
-def small_run(folder: Path) -> RunDirectory:
+def small_run(folder: Path, variants: tuple[str, ...] = ("fp32",)) -> RunDirectory:
     data = generate_inspection(folder / "data", train=20, val=10, size=96)
     config = FinetuneConfig(data, folder / "run", "mobilenet_v2", "none", image_size=64, epochs=3, finetune_epochs=0)
     run = finetune(config)
-    export_run(run, ExportConfig())
+    export_run(run, ExportConfig(variants=variants, search="quick"))
     return run
 
 
@@ -88,6 +88,9 @@ def check_commands(run: RunDirectory, python: Path, scratch: Path) -> str:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--export"]:
+        small_run(Path(sys.argv[2]), ("fp32", "int8"))
+        return
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         run = RunDirectory.open(Path(sys.argv[1]).resolve()) if len(sys.argv) > 1 else small_run(scratch)

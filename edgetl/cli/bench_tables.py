@@ -195,12 +195,13 @@ def _show_recommendation(result: BenchResult) -> None:
     chosen = result.recommendation
     if chosen is None:
         return
+    emulated = ", emulated: measure on the device before choosing" if result.emulated else ""
     for what, choice in (("Fastest ", chosen.latency), ("Most/s  ", chosen.throughput)):
         if what.startswith("Most") and choice.row == chosen.latency.row:
             continue
         alike = f" (as fast, with more threads or a larger file: {', '.join(choice.as_fast)})" if choice.as_fast else ""
         out.print(
-            f"{what} {choice.row}: {milliseconds(choice.p50_ms)} ms, {choice.images_per_second:.0f} images/s{alike}",
+            f"{what} {choice.row}: {milliseconds(choice.p50_ms)} ms, {choice.images_per_second:.0f} images/s{alike}{emulated}",
             markup=False,
             soft_wrap=True,
         )

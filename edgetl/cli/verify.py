@@ -34,6 +34,7 @@ def verify(
     refused. Torch is not needed. Exit status 1 where a variant fails.
     """
     from edgetl.device.bundle import open_bundle
+    from edgetl.device.emulation import emulated
     from edgetl.device.facts import device_facts
     from edgetl.device.verifying import verify as verify_bundle
 
@@ -47,6 +48,8 @@ def verify(
         sys.stdout.write("\n")
     else:
         print_verified(found)
+        if emulated():
+            out.print("\nThis processor is emulated: what is right here is yet to be verified on the device.", soft_wrap=True)
     if not all(one.passed for one in found):
         raise typer.Exit(1)
 

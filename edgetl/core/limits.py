@@ -73,6 +73,9 @@ def judge_limits(result: BenchResult, limits: Limits) -> list[Judged]:
             found += list(judge(result, bound)) or [
                 Judged(name, "", bound, None, "undecided", "nothing was measured that it could be held against")
             ]
+    if result.emulated:
+        elsewhere = "; the processor is emulated: measure on the device"
+        return [replace(judged, outcome="undecided", why=judged.why + elsewhere) for judged in found]
     return found
 
 

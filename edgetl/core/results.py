@@ -99,6 +99,11 @@ class BenchResult:
         """Rows whose gate was closed."""
         return [row for row in self.rows if row.failed]
 
+    @property
+    def emulated(self) -> bool:
+        """Whether another kind of processor played this one: it works, and its times are nobody's."""
+        return bool(self.device.get("emulated"))
+
     @cached_property
     def recommendation(self) -> Recommendation | None:
         """The fastest configurations; None where nothing of ONNX Runtime was timed."""
@@ -139,14 +144,15 @@ class BenchResult:
             ratios = round_ratios(before, after)
             if len(ratios) >= MIN_ROUNDS:
                 speedup = paired_speedup(ratios)
-                decided = verdict(speedup, self.noise.noisy, self.noise.disturbance, agree(ratios))
+                decided = "noisy" if self.emulated else verdict(speedup, self.noise.noisy, self.noise.disturbance, agree(ratios))
                 yield Comparison(baseline, candidate, speedup, decided)
         for baseline, candidate, earlier in self.earlier:
             after = self.row(candidate)
             if min(len(earlier.round_medians_ns), len(after.rounds)) >= MIN_ROUNDS:
                 speedup = unpaired_speedup(earlier.round_medians_ns, after.medians_ns)
                 pair = Comparison(baseline, candidate, speedup, "inconclusive", earlier)
-                yield replace(pair, verdict=verdict(speedup, self.noise.noisy or earlier.noisy, self.doubt(pair)))
+                decided = verdict(speedup, self.noise.noisy or earlier.noisy, self.doubt(pair))
+                yield replace(pair, verdict="noisy" if self.emulated else decided)
 
     def to_json(self) -> dict[str, Any]:
         """What `edgetl bench --json` prints and the result file holds."""

@@ -23,6 +23,9 @@ def counted(count: int, thing: str, things: str = "") -> str:
 
 def device_name(device: Mapping[str, Any]) -> str:
     """The device of a result as people call it: its board, or what else it tells of itself."""
+    if device.get("emulated"):
+        # The board is the emulator's host, and so may be the processor's name.
+        return f"emulated {device.get('machine')} ({device.get('cpu')})"
     told = (device.get(name) for name in ("board", "cpu", "machine", "host"))
     return str(next(filter(None, told), "a device that does not tell its name"))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.device.cores import available_cores, cgroup_quota
+from edgetl.device.emulation import emulated
 from edgetl.device.kernel_files import PROC, SYS, exists, read_bytes, read_lines, read_number, read_text
 from edgetl.device.power import power_mode
 
@@ -39,13 +40,14 @@ ARM_CORES = {
 """(implementer, part) of /proc/cpuinfo to the core's name, as util-linux's lscpu has them: 64-bit ARM kernels give no model name."""
 
 
-def device_facts(proc: Path = PROC, sys: Path = SYS) -> dict[str, Any]:
+def device_facts(proc: Path = PROC, sys: Path = SYS, machine: str = platform.machine()) -> dict[str, Any]:
     """Board, processor, memory, GPU, container, software. What lies outside /proc and /sys is looked for beside `proc`."""
     flags = cpu_flags(proc)
     return {
         "host": platform.node() or None,
         "board": read_text(proc / "device-tree/model") or read_text(sys / "class/dmi/id/product_name"),
-        "machine": platform.machine(),
+        "machine": machine,
+        "emulated": emulated(proc, machine),
         "system": f"{platform.system()} {platform.release()}",
         "container": container(proc),
         "cpu": _cpu_name(proc),

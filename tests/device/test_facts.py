@@ -62,7 +62,8 @@ def test_no_limit_in_cgroup_v1(tmp_path: Path, quota: str) -> None:
 
 def test_a_raspberry_pi(tmp_path: Path) -> None:
     proc, sys_root = build(tmp_path, PI)
-    facts = device_facts(proc, sys_root)
+    facts = device_facts(proc, sys_root, "aarch64")
+    assert not facts["emulated"]
     assert (facts["board"], facts["cpu"], facts["cpu_flags"]) == ("Raspberry Pi 4 Model B Rev 1.4", "Cortex-A72", ["asimd"])
     assert (facts["frequency_limits_khz"], facts["swap_total_bytes"]) == ([600_000, 1_800_000], 102_396 * 1024)
     assert core_frequency(sys_root) == 1_500_000
@@ -79,7 +80,8 @@ def test_big_and_little_cores(tmp_path: Path) -> None:
 
 
 def test_a_jetson(tmp_path: Path) -> None:
-    facts = device_facts(*build(tmp_path, JETSON))
+    facts = device_facts(*build(tmp_path, JETSON), "aarch64")
+    assert not facts["emulated"]
     assert (facts["cpu"], facts["cpu_flags"]) == ("Cortex-A78AE", ["asimd", "fphp", "asimdhp", "asimddp"])
     assert (facts["gpus"], facts["gpu_driver"], facts["power_mode"]) == (["NVIDIA ga10b"], "L4T 36.4.3", "MAXN_SUPER")
 

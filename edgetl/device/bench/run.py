@@ -14,7 +14,7 @@ import edgetl
 from edgetl.core.benching import BenchConfig
 from edgetl.core.keeping import check_output, keep
 from edgetl.core.recommending import recommend
-from edgetl.core.results import EAGER, BenchResult, write_result
+from edgetl.core.results import EAGER, BenchResult, Noise, write_result
 from edgetl.core.rows import Row
 from edgetl.core.sustained import Sustained
 from edgetl.device.bench.campaign import Campaign
@@ -90,7 +90,7 @@ def bench(config: BenchConfig, progress: Progress | None = None, protocol: Bench
         target=str(config.target),
         model=target.model,
         device={**facts, "energy": {"sources": list(meter.sources), "denied": list(meter.denied)}, **measured.states},
-        noise=measured.noise(found),
+        noise=_as_emulated(measured.noise(found)) if facts["emulated"] else measured.noise(found),
         protocol={**asdict(protocol), "rounds": config.rounds, "seed": config.seed},
         order=tuple(measured.rounds.order),
         rows=tuple(rows),
@@ -105,6 +105,11 @@ def bench(config: BenchConfig, progress: Progress | None = None, protocol: Bench
     path, notes = keep(partial(write_result, result), config.output, target.results, created)
     measured.tell(found, path, notes)
     return replace(result, path=path, notes=(*result.notes, *notes))
+
+
+def _as_emulated(noise: Noise) -> Noise:
+    """As `noise`, and said first that the instructions are another processor's."""
+    return replace(noise, reasons=("the processor is emulated: no time here is a device's", *noise.reasons))
 
 
 def _measure_more(able: Sequence[Contender], config: BenchConfig, measured: _Measured, folder: Path, report: Progress) -> None:
