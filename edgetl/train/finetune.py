@@ -27,7 +27,7 @@ from edgetl.train.output import Place, choose_output
 from edgetl.train.phases import Phase, settle
 from edgetl.train.preparing import Prepared, prepare
 from edgetl.train.progress import Progress, Silent
-from edgetl.train.ranks import joined, lost
+from edgetl.train.ranks import hear_no_more, joined, lost
 from edgetl.train.recipe import Training
 from edgetl.train.results import write_beginnings, write_results
 from edgetl.train.resuming import beginnings, check_unchanged
@@ -110,6 +110,7 @@ def _run(prepared: Prepared, place: Place | None, progress: Progress, started: f
             last = _train(prepared, training, staging, state)
             write_results(prepared, training, last, staging.report, started)
     except BaseException as cause:
+        hear_no_more(ranks)
         if place is not None:
             _keep_what_there_is(run, place, training)
         if lost(cause):

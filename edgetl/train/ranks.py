@@ -214,6 +214,12 @@ def lost(cause: BaseException) -> bool:
     )
 
 
+def hear_no_more(group: Group) -> None:
+    """Ignore SIGTERM from now on: why this process ends is known, and torchrun would interrupt it telling so."""
+    if group.many:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _is_first_to_tell(store: Store) -> bool:
     try:
         return bool(store.add("edgetl-told", 1) == 1)

@@ -30,7 +30,7 @@ def test_bundle_holds_what_the_manifest_says(stock_bundle: Path) -> None:
     manifest = json.loads((stock_bundle / "bundle.json").read_text())
     names = {str(path.relative_to(stock_bundle)) for path in stock_bundle.rglob("*") if path.is_file()}
     golden = {entry["file"] for entry in manifest["golden"]["images"]}
-    assert names == {"bundle.json", "fp32.onnx", "predict.py", "README.md", "golden/golden.npz", *golden}
+    assert names == {"bundle.json", "fp32.onnx", "predict.cpp", "predict.py", "README.md", "golden/golden.npz", *golden}
     assert len(golden) == 8
     (variant,) = manifest["variants"]
     assert variant["sha256"] == sha256_file(stock_bundle / "fp32.onnx")
