@@ -32,8 +32,8 @@ from edgetl.export.web_runtime import SHA256, VERSION, runtime_files
 from tests.report.browser import CHROMIUM, Browser, browser
 
 NPM, NODE = shutil.which("npm"), shutil.which("node")
-needs_npm = pytest.mark.skipif(NPM is None and "CI" not in os.environ, reason="no npm")
-needs_browser = pytest.mark.skipif((CHROMIUM is None or NPM is None) and "CI" not in os.environ, reason="no Chromium, or no npm")
+needs_npm = pytest.mark.skipif(NPM is None, reason="no npm")
+needs_browser = pytest.mark.skipif(CHROMIUM is None or NPM is None, reason="no Chromium, or no npm")
 ANOTHER_DECODER = 0.02
 """Probability: browsers decode JPEG's last bit in their own way."""
 

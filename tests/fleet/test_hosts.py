@@ -35,7 +35,7 @@ from tests.bundles import colour_logits, colour_model, write_bundle, write_pictu
 from tests.conftest import ROOT
 from tests.fleet.sshd import SSHD, Sshd
 
-pytestmark = pytest.mark.skipif(SSHD is None and "CI" not in os.environ, reason="no sshd")
+pytestmark = pytest.mark.skipif(SSHD is None, reason="no sshd")
 BRIEF = BenchProtocol(block_seconds=0.01, block_runs=10, window_seconds=0.005, window_runs=3, max_windows=3)
 QUICK = ("--scope", "model", "--rounds", "2", "--threads", "1")
 
