@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from edgetl.cli.console import err, out
+from edgetl.core.wording import counted
 
 
 def export(
@@ -117,7 +118,8 @@ def _print(bundle: Any) -> None:
     out.print(f"  network, identical tensors   max |Δlogit| {network['max_abs_diff']:.2g}  (at most {network['tolerance']:g})")
     pixels = "" if path["max_grey_levels"] is None else f", pixels within {path['max_grey_levels']} grey level"
     difference = f"max |Δlogit| {path['max_abs_diff']:.2g}  (at most {path['tolerance']:g})"
-    out.print(f"  whole path, decoded photos   {difference}{pixels}, same top-1 on all")
+    ties = f" but {counted(path['ties'], 'tie')}" if path.get("ties") else ""
+    out.print(f"  whole path, decoded photos   {difference}{pixels}, same top-1 on all{ties}")
     if variant.accuracy:
         low, high = variant.accuracy["ci95"]
         out.print(f"Accuracy of this file on {variant.accuracy['images']} {variant.accuracy['split']} images: "
