@@ -29,7 +29,7 @@ ARCHITECTURE, IMAGE_SIZE = "mobilenet_v3_small", 64
 LONG = (
     "experiment/test_comparing", "train/test_resuming", "cli/test_export", "train/test_ranks", "train/test_finetune", "test_main_job",
     "train/test_backend", "cli/test_demo_command", "device/test_bench_run", "device/test_bench_sweep", "device/test_loadgen",
-    "export/test_quantizing",
+    "export/test_quantizing", "export/test_web",
     "export/test_exporting", "train/test_staging", "cli/test_bench", "cli/test_finetune_command", "tools/test_pretrain",
 )  # fmt: skip
 """Files that take longest, the longest first: one that begins last is waited for by a worker that has nothing left to do."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,9 +21,13 @@ from edgetl.core.layout import RunDirectory
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.run import bench
 from edgetl.device.bundle import open_bundle
+from edgetl.device.classifier import bundle_classifier
+from edgetl.device.prediction import predict
 from edgetl.export import latency
 from edgetl.export.exporting import export_run
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
+from tests.export.web_page import NPM, Page, agrees, needs_browser
+from tests.report.browser import browser
 
 SHORT = BenchProtocol(block_seconds=0.05, block_runs=5, window_seconds=0.01, window_runs=2, max_windows=3)
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -91,11 +96,11 @@ def test_images_that_are_gone(forked: Run, finished_run: Path, tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def every_variant(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Timed shortly; everything else is as `--variants fp16,int8,int8-dynamic,int8-weights --ort-format` makes it."""
+    """Timed shortly; everything else is as `--variants fp16,int8,int8-dynamic,int8-weights --ort-format --web` makes it."""
     bundle = tmp_path_factory.mktemp("bundles") / "all"
-    config = ExportConfig(
-        output=bundle, variants=("fp16", "int8", "int8-dynamic", "int8-weights"), ort_format=True, max_accuracy_drop=100, optimise="size"
-    )
+    names = ("fp16", "int8", "int8-dynamic", "int8-weights")
+    web = NPM is not None or "CI" in os.environ
+    config = ExportConfig(output=bundle, variants=names, ort_format=True, max_accuracy_drop=100, optimise="size", web=web)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "BenchProtocol", lambda: SHORT)
         patch.setattr(latency, "_ROUNDS", 2)
@@ -123,6 +128,20 @@ def test_every_variant_is_accounted_for(every_variant: Path, finished_run: Path)
     assert len(variants["int8"]["report"]["search"]["candidates"]) >= 7
     smallest = min((variant for variant in variants.values() if variant["accuracy"]["drop"] <= 100), key=lambda variant: variant["bytes"])
     assert manifest["recommended"] == smallest["name"]
+
+
+@needs_browser
+def test_where_size_is_asked_for_the_page_runs_the_smallest(every_variant: Path, tmp_path: Path) -> None:
+    bundle = open_bundle(every_variant)
+    assert bundle.manifest["web"]["variant"] == bundle.recommended != "fp32"
+    with browser(tmp_path / "browser") as opened:
+        page = Page(opened, bundle.directory.web)
+        page.visit()
+        assert f"variant {bundle.recommended}," in page.text("origin")
+        for one in predict(bundle_classifier(bundle), bundle.golden().files, top_k=5):
+            assert agrees(page.label(one.path, "click"), dict(one.top))
+        assert opened.complaints == []
+        page.server.shutdown()
 
 
 def test_preprocessing_and_labels_are_the_same_in_every_variant(every_variant: Path) -> None:

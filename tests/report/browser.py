@@ -56,10 +56,19 @@ class Browser:
 
     def click(self, name: str) -> None:
         """The mouse on the middle of the element of this id."""
-        where = f"document.getElementById('{name}').getBoundingClientRect()"
-        x, y = self.evaluate(f"{where}.x + {where}.width / 2"), self.evaluate(f"{where}.y + {where}.height / 2")
+        x, y = self._middle(name)
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def tap(self, name: str) -> None:
+        """A finger there; `Emulation.setTouchEmulationEnabled` gives the browser a screen for it."""
+        x, y = self._middle(name)
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def _middle(self, name: str) -> tuple[float, float]:
+        where = f"document.getElementById('{name}').getBoundingClientRect()"
+        return self.evaluate(f"{where}.x + {where}.width / 2"), self.evaluate(f"{where}.y + {where}.height / 2")
 
     def choose(self, file: Path) -> None:
         """Answer the file dialogue that the page has opened; `Page.setInterceptFileChooserDialog` keeps it from a screen."""

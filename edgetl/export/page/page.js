@@ -62,16 +62,42 @@ function percent(share) {
   return share > 0 && share < 0.001 ? "< 0.1%" : `${(100 * share).toFixed(1)}%`;
 }
 
+// Whether a WebP file says in its EXIF block that it is to be turned; no browser is sure to do so, as all do with JPEG.
+async function isTurnedWebP(file) {
+  const view = new DataView(await file.arrayBuffer());
+  const [RIFF, WEBP, EXIF, PREFIX, ORIENTATION] = [0x52494646, 0x57454250, 0x45584946, 0x45786966, 0x0112];
+  try {
+    if (view.getUint32(0) !== RIFF || view.getUint32(8) !== WEBP) return false;
+    let block = 12;
+    while (view.getUint32(block) !== EXIF) {
+      const size = view.getUint32(block + 4, true);
+      block += 8 + size + (size % 2);
+    }
+    const tiff = block + (view.getUint32(block + 8) === PREFIX ? 14 : 8);
+    const little = view.getUint16(tiff) === 0x4949;
+    const entries = tiff + view.getUint32(tiff + 4, little);
+    for (let left = view.getUint16(entries, little), at = entries + 2; left > 0; left--, at += 12) {
+      if (view.getUint16(at, little) === ORIENTATION) return view.getUint16(at + 8, little) > 1;
+    }
+  } catch (cause) {
+    // Past the file's end: there is no such block, or it is too broken to say anything.
+    if (!(cause instanceof RangeError)) throw cause;
+  }
+  return false;
+}
+
 // RGB as uint8 [height, width, 3]: upright, transparency on white, the file's own values whatever its colour profile; as edgetl decodes.
 async function decode(file) {
   const began = performance.now();
   const how = { imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "none" };
-  let bitmap;
+  const name = file.name ? `“${file.name}”` : "This";
+  let bitmap, turned;
   try {
-    bitmap = await createImageBitmap(file, how);
+    [bitmap, turned] = await Promise.all([createImageBitmap(file, how), isTurnedWebP(file)]);
   } catch {
-    throw new Failure(`${file.name ? `“${file.name}”` : "This"} is no picture that this browser can read. Choose a JPEG, PNG or WebP file.`);
+    throw new Failure(`${name} is no picture that this browser can read. Choose a JPEG, PNG or WebP file.`);
   }
+  if (turned) throw new Failure(`${name} asks to be turned, which browsers overlook in WebP files. Save it as JPEG or PNG.`);
   const { width, height } = bitmap;
   const pixels = new Uint8Array(3 * width * height);
   // In strips: phones limit the area of a canvas, and a photo may be larger.

@@ -5,13 +5,24 @@ import { readFile } from "node:fs/promises";
 import * as ort from "./ort.wasm.bundle.min.mjs";
 
 const here = (name) => new URL(name, import.meta.url);
+const scaled = (value, by) => Math.round((value * by) / 255);
 
 /** Upright RGB, uint8 [1, height, width, 3]; transparency on white, the file's own values whatever its colour profile. */
 async function load(sharp, path) {
-  const image = sharp(path, { ignoreIcc: true, failOn: "truncated", limitInputPixels: false }).autoOrient();
-  const opaque = image.flatten({ background: "#ffffff" }).toColourspace("srgb").raw({ depth: "uchar" });
-  const { data, info } = await opaque.toBuffer({ resolveWithObject: true });
-  return new ort.Tensor("uint8", new Uint8Array(data), [1, info.height, info.width, info.channels]);
+  const open = () => sharp(path, { ignoreIcc: true, failOn: "truncated", limitInputPixels: false }).autoOrient();
+  const inks = (await open().metadata()).space === "cmyk";
+  // sharp's own way from four inks to RGB guesses a printer, and its own way from transparency to white rounds otherwise.
+  const image = inks ? open().pipelineColourspace("cmyk").toColourspace("cmyk") : open().toColourspace("srgb");
+  const { data, info } = await image.raw({ depth: "uchar" }).toBuffer({ resolveWithObject: true });
+  const pixels = new Uint8Array(3 * info.width * info.height);
+  for (let from = 0, to = 0; to < pixels.length; from += info.channels) {
+    const fourth = info.channels === 4 ? data[from + 3] : 255;
+    for (let channel = 0; channel < 3; channel++) {
+      const value = data[from + channel];
+      pixels[to++] = inks ? scaled(255 - value, 255 - fourth) : scaled(value, fourth) + (255 - fourth);
+    }
+  }
+  return new ort.Tensor("uint8", pixels, [1, info.height, info.width, 3]);
 }
 
 async function main(paths) {
@@ -23,7 +34,10 @@ async function main(paths) {
   ort.env.wasm.wasmBinary = await readFile(here("ort-wasm-simd-threaded.wasm"));
   const session = await ort.InferenceSession.create(await readFile(here(model.file)), { executionProviders: ["wasm"] });
   for (const path of paths) {
-    const { probabilities } = await session.run({ image: await load(sharp, path) }, ["probabilities"]);
+    const image = await load(sharp, path).catch((cause) => {
+      throw new Error(`${path}: cannot be read as an image (${cause.message.trim().replaceAll("\n", "; ")}). Save it as JPEG, PNG or WebP.`);
+    });
+    const { probabilities } = await session.run({ image }, ["probabilities"]);
     const best = probabilities.data.indexOf(Math.max(...probabilities.data));
     console.log(`${path}\t${model.labels[best]}\t${probabilities.data[best].toFixed(4)}`);
   }
