@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetl.cli.console import print_json
-from edgetl.cli.progress import measuring
+from edgetl.cli.progress import measure_and_show
 
 if TYPE_CHECKING:
     from edgetl.core.results import BenchResult
@@ -234,18 +234,10 @@ def bench(
         return
     if wheels is not None:
         raise ConfigError("--wheels is what --host installs from: name a host too.")
+    from edgetl.cli.bench_tables import show
     from edgetl.device.bench.run import bench as measure
 
-    with measuring() as progress:
-        result = measure(config, progress)
-    if as_json:
-        print_json(result.to_json())
-    else:
-        from edgetl.cli.bench_tables import show
-
-        show(result)
-    if result.path is None:
-        raise BenchError(result.notes[-1])
+    result = measure_and_show(partial(measure, config), show, as_json)
     if result.failed:
         reasons = {f"{row.runtime} {row.variant}: {row.gate['reason']}" for row in result.failed}
         raise BenchError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetl.cli.console import out, print_json
-from edgetl.cli.progress import measuring
+from edgetl.cli.console import out
+from edgetl.cli.progress import measure_and_show
 from edgetl.core.wording import counted, device_name, milliseconds, percent
 
 if TYPE_CHECKING:
@@ -93,14 +94,7 @@ def run_loadgen(
     )
     from edgetl.device.loadgen.run import loadgen
 
-    with measuring() as progress:
-        result = loadgen(config, progress)
-    if as_json:
-        print_json(result.to_json())
-    else:
-        show(result)
-    if result.path is None:
-        raise BenchError(result.notes[-1])
+    result = measure_and_show(partial(loadgen, config), show, as_json)
     accuracy = result.accuracy
     if accuracy is not None and not accuracy.passed:
         raise BenchError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgetl.cli.console import out, print_json
-from edgetl.cli.progress import measuring
+from edgetl.cli.console import out
+from edgetl.cli.progress import measure_and_show
 from edgetl.core.wording import MISSING, counted, device_name, milliseconds
 
 if TYPE_CHECKING:
@@ -64,14 +65,7 @@ def run_candidates(
     )
     from edgetl.export.candidates import time_candidates
 
-    with measuring() as progress:
-        result = time_candidates(config, progress)
-    if as_json:
-        print_json(result.to_json())
-    else:
-        show_candidates(result)
-    if result.path is None:
-        raise BenchError(result.notes[-1])
+    result = measure_and_show(partial(time_candidates, config), show_candidates, as_json)
     if not result.timed:
         reasons = "; ".join(f"{row.architecture} at {row.image_size} px: {row.failed}" for row in result.rows)
         raise BenchError(f"Not one candidate could be timed. {reasons}")

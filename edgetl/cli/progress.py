@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import typer
 
-from edgetl.cli.console import err
+from edgetl.cli.console import err, print_json
+
+
+class _Result(Protocol):
+    """What a measurement gives."""
+
+    @property
+    def path(self) -> Path | None: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+Kept = TypeVar("Kept", bound=_Result)
 
 
 @contextmanager
@@ -64,3 +81,22 @@ def measuring() -> Iterator[Callable[[int, int, str], None]]:
     except KeyboardInterrupt as interrupt:
         err.print(str(interrupt) or "Interrupted: nothing was kept.", style="yellow", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
+
+
+def measure_and_show(measure: Callable[[Callable[[int, int, str], None]], Kept], show: Callable[[Kept], None], as_json: bool) -> Kept:
+    """Measure, and print the result for people or as one JSON object.
+
+    Raises:
+        BenchError: it could not be written; it has been printed.
+    """
+    from edgetl.core.errors import BenchError
+
+    with measuring() as progress:
+        result = measure(progress)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        show(result)
+    if result.path is None:
+        raise BenchError(result.notes[-1])
+    return result
