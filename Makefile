@@ -6,10 +6,10 @@ PIP := $(BIN)/python -m pip
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo readme test test-slow test-device test-runtimes test-arm64 fuzz check format clean
+.PHONY: help install demo readme test test-slow test-device test-gpu-libraries test-runtimes test-arm64 fuzz check format clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
 
 install: $(STAMP)  ## create the virtual environment and install edgetl with everything into it
 
@@ -33,6 +33,9 @@ test-slow: $(STAMP)  ## the tests that take minutes: the recipe's accuracy on re
 
 test-device: $(STAMP)  ## predict and bench in a fresh environments without torch; RUN=... checks a run of yours
 	$(BIN)/python -m tools.device_check $(RUN)
+
+test-gpu-libraries: $(STAMP)  ## all libraries of the CUDA provider in fresh environments of `train` and `gpu`; 7 GB while it runs
+	$(BIN)/python -m tools.cuda_libraries_check
 
 test-runtimes: $(STAMP)  ## fp32 and int8 in OpenVINO, OpenCV (each in a fresh environment) and Chromium; RUN=... checks a run of yours
 	$(BIN)/python -m tools.runtimes_check $(RUN)

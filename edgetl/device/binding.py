@@ -9,7 +9,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-MEMORY = {"cuda": "cuda", "tensorrt": "cuda"}
+from edgetl.device.providers import CUDA_PROVIDERS
+
+MEMORY = dict.fromkeys(CUDA_PROVIDERS, "cuda")
 """Execution providers whose memory is not the host's, and onnxruntime's name for it."""
 
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from edgetl.core.config import InputKind
 from edgetl.core.errors import BundleError
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.answers import judge_answers
+from edgetl.device.answers import gate_tolerance, judge_answers
 from edgetl.device.bundle import Bundle, open_bundle, read_metadata
 from edgetl.device.preprocessing import preprocess
-from edgetl.device.session import create_session
+from edgetl.device.session import create_session, refuse_failed_run
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,17 @@ class Classifier:
         return np.expand_dims(image, 0) if self.input == "image" else preprocess(image, self.preprocessing)
 
     def run(self, batch: NDArray[np.uint8] | NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(logits, probabilities), both [batch, classes], for a batch in the model's own input format."""
-        outputs: list[NDArray[np.float32]] = self.session.run(["logits", "probabilities"], {self.session.get_inputs()[0].name: batch})
+        """(logits, probabilities), both [batch, classes], for a batch in the model's own input format.
+
+        Raises:
+            ProviderError: a provider other than the CPU's failed; nothing is answered from elsewhere.
+        """
+        feed = {self.session.get_inputs()[0].name: batch}
+        try:
+            outputs: list[NDArray[np.float32]] = self.session.run(["logits", "probabilities"], feed)
+        except Exception as cause:  # onnxruntime's exceptions share no base class
+            refuse_failed_run(self.session, cause)
+            raise
         return outputs[0], outputs[1]
 
     def classify(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -63,7 +72,7 @@ def open_classifier(path: Path, variant: str | None = None, provider: str = "cpu
 def bundle_classifier(bundle: Bundle, variant: str | None = None, provider: str = "cpu", threads: int | None = None) -> Classifier:
     """As `open_classifier`, for a bundle already open."""
     chosen = bundle.variant(variant)
-    session = create_session(bundle.file(chosen), provider, threads)
+    session = create_session(bundle.file(chosen), provider, threads, precision=chosen.precision)
     return Classifier(session, bundle.labels, bundle.preprocessing, chosen.input)
 
 
@@ -79,7 +88,8 @@ def proven_classifier(path: Path, variant: str | None = None, provider: str = "c
     chosen, golden = bundle.variant(variant), bundle.golden()
     classifier = bundle_classifier(bundle, chosen.name, provider, threads)
     logits = np.stack([classifier.run(classifier.feed(image))[0][0] for image in golden.images()]).astype(np.float64)
-    gate = judge_answers(logits, golden.logits, max(golden.tolerance, chosen.tolerance or 0.0))
+    tolerance = gate_tolerance(golden.logits, provider, golden.tolerance, chosen.tolerance)
+    gate = judge_answers(logits, golden.logits, tolerance)
     if not gate["passed"]:
         raise BundleError(
             f"{chosen.name} does not answer here as it was proven to: {gate['reason']}. `edgetl verify {path}` tells of all variants."

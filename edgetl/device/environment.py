@@ -14,6 +14,7 @@ from typing import Any
 from edgetl import __version__
 from edgetl.core.files import SCHEMA
 from edgetl.device.cores import available_cores, cgroup_quota
+from edgetl.device.cuda_libraries import remedy
 from edgetl.device.facts import device_facts, installed_version
 from edgetl.device.kernel_files import PROC, SYS
 from edgetl.device.probes import list_providers, try_provider, try_torch
@@ -80,16 +81,16 @@ def inspect_environment(proc: Path = PROC, sys_root: Path = SYS) -> Environment:
         cuda = providers.get("CUDAExecutionProvider")
         if cuda and facts["gpus"]:
             what = f"{facts['gpus'][0]} is here, but CUDAExecutionProvider does not start: {cuda}"
-            findings.append(Finding(what, "--provider cuda", 'pip install "edgetl[gpu]"', False))
+            findings.append(Finding(what, "--provider cuda", remedy(cuda), False))
         if problem:
-            remedy = 'pip install --force-reinstall "edgetl[cpu]"'
-            findings.append(Finding(f"onnxruntime cannot be imported: {problem}", "predict, bench", remedy, True))
+            command = 'pip install --force-reinstall "edgetl[cpu]"'
+            findings.append(Finding(f"onnxruntime cannot be imported: {problem}", "predict, bench", command, True))
     torch: dict[str, Any] | None = None
     if versions["torch"] and versions["torchvision"]:
         torch, problem = try_torch()
         if problem:
-            remedy = "pip install --upgrade torch torchvision   (the pair from one resolution)"
-            findings.append(Finding(f"torch and torchvision cannot be imported: {problem}", "finetune, export", remedy, False))
+            command = "pip install --upgrade torch torchvision   (the pair from one resolution)"
+            findings.append(Finding(f"torch and torchvision cannot be imported: {problem}", "finetune, export", command, False))
     return Environment(
         python=platform.python_version(),
         executable=sys.executable,
@@ -108,9 +109,9 @@ def inspect_environment(proc: Path = PROC, sys_root: Path = SYS) -> Environment:
 def _runtime_findings(versions: Mapping[str, str | None]) -> list[Finding]:
     both = [f"{name} {versions[name]}" for name in ONNX_RUNTIMES if versions[name]]
     if len(both) == 2:
-        remedy = 'pip uninstall --yes onnxruntime onnxruntime-gpu && pip install "edgetl[gpu]"   (or "edgetl[cpu]")'
+        command = 'pip uninstall --yes onnxruntime onnxruntime-gpu && pip install "edgetl[gpu]"   (or "edgetl[cpu]")'
         what = f"{' and '.join(both)} are both installed and overwrite each other's files"
-        return [Finding(what, "predict, bench", remedy, True)]
+        return [Finding(what, "predict, bench", command, True)]
     if not both:
         return [Finding("onnxruntime is not installed", "predict, bench, export", 'pip install "edgetl[cpu]"   (or "edgetl[gpu]")', True)]
     return []

@@ -67,6 +67,11 @@ def device_facts(proc: Path = PROC, sys: Path = SYS, machine: str = platform.mac
     }
 
 
+def gpu_identity(proc: Path = PROC, sys: Path = SYS) -> tuple[str, str | None]:
+    """Return the names of NVIDIA's GPUs, joined, and the driver's version: what code compiled for a GPU depends on."""
+    return ", ".join(_gpus(proc)), _gpu_driver(proc, sys)
+
+
 def installed_version(package: str) -> str | None:
     """The version of an installed package; it is not imported."""
     try:

@@ -7,17 +7,28 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
+
+import edgetl
+from edgetl.device.cuda_libraries import missing_library
+from edgetl.device.providers import CUDA_PROVIDERS, PROVIDERS
 
 PROBE_SECONDS = 120
 # y = Relu(x) on one float, opset 17: the smallest thing that a provider can be asked to take.
 _TINY_MODEL = "CAg6QgoOCgF4EgF5IgRSZWx1OgASBmFncmFwaFoTCgF4Eg4KDAgBEggKAggBCgIIAWITCgF5Eg4KDAgBEggKAggBCgIIAUIECgAQEQ=="
 _LIST = "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))"
 _START = f"""
-import base64, json, onnxruntime
-session = onnxruntime.InferenceSession(base64.b64decode({_TINY_MODEL!r}), providers=[{{name!r}}])
+import base64, json, sys
+sys.path.append({{root!r}})
+from edgetl.device.cuda_libraries import preload_cuda_libraries
+import onnxruntime
+if {{cuda}}:
+    preload_cuda_libraries()
+session = onnxruntime.InferenceSession(base64.b64decode({_TINY_MODEL!r}), providers=[{{name!r}}], enable_fallback=0)
 print(json.dumps(session.get_providers()[0]))
 """
+_CUDA = tuple(PROVIDERS[name] for name in CUDA_PROVIDERS)
 _TORCH = """
 import json, torch, torchvision
 gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -33,11 +44,14 @@ def list_providers() -> tuple[list[str], str | None]:
 
 def try_provider(name: str) -> str | None:
     """None if a session starts on this provider, else what it lacks: being listed says only that the package knows it."""
-    answer, words = _ask(_START.format(name=name))
+    answer, words = _ask(_START.format(name=name, root=str(Path(edgetl.__file__).parents[1]), cuda=name in _CUDA))
     if answer == name:
         return None
-    library = re.search(r"with error: ([^\n]*?)(?:: No such file[^\n]*)?$", words, re.MULTILINE)
-    return library.group(1).strip() if library else "onnxruntime fell back to another provider" if answer else _last_line(words)
+    library = missing_library(words)
+    if library is not None:
+        return f"{library} is missing"
+    reason = re.search(r"with error: ([^\n]*?)(?:: No such file[^\n]*)?$", words, re.MULTILINE)
+    return reason.group(1).strip() if reason else "onnxruntime fell back to another provider" if answer else _last_line(words)
 
 
 def try_torch() -> tuple[dict[str, Any] | None, str | None]:

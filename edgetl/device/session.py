@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from pathlib import Path
 
 # onnxruntime reads this when it is imported; a tool that measures devices does not phone home from them.
@@ -12,22 +14,17 @@ import onnxruntime
 
 from edgetl.core.errors import BundleError, ProviderError
 from edgetl.device.cores import available_cores
+from edgetl.device.cuda_libraries import load_error, missing_library, preload_cuda_libraries
+from edgetl.device.engine_cache import open_engine_cache
+from edgetl.device.placement import RECORD, check_placement, recorded_assignments
+from edgetl.device.providers import CUDA_PROVIDERS, PROVIDERS, provider_chain
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "xnnpack": "XnnpackExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "directml": "DmlExecutionProvider",
-    "qnn": "QNNExecutionProvider",
-}
-"""The names that users type, and onnxruntime's own."""
-
-
-_OWN_THREADS = {"openvino": "num_of_threads", "xnnpack": "intra_op_num_threads"}
-"""Providers with a thread pool of their own, and the option that sizes it."""
+_RUN_FAILURES = ("EPFail", "Fail", "RuntimeException", "RuntimeError")
+"""onnxruntime's exceptions for a run that a provider did not finish (the last with IO binding); they share no base class."""
+_CUDA_FAILURE = re.compile(r"CU\w+ failure \d+: [^;]*[^; ]")
+_NODE = re.compile(r"while running (\w+) node\. Name:'([^']*)'")
+_SOURCE_PLACE = re.compile(r"^(?:\[ONNXRuntimeError\] : \d+ : \w+ : )?(?:Exception during initialization: )?(?:/\S+:\d+ .*?\) (?=[A-Z]))?")
+_LONGEST_MESSAGE = 300
 
 
 def available_providers() -> list[str]:
@@ -57,45 +54,109 @@ def create_session(
     threads: int | None = None,
     profile_prefix: Path | None = None,
     spinning: bool = True,
+    precision: str | None = None,
 ) -> onnxruntime.InferenceSession:
-    """A session whose first provider is the one asked for.
+    """A session whose first provider is the one asked for, with the compute nodes on it, and that answers from nowhere else.
 
     Args:
         model: an ONNX file or its bytes.
         threads: intra-op threads; None takes the cores this process may use. Inter-op is always 1.
         spinning: onnxruntime's default: idle threads wait in a busy loop. False where PyTorch works in the same process, which it slows.
         profile_prefix: when given, onnxruntime's profiler is on and writes files that begin with this path.
+        precision: of the file, as a bundle names it (fp32, fp16, int8); TensorRT computes in it. None is taken for fp32.
 
     Raises:
-        ProviderError: the provider is unknown, not in this onnxruntime, or did not take the model.
+        ProviderError: the provider is unknown, not in this onnxruntime, or did not take the model or all of its compute nodes.
         BundleError: the file is not a model that this onnxruntime can load.
     """
     check_provider(provider)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or available_cores()
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    # CUDA's errors are raised as well as logged; TensorRT says only in its log why it built no engine.
+    options.log_severity_level = 4 if provider == "cuda" else 3
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)
-    chosen = [PROVIDERS[provider]] + ([] if provider == "cpu" else [PROVIDERS["cpu"]])
-    count = options.intra_op_num_threads
-    own: list[dict[str, str]] = [{name: str(count) for name in (_OWN_THREADS.get(provider),) if name}] + [{}] * (len(chosen) - 1)
     if provider == "xnnpack":
         # Its own pool does the work; onnxruntime's would spin beside it (onnxruntime's page on XNNPACK).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if provider != "cpu":
+        options.add_session_config_entry(RECORD, "1")
+    if provider in CUDA_PROVIDERS:
+        preload_cuda_libraries()
+    keeps_engines = provider in CUDA_PROVIDERS and provider != "cuda"
+    cache = open_engine_cache(model, provider) if keeps_engines else None
+    available = onnxruntime.get_available_providers()
+    chain = provider_chain(provider, available, options.intra_op_num_threads, precision, cache)
+    content = model if isinstance(model, bytes) else str(model)
     try:
-        session = onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=chosen, provider_options=own
-        )
+        # With its fall-back on, onnxruntime's Python class makes the session anew on the CPU when a provider fails, and answers.
+        session = onnxruntime.InferenceSession(content, options, providers=chain, enable_fallback=0)
     except Exception as cause:  # onnxruntime's exceptions share no base class
+        if provider != "cpu" and _loads_on_cpu(content):
+            raise ProviderError(_not_started(provider, str(cause))) from cause
         name = "the model" if isinstance(model, bytes) else model
         raise BundleError(f"onnxruntime {onnxruntime.__version__} cannot load {name}: {cause}") from cause
     if session.get_providers()[0] != PROVIDERS[provider]:
-        raise ProviderError(
-            f"{PROVIDERS[provider]} did not start and onnxruntime fell back to {session.get_providers()[0]}. "
-            "`edgetl doctor` shows what this machine lacks; nothing ran on the wrong device."
-        )
+        raise ProviderError(_not_started(provider, f"onnxruntime gave {session.get_providers()[0]} in its place"))
+    if provider != "cpu":
+        assignments = recorded_assignments(session)
+        if assignments is None:
+            warnings.warn(
+                f"onnxruntime {onnxruntime.__version__} does not record where it places nodes; "
+                f"that all of them run on {PROVIDERS[provider]} is not known.",
+                stacklevel=2,
+            )
+        else:
+            check_placement(assignments, [name for name, _ in chain])
     return session
+
+
+def refuse_failed_run(session: onnxruntime.InferenceSession, cause: Exception) -> None:
+    """Raise the error of a run that raised `cause` where a provider other than the CPU's failed; otherwise return.
+
+    Raises:
+        ProviderError: naming the provider, what it said, and the next step.
+    """
+    provider = session.get_providers()[0]
+    if type(cause).__name__ not in _RUN_FAILURES or provider == PROVIDERS["cpu"]:
+        return
+    raise ProviderError(
+        f"{provider} took the model and then failed to run it: {_one_line(str(cause))} Nothing was answered from another provider. "
+        "Take another variant or another --provider; `edgetl doctor` shows what this machine lacks."
+    ) from cause
+
+
+def _not_started(provider: str, reason: str) -> str:
+    library = missing_library(reason)
+    if library is None and provider in CUDA_PROVIDERS:
+        # onnxruntime logs what the loader said and keeps it to itself otherwise.
+        name = f"libonnxruntime_providers_{provider}.so"
+        library = missing_library(load_error(Path(onnxruntime.__file__).parent / "capi" / name))
+    lacking = f"{library} is missing." if library else _one_line(reason)
+    return f"{PROVIDERS[provider]} did not start: {lacking} `edgetl doctor` shows what this machine lacks; nothing ran on the wrong device."
+
+
+def _one_line(message: str) -> str:
+    """Return the part of onnxruntime's message that says what happened, as one sentence."""
+    node = _NODE.search(message)
+    where = f"{node.group(1)} {node.group(2)}: " if node else ""
+    sentence = " ".join(message.rpartition("Status Message: ")[2].split())
+    if failure := _CUDA_FAILURE.search(sentence):
+        return f"{where}{failure.group(0)}."
+    sentence = _SOURCE_PLACE.sub("", sentence)
+    return where + sentence[:_LONGEST_MESSAGE].rstrip(". ") + "."
+
+
+def _loads_on_cpu(content: bytes | str) -> bool:
+    """Tell whether a model that a provider refused is sound: then the provider is to blame and not the file."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        onnxruntime.InferenceSession(content, options, providers=[PROVIDERS["cpu"]])
+    except Exception:  # as above
+        return False
+    return True

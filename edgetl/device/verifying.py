@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgetl.core.errors import BenchError, BundleError, ProviderError
-from edgetl.device.answers import judge_answers
+from edgetl.device.answers import gate_tolerance, judge_answers
 from edgetl.device.backends import Source
 from edgetl.device.bench.jobs import Job
 from edgetl.device.bench.processes import run_job
@@ -89,14 +89,17 @@ def _verified(
 ) -> Verified:
     if progress:
         progress(f"{variant.name} on {provider}")
-    source = Source(file.resolve(), threads, provider=provider, input=variant.input, preprocessing=bundle.preprocessing)
+    source = Source(
+        file.resolve(), threads, provider=provider, input=variant.input, preprocessing=bundle.preprocessing, precision=variant.precision
+    )
     job = Job("gate", "onnxruntime", source, (), BenchProtocol(), files=tuple(path.resolve() for path in golden.files))
     try:
         logits = np.asarray(run_job(job, folder)["golden_logits"], np.float64)
     except (BenchError, BundleError, ProviderError) as cause:
         gate: dict[str, Any] = {"checked": False, "passed": False, "reason": str(cause)}
     else:
-        gate = judge_answers(logits, golden.logits, max(golden.tolerance, variant.tolerance or 0.0))
+        tolerance = gate_tolerance(golden.logits, provider, golden.tolerance, variant.tolerance)
+        gate = judge_answers(logits, golden.logits, tolerance)
     advice = "" if gate["passed"] else " ".join(_advice(variant, provider, gate))
     return Verified(variant.name, variant.precision, provider, gate, advice)
 

@@ -16,10 +16,9 @@ from edgetl.core.files import write_json
 from edgetl.core.layout import free_name
 from edgetl.core.results import BenchResult, read_result
 from edgetl.device.bundle import open_bundle
+from edgetl.device.providers import CUDA_PROVIDERS
 from edgetl.fleet.packing import Parcel
 from edgetl.fleet.remote import Remote, RemoteError
-
-_ON_GPU = ("cuda", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def bench_hosts(config: BenchConfig, hosts: Sequence[str], wheels: Path | None, 
     if config.inputs is not None:
         raise ConfigError("--inputs feeds a lone ONNX file; --host measures bundles, which bring their own images.")
     bundle = open_bundle(config.target)
-    extra = "gpu" if any(provider in _ON_GPU for provider in config.providers) else "cpu"
+    extra = "gpu" if any(provider in CUDA_PROVIDERS for provider in config.providers) else "cpu"
     parcel = Parcel(bundle.directory, bench_arguments(config), extra, wheels, config.baseline)
     folder = config.output or free_name(Path("bench"), "hosts")
     folder.mkdir(parents=True, exist_ok=True)

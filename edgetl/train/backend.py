@@ -20,12 +20,12 @@ from edgetl.core.layout import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.backends import Source, Stage
 from edgetl.device.preprocessing import resize_and_crop
+from edgetl.device.providers import CUDA_PROVIDERS
 from edgetl.train.models import load_run_model
 
 EAGER, BF16, COMPILE = "eager", "bf16", "compile"
 CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 _FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
-_CUDA_PROVIDERS = ("cuda", "tensorrt")
 
 
 class PixelsToLogits(nn.Module):
@@ -56,7 +56,7 @@ class PyTorchBackend:
         torch.set_num_threads(source.threads)
         if torch.get_num_interop_threads() != 1:  # may be set once in a process only
             torch.set_num_interop_threads(1)
-        self.provider = "cuda" if source.provider in _CUDA_PROVIDERS else "cpu"
+        self.provider = "cuda" if source.provider in CUDA_PROVIDERS else "cpu"
         self._device = torch.device(self.provider)
         if self._device.type == "cuda":
             if not torch.cuda.is_available():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.device import environment
+from edgetl.device import cuda_libraries, environment
 from edgetl.device.environment import inspect_environment
 from edgetl.device.probes import list_providers, try_provider, try_torch
 
@@ -90,10 +90,14 @@ def test_a_gpu_that_onnxruntime_cannot_use(installed: dict[str, str | None], mon
     card.parent.mkdir(parents=True)
     card.write_text("Model: \t\t NVIDIA Imaginary 9\n")
     monkeypatch.setattr(environment, "list_providers", lambda: (["CUDAExecutionProvider", "CPUExecutionProvider"], None))
-    monkeypatch.setattr(environment, "try_provider", lambda name: "libcublas.so.13" if name.startswith("CUDA") else None)
+    monkeypatch.setattr(environment, "try_provider", lambda name: "libcurand.so.10 is missing" if name.startswith("CUDA") else None)
+    monkeypatch.setattr(cuda_libraries, "_installed", {"onnxruntime-gpu": "1.31.1"}.get)
     (finding,) = inspect_environment(proc=tmp_path).findings
-    assert "NVIDIA Imaginary 9 is here" in finding.what
-    assert finding.remedy == 'pip install "edgetl[gpu]"'
+    assert "NVIDIA Imaginary 9 is here, but CUDAExecutionProvider does not start: libcurand.so.10 is missing" in finding.what
+    assert finding.remedy == 'pip install "onnxruntime-gpu[cuda,cudnn]==1.31.1"'
+    monkeypatch.setattr(environment, "try_provider", lambda name: "libcuda.so.1 is missing" if name.startswith("CUDA") else None)
+    (finding,) = inspect_environment(proc=tmp_path).findings
+    assert finding.remedy.startswith("install NVIDIA's driver")
 
 
 def test_probes_of_this_environment() -> None:

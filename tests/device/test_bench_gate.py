@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgetl.device.answers import judge_answers
+from edgetl.device.answers import gate_tolerance, judge_answers
 from edgetl.device.bench.proving import _same_work
 
 REFERENCE = np.array([[2.0, 0.0, -1.0], [0.0, 0.02, -3.0]], np.float32)
@@ -56,3 +56,53 @@ def test_other_work_in_scope_model_fails() -> None:
     strange = _same_work(passed, reference, np.array([[[1.0, np.nan]]]), 0.05)
     assert not strange["passed"]
     assert "not finite" in strange["reason"]
+
+
+LARGE = np.array([[30.0, -50.0, 4.0]], np.float32)
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "nv_tensorrt_rtx"])
+def test_tf32_is_allowed_a_hundredth_of_the_largest_logit(provider: str) -> None:
+    assert gate_tolerance(LARGE, provider, 0.05, None) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("provider", ["cpu", "openvino", "xnnpack", "qnn"])
+def test_other_providers_keep_the_bundles_tolerance(provider: str) -> None:
+    assert gate_tolerance(LARGE, provider, 0.05, None) == 0.05
+
+
+def test_the_widest_bound_holds() -> None:
+    small = REFERENCE
+    assert gate_tolerance(small, "cuda", 0.05, 0.9) == 0.9
+    assert gate_tolerance(small, "cuda", 0.05, None) == 0.05
+    assert gate_tolerance(LARGE, "cuda", 0.05, None, relative=0.05) == pytest.approx(2.5)
+    assert gate_tolerance(LARGE, "cpu", 0.05, None, relative=0.05) == pytest.approx(2.5)
+
+
+def test_the_verdict_holds_the_tolerance_that_was_used() -> None:
+    answers = LARGE.astype(np.float64) + 0.4
+    on_gpu = judge_answers(answers, LARGE, gate_tolerance(LARGE, "cuda", 0.05))
+    on_cpu = judge_answers(answers, LARGE, gate_tolerance(LARGE, "cpu", 0.05))
+    assert (on_gpu["passed"], on_gpu["tolerance"]) == (True, pytest.approx(0.5))
+    assert (on_cpu["passed"], on_cpu["tolerance"]) == (False, 0.05)
+
+
+def test_tf32_moves_a_real_network_by_less_than_it_is_allowed() -> None:
+    """Rounded to 10 bits of mantissa, as TF32 reads factors: the logits of a deep random network with batches of ReLU layers."""
+    generator = np.random.default_rng(0)
+    layers = [generator.normal(0, np.sqrt(2 / 256), (256, 256)).astype(np.float32) for _ in range(50)]
+    exact = rounded = generator.normal(0, 1, (16, 256)).astype(np.float32)
+    for weight in layers:
+        exact = np.maximum(exact @ weight, 0)
+        rounded = np.maximum(_tf32(rounded) @ _tf32(weight), 0)
+    difference = np.abs(rounded - exact).max()
+    tolerance = gate_tolerance(exact, "cuda", 0.0)
+    assert difference < tolerance
+    # A bound that a real mistake would pass too is none: two layers swapped.
+    wrong = exact[:, ::-1]
+    assert np.abs(wrong - exact).max() > 10 * tolerance
+
+
+def _tf32(values: np.ndarray) -> np.ndarray:
+    bits = values.view(np.uint32) + np.uint32(1 << 12)
+    return (bits & np.uint32(0xFFFFE000)).view(np.float32)

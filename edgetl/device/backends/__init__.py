@@ -35,6 +35,8 @@ class Source:
     """Images a call in scope `model`."""
     given: Path | None = None
     """A .npy or .npz file to feed instead of random values; for ONNX files that are not edgetl's."""
+    precision: str | None = None
+    """Of the ONNX file, as a bundle names it (fp32, fp16, int8); None where nothing says so. TensorRT computes in it."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What was asked of the runtime, and what `settle` found on this device."""
 

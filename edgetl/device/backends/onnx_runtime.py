@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,15 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgetl.core.errors import BenchError
+from edgetl.core.errors import BenchError, ProviderError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.backends import Source, Stage
 from edgetl.device.binding import MEMORY, BoundRun
 from edgetl.device.bundle import read_metadata
 from edgetl.device.operators import node_times, summary
+from edgetl.device.placement import NodeAssignment, check_placement, node_share, recorded_assignments
 from edgetl.device.preprocessing import preprocess
-from edgetl.device.session import create_session
+from edgetl.device.session import create_session, refuse_failed_run
 
 _TYPES = {
     "uint8": np.uint8, "int8": np.int8, "float": np.float32, "float16": np.float16, "double": np.float64,
@@ -35,7 +35,7 @@ class OnnxRuntimeBackend:
     def __init__(self, source: Source) -> None:
         self._source = source
         self.provider = source.provider
-        self._session = create_session(source.model, source.provider, source.threads)
+        self._session = create_session(source.model, source.provider, source.threads, precision=source.precision)
         self._inputs = self._session.get_inputs()
         names = [node.name for node in self._session.get_outputs()]
         # A lone file that edgetl wrote says itself what it wants.
@@ -49,9 +49,13 @@ class OnnxRuntimeBackend:
 
     def infer(self, batch: Any) -> NDArray[np.float32]:
         """Logits, or the first output of a model that is not edgetl's."""
-        if self._bound is not None:
-            return self._bound.download(self._bound.compute(self._upload(batch)))
-        logits: NDArray[np.float32] = self._run(self._outputs, batch if type(batch) is dict else {self._name: batch})[0]
+        try:
+            if self._bound is not None:
+                return self._bound.download(self._bound.compute(self._upload(batch)))
+            logits: NDArray[np.float32] = self._run(self._outputs, batch if type(batch) is dict else {self._name: batch})[0]
+        except Exception as cause:  # onnxruntime's exceptions share no base class
+            refuse_failed_run(self._session, cause)
+            raise
         return logits
 
     def stages(self) -> list[Stage]:
@@ -76,6 +80,8 @@ class OnnxRuntimeBackend:
         found = [self._given()] if self._source.given else [self._random(np.random.default_rng(number)) for number in range(count)]
         try:
             self.infer(found[0])
+        except ProviderError:
+            raise
         except Exception as cause:  # onnxruntime's exceptions share no base class
             wanted = "; ".join(f"{node.name}: {node.type} {node.shape}" for node in self._inputs)
             kind = "given" if self._source.given else "random"
@@ -133,7 +139,6 @@ class OnnxRuntimeBackend:
     def describe(self, batch: Any) -> dict[str, Any]:
         """Session options as far as they shape the latency, and the share of nodes on each provider."""
         options = self._session.get_session_options()
-        placed = Counter(node["provider"] for node in self.profile(batch, 1)["nodes"])
         return {
             "onnxruntime": onnxruntime.__version__,
             "intra_op_threads": options.intra_op_num_threads,
@@ -141,15 +146,24 @@ class OnnxRuntimeBackend:
             "graph_optimization": str(options.graph_optimization_level).rpartition(".")[2],
             "providers": self._session.get_providers(),
             "io_binding": self._bound is not None,
-            "node_share": {provider: count / placed.total() for provider, count in sorted(placed.items())},
+            "node_share": self._node_share(batch),
         }
+
+    def _node_share(self, batch: Any) -> dict[str, float]:
+        assignments = None if self._source.provider == "cpu" else recorded_assignments(self._session)
+        if assignments is None:
+            profiled = self.profile(batch, 1)["nodes"]
+            assignments = [NodeAssignment(node["node"], node["operator"], node["provider"]) for node in profiled]
+            # Not judged yet where onnxruntime does not record its partitioning.
+            check_placement(assignments, self._session.get_providers())
+        return node_share(node.provider for node in assignments)
 
     def profile(self, batch: Any, runs: int) -> dict[str, Any]:
         """Time and share of every operator and node, with the provider it runs on; see `edgetl.device.operators.summary`."""
         source = self._source
 
         def open_session(prefix: Path) -> onnxruntime.InferenceSession:
-            return create_session(source.model, source.provider, source.threads, profile_prefix=prefix)
+            return create_session(source.model, source.provider, source.threads, profile_prefix=prefix, precision=source.precision)
 
         feed = batch if isinstance(batch, dict) else {self._name: batch}
         return {"runs": runs, **summary(node_times(open_session, feed, runs))}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgetl.core.errors import BenchError, EdgetlError
 from edgetl.core.rows import Row
-from edgetl.device.answers import judge_answers
+from edgetl.device.answers import gate_tolerance, judge_answers
 from edgetl.device.bench.inputs import Pictures
 from edgetl.device.bench.jobs import Job, Stream
 from edgetl.device.bench.processes import run_job
@@ -78,8 +78,9 @@ def prove(
             continue
         verdict: dict[str, Any] = {"checked": False, "passed": None, "reason": NO_GOLDEN}
         if pictures is not None:
-            largest = float(np.abs(pictures.logits).max())
-            tolerance = max(pictures.tolerance, candidate.tolerance or 0.0, candidate.relative_tolerance * largest)
+            tolerance = gate_tolerance(
+                pictures.logits, candidate.source.provider, pictures.tolerance, candidate.tolerance, relative=candidate.relative_tolerance
+            )
             verdict = judge_answers(np.asarray(answer["golden_logits"], np.float64), pictures.logits, tolerance)
             logits = np.asarray(answer["model_logits"], np.float64)
             reference, allowed = references.get(candidate.source.input, (logits[:, 0], tolerance))

@@ -17,6 +17,7 @@ from edgetl.core.wording import counted
 from edgetl.device.backends import Source
 from edgetl.device.bundle import Bundle, open_bundle
 from edgetl.device.facts import installed_version
+from edgetl.device.providers import CUDA_PROVIDERS
 
 NO_GOLDEN = "a lone ONNX file brings no reference images: its answers were not checked"
 _TORCH_VARIANTS = {"eager": EAGER, "bf16": "bf16", "compile": "compile"}
@@ -65,7 +66,7 @@ class Target:
 
 def torch_device(provider: str) -> str:
     """Where PyTorch runs beside an execution provider."""
-    return "cuda" if provider in ("cuda", "tensorrt") else "cpu"
+    return "cuda" if provider in CUDA_PROVIDERS else "cpu"
 
 
 def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
@@ -83,7 +84,9 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
     variants = [bundle.variant(name) for name in dict.fromkeys(config.variants)] or bundle.variants
     contenders: list[Candidate] = []
     for variant in variants:
-        source = Source(bundle.file(variant).resolve(), 1, input=variant.input, preprocessing=bundle.preprocessing)
+        source = Source(
+            bundle.file(variant).resolve(), 1, input=variant.input, preprocessing=bundle.preprocessing, precision=variant.precision
+        )
         one = Candidate("onnxruntime", variant.name, source, variant.sha256, variant.bytes, config.scopes, variant.tolerance)
         contenders += _combined(one, config, threads, config.providers)
     model = {"name": bundle.model, "run_id": bundle.run_id}
