@@ -27,6 +27,7 @@ class DecodedImages:
         self._full: set[Path] = set()
         self._stamps: dict[Path, tuple[int, int] | None] = {}
         self._bytes = 0
+        self._is_full = False
         self._lock = threading.Lock()
 
     @property
@@ -66,13 +67,14 @@ class DecodedImages:
         self._stamps = {path: _stamp(path) for path in paths}
 
     def warm(self, path: Path) -> None:
-        """Decode and keep an image if there is room left."""
-        if self._bytes < self._budget and path not in self._kept:
+        """Decode and keep an image, unless an earlier one has found no room."""
+        if not self._is_full and self._bytes < self._budget and path not in self._kept:
             self[path]
 
     def seal(self) -> None:
         """Keep nothing more: what each of many worker processes kept would add up."""
         self._budget = 0
+        self._is_full = True
 
     def release(self) -> None:
         """Forget everything."""
@@ -80,6 +82,7 @@ class DecodedImages:
             self._kept.clear()
             self._full.clear()
             self._bytes = 0
+            self._is_full = False
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
@@ -95,9 +98,13 @@ class DecodedImages:
 
     def _keep(self, path: Path, image: NDArray[np.uint8]) -> None:
         with self._lock:
-            if path not in self._kept and self._bytes + image.nbytes <= self._budget:
-                self._kept[path] = image
-                self._bytes += image.nbytes
+            if path in self._kept:
+                return
+            if self._bytes + image.nbytes > self._budget:
+                self._is_full = True
+                return
+            self._kept[path] = image
+            self._bytes += image.nbytes
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
