@@ -66,6 +66,24 @@ class DecodedImages:
         """Files are to stay as they are now: one that changes later is refused instead of being decoded."""
         self._stamps = {path: _stamp(path) for path in paths}
 
+    def get_kept(self, path: Path) -> NDArray[np.uint8] | None:
+        """Return the image of a file if it is kept; nothing is decoded."""
+        return self._kept.get(path)
+
+    @property
+    def least_side(self) -> int:
+        """Pixels that the shorter side of a reduced image has at least."""
+        return self._least_side
+
+    def check_unchanged(self, path: Path) -> None:
+        """Compare a file with what `expect` has noted of it.
+
+        Raises:
+            DecodeError: it has changed.
+        """
+        if path in self._stamps and self._stamps[path] != _stamp(path):
+            raise DecodeError(f"{path}: has changed since training began.")
+
     def warm(self, path: Path) -> None:
         """Decode and keep an image, unless an earlier one has found no room."""
         if not self._is_full and self._bytes < self._budget and path not in self._kept:
@@ -92,8 +110,7 @@ class DecodedImages:
 
     def _load(self, path: Path, least_side: int | None = None) -> NDArray[np.uint8]:
         image = load_image(path, least_side)
-        if path in self._stamps and self._stamps[path] != _stamp(path):
-            raise DecodeError(f"{path}: has changed since training began.")
+        self.check_unchanged(path)
         return image
 
     def _keep(self, path: Path, image: NDArray[np.uint8]) -> None:

@@ -7,13 +7,21 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from edgetl.train.device_loader import DeviceLoader
 from edgetl.train.loading import Key, Loader, cut_batches
 
 
 class ResidentViews:
     """A loader in front of a loader: gives the same batches, from the device's memory where it has them."""
 
-    def __init__(self, loader: Loader, groups: Sequence[Sequence[Key]], side: int, device: torch.device, budget_bytes: int) -> None:
+    def __init__(
+        self,
+        loader: Loader | DeviceLoader,
+        groups: Sequence[Sequence[Key]],
+        side: int,
+        device: torch.device,
+        budget_bytes: int,
+    ) -> None:
         """Reserve memory for groups of views, the most wanted first; a group that does not fit as a whole is not kept.
 
         Args:
