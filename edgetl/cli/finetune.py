@@ -65,6 +65,7 @@ def finetune(
     split_seed: options.SplitSeed = None,
     device: options.DeviceKind = None,
     precision: options.PrecisionKind = None,
+    input_device: options.InputDeviceKind = None,
     workers: options.Workers = None,
     cache_budget: options.CacheBudget = None,
     compile: options.Compile = None,

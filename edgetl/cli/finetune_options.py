@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgetl.core.finetuning import BatchNorm, ClassWeights, Device, FinetuneConfig, Precision, Sampling, Schedule
+from edgetl.core.finetuning import BatchNorm, ClassWeights, Device, FinetuneConfig, InputDevice, Precision, Sampling, Schedule
 
 _OPEN = "{}, by what phase 1 leaves to learn"
 MODEL, RECIPE, DATA, MACHINE = "Model", "Recipe", "Data and augmentation", "Machine"
@@ -169,6 +169,14 @@ PrecisionKind = Annotated[
         MACHINE,
         "precision",
         "Arithmetic; auto is bf16 on GPUs that have it, fp16 on older ones with tensor cores, on CPUs with bf16 what is measured faster.",
+    ),
+]
+InputDeviceKind = Annotated[
+    InputDevice | None,
+    _option(
+        MACHINE,
+        "input_device",
+        "Where training images are decoded and augmented; auto measures both when training on a GPU and takes the faster.",
     ),
 ]
 Workers = Annotated[

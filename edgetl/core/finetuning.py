@@ -17,6 +17,7 @@ ClassWeights = Literal["none", "balanced"]
 Sampling = Literal["shuffled", "balanced"]
 Schedule = Literal["constant", "cosine"]
 Device = Literal["auto", "cpu", "cuda"]
+InputDevice = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -103,6 +104,8 @@ class FinetuneConfig:
     """Seed of the split alone; None takes `seed`: with several seeds and one split, runs are compared on the same images."""
     device: Device = "auto"
     """Where to train."""
+    input_device: InputDevice = "auto"
+    """Where training images are decoded and augmented: `auto` takes what is measured faster where training is on a GPU, else the CPU."""
     precision: Precision = "auto"
     """Arithmetic of the forward and backward passes; weights stay float32."""
     workers: int | None = None
@@ -173,7 +176,10 @@ class FinetuneConfig:
             None if self.workers is None or self.workers >= 0 else f"--workers is not negative, not {self.workers}.",
             None if self.cache_budget is None or self.cache_budget >= 0 else f"--cache-budget is not negative, not {self.cache_budget}.",
             one_of("--device", self.device, Device),
+            one_of("--input-device", self.input_device, InputDevice),
             one_of("--precision", self.precision, Precision),
+            None if self.input_device != "cuda" or self.device != "cpu" else _INPUT_WITHOUT_GPU,
+            None if self.input_device != "cuda" or self.augment_file is None else _FILE_ON_GPU,
         ]
 
     @property
@@ -203,4 +209,9 @@ class FinetuneConfig:
 
 
 _PATHS = ("data", "output", "augment_file")
+_INPUT_WITHOUT_GPU = "--input-device cuda needs --device cuda or auto, got --device cpu."
+_FILE_ON_GPU = (
+    "--input-device cuda cannot run a pipeline file: its transforms are known on the CPU only. "
+    "Take --input-device cpu, or --augment light, medium or strong."
+)
 _BALANCED_TWICE = "--class-weights balanced and --sampling balanced both make up for rare classes. Take one of the two."

@@ -45,7 +45,7 @@ class Augmentation:
         compose = self._compose
         if compose is None:
             return resize_and_crop(image, self._preprocessing)
-        compose.set_random_seed(_seed_of(self._seed, view, index))
+        compose.set_random_seed(self.view_seed(view, index))
         try:
             augmented: NDArray[np.uint8] = compose(image=image)["image"]
         except Exception as cause:
@@ -57,6 +57,21 @@ class Augmentation:
             return resize_and_crop(augmented, self._preprocessing)
         return augmented
 
+    @property
+    def strength(self) -> Augment | None:
+        """The built-in pipeline's strength, None for a pipeline from a file."""
+        return None if self._file else self._strength
+
+    def view_seed(self, view: int, index: int) -> int:
+        """Seed of a view, in [0, 2^32)."""
+        return _seed_of(self._seed, view, index)
+
+    def build_pipeline(self) -> Any:
+        """Build a new albumentations pipeline of this strength, for one thread; None for `none`."""
+        if self._file:
+            return _load(self._file)
+        return _pipeline(self._strength, self._preprocessing.crop)
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_own"}
 
@@ -67,10 +82,7 @@ class Augmentation:
     def _compose(self) -> Any:
         # Seeding changes the pipeline, so each thread has one of its own.
         if not hasattr(self._own, "compose"):
-            if self._file:
-                self._own.compose = _load(self._file)
-            else:
-                self._own.compose = _pipeline(self._strength, self._preprocessing.crop)
+            self._own.compose = self.build_pipeline()
         return self._own.compose
 
     def _try(self, file: Path) -> None:

@@ -27,6 +27,7 @@ class DecodedImages:
         self._full: set[Path] = set()
         self._stamps: dict[Path, tuple[int, int] | None] = {}
         self._bytes = 0
+        self._is_full = False
         self._lock = threading.Lock()
 
     @property
@@ -65,14 +66,33 @@ class DecodedImages:
         """Files are to stay as they are now: one that changes later is refused instead of being decoded."""
         self._stamps = {path: _stamp(path) for path in paths}
 
+    def get_kept(self, path: Path) -> NDArray[np.uint8] | None:
+        """Return the image of a file if it is kept; nothing is decoded."""
+        return self._kept.get(path)
+
+    @property
+    def least_side(self) -> int:
+        """Pixels that the shorter side of a reduced image has at least."""
+        return self._least_side
+
+    def check_unchanged(self, path: Path) -> None:
+        """Compare a file with what `expect` has noted of it.
+
+        Raises:
+            DecodeError: it has changed.
+        """
+        if path in self._stamps and self._stamps[path] != _stamp(path):
+            raise DecodeError(f"{path}: has changed since training began.")
+
     def warm(self, path: Path) -> None:
-        """Decode and keep an image if there is room left."""
-        if self._bytes < self._budget and path not in self._kept:
+        """Decode and keep an image, unless an earlier one has found no room."""
+        if not self._is_full and self._bytes < self._budget and path not in self._kept:
             self[path]
 
     def seal(self) -> None:
         """Keep nothing more: what each of many worker processes kept would add up."""
         self._budget = 0
+        self._is_full = True
 
     def release(self) -> None:
         """Forget everything."""
@@ -80,6 +100,7 @@ class DecodedImages:
             self._kept.clear()
             self._full.clear()
             self._bytes = 0
+            self._is_full = False
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
@@ -89,15 +110,18 @@ class DecodedImages:
 
     def _load(self, path: Path, least_side: int | None = None) -> NDArray[np.uint8]:
         image = load_image(path, least_side)
-        if path in self._stamps and self._stamps[path] != _stamp(path):
-            raise DecodeError(f"{path}: has changed since training began.")
+        self.check_unchanged(path)
         return image
 
     def _keep(self, path: Path, image: NDArray[np.uint8]) -> None:
         with self._lock:
-            if path not in self._kept and self._bytes + image.nbytes <= self._budget:
-                self._kept[path] = image
-                self._bytes += image.nbytes
+            if path in self._kept:
+                return
+            if self._bytes + image.nbytes > self._budget:
+                self._is_full = True
+                return
+            self._kept[path] = image
+            self._bytes += image.nbytes
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

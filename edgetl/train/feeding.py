@@ -14,10 +14,9 @@ from edgetl.core.finetuning import Sampling
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.train.activations import Activations
 from edgetl.train.computing import Computing
-from edgetl.train.loading import Key, Loader, cut_batches
+from edgetl.train.loading import Key, cut_batches
 from edgetl.train.prefix import Function, Values
 from edgetl.train.ranks import ALONE, Group
-from edgetl.train.resident import ResidentViews
 
 Batch = tuple[Values, Tensor]
 """(float32 values on the device, each [batch, ...]; int64 labels on the device)."""
@@ -79,6 +78,16 @@ class Feed(Protocol):
         """This process's training images in order, without augmentation."""
 
 
+class BatchLoader(Protocol):
+    """Batches of (uint8 [batch, S, S, 3], int64 [batch])."""
+
+    def __call__(self, batches: Sequence[Sequence[Key]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches, in order."""
+
+    def evaluation(self, indices: Sequence[int], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images once, in order, as the device will see them."""
+
+
 class CachedFeed:
     """From activations: view after view, epoch by epoch."""
 
@@ -128,7 +137,7 @@ class StreamedFeed:
 
     def __init__(
         self,
-        loader: Loader | ResidentViews,
+        loader: BatchLoader,
         train: Sequence[int],
         val: Sequence[int],
         order: Order,

@@ -210,7 +210,7 @@ def _staging(prepared: Prepared, progress: Progress, deadline: float | None, sta
         return Staging(materials, prepared.phases)
     plan = state.facts["plan"]
     phases = [replace(phase, epochs=count) for phase, count in zip(prepared.phases, plan["epochs"], strict=True)]
-    return Staging(materials, phases, plan["views"])
+    return Staging(materials, phases, plan["views"], plan.get("input_device"))
 
 
 def _train(prepared: Prepared, training: Training, staging: Staging, state: State | None) -> Stage:

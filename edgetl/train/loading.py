@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -69,6 +70,20 @@ class Images(Dataset[tuple[Tensor, int]]):
     def seal(self) -> None:
         """Keep no more decoded images in this process."""
         self._decoded.seal()
+
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return self._files[index][0]
+
+    @property
+    def decoded(self) -> DecodedImages:
+        """The decoded images of this process."""
+        return self._decoded
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What makes the views."""
+        return self._augmentation
 
     def labels(self, indices: Sequence[int]) -> Tensor:
         """int64 [images]."""

@@ -7,13 +7,21 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from edgetl.train.device_loader import DeviceLoader
 from edgetl.train.loading import Key, Loader, cut_batches
 
 
 class ResidentViews:
     """A loader in front of a loader: gives the same batches, from the device's memory where it has them."""
 
-    def __init__(self, loader: Loader, groups: Sequence[Sequence[Key]], side: int, device: torch.device, budget_bytes: int) -> None:
+    def __init__(
+        self,
+        loader: Loader | DeviceLoader,
+        groups: Sequence[Sequence[Key]],
+        side: int,
+        device: torch.device,
+        budget_bytes: int,
+    ) -> None:
         """Reserve memory for groups of views, the most wanted first; a group that does not fit as a whole is not kept.
 
         Args:
@@ -35,21 +43,36 @@ class ResidentViews:
         """The batches, in order: (uint8 [batch, S, S, 3], int64 [batch])."""
         there = [self._there.issuperset(batch) for batch in batches]
         loaded = iter(self._loader([batch for batch, found in zip(batches, there, strict=True) if not found]))
-        for batch, found in zip(batches, there, strict=True):
+        for batch, found, rows in zip(batches, there, self._upload_rows(batches), strict=True):
             if found:
-                rows = torch.tensor([self._row[key] for key in batch]).to(self._device, non_blocking=True)
+                assert rows is not None
                 yield self._pixels.index_select(0, rows), self._labels.index_select(0, rows)
             else:
-                yield self._kept(batch, *next(loaded))
+                yield self._kept(batch, rows, *next(loaded))
 
     def evaluation(self, indices: Sequence[int], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The images once, in order, as the device will see them."""
         return self(cut_batches([(None, index) for index in indices], batch_size))
 
-    def _kept(self, batch: Sequence[Key], pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _upload_rows(self, batches: Sequence[Sequence[Key]]) -> list[Tensor | None]:
+        """The rows of each batch, int64 [batch] on the device; None for a batch that is not kept.
+
+        One upload for the whole pass: a copy from pageable memory in every step would make the host
+        wait for the device.
+        """
+        is_kept = [all(key in self._row for key in batch) for batch in batches]
+        kept = [batch for batch, keep in zip(batches, is_kept, strict=True) if keep]
+        rows = torch.tensor([self._row[key] for batch in kept for key in batch], dtype=torch.int64)
+        if self._device.type == "cuda":
+            rows = rows.pin_memory()
+        on_device = rows.to(self._device, non_blocking=True)
+        uploaded = iter(torch.split(on_device, [len(batch) for batch in kept]))
+        return [next(uploaded) if keep else None for keep in is_kept]
+
+    def _kept(self, batch: Sequence[Key], rows: Tensor | None, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         pixels, labels = pixels.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
-        if all(key in self._row for key in batch):
-            rows = torch.tensor([self._row[key] for key in batch], device=self._device)
-            self._pixels[rows], self._labels[rows] = pixels, labels
+        if rows is not None:
+            self._pixels.index_copy_(0, rows, pixels)
+            self._labels.index_copy_(0, rows, labels)
             self._there.update(batch)
         return pixels, labels

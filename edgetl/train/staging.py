@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from edgetl.core.errors import EdgetlError
+from edgetl.core.finetuning import InputDevice
 from edgetl.train.activations import Activations, near, rows_of
 from edgetl.train.arithmetic import keep_slow_kernels_in_float32, step_milliseconds
 from edgetl.train.computing import Computing
 from edgetl.train.costs import PhaseParts, measure_costs
 from edgetl.train.cutting import Cut, TracedNetwork, channels_last, check_pieces
-from edgetl.train.feeding import CachedFeed, Feed, Order, StreamedFeed
+from edgetl.train.feeding import BatchLoader, CachedFeed, Feed, Order, StreamedFeed
 from edgetl.train.filling import Base, Cache, Materials, view_keys
 from edgetl.train.freezing import set_trainable
-from edgetl.train.loading import Key, Loader
+from edgetl.train.input_device import choose_loader
+from edgetl.train.loading import Key
 from edgetl.train.measured import remembered
 from edgetl.train.phases import Phase
 from edgetl.train.planning import Costs, Plan, plan
@@ -52,10 +54,17 @@ class Stage:
 class Staging:
     """Plans and prepares the stages of a run."""
 
-    def __init__(self, materials: Materials, phases: Sequence[Phase], views: int | None = None) -> None:
-        """Take `views` where an earlier process has decided them."""
+    def __init__(
+        self,
+        materials: Materials,
+        phases: Sequence[Phase],
+        views: int | None = None,
+        input_device: InputDevice | None = None,
+    ) -> None:
+        """Take `views` and `input_device` where an earlier process has decided them."""
         self._has = materials
         self._decided_views = views
+        self._decided_input = input_device
         self._phases = list(phases)
         images, config = materials.loader.images, materials.config
         self._train_labels, self._val_labels = images.labels(materials.train), images.labels(materials.val)
@@ -190,7 +199,11 @@ class Staging:
     @property
     def plan(self) -> dict[str, Any]:
         """What was decided, once `stages` was called; for a process that goes on."""
-        return {"epochs": [phase.epochs for phase in self._phases], "views": self.report.get("views")}
+        return {
+            "epochs": [phase.epochs for phase in self._phases],
+            "views": self.report.get("views"),
+            "input_device": self.report.get("input", {}).get("device"),
+        }
 
     @property
     def _wanted_views(self) -> int:
@@ -270,14 +283,17 @@ class Staging:
         return view_keys(1) if not config.augments else view_keys(config.views) if config.views else None
 
     @cached_property
-    def _loader(self) -> Loader | ResidentViews:
+    def _loader(self) -> BatchLoader:
         has = self._has
+        loader, choice = choose_loader(has, self._decided_input)
+        if choice:
+            self.report["input"] = choice
         if has.computing.device.type != "cuda":
-            return has.loader
+            return loader
         free, _ = torch.cuda.mem_get_info(has.computing.device)
         validation: list[Key] = [(None, index) for index in has.val]
         training: list[Key] = [(view, index) for view in self._streamed_views or () for index in has.train]
-        return ResidentViews(has.loader, [validation, training], has.preprocessing.crop, has.computing.device, free // 3)
+        return ResidentViews(loader, [validation, training], has.preprocessing.crop, has.computing.device, free // 3)
 
     def _module(self, cut: Cut | None) -> nn.Module:
         module: nn.Module = self._has.adapted.network

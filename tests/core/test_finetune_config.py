@@ -43,6 +43,7 @@ def test_what_unfreeze_takes(unfreeze: str) -> None:
         ("workers", -1, "--workers"),
         ("augment", "wild", "--augment"),
         ("device", "tpu", "--device"),
+        ("input_device", "gpu", "--input-device"),
         ("precision", "int8", "--precision"),
         ("seed", -1, "--seed"),
         ("seed", 2**63, "--seed"),
@@ -123,3 +124,12 @@ def test_all_mistakes_are_told_at_once() -> None:
     for part in ("--batch-size", "both 0", "--warmup", "--views"):
         assert part in str(caught.value)
     assert len(str(caught.value).splitlines()) == 4
+
+
+def test_images_are_prepared_on_a_gpu_only_where_one_may_be_and_knows_the_transforms() -> None:
+    assert FinetuneConfig(Path("data"), input_device="cuda").input_device == "cuda"
+    with pytest.raises(ConfigError, match="needs --device cuda or auto, got --device cpu"):
+        FinetuneConfig(Path("data"), input_device="cuda", device="cpu")
+    with pytest.raises(ConfigError, match="cannot run a pipeline file"):
+        FinetuneConfig(Path("data"), input_device="cuda", augment_file=Path("flip.json"))
+    assert FinetuneConfig(Path("data"), augment_file=Path("flip.json")).input_device == "auto"

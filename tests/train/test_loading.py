@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import albumentations as A
 import numpy as np
@@ -103,6 +104,23 @@ def test_decoded_images_stay_within_the_budget(rows: list[SplitRow]) -> None:
     assert 0 < decoded.kept_bytes <= 3 * one
     decoded.release()
     assert decoded.kept_bytes == 0
+
+
+def test_decode_ahead_stops_when_the_budget_is_full(make_images: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = sorted(make_images("many", ["a", "b"], count=50).rglob("*.png"))
+    rows = [SplitRow(path, path.parent.name, "train") for path in paths]
+    kept = 7
+    decodes: list[Path] = []
+
+    def counted(path: Path, least_side: int | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        decodes.append(path)
+        return load_image(path, least_side)
+
+    monkeypatch.setattr("edgetl.train.decoded.load_image", counted)
+    monkeypatch.setattr("edgetl.train.loading.available_cores", lambda: 2)
+    images(rows, budget=kept * load_image(rows[0].path).nbytes + 1).decode_ahead()
+    # The files differ by up to two rows of pixels, and each of two threads may be at one image more.
+    assert kept - 1 <= len(decodes) <= kept + 2
 
 
 def test_large_jpegs_are_decoded_at_a_part_of_their_size_for_training_only(tmp_path: Path) -> None:

@@ -65,3 +65,22 @@ def test_an_abandoned_pass_leaves_only_what_was_seen() -> None:
     next(resident(cut_batches(VALIDATION, 5)))
     assert content(resident(cut_batches(VALIDATION, 5))) == content(CountingLoader()(cut_batches(VALIDATION, 5)))
     assert loader.loaded == VALIDATION
+
+
+def test_the_rows_of_a_pass_are_uploaded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    resident = ResidentViews(CountingLoader(), [VALIDATION], SIDE, DEVICE, 10 * SIZE)  # type: ignore[arg-type]
+    created: list[int] = []
+    original = torch.tensor
+
+    def counted(content: list[int], **options: object) -> Tensor:
+        created.append(len(content))
+        return original(content, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("edgetl.train.resident.torch.tensor", counted)
+    monkeypatch.setattr(CountingLoader, "__call__", lambda self, batches: iter(EXPECTED[: len(batches)]))
+    for _ in range(2):
+        list(resident(cut_batches(VALIDATION, 3)))
+    assert created == [10, 10]
+
+
+EXPECTED = list(CountingLoader()(cut_batches(VALIDATION, 3)))
