@@ -13,7 +13,7 @@ from torch import Tensor
 from edgetl.core.finetuning import Sampling
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.train.activations import Activations
-from edgetl.train.computing import Computing
+from edgetl.train.computing import Computing, copy_to_device, cudnn_autotuning
 from edgetl.train.loading import Key, Loader, cut_batches
 from edgetl.train.prefix import Function, Values
 from edgetl.train.ranks import ALONE, Group
@@ -117,10 +117,7 @@ class CachedFeed:
         return tuple(self._rows(value, positions).float() for value in values), self._rows(labels, positions)
 
     def _rows(self, value: Tensor, positions: Tensor) -> Tensor:
-        rows = value.index_select(0, positions.to(value.device, non_blocking=True))
-        if rows.device.type == "cpu" and self._device.type == "cuda":
-            rows = rows.pin_memory()
-        return rows.to(self._device, non_blocking=True)
+        return copy_to_device(value.index_select(0, copy_to_device(positions, value.device)), self._device)
 
 
 class StreamedFeed:
@@ -160,8 +157,11 @@ class StreamedFeed:
         """The epoch's view of every image."""
         view = self._views[(epoch - 1) % len(self._views)] if self._views else epoch
         keys = [[(view, self._train[position]) for position in batch] for batch in self._order.batches(epoch)[first:]]
+        usual = max(map(len, keys), default=0)
         for pixels, labels in self._loader(keys):
-            yield self._values(pixels, 0), labels.to(self._computing.device, non_blocking=True)
+            with cudnn_autotuning(len(pixels) == usual):
+                values = self._values(pixels, 0)
+            yield values, labels.to(self._computing.device, non_blocking=True)
 
     def validation(self) -> Iterator[Batch]:
         """Through the exact prefix."""

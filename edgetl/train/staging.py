@@ -172,6 +172,8 @@ class Staging:
             return asdict(fastest_prefix(piece, self._example(), self._has.computing))
 
         facts = {**self._measured_facts(cut), "choice of": candidates(self._has.computing), "versions": self._has.facts["versions"]}
+        if self._has.computing.device.type == "cuda":
+            facts["chosen by"] = "precision"
         choice = self._has.ranks.agree(Choice(**remembered(facts, measure)))
         self.report |= {"prefix": choice.fast, "exact_prefix": choice.exact, "milliseconds": choice.milliseconds}
         return choice
