@@ -38,10 +38,14 @@ class Computing:
         """As it stands in metrics.json."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
-    def arithmetic(self) -> AbstractContextManager[None]:
-        """Autocast to a 16-bit type, or nothing; weights stay float32."""
+    def arithmetic(self, cache_enabled: bool = True) -> AbstractContextManager[None]:
+        """Autocast to a 16-bit type, or nothing; weights stay float32.
+
+        Args:
+            cache_enabled: False casts weights anew at each use, as a CUDA graph must.
+        """
         dtype = _AUTOCAST[self.precision]
-        return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+        return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=cache_enabled)
 
     def gradient_scaler(self) -> torch.amp.GradScaler:
         """Scales the loss where gradients would vanish in float16 (Micikevicius et al., 2018); does nothing otherwise."""

@@ -54,6 +54,11 @@ class Order:
         """Of an epoch."""
         return len(self._cut(range(len(self._labels))))
 
+    @property
+    def share(self) -> int:
+        """Images of a full batch in this process."""
+        return len(self._ranks.own(self._batch_size))
+
     def own(self, indices: Sequence[int]) -> list[int]:
         """This process's part of images that are gone through in order."""
         return [indices[at] for at in self._ranks.own(len(indices))]
@@ -68,6 +73,10 @@ class Feed(Protocol):
     @property
     def steps(self) -> int:
         """Of an epoch."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a full batch in this process."""
 
     def training(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """One epoch (counted from 1), from batch `first` on (counted from 0)."""
@@ -93,6 +102,11 @@ class CachedFeed:
     def steps(self) -> int:
         """Of an epoch."""
         return self._order.steps
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a full batch in this process."""
+        return self._order.share
 
     def training(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The view whose turn it is."""
@@ -153,13 +167,17 @@ class StreamedFeed:
         """Of an epoch."""
         return self._order.steps
 
+    @property
+    def batch_size(self) -> int:
+        """Images of a full batch in this process."""
+        return self._order.share
+
     def training(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The epoch's view of every image."""
         view = self._views[(epoch - 1) % len(self._views)] if self._views else epoch
         keys = [[(view, self._train[position]) for position in batch] for batch in self._order.batches(epoch)[first:]]
-        usual = max(map(len, keys), default=0)
         for pixels, labels in self._loader(keys):
-            with cudnn_autotuning(len(pixels) == usual):
+            with cudnn_autotuning(len(pixels) == self.batch_size):
                 values = self._values(pixels, 0)
             yield values, labels.to(self._computing.device, non_blocking=True)
 
