@@ -12,6 +12,7 @@ from edgetl.cli import finetune_options as options
 from edgetl.cli.console import err, out
 from edgetl.cli.importing import heavy_imports
 from edgetl.core.errors import ConfigError
+from edgetl.core.finetuning import parse_batch_size
 from edgetl.core.layout import RunDirectory
 from edgetl.core.options import parse_duration, parse_size, raise_all
 from edgetl.core.presets import parse_augment, resolve
@@ -136,6 +137,8 @@ def _parsed(given: dict[str, Any]) -> dict[str, Any]:
                 parsed[field] = strength_or_file
             elif name == "budget":
                 parsed["budget_s"] = parse_duration(value)
+            elif name == "batch_size":
+                parsed[name] = parse_batch_size(value)
             elif name == "cache_budget":
                 parsed[name] = parse_size(value)
             else:

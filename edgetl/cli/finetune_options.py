@@ -76,7 +76,16 @@ Unfreeze = Annotated[
 ]
 FinetuneEpochs = Annotated[int | None, _option(RECIPE, "finetune_epochs", "Epochs of phase 2.", _OPEN.format("5 to 8"))]
 FinetuneLr = Annotated[float | None, _option(RECIPE, "finetune_lr", "Adam's learning rate in phase 2.", _OPEN.format("2e-4 to 1e-3"))]
-BatchSize = Annotated[int | None, _option(RECIPE, "batch_size", "Images a step.", "about 32 steps an epoch, 16 to 64")]
+BatchSize = Annotated[
+    str | None,
+    _option(
+        RECIPE,
+        "batch_size",
+        "Images a step; auto takes as many as the GPU is fastest with, and scales learning rates by the square root of the ratio.",
+        "about 32 steps an epoch, 16 to 64",
+        metavar="IMAGES|auto",
+    ),
+]
 BatchNormMode = Annotated[
     BatchNorm | None,
     _option(

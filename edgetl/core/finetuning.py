@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgetl.core.errors import ConfigError
 from edgetl.core.options import json_ready, one_of, raise_all
 
 Augment = Literal["none", "light", "medium", "strong"]
@@ -50,8 +51,9 @@ class FinetuneConfig:
     """Epochs of phase 2; None takes 5 to 8 by what phase 1 left to learn, see edgetl.train.phases."""
     finetune_lr: float | None = None
     """Adam's learning rate in phase 2; None takes 2e-4 to 1e-3 by what phase 1 left to learn, see edgetl.train.phases."""
-    batch_size: int | None = None
-    """Images a step; None is the power of two that comes nearest to 32 steps an epoch, 16 to 64."""
+    batch_size: int | Literal["auto"] | None = None
+    """Images a step; None is the power of two that comes nearest to 32 steps an epoch, 16 to 64; `auto` fits it to the GPU, with learning
+    rates scaled, see edgetl.train.batch_size."""
     batch_norm: BatchNorm = "auto"
     """BatchNorm of the blocks that phase 2 trains: `eval` keeps its statistics, `train` takes each batch's and moves them; `auto` keeps
     them where phase 1 left next to nothing to learn and they fit the images, see edgetl.train.phases."""
@@ -139,7 +141,7 @@ class FinetuneConfig:
             None if blocks else f"--unfreeze takes a number of blocks, a share like 75%, `auto`, `head` or `all`, not {self.unfreeze!r}.",
             None if 0 <= self.seed < 2**63 else f"--seed lies in [0, 2^63), not {self.seed}.",
             None if 0 <= (self.split_seed or 0) < 2**63 else f"--split-seed lies in [0, 2^63), not {self.split_seed}.",
-            None if self.batch_size is None or self.batch_size >= 1 else f"--batch-size is at least 1, not {self.batch_size}.",
+            None if self.batch_size in (None, "auto") or self._batch_size_is_positive else _BATCH_SIZE.format(self.batch_size),
             None if 0 <= self.val_split < 1 else f"--val-split lies in [0, 1), not {self.val_split}.",
             None if self.head_width >= 0 else f"--head-width is not negative, not {self.head_width}.",
             one_of("--augment", self.augment, Augment),
@@ -183,6 +185,10 @@ class FinetuneConfig:
         ]
 
     @property
+    def _batch_size_is_positive(self) -> bool:
+        return isinstance(self.batch_size, int) and self.batch_size >= 1
+
+    @property
     def resolved_split_seed(self) -> int:
         """The seed that the split is drawn with."""
         return self.seed if self.split_seed is None else self.split_seed
@@ -208,6 +214,20 @@ class FinetuneConfig:
         return cls(**{**content, **paths})
 
 
+def parse_batch_size(text: str) -> int | Literal["auto"]:
+    """Read `auto` or a number of images.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if text == "auto":
+        return "auto"
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise ConfigError(f"takes a number of images, or auto, not {text!r}.")
+    return int(text)
+
+
+_BATCH_SIZE = "--batch-size is at least 1, or auto, not {}."
 _PATHS = ("data", "output", "augment_file")
 _INPUT_WITHOUT_GPU = "--input-device cuda needs --device cuda or auto, got --device cpu."
 _FILE_ON_GPU = (

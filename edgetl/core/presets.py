@@ -20,6 +20,7 @@ RECIPE = (
 )  # fmt: skip
 """The fields that a preset sets."""
 _AUTO = "auto"
+_USUAL = "usual"
 _NOT_IN_FILES = ("data", "output", "force")
 _DEFAULTS = {field.name: field.default for field in fields(FinetuneConfig) if field.default is not MISSING}
 
@@ -113,7 +114,7 @@ def parse_augment(text: str) -> tuple[str, str | Path]:
 
 
 def preset_toml(name: str) -> str:
-    """A preset as a file for --config; `auto` stands for what edgetl chooses by the data.
+    """A preset as a file for --config; `auto` stands for what edgetl chooses by the data, and `usual` for such a batch size.
 
     Raises:
         ConfigError: it is unknown.
@@ -122,7 +123,8 @@ def preset_toml(name: str) -> str:
         raise ConfigError(_unknown(name))
     # A number, a text or a truth value is written in TOML as in JSON.
     lines = [f"# {PRESET_NOTES[name]}", f'preset = "{name}"']
-    lines += [f"{key} = {json.dumps(_AUTO if value is None else value)}" for key, value in presets()[name].items()]
+    unset = {"batch_size": _USUAL}
+    lines += [f"{key} = {json.dumps(unset.get(key, _AUTO) if value is None else value)}" for key, value in presets()[name].items()]
     return "\n".join(lines) + "\n"
 
 
@@ -137,6 +139,8 @@ def _value(name: str, value: Any, kind: Any) -> Any:
         return parse_duration(value)
     if name == "cache_budget" and isinstance(value, str):
         return parse_size(value)
+    if name == "batch_size" and value in (_AUTO, _USUAL):
+        return "auto" if value == _AUTO else None
     if name == "unfreeze" and type(value) is int:
         return str(value)
     kinds = get_args(kind) or (kind,)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgetl.train.computing import Arithmetic, Computing
+from edgetl.train.computing import Arithmetic, Computing, cudnn_autotuning
 from edgetl.train.prefix import Values
 
 
@@ -40,7 +40,7 @@ def step_milliseconds(
 ) -> dict[str, float]:
     """Time of a forward and backward pass in each arithmetic that may be chosen; the network is left as it was."""
     names: list[Arithmetic] = ["fp32", "bf16"] if computing.may_use_bf16 else [computing.precision]
-    with _undisturbed(network):
+    with undisturbed(network), cudnn_autotuning(True):
         return {name: _fastest(forward, values, labels, replace(computing, precision=name)) for name in names}
 
 
@@ -58,12 +58,23 @@ def _fastest(forward: Callable[..., Tensor], values: Values, labels: Tensor, com
 
 
 @contextmanager
-def _undisturbed(network: nn.Module) -> Iterator[None]:
-    # Measuring must leave no trace: neither in BatchNorm's statistics, nor in gradients, nor in the random numbers that follow.
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    with torch.random.fork_rng():
-        yield
-    with torch.no_grad():
-        for name, buffer in network.named_buffers():
-            buffer.copy_(buffers[name])
-    network.zero_grad(set_to_none=True)
+def undisturbed(network: nn.Module) -> Iterator[None]:
+    """Restore buffers, gradients (to None) and random generators after the block, so that a measurement leaves no trace.
+
+    Only the generators of the CPU and of the GPU that holds the network are saved: asking for every GPU's would make a
+    CUDA context on each of them.
+    """
+    buffers = list(network.buffers())
+    saved = [buffer.clone() for buffer in buffers]
+    gpus = {tensor.device for tensor in (*network.parameters(), *buffers) if tensor.device.type == "cuda"}
+    current = [torch.cuda.current_device() if gpu.index is None else gpu.index for gpu in gpus]
+    try:
+        with torch.random.fork_rng(devices=current, device_type="cuda"):
+            yield
+    finally:
+        with torch.no_grad():
+            # One launch for each type: lists of several types are copied tensor by tensor.
+            for dtype in {buffer.dtype for buffer in buffers}:
+                pairs = [pair for pair in zip(buffers, saved, strict=True) if pair[0].dtype == dtype]
+                torch._foreach_copy_([buffer for buffer, _ in pairs], [copy for _, copy in pairs])
+        network.zero_grad(set_to_none=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,10 +38,14 @@ class Computing:
         """As it stands in metrics.json."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
-    def arithmetic(self) -> AbstractContextManager[None]:
-        """Autocast to a 16-bit type, or nothing; weights stay float32."""
+    def arithmetic(self, cache_enabled: bool = True) -> AbstractContextManager[None]:
+        """Autocast to a 16-bit type, or nothing; weights stay float32.
+
+        Args:
+            cache_enabled: False casts weights anew at each use, as a CUDA graph must.
+        """
         dtype = _AUTOCAST[self.precision]
-        return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+        return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=cache_enabled)
 
     def gradient_scaler(self) -> torch.amp.GradScaler:
         """Scales the loss where gradients would vanish in float16 (Micikevicius et al., 2018); does nothing otherwise."""
@@ -63,6 +68,28 @@ class Computing:
         mean, factor = _row(preprocessing, width, self.device)
         scaled = moved.view(images, height, 3 * width).float().sub_(mean).mul_(factor)
         return scaled.view(images, height, width, 3).permute(0, 3, 1, 2)
+
+
+@contextmanager
+def cudnn_autotuning(enabled: bool) -> Iterator[None]:
+    """Let cuDNN time its algorithms for each new shape inside the block (`torch.backends.cudnn.benchmark`).
+
+    Pays off for shapes that come again many times. Which algorithm wins may differ between two runs, so nothing is
+    timed where deterministic algorithms are asked for.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = enabled and not torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a CPU tensor to `device`; to a GPU from pinned memory, so that the host does not wait for the copy."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @lru_cache(maxsize=8)

@@ -77,6 +77,8 @@ def measure_costs(has: Materials, parts: Sequence[PhaseParts], base: Base | None
 
 
 def _timed(call: Callable[[], T], computing: Computing) -> tuple[T, float]:
+    # A GPU may still be busy with a warm-up, whose time is not the call's.
+    computing.wait()
     started = time.perf_counter()
     found = call()
     computing.wait()

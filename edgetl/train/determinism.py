@@ -23,16 +23,20 @@ from edgetl.train.staging import Stage
 def deterministic(wanted: bool) -> Iterator[None]:
     """Only deterministic algorithms inside the block, which must begin before anything is computed on a GPU."""
     before, tries = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if wanted:
         # cuBLAS reads it when it begins.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
+        # It writes NaN into every new tensor, a launch each, to expose programs that read what they never wrote. Equal runs need none.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(wanted or before)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
         torch.backends.cudnn.benchmark = tries
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
 
 
 def tell_cost(stage: Stage, adapted: AdaptedNetwork, progress: Progress) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from edgetl.core.errors import RunError
 from edgetl.train.checkpoint import Part, State
+from edgetl.train.computing import cudnn_autotuning
+from edgetl.train.cuda_graphs import EAGER, StepReport, fastest_forward, unfit_reason
 from edgetl.train.cutting import channels_last
 from edgetl.train.freezing import Freezing
 from edgetl.train.optimising import AveragedWeights, Mixing, Rates, make_optimiser, moving_buffers
@@ -37,7 +40,7 @@ class Epochs:
         freezing.train_mode()
         self._averaged = AveragedWeights(training.adapted.network, config.ema) if config.ema else None
         self._moving = moving_buffers(training.adapted.network)
-        self._forward = channels_last(training.ranks.parallel(stage.module))
+        self._forward = self._fastest_forward()
         self.done = 0
         """Epochs of this stage that have ended."""
         self.since_better = 0
@@ -48,6 +51,23 @@ class Epochs:
         """Images of this epoch, in this process."""
         self._totals = torch.zeros(2, dtype=torch.float64, device=stage.computing.device)
         """Of those: their losses and how many were right."""
+
+    def _fastest_forward(self) -> Callable[..., Tensor]:
+        training, stage, phase = self._training, self._stage, self._stage.phase
+        config, ranks = training.config, training.ranks
+        eager = channels_last(ranks.parallel(stage.module))
+        steps = phase.epochs * stage.feed.steps
+        unfit = unfit_reason(stage.computing, ranks.world, config.deterministic, config.compile, steps)
+        if unfit:
+            training.steps[phase.number] = StepReport(EAGER, {}, unfit)
+            return eager
+        facts = {**stage.facts, "training": str(phase.unfreeze), "moving": not phase.freeze_statistics}
+        batch = next(iter(stage.feed.training(1)))
+        forward, report = fastest_forward(training.adapted.network, stage.module, eager, batch, stage.computing, facts)
+        if report.reason.startswith("capture failed"):
+            training.progress.note(f"CUDA graphs of phase {phase.number}: {report.reason}. Its steps run eagerly.")
+        training.steps[phase.number] = report
+        return channels_last(forward)
 
     def run_one(self) -> None:
         """Train and validate an epoch, or the rest of the one that a checkpoint was saved in.
@@ -91,11 +111,13 @@ class Epochs:
         network, clip = training.adapted.network, training.config.clip_gradient
         self._freezing.train_mode()
         shown = time.perf_counter()
+        usual = stage.feed.batch_size
         for values, labels in stage.feed.training(number, self._batches):
             self._rates.advance()
             self._lr = max(group["lr"] for group in self._optimiser.param_groups)
             mixed = self._mixing(values, labels)
-            with stage.computing.arithmetic():
+            full = len(labels) == usual
+            with cudnn_autotuning(full), stage.computing.arithmetic():
                 logits = self._forward(*mixed.values)
             logits = logits.float()
             total, weight = training.loss(logits, mixed)
@@ -103,7 +125,8 @@ class Epochs:
             # Processes have batches of other sizes and weights, and what becomes of their gradients is the plain mean.
             ranks.average([whole])
             self._optimiser.zero_grad()
-            self._scaler.scale(total / whole).backward()  # type: ignore[no-untyped-call]
+            with cudnn_autotuning(full):
+                self._scaler.scale(total / whole).backward()  # type: ignore[no-untyped-call]
             if clip:
                 self._scaler.unscale_(self._optimiser)
                 torch.nn.utils.clip_grad_norm_(network.parameters(), clip)

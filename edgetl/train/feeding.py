@@ -13,7 +13,7 @@ from torch import Tensor
 from edgetl.core.finetuning import Sampling
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.train.activations import Activations
-from edgetl.train.computing import Computing
+from edgetl.train.computing import Computing, copy_to_device, cudnn_autotuning
 from edgetl.train.loading import Key, cut_batches
 from edgetl.train.prefix import Function, Values
 from edgetl.train.ranks import ALONE, Group
@@ -53,6 +53,11 @@ class Order:
         """Of an epoch."""
         return len(self._cut(range(len(self._labels))))
 
+    @property
+    def share(self) -> int:
+        """Images of a full batch in this process."""
+        return len(self._ranks.own(self._batch_size))
+
     def own(self, indices: Sequence[int]) -> list[int]:
         """This process's part of images that are gone through in order."""
         return [indices[at] for at in self._ranks.own(len(indices))]
@@ -67,6 +72,10 @@ class Feed(Protocol):
     @property
     def steps(self) -> int:
         """Of an epoch."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a full batch in this process."""
 
     def training(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """One epoch (counted from 1), from batch `first` on (counted from 0)."""
@@ -103,6 +112,11 @@ class CachedFeed:
         """Of an epoch."""
         return self._order.steps
 
+    @property
+    def batch_size(self) -> int:
+        """Images of a full batch in this process."""
+        return self._order.share
+
     def training(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The view whose turn it is."""
         view = (epoch - 1) % self._activations.views
@@ -126,10 +140,7 @@ class CachedFeed:
         return tuple(self._rows(value, positions).float() for value in values), self._rows(labels, positions)
 
     def _rows(self, value: Tensor, positions: Tensor) -> Tensor:
-        rows = value.index_select(0, positions.to(value.device, non_blocking=True))
-        if rows.device.type == "cpu" and self._device.type == "cuda":
-            rows = rows.pin_memory()
-        return rows.to(self._device, non_blocking=True)
+        return copy_to_device(value.index_select(0, copy_to_device(positions, value.device)), self._device)
 
 
 class StreamedFeed:
@@ -165,12 +176,19 @@ class StreamedFeed:
         """Of an epoch."""
         return self._order.steps
 
+    @property
+    def batch_size(self) -> int:
+        """Images of a full batch in this process."""
+        return self._order.share
+
     def training(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The epoch's view of every image."""
         view = self._views[(epoch - 1) % len(self._views)] if self._views else epoch
         keys = [[(view, self._train[position]) for position in batch] for batch in self._order.batches(epoch)[first:]]
         for pixels, labels in self._loader(keys):
-            yield self._values(pixels, 0), labels.to(self._computing.device, non_blocking=True)
+            with cudnn_autotuning(len(pixels) == self.batch_size):
+                values = self._values(pixels, 0)
+            yield values, labels.to(self._computing.device, non_blocking=True)
 
     def validation(self) -> Iterator[Batch]:
         """Through the exact prefix."""

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from edgetl.core.errors import DataError, DecodeError, RunError
-from edgetl.core.finetuning import FinetuneConfig
+from edgetl.core.files import read_json
+from edgetl.core.finetuning import Device, FinetuneConfig
 from edgetl.core.layout import RunDirectory
+from edgetl.train.batch_size import BatchFit
 from edgetl.train.checkpoint import State, read_state
 from edgetl.train.determinism import deterministic, tell_cost
 from edgetl.train.familiarity import statistics_shift
@@ -54,7 +56,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> RunDir
     """
     progress = progress or Silent()
     started = time.perf_counter()
-    with joined() as ranks, deterministic(config.deterministic):
+    with joined(config.device) as ranks, deterministic(config.deterministic):
         run = ranks.first_makes(lambda: choose_output(config.output, config.data, config.model, config.force))
         prepared = prepare(config, run, progress, ranks)
         read_s = time.perf_counter() - started
@@ -73,7 +75,7 @@ def resume(path: RunDirectory, progress: Progress | None = None) -> RunDirectory
     """
     progress = progress or Silent()
     started = time.perf_counter()
-    with joined() as ranks:
+    with joined(_device_of(path)) as ranks:
         content = ranks.first_makes(lambda: beginnings(path))
         config = FinetuneConfig.from_json(content["asked"])
         with Place.again(path) if ranks.first else nullcontext() as place, deterministic(config.deterministic):
@@ -81,10 +83,20 @@ def resume(path: RunDirectory, progress: Progress | None = None) -> RunDirectory
             decided = content["config"]
             # The machine's free memory is another one now, and what it decided must stay decided.
             config = replace(config, output=path.path, cache_budget=decided["cache_budget"], workers=decided["workers"])
-            prepared = prepare(config, path, progress, ranks)
+            fit = BatchFit.from_json(content["batch"]) if content.get("batch") else None
+            prepared = prepare(config, path, progress, ranks, fit)
             _tell_where(prepared, content, state, progress)
             began = started - state.facts["elapsed"] if state else started
             return _run(prepared, place, progress, began, 0.0, state)
+
+
+def _device_of(path: RunDirectory) -> Device:
+    # Asked before the processes are joined, which may use no GPU of a run on a CPU; what is wrong with the file is told later.
+    try:
+        device: Device = read_json(path.config, RunError, "The run's config.json")["config"]["device"]
+    except (RunError, KeyError, TypeError):
+        return "auto"
+    return device
 
 
 def _tell_where(prepared: Prepared, content: dict[str, Any], state: State | None, progress: Progress) -> None:
@@ -192,7 +204,7 @@ def _staging(prepared: Prepared, progress: Progress, deadline: float | None, sta
     loader = Loader(images, config.workers or 0, pin_memory=computing.device.type == "cuda")
     materials = Materials(
         config=config,
-        batch_size=config.batch_size or 1,
+        batch_size=prepared.batch_size,
         adapted=prepared.adapted,
         loader=loader,
         train=parts["train"],
@@ -242,7 +254,8 @@ def _settled(prepared: Prepared, training: Training, stage: Stage) -> Phase:
         # The number of epochs has been planned from the time; only the rate is open.
         config = replace(config, finetune_epochs=stage.phase.epochs)
     learnt = training.records[-1].train_accuracy if training.records else None
-    return prepared.ranks.agree(settle(stage.phase, config, learnt, partial(_shift, training.adapted, stage)))
+    lr_scale = prepared.batch_fit.lr_scale if prepared.batch_fit else 1.0
+    return prepared.ranks.agree(settle(stage.phase, config, learnt, partial(_shift, training.adapted, stage), lr_scale))
 
 
 def _shift(adapted: AdaptedNetwork, stage: Stage) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -16,6 +16,8 @@ from edgetl.train.models import AdaptedNetwork
 
 NORMS = (nn.modules.batchnorm._NormBase,)
 """Layers whose statistics move in training mode."""
+_CLONED_IN_PLACE = (nn.Hardtanh, nn.Hardswish, nn.SiLU, nn.Mish)
+"""Activations (ReLU6 is a Hardtanh) whose derivative needs the input: in place, autograd first copies it. ReLU's needs the output."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,22 @@ def set_trainable(adapted: AdaptedNetwork, unfreeze: int | str, freeze_statistic
     for path in chain([adapted.layer.path], *(block.modules for block in trained)):
         network.get_submodule(path).requires_grad_(True)
     frozen_modules = tuple(network.get_submodule(path) for block in frozen for path in block.modules)
+    use_out_of_place_activations(network, frozen_modules)
     still = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     still |= _frozen_buffers(network, frozen_modules, freeze_statistics)
     digests = {name: _digest(tensor) for name, tensor in _named_tensors(network).items() if name in still}
     return Freezing(network, frozen_modules, freeze_statistics, digests)
+
+
+def use_out_of_place_activations(network: nn.Module, frozen: Sequence[nn.Module] = ()) -> None:
+    """Let activations outside `frozen` write a new tensor where autograd would copy their input before overwriting it.
+
+    Values and gradients stay the same, bit by bit, and memory too: the copy took as much as the new tensor.
+    """
+    inside = {id(inner) for module in frozen for inner in module.modules()}
+    for module in network.modules():
+        if isinstance(module, _CLONED_IN_PLACE) and id(module) not in inside:
+            module.inplace = False
 
 
 def resolve_unfreeze(unfreeze: str, adapted: AdaptedNetwork, usual: int) -> str:

@@ -122,6 +122,9 @@ class Loader:
                 batch_sampler=self._plan,
                 num_workers=workers,
                 persistent_workers=True,
+                # Workers share the decoded images as they are; forkserver, Linux's default from Python 3.14 on, would pickle all of them
+                # for each worker. Forking after CUDA has begun is sound as long as workers never touch CUDA, and they only decode.
+                multiprocessing_context="fork" if sys.platform == "linux" else None,
                 worker_init_fn=_prepare_worker,
                 prefetch_factor=4,
                 pin_memory=pin_memory,

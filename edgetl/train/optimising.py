@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgetl.core.finetuning import FinetuneConfig
+from edgetl.train.computing import copy_to_device
 from edgetl.train.models import AdaptedNetwork
 from edgetl.train.prefix import Values
 
@@ -80,8 +81,9 @@ class Mixed:
 
     values: Values
     targets: Tensor
-    partners: Tensor
-    share: Tensor
+    partners: Tensor | None = None
+    """Targets of the images that were mixed in; None where nothing was."""
+    share: Tensor | None = None
     """Of `targets` in each image, float32 [batch]; the rest is `partners`'."""
 
 
@@ -103,19 +105,18 @@ class Mixing:
 
     def __call__(self, values: Values, targets: Tensor) -> Mixed:
         """Mix each image with another one of the batch, by one share for the batch."""
-        whole = torch.ones(len(targets), device=targets.device)
         spatial = all(value.dim() == 4 and min(value.shape[2:]) > 1 for value in values)
         if not (self._mixup or (self._cutmix and spatial)) or len(targets) < 2:
-            return Mixed(values, targets, targets, whole)
+            return Mixed(values, targets)
         cut = self._cutmix > 0 and spatial and (not self._mixup or bool(self._generator.integers(2)))
         alpha = self._cutmix if cut else self._mixup
         share = float(self._generator.beta(alpha, alpha))
-        partner = torch.from_numpy(self._generator.permutation(len(targets))).to(targets.device)
+        partner = copy_to_device(torch.from_numpy(self._generator.permutation(len(targets))), targets.device)
         if cut:
             values, share = self._paste(values, partner, share)
         else:
             values = tuple(share * value + (1 - share) * value[partner] for value in values)
-        return Mixed(values, targets, targets[partner], share * whole)
+        return Mixed(values, targets, targets[partner], torch.full((len(targets),), share, device=targets.device))
 
     def _paste(self, values: Values, partner: Tensor, share: float) -> tuple[Values, float]:
         # One box in relative coordinates for all values: feature maps of one image differ in size, not in place.
@@ -143,7 +144,7 @@ class Loss:
         self._weights: Tensor | None = None
         if config.class_weights == "balanced":
             counts = torch.bincount(labels, minlength=classes).clamp(min=1)
-            self._weights = (len(labels) / (classes * counts.float())).to(device)
+            self._weights = copy_to_device(len(labels) / (classes * counts.float()), device)
 
     def __call__(self, logits: Tensor, mixed: Mixed) -> tuple[Tensor, Tensor]:
         """(sum over the batch, sum of the images' weights): their quotient is the mean, weighted by class where that was asked for."""
@@ -151,11 +152,16 @@ class Loss:
         def each(targets: Tensor) -> Tensor:
             return F.cross_entropy(logits, targets, self._weights, label_smoothing=self._smoothing, reduction="none")
 
-        losses = mixed.share * each(mixed.targets) + (1 - mixed.share) * each(mixed.partners)
-        if self._weights is None:
+        def mix(figure: Callable[[Tensor], Tensor]) -> Tensor:
+            own = figure(mixed.targets)
+            if mixed.partners is None or mixed.share is None:
+                return own
+            return mixed.share * own + (1 - mixed.share) * figure(mixed.partners)
+
+        losses, weights = mix(each), self._weights
+        if weights is None:
             return losses.sum(), losses.new_full((), len(losses))
-        weights = mixed.share * self._weights[mixed.targets] + (1 - mixed.share) * self._weights[mixed.partners]
-        return losses.sum(), weights.sum()
+        return losses.sum(), mix(lambda targets: weights[targets]).sum()
 
 
 def moving_buffers(network: nn.Module) -> list[Tensor]:
@@ -174,12 +180,12 @@ class AveragedWeights:
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self._live = [*trained, *moving_buffers(network)]
         self.average = [tensor.detach().clone() for tensor in self._live]
+        self._spare = [torch.empty_like(tensor) for tensor in self.average]
 
     @torch.no_grad()
     def restore(self, average: Sequence[Tensor], steps: int) -> None:
         """Go on with an average that was saved."""
-        for own, saved in zip(self.average, average, strict=True):
-            own.copy_(saved)
+        torch._foreach_copy_(self.average, list(average))
         self.steps = steps
 
     @torch.no_grad()
@@ -200,7 +206,8 @@ class AveragedWeights:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for live, average in zip(self._live, self.average, strict=True):
-            kept = live.detach().clone()
-            live.copy_(average)
-            average.copy_(kept)
+        # Copied, not exchanged: the optimizer and captured CUDA graphs hold the live tensors' addresses.
+        live = [tensor.detach() for tensor in self._live]
+        torch._foreach_copy_(self._spare, live)
+        torch._foreach_copy_(live, self.average)
+        self.average, self._spare = self._spare, self.average

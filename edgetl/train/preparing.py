@@ -14,6 +14,7 @@ from edgetl.device.allocator import keep_freed_memory
 from edgetl.device.cores import available_cores
 from edgetl.device.memory import free_memory_bytes
 from edgetl.train.augmentation import Augmentation
+from edgetl.train.batch_size import BatchFit, describe_fit, fit_batch_size
 from edgetl.train.computing import Computing, choose_computing
 from edgetl.train.dataset import DataSet, read_data
 from edgetl.train.decoded import DecodedImages
@@ -40,6 +41,9 @@ class Prepared:
     """As the user gave it."""
     config: FinetuneConfig
     """With everything decided that can be before training."""
+    batch_size: int
+    batch_fit: BatchFit | None
+    """How `--batch-size auto` was decided; None without it."""
     run: RunDirectory
     data: DataSet
     preprocessing: Preprocessing
@@ -52,8 +56,13 @@ class Prepared:
     ranks: Ranks
 
 
-def prepare(config: FinetuneConfig, run: RunDirectory, progress: Progress, ranks: Ranks = ALONE) -> Prepared:
+def prepare(
+    config: FinetuneConfig, run: RunDirectory, progress: Progress, ranks: Ranks = ALONE, batch_fit: BatchFit | None = None
+) -> Prepared:
     """Read the images and make the network.
+
+    Args:
+        batch_fit: as an earlier process has decided `--batch-size auto`.
 
     Raises:
         DataError: the images; see `edgetl.train.dataset.read_data`.
@@ -79,10 +88,15 @@ def prepare(config: FinetuneConfig, run: RunDirectory, progress: Progress, ranks
     torch.manual_seed(config.seed)
     adapted = adapt(config.model, preprocessing.crop, len(data.labels), config.head_width, config.dropout, weights)
     unfreeze = "all" if config.weights == "none" else resolve_unfreeze(config.unfreeze, adapted, architecture.unfreeze)
-    batch_size = config.batch_size or max(usual_batch_size(len(data.part("train"))), 2 * ranks.world)
-    _check_share(min(batch_size, len(data.part("train"))), ranks, computing)
-    phases = plan_phases(config, unfreeze, batch_size)
+    usual = max(usual_batch_size(len(data.part("train"))), 2 * ranks.world)
+    _check_share(min(usual if config.batch_size in (None, "auto") else int(config.batch_size), len(data.part("train"))), ranks)
     _tell(data, config, progress)
+    if config.batch_size == "auto":
+        if batch_fit is None:
+            batch_fit = _fit(config, adapted, computing, preprocessing.crop, len(data.part("train")), usual, unfreeze, ranks)
+        progress.note(describe_fit(batch_fit, computing.device.type))
+    batch_size = batch_fit.batch_size if batch_fit else int(config.batch_size or usual)
+    phases = plan_phases(config, unfreeze, batch_size, batch_fit.lr_scale if batch_fit else 1.0)
     images, cores = len(data.rows), available_cores() // ranks.local.world
     resolved = replace(
         config,
@@ -96,12 +110,40 @@ def prepare(config: FinetuneConfig, run: RunDirectory, progress: Progress, ranks
         workers=default_workers(images, cores, computing.device.type) if config.workers is None else config.workers,
         cache_budget=budget,
     )
-    return Prepared(config, resolved, run, data, preprocessing, computing, phases, augmentation, decoded, weights, adapted, ranks)
+    return Prepared(
+        asked=config,
+        config=resolved,
+        batch_size=batch_size,
+        batch_fit=batch_fit,
+        run=run,
+        data=data,
+        preprocessing=preprocessing,
+        computing=computing,
+        phases=phases,
+        augmentation=augmentation,
+        decoded=decoded,
+        weights=weights,
+        adapted=adapted,
+        ranks=ranks,
+    )
 
 
-def _check_share(images: int, ranks: Ranks, computing: Computing) -> None:
-    if ranks.many and computing.device.type == "cuda" and ranks.local.world > torch.cuda.device_count():
-        raise ConfigError(f"{ranks.local.world} processes on this machine and {torch.cuda.device_count()} GPUs: start one for each GPU.")
+def _fit(
+    config: FinetuneConfig,
+    adapted: AdaptedNetwork,
+    computing: Computing,
+    image_size: int,
+    images: int,
+    usual: int,
+    unfreeze: int | str,
+    ranks: Ranks,
+) -> BatchFit:
+    # The first process of all decides: the GPUs of a training are alike, or the slowest sets the pace anyway.
+    phase = plan_phases(config, unfreeze, usual)[-1]
+    return ranks.first_makes(lambda: fit_batch_size(adapted, phase, config, computing, image_size, images, usual, ranks.world))
+
+
+def _check_share(images: int, ranks: Ranks) -> None:
     if ranks.many and images < 2 * ranks.world:
         raise ConfigError(
             f"{ranks.world} processes divide the {images} images of a step, and each needs two. Start fewer, or raise --batch-size."

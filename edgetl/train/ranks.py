@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from edgetl.core.errors import RunError
+from edgetl.core.errors import ConfigError, RunError
+from edgetl.core.finetuning import Device
 from edgetl.device.cores import available_cores
 
 if TYPE_CHECKING:
@@ -146,8 +147,8 @@ class Ranks(Group):
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
         dist.all_reduce(flat)
         flat /= self.world
-        for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(list(tensors), [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
 
 
 ALONE = Ranks()
@@ -159,27 +160,32 @@ def speaks() -> bool:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """The processes that torchrun has started with this one; ALONE where it has not.
+def joined(device: Device = "auto") -> Iterator[Ranks]:
+    """The processes that torchrun has started with this one; ALONE where it has not, or has started only one.
 
     Ends together: an error of one process ends all of them, and one tells why.
 
+    Args:
+        device: as `--device`; with `cpu` no GPU is touched.
+
     Raises:
+        ConfigError: there is no GPU for this process.
         RunError: the connection to the others was lost, or this process was told to end.
         SystemExit: another process has told why all of them end.
     """
     world, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
+    local_world, local_rank = _number("LOCAL_WORLD_SIZE", world), _number("LOCAL_RANK", rank)
+    started_by_torchrun = "LOCAL_RANK" in os.environ
+    gpu = select_gpu(local_rank) if started_by_torchrun and device != "cpu" else None
     if world == 1:
         yield ALONE
         return
-    local_world, local_rank = _number("LOCAL_WORLD_SIZE", world), _number("LOCAL_RANK", rank)
-    if local_rank < torch.cuda.device_count():
-        torch.cuda.set_device(local_rank)
     # torchrun sets one thread a process where the user has set none.
     torch.set_num_threads(max(1, available_cores() // local_world))
     store: Store = next(iter(rendezvous("env://", timeout=_PATIENCE)))[0]
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=PrefixStore("edgetl", store), rank=rank, world_size=world, timeout=_PATIENCE)
+    # Tensors of a GPU go over NCCL, which is told the GPU so that it need not guess; objects and barriers go over gloo and wait for no GPU.
+    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    dist.init_process_group(backend, store=PrefixStore("edgetl", store), rank=rank, world_size=world, timeout=_PATIENCE, device_id=gpu)
     before = signal.signal(signal.SIGTERM, _told_to_end)
     try:
         channel = _channel(range(world))
@@ -194,6 +200,24 @@ def joined() -> Iterator[Ranks]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def select_gpu(local_rank: int) -> torch.device | None:
+    """Make GPU number `local_rank` the current one, before anything else uses a GPU; None on a machine without.
+
+    Raises:
+        ConfigError: the machine has GPUs, but fewer.
+    """
+    count = torch.cuda.device_count()
+    if count == 0:
+        return None
+    if local_rank >= count:
+        raise ConfigError(
+            f"LOCAL_RANK is {local_rank} and PyTorch sees {count} GPU{'s' * (count > 1)}: each process needs its own. "
+            f"Start torchrun with --nproc-per-node {count}, or train on the CPU with --device cpu."
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def _channel(ranks: range) -> ProcessGroup:

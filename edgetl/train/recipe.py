@@ -16,6 +16,7 @@ from edgetl.core.files import write_text
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import RunDirectory
 from edgetl.train.checkpoint import Part, State, write_state, write_tensors
+from edgetl.train.cuda_graphs import StepReport
 from edgetl.train.epochs import Epochs
 from edgetl.train.evaluation import Evaluation, evaluate
 from edgetl.train.freezing import set_trainable
@@ -64,6 +65,8 @@ class Training:
     """Which one is trained, counted from 0."""
     phase: Phase | None = None
     """Of the stage that is trained; None between two."""
+    steps: dict[int, StepReport] = field(default_factory=dict)
+    """Phase to how its steps are run."""
     plan: dict[str, Any] = field(default_factory=dict)
     """Epochs and views as they were planned, for a checkpoint."""
     interruption: Interruption = field(default_factory=Interruption)
@@ -149,6 +152,7 @@ class Training:
             "elapsed": started - self.started,
             "trainable": self.trainable,
             "ended": self.ended,
+            "steps": {str(number): report.to_json() for number, report in self.steps.items()},
         }
         own = {"cpu": torch.get_rng_state()}
         if self.loss.device.type == "cuda":
@@ -174,6 +178,7 @@ class Training:
         self.best = next((record for record in self.records if record.epoch == facts["best"]), None)
         self._state, self._written = state.part("best"), False
         self.stage, self.seconds, self.trainable, self.ended = (facts[name] for name in ("stage", "seconds", "trainable", "ended"))
+        self.steps = {int(number): StepReport(**report) for number, report in facts.get("steps", {}).items()}
         self.write_best()
         # What was trained after the checkpoint is trained again.
         if self.ranks.first:

@@ -31,6 +31,7 @@ def write_beginnings(prepared: Prepared) -> None:
             "versions": versions(),
             "data": prepared.data.to_json(),
             "weights": _weights(prepared),
+            "batch": prepared.batch_fit.to_json() if prepared.batch_fit else None,
         },
     )
     write_split(prepared.run, prepared.data.folder, prepared.data.rows)
@@ -70,9 +71,11 @@ def write_results(prepared: Prepared, training: Training, last: Stage, frozen_bl
             "processes": training.ranks.world,
             "precision": last.computing.precision,
             "weights": _weights(prepared),
+            "batch": prepared.batch_fit.to_json() if prepared.batch_fit else None,
             "best_epoch": training.best.epoch,
             "ended": training.ended,
             "frozen_blocks": frozen_blocks,
+            "steps": {f"phase{number}": report.to_json() for number, report in training.steps.items()},
             "peak_memory_bytes": peak_memory_bytes(),
             "peak_gpu_memory_bytes": prepared.computing.peak_gpu_memory_bytes(),
         },

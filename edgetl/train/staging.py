@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +44,8 @@ class Stage:
     computing: Computing
     epoch_seconds: float = 0.0
     """Expected of an epoch, where it was measured."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the fastest way to compute a step depends on."""
 
     @property
     def forward(self) -> Callable[..., Tensor]:
@@ -81,7 +83,8 @@ class Staging:
         cached = self._activations(cuts)
         stages = []
         for phase, cut in zip(self._phases, cuts, strict=True):
-            stage = Stage(phase, self._feed(cut, cached), self._module(cut), self._has.computing)
+            facts = {**self._measured_facts(cut), "batch_size": self._has.batch_size}
+            stage = Stage(phase, self._feed(cut, cached), self._module(cut), self._has.computing, facts=facts)
             stages.append(replace(stage, computing=self._training_arithmetic(stage, cut)))
         if self._epoch_seconds:
             stages = [replace(stage, epoch_seconds=seconds) for stage, seconds in zip(stages, self._epoch_seconds, strict=True)]
@@ -181,6 +184,8 @@ class Staging:
             return asdict(fastest_prefix(piece, self._example(), self._has.computing))
 
         facts = {**self._measured_facts(cut), "choice of": candidates(self._has.computing), "versions": self._has.facts["versions"]}
+        if self._has.computing.device.type == "cuda":
+            facts["chosen by"] = "precision"
         choice = self._has.ranks.agree(Choice(**remembered(facts, measure)))
         self.report |= {"prefix": choice.fast, "exact_prefix": choice.exact, "milliseconds": choice.milliseconds}
         return choice

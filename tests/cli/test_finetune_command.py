@@ -186,7 +186,7 @@ GIVEN: dict[str, tuple[str, str, Any]] = {
     "--unfreeze": ("7", "unfreeze", "7"),
     "--finetune-epochs": ("0", "finetune_epochs", 0),
     "--finetune-lr": ("0.5", "finetune_lr", 0.5),
-    "--batch-size": ("7", "batch_size", 7),
+    "--batch-size": ("auto", "batch_size", "auto"),
     "--batch-norm": (other("batch_norm", BatchNorm), "batch_norm", other("batch_norm", BatchNorm)),
     "--schedule": (other("schedule", Schedule), "schedule", other("schedule", Schedule)),
     "--warmup": ("0.77", "warmup", 0.77),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edgetl.core.errors import ConfigError
-from edgetl.core.finetuning import FinetuneConfig
+from edgetl.core.finetuning import FinetuneConfig, parse_batch_size
 
 NAN, INFINITY = math.nan, math.inf
 
@@ -38,6 +38,7 @@ def test_what_unfreeze_takes(unfreeze: str) -> None:
         ("lr", 0.0, "--lr"),
         ("finetune_lr", -1.0, "--finetune-lr"),
         ("batch_size", 0, "--batch-size"),
+        ("batch_size", "many", "--batch-size"),
         ("val_split", 1.0, "--val-split"),
         ("val_split", -0.1, "--val-split"),
         ("workers", -1, "--workers"),
@@ -133,3 +134,13 @@ def test_images_are_prepared_on_a_gpu_only_where_one_may_be_and_knows_the_transf
     with pytest.raises(ConfigError, match="cannot run a pipeline file"):
         FinetuneConfig(Path("data"), input_device="cuda", augment_file=Path("flip.json"))
     assert FinetuneConfig(Path("data"), augment_file=Path("flip.json")).input_device == "auto"
+
+
+def test_a_batch_size_is_a_number_or_auto() -> None:
+    assert parse_batch_size("auto") == "auto"
+    assert parse_batch_size("48") == 48
+    for text in ("usual", "-1", "3.5", "", "1" * 10):
+        with pytest.raises(ConfigError, match="takes a number of images, or auto"):
+            parse_batch_size(text)
+    config = FinetuneConfig(Path("data"), batch_size="auto")
+    assert FinetuneConfig.from_json(config.to_json()) == config

@@ -28,7 +28,8 @@ recipes = st.fixed_dictionaries(
     {
         "epochs": st.integers(0, 1000), "lr": rates, "unfreeze": st.sampled_from(["auto", "head", "all"]) | st.integers(0, 99).map(str),
         "finetune_epochs": st.none() | st.integers(1, 1000), "finetune_lr": st.none() | rates,
-        "batch_size": st.none() | st.integers(1, 4096), "views": st.none() | st.integers(2, 20), "batch_norm": named(BatchNorm),
+        "batch_size": st.none() | st.just("auto") | st.integers(1, 4096),
+        "views": st.none() | st.integers(2, 20), "batch_norm": named(BatchNorm),
         "schedule": named(Schedule), "warmup": shares, "lr_decay": rates, "weight_decay": amounts, "clip_gradient": amounts,
         "label_smoothing": shares, "mixup": amounts, "cutmix": amounts, "ema": shares, "class_weights": named(ClassWeights),
         "sampling": st.just("shuffled"), "head_width": st.integers(0, 4096), "dropout": shares, "augment": named(Augment),
@@ -99,6 +100,11 @@ def test_preset_then_file_then_option(file: Any) -> None:
     assert (config.lr, config.seed) == (0.25, 3)
     assert resolve(DATA, "default", path, {}).finetune_lr == presets()["default"]["finetune_lr"]
     assert resolve(DATA, "default", path, {}).lr == 0.5
+
+
+@pytest.mark.parametrize(("text", "value"), [('"auto"', "auto"), ('"usual"', None), ("48", 48)])
+def test_a_batch_size_in_a_file_means_what_the_option_does(text: str, value: object, file: Any) -> None:
+    assert resolve(DATA, None, file(f"batch-size = {text}"), {}).batch_size == value
 
 
 def test_what_a_file_may_say(file: Any) -> None:

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from edgetl.core.architectures import architectures
-from edgetl.train.computing import choose_computing
+from edgetl.train import prefix as prefixes
+from edgetl.train.computing import Computing, choose_computing
 from edgetl.train.cutting import TracedNetwork, check_pieces
 from edgetl.train.freezing import set_trainable
 from edgetl.train.models import AdaptedNetwork, adapt
@@ -132,3 +133,15 @@ def test_a_runtime_that_does_not_know_the_network_is_left_out() -> None:
     choice = fastest_prefix(traced.piece(traced.input, traced.cut()), (torch.randn(4, 3, 32, 32),), COMPUTING)
     assert "onnxruntime-fp32" not in choice.milliseconds
     assert choice.exact == "pytorch-fp32"
+
+
+@pytest.mark.parametrize(("scale", "fast"), [(1.0, "pytorch-bf16"), (2.0, "pytorch-fp32")])
+def test_a_gpu_takes_16_bits_without_timing_if_values_agree(scale: float, fast: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(name: str, *_: object) -> prefixes.Prefix:
+        return prefixes.Prefix(name, lambda *values: (values[0] * (scale if "bf16" in name else 1),))
+
+    monkeypatch.setattr(prefixes, "make_prefix", make)
+    monkeypatch.setattr(prefixes, "_milliseconds", lambda *_: pytest.fail("timed"))
+    on_gpu = Computing(torch.device("cuda"), "bf16")
+    choice = fastest_prefix(torch.fx.symbolic_trace(nn.Identity()), (torch.randn(2, 3),), on_gpu)
+    assert (choice.fast, choice.exact, choice.milliseconds) == (fast, "pytorch-fp32", {})

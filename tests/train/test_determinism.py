@@ -10,6 +10,7 @@ import torch
 
 from edgetl.core.errors import ConfigError
 from edgetl.core.finetuning import FinetuneConfig
+from edgetl.train.computing import cudnn_autotuning
 from edgetl.train.determinism import cost, deterministic
 from edgetl.train.finetune import finetune
 from edgetl.train.progress import Silent
@@ -26,6 +27,26 @@ def test_pytorch_is_asked_inside_and_as_before_outside(monkeypatch: pytest.Monke
         assert not torch.backends.cudnn.benchmark
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_new_tensors_are_filled_outside_only() -> None:
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    with deterministic(True):
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    with deterministic(False):
+        assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_cudnn_autotunes_unless_runs_must_be_equal() -> None:
+    with cudnn_autotuning(True):
+        assert torch.backends.cudnn.benchmark
+        with cudnn_autotuning(False):
+            assert not torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.benchmark
+    with deterministic(True), cudnn_autotuning(True):
+        assert not torch.backends.cudnn.benchmark
 
 
 def test_the_cost_is_that_of_the_step_with_over_that_without() -> None:

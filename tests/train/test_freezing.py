@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgetl.core.errors import ConfigError
 from edgetl.train.freezing import Freezing, set_trainable
@@ -92,3 +96,50 @@ def test_the_proof_names_statistics_that_moved(adapted: AdaptedNetwork) -> None:
 def test_more_blocks_than_there_are(adapted: AdaptedNetwork) -> None:
     with pytest.raises(ConfigError, match="--unfreeze 15: the backbone has 14 blocks"):
         set_trainable(adapted, 15)
+
+
+class CloneCounter(TorchDispatchMode):
+    """Counts the tensors that autograd copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Run the operator; count it if it is a copy."""
+        self.count += func is torch.ops.aten.clone.default
+        return func(*args, **(kwargs or {}))
+
+
+def set_in_place(network: nn.Module, in_place: bool) -> None:
+    for module in network.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = in_place
+
+
+@pytest.mark.parametrize("model", ["mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"])
+def test_out_of_place_activations_compute_the_same_without_copies(model: str) -> None:
+    clones: list[int] = []
+    results: list[list[Tensor]] = []
+    for in_place in (True, False):
+        torch.manual_seed(0)
+        adapted = adapt(model, 32, 2, 8, 0.2, None)
+        freezing = set_trainable(adapted, "all", freeze_statistics=False)
+        if in_place:
+            set_in_place(adapted.network, True)
+        freezing.train_mode()
+        with CloneCounter() as counter:
+            for _ in range(2):
+                step(freezing)
+        clones.append(counter.count)
+        results.append([*adapted.network.parameters(), *adapted.network.buffers()])
+    assert clones[1] <= 2  # of EfficientNet's head, not of an activation
+    assert clones[0] >= 30
+    assert all(map(torch.equal, *results))
+
+
+def test_frozen_activations_stay_in_place(adapted: AdaptedNetwork) -> None:
+    freezing = set_trainable(adapted, 2)
+    frozen = {id(inner) for block in freezing.frozen_blocks for inner in block.modules()}
+    kept = {id(module) in frozen: module.inplace for module in adapted.network.modules() if isinstance(module, nn.Hardswish)}
+    assert kept == {True: True, False: False}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgetl.core.finetuning import FinetuneConfig
-from edgetl.train.arithmetic import keep_slow_kernels_in_float32, step_milliseconds
+from edgetl.train.arithmetic import keep_slow_kernels_in_float32, step_milliseconds, undisturbed
 from edgetl.train.computing import Computing
 from edgetl.train.freezing import resolve_unfreeze, set_trainable
 from edgetl.train.models import AdaptedNetwork, adapt
@@ -77,7 +77,7 @@ TARGETS = torch.tensor([0, 0, 1, 2])
 
 
 def whole(targets: torch.Tensor = TARGETS) -> Mixed:
-    return Mixed((), targets, targets, torch.ones(len(targets)))
+    return Mixed((), targets)
 
 
 def mean(loss: Loss, mixed: Mixed) -> float:
@@ -98,6 +98,18 @@ def test_the_loss_is_cross_entropy() -> None:
     assert mixed == pytest.approx(float(0.7 * F.cross_entropy(LOGITS, TARGETS) + 0.3 * F.cross_entropy(LOGITS, partners)))
 
 
+@pytest.mark.parametrize("class_weights", ["none", "balanced"])
+def test_an_unmixed_loss_is_the_mixed_one_with_a_share_of_1(class_weights: str) -> None:
+    loss = Loss(replace(CONFIG, class_weights=class_weights, label_smoothing=0.1), TARGETS, 3, torch.device("cpu"))  # type: ignore[arg-type]
+    gradients = []
+    for mixed in (whole(), Mixed((), TARGETS, TARGETS.flip(0), torch.ones(4))):
+        logits = LOGITS.clone().requires_grad_()
+        total, weight = loss(logits, mixed)
+        (total / weight).backward()  # type: ignore[no-untyped-call]
+        gradients.append((total, weight, logits.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))  # type: ignore[arg-type]
+
+
 def test_a_class_without_images_does_not_break_the_weights() -> None:
     loss = Loss(replace(CONFIG, class_weights="balanced"), torch.tensor([0, 0]), 3, torch.device("cpu"))
     assert math.isfinite(mean(loss, whole()))
@@ -108,17 +120,22 @@ def test_mixing_is_off_by_default_and_touches_nothing() -> None:
     state = torch.get_rng_state()
     mixed = Mixing(CONFIG, 1)(values, TARGETS)
     assert mixed.values is values
-    assert mixed.share.tolist() == [1, 1, 1, 1]
+    assert mixed.share is None
+    assert mixed.partners is None
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_mixup_mixes_values_and_targets_by_one_share() -> None:
     values = (torch.eye(4),)
     mixed = Mixing(replace(CONFIG, mixup=1.0), 1)(values, torch.arange(4))
+    assert mixed.share is not None
+    assert mixed.partners is not None
     share = float(mixed.share[0])
     assert 0 < share < 1
     assert torch.allclose(mixed.values[0], share * torch.eye(4) + (1 - share) * torch.eye(4)[mixed.partners])
-    assert torch.equal(Mixing(replace(CONFIG, mixup=1.0), 1)(values, torch.arange(4)).partners, mixed.partners)
+    again = Mixing(replace(CONFIG, mixup=1.0), 1)(values, torch.arange(4))
+    assert again.partners is not None
+    assert torch.equal(again.partners, mixed.partners)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -127,6 +144,8 @@ def test_cutmix_pastes_a_box_and_counts_its_area(seed: int) -> None:
     before = values[0].clone()
     mixed = Mixing(replace(CONFIG, cutmix=1.0, seed=seed), 1)(values, torch.arange(4))
     assert torch.equal(values[0], before), "the cached values stay as they are"
+    assert mixed.share is not None
+    assert mixed.partners is not None
     for at in range(4):
         own = float((mixed.values[0][at] == at).float().mean())
         expected = 1.0 if int(mixed.partners[at]) == at else float(mixed.share[at])
@@ -191,6 +210,36 @@ def test_measuring_steps_leaves_no_trace(adapted: AdaptedNetwork) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], tensor) for name, tensor in adapted.network.state_dict().items())
     assert all(parameter.grad is None for parameter in adapted.network.parameters())
+
+
+def test_only_the_generators_in_use_are_saved(adapted: AdaptedNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    def visit(*_: object) -> None:
+        pytest.fail("a CUDA context is made on a GPU that does not train")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", visit)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", visit)
+    state = torch.get_rng_state()
+    with undisturbed(adapted.network):
+        torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_state_is_restored_when_a_measurement_fails(adapted: AdaptedNetwork) -> None:
+    network = adapted.network.train()
+    before = [buffer.clone() for buffer in network.buffers()]
+    state = torch.get_rng_state()
+
+    def measure() -> None:
+        with undisturbed(network):
+            network(torch.randn(2, 3, 32, 32)).sum().backward()
+            raise ValueError("out of memory")
+
+    with pytest.raises(ValueError, match="out of memory"):
+        measure()
+    assert all(map(torch.equal, network.buffers(), before))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in network.parameters())
 
 
 COSTS = Costs(view=2.0, fixed=1.0, epochs=(0.1, 3.0))

@@ -20,23 +20,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from edgetl.core.errors import ConfigError
 from edgetl.core.layout import RunDirectory
 from edgetl.train.feeding import Order
-from edgetl.train.ranks import ALONE, Ranks, lost
+from edgetl.train.ranks import ALONE, Ranks, joined, lost, select_gpu
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE, ROOT
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-TOGETHER = ("--standalone", "--nproc-per-node", "2", "-m", "edgetl")
 # Without chance in it, two processes compute what one does, up to the order of sums.
 PLAIN = ("--augment", "none", "--dropout", "0", "--batch-norm", "eval", "--epochs", 4, "--finetune-epochs", 2, "--finetune-lr", 1e-3)
 CACHED, STREAMED = (), ("--cache-budget", "0", "--class-weights", "balanced")
 
 
 @contextmanager
-def torchrun(*arguments: object, cache: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-    """The program in two processes, started and not waited for; both end with the block."""
+def torchrun(*arguments: object, cache: Path | None = None, processes: int = 2) -> Iterator[subprocess.Popen[str]]:
+    """The program in several processes, started and not waited for; all end with the block."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **({"EDGETL_CACHE": str(cache)} if cache else {})}
-    command = [sys.executable, "-m", "torch.distributed.run", *TOGETHER, *map(str, arguments)]
+    together = ("--standalone", "--nproc-per-node", str(processes), "-m", "edgetl")
+    command = [sys.executable, "-m", "torch.distributed.run", *together, *map(str, arguments)]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     ) as started:
@@ -143,6 +144,44 @@ def test_what_is_wrong_is_told_once(tmp_path: Path, random_weights: Path) -> Non
         _, errors = started.communicate(timeout=100)
     assert started.returncode != 0
     assert len(re.findall("No data folder at", errors)) == 1, errors
+
+
+def test_each_process_takes_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert select_gpu(1) is None
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert select_gpu(1) == torch.device("cuda", 1)
+    assert taken == [1]
+    with pytest.raises(ConfigError, match="LOCAL_RANK is 2 and PyTorch sees 2 GPUs: each process needs its own"):
+        select_gpu(2)
+    assert taken == [1]
+
+
+def test_a_world_of_one_is_alone_on_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with joined() as ranks:
+        assert ranks is ALONE
+        assert not torch.distributed.is_initialized()
+    assert taken == [1]
+    with joined("cpu"):
+        assert taken == [1], "a run on the CPU touches no GPU"
+
+
+def test_torchrun_with_one_process_trains_as_without_it(forked: Run, parts: Path, random_weights: Path, tmp_path: Path) -> None:
+    runs = [RunDirectory(tmp_path / name) for name in ("plain", "torchrun")]
+    arguments = ["finetune", parts, *options(random_weights), "--epochs", 1, "--finetune-epochs", 1]
+    assert forked(*arguments, "-o", runs[0].path).returncode == 0
+    with torchrun(*arguments, "-o", runs[1].path, processes=1) as started:
+        _, errors = started.communicate(timeout=200)
+    assert started.returncode == 0, errors
+    assert json.loads(runs[1].metrics.read_text())["processes"] == 1
+    assert runs[0].weights.read_bytes() == runs[1].weights.read_bytes()
 
 
 def test_one_process_is_alone() -> None:

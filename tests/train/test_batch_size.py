@@ -1,0 +1,180 @@
+"""The search of a batch size, with rates and memory that are made up: no GPU is at hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgetl.core.finetuning import FinetuneConfig
+from edgetl.core.layout import RunDirectory
+from edgetl.train import preparing, recipe
+from edgetl.train.batch_size import (
+    LEAST_STEPS,
+    BatchFit,
+    StepTimer,
+    describe_fit,
+    fit_batch_size,
+    largest_batch_size,
+    search_batch_size,
+)
+from edgetl.train.computing import Computing
+from edgetl.train.finetune import finetune, resume
+from edgetl.train.models import adapt
+from edgetl.train.phases import Phase, plan_phases, settle
+from edgetl.train.progress import EpochRecord, Silent
+from tests.conftest import ARCHITECTURE, IMAGE_SIZE
+
+CPU = Computing(torch.device("cpu"), "fp32")
+PHASE = Phase(2, 1, 1e-3, "all", freeze_statistics=False)
+
+
+def gpu(memory: int, saturated: int) -> tuple[list[int], object]:
+    """A GPU that holds `memory` images and whose rate grows up to `saturated` images a step."""
+    tried: list[int] = []
+
+    def measure(size: int) -> float:
+        tried.append(size)
+        if size > memory:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return 10.0 * min(size, saturated)
+
+    return tried, measure
+
+
+@pytest.mark.parametrize(
+    ("memory", "saturated", "largest", "expected"),
+    [
+        (10_000, 10_000, 512, (512, "steps", [64, 128, 256, 512])),
+        (300, 10_000, 2048, (256, "memory", [64, 128, 256, 512])),
+        (10_000, 256, 2048, (256, "rate", [64, 128, 256, 512])),
+        (10_000, 10_000, 64, (64, "steps", [64])),
+        (32, 10_000, 2048, (64, "memory", [64])),
+    ],
+)
+def test_the_batch_grows_until_something_ends_it(memory: int, saturated: int, largest: int, expected: tuple[int, str, list[int]]) -> None:
+    tried, measure = gpu(memory, saturated)
+    fit = search_batch_size(measure, 64, largest)  # type: ignore[arg-type]
+    assert (fit.batch_size, fit.ended, tried) == expected
+    assert fit.usual == 64
+    assert list(fit.images_per_second) == [str(size) for size in tried if size <= memory]
+
+
+def test_a_step_over_the_memory_limit_ends_the_search() -> None:
+    def measure(size: int) -> float:
+        if size > 64:
+            raise MemoryError("more than half of the free memory")
+        return 1.0
+
+    assert search_batch_size(measure, 64, 1024) == BatchFit(64, 64, {"64": 1.0}, "memory")
+
+
+def test_other_errors_are_not_hidden() -> None:
+    def measure(size: int) -> float:
+        raise RuntimeError(f"no kernel image for {size}")
+
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        search_batch_size(measure, 64, 128)
+
+
+@given(st.integers(1, 10**7), st.sampled_from([16, 32, 64]))
+def test_an_epoch_keeps_its_steps(images: int, usual: int) -> None:
+    largest = largest_batch_size(images, usual)
+    assert largest >= usual
+    assert largest & (largest - 1) == 0
+    assert largest == usual or images // largest >= LEAST_STEPS
+    assert images // (2 * largest) < LEAST_STEPS
+
+
+def test_learning_rates_grow_with_the_root_of_the_batch() -> None:
+    fit = BatchFit(256, 64, {"64": 1.0}, "rate")
+    assert fit.lr_scale == 2.0
+    assert BatchFit.from_json(fit.to_json()) == fit
+    assert fit.to_json()["lr_scale"] == 2.0
+    assert math.isclose(BatchFit(128, 64).lr_scale, 2**0.5)
+
+
+def test_what_was_decided_is_told() -> None:
+    assert "256 images a step (usually 64), learning rates times 2.00" in describe_fit(BatchFit(256, 64, {}, "rate"), "cuda")
+    assert "on a CPU this is the usual batch size, 64 images a step" in describe_fit(BatchFit(64, 64), "cpu")
+
+
+def test_nothing_is_searched_on_a_cpu() -> None:
+    adapted = adapt("mobilenet_v3_small", 32, 2, 8, 0.2, None)
+    assert fit_batch_size(adapted, PHASE, FinetuneConfig(Path("data")), CPU, 32, 10_000, 64) == BatchFit(64, 64)
+
+
+def test_timing_steps_leaves_the_network_as_it_was() -> None:
+    torch.manual_seed(0)
+    adapted = adapt("mobilenet_v3_small", 32, 2, 8, 0.2, None)
+    before = {name: tensor.clone() for name, tensor in adapted.network.state_dict().items()}
+    state = torch.get_rng_state()
+    timer = StepTimer(adapted, PHASE, FinetuneConfig(Path("data")), CPU, 32, 2)
+    assert timer(4) > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adapted.network.state_dict().items())
+    assert all(parameter.grad is None for parameter in adapted.network.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_every_phase_trains_at_the_scaled_rate() -> None:
+    config = FinetuneConfig(Path("data"))
+    plain, scaled = (plan_phases(config, "3", 64, lr_scale) for lr_scale in (1.0, 2.0))
+    assert [phase.lr for phase in scaled] == [2 * phase.lr for phase in plain]
+    for accuracy in (1.0, 0.9, 0.1):
+        rates = [settle(plain[1], config, accuracy, lambda: 0.0).lr, settle(scaled[1], config, accuracy, lambda: 0.0, 2.0).lr]
+        assert rates[1] == 2 * rates[0]
+    fixed = replace(config, finetune_lr=1e-4)
+    assert settle(plan_phases(fixed, "3", 64, 2.0)[1], fixed, 0.5, lambda: 0.0, 2.0).lr == 2e-4
+
+
+@pytest.fixture
+def config(parts: Path, random_weights: Path, tmp_path: Path) -> FinetuneConfig:
+    return FinetuneConfig(
+        parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", precision="fp32", epochs=3,
+        finetune_epochs=1, schedule="constant", warmup=0.0, lr=1e-3, finetune_lr=1e-4, batch_size="auto",
+    )  # fmt: skip
+
+
+def test_auto_on_a_cpu_is_the_usual_size(config: FinetuneConfig, tmp_path: Path) -> None:
+    class Notes(Silent):
+        said = ""
+
+        def note(self, text: str) -> None:
+            self.said += text
+
+    notes = Notes()
+    auto = finetune(config, notes)
+    usual = finetune(replace(config, output=tmp_path / "usual", batch_size=None))
+    assert "--batch-size auto: on a CPU this is the usual batch size" in notes.said
+    assert auto.weights.read_bytes() == usual.weights.read_bytes()
+    written, metrics = (json.loads(path.read_text()) for path in (auto.config, auto.metrics))
+    assert written["asked"]["batch_size"] == "auto"
+    assert written["config"]["batch_size"] == written["batch"]["batch_size"] == written["batch"]["usual"]
+    assert metrics["batch"] == written["batch"]
+    assert json.loads(usual.metrics.read_text())["batch"] is None
+
+
+def test_what_was_decided_stays_decided_on_resume(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(Silent):
+        def epoch(self, record: EpochRecord, best: bool) -> None:
+            if record.epoch == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, "SAVED_EVERY_S", 0.0)
+    monkeypatch.setattr(preparing, "fit_batch_size", lambda *_: BatchFit(8, 2, {"2": 1.0, "8": 9.0}, "rate"))
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config, Interrupted())
+    assert config.output is not None
+    run = RunDirectory(config.output)
+    assert run.checkpoint.exists()
+    monkeypatch.setattr(preparing, "fit_batch_size", lambda *_: pytest.fail("searched again"))
+    resume(run)
+    rates = [json.loads(line)["lr"] for line in run.history.read_text().splitlines()]
+    assert rates == pytest.approx([2e-3] * 3 + [2e-4])
+    assert json.loads(run.metrics.read_text())["batch"]["batch_size"] == 8

@@ -1,0 +1,25 @@
+"""Parts of a run are timed by themselves, whatever a GPU was given before."""
+
+from __future__ import annotations
+
+import torch
+
+from edgetl.train.computing import Computing
+from edgetl.train.costs import _timed
+
+
+class RecordingComputing(Computing):
+    """Records when the program waits for the device."""
+
+    def wait(self) -> None:
+        """Record it."""
+        events.append("wait")
+
+
+events: list[str] = []
+
+
+def test_the_device_is_idle_before_and_after_a_timing() -> None:
+    events.clear()
+    _timed(lambda: events.append("call"), RecordingComputing(torch.device("cpu"), "fp32"))
+    assert events == ["wait", "call", "wait"]
