@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgetl.cli.console import out
-from edgetl.core.wording import MISSING, counted, device_name, milliseconds
+from edgetl.core.wording import MISSING, counted, device_name, gpu_summary, milliseconds
 
 if TYPE_CHECKING:
     from edgetl.core.comparisons import Comparison
@@ -170,6 +170,9 @@ def _show_remarks(result: BenchResult) -> None:
             out.print(f"[yellow]Not steady:[/] {row.id}: warm-up did not settle within 2% in every round.")
         if row.waited > 0.01:
             out.print(f"[yellow]Late:[/]     {row.id}: {row.waited:.0%} of the arrivals found the one before still being answered.")
+    for row in result.rows:
+        if row.gpu():
+            out.print(f"GPU      {row.id}: {gpu_summary(row.gpu())}", markup=False, soft_wrap=True)
     for note in result.notes:
         out.print("Note     ", end="")
         out.print(note, markup=False, soft_wrap=True)

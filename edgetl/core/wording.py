@@ -30,6 +30,19 @@ def device_name(device: Mapping[str, Any]) -> str:
     return str(next(filter(None, told), "a device that does not tell its name"))
 
 
+def gpu_summary(state: Mapping[str, Any]) -> str:
+    """Describe a row's GPU state (`Row.gpu`): clocks, heat, power, memory, throttling."""
+    clocks, limit = state["sm_clock_mhz"], state["max_sm_clock_mhz"]
+    parts = []
+    if clocks:
+        low, high = clocks
+        clock = f"{high}" if low == high else f"{low} to {high}"
+        parts.append(f"SM {clock} MHz" + (f" of {limit}" if limit else ""))
+    figures = (("temperature_c", 1, "°C"), ("power_w", 1, "W"), ("memory_used_bytes", 2**20, "MiB"))
+    parts += [f"{state[name] / unit:.0f} {label}" for name, unit, label in figures if state[name] is not None]
+    return ", ".join([*parts, f"throttle reasons: {', '.join(state['throttle_reasons']) or 'none'}"])
+
+
 def percent(share: float | None) -> str:
     """A share with one digit after the point, or the dash."""
     return MISSING if share is None else f"{share:.1%}"
