@@ -9,6 +9,14 @@ MISSING = "—"
 """Stands where there is no figure: not measured, or withheld; a note or a tooltip tells why."""
 
 
+PROFILE_CLOCKS = {
+    "gpu": "time on the GPU",
+    "host": "time on the host",
+    "host dispatch": "host dispatch: how long the host took to launch the work, not how long the GPU worked",
+}
+"""What the times of a profile are, by its field `clock`; results of before have none."""
+
+
 def milliseconds(value: float | None) -> str:
     """Three significant digits or so; the dash where there is none."""
     if value is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 # onnxruntime reads this when it is imported; a tool that measures devices does not phone home from them.
@@ -57,6 +58,7 @@ def create_session(
     threads: int | None = None,
     profile_prefix: Path | None = None,
     spinning: bool = True,
+    provider_options: Mapping[str, str] | None = None,
 ) -> onnxruntime.InferenceSession:
     """A session whose first provider is the one asked for.
 
@@ -65,6 +67,7 @@ def create_session(
         threads: intra-op threads; None takes the cores this process may use. Inter-op is always 1.
         spinning: onnxruntime's default: idle threads wait in a busy loop. False where PyTorch works in the same process, which it slows.
         profile_prefix: when given, onnxruntime's profiler is on and writes files that begin with this path.
+        provider_options: options of the provider, by onnxruntime's names; they add to those that are always set.
 
     Raises:
         ProviderError: the provider is unknown, not in this onnxruntime, or did not take the model.
@@ -83,6 +86,7 @@ def create_session(
     chosen = [PROVIDERS[provider]] + ([] if provider == "cpu" else [PROVIDERS["cpu"]])
     count = options.intra_op_num_threads
     own: list[dict[str, str]] = [{name: str(count) for name in (_OWN_THREADS.get(provider),) if name}] + [{}] * (len(chosen) - 1)
+    own[0] |= provider_options or {}
     if provider == "xnnpack":
         # Its own pool does the work; onnxruntime's would spin beside it (onnxruntime's page on XNNPACK).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
