@@ -44,9 +44,19 @@ def bench(
         typer.Option(help="Execution providers: cpu, cuda, tensorrt, openvino, ...; none falls back silently.", show_default="cpu"),
     ] = None,
     variant: Annotated[list[str] | None, typer.Option(help="Variants of the bundle.", show_default="all")] = None,
+    session: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ONNX Runtime on a GPU: `default`, `cuda-graph` (one launch a run), `no-tf32` (float32 in full).", show_default="default"
+        ),
+    ] = None,
     pytorch: Annotated[
         list[str] | None,
-        typer.Option(help="PyTorch baselines: `eager`, `bf16`, `compile`; `none` leaves PyTorch out.", show_default="eager"),
+        typer.Option(
+            help="PyTorch baselines: `eager`, `bf16`, `compile`, and on a GPU `fp16`, `cuda-graph`, `fp16-cuda-graph`; "
+            "`none` leaves PyTorch out.",
+            show_default="eager",
+        ),
     ] = None,
     rate: Annotated[
         list[str] | None,
@@ -149,6 +159,7 @@ def bench(
 
         torch_asked = pytorch is not None and words(pytorch) != ("none",)
         without_loadgen = {
+            "--session": session,
             "--pytorch": torch_asked, "--rate": rate, "--rounds": rounds != _ROUNDS, "--sustained": sustained, "--profile": profile,
             "--inputs": inputs, "--baseline": baseline, "--any-model": any_model, "--max-regression": max_regression,
             "--max-p99": max_p99, "--min-speedup": min_speedup, "--candidates": candidates, "--classes": classes != _CLASSES,
@@ -168,7 +179,8 @@ def bench(
     named, counts = [*(targets or ()), *words([candidates] if candidates else [])], numbers("--threads", threads or [], int)
     if candidates or (targets and all(name in architectures() and not Path(name).exists() for name in targets)):
         of_a_model = {
-            "--scope": scope, "--batch": batch, "--variant": variant, "--pytorch": pytorch, "--rate": rate, "--sustained": sustained,
+            "--scope": scope, "--batch": batch, "--variant": variant,
+            "--session": session, "--pytorch": pytorch, "--rate": rate, "--sustained": sustained,
             "--profile": profile, "--inputs": inputs, "--baseline": baseline, "--any-model": any_model,
             "--max-regression": max_regression, "--max-p99": max_p99, "--min-speedup": min_speedup, "--host": host, "--wheels": wheels,
         }  # fmt: skip
@@ -211,6 +223,7 @@ def bench(
         threads=counts,
         providers=words(provider or ["cpu"]),
         variants=() if variant is None or words(variant) == ("all",) else words(variant),
+        session_modes=words(session or ["default"]),  # type: ignore[arg-type]
         torch_modes=() if modes == ("none",) else modes,  # type: ignore[arg-type]
         rates=numbers("--rate", rate or [], float),
         rounds=rounds,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from edgetl.cli.console import out
-from edgetl.core.wording import MISSING, counted, device_name, milliseconds
+from edgetl.core.wording import MISSING, PROFILE_CLOCKS, counted, device_name, gpu_summary, milliseconds
 
 if TYPE_CHECKING:
     from edgetl.core.comparisons import Comparison
@@ -37,6 +37,8 @@ def show(result: BenchResult) -> None:
         out.print()
     for row_id, profile in result.profiles.items():
         out.print(_profile_table(row_id, profile))
+        if "clock" in profile:
+            out.print(f"Times are {PROFILE_CLOCKS[profile['clock']]}.", style="dim", soft_wrap=True)
         out.print()
     _show_comparisons(result)
     _show_remarks(result)
@@ -133,9 +135,9 @@ def _stage_table(result: BenchResult) -> Table:
     return table
 
 
-def _profile_table(row_id: str, profile: dict[str, list[dict[str, object]]]) -> Table:
+def _profile_table(row_id: str, profile: dict[str, Any]) -> Table:
     table = plain_table()
-    table.add_column(f"operators of {row_id}")
+    table.add_column(f"{profile.get('rows', 'operators')} of {row_id}")
     table.add_column("provider")
     for heading in ("nodes", "µs", "share"):
         table.add_column(heading, justify="right")
@@ -170,6 +172,9 @@ def _show_remarks(result: BenchResult) -> None:
             out.print(f"[yellow]Not steady:[/] {row.id}: warm-up did not settle within 2% in every round.")
         if row.waited > 0.01:
             out.print(f"[yellow]Late:[/]     {row.id}: {row.waited:.0%} of the arrivals found the one before still being answered.")
+    for row in result.rows:
+        if row.gpu():
+            out.print(f"GPU      {row.id}: {gpu_summary(row.gpu())}", markup=False, soft_wrap=True)
     for note in result.notes:
         out.print("Note     ", end="")
         out.print(note, markup=False, soft_wrap=True)

@@ -11,7 +11,8 @@ from edgetl.core.limits import Limits
 from edgetl.core.options import one_of, raise_all
 
 Scope = Literal["model", "image", "file"]
-TorchMode = Literal["eager", "bf16", "compile"]
+TorchMode = Literal["eager", "bf16", "fp16", "compile", "cuda-graph", "fp16-cuda-graph"]
+SessionMode = Literal["default", "cuda-graph", "no-tf32"]
 MAX_BATCH = 4096
 
 
@@ -31,8 +32,10 @@ class BenchConfig:
     """ONNX Runtime's execution providers."""
     variants: tuple[str, ...] = ()
     """Variants of the bundle to measure; none takes all."""
+    session_modes: tuple[SessionMode, ...] = ("default",)
+    """Ways to run ONNX Runtime's sessions, by provider options (`edgetl.device.session_modes`)."""
     torch_modes: tuple[TorchMode, ...] = ("eager",)
-    """The PyTorch baselines; none leaves PyTorch out."""
+    """The PyTorch baselines (`edgetl.core.torch_modes`); none leaves PyTorch out."""
     rates: tuple[float, ...] = ()
     """Arrivals a second: each is measured beside the single stream, in which a call follows on the one before."""
     rounds: int = 8
@@ -60,6 +63,8 @@ class BenchConfig:
         raise_all(
             [
                 *(one_of("--scope", scope, Scope) for scope in self.scopes),
+                *(one_of("--session", mode, SessionMode) for mode in self.session_modes),
+                None if self.session_modes else "--session names at least one of default, cuda-graph, no-tf32.",
                 None if self.scopes else "--scope names at least one of model, image, file.",
                 *(one_of("--pytorch", mode, TorchMode) for mode in self.torch_modes),
                 *(None if count >= 1 else f"--threads is at least 1, not {count}." for count in self.threads),

@@ -62,12 +62,13 @@ def _choice(rows: Sequence[Row]) -> Choice:
         chosen.percentile_ms(50) or 0.0,
         chosen.images_per_second or 0.0,
         {
-            "variant": chosen.variant,
+            "variant": chosen.variant.removesuffix(f"-{chosen.session.get('session_mode')}"),
             "providers": chosen.session.get("providers", [chosen.provider]),
             "intra_op_num_threads": chosen.threads,
             "inter_op_num_threads": 1,
             "graph_optimization_level": chosen.session.get("graph_optimization"),
             "batch": chosen.batch,
+            **{name: chosen.session[name] for name in ("provider_options",) if name in chosen.session},
         },
         tuple(row.id for row in alike if row is not chosen),
     )

@@ -83,7 +83,10 @@ class BenchResult:
     notes: tuple[str, ...] = ()
     sustained: Sustained | None = None
     profiles: Mapping[str, Any] = field(default_factory=dict)
-    """Row id to where its time goes: {"runs", "operators": [{"operator", "nodes", "provider", "us", "share"}], "nodes": [...]}."""
+    """Row id to where its time goes: {"runs", "clock", "operators": [{"operator", "nodes", "provider", "us", "share"}], "nodes": [...]}.
+
+    `clock` says what the times are, see `edgetl.core.wording.PROFILE_CLOCKS`.
+    """
     limits: Limits = field(default_factory=Limits)
     """What it must keep to."""
     interrupted: bool = False

@@ -50,6 +50,8 @@ class Round:
     """Resident memory of the process at the end of the block less that at its start, after warm-up."""
     energy_j: Mapping[str, float] = field(default_factory=dict)
     """Energy of the block by the counter that it was read from, idle power included; empty where there is no counter."""
+    gpu: Mapping[str, Any] = field(default_factory=dict)
+    """State of the GPU right after the block's slices, see `GpuWatch.summary`; empty without NVML."""
 
     @cached_property
     def median_ns(self) -> float:
@@ -76,6 +78,7 @@ class Round:
             waited=content.get("waited", 0),
             memory_growth_bytes=content.get("memory_growth_bytes"),
             energy_j=dict(content.get("energy_j", {})),
+            gpu=dict(content.get("gpu") or {}),
         )
 
 
@@ -179,6 +182,24 @@ class Row:
         grown = [block.memory_growth_bytes for block in self.rounds if block.memory_growth_bytes is not None]
         return round(median(grown)) if grown else None
 
+    def gpu(self) -> dict[str, Any]:
+        """Summarize the GPU's state over the rounds: range of SM clocks, hottest, most memory and power, all throttle reasons.
+
+        Empty where it wasn't read.
+        """
+        readings = [block.gpu for block in self.rounds if block.gpu]
+        if not readings:
+            return {}
+        clocks = [clock for reading in readings for clock in reading["sm_clocks_mhz"]]
+        reasons = {reason for reading in readings for reason in reading["throttle_reasons"]}
+        peaks = ("temperature_c", "power_w", "memory_used_bytes")
+        return {
+            "sm_clock_mhz": [min(clocks), max(clocks)] if clocks else None,
+            "max_sm_clock_mhz": readings[0]["max_sm_clock_mhz"],
+            **{name: max((reading[name] for reading in readings if reading[name] is not None), default=None) for name in peaks},
+            "throttle_reasons": sorted(reasons),
+        }
+
     def energy_mj(self) -> dict[str, float]:
         """Millijoules an image by counter, median over the rounds, idle power included."""
         names = {name for block in self.rounds for name in block.energy_j}
@@ -203,6 +224,7 @@ class Row:
             "waited": self.waited,
             "memory_growth_bytes": self.memory_growth_bytes,
             "energy_mj": self.energy_mj(),
+            "gpu": self.gpu(),
             "cold": self.cold(),
             "session": dict(self.session),
             "file_sha256": self.file_sha256,

@@ -9,6 +9,14 @@ MISSING = "—"
 """Stands where there is no figure: not measured, or withheld; a note or a tooltip tells why."""
 
 
+PROFILE_CLOCKS = {
+    "gpu": "time on the GPU",
+    "host": "time on the host",
+    "host dispatch": "host dispatch: how long the host took to launch the work, not how long the GPU worked",
+}
+"""What the times of a profile are, by its field `clock`; results of before have none."""
+
+
 def milliseconds(value: float | None) -> str:
     """Three significant digits or so; the dash where there is none."""
     if value is None:
@@ -28,6 +36,19 @@ def device_name(device: Mapping[str, Any]) -> str:
         return f"emulated {device.get('machine')} ({device.get('cpu')})"
     told = (device.get(name) for name in ("board", "cpu", "machine", "host"))
     return str(next(filter(None, told), "a device that does not tell its name"))
+
+
+def gpu_summary(state: Mapping[str, Any]) -> str:
+    """Describe a row's GPU state (`Row.gpu`): clocks, heat, power, memory, throttling."""
+    clocks, limit = state["sm_clock_mhz"], state["max_sm_clock_mhz"]
+    parts = []
+    if clocks:
+        low, high = clocks
+        clock = f"{high}" if low == high else f"{low} to {high}"
+        parts.append(f"SM {clock} MHz" + (f" of {limit}" if limit else ""))
+    figures = (("temperature_c", 1, "°C"), ("power_w", 1, "W"), ("memory_used_bytes", 2**20, "MiB"))
+    parts += [f"{state[name] / unit:.0f} {label}" for name, unit, label in figures if state[name] is not None]
+    return ", ".join([*parts, f"throttle reasons: {', '.join(state['throttle_reasons']) or 'none'}"])
 
 
 def percent(share: float | None) -> str:

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Protocol
 
 from edgetl.device.kernel_files import SYS, read_number, read_text
-from edgetl.device.nvml import EnergyCounters, Nvml
+from edgetl.device.nvml import EnergyCounters, open_nvml
 
 SAMPLE_SECONDS = 0.1
 """Between two samples of power."""
 WRAP_SECONDS = 20.0
 """Between two looks at RAPL's counters: the smallest of them, 65 kJ wide, starts again after a minute at 1 kW."""
+GPU_WINDOW_SECONDS = 2.0
+"""Least time between two readings of a GPU's counter. Recent GPUs bring it up to date every 20 to 100 ms (PETSc, PetscLogGpuEnergyMeter),
+so that each end of the window may be 0.1 s late: 5% of 2 s. Windows shorter than its period read 0 (Zeus, release 0.6.1)."""
 MAIN_RAILS = ("VDD_IN", "POM_5V_IN")
 """The supply of a whole Jetson module, as its device tree labels it. AGX Orin measures only parts of itself and has neither."""
 
@@ -50,7 +53,8 @@ class EnergyMeter:
 
     - `rapl:package-0`: Intel's and AMD's processor packages, counted by the hardware (Documentation/power/powercap/powercap.rst).
       Since 2020 only root may read the counters: those that exist but are refused stand in `denied`.
-    - `nvml:0`: NVIDIA GPUs, the whole board, counted by the driver (NVML API Reference, nvmlDeviceGetTotalEnergyConsumption).
+    - `nvml:0`: NVIDIA GPUs, the whole board, counted by the driver (NVML API Reference, nvmlDeviceGetTotalEnergyConsumption);
+      left out where less than `GPU_WINDOW_SECONDS` passed from start to stop.
     - `ina3221:VDD_IN (sampled)`: a Jetson module's supply (Documentation/hwmon/ina3221.rst). The sensor tells power; it is
       read every 100 ms in a thread and integrated by the trapezoidal rule.
     """
@@ -119,8 +123,17 @@ class EnergyMeter:
 class Counter:
     """A counter of energy that only grows, and starts again from 0 where it is `width` wide."""
 
-    def __init__(self, name: str, read: Callable[[], int | None], per_joule: float, width: int | None = None) -> None:
+    def __init__(self, name: str, read: Callable[[], int | None], per_joule: float, width: int | None = None, least_s: float = 0.0) -> None:
+        """Args:
+        name: of the source.
+        read: returns the counter's value; None where it fails.
+        per_joule: counts in a joule.
+        width: one more than the largest value; None: it never starts again.
+        least_s: a window shorter than this has no figure, because the counter is brought up to date too rarely.
+        """
         self.name = name
+        self._least_s = least_s
+        self._begin = self._end = 0.0
         self.every_s = WRAP_SECONDS if width else None
         self._read, self._per_joule, self._width = read, per_joule, width
         self._last: int | None = None
@@ -130,11 +143,13 @@ class Counter:
     def start(self, now: float) -> None:
         """Begin at 0 J."""
         self._total, self._last, self._good = 0, None, False
+        self._begin = self._end = now
         self._last = self._read()
         self._good = self._last is not None
 
     def look(self, now: float) -> None:
         """Add what was counted since the reading before."""
+        self._end = now
         self._good = False
         value = self._read()
         step = None if value is None or self._last is None else counted(self._last, value, self._width)
@@ -144,8 +159,10 @@ class Counter:
             self._total, self._last, self._good = self._total + step, value, True
 
     def joules(self) -> float | None:
-        """From the start to the last reading."""
-        return self._total / self._per_joule if self._good else None
+        """From the start to the last reading; None where that was too short a time for this counter."""
+        if not self._good or self._end - self._begin < self._least_s:
+            return None
+        return self._total / self._per_joule
 
 
 class Rail:
@@ -217,11 +234,13 @@ def _rapl_domains(sys: Path) -> tuple[list[Counter], tuple[str, ...]]:
 
 def _gpus(nvml: EnergyCounters | None) -> list[Counter]:
     try:
-        library = nvml or Nvml()
-        tell = [index for index in range(library.count()) if library.energy_mj(index) is not None]
+        library = nvml or open_nvml()
+        if library is None:
+            return []
+        counting = [index for index in range(library.count()) if library.energy_mj(index) is not None]
     except Exception:  # whatever a driver does: a device without it is measured too
         return []
-    return [Counter(f"nvml:{index}", partial(library.energy_mj, index), 1e3) for index in tell]
+    return [Counter(f"nvml:{index}", partial(library.energy_mj, index), 1e3, least_s=GPU_WINDOW_SECONDS) for index in counting]
 
 
 def _rails(sys: Path) -> list[Rail]:

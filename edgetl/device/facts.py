@@ -12,6 +12,7 @@ from typing import Any
 from edgetl.device.cores import available_cores, cgroup_quota
 from edgetl.device.emulation import emulated
 from edgetl.device.kernel_files import PROC, SYS, exists, read_bytes, read_lines, read_number, read_text
+from edgetl.device.nvml import GpuReader, open_nvml, read_gpu_facts
 from edgetl.device.power import power_mode
 
 MEASURED_PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "torch", "torchvision")
@@ -40,9 +41,18 @@ ARM_CORES = {
 """(implementer, part) of /proc/cpuinfo to the core's name, as util-linux's lscpu has them: 64-bit ARM kernels give no model name."""
 
 
-def device_facts(proc: Path = PROC, sys: Path = SYS, machine: str = platform.machine()) -> dict[str, Any]:
-    """Board, processor, memory, GPU, container, software. What lies outside /proc and /sys is looked for beside `proc`."""
+def device_facts(proc: Path = PROC, sys: Path = SYS, machine: str = platform.machine(), gpus: GpuReader | None = None) -> dict[str, Any]:
+    """Board, processor, memory, GPU, container, software. What lies outside /proc and /sys is looked for beside `proc`.
+
+    Args:
+        proc: where procfs is.
+        sys: where sysfs is.
+        machine: the processor's architecture.
+        gpus: describes the GPUs; None takes NVML on this machine, and nothing for another's files.
+    """
     flags = cpu_flags(proc)
+    nvml = read_gpu_facts(open_nvml() if gpus is None and proc == PROC else gpus)
+    boards = nvml.get("gpus", [])
     return {
         "host": platform.node() or None,
         "board": read_text(proc / "device-tree/model") or read_text(sys / "class/dmi/id/product_name"),
@@ -59,8 +69,11 @@ def device_facts(proc: Path = PROC, sys: Path = SYS, machine: str = platform.mac
         "frequency_limits_khz": frequency_limits(sys, "cpuinfo"),
         "memory_bytes": read_bytes(proc / "meminfo", "MemTotal"),
         "swap_total_bytes": read_bytes(proc / "meminfo", "SwapTotal"),
-        "gpus": _gpus(proc),
-        "gpu_driver": _gpu_driver(proc, sys),
+        "gpus": _gpus(proc) or [gpu["name"] for gpu in boards if gpu["name"]],
+        "gpu_driver": _gpu_driver(proc, sys) or nvml.get("driver"),
+        "gpu_memory_bytes": [gpu["memory_bytes"] for gpu in boards] or None,
+        "gpu_compute_capability": [gpu["compute_capability"] for gpu in boards] or None,
+        "cuda_driver": nvml.get("cuda"),
         "power_mode": power_mode(proc.parent),
         "python": platform.python_version(),
         "packages": {name: version for name in MEASURED_PACKAGES if (version := installed_version(name))},

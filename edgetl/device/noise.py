@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgetl.core.results import Noise
+from edgetl.core.wording import counted
 
 FIRMWARE_BITS = ("low voltage", "a capped clock", "throttling", "the soft temperature limit")
 """Raspberry Pi's get_throttled, from the lowest bit."""
@@ -18,6 +20,9 @@ SETTINGS = {
     "power_source": "the power source",
 }
 """What stays as it is while nobody touches it: keys of `device_state`, in words."""
+SLOWDOWNS = ("hw slowdown", "sw thermal slowdown", "hw thermal slowdown", "hw power brake slowdown")
+"""Throttle reasons of a GPU that mean trouble. Idle, chosen clocks and the power cap belong to normal work; what the cap does
+to the clock is seen in the clock."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class NoiseLimits:
     """(fastest - slowest) / fastest clock seen right after the blocks."""
     swap_growth_bytes: int = 2**20
     """Memory that was moved to the disk meanwhile; less is a stray page."""
+    gpu_clock: float = 0.05
+    """(fastest - slowest) / fastest SM clock of the GPU seen right after a row's slices."""
     spread: float = 0.10
     """(largest - smallest) / median of a row's round medians."""
 
@@ -47,6 +54,7 @@ def judge(
     spreads: Mapping[str, float],
     frequencies_khz: Sequence[Sequence[int]] = (),
     limits: NoiseLimits = NoiseLimits(),
+    gpu_rounds: Sequence[Sequence[Mapping[str, Any]]] = (),
 ) -> Noise:
     """The verdict on a run.
 
@@ -58,6 +66,7 @@ def judge(
         frequencies_khz: for each row the clock right after each of its blocks; rows are not held against each other, because more
             threads may well run at a lower clock.
         limits: what is still quiet.
+        gpu_rounds: for each row measured on a GPU its rounds' readings (`GpuWatch.summary`).
 
     Returns:
         The reasons, and in `measured` the figures behind them. Its `disturbance` is the largest share of the time that
@@ -72,6 +81,10 @@ def judge(
     thermal = _total_delta(before["thermal_throttles"], after["thermal_throttles"])
     currents = _total_delta(before["over_current_events"], after["over_current_events"])
     clock = max(((max(row) - min(row)) / max(row) for row in frequencies_khz if row), default=None)
+    gpu_clock = max((_clock_spread(readings) for readings in gpu_rounds), default=None)
+    gpu_reasons = sorted({reason for readings in gpu_rounds for reading in readings for reason in reading["throttle_reasons"]})
+    slowdowns = [reason for reason in gpu_reasons if reason in SLOWDOWNS]
+    intruders = _other_gpu_processes(before, after, gpu_rounds)
     firmware = _firmware_words(before["firmware_throttled"], after["firmware_throttled"])
     # The kernel adds up the time of all cores' queues: as a share of the run's time it can pass 1.
     throttled = None if throttled_s is None else min(throttled_s / seconds, 1.0)
@@ -87,6 +100,9 @@ def judge(
         f"the board throttled itself {currents:.0f} times (over-current or low voltage)" if _above(currents, 0) else None,
         f"the firmware reports {firmware}" if firmware else None,
         f"the clock varied by {clock:.0%} between rounds" if _above(clock, limits.frequency) else None,
+        f"the GPU was throttled ({', '.join(slowdowns)})" if slowdowns else None,
+        f"the GPU's clock varied by {gpu_clock:.0%} within a row" if _above(gpu_clock, limits.gpu_clock) else None,
+        f"{counted(len(intruders), 'other process', 'other processes')} used the GPU" if intruders else None,
         *(f"{what} changed during the run" for name, what in SETTINGS.items() if before[name] != after[name]),
         "it ran on battery" if "battery" in (before["power_source"], after["power_source"]) else None,
         *(f"the rounds of {row} differ by {spread:.0%}" for row, spread in spreads.items() if spread > limits.spread),
@@ -103,9 +119,32 @@ def judge(
         "thermal_throttles": thermal,
         "over_current_events": currents,
         "frequency_spread": clock,
+        "gpu_clock_spread": gpu_clock,
+        "gpu_throttle_reasons": gpu_reasons if gpu_rounds else None,
+        "gpu_other_processes": intruders,
         "round_spread": dict(spreads),
     }
     return Noise(tuple(reason for reason in reasons if reason), measured)
+
+
+def _clock_spread(readings: Sequence[Mapping[str, Any]]) -> float:
+    """Return (fastest - slowest) / fastest SM clock over a row's rounds; 0 where it isn't known."""
+    clocks = [clock for reading in readings for clock in reading["sm_clocks_mhz"]]
+    return (max(clocks) - min(clocks)) / max(clocks) if clocks and max(clocks) else 0.0
+
+
+def _other_gpu_processes(
+    before: Mapping[str, Any], after: Mapping[str, Any], gpu_rounds: Sequence[Sequence[Mapping[str, Any]]]
+) -> list[int] | None:
+    """Return the process ids of others on the GPUs that were measured; None where they aren't known.
+
+    Both states are read while no worker of the benchmark lives. Within a container NVML may hide
+    the processes outside of it.
+    """
+    indices = {str(reading["index"]) for readings in gpu_rounds for reading in readings}
+    states = [(state.get("gpus") or {}).get(index) for state in (before, after) for index in indices]
+    lists = [state["compute_processes"] for state in states if state and state["compute_processes"] is not None]
+    return sorted({pid for pids in lists for pid in pids} - {os.getpid()}) if lists else None
 
 
 def _above(value: float | None, limit: float) -> bool:

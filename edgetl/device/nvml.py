@@ -1,11 +1,28 @@
-"""NVIDIA's management library by ctypes: the energy counters of GPUs, without a Python package."""
+"""NVIDIA's management library (NVML) through nvidia-ml-py: facts, state and energy of the GPUs."""
 
 from __future__ import annotations
 
-import ctypes
-from typing import Protocol
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Protocol
 
-_LIBRARY = "libnvidia-ml.so.1"
+CLOCK_EVENT_REASONS = {
+    0x001: "gpu idle",
+    0x002: "application clocks",
+    0x004: "sw power cap",
+    0x008: "hw slowdown",
+    0x010: "sync boost",
+    0x020: "sw thermal slowdown",
+    0x040: "hw thermal slowdown",
+    0x080: "hw power brake slowdown",
+    0x100: "display clocks",
+}
+"""Bits of nvmlDeviceGetCurrentClocksEventReasons (NVML API Reference, nvmlClocksEventReasons)."""
+_GRAPHICS, _SM, _MEMORY = 0, 1, 2
+"""nvmlClockType_t."""
+_DIE = 0
+"""nvmlTemperatureSensors_t: the sensor on the GPU's die."""
 
 
 class EnergyCounters(Protocol):
@@ -20,43 +37,188 @@ class EnergyCounters(Protocol):
         ...
 
 
+class GpuReader(Protocol):
+    """Source of the GPUs' facts and state."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what stays the same while the driver is loaded."""
+        ...
+
+    def states(self) -> list[dict[str, Any]]:
+        """Return one reading per GPU, in NVML's order."""
+        ...
+
+
 class Nvml:
-    """The library as the driver brings it.
+    """All GPUs that the driver shows to this process.
 
-    Source: NVML API Reference, nvmlDeviceGetTotalEnergyConsumption (Volta and newer).
+    A value that a GPU or its driver doesn't provide is None.
 
-    Raises:
-        OSError: no such library, or no driver behind it.
+    Source: NVML API Reference; nvidia-ml-py is NVIDIA's own Python binding of it.
     """
 
-    def __init__(self) -> None:
-        self._library = ctypes.CDLL(_LIBRARY)
-        self._handles: dict[int, ctypes.c_void_p] = {}
-        self._call("nvmlInit_v2")
+    def __init__(self, library: Any = None) -> None:
+        """Initialize the library.
+
+        Args:
+            library: the module `pynvml`, or an object with its functions; None imports it.
+
+        Raises:
+            OSError: nvidia-ml-py isn't installed, or there is no driver behind it.
+        """
+        self._library = library or _import_pynvml()
+        try:
+            self._library.nvmlInit()
+        except self._library.NVMLError as cause:
+            raise OSError(f"nvmlInit failed: {cause}") from cause
+        self._handles: dict[int, Any] = {}
 
     def count(self) -> int:
-        """How many GPUs the driver shows to this process."""
-        number = ctypes.c_uint()
-        self._call("nvmlDeviceGetCount_v2", ctypes.byref(number))
-        return number.value
+        """Return the number of GPUs.
+
+        Raises:
+            OSError: the driver failed.
+        """
+        try:
+            return int(self._library.nvmlDeviceGetCount())
+        except self._library.NVMLError as cause:
+            raise OSError(f"nvmlDeviceGetCount failed: {cause}") from cause
 
     def energy_mj(self, index: int) -> int | None:
-        """Millijoules since the driver was loaded; None where this GPU does not count them."""
-        counted = ctypes.c_ulonglong()
-        try:
-            if index not in self._handles:
-                handle = ctypes.c_void_p()
-                self._call("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle))
-                self._handles[index] = handle
-            self._call("nvmlDeviceGetTotalEnergyConsumption", self._handles[index], ctypes.byref(counted))
-        except OSError:
-            return None
-        return counted.value
+        """Return millijoules since the driver was loaded; Volta and newer count them."""
+        energy: int | None = self._read(index, "nvmlDeviceGetTotalEnergyConsumption")
+        return energy
 
-    def _call(self, name: str, *arguments: object) -> None:
+    def facts(self) -> dict[str, Any]:
+        """Return names, UUIDs, memory and compute capability by GPU, and the driver's versions."""
+        version = self._query("nvmlSystemGetCudaDriverVersion")
+        return {
+            "driver": self._query("nvmlSystemGetDriverVersion"),
+            # 13020 is CUDA 13.2.
+            "cuda": None if version is None else f"{version // 1000}.{version % 1000 // 10}",
+            "gpus": [self._gpu_facts(index) for index in range(self.count())],
+        }
+
+    def _gpu_facts(self, index: int) -> dict[str, Any]:
+        memory = self._read(index, "nvmlDeviceGetMemoryInfo")
+        capability = self._read(index, "nvmlDeviceGetCudaComputeCapability")
+        return {
+            "name": self._read(index, "nvmlDeviceGetName"),
+            "uuid": self._read(index, "nvmlDeviceGetUUID"),
+            "memory_bytes": None if memory is None else memory.total,
+            "compute_capability": None if capability is None else ".".join(map(str, capability)),
+        }
+
+    def states(self) -> list[dict[str, Any]]:
+        """Return the clocks, throttling, heat, power, memory, load and processes of each GPU."""
+        return [self._state(index) for index in range(self.count())]
+
+    def _state(self, index: int) -> dict[str, Any]:
+        memory = self._read(index, "nvmlDeviceGetMemoryInfo")
+        load = self._read(index, "nvmlDeviceGetUtilizationRates")
+        level = self._read(index, "nvmlDeviceGetPerformanceState")
+        mig = self._read(index, "nvmlDeviceGetMigMode")
+        persistence = self._read(index, "nvmlDeviceGetPersistenceMode")
+        processes = self._read(index, "nvmlDeviceGetComputeRunningProcesses")
+        return {
+            "graphics_clock_mhz": self._read(index, "nvmlDeviceGetClockInfo", _GRAPHICS),
+            "sm_clock_mhz": self._read(index, "nvmlDeviceGetClockInfo", _SM),
+            "memory_clock_mhz": self._read(index, "nvmlDeviceGetClockInfo", _MEMORY),
+            "max_graphics_clock_mhz": self._read(index, "nvmlDeviceGetMaxClockInfo", _GRAPHICS),
+            "max_sm_clock_mhz": self._read(index, "nvmlDeviceGetMaxClockInfo", _SM),
+            "max_memory_clock_mhz": self._read(index, "nvmlDeviceGetMaxClockInfo", _MEMORY),
+            "throttle_reasons": self._throttle_reasons(index),
+            "temperature_c": self._read(index, "nvmlDeviceGetTemperature", _DIE),
+            "power_w": _thousandth(self._read(index, "nvmlDeviceGetPowerUsage")),
+            "power_limit_w": _thousandth(self._read(index, "nvmlDeviceGetEnforcedPowerLimit")),
+            "memory_used_bytes": None if memory is None else memory.used,
+            "memory_total_bytes": None if memory is None else memory.total,
+            "utilization_percent": None if load is None else load.gpu,
+            "performance_state": None if level is None else f"P{level}",
+            "persistence_mode": None if persistence is None else bool(persistence),
+            "mig_mode": None if mig is None else bool(mig[0]),
+            "compute_processes": None if processes is None else [each.pid for each in processes],
+        }
+
+    def _throttle_reasons(self, index: int) -> list[str] | None:
+        mask = self._read(index, "nvmlDeviceGetCurrentClocksEventReasons")
+        if mask is None:  # drivers before 535 know it by its old name
+            mask = self._read(index, "nvmlDeviceGetCurrentClocksThrottleReasons")
+        return None if mask is None else reason_names(mask)
+
+    def _read(self, index: int, function: str, *arguments: int) -> Any:
+        if index not in self._handles:
+            handle = self._query("nvmlDeviceGetHandleByIndex", index)
+            if handle is None:
+                return None
+            self._handles[index] = handle
+        return self._query(function, self._handles[index], *arguments)
+
+    def _query(self, function: str, *arguments: Any) -> Any:
         try:
-            code = getattr(self._library, name)(*arguments)
-        except AttributeError as cause:
-            raise OSError(f"{_LIBRARY} has no {name}") from cause
-        if code != 0:
-            raise OSError(f"{name} answered {code}")
+            return getattr(self._library, function)(*arguments)
+        except (AttributeError, self._library.NVMLError):
+            return None
+
+
+@cache
+def open_nvml() -> Nvml | None:
+    """Return the library, initialized once per process; None where there is none."""
+    try:
+        return Nvml()
+    except Exception:  # a broken driver mustn't end a measurement that works without it
+        return None
+
+
+def read_gpu_states(reader: GpuReader | None) -> list[dict[str, Any]]:
+    """Return one reading per GPU; empty without a reader, or where it fails."""
+    try:
+        return [] if reader is None else reader.states()
+    except Exception:  # as above
+        return []
+
+
+def read_gpu_facts(reader: GpuReader | None) -> dict[str, Any]:
+    """Return the driver's versions and each GPU's facts; empty without a reader, or where it fails."""
+    try:
+        return {} if reader is None else reader.facts()
+    except Exception:  # as above
+        return {}
+
+
+def first_cuda_device(uuids: Sequence[str | None], environment: Mapping[str, str] = os.environ) -> int:
+    """Return NVML's index of the GPU that CUDA calls device 0.
+
+    CUDA_VISIBLE_DEVICES is followed. NVML counts in PCI order. CUDA does so only under
+    CUDA_DEVICE_ORDER=PCI_BUS_ID, and puts the fastest first otherwise: on machines with unlike
+    GPUs the index may then be another's (CUDA C++ Programming Guide, "CUDA Environment
+    Variables").
+
+    Args:
+        uuids: of the GPUs in NVML's order.
+        environment: the process's variables.
+    """
+    chosen = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    if chosen.isdecimal() and int(chosen) < len(uuids):
+        return int(chosen)
+    if chosen.startswith("GPU-"):
+        matches = (index for index, uuid in enumerate(uuids) if (uuid or "").startswith(chosen))
+        return next(matches, 0)
+    return 0
+
+
+def reason_names(mask: int) -> list[str]:
+    """Return the names of the set bits of a mask of clock event reasons."""
+    return [name for bit, name in CLOCK_EVENT_REASONS.items() if mask & bit]
+
+
+def _import_pynvml() -> Any:
+    try:
+        import pynvml
+    except ImportError as cause:
+        raise OSError("nvidia-ml-py is not installed") from cause
+    return pynvml
+
+
+def _thousandth(value: int | None) -> float | None:
+    return None if value is None else value / 1000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 # onnxruntime reads this when it is imported; a tool that measures devices does not phone home from them.
@@ -55,6 +56,7 @@ def create_session(
     profile_prefix: Path | None = None,
     spinning: bool = True,
     precision: str | None = None,
+    provider_options: Mapping[str, str] | None = None,
 ) -> onnxruntime.InferenceSession:
     """A session whose first provider is the one asked for, with the compute nodes on it, and that answers from nowhere else.
 
@@ -64,6 +66,7 @@ def create_session(
         spinning: onnxruntime's default: idle threads wait in a busy loop. False where PyTorch works in the same process, which it slows.
         profile_prefix: when given, onnxruntime's profiler is on and writes files that begin with this path.
         precision: of the file, as a bundle names it (fp32, fp16, int8); TensorRT computes in it. None is taken for fp32.
+        provider_options: options of the provider, by onnxruntime's names; they add to those that are always set.
 
     Raises:
         ProviderError: the provider is unknown, not in this onnxruntime, or did not take the model or all of its compute nodes.
@@ -91,6 +94,7 @@ def create_session(
     cache = open_engine_cache(model, provider) if keeps_engines else None
     available = onnxruntime.get_available_providers()
     chain = provider_chain(provider, available, options.intra_op_num_threads, precision, cache)
+    chain[0] = (chain[0][0], {**chain[0][1], **(provider_options or {})})
     content = model if isinstance(model, bytes) else str(model)
     try:
         # With its fall-back on, onnxruntime's Python class makes the session anew on the CPU when a provider fails, and answers.

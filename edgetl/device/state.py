@@ -12,6 +12,7 @@ from typing import Any
 from edgetl.device.cores import cpu_cgroups
 from edgetl.device.facts import cpufreq, frequency_limits
 from edgetl.device.kernel_files import PROC, SYS, read_bytes, read_lines, read_number, read_numbers, read_text, to_float, to_int
+from edgetl.device.nvml import GpuReader, open_nvml, read_gpu_states
 from edgetl.device.power import battery_percent, power_mode, power_source
 
 CPU_SENSORS = ("coretemp", "k10temp")
@@ -20,8 +21,15 @@ _VCGENCMD_SECONDS = 2.0
 _COLDEST_C = -60.0
 
 
-def device_state(proc: Path = PROC, sys: Path = SYS) -> dict[str, Any]:
-    """One reading; None for whatever the device does not tell. Counters count from boot."""
+def device_state(proc: Path = PROC, sys: Path = SYS, gpus: GpuReader | None = None) -> dict[str, Any]:
+    """One reading; None for whatever the device does not tell. Counters count from boot.
+
+    Args:
+        proc: where procfs is.
+        sys: where sysfs is.
+        gpus: reads the GPUs; None takes NVML on this machine, and nothing for another's files.
+    """
+    readings = read_gpu_states(open_nvml() if gpus is None and proc == PROC else gpus)
     clocks = cpufreq(sys, "scaling_cur_freq")
     temperatures = _temperatures(sys)
     governors = (read_text(path) for path in (sys / "devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor"))
@@ -45,6 +53,7 @@ def device_state(proc: Path = PROC, sys: Path = SYS) -> dict[str, Any]:
         "power_mode": power_mode(proc.parent),
         "power_source": power_source(sys),
         "battery_percent": battery_percent(sys),
+        "gpus": {str(index): reading for index, reading in enumerate(readings)} or None,
     }
 
 

@@ -115,6 +115,7 @@ def bench_arguments(config: BenchConfig) -> list[str]:
         lists = {
             "--scope": config.scopes, "--batch": config.batches, "--threads": config.threads, "--provider": config.providers,
             "--variant": config.variants, "--rate": config.rates,
+            "--session": () if config.session_modes == ("default",) else config.session_modes,
         }  # fmt: skip
         for option, values in lists.items():
             if values:

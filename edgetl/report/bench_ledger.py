@@ -132,12 +132,21 @@ def _side_by_side(label: str, names: Sequence[str], told: Sequence[Mapping[str, 
     for key in keys:
         values = [facts_.get(key) for facts_ in told]
         differs = marked and any(value != values[0] for value in values)
-        shown = [
-            Cell(f"{mib(value)} MiB") if key == "memory_bytes" and isinstance(value, int | float) else told_cell(value) for value in values
-        ]
+        shown = [_value_cell(key, value) for value in values]
         name = Cell(key.removesuffix("_bytes").replace("_", " "), badges=(Badge("differs", "warn"),) if differs else ())
         rows.append(TableRow((name, *shown), "differs" if differs else ""))
     return table(label, [Column(""), *(Column(name) for name in names)], rows)
+
+
+def _value_cell(key: str, value: Any) -> Cell:
+    """Write sizes as MiB. An empty list of reasons or processes is a fact, not a gap."""
+    if key.endswith("_bytes") and isinstance(value, int | float):
+        return Cell(f"{mib(value)} MiB")
+    if key.endswith("_bytes") and isinstance(value, list):
+        return Cell(", ".join(f"{mib(size)} MiB" for size in value) or MISSING)
+    if key.endswith(("throttle_reasons", "processes")) and value == []:
+        return Cell("none")
+    return told_cell(value)
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

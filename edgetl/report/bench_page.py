@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from edgetl.core.results import BenchResult
 from edgetl.core.rows import Row
-from edgetl.core.wording import MISSING, counted, milliseconds
+from edgetl.core.wording import MISSING, PROFILE_CLOCKS, counted, milliseconds
 from edgetl.report.bench_drawings import draw_distributions, draw_rounds, draw_stages
 from edgetl.report.bench_ledger import ledger_section, method_section
 from edgetl.report.bench_summary import summary_section, table_section
@@ -142,8 +142,10 @@ def _operators(result: BenchResult) -> list[Markup]:
         if operators[_OPERATORS:]:
             body.append(_rest(operators[_OPERATORS:]))
         runs = f" in {profile['runs']} profiled runs" if profile.get("runs") is not None else ""
-        note = f"{name}{runs}. Profiling itself takes time: the shares count, not the sums."
-        blocks += [paragraph(note), table("Time by operator", columns, body)]
+        clock = PROFILE_CLOCKS.get(str(profile.get("clock")), "")
+        measured = f" Times are {clock}." if clock else ""
+        note = f"{name}{runs}.{measured} Profiling itself takes time: the shares count, not the sums."
+        blocks += [paragraph(note), table("Time by kernel" if profile.get("rows") == "kernels" else "Time by operator", columns, body)]
     return blocks
 
 

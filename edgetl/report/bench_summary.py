@@ -10,7 +10,7 @@ from edgetl.core.comparisons import Comparison
 from edgetl.core.results import BenchResult
 from edgetl.core.rows import Row
 from edgetl.core.statistics import PERCENTILE_SUPPORT
-from edgetl.core.wording import MISSING, counted, milliseconds
+from edgetl.core.wording import MISSING, counted, gpu_summary, milliseconds
 from edgetl.report.bench_words import (
     OUTCOME_TONES,
     device_and_host,
@@ -165,6 +165,11 @@ def _columns() -> list[tuple[Column, Callable[[Entry], Cell], Callable[[Sequence
             Column("energy mJ/image", "short", "by the counter named, idle power included"),
             lambda entry: _energy(entry[1]),
             lambda every: any(row.energy_mj() for _, row in every),
+        ),
+        (
+            Column("GPU", "short", "right after the blocks: lowest and highest SM clock, otherwise the largest value of all rounds"),
+            lambda entry: Cell(gpu_summary(entry[1].gpu()) if entry[1].gpu() else MISSING),
+            lambda every: any(row.gpu() for _, row in every),
         ),
         (Column("reference images", "short", "the gate before the clock"), lambda entry: _gate(entry[1]), always),
     ]

@@ -1,7 +1,8 @@
 """The full PyTorch model as a benchmark backend: the baseline at its honest best.
 
 In inference mode, with the threads that ONNX Runtime gets; the memory format is the faster one on this device.
-Eager is the model as it was trained: nothing is fused or compiled. bfloat16 and torch.compile are measured where they are asked for.
+Eager is the model as it was trained: nothing is fused or compiled. The other modes are measured where they are asked for,
+see `edgetl.core.torch_modes`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from torch import nn
 from edgetl.core.errors import BenchError, ProviderError
 from edgetl.core.layout import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.torch_modes import TORCH_MODES
 from edgetl.device.backends import Source, Stage
 from edgetl.device.preprocessing import resize_and_crop
 from edgetl.device.providers import CUDA_PROVIDERS
+from edgetl.train.cuda_graph import GraphRunner
 from edgetl.train.models import load_run_model
+from edgetl.train.operator_times import operator_profile
 
-EAGER, BF16, COMPILE = "eager", "bf16", "compile"
 CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 _FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 
@@ -58,6 +61,11 @@ class PyTorchBackend:
             torch.set_num_interop_threads(1)
         self.provider = "cuda" if source.provider in CUDA_PROVIDERS else "cpu"
         self._device = torch.device(self.provider)
+        self._mode_name = str(source.settings.get("mode", "eager"))
+        self._mode = TORCH_MODES[self._mode_name]
+        self._dtype: torch.dtype = getattr(torch, self._mode.dtype)
+        if self._mode.gpu_only and self._device.type == "cpu":
+            raise BenchError(f"The PyTorch mode {self._mode_name} runs on a GPU only: add --provider cuda, or leave it out of --pytorch.")
         if self._device.type == "cuda":
             if not torch.cuda.is_available():
                 raise ProviderError("PyTorch sees no CUDA device, so there is no baseline on the GPU. `edgetl doctor` shows what it sees.")
@@ -65,16 +73,20 @@ class PyTorchBackend:
             torch.set_float32_matmul_precision("high")  # TF32, as ONNX Runtime's CUDA provider does by default
         loaded = load_run_model(RunDirectory.open(source.model))
         self._contract, self._batch = loaded.preprocessing, source.batch
-        self._mode = str(source.settings.get("mode", EAGER))
-        self._dtype = torch.bfloat16 if self._mode == BF16 else torch.float32
         self._network = loaded.network.eval().to(self._device, self._dtype)
         self._arrange(str(source.settings.get("memory_format", CONTIGUOUS)))
 
     def _arrange(self, memory_format: str) -> None:
         self._format = _FORMATS[memory_format]
         self._network.to(memory_format=self._format)
-        self._called = _compiled(self._network) if self._mode == COMPILE else self._network
-        self._pixels = PixelsToLogits(self._called, self._contract, self._format, self._dtype).eval().to(self._device)
+        arguments = self._mode.compile_arguments(self._device.type)
+        self._called = self._network if arguments is None else _compile(self._network, arguments)
+        self._pixels: nn.Module = PixelsToLogits(self._called, self._contract, self._format, self._dtype).eval().to(self._device)
+        if arguments is not None and self._device.type == "cuda":
+            # As a whole: scaling and normalization are launches too.
+            whole = PixelsToLogits(self._network, self._contract, self._format, self._dtype).eval().to(self._device)
+            self._pixels = _compile(whole, arguments)
+        self._graph = GraphRunner(self._forward, self._device) if self._mode.captured else None
 
     def infer(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Logits for uint8 [batch, R, R, 3] or float32 [batch, 3, S, S]."""
@@ -87,16 +99,22 @@ class PyTorchBackend:
         return [("to device", self._upload), ("inference", self._compute), ("to host", self._download)]
 
     def _upload(self, batch: NDArray[Any]) -> torch.Tensor:
-        given = torch.from_numpy(batch).to(self._device)
+        given = torch.from_numpy(batch)
+        given = given.to(self._device) if self._graph is None else self._graph.upload(given)
         self._wait()
         return given
 
     def _compute(self, given: torch.Tensor) -> torch.Tensor:
+        logits = self._forward(given) if self._graph is None else self._graph.run(given)
+        self._wait()
+        return logits
+
+    def _forward(self, given: torch.Tensor) -> torch.Tensor:
+        """Launch the computation from uint8 [batch, R, R, 3] or float32 [batch, 3, S, S] to logits; don't wait for it."""
         with torch.inference_mode():
-            pixels = given.dtype == torch.uint8
-            logits = self._pixels(given) if pixels else self._called(given.to(self._dtype, memory_format=self._format))
-            self._wait()
-            return cast(torch.Tensor, logits)
+            if given.dtype == torch.uint8:
+                return cast(torch.Tensor, self._pixels(given))
+            return cast(torch.Tensor, self._called(given.to(self._dtype, memory_format=self._format)))
 
     @staticmethod
     def _download(logits: torch.Tensor) -> NDArray[np.float32]:
@@ -125,7 +143,7 @@ class PyTorchBackend:
         Raises:
             BenchError: it cannot be compiled here.
         """
-        if self._mode == COMPILE:
+        if self._mode.compiled:
             try:
                 self.infer(batch)
             except Exception as cause:  # the compiler's own errors and those of a missing C++ compiler share no base class
@@ -148,23 +166,24 @@ class PyTorchBackend:
         return perf_counter_ns() - start
 
     def profile(self, batch: NDArray[Any], runs: int) -> dict[str, Any]:
-        """PyTorch's operators, by its own profiler: CPU time of each itself, without those it calls."""
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        """Return PyTorch's operators by its own profiler: time on the GPU, or on a CPU the host's, each without those it calls."""
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if self._device.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        with torch.profiler.profile(activities=activities) as profiler:
             for _ in range(runs):
                 self.infer(batch)
-        spent = {event.key: (event.count // runs, event.self_cpu_time_total / runs) for event in found.key_averages()}
-        total = sum(taken for _, taken in spent.values()) or 1.0
-        operators = [
-            {"operator": name, "provider": self.provider, "nodes": count, "us": taken, "share": taken / total}
-            for name, (count, taken) in sorted(spent.items(), key=lambda entry: -entry[1][1])
-        ]
-        return {"runs": runs, "operators": operators, "nodes": []}
+        return operator_profile(profiler.key_averages(), runs, self.provider)
 
     def describe(self, batch: NDArray[Any]) -> dict[str, Any]:
         """What shapes the latency."""
         return {
             "torch": torch.__version__,
-            "mode": f"{self._mode}, inference_mode",
+            "mode": f"{self._mode_name}, inference_mode",
+            "dtype": self._mode.dtype,
+            "tf32": self._device.type == "cuda" and self._dtype == torch.float32,
+            "cuda_graph": self._mode.captured,
+            "compile_arguments": self._mode.compile_arguments(self._device.type),
             "intra_op_threads": torch.get_num_threads(),
             "inter_op_threads": torch.get_num_interop_threads(),
             "device": torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu",
@@ -179,5 +198,5 @@ def _uncompiled(words: str) -> str:
     return f"torch.compile does not work here: {words.splitlines()[0].rstrip('.')}. Leave `compile` out of --pytorch."
 
 
-def _compiled(network: nn.Module) -> nn.Module:
-    return cast(nn.Module, torch.compile(network))
+def _compile(module: nn.Module, arguments: dict[str, str]) -> nn.Module:
+    return cast(nn.Module, torch.compile(module, **arguments))  # type: ignore[call-overload]

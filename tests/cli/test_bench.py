@@ -84,7 +84,7 @@ def test_a_closed_gate_is_shown_and_fails(bundle: Path, tmp_path: Path) -> None:
         (["bundle", "--batch", "0"], "--batch is 1 to"),
         (["bundle", "--batch", "4", "--scope", "file"], "measured in scope model"),
         (["bundle", "--rate", "0"], "--rate is above 0"),
-        (["bundle", "--pytorch", "jit"], "--pytorch takes eager, bf16, compile"),
+        (["bundle", "--pytorch", "jit"], "--pytorch takes eager, bf16, fp16, compile"),
         (["bundle", "--sustained", "1s"], "--sustained is at least 10s"),
         (["bundle", "--max-regression", "5%"], "give one"),
         (["bundle", "--max-regression", "little"], "is no share"),

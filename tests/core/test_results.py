@@ -183,3 +183,29 @@ def test_slices_that_took_turns_are_compared_with_their_neighbours() -> None:
 def test_relative_spread() -> None:
     assert relative_spread([1.0, 2.0, 4.0]) == 1.5
     assert relative_spread([]) == 0.0
+
+
+def test_rounds_without_gpu_readings_are_still_read() -> None:
+    content = json.loads(json.dumps(row("onnxruntime", [2_000_000]).to_json()))
+    del content["rounds"][0]["gpu"]
+    again = Row.from_json(content)
+    assert (again.gpu(), dict(again.rounds[0].gpu)) == ({}, {})
+
+
+def test_gpu_readings_are_summed_up_over_rounds() -> None:
+    cool = {"index": 0, "sm_clocks_mhz": [1980], "max_sm_clock_mhz": 1980, "throttle_reasons": [], "temperature_c": 50}
+    cool |= {"power_w": None, "memory_used_bytes": 5}
+    hot = {**cool, "sm_clocks_mhz": [1755], "throttle_reasons": ["hw slowdown"], "temperature_c": 61, "memory_used_bytes": 4}
+    readings = [cool, hot]
+    measured = row("onnxruntime", [2_000_000, 2_000_000])
+    measured = replace(
+        measured, rounds=tuple(replace(block, gpu=reading) for block, reading in zip(measured.rounds, readings, strict=True))
+    )
+    assert Row.from_json(json.loads(json.dumps(measured.to_json()))).gpu() == {
+        "sm_clock_mhz": [1755, 1980],
+        "max_sm_clock_mhz": 1980,
+        "temperature_c": 61,
+        "power_w": None,
+        "memory_used_bytes": 5,
+        "throttle_reasons": ["hw slowdown"],
+    }

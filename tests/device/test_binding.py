@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from edgetl.device.backends import Source, onnx_runtime
 from edgetl.device.backends.onnx_runtime import OnnxRuntimeBackend
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.timing import Measurement
-from edgetl.device.binding import MEMORY, BoundRun
+from edgetl.device.binding import MEMORY, BoundRun, GraphRun
 from tests.bundles import colour_model
 
 ALL = ["to device", "inference", "to host"]
@@ -38,6 +39,48 @@ def test_every_shape_has_its_own_answer(session: onnxruntime.InferenceSession) -
     for one, answer in zip(given, answers, strict=True):
         np.testing.assert_array_equal(answer, session.run(["logits"], {name: one})[0])
     assert len({answer.tobytes() for answer in answers}) == len(given)
+
+
+def test_graph_run_has_fixed_buffers_for_each_shape(session: onnxruntime.InferenceSession) -> None:
+    run, name = GraphRun(session, "logits", "cpu"), session.get_inputs()[0].name
+    small, large = (1, 40, 50, 3), (2, 64, 64, 3)
+    seen: dict[tuple[int, ...], set[tuple[int, int]]] = {small: set(), large: set()}
+    for seed, shape in enumerate([small, large, small, large, small]):
+        given = pictures(seed, *shape)
+        buffers = run.upload({name: given})
+        outputs = run.compute(buffers)
+        np.testing.assert_array_equal(run.download(outputs), session.run(["logits"], {name: given})[0])
+        seen[shape].add((buffers.inputs[name].data_ptr(), outputs[0].data_ptr()))
+    assert [len(addresses) for addresses in seen.values()] == [1, 1]
+    assert not seen[small] & seen[large]
+
+
+class RecordedSession:
+    """A session that notes which graph every run asked for."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.session = session
+        self.graph_ids: list[int] = []
+
+    def io_binding(self) -> onnxruntime.IOBinding:
+        return self.session.io_binding()
+
+    def run_with_iobinding(self, binding: onnxruntime.IOBinding, options: onnxruntime.RunOptions) -> None:
+        self.graph_ids.append(int(options.get_run_config_entry("gpu_graph_id")))
+        self.session.run_with_iobinding(binding, options)
+
+
+def test_graph_run_captures_before_the_clock_starts(session: onnxruntime.InferenceSession) -> None:
+    recorded, name = RecordedSession(session), session.get_inputs()[0].name
+    run = GraphRun(recorded, "logits", "cpu")
+    # One run without a graph to learn the output's shape, then until the graph is there.
+    buffers = run.upload({name: pictures(0, 1, 40, 50, 3)})
+    assert recorded.graph_ids == [-1, 1, 1, 1]
+    run.compute(buffers)
+    run.upload({name: pictures(1, 1, 40, 50, 3)})
+    assert recorded.graph_ids == [-1, 1, 1, 1, 1]
+    run.upload({name: pictures(2, 2, 40, 50, 3)})
+    assert recorded.graph_ids[5:] == [-1, 2, 2, 2], "another shape must not replay the first one's graph"
 
 
 def test_what_is_timed_falls_into_three(make_bundle: Callable[..., Path], brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,3 +115,11 @@ def test_on_a_gpu(make_bundle: Callable[..., Path]) -> None:
     bound = OnnxRuntimeBackend(Source(source.model, threads=1, provider="cuda"))
     for given in bound.inputs(3):
         np.testing.assert_allclose(bound.infer(given), OnnxRuntimeBackend(source).infer(given), atol=1e-2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_graph_run_on_a_gpu_answers_as_a_plain_run(make_bundle: Callable[..., Path]) -> None:
+    source = Source(make_bundle() / "fp32.onnx", threads=1, provider="cuda")
+    captured = OnnxRuntimeBackend(replace(source, settings={"session_mode": "cuda-graph"}))
+    for given in captured.inputs(3):
+        np.testing.assert_allclose(captured.infer(given), OnnxRuntimeBackend(source).infer(given), atol=1e-2)

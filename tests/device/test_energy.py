@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import builtins
-import ctypes
 import threading
 import time
 from pathlib import Path
@@ -11,8 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgetl.device.energy import EnergyMeter, Rail, counted
+from edgetl.device.bench.protocol import BenchProtocol
+from edgetl.device.bench.timing import Measurement
+from edgetl.device.bench.watching import BlockWatch
+from edgetl.device.energy import GPU_WINDOW_SECONDS, EnergyMeter, Rail, counted
 from edgetl.device.nvml import Nvml
+from tests.device.gpus import FakePynvml
 from tests.device.machines import JETSON, LAPTOP, VM, build
 
 RAPL = "sys/class/powercap/intel-rapl:0/energy_uj"
@@ -30,6 +33,16 @@ class Gpus:
 
     def energy_mj(self, index: int) -> int | None:
         return self.energies_mj[index]
+
+
+class Seconds:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def test_a_machine_without_counters(tmp_path: Path) -> None:
@@ -69,66 +82,92 @@ def test_a_counter_that_only_root_may_read(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_gpus_that_count_and_one_that_does_not(tmp_path: Path) -> None:
-    gpus = Gpus(5_000, None, 7_000)
-    meter = EnergyMeter(build(tmp_path, {})[1], gpus)
+    gpus, clock = Gpus(5_000, None, 7_000), Seconds()
+    meter = EnergyMeter(build(tmp_path, {})[1], gpus, clock)
     assert meter.sources == ("nvml:0", "nvml:2")
     meter.start()
+    clock.now += 3
     gpus.energies_mj = [6_500, None, 7_000]
     assert meter.stop() == {"nvml:0": 1.5, "nvml:2": 0.0}
 
 
 def test_a_gpu_that_fails_meanwhile_is_left_out(tmp_path: Path) -> None:
-    gpus = Gpus(5_000, 1_000)
-    meter = EnergyMeter(build(tmp_path, {})[1], gpus)
+    gpus, clock = Gpus(5_000, 1_000), Seconds()
+    meter = EnergyMeter(build(tmp_path, {})[1], gpus, clock)
     meter.start()
+    clock.now += 3
     gpus.energies_mj = [6_000]
     assert meter.stop() == {"nvml:0": 1.0}
     meter.start()
+    clock.now += 3
     gpus.energies_mj = [10]  # the driver was loaded anew
     assert meter.stop() == {}
 
 
-class Library:
-    """libnvidia-ml as far as it is called: two GPUs, of which the second is too old to count."""
-
-    def __init__(self, name: str) -> None:
-        assert name == "libnvidia-ml.so.1"
-
-    def nvmlInit_v2(self) -> int:  # noqa: N802
-        return 0
-
-    def nvmlDeviceGetCount_v2(self, count: Any) -> int:  # noqa: N802
-        count._obj.value = 2
-        return 0
-
-    def nvmlDeviceGetHandleByIndex_v2(self, index: Any, handle: Any) -> int:  # noqa: N802
-        handle._obj.value = 0x1000 + index.value
-        return 0
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, energy: Any) -> int:  # noqa: N802
-        energy._obj.value = 2**40
-        return 0 if handle.value == 0x1000 else 3  # NVML_ERROR_NOT_SUPPORTED
+def test_nvml_is_a_source_where_it_counts(tmp_path: Path) -> None:
+    assert EnergyMeter(build(tmp_path, {})[1], Nvml(FakePynvml())).sources == ("nvml:0",)
 
 
-def test_nvidias_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", Library)
-    library = Nvml()
-    assert (library.count(), library.energy_mj(0), library.energy_mj(1)) == (2, 2**40, None)
-    assert EnergyMeter(build(tmp_path, {})[1]).sources == ("nvml:0",)
+def test_nvml_of_another_age_does_not_count(tmp_path: Path) -> None:
+    class Old(FakePynvml):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "nvmlDeviceGetTotalEnergyConsumption":
+                raise AttributeError(name)
+            return super().__getattribute__(name)
+
+    assert Nvml(Old()).energy_mj(0) is None
+    assert EnergyMeter(build(tmp_path, {})[1], Nvml(Old())).sources == ()
 
 
-def test_a_library_without_a_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Library, "nvmlInit_v2", lambda library: 9)  # NVML_ERROR_DRIVER_NOT_LOADED
-    monkeypatch.setattr(ctypes, "CDLL", Library)
-    with pytest.raises(OSError, match="nvmlInit_v2 answered 9"):
-        Nvml()
-    assert EnergyMeter(build(tmp_path, {})[1]).sources == ()
+@pytest.mark.parametrize(("seconds", "joules"), [(0.2, {}), (1.99, {}), (2.0, {"nvml:0": 600.0}), (30.0, {"nvml:0": 600.0})])
+def test_gpu_energy_needs_a_long_window(tmp_path: Path, seconds: float, joules: dict[str, float]) -> None:
+    gpus, clock = Gpus(1_000_000), Seconds()
+    meter = EnergyMeter(build(tmp_path, {})[1], gpus, clock)
+    meter.start()
+    clock.now += seconds
+    gpus.energies_mj = [1_600_000]
+    assert meter.stop() == joules
 
 
-def test_a_library_of_another_age(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(Library, "nvmlDeviceGetTotalEnergyConsumption")
-    monkeypatch.setattr(ctypes, "CDLL", Library)
-    assert Nvml().energy_mj(0) is None
+def test_gpu_energy_in_short_slices_is_withheld(tmp_path: Path) -> None:
+    gpus, clock = Gpus(0), Seconds()
+    watch = BlockWatch(EnergyMeter(build(tmp_path, {})[1], gpus, clock))
+    for _ in range(20):
+        watch.start()
+        clock.now += 0.2
+        gpus.energies_mj = [(gpus.energies_mj[0] or 0) + 60_000]
+        watch.stop()
+    assert watch.energy_j == {}
+
+
+def test_a_gpu_block_is_one_window_for_the_counter(tmp_path: Path) -> None:
+    """The counter is brought up to date every 100 ms: over the whole block that changes little, over 0.2 s it would."""
+    clock, watts = Seconds(), 300.0
+
+    class Stepping(Gpus):
+        def energy_mj(self, index: int) -> int:
+            return int(int(clock.now * 10 + 1e-9) / 10 * watts * 1000)
+
+    def infer(value: object) -> object:
+        clock.now += 0.015
+        return value
+
+    protocol = BenchProtocol(block_seconds=1.0, block_runs=10, slices=5).for_gpu()
+    watch = BlockWatch(EnergyMeter(build(tmp_path, {})[1], Stepping(0), clock))
+    measurement = Measurement([("inference", infer)], ["image"], protocol, watch, lambda: int(clock.now * 1e9))
+    for _ in range(protocol.slices):
+        measurement.run_slice()
+    block = measurement.block()
+    spent_s = sum(block.latencies_ns) / 1e9
+    assert (len(block.slices), spent_s >= 2.0) == (1, True)
+    assert watch.energy_j["nvml:0"] == pytest.approx(watts * spent_s, rel=0.05)
+
+
+def test_only_processes_on_a_gpu_get_the_long_block() -> None:
+    usual = BenchProtocol()
+    assert (usual.slices, usual.block_seconds) == (5, 1.0)
+    assert (usual.for_gpu().slices, usual.for_gpu().block_seconds) == (1, GPU_WINDOW_SECONDS)
+    assert BenchProtocol(block_seconds=5.0).for_gpu().block_seconds == 5.0
 
 
 def test_a_library_that_crashes_is_no_library(tmp_path: Path) -> None:

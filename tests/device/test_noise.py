@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import pytest
 
 from edgetl.core.results import Noise
 from edgetl.device.noise import judge
+from edgetl.device.nvml import Nvml
 from edgetl.device.state import device_state
+from tests.device.gpus import FakePynvml, gpu_reading
 from tests.device.machines import CONTAINER, JETSON, LAPTOP, PI, STAT, VM, build
 
 
@@ -157,3 +160,55 @@ def test_a_machine_that_tells_nothing_is_judged_by_its_rounds(tmp_path: Path) ->
     assert not noise.noisy
     assert noise.measured["other_cpu"] is None
     assert judge(before, after, 5.0, {"a": 0.5}).noisy
+
+
+def with_gpus(state: dict[str, Any], *processes: int) -> dict[str, Any]:
+    """A reading of a machine whose first GPU runs these processes."""
+    library = FakePynvml()
+    library.processes = list(processes)
+    return {**state, "gpus": {str(index): reading for index, reading in enumerate(Nvml(library).states())}}
+
+
+def judge_gpu(tmp_path: Path, *readings: dict[str, Any], processes: tuple[int, ...] = ()) -> Noise:
+    before, after = later(tmp_path, {}, {})
+    return judge(with_gpus(before), with_gpus(after, *processes), 0.0, {}, gpu_rounds=[readings] if readings else [])
+
+
+def test_noise_of_a_steady_gpu_is_quiet(tmp_path: Path) -> None:
+    # The power cap and idling belong to normal work.
+    noise = judge_gpu(
+        tmp_path, gpu_reading(throttle_reasons=["sw power cap"]), gpu_reading(sm_clocks_mhz=[1950], throttle_reasons=["gpu idle"])
+    )
+    assert noise.reasons == ()
+    assert noise.measured["gpu_throttle_reasons"] == ["gpu idle", "sw power cap"]
+    assert noise.measured["gpu_clock_spread"] == pytest.approx(30 / 1980)
+    assert noise.measured["gpu_other_processes"] == []
+
+
+@pytest.mark.parametrize("reason", ["hw slowdown", "sw thermal slowdown", "hw thermal slowdown", "hw power brake slowdown"])
+def test_noise_names_a_throttled_gpu(tmp_path: Path, reason: str) -> None:
+    assert judge_gpu(tmp_path, gpu_reading(throttle_reasons=[reason])).reasons == (f"the GPU was throttled ({reason})",)
+
+
+def test_noise_names_a_gpu_clock_that_varies(tmp_path: Path) -> None:
+    noise = judge_gpu(tmp_path, gpu_reading(), gpu_reading(sm_clocks_mhz=[1485]))
+    assert noise.reasons == ("the GPU's clock varied by 25% within a row",)
+
+
+def test_noise_compares_clocks_within_rows_only(tmp_path: Path) -> None:
+    before, after = later(tmp_path, {}, {})
+    rows = [[gpu_reading()], [gpu_reading(sm_clocks_mhz=[1200])]]
+    assert judge(with_gpus(before), with_gpus(after), 0.0, {}, gpu_rounds=rows).reasons == ()
+
+
+def test_noise_names_other_processes_on_the_gpu(tmp_path: Path) -> None:
+    noise = judge_gpu(tmp_path, gpu_reading(), processes=(4_194_305, os.getpid()))
+    assert noise.reasons == ("1 other process used the GPU",)
+    assert noise.measured["gpu_other_processes"] == [4_194_305]
+
+
+def test_noise_ignores_a_gpu_that_was_not_measured(tmp_path: Path) -> None:
+    noise = judge_gpu(tmp_path, processes=(4_194_305,))
+    assert noise.reasons == ()
+    assert (noise.measured["gpu_clock_spread"], noise.measured["gpu_other_processes"]) == (None, None)
+    assert judge_gpu(tmp_path, gpu_reading(index=1), processes=(4_194_305,)).measured["gpu_other_processes"] is None

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from edgetl.core.limits import Limits
 from edgetl.core.results import BenchResult, Noise, read_result, write_result
+from edgetl.device.nvml import Nvml
 from edgetl.report.bench_drawings import portions
 from edgetl.report.bench_page import bench_report
 from edgetl.report.page import Section, is_own_page, paragraph, render_page
+from tests.device.gpus import FakePynvml, gpu_reading
 from tests.report.benches import bench_result, bench_row, board, device, server
 from tests.report.browser import CHROMIUM
 from tests.report.pages import Page, seen_in_browser
@@ -195,3 +197,36 @@ def test_a_page_knows_its_own(tmp_path: Path) -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 def test_in_a_browser_it_is_quiet_and_fits_a_phone(both: str) -> None:
     assert seen_in_browser(both) > 8
+
+
+def gpu_result() -> BenchResult:
+    """Return a result of one row on a GPU, with the GPU's state before, after and in each round."""
+    readings = [gpu_reading(sm_clocks_mhz=[1980]), gpu_reading(sm_clocks_mhz=[1755], temperature_c=71, throttle_reasons=["sw power cap"])]
+    measured = bench_row("onnxruntime", "fp32", 1.2, rounds=2, provider="cuda")
+    rounds = tuple(replace(block, gpu=reading) for block, reading in zip(measured.rounds, readings, strict=True))
+    library = FakePynvml()
+    states = {"gpus": {"0": Nvml(library).states()[0]}}
+    library.reasons = 0
+    facts = {"gpu_memory_bytes": [80 * 2**30], "cuda_driver": "13.2"}
+    about = device(before=states, after={"gpus": {"0": Nvml(library).states()[0]}}, **facts)
+    noise = Noise((), {"gpu_throttle_reasons": ["sw power cap"], "gpu_clock_spread": 0.11})
+    return bench_result((replace(measured, rounds=rounds),), device=about, noise=noise)
+
+
+def test_page_shows_the_state_of_the_gpu(tmp_path: Path) -> None:
+    html = bench_report([gpu_result()])
+    for words in (
+        "SM 1755 to 1980 MHz of 1980, 71 °C, 300 W, 1024 MiB, throttle reasons: sw power cap",
+        "gpus: 0: sm clock mhz",
+        "gpus: 0: throttle reasons",
+        "81920 MiB",
+        "gpu_clock_spread",
+    ):
+        assert words in html
+    assert re.search(r"gpus: 0: throttle reasons.*?<td[^>]*>sw power cap.*?<td[^>]*>none", html, re.DOTALL)
+    write_result(gpu_result(), tmp_path / "gpu.json")
+    assert bench_report([replace(read_result(tmp_path / "gpu.json"), path=None)]) == html
+
+
+def test_page_has_no_gpu_column_without_readings(both: str) -> None:
+    assert "throttle reasons" not in both

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from edgetl.core.files import sha256_file
 from edgetl.core.layout import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.results import read_result
+from edgetl.core.torch_modes import BF16_TOLERANCE, FP16_TOLERANCE
 from edgetl.device.backends import Source
 from edgetl.device.bench import target as bench_target
 from edgetl.device.bench.protocol import BenchProtocol
@@ -29,6 +31,7 @@ from edgetl.device.preprocessing import normalise, preprocess
 from edgetl.export.graph import assemble
 from edgetl.export.network_graph import network_graph
 from edgetl.train.backend import CHANNELS_LAST, CONTIGUOUS, PyTorchBackend
+from edgetl.train.cuda_graph import Captured, Compute, GraphRunner
 from edgetl.train.models import adapt, load_run_model
 from tests.bundles import write_bundle, write_pictures
 
@@ -199,8 +202,63 @@ def test_without_a_compiler_the_others_are_measured(run: RunDirectory, tmp_path:
 def test_pytorchs_own_operators_are_profiled(exported: RunDirectory) -> None:
     backend = PyTorchBackend(Source(exported.path, 1))
     profile = backend.profile(backend.inputs(1)[0], 3)
+    assert (profile["clock"], profile["runs"]) == ("host", 3)
     assert any("conv" in entry["operator"] for entry in profile["operators"])
     assert sum(entry["share"] for entry in profile["operators"]) == pytest.approx(1)
+
+
+def test_profile_covers_every_runtime_and_names_its_clock(run: RunDirectory) -> None:
+    config = BenchConfig(run.path, scopes=("model",), rounds=2, threads=(1,), profile=True)
+    result = bench(config, protocol=replace(BRIEF, profiled_runs=2))
+    assert {row_id.partition("-")[0]: profile["clock"] for row_id, profile in result.profiles.items()} == {
+        "pytorch": "host",
+        "onnxruntime": "host",
+    }
+
+
+@pytest.mark.usefixtures("torch_left_alone")
+@pytest.mark.parametrize("mode", ["fp16", "cuda-graph", "fp16-cuda-graph"])
+def test_gpu_modes_are_refused_on_a_cpu(exported: RunDirectory, mode: Any) -> None:
+    with pytest.raises(BenchError, match=f"{mode} runs on a GPU only: add --provider cuda"):
+        PyTorchBackend(Source(exported.path, 1, settings={"mode": mode}))
+    with pytest.raises(BenchError, match=f"--pytorch {mode} runs on a GPU only"):
+        bench_target.find_target(BenchConfig(exported.path, torch_modes=("eager", mode)), (1,))
+
+
+def test_gpu_modes_are_candidates_on_the_gpu_alone(exported: RunDirectory) -> None:
+    config = BenchConfig(exported.path, scopes=("model",), providers=("cpu", "cuda"), torch_modes=("eager", "bf16", "fp16", "cuda-graph"))
+    candidates = [candidate for candidate in bench_target.find_target(config, (1,)).candidates if candidate.runtime == "pytorch"]
+    assert [(candidate.variant, candidate.source.provider, candidate.relative_tolerance) for candidate in candidates] == [
+        ("fp32", "cpu", 0.0),
+        ("fp32", "cuda", FP16_TOLERANCE),
+        ("bf16", "cpu", BF16_TOLERANCE),
+        ("bf16", "cuda", BF16_TOLERANCE),
+        ("fp16", "cuda", FP16_TOLERANCE),
+        ("cuda-graph", "cuda", FP16_TOLERANCE),
+    ]
+
+
+@pytest.mark.usefixtures("torch_left_alone")
+def test_a_captured_computation_runs_from_its_buffers(exported: RunDirectory) -> None:
+    """The capture is replaced by one that a CPU can replay; everything around it is the backend's own."""
+    backend = PyTorchBackend(Source(exported.path, threads=torch.get_num_threads()))
+    pixels = backend.inputs(2)
+    expected = [backend.infer(batch) for batch in pixels]
+    captures: list[torch.Size] = []
+
+    def capture(compute: Compute, buffer: torch.Tensor) -> Captured:
+        captures.append(buffer.shape)
+        output = compute(buffer).clone()
+
+        def replay() -> None:
+            output.copy_(compute(buffer))
+
+        return Captured(buffer, output, replay)
+
+    backend._graph = GraphRunner(backend._forward, torch.device("cpu"), capture)
+    for batch, logits in zip(pixels, expected, strict=True):
+        np.testing.assert_array_equal(backend.infer(batch), logits)
+    assert len(captures) == 1
 
 
 def test_a_bundle_in_its_run_is_measured_likewise(run: RunDirectory) -> None:

@@ -73,4 +73,4 @@ class Backend(Protocol):
         """The configuration in force and the proof of where it runs, for the result; may run `batch`."""
 
     def profile(self, batch: Any, runs: int) -> dict[str, Any]:
-        """{"runs", "operators", "nodes"}: where the time of a run goes."""
+        """{"runs", "clock", "operators", "nodes"}: where the time of a run goes, and whose: see `PROFILE_CLOCKS`."""

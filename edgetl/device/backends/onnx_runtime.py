@@ -9,15 +9,16 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgetl.core.errors import BenchError, ProviderError
+from edgetl.core.errors import BenchError, EdgetlError, ProviderError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.backends import Source, Stage
-from edgetl.device.binding import MEMORY, BoundRun
+from edgetl.device.binding import MEMORY, BoundRun, DeviceRun, GraphRun
 from edgetl.device.bundle import read_metadata
 from edgetl.device.operators import node_times, summary
 from edgetl.device.placement import NodeAssignment, check_placement, node_share, recorded_assignments
 from edgetl.device.preprocessing import preprocess
 from edgetl.device.session import create_session, refuse_failed_run
+from edgetl.device.session_modes import CUDA_GRAPH, DEFAULT, provider_options
 
 _TYPES = {
     "uint8": np.uint8, "int8": np.int8, "float": np.float32, "float16": np.float16, "double": np.float64,
@@ -35,7 +36,16 @@ class OnnxRuntimeBackend:
     def __init__(self, source: Source) -> None:
         self._source = source
         self.provider = source.provider
-        self._session = create_session(source.model, source.provider, source.threads, precision=source.precision)
+        self._mode = str(source.settings.get("session_mode", DEFAULT))
+        self._options = provider_options(source.provider, self._mode)
+        try:
+            self._session = create_session(
+                source.model, source.provider, source.threads, precision=source.precision, provider_options=self._options
+            )
+        except EdgetlError as cause:
+            if self._mode != CUDA_GRAPH or "graph capture" not in str(cause):
+                raise
+            raise BenchError(_not_captured(source.model, str(cause))) from cause
         self._inputs = self._session.get_inputs()
         names = [node.name for node in self._session.get_outputs()]
         # A lone file that edgetl wrote says itself what it wants.
@@ -45,7 +55,8 @@ class OnnxRuntimeBackend:
         # Bound once: the timed region holds one call.
         self._run, self._name = self._session.run, self._inputs[0].name
         memory = MEMORY.get(source.provider)
-        self._bound = None if memory is None else BoundRun(self._session, self._outputs[0], memory)
+        run = GraphRun if self._mode == CUDA_GRAPH else BoundRun
+        self._bound: DeviceRun | None = None if memory is None else run(self._session, self._outputs[0], memory)
 
     def infer(self, batch: Any) -> NDArray[np.float32]:
         """Logits, or the first output of a model that is not edgetl's."""
@@ -64,7 +75,7 @@ class OnnxRuntimeBackend:
             return [("inference", self.infer)]
         return [("to device", self._upload), ("inference", self._bound.compute), ("to host", self._bound.download)]
 
-    def _upload(self, batch: Any) -> onnxruntime.IOBinding:
+    def _upload(self, batch: Any) -> Any:
         assert self._bound is not None
         return self._bound.upload(batch if type(batch) is dict else {self._name: batch})
 
@@ -146,6 +157,7 @@ class OnnxRuntimeBackend:
             "graph_optimization": str(options.graph_optimization_level).rpartition(".")[2],
             "providers": self._session.get_providers(),
             "io_binding": self._bound is not None,
+            **({} if self._mode == DEFAULT else {"session_mode": self._mode, "provider_options": self._options}),
             "node_share": self._node_share(batch),
         }
 
@@ -159,11 +171,37 @@ class OnnxRuntimeBackend:
         return node_share(node.provider for node in assignments)
 
     def profile(self, batch: Any, runs: int) -> dict[str, Any]:
-        """Time and share of every operator and node, with the provider it runs on; see `edgetl.device.operators.summary`."""
+        """Time and share of every operator and node, with the provider it runs on; see `edgetl.device.operators.summary`.
+
+        The runtime's profiler times the host. Where that only launches kernels, `clock` says so: the
+        kernels' own times need a build with CUPTI (`--enable_cuda_profiling`), which PyPI's wheels aren't.
+        """
         source = self._source
 
         def open_session(prefix: Path) -> onnxruntime.InferenceSession:
-            return create_session(source.model, source.provider, source.threads, profile_prefix=prefix, precision=source.precision)
+            # Node by node, so without a graph; and without IO binding a graph would replay addresses that are no longer its own.
+            options = {} if self._mode == CUDA_GRAPH else self._options
+            return create_session(
+                source.model,
+                source.provider,
+                source.threads,
+                profile_prefix=prefix,
+                precision=source.precision,
+                provider_options=options,
+            )
 
         feed = batch if isinstance(batch, dict) else {self._name: batch}
-        return {"runs": runs, **summary(node_times(open_session, feed, runs))}
+        clock = "host dispatch" if source.provider in MEMORY else "host"
+        return {"runs": runs, "clock": clock, **summary(node_times(open_session, feed, runs))}
+
+
+def _not_captured(model: Path, words: str) -> str:
+    """Say why a model has no CUDA graph, and what to do."""
+    if "control flow" in words:
+        reason = "it has control flow (If, Loop or Scan), which a CUDA graph can't hold"
+    else:
+        reason = "not all of its nodes run on the GPU"
+    return (
+        f"{model.name} has no CUDA graph: {reason}. "
+        "Export with `--input tensor` or a fixed image size, or leave `cuda-graph` out of --session."
+    )

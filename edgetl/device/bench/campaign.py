@@ -65,7 +65,9 @@ class Campaign:
             return Noise(())
         spreads = {name: relative_spread([block.median_ns for block in rounds]) for name, rounds in timed.items()}
         clocks = [[block.frequency_khz for block in rounds if block.frequency_khz is not None] for rounds in timed.values()]
-        return judge(self.states["before"], self.states["after"], self._own_cpu_s, spreads, clocks)
+        gpus = [[block.gpu for block in rounds if block.gpu] for rounds in timed.values()]
+        gpu_rounds = [readings for readings in gpus if readings]
+        return judge(self.states["before"], self.states["after"], self._own_cpu_s, spreads, clocks, gpu_rounds=gpu_rounds)
 
     def tell(self, measured: Mapping[str, Sequence[Round]], path: Path | None, notes: Sequence[str]) -> None:
         """Raise what ended it early, with what was kept; do nothing where it came to its end.

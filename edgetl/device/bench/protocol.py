@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,8 @@ class BenchProtocol:
     """Least runs of a block in one scope."""
     slices: int = 5
     """Parts of a block; the processes of a round take turns slice by slice, because a machine's speed changes within seconds."""
+    gpu_block_seconds: float = 2.0
+    """Least time of a block on a GPU, whose energy counter needs it."""
     slice_warm_runs: int = 2
     """Runs before a slice that are not measured: they bring back into the caches what the others have taken."""
     paced_seconds: float = 3.0
@@ -39,6 +41,14 @@ class BenchProtocol:
     """Length of a window of a sustained run."""
     profiled_runs: int = 50
     """Runs that an operator's time is the median of."""
+
+    def for_gpu(self) -> BenchProtocol:
+        """Return the protocol of a process on a GPU: one slice, long enough for the energy counter.
+
+        Such a process lives alone, so there are no turns to take. Between slices the GPU would
+        fall idle, and its idle energy would count as the images'.
+        """
+        return replace(self, slices=1, block_seconds=max(self.block_seconds, self.gpu_block_seconds))
 
 
 QUICK = BenchProtocol(block_seconds=0.4)

@@ -18,6 +18,7 @@ from edgetl.device.bench.jobs import Job, Stream
 from edgetl.device.bench.processes import run_job
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.target import NO_GOLDEN, Candidate
+from edgetl.device.binding import MEMORY
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def prove(
             runtime=candidate.runtime,
             source=candidate.source,
             streams=_streams(candidate, rates),
-            protocol=protocol,
+            protocol=protocol.for_gpu() if candidate.source.provider in MEMORY else protocol,
             model_inputs=None if pictures is None else pictures.tensors[candidate.source.input],
             files=() if pictures is None else pictures.files,
         )

@@ -116,7 +116,7 @@ def _measure_more(able: Sequence[Contender], config: BenchConfig, measured: _Mea
     alive = [contender for contender in able if contender.candidate.name not in measured.rounds.died]
     own = [contender for contender in alive if contender.candidate.runtime != "pytorch"]
     if config.profile:
-        for contender in own:
+        for contender in alive:
             report(0, 0, f"profile: {contender.candidate.name}")
             job = replace(contender.job, task="profile")
             profile = run_job(job, folder)

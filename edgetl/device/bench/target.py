@@ -12,17 +12,15 @@ from edgetl.core.benching import BenchConfig, Scope
 from edgetl.core.errors import BenchError, BundleError
 from edgetl.core.files import sha256_file
 from edgetl.core.layout import RunDirectory
-from edgetl.core.results import EAGER
+from edgetl.core.torch_modes import TORCH_MODES
 from edgetl.core.wording import counted
 from edgetl.device.backends import Source
 from edgetl.device.bundle import Bundle, open_bundle
 from edgetl.device.facts import installed_version
 from edgetl.device.providers import CUDA_PROVIDERS
+from edgetl.device.session_modes import DEFAULT, providers_with, supports, variant_name
 
 NO_GOLDEN = "a lone ONNX file brings no reference images: its answers were not checked"
-_TORCH_VARIANTS = {"eager": EAGER, "bf16": "bf16", "compile": "compile"}
-_BF16_TOLERANCE = 0.05
-"""Share of the largest |logit|: bfloat16 keeps 8 bits, and its roundings add up over the layers."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,8 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
         return _lone_file(config, threads)
     if config.inputs is not None:
         raise BenchError("--inputs feeds a lone ONNX file; a bundle brings its own reference images. Leave it out.")
+    _check_torch_modes(config)
+    _check_session_modes(config)
     bundle = open_bundle(config.target)
     variants = [bundle.variant(name) for name in dict.fromkeys(config.variants)] or bundle.variants
     contenders: list[Candidate] = []
@@ -88,25 +88,70 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
             bundle.file(variant).resolve(), 1, input=variant.input, preprocessing=bundle.preprocessing, precision=variant.precision
         )
         one = Candidate("onnxruntime", variant.name, source, variant.sha256, variant.bytes, config.scopes, variant.tolerance)
-        contenders += _combined(one, config, threads, config.providers)
+        contenders += _in_session_modes(one, config, threads)
     model = {"name": bundle.model, "run_id": bundle.run_id}
     photos = [scope for scope in dict.fromkeys(config.scopes) if scope != "model"]
     single = (
         [f"Scope {', '.join(photos)} takes one image a call: add 1 to --batch to measure it."] if photos and 1 not in config.batches else []
     )
     run, note = _run_of(config.target, bundle)
-    notes = (*single, *([note] if note and config.torch_modes else []))
+    notes = (*single, *_left_out_modes(config), *([note] if note and config.torch_modes else []))
     if run is None or note or not config.torch_modes:
         return Target(tuple(contenders), bundle, model, Path("bench") if run is None else run.bench, notes)
     baselines: list[Candidate] = []
     devices = tuple(dict.fromkeys(map(torch_device, config.providers)))
     digest, size = sha256_file(run.weights), run.weights.stat().st_size
-    for mode in dict.fromkeys(config.torch_modes):
-        source = Source(run.path.resolve(), 1, input=variants[0].input, preprocessing=bundle.preprocessing, settings={"mode": mode})
-        relative = _BF16_TOLERANCE if mode == "bf16" else 0.0
-        one = Candidate("pytorch", _TORCH_VARIANTS[mode], source, digest, size, config.scopes, relative_tolerance=relative)
-        baselines += _combined(one, config, threads, devices)
+    for name in dict.fromkeys(config.torch_modes):
+        mode = TORCH_MODES[name]
+        source = Source(run.path.resolve(), 1, input=variants[0].input, preprocessing=bundle.preprocessing, settings={"mode": name})
+        one = Candidate("pytorch", mode.variant, source, digest, size, config.scopes)
+        for device in devices:
+            if mode.gpu_only and device == "cpu":
+                continue
+            tolerant = replace(one, relative_tolerance=mode.relative_tolerance(device))
+            baselines += _combined(tolerant, config, threads, (device,))
     return Target((*baselines, *contenders), bundle, model, run.bench, notes)
+
+
+def _in_session_modes(one: Candidate, config: BenchConfig, threads: Sequence[int]) -> Iterator[Candidate]:
+    """Yield an ONNX file in every session mode, on the providers that have it."""
+    for mode in dict.fromkeys(config.session_modes):
+        providers = [provider for provider in config.providers if supports(provider, mode)]
+        settings = {} if mode == DEFAULT else {"session_mode": mode}
+        yield from _combined(
+            replace(one, variant=variant_name(one.variant, mode), source=replace(one.source, settings=settings)),
+            config,
+            threads,
+            providers,
+        )
+
+
+def _check_session_modes(config: BenchConfig) -> None:
+    for mode in config.session_modes:
+        if not any(supports(provider, mode) for provider in config.providers):
+            raise BenchError(
+                f"--session {mode} is an option of {', '.join(providers_with(mode))} and not of {', '.join(config.providers)}: "
+                f"add --provider {providers_with(mode)[0]}, or leave it out."
+            )
+
+
+def _left_out_modes(config: BenchConfig) -> list[str]:
+    pairs = [(mode, provider) for mode in dict.fromkeys(config.session_modes) for provider in dict.fromkeys(config.providers)]
+    return [
+        f"Session mode {mode} is left out on {provider}, which has no such option."
+        for mode, provider in pairs
+        if not supports(provider, mode)
+    ]
+
+
+def _check_torch_modes(config: BenchConfig) -> None:
+    if "cuda" in map(torch_device, config.providers):
+        return
+    refused = [name for name in dict.fromkeys(config.torch_modes) if TORCH_MODES[name].gpu_only]
+    if refused:
+        raise BenchError(
+            f"--pytorch {','.join(refused)} runs on a GPU only, and --provider names none: add --provider cuda, or leave it out."
+        )
 
 
 def _combined(one: Candidate, config: BenchConfig, threads: Sequence[int], providers: Sequence[str]) -> Iterator[Candidate]:
@@ -148,12 +193,14 @@ def _lone_file(config: BenchConfig, threads: Sequence[int]) -> Target:
         raise BenchError("--inputs says itself how many images a call takes; leave --batch out.")
     if config.inputs is not None and not config.inputs.is_file():
         raise BenchError(f"No file at {config.inputs}. --inputs takes a .npy file, or an .npz file with one array for each input.")
+    _check_session_modes(config)
     left = [scope for scope in dict.fromkeys(config.scopes) if scope != "model"]
     notes = [f"Scope {', '.join(left)} is left out: a lone ONNX file brings no images."] if left else []
+    notes += _left_out_modes(config)
     if config.torch_modes not in ((), ("eager",)):
         notes.append("PyTorch is not measured: it needs the run directory that the file came from.")
     given = None if config.inputs is None else config.inputs.resolve()
     source = Source(path.resolve(), 1, given=given)
     one = Candidate("onnxruntime", path.stem, source, sha256_file(path), path.stat().st_size, ("model",))
-    candidates = tuple(_combined(one, config, threads, config.providers))
+    candidates = tuple(_in_session_modes(one, config, threads))
     return Target(candidates, None, {"name": path.name, "run_id": None}, Path("bench"), tuple(notes))

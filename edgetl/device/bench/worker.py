@@ -72,12 +72,14 @@ def measured(job: Job) -> dict[str, Any]:
 
     # Only now: the cold figures are those of a process as it comes.
     keep_freed_memory()
-    from edgetl.device.bench.watching import BlockWatch
+    from edgetl.device.bench.watching import BlockWatch, GpuWatch
     from edgetl.device.energy import EnergyMeter
     from edgetl.device.facts import core_frequency, peak_memory_bytes
 
     meter = EnergyMeter()
     watches = {stream.name: BlockWatch(meter) for stream in job.streams}
+    # A GPU that isn't measured is nobody's business here, and asking it takes milliseconds.
+    gpus = {} if job.source.provider == "cpu" else {stream.name: GpuWatch() for stream in job.streams}
     measurements = {
         stream.name: Measurement(*scopes[stream.scope], job.protocol, watches[stream.name]) for stream in job.streams if stream.rate is None
     }
@@ -93,6 +95,8 @@ def measured(job: Job) -> dict[str, Any]:
             stream = next(stream for stream in job.streams if stream.name == name)
             blocks[name] = measure_paced(*scopes[stream.scope], job.protocol, stream.rate or 1.0, watches[name])
         clocks[name] = core_frequency()
+        if piece != "warm-up" and name in gpus:
+            gpus[name].read()
         tell("done")
     blocks |= {name: measurement.block() for name, measurement in measurements.items()}
     cold = {
@@ -107,6 +111,7 @@ def measured(job: Job) -> dict[str, Any]:
             "frequency_khz": clocks.get(name),
             "memory_growth_bytes": watches[name].memory_growth_bytes,
             "energy_j": watches[name].energy_j,
+            "gpu": gpus[name].summary() if name in gpus else {},
             "cold": cold,
         }
         for name, block in blocks.items()

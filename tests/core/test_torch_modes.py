@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from edgetl.core.benching import TorchMode as Name
+from edgetl.core.results import EAGER
+from edgetl.core.torch_modes import BF16_TOLERANCE, FP16_TOLERANCE, TORCH_MODES
+
+
+def test_every_mode_of_the_option_is_in_the_table() -> None:
+    assert set(TORCH_MODES) == set(get_args(Name))
+    assert TORCH_MODES["eager"].variant == EAGER
+    assert len({mode.variant for mode in TORCH_MODES.values()}) == len(TORCH_MODES)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "compiled", "captured", "gpu_only"),
+    [
+        ("eager", "float32", False, False, False),
+        ("bf16", "bfloat16", False, False, False),
+        ("fp16", "float16", False, False, True),
+        ("compile", "float32", True, False, False),
+        ("cuda-graph", "float32", False, True, True),
+        ("fp16-cuda-graph", "float16", False, True, True),
+    ],
+)
+def test_modes_are_what_their_names_say(name: str, dtype: str, compiled: bool, captured: bool, gpu_only: bool) -> None:
+    mode = TORCH_MODES[name]
+    assert (mode.dtype, mode.compiled, mode.captured, mode.gpu_only) == (dtype, compiled, captured, gpu_only)
+
+
+def test_compile_cuts_launches_on_a_gpu_alone() -> None:
+    assert TORCH_MODES["compile"].compile_arguments("cuda") == {"mode": "reduce-overhead"}
+    assert TORCH_MODES["compile"].compile_arguments("cpu") == {}
+    assert TORCH_MODES["eager"].compile_arguments("cuda") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "tolerance"),
+    [
+        ("eager", "cpu", 0.0),
+        ("eager", "cuda", FP16_TOLERANCE),
+        ("cuda-graph", "cuda", FP16_TOLERANCE),
+        ("fp16", "cuda", FP16_TOLERANCE),
+        ("bf16", "cpu", BF16_TOLERANCE),
+        ("bf16", "cuda", BF16_TOLERANCE),
+    ],
+)
+def test_tolerance_follows_the_precision(name: str, device: str, tolerance: float) -> None:
+    assert TORCH_MODES[name].relative_tolerance(device) == tolerance
