@@ -1,12 +1,16 @@
 """Time preprocessing inside the ONNX graph against Pillow and NumPy: python -m tools.preprocessing_speed PHOTO [--size 224].
 
-Both take a decoded photo and give the network's float32 input, one thread, the photo scaled to three sizes. Rounds alternate between the
+With `--before FILE`, a `preprocessing_graph.py` of an earlier commit takes the place of Pillow and NumPy; the answers must then
+be equal to the bit. Sizes smaller than the resize target are enlarged.
+
+Both take a decoded photo and give the network's float32 input, one thread, the photo scaled to several sizes. Rounds alternate between the
 two; the figure is the ratio of medians, with the spread of the rounds' own ratios.
 """
 
 from __future__ import annotations
 
 import argparse
+import runpy
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +18,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
@@ -22,7 +27,7 @@ from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.images import load_image
 from edgetl.export.preprocessing_graph import IMAGE, PIXELS, preprocessing_graph
 
-SIZES = ((500, 375), (1920, 1080), (4032, 3024))
+SIZES = ((150, 100), (256, 192), (256, 256), (500, 375), (1920, 1080), (4032, 3024))
 """Widths and heights."""
 OPSET, IR_VERSION = 18, 10
 ROUNDS, SECONDS = 9, 0.6
@@ -44,26 +49,35 @@ def _in_graph(session: onnxruntime.InferenceSession, image: NDArray[np.uint8]) -
     return answer
 
 
+def _session(build: Callable[..., onnx.ModelProto], contract: Preprocessing) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    model = build(contract, OPSET, IR_VERSION).SerializeToString()
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
 def main() -> None:
     """Print one row a size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("photo", metavar="PHOTO", type=Path)
     parser.add_argument("--size", type=int, default=224, help="side of the network's input, pixels")
+    parser.add_argument("--before", type=Path, metavar="FILE", help="an earlier edgetl/export/preprocessing_graph.py to compare with")
     given = parser.parse_args()
     contract = Preprocessing.for_image_size(given.size)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    model = preprocessing_graph(contract, OPSET, IR_VERSION).SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = _session(preprocessing_graph, contract)
+    earlier = _session(runpy.run_path(str(given.before))["preprocessing_graph"], contract) if given.before else None
+    baseline = "earlier graph" if earlier else "Pillow and NumPy"
     photo = Image.fromarray(load_image(given.photo))
     print(f"Pillow {Image.__version__}, onnxruntime {onnxruntime.__version__}, to {given.size} px, one thread, {ROUNDS} rounds")  # type: ignore[attr-defined]
     for width, height in SIZES:
         image = np.asarray(photo.resize((width, height), Image.Resampling.LANCZOS))
         runs: dict[str, Callable[[], NDArray[np.float32]]] = {
-            "classic": partial(classic, image, contract),
+            "baseline": partial(_in_graph, earlier, image) if earlier else partial(classic, image, contract),
             "graph": partial(_in_graph, session, image),
         }
-        difference = float(np.abs(runs["classic"]() - runs["graph"]()).max())
+        difference = float(np.abs(runs["baseline"]() - runs["graph"]()).max())
+        if earlier and difference:
+            raise SystemExit(f"{width}x{height}: the two graphs differ by {difference:g}.")
         medians: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(ROUNDS):
             for name, run in runs.items():
@@ -74,9 +88,9 @@ def main() -> None:
                     run()
                     taken.append(time.perf_counter() - started)
                 medians[name].append(median(taken) * 1e3)
-        ratios = sorted(graph / plain for plain, graph in zip(medians["classic"], medians["graph"], strict=True))
+        ratios = sorted(graph / plain for plain, graph in zip(medians["baseline"], medians["graph"], strict=True))
         print(
-            f"{width}x{height}: Pillow and NumPy {median(medians['classic']):.2f} ms, graph {median(medians['graph']):.2f} ms, "
+            f"{width}x{height}: {baseline} {median(medians['baseline']):.2f} ms, graph {median(medians['graph']):.2f} ms, "
             f"ratio {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}), largest difference {difference:.3f}"
         )
 

@@ -33,7 +33,7 @@ def assemble(network: onnx.ModelProto, contract: Preprocessing, input_kind: Inpu
         # Declared, so that parity can cut the shipped file open at these values.
         model.graph.value_info.extend(
             [
-                helper.make_tensor_value_info(CROPPED, TensorProto.UINT8, ["batch", contract.crop, contract.crop, 3]),
+                helper.make_tensor_value_info(CROPPED, TensorProto.UINT8, ["batch", 3, contract.crop, contract.crop]),
                 helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, ["batch", 3, contract.crop, contract.crop]),
             ]
         )

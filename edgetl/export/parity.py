@@ -154,7 +154,8 @@ class ParityProof:
 
     def _path_part(self, images: NDArray[np.uint8], crops: NDArray[np.uint8], reference: Logits, files: Sequence[Path]) -> Logits:
         if self._image_input:
-            answer, cropped, inputs = self._whole_session.run([LOGITS, CROPPED, PIXELS], {IMAGE: images})
+            answer, planes, inputs = self._whole_session.run([LOGITS, CROPPED, PIXELS], {IMAGE: images})
+            cropped = planes.transpose(0, 2, 3, 1)
             self._compare_pixels(cropped, crops, images.shape, files)
             self._compare_inputs(inputs, cropped, files)
         else:

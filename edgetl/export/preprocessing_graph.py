@@ -4,6 +4,10 @@ The image is resized as uint8 and cast afterwards. Shrinking is ONNX `Resize`: o
 antialiased one equals Pillow to one grey level and is as fast. Enlarging is done by hand in Pillow's own fixed-point arithmetic, to the
 bit: in float32, `Resize` rounds values that lie halfway between two grey levels otherwise than Pillow does, and at ratios like 9:8 that
 is one pixel in fifty, enough to move logits by 0.1.
+
+The graph is laid out for onnxruntime's CUDA provider too: it refuses antialiased Resize on uint8 in NHWC, has no BitShift, and copies
+between host and device where a subgraph computes shapes or where a constant is read on both sides. Enlarging therefore sums in double,
+which holds Pillow's integers of 30 bits exactly.
 """
 
 from __future__ import annotations
@@ -15,10 +19,10 @@ from onnx import TensorProto
 from edgetl.core.preprocessing import Preprocessing
 
 IMAGE, CROPPED, PIXELS = "image", "cropped", "pixels"
-"""Names of the graph's values: the photo, the uint8 crop that Pillow would give, the network's float input."""
+"""Names of the graph's values: the photo, the crop that Pillow would give (uint8 [batch, 3, crop, crop]), the network's input."""
 FIXED_POINT_BITS = 22
 """Precision of the weights in Pillow's 8-bit resampling (PRECISION_BITS in Resample.c)."""
-DOUBLE, FLOAT, INT64, UINT8, UINT32 = TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8, TensorProto.UINT32
+DOUBLE, FLOAT, INT64, UINT8 = TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8
 
 
 def preprocessing_graph(contract: Preprocessing, opset: int, ir_version: int) -> onnx.ModelProto:
@@ -27,21 +31,21 @@ def preprocessing_graph(contract: Preprocessing, opset: int, ir_version: int) ->
     `Round` goes to the even neighbour, as the contract's crop does; the sizes are computed in int64, as Python computes them.
     """
     crop, one = contract.crop, 1 << FIXED_POINT_BITS
-    # In rows of pixels: along three channels onnxruntime needs twenty times as long, a fifth of MobileNetV2 in int8.
-    scale = ", ".join([repr(1 / (255 * std)) for std in contract.std] * crop)
-    offset = ", ".join([repr(-mean / std) for mean, std in zip(contract.mean, contract.std, strict=True)] * crop)
+    scale = ", ".join(repr(1 / (255 * std)) for std in contract.std)
+    offset = ", ".join(repr(-mean / std) for mean, std in zip(contract.mean, contract.std, strict=True))
+    middles = ", ".join(f"{index}.5" for index in range(crop))
     return onnx.parser.parse_model(f"""
         <ir_version: {ir_version}, opset_import: ["" : {opset}]>
         preprocessing (uint8[batch, height, width, 3] {IMAGE}) => (float[batch, 3, {crop}, {crop}] {PIXELS})
         <
-            int64 pre_resize = {{{contract.resize}}}, int64[2] pre_crop = {{{crop}, {crop}}}, int64[2] pre_axes = {{1, 2}},
+            int64 pre_resize = {{{contract.resize}}}, int64[2] pre_crop = {{{crop}, {crop}}}, int64[2] pre_axes = {{2, 3}},
             int64[1] pre_channels = {{3}}, float pre_two = {{2.0}}, int64 pre_row = {{0}}, int64 pre_column = {{1}},
             int64 pre_int_one = {{1}}, double pre_zero = {{0.0}}, double pre_half = {{0.5}}, double pre_one = {{1.0}},
-            double pre_fixed_one = {{{one}.0}}, uint32 pre_fixed_half = {{{one // 2}}}, uint32 pre_fixed_bits = {{{FIXED_POINT_BITS}}},
+            double pre_fixed_one = {{{one}.0}}, double[1, 1, 1, 3] pre_fixed_pixel = {{{one}.0, {one}.0, {one}.0}},
+            double[{crop}] pre_middles = {{{middles}}},
             int64[4] pre_along_columns = {{1, 1, {crop}, 1}}, int64[4] pre_along_rows = {{1, {crop}, 1, 1}},
-            int64[3] pre_rows = {{0, {crop}, {3 * crop}}}, int64[4] pre_pixels = {{0, {crop}, {crop}, 3}},
-            float[{3 * crop}] pre_scale = {{{scale}}}, float[{3 * crop}] pre_offset = {{{offset}}},
-            uint8[batch, {crop}, {crop}, 3] {CROPPED}
+            float[3, 1, 1] pre_scale = {{{scale}}}, float[3, 1, 1] pre_offset = {{{offset}}},
+            uint8[batch, 3, {crop}, {crop}] {CROPPED}
         >
         {{
             pre_batch = Shape<start = 0, end = 1>({IMAGE})
@@ -55,24 +59,23 @@ def preprocessing_graph(contract: Preprocessing, opset: int, ir_version: int) ->
             pre_margin_rounded = Round(pre_margin)
             pre_start = Cast<to = {INT64}>(pre_margin_rounded)
             pre_end = Add(pre_start, pre_crop)
+            pre_sizes = Concat<axis = 0>(pre_batch, pre_channels, pre_resized_size)
             pre_enlarge = Less(pre_shorter, pre_resize)
             {CROPPED} = If(pre_enlarge) <
-                then_branch = enlarge () => (uint8[batch, {crop}, {crop}, 3] pre_enlarged) {{
+                then_branch = enlarge () => (uint8[batch, 3, {crop}, {crop}] pre_enlarged) {{
                     {_enlarge_axis("pre_columns", IMAGE, "pre_wide", axis=2)}
-                    {_enlarge_axis("pre_rows", "pre_wide", "pre_enlarged", axis=1)}
+                    {_enlarge_axis("pre_rows", "pre_wide", "pre_high", axis=1)}
+                    pre_enlarged = Transpose<perm = [0, 3, 1, 2]>(pre_high)
                 }},
-                else_branch = shrink () => (uint8[batch, {crop}, {crop}, 3] pre_shrunk) {{
-                    pre_sizes = Concat<axis = 0>(pre_batch, pre_resized_size, pre_channels)
-                    pre_resized = Resize<mode = "linear", antialias = 1, exclude_outside = 1>({IMAGE}, , , pre_sizes)
+                else_branch = shrink () => (uint8[batch, 3, {crop}, {crop}] pre_shrunk) {{
+                    pre_planes = Transpose<perm = [0, 3, 1, 2]>({IMAGE})
+                    pre_resized = Resize<mode = "linear", antialias = 1, exclude_outside = 1>(pre_planes, , , pre_sizes)
                     pre_shrunk = Slice(pre_resized, pre_start, pre_end, pre_axes)
                 }}
             >
             pre_values = Cast<to = {FLOAT}>({CROPPED})
-            pre_in_rows = Reshape(pre_values, pre_rows)
-            pre_scaled = Mul(pre_in_rows, pre_scale)
-            pre_shifted = Add(pre_scaled, pre_offset)
-            pre_normalised = Reshape(pre_shifted, pre_pixels)
-            {PIXELS} = Transpose<perm = [0, 3, 1, 2]>(pre_normalised)
+            pre_scaled = Mul(pre_values, pre_scale)
+            {PIXELS} = Add(pre_scaled, pre_offset)
         }}
     """)
 
@@ -80,8 +83,8 @@ def preprocessing_graph(contract: Preprocessing, opset: int, ir_version: int) ->
 def _enlarge_axis(name: str, source: str, target: str, axis: int) -> str:
     """One pass of Pillow's bilinear resampling where it enlarges: each output pixel from its two neighbours, only within the crop.
 
-    Pillow weighs in double precision, rounds the weights to 22 bits, and sums in integers (precompute_coeffs, normalize_coeffs_8bpc and
-    ImagingResampleHorizontal_8bpc in Resample.c); at the borders the nearest pixel has the whole weight.
+    Pillow weighs in double precision, rounds the weights to 22 bits, and sums in integers of 30 bits (precompute_coeffs,
+    normalize_coeffs_8bpc and ImagingResampleHorizontal_8bpc in Resample.c); at the borders the nearest pixel has the whole weight.
     """
     which, along = ("pre_row", "pre_along_rows") if axis == 1 else ("pre_column", "pre_along_columns")
     return f"""
@@ -91,39 +94,39 @@ def _enlarge_axis(name: str, source: str, target: str, axis: int) -> str:
         {name}_new_double = Cast<to = {DOUBLE}>({name}_new)
         {name}_ratio = Div({name}_old_double, {name}_new_double)
         {name}_first = Gather(pre_start, {which})
-        {name}_stop = Gather(pre_end, {which})
-        {name}_index = Range({name}_first, {name}_stop, pre_int_one)
-        {name}_index_double = Cast<to = {DOUBLE}>({name}_index)
-        {name}_middle = Add({name}_index_double, pre_half)
+        {name}_first_double = Cast<to = {DOUBLE}>({name}_first)
+        {name}_middle = Add(pre_middles, {name}_first_double)
         {name}_centre = Mul({name}_middle, {name}_ratio)
         {name}_shifted = Sub({name}_centre, pre_half)
         {name}_last_double = Sub({name}_old_double, pre_one)
         {name}_not_before = Max({name}_shifted, pre_zero)
         {name}_position = Min({name}_not_before, {name}_last_double)
         {name}_floor = Floor({name}_position)
-        {name}_share = Sub({name}_position, {name}_floor)
+        {name}_share_flat = Sub({name}_position, {name}_floor)
+        {name}_share = Reshape({name}_share_flat, {along})
         {name}_rest = Sub(pre_one, {name}_share)
         {name}_left = Cast<to = {INT64}>({name}_floor)
         {name}_next = Add({name}_left, pre_int_one)
         {name}_last = Sub({name}_old, pre_int_one)
         {name}_right = Min({name}_next, {name}_last)
-        {_weighted(name, "left", "rest", source, axis, along)}
-        {_weighted(name, "right", "share", source, axis, along)}
+        {_weighted(name, "left", "rest", source, axis)}
+        {_weighted(name, "right", "share", source, axis)}
         {name}_sum = Add({name}_left_part, {name}_right_part)
-        {name}_rounded = Add({name}_sum, pre_fixed_half)
-        {name}_grey = BitShift<direction = "RIGHT">({name}_rounded, pre_fixed_bits)
-        {target} = Cast<to = {UINT8}>({name}_grey)
+        {name}_rounded = Add({name}_sum, pre_half)
+        {target} = Cast<to = {UINT8}>({name}_rounded)
     """
 
 
-def _weighted(name: str, side: str, share: str, source: str, axis: int, along: str) -> str:
-    """The neighbours on one side times their fixed-point weights."""
+def _weighted(name: str, side: str, share: str, source: str, axis: int) -> str:
+    """The neighbours on one side times Pillow's weights: multiples of 2^-22, so that products and sums in double are exact."""
+    # A weight for each channel: along rows of pixels onnxruntime multiplies eight times as fast as along three channels.
+    fixed_one = "pre_fixed_pixel" if axis == 2 else "pre_fixed_one"
     return f"""
-        {name}_{side}_scaled = Mul({name}_{share}, pre_fixed_one)
+        {name}_{side}_scaled = Mul({name}_{share}, {fixed_one})
         {name}_{side}_up = Add({name}_{side}_scaled, pre_half)
-        {name}_{side}_fixed = Cast<to = {UINT32}>({name}_{side}_up)
-        {name}_{side}_weight = Reshape({name}_{side}_fixed, {along})
+        {name}_{side}_floor = Floor({name}_{side}_up)
+        {name}_{side}_weight = Div({name}_{side}_floor, pre_fixed_one)
         {name}_{side}_pixels = Gather<axis = {axis}>({source}, {name}_{side})
-        {name}_{side}_values = Cast<to = {UINT32}>({name}_{side}_pixels)
+        {name}_{side}_values = Cast<to = {DOUBLE}>({name}_{side}_pixels)
         {name}_{side}_part = Mul({name}_{side}_values, {name}_{side}_weight)
     """

@@ -37,7 +37,7 @@ def swapped_channels(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "swap"))
     at = next(index for index, node in enumerate(model.graph.node) if node.output[0] == "pre_values")
     model.graph.node[at].output[0] = "pre_values_before"
-    model.graph.node.insert(at + 1, helper.make_node("Gather", ["pre_values_before", "swap"], ["pre_values"], axis=3))
+    model.graph.node.insert(at + 1, helper.make_node("Gather", ["pre_values_before", "swap"], ["pre_values"], axis=1))
 
 
 def missing_antialias(model: onnx.ModelProto) -> None:
