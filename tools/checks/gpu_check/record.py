@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,16 @@ class Record:
         self.requirements.append(Requirement(text, bool(passed), str(detail)))
         self._write()
         return bool(passed)
+
+    @contextmanager
+    def attempt(self, text: str) -> Iterator[None]:
+        """Let the block fail alone: an exception becomes an assertion that does not hold."""
+        try:
+            yield
+        except Exception as error:  # whatever a library raises on a device that nobody has tried
+            traceback.print_exc()
+            first = (str(error).strip().splitlines() or [""])[0]
+            self.require(text, False, f"{type(error).__name__}: {first[:200]}")
 
     def _write(self) -> None:
         content = {
