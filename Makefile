@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo readme test test-slow test-device test-gpu-libraries test-runtimes test-arm64 fuzz check format clean
+.PHONY: help install demo readme test test-slow test-device test-gpu-libraries test-runtimes test-arm64 gpu-check fuzz check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -42,6 +42,9 @@ test-runtimes: $(STAMP)  ## fp32 and int8 in OpenVINO, OpenCV (each in a fresh e
 
 test-arm64: $(STAMP)  ## verify, predict and a short bench on emulated aarch64; RUN=... checks a run of yours
 	PYTHON=$(BIN)/python PATH="$(abspath $(BIN)):$$PATH" tools/arm64_check.sh $(RUN)
+
+gpu-check: $(STAMP)  ## ten checks on a machine with a GPU, under nine minutes; ARGS="-o DIR"
+	$(BIN)/python -m tools.checks.gpu_check $(ARGS)
 
 fuzz: $(STAMP)  ## twenty thousand mutated images through `edgetl check`; PHOTOS=folder
 	$(BIN)/python -m tools.fuzz $(PHOTOS)

@@ -1,0 +1,1 @@
+"""Checks of edgetl that need a machine of a certain kind."""

@@ -1,0 +1,113 @@
+"""Versions, the start of ONNX Runtime's provider, and what this GPU can do at most."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from tools.checks.gpu_check.clock import device_ms
+from tools.checks.gpu_check.record import Record
+from tools.checks.gpu_check.settings import Settings
+
+PACKAGES = (
+    "torch", "torchvision", "onnxruntime-gpu", "onnxruntime", "onnx", "numpy", "pillow",
+    "albumentations", "opencv-python-headless", "nvidia-ml-py",
+)  # fmt: skip
+_OPEN_SESSION = """
+import sys
+from pathlib import Path
+from edgetl.device.session import create_session
+session = create_session(Path(sys.argv[1]), sys.argv[2])
+assert "torch" not in sys.modules
+print(session.get_providers()[0])
+"""
+
+
+def check_environment(settings: Settings, record: Record) -> None:
+    """Step `environment`."""
+    device = settings.device
+    packages = {name: _version(name) for name in PACKAGES}
+    record.measure(python=platform.python_version(), packages=packages, torch_cuda=torch.version.cuda)
+    if device == "cuda":
+        record.measure(gpu=_gpu_facts(), driver=_driver())
+    _check_provider(settings, record)
+    side = 256 if settings.rehearsal else 8192
+    values = torch.randn(side, side, device=device).to(torch.bfloat16)
+    milliseconds = device_ms(lambda: values @ values, 20, device)
+    record.measure(bf16_matmul_tflops=2 * side**3 / milliseconds / 1e9)
+    finite = bool(torch.isfinite(values @ values).all())
+    record.require("a bf16 matrix product is finite", finite)
+    _measure_copies(settings, record)
+
+
+def _check_provider(settings: Settings, record: Record) -> None:
+    # In a process without PyTorch, as `edgetl predict` is: PyTorch would have loaded the libraries.
+    model = write_addition(settings.folder / "addition.onnx")
+    command = [sys.executable, "-c", _OPEN_SESSION, str(model), settings.device]
+    done = subprocess.run(command, capture_output=True, text=True)
+    answer = (done.stdout.strip() or done.stderr.strip()).rpartition("\n")[2]
+    expected = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}[settings.device]
+    started = done.returncode == 0 and answer == expected
+    record.require("ONNX Runtime's provider starts in a process without PyTorch", started, answer)
+
+
+def _measure_copies(settings: Settings, record: Record) -> None:
+    device, count = settings.device, 2**18 if settings.rehearsal else 2**28
+    source = torch.zeros(count, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    record.measure(copy_on_device_gb_per_s=2 * source.nbytes / device_ms(lambda: target.copy_(source), 20, device) / 1e6)
+    if device == "cuda":
+        host = torch.empty(2**26, dtype=torch.float32, pin_memory=True)
+        part = target[: len(host)]
+        up = device_ms(lambda: part.copy_(host, non_blocking=True), 5, device)
+        down = device_ms(lambda: host.copy_(part, non_blocking=True), 5, device)
+        record.measure(copy_to_device_gb_per_s=host.nbytes / up / 1e6)
+        record.measure(copy_to_host_gb_per_s=host.nbytes / down / 1e6)
+    equal = bool(torch.equal(source, target)) if device == "cpu" else bool((target[2**26 :] == 0).all())
+    record.require("copied values arrive", equal)
+
+
+def write_addition(path: Path) -> Path:
+    """Write an ONNX file that adds 1 to a float32 vector."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    vector = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy"]
+    one = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
+    node = helper.make_node("Add", ["x", "one"], ["y"])
+    graph = helper.make_graph([node], "addition", vector[:1], vector[1:], [one])
+    opset = helper.make_opsetid("", 18)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), str(path))
+    return path
+
+
+def _gpu_facts() -> dict[str, object]:
+    facts = torch.cuda.get_device_properties(0)
+    return {
+        "name": facts.name,
+        "compute_capability": f"{facts.major}.{facts.minor}",
+        "memory_gib": facts.total_memory / 2**30,
+        "multiprocessors": facts.multi_processor_count,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+    }
+
+
+def _driver() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown: nvidia-smi does not run"
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,133 @@
+"""The yardstick of process times: a fine-tuning loop as most people write it, in bf16 and channels last.
+
+    python -m tools.checks.gpu_check.plain_loop SETTINGS EPOCHS FINETUNE_EPOCHS METRICS
+
+The same files, split, weights and number of epochs as the `edgetl finetune` beside it: first the head on the frozen
+backbone, then the last blocks too; torchvision's transforms in worker processes, Adam, accuracy on the validation
+images after every epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms import v2
+
+from edgetl.core.layout import RunDirectory
+from edgetl.device.cores import available_cores
+from edgetl.train.models import AdaptedNetwork, adapt
+from edgetl.train.splits import SplitRow, read_split
+from edgetl.train.weights import read_weights
+from tools.checks.gpu_check.settings import Settings
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Photos(Dataset[tuple[Tensor, int]]):
+    """Files to augmented or centered float32 [3, side, side]."""
+
+    def __init__(self, rows: list[SplitRow], labels: list[str], side: int, augmented: bool) -> None:
+        self._rows, self._labels = rows, labels
+        views = [v2.RandomResizedCrop(side, (0.5, 1.0)), v2.RandomHorizontalFlip()]
+        center = [v2.Resize(round(side * 256 / 224)), v2.CenterCrop(side)]
+        normalize = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+        self._transform = v2.Compose([*(views if augmented else center), *normalize])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        row = self._rows[index]
+        pixels = decode_image(str(row.path), ImageReadMode.RGB)
+        return self._transform(pixels), self._labels.index(row.label)
+
+
+def loaders(settings: Settings, run: Path) -> tuple[DataLoader[tuple[Tensor, int]], ...]:
+    """Training and validation batches of the split that an edgetl run was trained on."""
+    rows = read_split(RunDirectory.open(run))
+    labels = sorted({row.label for row in rows})
+    workers = max(1, min(available_cores() - 1, 16))
+    made = []
+    for part in ("train", "val"):
+        chosen = [row for row in rows if row.split == part]
+        photos = Photos(chosen, labels, settings.image_size, part == "train")
+        pinned = settings.device == "cuda"
+        made.append(DataLoader(photos, 16, part == "train", num_workers=workers, pin_memory=pinned, persistent_workers=True))
+    return tuple(made)
+
+
+def train(settings: Settings, run: Path, epochs: tuple[int, int]) -> float:
+    """Train both phases; returns the best validation accuracy."""
+    torch.manual_seed(settings.seed)
+    training, validation = loaders(settings, run)
+    weights = read_weights(settings.weights, settings.model)
+    adapted = adapt(settings.model, settings.image_size, 4, 0, 0.2, weights)
+    network = adapted.network.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    best = 0.0
+    for phase, count in enumerate(epochs):
+        trained = trained_parameters(adapted, all_blocks=phase == 1)
+        optimizer = torch.optim.Adam(trained, (2e-3, 4e-4)[phase], fused=True)
+        for _ in range(count):
+            network.train(phase == 1)
+            for pixels, labels in training:
+                _step(network, optimizer, pixels, labels, settings.device)
+            best = max(best, accuracy(network, validation, settings.device))
+    return best
+
+
+def trained_parameters(adapted: AdaptedNetwork, all_blocks: bool) -> list[nn.Parameter]:
+    """The head's parameters, or those of the last half of the blocks too; the others are frozen."""
+    late = [path for block in adapted.blocks[len(adapted.blocks) // 2 :] for path in block.modules]
+    prefixes = tuple(f"{path}." for path in (*(late if all_blocks else ()), adapted.layer.path))
+    trained = []
+    for name, parameter in adapted.network.named_parameters():
+        parameter.requires_grad_(name.startswith(prefixes))
+        if parameter.requires_grad:
+            trained.append(parameter)
+    return trained
+
+
+def _step(network: nn.Module, optimizer: torch.optim.Optimizer, pixels: Tensor, labels: Tensor, device: str) -> None:
+    values, targets = _moved(pixels, device), labels.to(device, non_blocking=True)
+    with torch.autocast(device, torch.bfloat16):
+        loss = F.cross_entropy(network(values).float(), targets)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+@torch.inference_mode()
+def accuracy(network: nn.Module, validation: DataLoader[tuple[Tensor, int]], device: str) -> float:
+    """Share of right answers."""
+    network.eval()
+    right = images = 0
+    for pixels, labels in validation:
+        with torch.autocast(device, torch.bfloat16):
+            answers = network(_moved(pixels, device)).argmax(1).cpu()
+        right += int((answers == labels).sum())
+        images += len(labels)
+    return right / images
+
+
+def _moved(pixels: Tensor, device: str) -> Tensor:
+    return pixels.to(device, non_blocking=True, memory_format=torch.channels_last)
+
+
+def main() -> None:
+    settings = Settings.read(Path(sys.argv[1]))
+    torch.backends.cudnn.benchmark = True
+    best = train(settings, settings.run, (int(sys.argv[2]), int(sys.argv[3])))
+    metrics = Path(sys.argv[4])
+    metrics.parent.mkdir(parents=True, exist_ok=True)
+    metrics.write_text(json.dumps({"val": {"accuracy": best}}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Process start to metrics.json, cold and warm, against a plain loop on the same device, in turns."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from tools.checks.gpu_check.record import Record
+from tools.checks.gpu_check.settings import Settings
+from tools.checks.gpu_check.training_run import TrainingRun, execute, finetune
+
+TURNS = 2
+
+
+def check_process_time(settings: Settings, record: Record) -> None:
+    """Step `process_time`."""
+    epochs = ("1", "1") if settings.rehearsal else ("5", "3")
+    turns = 1 if settings.rehearsal else TURNS
+    seconds: dict[str, list[float]] = {"plain loop": [], "edgetl, cold": [], "edgetl, warm": []}
+    accuracies: dict[str, list[float]] = {name: [] for name in seconds}
+    for turn in range(turns):
+        for name in seconds:
+            run = _run(settings, name, turn, epochs)
+            ended = run.status == 0 and run.seconds_to_metrics is not None
+            record.require(f"turn {turn + 1}, {name}: metrics.json is written", ended, run.status)
+            if run.seconds_to_metrics is not None:
+                seconds[name].append(run.seconds_to_metrics)
+                accuracies[name].append(run.accuracy)
+            # After each: what was measured stays, however the turn ends.
+            record.measure(seconds_to_metrics=seconds, accuracy=accuracies, epochs=" + ".join(epochs))
+    if not all(seconds.values()):
+        return
+    plain = median(seconds["plain loop"])
+    for name in ("edgetl, cold", "edgetl, warm"):
+        record.measure(**{f"{name}: plain loop's time / edgetl's": plain / median(seconds[name])})
+    least = max(accuracies["plain loop"]) - (1.0 if settings.rehearsal else 0.02)
+    lowest = min(accuracies["edgetl, cold"] + accuracies["edgetl, warm"])
+    text = "edgetl's accuracy is at most 2 points below the plain loop's"
+    record.require(text, lowest >= least, f"{lowest:.4f} against {max(accuracies['plain loop']):.4f}")
+
+
+def _run(settings: Settings, name: str, turn: int, epochs: tuple[str, str]) -> TrainingRun:
+    folder = f"{name.replace(', ', '-').replace(' ', '-')}-{turn}"
+    if name == "plain loop":
+        path = settings.folder / folder
+        script = ["-m", "tools.checks.gpu_check.plain_loop", str(settings.folder / "settings.json")]
+        return execute([*script, *epochs, str(path / "metrics.json")], path)
+    more = ("--epochs", epochs[0], "--finetune-epochs", epochs[1])
+    return finetune(settings, folder, *more, cache=settings.folder / f"cache-{turn}")

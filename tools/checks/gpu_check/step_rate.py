@@ -1,0 +1,178 @@
+"""The rate of training steps: synthetic data on the device against JPEG files, by edgetl's own trainer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgetl.core.finetuning import FinetuneConfig
+from edgetl.core.layout import RunDirectory
+from edgetl.device.cores import available_cores
+from edgetl.train.augmentation import Augmentation
+from edgetl.train.computing import Computing, choose_computing
+from edgetl.train.decoded import DecodedImages
+from edgetl.train.epochs import Epochs
+from edgetl.train.feeding import Batch, Feed, Order, StreamedFeed
+from edgetl.train.freezing import set_trainable
+from edgetl.train.loading import Images, Loader, default_workers
+from edgetl.train.models import adapt
+from edgetl.train.networks import preprocessing_for
+from edgetl.train.optimising import Loss
+from edgetl.train.phases import Phase
+from edgetl.train.progress import Silent
+from edgetl.train.recipe import Training
+from edgetl.train.splits import SplitRow
+from edgetl.train.staging import Stage
+from tools.checks.gpu_check.photos import SIZES
+from tools.checks.gpu_check.plain_step import VARIANTS, plain_step_ms
+from tools.checks.gpu_check.preparation import large_photos
+from tools.checks.gpu_check.profile import launches_and_device_ms
+from tools.checks.gpu_check.record import Record
+from tools.checks.gpu_check.settings import Settings
+from tools.checks.gpu_check.timed_feed import StepTimes, TimedFeed
+
+LEAST_RATIO = 0.9
+"""Of the rate on synthetic data that training from JPEG files of 500 pixels must reach."""
+KEPT_BYTES = 16 * 2**30
+
+
+def check_step_rate(settings: Settings, record: Record) -> None:
+    """Step `step_rate`."""
+    batch_sizes = (4,) if settings.rehearsal else (64, 256)
+    for batch_size in batch_sizes:
+        rates = _synthetic(settings, record, batch_size)
+        if rates is None:
+            continue
+        for size in SIZES:
+            with record.attempt(f"batch {batch_size}, {size}: training from JPEG runs"):
+                _from_jpeg(settings, record, batch_size, size, rates)
+    # Last: what compiles may take its time.
+    for batch_size in batch_sizes:
+        _compare_variants(settings, record, batch_size)
+
+
+def _synthetic(settings: Settings, record: Record, batch_size: int) -> float | None:
+    steps = 3 if settings.rehearsal else 60
+    rates: list[float] = []
+    with record.attempt(f"batch {batch_size}: training on synthetic data runs"):
+        batch = _synthetic_batch(settings, batch_size)
+        times, trained_by = train(settings, lambda _epoch: iter([batch] * steps), batch_size, steps)
+        count = partial(train, settings, lambda _epoch: iter([batch] * 4), batch_size, 4)
+        launches, device_ms = launches_and_device_ms(count, 4, settings.device)
+        record.measure(
+            **{
+                f"batch {batch_size}, synthetic": {
+                    **figures(times, batch_size),
+                    "launches_per_step": launches,
+                    "kernel_ms_per_step": device_ms,
+                    "forward": trained_by,
+                }
+            }
+        )
+        rates.append(batch_size / times.wall_ms * 1e3)
+    return rates[0] if rates else None
+
+
+def _from_jpeg(settings: Settings, record: Record, batch_size: int, size: str, synthetic: float) -> None:
+    folder = settings.data if size == "500 px" else large_photos(settings, size)
+    best = 0.0
+    for path, kept_bytes in (("every image decoded", 0), ("decoded images kept", KEPT_BYTES)):
+        # A loop over large photos may be slow: fewer steps, of the same batches.
+        steps = 3 if settings.rehearsal else {"500 px": 40, "1080p": 12, "12 MP": 8}[size]
+        source = jpeg_batches(settings, folder, batch_size, steps, kept_bytes)
+        times, _ = train(settings, source.training, batch_size, steps)
+        rate = batch_size / times.wall_ms * 1e3
+        best = max(best, rate)
+        name = f"batch {batch_size}, {size}, {path}"
+        record.measure(**{name: {**figures(times, batch_size), "ratio_to_synthetic": rate / synthetic}})
+    if size == "500 px":
+        needed = 0.0 if settings.rehearsal else LEAST_RATIO
+        text = f"batch {batch_size}: JPEG of 500 px reaches {needed:g} of the rate on synthetic data"
+        record.require(text, best / synthetic >= needed, f"{best / synthetic:.3f}")
+
+
+def _compare_variants(settings: Settings, record: Record, batch_size: int) -> None:
+    for name in VARIANTS:
+        with record.attempt(f"batch {batch_size}: a plain step runs, {name}"):
+            network = whole_network(settings)
+            batch = _synthetic_batch(settings, batch_size)
+            steps = 1 if settings.rehearsal else 20
+            wall, device = plain_step_ms(name, network, batch, steps, settings.device)
+            values = {"wall_ms": wall, "device_ms": device}
+            record.measure(**{f"batch {batch_size}, plain PyTorch, {name}": values})
+
+
+def train(settings: Settings, batches: Any, batch_size: int, steps: int) -> tuple[StepTimes, str]:
+    """Train one epoch of the whole network with edgetl's loop; returns a step's times and what ran its forward pass."""
+    warm = min(steps // 3, 10)
+    feed = TimedFeed(batches, batch_size, steps, warm, settings.device)
+    epochs, training = make_epochs(settings, feed, batch_size * steps)
+    epochs.run_one()
+    reports = getattr(training, "steps", {})
+    return feed.times, str(getattr(reports.get(1), "mode", "eager"))
+
+
+def make_epochs(settings: Settings, feed: Feed, images: int) -> tuple[Epochs, Training]:
+    """Build edgetl's training loop over all blocks of MobileNetV2."""
+    config = train_config(settings)
+    computing = choose_computing(config.device, config.precision)
+    adapted = adapt("mobilenet_v2", settings.image_size, 4, 0, 0.2, None)
+    adapted.network.to(computing.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    run = RunDirectory(settings.folder / "step-rate")
+    run.path.mkdir(exist_ok=True)
+    loss = Loss(config, torch.zeros(4, dtype=torch.int64), 4, computing.device)
+    training = Training(config, run, adapted, loss, images, validated=False, progress=Silent())
+    stage = Stage(Phase(1, 1, 1e-3, "all", freeze_statistics=False), feed, adapted.network, computing)
+    freezing = set_trainable(adapted, "all", freeze_statistics=False)
+    training.phase = stage.phase
+    return Epochs(training, stage, freezing, 1), training
+
+
+def train_config(settings: Settings) -> FinetuneConfig:
+    """The configuration of the loop: edgetl's defaults."""
+    device = "cuda" if settings.device == "cuda" else "cpu"
+    return FinetuneConfig(settings.data, device=device, weights="none", seed=settings.seed)  # type: ignore[arg-type]
+
+
+def jpeg_batches(settings: Settings, folder: Path, batch_size: int, steps: int, kept_bytes: int) -> StreamedFeed:
+    """Feed from the files of `folder`, repeated until the steps are full, with edgetl's loader and augmentation."""
+    rows = [SplitRow(path, path.parent.name, "train") for path in sorted(folder.glob("*/*")) if path.is_file()]
+    labels = sorted({row.label for row in rows})
+    preprocessing = preprocessing_for("mobilenet_v2", settings.image_size)
+    decoded = DecodedImages(kept_bytes, max(768, 3 * preprocessing.resize))
+    augmentation = Augmentation("light", preprocessing, settings.seed)
+    images = Images(rows, labels, augmentation, preprocessing, decoded)
+    workers = default_workers(len(rows) * 64, available_cores(), settings.device)
+    loader = Loader(images, workers, pin_memory=settings.device == "cuda")
+    indices = [index % len(rows) for index in range(batch_size * steps)]
+    order = Order(images.labels(indices) % 4, "shuffled", batch_size, settings.seed)
+    return StreamedFeed(loader, indices, [], order, None, None, preprocessing, computing(settings))
+
+
+def computing(settings: Settings) -> Computing:
+    """The device and precision that edgetl chooses."""
+    config = train_config(settings)
+    return choose_computing(config.device, config.precision)
+
+
+def whole_network(settings: Settings) -> torch.nn.Module:
+    """MobileNetV2 with a new head, on the device, channels last."""
+    adapted = adapt("mobilenet_v2", settings.image_size, 4, 0, 0.2, None)
+    network: torch.nn.Module = adapted.network
+    return network.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _synthetic_batch(settings: Settings, batch_size: int) -> Batch:
+    side = settings.image_size
+    pixels = torch.randn(batch_size, 3, side, side, device=settings.device)
+    labels = torch.arange(batch_size, device=settings.device) % 4
+    return (pixels.contiguous(memory_format=torch.channels_last),), labels
+
+
+def figures(times: StepTimes, batch_size: int) -> dict[str, Any]:
+    """A step's times and the images a second that follow from them."""
+    return {**asdict(times), "images_per_second": batch_size / times.wall_ms * 1e3}

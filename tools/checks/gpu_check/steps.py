@@ -1,0 +1,107 @@
+"""The table of steps. Their limits add up to at most 8.5 minutes."""
+
+from __future__ import annotations
+
+from tools.checks.gpu_check.runner import Step
+
+_HERE = "tools.checks.gpu_check"
+
+STEPS = (
+    Step(
+        "environment",
+        "versions, the CUDA provider starts, ceilings of copies and matmul",
+        25,
+        f"{_HERE}.environment:check_environment",
+    ),
+    Step(
+        "preparation",
+        "photos, a MobileNetV2 run and its bundles, which later steps use",
+        65,
+        f"{_HERE}.preparation:prepare",
+    ),
+    Step(
+        "placement",
+        "ONNX Runtime: placement, the CPU's logits, image sizes, no fallback",
+        35,
+        f"{_HERE}.placement:check_placement",
+        ("preparation",),
+    ),
+    Step(
+        "step_rate",
+        "training MobileNetV2 from JPEG against synthetic data on the device",
+        75,
+        f"{_HERE}.step_rate:check_step_rate",
+        ("preparation",),
+    ),
+    Step(
+        "process_time",
+        "process start to metrics.json against a plain bf16 loop, in turns",
+        80,
+        f"{_HERE}.process_time:check_process_time",
+        ("preparation",),
+    ),
+    Step(
+        "precision",
+        "fp32, bf16 and fp16 from one seed: finite losses, equal accuracy",
+        45,
+        f"{_HERE}.precision:check_precision",
+        ("preparation",),
+    ),
+    Step(
+        "resumption",
+        "SIGTERM within a phase and between phases, then --resume",
+        40,
+        f"{_HERE}.resumption:check_resumption",
+        ("preparation",),
+    ),
+    Step(
+        "determinism",
+        "--deterministic twice: equal weights, and its cost",
+        30,
+        f"{_HERE}.determinism:check_determinism",
+        ("preparation",),
+    ),
+    Step(
+        "process_group",
+        "NCCL in one process: the group, DDP, averaged buffers",
+        15,
+        f"{_HERE}.process_group:check_process_group",
+    ),
+    Step(
+        "inference",
+        "PyTorch against ONNX Runtime at batches 1, 8, 64, in turns",
+        80,
+        f"{_HERE}.inference:check_inference",
+        ("preparation",),
+    ),
+    Step(
+        "power",
+        "NVML's energy counter against sampled power; clocks, throttling",
+        20,
+        f"{_HERE}.power:check_power",
+    ),
+)
+"""Ten checks, and the preparation of what they share."""
+
+LIMIT_SUM_S = 510.0
+BUDGET_S = 530.0
+"""From the start of the command; the rest of nine minutes is for writing and ending."""
+
+
+def choose_steps(names: list[str] | None) -> list[Step]:
+    """The steps of these names in the table's order, with those they need; None takes all.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if names is None:
+        return list(STEPS)
+    known = {step.name: step for step in STEPS}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"Unknown step {', '.join(unknown)}. Known: {', '.join(known)}.")
+    wanted = set(names)
+    for step in reversed(STEPS):
+        if step.name in wanted:
+            wanted.update(step.needs)
+    return [step for step in STEPS if step.name in wanted]

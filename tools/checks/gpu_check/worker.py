@@ -1,0 +1,20 @@
+"""The process of one step: `python -m tools.checks.gpu_check.worker MODULE:FUNCTION SETTINGS RECORD`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from tools.checks.gpu_check.record import Record
+from tools.checks.gpu_check.settings import Settings
+
+
+def main() -> None:
+    module, _, function = sys.argv[1].partition(":")
+    record = Record(Path(sys.argv[3]))
+    getattr(import_module(module), function)(Settings.read(Path(sys.argv[2])), record)
+
+
+if __name__ == "__main__":
+    main()
