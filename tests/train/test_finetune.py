@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -25,7 +26,7 @@ from edgetl.device.preprocessing import preprocess
 from edgetl.train.computing import Computing
 from edgetl.train.finetune import finetune
 from edgetl.train.models import load_run_model
-from edgetl.train.output import choose_output
+from edgetl.train.output import Place, choose_output
 from edgetl.train.progress import EpochRecord, Silent, Step
 from edgetl.train.recipe import is_better
 from edgetl.train.splits import read_split
@@ -439,6 +440,69 @@ def test_force_never_removes_what_is_not_a_run(tmp_path: Path, kind: str) -> Non
         with pytest.raises(RunError):
             choose_output(path, tmp_path / "data", MODEL, force)
     assert precious.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".git/HEAD",
+        ".env",
+        "plots/mine.txt",
+        "plots/deep/curves.png",
+        "bench/pi.json",
+        "checkpoint/notes.md",
+        "bundle/notes.txt",
+        "tensorboard/notes.txt",
+    ],
+)
+def test_force_names_hidden_and_nested_files_of_the_user(tmp_path: Path, name: str) -> None:
+    run = write_run(tmp_path / "run")
+    file = run.path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("precious")
+    with pytest.raises(RunError, match="did not write") as error:
+        choose_output(run.path, tmp_path / "photos", MODEL, force=True)
+    assert name in str(error.value)
+    assert file.read_text() == "precious"
+
+
+def test_force_takes_every_file_that_edgetl_writes_for_its_own(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    written = {
+        "bench/20261124T200426Z-pi.json": "{}",
+        "bench/20261124T200426Z-pi/performance/mlperf_log_summary.txt": "",
+        "plots/flips_int8-weights.png": "",
+        "tensorboard/events.out.tfevents.1732478000.host.17.0": "",
+        "checkpoint/state.safetensors": "",
+        ".metrics.json.a1b2c3d4.json": "",
+        "checkpoint/.state.safetensors.a1b2c3d4.safetensors": "",
+        "bundle/bundle.json": '{"schema": 1, "kind": "bundle", "golden": {"images": [{"file": "golden/0_a.jpg"}]}}',
+        "bundle/golden/0_a.jpg": "",
+        "bundle/README.md": "",
+    }
+    for name, content in written.items():
+        file = run.path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    assert choose_output(run.path, tmp_path / "photos", MODEL, force=True) == run
+
+
+@pytest.mark.parametrize("failing", ["rename", "mkdtemp"])
+def test_a_run_that_cannot_be_moved_aside_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    run = write_run(tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+    def refuse(*_: object, **__: object) -> None:
+        # What rename(2) says of a mount point, and mkdir(2) of a parent that is mounted read-only.
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    target = "pathlib.Path.rename" if failing == "rename" else "edgetl.train.output.tempfile.mkdtemp"
+    with monkeypatch.context() as patch:
+        patch.setattr(target, refuse)
+        with pytest.raises(RunError, match=r"cannot be replaced \(Device or resource busy\)"):
+            Place(run)
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_an_empty_folder_is_a_free_place(tmp_path: Path) -> None:
