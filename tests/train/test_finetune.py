@@ -540,6 +540,23 @@ def start(config: FinetuneConfig, epochs: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_sighup_keep_the_best_epoch(config: FinetuneConfig, number: signal.Signals) -> None:
+    assert config.output is not None
+    run = RunDirectory(config.output)
+    with start(config, epochs=100_000) as process:
+        _wait(process, lambda: run.history.exists() and len(run.history.read_text().splitlines()) >= 2)
+        os.killpg(process.pid, number)  # as a batch system does: to the workers, too
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert out == ""
+    assert "Traceback" not in err
+    for part in ("Interrupted after", str(run.path), "edgetl export", "--resume"):
+        assert part in err
+    assert run.checkpoint.exists()
+    assert load_run_model(RunDirectory.open(run.path)).labels == ["blue", "green", "red"]
+
+
 def test_ctrl_c_keeps_the_best_epoch(config: FinetuneConfig) -> None:
     assert config.output is not None
     run = RunDirectory(config.output)
