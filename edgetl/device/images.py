@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import stat
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,13 @@ IMAGE_SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 """File names that are taken for images, in lower case."""
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "TGA", "PPM")
+"""Pillow's names of the formats that are decoded, the most frequent first.
+
+Others are refused whatever the file is called: Pillow hands EPS to Ghostscript, which runs programs.
+"""
+MAX_FILE_BYTES = 256 * 2**20
+"""Larger files are not read: no photo has so many bytes."""
 
 
 def load_image(source: Path | bytes, least_side: int | None = None) -> NDArray[np.uint8]:
@@ -38,9 +48,9 @@ def load_image(source: Path | bytes, least_side: int | None = None) -> NDArray[n
     """
     name = str(source) if isinstance(source, Path) else "the image"
     try:
-        encoded = source.read_bytes() if isinstance(source, Path) else source
-    except OSError as cause:
-        raise DecodeError(f"{name}: cannot be read ({cause.strerror or cause}).") from cause
+        encoded = read_image_file(source) if isinstance(source, Path) else source
+    except DecodeError as cause:
+        raise DecodeError(f"{name}: {cause}") from cause
     if not encoded:
         raise DecodeError(f"{name}: the file is empty (0 bytes).")
     if encoded.startswith(b"version https://git-lfs"):
@@ -50,7 +60,7 @@ def load_image(source: Path | bytes, least_side: int | None = None) -> NDArray[n
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # malformed EXIF and MPO headers do not touch the pixels
-            with Image.open(io.BytesIO(encoded)) as image:
+            with open_image(encoded) as image:
                 if least_side is not None:
                     _draft(image, least_side)
                 image.load()
@@ -62,6 +72,46 @@ def load_image(source: Path | bytes, least_side: int | None = None) -> NDArray[n
         raise DecodeError(f"{name}: cannot be decoded ({detail}).") from cause
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = strict
+
+
+def read_image_file(path: Path) -> bytes:
+    """Read a regular file of at most MAX_FILE_BYTES.
+
+    Raises:
+        DecodeError: the file is missing, unreadable, larger, or a pipe, device or folder; the message
+            does not name it.
+    """
+    try:
+        # O_NONBLOCK: opening a named pipe would otherwise wait for somebody who writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as stream:  # noqa: PTH123 (a descriptor is not a path)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise DecodeError("is not a regular file.")
+            encoded = stream.read(MAX_FILE_BYTES + 1)
+    except OSError as cause:
+        raise DecodeError(f"cannot be read ({cause.strerror or cause}).") from cause
+    except ValueError as cause:  # a null character in the name
+        raise DecodeError(f"cannot be read ({cause}).") from cause
+    if len(encoded) > MAX_FILE_BYTES:
+        raise DecodeError(f"has more than {MAX_FILE_BYTES // 2**20} MiB, too many for a photo.")
+    return encoded
+
+
+def open_image(encoded: bytes) -> Image.Image:
+    """Open an encoded image of one of FORMATS without decoding its pixels.
+
+    Raises:
+        PIL.UnidentifiedImageError: the bytes are in none of the formats.
+        Exception: what Pillow's decoders raise on broken headers.
+    """
+    return Image.open(io.BytesIO(encoded), formats=_installed_formats())
+
+
+@cache
+def _installed_formats() -> tuple[str, ...]:
+    # Pillow raises a KeyError on the name of a format that it was built without.
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _draft(image: Image.Image, least_side: int) -> None:
