@@ -243,13 +243,14 @@ def test_what_changed_meanwhile_is_refused(begun: FinetuneConfig, tmp_path: Path
 
 
 def test_a_frozen_tensor_that_changed_is_named(begun: FinetuneConfig, tmp_path: Path) -> None:
-    from edgetl.train.checkpoint import read_state, write_tensors
+    from edgetl.train.checkpoint import read_state, write_state
 
     path = RunDirectory(tmp_path / "run").checkpoint
     state = read_state(path)
     name = "network/features.0.0.weight"
     state.tensors[name] = state.tensors[name] + 1e-3
-    write_tensors(path, state.tensors, {"facts": json.dumps(state.facts)})
+    parts = {key.partition("/")[0] for key in state.tensors}
+    write_state(path, {part: state.part(part) for part in parts}, state.facts)
     with pytest.raises(RunError, match=re.escape("frozen tensors are not what they were (features.0.0.weight)")):
         resumed(begun)
 
