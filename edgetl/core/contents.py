@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.files import SCHEMA
+from edgetl.core.files import MAX_JSON_BYTES, SCHEMA, parse_json, read_regular_file
 
 _RUN_FILES = re.compile(
     r"""
@@ -63,8 +62,8 @@ def foreign_bundle_files(bundle: Path) -> list[str]:
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """Return the content of a bundle's manifest, or None where the file is not one."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(read_regular_file(path, MAX_JSON_BYTES))
+    except (OSError, ValueError):
         return None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         return None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+MAX_JSON_BYTES = 256 * 2**20
+"""Larger files are not read: an hour of latencies takes a tenth of it."""
+_SURROGATE = re.compile(r"\\[uU][dD][89abAB]", re.ASCII)
 
 
 @contextmanager
@@ -55,7 +61,7 @@ def read_json(path: Path, error: type[Exception], what: str) -> dict[str, Any]:
         error: the file is missing, is not JSON, or was written by a newer edgetl; `what` names it in the message.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_regular_file(path, MAX_JSON_BYTES))
     except OSError as cause:
         raise error(f"{what} cannot be read: {path} ({cause.strerror or cause}).") from cause
     except ValueError as cause:
@@ -67,6 +73,44 @@ def read_json(path: Path, error: type[Exception], what: str) -> dict[str, Any]:
             f"{what} has schema {content['schema']!r}, this edgetl reads {SCHEMA}: {path}. "
             "Read it with the edgetl that wrote it, or make it anew."
         )
+    return content
+
+
+def parse_json(encoded: bytes | str) -> Any:
+    """Parse JSON (RFC 8259) strictly.
+
+    Raises:
+        ValueError: no JSON, NaN or an infinity, half a surrogate pair, no UTF-8, or nested too deeply.
+    """
+    try:
+        content = json.loads(encoded, parse_constant=_refuse_constant)
+    except RecursionError as cause:
+        raise ValueError("nested too deeply") from cause
+    text = encoded if isinstance(encoded, str) else encoded.decode()
+    if _SURROGATE.search(text):
+        # Such a text could not be printed or written.
+        json.dumps(content, ensure_ascii=False).encode()
+    return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def read_regular_file(path: Path, most_bytes: int) -> bytes:
+    """Read a file of at most `most_bytes`.
+
+    Raises:
+        OSError: it cannot be read, is larger, or is a pipe, device or folder.
+    """
+    # O_NONBLOCK: opening a named pipe would otherwise wait for somebody who writes to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, "rb") as stream:  # noqa: PTH123 (a descriptor is not a path)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        content = stream.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"more than {most_bytes // 2**20} MiB", str(path))
     return content
 
 

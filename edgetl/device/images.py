@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import stat
 import warnings
 from functools import cache
 from pathlib import Path
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from edgetl.core.errors import DecodeError
+from edgetl.core.files import read_regular_file
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".webp", ".avif", ".jp2", ".tif", ".tiff", ".tga"}
@@ -82,19 +81,11 @@ def read_image_file(path: Path) -> bytes:
             does not name it.
     """
     try:
-        # O_NONBLOCK: opening a named pipe would otherwise wait for somebody who writes to it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(descriptor, "rb") as stream:  # noqa: PTH123 (a descriptor is not a path)
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise DecodeError("is not a regular file.")
-            encoded = stream.read(MAX_FILE_BYTES + 1)
+        return read_regular_file(path, MAX_FILE_BYTES)
     except OSError as cause:
         raise DecodeError(f"cannot be read ({cause.strerror or cause}).") from cause
     except ValueError as cause:  # a null character in the name
         raise DecodeError(f"cannot be read ({cause}).") from cause
-    if len(encoded) > MAX_FILE_BYTES:
-        raise DecodeError(f"has more than {MAX_FILE_BYTES // 2**20} MiB, too many for a photo.")
-    return encoded
 
 
 def open_image(encoded: bytes) -> Image.Image:

@@ -84,7 +84,7 @@ def test_pipes_devices_and_folders_are_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "zero.jpg").symlink_to("/dev/zero")
     (tmp_path / "folder.jpg").mkdir()
     for name in ("pipe.jpg", "zero.jpg", "folder.jpg"):
-        with pytest.raises(DecodeError, match=rf"{name}: (is not a regular file|cannot be read \(Is a directory\))"):
+        with pytest.raises(DecodeError, match=rf"{name}: cannot be read \((not a regular file|Is a directory)\)"):
             load_image(tmp_path / name)
         assert isinstance(read_bytes(tmp_path / name), Rejected)
 
@@ -93,7 +93,7 @@ def test_a_file_that_no_photo_fills_is_not_read(tmp_path: Path) -> None:
     huge = tmp_path / "huge.jpg"
     with huge.open("wb") as stream:
         stream.truncate(2**40)
-    with pytest.raises(DecodeError, match=r"huge.jpg: has more than 256 MiB"):
+    with pytest.raises(DecodeError, match=r"huge.jpg: cannot be read \(more than 256 MiB\)"):
         load_image(huge)
 
 
