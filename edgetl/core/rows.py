@@ -224,9 +224,14 @@ class Row:
         rounds = parse_as(tuple[dict[str, Any], ...], content["rounds"], "rounds")
         stated = {name: value for name, value in content.items() if name in cls.__dataclass_fields__ and name != "rounds"}
         row = parse_as(cls, stated, "a row")
+        for name in ("max_logit_difference", "tolerance", "model_scope_difference"):
+            parse_as(float | None, row.gate.get(name), f"gate.{name}")  # type: ignore[arg-type]
         if row.batch < 1 or row.threads < 1:
             raise FieldError(f"row {row.id} has a batch or number of threads below 1")
-        return replace(row, rounds=tuple(Round.from_json(block) for block in rounds))
+        blocks = tuple(Round.from_json(block) for block in rounds)
+        if len({frozenset(block.stages_ns) for block in blocks}) > 1:
+            raise FieldError(f"row {row.id} has rounds with different stages")
+        return replace(row, rounds=blocks)
 
 
 def round_ratios(before: Row, after: Row) -> list[float]:
