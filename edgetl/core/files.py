@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from edgetl.core.outside_text import csv_cell, csv_text
 
 SCHEMA = 1
 MAX_JSON_BYTES = 256 * 2**20
@@ -52,6 +56,37 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object atomically, led by its schema number."""
     write_text(path, json.dumps({"schema": SCHEMA, **content}, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a table atomically; no cell is one that a spreadsheet would run as a formula."""
+    text = io.StringIO()
+    plain = csv.writer(text, lineterminator="\n")
+    # A carriage return, which ends lines as well, is quoted by the writer only where it ends its own.
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    plain.writerow(header)
+    for row in rows:
+        cells = [csv_cell(cell) for cell in row]
+        (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
+    write_text(path, text.getvalue())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a table that `write_csv` wrote.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: no UTF-8, no table, or a row with more or fewer cells than the header.
+    """
+    text = read_regular_file(path, MAX_JSON_BYTES).decode()
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as cause:
+        raise ValueError(str(cause)) from cause
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise ValueError(f"row {number} has not as many cells as the header")
+    return [{name: csv_text(cell) for name, cell in row.items()} for row in rows]
 
 
 def read_json(path: Path, error: type[Exception], what: str) -> dict[str, Any]:
