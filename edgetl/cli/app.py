@@ -9,10 +9,11 @@ from importlib import import_module
 import typer
 
 from edgetl.cli.console import err, let_readers_leave
+from edgetl.cli.interruption import install_handlers, interrupted_status
 from edgetl.core.errors import EdgetlError
 from edgetl.core.registry import missing_package
 
-EXIT_USER, EXIT_BUG, EXIT_INTERRUPTED = 1, 3, 130
+EXIT_USER, EXIT_BUG = 1, 3
 COMMANDS = ("check", "finetune", "compare", "models", "presets", "export", "bench", "report", "verify", "predict", "doctor", "demo")
 """Each is a function in the module of its name."""
 _WITH_PANELS = ("finetune",)
@@ -49,13 +50,18 @@ def program(asked: str = "") -> typer.Typer:
 
 
 def main() -> None:
-    """Run the program; exit 0 on success, 1 on a mistake the user can mend, 2 on wrong usage, 3 on a bug, 130 on Ctrl-C."""
+    """Run the program.
+
+    Exit status: 0 on success, 1 on a mistake the user can mend, 2 on wrong usage, 3 on a bug; 130, 143 or 129 after Ctrl-C, SIGTERM or
+    SIGHUP.
+    """
     let_readers_leave()
+    install_handlers()
     try:
         program("".join(sys.argv[1:2]))(prog_name="edgetl")
     except KeyboardInterrupt as interrupt:
         err.print(str(interrupt) or "Interrupted.", style="yellow", markup=False)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(interrupted_status())
     except EdgetlError as error:
         _fail(error)
     except ModuleNotFoundError as error:

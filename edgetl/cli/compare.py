@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgetl.cli.console import err, out, print_json
+from edgetl.cli.interruption import interrupted_status
 from edgetl.core.files import SCHEMA
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def compare(
     except KeyboardInterrupt:
         again = "" if dry_run else f" What has ended is kept in {settings.output}; the same command goes on."
         err.print(f"Interrupted.{again}", style="yellow", markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(interrupted_status()) from None
     if dry_run:
         _show_plan(plan, as_json)
         return

@@ -8,8 +8,13 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from edgetl.core.outside_text import visible, visible_json
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Console
+    from rich.segment import Segment
 
 PLAIN_WIDTH = 200
 """Columns where output goes to a file or a pipe: paths and messages are not folded for a screen that is not there."""
@@ -25,9 +30,7 @@ class _OnFirstUse:
         try:
             made: Console = object.__getattribute__(self, "_made")
         except AttributeError:
-            from rich.console import Console
-
-            made = Console(highlight=False, **object.__getattribute__(self, "_options"))
+            made = _console_class()(highlight=False, **object.__getattribute__(self, "_options"))
             object.__setattr__(self, "_made", made)
         return made
 
@@ -42,6 +45,22 @@ class _OnFirstUse:
 
     def __exit__(self, *error: Any) -> None:
         self._console().__exit__(*error)
+
+
+def _console_class() -> type[Console]:
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class HarmlessConsole(Console):
+        """Shows control characters of what it prints instead of sending them to the terminal."""
+
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                text = visible(segment.text)
+                # Segments that rich itself makes to steer the terminal are marked as such.
+                yield segment if segment.control or text == segment.text else Segment(text, segment.style)
+
+    return HarmlessConsole
 
 
 def _width(stream: TextIO) -> int | None:
@@ -86,7 +105,6 @@ def is_followed() -> bool:
     return not ("stdout" in _STREAMS and _STREAMS["stdout"].left)
 
 
-def print_json(content: Any) -> None:
+def print_json(content: Any, indent: int | None = None) -> None:
     """One JSON object on standard output, and nothing else."""
-    json.dump(content, sys.stdout, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write("\n")
+    sys.stdout.write(visible_json(json.dumps(content, ensure_ascii=False, allow_nan=False, indent=indent)) + "\n")

@@ -11,6 +11,7 @@ import typer
 from edgetl.cli import finetune_options as options
 from edgetl.cli.console import err, out
 from edgetl.cli.importing import heavy_imports
+from edgetl.cli.interruption import interrupted_status
 from edgetl.core.errors import ConfigError
 from edgetl.core.finetuning import parse_batch_size
 from edgetl.core.layout import RunDirectory
@@ -93,7 +94,7 @@ def finetune(
     except KeyboardInterrupt as interrupt:
         # Typer would turn it into a bare exit status and lose what it says.
         err.print(str(interrupt) or "Interrupted: nothing was kept.", style="yellow", markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(interrupted_status()) from None
     if speaks():
         _summarise(run)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgetl.cli.console import err, is_followed, out
+from edgetl.cli.console import err, is_followed, out, print_json
 from edgetl.core.files import SCHEMA
+from edgetl.core.outside_text import csv_cell, visible
 
 if TYPE_CHECKING:
     from edgetl.device.prediction import Prediction
@@ -82,9 +82,12 @@ def _json(predictions: Iterable[Prediction]) -> list[Prediction]:
         }
         for prediction in done
     ]
-    json.dump({"schema": SCHEMA, "kind": "predictions", "images": content}, sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
+    print_json({"schema": SCHEMA, "kind": "predictions", "images": content}, indent=2)
     return done
+
+
+def _cell(content: Path | str) -> str:
+    return csv_cell(visible(str(content)))
 
 
 def _csv(predictions: Iterable[Prediction]) -> list[Prediction]:
@@ -94,9 +97,9 @@ def _csv(predictions: Iterable[Prediction]) -> list[Prediction]:
     done = []
     for prediction in predictions:
         for rank, (label, probability) in enumerate(prediction.top, start=1):
-            writer.writerow([prediction.path, rank, label, f"{probability:.6f}", ""])
+            writer.writerow([_cell(prediction.path), rank, _cell(label), f"{probability:.6f}", ""])
         if prediction.error:
-            writer.writerow([prediction.path, "", "", "", prediction.error])
+            writer.writerow([_cell(prediction.path), "", "", "", _cell(prediction.error)])
         sys.stdout.flush()
         done.append(prediction)
         if not is_followed():

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import typer
 
 from edgetl.cli.console import err, print_json
+from edgetl.cli.interruption import interrupted_status
 
 
 class _Result(Protocol):
@@ -74,13 +75,13 @@ def blocks() -> Iterator[Callable[[int, int, str], None]]:
 
 @contextmanager
 def measuring() -> Iterator[Callable[[int, int, str], None]]:
-    """`blocks` for a measurement that Ctrl-C ends with what it says of the figures kept, and exit status 130."""
+    """`blocks` for a measurement that Ctrl-C ends with what it says of the figures kept, and its exit status."""
     try:
         with blocks() as progress:
             yield progress
     except KeyboardInterrupt as interrupt:
         err.print(str(interrupt) or "Interrupted: nothing was kept.", style="yellow", markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(interrupted_status()) from None
 
 
 def measure_and_show(measure: Callable[[Callable[[int, int, str], None]], Kept], show: Callable[[Kept], None], as_json: bool) -> Kept:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from edgetl.core.statistics import Speedup, location
+from edgetl.core.typed_json import FieldError, parse_as
 
 Verdict = Literal["faster", "slower", "inconclusive", "noisy"]
 SAME_RUN, EARLIER_RESULT = "same run", "earlier result"
@@ -45,7 +46,10 @@ class EarlierRow:
     def from_json(cls, content: Mapping[str, Any]) -> EarlierRow:
         """Read from a comparison's JSON object, which holds more fields than these."""
         fields = {name: content.get(name, False) if name == "same_configuration" else content[name] for name in cls.__dataclass_fields__}
-        return cls(**{**fields, "round_medians_ns": tuple(content["round_medians_ns"])})
+        row = parse_as(cls, fields, "an earlier row")
+        if not row.round_medians_ns or min(row.round_medians_ns) <= 0 or row.p50_ms <= 0:
+            raise FieldError("an earlier row has no latencies, or some that are not above 0")
+        return row
 
 
 @dataclass(frozen=True)

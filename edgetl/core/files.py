@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import csv
+import errno
 import hashlib
+import io
 import json
 import os
+import re
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgetl.core.outside_text import csv_cell, csv_text
+
 SCHEMA = 1
+MAX_JSON_BYTES = 256 * 2**20
+"""Larger files are not read: an hour of latencies takes a tenth of it."""
+_SURROGATE = re.compile(r"\\[uU][dD][89abAB]", re.ASCII)
 
 
 @contextmanager
@@ -48,6 +58,37 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps({"schema": SCHEMA, **content}, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a table atomically; no cell is one that a spreadsheet would run as a formula."""
+    text = io.StringIO()
+    plain = csv.writer(text, lineterminator="\n")
+    # A carriage return, which ends lines as well, is quoted by the writer only where it ends its own.
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    plain.writerow(header)
+    for row in rows:
+        cells = [csv_cell(cell) for cell in row]
+        (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
+    write_text(path, text.getvalue())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a table that `write_csv` wrote.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: no UTF-8, no table, or a row with more or fewer cells than the header.
+    """
+    text = read_regular_file(path, MAX_JSON_BYTES).decode()
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as cause:
+        raise ValueError(str(cause)) from cause
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise ValueError(f"row {number} has not as many cells as the header")
+    return [{name: csv_text(cell) for name, cell in row.items()} for row in rows]
+
+
 def read_json(path: Path, error: type[Exception], what: str) -> dict[str, Any]:
     """Read a JSON object of this schema.
 
@@ -55,7 +96,7 @@ def read_json(path: Path, error: type[Exception], what: str) -> dict[str, Any]:
         error: the file is missing, is not JSON, or was written by a newer edgetl; `what` names it in the message.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_regular_file(path, MAX_JSON_BYTES))
     except OSError as cause:
         raise error(f"{what} cannot be read: {path} ({cause.strerror or cause}).") from cause
     except ValueError as cause:
@@ -67,6 +108,44 @@ def read_json(path: Path, error: type[Exception], what: str) -> dict[str, Any]:
             f"{what} has schema {content['schema']!r}, this edgetl reads {SCHEMA}: {path}. "
             "Read it with the edgetl that wrote it, or make it anew."
         )
+    return content
+
+
+def parse_json(encoded: bytes | str) -> Any:
+    """Parse JSON (RFC 8259) strictly.
+
+    Raises:
+        ValueError: no JSON, NaN or an infinity, half a surrogate pair, no UTF-8, or nested too deeply.
+    """
+    try:
+        content = json.loads(encoded, parse_constant=_refuse_constant)
+    except RecursionError as cause:
+        raise ValueError("nested too deeply") from cause
+    text = encoded if isinstance(encoded, str) else encoded.decode()
+    if _SURROGATE.search(text):
+        # Such a text could not be printed or written.
+        json.dumps(content, ensure_ascii=False).encode()
+    return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def read_regular_file(path: Path, most_bytes: int) -> bytes:
+    """Read a file of at most `most_bytes`.
+
+    Raises:
+        OSError: it cannot be read, is larger, or is a pipe, device or folder.
+    """
+    # O_NONBLOCK: opening a named pipe would otherwise wait for somebody who writes to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, "rb") as stream:  # noqa: PTH123 (a descriptor is not a path)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        content = stream.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"more than {most_bytes // 2**20} MiB", str(path))
     return content
 
 

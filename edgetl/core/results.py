@@ -14,18 +14,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgetl.core.comparisons import EARLIER_RESULT, SAME_RUN, Comparison, EarlierRow, agree, verdict
-from edgetl.core.errors import BenchError
+from edgetl.core.errors import BenchError, ConfigError
 from edgetl.core.files import SCHEMA, read_json
 from edgetl.core.limits import Judged, Limits, judge_limits
 from edgetl.core.recommending import Recommendation, recommend
 from edgetl.core.rows import Row, relative_spread, round_ratios
 from edgetl.core.statistics import paired_speedup, unpaired_speedup
 from edgetl.core.sustained import Sustained
+from edgetl.core.typed_json import parse_as
 
 EAGER = "fp32"
 """The variant of the PyTorch row that speed-ups are taken against: eager, as it was trained."""
 MIN_ROUNDS = 2
 """Fewer rounds have no interval."""
+
+
+_DISTURBANCES = ("disturbance", "other_cpu", "steal", "cpu_pressure")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Noise:
     def disturbance(self) -> float:
         """The largest share of the CPU's time that something else took; 0 where the device does not tell."""
         # Results from before it was recorded have its parts.
-        parts = ("disturbance",) if "disturbance" in self.measured else ("other_cpu", "steal", "cpu_pressure")
+        parts = _DISTURBANCES[:1] if _DISTURBANCES[0] in self.measured else _DISTURBANCES[1:]
         return max(float(self.measured.get(part) or 0.0) for part in parts)
 
     def to_json(self) -> dict[str, Any]:
@@ -55,8 +59,16 @@ class Noise:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Noise:
-        """The inverse of `to_json`."""
-        return cls(tuple(content["reasons"]), dict(content["measured"]))
+        """Read what `to_json` gave.
+
+        Raises:
+            FieldError: a value of a wrong type.
+        """
+        noise = parse_as(cls, {name: content[name] for name in ("reasons", "measured")}, "noise")
+        for name, value in noise.measured.items():
+            if name in _DISTURBANCES:
+                parse_as(float | None, value, f"noise.measured.{name}")  # type: ignore[arg-type]
+        return noise
 
 
 @dataclass(frozen=True)
@@ -193,18 +205,24 @@ def read_result(path: Path) -> BenchResult:
             f"{path} is no bench result but of kind {content.get('kind')!r}. Give one that `edgetl bench` made of a run, bundle or file."
         )
     try:
-        rows = {row["id"]: Row.from_json(row) for row in content["rows"]}
+        rows = {entry["id"]: Row.from_json(entry) for entry in parse_as(list[dict[str, Any]], content["rows"], "rows")}
         # Ids are read through the rows: those of an earlier edgetl were shorter.
         comparisons = [
             {**entry, "candidate": rows[entry["candidate"]].id}
             | ({"baseline": rows[entry["baseline"]].id} if entry["kind"] == SAME_RUN else {})
-            for entry in content["comparisons"]
+            for entry in parse_as(list[dict[str, Any]], content["comparisons"], "comparisons")
         ]
         sustained, limits = content.get("sustained"), content.get("limits", {})
         return BenchResult(
-            **{name: content[name] for name in ("created", "edgetl", "target", "model", "device", "protocol", "interrupted")},
+            created=parse_as(str, content["created"], "created"),
+            edgetl=parse_as(str, content["edgetl"], "edgetl"),
+            target=parse_as(str, content["target"], "target"),
+            model=parse_as(dict[str, Any], content["model"], "model"),
+            device=parse_as(dict[str, Any], content["device"], "device"),
+            protocol=parse_as(dict[str, Any], content["protocol"], "protocol"),
+            interrupted=parse_as(bool, content["interrupted"], "interrupted"),
             noise=Noise.from_json(content["noise"]),
-            order=tuple(tuple(names) for names in content["order"]),
+            order=parse_as(tuple[tuple[str, ...], ...], content["order"], "order"),
             rows=tuple(rows.values()),
             pairs=tuple((entry["baseline"], entry["candidate"]) for entry in comparisons if entry["kind"] == SAME_RUN),
             earlier=tuple(
@@ -212,14 +230,41 @@ def read_result(path: Path) -> BenchResult:
                 for entry in comparisons
                 if entry["kind"] == EARLIER_RESULT
             ),
-            notes=tuple(content["notes"]),
+            notes=parse_as(tuple[str, ...], content["notes"], "notes"),
             sustained=None if sustained is None else Sustained.from_json(sustained),
-            profiles=content.get("profiles", {}),
-            limits=Limits(**{name: limits.get(name) for name in Limits.__dataclass_fields__}),
+            profiles=_checked_profiles(content.get("profiles", {})),
+            limits=parse_as(Limits, {name: limits.get(name) for name in Limits.__dataclass_fields__}, "limits"),
             path=path,
         )
-    except (KeyError, TypeError, AttributeError) as cause:
+    except (KeyError, TypeError, AttributeError, ValueError, ConfigError) as cause:
         raise BenchError(f"{path} is a broken bench result: {cause!r}. Measure again.") from cause
+
+
+@dataclass(frozen=True)
+class _OperatorTime:
+    operator: str
+    provider: str
+    nodes: int
+    us: float
+    share: float
+
+
+@dataclass(frozen=True)
+class _NodeTime:
+    node: str
+    operator: str
+    provider: str
+    us: float
+    share: float
+
+
+def _checked_profiles(content: Any) -> dict[str, Any]:
+    profiles = parse_as(dict[str, dict[str, Any]], content, "profiles")
+    for name, profile in profiles.items():
+        parse_as(int, profile["runs"], f"profiles.{name}.runs")
+        for key, kind in (("operators", _OperatorTime), ("nodes", _NodeTime)):
+            parse_as(list[kind], profile[key], f"profiles.{name}.{key}", extra="ignore")  # type: ignore[valid-type]
+    return profiles
 
 
 class Kept(Protocol):

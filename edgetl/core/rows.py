@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from statistics import median
 from typing import Any
 
 from edgetl.core.statistics import median_interval, percentile
+from edgetl.core.typed_json import FieldError, parse_as
 
 
 @dataclass(frozen=True)
@@ -66,20 +67,22 @@ class Round:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Round:
-        """The inverse of `asdict` after a trip through JSON."""
-        return cls(
-            latencies_ns=tuple(content["latencies_ns"]),
-            cold=ColdStart(**content["cold"]),
-            steady=bool(content["steady"]),
-            warmup_medians_ns=tuple(content["warmup_medians_ns"]),
-            stages_ns={stage: tuple(times) for stage, times in content["stages_ns"].items()},
-            frequency_khz=content["frequency_khz"],
-            slices=tuple(content.get("slices", ())),
-            waited=content.get("waited", 0),
-            memory_growth_bytes=content.get("memory_growth_bytes"),
-            energy_j=dict(content.get("energy_j", {})),
-            gpu=dict(content.get("gpu") or {}),
-        )
+        """Read what `asdict` gave, after a trip through JSON.
+
+        Raises:
+            FieldError: a value of a wrong type, no latencies, or counts that contradict each other.
+        """
+        block = parse_as(cls, content, "a round", extra="ignore")
+        runs = len(block.latencies_ns)
+        if not runs or min(block.latencies_ns) <= 0:
+            raise FieldError("a round has no latencies, or some that are not above 0")
+        if block.slices and (min(block.slices) <= 0 or sum(block.slices) != runs):
+            raise FieldError("a round's slices do not add up to its latencies")
+        if any(len(times) != runs for times in block.stages_ns.values()):
+            raise FieldError("a round's stages have other numbers of runs than its latencies")
+        if not 0 <= block.waited <= runs:
+            raise FieldError("a round's waited runs are more than its latencies")
+        return block
 
 
 @dataclass(frozen=True)
@@ -234,9 +237,22 @@ class Row:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Row:
-        """The inverse of `to_json`; its statistics are ignored."""
-        fields = {name: value for name, value in content.items() if name in cls.__dataclass_fields__}
-        return cls(**{**fields, "rounds": tuple(Round.from_json(block) for block in content["rounds"])})
+        """Read what `to_json` gave; its statistics are ignored.
+
+        Raises:
+            FieldError: as `Round.from_json`; or a batch or number of threads below 1.
+        """
+        rounds = parse_as(tuple[dict[str, Any], ...], content["rounds"], "rounds")
+        stated = {name: value for name, value in content.items() if name in cls.__dataclass_fields__ and name != "rounds"}
+        row = parse_as(cls, stated, "a row")
+        for name in ("max_logit_difference", "tolerance", "model_scope_difference"):
+            parse_as(float | None, row.gate.get(name), f"gate.{name}")  # type: ignore[arg-type]
+        if row.batch < 1 or row.threads < 1:
+            raise FieldError(f"row {row.id} has a batch or number of threads below 1")
+        blocks = tuple(Round.from_json(block) for block in rounds)
+        if len({frozenset(block.stages_ns) for block in blocks}) > 1:
+            raise FieldError(f"row {row.id} has rounds with different stages")
+        return replace(row, rounds=blocks)
 
 
 def round_ratios(before: Row, after: Row) -> list[float]:

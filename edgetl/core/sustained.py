@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any, Literal
 
 from edgetl.core.statistics import percentile
+from edgetl.core.typed_json import FieldError, parse_as
 
 DRIFT = 0.02
 """Change of p50 from the run's first quarter to its last that is worth a word."""
@@ -133,9 +134,17 @@ class Sustained:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Sustained:
-        """The inverse of `to_json`; its statistics are ignored."""
-        windows = (Window(**{**window, "latencies_ns": tuple(window["latencies_ns"])}) for window in content["windows"])
-        return cls(content["row"], content["asked_s"], tuple(windows))
+        """Read what `to_json` gave; its statistics are ignored.
+
+        Raises:
+            FieldError: a value of a wrong type, or a window without latencies.
+        """
+        stated = {name: content[name] for name in ("row", "asked_s", "windows")}
+        sustained = parse_as(cls, stated, "sustained", extra="ignore")
+        for window in sustained.windows:
+            if not window.latencies_ns or min(window.latencies_ns) <= 0:
+                raise FieldError("a window has no latencies, or some that are not above 0")
+        return sustained
 
 
 def _least_error(values: Sequence[float]) -> int:

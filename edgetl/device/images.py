@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,20 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from edgetl.core.errors import DecodeError
+from edgetl.core.files import read_regular_file
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".webp", ".avif", ".jp2", ".tif", ".tiff", ".tga"}
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 """File names that are taken for images, in lower case."""
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "TGA", "PPM")
+"""Pillow's names of the formats that are decoded, the most frequent first.
+
+Others are refused whatever the file is called: Pillow hands EPS to Ghostscript, which runs programs.
+"""
+MAX_FILE_BYTES = 256 * 2**20
+"""Larger files are not read: no photo has so many bytes."""
 
 
 def load_image(source: Path | bytes, least_side: int | None = None) -> NDArray[np.uint8]:
@@ -38,9 +47,9 @@ def load_image(source: Path | bytes, least_side: int | None = None) -> NDArray[n
     """
     name = str(source) if isinstance(source, Path) else "the image"
     try:
-        encoded = source.read_bytes() if isinstance(source, Path) else source
-    except OSError as cause:
-        raise DecodeError(f"{name}: cannot be read ({cause.strerror or cause}).") from cause
+        encoded = read_image_file(source) if isinstance(source, Path) else source
+    except DecodeError as cause:
+        raise DecodeError(f"{name}: {cause}") from cause
     if not encoded:
         raise DecodeError(f"{name}: the file is empty (0 bytes).")
     if encoded.startswith(b"version https://git-lfs"):
@@ -50,7 +59,7 @@ def load_image(source: Path | bytes, least_side: int | None = None) -> NDArray[n
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # malformed EXIF and MPO headers do not touch the pixels
-            with Image.open(io.BytesIO(encoded)) as image:
+            with open_image(encoded) as image:
                 if least_side is not None:
                     _draft(image, least_side)
                 image.load()
@@ -62,6 +71,38 @@ def load_image(source: Path | bytes, least_side: int | None = None) -> NDArray[n
         raise DecodeError(f"{name}: cannot be decoded ({detail}).") from cause
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = strict
+
+
+def read_image_file(path: Path) -> bytes:
+    """Read a regular file of at most MAX_FILE_BYTES.
+
+    Raises:
+        DecodeError: the file is missing, unreadable, larger, or a pipe, device or folder; the message
+            does not name it.
+    """
+    try:
+        return read_regular_file(path, MAX_FILE_BYTES)
+    except OSError as cause:
+        raise DecodeError(f"cannot be read ({cause.strerror or cause}).") from cause
+    except ValueError as cause:  # a null character in the name
+        raise DecodeError(f"cannot be read ({cause}).") from cause
+
+
+def open_image(encoded: bytes) -> Image.Image:
+    """Open an encoded image of one of FORMATS without decoding its pixels.
+
+    Raises:
+        PIL.UnidentifiedImageError: the bytes are in none of the formats.
+        Exception: what Pillow's decoders raise on broken headers.
+    """
+    return Image.open(io.BytesIO(encoded), formats=_installed_formats())
+
+
+@cache
+def _installed_formats() -> tuple[str, ...]:
+    # Pillow raises a KeyError on the name of a format that it was built without.
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _draft(image: Image.Image, least_side: int) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from typing import Any
 
 from edgetl.core.comparing import PlannedRun
 from edgetl.core.errors import DataError, RunError
-from edgetl.core.files import read_json
+from edgetl.core.files import read_csv, read_json
 from edgetl.core.layout import RunDirectory
 from edgetl.core.runs import Epoch, Run
 
@@ -32,8 +31,7 @@ def read_run(planned: PlannedRun) -> tuple[Run, dict[str, Any]]:
         raise DataError("The data has no validation images, and strategies are compared on those. Add images, or a val/ folder.")
     try:
         epochs = [json.loads(line) for line in run.history.read_text(encoding="utf-8").splitlines()]
-        with run.predictions.open(encoding="utf-8", newline="") as stream:
-            answers = [(row["label"], row["predicted"]) for row in csv.DictReader(stream)]
+        answers = [(row["label"], row["predicted"]) for row in read_csv(run.predictions)]
         number = {label: index for index, label in enumerate(metrics["classes"])}
         confusion = [[0] * len(number) for _ in number]
         for label, predicted in answers:

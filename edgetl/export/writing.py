@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edgetl.core.contents import foreign_bundle_files, read_manifest
 from edgetl.core.errors import BundleError, ExportError
 from edgetl.core.files import sha256_file, write_json
 from edgetl.core.layout import BundleDirectory
@@ -121,10 +122,17 @@ def refuse_existing(path: Path, force: bool) -> None:
         raise BundleError(f"A bundle cannot be written to {path}: a file, a link or missing rights are in the way. Choose another with -o.")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    if not BundleDirectory.is_one(path):
+    if not path.is_dir() or read_manifest(BundleDirectory(path).manifest) is None:
         raise BundleError(f"{path} exists and is not a bundle. Choose another place with -o.")
     if not force:
         raise BundleError(f"There is a bundle at {path} already. --force replaces it, -o writes elsewhere.")
+    foreign = foreign_bundle_files(path)
+    if foreign:
+        more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
+        raise BundleError(
+            f"{path} holds files that edgetl did not write ({', '.join(foreign[:5])}{more}), so --force does not replace it. "
+            "Move them away, or choose another place with -o."
+        )
 
 
 def write_model(directory: BundleDirectory, name: str, model: onnx.ModelProto) -> Path:

@@ -15,7 +15,7 @@ from edgetl.core.errors import BenchError, ConfigError
 from edgetl.core.files import write_json
 from edgetl.core.layout import free_name
 from edgetl.core.results import BenchResult, read_result
-from edgetl.device.bundle import open_bundle
+from edgetl.device.bundle import Bundle, open_bundle
 from edgetl.device.providers import CUDA_PROVIDERS
 from edgetl.fleet.packing import Parcel
 from edgetl.fleet.remote import Remote, RemoteError
@@ -90,7 +90,7 @@ def bench_hosts(config: BenchConfig, hosts: Sequence[str], wheels: Path | None, 
     parcel = Parcel(bundle.directory, bench_arguments(config), extra, wheels, config.baseline)
     folder = config.output or free_name(Path("bench"), "hosts")
     folder.mkdir(parents=True, exist_ok=True)
-    work = [_Work(remote, parcel, folder, watcher) for remote in remotes]
+    work = [_Work(remote, parcel, bundle, folder, watcher) for remote in remotes]
     threads = [threading.Thread(target=one.run, daemon=True) for one in work]
     for thread in threads:
         thread.start()
@@ -143,8 +143,8 @@ def _plain(value: float) -> str:
 class _Work:
     """One host's way, in a thread of its own."""
 
-    def __init__(self, remote: Remote, parcel: Parcel, folder: Path, watcher: Watcher) -> None:
-        self._remote, self._parcel, self._folder, self._watcher = remote, parcel, folder, watcher
+    def __init__(self, remote: Remote, parcel: Parcel, bundle: Bundle, folder: Path, watcher: Watcher) -> None:
+        self._remote, self._parcel, self._bundle, self._folder, self._watcher = remote, parcel, bundle, folder, watcher
         self._began = time.monotonic()
         self.outcome = Outcome(remote.host, 0.0, failed="It was not begun.")
 
@@ -166,7 +166,7 @@ class _Work:
             said = remote.work(
                 python,
                 folder,
-                lambda reply: self._watcher.step(host, reply["step"]) if "step" in reply else None,
+                lambda reply: self._watcher.step(host, str(reply["step"])[:20]) if "step" in reply else None,
                 lambda line: self._watcher.heard(host, line),
             )
         except RemoteError as error:
@@ -185,7 +185,20 @@ class _Work:
             number += 1
             path = self._folder / f"{stem}-{number}.json"
         write_json(path, content)
-        return read_result(path)
+        try:
+            result = read_result(path)
+            self._check_model(result)
+        except BenchError:
+            # Nobody may take it for a measurement of this bundle later.
+            path.unlink()
+            raise
+        return result
+
+    def _check_model(self, result: BenchResult) -> None:
+        sent = {variant.sha256 for variant in self._bundle.variants}
+        measured = {row.file_sha256 for row in result.rows}
+        if result.model.get("run_id") != self._bundle.run_id or not measured <= sent:
+            raise RemoteError("Its result is of another model than the bundle that was sent.")
 
     def _ended(self, **what: Any) -> Outcome:
         return Outcome(self._remote.host, time.monotonic() - self._began, **what)

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import edgetl
 from edgetl.core.errors import BenchError
+from edgetl.core.files import parse_json
 from edgetl.core.layout import BundleDirectory
 
 _TIME = (1980, 1, 1, 0, 0, 0)
@@ -116,7 +117,7 @@ def _wheels(folder: Path) -> Iterator[Path]:
 def reply(line: str) -> dict[str, Any] | None:
     """What the device's side says in a line of its standard output; None where it is something else's word."""
     try:
-        content = json.loads(line)
+        content = parse_json(line)
     except ValueError:
         return None
     return content if isinstance(content, dict) and "edgetl" in content else None

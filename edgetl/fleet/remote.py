@@ -7,8 +7,10 @@ import re
 import shlex
 import subprocess
 import threading
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import IO, Any
 
 from edgetl.core.errors import BenchError, ConfigError
 from edgetl.fleet.packing import Parcel, reply
@@ -17,6 +19,10 @@ SSH = "EDGETL_SSH"
 """Environment variable: the command to use for ssh, with options of its own if need be."""
 _OPTIONS = {"BatchMode": "yes", "ConnectTimeout": "10", "ServerAliveInterval": "5", "ServerAliveCountMax": "3"}
 """Nobody is asked for a password by several hosts at once; a host that has died is noticed within 20 seconds."""
+_LONGEST_LINE, _LINES_KEPT = 4096, 1000
+"""Of a host's words: bytes of a line, and lines."""
+_LONGEST_REPLY = 256 * 2**20
+"""Bytes of a reply: it holds every latency of a bench."""
 _LOST = 255
 """ssh's own exit status where the connection is what failed."""
 _UNPACK = """
@@ -33,6 +39,37 @@ if tar -xf - -C "$folder"; then echo "$python $folder"; else rm -rf "$folder"; e
 
 class RemoteError(BenchError):
     """What a device could not do; the others go on."""
+
+
+class LineReader:
+    """Reads a host's lines in a thread of its own; keeps the last of them, each cut to a bounded length."""
+
+    def __init__(self, stream: IO[bytes] | None, heard: Callable[[str], None] = lambda line: None) -> None:
+        """Begin to read; `heard` is given each line that is not blank, from the thread."""
+        assert stream is not None
+        self._stream, self._heard = stream, heard
+        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    @property
+    def lines(self) -> list[str]:
+        """The last lines that were read."""
+        return list(self._lines)
+
+    def join(self) -> None:
+        """Wait a moment for what is still on its way."""
+        self._thread.join(5)
+
+    def _read(self) -> None:
+        continued = False
+        while line := self._stream.readline(_LONGEST_LINE):
+            text = line.decode(errors="replace").rstrip()
+            if text and not continued:
+                self._lines.append(text)
+                self._heard(text)
+            # Only the first part of a longer line is kept.
+            continued = not line.endswith(b"\n")
 
 
 class Remote:
@@ -56,17 +93,23 @@ class Remote:
         """
         process = self._start(_UNPACK)
         assert process.stdin is not None
+        # Read while the parcel is written: a host that prints before it reads would fill its pipe and wait.
+        said, complaints = LineReader(process.stdout), LineReader(process.stderr)
         try:
             parcel.write(process.stdin)
-            process.stdin.close()
         except (BrokenPipeError, ConnectionResetError):
             pass  # what it said tells why
         finally:
-            process.stdin = None
-        said, complaints = process.communicate()
-        if process.returncode:
-            raise RemoteError(self._words(process.returncode, complaints.decode(errors="replace")))
-        python, _, folder = said.decode().strip().splitlines()[-1].partition(" ")
+            with suppress(BrokenPipeError, ConnectionResetError):
+                process.stdin.close()
+        status = process.wait()
+        said.join()
+        complaints.join()
+        if status:
+            raise RemoteError(self._words(status, "\n".join(complaints.lines)))
+        python, _, folder = (said.lines[-1] if said.lines else "").partition(" ")
+        if not folder.startswith("/"):
+            raise RemoteError(f"It answered {folder or python or 'nothing'!r} instead of where the parcel lies.")
         return python, folder
 
     def work(self, python: str, folder: str, told: Callable[[dict[str, Any]], None], heard: Callable[[str], None]) -> dict[str, Any]:
@@ -81,23 +124,23 @@ class Remote:
         """
         process = self._start(f"exec {shlex.quote(python)} {shlex.quote(folder)}/on_device.py")
         assert process.stdout is not None
-        assert process.stderr is not None
-        lines: list[str] = []
-        listening = threading.Thread(target=self._listen, args=(process.stderr, lines, heard), daemon=True)
-        listening.start()
+        words = LineReader(process.stderr, heard)
         last: dict[str, Any] = {}
-        for line in process.stdout:
+        while line := process.stdout.readline(_LONGEST_REPLY):
             if (said := reply(line.decode(errors="replace"))) is not None:
                 last = said
                 told(said)
         status = process.wait()
-        listening.join(5)
+        words.join()
+        lines = words.lines
         if "status" not in last and "failed" not in last:
             raise RemoteError(self._words(status, "\n".join(lines)))
         if "failed" in last:
             reason = next((line for line in reversed(lines) if line.startswith("ERROR: ")), lines[-1] if lines else "")
             raise RemoteError(f"{last['failed']} {reason.removeprefix('ERROR: ')}".strip())
-        return {**last, "words": lines}
+        if type(last["status"]) is not int or not isinstance(last.get("result"), dict | None):
+            raise RemoteError("It answered something else than a status and a result.")
+        return {"status": last["status"], "result": last.get("result"), "left": bool(last.get("left")), "words": lines}
 
     def remove(self, folder: str) -> bool:
         """Remove what may have been left; whether that is certain."""
@@ -128,14 +171,6 @@ class Remote:
         except FileNotFoundError as cause:
             raise RemoteError(f"There is no {command[0]} here: `sudo apt install openssh-client`.") from cause
         return self._process
-
-    @staticmethod
-    def _listen(stream: Any, lines: list[str], heard: Callable[[str], None]) -> None:
-        for line in stream:
-            text = line.decode(errors="replace").rstrip()
-            if text:
-                lines.append(text)
-                heard(text)
 
     def _words(self, status: int, complaints: str) -> str:
         said = [line.strip() for line in complaints.splitlines() if line.strip() and not line.startswith("Warning: Permanently added")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgetl.core.experiment import Experiment
+from edgetl.core.outside_text import visible
 from edgetl.report.compare_tables import TextTable, all_tables, conclusions
 
 
@@ -28,4 +29,4 @@ def _table(table: TextTable) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return visible(text).replace("|", "\\|").replace("\n", " ")

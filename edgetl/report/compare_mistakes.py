@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgetl.core.comparing import EQUAL_TIME
+from edgetl.core.files import read_csv
 from edgetl.core.layout import RunDirectory
 from edgetl.core.runs import Run
 
@@ -39,9 +39,8 @@ def hard_images(folder: Path, runs: Sequence[Run]) -> list[Hard]:
         if run.failed is not None or run.strategy in ("scratch", EQUAL_TIME):
             continue
         try:
-            with RunDirectory(folder / run.folder).predictions.open(encoding="utf-8", newline="") as stream:
-                rows = list(csv.DictReader(stream))
-        except OSError:
+            rows = read_csv(RunDirectory(folder / run.folder).predictions)
+        except (OSError, ValueError):
             continue
         read += 1
         for row in rows:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from edgetl import __version__
 from edgetl.core.errors import ConfigError
 from edgetl.core.files import write_text
+from edgetl.core.outside_text import visible
 
 GENERATOR = '<meta name="generator" content="edgetl '
 """By this a page is known as one of edgetl's own."""
@@ -87,7 +88,8 @@ def render_page(title: str, lead: str, sections: Sequence[Section]) -> str:
     """The whole page; sections without blocks are left out."""
     css = Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8"))
     shown = [section for section in sections if section.blocks]
-    return _environment().get_template("page.html").render(title=title, lead=lead, sections=shown, css=css, version=__version__)
+    page = _environment().get_template("page.html").render(title=title, lead=lead, sections=shown, css=css, version=__version__)
+    return visible(page)
 
 
 def is_own_page(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections import Counter
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.core.errors import RunError
-from edgetl.core.files import read_json
+from edgetl.core.files import read_csv, read_json
 from edgetl.core.layout import RunDirectory
 from edgetl.core.statistics import ClassScore
 
@@ -241,22 +240,17 @@ def _answers(run: RunDirectory) -> tuple[Answer, ...] | None:
     try:
         return tuple(
             Answer(row["path"], row["label"], row["predicted"], _finite(row["probability"]), _finite(row["label_probability"]))
-            for row in _rows(run.predictions)
+            for row in read_csv(run.predictions)
         )
-    except (OSError, csv.Error, *_BROKEN) as cause:
+    except (OSError, *_BROKEN) as cause:
         raise _broken(run.predictions, cause) from cause
 
 
 def _rejected(path: Path) -> tuple[tuple[str, str], ...]:
     try:
-        return tuple((row["path"], row["reason"]) for row in _rows(path)) if path.exists() else ()
-    except (OSError, csv.Error, *_BROKEN) as cause:
+        return tuple((row["path"], row["reason"]) for row in read_csv(path)) if path.exists() else ()
+    except (OSError, *_BROKEN) as cause:
         raise _broken(path, cause) from cause
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def _finite(value: Any) -> float:

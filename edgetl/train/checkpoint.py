@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -56,7 +57,9 @@ def write_state(path: Path, parts: Mapping[str, Part], facts: Mapping[str, Any])
         OSError: there is no room, or the folder cannot be written; what was there before is as it was.
     """
     tensors = {f"{name}/{key}": tensor for name, part in parts.items() for key, tensor in _tensors(part).items()}
-    write_tensors(path, tensors, {"facts": json.dumps(facts)})
+    content = json.dumps(facts)
+    digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+    write_tensors(path, tensors, {"facts": content, "sha256": _digest_of_all(content, digests)})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -78,14 +81,34 @@ def read_state(path: Path) -> State:
     """The file's content.
 
     Raises:
-        RunError: it is damaged, or no state.
+        RunError: it is damaged, down to one bit, or no state.
     """
     try:
         with safe_open(path, "pt") as content:
             tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118  it is no mapping
-            return State(path, json.loads(content.metadata()["facts"]), tensors)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as cause:
+            metadata = content.metadata()
+        digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+        if "sha256" not in metadata:
+            raise ValueError("it was written by an older edgetl, without hashes")
+        if metadata["sha256"] != _digest_of_all(metadata["facts"], digests):
+            raise ValueError("its content is not what was written: a SHA-256 differs")
+        facts = json.loads(metadata["facts"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as cause:
         raise _unusable(path, cause) from cause
+    return State(path, facts, tensors)
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Return the hexadecimal SHA-256 of a tensor's type, shape and values, row by row."""
+    plain = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{plain.dtype} {tuple(plain.shape)}".encode())
+    digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _digest_of_all(facts: str, digests: Mapping[str, str]) -> str:
+    listed = json.dumps([facts, sorted(digests.items())])
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def _unusable(path: Path, cause: Exception) -> RunError:

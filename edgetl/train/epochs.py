@@ -84,26 +84,35 @@ class Epochs:
         of_all = training.ranks.gather([self._seen, *self._totals.tolist()])
         seen, loss, accuracy = (sum(part) for part in zip(*of_all, strict=True))
         loss, accuracy = loss / seen, accuracy / seen
-        with self._averaged.applied() if self._averaged else nullcontext():
-            val = training.evaluate(self._stage)
-            record = EpochRecord(
-                phase=phase.number,
-                epoch=number,
-                train_loss=loss,
-                train_accuracy=accuracy,
-                val_loss=val.loss if val else None,
-                val_accuracy=val.accuracy if val else None,
-                lr=self._lr,
-                seconds=time.perf_counter() - started,
-                elapsed=time.perf_counter() - training.started,
-                images_per_second=training.images / trained,
-            )
-            is_best = training.keep(record)
-        self.done += 1
-        self.since_better = 0 if is_best else self.since_better + 1
-        self.slowest = max(self.slowest, record.seconds)
-        self._batches, self._seen, self._spent = 0, 0, 0.0
-        self._totals.zero_()
+        validated = False
+        try:
+            with self._averaged.applied() if self._averaged else nullcontext():
+                val = training.evaluate(self._stage)
+                validated = True
+                with training.interruption.waits():
+                    record = EpochRecord(
+                        phase=phase.number,
+                        epoch=number,
+                        train_loss=loss,
+                        train_accuracy=accuracy,
+                        val_loss=val.loss if val else None,
+                        val_accuracy=val.accuracy if val else None,
+                        lr=self._lr,
+                        seconds=time.perf_counter() - started,
+                        elapsed=time.perf_counter() - training.started,
+                        images_per_second=training.images / trained,
+                    )
+                    is_best = training.keep(record)
+                    self.done += 1
+                    self.since_better = 0 if is_best else self.since_better + 1
+                    self.slowest = max(self.slowest, record.seconds)
+                    self._batches, self._seen, self._spent = 0, 0, 0.0
+                    self._totals.zero_()
+        except KeyboardInterrupt:
+            # All batches of the epoch are trained: what resumes from here only validates again.
+            if not validated and not training.ranks.many:
+                training.save(self)
+            raise
         training.save_when_due(self)
 
     def _train(self, number: int, started: float) -> None:

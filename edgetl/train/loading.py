@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,9 @@ from edgetl.device.preprocessing import resize_and_crop
 from edgetl.train.augmentation import Augmentation
 from edgetl.train.decoded import DecodedImages
 from edgetl.train.splits import SplitRow
+
+_GRACE_S = 20
+"""Seconds that a worker goes on after SIGTERM or SIGHUP."""
 
 Key = tuple[int | None, int]
 """(view, index of the image); view None is evaluation's preprocessing."""
@@ -171,11 +174,19 @@ def default_workers(images: int, cores: int, device: str) -> int:
 def _prepare_worker(_worker: int) -> None:
     # Ctrl-C reaches the whole process group; only the process that trains should answer it, and what it no longer takes is no error.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Batch systems send these to every process of a job: the training process needs the workers
+    # until it has finished its batch and written a checkpoint.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _exit_later)
     sys.excepthook = _ignore_lost_connections
     torch.set_num_threads(1)
     info = get_worker_info()
     if info is not None and isinstance(info.dataset, Images):
         info.dataset.seal()
+
+
+def _exit_later(_number: int, _frame: FrameType | None) -> None:
+    signal.alarm(_GRACE_S)
 
 
 def _ignore_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

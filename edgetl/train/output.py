@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Self
 
+from edgetl.core.contents import foreign_run_files
 from edgetl.core.errors import RunError
 from edgetl.core.files import read_json
 from edgetl.core.layout import RunDirectory, free_name
@@ -46,17 +47,28 @@ class Place:
         """
         self._path = run.path
         self._older: Path | None = None
-        self._lock = _locked(run) if run.path.exists() else None
+        existed = run.path.exists()
+        self._lock = _locked(run) if existed else None
         try:
-            if run.path.exists():
+            if existed:
                 _check_replaceable(run.path)
-                aside = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.replaced-", dir=run.path.parent))
-                self._older = run.path.rename(aside / run.path.name)
+                self._older = _move_aside(run.path)
             run.path.mkdir(parents=True)
+        except OSError as cause:
+            # Nothing was created here, so nothing is removed: what lies at the path may be the user's only copy.
+            if self._older is not None:
+                self._restore_older()
+            self._free()
+            verb = "replaced" if existed else "created"
+            raise RunError(f"{run.path} cannot be {verb} ({cause.strerror}). Choose another run directory with -o.") from cause
+        except RunError:
+            self._free()
+            raise
+        try:
             self._lock = _locked(run)
         except OSError as cause:
             self.give_back()
-            raise RunError(f"{run.path} cannot be created ({cause.strerror}). Choose another run directory with -o.") from cause
+            raise RunError(f"{run.path} cannot be locked ({cause.strerror}). Choose another run directory with -o.") from cause
 
     @classmethod
     @contextmanager
@@ -85,9 +97,14 @@ class Place:
         """The new run came to nothing: it is removed, and the older one is where it was."""
         shutil.rmtree(self._path, ignore_errors=True)
         if self._older is not None:
-            self._older.rename(self._path)
-            self._older.parent.rmdir()
+            self._restore_older()
         self._free()
+
+    def _restore_older(self) -> None:
+        assert self._older is not None
+        self._older.rename(self._path)
+        self._older.parent.rmdir()
+        self._older = None
 
     def _free(self) -> None:
         if self._lock is not None:
@@ -95,6 +112,20 @@ class Place:
             RunDirectory(self._path).lock.unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
+
+
+def _move_aside(path: Path) -> Path:
+    """Move a directory into a new hidden one beside it and return where it lies now.
+
+    Raises:
+        OSError: it cannot be moved, for example because it is a mount point; it is then where it was.
+    """
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.replaced-", dir=path.parent))
+    try:
+        return path.rename(aside / path.name)
+    except OSError:
+        aside.rmdir()
+        raise
 
 
 def _locked(run: RunDirectory) -> BinaryIO:
@@ -130,11 +161,10 @@ def _check_replaceable(path: Path) -> None:
     content = read_json(run.config, RunError, f"{path} is not a run directory, so --force does not remove it: its config.json")
     if "edgetl" not in content.get("versions", {}):
         raise RunError(f"{path} is not a run directory, so --force does not remove it. Choose another with -o.")
-    files = (run.config, run.split, run.rejected, run.weights, run.history, run.metrics, run.predictions, run.report, run.mlflow)
-    own = {known.name for known in (*files, run.plots, run.bundle, run.bench, run.tensorboard, run.checkpoint.parent)}
-    strangers = sorted(name for name in entries - own if not name.startswith("."))
-    if strangers:
+    foreign = foreign_run_files(path)
+    if foreign:
+        more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
         raise RunError(
-            f"{path} holds files that edgetl did not write ({', '.join(strangers[:5])}), so --force does not remove it. "
+            f"{path} holds files that edgetl did not write ({', '.join(foreign[:5])}{more}), so --force does not remove it. "
             "Move them away, or choose another run directory with -o."
         )

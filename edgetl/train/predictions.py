@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgetl.core.files import write_csv
 from edgetl.core.layout import RunDirectory
 from edgetl.train.evaluation import Evaluation
-from edgetl.train.splits import SplitRow, write_csv
+from edgetl.train.splits import SplitRow
 
 
 def write_predictions(run: RunDirectory, data: Path, rows: Sequence[SplitRow], val: Evaluation, labels: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from edgetl.core.cache import cache_folder
 from edgetl.core.errors import DecodeError, EdgetlError
 from edgetl.core.files import read_json, write_json
 from edgetl.device.cores import available_cores
-from edgetl.device.images import load_image
+from edgetl.device.images import load_image, read_image_file
 from edgetl.train.decoded import DecodedImages
 from edgetl.train.folders import LabelledFile, Rejected
 
@@ -70,9 +70,9 @@ def read_bytes(path: Path) -> bytes | Rejected:
     except UnicodeEncodeError:
         return Rejected(path, "the file's name is not valid UTF-8, so split.csv could not name it; rename the file.")
     try:
-        return path.read_bytes()
-    except OSError as cause:
-        return Rejected(path, f"cannot be read ({cause.strerror or cause}).")
+        return read_image_file(path)
+    except DecodeError as cause:
+        return Rejected(path, str(cause))
 
 
 def _read(file: LabelledFile, known: _KnownFiles, decoded: DecodedImages) -> ReadFile | Rejected:

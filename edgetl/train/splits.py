@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgetl.core.errors import RunError
-from edgetl.core.files import read_json, write_text
+from edgetl.core.files import read_csv, read_json, write_csv
 from edgetl.core.layout import RunDirectory
 from edgetl.train.folders import Part, Rejected
 from edgetl.train.reading import ReadFile
@@ -76,8 +74,7 @@ def read_split(run: RunDirectory) -> list[SplitRow]:
     config = read_json(run.config, RunError, "The run's configuration")
     try:
         data = Path(config["config"]["data"])
-        with run.split.open(encoding="utf-8", newline="") as stream:
-            rows = [(data / row["path"], row["label"], row["split"]) for row in csv.DictReader(stream)]
+        rows = [(data / row["path"], row["label"], row["split"]) for row in read_csv(run.split)]
     except OSError as cause:
         raise RunError(f"The run's split cannot be read: {run.split} ({cause.strerror}). Run finetune again.") from cause
     except (KeyError, TypeError, ValueError) as cause:
@@ -91,12 +88,3 @@ def _draw(seed: int, pixels: str) -> bytes:
 
 def _printable(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a table atomically."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())

@@ -15,6 +15,12 @@ from edgetl.core.layout import RunDirectory
 from edgetl.train.progress import EpochRecord, Progress, Step
 
 _EXPERIMENT = "edgetl"
+_MLFLOW_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+"""Environment variables of MLflow's client; its own values wait for minutes without a word."""
 
 
 class Tracker(Protocol):
@@ -73,13 +79,18 @@ def tracked(config: FinetuneConfig, run: RunDirectory, progress: Progress, epoch
 
     Raises:
         ModuleNotFoundError: a tracker's package is not installed; see EXTRAS in edgetl.core.registry.
-        ConfigError: the tracker cannot be reached.
+        ConfigError: the folder of a tracker cannot be used. A server that does not answer is a warning.
     """
     trackers: list[Tracker] = []
     if config.tensorboard:
         trackers.append(_TensorBoard(run, epochs))
     if config.mlflow is not None:
-        trackers.append(_MLflow(config, run, config.mlflow))
+        try:
+            trackers.append(_MLflow(config, run, config.mlflow, progress))
+        except ConfigError as cause:
+            if not config.mlflow.startswith(("http://", "https://")):
+                raise
+            progress.warn(f"{cause} Training goes on without it; the run directory holds all figures.")
     ended = False
     try:
         yield Tracked(progress, trackers) if trackers else progress
@@ -105,7 +116,9 @@ class _TensorBoard:
 
 
 class _MLflow:
-    def __init__(self, config: FinetuneConfig, run: RunDirectory, store: str) -> None:
+    def __init__(self, config: FinetuneConfig, run: RunDirectory, store: str, progress: Progress) -> None:
+        for name, value in _MLFLOW_PATIENCE.items():
+            os.environ.setdefault(name, value)
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
@@ -114,6 +127,7 @@ class _MLflow:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             store = Path(store).expanduser().absolute().as_uri()
         self._errors = MlflowException
+        self._store, self._progress, self._lost = store, progress, False
         try:
             self._client = MlflowClient(tracking_uri=store)
             self._run_id = self._begun(run, store) or self._begin(config, run, store)
@@ -143,9 +157,19 @@ class _MLflow:
         return run_id
 
     def epoch(self, number: int, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
-            self._client.log_metric(self._run_id, name, value, step=number)
+        if self._lost:
+            return
+        try:
+            for name, value in figures.items():
+                self._client.log_metric(self._run_id, name, value, step=number)
+        except self._errors as cause:
+            self._lost = True
+            self._progress.warn(
+                f"--mlflow {self._store} no longer answers ({str(cause).splitlines()[0]}). "
+                "Training goes on without it; the run directory holds all figures."
+            )
 
     def close(self, ended: bool) -> None:
-        with suppress(self._errors):  # a server that went away is no reason to lose the run
-            self._client.set_terminated(self._run_id, "FINISHED" if ended else "FAILED")
+        if not self._lost:
+            with suppress(self._errors):  # a server that went away is no reason to lose the run
+                self._client.set_terminated(self._run_id, "FINISHED" if ended else "FAILED")

@@ -24,19 +24,26 @@ FACTS = st.dictionaries(
     TEXTS, st.none() | st.booleans() | st.integers() | NUMBERS | TEXTS | st.lists(st.integers(), max_size=3), max_size=3
 )
 LATENCIES = st.lists(st.integers(1, 10**12), min_size=1, max_size=4).map(tuple)
-ROUNDS = st.builds(
-    Round,
-    LATENCIES,
-    st.builds(ColdStart, NUMBERS, NUMBERS, NUMBERS, st.none() | st.integers(0, 2**40)),
-    steady=st.booleans(),
-    warmup_medians_ns=st.lists(NUMBERS, max_size=2).map(tuple),
-    stages_ns=st.dictionaries(TEXTS, LATENCIES, max_size=2),
-    frequency_khz=st.none() | st.integers(1, 10**7),
-    slices=LATENCIES,
-    waited=st.integers(0, 9),
-    memory_growth_bytes=st.none() | st.integers(-(2**40), 2**40),
-    energy_j=st.dictionaries(TEXTS, NUMBERS, max_size=2),
-)
+
+
+def rounds_of(latencies: tuple[int, ...]) -> st.SearchStrategy[Round]:
+    runs = len(latencies)
+    return st.builds(
+        Round,
+        st.just(latencies),
+        st.builds(ColdStart, NUMBERS, NUMBERS, NUMBERS, st.none() | st.integers(0, 2**40)),
+        steady=st.booleans(),
+        warmup_medians_ns=st.lists(NUMBERS, max_size=2).map(tuple),
+        stages_ns=st.dictionaries(TEXTS, st.lists(st.integers(1, 10**12), min_size=runs, max_size=runs).map(tuple), max_size=2),
+        frequency_khz=st.none() | st.integers(1, 10**7),
+        slices=st.sampled_from([(), (runs,), (1,) * runs]),
+        waited=st.integers(0, runs),
+        memory_growth_bytes=st.none() | st.integers(-(2**40), 2**40),
+        energy_j=st.dictionaries(TEXTS, NUMBERS, max_size=2),
+    )
+
+
+ROUNDS = LATENCIES.flatmap(rounds_of)
 ROWS = st.builds(
     Candidate,
     TEXTS,

@@ -259,7 +259,8 @@ def test_an_interrupted_run_keeps_what_it_measured(make_bundle: MakeBundle, brie
     assert [len(row.rounds) for row in kept.rows] == [3]
 
 
-def test_ctrl_c_ends_the_worker(make_bundle: MakeBundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_worker(make_bundle: MakeBundle, tmp_path: Path, number: signal.Signals) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "edgetl", "bench", str(make_bundle()), "--rounds", "50", "--scope", "model"]
     process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -269,12 +270,42 @@ def test_ctrl_c_ends_the_worker(make_bundle: MakeBundle, tmp_path: Path) -> None
             break
     time.sleep(0.5)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     words = process.stderr.read()
-    assert process.wait(20) == 130
+    assert process.wait(20) == 128 + number
     assert "nothing was kept" in words
     assert children
     assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_sigterm_keeps_the_rounds_that_were_finished(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "edgetl", "bench", str(make_bundle()), "--rounds", "50", "--scope", "model"]
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("round 2"):
+            break
+    process.send_signal(signal.SIGTERM)
+    words = process.stderr.read()
+    assert process.wait(20) == 143, words
+    (path,) = (tmp_path / "bench").iterdir()
+    assert str(path.relative_to(tmp_path)) in words
+    assert read_result(path).interrupted
+
+
+def test_sighup_is_ignored_when_the_caller_ignores_it(tmp_path: Path) -> None:
+    program = """
+import os, signal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from edgetl.cli.interruption import install_handlers
+install_handlers()
+os.kill(os.getpid(), signal.SIGHUP)
+print("still here")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "still here\n")
 
 
 def test_an_earlier_result_is_a_labelled_baseline(make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path) -> None:

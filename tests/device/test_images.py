@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,10 @@ from PIL import Image, ImageFile
 
 from edgetl.core.errors import DecodeError
 from edgetl.device.images import load_image
+from edgetl.device.loadgen.samples import _decoded_bytes
+from edgetl.train.checking.examining import _examine
+from edgetl.train.folders import LabelledFile, Rejected
+from edgetl.train.reading import read_bytes
 
 UNREADABLE = {
     ".DS_Store",
@@ -48,6 +53,53 @@ def test_odd_files_are_read_or_refused_as_their_notes_say(shared: Path) -> None:
     assert len(files) == 30
     assert all(str(shared) in message for message in messages)
     assert refused == UNREADABLE
+
+
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 8 8
+%%EndComments
+/Helvetica findfont 8 scalefont setfont 0 0 moveto (x) show showpage
+%%EOF
+"""
+
+
+def test_eps_named_jpg_does_not_reach_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    file = tmp_path / "x.jpg"
+    file.write_bytes(EPS)
+    assert Image.open(file).format == "EPS", "the file is one that Pillow would hand over"
+    with pytest.raises(DecodeError, match="not a known image format"):
+        load_image(file)
+    assert isinstance(_examine(LabelledFile(file, "cat", None)), Rejected)
+    assert _decoded_bytes(file) == 1
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pipes_devices_and_folders_are_refused_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.jpg"
+    os.mkfifo(pipe)
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    (tmp_path / "folder.jpg").mkdir()
+    for name in ("pipe.jpg", "zero.jpg", "folder.jpg"):
+        with pytest.raises(DecodeError, match=rf"{name}: cannot be read \((not a regular file|Is a directory)\)"):
+            load_image(tmp_path / name)
+        assert isinstance(read_bytes(tmp_path / name), Rejected)
+
+
+def test_a_file_that_no_photo_fills_is_not_read(tmp_path: Path) -> None:
+    huge = tmp_path / "huge.jpg"
+    with huge.open("wb") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(DecodeError, match=r"huge.jpg: cannot be read \(more than 256 MiB\)"):
+        load_image(huge)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "TGA", "PPM"])
+def test_every_format_of_the_allow_list_is_decoded(format: str) -> None:
+    assert load_image(encode(Image.new("RGB", (20, 10), (200, 30, 40)), format)).shape == (10, 20, 3)
 
 
 @pytest.mark.parametrize(

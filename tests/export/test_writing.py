@@ -45,17 +45,20 @@ def writer(path: Path, limit: int = 0) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+OLD_MANIFEST = '{"schema": 1, "kind": "bundle", "variants": [{"file": "fp32.onnx"}]}'
+
+
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
     path = tmp_path / "bundle"
     path.mkdir()
-    (path / "bundle.json").write_text('{"old": true}')
+    (path / "bundle.json").write_text(OLD_MANIFEST)
     (path / "fp32.onnx").write_bytes(b"old")
     return path
 
 
 def is_old(path: Path) -> bool:
-    return (path / "bundle.json").read_text() == '{"old": true}' and (path / "fp32.onnx").read_bytes() == b"old"
+    return (path / "bundle.json").read_text() == OLD_MANIFEST and (path / "fp32.onnx").read_bytes() == b"old"
 
 
 def test_the_second_of_two_processes_is_refused(old: Path) -> None:
@@ -129,4 +132,37 @@ def test_a_move_that_fails_brings_the_old_one_back(old: Path, monkeypatch: pytes
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(BundleError, match="Input/output error"), new_bundle(old, force=True) as directory:
         directory.manifest.write_text("{}")
+    assert is_old(old)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "{}",
+        '{"schema": 1, "kind": "bench", "variants": []}',
+        '{"schema": 2, "kind": "bundle"}',
+        "[" * 100_000,
+        "not json",
+    ],
+    ids=["empty", "another kind", "a newer schema", "deeply nested", "no json"],
+)
+def test_force_keeps_a_folder_whose_bundle_json_is_not_ours(tmp_path: Path, manifest: str) -> None:
+    path = tmp_path / "project"
+    path.mkdir()
+    (path / "bundle.json").write_text(manifest)
+    (path / "precious.txt").write_text("precious")
+    with pytest.raises(BundleError, match="is not a bundle"), new_bundle(path, force=True):
+        pytest.fail("replaced")
+    assert (path / "precious.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".git/HEAD", "golden/mine.jpg", "web/deep/er.html"])
+def test_force_keeps_a_bundle_with_files_of_the_user(old: Path, name: str) -> None:
+    file = old / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("precious")
+    with pytest.raises(BundleError, match="did not write") as error, new_bundle(old, force=True):
+        pytest.fail("replaced")
+    assert name in str(error.value)
+    assert file.read_text() == "precious"
     assert is_old(old)

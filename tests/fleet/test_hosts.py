@@ -22,6 +22,7 @@ from rich.console import Console
 from edgetl.cli.bench_hosts import LiveFleet, run_hosts
 from edgetl.core.benching import BenchConfig
 from edgetl.core.errors import BenchError, ConfigError
+from edgetl.core.layout import BundleDirectory
 from edgetl.core.limits import Limits
 from edgetl.core.results import read_result
 from edgetl.device.bench.protocol import BenchProtocol
@@ -29,8 +30,8 @@ from edgetl.device.bench.run import bench
 from edgetl.device.images import load_image
 from edgetl.fleet import benching
 from edgetl.fleet.benching import Outcome, bench_arguments, bench_hosts
-from edgetl.fleet.packing import wheel_of_edgetl
-from edgetl.fleet.remote import SSH, Remote
+from edgetl.fleet.packing import Parcel, wheel_of_edgetl
+from edgetl.fleet.remote import SSH, LineReader, Remote
 from tests.bundles import colour_logits, colour_model, write_bundle, write_pictures
 from tests.conftest import ROOT
 from tests.fleet.sshd import SSHD, Sshd
@@ -253,3 +254,73 @@ def test_the_wheel_is_one(tmp_path: Path) -> None:
     assert not [entry for entry in names if "_models" in entry or "__pycache__" in entry]
     assert len(record.splitlines()) == len(names)
     assert len(content) < 2_000_000
+
+
+def fake_ssh(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Let `ssh` be a Python script that is given ssh's arguments."""
+    program = folder / "fake_ssh.py"
+    program.write_text(script)
+    monkeypatch.setenv(SSH, f"{sys.executable} {program}")
+
+
+PRINTS_BEFORE_IT_READS = """
+import sys
+sys.stdout.write("noise\\n" * 200_000)
+sys.stderr.write("x" * 3_000_000)
+sys.stdout.flush()
+sys.stderr.flush()
+sys.stdin.buffer.read()
+print("python3 /tmp/edgetl-here")
+"""
+
+
+def test_a_host_that_prints_before_it_reads_does_not_hang(
+    bundle: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_ssh(tmp_path, monkeypatch, PRINTS_BEFORE_IT_READS)
+    parcel = Parcel(BundleDirectory(bundle), [], "cpu", wheels)
+    assert Remote("loud").send(parcel) == ("python3", "/tmp/edgetl-here")
+
+
+def test_lines_without_end_are_bounded() -> None:
+    reader = LineReader(io.BytesIO(b"a" * 10_000_000 + b"\n" + b"b\n" * 5000))
+    reader.join()
+    assert len(reader.lines) == 1000
+    assert set(reader.lines) == {"b"}
+    longest = LineReader(io.BytesIO(b"a" * 10_000_000 + b"\nend\n"))
+    longest.join()
+    assert [len(line) for line in longest.lines] == [4096, 3]
+
+
+@pytest.mark.parametrize("answer", ["", "\xff\xfe", "Welcome to the board!", "python3 relative"])
+def test_a_host_that_answers_nonsense_is_one_sentence(
+    bundle: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    fake_ssh(tmp_path, monkeypatch, f"import sys; sys.stdin.buffer.read(); sys.stdout.buffer.write({answer.encode('latin-1')!r})")
+    asked = BenchConfig(bundle, rounds=2, output=tmp_path / "results")
+    (outcome,) = bench_hosts(asked, ["odd"], wheels, Watched())
+    assert "instead of where the parcel lies" in outcome.failed
+    assert outcome.result is None
+
+
+def test_a_result_of_another_model_counts_for_nothing(bundle: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = bench(BenchConfig(bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "own.json"), protocol=BRIEF)
+    content = result.to_json()
+    content["model"] = {**content["model"], "run_id": "another"}
+    (tmp_path / "reply.json").write_text(json.dumps({"edgetl": True, "status": 0, "result": content, "left": False}))
+    fake_ssh(
+        tmp_path,
+        monkeypatch,
+        f"""
+import sys
+if "on_device.py" in sys.argv[-1]:
+    print(open({str(tmp_path / "reply.json")!r}).read())
+else:
+    sys.stdin.buffer.read()
+    print("python3 /tmp/edgetl-here")
+""",
+    )
+    asked = BenchConfig(bundle, rounds=2, output=tmp_path / "results")
+    (outcome,) = bench_hosts(asked, ["liar"], wheels, Watched())
+    assert "another model" in outcome.failed
+    assert not [*(tmp_path / "results").iterdir()]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgetl.core.errors import RunError
 from edgetl.train.checkpoint import read_state, write_state
@@ -36,3 +38,17 @@ def test_state_comes_back_in_any_order_of_memory(tmp_path: Path) -> None:
     (tmp_path / "s.safetensors").write_bytes(b"cut")
     with pytest.raises(RunError, match="cannot be gone on with"):
         read_state(tmp_path / "s.safetensors")
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_state_with_any_bit_flipped_is_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.getbasetemp() / "flipped.safetensors"
+    tensors = {"a": torch.arange(20, dtype=torch.bfloat16), "b": torch.tensor(3), "c": torch.zeros(0, 4)}
+    write_state(path, {"network": tensors}, {"epochs": {"done": 3}, "lr": 0.001})
+    content = bytearray(path.read_bytes())
+    bit = data.draw(st.integers(0, 8 * len(content) - 1))
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    with pytest.raises(RunError, match="cannot be gone on with"):
+        read_state(path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -25,7 +26,7 @@ from edgetl.device.preprocessing import preprocess
 from edgetl.train.computing import Computing
 from edgetl.train.finetune import finetune
 from edgetl.train.models import load_run_model
-from edgetl.train.output import choose_output
+from edgetl.train.output import Place, choose_output
 from edgetl.train.progress import EpochRecord, Silent, Step
 from edgetl.train.recipe import is_better
 from edgetl.train.splits import read_split
@@ -441,6 +442,69 @@ def test_force_never_removes_what_is_not_a_run(tmp_path: Path, kind: str) -> Non
     assert precious.exists()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".git/HEAD",
+        ".env",
+        "plots/mine.txt",
+        "plots/deep/curves.png",
+        "bench/pi.json",
+        "checkpoint/notes.md",
+        "bundle/notes.txt",
+        "tensorboard/notes.txt",
+    ],
+)
+def test_force_names_hidden_and_nested_files_of_the_user(tmp_path: Path, name: str) -> None:
+    run = write_run(tmp_path / "run")
+    file = run.path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("precious")
+    with pytest.raises(RunError, match="did not write") as error:
+        choose_output(run.path, tmp_path / "photos", MODEL, force=True)
+    assert name in str(error.value)
+    assert file.read_text() == "precious"
+
+
+def test_force_takes_every_file_that_edgetl_writes_for_its_own(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    written = {
+        "bench/20261124T200426Z-pi.json": "{}",
+        "bench/20261124T200426Z-pi/performance/mlperf_log_summary.txt": "",
+        "plots/flips_int8-weights.png": "",
+        "tensorboard/events.out.tfevents.1732478000.host.17.0": "",
+        "checkpoint/state.safetensors": "",
+        ".metrics.json.a1b2c3d4.json": "",
+        "checkpoint/.state.safetensors.a1b2c3d4.safetensors": "",
+        "bundle/bundle.json": '{"schema": 1, "kind": "bundle", "golden": {"images": [{"file": "golden/0_a.jpg"}]}}',
+        "bundle/golden/0_a.jpg": "",
+        "bundle/README.md": "",
+    }
+    for name, content in written.items():
+        file = run.path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    assert choose_output(run.path, tmp_path / "photos", MODEL, force=True) == run
+
+
+@pytest.mark.parametrize("failing", ["rename", "mkdtemp"])
+def test_a_run_that_cannot_be_moved_aside_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    run = write_run(tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+    def refuse(*_: object, **__: object) -> None:
+        # What rename(2) says of a mount point, and mkdir(2) of a parent that is mounted read-only.
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    target = "pathlib.Path.rename" if failing == "rename" else "edgetl.train.output.tempfile.mkdtemp"
+    with monkeypatch.context() as patch:
+        patch.setattr(target, refuse)
+        with pytest.raises(RunError, match=r"cannot be replaced \(Device or resource busy\)"):
+            Place(run)
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
 def test_an_empty_folder_is_a_free_place(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     assert choose_output(tmp_path / "run", tmp_path / "data", MODEL, force=False).path == tmp_path / "run"
@@ -474,6 +538,23 @@ def start(config: FinetuneConfig, epochs: int) -> subprocess.Popen[str]:
     command += ["--weights", config.weights, "--image-size", "32", "--epochs", str(epochs), "--workers", "2"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_sighup_keep_the_best_epoch(config: FinetuneConfig, number: signal.Signals) -> None:
+    assert config.output is not None
+    run = RunDirectory(config.output)
+    with start(config, epochs=100_000) as process:
+        _wait(process, lambda: run.history.exists() and len(run.history.read_text().splitlines()) >= 2)
+        os.killpg(process.pid, number)  # as a batch system does: to the workers, too
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert out == ""
+    assert "Traceback" not in err
+    for part in ("Interrupted after", str(run.path), "edgetl export", "--resume"):
+        assert part in err
+    assert run.checkpoint.exists()
+    assert load_run_model(RunDirectory.open(run.path)).labels == ["blue", "green", "red"]
 
 
 def test_ctrl_c_keeps_the_best_epoch(config: FinetuneConfig) -> None:

@@ -72,16 +72,31 @@ def _work(config: dict[str, Any], again: bool, death: tuple[str, float] | None) 
             if kind == "files" and done >= when:
                 _die()
 
+    validations = 0
+
+    def evaluate(*given: Any) -> Any:
+        nonlocal validations
+        validations += 1
+        if validations == when:
+            raise KeyboardInterrupt
+        return real_evaluate(*given)
+
+    if kind == "validation":
+        real_evaluate, recipe.evaluate = recipe.evaluate, evaluate
     if kind == "plots":
         results.draw_plots = _die
     real, checkpoint.save_file = checkpoint.save_file, half  # type: ignore[assignment]
-    recipe.Training.save_when_due = save  # type: ignore[method-assign]
+    if kind != "validation":
+        recipe.Training.save_when_due = save  # type: ignore[method-assign]
     settings = FinetuneConfig.from_json(config)
-    if again:
-        assert settings.output is not None
-        finetune.resume(RunDirectory(settings.output), Watching())
-    else:
-        finetune.finetune(settings, Watching())
+    try:
+        if again:
+            assert settings.output is not None
+            finetune.resume(RunDirectory(settings.output), Watching())
+        else:
+            finetune.finetune(settings, Watching())
+    except KeyboardInterrupt:
+        _die()
 
 
 def leg(config: FinetuneConfig, again: bool, death: tuple[str, float] | None = None) -> bool:
@@ -115,6 +130,17 @@ def config(request: pytest.FixtureRequest, parts: Path, random_weights: Path, tm
         parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", precision="fp32", workers=0, seed=3,
         **RECIPES[request.param],
     )  # fmt: skip
+
+
+def test_interrupted_in_validation_it_ends_in_the_same_bytes(config: FinetuneConfig, tmp_path: Path) -> None:
+    whole = replace(config, output=tmp_path / "whole")
+    assert leg(whole, again=False)
+    assert not leg(config, again=False, death=("validation", 3))
+    run = RunDirectory(tmp_path / "run")
+    assert run.checkpoint.exists()
+    assert len(run.history.read_text().splitlines()) == 2
+    assert leg(config, again=True)
+    assert left(run) == left(RunDirectory(tmp_path / "whole"))
 
 
 def test_killed_again_and_again_it_ends_in_the_same_bytes(config: FinetuneConfig, tmp_path: Path) -> None:
@@ -217,13 +243,14 @@ def test_what_changed_meanwhile_is_refused(begun: FinetuneConfig, tmp_path: Path
 
 
 def test_a_frozen_tensor_that_changed_is_named(begun: FinetuneConfig, tmp_path: Path) -> None:
-    from edgetl.train.checkpoint import read_state, write_tensors
+    from edgetl.train.checkpoint import read_state, write_state
 
     path = RunDirectory(tmp_path / "run").checkpoint
     state = read_state(path)
     name = "network/features.0.0.weight"
     state.tensors[name] = state.tensors[name] + 1e-3
-    write_tensors(path, state.tensors, {"facts": json.dumps(state.facts)})
+    parts = {key.partition("/")[0] for key in state.tensors}
+    write_state(path, {part: state.part(part) for part in parts}, state.facts)
     with pytest.raises(RunError, match=re.escape("frozen tensors are not what they were (features.0.0.weight)")):
         resumed(begun)
 

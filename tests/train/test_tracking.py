@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +97,49 @@ def test_a_tracker_that_is_not_installed(parts: Path, random_weights: Path, tmp_
     with pytest.raises(ModuleNotFoundError) as raised:
         finetune(config)
     assert 'pip install "edgetl[mlflow]"' in str(missing_package(raised.value))
+
+
+class Warned(Silent):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_a_server_that_does_not_answer_is_a_warning_after_a_bounded_wait(
+    parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        config = FinetuneConfig(
+            parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", workers=0, epochs=1,
+            finetune_epochs=0, mlflow=store,
+        )  # fmt: skip
+        progress, started = Warned(), time.monotonic()
+        run = finetune(config, progress)
+    assert time.monotonic() - started < 60
+    assert run.metrics.exists()
+    (warning,) = [text for text in progress.warnings if "--mlflow" in text]
+    assert store in warning
+    assert "Training goes on without it" in warning
+
+
+def test_a_server_that_goes_away_is_one_warning(parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    def refuse(*_: Any, step: int, **__: Any) -> None:
+        raise MlflowException(f"Max retries exceeded in epoch {step}\nand more")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_metric", refuse)
+    config = FinetuneConfig(
+        parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", workers=0, epochs=3,
+        finetune_epochs=0, mlflow=str(tmp_path / "mlruns"),
+    )  # fmt: skip
+    progress = Warned()
+    run = finetune(config, progress)
+    assert run.metrics.exists()
+    (warning,) = [text for text in progress.warnings if "--mlflow" in text]
+    assert "no longer answers (Max retries exceeded in epoch 1)" in warning

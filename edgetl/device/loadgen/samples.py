@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from edgetl.core.config import InputKind
 from edgetl.core.errors import DataError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.wording import counted
 from edgetl.device.bundle import Bundle, Variant
-from edgetl.device.images import IMAGE_SUFFIXES
+from edgetl.device.images import IMAGE_SUFFIXES, open_image, read_image_file
 from edgetl.device.memory import free_memory_bytes
 
 MOST_RESIDENT = 1024
@@ -96,7 +95,7 @@ def resident_count(files: Sequence[Path], scope: str, kind: InputKind, contract:
 
 def _decoded_bytes(path: Path) -> int:
     try:
-        with Image.open(path) as image:
+        with open_image(read_image_file(path)) as image:
             return 3 * image.width * image.height
     except Exception:  # what is wrong with it is told when it is loaded
         return 1

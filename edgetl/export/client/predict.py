@@ -14,12 +14,13 @@ from PIL import Image, ImageOps
 BUNDLE = Path(__file__).resolve().parent
 MANIFEST = json.loads((BUNDLE / "bundle.json").read_text(encoding="utf-8"))
 VARIANT = next(entry for entry in MANIFEST["variants"] if entry["name"] == (MANIFEST["recommended"] or "fp32"))
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "TGA", "PPM")  # EPS would start Ghostscript
 
 
 def load_image(path: str) -> np.ndarray:
     """Upright RGB pixels, uint8 [height, width, 3]; transparency onto white, 16-bit grey by its high byte."""
-    file = Image.open(io.BytesIO(Path(path).read_bytes()))
-    file.load()
+    Image.init()
+    file = Image.open(io.BytesIO(Path(path).read_bytes()), formats=[name for name in FORMATS if name in Image.OPEN])
     try:
         image = ImageOps.exif_transpose(file)
     except Exception:  # an EXIF block too broken to rewrite
@@ -41,8 +42,7 @@ def network_input(image: np.ndarray) -> np.ndarray:
     size = [how["resize"] * side // min(height, width) for side in (width, height)]
     left, top = (round((side - how["crop"]) / 2) for side in size)
     # Rows first: the order decides the rounding, and Pillow's own choice depends on its version.
-    rows = Image.fromarray(image).resize((size[0], height), Image.Resampling.BILINEAR)
-    resized = rows.resize(tuple(size), Image.Resampling.BILINEAR)
+    resized = Image.fromarray(image).resize((size[0], height), 2).resize(tuple(size), 2)  # 2: bilinear
     crop = np.asarray(resized.crop((left, top, left + how["crop"], top + how["crop"])), np.float32) / 255
     return ((crop - np.float32(how["mean"])) / np.float32(how["std"])).transpose(2, 0, 1)[None]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from PIL import ExifTags, Image
 
 from edgetl.core.errors import DecodeError
 from edgetl.device.cores import available_cores
-from edgetl.device.images import load_image
+from edgetl.device.images import load_image, open_image
 from edgetl.train.folders import LabelledFile, Rejected
 from edgetl.train.reading import pixels_digest, read_bytes
 
@@ -85,7 +84,7 @@ def _examine(file: LabelledFile) -> Examined | Rejected:
 
 def _header(encoded: bytes) -> tuple[int, int, str, str, int, bool]:
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with open_image(encoded) as image:
             if image.width * image.height > _LARGEST_PIXELS:
                 raise DecodeError(f"declares {image.width} x {image.height} pixels, which no photo has: a decompression bomb.")
             try:

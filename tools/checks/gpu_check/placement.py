@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from edgetl.device.bundle import open_bundle
 from edgetl.device.classifier import Classifier, bundle_classifier
 from edgetl.device.operators import node_times
-from edgetl.device.session import PROVIDERS, create_session
+from edgetl.device.providers import PROVIDERS
+from edgetl.device.session import create_session
 from tools.checks.gpu_check.photos import photo
 from tools.checks.gpu_check.record import Record
 from tools.checks.gpu_check.settings import Settings

@@ -1,0 +1,97 @@
+"""Tell edgetl's files in a run directory or bundle from files that somebody else put there.
+
+`--force` replaces a directory only if every file in it is one that edgetl writes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgetl.core.files import MAX_JSON_BYTES, SCHEMA, parse_json, read_regular_file
+
+_RUN_FILES = re.compile(
+    r"""
+      (config|metrics|mlflow)\.json | (split|rejected|predictions)\.csv | history\.jsonl
+    | weights\.safetensors | report\.html | \.lock
+    | \.bundle\.lock | \.bundle\.partial-[^/]+/.+
+    | plots/(curves|confusion_matrix|mistakes|flips_[\w-]+)\.png
+    | checkpoint/state\.safetensors
+    | tensorboard/events\.out\.tfevents\.[^/]+
+    | bench/\d{8}T\d{6}Z-[\w.-]+(\.json|/.+)
+    """,
+    re.VERBOSE,
+)
+"""Paths below a run directory; bench results are those under the names that edgetl chooses."""
+_UNFINISHED = re.compile(r"(?P<folder>(?:[^/]+/)?)\.(?P<name>[^/]+?)\.[a-z0-9_]{8}(?:\.[a-z]+)?")
+"""A file that an atomic write left behind when its process was killed."""
+_BUNDLE_FILES = frozenset({"bundle.json", "README.md"})
+
+
+def foreign_run_files(run: Path) -> list[str]:
+    """Return the files below a run directory that edgetl did not write, as sorted relative paths.
+
+    A folder `bundle` counts as edgetl's only if `foreign_bundle_files` finds nothing in it.
+    """
+    bundle = run / "bundle"
+    names = [name for name in _files_below(run) if not name.startswith("bundle/")]
+    foreign = [name for name in names if not _is_run_file(name)]
+    if bundle.is_symlink():
+        foreign.append("bundle")
+    elif bundle.is_dir():
+        foreign += [f"bundle/{name}" for name in foreign_bundle_files(bundle)]
+    return sorted(foreign)
+
+
+def foreign_bundle_files(bundle: Path) -> list[str]:
+    """Return the files below a bundle that its manifest does not name, as sorted relative paths.
+
+    Every file is foreign where `bundle.json` is not a manifest of edgetl's.
+    """
+    names = list(_files_below(bundle))
+    manifest = read_manifest(bundle / "bundle.json")
+    if manifest is None:
+        return sorted(names)
+    known = _BUNDLE_FILES | set(_named_files(manifest))
+    return sorted(name for name in names if name not in known)
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """Return the content of a bundle's manifest, or None where the file is not one."""
+    try:
+        content = parse_json(read_regular_file(path, MAX_JSON_BYTES))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        return None
+    return content if content.get("kind") == "bundle" else None
+
+
+def _is_run_file(name: str) -> bool:
+    unfinished = _UNFINISHED.fullmatch(name)
+    if unfinished:
+        name = unfinished["folder"] + unfinished["name"]
+    return _RUN_FILES.fullmatch(name) is not None
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    """Yield every file and link below `folder`; links are not followed."""
+    for parent, directories, files in os.walk(folder):
+        links = [name for name in directories if Path(parent, name).is_symlink()]
+        for name in (*files, *links):
+            yield Path(parent, name).relative_to(folder).as_posix()
+
+
+def _named_files(value: Any) -> Iterator[str]:
+    """Yield the value of every key `file` in a manifest, at any depth."""
+    if isinstance(value, dict):
+        if isinstance(value.get("file"), str):
+            yield value["file"]
+        for part in value.values():
+            yield from _named_files(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _named_files(part)

@@ -1,0 +1,135 @@
+"""Build dataclasses from JSON, every value checked against the annotated type.
+
+Files come from devices, other versions and other people: a value of a wrong type is found where the file
+is read, with the field's name, not where the value is first used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+MAX_INTEGER = 2**63 - 1
+"""Largest magnitude of an integer: what NumPy and SQLite hold as well."""
+_SHOWN = 60
+
+
+class FieldError(ValueError):
+    """A value that does not fit its field; the message names the field."""
+
+
+def parse_as(kind: type[T], value: Any, where: str = "", *, extra: Literal["refuse", "ignore"] = "refuse") -> T:
+    """Convert a value that `json.loads` returned to a type.
+
+    Args:
+        kind: a dataclass, `bool`, `int`, `float`, `str`, a `Literal`, an optional or other union of
+            these, `tuple[X, ...]`, `tuple[X, Y]`, `list[X]`, `dict[str, X]`, `Mapping[str, X]` or `Any`.
+        value: what to convert. An `int` is taken for a `float`, a list for a tuple; nothing else changes.
+        where: the name of the field, for the message.
+        extra: whether a dataclass refuses keys that are none of its fields. Keys that may be absent are
+            those of fields with a default.
+
+    Raises:
+        FieldError: a wrong type, a missing or unknown field, a number that is not finite.
+    """
+    converted: T = _convert(kind, value, where or "the file", extra)
+    return converted
+
+
+def _convert(kind: Any, value: Any, where: str, extra: str) -> Any:
+    if kind is Any or kind is object:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, value, where, extra)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _union(arguments, value, where, extra)
+    if origin is Literal:
+        if any(value == choice and type(value) is type(choice) for choice in arguments):
+            return value
+        raise _wrong(where, f"one of {', '.join(map(repr, arguments))}", value)
+    if origin in (tuple, list, Sequence):
+        return _sequence(origin, arguments, value, where, extra)
+    if origin in (dict, Mapping):
+        if not isinstance(value, dict):
+            raise _wrong(where, "an object", value)
+        return {key: _convert(arguments[1], part, f"{where}.{key}", extra) for key, part in value.items()}
+    return _scalar(kind, value, where)
+
+
+def _dataclass(kind: Any, value: Any, where: str, extra: str) -> Any:
+    if not isinstance(value, dict):
+        raise _wrong(where, "an object", value)
+    hints = _hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    unknown = sorted(value.keys() - fields.keys())
+    if unknown and extra == "refuse":
+        raise FieldError(f"{where} has an unknown field {unknown[0][:_SHOWN]!r}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise FieldError(f"{where} has no field {name!r}")
+    return kind(**{name: _convert(hints[name], value[name], f"{where}.{name}", extra) for name in fields if name in value})
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _union(choices: tuple[Any, ...], value: Any, where: str, extra: str) -> Any:
+    if value is None and type(None) in choices:
+        return None
+    kinds = [choice for choice in choices if choice is not type(None)]
+    for kind in kinds[:-1]:
+        try:
+            return _convert(kind, value, where, extra)
+        except FieldError:
+            continue
+    return _convert(kinds[-1], value, where, extra)
+
+
+def _sequence(origin: Any, arguments: tuple[Any, ...], value: Any, where: str, extra: str) -> Any:
+    if not isinstance(value, list | tuple):
+        raise _wrong(where, "a list", value)
+    if origin is not tuple or arguments[-1] is Ellipsis:
+        kind = arguments[0]
+        # Hundreds of thousands of latencies: without a message and a call for each.
+        if kind is int and all(type(part) is int for part in value):
+            if value and not -MAX_INTEGER <= min(value) <= max(value) <= MAX_INTEGER:
+                raise FieldError(f"{where} has an integer beyond 64 bits")
+            return value if origin is list else tuple(value)
+        parts = [_convert(kind, part, f"{where}[{index}]", extra) for index, part in enumerate(value)]
+        return parts if origin is list else tuple(parts)
+    if len(value) != len(arguments):
+        raise _wrong(where, f"a list of {len(arguments)} values", value)
+    return tuple(_convert(kind, part, f"{where}[{index}]", extra) for index, (kind, part) in enumerate(zip(arguments, value, strict=True)))
+
+
+def _scalar(kind: Any, value: Any, where: str) -> Any:
+    if kind is float and type(value) in (int, float):
+        if abs(value) > MAX_INTEGER if isinstance(value, int) else not math.isfinite(value):
+            raise _wrong(where, "a finite number", value)
+        return float(value) if isinstance(value, int) else value
+    if kind is int and type(value) is int:
+        if abs(value) > MAX_INTEGER:
+            raise FieldError(f"{where} is an integer beyond 64 bits")
+        return value
+    if kind in (str, bool) and type(value) is kind:
+        return value
+    names = {float: "a number", int: "an integer", str: "a text", bool: "true or false", dict: "an object", list: "a list"}
+    if kind in (dict, list) and type(value) is kind:
+        return value
+    if kind not in names:
+        raise TypeError(f"{kind!r} cannot be read from JSON")
+    raise _wrong(where, names[kind], value)
+
+
+def _wrong(where: str, expected: str, value: Any) -> FieldError:
+    shown = repr(value) if not isinstance(value, dict | list) else f"{'an object' if isinstance(value, dict) else 'a list'}"
+    return FieldError(f"{where} is not {expected}: {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '...'}")

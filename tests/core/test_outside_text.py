@@ -1,0 +1,76 @@
+"""Escape sequences, direction marks and formulas from outside reach no terminal, page or spreadsheet."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.markup import escape
+from rich.table import Table
+
+from edgetl.cli import console
+from edgetl.core.files import read_csv, write_csv
+from edgetl.core.outside_text import csv_cell, csv_text, visible, visible_json
+from edgetl.report.page import render_page
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31mcat\u202e\r"
+DANGEROUS = set(map(chr, [*range(9), 11, 12, 13, *range(14, 32), *range(127, 160), 0x202E, 0x2066]))
+
+
+@given(st.text())
+def test_visible_text_has_no_control_characters(text: str) -> None:
+    assert not DANGEROUS & set(visible(text))
+    assert visible(visible(text)) == visible(text)
+
+
+@given(st.text())
+def test_json_means_the_same(text: str) -> None:
+    encoded = visible_json(json.dumps({text: text}, ensure_ascii=False))
+    assert not DANGEROUS & set(encoded)
+    assert json.loads(encoded) == {text: text}
+
+
+@given(st.text() | st.text("'=+-@\t\rx", max_size=4))
+def test_cells_come_back_and_begin_no_formula(text: str) -> None:
+    cell = csv_cell(text)
+    assert csv_text(cell) == text
+    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
+@given(st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.text("'=x\",\n"))))
+def test_a_table_comes_back(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
+    path = tmp_path_factory.getbasetemp() / "table.csv"
+    write_csv(path, ("path", "label"), rows)
+    assert [(row["path"], row["label"]) for row in read_csv(path)] == rows
+
+
+def test_a_row_that_does_not_fit_the_header_is_refused(tmp_path: Path) -> None:
+    for text in ("path,label\na\n", "path,label\na,b,c\n"):
+        (tmp_path / "table.csv").write_text(text)
+        with pytest.raises(ValueError, match="row 1 has not as many cells"):
+            read_csv(tmp_path / "table.csv")
+
+
+def test_the_terminal_shows_escapes_instead_of_obeying_them() -> None:
+    stream = io.StringIO()
+    screen = console._console_class()(file=stream, force_terminal=True, width=120, color_system="standard")
+    table = Table(HOSTILE)
+    table.add_row(escape(HOSTILE))
+    for printed in (HOSTILE, table):
+        screen.print(printed, style="red")
+    shown = stream.getvalue()
+    assert "\x1b[31m" in shown, "the console's own colors stay"
+    assert r"\x1b]0;owned" in shown
+    assert not {"\x07", "\x9b", "\u202e", "\r"} & set(shown)
+    assert "\x1b]" not in shown
+    assert "\x1b[2J" not in shown
+
+
+def test_pages_show_escapes_and_load_nothing() -> None:
+    page = render_page(HOSTILE, HOSTILE, [])
+    assert not DANGEROUS & set(page)
+    assert "default-src 'none'" in page

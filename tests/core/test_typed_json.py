@@ -1,0 +1,98 @@
+"""Every value that reaches a dataclass has the type that its annotation says."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgetl.core.typed_json import FieldError, parse_as
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: tuple[int, int]
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Outer:
+    number: float
+    count: int
+    on: bool
+    kind: Literal["a", "b"]
+    inner: Inner
+    many: tuple[Inner, ...] = ()
+    shares: Mapping[str, float] = field(default_factory=dict)
+    maybe: int | None = None
+    listed: list[str] = field(default_factory=list)
+    either: int | str = 0
+    anything: Any = None
+
+
+GOOD: dict[str, Any] = {"number": 1.5, "count": 2, "on": True, "kind": "a", "inner": {"size": [1, 2], "name": "x"}}
+finite = st.floats(allow_nan=False, allow_infinity=False)
+integers = st.integers(-(2**63) + 1, 2**63 - 1)
+inners = st.builds(Inner, st.tuples(integers, integers), st.text())
+outers = st.builds(
+    Outer, finite, integers, st.booleans(), st.sampled_from(["a", "b"]), inners, st.lists(inners, max_size=3).map(tuple),
+    st.dictionaries(st.text(), finite, max_size=3), st.none() | integers, st.lists(st.text(), max_size=3), integers | st.text(),
+)  # fmt: skip
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(), part, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(outers)
+def test_what_is_written_is_read_back(outer: Outer) -> None:
+    assert parse_as(Outer, json.loads(json.dumps(asdict(outer)))) == outer
+
+
+@given(st.sampled_from(sorted(Outer.__dataclass_fields__)), values)
+def test_any_other_value_is_taken_with_its_type_or_refused(name: str, value: Any) -> None:
+    try:
+        outer = parse_as(Outer, {**GOOD, name: value})
+    except FieldError:
+        return
+    parsed = asdict(outer)[name]
+    assert name == "anything" or json.dumps(parsed, allow_nan=False) is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"number": math.nan}, "the file.number is not a finite number: nan"),
+        ({"number": True}, "the file.number is not a number: True"),
+        ({"number": 10**400}, "the file.number is not a finite number: 1000"),
+        ({"count": 2.0}, "the file.count is not an integer: 2.0"),
+        ({"count": 2**63}, "the file.count is an integer beyond 64 bits"),
+        ({"on": 1}, "the file.on is not true or false: 1"),
+        ({"kind": "c"}, "the file.kind is not one of 'a', 'b': 'c'"),
+        ({"inner": []}, "the file.inner is not an object: a list"),
+        ({"inner": {"name": "x"}}, "the file.inner has no field 'size'"),
+        ({"inner": {"size": [1], "name": "x"}}, "the file.inner.size is not a list of 2 values: a list"),
+        ({"many": [{"size": [1, "2"]}]}, r"the file.many\[0\].size\[1\] is not an integer: '2'"),
+        ({"shares": {"x": None}}, "the file.shares.x is not a number: None"),
+        ({"new": 1}, "the file has an unknown field 'new'"),
+    ],
+)
+def test_what_does_not_fit_is_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(FieldError, match=message):
+        parse_as(Outer, {**GOOD, **change})
+
+
+def test_unknown_fields_are_ignored_where_asked() -> None:
+    assert parse_as(Outer, {**GOOD, "new": 1}, extra="ignore") == parse_as(Outer, GOOD)
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(FieldError, match=r"bundle\.json has no field 'count'"):
+        parse_as(Outer, {name: value for name, value in GOOD.items() if name != "count"}, "bundle.json")
