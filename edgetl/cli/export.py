@@ -22,6 +22,12 @@ def export(
         str,
         typer.Option("--input", help="`image`: uint8 photos of any size, preprocessing in the file; `tensor`: float32 [batch, 3, S, S]."),
     ] = "image",
+    fixed_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEIGHTxWIDTH", help="Add a variant for images of this size only, for TensorRT and CUDA graphs.", show_default="none"
+        ),
+    ] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset, 18 or newer.")] = 18,
     tolerance: Annotated[float, typer.Option(help="Largest |logit difference| to PyTorch on identical tensors.")] = 1e-3,
     path_tolerance: Annotated[float, typer.Option(help="Largest |logit difference| to PyTorch from decoded photo to logits.")] = 0.05,
@@ -66,11 +72,12 @@ def export(
     from edgetl.core.config import ExportConfig
     from edgetl.core.errors import ConfigError
     from edgetl.core.layout import RunDirectory
-    from edgetl.core.options import parse_milliseconds
+    from edgetl.core.options import parse_height_width, parse_milliseconds
 
     config = ExportConfig(
         output=output,
         input=input_kind,  # type: ignore[arg-type]
+        fixed_size=None if fixed_size is None else parse_height_width("--fixed-size", fixed_size),
         opset=opset,
         network_tolerance=tolerance,
         path_tolerance=path_tolerance,

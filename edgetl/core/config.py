@@ -13,6 +13,8 @@ InputKind = Literal["image", "tensor"]
 GoldenKind = Literal["validation", "generated"]
 Goal = Literal["latency", "size"]
 Search = Literal["thorough", "quick"]
+FIXED_SIDES = (16, 8192)
+"""Smallest and largest side of a fixed size, pixels."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class ExportConfig:
     """Largest |logit difference| between PyTorch and ONNX Runtime on identical tensors."""
     path_tolerance: float = 0.05
     """Largest |logit difference| from decoded photo to logits."""
+    fixed_size: tuple[int, int] | None = None
+    """(height, width) in pixels: adds a variant that takes images of this size only, without control flow,
+    for TensorRT and CUDA graphs."""
     golden: GoldenKind = "validation"
     """Where the bundle's reference images come from."""
     force: bool = False
@@ -60,6 +65,7 @@ class ExportConfig:
                 None if self.max_latency_ms is None or self.max_latency_ms > 0 else "--max-latency is above 0.",
                 one_of("--input", self.input, InputKind),
                 one_of("--golden", self.golden, GoldenKind),
+                *self._fixed_size_problems(),
                 "--web feeds the page's photos to the file as they are: leave out --input tensor."
                 if self.web and self.input == "tensor"
                 else None,
@@ -67,3 +73,19 @@ class ExportConfig:
                 None if self.network_tolerance > 0 and self.path_tolerance > 0 else "--tolerance is above 0.",
             ]
         )
+
+    def _fixed_size_problems(self) -> list[str | None]:
+        if self.fixed_size is None:
+            return []
+        low, high = FIXED_SIDES
+        fits = all(low <= side <= high for side in self.fixed_size)
+        shown = "x".join(map(str, self.fixed_size))
+        return [
+            None if fits else f"--fixed-size must have sides of {low} to {high} pixels, got {shown}.",
+            "--fixed-size preprocesses in the graph: leave out --input tensor." if self.input == "tensor" else None,
+        ]
+
+
+def fixed_size_name(size: tuple[int, int]) -> str:
+    """Return the name of the variant for images of (height, width)."""
+    return f"fixed-{size[0]}x{size[1]}"

@@ -84,3 +84,15 @@ def parse_share(text: str) -> float:
     if not found:
         raise ConfigError(f"{text!r} is no share. Write it as 5% or 0.05.")
     return float(Fraction(found[1]) / (100 if found[2] else 1))
+
+
+def parse_height_width(option: str, text: str) -> tuple[int, int]:
+    """Parse `480x640` into (height, width).
+
+    Raises:
+        ConfigError: it is not two numbers with an x between them.
+    """
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text.strip().lower())
+    if match is None:
+        raise ConfigError(f"{option} must be HEIGHTxWIDTH in pixels, such as 480x640, got {text!r}.")
+    return int(match[1]), int(match[2])

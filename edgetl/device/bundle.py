@@ -17,6 +17,7 @@ from edgetl.core.files import read_json, sha256_file
 from edgetl.core.layout import BundleDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.images import load_image
+from edgetl.device.preprocessing import resize_to
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class Variant:
     """Timed where it was exported; a device has its own figures."""
     report: dict[str, Any] = field(default_factory=dict)
     """How it was made, and what speaks for and against it."""
+    size: tuple[int, int] | None = None
+    """(height, width) of the only images that it takes; None: of any size, or preprocessed tensors."""
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            object.__setattr__(self, "size", tuple(self.size))
 
     @property
     def tolerance(self) -> float | None:
@@ -53,10 +60,17 @@ class Golden:
     """[n, classes], in the order of `files`."""
     tolerance: float
     """Largest |logit difference| that still counts as the same answer."""
+    fixed_size_logits: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """The same for the images resized to the size of a variant of fixed size, by the variant's name."""
 
-    def images(self) -> list[NDArray[np.uint8]]:
-        """The files decoded: uint8 [height, width, 3] each."""
-        return [load_image(path) for path in self.files]
+    def images(self, variant: Variant | None = None) -> list[NDArray[np.uint8]]:
+        """The files decoded, and resized for a variant of fixed size: uint8 [height, width, 3] each."""
+        size = None if variant is None else variant.size
+        return [resize_to(load_image(path), size) for path in self.files]
+
+    def logits_for(self, variant: Variant) -> NDArray[np.float32]:
+        """The PyTorch model's logits [n, classes] for what `images` gives a variant."""
+        return self.logits if variant.size is None else self.fixed_size_logits[variant.name]
 
 
 @dataclass(frozen=True)
@@ -114,10 +128,22 @@ class Bundle:
         files = [self._checked(image["file"], image["sha256"]) for image in entry["images"]]
         logits_file = self._checked(entry["logits"]["file"], entry["logits"]["sha256"])
         with np.load(io.BytesIO(logits_file.read_bytes()), allow_pickle=False) as arrays:
-            logits = arrays["logits"].astype(np.float32)
-        if logits.shape != (len(files), len(self.labels)):
-            raise BundleError(f"{logits_file} holds logits of shape {logits.shape}, not {(len(files), len(self.labels))}. Export again.")
-        return Golden(files, logits, float(entry["tolerance"]))
+            logits = self._golden_array(arrays, "logits", logits_file)
+            fixed = {
+                variant.name: self._golden_array(arrays, f"logits_{variant.name}", logits_file)
+                for variant in self.variants
+                if variant.size is not None
+            }
+        return Golden(files, logits, float(entry["tolerance"]), fixed)
+
+    def _golden_array(self, arrays: Any, name: str, file: Path) -> NDArray[np.float32]:
+        if name not in arrays:
+            raise BundleError(f"{file} has no array {name!r}. Export again.")
+        logits: NDArray[np.float32] = arrays[name].astype(np.float32)
+        expected = (len(self.manifest["golden"]["images"]), len(self.labels))
+        if logits.shape != expected:
+            raise BundleError(f"{file} holds {name} of shape {logits.shape}, not {expected}. Export again.")
+        return logits
 
     def others(self) -> list[Path]:
         """What travels with the model and is not needed to run it: clients, and the page for browsers where there is one.

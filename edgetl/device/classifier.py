@@ -10,7 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgetl.core.config import InputKind
-from edgetl.core.errors import BundleError
+from edgetl.core.errors import BundleError, DecodeError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.answers import gate_tolerance, judge_answers
 from edgetl.device.bundle import Bundle, open_bundle, read_metadata
@@ -28,8 +28,27 @@ class Classifier:
     input: InputKind
 
     def feed(self, image: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.float32]:
-        """The model's input for one decoded image [height, width, 3]: the image itself, or the preprocessed tensor."""
-        return np.expand_dims(image, 0) if self.input == "image" else preprocess(image, self.preprocessing)
+        """The model's input for one decoded image [height, width, 3]: the image itself, or the preprocessed tensor.
+
+        Raises:
+            DecodeError: the model takes images of another size only.
+        """
+        if self.input != "image":
+            return preprocess(image, self.preprocessing)
+        if self.size is not None and image.shape[:2] != self.size:
+            height, width = self.size
+            raise DecodeError(
+                f"The image has {image.shape[1]} x {image.shape[0]} pixels; this variant takes {width} x {height} only. "
+                "Take a variant without a fixed size, or send images of that size."
+            )
+        return np.expand_dims(image, 0)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of the only images that the model takes; None: of any size, or preprocessed tensors."""
+        shape = self.session.get_inputs()[0].shape
+        fixed = self.input == "image" and all(isinstance(side, int) for side in shape[1:3])
+        return (shape[1], shape[2]) if fixed else None
 
     def run(self, batch: NDArray[np.uint8] | NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(logits, probabilities), both [batch, classes], for a batch in the model's own input format.
@@ -87,9 +106,10 @@ def proven_classifier(path: Path, variant: str | None = None, provider: str = "c
     bundle = open_bundle(path)
     chosen, golden = bundle.variant(variant), bundle.golden()
     classifier = bundle_classifier(bundle, chosen.name, provider, threads)
-    logits = np.stack([classifier.run(classifier.feed(image))[0][0] for image in golden.images()]).astype(np.float64)
-    tolerance = gate_tolerance(golden.logits, provider, golden.tolerance, chosen.tolerance)
-    gate = judge_answers(logits, golden.logits, tolerance)
+    logits = np.stack([classifier.run(classifier.feed(image))[0][0] for image in golden.images(chosen)]).astype(np.float64)
+    reference = golden.logits_for(chosen)
+    tolerance = gate_tolerance(reference, provider, golden.tolerance, chosen.tolerance)
+    gate = judge_answers(logits, reference, tolerance)
     if not gate["passed"]:
         raise BundleError(
             f"{chosen.name} does not answer here as it was proven to: {gate['reason']}. `edgetl verify {path}` tells of all variants."

@@ -56,9 +56,14 @@ def predict(classifier: Classifier, paths: Sequence[Path], top_k: int = 5) -> It
     """Label `paths` one by one; a file that cannot be read yields its error and the rest is still done."""
     for path in paths:
         try:
-            probabilities = classifier.classify(load_image(path))
+            image = load_image(path)
         except DecodeError as error:
             yield Prediction(path, [], str(error))
+            continue
+        try:
+            probabilities = classifier.classify(image)
+        except DecodeError as error:
+            yield Prediction(path, [], f"{path}: {error}")
             continue
         best = probabilities.argsort()[::-1][:top_k]
         yield Prediction(path, [(classifier.labels[index], float(probabilities[index])) for index in best])

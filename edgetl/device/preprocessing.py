@@ -40,6 +40,16 @@ def _resized(image: NDArray[np.uint8], contract: Preprocessing) -> Image.Image:
     return rows.resize((width, height), Image.Resampling.BILINEAR)
 
 
+def resize_to(image: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """Resize uint8 [height, width, 3] to (height, width), whatever its shape; unchanged where it has that size, or for None.
+
+    For reference images of a variant of fixed size: both sides of a comparison are given the result.
+    """
+    if size is None or image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
 def normalise(pixels: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.float32]:
     """uint8 [batch, S, S, 3] to float32 [batch, 3, S, S]."""
     scaled = pixels.astype(np.float32) / np.float32(255)

@@ -90,7 +90,13 @@ def _verified(
     if progress:
         progress(f"{variant.name} on {provider}")
     source = Source(
-        file.resolve(), threads, provider=provider, input=variant.input, preprocessing=bundle.preprocessing, precision=variant.precision
+        file.resolve(),
+        threads,
+        provider=provider,
+        input=variant.input,
+        preprocessing=bundle.preprocessing,
+        precision=variant.precision,
+        size=variant.size,
     )
     job = Job("gate", "onnxruntime", source, (), BenchProtocol(), files=tuple(path.resolve() for path in golden.files))
     try:
@@ -98,8 +104,9 @@ def _verified(
     except (BenchError, BundleError, ProviderError) as cause:
         gate: dict[str, Any] = {"checked": False, "passed": False, "reason": str(cause)}
     else:
-        tolerance = gate_tolerance(golden.logits, provider, golden.tolerance, variant.tolerance)
-        gate = judge_answers(logits, golden.logits, tolerance)
+        reference = golden.logits_for(variant)
+        tolerance = gate_tolerance(reference, provider, golden.tolerance, variant.tolerance)
+        gate = judge_answers(logits, reference, tolerance)
     advice = "" if gate["passed"] else " ".join(_advice(variant, provider, gate))
     return Verified(variant.name, variant.precision, provider, gate, advice)
 

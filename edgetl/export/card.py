@@ -37,7 +37,7 @@ $cpp$web
 | file | bytes | SHA-256 |
 | --- | --- | --- |
 $files
-$variants
+$variants$fixed
 `golden/` holds reference images ($golden) with PyTorch's logits. A device that answers otherwise does not run this model rightly.
 """)
 
@@ -59,6 +59,7 @@ def model_card(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
     variant = variants[0]
     labels, crop = manifest["labels"], manifest["preprocessing"]["crop"]
     inside = variant.input == "image"
+    compared = [one for one in variants if one.size is None]
     return CARD.substitute(
         model=manifest["run"]["model"],
         classes=len(labels),
@@ -82,7 +83,8 @@ def model_card(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
         cpp=_CPP.substitute(file=f"{manifest['recommended'] or 'fp32'}.onnx") if inside else "",
         files="\n".join(_file_rows(variants)),
         web=_WEB.substitute(manifest["web"]) if "web" in manifest else "",
-        variants=_variants(manifest, variants) if len(variants) > 1 else "",
+        variants=_variants(manifest, compared) if len(compared) > 1 else "",
+        fixed="".join(map(_fixed_size, variants)),
         golden=manifest["golden"]["kind"],
     )
 
@@ -94,6 +96,16 @@ def _accuracy(accuracy: dict[str, Any]) -> str:
     return (
         f"{accuracy['top1']:.1%} top-1 (95% interval {low:.1%} to {high:.1%}), macro-F1 {accuracy['macro_f1']:.3f}, measured with "
         f"this ONNX file on {accuracy['images']} {accuracy['split']} images; {accuracy['flips']} labels differ from PyTorch's."
+    )
+
+
+def _fixed_size(variant: Variant) -> str:
+    if variant.size is None:
+        return ""
+    height, width = variant.size
+    return (
+        f"\n`{variant.file}` answers as the float32 file does and takes photos of {width} x {height} pixels only: its shapes are "
+        "constant and it has no control flow, for TensorRT and CUDA graphs.\n"
     )
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from edgetl import __version__
-from edgetl.core.config import ExportConfig
+from edgetl.core.config import ExportConfig, fixed_size_name
 from edgetl.core.errors import DataError
 from edgetl.core.layout import BundleDirectory, RunDirectory
 from edgetl.device.allocator import keep_freed_memory
@@ -28,7 +30,7 @@ from edgetl.export.flips import draw_flips
 from edgetl.export.golden import GOLDEN_COUNT, choose_golden, generated_pictures
 from edgetl.export.graph import assemble
 from edgetl.export.latency import variant_latencies
-from edgetl.export.network_graph import network_graph
+from edgetl.export.network_graph import NetworkGraph, network_graph
 from edgetl.export.parity import Parity, ParityProof
 from edgetl.export.quantized import Task
 from edgetl.export.variants import Made, Workshop, make_variant
@@ -142,7 +144,12 @@ def _export(model: RunModel, sources: _Sources, output: Path, config: ExportConf
         parity = proof.prove(sources.proof.files, lambda done, total: notify("Proving it equal to PyTorch", done, total))
         workshop = Workshop(directory, config, model.preprocessing, model.labels, metadata, sources.proof, parity.pytorch_logits)
         variants = [workshop.describe("fp32", file, "fp32", parity.to_json(), parity.onnx_logits)]
-        golden = _golden(directory, proof, sources.proof, parity, config)
+        proofs = [Proven(None, proof, parity)]
+        if config.fixed_size is not None:
+            notify("Writing the graph of fixed size", 0, 0)
+            fixed = _prove_fixed_size(directory, model, graph, sources, config, metadata, notify)
+            proofs.append(fixed)
+        golden = _golden(directory, proofs, sources.proof, config)
         manifest: dict[str, Any] = {
             "edgetl": __version__,
             "run": {"id": model.run_id, "model": model.architecture, "weights": model.weights_source},
@@ -166,6 +173,12 @@ def _export(model: RunModel, sources: _Sources, output: Path, config: ExportConf
             variants = _compared([*variants, *(one.variant for one in made)], made, task, directory, manifest)
             choice = choose(variants, config)
             manifest |= {"recommended": choice.name, "not_recommended": choice.against}
+        if config.fixed_size is not None:
+            # After the choice: a file that takes images of one size only is never the recommended one.
+            name = fixed_size_name(config.fixed_size)
+            at_size = replace(workshop, reference=fixed.parity.pytorch_logits)
+            described = at_size.describe(name, directory.variant(name), "fp32", fixed.parity.to_json(), fixed.parity.onnx_logits)
+            variants = [*variants, replace(described, size=config.fixed_size)]
         if runtime is not None:
             notify("Proving the page", 0, 0)
             # WebAssembly has no instructions for int8: what is fastest on this CPU is slower there. Size is size everywhere.
@@ -201,13 +214,57 @@ def _quantization_images(sources: _Sources, model: RunModel) -> QuantizationImag
     return quantization_images(sources.calibration, numbers, model.preprocessing, sources.calibration_kind)
 
 
-def _golden(directory: BundleDirectory, proof: ParityProof, images: ProofImages, parity: Parity, config: ExportConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Proven:
+    """A file's proof that held."""
+
+    name: str | None
+    """Of the variant, where it takes images of one size only."""
+    proof: ParityProof
+    parity: Parity
+
+
+def _prove_fixed_size(
+    directory: BundleDirectory,
+    model: RunModel,
+    graph: NetworkGraph,
+    sources: _Sources,
+    config: ExportConfig,
+    metadata: dict[str, Any],
+    notify: Progress,
+) -> Proven:
+    """Write the variant for images of one size and prove it on the proof images resized to that size."""
+    assert config.fixed_size is not None
+    name = fixed_size_name(config.fixed_size)
+    assembled = assemble(graph.model, model.preprocessing, config.input, metadata, config.fixed_size)
+    file = write_model(directory, name, assembled)
+    proof = ParityProof(model.network, graph, read_back(file), model.preprocessing, config, sources.proof.kind, config.fixed_size)
+    shown = f"Proving {name} equal to PyTorch"
+    parity = proof.prove(sources.proof.files, lambda done, total: notify(shown, done, total))
+    return Proven(name, proof, parity)
+
+
+def _golden(directory: BundleDirectory, proofs: Sequence[Proven], images: ProofImages, config: ExportConfig) -> dict[str, Any]:
     """Write the reference images: some of those that the export was proven on, or generated ones, proven here."""
     if config.golden == "validation":
         chosen = choose_golden(images.files, images.labels)
         files = [images.files[index] for index in chosen]
-        return write_golden(directory, GoldenImages(files, parity.pytorch_logits[chosen], images.kind, parity.path.tolerance))
+        logits = {one.name: one.parity.pytorch_logits[chosen] for one in proofs}
+        return _write_golden(directory, files, logits, images.kind, [one.parity for one in proofs])
     with tempfile.TemporaryDirectory() as folder:
         files = generated_pictures(Path(folder), GOLDEN_COUNT)
-        proven = proof.prove(files)
-        return write_golden(directory, GoldenImages(files, proven.pytorch_logits, "generated", proven.path.tolerance))
+        parities = [one.proof.prove(files) for one in proofs]
+        logits = {one.name: parity.pytorch_logits for one, parity in zip(proofs, parities, strict=True)}
+        return _write_golden(directory, files, logits, "generated", parities)
+
+
+def _write_golden(
+    directory: BundleDirectory,
+    files: Sequence[Path],
+    logits: Mapping[str | None, NDArray[np.float32]],
+    kind: str,
+    parities: Sequence[Parity],
+) -> dict[str, Any]:
+    fixed = {name: values for name, values in logits.items() if name is not None}
+    tolerance = max(parity.path.tolerance for parity in parities)
+    return write_golden(directory, GoldenImages(files, logits[None], kind, tolerance, fixed))

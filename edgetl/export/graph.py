@@ -13,27 +13,39 @@ from onnx import TensorProto, helper
 from edgetl.core.config import InputKind
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.bundle import METADATA_PREFIX
+from edgetl.export.fixed_size_graph import fixed_size_graph
 from edgetl.export.network_graph import LOGITS
 from edgetl.export.preprocessing_graph import CROPPED, PIXELS, preprocessing_graph
 
 PROBABILITIES = "probabilities"
 
 
-def assemble(network: onnx.ModelProto, contract: Preprocessing, input_kind: InputKind, metadata: dict[str, Any]) -> onnx.ModelProto:
+def assemble(
+    network: onnx.ModelProto,
+    contract: Preprocessing,
+    input_kind: InputKind,
+    metadata: dict[str, Any],
+    fixed_size: tuple[int, int] | None = None,
+) -> onnx.ModelProto:
     """Join preprocessing (for `image` input), network and softmax, and write `metadata` into the file.
 
+    With `fixed_size`, (height, width), the image input has that size alone; see `fixed_size_graph`.
     Outputs are `logits` and `probabilities`, both float32 [batch, classes].
     """
     model = onnx.ModelProto()
     model.CopyFrom(network)
     if input_kind == "image":
         opset = next(entry.version for entry in network.opset_import if entry.domain in ("", "ai.onnx"))
-        before = preprocessing_graph(contract, opset, network.ir_version)
+        if fixed_size is None:
+            before, crop_type = preprocessing_graph(contract, opset, network.ir_version), TensorProto.UINT8
+        else:
+            before = fixed_size_graph(contract, fixed_size, opset, network.ir_version)
+            crop_type = TensorProto.FLOAT
         model = onnx.compose.merge_models(before, network, io_map=[(PIXELS, PIXELS)])
         # Declared, so that parity can cut the shipped file open at these values.
         model.graph.value_info.extend(
             [
-                helper.make_tensor_value_info(CROPPED, TensorProto.UINT8, ["batch", 3, contract.crop, contract.crop]),
+                helper.make_tensor_value_info(CROPPED, crop_type, ["batch", 3, contract.crop, contract.crop]),
                 helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, ["batch", 3, contract.crop, contract.crop]),
             ]
         )

@@ -37,7 +37,7 @@ def variant_latencies(
     assert target.bundle is not None
     with tempfile.TemporaryDirectory(prefix="edgetl-latency-") as name:
         folder = Path(name)
-        pictures = prepare_pictures(target.bundle, {candidate.source.input for candidate in candidates}, folder)
+        pictures = prepare_pictures(target.bundle, {candidate.feed for candidate in candidates}, folder)
         contenders, left_out = prove(
             candidates, pictures, protocol or BenchProtocol(), folder, lambda text: notify("Timing variants", 0, 0)
         )

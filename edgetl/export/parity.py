@@ -23,7 +23,7 @@ from edgetl.core.config import ExportConfig
 from edgetl.core.errors import ParityError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.images import load_image
-from edgetl.device.preprocessing import normalise, resize_and_crop
+from edgetl.device.preprocessing import normalise, resize_and_crop, resize_to
 from edgetl.device.session import create_session
 from edgetl.export.accounting import MARGIN
 from edgetl.export.diagnosis import about_input, about_logits, about_pixels, in_training_mode
@@ -90,9 +90,19 @@ class ParityProof:
     """One model under proof; `prove` raises at the first answer that differs."""
 
     def __init__(
-        self, network: nn.Module, graph: NetworkGraph, model: onnx.ModelProto, contract: Preprocessing, config: ExportConfig, kind: str
+        self,
+        network: nn.Module,
+        graph: NetworkGraph,
+        model: onnx.ModelProto,
+        contract: Preprocessing,
+        config: ExportConfig,
+        kind: str,
+        size: tuple[int, int] | None = None,
     ) -> None:
         """Open the shipped file.
+
+        Args:
+            size: (height, width) of a file that takes images of one size only; the proof images are resized to it first.
 
         Raises:
             ParityError: the PyTorch network itself is not in evaluation mode.
@@ -102,6 +112,7 @@ class ParityProof:
             raise ParityError(f"Parity cannot be proven: {mode} No bundle was written.")
         self._network, self._graph, self._contract, self._config = network, graph, contract, config
         self._model = model
+        self._size = size
         self._image_input = config.input == "image"
         self._part = network_part(model)
         self._part_session = create_session(self._part.SerializeToString(), spinning=False)
@@ -120,7 +131,7 @@ class ParityProof:
         pytorch_logits: list[Logits] = []
         onnx_logits: list[Logits] = []
         for batch in batch_plan(images):
-            decoded = [load_image(path) for path in batch]
+            decoded = [resize_to(load_image(path), self._size) for path in batch]
             crops = np.stack([resize_and_crop(image, self._contract) for image in decoded])
             reference = self._network_part(crops, batch)
             answers = [self._path_part(np.expand_dims(image, 0), crops[i : i + 1], reference[i : i + 1], [batch[i]])
@@ -131,7 +142,8 @@ class ParityProof:
             self._path.images += len(batch)
             if progress:
                 progress(self._parts.images, len(images))
-        self._other_sizes(images)
+        if self._size is None:
+            self._other_sizes(images)
         # Another device rounds otherwise again.
         self._path.tolerance = max(self._path.tolerance, MARGIN * self._path.max_abs_diff)
         return Parity(self._parts, self._path, np.concatenate(pytorch_logits), np.concatenate(onnx_logits))
@@ -155,7 +167,7 @@ class ParityProof:
     def _path_part(self, images: NDArray[np.uint8], crops: NDArray[np.uint8], reference: Logits, files: Sequence[Path]) -> Logits:
         if self._image_input:
             answer, planes, inputs = self._whole_session.run([LOGITS, CROPPED, PIXELS], {IMAGE: images})
-            cropped = planes.transpose(0, 2, 3, 1)
+            cropped = planes.transpose(0, 2, 3, 1).astype(np.uint8)
             self._compare_pixels(cropped, crops, images.shape, files)
             self._compare_inputs(inputs, cropped, files)
         else:

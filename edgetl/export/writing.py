@@ -9,9 +9,9 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any
@@ -37,6 +37,8 @@ class GoldenImages:
     kind: str
     """`validation`, `training`, `given` or `generated`."""
     tolerance: float
+    fixed_size_logits: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """The same for the images resized to the size of a variant of fixed size, by the variant's name."""
 
 
 @contextmanager
@@ -170,7 +172,8 @@ def write_golden(directory: BundleDirectory, golden: GoldenImages) -> dict[str, 
         target = directory.golden / f"{number}_{re.sub(r'[^A-Za-z0-9._-]+', '_', source.name)}"
         shutil.copyfile(source, target)
         entries.append({"file": f"golden/{target.name}", "sha256": sha256_file(target)})
-    _write_arrays(directory.golden_logits, files=np.array([entry["file"] for entry in entries]), logits=golden.logits)
+    fixed = {f"logits_{name}": logits for name, logits in golden.fixed_size_logits.items()}
+    _write_arrays(directory.golden_logits, files=np.array([entry["file"] for entry in entries]), logits=golden.logits, **fixed)
     logits = {"file": "golden/golden.npz", "sha256": sha256_file(directory.golden_logits)}
     return {"kind": golden.kind, "tolerance": golden.tolerance, "images": entries, "logits": logits}
 

@@ -39,6 +39,8 @@ class Source:
     """Of the ONNX file, as a bundle names it (fp32, fp16, int8); None where nothing says so. TensorRT computes in it."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What was asked of the runtime, and what `settle` found on this device."""
+    size: tuple[int, int] | None = None
+    """(height, width) of the only images that the variant takes; None: of any size, or preprocessed tensors."""
 
 
 class Backend(Protocol):

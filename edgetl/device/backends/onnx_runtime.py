@@ -16,7 +16,7 @@ from edgetl.device.binding import MEMORY, BoundRun, DeviceRun, GraphRun
 from edgetl.device.bundle import read_metadata
 from edgetl.device.operators import node_times, summary
 from edgetl.device.placement import NodeAssignment, check_placement, node_share, recorded_assignments
-from edgetl.device.preprocessing import preprocess
+from edgetl.device.preprocessing import preprocess, resize_to
 from edgetl.device.session import create_session, refuse_failed_run
 from edgetl.device.session_modes import CUDA_GRAPH, DEFAULT, provider_options
 
@@ -80,9 +80,12 @@ class OnnxRuntimeBackend:
         return self._bound.upload(batch if type(batch) is dict else {self._name: batch})
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[Any]:
-        """The image itself where preprocessing is in the graph, else the preprocessed tensor."""
+        """The image itself where preprocessing is in the graph, else the preprocessed tensor.
+
+        For a variant of fixed size the image is resized to it first: its reference logits are those of such images.
+        """
         if self._source.input == "image":
-            return image[None]
+            return resize_to(image, self._source.size)[None]
         assert self._contract is not None
         return preprocess(image, self._contract)
 

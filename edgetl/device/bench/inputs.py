@@ -14,7 +14,10 @@ from edgetl.core.config import InputKind
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.bundle import Bundle
 from edgetl.device.images import load_image
-from edgetl.device.preprocessing import normalise, resize_and_crop
+from edgetl.device.preprocessing import normalise, resize_and_crop, resize_to
+
+Feed = tuple[InputKind, tuple[int, int] | None]
+"""What a variant takes: the kind of input, and the (height, width) of the only images that it takes."""
 
 
 @dataclass(frozen=True)
@@ -22,40 +25,47 @@ class Pictures:
     """A bundle's reference images as files and as tensors."""
 
     files: tuple[Path, ...]
-    tensors: dict[InputKind, Path]
-    """For each kind of input an .npy file [n, 1, ...]."""
-    logits: NDArray[np.float32]
-    """[n, classes]: PyTorch's answers for the files."""
+    tensors: dict[Feed, Path]
+    """For each kind and size of input an .npy file [n, 1, ...]."""
+    logits: dict[tuple[int, int] | None, NDArray[np.float32]]
+    """[n, classes]: PyTorch's answers for the files, and for those resized to a fixed size."""
     tolerance: float
     description: str
     """Of the encoded files: number, bytes, hash."""
 
 
-def prepare_pictures(bundle: Bundle, kinds: set[InputKind], folder: Path) -> Pictures:
+def prepare_pictures(bundle: Bundle, feeds: set[Feed], folder: Path) -> Pictures:
     """Decode the golden images and write the tensors of scope `model` into `folder`.
 
     For `image` they become squares of the length after resize: the resize in the graph is then the identity, and every
-    runtime does the same work on them: crop, normalisation, network.
+    runtime does the same work on them: crop, normalisation, network. For a fixed size they are resized to it.
 
     Raises:
         BundleError, DecodeError: a golden image is missing, altered or undecodable.
     """
     golden = bundle.golden()
     tensors = {}
-    for kind in sorted(kinds):
-        batches = [model_input(load_image(path), bundle.preprocessing, kind) for path in golden.files]
-        tensors[kind] = folder / f"{kind}.npy"
-        np.save(tensors[kind], np.stack(batches))
+    for kind, size in feeds:
+        batches = [model_input(load_image(path), bundle.preprocessing, kind, size) for path in golden.files]
+        name = kind if size is None else f"{kind}-{size[0]}x{size[1]}"
+        tensors[kind, size] = folder / f"{name}.npy"
+        np.save(tensors[kind, size], np.stack(batches))
     encoded = [path.read_bytes() for path in golden.files]
     digest = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in encoded)).hexdigest()
     described = f"{len(encoded)} encoded images, {sum(map(len, encoded))} bytes, sha256 {digest[:12]}"
     files = tuple(path.resolve() for path in golden.files)
-    return Pictures(files, tensors, golden.logits, golden.tolerance, described)
+    logits: dict[tuple[int, int] | None, NDArray[np.float32]] = {None: golden.logits}
+    logits |= {variant.size: golden.logits_for(variant) for variant in bundle.variants}
+    return Pictures(files, tensors, logits, golden.tolerance, described)
 
 
-def model_input(image: NDArray[np.uint8], contract: Preprocessing, kind: InputKind) -> NDArray[np.uint8] | NDArray[np.float32]:
+def model_input(
+    image: NDArray[np.uint8], contract: Preprocessing, kind: InputKind, size: tuple[int, int] | None = None
+) -> NDArray[np.uint8] | NDArray[np.float32]:
     """What scope `model` feeds for a decoded photo: a batch of one."""
     if kind == "tensor":
         return normalise(resize_and_crop(image, contract)[None], contract)
+    if size is not None:
+        return resize_to(image, size)[None]
     side = (contract.resize, contract.resize)
     return np.asarray(Image.fromarray(image).resize(side, Image.Resampling.BILINEAR))[None]

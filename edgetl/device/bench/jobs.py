@@ -85,6 +85,7 @@ class Job:
                     **source,
                     "model": Path(source["model"]),
                     "given": None if source["given"] is None else Path(source["given"]),
+                    "size": None if source["size"] is None else tuple(source["size"]),
                     "preprocessing": None if contract is None else Preprocessing.from_json(contract),
                 }
             ),

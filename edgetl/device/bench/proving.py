@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgetl.core.errors import BenchError, EdgetlError
 from edgetl.core.rows import Row
 from edgetl.device.answers import gate_tolerance, judge_answers
-from edgetl.device.bench.inputs import Pictures
+from edgetl.device.bench.inputs import Feed, Pictures
 from edgetl.device.bench.jobs import Job, Stream
 from edgetl.device.bench.processes import run_job
 from edgetl.device.bench.protocol import BenchProtocol
@@ -57,7 +57,7 @@ def prove(
     """
     contenders: list[Contender] = []
     left_out: list[str] = []
-    references: dict[str, tuple[NDArray[np.float64], float]] = {}
+    references: dict[Feed, tuple[NDArray[np.float64], float]] = {}
     several = sum(candidate.runtime != "pytorch" for candidate in candidates) > 1
     for candidate in candidates:
         progress(f"gate: {candidate.name}")
@@ -67,7 +67,7 @@ def prove(
             source=candidate.source,
             streams=_streams(candidate, rates),
             protocol=protocol.for_gpu() if candidate.source.provider in MEMORY else protocol,
-            model_inputs=None if pictures is None else pictures.tensors[candidate.source.input],
+            model_inputs=None if pictures is None else pictures.tensors[candidate.feed],
             files=() if pictures is None else pictures.files,
         )
         try:
@@ -79,15 +79,16 @@ def prove(
             continue
         verdict: dict[str, Any] = {"checked": False, "passed": None, "reason": NO_GOLDEN}
         if pictures is not None:
+            expected = pictures.logits[candidate.source.size]
             tolerance = gate_tolerance(
-                pictures.logits, candidate.source.provider, pictures.tolerance, candidate.tolerance, relative=candidate.relative_tolerance
+                expected, candidate.source.provider, pictures.tolerance, candidate.tolerance, relative=candidate.relative_tolerance
             )
-            verdict = judge_answers(np.asarray(answer["golden_logits"], np.float64), pictures.logits, tolerance)
+            verdict = judge_answers(np.asarray(answer["golden_logits"], np.float64), expected, tolerance)
             logits = np.asarray(answer["model_logits"], np.float64)
-            reference, allowed = references.get(candidate.source.input, (logits[:, 0], tolerance))
+            reference, allowed = references.get(candidate.feed, (logits[:, 0], tolerance))
             verdict = _same_work(verdict, reference, logits, max(tolerance, allowed))
             if verdict["passed"]:
-                references.setdefault(candidate.source.input, (logits[:, 0], tolerance))
+                references.setdefault(candidate.feed, (logits[:, 0], tolerance))
         if any(one.rows[0].id == _row(candidate, job.streams[0], "", answer, verdict).id for one in contenders):
             left_out.append(f"{candidate.name} is not measured: the model's own batch makes it the same as another configuration.")
             continue

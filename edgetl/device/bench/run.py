@@ -69,7 +69,7 @@ def bench(config: BenchConfig, progress: Progress | None = None, protocol: Bench
         folder = Path(name)
         pictures = None
         if target.bundle is not None:
-            pictures = prepare_pictures(target.bundle, {candidate.source.input for candidate in target.candidates}, folder)
+            pictures = prepare_pictures(target.bundle, {candidate.feed for candidate in target.candidates}, folder)
         contenders, left_out = prove(
             target.candidates, pictures, protocol, folder, lambda text: report(0, 0, text), tuple(dict.fromkeys(config.rates))
         )

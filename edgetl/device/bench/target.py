@@ -15,6 +15,7 @@ from edgetl.core.layout import RunDirectory
 from edgetl.core.torch_modes import TORCH_MODES
 from edgetl.core.wording import counted
 from edgetl.device.backends import Source
+from edgetl.device.bench.inputs import Feed
 from edgetl.device.bundle import Bundle, open_bundle
 from edgetl.device.facts import installed_version
 from edgetl.device.providers import CUDA_PROVIDERS
@@ -37,6 +38,11 @@ class Candidate:
     """Largest |logit difference| to the reference images' logits; None takes the bundle's."""
     relative_tolerance: float = 0.0
     """The same as a share of the largest |logit|; the larger of both holds."""
+
+    @property
+    def feed(self) -> Feed:
+        """The kind and size of what it takes."""
+        return self.source.input, self.source.size
 
     @property
     def name(self) -> str:
@@ -83,11 +89,23 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
     bundle = open_bundle(config.target)
     variants = [bundle.variant(name) for name in dict.fromkeys(config.variants)] or bundle.variants
     contenders: list[Candidate] = []
+    fixed = [variant.name for variant in variants if variant.size is not None]
+    if fixed and "model" not in config.scopes:
+        variants = [variant for variant in variants if variant.size is None]
+        if not variants:
+            raise BenchError(f"{', '.join(fixed)} takes images of one size only and is measured in scope model: add it to --scope.")
     for variant in variants:
         source = Source(
-            bundle.file(variant).resolve(), 1, input=variant.input, preprocessing=bundle.preprocessing, precision=variant.precision
+            bundle.file(variant).resolve(),
+            1,
+            input=variant.input,
+            size=variant.size,
+            preprocessing=bundle.preprocessing,
+            precision=variant.precision,
         )
-        one = Candidate("onnxruntime", variant.name, source, variant.sha256, variant.bytes, config.scopes, variant.tolerance)
+        # The reference images have sizes of their own: only tensors of the fixed size are the same work.
+        scopes: tuple[Scope, ...] = config.scopes if variant.size is None else ("model",)
+        one = Candidate("onnxruntime", variant.name, source, variant.sha256, variant.bytes, scopes, variant.tolerance)
         contenders += _in_session_modes(one, config, threads)
     model = {"name": bundle.model, "run_id": bundle.run_id}
     photos = [scope for scope in dict.fromkeys(config.scopes) if scope != "model"]
@@ -95,7 +113,12 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
         [f"Scope {', '.join(photos)} takes one image a call: add 1 to --batch to measure it."] if photos and 1 not in config.batches else []
     )
     run, note = _run_of(config.target, bundle)
-    notes = (*single, *_left_out_modes(config), *([note] if note and config.torch_modes else []))
+    left = (
+        [f"Scope {', '.join(photos)} is left out for {', '.join(fixed)}: the reference images have other sizes."]
+        if photos and fixed
+        else []
+    )
+    notes = (*single, *left, *_left_out_modes(config), *([note] if note and config.torch_modes else []))
     if run is None or note or not config.torch_modes:
         return Target(tuple(contenders), bundle, model, Path("bench") if run is None else run.bench, notes)
     baselines: list[Candidate] = []

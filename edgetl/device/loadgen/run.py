@@ -65,6 +65,8 @@ def loadgen(config: LoadgenConfig, progress: Progress | None = None, protocol: B
         raise BenchError("--loadgen drives a bundle: a lone ONNX file brings no images to ask for. Give a run or a bundle.")
     bundle = open_bundle(config.target)
     variant = bundle.variant(config.variant)
+    if variant.size is not None:
+        raise BenchError(f"{variant.name} takes images of one size only, and LoadGen's samples have their own. Choose another --variant.")
     samples = reference_samples(bundle, variant) if config.data is None else labelled_samples(config.data, bundle.labels)
     asked = BenchConfig(
         config.target,
@@ -114,7 +116,7 @@ def loadgen(config: LoadgenConfig, progress: Progress | None = None, protocol: B
 
 def _proven(bundle: Bundle, target: Target, protocol: BenchProtocol, folder: Path, report: Callable[[str], None]) -> Contender:
     """The one candidate, once it has answered the reference images as `edgetl bench` asks."""
-    pictures = prepare_pictures(bundle, {candidate.source.input for candidate in target.candidates}, folder)
+    pictures = prepare_pictures(bundle, {candidate.feed for candidate in target.candidates}, folder)
     (contender,), _ = prove(target.candidates, pictures, protocol, folder, report)
     if not contender.passed:
         row = contender.rows[0]

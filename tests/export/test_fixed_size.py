@@ -1,0 +1,170 @@
+"""The variant for images of one size: Pillow's pixels by two matrix products, proven, judged and refused as such."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from edgetl.cli.app import program
+from edgetl.core.benching import BenchConfig
+from edgetl.core.config import ExportConfig
+from edgetl.core.errors import BenchError, BundleError, ConfigError, DecodeError
+from edgetl.core.loadgen import LoadgenConfig
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.device.bench.protocol import BenchProtocol
+from edgetl.device.bench.run import bench
+from edgetl.device.bundle import Bundle, open_bundle
+from edgetl.device.classifier import bundle_classifier, proven_classifier
+from edgetl.device.loadgen.run import loadgen
+from edgetl.device.prediction import predict
+from edgetl.device.preprocessing import resize_and_crop, resize_to
+from edgetl.device.verifying import verify
+from edgetl.export.fixed_size_graph import fixed_size_graph, resampling_matrix
+from edgetl.export.golden import generated_pictures
+
+SIZE = (96, 128)
+NAME = "fixed-96x128"
+BRIEF = BenchProtocol(block_seconds=0.01, block_runs=10, window_seconds=0.005, window_runs=3, max_windows=3)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
+    return [np.asarray(Image.open(path)) for path in generated_pictures(tmp_path_factory.mktemp("pictures"), 4)]
+
+
+@pytest.fixture
+def bundle(export: Any, tmp_path: Path) -> Bundle:
+    exported: Bundle = export(tmp_path / "bundle", fixed_size=SIZE)
+    return exported
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(480, 640), (73, 73), (64, 64), (64, 200), (40, 31), (73, 500), (333, 517), (1200, 900), (75, 2000)],
+    ids=lambda size: f"{size[0]}x{size[1]}",
+)
+def test_pixels_are_pillows_to_one_grey_level(pictures: list[np.ndarray], size: tuple[int, int]) -> None:
+    contract = Preprocessing.for_image_size(64)
+    model = fixed_size_graph(contract, size, opset=18, ir_version=10)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("cropped", onnx.TensorProto.FLOAT, ["batch", 3, 64, 64]))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    images = np.stack([resize_to(picture, size) for picture in pictures])
+    (cropped,) = session.run(["cropped"], {"image": images})
+    expected = np.stack([resize_and_crop(image, contract) for image in images]).transpose(0, 3, 1, 2)
+    levels = np.abs(cropped - expected)
+    assert levels.max() <= 1
+    assert (levels > 0).mean() < 0.02
+
+
+@pytest.mark.parametrize(("old", "new"), [(640, 341), (256, 256), (31, 73), (1, 64), (5000, 64)])
+def test_weights_sum_to_one_and_are_pillows(old: int, new: int) -> None:
+    matrix = resampling_matrix(old, new, 0, new)
+    assert matrix.shape == (new, old)
+    np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-5)
+    row = np.random.default_rng(0).random((1, old)).astype(np.float32)
+    expected = np.asarray(Image.fromarray(row, mode="F").resize((new, 1), Image.Resampling.BILINEAR))
+    np.testing.assert_allclose(row @ matrix.T, expected, atol=1e-5)
+
+
+def test_the_file_has_constant_shapes_and_no_control_flow(bundle: Bundle) -> None:
+    model = onnx.load(bundle.file(bundle.variant(NAME)))
+    operators = {node.op_type for node in model.graph.node}
+    assert not operators & {"If", "Loop", "Scan", "Resize", "Shape", "Slice"}
+    dims = [dim.dim_value or dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    assert dims == ["batch", 96, 128, 3]
+
+
+def test_it_is_proven_kept_beside_fp32_and_never_recommended(bundle: Bundle) -> None:
+    again = open_bundle(bundle.directory.path)
+    assert [variant.name for variant in again.variants] == ["fp32", NAME]
+    variant = again.variant(NAME)
+    assert variant.size == SIZE
+    assert again.variant("fp32").size is None
+    assert variant.parity["path"]["max_grey_levels"] <= 1
+    assert variant.parity["path"]["images"] == variant.parity["network"]["images"] > 0
+    assert again.recommended == "fp32"
+    assert "128 x 96 pixels only" in again.directory.card.read_text()
+    golden = again.golden()
+    assert golden.logits_for(variant).shape == golden.logits.shape
+    assert not np.array_equal(golden.logits_for(variant), golden.logits)
+    assert {image.shape for image in golden.images(variant)} == {(96, 128, 3)}
+
+
+def test_verify_and_predict_judge_it_by_its_own_logits(bundle: Bundle, tmp_path: Path) -> None:
+    assert [(one.variant, one.passed) for one in verify(bundle)] == [("fp32", True), (NAME, True)]
+    classifier = proven_classifier(bundle.directory.path, NAME)
+    photo = resize_to(bundle.golden().images()[0], SIZE)
+    Image.fromarray(photo).save(tmp_path / "right.png")
+    Image.fromarray(photo[:-1]).save(tmp_path / "wrong.png")
+    right, wrong = predict(classifier, [tmp_path / "right.png", tmp_path / "wrong.png"], top_k=1)
+    (expected,) = predict(bundle_classifier(bundle, "fp32"), [tmp_path / "right.png"], top_k=1)
+    assert right.error is None
+    assert right.top[0][0] == expected.top[0][0]
+    assert wrong.top == []
+    assert "wrong.png: The image has 128 x 95 pixels; this variant takes 128 x 96 only." in (wrong.error or "")
+    with pytest.raises(DecodeError, match="takes 128 x 96 only"):
+        classifier.classify(photo[:-1])
+
+
+def test_a_wrong_fixed_size_answer_is_noticed(bundle: Bundle) -> None:
+    path = bundle.directory.golden_logits
+    with np.load(path) as arrays:
+        kept = dict(arrays)
+    np.savez(path, **{**kept, f"logits_{NAME}": kept["logits"] + 5})
+    manifest = bundle.manifest
+    from edgetl.core.files import sha256_file, write_json
+
+    manifest["golden"]["logits"]["sha256"] = sha256_file(path)
+    write_json(bundle.directory.manifest, manifest)
+    assert [(one.variant, one.passed) for one in verify(open_bundle(bundle.directory.path))] == [("fp32", True), (NAME, False)]
+    np.savez(path, files=kept["files"], logits=kept["logits"])
+    manifest["golden"]["logits"]["sha256"] = sha256_file(path)
+    write_json(bundle.directory.manifest, manifest)
+    with pytest.raises(BundleError, match=f"has no array 'logits_{NAME}'"):
+        verify(open_bundle(bundle.directory.path))
+
+
+def test_bench_measures_it_in_scope_model_in_a_cell_of_its_own(bundle: Bundle, tmp_path: Path) -> None:
+    config = BenchConfig(bundle.directory.path, rounds=2, threads=(1,), output=tmp_path / "result.json")
+    result = bench(config, protocol=BRIEF)
+    rows = {(row.variant, row.scope): row for row in result.rows}
+    assert rows.keys() == {("fp32", "model"), ("fp32", "file"), (NAME, "model")}
+    assert all(row.gate["passed"] and row.rounds for row in result.rows)
+    assert rows[NAME, "model"].input == "uint8 1x96x128x3"
+    assert not any(rows[NAME, "model"].id in pair for pair in result.pairs)
+    assert any("left out for fixed-96x128" in note for note in result.notes)
+    with pytest.raises(BenchError, match="is measured in scope model"):
+        bench(replace(config, scopes=("file",), variants=(NAME,), output=tmp_path / "other.json"), protocol=BRIEF)
+
+
+def test_loadgen_refuses_it(bundle: Bundle) -> None:
+    pytest.importorskip("mlperf_loadgen")
+    with pytest.raises(BenchError, match="takes images of one size only"):
+        loadgen(LoadgenConfig(bundle.directory.path, "single-stream", variant=NAME))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fixed_size": (8, 640)}, "sides of 16 to 8192 pixels, got 8x640"),
+        ({"fixed_size": (480, 640), "input": "tensor"}, "leave out --input tensor"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ExportConfig(**options)
+
+
+@pytest.mark.parametrize("text", ["640", "640*480", "x", "-1x5", "480x640x3"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    result = CliRunner().invoke(program("export"), ["export", "resnet18", "--fixed-size", text])
+    assert isinstance(result.exception, ConfigError)
+    assert "must be HEIGHTxWIDTH in pixels" in str(result.exception)
