@@ -41,7 +41,7 @@ def bench(
     ] = None,
     provider: Annotated[
         list[str] | None,
-        typer.Option(help="Execution providers: cpu, cuda, tensorrt, openvino, ...; none falls back silently.", show_default="cpu"),
+        typer.Option(help="Execution providers: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...; none falls back silently.", show_default="cpu"),
     ] = None,
     variant: Annotated[list[str] | None, typer.Option(help="Variants of the bundle.", show_default="all")] = None,
     session: Annotated[

@@ -24,7 +24,7 @@ def predict(
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Labels to show for each image.")] = 5,
     variant: Annotated[str | None, typer.Option(help="The bundle's variant.", show_default="the recommended one")] = None,
     provider: Annotated[
-        str, typer.Option(help="Execution provider: cpu, cuda, tensorrt, openvino, ...; never falls back silently.")
+        str, typer.Option(help="Execution provider: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...; never falls back silently.")
     ] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Intra-op threads.", show_default="the cores available")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

@@ -23,7 +23,7 @@ def verify(
     variant: Annotated[list[str] | None, typer.Option(help="A variant of the bundle; several may be named.", show_default="all")] = None,
     provider: Annotated[
         list[str] | None,
-        typer.Option(help="Execution provider: cpu, cuda, tensorrt, openvino, ...; several may be named.", show_default="cpu"),
+        typer.Option(help="Execution provider: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...; several may be named.", show_default="cpu"),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Intra-op threads.", show_default="the cores available")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

@@ -11,7 +11,7 @@ import onnxruntime
 from edgetl.core.errors import ProviderError
 
 RECORD = "session.record_ep_graph_assignment_info"
-"""The session option with which onnxruntime (1.24 and newer) records its partitioning."""
+"""The session option with which a recent onnxruntime records its partitioning."""
 
 COMPUTE_OPERATORS = frozenset(
     {
