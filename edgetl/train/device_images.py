@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,7 @@ class DeviceImages:
             except _DECODER_ERRORS:
                 self._rejected.add(image.path)
         if not decoded and len(images) > 1:
-            self.decoder_failure = (str(failure).splitlines() or [type(failure).__name__])[0]
+            self.decoder_failure = _shorten(failure)
             self._decoder = None
             if self.note is not None:
                 self.note(f"The GPU cannot decode JPEG files here ({self.decoder_failure}): the CPU decodes them.")
@@ -173,6 +174,12 @@ class DeviceImages:
         if path not in self._images and self._bytes + pixels.nbytes <= self._budget:
             self._images[path] = pixels
             self._bytes += pixels.nbytes
+
+
+def _shorten(failure: Exception) -> str:
+    first_line = (str(failure).splitlines() or [type(failure).__name__])[0]
+    # PyTorch's C++ errors begin with the function, the file and its line.
+    return re.sub(r"^.*\.(?:cpp|cu|h):\d+, ", "", first_line)
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -43,7 +43,7 @@ class CountingDecoder:
 
 
 def broken(encoded: list[Tensor], device: torch.device) -> list[Tensor]:
-    raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support\nand a stack")
+    raise RuntimeError("decode_jpegs_cuda, /vision/decode_jpegs_cuda.cpp:16, torchvision not compiled with nvJPEG support\nand a stack")
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_a_decoder_that_never_works_is_told_once(paths: list[Path]) -> None:
         assert_same_views(device_loader, loader, view)
     assert images.decoder_failure is not None
     assert len(notes) == 1
-    assert "not compiled with nvJPEG support): the CPU decodes them" in notes[0]
+    assert notes[0] == ("The GPU cannot decode JPEG files here (torchvision not compiled with nvJPEG support): the CPU decodes them.")
 
 
 def test_a_decoder_that_answers_with_other_sizes_is_not_believed(paths: list[Path]) -> None:

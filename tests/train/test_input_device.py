@@ -167,8 +167,7 @@ def test_a_decoder_that_does_not_work_leads_to_the_cpu_with_one_note(paths: list
     assert loader is given.loader
     assert choice["device"] == "cpu"
     assert given.progress.notes == [
-        "Training images are prepared on the CPU (the GPU cannot decode JPEG files: "
-        "decode_jpegs_cuda: torchvision not compiled with nvJPEG support)."
+        "Training images are prepared on the CPU (the GPU cannot decode JPEG files: torchvision not compiled with nvJPEG support)."
     ]
 
 
