@@ -19,7 +19,7 @@ from edgetl.cli.app import main, program
 from edgetl.cli.finetune import finetune
 from edgetl.cli.finetune_progress import Bar, PlainLog, open_progress
 from edgetl.core.errors import RunError
-from edgetl.core.finetuning import Augment, BatchNorm, ClassWeights, Device, FinetuneConfig, Precision, Sampling, Schedule
+from edgetl.core.finetuning import Augment, BatchNorm, ClassWeights, Device, FinetuneConfig, InputDevice, Precision, Sampling, Schedule
 from edgetl.core.presets import presets
 from edgetl.train.progress import EpochRecord, Step
 
@@ -208,6 +208,7 @@ GIVEN: dict[str, tuple[str, str, Any]] = {
     "--seed": ("7", "seed", 7),
     "--split-seed": ("8", "split_seed", 8),
     "--device": (other("device", Device), "device", other("device", Device)),
+    "--input-device": (other("input_device", InputDevice), "input_device", other("input_device", InputDevice)),
     "--precision": (other("precision", Precision), "precision", other("precision", Precision)),
     "--workers": ("0", "workers", 0),
     "--cache-budget": ("2GB", "cache_budget", 2 * 10**9),

@@ -383,8 +383,8 @@ def test_golden_images_become_squares_of_the_resized_length(make_bundle: MakeBun
     from edgetl.device.bench.inputs import prepare_pictures
     from edgetl.device.bundle import open_bundle
 
-    pictures = prepare_pictures(open_bundle(make_bundle()), {"image", "tensor"}, tmp_path)
-    image, tensor = (np.load(pictures.tensors[kind]) for kind in ("image", "tensor"))
+    pictures = prepare_pictures(open_bundle(make_bundle()), {("image", None), ("tensor", None)}, tmp_path)
+    image, tensor = (np.load(pictures.tensors[kind, None]) for kind in ("image", "tensor"))
     assert (image.shape, image.dtype) == ((4, 1, 40, 40, 3), np.uint8)
     assert (tensor.shape, tensor.dtype) == ((4, 1, 3, 32, 32), np.float32)
     assert image.std() > 1, "pictures, not blanks"

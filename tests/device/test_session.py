@@ -40,7 +40,7 @@ class FakeSession:
         return [name for name, _ in self.made["providers"]]
 
     def get_inputs(self) -> list[Any]:
-        return [SimpleNamespace(name="pixels")]
+        return [SimpleNamespace(name="pixels", shape=["batch", "height", "width", 3])]
 
     def run(self, names: list[str], feed: dict[str, Any]) -> Any:
         raise EPFail(NO_ENGINE)

@@ -100,6 +100,7 @@ def test_a_mode_opens_its_session_with_its_options(make_bundle: MakeBundle, monk
 
     monkeypatch.setattr(onnx_runtime, "create_session", note)
     monkeypatch.setattr(onnx_runtime, "MEMORY", {"cuda": "cpu"})
+    monkeypatch.setattr(onnx_runtime, "recorded_assignments", lambda session: None)
     source = Source(make_bundle() / "fp32.onnx", threads=1, provider="cuda", settings={"session_mode": "cuda-graph"})
     backend = OnnxRuntimeBackend(source)
     assert isinstance(backend._bound, GraphRun)

@@ -121,7 +121,7 @@ def test_feed_times_steps_and_leaves_the_warm_ones_out() -> None:
     feed = TimedFeed(slow_source, 2, 6, 2, "cpu")
     for number, _ in enumerate(feed.training(1)):
         time.sleep(0.3 if number < 2 else 0.03)
-    assert 50 <= feed.times.wall_ms < 150
+    assert 50 <= feed.times.wall_ms < 250, "a step that counts takes 50 ms, a warm one 320"
     assert 30 <= feed.times.host_ms < feed.times.wall_ms
     assert feed.times.device_ms is None
 
