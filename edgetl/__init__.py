@@ -14,8 +14,13 @@ Errors that a user can mend are EdgetlError's subclasses: see edgetl.core.errors
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
+
+# onnxruntime reads this when it is imported, and sends telemetry otherwise (1.29 and newer). Here, because
+# any module may be the first to import it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

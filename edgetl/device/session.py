@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-
-# onnxruntime reads this when it is imported; a tool that measures devices does not phone home from them.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 

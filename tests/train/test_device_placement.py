@@ -75,7 +75,8 @@ def _patch_device(patch: pytest.MonkeyPatch, free_bytes: int) -> None:
         "synchronize": None,
     }.items():
         patch.setattr(torch.cuda, name, lambda *_, _answer=answer, **__: _answer)
-    patch.setattr(Tensor, "pin_memory", lambda self: self)
+    # A new tensor, as pinning gives: in inference mode PyTorch would copy a fake constant for real.
+    patch.setattr(Tensor, "pin_memory", lambda self: torch.empty_like(self))
     patch.setattr(nn.Module, "to", _module_to)
     patch.setattr(Tensor, "backward", _give_gradients)
 
