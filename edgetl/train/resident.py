@@ -62,6 +62,8 @@ class ResidentViews:
         """
         is_kept = [all(key in self._row for key in batch) for batch in batches]
         kept = [batch for batch, keep in zip(batches, is_kept, strict=True) if keep]
+        if not kept:
+            return [None] * len(batches)
         rows = torch.tensor([self._row[key] for batch in kept for key in batch], dtype=torch.int64)
         if self._device.type == "cuda":
             rows = rows.pin_memory()
