@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from edgetl.train.feeding import Batch
 from tools.checks.gpu_check.clock import device_ms, wall_ms
 
+COMPILED = "torch.compile"
 VARIANTS = (
     "cudnn.benchmark off",
     "cudnn.benchmark on",
     "cudnn.benchmark on, ReLU6 in place",
     "CUDA graph",
-    "torch.compile",
+    COMPILED,
 )
 
 
@@ -47,7 +48,7 @@ def _step(variant: str, network: nn.Module, batch: Batch, device: str) -> Callab
     graphed = variant == "CUDA graph" and device == "cuda"
     optimizer = torch.optim.Adam(network.parameters(), 1e-3, fused=True, capturable=graphed)
     forward: Callable[[Tensor], Any] = network
-    if variant == "torch.compile":
+    if variant == COMPILED:
         # On a CPU a rehearsal traces, and leaves the compiler's minutes out.
         backend = "inductor" if device == "cuda" else "eager"
         forward = torch.compile(network, backend=backend)

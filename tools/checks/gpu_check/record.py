@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,11 +32,23 @@ class Record:
     path: Path
     figures: dict[str, Any] = field(default_factory=dict)
     requirements: list[Requirement] = field(default_factory=list)
+    limit_s: float = math.inf
+    """Of the step; it is killed then."""
+    started: float = field(default_factory=time.monotonic)
+    left_out: list[str] = field(default_factory=list)
 
     def measure(self, **figures: Any) -> None:
         """Add figures: numbers, strings, or lists and dictionaries of them."""
         self.figures.update(figures)
         self._write()
+
+    def has_time(self, seconds: float, part: str) -> bool:
+        """True where so many seconds are left of the limit; a part that is left out is recorded."""
+        if self.limit_s - (time.monotonic() - self.started) >= seconds:
+            return True
+        self.left_out.append(part)
+        self.measure(left_out_for_lack_of_time=self.left_out)
+        return False
 
     def require(self, text: str, passed: bool, detail: object = "") -> bool:
         """Add an assertion; the step goes on where it does not hold, and fails in the end."""

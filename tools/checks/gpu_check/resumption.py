@@ -9,43 +9,43 @@ from typing import Any
 
 from tools.checks.gpu_check.record import Record
 from tools.checks.gpu_check.settings import Settings
-from tools.checks.gpu_check.training_run import TrainingRun, execute, finetune, finetune_options
+from tools.checks.gpu_check.training_run import TrainingRun, execute, finetune_options
 
 WITHIN, BETWEEN = "within", "between"
 
 
 def check_resumption(settings: Settings, record: Record) -> None:
     """Step `resumption`."""
-    epochs = ("2", "1") if settings.rehearsal else ("3", "2")
-    more = ("--epochs", epochs[0], "--finetune-epochs", epochs[1])
-    cache = settings.folder / "resumption-cache"
-    whole = finetune(settings, "whole", *more, cache=cache)
-    record.require("the run that nothing ends is complete", whole.status == 0, whole.status)
+    epochs = (2, 1) if settings.rehearsal else (3, 2)
+    more = ("--epochs", str(epochs[0]), "--finetune-epochs", str(epochs[1]))
+    accuracies = []
     for place in (WITHIN, BETWEEN):
         with record.attempt(f"{place}: the run can be ended and resumed"):
             path = settings.folder / f"ended-{place}"
             options = finetune_options(settings, "-o", str(path), *more)
             command = ["-m", "tools.checks.gpu_check.resumption", place, "finetune", *options]
-            variables = {"EDGETL_CACHE": str(cache)}
+            variables = {"EDGETL_CACHE": str(settings.folder / "resumption-cache")}
             ended = execute(command, path, variables)
             resume = ["-m", "edgetl", "finetune", "--resume", str(path)]
-            _compare(record, place, whole, ended, execute(resume, path, variables))
+            resumed = execute(resume, path, variables)
+            _check(record, place, sum(epochs), ended, resumed)
+            accuracies.append(resumed.accuracy)
+    if len(accuracies) == 2:
+        text = "the two resumed runs are equally accurate within 2 points"
+        record.require(text, abs(accuracies[0] - accuracies[1]) <= 0.02, accuracies)
 
 
-def _compare(record: Record, place: str, whole: TrainingRun, ended: TrainingRun, resumed: TrainingRun) -> None:
+def _check(record: Record, place: str, epochs: int, ended: TrainingRun, resumed: TrainingRun) -> None:
     phase = "within a phase" if place == WITHIN else "between phases"
     killed = ended.status == -signal.SIGTERM and ended.seconds_to_metrics is None
     record.require(f"{phase}: SIGTERM ends the run", killed, ended.status)
     record.require(f"{phase}: --resume ends well", resumed.status == 0, resumed.status)
     continued = "Going on after" in resumed.output
     record.require(f"{phase}: it goes on from the checkpoint", continued)
-    counts = len(resumed.history), len(whole.history)
-    record.require(f"{phase}: no epoch is lost or doubled", counts[0] == counts[1], counts)
-    difference = abs(resumed.accuracy - whole.accuracy)
-    text = f"{phase}: the accuracy is that of the whole run within 2 points"
-    record.require(text, difference <= 0.02, f"{resumed.accuracy:.4f}, {whole.accuracy:.4f}")
-    same = resumed.weights_sha256 == whole.weights_sha256
-    record.measure(**{f"{phase}: weights equal bit by bit": same})
+    count = len(resumed.history)
+    record.require(f"{phase}: no epoch is lost or doubled", count == epochs, f"{count} of {epochs}")
+    record.require(f"{phase}: every loss is finite", resumed.losses_are_finite)
+    record.measure(**{phase: {"accuracy": resumed.accuracy, "seconds": resumed.seconds}})
 
 
 def main() -> None:

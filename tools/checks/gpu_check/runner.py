@@ -108,7 +108,7 @@ def run_step(step: Step, settings: Path, logs: Path, environment: Mapping[str, s
     record, output = logs / f"{step.name}.json", logs / f"{step.name}.log"
     record.unlink(missing_ok=True)
     worker = [sys.executable, "-m", "tools.checks.gpu_check.worker"]
-    command = [*worker, step.function, str(settings), str(record)]
+    command = [*worker, step.function, str(settings), str(record), str(step.limit_s)]
     started = time.monotonic()
     with output.open("wb") as stream:
         process = subprocess.Popen(

@@ -15,8 +15,10 @@ from edgetl.device.cores import available_cores
 from edgetl.train.augmentation import Augmentation
 from edgetl.train.computing import Computing, choose_computing
 from edgetl.train.decoded import DecodedImages
+from edgetl.train.device_images import DeviceImages
+from edgetl.train.device_loader import DeviceLoader
 from edgetl.train.epochs import Epochs
-from edgetl.train.feeding import Batch, Feed, Order, StreamedFeed
+from edgetl.train.feeding import Batch, BatchLoader, Feed, Order, StreamedFeed
 from edgetl.train.freezing import set_trainable
 from edgetl.train.loading import Images, Loader, default_workers
 from edgetl.train.models import adapt
@@ -27,8 +29,7 @@ from edgetl.train.progress import Silent
 from edgetl.train.recipe import Training
 from edgetl.train.splits import SplitRow
 from edgetl.train.staging import Stage
-from tools.checks.gpu_check.photos import SIZES
-from tools.checks.gpu_check.plain_step import VARIANTS, plain_step_ms
+from tools.checks.gpu_check.plain_step import COMPILED, VARIANTS, plain_step_ms
 from tools.checks.gpu_check.preparation import large_photos
 from tools.checks.gpu_check.profile import launches_and_device_ms
 from tools.checks.gpu_check.record import Record
@@ -37,22 +38,34 @@ from tools.checks.gpu_check.timed_feed import StepTimes, TimedFeed
 
 LEAST_RATIO = 0.9
 """Of the rate on synthetic data that training from JPEG files of 500 pixels must reach."""
+DECODED, KEPT, ON_DEVICE = "decoded on the CPU every time", "decoded images kept", "decoded on the device, kept there"
+INPUT_PATHS = (DECODED, KEPT, ON_DEVICE)
 KEPT_BYTES = 16 * 2**30
 
 
 def check_step_rate(settings: Settings, record: Record) -> None:
     """Step `step_rate`."""
     batch_sizes = (4,) if settings.rehearsal else (64, 256)
+    rates = {}
     for batch_size in batch_sizes:
-        rates = _synthetic(settings, record, batch_size)
-        if rates is None:
-            continue
-        for size in SIZES:
-            with record.attempt(f"batch {batch_size}, {size}: training from JPEG runs"):
-                _from_jpeg(settings, record, batch_size, size, rates)
+        rates[batch_size] = _synthetic(settings, record, batch_size)
+        _try_jpeg(settings, record, batch_size, "500 px", rates[batch_size])
+    for size in ("1080p", "12 MP"):
+        if record.has_time(15, f"batch {batch_sizes[0]}, {size}"):
+            _try_jpeg(settings, record, batch_sizes[0], size, rates[batch_sizes[0]])
     # Last: what compiles may take its time.
-    for batch_size in batch_sizes:
-        _compare_variants(settings, record, batch_size)
+    for variant in VARIANTS:
+        for batch_size in batch_sizes:
+            name = f"batch {batch_size}, plain PyTorch, {variant}"
+            if record.has_time(25 if variant == COMPILED else 5, name):
+                with record.attempt(f"{name}: a step runs"):
+                    _measure_variant(settings, record, variant, batch_size, name)
+
+
+def _try_jpeg(settings: Settings, record: Record, batch_size: int, size: str, synthetic: float | None) -> None:
+    with record.attempt(f"batch {batch_size}, {size}: training from JPEG runs"):
+        if synthetic is not None:
+            _from_jpeg(settings, record, batch_size, size, synthetic)
 
 
 def _synthetic(settings: Settings, record: Record, batch_size: int) -> float | None:
@@ -80,30 +93,26 @@ def _synthetic(settings: Settings, record: Record, batch_size: int) -> float | N
 def _from_jpeg(settings: Settings, record: Record, batch_size: int, size: str, synthetic: float) -> None:
     folder = settings.data if size == "500 px" else large_photos(settings, size)
     best = 0.0
-    for path, kept_bytes in (("every image decoded", 0), ("decoded images kept", KEPT_BYTES)):
-        # A loop over large photos may be slow: fewer steps, of the same batches.
-        steps = 3 if settings.rehearsal else {"500 px": 40, "1080p": 12, "12 MP": 8}[size]
-        source = jpeg_batches(settings, folder, batch_size, steps, kept_bytes)
-        times, _ = train(settings, source.training, batch_size, steps)
-        rate = batch_size / times.wall_ms * 1e3
-        best = max(best, rate)
+    for path in INPUT_PATHS:
         name = f"batch {batch_size}, {size}, {path}"
-        record.measure(**{name: {**figures(times, batch_size), "ratio_to_synthetic": rate / synthetic}})
+        with record.attempt(f"{name} runs"):
+            # A loop over large photos may be slow: fewer steps, of the same batches.
+            steps = 3 if settings.rehearsal else {"500 px": 40, "1080p": 12, "12 MP": 8}[size]
+            source = jpeg_batches(settings, folder, batch_size, steps, path)
+            times, _ = train(settings, source.training, batch_size, steps)
+            rate = batch_size / times.wall_ms * 1e3
+            best = max(best, rate)
+            record.measure(**{name: {**figures(times, batch_size), "ratio_to_synthetic": rate / synthetic}})
     if size == "500 px":
         needed = 0.0 if settings.rehearsal else LEAST_RATIO
         text = f"batch {batch_size}: JPEG of 500 px reaches {needed:g} of the rate on synthetic data"
         record.require(text, best / synthetic >= needed, f"{best / synthetic:.3f}")
 
 
-def _compare_variants(settings: Settings, record: Record, batch_size: int) -> None:
-    for name in VARIANTS:
-        with record.attempt(f"batch {batch_size}: a plain step runs, {name}"):
-            network = whole_network(settings)
-            batch = _synthetic_batch(settings, batch_size)
-            steps = 1 if settings.rehearsal else 20
-            wall, device = plain_step_ms(name, network, batch, steps, settings.device)
-            values = {"wall_ms": wall, "device_ms": device}
-            record.measure(**{f"batch {batch_size}, plain PyTorch, {name}": values})
+def _measure_variant(settings: Settings, record: Record, variant: str, batch_size: int, name: str) -> None:
+    network, batch = whole_network(settings), _synthetic_batch(settings, batch_size)
+    wall, device = plain_step_ms(variant, network, batch, 1 if settings.rehearsal else 20, settings.device)
+    record.measure(**{name: {"wall_ms": wall, "device_ms": device}})
 
 
 def train(settings: Settings, batches: Any, batch_size: int, steps: int) -> tuple[StepTimes, str]:
@@ -113,7 +122,7 @@ def train(settings: Settings, batches: Any, batch_size: int, steps: int) -> tupl
     epochs, training = make_epochs(settings, feed, batch_size * steps)
     epochs.run_one()
     reports = getattr(training, "steps", {})
-    return feed.times, str(getattr(reports.get(1), "mode", "eager"))
+    return feed.times, str(getattr(reports.get(1), "runner", "eager"))
 
 
 def make_epochs(settings: Settings, feed: Feed, images: int) -> tuple[Epochs, Training]:
@@ -138,16 +147,21 @@ def train_config(settings: Settings) -> FinetuneConfig:
     return FinetuneConfig(settings.data, device=device, weights="none", seed=settings.seed)  # type: ignore[arg-type]
 
 
-def jpeg_batches(settings: Settings, folder: Path, batch_size: int, steps: int, kept_bytes: int) -> StreamedFeed:
+def jpeg_batches(settings: Settings, folder: Path, batch_size: int, steps: int, path: str) -> StreamedFeed:
     """Feed from the files of `folder`, repeated until the steps are full, with edgetl's loader and augmentation."""
     rows = [SplitRow(path, path.parent.name, "train") for path in sorted(folder.glob("*/*")) if path.is_file()]
     labels = sorted({row.label for row in rows})
     preprocessing = preprocessing_for("mobilenet_v2", settings.image_size)
-    decoded = DecodedImages(kept_bytes, max(768, 3 * preprocessing.resize))
+    decoded = DecodedImages(KEPT_BYTES if path == KEPT else 0, max(768, 3 * preprocessing.resize))
     augmentation = Augmentation("light", preprocessing, settings.seed)
     images = Images(rows, labels, augmentation, preprocessing, decoded)
     workers = default_workers(len(rows) * 64, available_cores(), settings.device)
-    loader = Loader(images, workers, pin_memory=settings.device == "cuda")
+    on_cpu = Loader(images, workers, pin_memory=settings.device == "cuda")
+    loader: BatchLoader = on_cpu
+    if path == ON_DEVICE:
+        device = computing(settings).device
+        kept = DeviceImages(decoded, device, KEPT_BYTES)
+        loader = DeviceLoader(on_cpu, kept, preprocessing.crop, device)
     indices = [index % len(rows) for index in range(batch_size * steps)]
     order = Order(images.labels(indices) % 4, "shuffled", batch_size, settings.seed)
     return StreamedFeed(loader, indices, [], order, None, None, preprocessing, computing(settings))

@@ -16,7 +16,7 @@ STEPS = (
     Step(
         "preparation",
         "photos, a MobileNetV2 run and its bundles, which later steps use",
-        65,
+        60,
         f"{_HERE}.preparation:prepare",
     ),
     Step(
@@ -36,21 +36,21 @@ STEPS = (
     Step(
         "process_time",
         "process start to metrics.json against a plain bf16 loop, in turns",
-        80,
+        70,
         f"{_HERE}.process_time:check_process_time",
         ("preparation",),
     ),
     Step(
         "precision",
         "fp32, bf16 and fp16 from one seed: finite losses, equal accuracy",
-        45,
+        40,
         f"{_HERE}.precision:check_precision",
         ("preparation",),
     ),
     Step(
         "resumption",
         "SIGTERM within a phase and between phases, then --resume",
-        40,
+        45,
         f"{_HERE}.resumption:check_resumption",
         ("preparation",),
     ),
@@ -70,7 +70,7 @@ STEPS = (
     Step(
         "inference",
         "PyTorch against ONNX Runtime at batches 1, 8, 64, in turns",
-        80,
+        95,
         f"{_HERE}.inference:check_inference",
         ("preparation",),
     ),

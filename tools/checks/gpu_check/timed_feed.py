@@ -11,6 +11,8 @@ import torch
 from edgetl.train.feeding import Batch
 from tools.checks.gpu_check.clock import event, wait
 
+PLANNED_STEPS = 1000
+
 
 @dataclass(frozen=True)
 class StepTimes:
@@ -35,14 +37,16 @@ class TimedFeed:
         warm_steps: int,
         device: str,
     ) -> None:
-        """Take a source of `steps` batches.
+        """Take a source of so many batches.
 
         Args:
             batches: the epoch's number to its batches.
             warm_steps: steps that are not timed.
         """
         self._batches, self._device, self._warm = batches, device, warm_steps
-        self.batch_size, self.steps = batch_size, steps
+        self.batch_size = batch_size
+        # A real epoch has more: the trainer captures CUDA graphs where a phase has hundreds of steps.
+        self.steps = max(steps, PLANNED_STEPS)
         self._host_s: list[float] = []
         self._events: list[torch.cuda.Event] = []
         self._began = self._ended = 0.0
@@ -50,10 +54,8 @@ class TimedFeed:
     def training(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """One epoch."""
         self._host_s, self._events = [], []
+        self._began = time.perf_counter()
         for number, batch in enumerate(self._batches(epoch)):
-            if number == self._warm:
-                wait(self._device)
-                self._began = time.perf_counter()
             if number >= self._warm and self._device == "cuda":
                 self._events.append(event())
                 self._events[-1].record()
@@ -61,6 +63,10 @@ class TimedFeed:
             yield batch
             if number >= self._warm:
                 self._host_s.append(time.perf_counter() - given)
+            else:
+                # The first timed step begins with the wait for its batch.
+                wait(self._device)
+                self._began = time.perf_counter()
         wait(self._device)
         self._ended = time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""The process of one step: `python -m tools.checks.gpu_check.worker MODULE:FUNCTION SETTINGS RECORD`."""
+"""The process of one step: `worker MODULE:FUNCTION SETTINGS RECORD LIMIT_S`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tools.checks.gpu_check.settings import Settings
 
 def main() -> None:
     module, _, function = sys.argv[1].partition(":")
-    record = Record(Path(sys.argv[3]))
+    record = Record(Path(sys.argv[3]), limit_s=float(sys.argv[4]))
     getattr(import_module(module), function)(Settings.read(Path(sys.argv[2])), record)
 
 
