@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from edgetl.core.comparisons import Comparison
-from edgetl.core.results import BenchResult
+from edgetl.core.results import EAGER, BenchResult
 from edgetl.core.rows import Row
 from edgetl.core.statistics import PERCENTILE_SUPPORT
 from edgetl.core.wording import MISSING, counted, gpu_summary, milliseconds
@@ -102,7 +102,12 @@ def _card(title: str, result: BenchResult, first: BenchResult) -> Markup:
     badges += [Badge("gate failed", "bad")] if result.failed else []
     badges += [Badge(f"{judged.limit} {judged.outcome}", OUTCOME_TONES[judged.outcome]) for judged in result.judged]
     blocks = [paragraph("", badges=badges), paragraph(sentence(result))]
-    doubts = [*_alternatives(result), *(f"Noise: {reason}." for reason in result.noise.reasons), *_failures(result)]
+    doubts = [
+        *_fastest_pytorch(result),
+        *_alternatives(result),
+        *(f"Noise: {reason}." for reason in result.noise.reasons),
+        *_failures(result),
+    ]
     return card(title, keys, [*blocks, *([bullets(doubts)] if doubts else [])])
 
 
@@ -112,6 +117,23 @@ def _against(result: BenchResult, pair: Comparison) -> str:
     ratio = f"{pair.speedup.ratio:.2f} {interval(pair.speedup.low, pair.speedup.high, 2)} times as fast as {against}"
     undecided = {"inconclusive": "inconclusive, the interval holds 1", "noisy": "not decided, the device was too noisy"}
     return f"{ratio} ({undecided.get(pair.verdict, pair.verdict)})"
+
+
+def _fastest_pytorch(result: BenchResult) -> list[str]:
+    """Hold the recommended row against the fastest PyTorch row of its cell, where that isn't eager already."""
+    chosen = result.recommendation
+    if chosen is None:
+        return []
+    pairs = [pair for pair in result.comparisons if pair.candidate == chosen.latency.row and pair.earlier is None]
+    pairs = [pair for pair in pairs if result.row(pair.baseline).runtime == "pytorch"]
+    if not pairs:
+        return []
+    fastest = min(pairs, key=lambda pair: result.row(pair.baseline).percentile_ms(50) or 0.0)
+    row = result.row(fastest.baseline)
+    if row.variant == EAGER:
+        return []
+    p50 = milliseconds(row.percentile_ms(50))
+    return [f"Fastest PyTorch baseline: {row.variant}, p50 {p50} ms; the recommended row is {_against(result, fastest)}."]
 
 
 def _alternatives(result: BenchResult) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -164,3 +165,18 @@ def test_what_is_withheld_noisy_or_earlier_is_said() -> None:
     assert "—" in text
     assert "noisy: other processes used 40% of the CPU" in words
     assert "another device, another model, another configuration, noisy" in words
+
+
+def test_table_shows_the_clock_of_a_profile_and_the_gpu() -> None:
+    reading = {"index": 0, "sm_clocks_mhz": [1980], "max_sm_clock_mhz": 1980, "throttle_reasons": ["hw slowdown"], "temperature_c": 61}
+    reading |= {"power_w": 300.0, "memory_used_bytes": 2**30}
+    measured = row("onnxruntime", [2_000_000, 2_000_000])
+    measured = replace(measured, rounds=tuple(replace(block, gpu=reading) for block in measured.rounds))
+    operators = [{"operator": "Conv", "nodes": 1, "provider": "CUDAExecutionProvider", "us": 1.0, "share": 1.0}]
+    profile = {"runs": 3, "clock": "host dispatch", "operators": operators, "nodes": []}
+    content = replace(result(), rows=(measured,), pairs=(), profiles={measured.id: profile})
+    text = " ".join(shown(content).split())
+    assert "Times are host dispatch: how long the host took to launch the work" in text
+    assert f"GPU {measured.id}: SM 1980 MHz of 1980, 61 °C, 300 W, 1024 MiB, throttle reasons: hw slowdown" in text
+    old = replace(content, profiles={measured.id: {name: value for name, value in profile.items() if name != "clock"}})
+    assert "Times are" not in shown(old)

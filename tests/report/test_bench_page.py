@@ -228,5 +228,27 @@ def test_page_shows_the_state_of_the_gpu(tmp_path: Path) -> None:
     assert bench_report([replace(read_result(tmp_path / "gpu.json"), path=None)]) == html
 
 
+def test_page_names_the_fastest_pytorch_baseline() -> None:
+    eager, graph = bench_row("pytorch", "fp32", 9.0), bench_row("pytorch", "cuda-graph", 4.0)
+    onnx = bench_row("onnxruntime", "fp32", 3.0)
+    text = Page(bench_report([bench_result((eager, graph, onnx))])).text
+    assert re.search(r"Fastest PyTorch baseline: cuda-graph, p50 [34]\.\d\d ms; the recommended row is 1\.\d\d", text)
+    assert "against pytorch fp32" in text, "the speed-up itself stands against eager"
+    assert "Fastest PyTorch baseline" not in Page(bench_report([bench_result((eager, onnx))])).text
+
+
+@pytest.mark.parametrize(
+    ("clock", "words"),
+    [("gpu", "Times are time on the GPU."), ("host dispatch", "Times are host dispatch: how long the host took to launch")],
+)
+def test_page_says_which_clock_a_profile_is(clock: str, words: str) -> None:
+    row = bench_row("onnxruntime", "fp32", 3.0)
+    operators = [{"operator": "Conv", "nodes": 1, "provider": "CUDAExecutionProvider", "us": 1.0, "share": 1.0}]
+    profile = {"runs": 3, "operators": operators, "nodes": []}
+    assert words in Page(bench_report([bench_result((row,), profiles={row.id: {**profile, "clock": clock}})])).text
+    # Results of before don't say.
+    assert "Times are" not in Page(bench_report([bench_result((row,), profiles={row.id: profile})])).text
+
+
 def test_page_has_no_gpu_column_without_readings(both: str) -> None:
     assert "throttle reasons" not in both
