@@ -154,3 +154,13 @@ def test_wheels_are_installed_without_an_index(tmp_path: Path) -> None:
         install_wheels(tmp_path, tmp_path / "site")
     variables = step_variables(tmp_path, tmp_path / "site")
     assert variables["PYTHONPATH"].split(os.pathsep)[:2] == [str(tmp_path / "site"), str(ROOT)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_rehearsal_passes_every_step(tmp_path: Path) -> None:
+    check = [sys.executable, "-m", "tools.checks.gpu_check", "--rehearsal", "-o", str(tmp_path / "out")]
+    done = subprocess.run(check, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT)
+    content = json.loads((tmp_path / "out/result.json").read_text())
+    assert {entry["step"]: entry["reason"] for entry in content["steps"] if entry["status"] != "passed"} == {}
+    assert done.returncode == 0

@@ -12,6 +12,8 @@ from tools.checks.gpu_check.settings import Settings
 from tools.checks.gpu_check.training_run import TrainingRun, execute, finetune_options
 
 WITHIN, BETWEEN = "within", "between"
+TERMINATED = 128 + signal.SIGTERM
+"""edgetl's exit status: SIGTERM is answered as Ctrl-C is."""
 
 
 def check_resumption(settings: Settings, record: Record) -> None:
@@ -37,7 +39,7 @@ def check_resumption(settings: Settings, record: Record) -> None:
 
 def _check(record: Record, place: str, epochs: int, ended: TrainingRun, resumed: TrainingRun) -> None:
     phase = "within a phase" if place == WITHIN else "between phases"
-    killed = ended.status == -signal.SIGTERM and ended.seconds_to_metrics is None
+    killed = ended.status == TERMINATED and ended.seconds_to_metrics is None
     record.require(f"{phase}: SIGTERM ends the run", killed, ended.status)
     record.require(f"{phase}: --resume ends well", resumed.status == 0, resumed.status)
     continued = "Going on after" in resumed.output
@@ -55,6 +57,7 @@ def main() -> None:
 
     place = sys.argv.pop(1)
     saves = 0
+    save_when_due = Training.save_when_due
 
     def save(self: Training, epochs: Any) -> None:
         nonlocal saves
@@ -62,6 +65,8 @@ def main() -> None:
         saves += epochs is not None
         if (place == WITHIN and saves == 3) or (place == BETWEEN and epochs is None):
             os.kill(os.getpid(), signal.SIGTERM)
+        # It ends the run where the signal has asked for that.
+        save_when_due(self, epochs)
 
     Training.save_when_due = save  # type: ignore[method-assign]
     edgetl()
