@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from tools.checks.gpu_check.clock import device_ms
 from tools.checks.gpu_check.record import Record
 from tools.checks.gpu_check.settings import Settings
+from tools.checks.gpu_check.wheels import nvidia_libraries
 
 PACKAGES = (
     "torch", "torchvision", "onnxruntime-gpu", "onnxruntime", "onnx", "numpy", "pillow",
@@ -49,7 +51,11 @@ def _check_provider(settings: Settings, record: Record) -> None:
     # In a process without PyTorch, as `edgetl predict` is: PyTorch would have loaded the libraries.
     model = write_addition(settings.folder / "addition.onnx")
     command = [sys.executable, "-c", _OPEN_SESSION, str(model), settings.device]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # Nor with the folders that --wheels adds for the other steps: edgetl has to find the libraries itself.
+    known = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    kept = [folder for folder in known if folder not in nvidia_libraries()]
+    variables = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(kept)}
+    done = subprocess.run(command, capture_output=True, text=True, env=variables)
     answer = (done.stdout.strip() or done.stderr.strip()).rpartition("\n")[2]
     expected = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}[settings.device]
     started = done.returncode == 0 and answer == expected
