@@ -25,7 +25,7 @@ demo: $(STAMP)  ## the whole job, offline, in under three minutes: from nothing 
 readme: $(STAMP)  ## run the demo and draw its pictures for the README anew
 	$(BIN)/python -m tools.readme -o docs
 
-test: $(STAMP)  ## the test suite, under 9 minutes on 2 cores
+test: $(STAMP)  ## the test suite, under 20 minutes on 2 shared cores
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)  ## the tests that take minutes: the recipe's accuracy on real photos
