@@ -90,8 +90,13 @@ def test_step_is_skipped_when_its_limit_does_not_fit(tmp_path: Path) -> None:
 
 
 def test_step_is_skipped_without_what_it_needs(tmp_path: Path) -> None:
-    _, second = run(tmp_path, fake("failing"), fake("passing", needs=("failing",)))
-    assert (second.status, second.reason) == ("skipped", "it needs failing, which did not pass")
+    _, second = run(tmp_path, fake("raising"), fake("passing", needs=("raising",)))
+    assert (second.status, second.reason) == ("skipped", "it needs raising, which did not end")
+
+
+def test_step_runs_after_a_failed_one_whose_files_are_there(tmp_path: Path) -> None:
+    first, second = run(tmp_path, fake("failing"), fake("passing", needs=("failing",)))
+    assert (first.status, second.status) == ("failed", "passed")
 
 
 def test_results_are_written_after_each_step(tmp_path: Path) -> None:
@@ -120,7 +125,7 @@ def test_limits_fit_into_nine_minutes() -> None:
 
 
 def test_only_takes_what_a_step_needs_along() -> None:
-    assert [step.name for step in choose_steps(["placement"])] == ["preparation", "placement"]
+    assert [step.name for step in choose_steps(["placement"])] == ["photos", "bundles", "placement"]
     with pytest.raises(ValueError, match=r"Unknown step speed\. Known: environment, "):
         choose_steps(["speed"])
 

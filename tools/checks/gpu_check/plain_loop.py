@@ -2,7 +2,7 @@
 
     python -m tools.checks.gpu_check.plain_loop SETTINGS EPOCHS FINETUNE_EPOCHS METRICS
 
-The same files, split, weights and number of epochs as the `edgetl finetune` beside it: first the head on the frozen
+The same files, weights and number of epochs as the `edgetl finetune` beside it: first the head on the frozen
 backbone, then the last blocks too; torchvision's transforms in worker processes, Adam, accuracy on the validation
 images after every epoch.
 """
@@ -20,21 +20,21 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from edgetl.core.layout import RunDirectory
 from edgetl.device.cores import available_cores
 from edgetl.train.models import AdaptedNetwork, adapt
-from edgetl.train.splits import SplitRow, read_split
 from edgetl.train.weights import read_weights
 from tools.checks.gpu_check.settings import Settings
 
+Row = tuple[Path, int]
+"""A file and the number of its label."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Photos(Dataset[tuple[Tensor, int]]):
     """Files to augmented or centered float32 [3, side, side]."""
 
-    def __init__(self, rows: list[SplitRow], labels: list[str], side: int, augmented: bool) -> None:
-        self._rows, self._labels = rows, labels
+    def __init__(self, rows: list[Row], side: int, augmented: bool) -> None:
+        self._rows = rows
         views = [v2.RandomResizedCrop(side, (0.5, 1.0)), v2.RandomHorizontalFlip()]
         center = [v2.Resize(round(side * 256 / 224)), v2.CenterCrop(side)]
         normalize = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
@@ -44,31 +44,36 @@ class Photos(Dataset[tuple[Tensor, int]]):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        row = self._rows[index]
-        pixels = decode_image(str(row.path), ImageReadMode.RGB)
-        return self._transform(pixels), self._labels.index(row.label)
+        path, label = self._rows[index]
+        return self._transform(decode_image(str(path), ImageReadMode.RGB)), label
 
 
-def loaders(settings: Settings, run: Path) -> tuple[DataLoader[tuple[Tensor, int]], ...]:
-    """Training and validation batches of the split that an edgetl run was trained on."""
-    rows = read_split(RunDirectory.open(run))
-    labels = sorted({row.label for row in rows})
+def split(settings: Settings) -> tuple[list[Row], list[Row]]:
+    """Training and validation files with their labels: every fifth file of a class is held back, as edgetl holds back a fifth."""
+    folders = sorted(path for path in settings.data.iterdir() if path.is_dir())
+    rows = [(path, number, at) for number, folder in enumerate(folders) for at, path in enumerate(sorted(folder.iterdir()))]
+    train = [(path, label) for path, label, at in rows if at % 5]
+    return train, [(path, label) for path, label, at in rows if at % 5 == 0]
+
+
+def loaders(settings: Settings) -> tuple[DataLoader[tuple[Tensor, int]], ...]:
+    """Training and validation batches."""
     workers = max(1, min(available_cores() - 1, 16))
     made = []
-    for part in ("train", "val"):
-        chosen = [row for row in rows if row.split == part]
-        photos = Photos(chosen, labels, settings.image_size, part == "train")
+    for rows, trained in zip(split(settings), (True, False), strict=True):
+        photos = Photos(rows, settings.image_size, trained)
         pinned = settings.device == "cuda"
-        made.append(DataLoader(photos, 16, part == "train", num_workers=workers, pin_memory=pinned, persistent_workers=True))
+        made.append(DataLoader(photos, 16, trained, num_workers=workers, pin_memory=pinned, persistent_workers=True))
     return tuple(made)
 
 
-def train(settings: Settings, run: Path, epochs: tuple[int, int]) -> float:
+def train(settings: Settings, epochs: tuple[int, int]) -> float:
     """Train both phases; returns the best validation accuracy."""
     torch.manual_seed(settings.seed)
-    training, validation = loaders(settings, run)
+    training, validation = loaders(settings)
     weights = read_weights(settings.weights, settings.model)
-    adapted = adapt(settings.model, settings.image_size, 4, 0, 0.2, weights)
+    classes = len({label for _, label in split(settings)[0]})
+    adapted = adapt(settings.model, settings.image_size, classes, 0, 0.2, weights)
     network = adapted.network.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     best = 0.0
     for phase, count in enumerate(epochs):
@@ -123,7 +128,7 @@ def _moved(pixels: Tensor, device: str) -> Tensor:
 def main() -> None:
     settings = Settings.read(Path(sys.argv[1]))
     torch.backends.cudnn.benchmark = True
-    best = train(settings, settings.run, (int(sys.argv[2]), int(sys.argv[3])))
+    best = train(settings, (int(sys.argv[2]), int(sys.argv[3])))
     metrics = Path(sys.argv[4])
     metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_text(json.dumps({"val": {"accuracy": best}}), encoding="utf-8")

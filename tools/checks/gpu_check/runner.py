@@ -92,10 +92,11 @@ def _outcome(
     environment: Mapping[str, str],
     before: Sequence[Outcome],
 ) -> Outcome:
-    passed = {outcome.step.name for outcome in before if outcome.status == "passed"}
-    missing = [name for name in step.needs if name not in passed]
+    # A step with a broken requirement has come to its end, and its files are there.
+    ended = {outcome.step.name for outcome in before if outcome.status in ("passed", "failed")}
+    missing = [name for name in step.needs if name not in ended]
     if missing:
-        return Outcome(step, "skipped", reason=f"it needs {', '.join(missing)}, which did not pass")
+        return Outcome(step, "skipped", reason=f"it needs {', '.join(missing)}, which did not end")
     left = deadline - time.monotonic()
     if step.limit_s > left:
         late = f"its limit of {step.limit_s:g} s does not fit into the {max(0.0, left):.0f} s left"
