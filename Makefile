@@ -43,7 +43,7 @@ test-runtimes: $(STAMP)  ## fp32 and int8 in OpenVINO, OpenCV (each in a fresh e
 test-arm64: $(STAMP)  ## verify, predict and a short bench on emulated aarch64; RUN=... checks a run of yours
 	PYTHON=$(BIN)/python PATH="$(abspath $(BIN)):$$PATH" tools/arm64_check.sh $(RUN)
 
-gpu-check: $(STAMP)  ## ten checks on a machine with a GPU, under nine minutes; ARGS="-o DIR"
+gpu-check: $(STAMP)  ## twelve checks on a machine with a GPU, under nine minutes; ARGS="-o DIR"
 	$(BIN)/python -m tools.checks.gpu_check $(ARGS)
 
 fuzz: $(STAMP)  ## twenty thousand mutated images through `edgetl check`; PHOTOS=folder
