@@ -2,7 +2,8 @@
 
 onnxruntime-gpu lists its kernels (`get_all_opkernel_def`) only where every provider library of the wheel loads: install
 `onnxruntime-gpu[cuda,cudnn]` and `tensorrt-cu13`, and put the latter's folder on LD_LIBRARY_PATH. A GPU is not needed.
-Where a library is missing, onnxruntime ends the process.
+Where a library is missing, onnxruntime ends the process. The recorded list was made with empty libraries in TensorRT's place; with
+TensorRT's own it is untested.
 """
 
 from __future__ import annotations

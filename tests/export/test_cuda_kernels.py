@@ -86,19 +86,22 @@ def test_every_fp16_operator_has_a_cuda_kernel(network_file: Any) -> None:
     assert missing_kernels(half) == []
 
 
-def test_every_qdq_operator_has_a_cuda_kernel() -> None:
+def test_only_int32_biases_of_qdq_lack_a_cuda_kernel() -> None:
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["" : 18]>
-        qdq (float[n, 3, 8, 8] x, float[4, 3, 3, 3] w) => (float[n, 4, 6, 6] y)
-        <float s = {0.1}, uint8 z = {7}, int8 zero = {0}> {
+        qdq (float[n, 3, 8, 8] x, float[4, 3, 3, 3] w, int32[4] bias) => (float[n, 4, 6, 6] y)
+        <float s = {0.1}, uint8 z = {7}, int8 zero = {0}, int32 none = {0}> {
             a = QuantizeLinear(x, s, z)
             b = DequantizeLinear(a, s, z)
             c = QuantizeLinear(w, s, zero)
             d = DequantizeLinear(c, s, zero)
-            y = Conv(b, d)
+            e = DequantizeLinear(bias, s, none)
+            y = Conv(b, d, e)
         }"""
     )
-    assert missing_kernels(model) == []
+    (missing,) = missing_kernels(model)
+    assert missing.startswith("DequantizeLinear")
+    assert "int32" in missing
 
 
 def test_a_missing_kernel_is_named() -> None:
