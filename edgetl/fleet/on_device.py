@@ -14,12 +14,18 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
+TEMPORARY = FOLDER / "tmp"
+_REMOVAL_SECONDS = 15
 _child: subprocess.Popen[bytes] | None = None
-_ending = threading.Lock()
+_lock = threading.RLock()
+"""Held while a step is started and while everything is ended: nothing is started after the end has begun.
+
+Reentrant, because a signal's handler runs in the thread that may already hold it."""
 
 
 def say(**content: Any) -> None:
@@ -30,23 +36,38 @@ def say(**content: Any) -> None:
 def run(*command: object) -> int:
     """A step, in a process group of its own; what it says goes to standard error."""
     global _child
-    environment = {**os.environ, "PYTHONPATH": "", "NO_COLOR": "1", "COLUMNS": "200"}
-    _child = subprocess.Popen([*map(str, command)], cwd=FOLDER, env=environment, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True)
+    # pip and ensurepip leave their temporary folders behind when they are killed; these are removed with the folder.
+    environment = {**os.environ, "PYTHONPATH": "", "NO_COLOR": "1", "COLUMNS": "200", "TMPDIR": str(TEMPORARY)}
+    with _lock:
+        _child = subprocess.Popen(
+            [*map(str, command)], cwd=FOLDER, env=environment, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
+        )
     return _child.wait()
 
 
 def end(*_: object) -> None:
-    """Leave nothing, whatever is being done."""
-    with _ending:
-        if _child is not None and _child.poll() is None:
+    """End the step that runs, remove the folder and exit."""
+    with _lock:
+        if _child is not None:
             for number in (signal.SIGTERM, signal.SIGKILL):
                 try:
                     os.killpg(_child.pid, number)
                     _child.wait(3)
                 except (OSError, subprocess.TimeoutExpired):
                     continue
-        shutil.rmtree(FOLDER, ignore_errors=True)
+        remove_folder()
         os._exit(1)
+
+
+def remove_folder() -> bool:
+    """Remove the folder; whether it is gone."""
+    give_up = time.monotonic() + _REMOVAL_SECONDS
+    while True:
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        if not FOLDER.exists() or time.monotonic() > give_up:
+            return not FOLDER.exists()
+        # A process that was killed may still finish a system call that creates a file in the folder.
+        time.sleep(0.1)
 
 
 def end_with_the_connection() -> None:
@@ -59,6 +80,7 @@ def end_with_the_connection() -> None:
 def work(job: dict[str, Any]) -> dict[str, Any]:
     """The environment and the bench; what became of them."""
     python = FOLDER / "env/bin/python"
+    TEMPORARY.mkdir()
     say(step="installing")
     if run(sys.executable, "-m", "venv", FOLDER / "env"):
         return {"failed": "python3 -m venv does not work there: `sudo apt install python3-venv` adds what it lacks."}
@@ -82,9 +104,8 @@ def main() -> None:
         outcome = work(json.loads((FOLDER / "job.json").read_text(encoding="utf-8")))
     except OSError as cause:
         outcome = {"failed": f"{cause.strerror or cause} ({FOLDER})."}
-    with _ending:
-        shutil.rmtree(FOLDER, ignore_errors=True)
-        say(left=FOLDER.exists(), **outcome)
+    with _lock:
+        say(left=not remove_folder(), **outcome)
         os._exit(0)
 
 

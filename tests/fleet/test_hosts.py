@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,7 +81,14 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Sshd]]
 @pytest.fixture(autouse=True)
 def _nothing_is_left(hosts: dict[str, Sshd]) -> Iterator[None]:
     yield
-    wait_for(lambda: not any([*host.temporary.iterdir()] for host in hosts.values()), 20)
+    try:
+        wait_for(lambda: not any([*host.temporary.iterdir()] for host in hosts.values()), 30)
+    except AssertionError:
+        left = [str(path) for host in hosts.values() for path in host.temporary.rglob("*")][:20]
+        for host in hosts.values():
+            for path in host.temporary.iterdir():
+                shutil.rmtree(path, ignore_errors=True)
+        pytest.fail(f"Left on a host: {left}")
 
 
 def wait_for(met: Callable[[], bool], seconds: float = 120) -> None:
@@ -160,9 +168,10 @@ def test_one_that_dies_in_the_middle_does_not_lose_the_others(bundle: Path, whee
     wait_for(lambda: not [*dying.temporary.iterdir()], 20)  # what was begun there ends with its connection, and cleans up
 
 
-def test_ctrl_c_leaves_nothing_there(bundle: Path, wheels: Path, hosts: dict[str, Sshd], tmp_path: Path) -> None:
+@pytest.mark.parametrize("appeared", ["env/bin/python", "tmp/tmp*/pip-*.whl"])
+def test_ctrl_c_leaves_nothing_there(appeared: str, bundle: Path, wheels: Path, hosts: dict[str, Sshd], tmp_path: Path) -> None:
     process = program(bundle, "--host", "pi", "--wheels", wheels, *QUICK, "-o", tmp_path / "results")
-    wait_for(lambda: bool([*hosts["pi"].temporary.glob("edgetl-*/env/bin/python")]))
+    wait_for(lambda: bool([*hosts["pi"].temporary.glob(f"edgetl-*/{appeared}")]))
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=30)
     assert process.returncode == 130
