@@ -56,7 +56,8 @@ def write_state(path: Path, parts: Mapping[str, Part], facts: Mapping[str, Any])
     Raises:
         OSError: there is no room, or the folder cannot be written; what was there before is as it was.
     """
-    tensors = {f"{name}/{key}": tensor for name, part in parts.items() for key, tensor in _tensors(part).items()}
+    # On the host once: tensors are hashed and written.
+    tensors = {f"{name}/{key}": tensor.detach().cpu() for name, part in parts.items() for key, tensor in _tensors(part).items()}
     content = json.dumps(facts)
     digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
     write_tensors(path, tensors, {"facts": content, "sha256": _digest_of_all(content, digests)})

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from edgetl.train.computing import copy_to_device
 from edgetl.train.view_parameters import ViewParameters
 
 _LUMINANCE = (0.299, 0.587, 0.114)
@@ -73,9 +74,7 @@ class _Upload:
     def send(self, device: torch.device) -> None:
         """Start the copy."""
         flat = torch.from_numpy(np.concatenate([array.ravel() for array in self._arrays]))
-        if device.type == "cuda":
-            flat = flat.pin_memory()
-        parts = torch.split(flat.to(device, non_blocking=True), [array.size for array in self._arrays])
+        parts = torch.split(copy_to_device(flat, device), [array.size for array in self._arrays])
         self._sent = [part.view(array.shape) for part, array in zip(parts, self._arrays, strict=True)]
 
     def get(self, number: int) -> Tensor:

@@ -12,6 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgetl.core.errors import DecodeError
+from edgetl.device.images import read_image_file
+from edgetl.train.computing import copy_to_device
 from edgetl.train.decoded import DecodedImages
 from edgetl.train.jpeg import (
     BatchDecoder,
@@ -166,9 +169,7 @@ class DeviceImages:
     def _upload(self, image: HostImage) -> Tensor:
         pixels = image.pixels if image.pixels is not None else self._decode_on_cpu(image.path).pixels
         host = torch.from_numpy(np.ascontiguousarray(pixels))
-        if self._device.type == "cuda":
-            host = host.pin_memory()
-        return host.to(self._device, non_blocking=True).permute(2, 0, 1).contiguous()
+        return copy_to_device(host, self._device).permute(2, 0, 1).contiguous()
 
     def _keep(self, path: Path, pixels: Tensor) -> None:
         if path not in self._images and self._bytes + pixels.nbytes <= self._budget:
@@ -184,8 +185,8 @@ def _shorten(failure: Exception) -> str:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError:
+        return read_image_file(path)
+    except DecodeError:
         # `load_image` meets the same and has the sentence for it.
         return b""
 

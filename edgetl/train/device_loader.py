@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from edgetl.device.cores import available_cores
+from edgetl.train.computing import copy_to_device
 from edgetl.train.device_augmentation import augment
 from edgetl.train.device_images import DeviceImages, HostImage
 from edgetl.train.loading import Key, Loader, cut_batches
@@ -75,7 +76,5 @@ class DeviceLoader:
 
     def _make_views(self, batch: Sequence[Key], prepared: Sequence[tuple[HostImage, ViewParameters]]) -> tuple[Tensor, Tensor]:
         labels = self._loader.images.labels([index for _, index in batch])
-        if self._device.type == "cuda":
-            labels = labels.pin_memory()
         pixels = augment(self._images.load([image for image, _ in prepared]), [parameters for _, parameters in prepared], self._side)
-        return pixels, labels.to(self._device, non_blocking=True)
+        return pixels, copy_to_device(labels, self._device)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-import torch
 from torch import Tensor, nn
 
 from edgetl.core.errors import ConfigError
 from edgetl.train.blocks import last_blocks
+from edgetl.train.checkpoint import tensor_digest
 from edgetl.train.models import AdaptedNetwork
 
 NORMS = (nn.modules.batchnorm._NormBase,)
@@ -49,7 +48,7 @@ class Freezing:
     def prove(self) -> None:
         """Raise RuntimeError, naming them, if frozen tensors changed: that would be a bug, and the run's claims would be false."""
         now = dict(_named_tensors(self.network))
-        changed = [name for name, digest in self.digests.items() if _digest(now[name]) != digest]
+        changed = [name for name, digest in self.digests.items() if tensor_digest(now[name]) != digest]
         if changed:
             raise RuntimeError(f"frozen tensors changed during training: {', '.join(changed[:5])} ({len(changed)} in all)")
 
@@ -74,7 +73,7 @@ def set_trainable(adapted: AdaptedNetwork, unfreeze: int | str, freeze_statistic
     use_out_of_place_activations(network, frozen_modules)
     still = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     still |= _frozen_buffers(network, frozen_modules, freeze_statistics)
-    digests = {name: _digest(tensor) for name, tensor in _named_tensors(network).items() if name in still}
+    digests = {name: tensor_digest(tensor) for name, tensor in _named_tensors(network).items() if name in still}
     return Freezing(network, frozen_modules, freeze_statistics, digests)
 
 
@@ -127,8 +126,3 @@ def _frozen_buffers(network: nn.Module, frozen: tuple[nn.Module, ...], freeze_st
 
 def _named_tensors(network: nn.Module) -> dict[str, Tensor]:
     return dict(chain(network.named_parameters(), network.named_buffers()))
-
-
-def _digest(tensor: Tensor) -> str:
-    plain = tensor.detach().cpu().contiguous().reshape(-1)
-    return hashlib.sha256(plain.view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -5,15 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from edgetl.core.contents import foreign_run_files
+from edgetl.core.contents import describe_foreign, foreign_run_files
 from edgetl.core.errors import RunError
-from edgetl.core.files import read_json
+from edgetl.core.files import move_aside, read_json
 from edgetl.core.layout import RunDirectory, free_name
 
 
@@ -52,7 +51,7 @@ class Place:
         try:
             if existed:
                 _check_replaceable(run.path)
-                self._older = _move_aside(run.path)
+                self._older = move_aside(run.path)
             run.path.mkdir(parents=True)
         except OSError as cause:
             # Nothing was created here, so nothing is removed: what lies at the path may be the user's only copy.
@@ -114,20 +113,6 @@ class Place:
             self._lock = None
 
 
-def _move_aside(path: Path) -> Path:
-    """Move a directory into a new hidden one beside it and return where it lies now.
-
-    Raises:
-        OSError: it cannot be moved, for example because it is a mount point; it is then where it was.
-    """
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.replaced-", dir=path.parent))
-    try:
-        return path.rename(aside / path.name)
-    except OSError:
-        aside.rmdir()
-        raise
-
-
 def _locked(run: RunDirectory) -> BinaryIO:
     """The run directory's lock, until it is closed or this process ends, whichever way; workers that it forks do not hold it.
 
@@ -163,8 +148,6 @@ def _check_replaceable(path: Path) -> None:
         raise RunError(f"{path} is not a run directory, so --force does not remove it. Choose another with -o.")
     foreign = foreign_run_files(path)
     if foreign:
-        more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
         raise RunError(
-            f"{path} holds files that edgetl did not write ({', '.join(foreign[:5])}{more}), so --force does not remove it. "
-            "Move them away, or choose another run directory with -o."
+            f"{describe_foreign(path, foreign)}, so --force does not remove it. Move them away, or choose another run directory with -o."
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from edgetl.train.computing import copy_to_device
 from edgetl.train.device_loader import DeviceLoader
 from edgetl.train.loading import Key, Loader, cut_batches
 
@@ -65,10 +66,7 @@ class ResidentViews:
         if not kept:
             return [None] * len(batches)
         rows = torch.tensor([self._row[key] for batch in kept for key in batch], dtype=torch.int64)
-        if self._device.type == "cuda":
-            rows = rows.pin_memory()
-        on_device = rows.to(self._device, non_blocking=True)
-        uploaded = iter(torch.split(on_device, [len(batch) for batch in kept]))
+        uploaded = iter(torch.split(copy_to_device(rows, self._device), [len(batch) for batch in kept]))
         return [next(uploaded) if keep else None for keep in is_kept]
 
     def _kept(self, batch: Sequence[Key], rows: Tensor | None, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

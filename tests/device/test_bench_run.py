@@ -259,15 +259,22 @@ def test_an_interrupted_run_keeps_what_it_measured(make_bundle: MakeBundle, brie
     assert [len(row.rounds) for row in kept.rows] == [3]
 
 
+def bench_until(bundle: Path, folder: Path, line: str) -> subprocess.Popen[str]:
+    """A bench of many rounds in `folder`, begun and followed up to a line of its progress."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "edgetl", "bench", str(bundle), "--rounds", "50", "--scope", "model"]
+    process = subprocess.Popen(command, env=environment, cwd=folder, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for shown in process.stderr:
+        if shown.startswith(line):
+            break
+    return process
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_worker(make_bundle: MakeBundle, tmp_path: Path, number: signal.Signals) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "edgetl", "bench", str(make_bundle()), "--rounds", "50", "--scope", "model"]
-    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = bench_until(make_bundle(), tmp_path, "round 1")
     assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("round 1"):
-            break
     time.sleep(0.5)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(number)
@@ -279,13 +286,8 @@ def test_a_signal_ends_the_worker(make_bundle: MakeBundle, tmp_path: Path, numbe
 
 
 def test_sigterm_keeps_the_rounds_that_were_finished(make_bundle: MakeBundle, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "edgetl", "bench", str(make_bundle()), "--rounds", "50", "--scope", "model"]
-    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = bench_until(make_bundle(), tmp_path, "round 2")
     assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("round 2"):
-            break
     process.send_signal(signal.SIGTERM)
     words = process.stderr.read()
     assert process.wait(20) == 143, words

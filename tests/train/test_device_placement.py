@@ -135,7 +135,7 @@ def _patch_numbers(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(FakeTensor, name, method, raising=False)
     patch.setattr(torch, "allclose", lambda *_, **__: True)
     patch.setattr(torch, "bincount", lambda _, minlength: torch.ones(minlength, dtype=torch.int64))
-    patch.setattr(freezing, "_digest", lambda tensor: str(tuple(tensor.shape)))
+    patch.setattr(freezing, "tensor_digest", lambda tensor: str(tuple(tensor.shape)))
 
 
 def _patch_files(patch: pytest.MonkeyPatch, watched: Watched) -> None:

@@ -496,7 +496,7 @@ def test_a_run_that_cannot_be_moved_aside_keeps_its_files(tmp_path: Path, monkey
         # What rename(2) says of a mount point, and mkdir(2) of a parent that is mounted read-only.
         raise OSError(errno.EBUSY, "Device or resource busy")
 
-    target = "pathlib.Path.rename" if failing == "rename" else "edgetl.train.output.tempfile.mkdtemp"
+    target = "pathlib.Path.rename" if failing == "rename" else "edgetl.core.files.tempfile.mkdtemp"
     with monkeypatch.context() as patch:
         patch.setattr(target, refuse)
         with pytest.raises(RunError, match=r"cannot be replaced \(Device or resource busy\)"):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgetl.device.bundle import open_bundle
 from edgetl.device.classifier import Classifier, bundle_classifier
 from edgetl.device.operators import node_times
+from edgetl.device.placement import COMPUTE_OPERATORS
 from edgetl.device.providers import PROVIDERS
 from edgetl.device.session import create_session
 from tools.checks.gpu_check.photos import photo
@@ -22,8 +23,6 @@ from tools.checks.gpu_check.settings import Settings
 
 SIZES = ((64, 48), (224, 224), (256, 256), (300, 225), (375, 500), (480, 640), (1080, 1920), (3000, 4000))
 """Height and width in pixels: smaller and larger than the network's input, upright and wide."""
-COMPUTE = ("Conv", "Gemm", "MatMul", "ConvInteger", "QLinearConv", "FusedConv")
-"""Operators that must not run on the CPU."""
 
 
 def check_placement(settings: Settings, record: Record) -> None:
@@ -66,7 +65,7 @@ def _check_nodes(settings: Settings, record: Record, variant: str, file: Path, c
     nodes = node_times(lambda prefix: open_session(profile_prefix=prefix), {name: classifier.feed(image)}, 1)
     placed = Counter(node.provider for node in nodes)
     record.measure(**{f"{variant} nodes": dict(placed)})
-    on_cpu = [node.name for node in nodes if node.operator in COMPUTE and node.provider == PROVIDERS["cpu"]]
+    on_cpu = [node.name for node in nodes if node.operator in COMPUTE_OPERATORS and node.provider == PROVIDERS["cpu"]]
     kept = settings.device == "cpu" or not on_cpu
     record.require(f"{variant}: no compute node is on the CPU", kept, ", ".join(on_cpu[:5]))
 
