@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ _RUN_FILES = re.compile(
 """Paths below a run directory; bench results are those under the names that edgetl chooses."""
 _UNFINISHED = re.compile(r"(?P<folder>(?:[^/]+/)?)\.(?P<name>[^/]+?)\.[a-z0-9_]{8}(?:\.[a-z]+)?")
 """A file that an atomic write left behind when its process was killed."""
+_LISTED = 5
 _BUNDLE_FILES = frozenset({"bundle.json", "README.md"})
 
 
@@ -57,6 +58,12 @@ def foreign_bundle_files(bundle: Path) -> list[str]:
         return sorted(names)
     known = _BUNDLE_FILES | set(_named_files(manifest))
     return sorted(name for name in names if name not in known)
+
+
+def describe_foreign(path: Path, foreign: Sequence[str]) -> str:
+    """Return the beginning of a sentence that names the first foreign files and counts the rest."""
+    more = f" and {len(foreign) - _LISTED} more" if len(foreign) > _LISTED else ""
+    return f"{path} holds files that edgetl did not write ({', '.join(foreign[:_LISTED])}{more})"
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

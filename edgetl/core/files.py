@@ -141,12 +141,30 @@ def read_regular_file(path: Path, most_bytes: int) -> bytes:
     # O_NONBLOCK: opening a named pipe would otherwise wait for somebody who writes to it.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(descriptor, "rb") as stream:  # noqa: PTH123 (a descriptor is not a path)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        content = stream.read(most_bytes + 1)
+        # Python allocates as many bytes as it is asked to read.
+        content = stream.read(min(status.st_size, most_bytes) + 1)
+        if len(content) > status.st_size:
+            content += stream.read(most_bytes + 1 - len(content))
     if len(content) > most_bytes:
         raise OSError(errno.EFBIG, f"more than {most_bytes // 2**20} MiB", str(path))
     return content
+
+
+def move_aside(path: Path) -> Path:
+    """Move a directory into a new hidden one beside it and return where it lies now.
+
+    Raises:
+        OSError: it cannot be moved, for example because it is a mount point; it is then where it was.
+    """
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.replaced-", dir=path.parent))
+    try:
+        return path.rename(aside / path.name)
+    except OSError:
+        aside.rmdir()
+        raise
 
 
 def sha256_file(path: Path) -> str:

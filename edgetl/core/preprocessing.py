@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from edgetl.core.errors import ConfigError
+from edgetl.core.typed_json import FieldError, parse_as
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,6 +33,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.crop < 1 or self.resize < self.crop:
             raise ConfigError(f"Preprocessing needs 1 <= crop <= resize, not crop {self.crop} and resize {self.resize}.")
+        if not min(self.std) > 0:
+            raise ConfigError(f"Preprocessing needs standard deviations above 0, not {self.std}.")
 
     @classmethod
     def for_image_size(cls, size: int) -> Preprocessing:
@@ -53,18 +56,24 @@ class Preprocessing:
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std), "color": "RGB"}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Preprocessing:
+    def from_json(cls, content: Any) -> Preprocessing:
         """The inverse of `to_json`.
 
         Raises:
             ConfigError: a field is missing or means something that this version cannot do.
         """
-        if content.get("color") != "RGB" or content.get("interpolation") != "bilinear":
-            raise ConfigError(f"Unknown preprocessing {content}; it needs a newer edgetl.")
         try:
-            mean, std = (tuple(float(value) for value in content[name]) for name in ("mean", "std"))
-            if len(mean) != 3 or len(std) != 3:
-                raise ValueError("mean and std need three numbers each")
-            return cls(int(content["resize"]), int(content["crop"]), mean, std)
-        except (KeyError, TypeError, ValueError) as cause:
-            raise ConfigError(f"Broken preprocessing contract: {cause}.") from cause
+            fields = parse_as(_PreprocessingFields, content, "preprocessing")
+        except FieldError as cause:
+            raise ConfigError(f"Broken or unknown preprocessing: {cause}. A newer edgetl may read it.") from cause
+        return cls(fields.resize, fields.crop, fields.mean, fields.std)
+
+
+@dataclass(frozen=True)
+class _PreprocessingFields:
+    resize: int
+    crop: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bilinear"]
+    color: Literal["RGB"]

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgetl.core.config import InputKind
 from edgetl.core.errors import BundleError, ConfigError
-from edgetl.core.files import read_json, sha256_file
+from edgetl.core.files import parse_json, read_json, sha256_file
 from edgetl.core.layout import BundleDirectory
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.images import load_image
-from edgetl.device.preprocessing import resize_to
+from edgetl.core.typed_json import FieldError, parse_as
+from edgetl.device.golden import VARIANT_TIMES, Golden, GoldenArrays, check_tolerance
+from edgetl.device.onnx_file import OnnxFileError, read_onnx_file
+
+MAX_PIXELS = 2**26
+"""Of an image that a variant of fixed size may ask for."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Variant:
     """(height, width) of the only images that it takes; None: of any size, or preprocessed tensors."""
 
     def __post_init__(self) -> None:
-        if self.size is not None:
-            object.__setattr__(self, "size", tuple(self.size))
+        if self.size is not None and not (min(self.size) > 0 and self.size[0] * self.size[1] <= MAX_PIXELS):
+            raise FieldError(f"variant {self.name} takes images of {self.size[0]} x {self.size[1]} pixels")
 
     @property
     def tolerance(self) -> float | None:
@@ -52,25 +51,70 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Golden:
-    """Reference images with the logits that the PyTorch model gives for them."""
+class FileEntry:
+    """A file that the manifest vouches for."""
 
-    files: list[Path]
-    logits: NDArray[np.float32]
-    """[n, classes], in the order of `files`."""
+    file: str
+    """Relative to the bundle."""
+    sha256: str
+
+
+@dataclass(frozen=True)
+class GoldenEntry:
+    """Where the reference images and logits lie."""
+
+    images: list[FileEntry]
+    logits: FileEntry
     tolerance: float
-    """Largest |logit difference| that still counts as the same answer."""
-    fixed_size_logits: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    """The same for the images resized to the size of a variant of fixed size, by the variant's name."""
 
-    def images(self, variant: Variant | None = None) -> list[NDArray[np.uint8]]:
-        """The files decoded, and resized for a variant of fixed size: uint8 [height, width, 3] each."""
-        size = None if variant is None else variant.size
-        return [resize_to(load_image(path), size) for path in self.files]
 
-    def logits_for(self, variant: Variant) -> NDArray[np.float32]:
-        """The PyTorch model's logits [n, classes] for what `images` gives a variant."""
-        return self.logits if variant.size is None else self.fixed_size_logits[variant.name]
+@dataclass(frozen=True)
+class _RunEntry:
+    id: str
+    model: str
+
+
+@dataclass(frozen=True)
+class _WebEntry:
+    files: list[FileEntry] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class BundleContents:
+    """bundle.json, as far as a device needs it."""
+
+    run: _RunEntry
+    labels: list[str]
+    preprocessing: dict[str, Any]
+    variants: list[Variant]
+    golden: GoldenEntry
+    recommended: str | None = None
+    client: FileEntry | None = None
+    cpp_client: FileEntry | None = None
+    web: _WebEntry = field(default_factory=_WebEntry)
+
+
+@dataclass(frozen=True)
+class _PathParity:
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True)
+class _Parity:
+    path: _PathParity = field(default_factory=_PathParity)
+
+
+@dataclass(frozen=True)
+class _Accuracy:
+    top1: float | None = None
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """Those of a variant's figures that decide something on a device."""
+
+    accuracy: _Accuracy
+    parity: _Parity
 
 
 @dataclass(frozen=True)
@@ -83,13 +127,14 @@ class Bundle:
     labels: list[str]
     preprocessing: Preprocessing
     variants: list[Variant]
+    contents: BundleContents
     manifest: dict[str, Any]
+    """`contents` as it was read, with the fields that only people read."""
 
     @property
     def recommended(self) -> str | None:
         """Name of the variant to take; None where none met the limits that the bundle was exported with."""
-        name: str | None = self.manifest.get("recommended", self.variants[0].name)
-        return name
+        return self.contents.recommended if "recommended" in self.manifest else self.variants[0].name
 
     def variant(self, name: str | None = None) -> Variant:
         """The variant called `name`, or the recommended one.
@@ -111,39 +156,31 @@ class Bundle:
         )
 
     def file(self, variant: Variant) -> Path:
-        """The variant's ONNX file, its hash checked.
+        """The variant's ONNX file, its hash and metadata checked.
 
         Raises:
-            BundleError: the file is missing or is not the one that was proven.
+            BundleError: the file is missing, is not the one that was proven, or says other labels or preprocessing than the manifest.
         """
-        return self._checked(variant.file, variant.sha256)
+        path = self._checked(FileEntry(variant.file, variant.sha256))
+        self._check_metadata(path, variant)
+        return path
 
     def golden(self) -> Golden:
         """The reference images, their hashes checked.
 
         Raises:
-            BundleError: a file is missing or altered.
+            BundleError: a file is missing or altered, or the tolerance would accept any answer.
         """
-        entry = self.manifest["golden"]
-        files = [self._checked(image["file"], image["sha256"]) for image in entry["images"]]
-        logits_file = self._checked(entry["logits"]["file"], entry["logits"]["sha256"])
-        with np.load(io.BytesIO(logits_file.read_bytes()), allow_pickle=False) as arrays:
-            logits = self._golden_array(arrays, "logits", logits_file)
-            fixed = {
-                variant.name: self._golden_array(arrays, f"logits_{variant.name}", logits_file)
-                for variant in self.variants
-                if variant.size is not None
-            }
-        return Golden(files, logits, float(entry["tolerance"]), fixed)
-
-    def _golden_array(self, arrays: Any, name: str, file: Path) -> NDArray[np.float32]:
-        if name not in arrays:
-            raise BundleError(f"{file} has no array {name!r}. Export again.")
-        logits: NDArray[np.float32] = arrays[name].astype(np.float32)
-        expected = (len(self.manifest["golden"]["images"]), len(self.labels))
-        if logits.shape != expected:
-            raise BundleError(f"{file} holds {name} of shape {logits.shape}, not {expected}. Export again.")
-        return logits
+        entry = self.contents.golden
+        files = [self._checked(image) for image in entry.images]
+        sized = [variant.name for variant in self.variants if variant.size is not None]
+        with GoldenArrays(self._checked(entry.logits), len(files), self.labels) as arrays:
+            logits = arrays.logits()
+            fixed = {name: arrays.logits(f"logits_{name}") for name in sized}
+        check_tolerance(self.directory.manifest, entry.tolerance, logits)
+        for variant in self.variants:
+            check_tolerance(self.directory.manifest, variant.tolerance, logits, VARIANT_TIMES)
+        return Golden(files, logits, entry.tolerance, fixed)
 
     def others(self) -> list[Path]:
         """What travels with the model and is not needed to run it: clients, and the page for browsers where there is one.
@@ -151,18 +188,46 @@ class Bundle:
         Raises:
             BundleError: one is missing or altered.
         """
-        entries = [self.manifest.get("client"), self.manifest.get("cpp_client"), *self.manifest.get("web", {}).get("files", ())]
-        return [self._checked(entry["file"], entry["sha256"]) for entry in entries if entry]
+        contents = self.contents
+        return [self._checked(entry) for entry in (contents.client, contents.cpp_client, *contents.web.files) if entry is not None]
 
-    def _checked(self, name: str, sha256: str) -> Path:
-        path = self.directory.path / name
-        if not path.resolve().is_relative_to(self.directory.path.resolve()):
-            raise BundleError(f"bundle.json names a file outside the bundle: {name}. Do not use this bundle.")
-        if not path.is_file():
-            raise BundleError(f"The bundle lacks {name}: {path}. Copy the bundle again, or export it again.")
-        if sha256_file(path) != sha256:
+    def _checked(self, entry: FileEntry) -> Path:
+        path = self.directory.path / entry.file
+        if "\0" in entry.file or not path.resolve().is_relative_to(self.directory.path.resolve()):
+            raise BundleError(f"bundle.json names a file outside the bundle: {entry.file!r}. Do not use this bundle.")
+        try:
+            if not path.is_file():
+                raise BundleError(f"The bundle lacks {entry.file}: {path}. Copy the bundle again, or export it again.")
+            digest = sha256_file(path)
+        except OSError as cause:
+            raise BundleError(f"{path} cannot be read ({cause.strerror or cause}). Copy the bundle again.") from cause
+        if digest != entry.sha256:
             raise BundleError(f"{path} is not the file that was proven: its SHA-256 differs from bundle.json. Copy or export it again.")
         return path
+
+    def _check_metadata(self, path: Path, variant: Variant) -> None:
+        try:
+            content = read_onnx_file(path)
+        except (OSError, OnnxFileError) as cause:
+            raise BundleError(f"{path} is no ONNX model: {cause}. Export the bundle again.") from cause
+        if content.has_external_data:
+            raise BundleError(
+                f"{path} keeps weights in other files, which no hash in bundle.json covers. A bundle's files are self-contained: "
+                "export the bundle again."
+            )
+        stated = read_metadata(content.metadata)
+        expected = {
+            "labels": self.labels,
+            "preprocessing": self.preprocessing.to_json(),
+            "input": variant.input,
+            "run_id": self.run_id,
+        }
+        for key, value in expected.items():
+            if key in stated and stated[key] != value:
+                raise BundleError(
+                    f"{path.name} and bundle.json do not agree on {key.replace('_id', '')}: one of both was changed after the export. "
+                    "Copy the bundle again, or export it again."
+                )
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -174,28 +239,40 @@ def open_bundle(path: Path) -> Bundle:
     directory = BundleDirectory.find(path)
     manifest = read_json(directory.manifest, BundleError, "The bundle's manifest")
     try:
-        variants = [Variant(**entry) for entry in manifest["variants"]]
-        bundle = Bundle(
-            directory=directory,
-            model=manifest["run"]["model"],
-            run_id=manifest["run"]["id"],
-            labels=list(manifest["labels"]),
-            preprocessing=Preprocessing.from_json(manifest["preprocessing"]),
-            variants=variants,
-            manifest=manifest,
-        )
-        manifest["golden"]["images"], manifest["golden"]["logits"], manifest["golden"]["tolerance"]
-    except (KeyError, TypeError, ConfigError) as cause:
-        raise BundleError(f"{directory.manifest} is broken: {cause!r}. Export the bundle again.") from cause
-    if not variants or not bundle.labels:
-        raise BundleError(f"{directory.manifest} names no variants or no labels. Export the bundle again.")
-    return bundle
+        contents = parse_as(BundleContents, manifest, "bundle.json", extra="ignore")
+        for variant in contents.variants:
+            parse_as(_Figures, {"accuracy": variant.accuracy, "parity": variant.parity}, f"variant {variant.name}", extra="ignore")
+        preprocessing = Preprocessing.from_json(contents.preprocessing)
+    except (FieldError, ConfigError) as cause:
+        raise BundleError(f"{directory.manifest} is broken: {cause}. Copy the bundle again, or export it again.") from cause
+    names = [variant.name for variant in contents.variants]
+    if not names or not contents.labels or not contents.golden.images:
+        raise BundleError(f"{directory.manifest} names no variants, no labels or no reference images. Export the bundle again.")
+    if len(set(names)) < len(names):
+        raise BundleError(f"{directory.manifest} names a variant twice. Export the bundle again.")
+    return Bundle(
+        directory=directory,
+        model=contents.run.model,
+        run_id=contents.run.id,
+        labels=contents.labels,
+        preprocessing=preprocessing,
+        variants=contents.variants,
+        contents=contents,
+        manifest=manifest,
+    )
 
 
 METADATA_PREFIX = "edgetl."
 
 
 def read_metadata(properties: dict[str, str]) -> dict[str, Any]:
-    """What an ONNX file written by edgetl says of itself: labels, preprocessing, input, version, run_id; empty for other files."""
-    found = {key.removeprefix(METADATA_PREFIX): value for key, value in properties.items() if key.startswith(METADATA_PREFIX)}
-    return {key: json.loads(value) for key, value in found.items()}
+    """What an ONNX file written by edgetl says of itself: labels, preprocessing, input, version, run_id; empty for other files.
+
+    Raises:
+        BundleError: one of these is not JSON.
+    """
+    stated = {key.removeprefix(METADATA_PREFIX): value for key, value in properties.items() if key.startswith(METADATA_PREFIX)}
+    try:
+        return {key: parse_json(value) for key, value in stated.items()}
+    except ValueError as cause:
+        raise BundleError(f"The metadata of the ONNX file is broken ({cause}). Export it again.") from cause

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from edgetl.core.config import InputKind
-from edgetl.core.errors import BundleError, DecodeError
+from edgetl.core.errors import BundleError, ConfigError, DecodeError
 from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.typed_json import FieldError, parse_as
 from edgetl.device.answers import gate_tolerance, judge_answers
 from edgetl.device.bundle import Bundle, open_bundle, read_metadata
 from edgetl.device.preprocessing import preprocess
 from edgetl.device.session import create_session, refuse_failed_run
+from edgetl.device.time_limit import run_within
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Classifier:
             )
         return np.expand_dims(image, 0)
 
-    @property
+    @cached_property
     def size(self) -> tuple[int, int] | None:
         """(height, width) of the only images that the model takes; None: of any size, or preprocessed tensors."""
         shape = self.session.get_inputs()[0].shape
@@ -55,19 +59,37 @@ class Classifier:
 
         Raises:
             ProviderError: a provider other than the CPU's failed; nothing is answered from elsewhere.
+            BundleError: the model cannot be run on it, or answers for another number of classes than there are labels.
         """
         feed = {self.session.get_inputs()[0].name: batch}
         try:
-            outputs: list[NDArray[np.float32]] = self.session.run(["logits", "probabilities"], feed)
+            logits, probabilities = run_within(self.session, ["logits", "probabilities"], feed)
+        except BundleError:
+            raise
         except Exception as cause:  # onnxruntime's exceptions share no base class
             refuse_failed_run(self.session, cause)
-            raise
-        return outputs[0], outputs[1]
+            raise BundleError(f"The model cannot be run: {' '.join(str(cause).split())} Export the bundle again.") from cause
+        shape = (len(batch), len(self.labels))
+        if logits.shape != shape or probabilities.shape != shape:
+            raise BundleError(
+                f"The model answers {logits.shape} logits and {probabilities.shape} probabilities for {len(self.labels)} labels. "
+                "Export the bundle again."
+            )
+        return logits, probabilities
 
     def classify(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities [classes] of one decoded image [height, width, 3]."""
         probabilities: NDArray[np.float32] = self.run(self.feed(image))[1][0]
         return probabilities
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """An ONNX file's own, as far as it is needed to answer."""
+
+    labels: list[str]
+    preprocessing: dict[str, Any]
+    input: InputKind
 
 
 def open_classifier(path: Path, variant: str | None = None, provider: str = "cpu", threads: int | None = None) -> Classifier:
@@ -81,10 +103,14 @@ def open_classifier(path: Path, variant: str | None = None, provider: str = "cpu
         if not path.is_file():
             raise BundleError(f"No ONNX file at {path}.")
         session = create_session(path, provider, threads)
-        metadata = read_metadata(session.get_modelmeta().custom_metadata_map)
-        if not {"labels", "preprocessing", "input"} <= metadata.keys():
+        stated = read_metadata(session.get_modelmeta().custom_metadata_map)
+        if not {"labels", "preprocessing", "input"} <= stated.keys():
             raise BundleError(f"{path} carries no labels and preprocessing of edgetl's. Give a bundle, or a file that edgetl exported.")
-        return Classifier(session, metadata["labels"], Preprocessing.from_json(metadata["preprocessing"]), metadata["input"])
+        try:
+            metadata = parse_as(_Metadata, stated, "its metadata", extra="ignore")
+            return Classifier(session, metadata.labels, Preprocessing.from_json(metadata.preprocessing), metadata.input)
+        except (FieldError, ConfigError) as cause:
+            raise BundleError(f"{path} is broken: {cause}. Export it again.") from cause
     return bundle_classifier(open_bundle(path), variant, provider, threads)
 
 

@@ -16,9 +16,10 @@ from edgetl.device.backends import Source
 from edgetl.device.bench.jobs import Job
 from edgetl.device.bench.processes import run_job
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bundle import Bundle, Golden, Variant
+from edgetl.device.bundle import Bundle, Variant
 from edgetl.device.cores import available_cores
 from edgetl.device.facts import multiplies_8_bit
+from edgetl.device.golden import Golden
 from edgetl.device.session import check_provider
 
 

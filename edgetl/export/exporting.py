@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from edgetl import __version__
 from edgetl.core.config import ExportConfig, fixed_size_name
@@ -22,7 +20,7 @@ from edgetl.device.allocator import keep_freed_memory
 from edgetl.device.bench.protocol import QUICK
 from edgetl.device.bundle import Bundle, Variant, open_bundle
 from edgetl.device.images import IMAGE_SUFFIXES
-from edgetl.export.accounting import ProofImages
+from edgetl.export.accounting import Logits, ProofImages, check_reference
 from edgetl.export.card import model_card
 from edgetl.export.choosing import choose
 from edgetl.export.crops import QuantizationImages, check_enough, quantization_images
@@ -46,6 +44,7 @@ from edgetl.export.writing import (
     write_manifest,
     write_model,
 )
+from edgetl.train.finished import check_accuracy
 from edgetl.train.models import RunModel, load_run_model, load_stock_model
 from edgetl.train.splits import read_split
 
@@ -60,6 +59,8 @@ class _Sources:
     calibration_labels: Sequence[str] | None
     calibration_kind: str
     plots: Path | None = None
+    check_accuracy: Callable[[float, int], None] | None = None
+    """Given PyTorch's accuracy on the proof images and their number; raises where the run's own figures are others."""
 
 
 def export_run(run: RunDirectory, config: ExportConfig, progress: Progress | None = None) -> Bundle:
@@ -67,7 +68,7 @@ def export_run(run: RunDirectory, config: ExportConfig, progress: Progress | Non
 
     Raises:
         BundleError: the output is there already.
-        ExportError, ParityError: see their modules; nothing is left behind.
+        ExportError, ParityError: see their modules, or the accuracy is not the run's; nothing is left behind.
         DataError: the run's images are gone.
     """
     output = config.output or run.bundle
@@ -85,7 +86,9 @@ def export_run(run: RunDirectory, config: ExportConfig, progress: Progress | Non
         [row.path for row in chosen], [row.label for row in chosen] if validation else None, "validation" if validation else "training"
     )
     training = [row for row in rows if row.split == "train" and row.path.is_file()]
-    sources = _Sources(images, [row.path for row in training], [row.label for row in training], "training", run.plots)
+    sources = _Sources(
+        images, [row.path for row in training], [row.label for row in training], "training", run.plots, partial(check_accuracy, run)
+    )
     return _export(load_run_model(run), sources, output, config, progress)
 
 
@@ -142,14 +145,16 @@ def _export(model: RunModel, sources: _Sources, output: Path, config: ExportConf
         # Proven is what lies on the disk, read back, not what was in memory.
         proof = ParityProof(model.network, graph, read_back(file), model.preprocessing, config, sources.proof.kind)
         parity = proof.prove(sources.proof.files, lambda done, total: notify("Proving it equal to PyTorch", done, total))
+        if sources.check_accuracy is not None:
+            check_reference(parity.pytorch_logits, sources.proof, model.labels, sources.check_accuracy)
         workshop = Workshop(directory, config, model.preprocessing, model.labels, metadata, sources.proof, parity.pytorch_logits)
         variants = [workshop.describe("fp32", file, "fp32", parity.to_json(), parity.onnx_logits)]
-        proofs = [Proven(None, proof, parity)]
+        proofs = [Proven("fp32", proof, parity)]
         if config.fixed_size is not None:
             notify("Writing the graph of fixed size", 0, 0)
             fixed = _prove_fixed_size(directory, model, graph, sources, config, metadata, notify)
             proofs.append(fixed)
-        golden = _golden(directory, proofs, sources.proof, config)
+        golden = _golden(directory, model.labels, proofs, sources.proof, config)
         manifest: dict[str, Any] = {
             "edgetl": __version__,
             "run": {"id": model.run_id, "model": model.architecture, "weights": model.weights_source},
@@ -218,8 +223,8 @@ def _quantization_images(sources: _Sources, model: RunModel) -> QuantizationImag
 class Proven:
     """A file's proof that held."""
 
-    name: str | None
-    """Of the variant, where it takes images of one size only."""
+    name: str
+    """Of the variant."""
     proof: ParityProof
     parity: Parity
 
@@ -244,27 +249,28 @@ def _prove_fixed_size(
     return Proven(name, proof, parity)
 
 
-def _golden(directory: BundleDirectory, proofs: Sequence[Proven], images: ProofImages, config: ExportConfig) -> dict[str, Any]:
+def _golden(
+    directory: BundleDirectory, labels: Sequence[str], proofs: Sequence[Proven], images: ProofImages, config: ExportConfig
+) -> dict[str, Any]:
     """Write the reference images: some of those that the export was proven on, or generated ones, proven here."""
     if config.golden == "validation":
         chosen = choose_golden(images.files, images.labels)
         files = [images.files[index] for index in chosen]
-        logits = {one.name: one.parity.pytorch_logits[chosen] for one in proofs}
-        return _write_golden(directory, files, logits, images.kind, [one.parity for one in proofs])
+        return _write_golden(directory, labels, files, images.kind, proofs, [one.parity.pytorch_logits[chosen] for one in proofs])
     with tempfile.TemporaryDirectory() as folder:
         files = generated_pictures(Path(folder), GOLDEN_COUNT)
-        parities = [one.proof.prove(files) for one in proofs]
-        logits = {one.name: parity.pytorch_logits for one, parity in zip(proofs, parities, strict=True)}
-        return _write_golden(directory, files, logits, "generated", parities)
+        logits = [one.proof.prove(files).pytorch_logits for one in proofs]
+        return _write_golden(directory, labels, files, "generated", proofs, logits)
 
 
 def _write_golden(
     directory: BundleDirectory,
+    labels: Sequence[str],
     files: Sequence[Path],
-    logits: Mapping[str | None, NDArray[np.float32]],
     kind: str,
-    parities: Sequence[Parity],
+    proofs: Sequence[Proven],
+    logits: Sequence[Logits],
 ) -> dict[str, Any]:
-    fixed = {name: values for name, values in logits.items() if name is not None}
-    tolerance = max(parity.path.tolerance for parity in parities)
-    return write_golden(directory, GoldenImages(files, logits[None], kind, tolerance, fixed))
+    # The first is fp32's, whose tolerance is the bundle's; the others' stand with their variants.
+    fixed = {one.name: values for one, values in zip(proofs[1:], logits[1:], strict=True)}
+    return write_golden(directory, GoldenImages(files, labels, logits[0], kind, proofs[0].parity.path.tolerance, fixed))

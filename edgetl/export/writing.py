@@ -20,9 +20,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgetl.core.contents import foreign_bundle_files, read_manifest
+from edgetl.core.contents import describe_foreign, foreign_bundle_files, read_manifest
 from edgetl.core.errors import BundleError, ExportError
-from edgetl.core.files import sha256_file, write_json
+from edgetl.core.files import move_aside, sha256_file, write_json
 from edgetl.core.layout import BundleDirectory
 from edgetl.device.bundle import Variant
 
@@ -32,6 +32,7 @@ class GoldenImages:
     """What a device is checked against."""
 
     files: Sequence[Path]
+    labels: Sequence[str]
     logits: NDArray[np.float32]
     """[images, classes] of the PyTorch model."""
     kind: str
@@ -106,15 +107,14 @@ def _swap(new: Path, path: Path) -> None:
     if not path.exists():
         new.rename(path)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.replaced-", dir=path.parent))
-    path.rename(old / path.name)
+    old = move_aside(path)
     try:
         new.rename(path)
     except BaseException:
-        (old / path.name).rename(path)
-        old.rmdir()
+        old.rename(path)
+        old.parent.rmdir()
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old.parent, ignore_errors=True)
 
 
 def refuse_existing(path: Path, force: bool) -> None:
@@ -130,10 +130,8 @@ def refuse_existing(path: Path, force: bool) -> None:
         raise BundleError(f"There is a bundle at {path} already. --force replaces it, -o writes elsewhere.")
     foreign = foreign_bundle_files(path)
     if foreign:
-        more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
         raise BundleError(
-            f"{path} holds files that edgetl did not write ({', '.join(foreign[:5])}{more}), so --force does not replace it. "
-            "Move them away, or choose another place with -o."
+            f"{describe_foreign(path, foreign)}, so --force does not replace it. Move them away, or choose another place with -o."
         )
 
 
@@ -173,7 +171,8 @@ def write_golden(directory: BundleDirectory, golden: GoldenImages) -> dict[str, 
         shutil.copyfile(source, target)
         entries.append({"file": f"golden/{target.name}", "sha256": sha256_file(target)})
     fixed = {f"logits_{name}": logits for name, logits in golden.fixed_size_logits.items()}
-    _write_arrays(directory.golden_logits, files=np.array([entry["file"] for entry in entries]), logits=golden.logits, **fixed)
+    names = np.array([entry["file"] for entry in entries])
+    _write_arrays(directory.golden_logits, files=names, labels=np.array(golden.labels), logits=golden.logits, **fixed)
     logits = {"file": "golden/golden.npz", "sha256": sha256_file(directory.golden_logits)}
     return {"kind": golden.kind, "tolerance": golden.tolerance, "images": entries, "logits": logits}
 

@@ -16,6 +16,7 @@ from edgetl.core.files import read_json, sha256_file
 from edgetl.core.layout import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.train.blocks import Block, find_blocks
+from edgetl.train.finished import check_unchanged
 from edgetl.train.heads import ClassificationLayer, find_classification_layer, replace_head
 from edgetl.train.networks import build_network, build_skeleton, known_architecture, preprocessing_for, usual_preprocessing
 from edgetl.train.weights import PretrainedWeights, load_into, read_weights
@@ -73,7 +74,7 @@ def load_run_model(run: RunDirectory) -> RunModel:
     """The model of a run, as its best epoch left it; a run that was interrupted after an epoch loads as well.
 
     Raises:
-        RunError: config.json or weights.safetensors is missing, damaged, or they do not belong together.
+        RunError: config.json or weights.safetensors is missing, damaged, changed since the training, or they do not belong together.
         ArchitectureError: the installed torchvision no longer has the architecture.
     """
     content = read_json(run.config, RunError, "The run's configuration")
@@ -87,6 +88,7 @@ def load_run_model(run: RunDirectory) -> RunModel:
     network = adapt(architecture, preprocessing.crop, len(labels), head_width, dropout, None, initialise=False).network
     try:
         tensors, digest = load_file(run.weights), sha256_file(run.weights)
+        check_unchanged(run, digest, labels, preprocessing)
         # Assigned by hand: MNASNet's own loading asks for metadata that safetensors does not carry.
         load_into(network, PretrainedWeights(tensors, str(run.weights), digest), architecture)
     except (OSError, SafetensorError, WeightsError) as cause:

@@ -6,9 +6,10 @@ import shutil
 import time
 from typing import Any
 
-from edgetl.core.files import write_json
+from edgetl.core.files import sha256_file, write_json
 from edgetl.device.facts import peak_memory_bytes
 from edgetl.train.evaluation import evaluate
+from edgetl.train.finished import final_model
 from edgetl.train.metrics import train_metrics, val_metrics
 from edgetl.train.plots import draw_plots
 from edgetl.train.predictions import write_predictions
@@ -71,6 +72,7 @@ def write_results(prepared: Prepared, training: Training, last: Stage, frozen_bl
             "processes": training.ranks.world,
             "precision": last.computing.precision,
             "weights": _weights(prepared),
+            "final": final_model(sha256_file(prepared.run.weights), prepared.data.labels, prepared.preprocessing),
             "batch": prepared.batch_fit.to_json() if prepared.batch_fit else None,
             "best_epoch": training.best.epoch,
             "ended": training.ended,

@@ -11,16 +11,23 @@ ASLEEP_S = 600.0
 OPENING_S = 2 * 3600.0
 """Until the model has answered once: on a small board TensorRT builds an engine for half an hour, torch.compile compiles for minutes."""
 TASK_S = 4 * 3600.0
-"""Gate or profile: the model is opened more than once, and answers up to a hundred times."""
+"""Gate or profile: the model is opened more than once, and answers up to a hundred times; compilers may run before each."""
+ANSWER_S = 60.0
+"""For an answer of onnxruntime on a CPU, where nothing is compiled: a model that loops without end is not waited for."""
 SPARE_S = 600.0
 """On top of whatever is planned: a swapped-out process has to come back, and answers have to be written."""
+_SETTLING_RUNS = 10
 _SLOWER = 10
 """Times as long as planned: a hot board halves its clock, and others may want the cores."""
 
 
 def task_s(job: Job) -> float:
     """For a job's answer, once everything that was asked piece by piece is done; seconds."""
-    return SPARE_S if job.task == "measure" else TASK_S + job.seconds
+    if job.task == "measure":
+        return SPARE_S
+    if job.task == "gate" and job.runtime == "onnxruntime" and job.source.provider == "cpu":
+        return SPARE_S + ANSWER_S * (len(job.files) * (1 + job.source.batch) + _SETTLING_RUNS)
+    return TASK_S + job.seconds
 
 
 def piece_s(job: Job, piece: str, run_s: float) -> float:

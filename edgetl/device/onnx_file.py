@@ -1,0 +1,125 @@
+"""Read an ONNX file's metadata and references to external data without the onnx package, which devices do not have.
+
+The file is walked field by field in protobuf's wire format; field numbers are those of onnx.proto, which never change.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+Field = tuple[int, int, int]
+"""Number, and where the value begins and ends; for an integer the value itself stands in both places."""
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MODEL_GRAPH, _MODEL_METADATA, _MODEL_FUNCTIONS = 7, 14, 25
+# GraphProto: node, initializer, sparse_initializer. NodeProto: attribute. FunctionProto: node, attribute_proto.
+# AttributeProto: t, tensors, g, graphs, sparse_tensor, sparse_tensors. SparseTensorProto: values, indices.
+_BELOW: Mapping[str, Mapping[int, str]] = {
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "function": {7: "node", 11: "attribute"},
+    "attribute": {5: "tensor", 10: "tensor", 6: "graph", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+_DATA_LOCATION, _EXTERNAL = 14, 1
+"""TensorProto.data_location, and the value that means another file."""
+_DEEPEST = 64
+
+
+class OnnxFileError(ValueError):
+    """The bytes are no ONNX model."""
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """What an ONNX file says besides its graph."""
+
+    metadata: dict[str, str]
+    """ModelProto.metadata_props."""
+    has_external_data: bool
+    """Whether a tensor's values lie in another file."""
+
+
+def read_onnx_file(path: Path) -> OnnxFile:
+    """Read the file at `path`; its tensors are passed over.
+
+    Raises:
+        OSError: it cannot be read.
+        OnnxFileError: it is empty, cut short or no protobuf message.
+    """
+    with path.open("rb") as stream:
+        try:
+            content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as cause:
+            raise OnnxFileError("the file is empty") from cause
+        with content:
+            return _Walk(content).model()
+
+
+class _Walk:
+    """The messages of onnx.proto in which a TensorProto may stand, by the fields that lead to one."""
+
+    def __init__(self, content: mmap.mmap) -> None:
+        self._content = content
+
+    def model(self) -> OnnxFile:
+        metadata: dict[str, str] = {}
+        external = False
+        for number, start, end in self._fields(0, len(self._content)):
+            if number == _MODEL_METADATA:
+                entry = {key: self._content[begin:stop] for key, begin, stop in self._fields(start, end)}
+                metadata[self._text(entry.get(1, b""))] = self._text(entry.get(2, b""))
+            elif number in (_MODEL_GRAPH, _MODEL_FUNCTIONS):
+                external = self._external("graph" if number == _MODEL_GRAPH else "function", start, end, 0) or external
+        return OnnxFile(metadata, external)
+
+    def _external(self, kind: str, start: int, end: int, depth: int) -> bool:
+        if depth > _DEEPEST:
+            raise OnnxFileError("its graphs are nested too deeply")
+        if kind == "tensor":
+            return any(number == _DATA_LOCATION and value == _EXTERNAL for number, value, _ in self._fields(start, end))
+        below = _BELOW[kind]
+        return any(
+            self._external(below[number], begin, stop, depth + 1) for number, begin, stop in self._fields(start, end) if number in below
+        )
+
+    def _fields(self, position: int, end: int) -> Iterator[Field]:
+        while position < end:
+            tag, position = self._varint(position, end)
+            number, kind = tag >> 3, tag & 7
+            if kind == _VARINT:
+                value, position = self._varint(position, end)
+                yield number, value, value
+                continue
+            if kind == _BYTES:
+                length, position = self._varint(position, end)
+            elif kind in (_FIXED32, _FIXED64):
+                length = 4 if kind == _FIXED32 else 8
+            else:
+                raise OnnxFileError("it is no protobuf message")
+            if position + length > end:
+                raise OnnxFileError("it is cut short")
+            yield number, position, position + length
+            position += length
+
+    def _varint(self, position: int, end: int) -> tuple[int, int]:
+        value = 0
+        for shift in range(0, 70, 7):
+            if position >= end:
+                raise OnnxFileError("it is cut short")
+            byte = self._content[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, position
+        raise OnnxFileError("it is no protobuf message")
+
+    @staticmethod
+    def _text(content: bytes) -> str:
+        try:
+            return content.decode()
+        except UnicodeDecodeError as cause:
+            raise OnnxFileError("its metadata is no UTF-8") from cause
