@@ -13,6 +13,7 @@ from edgetl.core.errors import RunError
 from edgetl.core.files import read_json, write_json
 from edgetl.core.paired import SHOWN, Difference, difference, holm
 from edgetl.core.runs import Row, Run
+from edgetl.core.typed_json import FieldError, parse_as
 
 _AS_QUICK = 1.1
 Verdict = Literal["more accurate", "less accurate", "no difference shown"]
@@ -201,22 +202,82 @@ def read_experiment(path: Path) -> Experiment:
     if content.get("kind") != "compare":
         raise RunError(f"{path} is no experiment but {content.get('kind')!r}. Give the folder that `edgetl compare` wrote.")
     try:
-        names = ("created", "edgetl", "device", "config", "data")
-        return Experiment(
-            **{name: content[name] for name in names},
-            classes=tuple(content["classes"]),
-            planned=tuple(content["planned"]),
-            runs=tuple(Run.from_json(entry) for entry in content["runs"]),
-            deployed=tuple(Deployed(**_with_interval(entry)) for entry in content["deployed"]),
-            candidates=tuple(Candidate(**_with_interval(entry)) for entry in content.get("candidates", [])),
-            folder=path.parent,
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as cause:
-        raise RunError(f"{path} is broken: {cause!r}. `edgetl compare` with the same options writes it anew.") from cause
+        stored = parse_as(_Stored, content, "compare.json", extra="ignore")
+        for run in stored.runs:
+            _check_run(run, len(stored.classes))
+        if stored.candidates and stored.config.compare.latency_budget_ms is None:
+            raise FieldError("compare.json has candidates and no latency_budget_ms")
+    except FieldError as cause:
+        raise RunError(f"{path} is broken: {cause}. `edgetl compare` with the same options writes it anew.") from cause
+    return Experiment(
+        created=stored.created,
+        edgetl=stored.edgetl,
+        device=stored.device,
+        # As it was written: the fields that are read by type, and those that are shown as they are.
+        config=content["config"],
+        classes=stored.classes,
+        data=content["data"],
+        planned=stored.planned,
+        runs=stored.runs,
+        deployed=stored.deployed,
+        candidates=stored.candidates,
+        folder=path.parent,
+    )
 
 
-def _with_interval(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {**entry, "ci95_ms": None if entry["ci95_ms"] is None else tuple(entry["ci95_ms"])}
+@dataclass(frozen=True)
+class _Compare:
+    target_accuracy: float
+    seeds: int
+    epochs: int | None
+    budget_s: float | None
+    latency_budget_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    preset: Any
+    weights: Any
+
+
+@dataclass(frozen=True)
+class _Asked:
+    compare: _Compare
+    recipe: _Recipe
+
+
+@dataclass(frozen=True)
+class _Data:
+    folder: str = ""
+    fingerprint: str = ""
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """compare.json, as far as it is not computed again."""
+
+    created: str
+    edgetl: str
+    device: dict[str, Any]
+    config: _Asked
+    classes: tuple[str, ...]
+    data: _Data
+    planned: tuple[str, ...]
+    runs: tuple[Run, ...]
+    deployed: tuple[Deployed, ...]
+    candidates: tuple[Candidate, ...] = ()
+
+
+def _check_run(run: Run, classes: int) -> None:
+    if run.strategy not in MEANINGS:
+        raise FieldError(f"{run.name} has an unknown strategy {run.strategy!r}")
+    if run.failed is not None:
+        return
+    if not run.correct or not set(run.correct) <= {"0", "1"} or not run.epochs or run.seconds <= 0:
+        raise FieldError(f"{run.name} has ended and has no answers, no epochs or no time")
+    if len(run.confusion) != classes or any(len(counts) != classes or min(counts) < 0 for counts in run.confusion):
+        raise FieldError(f"{run.name} has no confusion matrix of {classes} x {classes} classes")
 
 
 def _difference(first: Row, second: Row) -> Difference | None:

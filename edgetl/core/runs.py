@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, median
-from typing import Any
 
 from edgetl.core.statistics import wilson_interval
 
@@ -61,12 +59,6 @@ class Run:
     """1 or 0 for each validation image, in the order of split.csv."""
     confusion: tuple[tuple[int, ...], ...] = ()
     """Validation images [true][predicted]."""
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> Run:
-        """The inverse of `dataclasses.asdict`."""
-        epochs = tuple(Epoch(**epoch) for epoch in entry["epochs"])
-        return cls(**{**entry, "epochs": epochs, "confusion": tuple(map(tuple, entry["confusion"]))})
 
     @cached_property
     def answers(self) -> list[bool]:

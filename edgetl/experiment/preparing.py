@@ -16,6 +16,7 @@ from edgetl.core.experiment import Candidate
 from edgetl.core.files import read_json, write_json
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import ExperimentDirectory
+from edgetl.core.typed_json import FieldError, parse_as
 from edgetl.core.wording import device_name
 from edgetl.device.facts import device_facts
 from edgetl.experiment.processes import run_task
@@ -121,11 +122,14 @@ def _refuse_other_plan(folder: ExperimentDirectory, runs: Sequence[PlannedRun], 
             )
 
 
-def _planned_before(folder: ExperimentDirectory) -> dict[str, Any]:
+def _planned_before(folder: ExperimentDirectory) -> dict[str, dict[str, Any]]:
     if not folder.is_one(folder.path):
         return {}
-    runs: dict[str, Any] = read_json(folder.plan, RunError, "The experiment's plan").get("runs", {})
-    return runs
+    content = read_json(folder.plan, RunError, "The experiment's plan")
+    try:
+        return parse_as(dict[str, dict[str, Any]], content.get("runs", {}), "runs")
+    except FieldError as cause:
+        raise RunError(f"{folder.plan} is broken: {cause}. Restore it, or choose another folder with -o.") from cause
 
 
 def _settings(run: PlannedRun) -> dict[str, Any]:

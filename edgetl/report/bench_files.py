@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edgetl.core.errors import BenchError
+from edgetl.core.files import MAX_JSON_BYTES, parse_json, read_regular_file
 from edgetl.core.layout import RunDirectory
 from edgetl.core.results import BenchResult, read_result
 
@@ -24,7 +24,7 @@ def read_results(paths: Sequence[Path]) -> list[BenchResult]:
 def _is_result(path: Path) -> bool:
     """A folder may hold other kinds, such as timed candidates; what cannot be read at all is told when it is read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_regular_file(path, MAX_JSON_BYTES))
     except (OSError, ValueError):
         return True
     return not isinstance(content, dict) or content.get("kind", "bench") == "bench"
