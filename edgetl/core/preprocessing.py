@@ -6,9 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from edgetl.core.errors import ConfigError
+from edgetl.core.typed_json import FieldError, parse_as
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_RESIZE = 8192
+"""Pixels of the shorter side: a photo of 4:3 then takes 270 MB. A file that says more would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.crop < 1 or self.resize < self.crop:
             raise ConfigError(f"Preprocessing needs 1 <= crop <= resize, not crop {self.crop} and resize {self.resize}.")
+        if self.resize > MAX_RESIZE:
+            raise ConfigError(f"Preprocessing resizes to {MAX_RESIZE} pixels at most, not {self.resize}.")
+        if min(self.std) <= 0:
+            raise ConfigError(f"Preprocessing divides by std, which is above 0, not {self.std}.")
 
     @classmethod
     def for_image_size(cls, size: int) -> Preprocessing:
@@ -62,9 +69,6 @@ class Preprocessing:
         if content.get("color") != "RGB" or content.get("interpolation") != "bilinear":
             raise ConfigError(f"Unknown preprocessing {content}; it needs a newer edgetl.")
         try:
-            mean, std = (tuple(float(value) for value in content[name]) for name in ("mean", "std"))
-            if len(mean) != 3 or len(std) != 3:
-                raise ValueError("mean and std need three numbers each")
-            return cls(int(content["resize"]), int(content["crop"]), mean, std)
-        except (KeyError, TypeError, ValueError) as cause:
+            return parse_as(cls, content, "preprocessing", extra="ignore")
+        except FieldError as cause:
             raise ConfigError(f"Broken preprocessing contract: {cause}.") from cause

@@ -10,6 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from edgetl.core.statistics import wilson_interval
+from edgetl.core.typed_json import FieldError, parse_as
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,15 @@ class Run:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Run:
-        """The inverse of `dataclasses.asdict`."""
-        epochs = tuple(Epoch(**epoch) for epoch in entry["epochs"])
-        return cls(**{**entry, "epochs": epochs, "confusion": tuple(map(tuple, entry["confusion"]))})
+        """The inverse of `dataclasses.asdict`.
+
+        Raises:
+            FieldError: a value of another type, or a run that ended without answers.
+        """
+        run = parse_as(cls, entry, "run", extra="ignore")
+        if run.failed is None and (not run.correct or run.seconds <= 0 or not set(run.correct) <= {"0", "1"}):
+            raise FieldError(f"run {run.name!r} ended without answers or without time")
+        return run
 
     @cached_property
     def answers(self) -> list[bool]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from edgetl.core.comparing import PlannedRun
 from edgetl.core.errors import DataError, RunError
-from edgetl.core.files import read_csv, read_json
+from edgetl.core.files import MAX_JSON_BYTES, parse_json, read_csv, read_json, read_regular_file
 from edgetl.core.layout import RunDirectory
-from edgetl.core.runs import Epoch, Run
+from edgetl.core.runs import Run
 
 
 def is_finished(planned: PlannedRun) -> bool:
@@ -30,31 +29,31 @@ def read_run(planned: PlannedRun) -> tuple[Run, dict[str, Any]]:
     if metrics.get("val") is None:
         raise DataError("The data has no validation images, and strategies are compared on those. Add images, or a val/ folder.")
     try:
-        epochs = [json.loads(line) for line in run.history.read_text(encoding="utf-8").splitlines()]
+        lines = read_regular_file(run.history, MAX_JSON_BYTES).decode().splitlines()
         answers = [(row["label"], row["predicted"]) for row in read_csv(run.predictions)]
         number = {label: index for index, label in enumerate(metrics["classes"])}
         confusion = [[0] * len(number) for _ in number]
         for label, predicted in answers:
             confusion[number[label]][number[predicted]] += 1
-        figures = Run(
-            **identity(planned),
-            seconds=metrics["seconds"]["total"],
-            train_images=metrics["train"]["images"],
-            train_accuracy=metrics["train"]["accuracy"],
-            macro_f1=metrics["val"]["macro_f1"],
-            best_epoch=metrics["best_epoch"],
-            trainable=metrics["parameters"]["trainable"],
-            parameters=metrics["parameters"]["total"],
-            peak_memory_bytes=metrics["peak_memory_bytes"],
-            peak_gpu_memory_bytes=metrics["peak_gpu_memory_bytes"],
-            device=metrics["device"],
-            precision=metrics["precision"],
-            weights=metrics["weights"]["source"],
-            epochs=tuple(
-                Epoch(**{name: epoch[name] for name in ("phase", "elapsed", "train_accuracy", "val_accuracy")}) for epoch in epochs
-            ),
-            correct="".join("1" if label == predicted else "0" for label, predicted in answers),
-            confusion=tuple(map(tuple, confusion)),
+        figures = Run.from_json(
+            {
+                **identity(planned),
+                "seconds": metrics["seconds"]["total"],
+                "train_images": metrics["train"]["images"],
+                "train_accuracy": metrics["train"]["accuracy"],
+                "macro_f1": metrics["val"]["macro_f1"],
+                "best_epoch": metrics["best_epoch"],
+                "trainable": metrics["parameters"]["trainable"],
+                "parameters": metrics["parameters"]["total"],
+                "peak_memory_bytes": metrics["peak_memory_bytes"],
+                "peak_gpu_memory_bytes": metrics["peak_gpu_memory_bytes"],
+                "device": metrics["device"],
+                "precision": metrics["precision"],
+                "weights": metrics["weights"]["source"],
+                "epochs": [parse_json(line) for line in lines],
+                "correct": "".join("1" if label == predicted else "0" for label, predicted in answers),
+                "confusion": confusion,
+            }
         )
     except (OSError, KeyError, TypeError, ValueError) as cause:
         raise RunError(f"The run {run.path} is broken: {cause!r}. Remove it, and `edgetl compare` trains it again.") from cause
