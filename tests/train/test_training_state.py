@@ -36,7 +36,7 @@ def test_what_a_training_writes_is_read(tmp_path: Path) -> None:
     state = read_training_state(write(tmp_path / "state", FACTS))
     assert state.facts == {**FACTS, "steps": {}}
     check_phases(state, 2)
-    with pytest.raises(RunError, match="of 2 phases, and config.json asks for 1"):
+    with pytest.raises(RunError, match=r"of 2 phases, and config\.json asks for 1"):
         check_phases(state, 1)
 
 
