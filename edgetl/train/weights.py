@@ -17,7 +17,6 @@ from urllib.parse import urlparse
 
 import torch
 import torchvision
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -172,12 +171,14 @@ def _read_file(path: Path, architecture: str) -> Any:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # about the protocol of pickles that are refused anyway
                 return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as cause:
         raise WeightsError(
             f"{path} is not a plain file of weights: it is damaged, or a pickle that would run code when loaded, so it was not loaded. "
             "Save the model's state_dict() with safetensors, or ask the author for it."
         ) from cause
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as cause:
+    except Exception as cause:  # PyTorch's unpickler runs a stranger's opcodes, and raises whatever they run into
         reason = (str(cause).splitlines() or [type(cause).__name__])[0]
         raise WeightsError(f"{path} cannot be read as weights ({reason}). Fetch it again, or give another file.") from cause
     raise WeightsError(f"{path} has no known ending. --weights takes .safetensors, .pth or .pt files.")
