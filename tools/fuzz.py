@@ -1,159 +1,147 @@
-"""Mutate image files and see that `edgetl check` reports every one: python -m tools.fuzz PHOTOS --count 20000 --seed 0.
+"""Mutate files of every kind that edgetl reads: python -m tools.fuzz --seed 0 --cases 10000 [--target runs] [--quick].
 
-Bytes of JPEG, PNG and WebP files are flipped, cut, repeated, overwritten with what headers hold, or two files are spliced. A batch of them
-is a data set that a process of its own looks through, with a limit on its memory and its time: a crash, a hang, a file that is neither
-counted nor reported, or memory that grows, fails.
+A case fails where it ends in anything but success or an EdgetlError, which the command line shows as one sentence; where it takes more
+than ten seconds or a gibibyte; or where the process dies of it. Failing inputs are kept in a folder, named by target, seed and number.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import resource
+import os
+import queue
+import shutil
 import subprocess
 import sys
-import tempfile
+import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
-import numpy as np
-from PIL import Image, ImageOps
+from tools.fuzzing.targets import TARGETS
+from tools.fuzzing.worker import LIMIT_S
 
-from edgetl.device.images import IMAGE_SUFFIXES
-
-FORMATS = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
-SIDE = 160
-"""Of the pictures that are mutated, pixels."""
-BATCH = 1000
-LIMIT_S, LIMIT_BYTES = 240, 8 << 30
-"""Of a process that looks through a batch: its time, and its address space, of which libraries take half."""
-_TELLING = (0, 1, 0x7F, 0x80, 0xFF)
+CASES, QUICK_CASES = 10_000, 24
+_PATIENCE_S = 4 * LIMIT_S
+"""For a line of the worker: code outside Python is not interrupted by its own limit."""
+_START_S = 120
+_SHOWN = 8
 
 
 @dataclass
 class Outcome:
-    """What came of the files."""
+    """What came of the cases of a target."""
 
-    files: int = 0
-    decoded: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    """First words of why a file was rejected."""
-    peak_bytes: list[int] = field(default_factory=list)
-    """Resident memory of each batch's process."""
+    target: str
+    counts: Counter[str] = field(default_factory=Counter)
+    """read, refused, failed, hung, memory or died."""
+    failures: list[tuple[int, str]] = field(default_factory=list)
+    """Number of the case and what happened."""
+    peak_bytes: int = 0
+    """Most that one case added to resident memory."""
+    seconds: float = 0.0
 
-
-def seeds_of(photos: Path, most: int = 40) -> dict[str, list[bytes]]:
-    """Small copies of photos in every format, by suffix."""
-    files = sorted(path for path in photos.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    chosen = files[:: max(1, len(files) // most)][:most]
-    if not chosen:
-        sys.exit(f"No images in {photos}.")
-    encoded: dict[str, list[bytes]] = {suffix: [] for suffix in FORMATS}
-    for path in chosen:
-        with Image.open(path) as image:
-            small = ImageOps.fit(image.convert("RGB"), (SIDE, SIDE))
-        for suffix, name in FORMATS.items():
-            stream = io.BytesIO()
-            small.save(stream, name)
-            encoded[suffix].append(stream.getvalue())
-    return encoded
+    @property
+    def cases(self) -> int:
+        """All that were used."""
+        return sum(self.counts.values())
 
 
-def mutate(content: bytes, other: bytes, generator: np.random.Generator) -> bytes:
-    """A broken relative of a file."""
-    data = bytearray(content)
-    for _ in range(int(generator.integers(1, 5))):
-        at = int(generator.integers(len(data))) if generator.random() < 0.6 else int(generator.integers(min(64, len(data))))
-        length = int(generator.integers(1, 64))
-        match int(generator.integers(7)):
-            case 0:
-                data[at] ^= 1 << int(generator.integers(8))
-            case 1:
-                data[at : at + length] = generator.bytes(length)
-            case 2:
-                data[at : at + length] = bytes([int(generator.choice(_TELLING))]) * length
-            case 3:
-                del data[at : at + length]
-            case 4:
-                data[at:at] = data[at : at + length] * int(generator.integers(1, 20))
-            case 5:
-                data = data[: max(1, at)]
-            case _:
-                data = data[: max(1, at)] + bytearray(other[at:])
-        if not data:
-            return b""
-    return bytes(data)
-
-
-def write_batch(folder: Path, encoded: dict[str, list[bytes]], count: int, seed: int) -> None:
-    """So many mutated files, in two classes that have one whole picture each."""
-    generator = np.random.default_rng(seed)
-    for label in ("a", "b"):
-        (folder / label).mkdir(parents=True)
-        (folder / label / f"whole-{label}.png").write_bytes(encoded[".png"][0 if label == "a" else -1])
-    for number in range(count):
-        suffix = list(FORMATS)[number % len(FORMATS)]
-        of_format = encoded[suffix]
-        first, second = (of_format[int(generator.integers(len(of_format)))] for _ in range(2))
-        (folder / "ab"[number % 2] / f"{number:05d}{suffix}").write_bytes(mutate(first, second, generator))
-
-
-def look_through(folder: Path, count: int, outcome: Outcome) -> None:
-    """Check a batch in a process of its own.
-
-    Raises:
-        AssertionError: it crashed, hung, or lost a file.
-    """
-    code = (
-        "import resource, sys; from edgetl.cli.app import program\n"
-        "try: program('check')(['check', sys.argv[1], '--json'], standalone_mode=False)\n"
-        "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)"
-    )
-
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
-
-    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=LIMIT_S, preexec_fn=limited)
-    assert done.stdout.startswith("{"), f"status {done.returncode}: {done.stderr[-2000:]}"
-    found = json.loads(done.stdout)
-    rejected = sum(len(finding["groups"]) for finding in found["findings"] if finding["kind"] in ("unreadable", "bombs"))
-    assert found["images"] + rejected == count + 2, f"{found['images']} images and {rejected} rejected of {count + 2} files"
-    outcome.files += count
-    outcome.decoded += found["images"] - 2
-    for finding in found["findings"]:
-        if finding["kind"] in ("unreadable", "bombs"):
-            outcome.reasons[finding["kind"]] += len(finding["groups"])
-    outcome.peak_bytes.append(int(done.stderr.splitlines()[-1]))
-
-
-def fuzz(photos: Path, count: int, seed: int) -> Outcome:
-    """Mutate and look through, batch by batch.
-
-    Raises:
-        AssertionError, subprocess.TimeoutExpired: see `look_through`.
-    """
-    encoded, outcome = seeds_of(photos), Outcome()
-    for start in range(0, count, BATCH):
-        size = min(BATCH, count - start)
-        with tempfile.TemporaryDirectory(prefix="edgetl-fuzz-") as name:
-            write_batch(Path(name) / "data", encoded, size, seed + start)
-            look_through(Path(name) / "data", size, outcome)
+def fuzz(target: str, cases: int, seed: int, failures: Path) -> Outcome:
+    """Use so many cases of a target; a worker that dies or hangs is replaced."""
+    outcome, started, first = Outcome(target), time.perf_counter(), 0
+    failures.mkdir(parents=True, exist_ok=True)
+    while first < cases:
+        first = _work(outcome, target, seed, first, cases - first, failures)
+    outcome.seconds = time.perf_counter() - started
     return outcome
 
 
+def _work(outcome: Outcome, target: str, seed: int, first: int, count: int, failures: Path) -> int:
+    command = [sys.executable, "-m", "tools.fuzzing.worker", target, *map(str, (seed, first, count)), str(failures)]
+    errors = failures / f"{target}.stderr"
+    with errors.open("wb") as stderr, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=_environment()) as worker:
+        assert worker.stdout is not None
+        lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        threading.Thread(target=_read, args=(worker.stdout, lines), daemon=True).start()
+        begun, patience = None, _START_S
+        while True:
+            try:
+                line = lines.get(timeout=patience)
+            except queue.Empty:
+                worker.kill()
+                _note(outcome, first if begun is None else begun, "hung", "no answer, killed")
+                break
+            patience = _PATIENCE_S
+            if line is None:
+                break
+            if "begun" in line:
+                begun = line["begun"]
+                continue
+            _note(outcome, line["case"], line["outcome"], line["what"])
+            outcome.peak_bytes, first, begun = max(outcome.peak_bytes, line["bytes"]), line["case"] + 1, None
+    if line is None and worker.returncode:
+        told = errors.read_text(encoding="utf-8", errors="replace")[-1500:]
+        if begun is None:
+            raise SystemExit(f"{target}: the worker ended with status {worker.returncode} outside of a case.\n{told}")
+        _note(outcome, begun, "died", f"status {worker.returncode}: {told}")
+    errors.unlink(missing_ok=True)
+    return first if begun is None else begun + 1
+
+
+def _read(stream: IO[bytes], lines: queue.Queue[dict[str, Any] | None]) -> None:
+    for line in stream:
+        lines.put(json.loads(line))
+    lines.put(None)
+
+
+def _note(outcome: Outcome, number: int, kind: str, what: str) -> None:
+    outcome.counts[kind] += 1
+    if kind not in ("read", "refused"):
+        outcome.failures.append((number, f"{kind}: {what}"))
+
+
+def _environment() -> dict[str, str]:
+    # glibc gives memory of one thread back to the next, and what is measured is the case.
+    return {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description="Mutated images through `edgetl check`.")
-    parser.add_argument("photos", type=Path)
-    parser.add_argument("--count", type=int, default=20_000)
+    parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description="Mutated files of every kind that edgetl reads.")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
-    outcome = fuzz(given.photos, given.count, given.seed)
-    told = ", ".join(f"{count} {reason}" for reason, count in outcome.reasons.items())
-    memory = f"{min(outcome.peak_bytes) / 2**20:.0f} to {max(outcome.peak_bytes) / 2**20:.0f} MiB"
-    print(f"{outcome.files} files: {outcome.decoded} still decode, {told}; no crash, no hang, none lost; memory {memory} a batch.")
+    parser.add_argument("--cases", type=int, help=f"of all targets together; {CASES:,} by default")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_CASES} cases of each target")
+    parser.add_argument("--target", choices=TARGETS, action="append", help="one target, or several; all by default")
+    parser.add_argument("--failures", type=Path, default=Path("build/fuzz"), help="folder for inputs that fail")
+    options = parser.parse_args(arguments)
+    targets = options.target or list(TARGETS)
+    cases = QUICK_CASES * len(targets) if options.quick else CASES if options.cases is None else options.cases
+    failed = 0
+    for number, target in enumerate(targets):
+        share = (cases * (number + 1)) // len(targets) - (cases * number) // len(targets)
+        outcome = fuzz(target, share, options.seed, options.failures)
+        failed += len(outcome.failures)
+        print(_describe(outcome), flush=True)
+    if not failed and not any(options.failures.iterdir()):
+        shutil.rmtree(options.failures)
+    if failed:
+        sys.exit(f"{failed} cases failed; their inputs are in {options.failures}.")
+
+
+def _describe(outcome: Outcome) -> str:
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(outcome.counts.items()))
+    memory = f"{outcome.peak_bytes / 2**20:.0f} MiB at most"
+    lines = [f"{outcome.target}: {outcome.cases} cases in {outcome.seconds:.0f} s: {counts}; {memory}"]
+    by_end: dict[str, list[int]] = {}
+    for number, what in outcome.failures:
+        by_end.setdefault(what.strip(), []).append(number)
+    ranked = sorted(by_end.items(), key=lambda entry: -len(entry[1]))
+    lines += [f"  {len(numbers)} x, first case {numbers[0]}: {what}" for what, numbers in ranked[:_SHOWN]]
+    lines += [f"  and {len(ranked) - _SHOWN} other ends"] if len(ranked) > _SHOWN else []
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

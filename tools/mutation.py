@@ -1,10 +1,12 @@
-"""Seeded structural mutation of JSON: what other versions, devices and people may write into a file."""
+"""Seeded mutation of JSON and of bytes: what other versions, devices, people and damaged disks may write into a file."""
 
 from __future__ import annotations
 
 import copy
 import random
 from typing import Any
+
+import numpy as np
 
 VALUES: tuple[Any, ...] = (
     None,
@@ -29,6 +31,34 @@ VALUES: tuple[Any, ...] = (
     {"a": 1},
     {"schema": 1},
 )
+_HEADER_BYTES = (0, 1, 0x7F, 0x80, 0xFF)
+"""What headers hold."""
+
+
+def mutate_bytes(content: bytes, other: bytes, generator: np.random.Generator) -> bytes:
+    """Return bytes with one to four changes: bits flipped, stretches overwritten, removed, repeated or cut off, or spliced with `other`."""
+    data = bytearray(content)
+    for _ in range(int(generator.integers(1, 5))):
+        at = int(generator.integers(len(data))) if generator.random() < 0.6 else int(generator.integers(min(64, len(data))))
+        length = int(generator.integers(1, 64))
+        match int(generator.integers(7)):
+            case 0:
+                data[at] ^= 1 << int(generator.integers(8))
+            case 1:
+                data[at : at + length] = generator.bytes(length)
+            case 2:
+                data[at : at + length] = bytes([int(generator.choice(_HEADER_BYTES))]) * length
+            case 3:
+                del data[at : at + length]
+            case 4:
+                data[at:at] = data[at : at + length] * int(generator.integers(1, 20))
+            case 5:
+                data = data[: max(1, at)]
+            case _:
+                data = data[: max(1, at)] + bytearray(other[at:])
+        if not data:
+            return b""
+    return bytes(data)
 
 
 def mutate_json(content: Any, generator: random.Random, most: int = 3) -> Any:

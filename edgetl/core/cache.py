@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import time
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from edgetl import __version__
+from edgetl.core.errors import EdgetlError
+from edgetl.core.files import read_json, write_json
 
 _DAY_S = 86400.0
+_DIGEST = "sha256"
 
 
 def cache_folder() -> Path:
@@ -17,6 +25,35 @@ def cache_folder() -> Path:
     if own := os.environ.get("EDGETL_CACHE"):
         return Path(own).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "edgetl"
+
+
+def write_entry(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object with the version of edgetl and a hash of both.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    write_json(path, {**content, "edgetl": __version__, _DIGEST: _digest(content, __version__)})
+
+
+def read_entry(path: Path) -> dict[str, Any] | None:
+    """Read what `write_entry` wrote; None where there is nothing, or it is damaged, edited or of another version.
+
+    A cache is a convenience: what is in doubt is computed again, and never reported.
+    """
+    try:
+        content = read_json(path, EdgetlError, "The cache entry")
+    except EdgetlError:
+        return None
+    version, digest = content.pop("edgetl", None), content.pop(_DIGEST, None)
+    content.pop("schema")
+    return content if version == __version__ and digest == _digest(content, __version__) else None
+
+
+def _digest(content: dict[str, Any], version: str) -> str:
+    # As it will be read: keys that are numbers become text, and are sorted as such.
+    plain = json.loads(json.dumps(content))
+    return hashlib.sha256(json.dumps([version, plain], sort_keys=True).encode()).hexdigest()
 
 
 def prune(folder: Path, budget_bytes: int, keep: Collection[Path]) -> None:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from edgetl.core.errors import ConfigError
 from edgetl.core.options import json_ready, one_of, raise_all
+from edgetl.core.preprocessing import MAX_RESIZE
+from edgetl.core.typed_json import parse_as
 
 Augment = Literal["none", "light", "medium", "strong"]
 BatchNorm = Literal["auto", "eval", "train"]
@@ -20,6 +22,12 @@ Schedule = Literal["constant", "cosine"]
 Device = Literal["auto", "cpu", "cuda"]
 InputDevice = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+MAX_IMAGE_SIZE = MAX_RESIZE * 224 // 256
+"""Pixels; images are resized to 256/224 of it before the crop."""
+MAX_HEAD_WIDTH = 16_384
+"""VGG's layers, the widest of torchvision's, have 4096: a wider head would take gigabytes and learn nothing more."""
+MAX_EPOCHS, MAX_VIEWS, MAX_WORKERS = 1_000_000, 10_000, 256
+"""No use has been seen for more, and a list of views or that many processes would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +141,11 @@ class FinetuneConfig:
         rates = [rate for rate in (self.lr, self.finetune_lr) if rate is not None]
         blocks = self.unfreeze in ("auto", "head", "all") or re.fullmatch(r"[0-9]+|[1-9][0-9]?%|100%", self.unfreeze)
         return [
-            None if self.image_size is None or self.image_size >= 32 else f"--image-size is at least 32 pixels, not {self.image_size}.",
-            None if self.epochs >= 0 else f"--epochs is not negative, not {self.epochs}.",
-            None if (self.finetune_epochs or 0) >= 0 else f"--finetune-epochs is not negative, not {self.finetune_epochs}.",
+            None
+            if self.image_size is None or 32 <= self.image_size <= MAX_IMAGE_SIZE
+            else f"--image-size is 32 to {MAX_IMAGE_SIZE} pixels, not {self.image_size}.",
+            _within("--epochs", self.epochs, MAX_EPOCHS),
+            _within("--finetune-epochs", self.finetune_epochs, MAX_EPOCHS),
             "--epochs and --finetune-epochs are both 0: nothing would be trained." if self.epochs == self.finetune_epochs == 0 else None,
             None if all(0 < rate <= 1e30 for rate in rates) else "--lr and --finetune-lr are above 0 and finite.",
             None if blocks else f"--unfreeze takes a number of blocks, a share like 75%, `auto`, `head` or `all`, not {self.unfreeze!r}.",
@@ -143,7 +153,7 @@ class FinetuneConfig:
             None if 0 <= (self.split_seed or 0) < 2**63 else f"--split-seed lies in [0, 2^63), not {self.split_seed}.",
             None if self.batch_size in (None, "auto") or self._batch_size_is_positive else _BATCH_SIZE.format(self.batch_size),
             None if 0 <= self.val_split < 1 else f"--val-split lies in [0, 1), not {self.val_split}.",
-            None if self.head_width >= 0 else f"--head-width is not negative, not {self.head_width}.",
+            _within("--head-width", self.head_width, MAX_HEAD_WIDTH),
             one_of("--augment", self.augment, Augment),
             one_of("--batch-norm", self.batch_norm, BatchNorm),
             one_of("--schedule", self.schedule, Schedule),
@@ -174,8 +184,10 @@ class FinetuneConfig:
     def _machine_problems(self) -> list[str | None]:
         return [
             None if self.budget_s is None or 0 < self.budget_s < math.inf else f"--budget is above 0 and finite, not {self.budget_s} s.",
-            None if self.views is None or self.views >= 2 else f"--views is at least 2 (the first is the image itself), not {self.views}.",
-            None if self.workers is None or self.workers >= 0 else f"--workers is not negative, not {self.workers}.",
+            None
+            if self.views is None or 2 <= self.views <= MAX_VIEWS
+            else f"--views is 2 (the first is the image itself) to {MAX_VIEWS}, not {self.views}.",
+            _within("--workers", self.workers, MAX_WORKERS),
             None if self.cache_budget is None or self.cache_budget >= 0 else f"--cache-budget is not negative, not {self.cache_budget}.",
             one_of("--device", self.device, Device),
             one_of("--input-device", self.input_device, InputDevice),
@@ -208,10 +220,15 @@ class FinetuneConfig:
 
         Raises:
             ConfigError: values that contradict each other.
-            TypeError: an unknown field.
+            FieldError: an unknown field, or a value of another type.
         """
-        paths = {name: Path(content[name]) for name in _PATHS if content.get(name) is not None}
-        return cls(**{**content, **paths})
+        return parse_as(cls, content, "config")
+
+
+def _within(option: str, value: int | None, most: int) -> str | None:
+    if value is None or 0 <= value <= most:
+        return None
+    return f"{option} is not negative, not {value}." if value < 0 else f"{option} is at most {most}, not {value}."
 
 
 def parse_batch_size(text: str) -> int | Literal["auto"]:
@@ -228,7 +245,6 @@ def parse_batch_size(text: str) -> int | Literal["auto"]:
 
 
 _BATCH_SIZE = "--batch-size is at least 1, or auto, not {}."
-_PATHS = ("data", "output", "augment_file")
 _INPUT_WITHOUT_GPU = "--input-device cuda needs --device cuda or auto, got --device cpu."
 _FILE_ON_GPU = (
     "--input-device cuda cannot run a pipeline file: its transforms are known on the CPU only. "

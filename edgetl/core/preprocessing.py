@@ -10,6 +10,8 @@ from edgetl.core.typed_json import FieldError, parse_as
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_RESIZE = 8192
+"""Pixels of the shorter side: a photo of 4:3 then takes 270 MB. A file that says more would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.crop < 1 or self.resize < self.crop:
             raise ConfigError(f"Preprocessing needs 1 <= crop <= resize, not crop {self.crop} and resize {self.resize}.")
+        if self.resize > MAX_RESIZE:
+            raise ConfigError(f"Preprocessing resizes to {MAX_RESIZE} pixels at most, not {self.resize}.")
         if not min(self.std) > 0:
             raise ConfigError(f"Preprocessing needs standard deviations above 0, not {self.std}.")
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from edgetl.core.errors import ConfigError
+from edgetl.core.files import read_regular_file
 from edgetl.core.finetuning import Augment, FinetuneConfig
 from edgetl.core.options import parse_duration, parse_size
+from edgetl.core.typed_json import MAX_INTEGER
 
 RECIPE = (
     "epochs", "lr", "unfreeze", "finetune_epochs", "finetune_lr", "batch_size", "batch_norm", "schedule", "warmup", "lr_decay",
@@ -21,6 +23,8 @@ RECIPE = (
 """The fields that a preset sets."""
 _AUTO = "auto"
 _USUAL = "usual"
+_MAX_CONFIG_BYTES = 2**20
+_SHOWN = 60
 _NOT_IN_FILES = ("data", "output", "force")
 _DEFAULTS = {field.name: field.default for field in fields(FinetuneConfig) if field.default is not MISSING}
 
@@ -73,9 +77,11 @@ def read_config_file(path: Path) -> dict[str, Any]:
         ConfigError: unreadable, not TOML, an unknown preset, unknown or repeated keys, or values of the wrong type; all of them at once.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_regular_file(path, _MAX_CONFIG_BYTES).decode())
     except OSError as cause:
         raise ConfigError(f"{path} cannot be read ({cause.strerror}). Give --config a TOML file.") from cause
+    except RecursionError as cause:
+        raise ConfigError(f"{path} is nested too deeply. `edgetl presets default` prints a file to start from.") from cause
     except ValueError as cause:  # TOMLDecodeError and UnicodeDecodeError are two; a number of 5000 digits is another
         raise ConfigError(f"{path} is not TOML: {cause}. `edgetl presets default` prints a file to start from.") from cause
     kinds = {name: kind for name, kind in get_type_hints(FinetuneConfig).items() if name not in _NOT_IN_FILES}
@@ -107,7 +113,7 @@ def parse_augment(text: str) -> tuple[str, str | Path]:
     """
     if text in get_args(Augment):
         return "augment", text
-    with suppress(OSError):  # a name too long for a file, a folder that may not be looked into
+    with suppress(OSError, ValueError):  # a NUL, a name too long for a file, a folder that may not be looked into
         if Path(text).is_file():
             return "augment_file", Path(text)
     raise ConfigError(f"{text!r} is neither one of {', '.join(get_args(Augment))} nor a file (a pipeline saved by albumentations).")
@@ -147,6 +153,8 @@ def _value(name: str, value: Any, kind: Any) -> Any:
     if value == _AUTO and type(None) in kinds:
         return None
     if Path in kinds and isinstance(value, str):
+        if "\0" in value:
+            raise ConfigError("takes a path, and a path holds no NUL.")
         return Path(value)
     if float in kinds and type(value) in (int, float):
         try:
@@ -155,8 +163,18 @@ def _value(name: str, value: Any, kind: Any) -> Any:
             raise ConfigError("takes a finite number.") from cause
     wanted, called = next((one, called) for one, called in _KINDS.items() if one in kinds or one is str)
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise ConfigError(f"takes {called}, not {value!r}.")
+        raise ConfigError(f"takes {called}, not {_shown(value)}.")
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise ConfigError("takes a whole number of at most 64 bits.")
     return value
+
+
+def _shown(value: Any) -> str:
+    try:
+        shown = repr(value)
+    except (RecursionError, ValueError):  # nested tables, or more digits than Python writes
+        shown = type(value).__name__
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
 
 
 _KINDS: dict[type, str] = {bool: "true or false", float: "a number", int: "a whole number", str: "text"}

@@ -11,6 +11,7 @@ import math
 import types
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -27,9 +28,10 @@ def parse_as(kind: type[T], value: Any, where: str = "", *, extra: Literal["refu
     """Convert a value that `json.loads` returned to a type.
 
     Args:
-        kind: a dataclass, `bool`, `int`, `float`, `str`, a `Literal`, an optional or other union of
+        kind: a dataclass, `bool`, `int`, `float`, `str`, `Path`, a `Literal`, an optional or other union of
             these, `tuple[X, ...]`, `tuple[X, Y]`, `list[X]`, `dict[str, X]`, `Mapping[str, X]` or `Any`.
-        value: what to convert. An `int` is taken for a `float`, a list for a tuple; nothing else changes.
+        value: what to convert. An `int` is taken for a `float`, a list for a tuple, a text for a `Path`; nothing else
+            changes.
         where: the name of the field, for the message.
         extra: whether a dataclass refuses keys that are none of its fields. Keys that may be absent are
             those of fields with a default.
@@ -122,7 +124,11 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
         return value
     if kind in (str, bool) and type(value) is kind:
         return value
-    names = {float: "a number", int: "an integer", str: "a text", bool: "true or false", dict: "an object", list: "a list"}
+    if kind is Path and type(value) is str:
+        if "\0" in value:
+            raise _wrong(where, "a path", value)
+        return Path(value)
+    names = {float: "a number", int: "an integer", str: "a text", Path: "a path", bool: "true or false", dict: "an object", list: "a list"}
     if kind in (dict, list) and type(value) is kind:
         return value
     if kind not in names:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edgetl.core.errors import RunError
-from edgetl.core.files import read_csv, read_json
+from edgetl.core.files import MAX_JSON_BYTES, parse_json, read_csv, read_json, read_regular_file
 from edgetl.core.layout import RunDirectory
+from edgetl.core.run_configuration import read_run_configuration
 from edgetl.core.statistics import ClassScore
+from edgetl.core.typed_json import parse_as
 
-_BROKEN = (KeyError, TypeError, ValueError, AttributeError)
+_BROKEN = (KeyError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Epoch:
     val_accuracy: float | None
     lr: float
     seconds: float
-    elapsed: float | None
+    elapsed: float | None = None
     """Seconds since the run's start; None in runs that did not record it."""
 
 
@@ -155,83 +156,109 @@ def read_run(path: Path) -> TrainedRun:
         RunError: it is no run directory, or one of its files is broken or of another schema.
     """
     run = RunDirectory(path)
-    content = read_json(run.config, RunError, "The run's configuration")
-    try:
-        json.dumps(content, allow_nan=False)
-        data = content["data"]
-        counts = {part: {str(label): int(count) for label, count in labels.items()} for part, labels in data["counts"].items()}
-        told: dict[str, Any] = {
-            "config": {"model": content["config"]["model"], **content["config"]},
-            "classes": [str(name) for name in content["classes"]],
-            "preprocessing": dict(content["preprocessing"]),
-            "versions": dict(content["versions"]),
-            "data": {**data, "counts": counts, "warnings": [str(text) for text in data.get("warnings", [])]},
-            "weights": dict(content["weights"]),
-        }
-    except _BROKEN as cause:
-        raise _broken(run.config, cause) from cause
+    configuration = read_run_configuration(run)
+    content = configuration.content
     return TrainedRun(
-        directory=run, **told, metrics=_metrics(run), history=_history(run), answers=_answers(run), rejected=_rejected(run.rejected)
+        directory=run,
+        config=content["config"],
+        classes=list(configuration.classes),
+        preprocessing=content["preprocessing"],
+        versions=configuration.versions,
+        data={**content["data"], **asdict(configuration.data)},
+        weights=content["weights"],
+        metrics=_metrics(run, configuration.classes),
+        history=_history(run),
+        answers=_answers(run),
+        rejected=_rejected(run.rejected),
     )
 
 
-def _metrics(run: RunDirectory) -> Metrics | None:
+@dataclass(frozen=True)
+class _TrainFigures:
+    images: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class _ValFigures:
+    images: int
+    accuracy: float
+    accuracy_ci95: tuple[float, float]
+    macro_f1: float
+    per_class: dict[str, ClassScore]
+    top5_accuracy: float | None = None
+    calibration_error: float | None = None
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    total: int
+    trainable: int
+
+
+@dataclass(frozen=True)
+class _MetricsFile:
+    train: _TrainFigures
+    val: _ValFigures | None
+    seconds: dict[str, float]
+    parameters: _Parameters
+    device: str
+    precision: str
+    best_epoch: int
+    ended: str | None = None
+    peak_memory_bytes: int | None = None
+    peak_gpu_memory_bytes: int | None = None
+
+
+def _metrics(run: RunDirectory, classes: Sequence[str]) -> Metrics | None:
     if not run.metrics.exists():
         return None
     content = read_json(run.metrics, RunError, "The run's metrics")
     try:
-        json.dumps(content, allow_nan=False)
-        val, parameters = content["val"], content["parameters"]
-        return Metrics(
-            train_images=int(content["train"]["images"]),
-            train_accuracy=_finite(content["train"]["accuracy"]),
-            validation=None if val is None else _validation(val),
-            seconds={"total": _finite(content["seconds"]["total"])} | {name: _finite(value) for name, value in content["seconds"].items()},
-            parameters=int(parameters["total"]),
-            trained=int(parameters["trainable"]),
-            device=str(content["device"]),
-            precision=str(content["precision"]),
-            best_epoch=int(content["best_epoch"]),
-            ended=content.get("ended"),
-            peak_memory_bytes=content.get("peak_memory_bytes"),
-            peak_gpu_memory_bytes=content.get("peak_gpu_memory_bytes"),
-            content=content,
-        )
-    except _BROKEN as cause:
+        file = parse_as(_MetricsFile, content, "metrics", extra="ignore")
+        if "total" not in file.seconds:
+            raise ValueError("metrics.seconds has no field 'total'")
+        if file.val is not None and file.val.per_class.keys() != set(classes):
+            raise ValueError("metrics.val.per_class has other classes than config.json")
+    except ValueError as cause:
         raise _broken(run.metrics, cause) from cause
+    return Metrics(
+        train_images=file.train.images,
+        train_accuracy=file.train.accuracy,
+        validation=None if file.val is None else _validation(file.val),
+        seconds=file.seconds,
+        parameters=file.parameters.total,
+        trained=file.parameters.trainable,
+        device=file.device,
+        precision=file.precision,
+        best_epoch=file.best_epoch,
+        ended=file.ended,
+        peak_memory_bytes=file.peak_memory_bytes,
+        peak_gpu_memory_bytes=file.peak_gpu_memory_bytes,
+        content=content,
+    )
 
 
-def _validation(val: Mapping[str, Any]) -> Validation:
-    low, high = val["accuracy_ci95"]
-    scores = {
-        str(label): ClassScore(int(score["images"]), *(_finite(score[name]) for name in ("precision", "recall", "f1")))
-        for label, score in val["per_class"].items()
-    }
+def _validation(val: _ValFigures) -> Validation:
     return Validation(
-        images=int(val["images"]),
-        accuracy=_finite(val["accuracy"]),
-        interval=(_finite(low), _finite(high)),
-        top5_accuracy=_maybe(val.get("top5_accuracy")),
-        calibration_error=_maybe(val.get("calibration_error")),
-        macro_f1=_finite(val["macro_f1"]),
-        per_class=scores,
+        images=val.images,
+        accuracy=val.accuracy,
+        interval=val.accuracy_ci95,
+        top5_accuracy=val.top5_accuracy,
+        calibration_error=val.calibration_error,
+        macro_f1=val.macro_f1,
+        per_class=val.per_class,
     )
 
 
 def _history(run: RunDirectory) -> tuple[Epoch, ...]:
     try:
-        lines = run.history.read_text(encoding="utf-8").splitlines() if run.history.exists() else []
+        text = read_regular_file(run.history, MAX_JSON_BYTES).decode() if run.history.exists() else ""
         # A run that is being trained may be in the middle of its last line.
-        whole = [line for line in lines if line.strip().endswith("}")]
-        return tuple(_epoch(json.loads(line)) for line in whole)
-    except (OSError, *_BROKEN) as cause:
+        whole = [line for line in text.splitlines() if line.strip().endswith("}")]
+        return tuple(parse_as(Epoch, parse_json(line), f"line {number}", extra="ignore") for number, line in enumerate(whole, 1))
+    except (OSError, ValueError) as cause:
         raise _broken(run.history, cause) from cause
-
-
-def _epoch(line: Mapping[str, Any]) -> Epoch:
-    figures = {name: _finite(line[name]) for name in ("train_loss", "train_accuracy", "lr", "seconds")}
-    absent: dict[str, Any] = {name: _maybe(line.get(name)) for name in ("val_loss", "val_accuracy", "elapsed")}
-    return Epoch(phase=int(line["phase"]), epoch=int(line["epoch"]), **figures, **absent)
 
 
 def _answers(run: RunDirectory) -> tuple[Answer, ...] | None:
@@ -260,9 +287,9 @@ def _finite(value: Any) -> float:
     return number
 
 
-def _maybe(value: Any) -> float | None:
-    return None if value is None else _finite(value)
-
-
 def _broken(path: Path, cause: BaseException) -> RunError:
-    return RunError(f"{path} is broken: {cause!r}. Restore the file, or train again with `edgetl finetune`.")
+    return RunError(f"{path} is broken: {_reason(cause)}. Restore the file, or train again with `edgetl finetune`.")
+
+
+def _reason(cause: BaseException) -> str:
+    return f"it has no column {cause}" if isinstance(cause, KeyError) else str(cause)

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgetl.core.cache import prune
-from edgetl.core.errors import EdgetlError
-from edgetl.core.files import read_json, sha256_file, write_json
+from edgetl.core.cache import prune, read_entry, write_entry
+from edgetl.core.files import sha256_file
 from edgetl.train.prefix import Values
 from edgetl.train.ranks import ALONE, Group
 
@@ -87,12 +86,14 @@ class ActivationStore:
         """The entry, mapped from its files; None where it is absent, or not what was written."""
         entry = self._folder / key
         try:
-            meta = read_json(entry / "meta.json", EdgetlError, "The cache entry")
+            meta = read_entry(entry / "meta.json")
+            if meta is None:
+                return None
             train, val = (
                 tuple(_map_checked(entry / f"{part}-{at}.bin", value) for at, value in enumerate(meta[part])) for part in ("train", "val")
             )
             os.utime(entry)
-        except (EdgetlError, OSError, KeyError, TypeError, ValueError, RuntimeError):
+        except (OSError, ValueError, RuntimeError):
             return None
         self._used.add(entry)
         return Activations(train, val)
@@ -142,12 +143,12 @@ class ActivationStore:
         return made
 
     def _commit(self, made: Path, key: str, named: Sequence[tuple[str, tuple[int, ...], torch.dtype]]) -> None:
-        described: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
+        described: dict[str, Any] = {"train": [], "val": []}
         for name, shape, dtype in named:
             # After a power cut a file may have its size and not its bytes.
             facts = {"shape": list(shape), "dtype": str(dtype), "sha256": sha256_file(made / name)}
             described[name.partition("-")[0]].append(facts)
-        write_json(made / "meta.json", described)
+        write_entry(made / "meta.json", described)
         entry = self._folder / key
         shutil.rmtree(entry, ignore_errors=True)
         made.rename(entry)

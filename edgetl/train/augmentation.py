@@ -19,6 +19,7 @@ from edgetl.core.files import sha256_file
 from edgetl.core.finetuning import Augment
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.preprocessing import resize_and_crop
+from edgetl.train.pipeline_file import read_pipeline
 
 
 class Augmentation:
@@ -109,10 +110,11 @@ def _existing(file: Path) -> Path:
 
 
 def _load(file: Path) -> Any:
+    content = read_pipeline(file)
     A = _albumentations()  # noqa: N806
     try:
-        return A.load(file, data_format="yaml" if file.suffix in (".yaml", ".yml") else "json")
-    except Exception as cause:  # json's, yaml's and albumentations' own
+        return A.from_dict(content)
+    except Exception as cause:  # whatever the constructors of transforms raise
         raise ConfigError(f"--augment {file} is not a pipeline that albumentations {A.__version__} saved: {cause}.") from cause
 
 

@@ -203,4 +203,8 @@ class Epochs:
             self._scaler.load_state_dict(facts["scaler"])
         if self._averaged:
             averages: dict[str, Tensor] = state.part("average")
-            self._averaged.restore([averages[str(at)] for at in range(len(averages))], facts["averaged_steps"])
+            expected = [tuple(tensor.shape) for tensor in self._averaged.average]
+            saved = [averages.get(str(at)) for at in range(len(expected))]
+            if [None if tensor is None else tuple(tensor.shape) for tensor in saved] != expected:
+                raise RunError(f"{state.path} cannot be gone on with: it lacks averaged weights. Begin anew in another folder.")
+            self._averaged.restore([tensor for tensor in saved if tensor is not None], facts["averaged_steps"])

@@ -5,18 +5,17 @@ from __future__ import annotations
 import errno
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
 
 import torch
 
 from edgetl.core.errors import DataError, DecodeError, RunError
-from edgetl.core.files import read_json
 from edgetl.core.finetuning import Device, FinetuneConfig
 from edgetl.core.layout import RunDirectory
+from edgetl.core.run_configuration import RunConfiguration, read_run_configuration
 from edgetl.train.batch_size import BatchFit
-from edgetl.train.checkpoint import State, read_state
+from edgetl.train.checkpoint import State
 from edgetl.train.determinism import deterministic, tell_cost
 from edgetl.train.familiarity import statistics_shift
 from edgetl.train.feeding import CachedFeed
@@ -35,6 +34,7 @@ from edgetl.train.results import write_beginnings, write_results
 from edgetl.train.resuming import beginnings, check_unchanged
 from edgetl.train.staging import Stage, Staging
 from edgetl.train.tracking import tracked
+from edgetl.train.training_state import check_phases, read_training_state
 from edgetl.train.versions import versions
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -76,31 +76,29 @@ def resume(path: RunDirectory, progress: Progress | None = None) -> RunDirectory
     progress = progress or Silent()
     started = time.perf_counter()
     with joined(_device_of(path)) as ranks:
-        content = ranks.first_makes(lambda: beginnings(path))
-        config = FinetuneConfig.from_json(content["asked"])
+        began = ranks.first_makes(lambda: beginnings(path))
+        assert began.asked is not None
+        config = began.asked
         with Place.again(path) if ranks.first else nullcontext() as place, deterministic(config.deterministic):
-            state = ranks.first_makes(lambda: read_state(path.checkpoint) if path.checkpoint.exists() else None)
-            decided = content["config"]
+            state = ranks.first_makes(lambda: read_training_state(path.checkpoint) if path.checkpoint.exists() else None)
             # The machine's free memory is another one now, and what it decided must stay decided.
-            config = replace(config, output=path.path, cache_budget=decided["cache_budget"], workers=decided["workers"])
-            fit = BatchFit.from_json(content["batch"]) if content.get("batch") else None
+            config = replace(config, output=path.path, cache_budget=began.config.cache_budget, workers=began.config.workers)
+            fit = None if began.batch is None else BatchFit.from_json(asdict(began.batch))
             prepared = prepare(config, path, progress, ranks, fit)
-            _tell_where(prepared, content, state, progress)
-            began = started - state.facts["elapsed"] if state else started
-            return _run(prepared, place, progress, began, 0.0, state)
+            _tell_where(prepared, began, state, progress)
+            return _run(prepared, place, progress, started - state.facts["elapsed"] if state else started, 0.0, state)
 
 
 def _device_of(path: RunDirectory) -> Device:
     # Asked before the processes are joined, which may use no GPU of a run on a CPU; what is wrong with the file is told later.
     try:
-        device: Device = read_json(path.config, RunError, "The run's config.json")["config"]["device"]
-    except (RunError, KeyError, TypeError):
+        return read_run_configuration(path).config.device
+    except RunError:
         return "auto"
-    return device
 
 
-def _tell_where(prepared: Prepared, content: dict[str, Any], state: State | None, progress: Progress) -> None:
-    check_unchanged(prepared, content)
+def _tell_where(prepared: Prepared, began: RunConfiguration, state: State | None, progress: Progress) -> None:
+    check_unchanged(prepared, began)
     if state is None:
         progress.note("There is no checkpoint yet: the run begins anew.")
     else:
@@ -221,6 +219,7 @@ def _staging(prepared: Prepared, progress: Progress, deadline: float | None, sta
     if state is None:
         return Staging(materials, prepared.phases)
     plan = state.facts["plan"]
+    check_phases(state, len(prepared.phases))
     phases = [replace(phase, epochs=count) for phase, count in zip(prepared.phases, plan["epochs"], strict=True)]
     return Staging(materials, phases, plan["views"], plan.get("input_device"))
 

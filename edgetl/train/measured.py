@@ -10,9 +10,7 @@ from typing import Any
 
 import torch
 
-from edgetl.core.cache import cache_folder
-from edgetl.core.errors import EdgetlError
-from edgetl.core.files import read_json, write_json
+from edgetl.core.cache import cache_folder, read_entry, write_entry
 from edgetl.device.cores import available_cores
 from edgetl.device.facts import device_facts
 
@@ -25,12 +23,11 @@ def remembered(facts: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> 
     machine = {"cpu": device_facts().get("cpu"), "cores": available_cores(), "torch": torch.__version__}
     name = hashlib.sha256(json.dumps({**machine, **facts}, sort_keys=True).encode()).hexdigest()[:32]
     path = cache_folder() / "measured" / f"{name}.json"
-    try:
-        found: dict[str, Any] = read_json(path, EdgetlError, "A remembered measurement")["found"]
-        return found
-    except (EdgetlError, KeyError):
-        pass
+    entry = read_entry(path)
+    if entry is not None:
+        earlier: dict[str, Any] = entry["found"]
+        return earlier
     found = measure()
     with contextlib.suppress(OSError):  # a home that cannot be written costs a second at each run, no more
-        write_json(path, {**machine, **facts, "found": found})
+        write_entry(path, {**machine, **facts, "found": found})
     return found

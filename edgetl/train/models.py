@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from edgetl.core.errors import ConfigError, RunError, WeightsError
-from edgetl.core.files import read_json, sha256_file
+from edgetl.core.errors import RunError, WeightsError
+from edgetl.core.files import sha256_file
 from edgetl.core.layout import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.run_configuration import read_run_configuration
 from edgetl.train.blocks import Block, find_blocks
 from edgetl.train.finished import check_unchanged
 from edgetl.train.heads import ClassificationLayer, find_classification_layer, replace_head
@@ -77,15 +77,10 @@ def load_run_model(run: RunDirectory) -> RunModel:
         RunError: config.json or weights.safetensors is missing, damaged, changed since the training, or they do not belong together.
         ArchitectureError: the installed torchvision no longer has the architecture.
     """
-    content = read_json(run.config, RunError, "The run's configuration")
-    try:
-        config: dict[str, Any] = content["config"]
-        labels, preprocessing = list(content["classes"]), Preprocessing.from_json(content["preprocessing"])
-        architecture, head_width, dropout = str(config["model"]), int(config["head_width"]), float(config["dropout"])
-        weights_source = Path(content["weights"]["source"]).name
-    except (KeyError, TypeError, ValueError, ConfigError) as cause:
-        raise RunError(f"{run.config} is broken: {cause!r}. Run finetune again.") from cause
-    network = adapt(architecture, preprocessing.crop, len(labels), head_width, dropout, None, initialise=False).network
+    configuration = read_run_configuration(run)
+    config, labels, preprocessing = configuration.config, list(configuration.classes), configuration.preprocessing
+    architecture, weights_source = config.model, Path(configuration.weights.source).name
+    network = adapt(architecture, preprocessing.crop, len(labels), config.head_width, config.dropout, None, initialise=False).network
     try:
         tensors, digest = load_file(run.weights), sha256_file(run.weights)
         check_unchanged(run, digest, labels, preprocessing)

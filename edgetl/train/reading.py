@@ -14,9 +14,8 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from edgetl.core.cache import cache_folder
-from edgetl.core.errors import DecodeError, EdgetlError
-from edgetl.core.files import read_json, write_json
+from edgetl.core.cache import cache_folder, read_entry, write_entry
+from edgetl.core.errors import DecodeError
 from edgetl.device.cores import available_cores
 from edgetl.device.images import load_image, read_image_file
 from edgetl.train.decoded import DecodedImages
@@ -104,15 +103,12 @@ class _KnownFiles:
         folder = str(files[0].path.parents[1]) if files else ""
         self._path = cache_folder() / "images" / f"{hashlib.sha256(folder.encode()).hexdigest()[:32]}.json"
         self.pixels: dict[str, str] = {}
-        try:
-            content = read_json(self._path, EdgetlError, "The list of known images")
-            if content["definition"] == _DEFINITION:
-                self.pixels = dict(content["pixels"])
-        except (EdgetlError, KeyError, TypeError, ValueError):
-            pass
+        entry = read_entry(self._path)
+        if entry is not None and entry["definition"] == _DEFINITION:
+            self.pixels = entry["pixels"]
 
     def remember(self, read: list[ReadFile]) -> None:
         pixels = {one.sha256: one.pixels for one in read}
         if pixels != self.pixels:
             with contextlib.suppress(OSError):  # a home that cannot be written costs the decoding of each run, no more
-                write_json(self._path, {"definition": _DEFINITION, "pixels": pixels})
+                write_entry(self._path, {"definition": _DEFINITION, "pixels": pixels})

@@ -6,11 +6,12 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from edgetl.core.errors import RunError
-from edgetl.core.files import read_csv, read_json, write_csv
+from edgetl.core.files import read_csv, write_csv
 from edgetl.core.layout import RunDirectory
+from edgetl.core.run_configuration import RunConfiguration, read_run_configuration
 from edgetl.train.folders import Part, Rejected
 from edgetl.train.reading import ReadFile
 
@@ -71,15 +72,31 @@ def read_split(run: RunDirectory) -> list[SplitRow]:
     Raises:
         RunError: either file is missing or broken; whether the images still exist is not looked at.
     """
-    config = read_json(run.config, RunError, "The run's configuration")
+    configuration = read_run_configuration(run)
     try:
-        data = Path(config["config"]["data"])
-        rows = [(data / row["path"], row["label"], row["split"]) for row in read_csv(run.split)]
+        rows = read_csv(run.split)
+        if not rows:
+            raise ValueError("it lists no images")
+        return [_row(configuration, row) for row in rows]
     except OSError as cause:
         raise RunError(f"The run's split cannot be read: {run.split} ({cause.strerror}). Run finetune again.") from cause
-    except (KeyError, TypeError, ValueError) as cause:
-        raise RunError(f"{run.split} is broken: {cause!r}. Run finetune again.") from cause
-    return [SplitRow(path, label, "val" if part == "val" else "train") for path, label, part in rows]
+    except KeyError as cause:
+        raise RunError(f"{run.split} is broken: it has no column {cause}. Run finetune again.") from cause
+    except ValueError as cause:
+        raise RunError(f"{run.split} is broken: {cause}. Run finetune again.") from cause
+
+
+def _row(configuration: RunConfiguration, row: dict[str, str]) -> SplitRow:
+    path, label, part = row["path"], row["label"], row["split"]
+    inside = PurePosixPath(path)
+    # What is listed is copied into bundles as a golden image: nothing from outside the data folder.
+    if not inside.parts or inside.is_absolute() or ".." in inside.parts or "\0" in path:
+        raise ValueError(f"{path!r} is no path inside the data folder")
+    if label not in configuration.classes:
+        raise ValueError(f"{path!r} is of the class {label!r}, which config.json does not list")
+    if part not in ("train", "val"):
+        raise ValueError(f"{path!r} is in the part {part!r}, which is neither train nor val")
+    return SplitRow(configuration.config.data / path, label, "val" if part == "val" else "train")
 
 
 def _draw(seed: int, pixels: str) -> bytes:

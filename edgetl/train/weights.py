@@ -17,10 +17,10 @@ from urllib.parse import urlparse
 
 import torch
 import torchvision
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from edgetl.core.architectures import architectures
 from edgetl.core.builtin import builtin_weights
 from edgetl.core.errors import WeightsError
 from edgetl.core.files import sha256_file
@@ -30,6 +30,10 @@ _OPTIONAL = re.compile(r"(^|\.)num_batches_tracked$|^(AuxLogits|aux1|aux2)\.")
 # torchvision's DenseNet files predate the ban on dots in module names; torchvision renames the same way on loading.
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$")
 _TIMEOUT_S = 30
+_MOST_BYTES, _SLACK_BYTES = 8 * 2**30, 64 * 2**20
+"""Read for an architecture that the table does not know; and beyond the tensors, for buffers, names and a head of more classes."""
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.int64, torch.int32)
 _SHOWN = 4
 
 
@@ -58,11 +62,11 @@ def read_weights(source: str, architecture: str) -> PretrainedWeights | None:
         return None
     if source == "builtin":
         file = builtin_weights(architecture)
-        return PretrainedWeights(_tensors(_read_file(file), file), source, sha256_file(file))
+        return PretrainedWeights(_tensors(_read_file(file, architecture), file, architecture), source, sha256_file(file))
     if source == "imagenet":
         return download(torchvision.models.get_model_weights(architecture).DEFAULT.url, architecture)
     path = _find_file(Path(source).expanduser(), architecture)
-    return PretrainedWeights(_tensors(_read_file(path), path), str(path), sha256_file(path))
+    return PretrainedWeights(_tensors(_read_file(path, architecture), path, architecture), str(path), sha256_file(path))
 
 
 def download(url: str, architecture: str) -> PretrainedWeights:
@@ -86,7 +90,7 @@ def download(url: str, architecture: str) -> PretrainedWeights:
         ) from cause
     finally:
         socket.setdefaulttimeout(before)
-    return PretrainedWeights(_tensors(content, cached), url, sha256_file(cached))
+    return PretrainedWeights(_tensors(content, cached, architecture), url, sha256_file(cached))
 
 
 def load_into(network: nn.Module, weights: PretrainedWeights, architecture: str, replaced: str | None = None) -> None:
@@ -107,14 +111,25 @@ def load_into(network: nn.Module, weights: PretrainedWeights, architecture: str,
     missing = [name for name in own if name not in given and not free(name)]
     unexpected = [name for name in given if name not in own and not free(name)]
     reshaped = [name for name in own if name in given and given[name].shape != own[name].shape and not free(name)]
-    if missing or unexpected or reshaped:
+    retyped = [name for name in own if name in given and not _has_fitting_type(given[name], own[name]) and not free(name)]
+    if missing or unexpected or reshaped or retyped:
         shapes = [f"{name} is {_shape(given[name])}, not {_shape(own[name])}" for name in reshaped]
-        parts = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("of another shape", shapes)]
+        types = [f"{name} is {_dtype(given[name])}, not {_dtype(own[name])}" for name in retyped]
+        parts = [
+            _listed("missing", missing),
+            _listed("unexpected", unexpected),
+            _listed("of another shape", shapes),
+            _listed("of another type", types),
+        ]
         raise WeightsError(
             f"{weights.source} does not fit {architecture}: {'; '.join(part for part in parts if part)}. "
             "Choose the --model that these weights belong to, or other --weights."
         )
-    fitting = {name: tensor for name, tensor in given.items() if name in own and tensor.shape == own[name].shape}
+    fitting = {
+        name: tensor
+        for name, tensor in given.items()
+        if name in own and tensor.shape == own[name].shape and _has_fitting_type(tensor, own[name])
+    }
     broken = [name for name, tensor in fitting.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
     if broken:
         raise WeightsError(f"{weights.source} holds values that are not finite: {_listed('tensors', broken)}. Fetch the file again.")
@@ -140,33 +155,74 @@ def _find_file(path: Path, architecture: str) -> Path:
     return path
 
 
-def _read_file(path: Path) -> Any:
+def most_bytes(architecture: str) -> int:
+    """Return how much of a weights file is read for an architecture: weights, Adam's two moments and an average, all in float32."""
+    known = architectures().get(architecture)
+    return _MOST_BYTES if known is None else 4 * 4 * known.parameters + _SLACK_BYTES
+
+
+def _read_file(path: Path, architecture: str) -> Any:
     try:
         if path.suffix == ".safetensors":
+            _check_bytes(path.stat().st_size, path, architecture)
             return load_file(path)
         if path.suffix in (".pth", ".pt"):
+            _check_bytes(_unpacked_bytes(path), path, architecture)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # about the protocol of pickles that are refused anyway
                 return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as cause:
         raise WeightsError(
             f"{path} is not a plain file of weights: it is damaged, or a pickle that would run code when loaded, so it was not loaded. "
             "Save the model's state_dict() with safetensors, or ask the author for it."
         ) from cause
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as cause:
+    except Exception as cause:  # PyTorch's unpickler runs a stranger's opcodes, and raises whatever they run into
         reason = (str(cause).splitlines() or [type(cause).__name__])[0]
         raise WeightsError(f"{path} cannot be read as weights ({reason}). Fetch it again, or give another file.") from cause
     raise WeightsError(f"{path} has no known ending. --weights takes .safetensors, .pth or .pt files.")
 
 
-def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+def _unpacked_bytes(path: Path) -> int:
+    """Return the size in memory of a file that `torch.save` wrote: what its archive says, or its own in the format before 1.6."""
+    if not zipfile.is_zipfile(path):
+        return path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        return sum(entry.file_size for entry in archive.infolist())
+
+
+def _check_bytes(count: int, path: Path, architecture: str) -> None:
+    most = most_bytes(architecture)
+    if count > most:
+        raise WeightsError(
+            f"{path} unpacks to {count / 1e6:,.0f} MB, and at most {most / 1e6:,.0f} MB are read for {architecture}. "
+            "Give a file of this architecture's state_dict() alone."
+        )
+
+
+def _tensors(content: Any, path: Path, architecture: str) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
     if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(f"{path} holds no state dict (names with tensors). Save the model's state_dict(), best with safetensors.")
+    if not all(isinstance(name, str) for name in content):
+        raise WeightsError(f"{path} has tensors whose names are no text. Save the model's state_dict(), best with safetensors.")
+    odd = [name for name, tensor in content.items() if not _is_plain(tensor)]
+    if odd:
+        raise WeightsError(
+            f"{path} holds {_listed('tensors without plain values: meta, sparse, nested or quantized', odd)}. "
+            "Save the state_dict() of the model on the CPU, with dense tensors."
+        )
+    # A view with stride 0 is larger than what the file stores of it.
+    _check_bytes(sum(tensor.numel() * tensor.element_size() for tensor in content.values()), path, architecture)
     return dict(_renamed(content))
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_nested)
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -189,6 +245,15 @@ def _fit_positions(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, 
     except ValueError:
         return tensors
     return interpolated
+
+
+def _has_fitting_type(given: Tensor, own: Tensor) -> bool:
+    # Integers and complex numbers would be converted without a word, and the network would be trained on nonsense.
+    return given.dtype in _FLOATS if own.is_floating_point() else given.dtype in _INTEGERS
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _shape(tensor: Tensor) -> str:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from edgetl.core.cache import cache_folder, prune
+from edgetl.core.cache import cache_folder, prune, read_entry, write_entry
 
 
 def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -30,3 +31,18 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".being-made", "new", "oldest"]
     prune(tmp_path, 0, keep={tmp_path / "oldest"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [".being-made", "oldest"]
+
+
+def test_an_entry_comes_back_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "entry.json"
+    assert read_entry(path) is None
+    write_entry(path, {"found": {10: 0.5, 9: 1.5}, "shape": (1, 2)})
+    assert read_entry(path) == {"found": {"10": 0.5, "9": 1.5}, "shape": [1, 2]}
+    content = json.loads(path.read_text())
+    for changed in ({**content, "found": []}, {**content, "sha256": None}, {"schema": 1, "found": 1}, [], "[" * 100_000):
+        path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
+        assert read_entry(path) is None
+    path.write_text(json.dumps(content))
+    assert read_entry(path) is not None
+    monkeypatch.setattr("edgetl.core.cache.__version__", "0.0.0")
+    assert read_entry(path) is None

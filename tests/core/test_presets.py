@@ -202,6 +202,23 @@ def test_what_is_not_toml_is_told(tmp_path: Path, content: bytes) -> None:
         read_config_file(tmp_path / "my.toml")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("epochs = " + "[" * 100_000, "nested too deeply"),
+        ("epochs = " + "[" * 100 + "]" * 100, "epochs: takes a whole number, not "),
+        ("head_width = 100000000", "--head-width is at most 16384, not 100000000"),
+        (f"seed = {2**70}", "seed: takes a whole number of at most 64 bits"),
+        ('augment = "a\\u0000b"', "neither one of"),
+    ],
+)
+def test_a_file_without_bounds_is_refused(file: Any, text: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(Path("data"), None, file(text), {})
+    assert told in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere.toml"):
         with pytest.raises(ConfigError, match="cannot be read"):

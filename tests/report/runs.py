@@ -29,6 +29,7 @@ def write_run(
     finished: bool = True,
     validated: bool = True,
     older: bool = False,
+    data: Path = Path("/photos/flowers"),
     **config: Any,
 ) -> RunDirectory:
     """Write a run of 4 and 3 epochs, the sixth of them kept.
@@ -41,7 +42,7 @@ def write_run(
     write_json(
         run.config,
         {
-            "config": FinetuneConfig(data=Path("/photos/flowers"), weights="/weights/net.safetensors", **config).to_json(),
+            "config": FinetuneConfig(data=data, weights="/weights/net.safetensors", **config).to_json(),
             "classes": list(classes),
             "preprocessing": Preprocessing.for_image_size(64).to_json(),
             "versions": {"edgetl": "0.1.0", "torch": None},

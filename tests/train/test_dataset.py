@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from edgetl.core.errors import DataError, RunError
-from edgetl.core.files import write_json
 from edgetl.core.layout import RunDirectory
 from edgetl.train.dataset import DataSet, read_data
 from edgetl.train.folders import Rejected, find_files
 from edgetl.train.splits import SplitRow, read_split, write_rejected, write_split
+from tests.report.runs import write_run
 
 MakeImages = Callable[..., Path]
 
@@ -241,9 +241,9 @@ def test_unusable_folders(tmp_path: Path, make_images: MakeImages, kind: str, me
 
 
 def test_the_split_is_written_and_read_back(tmp_path: Path) -> None:
-    run, data = RunDirectory(tmp_path / "run"), tmp_path / "data"
+    data = tmp_path / "data"
+    run = write_run(tmp_path / "run", ('a "class"', "b"), ((1, 0), (0, 1)), data=data)
     rows = [SplitRow(data / 'a "class"/x, y.png', 'a "class"', "train"), SplitRow(data / "b/ä\n.png", "b", "val")]
-    write_json(run.config, {"config": {"data": str(data)}})
     write_split(run, data, rows)
     assert read_split(run) == rows
     with run.split.open(newline="") as stream:
@@ -272,9 +272,30 @@ def test_nothing_rejected_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_run_without_its_split(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path)
-    write_json(run.config, {"config": {"data": "x"}})
+    run = write_run(tmp_path / "run")
     with pytest.raises(RunError, match="split cannot be read"):
+        read_split(run)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "lists no images"),
+        ("path,label,split\n", "lists no images"),
+        ("path,label\na,daisy\n", "no column 'split'"),
+        ("path,label,split\na,weeds,train\n", "'weeds', which config.json does not list"),
+        ("path,label,split\na,daisy,test\n", "'test', which is neither train nor val"),
+        ("path,label,split\n../../etc/passwd,daisy,val\n", "no path inside the data folder"),
+        ("path,label,split\n/etc/passwd,daisy,val\n", "no path inside the data folder"),
+        ("path,label,split\n,daisy,val\n", "no path inside the data folder"),
+        ("path,label,split\na\0b,daisy,val\n", "split.csv is broken"),
+        ("\x1f\u008b", "split.csv is broken"),
+    ],
+)
+def test_a_broken_split_is_named(tmp_path: Path, content: str, told: str) -> None:
+    run = write_run(tmp_path / "run")
+    run.split.write_text(content, encoding="utf-8")
+    with pytest.raises(RunError, match=told):
         read_split(run)
 
 

@@ -154,11 +154,21 @@ def test_a_saved_pipeline_augments(tmp_path: Path) -> None:
     assert Augmentation("light", CONTRACT, 0, tmp_path / "crop.yaml")(photo(), 1, 0).shape == (32, 32, 3)
     assert Augmentation("light", CONTRACT, 0, flip).name != Augmentation("light", CONTRACT, 0, tmp_path / "crop.yaml").name
     (tmp_path / "broken.json").write_text("{}")
+    deep, aliases = tmp_path / "deep.json", tmp_path / "aliases.yaml"
+    deep.write_text('{"transform": ' + "[" * 100_000)
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 10)}]" for number in range(1, 9)]
+    aliases.write_text("\n".join(lines))
     for path, message in [
         (tmp_path / "none.json", "no such file"),
         (tmp_path / "broken.json", "is not a pipeline"),
         (saved("float.json", A.Normalize()), "does not give RGB images of uint8"),
         (saved("large.json", A.RandomCrop(5000, 5000)), "fails on an image"),
+        (saved("huge.json", A.Resize(60_000, 60_000)), "at most 32,768, not 60000"),
+        (saved("wide.yaml", A.PadIfNeeded(5000, 5000), A.LongestMaxSize(5000)), "reach 10000 pixels a side, and 8192 are allowed"),
+        (saved("scaled.json", A.RandomScale((0, 30)), A.RandomScale((0, 30))), "reach 123008 pixels a side"),
+        (deep, "nested too deeply"),
+        (aliases, "more than 20,000 values"),
     ]:
         with pytest.raises(ConfigError, match=message):
             Augmentation("light", CONTRACT, 0, path)

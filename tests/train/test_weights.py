@@ -4,6 +4,7 @@ import pickle
 import socket
 import struct
 import threading
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -176,6 +177,43 @@ def test_values_that_are_not_finite_are_refused(state: dict[str, Tensor]) -> Non
     tensors = {**state, "features.0.bias": torch.full((64,), float("nan"))}
     with pytest.raises(WeightsError, match=r"not finite.*features\.0\.bias"):
         load_into(network(), as_weights(tensors), NAME)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda tensor: tensor.to("meta"), "1 tensors without plain values"),
+        (lambda tensor: tensor.to_sparse(), "1 tensors without plain values"),
+        (lambda tensor: torch.zeros(1).expand(40_000, 40_000), "MB are read for squeezenet1_1"),
+        (lambda tensor: tensor.to(torch.int8), "of another type.* is int8, not float32"),
+        (lambda tensor: tensor.to(torch.complex64), "of another type.* is complex64, not float32"),
+        (lambda tensor: tensor > 0, "of another type.* is bool, not float32"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_refused(tmp_path: Path, state: dict[str, Tensor], change: Any, told: str) -> None:
+    name = "features.0.weight"
+    path = tmp_path / "weights.pth"
+    torch.save({**state, name: change(state[name])}, path)
+    with pytest.raises(WeightsError, match=told):
+        adapt(NAME, 224, 3, 0, 0.2, read_weights(str(path), NAME))
+
+
+def test_names_that_are_numbers_are_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    torch.save(dict(enumerate(state.values())), tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match="names are no text"):
+        read_weights(str(tmp_path / "weights.pth"), NAME)
+
+
+def test_an_archive_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    torch.save(state, tmp_path / "plain.pth")
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+        for entry in plain.infolist():
+            bomb.writestr(entry.filename, plain.read(entry))
+        bomb.writestr("plain/data/zeros", bytes(200 * 2**20))
+    assert path.stat().st_size < 8 * 2**20
+    with pytest.raises(WeightsError, match=r"unpacks to 2\d\d MB, and at most 87 MB are read for squeezenet1_1"):
+        read_weights(str(path), NAME)
 
 
 def test_old_densenet_names_are_understood(tmp_path: Path) -> None:

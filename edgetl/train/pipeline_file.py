@@ -1,0 +1,100 @@
+"""A pipeline that albumentations saved: read with bounds, before a transform of it allocates anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgetl.core.errors import ConfigError
+from edgetl.core.files import parse_json, read_regular_file
+
+MAX_SIDE = 8192
+"""Pixels that sizes and scales of a pipeline may reach together: a view of it takes 200 MB."""
+_MAX_NUMBER = 32_768
+"""Above what any transform means: color temperatures reach 15,000."""
+_MAX_BYTES, _MAX_VALUES = 2**20, 20_000
+_TRIAL_SIDE = 128
+_SIZES = frozenset(
+    ("height", "width", "size", "min_height", "min_width", "max_size", "max_size_hw", "padding", "px", "target_size", "cell_shape")
+)  # fmt: skip
+_SCALES = frozenset(("scale_limit", "scale", "percent"))
+
+
+def read_pipeline(file: Path) -> dict[str, Any]:
+    """Read a .json, .yaml or .yml file that `A.save` wrote.
+
+    Raises:
+        ConfigError: unreadable, another format, or sizes beyond what a view may take.
+    """
+    try:
+        content = _parse(file, read_regular_file(file, _MAX_BYTES))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+        numbers = _numbers(content)
+    except OSError as cause:
+        raise ConfigError(f"--augment {file} cannot be read ({cause.strerror or cause}). Give a pipeline saved with A.save.") from cause
+    except (ValueError, RecursionError) as cause:
+        reason = "nested too deeply" if isinstance(cause, RecursionError) else str(cause).replace("\n", " ")
+        raise ConfigError(f"--augment {file} is not a pipeline that albumentations saved: {reason}. Save it again with A.save.") from cause
+    _check(file, numbers)
+    return content
+
+
+def _parse(file: Path, encoded: bytes) -> Any:
+    if file.suffix not in (".yaml", ".yml"):
+        return parse_json(encoded)
+    import yaml
+
+    try:
+        return yaml.safe_load(encoded)
+    except yaml.YAMLError as cause:
+        raise ValueError(str(cause)) from cause
+
+
+def _numbers(content: Any) -> list[tuple[int, str, float]]:
+    """List each number as (transform, field, value)."""
+    listed: list[tuple[int, str, float]] = []
+    transform = 0
+    for values, (key, value) in enumerate(_values("", content)):
+        # Aliases of YAML unfold to more than the file's bytes.
+        if values > _MAX_VALUES:
+            raise ValueError(f"it holds more than {_MAX_VALUES:,} values")
+        if key == "__class_fullname__":
+            transform += 1
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            listed.append((transform, key, abs(value)))
+    return listed
+
+
+def _values(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _values(str(name), part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _values(key, part)
+    else:
+        yield key, value
+
+
+def _check(file: Path, numbers: list[tuple[int, str, float]]) -> None:
+    sizes: dict[int, float] = {}
+    scales: dict[int, float] = {}
+    for transform, key, value in numbers:
+        if not value <= _MAX_NUMBER:
+            raise ConfigError(f"--augment {file}: {key} is at most {_MAX_NUMBER:,}, not {value:g}. Lower it in the pipeline.")
+        if key in _SIZES:
+            sizes[transform] = max(sizes.get(transform, 0), value)
+        if key in _SCALES:
+            # `scale` is a factor, `scale_limit` what is added to 1, and `percent` a share added on both sides.
+            factor = {"scale": value, "scale_limit": 1 + value, "percent": 1 + 2 * value}[key]
+            scales[transform] = max(scales.get(transform, 1), factor)
+    # Paddings add up and scales multiply. Which transform runs first is not looked at: the bound holds for every order.
+    side = sum(sizes.values()) or _TRIAL_SIDE
+    for factor in scales.values():
+        side *= factor
+    if not side <= MAX_SIDE:
+        raise ConfigError(
+            f"--augment {file}: the pipeline's sizes and scales reach {side:.6g} pixels a side, and {MAX_SIDE} are allowed. Lower them."
+        )

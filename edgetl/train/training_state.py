@@ -1,0 +1,139 @@
+"""The checkpoint of a training: its facts checked by type where the file is read, before anything is restored from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from edgetl.core.errors import RunError
+from edgetl.core.finetuning import MAX_EPOCHS, MAX_VIEWS
+from edgetl.core.typed_json import parse_as
+from edgetl.train.checkpoint import State, read_state
+from edgetl.train.cuda_graphs import StepReport
+from edgetl.train.phases import Phase
+from edgetl.train.progress import EpochRecord
+
+
+@dataclass(frozen=True)
+class PlanFacts:
+    """What was decided before the first epoch."""
+
+    epochs: tuple[int, ...]
+    """Of each phase."""
+    views: int | None
+    input_device: Literal["cpu", "cuda"] | None = None
+
+
+@dataclass(frozen=True)
+class RankFacts:
+    """What one of several processes has counted in an epoch."""
+
+    seen: int
+    totals: tuple[float, float]
+    mixing: dict[str, Any]
+    """The state of NumPy's generator."""
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """How far a phase has come."""
+
+    done: int
+    since_better: int
+    slowest: float
+    batches: int
+    lr: float
+    spent: float
+    step: int
+    ranks: tuple[RankFacts, ...]
+    averaged_steps: int
+    scaler: dict[str, Any]
+    frozen: dict[str, str]
+    """SHA-256 of each frozen tensor."""
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What a checkpoint tells beside its tensors; written by `Training.save`."""
+
+    plan: PlanFacts
+    processes: int
+    stage: int
+    phase: Phase | None
+    epochs: StageFacts | None
+    """None between two phases."""
+    records: tuple[EpochRecord, ...]
+    best: int | None
+    seconds: dict[str, float]
+    elapsed: float
+    trainable: int
+    ended: str | None
+    steps: dict[str, StepReport]
+
+
+def read_training_state(path: Path) -> State:
+    """Read a checkpoint.
+
+    Raises:
+        RunError: it is damaged, or its facts or random generators are not what a training writes.
+    """
+    state = read_state(path)
+    try:
+        facts = {"steps": {}, **parse_as(dict[str, Any], state.facts, "facts")}
+        _check(parse_as(TrainingFacts, facts, "facts"), state)
+    except ValueError as cause:
+        raise _unusable(state, cause) from cause
+    return replace(state, facts=facts)
+
+
+def check_phases(state: State, phases: int) -> None:
+    """Check that a checkpoint is of a training with so many phases.
+
+    Raises:
+        RunError: it is not.
+    """
+    planned = len(state.facts["plan"]["epochs"])
+    if planned != phases:
+        raise _unusable(state, f"it is of {planned} phases, and config.json asks for {phases}")
+
+
+def _check(facts: TrainingFacts, state: State) -> None:
+    numbers = {"stage": (facts.stage, len(facts.plan.epochs)), "plan.views": (facts.plan.views or 1, MAX_VIEWS)}
+    numbers |= {f"plan.epochs[{index}]": (count, MAX_EPOCHS) for index, count in enumerate(facts.plan.epochs)}
+    if facts.phase is not None:
+        numbers["phase.epochs"] = (facts.phase.epochs, MAX_EPOCHS)
+    if facts.epochs is not None:
+        own = facts.epochs
+        numbers |= {name: (getattr(own, name), 2**53) for name in ("done", "since_better", "batches", "step", "averaged_steps")}
+        if len(own.ranks) != facts.processes or facts.phase is None:
+            raise ValueError("the epoch that it stopped in is incomplete")
+        _check_generator_state(own.ranks)
+    for name, (value, most) in numbers.items():
+        if not 0 <= value <= most:
+            raise ValueError(f"facts.{name} must be 0 to {most}, got {value}")
+    if any(not name.isascii() or not name.isdecimal() for name in facts.steps):
+        raise ValueError("facts.steps are not numbered")
+    if facts.best is not None and facts.best not in [record.epoch for record in facts.records]:
+        raise ValueError(f"epoch {facts.best} is the best, and it is not among its records")
+    for rank in range(facts.processes):
+        generator = state.tensors.get(f"generator/{rank}/cpu")
+        expected = torch.get_rng_state()
+        if generator is None or generator.dtype != expected.dtype or generator.shape != expected.shape:
+            raise ValueError(f"it holds no state of the random generator of process {rank}")
+
+
+def _check_generator_state(ranks: tuple[RankFacts, ...]) -> None:
+    import numpy as np
+
+    for rank in ranks:
+        try:
+            np.random.default_rng(0).bit_generator.state = rank.mixing
+        except (ValueError, TypeError, KeyError, OverflowError) as cause:
+            raise ValueError(f"its state of NumPy's generator is broken ({cause})") from cause
+
+
+def _unusable(state: State, cause: object) -> RunError:
+    return RunError(f"{state.path} cannot be gone on with ({cause}). Begin anew in another folder.")

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgetl.train.measured import remembered
+
+
+@pytest.mark.parametrize("found", [None, [], {}, {"ms": "fast"}])
+def test_a_measurement_of_another_form_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: object) -> None:
+    monkeypatch.setenv("EDGETL_CACHE", str(tmp_path))
+    measured: list[float] = []
+
+    def measure() -> dict[str, float]:
+        measured.append(1.5)
+        return {"ms": 1.5}
+
+    assert [remembered({"a": 1}, measure)["ms"] for _ in range(2)] == [1.5, 1.5]
+    assert len(measured) == 1
+    (path,) = (tmp_path / "measured").iterdir()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "found": found}))
+    assert [remembered({"a": 1}, measure)["ms"] for _ in range(2)] == [1.5, 1.5]
+    assert len(measured) == 2

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgetl.core.errors import RunError
+from edgetl.train.checkpoint import write_state
+from edgetl.train.phases import Phase
+from edgetl.train.progress import EpochRecord
+from edgetl.train.training_state import check_phases, read_training_state
+
+RECORD = asdict(EpochRecord(1, 1, 0.5, 0.5, 0.5, 0.5, 1e-3, 1.0, 10.0, 1.0))
+STAGE = {
+    "done": 0, "since_better": 0, "slowest": 0.0, "batches": 1, "lr": 1e-3, "spent": 0.1, "step": 1, "averaged_steps": 0, "scaler": {},
+    "frozen": {},
+    "ranks": [{"seen": 8, "totals": [1.0, 2.0], "mixing": dict(np.random.default_rng(0).bit_generator.state)}],
+}  # fmt: skip
+FACTS: dict[str, Any] = {
+    "plan": {"epochs": [1, 1], "views": None}, "processes": 1, "stage": 1, "phase": asdict(Phase(2, 1, 1e-4, "all", False)),
+    "epochs": STAGE, "records": [RECORD], "best": 1, "seconds": {}, "elapsed": 1.0, "trainable": 5, "ended": None,
+}  # fmt: skip
+
+
+def write(path: Path, facts: Any, generator: torch.Tensor | None = None) -> Path:
+    state = torch.get_rng_state() if generator is None else generator
+    write_state(path, {"generator": {"0/cpu": state}}, facts)
+    return path
+
+
+def test_what_a_training_writes_is_read(tmp_path: Path) -> None:
+    state = read_training_state(write(tmp_path / "state", FACTS))
+    assert state.facts == {**FACTS, "steps": {}}
+    check_phases(state, 2)
+    with pytest.raises(RunError, match=r"of 2 phases, and config\.json asks for 1"):
+        check_phases(state, 1)
+
+
+@pytest.mark.parametrize("name", sorted(FACTS))
+def test_a_missing_fact_is_named(tmp_path: Path, name: str) -> None:
+    facts = {key: value for key, value in FACTS.items() if key != name}
+    with pytest.raises(RunError, match=f"no field '{name}'.*Begin anew in another folder"):
+        read_training_state(write(tmp_path / "state", facts))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"stage": -1}, "facts.stage must be 0 to 2, got -1"),
+        ({"stage": "1"}, "facts.stage is not an integer"),
+        ({"plan": {"epochs": [10**12], "views": None}}, "must be 0 to"),
+        ({"records": [{**RECORD, "lr": None}]}, "lr is not a number"),
+        ({"best": 7}, "epoch 7 is the best"),
+        ({"processes": 2}, "is incomplete"),
+        ({"phase": None}, "is incomplete"),
+        ({"steps": {"x": {"runner": "eager", "milliseconds": {}, "reason": ""}}}, "not numbered"),
+        ({"epochs": {**STAGE, "ranks": [{"seen": 8, "totals": [1.0, 2.0], "mixing": {"bit_generator": "X"}}]}}, "NumPy's generator"),
+    ],
+)
+def test_a_retyped_fact_is_named(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    with pytest.raises(RunError, match=told):
+        read_training_state(write(tmp_path / "state", {**FACTS, **change}))
+
+
+@pytest.mark.parametrize("facts", [[], None, 3, "x"])
+def test_facts_that_are_no_object_are_refused(tmp_path: Path, facts: Any) -> None:
+    with pytest.raises(RunError, match="facts is not an object"):
+        read_training_state(write(tmp_path / "state", facts))
+
+
+def test_a_generator_of_another_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="random generator of process 0"):
+        read_training_state(write(tmp_path / "state", FACTS, torch.zeros(3)))
