@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from edgetl.core.errors import DecodeError
+from edgetl.core.errors import DataError, DecodeError
 from edgetl.core.files import read_regular_file
 
 IMAGE_SUFFIXES = frozenset(
@@ -33,6 +35,23 @@ Others are refused whatever the file is called: Pillow hands EPS to Ghostscript,
 """
 MAX_FILE_BYTES = 256 * 2**20
 """Larger files are not read: no photo has so many bytes."""
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The files below a folder whose names are those of images, sorted.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder, onerror=refuse_unreadable) for name in names)
+    return sorted(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def refuse_unreadable(cause: OSError) -> NoReturn:
+    """Raise DataError for a folder that cannot be listed; `os.walk` would pass over it in silence."""
+    raise DataError(
+        f"The folder {cause.filename} cannot be read ({cause.strerror or cause}). Make it readable, or move it out of the data."
+    ) from cause
 
 
 def load_image(source: Path | bytes, least_side: int | None = None) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgetl.core.errors import DataError, DecodeError
 from edgetl.device.classifier import Classifier
-from edgetl.device.images import IMAGE_SUFFIXES, load_image
+from edgetl.device.images import IMAGE_SUFFIXES, images_below, load_image
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,11 @@ def expand(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            matches = sorted(inner for inner in path.rglob("*") if inner.suffix.lower() in IMAGE_SUFFIXES and inner.is_file())
+            try:
+                matches = images_below(path)
+            except DataError as cause:
+                problems.append(str(cause))
+                continue
             if not matches:
                 problems.append(f"No images in the folder {path}. Known endings: {' '.join(sorted(IMAGE_SUFFIXES))}.")
         elif path.exists():

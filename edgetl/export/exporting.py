@@ -19,7 +19,7 @@ from edgetl.core.layout import BundleDirectory, RunDirectory
 from edgetl.device.allocator import keep_freed_memory
 from edgetl.device.bench.protocol import QUICK
 from edgetl.device.bundle import Bundle, Variant, open_bundle
-from edgetl.device.images import IMAGE_SUFFIXES
+from edgetl.device.images import images_below
 from edgetl.export.accounting import Logits, ProofImages, check_reference
 from edgetl.export.card import model_card
 from edgetl.export.choosing import choose
@@ -112,7 +112,7 @@ def export_architecture(
         if images is None:
             proof = ProofImages(generated_pictures(Path(folder), 16), None, "generated")
         else:
-            found = sorted(path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES) if images.is_dir() else [images]
+            found = images_below(images) if images.is_dir() else [images]
             if not found or not found[0].is_file():
                 raise DataError(f"No images in {images}. Give a folder of photos, or leave --images away to use generated pictures.")
             proof = ProofImages(found, None, "given")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgetl.core.errors import DataError
-from edgetl.device.images import IMAGE_SUFFIXES
+from edgetl.device.images import IMAGE_SUFFIXES, refuse_unreadable
 
 Part = Literal["train", "val"]
 _VALIDATION_NAMES = ("val", "valid", "validation")
@@ -53,7 +53,8 @@ def find_files(data: Path, problems: list[str] | None = None) -> FoundFiles:
         problems: takes the sentences about single classes, which are raised where it is None.
 
     Raises:
-        DataError: missing or empty, no class folders, one class only, a class without images, classes that differ between the parts.
+        DataError: missing, unreadable or empty, no class folders, one class only, a class without images, or classes that differ
+            between the parts.
     """
     if not data.exists():
         raise DataError(f"No data folder at {data}. Give a folder that holds one folder of images per class.")
@@ -112,17 +113,24 @@ def _complain(sentence: str, problems: list[str] | None) -> None:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [entry for entry in folder.iterdir() if entry.is_dir() and not _is_clutter(entry.name)]
+    return [entry for entry in _entries(folder) if entry.is_dir() and not _is_clutter(entry.name)]
 
 
 def _beside(folder: Path) -> list[Rejected]:
-    return [Rejected(path, "not in a class folder") for path in sorted(folder.iterdir()) if path.is_file() and not _is_clutter(path.name)]
+    return [Rejected(path, "not in a class folder") for path in sorted(_entries(folder)) if path.is_file() and not _is_clutter(path.name)]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return [*folder.iterdir()]
+    except OSError as cause:
+        refuse_unreadable(cause)
 
 
 def _walk(folder: Path) -> list[Path]:
     found: list[Path] = []
     seen: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse_unreadable):
         real = os.path.realpath(parent)
         if real in seen:  # a link that leads back up
             folders.clear()

@@ -14,7 +14,7 @@ from edgetl.core.errors import DataError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.wording import counted
 from edgetl.device.bundle import Bundle, Variant
-from edgetl.device.images import IMAGE_SUFFIXES, open_image, read_image_file
+from edgetl.device.images import images_below, open_image, read_image_file
 from edgetl.device.memory import free_memory_bytes
 
 MOST_RESIDENT = 1024
@@ -72,12 +72,7 @@ def labelled_samples(folder: Path, labels: Sequence[str]) -> SampleSet:
     unknown = [entry.name for entry in classes if entry.name not in labels]
     if unknown:
         raise DataError(f"{place} has folders that are no labels of the bundle: {', '.join(unknown)}. It knows: {', '.join(labels)}.")
-    found = [
-        (path.resolve(), labels.index(entry.name))
-        for entry in classes
-        for path in sorted(entry.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    ]
+    found = [(path.resolve(), labels.index(entry.name)) for entry in classes for path in images_below(entry)]
     if not found:
         raise DataError(f"No labelled images in {place}. --data takes a folder with a folder of images for each label.")
     described = f"{counted(len(found), 'image')} of {counted(len(classes), 'label')} in {place}"
