@@ -20,6 +20,7 @@ from edgetl.cli.finetune import finetune
 from edgetl.cli.finetune_progress import Bar, PlainLog, open_progress
 from edgetl.core.choices import Choices
 from edgetl.core.errors import RunError
+from edgetl.core.files import write_json
 from edgetl.core.finetuning import Augment, BatchNorm, ClassWeights, Device, FinetuneConfig, InputDevice, Precision, Sampling, Schedule
 from edgetl.core.presets import presets
 from edgetl.train.progress import EpochRecord, Step
@@ -401,7 +402,7 @@ def recorded_run(tmp_path: Path) -> Path:
     asked = FinetuneConfig(Path("photos"), seed=3, epochs=4)
     content = {"asked": asked.to_json(), "config": {**asked.to_json(), "workers": 2}, "choices": {"threads": 2, "precision": {"1": "bf16"}}}
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(content))
+    write_json(path, content)
     return path
 
 
@@ -444,7 +445,7 @@ def test_what_is_no_run_s_config_json_is_refused(call: Callable[..., tuple[int, 
     assert status == 1
     assert "leave --preset out" in err
     other = tmp_path / "other.json"
-    other.write_text("{}")
+    write_json(other, {})
     status, _, err = call("finetune", "photos", "--config", other)
     assert status == 1
     assert "is not the config.json of a run" in err

@@ -17,6 +17,7 @@ from edgetl.core.errors import ConfigError, MissingPackageError
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import RunDirectory
 from edgetl.train import computing, epochs, prefix, preparing, recipe, staging
+from edgetl.train.batch_size import BatchFit
 from edgetl.train.cuda_graphs import CUDA_GRAPH, EAGER, fastest_forward
 from edgetl.train.finetune import finetune, resume
 from edgetl.train.progress import Silent
@@ -223,6 +224,15 @@ def test_a_budget_s_early_end_is_recorded_and_taken_again(config: FinetuneConfig
     run = finetune(replace(again.config, output=tmp_path / "again"), choices=again.choices)
     assert run.weights.read_bytes() == first.weights.read_bytes()
     assert len(run.history.read_text().splitlines()) == 2
+
+
+def test_a_batch_size_is_fixed_or_taken_again(config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparing, "_fit", refuse)
+    config = replace(config, batch_size="auto", precision="fp32", epochs=1, finetune_epochs=0)
+    fixed = finetune(replace(config, deterministic=True))
+    assert recorded(fixed).batch == BatchFit(16, 16).to_json()
+    again = finetune(replace(config, output=tmp_path / "again"), choices=Choices(batch=BatchFit(8, 16).to_json()))
+    assert json.loads(again.config.read_text())["config"]["batch_size"] == 8
 
 
 def test_new_choices_are_written_once() -> None:
