@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from edgetl.cli import finetune_options as options
 from edgetl.cli.console import err, out
 from edgetl.cli.importing import heavy_imports
 from edgetl.cli.interruption import interrupted_status
+from edgetl.core.choices import RecordedRun, differing_decisive_fields, read_recorded_run
 from edgetl.core.errors import ConfigError
 from edgetl.core.finetuning import parse_batch_size
 from edgetl.core.layout import RunDirectory
@@ -100,6 +102,8 @@ def finetune(
 
 
 def _beginning(parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]:
+    if (file := parameters["config"]) is not None and file.suffix == ".json":
+        return _running_again(read_recorded_run(file), parameters)
     if parameters["data"] is None:
         raise ConfigError("Give DATA, a folder of images, or --resume RUN to go on with a run that was ended.")
     given = {name: value for name, value in parameters.items() if value is not None and name not in _NO_FIELDS}
@@ -109,6 +113,27 @@ def _beginning(parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]
         from edgetl.train.finetune import finetune as begin
 
         return begin(settings, progress)
+
+    return work
+
+
+def _running_again(run: RecordedRun, parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]:
+    """A rerun from a run's config.json: its options and choices, with other options above them."""
+    if parameters["preset"] is not None:
+        raise ConfigError(f"{run.path} holds every option of its run: leave --preset out.")
+    given = _parsed({name: value for name, value in parameters.items() if value is not None and name not in _NO_FIELDS})
+    if "augment" in given:
+        given["augment_file"] = None
+    settings = replace(run.config, data=parameters["data"] or run.config.data, **given)
+    changed = differing_decisive_fields(run.config, settings)
+
+    def work(progress: Progress) -> RunDirectory:
+        from edgetl.train.finetune import finetune as begin
+
+        if changed:
+            shown = ", ".join("--" + name.removesuffix("_s").replace("_", "-") for name in changed)
+            progress.note(f"The recorded choices do not hold with another {shown}: they are made anew.")
+        return begin(settings, progress, None if changed else run.choices)
 
     return work
 

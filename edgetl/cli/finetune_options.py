@@ -45,7 +45,10 @@ Preset = Annotated[
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
-        "--config", metavar="FILE", help="TOML file of options by name; above the preset, below options. `edgetl presets NAME` writes one."
+        "--config",
+        metavar="FILE",
+        help="TOML file of options by name; above the preset, below options. `edgetl presets NAME` writes one. Or "
+        "RUN/config.json: that run again, with what it chose by timing.",
     ),
 ]
 
@@ -212,7 +215,12 @@ Compile = Annotated[
     ),
 ]
 Deterministic = Annotated[
-    bool | None, _option(MACHINE, "deterministic", "On a GPU, only algorithms that compute the same again; says what that costs.")
+    bool | None,
+    _option(
+        MACHINE,
+        "deterministic",
+        "Decide nothing by timing or free memory, and on a GPU take only algorithms that compute the same again; says what that costs.",
+    ),
 ]
 TensorBoard = Annotated[bool | None, _option(MACHINE, "tensorboard", "Write event files for TensorBoard into RUN/tensorboard.")]
 MLflow = Annotated[str | None, _option(MACHINE, "mlflow", "Give every epoch's figures to MLflow.", "none", metavar="FOLDER|URL")]

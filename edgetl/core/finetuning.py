@@ -126,7 +126,7 @@ class FinetuneConfig:
     compile: bool = False
     """Compile what is trained with torch.compile."""
     deterministic: bool = False
-    """On a GPU, only algorithms that compute the same again; on a CPU equal seeds give equal weights without it."""
+    """Decide nothing by timing or free memory, and on a GPU take only algorithms that compute the same again; docs/reproducibility.md."""
     tensorboard: bool = False
     """Write event files for TensorBoard into the run directory."""
     mlflow: str | None = None
@@ -194,6 +194,7 @@ class FinetuneConfig:
             one_of("--precision", self.precision, Precision),
             None if self.input_device != "cuda" or self.device != "cpu" else _INPUT_WITHOUT_GPU,
             None if self.input_device != "cuda" or self.augment_file is None else _FILE_ON_GPU,
+            None if self.budget_s is None or not self.deterministic else _TIMED_AND_DETERMINISTIC,
         ]
 
     @property
@@ -249,5 +250,8 @@ _INPUT_WITHOUT_GPU = "--input-device cuda needs --device cuda or auto, got --dev
 _FILE_ON_GPU = (
     "--input-device cuda cannot run a pipeline file: its transforms are known on the CPU only. "
     "Take --input-device cpu, or --augment light, medium or strong."
+)
+_TIMED_AND_DETERMINISTIC = (
+    "--budget sets epochs from measured times, and --deterministic measures nothing. Leave one out, or give --epochs and --finetune-epochs."
 )
 _BALANCED_TWICE = "--class-weights balanced and --sampling balanced both make up for rare classes. Take one of the two."

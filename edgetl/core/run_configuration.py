@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from edgetl.core.choices import Choices, parse_choices
 from edgetl.core.errors import ConfigError, RunError
 from edgetl.core.files import read_json
 from edgetl.core.finetuning import FinetuneConfig
@@ -67,6 +68,8 @@ class RunConfiguration:
     asked: FinetuneConfig | None
     """As the user gave it; None in a run of an edgetl that could not resume."""
     batch: BatchFacts | None
+    choices: Choices
+    """What was decided by timing or by free memory; empty where the run ended before it decided anything."""
     content: Mapping[str, Any] = field(repr=False)
     """As it stands in the file."""
 
@@ -88,6 +91,7 @@ def read_run_configuration(run: RunDirectory) -> RunConfiguration:
             weights=parse_as(WeightsFacts, content["weights"], "weights", extra="ignore"),
             asked=_finetune_config(content, "asked") if "asked" in content else None,
             batch=parse_as(BatchFacts | None, content.get("batch"), "batch"),  # type: ignore[arg-type]
+            choices=parse_choices(content),
             content=content,
         )
         _check(configuration)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,10 @@ from edgetl.train.prefix import Values
 Forward = Callable[..., Tensor]
 Capture = Callable[[nn.Module, Values, Computing], Forward]
 
-EAGER, CUDA_GRAPH = "eager", "cuda-graph"
+EAGER: Final = "eager"
+CUDA_GRAPH: Final = "cuda-graph"
+RECORDED = "recorded"
+"""Reason of a runner that an earlier run or process has taken."""
 LEAST_STEPS = 200
 """Steps of a phase below which capturing and timing, about 130 steps, cost more than they can save."""
 _LEAST_GAIN = 1.03
@@ -94,6 +97,7 @@ def fastest_forward(
     computing: Computing,
     facts: Mapping[str, Any],
     capture: Capture | None = None,
+    recorded: str | None = None,
 ) -> tuple[Forward, StepReport]:
     """Capture a training step and keep the graph if it is faster than eager launches; the network is left as it was.
 
@@ -104,10 +108,13 @@ def fastest_forward(
         batch: a full batch of the phase: (values, int64 labels), on the device.
         facts: what the choice depends on; a choice made earlier on this machine for the same facts is taken again.
         capture: makes the graphed forward; None is `capture_forward`.
+        recorded: the runner that an earlier run or process has taken: nothing is timed.
 
     Returns:
         What to run in training, and why. Where the capture fails, `eager`, with the error as the reason.
     """
+    if recorded == EAGER:
+        return eager, StepReport(EAGER, {}, RECORDED)
     values, labels = tuple(_in_order(value) for value in batch[0]), batch[1]
     forwards: dict[str, Forward] = {EAGER: eager}
 
@@ -123,6 +130,8 @@ def fastest_forward(
 
     try:
         with undisturbed(network), cudnn_autotuning(True):
+            if recorded == CUDA_GRAPH:
+                return GraphedForward(eager, graphed(), values, network), StepReport(CUDA_GRAPH, {}, RECORDED)
             times = remembered({**facts, "choice of": [EAGER, CUDA_GRAPH]}, measure)["milliseconds"]
             runner = choose_runner(times)
             if runner == EAGER:

@@ -1,6 +1,6 @@
-"""Equal runs on a GPU: PyTorch is asked for it, and what it costs is measured and told.
+"""Equal runs: PyTorch is asked for deterministic algorithms, and what they cost on a GPU is measured and reported.
 
-On a CPU equal seeds give equal weights as it is. See PyTorch's notes on reproducibility.
+A CPU's algorithms are deterministic as they are. See PyTorch's notes on reproducibility.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def tell_cost(stage: Stage, adapted: AdaptedNetwork, progress: Progress) -> None
         ConfigError: an operator of the network has no deterministic algorithm.
     """
     if stage.computing.device.type == "cpu":
-        progress.note("--deterministic: on a CPU equal seeds give equal weights as it is; nothing is slower.")
+        progress.note("--deterministic: nothing is decided by timing; PyTorch computes frozen blocks and training steps in one precision.")
         return
     set_trainable(adapted, stage.phase.unfreeze, stage.phase.freeze_statistics).train_mode()
     values, labels = next(iter(stage.feed.training(1)))

@@ -13,11 +13,12 @@ from torch import Tensor
 from edgetl.core.errors import RunError
 from edgetl.train.checkpoint import Part, State
 from edgetl.train.computing import cudnn_autotuning
-from edgetl.train.cuda_graphs import EAGER, StepReport, fastest_forward, unfit_reason
+from edgetl.train.cuda_graphs import CUDA_GRAPH, EAGER, StepReport, fastest_forward, unfit_reason
 from edgetl.train.cutting import channels_last
 from edgetl.train.freezing import Freezing
 from edgetl.train.optimising import AveragedWeights, Mixing, Rates, make_optimiser, moving_buffers
 from edgetl.train.progress import EpochRecord, Step
+from edgetl.train.run_choices import not_available
 from edgetl.train.staging import Stage
 
 if TYPE_CHECKING:
@@ -58,16 +59,26 @@ class Epochs:
         eager = channels_last(ranks.parallel(stage.module))
         steps = phase.epochs * stage.feed.steps
         unfit = unfit_reason(stage.computing, ranks.world, config.deterministic, config.compile, steps)
+        recorded = training.choices.recorded.steps.get(str(phase.number))
         if unfit:
-            training.steps[phase.number] = StepReport(EAGER, {}, unfit)
+            if recorded == CUDA_GRAPH:
+                raise not_available(f"CUDA graphs in phase {phase.number}", unfit)
+            self._record_runner(StepReport(EAGER, {}, unfit))
             return eager
         facts = {**stage.facts, "training": str(phase.unfreeze), "moving": not phase.freeze_statistics}
         batch = next(iter(stage.feed.training(1)))
-        forward, report = fastest_forward(training.adapted.network, stage.module, eager, batch, stage.computing, facts)
+        forward, report = fastest_forward(training.adapted.network, stage.module, eager, batch, stage.computing, facts, recorded=recorded)
         if report.reason.startswith("capture failed"):
+            if recorded == CUDA_GRAPH:
+                raise not_available(f"CUDA graphs in phase {phase.number}", report.reason)
             training.progress.note(f"CUDA graphs of phase {phase.number}: {report.reason}. Its steps run eagerly.")
-        training.steps[phase.number] = report
+        self._record_runner(report)
         return channels_last(forward)
+
+    def _record_runner(self, report: StepReport) -> None:
+        number = self._stage.phase.number
+        self._training.steps[number] = report
+        self._training.choices.record_entry("steps", str(number), report.runner)
 
     def run_one(self) -> None:
         """Train and validate an epoch, or the rest of the one that a checkpoint was saved in.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgetl.core.cache import cache_folder
@@ -18,6 +18,7 @@ from edgetl.train.models import AdaptedNetwork
 from edgetl.train.prefix import Choice, Function, Prefix, Values
 from edgetl.train.progress import Progress
 from edgetl.train.ranks import ALONE, Group, Ranks
+from edgetl.train.run_choices import RunChoices
 
 _BATCH, _BATCH_OF_VALUES = 32, 128
 
@@ -44,6 +45,7 @@ class Materials:
     """On the clock of time.perf_counter."""
     progress: Progress
     ranks: Ranks = ALONE
+    choices: RunChoices = field(default_factory=RunChoices)
 
 
 @dataclass(frozen=True)

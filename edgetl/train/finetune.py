@@ -5,16 +5,17 @@ from __future__ import annotations
 import errno
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
 
-from edgetl.core.errors import DataError, DecodeError, RunError
+from edgetl.core.choices import Choices
+from edgetl.core.errors import ConfigError, DataError, DecodeError, RunError
 from edgetl.core.finetuning import Device, FinetuneConfig
 from edgetl.core.layout import RunDirectory
 from edgetl.core.run_configuration import RunConfiguration, read_run_configuration
-from edgetl.train.batch_size import BatchFit
+from edgetl.device.facts import device_facts
 from edgetl.train.checkpoint import State
 from edgetl.train.determinism import deterministic, tell_cost
 from edgetl.train.familiarity import statistics_shift
@@ -30,8 +31,9 @@ from edgetl.train.preparing import Prepared, prepare
 from edgetl.train.progress import Progress, Silent
 from edgetl.train.ranks import hear_no_more, joined, lost
 from edgetl.train.recipe import Training
-from edgetl.train.results import write_beginnings, write_results
+from edgetl.train.results import write_beginnings, write_choices, write_results
 from edgetl.train.resuming import beginnings, check_unchanged
+from edgetl.train.run_choices import recorded_threads
 from edgetl.train.staging import Stage, Staging
 from edgetl.train.tracking import tracked
 from edgetl.train.training_state import check_phases, read_training_state
@@ -40,27 +42,33 @@ from edgetl.train.versions import versions
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def finetune(config: FinetuneConfig, progress: Progress | None = None) -> RunDirectory:
+def finetune(config: FinetuneConfig, progress: Progress | None = None, choices: Choices | None = None) -> RunDirectory:
     """Adapt a pretrained classifier to a folder of images and write the run directory.
 
     Nothing is written or removed before data, weights and options have been checked. Where torchrun has started several processes that
     call this, they train one network together; the first writes.
 
+    Args:
+        choices: what an earlier run has decided by timing or by free memory; it is taken as it is, and nothing of it is measured.
+
     Raises:
         DataError: the images; see `edgetl.train.dataset.read_data`.
         ArchitectureError, WeightsError: the model; see `edgetl.train.models.adapt`.
-        ConfigError: a device or precision that is not there, more blocks than the backbone has.
+        ConfigError: a device or precision that is not there, more blocks than the backbone has, a recorded choice that this machine
+            cannot follow.
         RunError: the output exists already, another process trains there, the disk is full, or the loss became infinite.
         KeyboardInterrupt: as it came, with a message that says what was kept.
         SystemExit: one of several processes, and another has told what is wrong.
     """
     progress = progress or Silent()
     started = time.perf_counter()
-    with joined(config.device) as ranks, deterministic(config.deterministic):
+    with joined(config.device) as ranks, deterministic(config.deterministic), recorded_threads(choices):
         run = ranks.first_makes(lambda: choose_output(config.output, config.data, config.model, config.force))
-        prepared = prepare(config, run, progress, ranks)
+        prepared = prepare(config, run, progress, ranks, choices)
         read_s = time.perf_counter() - started
-        return _run(prepared, Place(run) if ranks.first else None, progress, started, read_s, None)
+        # Recorded epochs are what the clock made of the budget the first time.
+        budget = config.budget_s if choices is None or choices.epochs is None else None
+        return _run(prepared, Place(run) if ranks.first else None, progress, started, read_s, None, budget)
 
 
 def resume(path: RunDirectory, progress: Progress | None = None) -> RunDirectory:
@@ -78,15 +86,15 @@ def resume(path: RunDirectory, progress: Progress | None = None) -> RunDirectory
     with joined(_device_of(path)) as ranks:
         began = ranks.first_makes(lambda: beginnings(path))
         assert began.asked is not None
-        config = began.asked
-        with Place.again(path) if ranks.first else nullcontext() as place, deterministic(config.deterministic):
+        config, choices = began.asked, began.choices
+        place_again = Place.again(path) if ranks.first else nullcontext()
+        with place_again as place, deterministic(config.deterministic), recorded_threads(choices):
             state = ranks.first_makes(lambda: read_training_state(path.checkpoint) if path.checkpoint.exists() else None)
             # The machine's free memory is another one now, and what it decided must stay decided.
             config = replace(config, output=path.path, cache_budget=began.config.cache_budget, workers=began.config.workers)
-            fit = None if began.batch is None else BatchFit.from_json(asdict(began.batch))
-            prepared = prepare(config, path, progress, ranks, fit)
+            prepared = prepare(config, path, progress, ranks, choices)
             _tell_where(prepared, began, state, progress)
-            return _run(prepared, place, progress, started - state.facts["elapsed"] if state else started, 0.0, state)
+            return _run(prepared, place, progress, started - state.facts["elapsed"] if state else started, 0.0, state, config.budget_s)
 
 
 def _device_of(path: RunDirectory) -> Device:
@@ -105,13 +113,23 @@ def _tell_where(prepared: Prepared, began: RunConfiguration, state: State | None
         progress.note(f"Going on after {state.facts['elapsed']:.0f} s, in epoch {len(state.facts['records']) + 1}.")
 
 
-def _run(prepared: Prepared, place: Place | None, progress: Progress, started: float, read_s: float, state: State | None) -> RunDirectory:
-    run, ranks, budget = prepared.run, prepared.ranks, prepared.config.budget_s
+def _run(
+    prepared: Prepared,
+    place: Place | None,
+    progress: Progress,
+    started: float,
+    read_s: float,
+    state: State | None,
+    budget: float | None,
+) -> RunDirectory:
+    run, ranks = prepared.run, prepared.ranks
     deadline = started + budget if budget else None
     training: Training | None = None
     try:
         if state is None and ranks.first:
             write_beginnings(prepared)
+        if ranks.first:
+            prepared.choices.write = partial(write_choices, run)
         done = len(state.facts["records"]) if state else 0
         with tracked(prepared.config, run, progress, done) if ranks.first else nullcontext(progress) as told:
             training = _training(prepared, told, started, deadline)
@@ -180,6 +198,7 @@ def _training(prepared: Prepared, progress: Progress, started: float, deadline: 
         started=started,
         deadline=deadline,
         ranks=prepared.ranks,
+        choices=prepared.choices,
     )
 
 
@@ -196,6 +215,9 @@ def _staging(prepared: Prepared, progress: Progress, deadline: float | None, sta
         "augmentation": prepared.augmentation.name,
         "seed": config.seed,
         "device": computing.name,
+        # What CPUs compute depends on their instructions, and on how many threads a sum is split among.
+        "cpu": [device_facts().get("cpu"), torch.get_num_threads()] if computing.device.type == "cpu" else None,
+        "deterministic": config.deterministic if computing.device.type == "cuda" else None,
         "versions": versions("opencv-python-headless", "onnxruntime", "onnxruntime-gpu"),
         "images": {part: [(index, prepared.data.hashes[rows[index].path]) for index in indices] for part, indices in parts.items()},
     }
@@ -212,16 +234,19 @@ def _staging(prepared: Prepared, progress: Progress, deadline: float | None, sta
         facts=facts,
         cache_budget=config.cache_budget or 0,
         # What was planned stays planned.
-        deadline=None if state else deadline,
+        deadline=deadline if prepared.choices.recorded.epochs is None and state is None else None,
         progress=progress,
         ranks=prepared.ranks,
+        choices=prepared.choices,
     )
-    if state is None:
+    planned = prepared.choices.recorded.epochs
+    if state is not None:
+        check_phases(state, len(prepared.phases))
+    if planned is None:
         return Staging(materials, prepared.phases)
-    plan = state.facts["plan"]
-    check_phases(state, len(prepared.phases))
-    phases = [replace(phase, epochs=count) for phase, count in zip(prepared.phases, plan["epochs"], strict=True)]
-    return Staging(materials, phases, plan["views"], plan.get("input_device"))
+    if len(planned) != len(prepared.phases):
+        raise ConfigError(f"The recorded epochs are of {len(planned)} phases and the run has {len(prepared.phases)}. Train anew.")
+    return Staging(materials, [replace(phase, epochs=count) for phase, count in zip(prepared.phases, planned, strict=True)])
 
 
 def _train(prepared: Prepared, training: Training, staging: Staging, state: State | None) -> Stage:
@@ -231,7 +256,6 @@ def _train(prepared: Prepared, training: Training, staging: Staging, state: Stat
         tell_cost(stages[-1], prepared.adapted, training.progress)
     if all(isinstance(stage.feed, CachedFeed) for stage in stages):
         prepared.decoded.release()
-    training.plan = staging.plan
     if state is None:
         # What was measured on the way, or was not because it is remembered, has drawn from the generator.
         # Dropout in each of several processes is its own.

@@ -38,7 +38,7 @@ def choose_loader(
     """Choose what makes the training views; evaluation's come from the CPU on both paths.
 
     Args:
-        earlier: what the run that is resumed has chosen.
+        earlier: what is recorded of the run that is resumed or run again.
         decoder: decodes JPEG files on the device.
 
     Returns:
@@ -47,6 +47,9 @@ def choose_loader(
     """
     loader, computing = materials.loader, materials.computing
     asked = earlier or materials.config.input_device
+    if asked == "auto" and materials.config.deterministic:
+        # Both paths give the same views but for rounding: one of them, always, and workers are the one that needs no library.
+        asked = "cpu"
     if computing.device.type != "cuda" or loader.images.augmentation.strength in (None, "none"):
         return loader, {}
     if asked == "cpu":

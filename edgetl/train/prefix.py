@@ -89,6 +89,14 @@ def candidates(computing: Computing) -> list[str]:
     return [*names, *(f"{name}-fp32" for name in PREFIXES)]
 
 
+def prefix_by_precision(piece: fx.GraphModule, example: Sequence[Tensor], computing: Computing) -> Choice:
+    """The choice without a clock: PyTorch, for training images in the precision of the training steps where its values agree."""
+    exact = "pytorch-fp32"
+    if computing.precision == "fp32":
+        return Choice(exact, exact, {})
+    return _half_if_it_agrees(exact, f"pytorch-{computing.precision}", piece, tuple(example), computing)
+
+
 def fastest_prefix(piece: fx.GraphModule, example: Sequence[Tensor], computing: Computing) -> Choice:
     """The candidates that take least time for a batch like `example`.
 
@@ -98,7 +106,9 @@ def fastest_prefix(piece: fx.GraphModule, example: Sequence[Tensor], computing: 
     if len(names) == 1:
         return Choice(names[0], names[0], {})
     if computing.device.type == "cuda":
-        return _half_on_gpu(names[0], names[1], piece, tuple(example), computing)
+        # Not timed. Float32 convolutions are computed without TF32 here, off the tensor cores that 16-bit ones use, and a few images
+        # are bound by the host's launches, so that its noise would decide. Only the values are checked.
+        return prefix_by_precision(piece, example, computing)
     values = tuple(value[:_TIMED_BATCH] for value in example)
     reference = make_prefix(names[0], piece, values, computing)
     expected = reference(*values)
@@ -115,9 +125,7 @@ def fastest_prefix(piece: fx.GraphModule, example: Sequence[Tensor], computing: 
     return Choice(fast, exact, found)
 
 
-def _half_on_gpu(exact: str, half: str, piece: fx.GraphModule, values: Values, computing: Computing) -> Choice:
-    # Not timed. Float32 convolutions are computed without TF32 here, off the tensor cores that 16-bit ones use, and a few images
-    # are bound by the host's launches, so that its noise would decide. Only the values are checked.
+def _half_if_it_agrees(exact: str, half: str, piece: fx.GraphModule, values: Values, computing: Computing) -> Choice:
     expected = make_prefix(exact, piece, values, computing)(*values)
     agrees = _agrees(make_prefix(half, piece, values, computing)(*values), expected, _LARGEST_DIFFERENCE)
     return Choice(half if agrees else exact, exact, {})

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from edgetl.core.choices import Choices
 from edgetl.core.errors import ConfigError
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import RunDirectory
@@ -26,11 +27,16 @@ from edgetl.train.networks import known_architecture, preprocessing_for
 from edgetl.train.phases import Phase, plan_phases, usual_batch_size
 from edgetl.train.progress import Progress
 from edgetl.train.ranks import ALONE, Ranks
+from edgetl.train.run_choices import RunChoices, not_available
 from edgetl.train.weights import PretrainedWeights, read_weights
 
 _LEAST_SIDE = 768
 """Pixels that training images keep on the shorter side when JPEG files are decoded at a part of their size: the same picture to a grey
 level after the resize; with much less, a random crop's edges would round visibly."""
+
+
+FIXED_CACHE_BYTES = 4 * 2**30
+"""For activations with `--deterministic`, whatever memory is free: they lie in files, of which the kernel keeps in memory what fits."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +60,16 @@ class Prepared:
     weights: PretrainedWeights | None
     adapted: AdaptedNetwork
     ranks: Ranks
+    choices: RunChoices
 
 
 def prepare(
-    config: FinetuneConfig, run: RunDirectory, progress: Progress, ranks: Ranks = ALONE, batch_fit: BatchFit | None = None
+    config: FinetuneConfig, run: RunDirectory, progress: Progress, ranks: Ranks = ALONE, choices: Choices | None = None
 ) -> Prepared:
     """Read the images and make the network.
 
     Args:
-        batch_fit: as an earlier process has decided `--batch-size auto`.
+        choices: what an earlier run or process has decided.
 
     Raises:
         DataError: the images; see `edgetl.train.dataset.read_data`.
@@ -70,7 +77,8 @@ def prepare(
         ConfigError: a device or precision that is not there, more blocks than the backbone has, more processes than images a step.
     """
     architecture = known_architecture(config.model)
-    computing = choose_computing(config.device, config.precision)
+    run_choices = RunChoices(choices, fixed=config.deterministic)
+    computing = _computing(config, run_choices)
     if computing.device.type == "cpu":
         keep_freed_memory()
     preprocessing = preprocessing_for(config.model, config.image_size)
@@ -79,8 +87,8 @@ def prepare(
     find_files(config.data.expanduser().absolute())
     with ranks.local.first_ahead():
         weights = read_weights(config.weights, config.model)
-    budget = ranks.agree(free_memory_bytes() // 4 if config.cache_budget is None else config.cache_budget)
-    decoded = DecodedImages(budget // ranks.local.world, max(_LEAST_SIDE, 3 * preprocessing.resize))
+    budget, room = ranks.agree(_cache_budget(config, run_choices))
+    decoded = DecodedImages(room // ranks.local.world, max(_LEAST_SIDE, 3 * preprocessing.resize))
     data = ranks.first_makes(
         lambda: read_data(config.data, config.val_split, config.resolved_split_seed, progress.files, decoded, config.allow_leaks)
     )
@@ -91,8 +99,13 @@ def prepare(
     usual = max(usual_batch_size(len(data.part("train"))), 2 * ranks.world)
     _check_share(min(usual if config.batch_size in (None, "auto") else int(config.batch_size), len(data.part("train"))), ranks)
     _tell(data, config, progress)
+    batch_fit: BatchFit | None = None
     if config.batch_size == "auto":
-        if batch_fit is None:
+        if run_choices.recorded.batch is not None:
+            batch_fit = BatchFit.from_json(run_choices.recorded.batch)
+        elif run_choices.fixed:
+            batch_fit = BatchFit(usual, usual)
+        else:
             batch_fit = _fit(config, adapted, computing, preprocessing.crop, len(data.part("train")), usual, unfreeze, ranks)
         progress.note(describe_fit(batch_fit, computing.device.type))
     batch_size = batch_fit.batch_size if batch_fit else int(config.batch_size or usual)
@@ -110,6 +123,12 @@ def prepare(
         workers=default_workers(images, cores, computing.device.type) if config.workers is None else config.workers,
         cache_budget=budget,
     )
+    run_choices.record(
+        device="cuda" if computing.device.type == "cuda" else "cpu",
+        threads=torch.get_num_threads(),
+        cache_budget=budget,
+        batch=batch_fit.to_json() if batch_fit else None,
+    )
     return Prepared(
         asked=config,
         config=resolved,
@@ -125,7 +144,27 @@ def prepare(
         weights=weights,
         adapted=adapted,
         ranks=ranks,
+        choices=run_choices,
     )
+
+
+def _computing(config: FinetuneConfig, run_choices: RunChoices) -> Computing:
+    if config.device != "auto" or run_choices.recorded.device is None:
+        return choose_computing(config.device, config.precision)
+    try:
+        return choose_computing(run_choices.recorded.device, config.precision)
+    except ConfigError as cause:
+        raise not_available(f"--device {run_choices.recorded.device}", str(cause)) from cause
+
+
+def _cache_budget(config: FinetuneConfig, run_choices: RunChoices) -> tuple[int, int]:
+    """Bytes for activations, which decide how many views there are, and for decoded images, which decide nothing but time."""
+    if config.cache_budget is not None:
+        return config.cache_budget, config.cache_budget
+    free = free_memory_bytes() // 4
+    if run_choices.recorded.cache_budget is not None:
+        return run_choices.recorded.cache_budget, min(free, run_choices.recorded.cache_budget)
+    return (FIXED_CACHE_BYTES, min(free, FIXED_CACHE_BYTES)) if run_choices.fixed else (free, free)
 
 
 def _fit(

@@ -6,7 +6,6 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +26,7 @@ from edgetl.train.phases import Phase
 from edgetl.train.planning import FINAL_S
 from edgetl.train.progress import EpochRecord, Progress
 from edgetl.train.ranks import ALONE, Ranks
+from edgetl.train.run_choices import RunChoices
 from edgetl.train.staging import Stage
 from edgetl.train.weights import PretrainedWeights, load_into
 
@@ -67,8 +67,7 @@ class Training:
     """Of the stage that is trained; None between two."""
     steps: dict[int, StepReport] = field(default_factory=dict)
     """Phase to how its steps are run."""
-    plan: dict[str, Any] = field(default_factory=dict)
-    """Epochs and views as they were planned, for a checkpoint."""
+    choices: RunChoices = field(default_factory=RunChoices)
     interruption: Interruption = field(default_factory=Interruption)
     _saved_at: float = field(default_factory=time.perf_counter)
     _saving_s: float = 0.0
@@ -107,9 +106,15 @@ class Training:
 
     def _ends(self, epochs: Epochs) -> bool:
         number = self.phase.number if self.phase else 0
+        # A run that is computed again ends where the clock ended it the first time.
+        if (recorded := self.choices.recorded.ended_after.get(str(number))) is not None and epochs.done >= recorded:
+            self.ended = "--budget"
+            self.progress.note(f"Phase {number} ends early, as recorded (--budget).")
+            return True
         late = self.deadline is not None and time.perf_counter() + epochs.slowest + FINAL_S > self.deadline
         if self.best is not None and self.ranks.agree(late):
             self.ended = "--budget"
+            self.choices.record_entry("ended_after", str(number), epochs.done)
             self.progress.note(f"Phase {number} ends early: another epoch would not fit into --budget.")
         elif epochs.done and self.reached_target():
             self.ended = "--target-accuracy"
@@ -141,7 +146,6 @@ class Training:
         """
         started = time.perf_counter()
         facts = {
-            "plan": dict(self.plan),
             "processes": self.ranks.world,
             "stage": self.stage,
             "phase": asdict(self.phase) if self.phase else None,

@@ -6,7 +6,10 @@ import shutil
 import time
 from typing import Any
 
-from edgetl.core.files import sha256_file, write_json
+from edgetl.core.choices import Choices
+from edgetl.core.errors import RunError
+from edgetl.core.files import read_json, sha256_file, write_json
+from edgetl.core.layout import RunDirectory
 from edgetl.device.facts import peak_memory_bytes
 from edgetl.train.evaluation import evaluate
 from edgetl.train.finished import final_model
@@ -33,10 +36,22 @@ def write_beginnings(prepared: Prepared) -> None:
             "data": prepared.data.to_json(),
             "weights": _weights(prepared),
             "batch": prepared.batch_fit.to_json() if prepared.batch_fit else None,
+            "choices": prepared.choices.made.to_json(),
         },
     )
     write_split(prepared.run, prepared.data.folder, prepared.data.rows)
     write_rejected(prepared.run, prepared.data.folder, prepared.data.rejected)
+
+
+def write_choices(run: RunDirectory, choices: Choices) -> None:
+    """Put what was decided since into config.json.
+
+    Raises:
+        RunError: the file is gone or damaged.
+        OSError: there is no room.
+    """
+    content = read_json(run.config, RunError, "The run's config.json")
+    write_json(run.config, {**content, "choices": choices.to_json()})
 
 
 def write_results(prepared: Prepared, training: Training, last: Stage, frozen_blocks: dict[str, Any], started: float) -> None:

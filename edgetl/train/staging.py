@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from edgetl.core.choices import FrozenBlocks
 from edgetl.core.errors import EdgetlError
-from edgetl.core.finetuning import InputDevice
 from edgetl.train.activations import Activations, near, rows_of
 from edgetl.train.arithmetic import keep_slow_kernels_in_float32, step_milliseconds
-from edgetl.train.computing import Computing
+from edgetl.train.computing import Arithmetic, Computing
 from edgetl.train.costs import PhaseParts, measure_costs
 from edgetl.train.cutting import Cut, TracedNetwork, channels_last, check_pieces
 from edgetl.train.feeding import BatchLoader, CachedFeed, Feed, Order, StreamedFeed
@@ -26,8 +26,9 @@ from edgetl.train.loading import Key
 from edgetl.train.measured import remembered
 from edgetl.train.phases import Phase
 from edgetl.train.planning import Costs, Plan, plan
-from edgetl.train.prefix import Choice, Prefix, Values, candidates, exact_prefix, fastest_prefix, make_prefix
+from edgetl.train.prefix import Choice, Prefix, Values, candidates, exact_prefix, fastest_prefix, make_prefix, prefix_by_precision
 from edgetl.train.resident import ResidentViews
+from edgetl.train.run_choices import not_available
 
 USUAL_VIEWS = 3
 """Views where neither the user nor the budget says otherwise; see docs/decisions/005-default-recipe.md."""
@@ -56,17 +57,10 @@ class Stage:
 class Staging:
     """Plans and prepares the stages of a run."""
 
-    def __init__(
-        self,
-        materials: Materials,
-        phases: Sequence[Phase],
-        views: int | None = None,
-        input_device: InputDevice | None = None,
-    ) -> None:
-        """Take `views` and `input_device` where an earlier process has decided them."""
+    def __init__(self, materials: Materials, phases: Sequence[Phase]) -> None:
+        """Take phases with the epochs that are recorded, where they are."""
         self._has = materials
-        self._decided_views = views
-        self._decided_input = input_device
+        self._choices = materials.choices
         self._phases = list(phases)
         images, config = materials.loader.images, materials.config
         self._train_labels, self._val_labels = images.labels(materials.train), images.labels(materials.val)
@@ -123,15 +117,21 @@ class Staging:
         if not real:
             if has.deadline is not None:
                 self._plan(has.deadline, cuts, None, None)
+            self._choices.record(cached=False)
+            return {}
+        if self._choices.recorded.cached is False:
+            has.progress.note("Every epoch streams the images through the frozen blocks, as recorded.")
             return {}
         choice = self._fastest(real[0])
         self._cache = Cache(has, real[0], choice)
         if has.deadline is None and (found := self._found(real, self._wanted_views)):
+            self._choices.record(cached=True, views=self._wanted_views)
             return found
         base = self._base(real, choice)
         views = self._affordable_views(base)
         if has.deadline is not None:
             views = self._plan(has.deadline, cuts, base, views)
+        self._choices.record(cached=views is not None, views=views)
         if views is None:
             return {}
         return self._found(real, views) or self._filled(real, base, views)
@@ -169,8 +169,13 @@ class Staging:
 
     def _prefixes(self, choice: Choice, piece: fx.GraphModule, example: Values) -> tuple[Prefix, Prefix]:
         # The fast and the exact one, which are one where float32 is fastest.
-        fast = make_prefix(choice.fast, piece, example, self._has.computing)
-        return fast, fast if choice.exact == choice.fast else make_prefix(choice.exact, piece, example, self._has.computing)
+        try:
+            fast = make_prefix(choice.fast, piece, example, self._has.computing)
+            return fast, fast if choice.exact == choice.fast else make_prefix(choice.exact, piece, example, self._has.computing)
+        except EdgetlError as cause:
+            if not self._choices.recorded.frozen_blocks:
+                raise
+            raise not_available(f"{choice.fast} for its frozen blocks", str(cause)) from cause
 
     def _example(self) -> Values:
         keys: list[Key] = [(None, index) for index in (list(self._has.train) * 16)[:16]]
@@ -178,17 +183,32 @@ class Staging:
         return (self._has.computing.network_input(pixels, self._has.preprocessing),)
 
     def _fastest(self, cut: Cut) -> Choice:
+        recorded = self._choices.recorded.frozen_blocks.get(cut.name)
+        choice = self._measured_prefix(cut) if recorded is None else self._recorded_prefix(recorded)
+        self._choices.record_entry("frozen_blocks", cut.name, FrozenBlocks(choice.fast, choice.exact))
+        self.report |= {"prefix": choice.fast, "exact_prefix": choice.exact, "milliseconds": choice.milliseconds}
+        return choice
+
+    def _recorded_prefix(self, recorded: FrozenBlocks) -> Choice:
+        known = candidates(self._has.computing)
+        for name in (recorded.fast, recorded.exact):
+            if name not in known:
+                raise not_available(f"{name} for its frozen blocks", f"this device and precision take {', '.join(known)}")
+        return Choice(recorded.fast, recorded.exact, {})
+
+    def _measured_prefix(self, cut: Cut) -> Choice:
+        assert self._traced is not None
+        piece = self._traced.piece(self._traced.input, cut)
+        if self._choices.fixed:
+            return self._has.ranks.agree(prefix_by_precision(piece, self._example(), self._has.computing))
+
         def measure() -> dict[str, Any]:
-            assert self._traced is not None
-            piece = self._traced.piece(self._traced.input, cut)
             return asdict(fastest_prefix(piece, self._example(), self._has.computing))
 
         facts = {**self._measured_facts(cut), "choice of": candidates(self._has.computing), "versions": self._has.facts["versions"]}
         if self._has.computing.device.type == "cuda":
             facts["chosen by"] = "precision"
-        choice = self._has.ranks.agree(Choice(**remembered(facts, measure)))
-        self.report |= {"prefix": choice.fast, "exact_prefix": choice.exact, "milliseconds": choice.milliseconds}
-        return choice
+        return self._has.ranks.agree(Choice(**remembered(facts, measure)))
 
     def _measured_facts(self, cut: Cut | None) -> dict[str, Any]:
         has = self._has
@@ -202,25 +222,20 @@ class Staging:
         }
 
     @property
-    def plan(self) -> dict[str, Any]:
-        """What was decided, once `stages` was called; for a process that goes on."""
-        return {
-            "epochs": [phase.epochs for phase in self._phases],
-            "views": self.report.get("views"),
-            "input_device": self.report.get("input", {}).get("device"),
-        }
-
-    @property
     def _wanted_views(self) -> int:
         config = self._has.config
-        if self._decided_views is not None:
-            return self._decided_views
+        if self._choices.recorded.views is not None:
+            return self._choices.recorded.views
         usual = USUAL_VIEWS if config.augments else 1
         return max(1, min(config.views or usual, sum(phase.epochs for phase in self._phases)))
 
     def _affordable_views(self, base: Base) -> int | None:
         train, val, wanted = len(self._has.train), len(self._has.val), self._wanted_views
         affordable = (self._has.cache_budget - base.total_bytes(0, train, val)) // max(1, base.total_bytes(1, train, 0))
+        if self._choices.recorded.views is not None and affordable < wanted:
+            needed, room = base.total_bytes(wanted, train, val) / 1e9, self._has.cache_budget / 1e9
+            reason = f"they need {needed:.1f} GB and the cache may take {room:.1f} (--cache-budget)"
+            raise not_available(f"{wanted} cached views of each image", reason)
         least = min(wanted, 2)
         if affordable >= least:
             if affordable < wanted:
@@ -253,6 +268,7 @@ class Staging:
         self._epoch_seconds = costs.epochs
         found = plan(has.ranks.agree(deadline - time.perf_counter()), costs, [phase.epochs for phase in self._phases], views or 1)
         self._phases = [replace(phase, epochs=count) for phase, count in zip(self._phases, found.epochs, strict=True)]
+        self._choices.record(epochs=found.epochs)
         epochs = " + ".join(map(str, found.epochs))
         seen = f", {found.views} view{'s' * (found.views > 1)}" if views else ""
         has.progress.note(f"--budget: {epochs} epochs{seen}, expected to take {found.seconds(costs):.0f} s from here.")
@@ -290,9 +306,10 @@ class Staging:
     @cached_property
     def _loader(self) -> BatchLoader:
         has = self._has
-        loader, choice = choose_loader(has, self._decided_input)
+        loader, choice = choose_loader(has, self._choices.recorded.input_device)
         if choice:
             self.report["input"] = choice
+            self._choices.record(input_device=choice["device"])
         if has.computing.device.type != "cuda":
             return loader
         free, _ = torch.cuda.mem_get_info(has.computing.device)
@@ -307,9 +324,21 @@ class Staging:
         return torch.compile(module) if self._has.config.compile else module  # type: ignore[return-value]
 
     def _training_arithmetic(self, stage: Stage, cut: Cut | None) -> Computing:
+        number, computing = str(stage.phase.number), self._has.computing
+        recorded = self._choices.recorded.precision.get(number)
+        if recorded is not None:
+            if recorded != computing.precision and not (recorded == "bf16" and computing.may_use_bf16):
+                raise not_available(f"{recorded} in phase {number}", f"this {computing.device.type} trains in {computing.precision}")
+            precision: Arithmetic = recorded
+        elif computing.device.type != "cpu" or computing.precision == "bf16" or not computing.may_use_bf16 or self._choices.fixed:
+            precision = computing.precision
+        else:
+            precision = self._fastest_precision(stage, cut)
+        self._choices.record_entry("precision", number, precision)
+        return replace(computing, precision=precision)
+
+    def _fastest_precision(self, stage: Stage, cut: Cut | None) -> Arithmetic:
         phase, computing = stage.phase, self._has.computing
-        if computing.device.type != "cpu" or computing.precision == "bf16" or not computing.may_use_bf16:
-            return computing
         facts = {**self._measured_facts(cut), "training": str(phase.unfreeze), "batch_size": self._has.batch_size}
 
         def measure() -> dict[str, Any]:
@@ -318,4 +347,5 @@ class Staging:
             taken = step_milliseconds(self._has.adapted.network, stage.forward, values, labels, computing)
             return {"precision": min(taken, key=lambda name: taken[name]), "milliseconds": taken}
 
-        return replace(computing, precision=self._has.ranks.agree(remembered(facts, measure)["precision"]))
+        precision: Arithmetic = self._has.ranks.agree(remembered(facts, measure)["precision"])
+        return precision

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from edgetl.core.errors import RunError
-from edgetl.core.finetuning import MAX_EPOCHS, MAX_VIEWS
+from edgetl.core.finetuning import MAX_EPOCHS
 from edgetl.core.typed_json import parse_as
 from edgetl.train.checkpoint import State, read_state
 from edgetl.train.cuda_graphs import StepReport
 from edgetl.train.phases import Phase
 from edgetl.train.progress import EpochRecord
 
-
-@dataclass(frozen=True)
-class PlanFacts:
-    """What was decided before the first epoch."""
-
-    epochs: tuple[int, ...]
-    """Of each phase."""
-    views: int | None
-    input_device: Literal["cpu", "cuda"] | None = None
+_MOST_PHASES = 2
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,6 @@ class StageFacts:
 class TrainingFacts:
     """What a checkpoint tells beside its tensors; written by `Training.save`."""
 
-    plan: PlanFacts
     processes: int
     stage: int
     phase: Phase | None
@@ -90,19 +81,17 @@ def read_training_state(path: Path) -> State:
 
 
 def check_phases(state: State, phases: int) -> None:
-    """Check that a checkpoint is of a training with so many phases.
+    """Check that a checkpoint lies within a training of so many phases.
 
     Raises:
         RunError: it is not.
     """
-    planned = len(state.facts["plan"]["epochs"])
-    if planned != phases:
-        raise _unusable(state, f"it is of {planned} phases, and config.json asks for {phases}")
+    if state.facts["stage"] > phases:
+        raise _unusable(state, f"it is in phase {state.facts['stage'] + 1}, and config.json asks for {phases}")
 
 
 def _check(facts: TrainingFacts, state: State) -> None:
-    numbers = {"stage": (facts.stage, len(facts.plan.epochs)), "plan.views": (facts.plan.views or 1, MAX_VIEWS)}
-    numbers |= {f"plan.epochs[{index}]": (count, MAX_EPOCHS) for index, count in enumerate(facts.plan.epochs)}
+    numbers = {"stage": (facts.stage, _MOST_PHASES)}
     if facts.phase is not None:
         numbers["phase.epochs"] = (facts.phase.epochs, MAX_EPOCHS)
     if facts.epochs is not None:

@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 from edgetl.cli.app import main, program
 from edgetl.cli.finetune import finetune
 from edgetl.cli.finetune_progress import Bar, PlainLog, open_progress
+from edgetl.core.choices import Choices
 from edgetl.core.errors import RunError
+from edgetl.core.files import write_json
 from edgetl.core.finetuning import Augment, BatchNorm, ClassWeights, Device, FinetuneConfig, InputDevice, Precision, Sampling, Schedule
 from edgetl.core.presets import presets
 from edgetl.train.progress import EpochRecord, Step
@@ -392,3 +394,58 @@ def test_help_loads_nothing_heavy(command: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def recorded_run(tmp_path: Path) -> Path:
+    """The config.json of a run on a folder `photos`, with choices."""
+    asked = FinetuneConfig(Path("photos"), seed=3, epochs=4)
+    content = {"asked": asked.to_json(), "config": {**asked.to_json(), "workers": 2}, "choices": {"threads": 2, "precision": {"1": "bf16"}}}
+    path = tmp_path / "config.json"
+    write_json(path, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("more", "changed", "keeps_choices"),
+    [
+        ((), {}, True),
+        (("--seed", 4, "-o", "again"), {"seed": 4, "output": Path("again")}, True),
+        (("--precision", "fp32"), {"precision": "fp32"}, False),
+        (("elsewhere", "--epochs", 4), {"data": Path("elsewhere")}, True),
+    ],
+)
+def test_a_rerun_takes_options_and_choices_of_its_run(
+    call: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    recorded_run: Path,
+    more: tuple[object, ...],
+    changed: dict[str, Any],
+    keeps_choices: bool,
+) -> None:
+    seen: list[tuple[FinetuneConfig, Choices | None]] = []
+
+    def stop(config: FinetuneConfig, progress: object, choices: Choices | None) -> None:
+        seen.append((config, choices))
+        raise RunError("asked")
+
+    library = ModuleType("edgetl.train.finetune")
+    library.finetune = stop  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, library.__name__, library)
+    status, _, err = call("finetune", *more, "--config", recorded_run)
+    assert status == 1
+    ((config, choices),) = seen
+    assert config == replace(FinetuneConfig(Path("photos"), seed=3, epochs=4, workers=2), **changed)
+    assert choices == (Choices(threads=2, precision={"1": "bf16"}) if keeps_choices else None)
+    assert ("The recorded choices do not hold with another --precision" in err) is not keeps_choices
+
+
+def test_what_is_no_run_s_config_json_is_refused(call: Callable[..., tuple[int, str, str]], recorded_run: Path, tmp_path: Path) -> None:
+    status, _, err = call("finetune", "--config", recorded_run, "--preset", "classic")
+    assert status == 1
+    assert "leave --preset out" in err
+    other = tmp_path / "other.json"
+    write_json(other, {})
+    status, _, err = call("finetune", "photos", "--config", other)
+    assert status == 1
+    assert "is not the config.json of a run" in err

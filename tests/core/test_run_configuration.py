@@ -34,7 +34,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         ({"classes": []}, "1 to 65,536 different names"),
         ({"preprocessing": None}, "preprocessing is not an object"),
         ({"preprocessing": {**Preprocessing(64, 64).to_json(), "resize": 10_000_000}}, "8192 pixels at most, not 10000000"),
-        ({"preprocessing": {**Preprocessing(64, 64).to_json(), "std": [0, 1, 1]}}, "std, which is above 0"),
+        ({"preprocessing": {**Preprocessing(64, 64).to_json(), "std": [0, 1, 1]}}, "standard deviations above 0"),
         ({"data": {"fingerprint": "a", "counts": {"train": [1]}}}, "data.counts.train is not an object"),
         ({"data": {"fingerprint": "a", "counts": {"train": {"a": -1}}}}, "negative"),
         ({"weights": {"source": None, "sha256": None}}, "weights.source is not a text"),

@@ -237,3 +237,8 @@ def test_training_is_the_same_on_either_path(tmp_path: Path, parts: Path, random
     assert losses(found.history) == pytest.approx(losses(expected.history), rel=0.02)
     assert '"input": {' in found.metrics.read_text()
     assert '"input": {' not in expected.metrics.read_text()
+
+
+def test_deterministic_takes_the_cpu_and_measures_nothing(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_device, "remembered", lambda *given: pytest.fail("measured"))
+    assert choose_loader(materials(paths, deterministic=True), decoder=decode_on_cpu)[1] == {"device": "cpu"}

@@ -28,7 +28,7 @@ def _facts() -> dict[str, Any]:
         "ranks": [{"seen": 8, "totals": [1.0, 2.0], "mixing": dict(np.random.default_rng(0).bit_generator.state)}],
     }  # fmt: skip
     return {
-        "plan": {"epochs": [2, 3], "views": 3, "input_device": "cpu"}, "processes": 1, "stage": 1,
+        "processes": 1, "stage": 1,
         "phase": asdict(Phase(2, 3, 1e-4, "all", False)), "epochs": stage,
         "records": [asdict(EpochRecord(1, epoch, 0.5, 0.5, 0.5, 0.5, 1e-3, 1.0, 10.0, 1.0)) for epoch in (1, 2)], "best": 1,
         "seconds": {"phase1": 1.0}, "elapsed": 1.0, "trainable": 5, "ended": None,

@@ -1,0 +1,266 @@
+"""What is decided by timing or free memory is recorded in the run and taken again, or fixed by `--deterministic`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from edgetl.core.choices import Choices, FrozenBlocks, differing_decisive_fields, parse_choices, read_recorded_run
+from edgetl.core.errors import ConfigError, MissingPackageError
+from edgetl.core.finetuning import FinetuneConfig
+from edgetl.core.layout import RunDirectory
+from edgetl.core.typed_json import FieldError
+from edgetl.train import computing, epochs, prefix, preparing, recipe, staging
+from edgetl.train.batch_size import BatchFit
+from edgetl.train.cuda_graphs import CUDA_GRAPH, EAGER, fastest_forward
+from edgetl.train.finetune import finetune, resume
+from edgetl.train.progress import Silent
+from edgetl.train.recipe import Training
+from edgetl.train.run_choices import RunChoices
+from tests.conftest import ARCHITECTURE
+
+TORCH = {"fast": "pytorch-fp32", "exact": "pytorch-fp32", "milliseconds": {}}
+ONNX_RUNTIME = {"fast": "onnxruntime-fp32", "exact": "onnxruntime-fp32", "milliseconds": {}}
+Measured = Callable[[dict[str, Any], Callable[[], dict[str, Any]]], dict[str, Any]]
+
+
+class Progress(Silent):
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def prepared(self, done: int, total: int) -> None:
+        self.passes += done == total
+
+
+@pytest.fixture
+def config(make_images: Callable[..., Path], random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FinetuneConfig:
+    monkeypatch.setenv("EDGETL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(computing, "cpu_has_bf16", lambda: True)
+    return FinetuneConfig(
+        make_images("data", ["a", "b", "c"], count=8), tmp_path / "run", ARCHITECTURE, str(random_weights), 32, device="cpu", epochs=2,
+        finetune_epochs=1, batch_size=6, workers=0,
+    )  # fmt: skip
+
+
+def clock(frozen_blocks: dict[str, Any], head: str, blocks: str) -> Measured:
+    """What a machine remembers whose clock preferred these."""
+
+    def remembered(facts: dict[str, Any], _measure: object) -> dict[str, Any]:
+        if "choice of" in facts:
+            return frozen_blocks
+        return {"precision": head if facts["training"] == "head" else blocks}
+
+    return remembered
+
+
+def refuse(*_: object) -> Any:
+    pytest.fail("something was measured")
+
+
+def recorded(run: RunDirectory) -> Choices:
+    return parse_choices(json.loads(run.config.read_text()))
+
+
+def test_every_phase_s_precision_is_recorded(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # metrics.json names the last phase's alone: two runs that reported the same differed in the head's.
+    monkeypatch.setattr(staging, "remembered", clock(TORCH, "bf16", "fp32"))
+    run = finetune(config)
+    choices = recorded(run)
+    assert json.loads(run.metrics.read_text())["precision"] == "fp32"
+    assert choices.precision == {"1": "bf16", "2": "fp32"}
+    assert choices.steps == {"1": "eager", "2": "eager"}
+    assert (choices.device, choices.threads, choices.cached, choices.views) == ("cpu", 1, True, 3)
+    assert list(choices.frozen_blocks.values()) == [FrozenBlocks("pytorch-fp32", "pytorch-fp32")]
+
+
+def test_a_rerun_takes_recorded_choices(config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "remembered", clock(ONNX_RUNTIME, "bf16", "bf16"))
+    first = finetune(config)
+    monkeypatch.setattr(staging, "remembered", clock(TORCH, "fp32", "fp32"))
+    monkeypatch.setattr(preparing, "free_memory_bytes", lambda: 4_000_000)
+    assert finetune(replace(config, output=tmp_path / "anew")).weights.read_bytes() != first.weights.read_bytes()
+
+    monkeypatch.setattr(staging, "remembered", refuse)
+    again = read_recorded_run(first.config)
+    run = finetune(replace(again.config, output=tmp_path / "again"), choices=again.choices)
+    assert run.weights.read_bytes() == first.weights.read_bytes()
+    assert recorded(run) == recorded(first)
+
+
+def test_resume_takes_recorded_choices(config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "remembered", clock(ONNX_RUNTIME, "bf16", "fp32"))
+    monkeypatch.setattr(preparing, "free_memory_bytes", lambda: 2**34)
+    whole = finetune(replace(config, output=tmp_path / "whole"))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "SAVED_EVERY_S", 0.0)
+        patch.setattr(Training, "load_best", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config)
+    monkeypatch.setattr(staging, "remembered", clock(TORCH, "fp32", "bf16"))
+    run = resume(RunDirectory(tmp_path / "run"))
+    assert run.weights.read_bytes() == whole.weights.read_bytes()
+    assert recorded(run) == recorded(whole)
+
+
+def test_deterministic_measures_nothing(config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "remembered", refuse)
+    (tmp_path / "cache").write_text("a file where the folder would be")
+    weights = []
+    for number, free in enumerate((2**34, 4_000_000)):
+        monkeypatch.setattr(preparing, "free_memory_bytes", lambda free=free: free)
+        run = finetune(replace(config, output=tmp_path / str(number), deterministic=True))
+        weights.append(run.weights.read_bytes())
+        assert recorded(run).precision == {"1": "fp32", "2": "fp32"}
+        assert recorded(run).views == 3
+        assert {blocks.fast for blocks in recorded(run).frozen_blocks.values()} == {"pytorch-fp32"}
+    assert weights[0] == weights[1]
+
+
+def test_free_memory_is_recorded_as_the_cache_s_room(config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "remembered", clock(TORCH, "fp32", "fp32"))
+    monkeypatch.setattr(preparing, "free_memory_bytes", lambda: 10_000)
+    first = finetune(config)
+    assert recorded(first).cached is False
+    monkeypatch.setattr(preparing, "free_memory_bytes", lambda: 2**34)
+    again = read_recorded_run(first.config)
+    run = finetune(replace(again.config, output=tmp_path / "again"), choices=again.choices)
+    assert recorded(run).cached is False
+    assert run.weights.read_bytes() == first.weights.read_bytes()
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def test_activations_of_another_thread_count_are_not_used(config: FinetuneConfig, tmp_path: Path, two_threads: None) -> None:
+    config = replace(config, precision="fp32", deterministic=True)
+    first = finetune(config)
+    assert recorded(first).threads == 2
+    torch.set_num_threads(1)
+    progress = Progress()
+    finetune(replace(config, output=tmp_path / "one"), progress)
+    assert progress.passes == 1
+    again = read_recorded_run(first.config)
+    progress = Progress()
+    run = finetune(replace(again.config, output=tmp_path / "again"), progress, again.choices)
+    assert progress.passes == 0
+    assert run.weights.read_bytes() == first.weights.read_bytes()
+    assert torch.get_num_threads() == 1, "as before the run"
+
+
+class AnyCut(dict[str, FrozenBlocks]):
+    """The same runtimes, whatever the cut is called."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self["any"]
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        (Choices(precision={"1": "bf16"}), "bf16 in phase 1"),
+        (Choices(frozen_blocks=AnyCut(any=FrozenBlocks("onnxruntime-fp32", "onnxruntime-fp32"))), "onnxruntime is not installed"),
+        (Choices(frozen_blocks=AnyCut(any=FrozenBlocks("pytorch-bf16", "pytorch-fp32"))), "pytorch-bf16 for its frozen blocks"),
+        (Choices(cached=True, views=3, cache_budget=1000), "3 cached views"),
+        (Choices(steps={"1": "cuda-graph"}), "CUDA graphs in phase 1"),
+        (Choices(epochs=(1,)), "The recorded epochs are of 1 phases"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, choices: Choices, message: str
+) -> None:
+    monkeypatch.setattr(computing, "cpu_has_bf16", lambda: False)
+
+    def make_prefix(name: str, *given: Any) -> Any:
+        if name.startswith("onnxruntime") and choices.frozen_blocks:
+            raise MissingPackageError("onnxruntime is not installed.")
+        return prefix.make_prefix(name, *given)
+
+    monkeypatch.setattr(staging, "make_prefix", make_prefix)
+    with pytest.raises(ConfigError, match=message):
+        finetune(config, choices=choices)
+    assert config.output is not None
+    assert not config.output.exists()
+
+
+def test_a_recorded_runner_is_not_timed() -> None:
+    network = torch.nn.Linear(2, 2)
+    batch = ((torch.zeros(4, 2),), torch.zeros(4, dtype=torch.int64))
+    plain = SimpleNamespace()
+    forward, report = fastest_forward(network, network, network, batch, plain, {}, refuse, recorded=EAGER)  # type: ignore[arg-type]
+    assert (forward, report.runner) == (network, EAGER)
+    _, report = fastest_forward(network, network, network, batch, plain, {}, lambda *_: network, recorded=CUDA_GRAPH)  # type: ignore[arg-type]
+    assert (report.runner, report.milliseconds) == (CUDA_GRAPH, {})
+
+
+def test_a_budget_s_early_end_is_recorded_and_taken_again(config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "remembered", clock(TORCH, "fp32", "fp32"))
+    original = epochs.Epochs.run_one
+
+    def slow(self: epochs.Epochs) -> None:
+        original(self)
+        self.slowest = 1e6  # no further epoch fits
+
+    with monkeypatch.context() as patch:
+        patch.setattr(epochs.Epochs, "run_one", slow)
+        first = finetune(replace(config, budget_s=60.0))
+    choices = recorded(first)
+    assert choices.ended_after == {"1": 1, "2": 1}
+    assert choices.epochs is not None
+    again = read_recorded_run(first.config)
+    run = finetune(replace(again.config, output=tmp_path / "again"), choices=again.choices)
+    assert run.weights.read_bytes() == first.weights.read_bytes()
+    assert len(run.history.read_text().splitlines()) == 2
+
+
+def test_a_batch_size_is_fixed_or_taken_again(config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparing, "_fit", refuse)
+    config = replace(config, batch_size="auto", precision="fp32", epochs=1, finetune_epochs=0)
+    fixed = finetune(replace(config, deterministic=True))
+    assert recorded(fixed).batch == BatchFit(16, 16).to_json()
+    again = finetune(replace(config, output=tmp_path / "again"), choices=Choices(batch=BatchFit(8, 16).to_json()))
+    assert json.loads(again.config.read_text())["config"]["batch_size"] == 8
+
+
+def test_new_choices_are_written_once() -> None:
+    written: list[Choices] = []
+    run_choices = RunChoices(Choices(threads=2))
+    run_choices.write = written.append
+    run_choices.record(threads=2)
+    run_choices.record_entry("steps", "1", "eager")
+    run_choices.record_entry("steps", "2", "eager")
+    assert [choices.steps for choices in written] == [{"1": "eager"}, {"1": "eager", "2": "eager"}]
+    assert run_choices.recorded == Choices(threads=2)
+
+
+def test_fields_that_choices_depend_on_are_named() -> None:
+    config = FinetuneConfig(Path("data"))
+    assert differing_decisive_fields(config, replace(config, seed=3, lr=0.1, output=Path("other"))) == []
+    assert differing_decisive_fields(config, replace(config, precision="fp32", views=5)) == ["views", "precision"]
+
+
+@pytest.mark.parametrize(
+    "section", [{"threads": "two"}, {"precision": {"1": "fp8"}}, {"unheard": 1}, [1], {"views": 10**9}, {"epochs": [3, -1]}, {"threads": 0}]
+)
+def test_a_damaged_section_is_refused(section: Any) -> None:
+    with pytest.raises(FieldError, match="choices"):
+        parse_choices({"choices": section})
+
+
+def test_a_budget_excludes_deterministic() -> None:
+    with pytest.raises(ConfigError, match="--deterministic measures nothing"):
+        FinetuneConfig(Path("data"), budget_s=60.0, deterministic=True)
