@@ -60,12 +60,14 @@ class Preprocessing:
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std), "color": "RGB"}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Preprocessing:
+    def from_json(cls, content: Any) -> Preprocessing:
         """The inverse of `to_json`.
 
         Raises:
             ConfigError: a field is missing or means something that this version cannot do.
         """
+        if not isinstance(content, dict):
+            raise ConfigError(f"Broken preprocessing contract: an object is needed, not {type(content).__name__}.")
         if content.get("color") != "RGB" or content.get("interpolation") != "bilinear":
             raise ConfigError(f"Unknown preprocessing {content}; it needs a newer edgetl.")
         try:
