@@ -61,7 +61,7 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
     else:
         torch.save(_mutated_state(generator), path, _use_new_zipfile_serialization=path.suffix == ".pth")
     if path.suffix == ".pth" and generator.random() < 0.1:
-        with suppress(zipfile.BadZipFile, NotImplementedError):  # damaged already
+        with suppress(zipfile.BadZipFile, NotImplementedError, OSError, ValueError):  # damaged already
             _deflate(path)
 
 
