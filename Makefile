@@ -46,8 +46,8 @@ test-arm64: $(STAMP)  ## verify, predict and a short bench on emulated aarch64; 
 gpu-check: $(STAMP)  ## twelve checks on a machine with a GPU, under nine minutes; ARGS="-o DIR"
 	$(BIN)/python -m tools.checks.gpu_check $(ARGS)
 
-fuzz: $(STAMP)  ## twenty thousand mutated images through `edgetl check`; PHOTOS=folder
-	$(BIN)/python -m tools.fuzz $(PHOTOS)
+fuzz: $(STAMP)  ## ten thousand mutated images, runs, checkpoints, weights, presets, caches, results and bundles; ARGS="--seed 1 --target runs"
+	$(BIN)/python -m tools.fuzz $(ARGS)
 
 check: $(STAMP)  ## lint, types, import contracts, docs
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from importlib import import_module
@@ -69,8 +70,27 @@ def main() -> None:
         if isinstance(known, EdgetlError):
             _fail(known)
         _bug()
+    except OSError as error:
+        if sentence := _without_room(error):
+            _fail(EdgetlError(sentence))
+        _bug()
     except Exception:
         _bug()
+
+
+def _without_room(error: OSError) -> str | None:
+    """Say what to do where a file could not be written for want of room; None for other errors."""
+    if error.errno == errno.EFBIG:
+        return f"A file became larger than this system allows ({_place(error)}). Raise the limit (`ulimit -f`)."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"There is no room left on the disk ({_place(error)}). Make room, or point TMPDIR and EDGETL_CACHE to a disk that has some."
+    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
+        return "No folder for temporary files can be written: the disk is full, or TMPDIR is not there. Point TMPDIR to a folder with room."
+    return None
+
+
+def _place(error: OSError) -> str:
+    return str(error.filename) if error.filename else error.strerror or "no name"
 
 
 def _fail(error: EdgetlError) -> None:

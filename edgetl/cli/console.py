@@ -63,8 +63,8 @@ def _console_class() -> type[Console]:
     return HarmlessConsole
 
 
-def _width(stream: TextIO) -> int | None:
-    return None if stream.isatty() or "COLUMNS" in os.environ else PLAIN_WIDTH
+def _width(stream: TextIO | None) -> int | None:
+    return None if (stream is not None and stream.isatty()) or "COLUMNS" in os.environ else PLAIN_WIDTH
 
 
 out = cast("Console", _OnFirstUse(stderr=False))
@@ -90,14 +90,36 @@ _STREAMS: dict[str, _Unread] = {}
 
 
 def let_readers_leave() -> None:
-    """From now on standard output and standard error may be closed at the other end: what is written to them is dropped."""
+    """From now on standard output and standard error may be closed at the other end, or from the start: what is written is dropped.
+
+    What their encoding lacks is written as an escape: an ASCII terminal must not end a command that has done its work.
+    """
+    _open_closed_streams()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and stream is getattr(sys, f"__{name}__"):
             raw = _STREAMS[name] = _Unread(stream.fileno(), "w", closefd=False)
             buffered = io.BufferedWriter(raw)
             layout = {key: getattr(stream, key) for key in ("encoding", "errors", "line_buffering", "write_through")}
+            if layout["errors"] == "strict" and not _is_unicode(stream.encoding):
+                layout["errors"] = "backslashreplace"
             setattr(sys, name, io.TextIOWrapper(buffered, **layout))
+
+
+def _open_closed_streams() -> None:
+    # `>&-`: the next file to be opened would take the number, and be written into by whatever prints.
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+        if getattr(sys, name) is None:
+            stream = open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
+def _is_unicode(encoding: str) -> bool:
+    return encoding.lower().replace("-", "").replace("_", "").startswith("utf")
 
 
 def is_followed() -> bool:
@@ -107,4 +129,5 @@ def is_followed() -> bool:
 
 def print_json(content: Any, indent: int | None = None) -> None:
     """One JSON object on standard output, and nothing else."""
-    sys.stdout.write(visible_json(json.dumps(content, ensure_ascii=False, allow_nan=False, indent=indent)) + "\n")
+    escaped = not _is_unicode(sys.stdout.encoding or "utf-8")
+    sys.stdout.write(visible_json(json.dumps(content, ensure_ascii=escaped, allow_nan=False, indent=indent)) + "\n")

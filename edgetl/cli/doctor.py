@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgetl.cli.console import out
+from edgetl.cli.console import out, print_json
 
 if TYPE_CHECKING:
     from edgetl.device.environment import Environment
@@ -23,8 +21,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
 
     environment = inspect_environment()
     if as_json:
-        json.dump(environment.to_json(), sys.stdout, indent=2, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json(environment.to_json(), indent=2)
     else:
         show(environment)
     if environment.fatal:

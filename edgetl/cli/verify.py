@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgetl.cli.console import err, out
+from edgetl.cli.console import err, out, print_json
 from edgetl.core.files import SCHEMA
 
 if TYPE_CHECKING:
@@ -44,8 +42,7 @@ def verify(
     if as_json:
         device = device_facts()
         content = {"schema": SCHEMA, "kind": "verification", "bundle": {"model": opened.model, "run_id": opened.run_id}, "device": device}
-        json.dump({**content, "variants": [one.to_json() for one in found]}, sys.stdout, indent=2, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json({**content, "variants": [one.to_json() for one in found]}, indent=2)
     else:
         print_verified(found)
         if emulated():

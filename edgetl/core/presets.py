@@ -90,7 +90,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     for key, value in content.items():
         name = {"budget": "budget_s"}.get(key, key.replace("-", "_"))
         if name not in kinds:
-            problems.append(f"{path}: unknown key {key!r}.")
+            problems.append(f"{path}: unknown key {_shown(key)}.")
             continue
         try:
             name, value = parse_augment(value) if name == "augment" and isinstance(value, str) else (name, _value(name, value, kinds[name]))
@@ -116,7 +116,7 @@ def parse_augment(text: str) -> tuple[str, str | Path]:
     with suppress(OSError, ValueError):  # a NUL, a name too long for a file, a folder that may not be looked into
         if Path(text).is_file():
             return "augment_file", Path(text)
-    raise ConfigError(f"{text!r} is neither one of {', '.join(get_args(Augment))} nor a file (a pipeline saved by albumentations).")
+    raise ConfigError(f"{_shown(text)} is neither one of {', '.join(get_args(Augment))} nor a file (a pipeline saved by albumentations).")
 
 
 def preset_toml(name: str) -> str:
@@ -135,7 +135,7 @@ def preset_toml(name: str) -> str:
 
 
 def _unknown(preset: str) -> str:
-    return f"Unknown preset {preset!r}. Known: {', '.join(presets())}; `edgetl presets` shows them."
+    return f"Unknown preset {_shown(preset)}. Known: {', '.join(presets())}; `edgetl presets` shows them."
 
 
 def _value(name: str, value: Any, kind: Any) -> Any:

@@ -28,6 +28,18 @@ class ColdStart:
 
 
 @dataclass(frozen=True)
+class _GpuReading:
+    """What of `GpuWatch.summary` is summarised over rounds."""
+
+    sm_clocks_mhz: tuple[float, ...]
+    max_sm_clock_mhz: float | None
+    throttle_reasons: tuple[str, ...]
+    temperature_c: float | None
+    power_w: float | None
+    memory_used_bytes: int | None
+
+
+@dataclass(frozen=True)
 class Round:
     """One block: one row measured in one process."""
 
@@ -73,6 +85,8 @@ class Round:
             FieldError: a value of a wrong type, no latencies, or counts that contradict each other.
         """
         block = parse_as(cls, content, "a round", extra="ignore")
+        if block.gpu:
+            parse_as(_GpuReading, dict(block.gpu), "a round.gpu", extra="ignore")
         runs = len(block.latencies_ns)
         if not runs or min(block.latencies_ns) <= 0:
             raise FieldError("a round has no latencies, or some that are not above 0")

@@ -184,7 +184,12 @@ class _Work:
         while path.exists():
             number += 1
             path = self._folder / f"{stem}-{number}.json"
-        write_json(path, content)
+        try:
+            write_json(path, content)
+        except OSError as cause:
+            raise RemoteError(f"Its result cannot be written to {path} ({cause.strerror}). Make room, or choose another -o.") from cause
+        except ValueError as cause:
+            raise RemoteError(f"Its result cannot be written: {cause}.") from cause
         try:
             result = read_result(path)
             self._check_model(result)

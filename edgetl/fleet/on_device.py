@@ -104,6 +104,8 @@ def main() -> None:
         outcome = work(json.loads((FOLDER / "job.json").read_text(encoding="utf-8")))
     except OSError as cause:
         outcome = {"failed": f"{cause.strerror or cause} ({FOLDER})."}
+    except (ValueError, KeyError, TypeError, RecursionError) as cause:
+        outcome = {"failed": f"Its result or the job that was sent is damaged ({cause!r})."}
     with _lock:
         say(left=not remove_folder(), **outcome)
         os._exit(0)

@@ -99,6 +99,11 @@ class Remote:
             parcel.write(process.stdin)
         except (BrokenPipeError, ConnectionResetError):
             pass  # what it said tells why
+        except OSError as cause:
+            self.end()
+            raise RemoteError(
+                f"What is sent cannot be read ({cause.filename or cause}: {cause.strerror}). Export the bundle again."
+            ) from cause
         finally:
             with suppress(BrokenPipeError, ConnectionResetError):
                 process.stdin.close()
@@ -160,7 +165,7 @@ class Remote:
 
     def _start(self, script: str) -> subprocess.Popen[bytes]:
         options = [part for name, value in _OPTIONS.items() for part in ("-o", f"{name}={value}")]
-        command = [*shlex.split(os.environ.get(SSH, "ssh")), *options, "-T", "--", self.host, f"sh -c {shlex.quote(script)}"]
+        command = [*_ssh_command(), *options, "-T", "--", self.host, f"sh -c {shlex.quote(script)}"]
         if self._ended.is_set():
             raise RemoteError("ended")
         try:
@@ -170,6 +175,8 @@ class Remote:
             )
         except FileNotFoundError as cause:
             raise RemoteError(f"There is no {command[0]} here: `sudo apt install openssh-client`.") from cause
+        except OSError as cause:
+            raise RemoteError(f"{command[0]} cannot be started ({cause.strerror}). Set {SSH} to an ssh that can.") from cause
         return self._process
 
     def _words(self, status: int, complaints: str) -> str:
@@ -182,3 +189,14 @@ class Remote:
         if status == _LOST or status < 0:
             return f"The connection was lost or never made: {reason or 'no word'}. See whether `ssh {self.host} true` works."
         return f"It ended with status {status}: {reason or 'no word'}."
+
+
+def _ssh_command() -> list[str]:
+    text = os.environ.get(SSH, "ssh")
+    try:
+        command = shlex.split(text)
+    except ValueError as cause:
+        raise RemoteError(f"{SSH}={text!r} is no command ({cause}). Unset it, or give ssh with its options.") from cause
+    if not command:
+        raise RemoteError(f"{SSH} is empty. Unset it, or give ssh with its options.")
+    return command

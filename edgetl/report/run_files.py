@@ -17,6 +17,8 @@ from edgetl.core.statistics import ClassScore
 from edgetl.core.typed_json import parse_as
 
 _BROKEN = (KeyError, ValueError)
+_LONGEST_REASON = 200
+"""Characters: a broken cell may hold the whole file."""
 
 
 @dataclass(frozen=True)
@@ -292,4 +294,5 @@ def _broken(path: Path, cause: BaseException) -> RunError:
 
 
 def _reason(cause: BaseException) -> str:
-    return f"it has no column {cause}" if isinstance(cause, KeyError) else str(cause)
+    reason = f"it has no column {cause}" if isinstance(cause, KeyError) else str(cause)
+    return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."

@@ -15,6 +15,9 @@ from edgetl.core.run_configuration import RunConfiguration, read_run_configurati
 from edgetl.train.folders import Part, Rejected
 from edgetl.train.reading import ReadFile
 
+_SHOWN = 100
+"""Characters of a broken cell that a message holds."""
+
 
 @dataclass(frozen=True)
 class SplitRow:
@@ -91,11 +94,11 @@ def _row(configuration: RunConfiguration, row: dict[str, str]) -> SplitRow:
     inside = PurePosixPath(path)
     # What is listed is copied into bundles as a golden image: nothing from outside the data folder.
     if not inside.parts or inside.is_absolute() or ".." in inside.parts or "\0" in path:
-        raise ValueError(f"{path!r} is no path inside the data folder")
+        raise ValueError(f"{path[:_SHOWN]!r} is no path inside the data folder")
     if label not in configuration.classes:
-        raise ValueError(f"{path!r} is of the class {label!r}, which config.json does not list")
+        raise ValueError(f"{path[:_SHOWN]!r} is of the class {label[:_SHOWN]!r}, which config.json does not list")
     if part not in ("train", "val"):
-        raise ValueError(f"{path!r} is in the part {part!r}, which is neither train nor val")
+        raise ValueError(f"{path[:_SHOWN]!r} is in the part {part[:_SHOWN]!r}, which is neither train nor val")
     return SplitRow(configuration.config.data / path, label, "val" if part == "val" else "train")
 
 

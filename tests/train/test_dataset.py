@@ -284,6 +284,7 @@ def test_a_run_without_its_split(tmp_path: Path) -> None:
         ("path,label,split\n", "lists no images"),
         ("path,label\na,daisy\n", "no column 'split'"),
         ("path,label,split\na,weeds,train\n", "'weeds', which config.json does not list"),
+        (f"path,label,split\na,{'x' * 5000},train\n", "is of the class 'x{100}', which"),
         ("path,label,split\na,daisy,test\n", "'test', which is neither train nor val"),
         ("path,label,split\n../../etc/passwd,daisy,val\n", "no path inside the data folder"),
         ("path,label,split\n/etc/passwd,daisy,val\n", "no path inside the data folder"),

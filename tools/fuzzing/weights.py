@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zipfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
     else:
         torch.save(_mutated_state(generator), path, _use_new_zipfile_serialization=path.suffix == ".pth")
     if path.suffix == ".pth" and generator.random() < 0.1:
-        _deflate(path)
+        with suppress(zipfile.BadZipFile, NotImplementedError, OSError, ValueError):  # damaged already
+            _deflate(path)
 
 
 def _mutate_head(path: Path, generator: random.Random) -> None:

@@ -53,7 +53,7 @@ def run_cases(name: str, seed: int, first: int, count: int, failures: Path) -> N
         originals.mkdir()
         target.prepare(originals)
         for number in range(-_FIRST, 0):
-            _use(target, _made(target, originals, Path(scratch, "warm-up"), random.Random(number)))
+            use_case(target, _made(target, originals, Path(scratch, "warm-up"), random.Random(number)))
         _, virtual = _memory()
         resource.setrlimit(resource.RLIMIT_AS, (virtual + _HEADROOM_BYTES, resource.RLIM_INFINITY))
         for number in range(first, first + count):
@@ -63,7 +63,7 @@ def run_cases(name: str, seed: int, first: int, count: int, failures: Path) -> N
             if failures.is_dir():
                 pending = failures / f"{name}-{seed}-{number}"
                 shutil.copytree(case, pending)
-            outcome = _use(target, case)
+            outcome = use_case(target, case)
             if outcome["outcome"] in ("read", "refused") and failures.is_dir():
                 shutil.rmtree(pending)
             print(json.dumps({"case": number, **outcome}), file=lines)
@@ -76,7 +76,8 @@ def _made(target: Target, originals: Path, case: Path, generator: random.Random)
     return case
 
 
-def _use(target: Target, case: Path) -> dict[str, Any]:
+def use_case(target: Target, case: Path) -> dict[str, Any]:
+    """Use a case: how it ended, the memory it added and the time it took."""
     before, _ = _memory()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
