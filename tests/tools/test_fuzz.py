@@ -14,11 +14,8 @@ from tools.fuzzing.targets import TARGETS, load_target
 from tools.fuzzing.worker import use_case
 from tools.mutation import mutate_bytes
 
-_MENDED_ELSEWHERE = {"bundles"}
-"""Targets whose failures are known and not yet mended; they are run by `make fuzz`."""
 
-
-@pytest.mark.parametrize("target", [name for name in TARGETS if name not in _MENDED_ELSEWHERE])
+@pytest.mark.parametrize("target", TARGETS)
 def test_every_mutated_file_is_read_or_refused(target: str, tmp_path: Path) -> None:
     outcome = fuzz(target, QUICK_CASES, 1, tmp_path / "failures")
     assert outcome.failures == []
