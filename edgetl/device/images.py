@@ -33,6 +33,9 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000
 
 Others are refused whatever the file is called: Pillow hands EPS to Ghostscript, which runs programs.
 """
+MAX_ASPECT = 100
+"""Longer side over shorter. The shorter side is resized to a fixed length, and the longer one grows with it: an image of 1 x 20000
+pixels would take 5 GB."""
 MAX_FILE_BYTES = 256 * 2**20
 """Larger files are not read: no photo has so many bytes."""
 
@@ -112,9 +115,15 @@ def open_image(encoded: bytes) -> Image.Image:
 
     Raises:
         PIL.UnidentifiedImageError: the bytes are in none of the formats.
+        DecodeError: the longer side is more than MAX_ASPECT times the shorter.
         Exception: what Pillow's decoders raise on broken headers.
     """
-    return Image.open(io.BytesIO(encoded), formats=_installed_formats())
+    image = Image.open(io.BytesIO(encoded), formats=_installed_formats())
+    shorter, longer = sorted(image.size)
+    if longer > MAX_ASPECT * shorter:
+        image.close()
+        raise DecodeError(f"{image.width} x {image.height} pixels: the longer side is more than {MAX_ASPECT} times the shorter.")
+    return image
 
 
 @cache

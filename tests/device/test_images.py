@@ -204,3 +204,10 @@ def test_arbitrary_bytes_never_raise_anything_else(noise: bytes, format: str, cu
     start = encode(Image.new("RGB", (9, 7), (1, 2, 3)), format)[:cut] if format else b""
     with contextlib.suppress(DecodeError):
         assert load_image(start + noise).shape[2] == 3
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (3, 301)])
+def test_narrow_images_are_refused_before_they_are_decoded(size: tuple[int, int]) -> None:
+    with pytest.raises(DecodeError, match=f"{size[0]} x {size[1]} pixels: the longer side is more than 100 times the shorter"):
+        load_image(encode(Image.new("RGB", size), "PNG"))
+    assert load_image(encode(Image.new("RGB", (3, 300)), "PNG")).shape == (300, 3, 3)
