@@ -18,6 +18,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 from edgetl.core.benching import BenchConfig
 from edgetl.core.errors import BenchError, BundleError, ProviderError
 from edgetl.core.files import sha256_file
+from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.results import read_result
@@ -46,8 +47,11 @@ def write_run(folder: Path, seed: int = 0) -> RunDirectory:
     torch.manual_seed(seed)
     network = adapt("squeezenet1_1", CONTRACT.crop, len(LABELS), 16, 0.2, None).network
     save_file(network.state_dict(), folder / "weights.safetensors")
-    config = {"model": "squeezenet1_1", "head_width": 16, "dropout": 0.2}
-    content = {"schema": 1, "config": config, "classes": LABELS, "preprocessing": CONTRACT.to_json(), "weights": {"source": "none"}}
+    config = FinetuneConfig(folder / "data", model="squeezenet1_1", head_width=16, dropout=0.2)
+    content = {
+        "schema": 1, "config": config.to_json(), "classes": LABELS, "preprocessing": CONTRACT.to_json(),
+        "versions": {}, "data": {"fingerprint": "", "counts": {}}, "weights": {"source": "none", "sha256": None},
+    }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(content))
     return RunDirectory(folder)
 

@@ -95,7 +95,7 @@ def test_a_run_is_complete_and_its_figures_are_true(config: FinetuneConfig) -> N
     metrics, history = metrics_of(run), history_of(run)
     assert metrics.keys() == {
         "schema", "model", "classes", "train", "val", "seconds", "parameters", "device", "processes", "precision", "weights", "best_epoch",
-        "ended", "frozen_blocks", "steps", "batch", "peak_memory_bytes", "peak_gpu_memory_bytes",
+        "ended", "frozen_blocks", "steps", "batch", "final", "peak_memory_bytes", "peak_gpu_memory_bytes",
     }  # fmt: skip
     assert [line["phase"] for line in history] == [1, 1, 1, 1, 2, 2]
     assert [line["epoch"] for line in history] == [1, 2, 3, 4, 5, 6]
@@ -514,6 +514,9 @@ def test_a_broken_run_is_told(config: FinetuneConfig) -> None:
     run = finetune(replace(config, epochs=1, finetune_epochs=0))
     content = json.loads(run.config.read_text())
     write_json(run.config, {**content, "classes": ["a", "b"]})
+    with pytest.raises(RunError, match="was changed after the training"):
+        load_run_model(run)
+    run.metrics.unlink()
     with pytest.raises(RunError, match="does not hold the weights"):
         load_run_model(run)
     write_json(run.config, {"classes": ["a", "b"]})
