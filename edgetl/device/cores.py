@@ -50,7 +50,12 @@ def cgroup_quota(proc: Path = PROC, sys: Path = SYS) -> float | None:
 
 
 def cpu_cgroups(proc: Path = PROC, sys: Path = SYS) -> list[Path]:
-    """The folders of the CPU controller from its root to this process's group, of cgroup v1 and v2; those that exist.
+    """As `cgroups`, of the CPU controller."""
+    return cgroups("cpu", proc, sys)
+
+
+def cgroups(controller: str, proc: Path = PROC, sys: Path = SYS) -> list[Path]:
+    """The folders of a controller from its root to this process's group, of cgroup v1 and v2; those that exist.
 
     In a container the path in /proc/self/cgroup may be the host's: the root is then the container's own group.
     """
@@ -59,8 +64,8 @@ def cpu_cgroups(proc: Path = PROC, sys: Path = SYS) -> list[Path]:
         number, controllers, group = (*line.split(":", 2), "", "")[:3]
         if number == "0" and not controllers:
             roots = [sys / "fs/cgroup", sys / "fs/cgroup/unified"]
-        elif "cpu" in controllers.split(","):
-            roots = [sys / "fs/cgroup" / controllers, sys / "fs/cgroup/cpu"]
+        elif controller in controllers.split(","):
+            roots = [sys / "fs/cgroup" / controllers, sys / "fs/cgroup" / controller]
         else:
             continue
         parts = Path(group.strip("/")).parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgetl.device.cores import cpu_cgroups
+from edgetl.device.cores import cgroups
 from edgetl.device.kernel_files import PROC, SYS, read_bytes, read_number, read_numbers
 
 _UNKNOWN = 2 * 2**30
@@ -13,10 +13,11 @@ _UNKNOWN = 2 * 2**30
 def free_memory_bytes(proc: Path = PROC, sys: Path = SYS) -> int:
     """What the kernel counts as available, or what the cgroups leave where that is less; 2 GiB where neither says.
 
-    Source: the kernel's documentation of MemAvailable in /proc/meminfo and of memory.max, memory.current and memory.stat (cgroup v2).
+    Source: the kernel's documentation of MemAvailable in /proc/meminfo, of memory.max, memory.current and memory.stat (cgroup v2), and
+    of memory.limit_in_bytes, memory.usage_in_bytes and memory.stat (cgroup v1, as on JetPack 5).
     """
-    free = [amount for amount in (read_bytes(proc / "meminfo", "MemAvailable"), *map(_left, cpu_cgroups(proc, sys))) if amount is not None]
-    return max(0, min(free, default=_UNKNOWN))
+    left = (read_bytes(proc / "meminfo", "MemAvailable"), *map(_left, cgroups("memory", proc, sys)))
+    return max(0, min((amount for amount in left if amount is not None), default=_UNKNOWN))
 
 
 def resident_memory_bytes(proc: Path = PROC) -> int | None:
@@ -25,8 +26,12 @@ def resident_memory_bytes(proc: Path = PROC) -> int | None:
 
 
 def _left(group: Path) -> int | None:
-    limit, used = (read_number(group / f"memory.{name}") for name in ("max", "current"))
-    if limit is None or used is None:  # no such controller, or "max": no limit
-        return None
-    # Files that were read count as used, though the kernel drops them as soon as memory is wanted.
-    return limit - used + read_numbers(group / "memory.stat").get("inactive_file", 0)
+    for limit_file, used_file, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        limit, used = read_number(group / limit_file), read_number(group / used_file)
+        if limit is not None and used is not None:
+            # Files that were read count as used, though the kernel drops them as soon as memory is wanted.
+            return limit - used + read_numbers(group / "memory.stat").get(cached, 0)
+    return None  # no such controller, or "max": no limit

@@ -23,5 +23,19 @@ def test_what_is_free_is_what_kernel_and_cgroup_leave(tmp_path: Path) -> None:
     assert free_memory_bytes(proc, sys) == 0
 
 
+def test_limits_of_cgroup_v1_count(tmp_path: Path) -> None:
+    proc, sys = tmp_path / "proc", tmp_path / "sys"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemAvailable: 4000 kB\n")
+    (proc / "self/cgroup").write_text("4:memory:/outer/box\n3:cpu,cpuacct:/\n0::/\n")
+    for folder, limit in (("", 2**63 - 4096), ("outer", 900_000), ("outer/box", 2**63 - 4096)):
+        group = sys / "fs/cgroup/memory" / folder
+        group.mkdir(parents=True)
+        (group / "memory.limit_in_bytes").write_text(f"{limit}\n")
+        (group / "memory.usage_in_bytes").write_text("500000\n")
+        (group / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 100000\n")
+    assert free_memory_bytes(proc, sys) == 500_000
+
+
 def test_where_nothing_says_it_a_modest_guess_is_taken(tmp_path: Path) -> None:
     assert free_memory_bytes(tmp_path, tmp_path) == 2 * 2**30
