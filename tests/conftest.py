@@ -18,8 +18,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # A test run may have a terminal's width, or that of the process that distributes it; the program's own decides.
 os.environ.pop("COLUMNS", None)
 
-# Processes that a shell starts in the background ignore Ctrl-C, and so would those that the tests interrupt.
+# Processes that a shell starts in the background ignore Ctrl-C, and those of nohup SIGHUP; so would those that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE, IMAGE_SIZE = "mobilenet_v3_small", 64
