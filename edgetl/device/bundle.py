@@ -50,6 +50,10 @@ class Variant:
         return tolerance
 
 
+class UnreadableModelError(BundleError):
+    """A variant's file is the one that bundle.json names, and no ONNX model; other variants may be whole."""
+
+
 @dataclass(frozen=True)
 class FileEntry:
     """A file that the manifest vouches for."""
@@ -209,7 +213,7 @@ class Bundle:
         try:
             content = read_onnx_file(path)
         except (OSError, OnnxFileError) as cause:
-            raise BundleError(f"{path} is no ONNX model: {cause}. Export the bundle again.") from cause
+            raise UnreadableModelError(f"{path} is no ONNX model: {cause}. Export the bundle again.") from cause
         if content.has_external_data:
             raise BundleError(
                 f"{path} keeps weights in other files, which no hash in bundle.json covers. A bundle's files are self-contained: "

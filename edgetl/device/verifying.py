@@ -16,7 +16,7 @@ from edgetl.device.backends import Source
 from edgetl.device.bench.jobs import Job
 from edgetl.device.bench.processes import run_job
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bundle import Bundle, Variant
+from edgetl.device.bundle import Bundle, UnreadableModelError, Variant
 from edgetl.device.cores import available_cores
 from edgetl.device.facts import multiplies_8_bit
 from edgetl.device.golden import Golden
@@ -68,7 +68,7 @@ def verify(
         check_provider(provider)
     golden = bundle.golden()
     # Every file before any is run: a bundle that was copied badly is refused as a whole.
-    files = {variant.name: bundle.file(variant) for variant in chosen}
+    files = {variant.name: _file(bundle, variant) for variant in chosen}
     bundle.others()
     with tempfile.TemporaryDirectory(prefix="edgetl-verify-") as folder:
         return [
@@ -78,10 +78,17 @@ def verify(
         ]
 
 
+def _file(bundle: Bundle, variant: Variant) -> Path | UnreadableModelError:
+    try:
+        return bundle.file(variant)
+    except UnreadableModelError as cause:
+        return cause
+
+
 def _verified(
     bundle: Bundle,
     variant: Variant,
-    file: Path,
+    file: Path | UnreadableModelError,
     provider: str,
     golden: Golden,
     threads: int,
@@ -90,6 +97,8 @@ def _verified(
 ) -> Verified:
     if progress:
         progress(f"{variant.name} on {provider}")
+    if isinstance(file, UnreadableModelError):
+        return Verified(variant.name, variant.precision, provider, {"checked": False, "passed": False, "reason": str(file)})
     source = Source(
         file.resolve(),
         threads,

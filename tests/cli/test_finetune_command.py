@@ -313,7 +313,7 @@ def test_augment_takes_a_saved_pipeline(asked: Callable[..., FinetuneConfig], tm
         (["--budget", "0"], ["--budget is above 0"]),
         (["--cache-budget", "much"], ["--cache-budget: 'much' is no size"]),
         (["--budget", "soon", "--cache-budget", "much", "--augment", "wild"], ["--budget: ", "--cache-budget: ", "--augment: "]),
-        (["--warmup", 1, "--views", 0], ["--warmup lies in [0, 1), not 1.0", "--views is at least 2"]),
+        (["--warmup", 1, "--views", 0], ["--warmup lies in [0, 1), not 1.0", "--views is 2 (the first is the image itself) to 10000"]),
         (["--class-weights", "balanced", "--sampling", "balanced"], ["Take one of the two"]),
         (["--preset", "best"], ["Unknown preset 'best'. Known: default, classic"]),
         (["--config", "nowhere.toml"], ["nowhere.toml cannot be read (No such file or directory)"]),

@@ -42,7 +42,7 @@ class FakeSession:
     def get_inputs(self) -> list[Any]:
         return [SimpleNamespace(name="pixels", shape=["batch", "height", "width", 3])]
 
-    def run(self, names: list[str], feed: dict[str, Any]) -> Any:
+    def run(self, names: list[str], feed: dict[str, Any], options: Any = None) -> Any:
         raise EPFail(NO_ENGINE)
 
 
