@@ -1,4 +1,4 @@
-"""What a run decided by timing or by free memory: kept in its config.json, taken again by `--resume` and by a rerun."""
+"""Decisions of a run by timing or by free memory: kept in its config.json, taken again by `--resume` and by a rerun."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Choices:
     device: Literal["cpu", "cuda"] | None = None
     """Where the network is trained."""
     threads: int | None = None
-    """Of PyTorch on the CPU: sums are split among them, so their number changes the last bits."""
+    """Threads of PyTorch on the CPU: sums are split among them, so their number changes the last bits."""
     cache_budget: int | None = None
     """Bytes for activations."""
     batch: Mapping[str, Any] | None = None
@@ -47,7 +47,7 @@ class Choices:
     views: int | None = None
     """Cached views of each training image."""
     epochs: tuple[int, ...] | None = None
-    """Of each phase, where `--budget` planned them."""
+    """Epochs of each phase, where `--budget` planned them."""
     ended_after: Mapping[str, int] = field(default_factory=dict)
     """Phase number to the epochs after which `--budget` ended it early."""
     input_device: Literal["cpu", "cuda"] | None = None

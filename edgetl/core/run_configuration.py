@@ -29,17 +29,17 @@ class DataFacts:
     rejected: int = 0
     """Files that were left out."""
     warnings: tuple[str, ...] = ()
-    """What was noticed before training."""
+    """Problems noticed before training."""
 
 
 @dataclass(frozen=True)
 class WeightsFacts:
-    """What training began from."""
+    """The weights that training began from."""
 
     source: str
     """A URL, a file, `builtin` or `none`."""
     sha256: str | None
-    """Of the file's bytes; None without weights."""
+    """SHA-256 of the file's bytes; None without weights."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class RunConfiguration:
     """As the user gave it; None in a run of an edgetl that could not resume."""
     batch: BatchFacts | None
     choices: Choices
-    """What was decided by timing or by free memory; empty where the run ended before it decided anything."""
+    """Decisions by timing or by free memory; empty where the run ended before it decided anything."""
     content: Mapping[str, Any] = field(repr=False)
     """As it stands in the file."""
 

@@ -16,7 +16,7 @@ from edgetl.device.golden import VARIANT_TIMES, Golden, GoldenArrays, check_tole
 from edgetl.device.onnx_file import OnnxFileError, read_onnx_file
 
 MAX_PIXELS = 2**26
-"""Of an image that a variant of fixed size may ask for."""
+"""Largest image that a variant of fixed size may ask for."""
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ METADATA_PREFIX = "edgetl."
 
 
 def read_metadata(properties: dict[str, str]) -> dict[str, Any]:
-    """What an ONNX file written by edgetl says of itself: labels, preprocessing, input, version, run_id; empty for other files.
+    """Read the metadata of an ONNX file written by edgetl: labels, preprocessing, input, version, run_id; empty for other files.
 
     Raises:
         BundleError: one of these is not JSON.

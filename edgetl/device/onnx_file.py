@@ -35,7 +35,7 @@ class OnnxFileError(ValueError):
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """What an ONNX file says besides its graph."""
+    """Metadata of an ONNX file, and whether the file is self-contained."""
 
     metadata: dict[str, str]
     """ModelProto.metadata_props."""

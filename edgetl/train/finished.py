@@ -1,4 +1,4 @@
-"""What metrics.json says of the model that a run ended with, so that a later export notices a change."""
+"""The model that a run ended with, as metrics.json states it, so that a later export notices a change."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class FinalModel:
     """The weights that the figures of metrics.json were measured with, and what belongs to them."""
 
     weights_sha256: str
-    """Of weights.safetensors."""
+    """SHA-256 of weights.safetensors."""
     classes: list[str]
     preprocessing: dict[str, Any]
 

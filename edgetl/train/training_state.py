@@ -21,7 +21,7 @@ _MOST_PHASES = 2
 
 @dataclass(frozen=True)
 class RankFacts:
-    """What one of several processes has counted in an epoch."""
+    """Counts of one of several processes in an epoch."""
 
     seen: int
     totals: tuple[float, float]
@@ -49,7 +49,7 @@ class StageFacts:
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What a checkpoint tells beside its tensors; written by `Training.save`."""
+    """The content of a checkpoint beside its tensors; written by `Training.save`."""
 
     processes: int
     stage: int

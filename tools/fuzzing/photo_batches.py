@@ -35,7 +35,7 @@ LIMIT_S, LIMIT_BYTES = 240, 8 << 30
 
 @dataclass
 class Outcome:
-    """What came of the files."""
+    """Outcomes of the files."""
 
     files: int = 0
     decoded: int = 0

@@ -1,4 +1,4 @@
-"""What is fuzzed: an original, how a case is made of it, and how edgetl uses the case."""
+"""Targets of fuzzing: an original, how a case is made of it, and how edgetl uses the case."""
 
 from __future__ import annotations
 
