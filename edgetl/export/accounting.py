@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,13 +84,6 @@ def accuracy(logits: Logits, reference: Logits, images: ProofImages, labels: Seq
         "drop": 100.0 * (expected_hits - hits) / len(truth),
         "flips": int((predicted != reference.argmax(1)).sum()),
     }
-
-
-def check_reference(reference: Logits, images: ProofImages, labels: Sequence[str], check: Callable[[float, int], None]) -> None:
-    """Give `check` PyTorch's own accuracy [0, 1] and the number of images, where there are true labels."""
-    if images.labels is not None:
-        hits = sum(labels[index] == truth for index, truth in zip(reference.argmax(1).tolist(), images.labels, strict=True))
-        check(hits / len(images.labels), len(images.labels))
 
 
 def distance(logits: Logits, reference: Logits, kind: str, on_golden: float) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from edgetl.device.allocator import keep_freed_memory
 from edgetl.device.bench.protocol import QUICK
 from edgetl.device.bundle import Bundle, Variant, open_bundle
 from edgetl.device.images import images_below
-from edgetl.export.accounting import Logits, ProofImages, check_reference
+from edgetl.export.accounting import Logits, ProofImages, accuracy
 from edgetl.export.card import model_card
 from edgetl.export.choosing import choose
 from edgetl.export.crops import QuantizationImages, check_enough, quantization_images
@@ -145,8 +145,9 @@ def _export(model: RunModel, sources: _Sources, output: Path, config: ExportConf
         # Proven is what lies on the disk, read back, not what was in memory.
         proof = ParityProof(model.network, graph, read_back(file), model.preprocessing, config, sources.proof.kind)
         parity = proof.prove(sources.proof.files, lambda done, total: notify("Proving it equal to PyTorch", done, total))
-        if sources.check_accuracy is not None:
-            check_reference(parity.pytorch_logits, sources.proof, model.labels, sources.check_accuracy)
+        reference = accuracy(parity.pytorch_logits, parity.pytorch_logits, sources.proof, model.labels)
+        if reference and sources.check_accuracy is not None:
+            sources.check_accuracy(reference["top1"], reference["images"])
         workshop = Workshop(directory, config, model.preprocessing, model.labels, metadata, sources.proof, parity.pytorch_logits)
         variants = [workshop.describe("fp32", file, "fp32", parity.to_json(), parity.onnx_logits)]
         proofs = [Proven("fp32", proof, parity)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from edgetl.core.errors import ExportError, RunError
@@ -68,17 +67,13 @@ def check_unchanged(run: RunDirectory, weights_sha256: str, classes: list[str], 
     finished = read_finished(run)
     if finished is None or finished.final is None:
         return
-    final = finished.final
-    changes: dict[Path, bool] = {
-        run.weights: weights_sha256 != final.weights_sha256,
-        run.config: classes != final.classes or preprocessing.to_json() != final.preprocessing,
-    }
-    changed = [path for path, differs in changes.items() if differs]
-    if changed:
-        what = "its SHA-256" if changed[0] == run.weights else "its classes or its preprocessing"
-        raise RunError(
-            f"{changed[0]} was changed after the training: {what} differs from metrics.json. Restore the file, or run finetune again."
-        )
+    final, changed = finished.final, None
+    if weights_sha256 != final.weights_sha256:
+        changed = f"{run.weights} was changed after the training: its SHA-256"
+    elif classes != final.classes or preprocessing.to_json() != final.preprocessing:
+        changed = f"{run.config} was changed after the training: its classes or its preprocessing"
+    if changed is not None:
+        raise RunError(f"{changed} differs from metrics.json. Restore the file, or run finetune again.")
 
 
 def check_accuracy(run: RunDirectory, accuracy: float, images: int) -> None:
