@@ -54,8 +54,9 @@ class ClassScore:
 def class_scores(confusion: Sequence[Sequence[int]]) -> list[ClassScore]:
     """Precision, recall and F1 per class from counts[true][predicted]; a class never predicted has precision 0."""
     scores = []
-    for index, row in enumerate(confusion):
-        hits, images, predicted = row[index], sum(row), sum(other[index] for other in confusion)
+    predictions = [sum(column) for column in zip(*confusion, strict=True)]
+    for index, (row, predicted) in enumerate(zip(confusion, predictions, strict=True)):
+        hits, images = row[index], sum(row)
         precision, recall = hits / predicted if predicted else 0.0, hits / images if images else 0.0
         scores.append(ClassScore(images, precision, recall, 2 * hits / (images + predicted) if images + predicted else 0.0))
     return scores

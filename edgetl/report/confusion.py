@@ -10,17 +10,23 @@ from edgetl.report.figures import INK, literal, new_figure, save_figure, say_onl
 _NUMBERED = 25
 """Most classes for which counts fit into the cells."""
 
+_MOST_CLASSES = 1000
+"""Most classes that are drawn: cells of more would be smaller than a pixel, and take minutes and gigabytes."""
+
 
 def draw_confusion(path: Path, confusion: Sequence[Sequence[int]] | None, labels: Sequence[str]) -> None:
     """Draw counts[true][predicted], coloured by the share of the true class.
 
     Args:
-        confusion: None where there were no validation images; the picture then says so.
+        confusion: None where there were no validation images; the picture then says so, as above 1000 classes.
     """
     if confusion is None:
         say_only(path, "No confusion matrix", "The run was trained without validation images.")
         return
     classes = len(labels)
+    if classes > _MOST_CLASSES:
+        say_only(path, "No confusion matrix", f"{classes} classes are too many to draw. See predictions.csv.")
+        return
     side = min(26.0, max(4.6, 2.6 + 0.5 * classes)) if classes <= _NUMBERED else min(26.0, 4 + 0.2 * classes)
     figure = new_figure(side + 1.0, side)
     axes = figure.subplots()

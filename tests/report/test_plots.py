@@ -73,3 +73,10 @@ def test_pictures_say_when_there_is_nothing_to_show(tmp_path: Path) -> None:
 )
 def test_long_names_lose_their_middle(name: str, length: int, expected: str) -> None:
     assert shortened(name, length) == expected
+
+
+def test_confusion_of_very_many_classes_is_not_drawn(tmp_path: Path) -> None:
+    classes = 1001
+    draw_confusion(tmp_path / "confusion.png", [[0] * classes] * classes, [str(number) for number in range(classes)])
+    with Image.open(tmp_path / "confusion.png") as image:
+        assert max(image.size) < 1500
