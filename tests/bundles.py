@@ -32,14 +32,18 @@ def colour_model() -> onnx.ModelProto:
             probabilities = Softmax <axis: int = 1> (logits)
         }"""
     )
-    model.graph.initializer.extend([onnx.numpy_helper.from_array(WEIGHT, "weight"), onnx.numpy_helper.from_array(BIAS, "bias")])
+    model.graph.initializer.extend(
+        [onnx.numpy_helper.from_array(WEIGHT, "weight"), onnx.numpy_helper.from_array(BIAS, "bias")]
+    )
     onnx.checker.check_model(model)
     return model
 
 
 def colour_logits(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """What `colour_model` must answer for one image [height, width, 3]."""
-    logits: NDArray[np.float32] = (image.astype(np.float64).mean((0, 1)) @ WEIGHT + BIAS).astype(np.float32)
+    logits: NDArray[np.float32] = (image.astype(np.float64).mean((0, 1)) @ WEIGHT + BIAS).astype(
+        np.float32
+    )
     return logits
 
 
@@ -70,13 +74,25 @@ def write_bundle(
 ) -> Path:
     """A whole bundle around `models` (variant name to model) and the pictures that already lie in folder/golden."""
     golden = sorted((folder / "golden").glob("*.png"))
-    np.savez(folder / "golden/golden.npz", files=np.array([f"golden/{path.name}" for path in golden]), logits=logits)
+    np.savez(
+        folder / "golden/golden.npz",
+        files=np.array([f"golden/{path.name}" for path in golden]),
+        logits=logits,
+    )
     variants: list[dict[str, Any]] = []
     for name, model in models.items():
         path = folder / f"{name}.onnx"
         path.write_bytes(model.SerializeToString())
         size, digest = path.stat().st_size, sha256_file(path)
-        entry = {"name": name, "file": path.name, "sha256": digest, "bytes": size, "precision": "fp32", "input": input_kind, "opset": 18}
+        entry = {
+            "name": name,
+            "file": path.name,
+            "sha256": digest,
+            "bytes": size,
+            "precision": "fp32",
+            "input": input_kind,
+            "opset": 18,
+        }
         variants.append(entry)
     images = [{"file": f"golden/{path.name}", "sha256": sha256_file(path)} for path in golden]
     arrays = {"file": "golden/golden.npz", "sha256": sha256_file(folder / "golden/golden.npz")}

@@ -12,13 +12,29 @@ from edgetl.core.rows import ColdStart, Round
 
 
 def candidate(
-    architecture: str, medians_ms: Sequence[float] = (), image_size: int = 224, top1: float | None = 70.0, **fields: Any
+    architecture: str,
+    medians_ms: Sequence[float] = (),
+    image_size: int = 224,
+    top1: float | None = 70.0,
+    **fields: Any,
 ) -> Candidate:
-    rounds = tuple(Round((round(value * 1e6),) * 100, ColdStart(1.0, 1.0, 1.0, None)) for value in medians_ms)
-    return Candidate(architecture, image_size, parameters=1_000_000, imagenet_top1=top1, file_bytes=4_000_000, rounds=rounds, **fields)
+    rounds = tuple(
+        Round((round(value * 1e6),) * 100, ColdStart(1.0, 1.0, 1.0, None)) for value in medians_ms
+    )
+    return Candidate(
+        architecture,
+        image_size,
+        parameters=1_000_000,
+        imagenet_top1=top1,
+        file_bytes=4_000_000,
+        rounds=rounds,
+        **fields,
+    )
 
 
-def result_of(*rows: Candidate, budget_ms: float | None = None, reasons: tuple[str, ...] = ()) -> CandidatesResult:
+def result_of(
+    *rows: Candidate, budget_ms: float | None = None, reasons: tuple[str, ...] = ()
+) -> CandidatesResult:
     return CandidatesResult(
         created="2026-01-01T00:00:00+00:00",
         edgetl="0",

@@ -73,7 +73,9 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for _ in range(4):
             network(torch.randn(8, 3, IMAGE_SIZE, IMAGE_SIZE))
-        network.classifier[-1].weight.mul_(0.2)  # random features answer to single grey levels as trained ones do not
+        network.classifier[-1].weight.mul_(
+            0.2
+        )  # random features answer to single grey levels as trained ones do not
     path = tmp_path_factory.mktemp("weights") / f"{ARCHITECTURE}.safetensors"
     save_file(network.state_dict(), path)
     return path
@@ -86,7 +88,9 @@ def stock_bundle(tmp_path_factory: pytest.TempPathFactory, random_weights: Path)
     from edgetl.export.exporting import export_architecture
 
     output = tmp_path_factory.mktemp("stock") / "bundle"
-    export_architecture(ARCHITECTURE, str(random_weights), ExportConfig(output=output), image_size=IMAGE_SIZE)
+    export_architecture(
+        ARCHITECTURE, str(random_weights), ExportConfig(output=output), image_size=IMAGE_SIZE
+    )
     return output
 
 
@@ -105,15 +109,21 @@ def edgetl() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **dict(options.pop("env", {}))}  # type: ignore[call-overload]
         command = [sys.executable, "-m", "edgetl", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=250, **options)  # type: ignore[call-overload,no-any-return]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=250, **options
+        )  # type: ignore[call-overload,no-any-return]
 
     return run
 
 
 @pytest.fixture(scope="session")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+def forked(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """As `edgetl`, in a process of its own too, for what needs PyTorch and proves nothing about how the program starts."""
-    return lambda *arguments: forking.program([*map(str, arguments)], ROOT, tmp_path_factory.mktemp("said"), 250)
+    return lambda *arguments: forking.program(
+        [*map(str, arguments)], ROOT, tmp_path_factory.mktemp("said"), 250
+    )
 
 
 @pytest.fixture

@@ -16,7 +16,14 @@ CONFIG = {
 }
 
 
-def made_run(network: str, strategy: str, accuracy: float, seconds: float, seed: int = 0, failed: str | None = None) -> Run:
+def made_run(
+    network: str,
+    strategy: str,
+    accuracy: float,
+    seconds: float,
+    seed: int = 0,
+    failed: str | None = None,
+) -> Run:
     """A run of four epochs that rises evenly to its accuracy, on images that are the same for all."""
     architecture, _, size = network.rpartition("-")
     name = f"{network}-{strategy}"
@@ -34,9 +41,18 @@ def made_run(network: str, strategy: str, accuracy: float, seconds: float, seed:
             break
         right.add(index)
     correct = "".join("1" if index in right else "0" for index in range(IMAGES))
-    hits = [sum(correct[index] == "1" for index in range(IMAGES) if index % 2 == which) for which in (0, 1)]
+    hits = [
+        sum(correct[index] == "1" for index in range(IMAGES) if index % 2 == which)
+        for which in (0, 1)
+    ]
     epochs = tuple(
-        Epoch(1 if number < 3 else 2, seconds * number / 4, accuracy * number / 4, accuracy * number / 4) for number in range(1, 5)
+        Epoch(
+            1 if number < 3 else 2,
+            seconds * number / 4,
+            accuracy * number / 4,
+            accuracy * number / 4,
+        )
+        for number in range(1, 5)
     )
     return Run(
         **what, seconds=seconds, train_images=300, train_accuracy=min(1.0, accuracy + 0.05), macro_f1=accuracy, best_epoch=4,
@@ -53,14 +69,22 @@ def made_experiment(
     more: tuple[Run, ...] = (),
 ) -> Experiment:
     """An experiment of rows `network/strategy` with (accuracy, seconds)."""
-    runs = tuple(made_run(*name.split("/"), accuracy, seconds, seed) for name, (accuracy, seconds) in rows.items() for seed in range(seeds))
+    runs = tuple(
+        made_run(*name.split("/"), accuracy, seconds, seed)
+        for name, (accuracy, seconds) in rows.items()
+        for seed in range(seeds)
+    )
     return Experiment(
         created="2026-01-02T03:04:05+00:00",
         edgetl="0.1.0",
         device={"cpu": "Test CPU", "host": "here"},
         config={**CONFIG, "compare": {**CONFIG["compare"], "seeds": seeds}},
         classes=("cat", "dog"),
-        data={"folder": "pets", "fingerprint": "0" * 64, "counts": {"train": {"cat": 150, "dog": 150}, "val": {"cat": 100, "dog": 100}}},
+        data={
+            "folder": "pets",
+            "fingerprint": "0" * 64,
+            "counts": {"train": {"cat": 150, "dog": 150}, "val": {"cat": 100, "dog": 100}},
+        },
         planned=tuple(run.name for run in (*runs, *more)),
         runs=(*runs, *more),
         deployed=deployed,

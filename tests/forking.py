@@ -25,14 +25,21 @@ def start(arguments: list[str], folder: Path, said: Path) -> ForkServerProcess:
     return process
 
 
-def program(arguments: list[str], folder: Path, said: Path, seconds: float) -> subprocess.CompletedProcess[str]:
+def program(
+    arguments: list[str], folder: Path, said: Path, seconds: float
+) -> subprocess.CompletedProcess[str]:
     """The same, waited for."""
     process = start(arguments, folder, said)
     process.join(seconds)
     if process.exitcode is None:
         process.kill()
         raise subprocess.TimeoutExpired(["edgetl", *arguments], seconds)
-    return subprocess.CompletedProcess(["edgetl", *arguments], process.exitcode, (said / "out").read_text(), (said / "err").read_text())
+    return subprocess.CompletedProcess(
+        ["edgetl", *arguments],
+        process.exitcode,
+        (said / "out").read_text(),
+        (said / "err").read_text(),
+    )
 
 
 def _work(arguments: list[str], environment: dict[str, str], folder: Path, said: Path) -> None:

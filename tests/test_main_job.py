@@ -23,7 +23,9 @@ from tests.device.test_images import UNREADABLE
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def finetune(edgetl: Run, data: Path, weights: Path, run: Path, *options: object) -> dict[str, object]:
+def finetune(
+    edgetl: Run, data: Path, weights: Path, run: Path, *options: object
+) -> dict[str, object]:
     done = edgetl("finetune", data, "--weights", weights, "-o", run, *options)
     assert done.returncode == 0, done.stderr
     metrics: dict[str, object] = json.loads((run / "metrics.json").read_text())
@@ -42,8 +44,13 @@ def check_export(edgetl: Run, run: Path) -> None:
     model = load_run_model(RunDirectory(run))
     images = [row.path for row in read_split(RunDirectory(run)) if row.split == "val"]
     with torch.inference_mode():
-        tensors = (torch.from_numpy(preprocess(load_image(path), model.preprocessing)) for path in images)
-        expected = {str(path): model.labels[int(model.network(tensor).argmax())] for path, tensor in zip(images, tensors, strict=True)}
+        tensors = (
+            torch.from_numpy(preprocess(load_image(path), model.preprocessing)) for path in images
+        )
+        expected = {
+            str(path): model.labels[int(model.network(tensor).argmax())]
+            for path, tensor in zip(images, tensors, strict=True)
+        }
     client = [sys.executable, "-I", str(run / "bundle/predict.py"), *expected]
     lines = subprocess.run(client, capture_output=True, text=True, check=True).stdout.splitlines()
     assert {path: label for path, label, _ in (line.split("\t") for line in lines)} == expected
@@ -61,7 +68,13 @@ def check_report(edgetl: Run, run: Path) -> str:
 
 def test_a_short_run_on_real_photos(edgetl: Run, shared: Path, tmp_path: Path) -> None:
     options = ("--epochs", 1, "--finetune-epochs", 1)
-    metrics = finetune(edgetl, shared / "data/catsdogs500", shared / "weights/mobilenet_v2.safetensors", tmp_path / "run", *options)
+    metrics = finetune(
+        edgetl,
+        shared / "data/catsdogs500",
+        shared / "weights/mobilenet_v2.safetensors",
+        tmp_path / "run",
+        *options,
+    )
     assert metrics["val"]["accuracy"] >= 0.93  # type: ignore[index]
     check_export(edgetl, tmp_path / "run")
     page = check_report(edgetl, tmp_path / "run")
@@ -94,8 +107,15 @@ def test_odd_files_in_a_class(edgetl: Run, shared: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("name", "least"), [("catsdogs500", 0.95), ("flowers5", 0.84)])
-def test_the_default_recipe_on_real_photos(edgetl: Run, shared: Path, tmp_path: Path, name: str, least: float) -> None:
-    metrics = finetune(edgetl, shared / "data" / name, shared / "weights/mobilenet_v2.safetensors", tmp_path / "run")
+def test_the_default_recipe_on_real_photos(
+    edgetl: Run, shared: Path, tmp_path: Path, name: str, least: float
+) -> None:
+    metrics = finetune(
+        edgetl,
+        shared / "data" / name,
+        shared / "weights/mobilenet_v2.safetensors",
+        tmp_path / "run",
+    )
     assert metrics["val"]["accuracy"] >= least  # type: ignore[index]
     check_export(edgetl, tmp_path / "run")
 
@@ -104,7 +124,12 @@ def test_the_default_recipe_on_real_photos(edgetl: Run, shared: Path, tmp_path: 
 @pytest.mark.timeout(1200)
 def test_the_classic_case_of_one_folder(edgetl: Run, shared: Path, tmp_path: Path) -> None:
     """Five classes in one folder, split 80 to 20, 5 + 5 epochs."""
-    metrics = finetune(edgetl, shared / "data/flowers5/train", shared / "weights/mobilenet_v2.safetensors", tmp_path / "run")
+    metrics = finetune(
+        edgetl,
+        shared / "data/flowers5/train",
+        shared / "weights/mobilenet_v2.safetensors",
+        tmp_path / "run",
+    )
     assert metrics["val"]["images"] in range(97, 102)  # type: ignore[index]
     assert metrics["val"]["accuracy"] >= 0.84  # type: ignore[index]
     check_export(edgetl, tmp_path / "run")

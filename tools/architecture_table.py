@@ -18,7 +18,9 @@ def main() -> None:
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
     rows = [describe(name) for name in names]
     with TABLE.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, [field.name for field in fields(Architecture)], lineterminator="\n")
+        writer = csv.DictWriter(
+            stream, [field.name for field in fields(Architecture)], lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
     print(f"{len(rows)} architectures written to {TABLE}")

@@ -13,7 +13,10 @@ TOLERANCE = 0.05
 def answers(path: str) -> dict[str, tuple[str, float]]:
     """File name to label and probability."""
     with Path(path).open(encoding="utf-8", newline="") as stream:
-        return {Path(row["path"]).name: (row["label"], float(row["probability"])) for row in csv.DictReader(stream)}
+        return {
+            Path(row["path"]).name: (row["label"], float(row["probability"]))
+            for row in csv.DictReader(stream)
+        }
 
 
 def main() -> None:
@@ -22,7 +25,9 @@ def main() -> None:
         sys.exit(f"{len(here)} images were labelled on this machine, {len(there)} on the other.")
     other = [name for name in here if here[name][0] != there[name][0]]
     difference = max(abs(here[name][1] - there[name][1]) for name in here)
-    print(f"{len(here) - len(other)} of {len(here)} labels are this machine's, probabilities within {difference:.6f}.")
+    print(
+        f"{len(here) - len(other)} of {len(here)} labels are this machine's, probabilities within {difference:.6f}."
+    )
     if other or difference > TOLERANCE:
         sys.exit(f"Not the same answers: {', '.join(other) or f'{TOLERANCE} is allowed'}.")
 

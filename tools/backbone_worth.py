@@ -47,7 +47,9 @@ class Backbone:
     @property
     def name(self) -> str:
         """Of the weights, without a machine's folders."""
-        return self.weights if self.weights in ("builtin", "imagenet") else PurePath(self.weights).name
+        return (
+            self.weights if self.weights in ("builtin", "imagenet") else PurePath(self.weights).name
+        )
 
     @classmethod
     def parse(cls, text: str) -> Backbone:
@@ -109,9 +111,17 @@ def measure(
     class Watching(_Progress, Silent):
         pass
 
-    def compare(folder: str, architecture: str, strategies: tuple[str, ...], weights: str, seconds: float) -> Experiment:
+    def compare(
+        folder: str, architecture: str, strategies: tuple[str, ...], weights: str, seconds: float
+    ) -> Experiment:
         settings = CompareConfig(
-            output / folder, (architecture,), strategies, seeds, (image_size,) if image_size else (), budget_s=seconds, bench=False
+            output / folder,
+            (architecture,),
+            strategies,
+            seeds,
+            (image_size,) if image_size else (),
+            budget_s=seconds,
+            bench=False,
         )
         recipe = FinetuneConfig(data.absolute(), weights=weights, device=device)  # type: ignore[arg-type]
         found = comparing.compare(settings, recipe, Watching())
@@ -121,9 +131,15 @@ def measure(
     lines: list[Line] = []
     scratch: dict[str, Row] = {}
     for number, backbone in enumerate(backbones):
-        strategies = ("head", "finetune", "full") if backbone.architecture in scratch else ("scratch", "head", "finetune", "full")
+        strategies = (
+            ("head", "finetune", "full")
+            if backbone.architecture in scratch
+            else ("scratch", "head", "finetune", "full")
+        )
         folder = f"{number}-{backbone.architecture}-{backbone.name}"
-        for row in compare(folder, backbone.architecture, strategies, backbone.weights, budget_s).rows:
+        for row in compare(
+            folder, backbone.architecture, strategies, backbone.weights, budget_s
+        ).rows:
             if row.first.strategy == "scratch":
                 scratch[backbone.architecture] = row
                 lines.append(Line(Backbone(backbone.architecture, "random"), row, None))
@@ -131,8 +147,19 @@ def measure(
                 lines.append(Line(backbone, row, _difference(row, scratch[backbone.architecture])))
     if scratch_budget_s is not None:
         architecture = backbones[0].architecture
-        longer = compare(f"scratch-{scratch_budget_s:g}s", architecture, ("scratch",), backbones[0].weights, scratch_budget_s).rows[0]
-        lines.insert(1, Line(Backbone(architecture, "random"), longer, _difference(longer, scratch[architecture])))
+        longer = compare(
+            f"scratch-{scratch_budget_s:g}s",
+            architecture,
+            ("scratch",),
+            backbones[0].weights,
+            scratch_budget_s,
+        ).rows[0]
+        lines.insert(
+            1,
+            Line(
+                Backbone(architecture, "random"), longer, _difference(longer, scratch[architecture])
+            ),
+        )
     return lines
 
 
@@ -145,10 +172,24 @@ def _difference(row: Row, scratch: Row) -> Difference:
     return difference([run.answers for run in row.runs], [run.answers for run in scratch.runs])
 
 
-def table(data: str, lines: Sequence[Line], budget_s: float, command: str, scratch_budget_s: float | None = None) -> str:
+def table(
+    data: str,
+    lines: Sequence[Line],
+    budget_s: float,
+    command: str,
+    scratch_budget_s: float | None = None,
+) -> str:
     """The Markdown of a card: heading, what was done, table, command."""
     first = lines[0].row
-    columns = ("architecture", "weights", "trained", "validation", "seeds", "over random weights, points [95%]", "time")
+    columns = (
+        "architecture",
+        "weights",
+        "trained",
+        "validation",
+        "seeds",
+        "over random weights, points [95%]",
+        "time",
+    )
     return "\n".join(
         [
             f"### {data}",
@@ -166,7 +207,11 @@ def table(data: str, lines: Sequence[Line], budget_s: float, command: str, scrat
 
 
 def _longer(scratch_budget_s: float | None) -> str:
-    return "" if scratch_budget_s is None else f"; the second row is the first in {duration(scratch_budget_s)}"
+    return (
+        ""
+        if scratch_budget_s is None
+        else f"; the second row is the first in {duration(scratch_budget_s)}"
+    )
 
 
 def _cells(line: Line) -> Iterator[str]:
@@ -176,27 +221,53 @@ def _cells(line: Line) -> Iterator[str]:
     yield NAMES[row.first.strategy]
     yield percent(row.val_accuracy)
     yield f"{percent(row.val_range[0])} to {percent(row.val_range[1])}"
-    yield "" if gain is None else f"{100 * gain.value:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    yield (
+        ""
+        if gain is None
+        else f"{100 * gain.value:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    )
     yield duration(row.seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.backbone_worth", description="What is a backbone worth on a data set?")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.backbone_worth", description="What is a backbone worth on a data set?"
+    )
     parser.add_argument("data", metavar="DATA", type=Path, help="as `edgetl finetune` takes it")
-    parser.add_argument("--row", action="append", required=True, metavar="ARCHITECTURE=WEIGHTS", help="may be given several times")
+    parser.add_argument(
+        "--row",
+        action="append",
+        required=True,
+        metavar="ARCHITECTURE=WEIGHTS",
+        help="may be given several times",
+    )
     parser.add_argument("--budget", default="60s", metavar="TIME", help="of each run")
     parser.add_argument("--scratch-budget", metavar="TIME", help="of more runs from nothing [none]")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--image-size", type=int, help="pixels [the architecture's own]")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("-o", "--output", type=Path, required=True, help="for the experiments")
-    parser.add_argument("--card", type=Path, help="folder of a shipped backbone whose card takes the table")
+    parser.add_argument(
+        "--card", type=Path, help="folder of a shipped backbone whose card takes the table"
+    )
     given = parser.parse_args(arguments)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     try:
-        backbones, budget_s = [Backbone.parse(text) for text in given.row], parse_duration(given.budget)
+        backbones, budget_s = (
+            [Backbone.parse(text) for text in given.row],
+            parse_duration(given.budget),
+        )
         longer_s = parse_duration(given.scratch_budget) if given.scratch_budget else None
-        lines = measure(given.data, backbones, given.output, budget_s, given.seeds, given.image_size, given.device, longer_s)
+        lines = measure(
+            given.data,
+            backbones,
+            given.output,
+            budget_s,
+            given.seeds,
+            given.image_size,
+            given.device,
+            longer_s,
+        )
         size = f" --image-size {given.image_size}" if given.image_size else ""
         rows = " ".join(f"--row {one.architecture}={shlex.quote(one.name)}" for one in backbones)
         longer = f" --scratch-budget {given.scratch_budget}" if given.scratch_budget else ""

@@ -28,7 +28,9 @@ def main() -> None:
 
 def recording(width: int) -> Console:
     """A terminal of so many columns that keeps what is printed on it."""
-    return Console(record=True, width=width, force_terminal=True, highlight=False, file=io.StringIO())
+    return Console(
+        record=True, width=width, force_terminal=True, highlight=False, file=io.StringIO()
+    )
 
 
 def screen(recorder: Console, title: str, name: str) -> str:

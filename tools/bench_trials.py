@@ -69,29 +69,57 @@ def planted(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         bundle = _with_a_twin(arguments.target, Path(name) / "bundle")
         for slowdown in arguments.slowdown:
-            keep = None if arguments.keep is None else arguments.keep / f"{slowdown:g}{'-load' if arguments.load else ''}"
+            keep = (
+                None
+                if arguments.keep is None
+                else arguments.keep / f"{slowdown:g}{'-load' if arguments.load else ''}"
+            )
             with _slowed(Path(name), slowdown), _load(arguments.load):
                 config = BenchConfig(bundle, scopes=("model",), torch_modes=())
                 results = list(_trials(config, arguments.trials, keep))
             verdicts = [result.comparisons[0].verdict for result in results]
             ratios = sorted(1 / result.comparisons[0].speedup.ratio for result in results)
-            told = ", ".join(f"{verdicts.count(word)} {word}" for word in dict.fromkeys(sorted(verdicts)))
-            print(f"planted {slowdown:+.0%}: {told}; measured {ratios[0]:.3f} to {ratios[-1]:.3f}, median {median(ratios):.3f}", flush=True)
+            told = ", ".join(
+                f"{verdicts.count(word)} {word}" for word in dict.fromkeys(sorted(verdicts))
+            )
+            print(
+                f"planted {slowdown:+.0%}: {told}; measured {ratios[0]:.3f} to {ratios[-1]:.3f}, median {median(ratios):.3f}",
+                flush=True,
+            )
 
 
 def plain(arguments: argparse.Namespace) -> None:
     bundle, threads = open_bundle(arguments.target), arguments.threads or available_cores()
     file = bundle.file(bundle.variant("fp32"))
     side = str(bundle.preprocessing.resize)
-    command = [sys.executable, str(arguments.script), str(file), "--threads", str(threads), "--height", side, "--width", side]
-    config = BenchConfig(arguments.target, scopes=("model",), variants=("fp32",), threads=(threads,), torch_modes=())
+    command = [
+        sys.executable,
+        str(arguments.script),
+        str(file),
+        "--threads",
+        str(threads),
+        "--height",
+        side,
+        "--width",
+        side,
+    ]
+    config = BenchConfig(
+        arguments.target, scopes=("model",), variants=("fp32",), threads=(threads,), torch_modes=()
+    )
     benched, loops = [], [_loop_ms(command)]
     for number in range(arguments.trials):
-        (result,) = _trials(config, 1, None if arguments.keep is None else arguments.keep / str(number))
+        (result,) = _trials(
+            config, 1, None if arguments.keep is None else arguments.keep / str(number)
+        )
         benched.append(result.rows[0].percentile_ms(50) or 0.0)
         loops.append(_loop_ms(command))
-        print(f"loop {loops[-2]:.3f} ms, bench p50 {benched[-1]:.3f} ms, loop {loops[-1]:.3f} ms", flush=True)
-    print(f"medians: bench {median(benched):.3f} ms, loop {median(loops):.3f} ms, ratio {median(benched) / median(loops):.3f}")
+        print(
+            f"loop {loops[-2]:.3f} ms, bench p50 {benched[-1]:.3f} ms, loop {loops[-1]:.3f} ms",
+            flush=True,
+        )
+    print(
+        f"medians: bench {median(benched):.3f} ms, loop {median(loops):.3f} ms, ratio {median(benched) / median(loops):.3f}"
+    )
 
 
 def _loop_ms(command: list[str]) -> float:
@@ -108,7 +136,11 @@ def _trials(config: BenchConfig, count: int, keep: Path | None) -> Iterator[Benc
                 started = time.monotonic()
                 result = bench(BenchConfig(**{**vars(config), "output": path}))
                 pair = result.comparisons[0].speedup if result.comparisons else None
-                told = "" if pair is None else f"{pair.ratio:.3f} [{pair.low:.3f}, {pair.high:.3f}] {result.comparisons[0].verdict}, "
+                told = (
+                    ""
+                    if pair is None
+                    else f"{pair.ratio:.3f} [{pair.low:.3f}, {pair.high:.3f}] {result.comparisons[0].verdict}, "
+                )
                 print(f"trial {number + 1}: {told}{time.monotonic() - started:.0f} s", flush=True)
             yield read_result(path)
 
@@ -120,7 +152,12 @@ def _with_a_twin(source: Path, folder: Path) -> Path:
     manifest = read_json(folder / "bundle.json", ValueError, "The manifest")
     entry = next(entry for entry in manifest["variants"] if entry["name"] == "fp32")
     shutil.copy(folder / entry["file"], folder / f"{PLANTED}.onnx")
-    twin = {**entry, "name": PLANTED, "file": f"{PLANTED}.onnx", "sha256": sha256_file(folder / f"{PLANTED}.onnx")}
+    twin = {
+        **entry,
+        "name": PLANTED,
+        "file": f"{PLANTED}.onnx",
+        "sha256": sha256_file(folder / f"{PLANTED}.onnx"),
+    }
     write_json(folder / "bundle.json", {**manifest, "variants": [entry, twin]})
     return folder
 
@@ -148,7 +185,9 @@ def _load(wanted: bool) -> Iterator[None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--keep", type=Path, help="folder of the trials' result files")
     kinds = parser.add_subparsers(required=True)

@@ -37,12 +37,24 @@ async function ask() {
 const said = await ask().catch((cause) => String(cause?.message ?? cause));
 await fetch("answer", { method: "POST", body: JSON.stringify(said) });
 """
-_TYPES = {".mjs": "text/javascript", ".wasm": "application/wasm", ".json": "application/json", "": "text/html"}
+_TYPES = {
+    ".mjs": "text/javascript",
+    ".wasm": "application/wasm",
+    ".json": "application/json",
+    "": "text/html",
+}
 
 
 def chromium() -> str | None:
     """The browser's program, if there is one."""
-    return next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    return next(
+        (
+            found
+            for name in ("chromium", "chromium-browser", "google-chrome")
+            if (found := shutil.which(name))
+        ),
+        None,
+    )
 
 
 def browser_logits(model: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -55,8 +67,15 @@ def browser_logits(model: Path, inputs: NDArray[np.float32]) -> NDArray[np.float
     if program is None:
         raise RuntimeError("there is no Chromium: apt install chromium")
     kept = runtime_files()
-    pages = {"/": _PAGE, "/ask.mjs": _ASK, "/inputs.bin": inputs.tobytes(), "/shape.json": json.dumps(inputs.shape).encode()}
-    pages |= {f"/{path.name}": path.read_bytes() for path in kept.iterdir()} | {"/model.onnx": model.read_bytes()}
+    pages = {
+        "/": _PAGE,
+        "/ask.mjs": _ASK,
+        "/inputs.bin": inputs.tobytes(),
+        "/shape.json": json.dumps(inputs.shape).encode(),
+    }
+    pages |= {f"/{path.name}": path.read_bytes() for path in kept.iterdir()} | {
+        "/model.onnx": model.read_bytes()
+    }
     answers: Queue[Any] = Queue()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(pages, answers))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -70,7 +89,9 @@ def browser_logits(model: Path, inputs: NDArray[np.float32]) -> NDArray[np.float
             f"--user-data-dir={profile}",
         ]
         shown = subprocess.Popen(
-            [program, *options, f"http://127.0.0.1:{server.server_port}/"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [program, *options, f"http://127.0.0.1:{server.server_port}/"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         try:
             said = answers.get(timeout=_PATIENCE_S)
@@ -91,7 +112,9 @@ def _handler(pages: dict[str, bytes], answers: Queue[Any]) -> type[BaseHTTPReque
         def do_GET(self) -> None:
             content = pages.get(self.path)
             self.send_response(200 if content is not None else 404)
-            self.send_header("Content-Type", _TYPES.get(Path(self.path).suffix, "application/octet-stream"))
+            self.send_header(
+                "Content-Type", _TYPES.get(Path(self.path).suffix, "application/octet-stream")
+            )
             self.send_header("Content-Length", str(len(content or b"")))
             self.end_headers()
             self.wfile.write(content or b"")

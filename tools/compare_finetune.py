@@ -32,7 +32,18 @@ CACHE = "EDGETL_CACHE"
 """The environment variable that names edgetl's cache folder."""
 TOLD_LINES = 15
 """Of what a failed process wrote last."""
-MACHINE = ("machine", "system", "cpu", "cores", "cores_available", "cpu_quota", "memory_bytes", "gpus", "python", "packages")
+MACHINE = (
+    "machine",
+    "system",
+    "cpu",
+    "cores",
+    "cores_available",
+    "cpu_quota",
+    "memory_bytes",
+    "gpus",
+    "python",
+    "packages",
+)
 PEAK = (
     "Largest resident memory of a single process (ru_maxrss of wait4): the program itself or any process that it started and waited for, "
     "not their sum. It cannot be lower than what this tool held when it started the program."
@@ -59,15 +70,29 @@ class Finished:
 
     def to_json(self) -> Row:
         """What every row has."""
-        return {"command": self.command, "started": self.started, "seconds": self.seconds, "peak_bytes": self.peak_bytes}
+        return {
+            "command": self.command,
+            "started": self.started,
+            "seconds": self.seconds,
+            "peak_bytes": self.peak_bytes,
+        }
 
 
 def execute(command: list[str], variables: dict[str, str]) -> Finished:
     """Run `command` to its end with `variables` added to the environment; a failure ends this program."""
     # Files and not pipes: this process does nothing but wait meanwhile.
-    with tempfile.TemporaryFile("w+", errors="replace") as output, tempfile.TemporaryFile("w+", errors="replace") as errors:
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as output,
+        tempfile.TemporaryFile("w+", errors="replace") as errors,
+    ):
         started, clock = time.time(), time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=errors, stdin=subprocess.DEVNULL, env={**os.environ, **variables})
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=errors,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **variables},
+        )
         try:
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
@@ -82,12 +107,16 @@ def execute(command: list[str], variables: dict[str, str]) -> Finished:
     if process.returncode:
         fail(command, f"ended with status {process.returncode}", complaint or text)
     # Linux counts in KiB, macOS in bytes.
-    return Finished(command, text, started, seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    return Finished(
+        command, text, started, seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    )
 
 
 def fail(command: Sequence[str], what: str, text: str) -> NoReturn:
     """End this program with status 1."""
-    sys.exit("\n".join([f"{shlex.join(command)} {what}:", *text.rstrip().splitlines()[-TOLD_LINES:]]))
+    sys.exit(
+        "\n".join([f"{shlex.join(command)} {what}:", *text.rstrip().splitlines()[-TOLD_LINES:]])
+    )
 
 
 @dataclass(frozen=True)
@@ -110,7 +139,9 @@ class Comparison:
         cache.mkdir()
         row: Row = {"run": number, "seed": seed, "reference": self._reference(seed)}
         row["cold"] = self._edgetl(seed, scratch / f"run-{number}", cache)
-        row["cold"]["cache_bytes"] = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+        row["cold"]["cache_bytes"] = sum(
+            path.stat().st_size for path in cache.rglob("*") if path.is_file()
+        )
         if self.warm:
             row["warm"] = self._edgetl(seed, scratch / f"run-{number}-warm", cache)
         for leftover in scratch.iterdir():
@@ -118,24 +149,54 @@ class Comparison:
         return row
 
     def _reference(self, seed: int) -> Row:
-        done = execute([sys.executable, str(self.reference), str(self.data), str(self.weights), "--seed", str(seed)], {})
+        done = execute(
+            [
+                sys.executable,
+                str(self.reference),
+                str(self.data),
+                str(self.weights),
+                "--seed",
+                str(seed),
+            ],
+            {},
+        )
         try:
             report = json.loads(done.output.splitlines()[-1])
             accuracy = float(report["val_accuracy"])
         except (IndexError, KeyError, TypeError, ValueError):
-            fail(done.command, "must print a JSON object with val_accuracy as its last line, but printed", done.output)
+            fail(
+                done.command,
+                "must print a JSON object with val_accuracy as its last line, but printed",
+                done.output,
+            )
         return {**done.to_json(), "val_accuracy": accuracy, "reported": report}
 
     def _edgetl(self, seed: int, output: Path, cache: Path) -> Row:
-        given = ["finetune", str(self.data), "--weights", str(self.weights), "--seed", str(seed), "-o", str(output), *self.options]
+        given = [
+            "finetune",
+            str(self.data),
+            "--weights",
+            str(self.weights),
+            "--seed",
+            str(seed),
+            "-o",
+            str(output),
+            *self.options,
+        ]
         done = execute([*self.edgetl, *given], {CACHE: str(cache)})
         run = RunDirectory(output)
         try:
             metrics = json.loads(run.metrics.read_text(encoding="utf-8"))
-            history = [json.loads(line) for line in run.history.read_text(encoding="utf-8").splitlines()]
+            history = [
+                json.loads(line) for line in run.history.read_text(encoding="utf-8").splitlines()
+            ]
             accuracy = float(metrics["val"]["accuracy"])
         except (OSError, KeyError, TypeError, ValueError) as cause:
-            fail(done.command, "left no metrics.json and history.jsonl with validation accuracies", f"{type(cause).__name__}: {cause}")
+            fail(
+                done.command,
+                "left no metrics.json and history.jsonl with validation accuracies",
+                f"{type(cause).__name__}: {cause}",
+            )
         return {
             **done.to_json(),
             "seconds_to_metrics": run.metrics.stat().st_mtime - done.started,
@@ -148,7 +209,14 @@ class Comparison:
 
 def best_of_phase(history: Sequence[Row], phase: int) -> float | None:
     """The highest validation accuracy of a phase's epochs; None where it had none."""
-    return max((line["val_accuracy"] for line in history if line["phase"] == phase and line["val_accuracy"] is not None), default=None)
+    return max(
+        (
+            line["val_accuracy"]
+            for line in history
+            if line["phase"] == phase and line["val_accuracy"] is not None
+        ),
+        default=None,
+    )
 
 
 def read_files(*paths: Path) -> None:
@@ -187,10 +255,23 @@ def summarise(runs: Sequence[Row]) -> dict[str, Row]:
         if name != "reference":
             summary[name] |= {
                 "seconds_to_metrics": spread([row["seconds_to_metrics"] for row in rows]),
-                "ratio": spread([reference["seconds"] / row["seconds"] for reference, row in pairs]),
-                "ratio_to_metrics": spread([reference["seconds"] / row["seconds_to_metrics"] for reference, row in pairs]),
-                "points": averaged(runs, (100 * (row["val_accuracy"] - reference["val_accuracy"]) for reference, row in pairs)),
-                "best_of_phase": {phase: averaged(runs, (row["best_of_phase"][phase] for row in rows)) for phase in ("1", "2")},
+                "ratio": spread(
+                    [reference["seconds"] / row["seconds"] for reference, row in pairs]
+                ),
+                "ratio_to_metrics": spread(
+                    [reference["seconds"] / row["seconds_to_metrics"] for reference, row in pairs]
+                ),
+                "points": averaged(
+                    runs,
+                    (
+                        100 * (row["val_accuracy"] - reference["val_accuracy"])
+                        for reference, row in pairs
+                    ),
+                ),
+                "best_of_phase": {
+                    phase: averaged(runs, (row["best_of_phase"][phase] for row in rows))
+                    for phase in ("1", "2")
+                },
             }
     return summary
 
@@ -216,10 +297,19 @@ def table(summary: dict[str, Row], runs: Sequence[Row]) -> str:
     line("peak memory, MiB", lambda entry: values(entry["peak_bytes"], ".0f", 1 / 2**20))
     line("validation accuracy, %", lambda entry: values(entry["val_accuracy"], ".2f", 100))
     line("minus reference, points", lambda entry: values(entry.get("points"), "+.2f"))
-    line("best of phase 1, %", lambda entry: values(entry.get("best_of_phase", {}).get("1"), ".2f", 100))
-    line("best of phase 2, %", lambda entry: values(entry.get("best_of_phase", {}).get("2"), ".2f", 100))
+    line(
+        "best of phase 1, %",
+        lambda entry: values(entry.get("best_of_phase", {}).get("1"), ".2f", 100),
+    )
+    line(
+        "best of phase 2, %",
+        lambda entry: values(entry.get("best_of_phase", {}).get("2"), ".2f", 100),
+    )
     widths = [max(len(row[column]) for row in lines) for column in range(len(lines[0]))]
-    drawn = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in lines]
+    drawn = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in lines
+    ]
     seeds = len({run["seed"] for run in runs})
     return "\n".join(
         [
@@ -244,7 +334,8 @@ def result(comparison: Comparison, runs: Sequence[Row]) -> Row:
         "edgetl": comparison.edgetl,
         "options": comparison.options,
         "peak_bytes_is": PEAK,
-        "tool_peak_bytes": getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "tool_peak_bytes": getrusage(RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024),
         "summary": summarise(runs),
         "runs": list(runs),
     }
@@ -252,22 +343,51 @@ def result(comparison: Comparison, runs: Sequence[Row]) -> Row:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.compare_finetune", description="Time `edgetl finetune` against a plain script, in turns."
+        prog="python -m tools.compare_finetune",
+        description="Time `edgetl finetune` against a plain script, in turns.",
     )
-    parser.add_argument("data", metavar="DATA", type=Path, help="a folder with train/ and val/ folders of classes")
-    parser.add_argument("weights", metavar="WEIGHTS", type=Path, help="a weights file that both programs read")
-    parser.add_argument("--reference", type=Path, required=True, metavar="PLAIN_FINETUNE.py", help="the plain script")
+    parser.add_argument(
+        "data", metavar="DATA", type=Path, help="a folder with train/ and val/ folders of classes"
+    )
+    parser.add_argument(
+        "weights", metavar="WEIGHTS", type=Path, help="a weights file that both programs read"
+    )
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        required=True,
+        metavar="PLAIN_FINETUNE.py",
+        help="the plain script",
+    )
     parser.add_argument("--runs", type=int, default=3, help="run i has seed i")
-    parser.add_argument("--seeds", type=int, help="fewer seeds than runs: run i has seed i modulo SEEDS")
-    parser.add_argument("--warm", action=argparse.BooleanOptionalAction, default=True, help="follow every cold run by a warm one")
-    parser.add_argument("--options", default="", metavar='"..."', help='more options of `edgetl finetune`, as --options="--workers 2"')
+    parser.add_argument(
+        "--seeds", type=int, help="fewer seeds than runs: run i has seed i modulo SEEDS"
+    )
+    parser.add_argument(
+        "--warm",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="follow every cold run by a warm one",
+    )
+    parser.add_argument(
+        "--options",
+        default="",
+        metavar='"..."',
+        help='more options of `edgetl finetune`, as --options="--workers 2"',
+    )
     parser.add_argument(
         "--edgetl",
         default=shlex.join([sys.executable, "-m", "edgetl"]),
         metavar='"..."',
         help="the command instead of this Python's edgetl",
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="RESULT.json", help="where everything measured goes; written after every run")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="RESULT.json",
+        help="where everything measured goes; written after every run",
+    )
     given = parser.parse_args(arguments)
     seeds = given.runs if given.seeds is None else given.seeds
     if not 1 <= seeds <= given.runs:
@@ -275,13 +395,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for path in (given.data, given.weights, given.reference):
         if not path.exists():
             parser.error(f"{path} is not there")
-    comparison = Comparison(given.data, given.weights, given.reference, shlex.split(given.edgetl), shlex.split(given.options), given.warm)
+    comparison = Comparison(
+        given.data,
+        given.weights,
+        given.reference,
+        shlex.split(given.edgetl),
+        shlex.split(given.options),
+        given.warm,
+    )
     runs: list[Row] = []
     read_files(given.data, given.weights)
     with tempfile.TemporaryDirectory(prefix="compare-finetune-") as scratch:
         for number in range(given.runs):
             runs.append(comparison.run(number, number % seeds, Path(scratch)))
-            took = ", ".join(f"{name} {runs[-1][name]['seconds']:.1f} s" for name in PROGRAMS if name in runs[-1])
+            took = ", ".join(
+                f"{name} {runs[-1][name]['seconds']:.1f} s" for name in PROGRAMS if name in runs[-1]
+            )
             print(f"run {number + 1} of {given.runs}: {took}", file=sys.stderr, flush=True)
             if given.output:
                 # Every time: an interruption must not lose hours.

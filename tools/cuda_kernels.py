@@ -29,7 +29,9 @@ def cuda_kernels() -> dict[str, Any]:
                 for parameter, names in kernel.type_constraints.items()
             }
             name = f"{DOMAINS[kernel.domain]}:{kernel.op_name}"
-            kernels.setdefault(name, []).append([*kernel.version_range, dict(sorted(types.items()))])
+            kernels.setdefault(name, []).append(
+                [*kernel.version_range, dict(sorted(types.items()))]
+            )
     ordered = {name: sorted(kernels[name], key=json.dumps) for name in sorted(kernels)}
     return {"onnxruntime": onnxruntime.__version__, "provider": PROVIDER, "kernels": ordered}
 
@@ -37,7 +39,9 @@ def cuda_kernels() -> dict[str, Any]:
 def main() -> None:
     """Print one operator a line."""
     content = cuda_kernels()
-    rows = [f"{json.dumps(name)}: {json.dumps(found)}" for name, found in content.pop("kernels").items()]
+    rows = [
+        f"{json.dumps(name)}: {json.dumps(found)}" for name, found in content.pop("kernels").items()
+    ]
     print(json.dumps(content)[:-1] + ', "kernels": {\n' + ",\n".join(rows) + "\n}}")
 
 

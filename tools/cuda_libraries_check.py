@@ -36,7 +36,9 @@ def unresolved_libraries() -> list[str]:
     preloaded = set(_NVIDIA.findall(Path("/proc/self/maps").read_text(encoding="utf-8")))
     absent: set[str] = set()
     for library in (str(provider), *sorted(preloaded)):
-        listing = subprocess.run(["ldd", library], capture_output=True, text=True, check=True).stdout
+        listing = subprocess.run(
+            ["ldd", library], capture_output=True, text=True, check=True
+        ).stdout
         absent.update(_ABSENT.findall(listing))
     return sorted(name for name in absent if not is_loaded(name))
 
@@ -47,10 +49,21 @@ def check_extra(extra: str) -> list[str]:
         venv.create(folder, with_pip=True)
         python = Path(folder, "bin/python")
         versions = ["-c", str(ROOT / "constraints.txt")]
-        install = [str(python), "-m", "pip", "install", "--quiet", "--no-cache-dir", *versions, f"{ROOT}[{extra}]"]
+        install = [
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-cache-dir",
+            *versions,
+            f"{ROOT}[{extra}]",
+        ]
         subprocess.run(install, check=True)
         check = [str(python), "-I", __file__, "--here"]
-        unresolved = json.loads(subprocess.run(check, capture_output=True, text=True, check=True).stdout)
+        unresolved = json.loads(
+            subprocess.run(check, capture_output=True, text=True, check=True).stdout
+        )
     return sorted(set(unresolved) - FROM_THE_DRIVER)
 
 
@@ -64,7 +77,9 @@ def main() -> None:
     for extra in sys.argv[1:] or ["train", "gpu"]:
         unresolved = check_extra(extra)
         failed = failed or bool(unresolved)
-        print(f"edgetl[{extra}]: {'missing ' + ', '.join(unresolved) if unresolved else 'brings all that the CUDA provider loads'}")
+        print(
+            f"edgetl[{extra}]: {'missing ' + ', '.join(unresolved) if unresolved else 'brings all that the CUDA provider loads'}"
+        )
     sys.exit(1 if failed else 0)
 
 

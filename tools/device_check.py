@@ -33,7 +33,9 @@ ROOT = Path(__file__).parents[1]
 
 def small_run(folder: Path, variants: tuple[str, ...] = ("fp32",)) -> RunDirectory:
     data = generate_inspection(folder / "data", train=20, val=10, size=96)
-    config = FinetuneConfig(data, folder / "run", "mobilenet_v2", "none", image_size=64, epochs=3, finetune_epochs=0)
+    config = FinetuneConfig(
+        data, folder / "run", "mobilenet_v2", "none", image_size=64, epochs=3, finetune_epochs=0
+    )
     run = finetune(config)
     export_run(run, ExportConfig(variants=variants, search="quick"))
     return run
@@ -44,7 +46,9 @@ def environment(folder: Path, *packages: str, tested: bool = True) -> Path:
     venv.create(folder, with_pip=True)
     python = folder / "bin/python"
     versions = ["-c", str(ROOT / "constraints.txt")] if tested else []
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *versions, *packages], check=True)
+    subprocess.run(
+        [str(python), "-m", "pip", "install", "--quiet", *versions, *packages], check=True
+    )
     return python
 
 
@@ -55,7 +59,9 @@ def pytorch_labels(run: RunDirectory) -> dict[str, str]:
     labels = {}
     with torch.inference_mode():
         for row in chosen:
-            logits = model.network(torch.from_numpy(preprocess(load_image(row.path), model.preprocessing)))
+            logits = model.network(
+                torch.from_numpy(preprocess(load_image(row.path), model.preprocessing))
+            )
             labels[str(row.path)] = model.labels[int(logits.argmax())]
     return labels
 
@@ -68,7 +74,9 @@ def check_client(run: RunDirectory, python: Path) -> int:
     answers = {path: label for path, label, _ in (line.split("\t") for line in lines)}
     different = {path for path in expected if answers.get(path) != expected[path]}
     if different:
-        sys.exit(f"{len(different)} of {len(expected)} labels differ from PyTorch's: {sorted(different)[:5]}")
+        sys.exit(
+            f"{len(different)} of {len(expected)} labels differ from PyTorch's: {sorted(different)[:5]}"
+        )
     return len(expected)
 
 
@@ -79,10 +87,16 @@ def check_commands(run: RunDirectory, python: Path, scratch: Path) -> str:
     golden = sorted((run.bundle / "golden").glob("[0-9]*"))
     command = [python, "-m", "edgetl"]
     options = {"capture_output": True, "text": True, "check": True, "cwd": scratch}
-    predictions = subprocess.run([*command, "predict", run.bundle, *golden, "--json"], **options).stdout  # type: ignore[call-overload]
+    predictions = subprocess.run(
+        [*command, "predict", run.bundle, *golden, "--json"], **options
+    ).stdout  # type: ignore[call-overload]
     if len(json.loads(predictions)["images"]) != len(golden):
         sys.exit("predict left images out")
-    result = json.loads(subprocess.run([*command, "bench", run.bundle, "--rounds", "2", "--json"], **options).stdout)  # type: ignore[call-overload]
+    result = json.loads(
+        subprocess.run(  # type: ignore[call-overload]
+            [*command, "bench", run.bundle, "--rounds", "2", "--json"], **options
+        ).stdout
+    )
     row = next(row for row in result["rows"] if row["scope"] == "model")
     return f"{row['runtime']} {row['variant']}, model scope: p50 {row['p50_ms']:.2f} ms on {row['threads']} threads"
 
@@ -93,9 +107,17 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        run = RunDirectory.open(Path(sys.argv[1]).resolve()) if len(sys.argv) > 1 else small_run(scratch)
-        images = check_client(run, environment(scratch / "client", "numpy", "pillow", "onnxruntime"))
-        print(f"predict.py gives PyTorch's label on all {images} images with numpy, Pillow and onnxruntime alone")
+        run = (
+            RunDirectory.open(Path(sys.argv[1]).resolve())
+            if len(sys.argv) > 1
+            else small_run(scratch)
+        )
+        images = check_client(
+            run, environment(scratch / "client", "numpy", "pillow", "onnxruntime")
+        )
+        print(
+            f"predict.py gives PyTorch's label on all {images} images with numpy, Pillow and onnxruntime alone"
+        )
         bench = check_commands(run, environment(scratch / "device", f"{ROOT}[cpu]"), scratch)
         print(f"edgetl[cpu]: predict and bench work without torch ({bench})")
 

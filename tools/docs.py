@@ -23,7 +23,12 @@ def help_text(*command: str) -> str:
     for forced in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
         environment.pop(forced, None)
     done = subprocess.run(
-        [sys.executable, "-m", "edgetl", *command, "--help"], capture_output=True, text=True, env=environment, cwd=ROOT, check=True
+        [sys.executable, "-m", "edgetl", *command, "--help"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        check=True,
     )
     return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
 
@@ -36,7 +41,9 @@ def command_names() -> list[str]:
 
 def reference() -> str:
     """docs/cli.md as it should be."""
-    parts = ["# Command reference\n\nGenerated from the program's own `--help` by `make format`; `make check` fails where it differs.\n"]
+    parts = [
+        "# Command reference\n\nGenerated from the program's own `--help` by `make format`; `make check` fails where it differs.\n"
+    ]
     for command in ([], *([name] for name in command_names())):
         title = " ".join(["edgetl", *command])
         parts.append(f"## {title}\n\n```text\n{help_text(*command)}\n```\n")
@@ -45,14 +52,24 @@ def reference() -> str:
 
 def map_problems() -> list[str]:
     """Modules that the README's map leaves out, and lines of it that name nothing."""
-    section = re.search(r"<!-- map -->(.*?)<!-- /map -->", README.read_text(encoding="utf-8"), re.DOTALL)
+    section = re.search(
+        r"<!-- map -->(.*?)<!-- /map -->", README.read_text(encoding="utf-8"), re.DOTALL
+    )
     if section is None:
         return ["README.md has no map of the tree between <!-- map --> and <!-- /map -->."]
     named = set(re.findall(r"^\s*([\w./-]+\.\w+)\s", section.group(1), re.MULTILINE))
-    tracked = subprocess.run(["git", "ls-files", "edgetl", "tools"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
-    modules = {path for path in tracked if not path.endswith(("__init__.py", "py.typed")) and (ROOT / path).exists()}
+    tracked = subprocess.run(
+        ["git", "ls-files", "edgetl", "tools"], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout.split()
+    modules = {
+        path
+        for path in tracked
+        if not path.endswith(("__init__.py", "py.typed")) and (ROOT / path).exists()
+    }
     return [f"README.md's map lacks {path}." for path in sorted(modules - named)] + [
-        f"README.md's map names {path}, which is not there." for path in sorted(named) if not (ROOT / path).exists()
+        f"README.md's map names {path}, which is not there."
+        for path in sorted(named)
+        if not (ROOT / path).exists()
     ]
 
 
@@ -62,7 +79,9 @@ def broken_links() -> list[str]:
     for page in [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         targets = re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
         gone = [target for target in targets if not (page.parent / target).exists()]
-        problems += [f"{page.relative_to(ROOT)} links to {target}, which is not there." for target in gone]
+        problems += [
+            f"{page.relative_to(ROOT)} links to {target}, which is not there." for target in gone
+        ]
     return problems
 
 
@@ -71,7 +90,9 @@ def main() -> None:
     wanted = reference()
     problems = map_problems() + broken_links()
     if check and (not REFERENCE.exists() or REFERENCE.read_text(encoding="utf-8") != wanted):
-        problems.append("docs/cli.md differs from the program's --help; `make format` writes it anew.")
+        problems.append(
+            "docs/cli.md differs from the program's --help; `make format` writes it anew."
+        )
     elif not check:
         REFERENCE.write_text(wanted, encoding="utf-8")
     if problems:

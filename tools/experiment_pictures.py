@@ -23,7 +23,9 @@ WIDTH, LINE, MARGIN = 560, 18, 10
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("experiments", type=Path, nargs="+")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
@@ -31,9 +33,18 @@ def main() -> None:
         found = read_experiment(ExperimentDirectory(folder).result)
         for network in found.networks:
             rows = found.rows_of(network)
-            _write(arguments.output / f"experiment-{folder.name}-{network}-time.svg", draw_courses(network, rows, found.target_accuracy))
-            _write(arguments.output / f"experiment-{folder.name}-{network}-freezing.svg", draw_sweep(network, rows))
-        _write(arguments.output / f"experiment-{folder.name}-latency.svg", draw_trade_off("Networks", found))
+            _write(
+                arguments.output / f"experiment-{folder.name}-{network}-time.svg",
+                draw_courses(network, rows, found.target_accuracy),
+            )
+            _write(
+                arguments.output / f"experiment-{folder.name}-{network}-freezing.svg",
+                draw_sweep(network, rows),
+            )
+        _write(
+            arguments.output / f"experiment-{folder.name}-latency.svg",
+            draw_trade_off("Networks", found),
+        )
 
 
 def _write(path: Path, figure: Markup | None) -> None:
@@ -52,15 +63,28 @@ def standalone(figure: Markup) -> str:
     parts = [drawing[0].replace("<svg ", f'<svg width="{WIDTH}" height="{height:.0f}" ', 1)]
     below = height + LINE
     for mark, name in re.findall(r"<li>(<svg .*?</svg>)(.*?)</li>", figure, re.DOTALL):
-        parts.append(mark.replace("<svg ", f'<svg x="{MARGIN}" y="{below - 9:.0f}" width="30" height="10" ', 1))
+        parts.append(
+            mark.replace(
+                "<svg ", f'<svg x="{MARGIN}" y="{below - 9:.0f}" width="30" height="10" ', 1
+            )
+        )
         parts.append(_text(MARGIN + 38, below, unescape(name)))
         below += LINE
-    style = (Path(page.__file__).parent / "templates" / "page.css").read_text(encoding="utf-8").partition("* {")[0]
+    style = (
+        (Path(page.__file__).parent / "templates" / "page.css")
+        .read_text(encoding="utf-8")
+        .partition("* {")[0]
+    )
     text = "text { font-family: system-ui, sans-serif; fill: var(--ink); } .paper { fill: var(--paper); }"
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {below:.0f}" width="{WIDTH}" height="{below:.0f}">'
     paper = '<rect class="paper" width="100%" height="100%"/>'
     # Inside HTML a browser knows the old prefix; a file of its own would have to declare it.
-    return "\n".join([opening, f"<style>{style}{text}</style>", paper, *parts, "</svg>"]).replace("xlink:href", "href") + "\n"
+    return (
+        "\n".join([opening, f"<style>{style}{text}</style>", paper, *parts, "</svg>"]).replace(
+            "xlink:href", "href"
+        )
+        + "\n"
+    )
 
 
 def _text(left: float, baseline: float, text: str) -> str:

@@ -61,9 +61,21 @@ def fuzz(target: str, cases: int, seed: int, failures: Path) -> Outcome:
 
 
 def _work(outcome: Outcome, target: str, seed: int, first: int, count: int, failures: Path) -> int:
-    command = [sys.executable, "-m", "tools.fuzzing.worker", target, *map(str, (seed, first, count)), str(failures)]
+    command = [
+        sys.executable,
+        "-m",
+        "tools.fuzzing.worker",
+        target,
+        *map(str, (seed, first, count)),
+        str(failures),
+    ]
     errors = failures / f"{target}.stderr"
-    with errors.open("wb") as stderr, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=_environment()) as worker:
+    with (
+        errors.open("wb") as stderr,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stderr, env=_environment()
+        ) as worker,
+    ):
         assert worker.stdout is not None
         lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
         threading.Thread(target=_read, args=(worker.stdout, lines), daemon=True).start()
@@ -82,11 +94,17 @@ def _work(outcome: Outcome, target: str, seed: int, first: int, count: int, fail
                 begun = line["begun"]
                 continue
             _note(outcome, line["case"], line["outcome"], line["what"])
-            outcome.peak_bytes, first, begun = max(outcome.peak_bytes, line["bytes"]), line["case"] + 1, None
+            outcome.peak_bytes, first, begun = (
+                max(outcome.peak_bytes, line["bytes"]),
+                line["case"] + 1,
+                None,
+            )
     if line is None and worker.returncode:
         told = errors.read_text(encoding="utf-8", errors="replace")[-1500:]
         if begun is None:
-            raise SystemExit(f"{target}: the worker ended with status {worker.returncode} outside of a case.\n{told}")
+            raise SystemExit(
+                f"{target}: the worker ended with status {worker.returncode} outside of a case.\n{told}"
+            )
         _note(outcome, begun, "died", f"status {worker.returncode}: {told}")
     errors.unlink(missing_ok=True)
     return first if begun is None else begun + 1
@@ -106,19 +124,36 @@ def _note(outcome: Outcome, number: int, kind: str, what: str) -> None:
 
 def _environment() -> dict[str, str]:
     # glibc gives memory of one thread back to the next, and what is measured is the case.
-    return {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
+    return {
+        **os.environ,
+        "MALLOC_ARENA_MAX": "1",
+        "OMP_NUM_THREADS": "1",
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description="Mutated files of every kind that edgetl reads.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.fuzz", description="Mutated files of every kind that edgetl reads."
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, help=f"of all targets together; {CASES:,} by default")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_CASES} cases of each target")
-    parser.add_argument("--target", choices=TARGETS, action="append", help="one target, or several; all by default")
-    parser.add_argument("--failures", type=Path, default=Path("build/fuzz"), help="folder for inputs that fail")
+    parser.add_argument(
+        "--target", choices=TARGETS, action="append", help="one target, or several; all by default"
+    )
+    parser.add_argument(
+        "--failures", type=Path, default=Path("build/fuzz"), help="folder for inputs that fail"
+    )
     options = parser.parse_args(arguments)
     targets = options.target or list(TARGETS)
-    cases = QUICK_CASES * len(targets) if options.quick else CASES if options.cases is None else options.cases
+    cases = (
+        QUICK_CASES * len(targets)
+        if options.quick
+        else CASES
+        if options.cases is None
+        else options.cases
+    )
     failed = 0
     for number, target in enumerate(targets):
         share = (cases * (number + 1)) // len(targets) - (cases * number) // len(targets)
@@ -134,12 +169,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _describe(outcome: Outcome) -> str:
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(outcome.counts.items()))
     memory = f"{outcome.peak_bytes / 2**20:.0f} MiB at most"
-    lines = [f"{outcome.target}: {outcome.cases} cases in {outcome.seconds:.0f} s: {counts}; {memory}"]
+    lines = [
+        f"{outcome.target}: {outcome.cases} cases in {outcome.seconds:.0f} s: {counts}; {memory}"
+    ]
     by_end: dict[str, list[int]] = {}
     for number, what in outcome.failures:
         by_end.setdefault(what.strip(), []).append(number)
     ranked = sorted(by_end.items(), key=lambda entry: -len(entry[1]))
-    lines += [f"  {len(numbers)} x, first case {numbers[0]}: {what}" for what, numbers in ranked[:_SHOWN]]
+    lines += [
+        f"  {len(numbers)} x, first case {numbers[0]}: {what}" for what, numbers in ranked[:_SHOWN]
+    ]
     lines += [f"  and {len(ranked) - _SHOWN} other ends"] if len(ranked) > _SHOWN else []
     return "\n".join(lines)
 

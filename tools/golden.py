@@ -26,13 +26,28 @@ from PIL import Image
 
 MASKED_KEYS = {
     "seconds", "elapsed", "images_per_second", "created", "device", "versions", "p50_ms", "interval_ms", "spread", "peak_memory_bytes",
-    "choices", "latency", "path", "paths", "host", "source", "data", "output", "fixed", "made_by", "run", "run_id", "timing", "milliseconds",
-    "peak_rss_bytes", "memory",
+    "choices", "latency",
+    "path", "paths", "host", "source", "data", "output", "fixed", "made_by", "run", "run_id", "timing", "milliseconds",
+    "peak_rss_bytes", "memory", "ms", "fill_seconds", "folder",
 }  # fmt: skip
 """JSON keys whose values depend on the machine or on time."""
 
 CLASSES = ("circles", "stripes", "noise")
-HELP = ("", "check", "finetune", "compare", "models", "presets", "export", "bench", "report", "verify", "predict", "doctor", "demo")
+HELP = (
+    "",
+    "check",
+    "finetune",
+    "compare",
+    "models",
+    "presets",
+    "export",
+    "bench",
+    "report",
+    "verify",
+    "predict",
+    "doctor",
+    "demo",
+)
 TRAINING = (
     "--model", "mobilenet_v3_small", "--weights", "builtin", "--image-size", "64", "--seed", "0", "--deterministic", "--device", "cpu",
     "--epochs", "2", "--finetune-epochs", "2", "--batch-size", "8",
@@ -55,16 +70,31 @@ def write_images(folder: Path) -> None:
                     plane = np.sin(columns / 3 + phase)
                 else:
                     plane = generator.normal(size=(96, 96))
-                colors = np.stack([plane * gain for gain in generator.uniform(0.3, 1, 3)], axis=-1) + generator.normal(0, 0.3, (96, 96, 3))
-                Image.fromarray(np.uint8(np.clip(128 + 60 * colors, 0, 255))).save(target / f"{index}.png")
+                colors = np.stack(
+                    [plane * gain for gain in generator.uniform(0.3, 1, 3)], axis=-1
+                ) + generator.normal(0, 0.3, (96, 96, 3))
+                Image.fromarray(np.uint8(np.clip(128 + 60 * colors, 0, 255))).save(
+                    target / f"{index}.png"
+                )
 
 
 def run(folder: Path, *arguments: str, cache: Path | None = None) -> str:
     """Run one command in `folder` with a cache of its own and return its standard output."""
-    environment = {**os.environ, "COLUMNS": "110", "NO_COLOR": "1", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "COLUMNS": "110",
+        "NO_COLOR": "1",
+        "TERM": "dumb",
+        "OMP_NUM_THREADS": "1",
+    }
     environment["EDGETL_CACHE"] = str(cache or folder / "cache")
     result = subprocess.run(
-        [sys.executable, "-m", "edgetl", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "edgetl", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if result.returncode not in (0, 4, 5):
         sys.exit(f"edgetl {' '.join(arguments)} ended with {result.returncode}:\n{result.stderr}")
@@ -93,8 +123,15 @@ def produce(inputs: Path, work: Path) -> dict[str, str]:
         produced |= artifacts(work / name, name)
     run(work, "export", "cached", "--variants", "fp32,int8", "--search", "quick")
     produced |= artifacts(work / "cached/bundle", "bundle")
-    for name, source in (("run", "run"), ("bundle", "run/bundle"), ("bench", "result.json"), ("experiment", "experiment")):
-        shutil.copytree(inputs, work / "pages" / name, symlinks=True, ignore=shutil.ignore_patterns("cache"))
+    for name, source in (
+        ("run", "run"),
+        ("bundle", "run/bundle"),
+        ("bench", "result.json"),
+        ("experiment", "experiment"),
+    ):
+        shutil.copytree(
+            inputs, work / "pages" / name, symlinks=True, ignore=shutil.ignore_patterns("cache")
+        )
         run(work / "pages" / name, "report", source, "-o", "page.html")
         produced[f"page {name}"] = (work / "pages" / name / "page.html").read_text(encoding="utf-8")
     return produced
@@ -110,9 +147,13 @@ def artifacts(folder: Path, name: str) -> dict[str, str]:
         if path.suffix == ".json":
             produced[f"{name}/{relative}"] = mask_json(path.read_text(encoding="utf-8"))
         elif path.suffix == ".jsonl":
-            produced[f"{name}/{relative}"] = "\n".join(mask_json(line) for line in path.read_text(encoding="utf-8").splitlines())
+            produced[f"{name}/{relative}"] = "\n".join(
+                mask_json(line) for line in path.read_text(encoding="utf-8").splitlines()
+            )
         elif path.suffix == ".md":
-            produced[f"{name}/{relative}"] = re.sub(r"\d[\d.,:]*", "N", path.read_text(encoding="utf-8"))
+            produced[f"{name}/{relative}"] = re.sub(
+                r"\d[\d.,:]*", "N", path.read_text(encoding="utf-8")
+            )
         elif path.suffix in (".csv", ".py"):
             produced[f"{name}/{relative}"] = path.read_text(encoding="utf-8")
         elif path.suffix != ".html":
@@ -125,7 +166,9 @@ def mask_json(text: str) -> str:
 
     def mask(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: "masked" if key in MASKED_KEYS else mask(item) for key, item in value.items()}
+            return {
+                key: "masked" if key in MASKED_KEYS else mask(item) for key, item in value.items()
+            }
         return [mask(item) for item in value] if isinstance(value, list) else value
 
     return json.dumps(mask(json.loads(text)), indent=1)

@@ -62,7 +62,13 @@ def appearances(classes: int) -> list[Appearance]:
     for index in range(classes):
         step, family = divmod(index, len(FAMILIES))
         pattern = FAMILIES[family]
-        made.append(Appearance(f"{pattern.__name__}_{step:02d}", pattern, COARSEST * (FINEST / COARSEST) ** (step / steps)))
+        made.append(
+            Appearance(
+                f"{pattern.__name__}_{step:02d}",
+                pattern,
+                COARSEST * (FINEST / COARSEST) ** (step / steps),
+            )
+        )
     return made
 
 
@@ -80,7 +86,9 @@ class Chunk:
     seed: tuple[int, ...]
 
 
-def draw(appearance: Appearance, generator: np.random.Generator, count: int, size: int) -> NDArray[np.uint8]:
+def draw(
+    appearance: Appearance, generator: np.random.Generator, count: int, size: int
+) -> NDArray[np.uint8]:
     """`count` images of a class, [count, size, size, 3]."""
 
     def each(low: float, high: float, *shape: int) -> Values:
@@ -89,7 +97,10 @@ def draw(appearance: Appearance, generator: np.random.Generator, count: int, siz
     rows, columns = np.mgrid[0:size, 0:size].astype(np.float32)[:, None] / size - 0.5
     angle, pitch = each(0, 2 * np.pi), 2 * np.pi * appearance.cycles * each(0.9, 1.1)
     x, y = columns - each(-0.4, 0.4), rows - each(-0.4, 0.4)
-    wave = appearance.pattern((x * np.cos(angle) + y * np.sin(angle)) * pitch, (y * np.cos(angle) - x * np.sin(angle)) * pitch)
+    wave = appearance.pattern(
+        (x * np.cos(angle) + y * np.sin(angle)) * pitch,
+        (y * np.cos(angle) - x * np.sin(angle)) * pitch,
+    )
     wave *= each(0.3, 1)
     wave += generator.standard_normal((count, size, size), np.float32) * each(0.05, 0.5)
     middle, swing = each(80, 176, 1, 1, 3), each(-75, 75, 1, 1, 3)
@@ -100,7 +111,9 @@ def write_chunk(chunk: Chunk) -> int:
     """Draw and encode a chunk; returns how many images it wrote."""
     pixels = draw(chunk.appearance, np.random.default_rng(chunk.seed), chunk.count, chunk.size)
     for number, image in enumerate(pixels, chunk.first):
-        Image.fromarray(image).save(chunk.folder / f"{chunk.appearance.name}_{number:06d}.jpg", quality=85)
+        Image.fromarray(image).save(
+            chunk.folder / f"{chunk.appearance.name}_{number:06d}.jpg", quality=85
+        )
     return chunk.count
 
 
@@ -113,10 +126,24 @@ def plan(folder: Path, images: int, classes: int, size: int, seed: int) -> Itera
             target = folder / split / appearance.name
             target.mkdir(parents=True)
             for first in range(0, total, CHUNK):
-                yield Chunk(target, appearance, first, min(CHUNK, total - first), size, (seed, split_index, index, first))
+                yield Chunk(
+                    target,
+                    appearance,
+                    first,
+                    min(CHUNK, total - first),
+                    size,
+                    (seed, split_index, index, first),
+                )
 
 
-def write_set(folder: Path, images: int, classes: int = 10, size: int = 96, seed: int = 0, workers: int | None = None) -> None:
+def write_set(
+    folder: Path,
+    images: int,
+    classes: int = 10,
+    size: int = 96,
+    seed: int = 0,
+    workers: int | None = None,
+) -> None:
     """Write the set.
 
     Args:
@@ -128,24 +155,38 @@ def write_set(folder: Path, images: int, classes: int = 10, size: int = 96, seed
         workers: processes; None takes one a core.
     """
     if classes < 2 or images < 2 * classes or size < 8 or seed < 0:
-        sys.exit("A set needs 2 classes or more, 2 images or more in each, a size of 8 pixels or more and a seed that is not negative.")
+        sys.exit(
+            "A set needs 2 classes or more, 2 images or more in each, a size of 8 pixels or more and a seed that is not negative."
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        sys.exit(f"{folder} is not an empty folder: give one that is, or one that does not exist yet.")
+        sys.exit(
+            f"{folder} is not an empty folder: give one that is, or one that does not exist yet."
+        )
     started, written, told = time.perf_counter(), 0, 0
     # A fork of a process that has threads, as a caller may, can hang.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers or available_cores(), mp_context=spawn) as pool:
-        for done in as_completed([pool.submit(write_chunk, chunk) for chunk in plan(folder, images, classes, size, seed)]):
+        for done in as_completed(
+            [pool.submit(write_chunk, chunk) for chunk in plan(folder, images, classes, size, seed)]
+        ):
             written += done.result()
             if written * 10 // images > told:
                 told = written * 10 // images
-                print(f"{written:,} of {images:,} images, {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
+                print(
+                    f"{written:,} of {images:,} images, {time.perf_counter() - started:.1f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.large_set", description="Write many small JPEGs to time training on.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.large_set", description="Write many small JPEGs to time training on."
+    )
     parser.add_argument("folder", metavar="DIR", type=Path, help="empty or not there yet")
-    parser.add_argument("--images", type=int, required=True, help="of all classes, training and validation together")
+    parser.add_argument(
+        "--images", type=int, required=True, help="of all classes, training and validation together"
+    )
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--size", type=int, default=96, help="side, pixels")
     parser.add_argument("--seed", type=int, default=0)

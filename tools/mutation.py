@@ -39,7 +39,11 @@ def mutate_bytes(content: bytes, other: bytes, generator: np.random.Generator) -
     """Return bytes with one to four changes: bits flipped, stretches overwritten, removed, repeated or cut off, or spliced with `other`."""
     data = bytearray(content)
     for _ in range(int(generator.integers(1, 5))):
-        at = int(generator.integers(len(data))) if generator.random() < 0.6 else int(generator.integers(min(64, len(data))))
+        at = (
+            int(generator.integers(len(data)))
+            if generator.random() < 0.6
+            else int(generator.integers(min(64, len(data))))
+        )
         length = int(generator.integers(1, 64))
         match int(generator.integers(7)):
             case 0:

@@ -20,6 +20,7 @@ from statistics import median
 import numpy as np
 import onnx
 import onnxruntime
+import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -40,16 +41,22 @@ def classic(image: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.flo
     top, left = contract.crop_box(height, width)
     crop = np.asarray(resized.crop((left, top, left + contract.crop, top + contract.crop)))
     scaled = crop.astype(np.float32) / np.float32(255)
-    normalised = (scaled - np.asarray(contract.mean, np.float32)) / np.asarray(contract.std, np.float32)
+    normalised = (scaled - np.asarray(contract.mean, np.float32)) / np.asarray(
+        contract.std, np.float32
+    )
     return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])
 
 
-def _in_graph(session: onnxruntime.InferenceSession, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _in_graph(
+    session: onnxruntime.InferenceSession, image: NDArray[np.uint8]
+) -> NDArray[np.float32]:
     answer: NDArray[np.float32] = session.run([PIXELS], {IMAGE: image[None]})[0]
     return answer
 
 
-def _session(build: Callable[..., onnx.ModelProto], contract: Preprocessing) -> onnxruntime.InferenceSession:
+def _session(
+    build: Callable[..., onnx.ModelProto], contract: Preprocessing
+) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     model = build(contract, OPSET, IR_VERSION).SerializeToString()
@@ -61,18 +68,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("photo", metavar="PHOTO", type=Path)
     parser.add_argument("--size", type=int, default=224, help="side of the network's input, pixels")
-    parser.add_argument("--before", type=Path, metavar="FILE", help="an earlier edgetl/export/preprocessing_graph.py to compare with")
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="FILE",
+        help="an earlier edgetl/export/preprocessing_graph.py to compare with",
+    )
     given = parser.parse_args()
     contract = Preprocessing.for_image_size(given.size)
     session = _session(preprocessing_graph, contract)
-    earlier = _session(runpy.run_path(str(given.before))["preprocessing_graph"], contract) if given.before else None
+    earlier = (
+        _session(runpy.run_path(str(given.before))["preprocessing_graph"], contract)
+        if given.before
+        else None
+    )
     baseline = "earlier graph" if earlier else "Pillow and NumPy"
     photo = Image.fromarray(load_image(given.photo))
-    print(f"Pillow {Image.__version__}, onnxruntime {onnxruntime.__version__}, to {given.size} px, one thread, {ROUNDS} rounds")  # type: ignore[attr-defined]
+    print(
+        f"Pillow {PIL.__version__}, onnxruntime {onnxruntime.__version__}, to {given.size} px, "
+        f"one thread, {ROUNDS} rounds"
+    )
     for width, height in SIZES:
         image = np.asarray(photo.resize((width, height), Image.Resampling.LANCZOS))
         runs: dict[str, Callable[[], NDArray[np.float32]]] = {
-            "baseline": partial(_in_graph, earlier, image) if earlier else partial(classic, image, contract),
+            "baseline": partial(_in_graph, earlier, image)
+            if earlier
+            else partial(classic, image, contract),
             "graph": partial(_in_graph, session, image),
         }
         difference = float(np.abs(runs["baseline"]() - runs["graph"]()).max())
@@ -88,7 +109,10 @@ def main() -> None:
                     run()
                     taken.append(time.perf_counter() - started)
                 medians[name].append(median(taken) * 1e3)
-        ratios = sorted(graph / plain for plain, graph in zip(medians["baseline"], medians["graph"], strict=True))
+        ratios = sorted(
+            graph / plain
+            for plain, graph in zip(medians["baseline"], medians["graph"], strict=True)
+        )
         print(
             f"{width}x{height}: {baseline} {median(medians['baseline']):.2f} ms, graph {median(medians['graph']):.2f} ms, "
             f"ratio {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}), largest difference {difference:.3f}"

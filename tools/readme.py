@@ -30,9 +30,13 @@ WIDTH = 104
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-o", "--output", type=Path, default=Path("docs"))
-    parser.add_argument("--keep", type=Path, help="where the demo is to leave, or has left, its folder")
+    parser.add_argument(
+        "--keep", type=Path, help="where the demo is to leave, or has left, its folder"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgetl-readme-") as scratch:
         folder = given.keep or Path(scratch) / "parts"
@@ -47,7 +51,12 @@ def run_demo(folder: Path) -> str:
     """What the program prints on a terminal, with its colours; progress goes to this process's own."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "edgetl", "demo", "--keep", folder.name]
-    environment = {**os.environ, "COLUMNS": str(WIDTH), "TERM": "xterm-256color", "PYTHONPATH": str(Path.cwd())}
+    environment = {
+        **os.environ,
+        "COLUMNS": str(WIDTH),
+        "TERM": "xterm-256color",
+        "PYTHONPATH": str(Path.cwd()),
+    }
     folder.parent.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(command, stdout=theirs, cwd=folder.parent, env=environment)
     os.close(theirs)

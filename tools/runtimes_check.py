@@ -77,7 +77,11 @@ class Runtime:
 RUNTIMES = (
     Runtime("OpenVINO", "openvino", _OPENVINO),
     Runtime("OpenCV 4", "opencv-python-headless<5", _OPENCV.format(engine="")),
-    Runtime("OpenCV 5, classic engine", "opencv-python-headless>=5", _OPENCV.format(engine=", engine=cv2.dnn.ENGINE_CLASSIC")),
+    Runtime(
+        "OpenCV 5, classic engine",
+        "opencv-python-headless>=5",
+        _OPENCV.format(engine=", engine=cv2.dnn.ENGINE_CLASSIC"),
+    ),
     Runtime(
         "OpenCV 5, new engine",
         "opencv-python-headless>=5",
@@ -92,7 +96,11 @@ def small_run(folder: Path, architecture: str) -> RunDirectory:
     """A run that knows a little: untrained logits would differ by nothing worth comparing."""
     data = generate_inspection(folder / "data", train=40, val=16, size=96)
     weights = "builtin" if architecture == "mobilenet_v3_small" else "none"
-    return finetune(FinetuneConfig(data, folder / "run", architecture, weights, image_size=96, epochs=5, finetune_epochs=3))
+    return finetune(
+        FinetuneConfig(
+            data, folder / "run", architecture, weights, image_size=96, epochs=5, finetune_epochs=3
+        )
+    )
 
 
 def compare(found: NDArray[np.float32], expected: NDArray[np.float32]) -> tuple[bool, str]:
@@ -105,7 +113,9 @@ def compare(found: NDArray[np.float32], expected: NDArray[np.float32]) -> tuple[
     close = best[:, -1] - best[:, -2] < CLOSE
     figures = f"same top-1 on {same.sum()} of {len(same)}, largest difference {np.abs(found - expected).max():.2g}"
     undecided = int((~same & close).sum())
-    return bool((same | close).all()), figures + (f", {undecided} too close to call" if undecided else "")
+    return bool((same | close).all()), figures + (
+        f", {undecided} too close to call" if undecided else ""
+    )
 
 
 def check(bundle: Bundle, variant: Variant, pythons: dict[str, Path], folder: Path) -> list[str]:
@@ -120,17 +130,29 @@ def check(bundle: Bundle, variant: Variant, pythons: dict[str, Path], folder: Pa
     for runtime in RUNTIMES:
         known = (bundle.model, variant.name) in runtime.known
         try:
-            found = runtime_logits(runtime, pythons, file, inputs, folder) if runtime.package else browser_logits(file, inputs)
+            found = (
+                runtime_logits(runtime, pythons, file, inputs, folder)
+                if runtime.package
+                else browser_logits(file, inputs)
+            )
         except RuntimeError as words:
-            lines.append(f"{'' if known else 'FAILED '}{variant.name}: {runtime.name}: cannot run it, {'as known' if known else words}")
+            lines.append(
+                f"{'' if known else 'FAILED '}{variant.name}: {runtime.name}: cannot run it, {'as known' if known else words}"
+            )
             continue
         right, figures = compare(found, expected)
-        lines.append(f"{'' if right != known else 'FAILED '}{variant.name}: {runtime.name}: {figures}")
+        lines.append(
+            f"{'' if right != known else 'FAILED '}{variant.name}: {runtime.name}: {figures}"
+        )
     return lines
 
 
 def runtime_logits(
-    runtime: Runtime, pythons: dict[str, Path], file: Path, inputs: NDArray[np.float32], folder: Path
+    runtime: Runtime,
+    pythons: dict[str, Path],
+    file: Path,
+    inputs: NDArray[np.float32],
+    folder: Path,
 ) -> NDArray[np.float32]:
     """Logits [images, classes] of a Python package in its environment.
 
@@ -138,10 +160,19 @@ def runtime_logits(
         RuntimeError: it does not run the file; its last words.
     """
     np.save(folder / "inputs.npy", inputs)
-    command = [pythons[runtime.package], "-I", "-c", _ANSWER.format(body=runtime.body), file.resolve(), folder / "inputs.npy"]
+    command = [
+        pythons[runtime.package],
+        "-I",
+        "-c",
+        _ANSWER.format(body=runtime.body),
+        file.resolve(),
+        folder / "inputs.npy",
+    ]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
+        raise RuntimeError(
+            (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        )
     return np.asarray(json.loads(done.stdout), np.float32)
 
 
@@ -150,12 +181,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         packages = dict.fromkeys(runtime.package for runtime in RUNTIMES if runtime.package)
-        pythons = {package: environment(folder / f"env{number}", "numpy", package, tested=False) for number, package in enumerate(packages)}
-        runs = runs or [small_run(folder / architecture, architecture) for architecture in ARCHITECTURES]
+        pythons = {
+            package: environment(folder / f"env{number}", "numpy", package, tested=False)
+            for number, package in enumerate(packages)
+        }
+        runs = runs or [
+            small_run(folder / architecture, architecture) for architecture in ARCHITECTURES
+        ]
         lines: list[str] = []
         for number, run in enumerate(runs):
             output = folder / f"bundle{number}"
-            export_run(run, ExportConfig(output=output, input="tensor", variants=("fp32", "int8"), search="quick"))
+            export_run(
+                run,
+                ExportConfig(
+                    output=output, input="tensor", variants=("fp32", "int8"), search="quick"
+                ),
+            )
             bundle = open_bundle(output)
             print(f"{bundle.model}, {len(bundle.labels)} classes, {run.path.name}", flush=True)
             for variant in bundle.variants:

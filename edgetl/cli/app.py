@@ -15,7 +15,20 @@ from edgetl.core.errors import EdgetlError
 from edgetl.core.registry import missing_package
 
 EXIT_USER, EXIT_BUG = 1, 3
-COMMANDS = ("check", "finetune", "compare", "models", "presets", "export", "bench", "report", "verify", "predict", "doctor", "demo")
+COMMANDS = (
+    "check",
+    "finetune",
+    "compare",
+    "models",
+    "presets",
+    "export",
+    "bench",
+    "report",
+    "verify",
+    "predict",
+    "doctor",
+    "demo",
+)
 """Each is a function in the module of its name."""
 _WITH_PANELS = ("finetune",)
 
@@ -28,7 +41,11 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version and exit.")) -> None:
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
     pass
 
 
@@ -101,5 +118,8 @@ def _fail(error: EdgetlError) -> None:
 
 def _bug() -> None:
     traceback.print_exc()
-    err.print("\nThis is a bug in edgetl, not in what you did. Please report it with the lines above.", style="bold red")
+    err.print(
+        "\nThis is a bug in edgetl, not in what you did. Please report it with the lines above.",
+        style="bold red",
+    )
     sys.exit(EXIT_BUG)

@@ -35,19 +35,33 @@ def bench(
             show_default="model,file",
         ),
     ] = None,
-    batch: Annotated[list[str] | None, typer.Option(metavar="1,4", help="Images a call, in scope `model`.", show_default="1")] = None,
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="1,4", help="Images a call, in scope `model`.", show_default="1"),
+    ] = None,
     threads: Annotated[
-        list[str] | None, typer.Option(metavar="1,2", help="Intra-op threads of every runtime.", show_default="the cores available")
+        list[str] | None,
+        typer.Option(
+            metavar="1,2",
+            help="Intra-op threads of every runtime.",
+            show_default="the cores available",
+        ),
     ] = None,
     provider: Annotated[
         list[str] | None,
-        typer.Option(help="Execution providers: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...; none falls back silently.", show_default="cpu"),
+        typer.Option(
+            help="Execution providers: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...; none falls back silently.",
+            show_default="cpu",
+        ),
     ] = None,
-    variant: Annotated[list[str] | None, typer.Option(help="Variants of the bundle.", show_default="all")] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Variants of the bundle.", show_default="all")
+    ] = None,
     session: Annotated[
         list[str] | None,
         typer.Option(
-            help="ONNX Runtime on a GPU: `default`, `cuda-graph` (one launch a run), `no-tf32` (float32 in full).", show_default="default"
+            help="ONNX Runtime on a GPU: `default`, `cuda-graph` (one launch a run), `no-tf32` (float32 in full).",
+            show_default="default",
         ),
     ] = None,
     pytorch: Annotated[
@@ -61,64 +75,125 @@ def bench(
     rate: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="30", help="Measure paced arrivals too, so many a second: idle gaps change latency.", show_default="single stream"
+            metavar="30",
+            help="Measure paced arrivals too, so many a second: idle gaps change latency.",
+            show_default="single stream",
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds; each runs every configuration once in a fresh process, in random order.")] = _ROUNDS,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            help="Rounds; each runs every configuration once in a fresh process, in random order."
+        ),
+    ] = _ROUNDS,
     sustained: Annotated[
-        str | None, typer.Option(metavar="10m", help="Then run the recommended configuration that long: drift, throttling, steady state.")
+        str | None,
+        typer.Option(
+            metavar="10m",
+            help="Then run the recommended configuration that long: drift, throttling, steady state.",
+        ),
     ] = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Measure every operator as well.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Measure every operator as well.")
+    ] = False,
     inputs: Annotated[
-        Path | None, typer.Option(metavar="FILE.npy|.npz", help="Feed a lone ONNX file with this.", show_default="random values")
+        Path | None,
+        typer.Option(
+            metavar="FILE.npy|.npz",
+            help="Feed a lone ONNX file with this.",
+            show_default="random values",
+        ),
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option(metavar="RESULT.json", help="Compare with an earlier result, of this or another device.")
+        Path | None,
+        typer.Option(
+            metavar="RESULT.json", help="Compare with an earlier result, of this or another device."
+        ),
     ] = None,
-    any_model: Annotated[bool, typer.Option("--any-model", help="Compare though --baseline measured another model.")] = False,
+    any_model: Annotated[
+        bool, typer.Option("--any-model", help="Compare though --baseline measured another model.")
+    ] = False,
     max_regression: Annotated[
-        str | None, typer.Option(metavar="5%", help="Fail if a configuration takes so much longer than in --baseline.")
+        str | None,
+        typer.Option(
+            metavar="5%", help="Fail if a configuration takes so much longer than in --baseline."
+        ),
     ] = None,
     max_p99: Annotated[
         str | None,
         typer.Option(
-            metavar="30ms", help="Fail if the recommended configuration's p99 is above this, in the first scope; also in paced arrivals."
+            metavar="30ms",
+            help="Fail if the recommended configuration's p99 is above this, in the first scope; also in paced arrivals.",
         ),
     ] = None,
     min_speedup: Annotated[
-        float | None, typer.Option(metavar="2", help="Fail if the recommended configuration is not so many times as fast as eager PyTorch.")
+        float | None,
+        typer.Option(
+            metavar="2",
+            help="Fail if the recommended configuration is not so many times as fast as eager PyTorch.",
+        ),
     ] = None,
-    candidates: Annotated[str | None, typer.Option(metavar="A,B", help="Architectures to choose from, as the arguments.")] = None,
-    classes: Annotated[int, typer.Option(help="For architectures: classes of the new head.")] = _CLASSES,
+    candidates: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Architectures to choose from, as the arguments."),
+    ] = None,
+    classes: Annotated[
+        int, typer.Option(help="For architectures: classes of the new head.")
+    ] = _CLASSES,
     image_size: Annotated[
-        str | None, typer.Option(metavar="160,224", help="For architectures: sides of the input in pixels.", show_default="each one's own")
+        str | None,
+        typer.Option(
+            metavar="160,224",
+            help="For architectures: sides of the input in pixels.",
+            show_default="each one's own",
+        ),
     ] = None,
-    latency_budget: Annotated[str | None, typer.Option(metavar="5ms", help="For architectures: p50 to stay below.")] = None,
+    latency_budget: Annotated[
+        str | None, typer.Option(metavar="5ms", help="For architectures: p50 to stay below.")
+    ] = None,
     host: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="USER@DEVICE", help="Measure there, over OpenSSH; several at once. What is installed there for it is removed again."
+            metavar="USER@DEVICE",
+            help="Measure there, over OpenSSH; several at once. What is installed there for it is removed again.",
         ),
     ] = None,
     wheels: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="With --host: install from these wheels.", show_default="the device's own index"),
+        typer.Option(
+            metavar="DIR",
+            help="With --host: install from these wheels.",
+            show_default="the device's own index",
+        ),
     ] = None,
     loadgen: Annotated[
         str | None,
         typer.Option(
-            metavar="SCENARIO", help="Let MLPerf LoadGen drive the recommended variant instead: `single-stream`, `multi-stream`, `offline`."
+            metavar="SCENARIO",
+            help="Let MLPerf LoadGen drive the recommended variant instead: `single-stream`, `multi-stream`, `offline`.",
         ),
     ] = None,
     loadgen_mode: Annotated[
-        list[str] | None, typer.Option(help="With --loadgen: LoadGen's `accuracy` or `performance` mode.", show_default="both")
+        list[str] | None,
+        typer.Option(
+            help="With --loadgen: LoadGen's `accuracy` or `performance` mode.", show_default="both"
+        ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="With --loadgen: labelled images, a folder for each label.", show_default="the reference images"),
+        typer.Option(
+            metavar="DIR",
+            help="With --loadgen: labelled images, a folder for each label.",
+            show_default="the reference images",
+        ),
     ] = None,
     min_duration: Annotated[
-        str | None, typer.Option(metavar="10m", help="With --loadgen: its min_duration; MLPerf's rules want 10m.", show_default="10s")
+        str | None,
+        typer.Option(
+            metavar="10m",
+            help="With --loadgen: its min_duration; MLPerf's rules want 10m.",
+            show_default="10s",
+        ),
     ] = None,
     min_accuracy: Annotated[
         str | None,
@@ -137,8 +212,12 @@ def bench(
             show_default="a new one in RUN/bench or ./bench",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Measure with more threads than there are cores.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Measure with more threads than there are cores.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")
+    ] = False,
 ) -> None:
     """Measure ONNX Runtime against the full PyTorch model, on this device.
 
@@ -153,7 +232,12 @@ def bench(
     from edgetl.core.errors import BenchError, ConfigError
     from edgetl.core.lists import numbers, words
 
-    with_loadgen = {"--loadgen-mode": loadgen_mode, "--data": data, "--min-duration": min_duration, "--min-accuracy": min_accuracy}
+    with_loadgen = {
+        "--loadgen-mode": loadgen_mode,
+        "--data": data,
+        "--min-duration": min_duration,
+        "--min-accuracy": min_accuracy,
+    }
     if loadgen is not None:
         from edgetl.cli.bench_loadgen import run_loadgen
 
@@ -170,14 +254,31 @@ def bench(
             "--threads": numbers("--threads", threads or [], int), "--variant": words(variant or []),
         }  # fmt: skip
         modes = words(loadgen_mode or [])
-        run_loadgen(loadgen, targets or (), without_loadgen, lists, modes, data, min_duration, min_accuracy, output, as_json, force)
+        run_loadgen(
+            loadgen,
+            targets or (),
+            without_loadgen,
+            lists,
+            modes,
+            data,
+            min_duration,
+            min_accuracy,
+            output,
+            as_json,
+            force,
+        )
         return
     if any(with_loadgen.values()):
         from edgetl.cli.bench_loadgen import refuse_without_loadgen
 
         refuse_without_loadgen(with_loadgen)
-    named, counts = [*(targets or ()), *words([candidates] if candidates else [])], numbers("--threads", threads or [], int)
-    if candidates or (targets and all(name in architectures() and not Path(name).exists() for name in targets)):
+    named, counts = (
+        [*(targets or ()), *words([candidates] if candidates else [])],
+        numbers("--threads", threads or [], int),
+    )
+    if candidates or (
+        targets and all(name in architectures() and not Path(name).exists() for name in targets)
+    ):
         of_a_model = {
             "--scope": scope, "--batch": batch, "--variant": variant,
             "--session": session, "--pytorch": pytorch, "--rate": rate, "--sustained": sustained,
@@ -206,7 +307,9 @@ def bench(
         )
         return
     if len(named) != 1:
-        raise ConfigError("Give one RUN, BUNDLE or MODEL.onnx to measure, or architectures to choose from (`edgetl models` lists them).")
+        raise ConfigError(
+            "Give one RUN, BUNDLE or MODEL.onnx to measure, or architectures to choose from (`edgetl models` lists them)."
+        )
     if image_size or latency_budget:
         raise ConfigError(
             "--image-size and --latency-budget belong to architectures; a model brings its own input, and --max-p99 bounds it."

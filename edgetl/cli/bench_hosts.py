@@ -37,7 +37,11 @@ class PlainFleet:
 
     def ended(self, outcome: Outcome) -> None:
         """Print what became of it."""
-        err.print(f"{outcome.host}: {in_words(outcome)}, after {duration(outcome.seconds)}", markup=False, soft_wrap=True)
+        err.print(
+            f"{outcome.host}: {in_words(outcome)}, after {duration(outcome.seconds)}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 class LiveFleet:
@@ -72,8 +76,14 @@ class LiveFleet:
             for host, (step, words) in self._rows.items():
                 outcome = self._ended.get(host)
                 seconds = time.monotonic() - self._began if outcome is None else outcome.seconds
-                told = Text(step, style="dim" if step == _WAITING else "") if outcome is None else _styled(outcome)
-                table.add_row(host, duration(seconds), told, Text("" if outcome else words, style="dim"))
+                told = (
+                    Text(step, style="dim" if step == _WAITING else "")
+                    if outcome is None
+                    else _styled(outcome)
+                )
+                table.add_row(
+                    host, duration(seconds), told, Text("" if outcome else words, style="dim")
+                )
         return table
 
 
@@ -87,18 +97,34 @@ def _watching(hosts: Sequence[str]) -> Iterator[PlainFleet | LiveFleet]:
         yield table
 
 
-def run_hosts(config: BenchConfig, hosts: Sequence[str], wheels: Path | None, as_json: bool) -> None:
+def run_hosts(
+    config: BenchConfig, hosts: Sequence[str], wheels: Path | None, as_json: bool
+) -> None:
     """Measure on every host and show what came; exits with 1 where one failed, else as `edgetl bench` does by limits."""
     from edgetl.fleet.benching import bench_hosts
 
     with _watching(hosts) as watcher:
         outcomes = bench_hosts(config, hosts, wheels, watcher)
     if as_json:
-        print_json({"schema": SCHEMA, "kind": "fleet", "hosts": [outcome.to_json() for outcome in outcomes]})
+        print_json(
+            {
+                "schema": SCHEMA,
+                "kind": "fleet",
+                "hosts": [outcome.to_json() for outcome in outcomes],
+            }
+        )
     else:
         _show(outcomes)
     statuses = {outcome.status for outcome in outcomes if not outcome.failed}
-    worst = 1 if any(outcome.failed for outcome in outcomes) else 4 if 4 in statuses else 5 if 5 in statuses else 0
+    worst = (
+        1
+        if any(outcome.failed for outcome in outcomes)
+        else 4
+        if 4 in statuses
+        else 5
+        if 5 in statuses
+        else 0
+    )
     if worst:
         raise typer.Exit(worst)
 
@@ -107,7 +133,9 @@ def in_words(outcome: Outcome) -> str:
     """What became of a host, in a few words."""
     if outcome.failed:
         return f"failed: {outcome.failed}"
-    return {4: "measured, a limit is broken", 5: "measured, a limit is undecided"}.get(outcome.status or 0, "measured")
+    return {4: "measured, a limit is broken", 5: "measured, a limit is undecided"}.get(
+        outcome.status or 0, "measured"
+    )
 
 
 def _figures(outcomes: Sequence[Outcome]) -> Table:
@@ -126,9 +154,27 @@ def _figures(outcomes: Sequence[Outcome]) -> Table:
             interval = " to ".join(map(milliseconds, row.p50_interval_ms or ()))
             rate = "" if row.images_per_second is None else f"{row.images_per_second:.1f}"
             first = (outcome.host, device_name(outcome.result.device)) if not number else ("", "")
-            figures = (milliseconds(row.percentile_ms(50)), interval, milliseconds(row.percentile_ms(99)), rate)
+            figures = (
+                milliseconds(row.percentile_ms(50)),
+                interval,
+                milliseconds(row.percentile_ms(99)),
+                rate,
+            )
             told = "failed" if row.failed else "noisy" if outcome.result.noise.noisy else "quiet"
-            table.add_row(*(Text(cell) for cell in (*first, row.variant, row.scope, str(row.batch), str(row.threads), *figures, told)))
+            table.add_row(
+                *(
+                    Text(cell)
+                    for cell in (
+                        *first,
+                        row.variant,
+                        row.scope,
+                        str(row.batch),
+                        str(row.threads),
+                        *figures,
+                        told,
+                    )
+                )
+            )
     return table
 
 
@@ -155,7 +201,11 @@ def _show(outcomes: Sequence[Outcome]) -> None:
         if outcome.failed:
             out.print(f"{outcome.host}: {outcome.failed}", markup=False, soft_wrap=True)
         if outcome.left:
-            out.print(f"{outcome.host}: {outcome.left} may still be there; remove it when the host is back.", markup=False, soft_wrap=True)
+            out.print(
+                f"{outcome.host}: {outcome.left} may still be there; remove it when the host is back.",
+                markup=False,
+                soft_wrap=True,
+            )
     if len(results) > 1:
         paths = " ".join(str(result.path) for result in results)
         out.print(f"One page of all: edgetl report {paths}", markup=False, soft_wrap=True)

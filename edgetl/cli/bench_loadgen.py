@@ -75,12 +75,16 @@ def run_loadgen(
         )
     several = [option for option, values in lists.items() if len(values) > 1]
     if several:
-        raise ConfigError(f"--loadgen measures one configuration: give one {', one '.join(several)}.")
+        raise ConfigError(
+            f"--loadgen measures one configuration: give one {', one '.join(several)}."
+        )
     if len(targets) != 1:
         raise ConfigError("--loadgen drives one RUN or BUNDLE: give one.")
     one = {option.removeprefix("--"): values[0] for option, values in lists.items() if values}
     if one.get("variant") == "all":
-        raise ConfigError("--loadgen drives one variant: name it, or leave --variant out for the recommended one.")
+        raise ConfigError(
+            "--loadgen drives one variant: name it, or leave --variant out for the recommended one."
+        )
     config = LoadgenConfig(
         target=Path(targets[0]),
         scenario=scenario,  # type: ignore[arg-type]
@@ -107,11 +111,19 @@ def show(result: LoadgenResult) -> None:
     """Print a result for people; what LoadGen says stands as it says it."""
     setup = result.configuration
     name = f"[bold]{result.model.get('name') or result.target}[/] {setup['variant']} on {device_name(result.device)}"
-    threads, batch = counted(setup["threads"], "thread"), f", batch {setup['batch']}" if setup["batch"] > 1 else ""
-    out.print(f"{name}, {setup['provider']}, {threads}, scope {setup['scope']}{batch}", highlight=False)
+    threads, batch = (
+        counted(setup["threads"], "thread"),
+        f", batch {setup['batch']}" if setup["batch"] > 1 else "",
+    )
+    out.print(
+        f"{name}, {setup['provider']}, {threads}, scope {setup['scope']}{batch}", highlight=False
+    )
     _line("LoadGen", f"{result.loadgen}, {result.scenario}, {result.samples['description']}")
     gate = setup["gate"]
-    _line("Gate", f"{gate['top1_agreement']}/{gate['images']} agree, max |Δlogit| {gate['max_logit_difference']:.2g}")
+    _line(
+        "Gate",
+        f"{gate['top1_agreement']}/{gate['images']} agree, max |Δlogit| {gate['max_logit_difference']:.2g}",
+    )
     if result.accuracy is not None:
         _show_accuracy(result.accuracy)
     if result.performance is not None:
@@ -128,8 +140,15 @@ def show(result: LoadgenResult) -> None:
 
 def _show_accuracy(accuracy: Accuracy) -> None:
     against = "their labels" if accuracy.against == "labels" else "PyTorch's answers"
-    least = "" if accuracy.least is None else f", at least {percent(accuracy.least)} must be: {'passed' if accuracy.passed else 'FAILED'}"
-    _line("Accuracy", f"{accuracy.right} of {accuracy.images} as {against} ({percent(accuracy.share)}){least}")
+    least = (
+        ""
+        if accuracy.least is None
+        else f", at least {percent(accuracy.least)} must be: {'passed' if accuracy.passed else 'FAILED'}"
+    )
+    _line(
+        "Accuracy",
+        f"{accuracy.right} of {accuracy.images} as {against} ({percent(accuracy.share)}){least}",
+    )
     for mistake in accuracy.wrong[:_SHOWN_MISTAKES]:
         _line("", f"{mistake['file']}: {mistake['answer']}, not {mistake['wanted']}")
     if len(accuracy.wrong) > _SHOWN_MISTAKES:
@@ -139,17 +158,31 @@ def _show_accuracy(accuracy: Accuracy) -> None:
 def _show_performance(performance: Performance) -> None:
     summary = performance.summary
     _line("Verdict", f"Result is : {summary.result} (LoadGen's words)")
-    main = {"single-stream": "90.0th percentile latency (ns)", "multi-stream": "99.0th percentile latency (ns)"}
+    main = {
+        "single-stream": "90.0th percentile latency (ns)",
+        "multi-stream": "99.0th percentile latency (ns)",
+    }
     figure = main.get(performance.scenario, "Samples per second")
     told = summary.figures.get(figure, "")
     _line("", f"{figure} : {told}")
     for words in (*summary.remarks, *summary.messages):
         _line("", words)
-    times = (performance.loadgen_ns, performance.edgetl_ns, performance.callback_ns, performance.inference_ns)
+    times = (
+        performance.loadgen_ns,
+        performance.edgetl_ns,
+        performance.callback_ns,
+        performance.inference_ns,
+    )
     kind, unit = ("", "samples/s") if performance.per_second else ("p50 ", "ms")
-    loadgen, own, inside, model = (f"{1e9 / ns:.1f}" if performance.per_second else milliseconds(ns / 1e6) for ns in times)
-    _line("Beside", f"LoadGen {kind}{loadgen} {unit}, edgetl {own} {unit} ({performance.ratio:.2f})")
-    _line("", f"edgetl's clock inside LoadGen's test: {inside} {unit}, the model alone {model} {unit}")
+    loadgen, own, inside, model = (
+        f"{1e9 / ns:.1f}" if performance.per_second else milliseconds(ns / 1e6) for ns in times
+    )
+    _line(
+        "Beside", f"LoadGen {kind}{loadgen} {unit}, edgetl {own} {unit} ({performance.ratio:.2f})"
+    )
+    _line(
+        "", f"edgetl's clock inside LoadGen's test: {inside} {unit}, the model alone {model} {unit}"
+    )
     if not performance.agrees:
         _line("", f"They disagree by more than 5%: {performance.disagreement}.")
     if not performance.steady:

@@ -8,7 +8,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgetl.cli.console import out
-from edgetl.core.wording import MISSING, PROFILE_CLOCKS, counted, device_name, gpu_summary, milliseconds
+from edgetl.core.wording import (
+    MISSING,
+    PROFILE_CLOCKS,
+    counted,
+    device_name,
+    gpu_summary,
+    milliseconds,
+)
 
 if TYPE_CHECKING:
     from edgetl.core.comparisons import Comparison
@@ -16,7 +23,12 @@ if TYPE_CHECKING:
     from edgetl.core.rows import Row
     from edgetl.core.sustained import Sustained
 
-VERDICT_STYLE = {"faster": "bold green", "slower": "bold red", "inconclusive": "yellow", "noisy": "yellow"}
+VERDICT_STYLE = {
+    "faster": "bold green",
+    "slower": "bold red",
+    "inconclusive": "yellow",
+    "noisy": "yellow",
+}
 OUTCOME_STYLE = {"held": "green", "broken": "bold red", "undecided": "yellow"}
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARKS, _OPERATORS, _NODES = 60, 8, 4
@@ -46,7 +58,10 @@ def show(result: BenchResult) -> None:
         _show_sustained(result.sustained)
     _show_recommendation(result)
     for judged in result.judged:
-        out.print(f"Limit    [{OUTCOME_STYLE[judged.outcome]}]{judged.outcome}[/] --{judged.limit}: ", end="")
+        out.print(
+            f"Limit    [{OUTCOME_STYLE[judged.outcome]}]{judged.outcome}[/] --{judged.limit}: ",
+            end="",
+        )
         out.print(judged.why, markup=False, soft_wrap=True)
     if not any(row.rounds for row in result.rows):
         out.print("Noise    nothing was timed")
@@ -60,22 +75,48 @@ def show(result: BenchResult) -> None:
 
 def _latency_table(result: BenchResult) -> Table:
     table = plain_table()
-    beside = {pair.candidate: result.against_eager(pair.candidate) or pair for pair in reversed(result.comparisons) if pair.earlier is None}
+    beside = {
+        pair.candidate: result.against_eager(pair.candidate) or pair
+        for pair in reversed(result.comparisons)
+        if pair.earlier is None
+    }
     baselines = {comparison.baseline for comparison in beside.values()}
-    varied = [name for name in ("provider", "batch", "threads", "rate") if len({getattr(row, name) for row in result.rows}) > 1]
+    varied = [
+        name
+        for name in ("provider", "batch", "threads", "rate")
+        if len({getattr(row, name) for row in result.rows}) > 1
+    ]
     for heading in ("runtime", "variant", "scope", *varied):
         table.add_column(heading)
     for heading in ("p50 ms", "±", "p90 ms", "p99 ms", "img/s"):
         table.add_column(heading, justify="right")
     table.add_column("speed-up [95%]", justify="right")
     table.add_column("verdict")
-    for row in sorted(result.rows, key=lambda row: (row.scope != "model", row.scope, row.rate or 0, row.batch, row.threads)):
+    for row in sorted(
+        result.rows,
+        key=lambda row: (row.scope != "model", row.scope, row.rate or 0, row.batch, row.threads),
+    ):
         p50, p90, p99 = (milliseconds(row.percentile_ms(percent)) for percent in (50, 90, 99))
         interval = row.p50_interval_ms
-        told = "" if interval is None else f"[dim]{(interval[1] - interval[0]) / (interval[1] + interval[0]):.0%}[/]"
+        told = (
+            ""
+            if interval is None
+            else f"[dim]{(interval[1] - interval[0]) / (interval[1] + interval[0]):.0%}[/]"
+        )
         rate = MISSING if row.images_per_second is None else f"{row.images_per_second:.1f}"
         which = [_varied(row, name) for name in varied]
-        table.add_row(row.runtime, row.variant, row.scope, *which, p50, told, p90, p99, rate, *_speedup(row, beside, baselines))
+        table.add_row(
+            row.runtime,
+            row.variant,
+            row.scope,
+            *which,
+            p50,
+            told,
+            p90,
+            p99,
+            rate,
+            *_speedup(row, beside, baselines),
+        )
     return table
 
 
@@ -97,18 +138,45 @@ def _evidence_table(result: BenchResult) -> Table:
     energy = any(row.energy_mj() for row in result.rows)
     table = plain_table()
     table.add_column("cold start, ms")
-    for heading in ("import", "session", "first", "total", "peak MiB", "grown", "file MB", *(["mJ/image"] if energy else [])):
+    for heading in (
+        "import",
+        "session",
+        "first",
+        "total",
+        "peak MiB",
+        "grown",
+        "file MB",
+        *(["mJ/image"] if energy else []),
+    ):
         table.add_column(heading, justify="right")
     table.add_column("reference images")
-    configurations = {(row.runtime, row.variant, row.provider, row.batch, row.threads): row for row in reversed(result.rows)}
+    configurations = {
+        (row.runtime, row.variant, row.provider, row.batch, row.threads): row
+        for row in reversed(result.rows)
+    }
     several = len({key[2:] for key in configurations}) > 1
     for row in reversed(configurations.values()):
         cold = row.cold()
-        parts = [f"{cold[name]:.0f}" if cold else MISSING for name in ("import_ms", "session_ms", "first_inference_ms", "total_ms")]
+        parts = [
+            f"{cold[name]:.0f}" if cold else MISSING
+            for name in ("import_ms", "session_ms", "first_inference_ms", "total_ms")
+        ]
         grown = row.memory_growth_bytes
-        memory = [_mebibytes(cold.get("peak_memory_bytes")), MISSING if grown is None else f"{grown / 2**20:+.1f}"]
-        drawn = [", ".join(f"{value:.1f} ({source})" for source, value in row.energy_mj().items()) or MISSING] if energy else []
-        name = f"{row.runtime} {row.variant}" + (f" {row.provider} b{row.batch} t{row.threads}" if several else "")
+        memory = [
+            _mebibytes(cold.get("peak_memory_bytes")),
+            MISSING if grown is None else f"{grown / 2**20:+.1f}",
+        ]
+        drawn = (
+            [
+                ", ".join(f"{value:.1f} ({source})" for source, value in row.energy_mj().items())
+                or MISSING
+            ]
+            if energy
+            else []
+        )
+        name = f"{row.runtime} {row.variant}" + (
+            f" {row.provider} b{row.batch} t{row.threads}" if several else ""
+        )
         table.add_row(name, *parts, *memory, f"{row.file_bytes / 1e6:.1f}", *drawn, _gate(row))
     return table
 
@@ -131,7 +199,10 @@ def _stage_table(result: BenchResult) -> Table:
     for row in rows:
         stages = row.stages_ms()
         paced = "" if row.rate is None else f" {row.rate:g}/s"
-        table.add_row(f"{row.runtime} {row.variant} {row.scope}{paced} t{row.threads}", *(milliseconds(stages.get(name)) for name in names))
+        table.add_row(
+            f"{row.runtime} {row.variant} {row.scope}{paced} t{row.threads}",
+            *(milliseconds(stages.get(name)) for name in names),
+        )
     return table
 
 
@@ -142,12 +213,30 @@ def _profile_table(row_id: str, profile: dict[str, Any]) -> Table:
     for heading in ("nodes", "µs", "share"):
         table.add_column(heading, justify="right")
     for entry in profile["operators"][:_OPERATORS]:
-        table.add_row(str(entry["operator"]), str(entry["provider"]), str(entry["nodes"]), f"{entry['us']:.0f}", f"{entry['share']:.1%}")
+        table.add_row(
+            str(entry["operator"]),
+            str(entry["provider"]),
+            str(entry["nodes"]),
+            f"{entry['us']:.0f}",
+            f"{entry['share']:.1%}",
+        )
     left = profile["operators"][_OPERATORS:]
     if left:
-        table.add_row(f"[dim]{len(left)} more[/]", "", "", "", f"{sum(float(str(entry['share'])) for entry in left):.1%}")
+        table.add_row(
+            f"[dim]{len(left)} more[/]",
+            "",
+            "",
+            "",
+            f"{sum(float(str(entry['share'])) for entry in left):.1%}",
+        )
     for entry in profile["nodes"][:_NODES]:
-        table.add_row(f"[dim]node {escape(str(entry['node']))}[/]", "", "", f"{entry['us']:.0f}", f"{entry['share']:.1%}")
+        table.add_row(
+            f"[dim]node {escape(str(entry['node']))}[/]",
+            "",
+            "",
+            f"{entry['us']:.0f}",
+            f"{entry['share']:.1%}",
+        )
     return table
 
 
@@ -156,7 +245,10 @@ def _show_comparisons(result: BenchResult) -> None:
         if pair.earlier is None:
             base = result.row(pair.baseline)
             if base.runtime == "pytorch" and base.variant != "fp32":
-                out.print(f"Against  {pair.candidate} is {ratio(pair)} {_verdict(pair)} against {pair.baseline}", soft_wrap=True)
+                out.print(
+                    f"Against  {pair.candidate} is {ratio(pair)} {_verdict(pair)} against {pair.baseline}",
+                    soft_wrap=True,
+                )
             continue
         earlier = pair.earlier
         out.print(
@@ -169,9 +261,13 @@ def _show_comparisons(result: BenchResult) -> None:
 def _show_remarks(result: BenchResult) -> None:
     for row in result.rows:
         if row.rounds and not row.steady:
-            out.print(f"[yellow]Not steady:[/] {row.id}: warm-up did not settle within 2% in every round.")
+            out.print(
+                f"[yellow]Not steady:[/] {row.id}: warm-up did not settle within 2% in every round."
+            )
         if row.waited > 0.01:
-            out.print(f"[yellow]Late:[/]     {row.id}: {row.waited:.0%} of the arrivals found the one before still being answered.")
+            out.print(
+                f"[yellow]Late:[/]     {row.id}: {row.waited:.0%} of the arrivals found the one before still being answered."
+            )
     for row in result.rows:
         if row.gpu():
             out.print(f"GPU      {row.id}: {gpu_summary(row.gpu())}", markup=False, soft_wrap=True)
@@ -183,17 +279,29 @@ def _show_remarks(result: BenchResult) -> None:
 def _show_sustained(sustained: Sustained) -> None:
     medians = [window.median_ns for window in sustained.windows]
     drift, settled = sustained.drift, sustained.settled
-    out.print(f"Sustained {sustained.row}, {sustained.windows[-1].start_s + 1:.0f} s of {sustained.asked_s:.0f}")
+    out.print(
+        f"Sustained {sustained.row}, {sustained.windows[-1].start_s + 1:.0f} s of {sustained.asked_s:.0f}"
+    )
     out.print(
         f"         {_sparkline(medians)} {milliseconds(min(medians) / 1e6)} to {milliseconds(max(medians) / 1e6)} ms (medians of a second)"
     )
-    when = "never settled; over all" if settled is None else f"settled after {sustained.windows[settled].start_s:.0f} s; from then on"
-    figures = ", ".join(f"p{percent} {milliseconds(sustained.steady_ms(percent))} ms" for percent in (50, 90, 99))
+    when = (
+        "never settled; over all"
+        if settled is None
+        else f"settled after {sustained.windows[settled].start_s:.0f} s; from then on"
+    )
+    figures = ", ".join(
+        f"p{percent} {milliseconds(sustained.steady_ms(percent))} ms" for percent in (50, 90, 99)
+    )
     out.print(f"         {when}: {figures}")
     if drift is not None:
         colour = "green" if drift.verdict == "steady" else "yellow"
         last = f"last quarter {drift.ratio:.3f} \\[{drift.low:.3f}, {drift.high:.3f}] of the first"
-        out.print(f"         [{colour}]{drift.verdict}[/]: {last}" + "".join(f"; {reason}" for reason in sustained.reasons), soft_wrap=True)
+        out.print(
+            f"         [{colour}]{drift.verdict}[/]: {last}"
+            + "".join(f"; {reason}" for reason in sustained.reasons),
+            soft_wrap=True,
+        )
 
 
 def _show_recommendation(result: BenchResult) -> None:
@@ -204,13 +312,21 @@ def _show_recommendation(result: BenchResult) -> None:
     for what, choice in (("Fastest ", chosen.latency), ("Most/s  ", chosen.throughput)):
         if what.startswith("Most") and choice.row == chosen.latency.row:
             continue
-        alike = f" (as fast, with more threads or a larger file: {', '.join(choice.as_fast)})" if choice.as_fast else ""
+        alike = (
+            f" (as fast, with more threads or a larger file: {', '.join(choice.as_fast)})"
+            if choice.as_fast
+            else ""
+        )
         out.print(
             f"{what} {choice.row}: {milliseconds(choice.p50_ms)} ms, {choice.images_per_second:.0f} images/s{alike}{emulated}",
             markup=False,
             soft_wrap=True,
         )
-        options = ", ".join(f"{name}={value}" for name, value in choice.options.items() if name not in ("variant", "batch"))
+        options = ", ".join(
+            f"{name}={value}"
+            for name, value in choice.options.items()
+            if name not in ("variant", "batch")
+        )
         out.print(f"         session: {options}", style="dim", markup=False, soft_wrap=True)
 
 
@@ -222,14 +338,25 @@ def _quiet(result: BenchResult) -> str:
         if measured.get(name) is not None
     ]
     spread = max(measured.get("round_spread", {}).values(), default=None)
-    return ", ".join([*told, *([] if spread is None else [f"rounds within {spread:.1%}"])]) or "nothing to report"
+    return (
+        ", ".join([*told, *([] if spread is None else [f"rounds within {spread:.1%}"])])
+        or "nothing to report"
+    )
 
 
 def _sparkline(values: list[float]) -> str:
-    shown = [max(values[place * len(values) // _SPARKS : (place + 1) * len(values) // _SPARKS], default=None) for place in range(_SPARKS)]
+    shown = [
+        max(
+            values[place * len(values) // _SPARKS : (place + 1) * len(values) // _SPARKS],
+            default=None,
+        )
+        for place in range(_SPARKS)
+    ]
     kept = [value for value in shown if value is not None]
     low, high = min(kept), max(kept)
-    return "".join(_BARS[round((len(_BARS) - 1) * (value - low) / (high - low or 1))] for value in kept)
+    return "".join(
+        _BARS[round((len(_BARS) - 1) * (value - low) / (high - low or 1))] for value in kept
+    )
 
 
 def _mebibytes(count: int | None) -> str:
@@ -250,4 +377,10 @@ def plain_table() -> Table:
     """Without lines but the one under the headings."""
     from rich import box
 
-    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
+    return Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        header_style="bold",
+        show_edge=False,
+    )

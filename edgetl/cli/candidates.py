@@ -67,7 +67,9 @@ def run_candidates(
 
     result = measure_and_show(partial(time_candidates, config), show_candidates, as_json)
     if not result.timed:
-        reasons = "; ".join(f"{row.architecture} at {row.image_size} px: {row.failed}" for row in result.rows)
+        reasons = "; ".join(
+            f"{row.architecture} at {row.image_size} px: {row.failed}" for row in result.rows
+        )
         raise BenchError(f"Not one candidate could be timed. {reasons}")
 
 
@@ -82,7 +84,9 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     wrong = [part for part in parts if not (part.isascii() and part.isdigit())]
     if wrong:
-        raise ConfigError(f"--image-size takes pixels, separated by commas (160,224), not {', '.join(map(repr, wrong))}.")
+        raise ConfigError(
+            f"--image-size takes pixels, separated by commas (160,224), not {', '.join(map(repr, wrong))}."
+        )
     return tuple(map(int, parts))
 
 
@@ -97,7 +101,15 @@ def show_candidates(result: CandidatesResult) -> None:
     )
     table = plain_table()
     table.add_column("architecture")
-    for heading in ("size", "parameters", "MB", "p50 ms [95%]".replace("[", "\\["), "p90 ms", "images/s", "ImageNet %"):
+    for heading in (
+        "size",
+        "parameters",
+        "MB",
+        "p50 ms [95%]".replace("[", "\\["),
+        "p90 ms",
+        "images/s",
+        "ImageNet %",
+    ):
         table.add_column(heading, justify="right")
     if result.latency_budget_ms is not None:
         table.add_column("fits")
@@ -108,14 +120,24 @@ def show_candidates(result: CandidatesResult) -> None:
     out.print(table)
     out.print()
     for row in failed:
-        out.print(f"Failed   {row.architecture} at {row.image_size} px: {row.failed}", markup=False, soft_wrap=True)
+        out.print(
+            f"Failed   {row.architecture} at {row.image_size} px: {row.failed}",
+            markup=False,
+            soft_wrap=True,
+        )
     for row in result.timed:
         if not row.steady:
-            out.print(f"[yellow]Not steady:[/] {row.name}: warm-up did not settle within 2% in every round.")
+            out.print(
+                f"[yellow]Not steady:[/] {row.name}: warm-up did not settle within 2% in every round."
+            )
     for note in result.notes:
         out.print(f"Note     {note}", markup=False, soft_wrap=True)
     if result.timed:
-        quiet = "[green]quiet[/]" if not result.noise.noisy else "[yellow]noisy[/]: " + "; ".join(result.noise.reasons)
+        quiet = (
+            "[green]quiet[/]"
+            if not result.noise.noisy
+            else "[yellow]noisy[/]: " + "; ".join(result.noise.reasons)
+        )
         out.print(f"Noise    {quiet}", soft_wrap=True)
     if result.path is not None:
         out.print(f"Result   {result.path}", markup=False, soft_wrap=True)
@@ -130,23 +152,42 @@ def conclusion(result: CandidatesResult) -> str:
     if result.latency_budget_ms is None:
         said.append(f"Fastest is {_called(result.timed[0])}; --latency-budget 5ms says what fits.")
     elif result.fitting:
-        said.append(f"Within {result.latency_budget_ms:g} ms: {', '.join(map(_called, result.fitting))}.")
+        said.append(
+            f"Within {result.latency_budget_ms:g} ms: {', '.join(map(_called, result.fitting))}."
+        )
     else:
-        said.append(f"Nothing is surely within {result.latency_budget_ms:g} ms; {_called(result.timed[0])} came closest.")
+        said.append(
+            f"Nothing is surely within {result.latency_budget_ms:g} ms; {_called(result.timed[0])} came closest."
+        )
     if result.undecided:
         names = ", ".join(map(_called, result.undecided))
-        widened = ", widened by how far the rounds differ on this noisy device," if result.noise.noisy else ""
-        said.append(f"Not decided: {names}, whose interval{widened} holds the budget; more --rounds or a quieter device decide.")
+        widened = (
+            ", widened by how far the rounds differ on this noisy device,"
+            if result.noise.noisy
+            else ""
+        )
+        said.append(
+            f"Not decided: {names}, whose interval{widened} holds the budget; more --rounds or a quieter device decide."
+        )
     if not result.fitting:
-        said.append("Take smaller images (--image-size 128,160), smaller architectures (`edgetl models`), or a larger budget.")
+        said.append(
+            "Take smaller images (--image-size 128,160), smaller architectures (`edgetl models`), or a larger budget."
+        )
         return " ".join(said)
     best = result.most_capable
     if len(best) == 1:
-        said.append(f"The most capable, by ImageNet accuracy and image size, is {best[0].architecture} at {best[0].image_size} px.")
+        said.append(
+            f"The most capable, by ImageNet accuracy and image size, is {best[0].architecture} at {best[0].image_size} px."
+        )
     else:
         named = " and ".join(f"{row.architecture} at {row.image_size} px" for row in best)
-        said.append(f"The most capable are {named}: better on ImageNet against more pixels, which only training decides.")
-    steps = [f"  edgetl finetune DATA --model {row.architecture} --image-size {row.image_size}" for row in best]
+        said.append(
+            f"The most capable are {named}: better on ImageNet against more pixels, which only training decides."
+        )
+    steps = [
+        f"  edgetl finetune DATA --model {row.architecture} --image-size {row.image_size}"
+        for row in best
+    ]
     return "\n".join([" ".join([*said, "Next:"]), *steps])
 
 
@@ -155,7 +196,11 @@ def _called(row: Candidate) -> str:
 
 
 def _cells(row: Candidate) -> list[str]:
-    interval = "" if row.ci95_ms is None else f" \\[{milliseconds(row.ci95_ms[0])}, {milliseconds(row.ci95_ms[1])}]"
+    interval = (
+        ""
+        if row.ci95_ms is None
+        else f" \\[{milliseconds(row.ci95_ms[0])}, {milliseconds(row.ci95_ms[1])}]"
+    )
     return [
         row.architecture,
         str(row.image_size),

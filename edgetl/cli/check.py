@@ -20,13 +20,29 @@ _LISTED = 3
 
 
 def check(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="As in `edgetl finetune`: folders of classes.", show_default=False)],
-    sheet: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the files to look at first.", show_default=False)] = None,
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="As in `edgetl finetune`: folders of classes.", show_default=False
+        ),
+    ],
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png", help="Draw the files to look at first.", show_default=False
+        ),
+    ] = None,
     quarantine: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Copy the files of errors and warnings there, with a list.", show_default=False),
+        typer.Option(
+            metavar="DIR",
+            help="Copy the files of errors and warnings there, with a list.",
+            show_default=False,
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")
+    ] = False,
 ) -> None:
     """Look through a data set before training: every image is decoded, nothing is changed.
 
@@ -56,7 +72,11 @@ def check(
         if sheet is not None:
             err.print(f"Sheet  {sheet}", markup=False, soft_wrap=True)
         if copied is not None:
-            err.print(f"{copied} files copied to {quarantine}; list.csv says why each.", markup=False, soft_wrap=True)
+            err.print(
+                f"{copied} files copied to {quarantine}; list.csv says why each.",
+                markup=False,
+                soft_wrap=True,
+            )
     if found.worst in ("error", "warning"):
         raise typer.Exit(EXIT_ERRORS if found.worst == "error" else EXIT_WARNINGS)
 
@@ -72,20 +92,36 @@ def show(found: DataCheck) -> None:
     for part in found.counts:
         table.add_column(part, justify="right")
     for label in found.labels:
-        table.add_row(escape(label), *(f"{classes.get(label, 0):,}" for classes in found.counts.values()))
-    table.add_row("[bold]all[/]", *(f"[bold]{sum(classes.values()):,}[/]" for classes in found.counts.values()))
+        table.add_row(
+            escape(label), *(f"{classes.get(label, 0):,}" for classes in found.counts.values())
+        )
+    table.add_row(
+        "[bold]all[/]",
+        *(f"[bold]{sum(classes.values()):,}[/]" for classes in found.counts.values()),
+    )
     out.print(table)
     if found.sides is not None:
         least, middle, largest = found.sides
         formats = ", ".join(f"{count:,} {name}" for name, count in found.formats.items())
-        out.print(f"Shorter side {least} to {largest} pixels, median {middle:g}; {formats}.", markup=False, soft_wrap=True)
+        out.print(
+            f"Shorter side {least} to {largest} pixels, median {middle:g}; {formats}.",
+            markup=False,
+            soft_wrap=True,
+        )
     for finding in found.findings:
         out.print(f"{finding.severity:<8}", style=_STYLES[finding.severity], end="")
         out.print(finding.message, markup=False, soft_wrap=True)
         for group in finding.groups[:_LISTED]:
             named = "  =  ".join(repr(found.shown(path))[1:-1] for path in group[:_LISTED])
-            out.print(f"          {named}{'  ...' if len(group) > _LISTED else ''}", style="dim", markup=False, soft_wrap=True)
+            out.print(
+                f"          {named}{'  ...' if len(group) > _LISTED else ''}",
+                style="dim",
+                markup=False,
+                soft_wrap=True,
+            )
         if len(finding.groups) > _LISTED:
-            out.print(f"          and {len(finding.groups) - _LISTED:,} more", style="dim", markup=False)
+            out.print(
+                f"          and {len(finding.groups) - _LISTED:,} more", style="dim", markup=False
+            )
     if not found.findings:
         out.print("Nothing is wrong with any of them.", style="green")

@@ -18,16 +18,27 @@ if TYPE_CHECKING:
 
 
 def compare(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="As in `edgetl finetune`: folders of classes.", show_default=False)],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="As in `edgetl finetune`: folders of classes.", show_default=False
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="The experiment's folder; a part of the same one is gone on with.", show_default="experiments/<data>"
+            "--output",
+            "-o",
+            help="The experiment's folder; a part of the same one is gone on with.",
+            show_default="experiments/<data>",
         ),
     ] = None,
     models: Annotated[
         list[str] | None,
-        typer.Option(help="Architectures, separated by commas; `edgetl models` lists them.", show_default="mobilenet_v2,resnet50"),
+        typer.Option(
+            help="Architectures, separated by commas; `edgetl models` lists them.",
+            show_default="mobilenet_v2,resnet50",
+        ),
     ] = None,
     strategies: Annotated[
         list[str] | None,
@@ -38,36 +49,79 @@ def compare(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each strategy, all on one split.")] = 3,
-    weights: Annotated[str | None, typer.Option(help="As in `edgetl finetune`.", show_default="imagenet")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="As in `edgetl finetune`.", show_default="imagenet")
+    ] = None,
     image_size: Annotated[
-        str, typer.Option(metavar="160,224", help="Sides of the input, pixels.", show_default="the architecture's own")
+        str,
+        typer.Option(
+            metavar="160,224",
+            help="Sides of the input, pixels.",
+            show_default="the architecture's own",
+        ),
     ] = "",
     epochs: Annotated[int, typer.Option(help="Of every run, over both phases.")] = 16,
     budget: Annotated[
         str | None,
-        typer.Option(metavar="30m", help="The time that each run may take at most, instead of --epochs.", show_default="no limit"),
+        typer.Option(
+            metavar="30m",
+            help="The time that each run may take at most, instead of --epochs.",
+            show_default="no limit",
+        ),
     ] = None,
-    target_accuracy: Annotated[float, typer.Option(help="Validation accuracy whose time is told.")] = 0.8,
+    target_accuracy: Annotated[
+        float, typer.Option(help="Validation accuracy whose time is told.")
+    ] = 0.8,
     latency_budget: Annotated[
         str | None,
         typer.Option(
-            metavar="5ms", help="Time each network on this device first, and do not train those above it.", show_default="no limit"
+            metavar="5ms",
+            help="Time each network on this device first, and do not train those above it.",
+            show_default="no limit",
         ),
     ] = None,
-    preset: Annotated[str | None, typer.Option(metavar="NAME", help="Recipe that all runs share.", show_default="default")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Recipe that all runs share.", show_default="default"),
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="As in `edgetl finetune`; strategies decide theirs.")
+        Path | None,
+        typer.Option(
+            "--config", metavar="FILE", help="As in `edgetl finetune`; strategies decide theirs."
+        ),
     ] = None,
     val_split: Annotated[
-        float | None, typer.Option(help="Share held back for validation where DATA has no val/ of its own.", show_default="0.2")
+        float | None,
+        typer.Option(
+            help="Share held back for validation where DATA has no val/ of its own.",
+            show_default="0.2",
+        ),
     ] = None,
     allow_leaks: Annotated[
-        bool, typer.Option("--allow-leaks", help="Train though images are in both train/ and val/; accuracy is then flattered.")
+        bool,
+        typer.Option(
+            "--allow-leaks",
+            help="Train though images are in both train/ and val/; accuracy is then flattered.",
+        ),
     ] = False,
-    device: Annotated[str | None, typer.Option(help="Where to train: auto, cpu, cuda.", show_default="auto")] = None,
-    bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Export and time the recommended run of each network.")] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and how long it would take, from steps timed here.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Where to train: auto, cpu, cuda.", show_default="auto")
+    ] = None,
+    bench: Annotated[
+        bool,
+        typer.Option(
+            "--bench/--no-bench", help="Export and time the recommended run of each network."
+        ),
+    ] = True,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the plan and how long it would take, from steps timed here."
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")
+    ] = False,
 ) -> None:
     """Train on your images from nothing and from pretrained weights, and tell what each gains and costs.
 
@@ -83,7 +137,11 @@ def compare(
 
     settings = CompareConfig(
         output=(output or Path("experiments") / data.expanduser().absolute().name).expanduser(),
-        **{name: words(value) for name, value in (("models", models), ("strategies", strategies)) if value is not None},
+        **{
+            name: words(value)
+            for name, value in (("models", models), ("strategies", strategies))
+            if value is not None
+        },
         seeds=seeds,
         image_sizes=parse_sizes(image_size),
         epochs=epochs,
@@ -92,8 +150,18 @@ def compare(
         latency_budget_ms=None if latency_budget is None else parse_milliseconds(latency_budget),
         bench=bench,
     )
-    given: dict[str, Any] = {"weights": weights, "val_split": val_split, "allow_leaks": allow_leaks or None, "device": device}
-    recipe = resolve(data.expanduser().absolute(), preset, config, {name: value for name, value in given.items() if value is not None})
+    given: dict[str, Any] = {
+        "weights": weights,
+        "val_split": val_split,
+        "allow_leaks": allow_leaks or None,
+        "device": device,
+    }
+    recipe = resolve(
+        data.expanduser().absolute(),
+        preset,
+        config,
+        {name: value for name, value in given.items() if value is not None},
+    )
     from edgetl.cli.importing import heavy_imports
 
     with heavy_imports():
@@ -107,7 +175,11 @@ def compare(
             else:
                 found = comparing.compare(settings, recipe, watcher)
     except KeyboardInterrupt:
-        again = "" if dry_run else f" What has ended is kept in {settings.output}; the same command goes on."
+        again = (
+            ""
+            if dry_run
+            else f" What has ended is kept in {settings.output}; the same command goes on."
+        )
         err.print(f"Interrupted.{again}", style="yellow", markup=False, soft_wrap=True)
         raise typer.Exit(interrupted_status()) from None
     if dry_run:
@@ -118,7 +190,11 @@ def compare(
     else:
         show(found)
         folder = ExperimentDirectory(found.folder)
-        err.print(f"\nPage     {folder.page}\nTable    {folder.table}\nResult   {folder.result}", markup=False, soft_wrap=True)
+        err.print(
+            f"\nPage     {folder.page}\nTable    {folder.table}\nResult   {folder.result}",
+            markup=False,
+            soft_wrap=True,
+        )
     if found.failed:
         raise typer.Exit(1)
 
@@ -157,14 +233,25 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
     from edgetl.report.compare_tables import TextTable, candidates_table
 
     if as_json:
-        runs = [{"name": run.name, "seconds": plan.seconds.get(run.name), "finished": run.name in plan.finished} for run in plan.runs]
-        print_json({"schema": SCHEMA, "kind": "plan", "runs": runs, "seconds_left": plan.seconds_left})
+        runs = [
+            {
+                "name": run.name,
+                "seconds": plan.seconds.get(run.name),
+                "finished": run.name in plan.finished,
+            }
+            for run in plan.runs
+        ]
+        print_json(
+            {"schema": SCHEMA, "kind": "plan", "runs": runs, "seconds_left": plan.seconds_left}
+        )
         return
     rows = tuple(
         (
             run.name,
             run.config.weights if run.config.weights == "none" else "pretrained",
-            "as long as " + run.timed_by if run.timed_by else str(run.config.epochs + (run.config.finetune_epochs or 0)),
+            "as long as " + run.timed_by
+            if run.timed_by
+            else str(run.config.epochs + (run.config.finetune_epochs or 0)),
             "ended" if run.name in plan.finished else duration(plan.seconds[run.name]),
         )
         for run in plan.runs
@@ -174,7 +261,15 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
     if None not in budgets:
         note = "Each run ends within --budget, so nothing was timed; nothing was trained."
     if plan.candidates is not None:
-        print_table(candidates_table(candidates_of(plan.candidates), plan.candidates.latency_budget_ms))
-    print_table(TextTable("Plan", ("run", "weights", "epochs", "expected time"), rows, note, ("weights", "epochs")))
+        print_table(
+            candidates_table(candidates_of(plan.candidates), plan.candidates.latency_budget_ms)
+        )
+    print_table(
+        TextTable(
+            "Plan", ("run", "weights", "epochs", "expected time"), rows, note, ("weights", "epochs")
+        )
+    )
     left = len(plan.runs) - len(plan.finished)
-    out.print(f"{left} of {len(plan.runs)} runs to do, about {duration(plan.seconds_left)} of training in all.")
+    out.print(
+        f"{left} of {len(plan.runs)} runs to do, about {duration(plan.seconds_left)} of training in all."
+    )

@@ -38,16 +38,24 @@ class PlainView:
     def measuring(self, done: int, total: int, text: str) -> None:
         """Nothing: what is measured is told by a note."""
 
-    def planned(self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]) -> None:
+    def planned(
+        self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]
+    ) -> None:
         """Print how many runs there are."""
-        self._runs, self._seconds, self._left = runs, seconds, [run.name for run in runs if run.name not in finished]
+        self._runs, self._seconds, self._left = (
+            runs,
+            seconds,
+            [run.name for run in runs if run.name not in finished],
+        )
         before = f", {len(finished)} of them ended before" if finished else ""
         self.note(f"{len(runs)} runs{before}; {self.time_left()}.")
 
     def started(self, run: PlannedRun) -> None:
         """Print its name."""
         self._running = run, time.monotonic()
-        self.note(f"{self._number(run)} {run.name}: expected to take {_clock(self._seconds.get(run.name, 0.0))}")
+        self.note(
+            f"{self._number(run)} {run.name}: expected to take {_clock(self._seconds.get(run.name, 0.0))}"
+        )
 
     def told(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
         """Print warnings; epochs are in the run's history."""
@@ -71,7 +79,9 @@ class PlainView:
         expected = {name: pace * self._seconds.get(name, 0.0) for name in self._left}
         if self._running is not None:
             name = self._running[0].name
-            expected[name] = max(0.0, expected.get(name, 0.0) - (time.monotonic() - self._running[1]))
+            expected[name] = max(
+                0.0, expected.get(name, 0.0) - (time.monotonic() - self._running[1])
+            )
         return f"about {_clock(sum(expected.values()))} of training left"
 
     def _number(self, run: PlannedRun) -> str:
@@ -98,7 +108,9 @@ class LiveView(PlainView):
             self._note = f"{text} ({done} of {total})"
             self._draw()
 
-    def planned(self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]) -> None:
+    def planned(
+        self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]
+    ) -> None:
         """Show the table."""
         self._state = dict.fromkeys(finished, "ended before")
         super().planned(runs, finished, seconds)
@@ -112,12 +124,21 @@ class LiveView(PlainView):
     def told(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
         """Show how far it has come."""
         if "warning" in message:
-            err.print(f"Warning: {run.name}: {message['warning']}", style="yellow", markup=False, soft_wrap=True)
+            err.print(
+                f"Warning: {run.name}: {message['warning']}",
+                style="yellow",
+                markup=False,
+                soft_wrap=True,
+            )
         step, epoch = message.get("step"), message.get("epoch")
         if step is not None:
-            self._state[run.name] = f"epoch {step['epoch']} of {step['epochs']}, training accuracy {step['accuracy']:.2f}"
+            self._state[run.name] = (
+                f"epoch {step['epoch']} of {step['epochs']}, training accuracy {step['accuracy']:.2f}"
+            )
         if epoch is not None and epoch["val_accuracy"] is not None:
-            self._state[run.name] = f"epoch {epoch['epoch']}, validation accuracy {epoch['val_accuracy']:.3f}"
+            self._state[run.name] = (
+                f"epoch {epoch['epoch']}, validation accuracy {epoch['val_accuracy']:.3f}"
+            )
         if time.monotonic() - self._drawn > _REDRAWN_EVERY_S:
             self._draw()
 
@@ -133,18 +154,37 @@ class LiveView(PlainView):
             state = self._state.get(run.name)
             is_running = self._running is not None and self._running[0] is run
             ended = "✗" if (state or "").startswith("failed") else "✓"
-            mark, style = ("▶", "bold") if is_running else ("·", "dim") if state is None else (ended, "")
-            taken = _clock(time.monotonic() - self._running[1]) if is_running and self._running else ""
-            expected = _clock(self._seconds[run.name]) if run.name in self._seconds and run.name in self._left else ""
-            table.add_row(mark, run.name, Text(state or "waiting"), " of about ".join(filter(None, (taken, expected))), style=style)
+            mark, style = (
+                ("▶", "bold") if is_running else ("·", "dim") if state is None else (ended, "")
+            )
+            taken = (
+                _clock(time.monotonic() - self._running[1]) if is_running and self._running else ""
+            )
+            expected = (
+                _clock(self._seconds[run.name])
+                if run.name in self._seconds and run.name in self._left
+                else ""
+            )
+            table.add_row(
+                mark,
+                run.name,
+                Text(state or "waiting"),
+                " of about ".join(filter(None, (taken, expected))),
+                style=style,
+            )
         count = len(self._runs) - len(self._left)
         foot = f"{count} of {len(self._runs)} runs ended, {self.time_left()}" if self._runs else ""
-        self._live.update(Group(Text(foot, style="bold"), table, Text(self._note, style="dim")), refresh=True)
+        self._live.update(
+            Group(Text(foot, style="bold"), table, Text(self._note, style="dim")), refresh=True
+        )
 
     def _window(self) -> Sequence[PlannedRun]:
         """As many runs as the screen has lines for, around the one that trains."""
         room = max(3, err.size.height - 5)
-        at = next((number for number, run in enumerate(self._runs) if run.name in self._left), len(self._runs))
+        at = next(
+            (number for number, run in enumerate(self._runs) if run.name in self._left),
+            len(self._runs),
+        )
         first = max(0, min(at - room // 3, len(self._runs) - room))
         return self._runs[first : first + room]
 

@@ -24,7 +24,11 @@ class _OnFirstUse:
     """A rich Console that is made when something is printed: help and completion do not pay for it."""
 
     def __init__(self, stderr: bool) -> None:
-        object.__setattr__(self, "_options", {"stderr": stderr, "width": _width(sys.stderr if stderr else sys.stdout)})
+        object.__setattr__(
+            self,
+            "_options",
+            {"stderr": stderr, "width": _width(sys.stderr if stderr else sys.stdout)},
+        )
 
     def _console(self) -> Console:
         try:
@@ -58,13 +62,19 @@ def _console_class() -> type[Console]:
             for segment in super().render(renderable, options):
                 text = visible(segment.text)
                 # Segments that rich itself makes to steer the terminal are marked as such.
-                yield segment if segment.control or text == segment.text else Segment(text, segment.style)
+                yield (
+                    segment
+                    if segment.control or text == segment.text
+                    else Segment(text, segment.style)
+                )
 
     return HarmlessConsole
 
 
 def _width(stream: TextIO | None) -> int | None:
-    return None if (stream is not None and stream.isatty()) or "COLUMNS" in os.environ else PLAIN_WIDTH
+    return (
+        None if (stream is not None and stream.isatty()) or "COLUMNS" in os.environ else PLAIN_WIDTH
+    )
 
 
 out = cast("Console", _OnFirstUse(stderr=False))
@@ -100,7 +110,10 @@ def let_readers_leave() -> None:
         if stream is not None and stream is getattr(sys, f"__{name}__"):
             raw = _STREAMS[name] = _Unread(stream.fileno(), "w", closefd=False)
             buffered = io.BufferedWriter(raw)
-            layout = {key: getattr(stream, key) for key in ("encoding", "errors", "line_buffering", "write_through")}
+            layout = {
+                key: getattr(stream, key)
+                for key in ("encoding", "errors", "line_buffering", "write_through")
+            }
             if layout["errors"] == "strict" and not _is_unicode(stream.encoding):
                 layout["errors"] = "backslashreplace"
             setattr(sys, name, io.TextIOWrapper(buffered, **layout))
@@ -130,4 +143,7 @@ def is_followed() -> bool:
 def print_json(content: Any, indent: int | None = None) -> None:
     """One JSON object on standard output, and nothing else."""
     escaped = not _is_unicode(sys.stdout.encoding or "utf-8")
-    sys.stdout.write(visible_json(json.dumps(content, ensure_ascii=escaped, allow_nan=False, indent=indent)) + "\n")
+    sys.stdout.write(
+        visible_json(json.dumps(content, ensure_ascii=escaped, allow_nan=False, indent=indent))
+        + "\n"
+    )

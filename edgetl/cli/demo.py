@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from edgetl.core.results import BenchResult
     from edgetl.core.runs import Run
 
-PAGES = {"comparison.html": "what pretraining gained, image by image", "model.html": "the model: mistakes, recipe, bundle, latencies"}
+PAGES = {
+    "comparison.html": "what pretraining gained, image by image",
+    "model.html": "the model: mistakes, recipe, bundle, latencies",
+}
 """What is left in any case."""
 
 
@@ -50,7 +53,10 @@ SCALE = Scale()
 
 def demo(
     weights: Annotated[
-        str, typer.Option(help="`builtin`: shipped with edgetl. `imagenet`: torchvision's, where there is a network. Or a file.")
+        str,
+        typer.Option(
+            help="`builtin`: shipped with edgetl. `imagenet`: torchvision's, where there is a network. Or a file."
+        ),
     ] = "builtin",
     keep: Annotated[
         Path | None,
@@ -83,9 +89,17 @@ def demo(
         out.print(f"  {folder / page!s:<34} {what}", markup=False, soft_wrap=True)
     if keep is None:
         out.print("With --keep DIR the pictures, runs, bundle and results stay.")
-        out.print(f"On your own images: edgetl compare DATA --models {SCALE.model} --weights {weights}", markup=False, soft_wrap=True)
+        out.print(
+            f"On your own images: edgetl compare DATA --models {SCALE.model} --weights {weights}",
+            markup=False,
+            soft_wrap=True,
+        )
     else:
-        out.print(f"All else lies in {folder}; {folder / 'README.md'} says what is what and how to go on.", markup=False, soft_wrap=True)
+        out.print(
+            f"All else lies in {folder}; {folder / 'README.md'} says what is what and how to go on.",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _check_weights(weights: str) -> None:
@@ -96,7 +110,9 @@ def _check_weights(weights: str) -> None:
     with heavy_imports():
         from edgetl.train.weights import read_weights
     if read_weights(weights, SCALE.model) is None:
-        raise ConfigError("--weights none is what pretrained weights are compared with: give builtin, imagenet, or a file.")
+        raise ConfigError(
+            "--weights none is what pretrained weights are compared with: give builtin, imagenet, or a file."
+        )
 
 
 @contextmanager
@@ -139,7 +155,9 @@ def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
     scale, data = SCALE, folder / "parts"
     _title(1, f"Parts on a conveyor: {', '.join(CLASSES)}")
     generate_inspection(data, scale.train, scale.val, scale.size)
-    out.print(f"{len(CLASSES) * scale.train} training and {len(CLASSES) * scale.val} validation pictures, {scale.size} pixels, drawn here.")
+    out.print(
+        f"{len(CLASSES) * scale.train} training and {len(CLASSES) * scale.val} validation pictures, {scale.size} pixels, drawn here."
+    )
 
     _title(2, "What is wrong with them, before any training")
     _command("check", "parts")
@@ -162,14 +180,19 @@ def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
         found = compare(settings, FinetuneConfig(data.absolute(), weights=weights), watcher)
     best = _pretrained(found)
     for trained in found.runs:
-        out.print(f"{trained.strategy:<8} {trained.val_accuracy:.1%} after {len(trained.epochs)} epochs", markup=False)
+        out.print(
+            f"{trained.strategy:<8} {trained.val_accuracy:.1%} after {len(trained.epochs)} epochs",
+            markup=False,
+        )
 
     run = RunDirectory(folder / "comparison" / best.folder)
     shown = run.path.relative_to(folder)
     _title(4, "One file for the device, proven equal to PyTorch, and a smaller one in int8")
     _command("export", shown, "--variants", scale.variants, "--search", "quick")
     with steps() as progress:
-        export_run(run, ExportConfig(variants=tuple(scale.variants.split(",")), search="quick"), progress)
+        export_run(
+            run, ExportConfig(variants=tuple(scale.variants.split(",")), search="quick"), progress
+        )
 
     _title(5, "Its reference images, through this machine's own ONNX Runtime")
     _command("verify", shown)
@@ -177,7 +200,9 @@ def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
         verified = verify(open_bundle(run.bundle), progress=tell)
     print_verified(verified)
     if not all(one.passed for one in verified):
-        raise BundleError("The bundle does not answer here as it was proven to; what failed stands above.")
+        raise BundleError(
+            "The bundle does not answer here as it was proven to; what failed stands above."
+        )
 
     _title(6, "Timed against PyTorch")
     _command("bench", shown, "--scope", "model", "--rounds", scale.rounds)
@@ -211,7 +236,10 @@ def _write_pages(folder: Path, found: Experiment, run: RunDirectory) -> None:
     comparison, model = (folder / page for page in PAGES)
     shutil.copy(ExperimentDirectory(found.folder).page, comparison)
     write_page(model, partial(run_report, read_run(run.path), kept_results(run)))
-    write_text(folder / "README.md", _README.substitute(run=run.path.relative_to(folder), model=SCALE.model))
+    write_text(
+        folder / "README.md",
+        _README.substitute(run=run.path.relative_to(folder), model=SCALE.model),
+    )
 
 
 _README = Template("""\
@@ -244,7 +272,10 @@ def _show(found: Experiment, best: Run, result: BenchResult) -> None:
     from edgetl.report.bundle_files import read_bundle
     from edgetl.report.outcome import accuracy_gained, latency_gained
 
-    scratch, pretrained = (next(row for row in found.rows if row.first.strategy == name) for name in ("scratch", SCALE.strategy))
+    scratch, pretrained = (
+        next(row for row in found.rows if row.first.strategy == name)
+        for name in ("scratch", SCALE.strategy)
+    )
     bundle = read_bundle(RunDirectory(found.folder / best.folder).bundle)
     out.print()
     print_table(accuracy_gained(found, scratch, pretrained))
@@ -257,4 +288,6 @@ def _title(number: int, text: str) -> None:
 
 
 def _command(*command: object) -> None:
-    out.print("$ edgetl " + shlex.join(map(str, command)), style="dim", markup=False, soft_wrap=True)
+    out.print(
+        "$ edgetl " + shlex.join(map(str, command)), style="dim", markup=False, soft_wrap=True
+    )

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from edgetl.device.environment import Environment
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
     """Show what this machine has, what it lacks, and the command that adds it.
 
     Exit status 1 if even the device's own commands, predict and bench, cannot work.
@@ -53,7 +55,11 @@ def show(environment: Environment) -> None:
 def _facts(environment: Environment) -> list[tuple[str, str]]:
     cores = environment.cores
     quota = "" if cores["quota"] is None else f", CPU quota {cores['quota']:g}"
-    memory = "unknown" if environment.memory_bytes is None else f"{environment.memory_bytes / 2**30:.1f} GiB"
+    memory = (
+        "unknown"
+        if environment.memory_bytes is None
+        else f"{environment.memory_bytes / 2**30:.1f} GiB"
+    )
     return [
         ("Python", f"{environment.python}  {environment.executable}"),
         ("system", environment.system),
@@ -77,4 +83,6 @@ def _gpu(environment: Environment) -> str:
     if torch is None:
         return seen
     of_torch = ", ".join(torch["gpus"]) or "no GPU"
-    return f"{seen}; torch sees {of_torch}" + (f" (built for CUDA {torch['cuda']})" if torch["cuda"] else " (built without CUDA)")
+    return f"{seen}; torch sees {of_torch}" + (
+        f" (built for CUDA {torch['cuda']})" if torch["cuda"] else " (built without CUDA)"
+    )

@@ -13,52 +13,104 @@ from edgetl.core.wording import counted
 
 def export(
     model: Annotated[
-        str, typer.Argument(metavar="RUN|ARCHITECTURE", help="A run directory, or a torchvision architecture for a stock model.")
+        str,
+        typer.Argument(
+            metavar="RUN|ARCHITECTURE",
+            help="A run directory, or a torchvision architecture for a stock model.",
+        ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The bundle to write.", show_default="RUN/bundle, bundles/ARCHITECTURE")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The bundle to write.",
+            show_default="RUN/bundle, bundles/ARCHITECTURE",
+        ),
     ] = None,
     input_kind: Annotated[
         str,
-        typer.Option("--input", help="`image`: uint8 photos of any size, preprocessing in the file; `tensor`: float32 [batch, 3, S, S]."),
+        typer.Option(
+            "--input",
+            help="`image`: uint8 photos of any size, preprocessing in the file; `tensor`: float32 [batch, 3, S, S].",
+        ),
     ] = "image",
     fixed_size: Annotated[
         str | None,
         typer.Option(
-            metavar="HEIGHTxWIDTH", help="Add a variant for images of this size only, for TensorRT and CUDA graphs.", show_default="none"
+            metavar="HEIGHTxWIDTH",
+            help="Add a variant for images of this size only, for TensorRT and CUDA graphs.",
+            show_default="none",
         ),
     ] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset, 18 or newer.")] = 18,
-    tolerance: Annotated[float, typer.Option(help="Largest |logit difference| to PyTorch on identical tensors.")] = 1e-3,
-    path_tolerance: Annotated[float, typer.Option(help="Largest |logit difference| to PyTorch from decoded photo to logits.")] = 0.05,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest |logit difference| to PyTorch on identical tensors.")
+    ] = 1e-3,
+    path_tolerance: Annotated[
+        float,
+        typer.Option(help="Largest |logit difference| to PyTorch from decoded photo to logits."),
+    ] = 0.05,
     golden: Annotated[
-        str, typer.Option(help="The bundle's reference images: `validation` photos, or `generated` where photos must not leave the house.")
+        str,
+        typer.Option(
+            help="The bundle's reference images: `validation` photos, or `generated` where photos must not leave the house."
+        ),
     ] = "validation",
-    weights: Annotated[str, typer.Option(help="For a stock model: `imagenet` or a weights file.")] = "imagenet",
+    weights: Annotated[
+        str, typer.Option(help="For a stock model: `imagenet` or a weights file.")
+    ] = "imagenet",
     image_size: Annotated[
-        int | None, typer.Option(help="For a stock model: side of its input in pixels.", show_default="the architecture's own")
+        int | None,
+        typer.Option(
+            help="For a stock model: side of its input in pixels.",
+            show_default="the architecture's own",
+        ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="For a stock model: photos to prove it on.", show_default="generated pictures")
+        Path | None,
+        typer.Option(
+            help="For a stock model: photos to prove it on.", show_default="generated pictures"
+        ),
     ] = None,
     variants: Annotated[
-        str, typer.Option(help="What the bundle holds, separated by commas: fp32 (always), fp16, int8, int8-dynamic, int8-weights.")
+        str,
+        typer.Option(
+            help="What the bundle holds, separated by commas: fp32 (always), fp16, int8, int8-dynamic, int8-weights."
+        ),
     ] = "fp32",
-    max_accuracy_drop: Annotated[float, typer.Option(help="Points of top-1 that a smaller variant may lose against PyTorch.")] = 1.0,
+    max_accuracy_drop: Annotated[
+        float, typer.Option(help="Points of top-1 that a smaller variant may lose against PyTorch.")
+    ] = 1.0,
     max_latency: Annotated[
-        str | None, typer.Option(metavar="5ms", help="Largest p50 of the recommended variant on this machine.", show_default="no limit")
+        str | None,
+        typer.Option(
+            metavar="5ms",
+            help="Largest p50 of the recommended variant on this machine.",
+            show_default="no limit",
+        ),
     ] = None,
-    optimise: Annotated[str, typer.Option(help="What the recommended variant is best at: `latency` or `size`.")] = "latency",
+    optimise: Annotated[
+        str, typer.Option(help="What the recommended variant is best at: `latency` or `size`.")
+    ] = "latency",
     search: Annotated[
-        str, typer.Option(help="For int8: `thorough`, every way to quantize, with repairs; `quick`, what is chosen most often, without.")
+        str,
+        typer.Option(
+            help="For int8: `thorough`, every way to quantize, with repairs; `quick`, what is chosen most often, without."
+        ),
     ] = "thorough",
     ort_format: Annotated[
-        bool, typer.Option("--ort-format", help="Write each variant as .ort too, for minimal builds of ONNX Runtime.")
+        bool,
+        typer.Option(
+            "--ort-format",
+            help="Write each variant as .ort too, for minimal builds of ONNX Runtime.",
+        ),
     ] = False,
     web: Annotated[
         bool,
         typer.Option(
-            "--web", help="Add web/, a page that runs fp32 in a browser (what is recommended, with --optimise size); wants npm, once."
+            "--web",
+            help="Add web/, a page that runs fp32 in a browser (what is recommended, with --optimise size); wants npm, once.",
         ),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
@@ -92,9 +144,13 @@ def export(
         web=web,
     )
     # A folder may be called like an architecture; only a run directory, or what cannot be an architecture, is taken for a run.
-    is_run = RunDirectory.is_one(Path(model)) or (model not in architectures() and (Path(model).is_dir() or "/" in model))
+    is_run = RunDirectory.is_one(Path(model)) or (
+        model not in architectures() and (Path(model).is_dir() or "/" in model)
+    )
     if is_run and (images or image_size or weights != "imagenet"):
-        raise ConfigError("--weights, --images and --image-size belong to a stock architecture; a run brings its own.")
+        raise ConfigError(
+            "--weights, --images and --image-size belong to a stock architecture; a run brings its own."
+        )
 
     from edgetl.cli.progress import steps
     from edgetl.export.exporting import export_architecture, export_run
@@ -114,16 +170,26 @@ def export(
             "Loosen --max-latency or --max-accuracy-drop, add --variants, or train a smaller model."
         )
     err.print(
-        f"Next: edgetl bench {bundle.directory.path}   and   edgetl predict {bundle.directory.path} IMAGE", style="dim", soft_wrap=True
+        f"Next: edgetl bench {bundle.directory.path}   and   edgetl predict {bundle.directory.path} IMAGE",
+        style="dim",
+        soft_wrap=True,
     )
 
 
 def _print(bundle: Any) -> None:
     variant = bundle.variant("fp32")
     network, path = variant.parity["network"], variant.parity["path"]
-    out.print(f"[bold green]Proven equal to PyTorch[/] on {network['images']} {network['kind']} images:")
-    out.print(f"  network, identical tensors   max |Δlogit| {network['max_abs_diff']:.2g}  (at most {network['tolerance']:g})")
-    pixels = "" if path["max_grey_levels"] is None else f", pixels within {path['max_grey_levels']} grey level"
+    out.print(
+        f"[bold green]Proven equal to PyTorch[/] on {network['images']} {network['kind']} images:"
+    )
+    out.print(
+        f"  network, identical tensors   max |Δlogit| {network['max_abs_diff']:.2g}  (at most {network['tolerance']:g})"
+    )
+    pixels = (
+        ""
+        if path["max_grey_levels"] is None
+        else f", pixels within {path['max_grey_levels']} grey level"
+    )
     difference = f"max |Δlogit| {path['max_abs_diff']:.2g}  (at most {path['tolerance']:g})"
     ties = f" but {counted(path['ties'], 'tie')}" if path.get("ties") else ""
     out.print(f"  whole path, decoded photos   {difference}{pixels}, same top-1 on all{ties}")
@@ -137,7 +203,10 @@ def _print(bundle: Any) -> None:
         _print_variants(bundle)
     size = sum(each.bytes for each in bundle.variants) / 1e6
     files = ", ".join(each.file for each in bundle.variants)
-    out.print(f"Bundle: {bundle.directory.path}  ({files}, {size:.1f} MB, {len(bundle.labels)} classes)", soft_wrap=True)
+    out.print(
+        f"Bundle: {bundle.directory.path}  ({files}, {size:.1f} MB, {len(bundle.labels)} classes)",
+        soft_wrap=True,
+    )
     if "web" in bundle.manifest:
         _print_web(bundle)
 
@@ -150,8 +219,14 @@ def _print_web(bundle: Any) -> None:
         if proof["checked"]
         else f"not proven, {proof['reason']}"
     )
-    out.print(f"Page: {bundle.directory.web}  ({web['variant']}, {web['runtime']}, {size:.1f} MB; {told})", soft_wrap=True)
-    out.print(f"  python3 -m http.server -d {bundle.directory.web}   and open http://localhost:8000", soft_wrap=True)
+    out.print(
+        f"Page: {bundle.directory.web}  ({web['variant']}, {web['runtime']}, {size:.1f} MB; {told})",
+        soft_wrap=True,
+    )
+    out.print(
+        f"  python3 -m http.server -d {bundle.directory.web}   and open http://localhost:8000",
+        soft_wrap=True,
+    )
 
 
 def _print_variants(bundle: Any) -> None:
@@ -165,9 +240,15 @@ def _print_variants(bundle: Any) -> None:
         table.add_column(heading, justify="right")
     for variant in bundle.variants:
         latency, accuracy, path = variant.latency, variant.accuracy, variant.parity["path"]
-        speedup = f"{latency['speedup']:.2f} [{latency['ci95'][0]:.2f}, {latency['ci95'][1]:.2f}]" if "speedup" in latency else ""
+        speedup = (
+            f"{latency['speedup']:.2f} [{latency['ci95'][0]:.2f}, {latency['ci95'][1]:.2f}]"
+            if "speedup" in latency
+            else ""
+        )
         table.add_row(
-            f"{variant.name} [bold green]recommended[/]" if variant.name == bundle.recommended else variant.name,
+            f"{variant.name} [bold green]recommended[/]"
+            if variant.name == bundle.recommended
+            else variant.name,
             f"{variant.bytes / 1e6:.1f}",
             f"{latency['p50_ms']:.2f}" if latency.get("p50_ms") else "—",
             speedup,
@@ -184,11 +265,20 @@ def _print_variants(bundle: Any) -> None:
             out.print(f"{variant.name}: {variant.report['chosen']}.", markup=False, soft_wrap=True)
         worst = variant.report.get("search", {}).get("worst_layers")
         if worst:
-            out.print(f"{variant.name}: the layers that lose most are {', '.join(worst)}.", markup=False, soft_wrap=True)
+            out.print(
+                f"{variant.name}: the layers that lose most are {', '.join(worst)}.",
+                markup=False,
+                soft_wrap=True,
+            )
         if variant.report.get("diverges"):
             out.print(f"{variant.name}: {variant.report['diverges']}", markup=False, soft_wrap=True)
         blamed = variant.report.get("slow_because", {}).get("to_blame")
         if blamed:
             out.print(f"{variant.name}: its time goes to {blamed}.", markup=False, soft_wrap=True)
-        if variant.report.get("search", {}).get("vnni") is False and variant.latency.get("verdict") != "faster":
-            out.print(f"{variant.name}: this CPU has no VNNI, so integers gain little here; `edgetl bench` on the device decides.")
+        if (
+            variant.report.get("search", {}).get("vnni") is False
+            and variant.latency.get("verdict") != "faster"
+        ):
+            out.print(
+                f"{variant.name}: this CPU has no VNNI, so integers gain little here; `edgetl bench` on the device decides."
+            )

@@ -95,7 +95,12 @@ def finetune(
             run = work(progress)
     except KeyboardInterrupt as interrupt:
         # Typer would turn it into a bare exit status and lose what it says.
-        err.print(str(interrupt) or "Interrupted: nothing was kept.", style="yellow", markup=False, soft_wrap=True)
+        err.print(
+            str(interrupt) or "Interrupted: nothing was kept.",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
         raise typer.Exit(interrupted_status()) from None
     if speaks():
         _summarise(run)
@@ -105,9 +110,17 @@ def _beginning(parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]
     if (file := parameters["config"]) is not None and file.suffix == ".json":
         return _running_again(read_recorded_run(file), parameters)
     if parameters["data"] is None:
-        raise ConfigError("Give DATA, a folder of images, or --resume RUN to go on with a run that was ended.")
-    given = {name: value for name, value in parameters.items() if value is not None and name not in _NO_FIELDS}
-    settings = resolve(parameters["data"], parameters["preset"], parameters["config"], _parsed(given))
+        raise ConfigError(
+            "Give DATA, a folder of images, or --resume RUN to go on with a run that was ended."
+        )
+    given = {
+        name: value
+        for name, value in parameters.items()
+        if value is not None and name not in _NO_FIELDS
+    }
+    settings = resolve(
+        parameters["data"], parameters["preset"], parameters["config"], _parsed(given)
+    )
 
     def work(progress: Progress) -> RunDirectory:
         from edgetl.train.finetune import finetune as begin
@@ -117,11 +130,19 @@ def _beginning(parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]
     return work
 
 
-def _running_again(run: RecordedRun, parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]:
+def _running_again(
+    run: RecordedRun, parameters: dict[str, Any]
+) -> Callable[[Progress], RunDirectory]:
     """A rerun from a run's config.json: its options and choices, with other options above them."""
     if parameters["preset"] is not None:
         raise ConfigError(f"{run.path} holds every option of its run: leave --preset out.")
-    given = _parsed({name: value for name, value in parameters.items() if value is not None and name not in _NO_FIELDS})
+    given = _parsed(
+        {
+            name: value
+            for name, value in parameters.items()
+            if value is not None and name not in _NO_FIELDS
+        }
+    )
     if "augment" in given:
         given["augment_file"] = None
     settings = replace(run.config, data=parameters["data"] or run.config.data, **given)
@@ -132,17 +153,27 @@ def _running_again(run: RecordedRun, parameters: dict[str, Any]) -> Callable[[Pr
 
         if changed:
             shown = ", ".join("--" + name.removesuffix("_s").replace("_", "-") for name in changed)
-            progress.note(f"The recorded choices do not hold with another {shown}: they are made anew.")
+            progress.note(
+                f"The recorded choices do not hold with another {shown}: they are made anew."
+            )
         return begin(settings, progress, None if changed else run.choices)
 
     return work
 
 
 def _resuming(run: Path, parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]:
-    others = [name for name, value in parameters.items() if value is not None and value is not False and name != "resume"]
+    others = [
+        name
+        for name, value in parameters.items()
+        if value is not None and value is not False and name != "resume"
+    ]
     if others:
-        shown = ", ".join("DATA" if name == "data" else "--" + name.replace("_", "-") for name in others)
-        raise ConfigError(f"--resume goes on with the run's own images and options: leave {shown} out.")
+        shown = ", ".join(
+            "DATA" if name == "data" else "--" + name.replace("_", "-") for name in others
+        )
+        raise ConfigError(
+            f"--resume goes on with the run's own images and options: leave {shown} out."
+        )
 
     def work(progress: Progress) -> RunDirectory:
         from edgetl.train.finetune import resume
@@ -181,9 +212,15 @@ def _summarise(run: RunDirectory) -> None:
 
     metrics = read_json(run.metrics, RunError, "The run's metrics")
     path = shown(run.path)
-    out.print(f"\n{metrics['model']}, {len(metrics['classes'])} classes, best epoch {metrics['best_epoch']}", markup=False)
+    out.print(
+        f"\n{metrics['model']}, {len(metrics['classes'])} classes, best epoch {metrics['best_epoch']}",
+        markup=False,
+    )
     out.print(_accuracy(metrics["val"]), style="bold", markup=False, soft_wrap=True)
-    out.print(f"Time: {metrics['seconds']['total']:.0f} s on {metrics['device']} ({metrics['precision']})", markup=False)
+    out.print(
+        f"Time: {metrics['seconds']['total']:.0f} s on {metrics['device']} ({metrics['precision']})",
+        markup=False,
+    )
     out.print(f"Run: {path}  (plots in {path / 'plots'})", markup=False, soft_wrap=True)
     out.print(f"Next: edgetl export {path}", markup=False, soft_wrap=True)
 

@@ -10,7 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from edgetl.core.finetuning import BatchNorm, ClassWeights, Device, FinetuneConfig, InputDevice, Precision, Sampling, Schedule
+from edgetl.core.finetuning import (
+    BatchNorm,
+    ClassWeights,
+    Device,
+    FinetuneConfig,
+    InputDevice,
+    Precision,
+    Sampling,
+    Schedule,
+)
 
 _OPEN = "{}, by what phase 1 leaves to learn"
 MODEL, RECIPE, DATA, MACHINE = "Model", "Recipe", "Data and augmentation", "Machine"
@@ -21,18 +30,33 @@ def _option(panel: str, field: str, text: str, unset: str = "", **more: Any) -> 
     default = getattr(FinetuneConfig, field)
     if default is not None and not isinstance(default, bool):
         unset = f"{default:g}" if isinstance(default, float) else str(default)
-    return typer.Option("--" + field.replace("_", "-"), help=text, show_default=unset, rich_help_panel=panel, **more)
+    return typer.Option(
+        "--" + field.replace("_", "-"), help=text, show_default=unset, rich_help_panel=panel, **more
+    )
 
 
 Data = Annotated[
     Path | None,
-    typer.Argument(help="A folder with train/ and val/ folders of classes, or one folder of classes.", metavar="DATA", show_default=False),
+    typer.Argument(
+        help="A folder with train/ and val/ folders of classes, or one folder of classes.",
+        metavar="DATA",
+        show_default=False,
+    ),
 ]
 Resume = Annotated[
     Path | None,
-    typer.Option("--resume", metavar="RUN", help="Go on with a run that was ended, from its last checkpoint; takes nothing else."),
+    typer.Option(
+        "--resume",
+        metavar="RUN",
+        help="Go on with a run that was ended, from its last checkpoint; takes nothing else.",
+    ),
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="The run directory to write.", show_default="runs/<data>-<model>")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="The run directory to write.", show_default="runs/<data>-<model>"
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing run directory.")]
 Preset = Annotated[
     str | None,
@@ -52,7 +76,12 @@ ConfigFile = Annotated[
     ),
 ]
 
-Model = Annotated[str | None, _option(MODEL, "model", "A torchvision classification architecture; `edgetl models` lists them.")]
+Model = Annotated[
+    str | None,
+    _option(
+        MODEL, "model", "A torchvision classification architecture; `edgetl models` lists them."
+    ),
+]
 Weights = Annotated[
     str | None,
     _option(
@@ -62,11 +91,23 @@ Weights = Annotated[
         "<architecture>.safetensors.",
     ),
 ]
-ImageSize = Annotated[int | None, _option(MODEL, "image_size", "Side of the network's square input, pixels.", "the architecture's own")]
-HeadWidth = Annotated[int | None, _option(MODEL, "head_width", "Width of the new head's hidden layer; 0 is a single linear layer.")]
+ImageSize = Annotated[
+    int | None,
+    _option(
+        MODEL, "image_size", "Side of the network's square input, pixels.", "the architecture's own"
+    ),
+]
+HeadWidth = Annotated[
+    int | None,
+    _option(
+        MODEL, "head_width", "Width of the new head's hidden layer; 0 is a single linear layer."
+    ),
+]
 Dropout = Annotated[float | None, _option(MODEL, "dropout", "Dropout before the new head.")]
 
-Epochs = Annotated[int | None, _option(RECIPE, "epochs", "Epochs of phase 1: the new head on the frozen backbone.")]
+Epochs = Annotated[
+    int | None, _option(RECIPE, "epochs", "Epochs of phase 1: the new head on the frozen backbone.")
+]
 Lr = Annotated[float | None, _option(RECIPE, "lr", "Adam's learning rate in phase 1.")]
 Unfreeze = Annotated[
     str | None,
@@ -77,8 +118,15 @@ Unfreeze = Annotated[
         "of the backbone's parameters: 5 of mobilenet_v2's 19), head (none of them), all, or auto (50%).",
     ),
 ]
-FinetuneEpochs = Annotated[int | None, _option(RECIPE, "finetune_epochs", "Epochs of phase 2.", _OPEN.format("5 to 8"))]
-FinetuneLr = Annotated[float | None, _option(RECIPE, "finetune_lr", "Adam's learning rate in phase 2.", _OPEN.format("2e-4 to 1e-3"))]
+FinetuneEpochs = Annotated[
+    int | None, _option(RECIPE, "finetune_epochs", "Epochs of phase 2.", _OPEN.format("5 to 8"))
+]
+FinetuneLr = Annotated[
+    float | None,
+    _option(
+        RECIPE, "finetune_lr", "Adam's learning rate in phase 2.", _OPEN.format("2e-4 to 1e-3")
+    ),
+]
 BatchSize = Annotated[
     str | None,
     _option(
@@ -99,26 +147,64 @@ BatchNormMode = Annotated[
     ),
 ]
 ScheduleKind = Annotated[
-    Schedule | None, _option(RECIPE, "schedule", "Learning rate within a phase: constant, or down to 0 along a cosine.")
+    Schedule | None,
+    _option(
+        RECIPE, "schedule", "Learning rate within a phase: constant, or down to 0 along a cosine."
+    ),
 ]
 Warmup = Annotated[
-    float | None, _option(RECIPE, "warmup", "Share of a phase's steps in which the learning rate rises linearly from 0, in [0, 1).")
+    float | None,
+    _option(
+        RECIPE,
+        "warmup",
+        "Share of a phase's steps in which the learning rate rises linearly from 0, in [0, 1).",
+    ),
 ]
 LrDecay = Annotated[
-    float | None, _option(RECIPE, "lr_decay", "Factor on phase 2's learning rate for each block further from the head, in (0, 1].")
+    float | None,
+    _option(
+        RECIPE,
+        "lr_decay",
+        "Factor on phase 2's learning rate for each block further from the head, in (0, 1].",
+    ),
 ]
-WeightDecay = Annotated[float | None, _option(RECIPE, "weight_decay", "Decoupled weight decay (AdamW) of all but norms and biases.")]
-ClipGradient = Annotated[float | None, _option(RECIPE, "clip_gradient", "Largest L2 norm of a step's gradient; 0 does not clip.")]
-LabelSmoothing = Annotated[float | None, _option(RECIPE, "label_smoothing", "Share of the target spread over all classes, in [0, 1).")]
+WeightDecay = Annotated[
+    float | None,
+    _option(RECIPE, "weight_decay", "Decoupled weight decay (AdamW) of all but norms and biases."),
+]
+ClipGradient = Annotated[
+    float | None,
+    _option(RECIPE, "clip_gradient", "Largest L2 norm of a step's gradient; 0 does not clip."),
+]
+LabelSmoothing = Annotated[
+    float | None,
+    _option(RECIPE, "label_smoothing", "Share of the target spread over all classes, in [0, 1)."),
+]
 Ema = Annotated[
     float | None,
-    _option(RECIPE, "ema", "Decay of a moving average of the weights, which is then validated and kept, in [0, 1); 0 is off."),
+    _option(
+        RECIPE,
+        "ema",
+        "Decay of a moving average of the weights, which is then validated and kept, in [0, 1); 0 is off.",
+    ),
 ]
 Patience = Annotated[
-    int | None, _option(RECIPE, "patience", "Epochs without a better one after which a phase ends.", "all epochs are trained")
+    int | None,
+    _option(
+        RECIPE,
+        "patience",
+        "Epochs without a better one after which a phase ends.",
+        "all epochs are trained",
+    ),
 ]
 TargetAccuracy = Annotated[
-    float | None, _option(RECIPE, "target_accuracy", "Validation accuracy at which training ends, in (0, 1].", "all epochs are trained")
+    float | None,
+    _option(
+        RECIPE,
+        "target_accuracy",
+        "Validation accuracy at which training ends, in (0, 1].",
+        "all epochs are trained",
+    ),
 ]
 Budget = Annotated[
     str | None,
@@ -149,14 +235,36 @@ Views = Annotated[
         "3 where they are cached, else a new one each epoch",
     ),
 ]
-Mixup = Annotated[float | None, _option(DATA, "mixup", "Alpha of mixup where training begins (pixels, or cached activations); 0 is off.")]
+Mixup = Annotated[
+    float | None,
+    _option(
+        DATA,
+        "mixup",
+        "Alpha of mixup where training begins (pixels, or cached activations); 0 is off.",
+    ),
+]
 Cutmix = Annotated[
-    float | None, _option(DATA, "cutmix", "Alpha of CutMix, at the same place; with mixup, each step takes one by chance; 0 is off.")
+    float | None,
+    _option(
+        DATA,
+        "cutmix",
+        "Alpha of CutMix, at the same place; with mixup, each step takes one by chance; 0 is off.",
+    ),
 ]
 ClassWeighting = Annotated[
-    ClassWeights | None, _option(DATA, "class_weights", "`balanced` weights the loss by the inverse of each class's share of the images.")
+    ClassWeights | None,
+    _option(
+        DATA,
+        "class_weights",
+        "`balanced` weights the loss by the inverse of each class's share of the images.",
+    ),
 ]
-SamplingKind = Annotated[Sampling | None, _option(DATA, "sampling", "`balanced` draws every class equally often; an epoch stays as long.")]
+SamplingKind = Annotated[
+    Sampling | None,
+    _option(
+        DATA, "sampling", "`balanced` draws every class equally often; an epoch stays as long."
+    ),
+]
 ValSplit = Annotated[
     float | None,
     _option(
@@ -166,15 +274,30 @@ ValSplit = Annotated[
     ),
 ]
 AllowLeaks = Annotated[
-    bool | None, _option(DATA, "allow_leaks", "Train though images are in both train/ and val/; accuracy is then flattered.")
+    bool | None,
+    _option(
+        DATA,
+        "allow_leaks",
+        "Train though images are in both train/ and val/; accuracy is then flattered.",
+    ),
 ]
-Seed = Annotated[int | None, _option(DATA, "seed", "Seed of the head, the order of images, the augmentation and the split.")]
+Seed = Annotated[
+    int | None,
+    _option(DATA, "seed", "Seed of the head, the order of images, the augmentation and the split."),
+]
 SplitSeed = Annotated[
     int | None,
-    _option(DATA, "split_seed", "Seed of the split alone: runs of several seeds on the same validation images.", "that of --seed"),
+    _option(
+        DATA,
+        "split_seed",
+        "Seed of the split alone: runs of several seeds on the same validation images.",
+        "that of --seed",
+    ),
 ]
 
-DeviceKind = Annotated[Device | None, _option(MACHINE, "device", "Where to train; auto takes CUDA where there is one.")]
+DeviceKind = Annotated[
+    Device | None, _option(MACHINE, "device", "Where to train; auto takes CUDA where there is one.")
+]
 PrecisionKind = Annotated[
     Precision | None,
     _option(
@@ -193,7 +316,12 @@ InputDeviceKind = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    _option(MACHINE, "workers", "Processes that decode and augment; 0 works in the training process.", "the cores that training leaves"),
+    _option(
+        MACHINE,
+        "workers",
+        "Processes that decode and augment; 0 works in the training process.",
+        "the cores that training leaves",
+    ),
 ]
 CacheBudget = Annotated[
     str | None,
@@ -222,5 +350,13 @@ Deterministic = Annotated[
         "Decide nothing by timing or free memory, and on a GPU take only algorithms that compute the same again; says what that costs.",
     ),
 ]
-TensorBoard = Annotated[bool | None, _option(MACHINE, "tensorboard", "Write event files for TensorBoard into RUN/tensorboard.")]
-MLflow = Annotated[str | None, _option(MACHINE, "mlflow", "Give every epoch's figures to MLflow.", "none", metavar="FOLDER|URL")]
+TensorBoard = Annotated[
+    bool | None,
+    _option(MACHINE, "tensorboard", "Write event files for TensorBoard into RUN/tensorboard."),
+]
+MLflow = Annotated[
+    str | None,
+    _option(
+        MACHINE, "mlflow", "Give every epoch's figures to MLflow.", "none", metavar="FOLDER|URL"
+    ),
+]

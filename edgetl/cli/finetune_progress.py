@@ -38,7 +38,11 @@ class PlainLog:
 
     def epoch(self, record: EpochRecord, best: bool) -> None:
         """Print its figures."""
-        parts = [f"epoch {record.epoch} (phase {record.phase})", f"loss {record.train_loss:.3f}", f"accuracy {record.train_accuracy:.3f}"]
+        parts = [
+            f"epoch {record.epoch} (phase {record.phase})",
+            f"loss {record.train_loss:.3f}",
+            f"accuracy {record.train_accuracy:.3f}",
+        ]
         if record.val_accuracy is not None:
             parts += [f"val loss {record.val_loss:.3f}", f"val accuracy {record.val_accuracy:.3f}"]
         parts += [f"{record.images_per_second:.0f} images/s", f"{record.seconds:.1f} s"]
@@ -72,7 +76,9 @@ class Bar(PlainLog):
     def step(self, step: Step) -> None:
         """Move the bar of all epochs, one step an image."""
         if self._task is None:
-            self._task = self._bar.add_task("training", total=step.epochs * step.images_total, figures="")
+            self._task = self._bar.add_task(
+                "training", total=step.epochs * step.images_total, figures=""
+            )
         figures = f"loss {step.loss:.3f}  accuracy {step.accuracy:.3f}  {step.images_per_second:.0f} images/s"
         self._bar.update(
             self._task,

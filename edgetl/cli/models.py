@@ -14,7 +14,9 @@ Head: the layer that is replaced."""
 
 
 def models(
-    pattern: Annotated[str, typer.Argument(help="Only names that contain this.", show_default="all")] = "",
+    pattern: Annotated[
+        str, typer.Argument(help="Only names that contain this.", show_default="all")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the architectures that `finetune --model` takes, with parameters, input size, head, and which ship with weights."""
@@ -29,7 +31,9 @@ def models(
         typer.echo(json.dumps({"schema": SCHEMA, "kind": "models", "models": listed}, indent=2))
         return
     if not chosen:
-        err.print(f"No architecture's name contains {pattern!r}. `edgetl models` lists all.", markup=False)
+        err.print(
+            f"No architecture's name contains {pattern!r}. `edgetl models` lists all.", markup=False
+        )
         raise typer.Exit(1)
     from rich.table import Table
 
@@ -40,6 +44,16 @@ def models(
     table.add_column("Builtin", no_wrap=True)
     table.add_column("Head", no_wrap=True)
     for row in chosen:
-        figures = (f"{row.parameters / 1e6:.1f} M", f"{row.image_size}", f"{row.blocks}", f"{row.unfreeze}")
-        table.add_row(row.name, *figures, "yes" if row.name in shipped else "", row.head + (" (conv)" if row.head_kind == "conv" else ""))
+        figures = (
+            f"{row.parameters / 1e6:.1f} M",
+            f"{row.image_size}",
+            f"{row.blocks}",
+            f"{row.unfreeze}",
+        )
+        table.add_row(
+            row.name,
+            *figures,
+            "yes" if row.name in shipped else "",
+            row.head + (" (conv)" if row.head_kind == "conv" else ""),
+        )
     out.print(table)

@@ -19,16 +19,35 @@ if TYPE_CHECKING:
 
 
 def predict(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, a run directory, or one ONNX file that edgetl wrote.")],
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, or patterns.")],
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Labels to show for each image.")] = 5,
-    variant: Annotated[str | None, typer.Option(help="The bundle's variant.", show_default="the recommended one")] = None,
+    bundle: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BUNDLE", help="A bundle, a run directory, or one ONNX file that edgetl wrote."
+        ),
+    ],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, or patterns.")
+    ],
+    top_k: Annotated[
+        int, typer.Option("--top-k", "-k", min=1, help="Labels to show for each image.")
+    ] = 5,
+    variant: Annotated[
+        str | None, typer.Option(help="The bundle's variant.", show_default="the recommended one")
+    ] = None,
     provider: Annotated[
-        str, typer.Option(help="Execution provider: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...; never falls back silently.")
+        str,
+        typer.Option(
+            help="Execution provider: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...; never falls back silently."
+        ),
     ] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="Intra-op threads.", show_default="the cores available")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Intra-op threads.", show_default="the cores available"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: path, rank, label, probability, error.")] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV: path, rank, label, probability, error.")
+    ] = False,
 ) -> None:
     """Label images with a bundle; torch is not needed.
 
@@ -51,7 +70,9 @@ def predict(
         for problem in problems:
             err.print(problem, style="red", markup=False, soft_wrap=True)
         labelled = sum(1 for prediction in done if not prediction.error)
-        raise DataError(f"{len(problems)} of the images asked for could not be read; {labelled} are labelled above.")
+        raise DataError(
+            f"{len(problems)} of the images asked for could not be read; {labelled} are labelled above."
+        )
 
 
 def _table(predictions: Iterable[Prediction]) -> list[Prediction]:
@@ -66,7 +87,9 @@ def _table(predictions: Iterable[Prediction]) -> list[Prediction]:
     for prediction in done:
         for rank, (label, probability) in enumerate(prediction.top):
             name = Text("" if rank else str(prediction.path))
-            table.add_row(name, Text(label, style="" if rank else "bold green"), f"{probability:.4f}")
+            table.add_row(
+                name, Text(label, style="" if rank else "bold green"), f"{probability:.4f}"
+            )
     if table.row_count:
         out.print(table)
     return done
@@ -77,7 +100,10 @@ def _json(predictions: Iterable[Prediction]) -> list[Prediction]:
     content = [
         {
             "path": str(prediction.path),
-            "top": [{"label": label, "probability": probability} for label, probability in prediction.top],
+            "top": [
+                {"label": label, "probability": probability}
+                for label, probability in prediction.top
+            ],
             "error": prediction.error,
         }
         for prediction in done

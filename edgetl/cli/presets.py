@@ -14,14 +14,21 @@ from edgetl.core.presets import presets as known_presets
 
 
 def presets(
-    name: Annotated[str | None, typer.Argument(help="Print this one as a file for `finetune --config`.", show_default="list all")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Print this one as a file for `finetune --config`.", show_default="list all"
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the recipes that `finetune --preset` takes, or print one as TOML to edit."""
     text = preset_toml(name) if name is not None else ""
     chosen = {key: values for key, values in known_presets().items() if name in (None, key)}
     if as_json:
-        rows = {key: {"note": PRESET_NOTES[key], "values": values} for key, values in chosen.items()}
+        rows = {
+            key: {"note": PRESET_NOTES[key], "values": values} for key, values in chosen.items()
+        }
         typer.echo(json.dumps({"schema": SCHEMA, "kind": "presets", "presets": rows}, indent=2))
         return
     if text:
@@ -36,7 +43,9 @@ def presets(
     for key in chosen:
         table.add_column(key, no_wrap=True)
     for field in RECIPE:
-        values = ["auto" if values[field] is None else str(values[field]) for values in chosen.values()]
+        values = [
+            "auto" if values[field] is None else str(values[field]) for values in chosen.values()
+        ]
         if len(set(values)) > 1:
             table.add_row(field.replace("_", "-"), *values)
     out.print(table)

@@ -42,9 +42,22 @@ def steps() -> Iterator[Callable[[str, int, int], None]]:
         yield plain
         return
 
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("", total=None)
 
@@ -62,7 +75,12 @@ def blocks() -> Iterator[Callable[[int, int, str], None]]:
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=err, auto_refresh=False, transient=True) as bar:
         task = bar.add_task("", total=None)
 
@@ -80,11 +98,20 @@ def measuring() -> Iterator[Callable[[int, int, str], None]]:
         with blocks() as progress:
             yield progress
     except KeyboardInterrupt as interrupt:
-        err.print(str(interrupt) or "Interrupted: nothing was kept.", style="yellow", markup=False, soft_wrap=True)
+        err.print(
+            str(interrupt) or "Interrupted: nothing was kept.",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
         raise typer.Exit(interrupted_status()) from None
 
 
-def measure_and_show(measure: Callable[[Callable[[int, int, str], None]], Kept], show: Callable[[Kept], None], as_json: bool) -> Kept:
+def measure_and_show(
+    measure: Callable[[Callable[[int, int, str], None]], Kept],
+    show: Callable[[Kept], None],
+    as_json: bool,
+) -> Kept:
     """Measure, and print the result for people or as one JSON object.
 
     Raises:

@@ -31,10 +31,22 @@ def report(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The page to write.", show_default="in the RUN or EXPERIMENT, else here"),
+        typer.Option(
+            "--output",
+            "-o",
+            help="The page to write.",
+            show_default="in the RUN or EXPERIMENT, else here",
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that edgetl did not write.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what the page shows as one JSON object, and nothing else.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite a file that edgetl did not write.")
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print what the page shows as one JSON object, and nothing else."
+        ),
+    ] = False,
 ) -> None:
     """Show a run, a bundle, an experiment, or bench results: a summary here, and one page that needs no network.
 
@@ -53,7 +65,9 @@ def _bench(paths: Sequence[Path], output: Path | None, force: bool, as_json: boo
 
     results = read_results(paths)
     page = _write(output or _DEFAULT, lambda: bench_report(results), force)
-    _tell(page, as_json, {"results": [_summary(result) for result in results]}, lambda: show(results))
+    _tell(
+        page, as_json, {"results": [_summary(result) for result in results]}, lambda: show(results)
+    )
 
 
 def _run(paths: Sequence[Path], output: Path | None, force: bool, as_json: bool) -> None:
@@ -75,7 +89,12 @@ def _bundle(paths: Sequence[Path], output: Path | None, force: bool, as_json: bo
 
     bundle = read_bundle(paths[0])
     page = _write(output or _DEFAULT, lambda: bundle_report(bundle), force)
-    _tell(page, as_json, {"bundle": bundle.to_json()}, lambda: _sentences(title(bundle), bundle_sentences(bundle)))
+    _tell(
+        page,
+        as_json,
+        {"bundle": bundle.to_json()},
+        lambda: _sentences(title(bundle), bundle_sentences(bundle)),
+    )
 
 
 def _experiment(paths: Sequence[Path], output: Path | None, force: bool, as_json: bool) -> None:
@@ -132,20 +151,43 @@ def show(results: Sequence[BenchResult]) -> None:
     for title, result in zip(named, results, strict=True):
         for number, row in enumerate(result.rows):
             pair = speedup_of(result, row.id)
-            ratio = "" if pair is None else f"{pair.speedup.ratio:.2f}× {interval(pair.speedup.low, pair.speedup.high, 2)}"
-            told = "[bold red]failed[/]" if row.failed else _verdict(pair.verdict) if pair else _baseline(result, row)
+            ratio = (
+                ""
+                if pair is None
+                else f"{pair.speedup.ratio:.2f}× {interval(pair.speedup.low, pair.speedup.high, 2)}"
+            )
+            told = (
+                "[bold red]failed[/]"
+                if row.failed
+                else _verdict(pair.verdict)
+                if pair
+                else _baseline(result, row)
+            )
             rate = "" if row.images_per_second is None else f"{row.images_per_second:.1f}"
             cells = ("" if number else escape(title), escape(full_name(row)), escape(row.scope))
-            table.add_row(*cells, milliseconds(row.percentile_ms(50)), milliseconds(row.percentile_ms(99)), rate, escape(ratio), told)
+            table.add_row(
+                *cells,
+                milliseconds(row.percentile_ms(50)),
+                milliseconds(row.percentile_ms(99)),
+                rate,
+                escape(ratio),
+                told,
+            )
     out.print(table)
     for title, result in zip(named, results, strict=True):
         if result.noise.noisy:
-            out.print(f"[yellow]Noisy[/]  {escape(title)}: {escape('; '.join(result.noise.reasons))}", soft_wrap=True)
+            out.print(
+                f"[yellow]Noisy[/]  {escape(title)}: {escape('; '.join(result.noise.reasons))}",
+                soft_wrap=True,
+            )
         if result.interrupted:
             out.print(f"[yellow]Interrupted[/]  {escape(title)}", soft_wrap=True)
     models = {str(result.model.get("run_id") or result.target) for result in results}
     if len(models) > 1:
-        out.print("The results hold different models: their latencies are not comparable with each other.", style="yellow")
+        out.print(
+            "The results hold different models: their latencies are not comparable with each other.",
+            style="yellow",
+        )
 
 
 def _verdict(verdict: str) -> str:
@@ -155,14 +197,25 @@ def _verdict(verdict: str) -> str:
 
 
 def _baseline(result: BenchResult, row: Row) -> str:
-    return "[dim]baseline[/]" if any(pair.baseline == row.id and pair.earlier is None for pair in result.comparisons) else ""
+    return (
+        "[dim]baseline[/]"
+        if any(pair.baseline == row.id and pair.earlier is None for pair in result.comparisons)
+        else ""
+    )
 
 
 def _summary(result: BenchResult) -> dict[str, Any]:
     """The result's object without the raw latencies, which its own file holds."""
     content = result.to_json()
-    rows = [{name: value for name, value in row.items() if name != "rounds"} for row in content["rows"]]
+    rows = [
+        {name: value for name, value in row.items() if name != "rounds"} for row in content["rows"]
+    ]
     sustained = content["sustained"]
     if sustained is not None:
         sustained = {name: value for name, value in sustained.items() if name != "windows"}
-    return {**content, "path": None if result.path is None else str(result.path), "rows": rows, "sustained": sustained}
+    return {
+        **content,
+        "path": None if result.path is None else str(result.path),
+        "rows": rows,
+        "sustained": sustained,
+    }

@@ -17,13 +17,24 @@ if TYPE_CHECKING:
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a run directory with one.")],
-    variant: Annotated[list[str] | None, typer.Option(help="A variant of the bundle; several may be named.", show_default="all")] = None,
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a run directory with one.")
+    ],
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="A variant of the bundle; several may be named.", show_default="all"),
+    ] = None,
     provider: Annotated[
         list[str] | None,
-        typer.Option(help="Execution provider: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...; several may be named.", show_default="cpu"),
+        typer.Option(
+            help="Execution provider: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...; several may be named.",
+            show_default="cpu",
+        ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Intra-op threads.", show_default="the cores available")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Intra-op threads.", show_default="the cores available"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Prove that a bundle answers on this device as it was proven to.
@@ -41,12 +52,20 @@ def verify(
         found = verify_bundle(opened, variant or (), provider or ("cpu",), threads, tell)
     if as_json:
         device = device_facts()
-        content = {"schema": SCHEMA, "kind": "verification", "bundle": {"model": opened.model, "run_id": opened.run_id}, "device": device}
+        content = {
+            "schema": SCHEMA,
+            "kind": "verification",
+            "bundle": {"model": opened.model, "run_id": opened.run_id},
+            "device": device,
+        }
         print_json({**content, "variants": [one.to_json() for one in found]}, indent=2)
     else:
         print_verified(found)
         if emulated():
-            out.print("\nThis processor is emulated: what is right here is yet to be verified on the device.", soft_wrap=True)
+            out.print(
+                "\nThis processor is emulated: what is right here is yet to be verified on the device.",
+                soft_wrap=True,
+            )
     if not all(one.passed for one in found):
         raise typer.Exit(1)
 
@@ -77,7 +96,9 @@ def print_verified(found: Sequence[Verified]) -> None:
         table.add_row(
             one.variant,
             one.provider,
-            Text("right", style="green") if one.passed else Text("WRONG" if gate["checked"] else "not run", style="bold red"),
+            Text("right", style="green")
+            if one.passed
+            else Text("WRONG" if gate["checked"] else "not run", style="bold red"),
             str(gate.get("images", "")),
             "" if agreement is None else f"{agreement} of {gate['images']}",
             "" if difference is None else f"{difference:.3g}",
@@ -86,5 +107,7 @@ def print_verified(found: Sequence[Verified]) -> None:
     out.print(table)
     for one in found:
         if not one.passed:
-            told = f"\n{one.variant} on {one.provider}: {one.gate['reason'].rstrip('.')}. {one.advice}"
+            told = (
+                f"\n{one.variant} on {one.provider}: {one.gate['reason'].rstrip('.')}. {one.advice}"
+            )
             out.print(told.rstrip(), markup=False, soft_wrap=True)

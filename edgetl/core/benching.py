@@ -64,20 +64,41 @@ class BenchConfig:
             [
                 *(one_of("--scope", scope, Scope) for scope in self.scopes),
                 *(one_of("--session", mode, SessionMode) for mode in self.session_modes),
-                None if self.session_modes else "--session names at least one of default, cuda-graph, no-tf32.",
+                None
+                if self.session_modes
+                else "--session names at least one of default, cuda-graph, no-tf32.",
                 None if self.scopes else "--scope names at least one of model, image, file.",
                 *(one_of("--pytorch", mode, TorchMode) for mode in self.torch_modes),
-                *(None if count >= 1 else f"--threads is at least 1, not {count}." for count in self.threads),
-                *(None if 1 <= count <= MAX_BATCH else f"--batch is 1 to {MAX_BATCH}, not {count}." for count in self.batches),
+                *(
+                    None if count >= 1 else f"--threads is at least 1, not {count}."
+                    for count in self.threads
+                ),
+                *(
+                    None
+                    if 1 <= count <= MAX_BATCH
+                    else f"--batch is 1 to {MAX_BATCH}, not {count}."
+                    for count in self.batches
+                ),
                 None if self.batches else "--batch names at least one number of images.",
                 None if self.providers else "--provider names at least one execution provider.",
-                *(None if 0 < rate < math.inf else f"--rate is above 0 arrivals a second, not {rate:g}." for rate in self.rates),
-                None if self.rounds >= 2 else f"--rounds is at least 2 (an interval needs it), not {self.rounds}.",
-                None if self.sustained_s == 0 or self.sustained_s >= 10 else "--sustained is at least 10s.",
+                *(
+                    None
+                    if 0 < rate < math.inf
+                    else f"--rate is above 0 arrivals a second, not {rate:g}."
+                    for rate in self.rates
+                ),
+                None
+                if self.rounds >= 2
+                else f"--rounds is at least 2 (an interval needs it), not {self.rounds}.",
+                None
+                if self.sustained_s == 0 or self.sustained_s >= 10
+                else "--sustained is at least 10s.",
                 "--max-regression compares with --baseline RESULT.json: give one."
                 if self.limits.max_regression is not None and self.baseline is None
                 else None,
-                "--rate paces single images: leave --batch at 1, or add 1 to it." if self.rates and 1 not in self.batches else None,
+                "--rate paces single images: leave --batch at 1, or add 1 to it."
+                if self.rates and 1 not in self.batches
+                else None,
                 "--batch above 1 is measured in scope model: add it to --scope."
                 if "model" not in self.scopes and any(count > 1 for count in self.batches)
                 else None,

@@ -24,7 +24,10 @@ def builtin_folders() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for place in reversed(places()):
         # Beside an installed package may lie anything, a stranger's `models` included.
-        found |= {folder.parent.name.removesuffix(SUFFIX): folder.parent for folder in sorted(place.glob(f"*{SUFFIX}/{CHECKSUMS}"))}
+        found |= {
+            folder.parent.name.removesuffix(SUFFIX): folder.parent
+            for folder in sorted(place.glob(f"*{SUFFIX}/{CHECKSUMS}"))
+        }
     return dict(sorted(found.items()))
 
 
@@ -36,20 +39,32 @@ def builtin_weights(architecture: str) -> Path:
     """
     folders = builtin_folders()
     if architecture not in folders:
-        there = f"only for {', '.join(folders)}: choose it with --model, or give" if folders else "for none in this version: give"
-        raise WeightsError(f"edgetl ships no weights for {architecture}, {there} --weights imagenet, none, or a file.")
+        there = (
+            f"only for {', '.join(folders)}: choose it with --model, or give"
+            if folders
+            else "for none in this version: give"
+        )
+        raise WeightsError(
+            f"edgetl ships no weights for {architecture}, {there} --weights imagenet, none, or a file."
+        )
     file = folders[architecture] / WEIGHTS
     try:
         lines = (folders[architecture] / CHECKSUMS).read_text(encoding="ascii").splitlines()
         intact = f"{sha256_file(file)}  {WEIGHTS}" in lines
     except (OSError, ValueError) as cause:
-        raise WeightsError(f"The shipped weights {file} cannot be checked ({cause}). Install edgetl again.") from cause
+        raise WeightsError(
+            f"The shipped weights {file} cannot be checked ({cause}). Install edgetl again."
+        ) from cause
     if not intact:
-        raise WeightsError(f"{file} is not the file that edgetl shipped (its SHA-256 differs from {CHECKSUMS}). Install edgetl again.")
+        raise WeightsError(
+            f"{file} is not the file that edgetl shipped (its SHA-256 differs from {CHECKSUMS}). Install edgetl again."
+        )
     return file
 
 
 def write_checksums(folder: Path) -> None:
     """Write the hashes of the folder's other files, which makes it a shipped backbone."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS)
-    (folder / CHECKSUMS).write_text("".join(f"{sha256_file(path)}  {path.name}\n" for path in files), encoding="ascii")
+    (folder / CHECKSUMS).write_text(
+        "".join(f"{sha256_file(path)}  {path.name}\n" for path in files), encoding="ascii"
+    )

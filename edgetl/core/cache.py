@@ -63,11 +63,17 @@ def prune(folder: Path, budget_bytes: int, keep: Collection[Path]) -> None:
     killed goes after a day.
     """
     with suppress(OSError):
-        entries = [(entry.stat().st_mtime, entry) for entry in folder.iterdir() if entry.is_dir() and entry not in keep]
+        entries = [
+            (entry.stat().st_mtime, entry)
+            for entry in folder.iterdir()
+            if entry.is_dir() and entry not in keep
+        ]
         left = sum(_size(entry) for entry in folder.iterdir() if entry.is_dir())
         for used, entry in sorted(entries):
             unfinished = entry.name.startswith(".")
-            if (unfinished and time.time() - used > _DAY_S) or (not unfinished and left > budget_bytes):
+            if (unfinished and time.time() - used > _DAY_S) or (
+                not unfinished and left > budget_bytes
+            ):
                 left -= _size(entry)
                 shutil.rmtree(entry, ignore_errors=True)
 

@@ -19,7 +19,15 @@ from edgetl.core.statistics import median_interval, percentile
 SMALLEST_IMAGE = 32
 """Pixels; as `edgetl finetune --image-size`."""
 _ASKED = ("created", "edgetl", "classes", "latency_budget_ms", "provider", "threads", "interrupted")
-_STATED = ("architecture", "image_size", "parameters", "imagenet_top1", "file_bytes", "file_sha256", "failed")
+_STATED = (
+    "architecture",
+    "image_size",
+    "parameters",
+    "imagenet_top1",
+    "file_bytes",
+    "file_sha256",
+    "failed",
+)
 
 
 @dataclass(frozen=True)
@@ -52,12 +60,22 @@ class CandidatesConfig:
         budget = self.latency_budget_ms
         raise_all(
             [
-                None if self.architectures else "--candidates names at least one architecture; `edgetl models` lists them.",
+                None
+                if self.architectures
+                else "--candidates names at least one architecture; `edgetl models` lists them.",
                 None if self.classes >= 2 else f"--classes is at least 2, not {self.classes}.",
-                f"--image-size is at least {SMALLEST_IMAGE} pixels, not {', '.join(small)}." if small else None,
-                None if budget is None or 0 < budget < math.inf else f"--latency-budget is above 0 and finite, not {budget:g} ms.",
-                None if self.threads is None or self.threads >= 1 else f"--threads is at least 1, not {self.threads}.",
-                None if self.rounds >= 2 else f"--rounds is at least 2 (an interval needs it), not {self.rounds}.",
+                f"--image-size is at least {SMALLEST_IMAGE} pixels, not {', '.join(small)}."
+                if small
+                else None,
+                None
+                if budget is None or 0 < budget < math.inf
+                else f"--latency-budget is above 0 and finite, not {budget:g} ms.",
+                None
+                if self.threads is None or self.threads >= 1
+                else f"--threads is at least 1, not {self.threads}.",
+                None
+                if self.rounds >= 2
+                else f"--rounds is at least 2 (an interval needs it), not {self.rounds}.",
                 None if 0 <= self.seed < 2**63 else f"--seed lies in [0, 2^63), not {self.seed}.",
             ]
         )
@@ -115,7 +133,9 @@ class Candidate:
     @property
     def images_per_second(self) -> float | None:
         """Images divided by the time spent on them."""
-        return len(self.latencies_ns) / (sum(self.latencies_ns) / 1e9) if self.latencies_ns else None
+        return (
+            len(self.latencies_ns) / (sum(self.latencies_ns) / 1e9) if self.latencies_ns else None
+        )
 
     @property
     def spread(self) -> float:
@@ -175,7 +195,9 @@ class CandidatesResult:
     @property
     def timed(self) -> list[Candidate]:
         """Rows with latencies, fastest first."""
-        return sorted((row for row in self.rows if row.p50_ms is not None), key=lambda row: row.p50_ms or 0.0)
+        return sorted(
+            (row for row in self.rows if row.p50_ms is not None), key=lambda row: row.p50_ms or 0.0
+        )
 
     @property
     def fitting(self) -> list[Candidate]:
@@ -185,7 +207,11 @@ class CandidatesResult:
     @property
     def undecided(self) -> list[Candidate]:
         """Rows whose interval contains the budget."""
-        return [row for row in self.timed if self.latency_budget_ms is not None and self.fits(row) is None]
+        return [
+            row
+            for row in self.timed
+            if self.latency_budget_ms is not None and self.fits(row) is None
+        ]
 
     @property
     def most_capable(self) -> list[Candidate]:
@@ -194,7 +220,11 @@ class CandidatesResult:
         torchvision states an accuracy at one size only: how a strong network at a small size compares with a weak one at a large size
         is not known before training, so both are named.
         """
-        ranked = sorted(self.fitting, key=lambda row: (row.imagenet_top1 or 0.0, row.image_size, -(row.p50_ms or 0.0)), reverse=True)
+        ranked = sorted(
+            self.fitting,
+            key=lambda row: (row.imagenet_top1 or 0.0, row.image_size, -(row.p50_ms or 0.0)),
+            reverse=True,
+        )
         chosen: list[Candidate] = []
         for row in ranked:
             if all(row.image_size > better.image_size for better in chosen):
@@ -259,4 +289,6 @@ def read_candidates(path: Path) -> CandidatesResult:
             path=path,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as cause:
-        raise BenchError(f"{path} is a broken result of candidates: {cause!r}. Measure again.") from cause
+        raise BenchError(
+            f"{path} is a broken result of candidates: {cause!r}. Measure again."
+        ) from cause

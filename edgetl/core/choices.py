@@ -83,8 +83,14 @@ def parse_choices(content: Mapping[str, Any]) -> Choices:
         "threads": (choices.threads, 1, _MOST_THREADS),
         "cache_budget": (choices.cache_budget, 0, 2**62),
         "views": (choices.views, 0, MAX_VIEWS),
-        **{f"epochs[{index}]": (count, 0, MAX_EPOCHS) for index, count in enumerate(choices.epochs or ())},
-        **{f"ended_after.{phase}": (count, 0, MAX_EPOCHS) for phase, count in choices.ended_after.items()},
+        **{
+            f"epochs[{index}]": (count, 0, MAX_EPOCHS)
+            for index, count in enumerate(choices.epochs or ())
+        },
+        **{
+            f"ended_after.{phase}": (count, 0, MAX_EPOCHS)
+            for phase, count in choices.ended_after.items()
+        },
     }
     for name, (value, least, most) in numbers.items():
         if value is not None and not least <= value <= most:
@@ -103,9 +109,14 @@ def read_recorded_run(path: Path) -> RecordedRun:
         asked, resolved = dict(content["asked"]), content["config"]
         # As many workers as then: the default depends on the machine.
         settings = {**asked, "workers": resolved["workers"], "output": None, "force": False}
-        config, choices = parse_as(FinetuneConfig, settings, "asked", extra="ignore"), parse_choices(content)
+        config, choices = (
+            parse_as(FinetuneConfig, settings, "asked", extra="ignore"),
+            parse_choices(content),
+        )
     except (KeyError, TypeError, ValueError) as cause:
-        raise ConfigError(f"{path} is not the config.json of a run ({cause}). Give --config a TOML file or RUN/config.json.") from cause
+        raise ConfigError(
+            f"{path} is not the config.json of a run ({cause}). Give --config a TOML file or RUN/config.json."
+        ) from cause
     return RecordedRun(path, config, choices)
 
 

@@ -62,22 +62,42 @@ class CompareConfig:
         budget, latency = self.budget_s, self.latency_budget_ms
         raise_all(
             [
-                None if self.models else "--models names at least one architecture; `edgetl models` lists them.",
-                None if self.strategies else f"--strategies names at least one of {', '.join(STRATEGIES)}.",
-                f"--strategies knows {', '.join(STRATEGIES)}, not {', '.join(map(repr, unknown))}." if unknown else None,
+                None
+                if self.models
+                else "--models names at least one architecture; `edgetl models` lists them.",
+                None
+                if self.strategies
+                else f"--strategies names at least one of {', '.join(STRATEGIES)}.",
+                f"--strategies knows {', '.join(STRATEGIES)}, not {', '.join(map(repr, unknown))}."
+                if unknown
+                else None,
                 None if self.seeds >= 1 else f"--seeds is at least 1, not {self.seeds}.",
-                None if all(size >= 32 for size in self.image_sizes) else "--image-size is at least 32 pixels.",
-                None if self.epochs >= 2 else f"--epochs is at least 2 (one of each phase), not {self.epochs}.",
-                None if budget is None or 0 < budget < math.inf else f"--budget is above 0 and finite, not {budget} s.",
-                None if 0 < self.target_accuracy <= 1 else f"--target-accuracy lies in (0, 1], not {self.target_accuracy}.",
-                None if latency is None or 0 < latency < math.inf else f"--latency-budget is above 0 and finite, not {latency:g} ms.",
+                None
+                if all(size >= 32 for size in self.image_sizes)
+                else "--image-size is at least 32 pixels.",
+                None
+                if self.epochs >= 2
+                else f"--epochs is at least 2 (one of each phase), not {self.epochs}.",
+                None
+                if budget is None or 0 < budget < math.inf
+                else f"--budget is above 0 and finite, not {budget} s.",
+                None
+                if 0 < self.target_accuracy <= 1
+                else f"--target-accuracy lies in (0, 1], not {self.target_accuracy}.",
+                None
+                if latency is None or 0 < latency < math.inf
+                else f"--latency-budget is above 0 and finite, not {latency:g} ms.",
             ]
         )
 
     @property
     def expanded_strategies(self) -> tuple[str, ...]:
         """Strategies as they are run, each once, in the order of tables."""
-        wanted = {one for name in self.strategies for one in (SWEEP if name == "freeze-sweep" else (name,))}
+        wanted = {
+            one
+            for name in self.strategies
+            for one in (SWEEP if name == "freeze-sweep" else (name,))
+        }
         if "scratch" in wanted and wanted.intersection(_REFERENCES) and self.budget_s is None:
             wanted.add(EQUAL_TIME)
         return tuple(name for name in MEANINGS if name in wanted)
@@ -121,7 +141,9 @@ class PlannedRun:
         return f"{self.row}-s{self.seed}"
 
 
-def plan_runs(config: CompareConfig, recipe: FinetuneConfig, networks: Sequence[Network], folder: Path) -> list[PlannedRun]:
+def plan_runs(
+    config: CompareConfig, recipe: FinetuneConfig, networks: Sequence[Network], folder: Path
+) -> list[PlannedRun]:
     """Every run in the order in which they are run: a whole experiment of the first seed first, and what is quick before what is slow.
 
     Args:
@@ -132,14 +154,25 @@ def plan_runs(config: CompareConfig, recipe: FinetuneConfig, networks: Sequence[
     Raises:
         ConfigError: pretrained strategies without weights.
     """
-    pretrained = [name for name in config.expanded_strategies if name not in ("scratch", EQUAL_TIME)]
+    pretrained = [
+        name for name in config.expanded_strategies if name not in ("scratch", EQUAL_TIME)
+    ]
     if recipe.weights == "none" and pretrained:
-        raise ConfigError(f"--weights none has nothing pretrained for {', '.join(pretrained)}. Give weights, or --strategies scratch.")
-    runs = [run for seed in range(config.seeds) for network in networks for run in _of_network(config, recipe, network, seed)]
+        raise ConfigError(
+            f"--weights none has nothing pretrained for {', '.join(pretrained)}. Give weights, or --strategies scratch."
+        )
+    runs = [
+        run
+        for seed in range(config.seeds)
+        for network in networks
+        for run in _of_network(config, recipe, network, seed)
+    ]
     return [replace(run, config=replace(run.config, output=folder / run.name)) for run in runs]
 
 
-def _of_network(config: CompareConfig, recipe: FinetuneConfig, network: Network, seed: int) -> Iterator[PlannedRun]:
+def _of_network(
+    config: CompareConfig, recipe: FinetuneConfig, network: Network, seed: int
+) -> Iterator[PlannedRun]:
     strategies = config.expanded_strategies
     base = replace(
         recipe,
@@ -154,11 +187,20 @@ def _of_network(config: CompareConfig, recipe: FinetuneConfig, network: Network,
     )
     head_epochs = min(config.epochs - 1, max(1, round(_HEAD_SHARE * config.epochs)))
     one_phase: dict[str, Any] = {"epochs": config.epochs, "finetune_epochs": 0}
-    two_phases: dict[str, Any] = {"epochs": head_epochs, "finetune_epochs": config.epochs - head_epochs}
-    unfreeze = {"full": "all", **{f"freeze-{share}": str(_unfrozen(share, network.blocks)) for share in (25, 50, 75)}}
+    two_phases: dict[str, Any] = {
+        "epochs": head_epochs,
+        "finetune_epochs": config.epochs - head_epochs,
+    }
+    unfreeze = {
+        "full": "all",
+        **{f"freeze-{share}": str(_unfrozen(share, network.blocks)) for share in (25, 50, 75)},
+    }
     reference = next((name for name in _REFERENCES if name in strategies), None)
     last = (EQUAL_TIME, "scratch")
-    for strategy in [*(name for name in strategies if name not in last), *(name for name in last if name in strategies)]:
+    for strategy in [
+        *(name for name in strategies if name not in last),
+        *(name for name in last if name in strategies),
+    ]:
         if strategy in last:
             own = replace(base, weights="none", **one_phase)
         elif strategy == "head":

@@ -45,7 +45,10 @@ class EarlierRow:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> EarlierRow:
         """Read from a comparison's JSON object, which holds more fields than these."""
-        fields = {name: content.get(name, False) if name == "same_configuration" else content[name] for name in cls.__dataclass_fields__}
+        fields = {
+            name: content.get(name, False) if name == "same_configuration" else content[name]
+            for name in cls.__dataclass_fields__
+        }
         row = parse_as(cls, fields, "an earlier row")
         if not row.round_medians_ns or min(row.round_medians_ns) <= 0 or row.p50_ms <= 0:
             raise FieldError("an earlier row has no latencies, or some that are not above 0")

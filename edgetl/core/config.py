@@ -58,19 +58,29 @@ class ExportConfig:
         unknown = [name for name in self.variants if name not in known]
         raise_all(
             [
-                f"--variants knows {', '.join(known)}, not {', '.join(map(repr, unknown))}." if unknown else None,
+                f"--variants knows {', '.join(known)}, not {', '.join(map(repr, unknown))}."
+                if unknown
+                else None,
                 one_of("--optimise", self.optimise, Goal),
                 one_of("--search", self.search, Search),
-                None if 0 <= self.max_accuracy_drop <= 100 else f"--max-accuracy-drop is 0 to 100 points, not {self.max_accuracy_drop:g}.",
-                None if self.max_latency_ms is None or self.max_latency_ms > 0 else "--max-latency is above 0.",
+                None
+                if 0 <= self.max_accuracy_drop <= 100
+                else f"--max-accuracy-drop is 0 to 100 points, not {self.max_accuracy_drop:g}.",
+                None
+                if self.max_latency_ms is None or self.max_latency_ms > 0
+                else "--max-latency is above 0.",
                 one_of("--input", self.input, InputKind),
                 one_of("--golden", self.golden, GoldenKind),
                 *self._fixed_size_problems(),
                 "--web feeds the page's photos to the file as they are: leave out --input tensor."
                 if self.web and self.input == "tensor"
                 else None,
-                None if self.opset >= 18 else f"--opset is at least 18 (antialiased Resize), not {self.opset}.",
-                None if self.network_tolerance > 0 and self.path_tolerance > 0 else "--tolerance is above 0.",
+                None
+                if self.opset >= 18
+                else f"--opset is at least 18 (antialiased Resize), not {self.opset}.",
+                None
+                if self.network_tolerance > 0 and self.path_tolerance > 0
+                else "--tolerance is above 0.",
             ]
         )
 
@@ -81,8 +91,12 @@ class ExportConfig:
         fits = all(low <= side <= high for side in self.fixed_size)
         shown = "x".join(map(str, self.fixed_size))
         return [
-            None if fits else f"--fixed-size must have sides of {low} to {high} pixels, got {shown}.",
-            "--fixed-size preprocesses in the graph: leave out --input tensor." if self.input == "tensor" else None,
+            None
+            if fits
+            else f"--fixed-size must have sides of {low} to {high} pixels, got {shown}.",
+            "--fixed-size preprocesses in the graph: leave out --input tensor."
+            if self.input == "tensor"
+            else None,
         ]
 
 

@@ -108,10 +108,15 @@ class Experiment:
         for run in self.runs:
             if run.failed is None:
                 found.setdefault(run.row, []).append(run)
-        rows = [Row(name, tuple(sorted(runs, key=lambda run: run.seed))) for name, runs in found.items()]
+        rows = [
+            Row(name, tuple(sorted(runs, key=lambda run: run.seed))) for name, runs in found.items()
+        ]
         networks = list(dict.fromkeys(row.network for row in rows))
         strategies = list(MEANINGS)
-        return sorted(rows, key=lambda row: (networks.index(row.network), strategies.index(row.first.strategy)))
+        return sorted(
+            rows,
+            key=lambda row: (networks.index(row.network), strategies.index(row.first.strategy)),
+        )
 
     @property
     def networks(self) -> list[str]:
@@ -129,11 +134,19 @@ class Experiment:
         What nobody asks is left out, for each test makes the others' p-values larger: scratch against less of scratch.
         """
         rows = self.rows
-        chosen = [(one, other) for index, other in enumerate(rows) for one in rows[index + 1 :] if _worth_asking(one.first, other.first)]
+        chosen = [
+            (one, other)
+            for index, other in enumerate(rows)
+            for one in rows[index + 1 :]
+            if _worth_asking(one.first, other.first)
+        ]
         found = [(one, other, _difference(one, other)) for one, other in chosen]
         tested = [(one, other, seen) for one, other, seen in found if seen is not None]
         corrected = holm([seen.p for _, _, seen in tested])
-        return [Pair(one.name, other.name, seen, p) for (one, other, seen), p in zip(tested, corrected, strict=True)]
+        return [
+            Pair(one.name, other.name, seen, p)
+            for (one, other, seen), p in zip(tested, corrected, strict=True)
+        ]
 
     def pair(self, first: str, second: str) -> Pair | None:
         """The comparison of two rows, seen from the first; None where they were not compared."""
@@ -142,7 +155,9 @@ class Experiment:
                 return pair
             if (pair.second, pair.first) == (first, second):
                 seen = pair.difference
-                return Pair(first, second, Difference(-seen.value, -seen.high, -seen.low, seen.p), pair.p)
+                return Pair(
+                    first, second, Difference(-seen.value, -seen.high, -seen.low, seen.p), pair.p
+                )
         return None
 
     def recommended(self, network: str) -> Row | None:
@@ -156,7 +171,10 @@ class Experiment:
         top = max(rows, key=lambda row: row.val_accuracy)
         as_good = [row for row in rows if row is top or _not_worse(self.pair(row.name, top.name))]
         least = min(row.seconds for row in as_good)
-        return max((row for row in as_good if row.seconds <= _AS_QUICK * least), key=lambda row: row.val_accuracy)
+        return max(
+            (row for row in as_good if row.seconds <= _AS_QUICK * least),
+            key=lambda row: row.val_accuracy,
+        )
 
     def deployment(self, network: str) -> Deployed | None:
         """The network's file and latency; None where it was not exported."""
@@ -166,11 +184,16 @@ class Experiment:
         """What compare.json holds; rows, pairs and recommendations are for its readers and are computed again on reading."""
         return {
             "kind": "compare",
-            **{name: getattr(self, name) for name in ("created", "edgetl", "device", "config", "classes", "data", "planned")},
+            **{
+                name: getattr(self, name)
+                for name in ("created", "edgetl", "device", "config", "classes", "data", "planned")
+            },
             "unfinished": self.open,
             "rows": [self._row_to_json(row) for row in self.rows],
             "pairs": [{**asdict(pair), "verdict": pair.verdict} for pair in self.pairs],
-            "recommended": {network: row.name for network in self.networks if (row := self.recommended(network))},
+            "recommended": {
+                network: row.name for network in self.networks if (row := self.recommended(network))
+            },
             "deployed": [asdict(one) for one in self.deployed],
             "candidates": [asdict(one) for one in self.candidates],
             "runs": [asdict(run) for run in self.runs],
@@ -200,7 +223,9 @@ def read_experiment(path: Path) -> Experiment:
     """
     content = read_json(path, RunError, "The experiment")
     if content.get("kind") != "compare":
-        raise RunError(f"{path} is no experiment but {content.get('kind')!r}. Give the folder that `edgetl compare` wrote.")
+        raise RunError(
+            f"{path} is no experiment but {content.get('kind')!r}. Give the folder that `edgetl compare` wrote."
+        )
     try:
         stored = parse_as(_Stored, content, "compare.json", extra="ignore")
         for run in stored.runs:
@@ -208,7 +233,9 @@ def read_experiment(path: Path) -> Experiment:
         if stored.candidates and stored.config.compare.latency_budget_ms is None:
             raise FieldError("compare.json has candidates and no latency_budget_ms")
     except FieldError as cause:
-        raise RunError(f"{path} is broken: {cause}. `edgetl compare` with the same options writes it anew.") from cause
+        raise RunError(
+            f"{path} is broken: {cause}. `edgetl compare` with the same options writes it anew."
+        ) from cause
     return Experiment(
         created=stored.created,
         edgetl=stored.edgetl,
@@ -276,14 +303,18 @@ def _check_run(run: Run, classes: int) -> None:
         return
     if not run.correct or not set(run.correct) <= {"0", "1"} or not run.epochs or run.seconds <= 0:
         raise FieldError(f"{run.name} has ended and has no answers, no epochs or no time")
-    if len(run.confusion) != classes or any(len(counts) != classes or min(counts) < 0 for counts in run.confusion):
+    if len(run.confusion) != classes or any(
+        len(counts) != classes or min(counts) < 0 for counts in run.confusion
+    ):
         raise FieldError(f"{run.name} has no confusion matrix of {classes} x {classes} classes")
 
 
 def _difference(first: Row, second: Row) -> Difference | None:
     """On the seeds that both have; None where they have none in common, or their images differ."""
     others: dict[int, Run] = {run.seed: run for run in second.runs}
-    both: Sequence[tuple[Run, Run]] = [(run, others[run.seed]) for run in first.runs if run.seed in others]
+    both: Sequence[tuple[Run, Run]] = [
+        (run, others[run.seed]) for run in first.runs if run.seed in others
+    ]
     if not both or len({len(run.answers) for pair in both for run in pair}) > 1:
         return None
     return difference([one.answers for one, _ in both], [other.answers for _, other in both])

@@ -100,7 +100,9 @@ def read_json(path: Path, error: type[Exception], what: str) -> dict[str, Any]:
     except OSError as cause:
         raise error(f"{what} cannot be read: {path} ({cause.strerror or cause}).") from cause
     except ValueError as cause:
-        raise error(f"{what} is not valid JSON: {path} ({cause}). Restore it or make it anew.") from cause
+        raise error(
+            f"{what} is not valid JSON: {path} ({cause}). Restore it or make it anew."
+        ) from cause
     if not isinstance(content, dict) or "schema" not in content:
         raise error(f"{what} is not one of edgetl's files: {path} has no schema number.")
     if content["schema"] != SCHEMA:

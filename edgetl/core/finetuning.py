@@ -139,20 +139,34 @@ class FinetuneConfig:
 
     def _training_problems(self) -> list[str | None]:
         rates = [rate for rate in (self.lr, self.finetune_lr) if rate is not None]
-        blocks = self.unfreeze in ("auto", "head", "all") or re.fullmatch(r"[0-9]+|[1-9][0-9]?%|100%", self.unfreeze)
+        blocks = self.unfreeze in ("auto", "head", "all") or re.fullmatch(
+            r"[0-9]+|[1-9][0-9]?%|100%", self.unfreeze
+        )
         return [
             None
             if self.image_size is None or 32 <= self.image_size <= MAX_IMAGE_SIZE
             else f"--image-size is 32 to {MAX_IMAGE_SIZE} pixels, not {self.image_size}.",
             _within("--epochs", self.epochs, MAX_EPOCHS),
             _within("--finetune-epochs", self.finetune_epochs, MAX_EPOCHS),
-            "--epochs and --finetune-epochs are both 0: nothing would be trained." if self.epochs == self.finetune_epochs == 0 else None,
-            None if all(0 < rate <= 1e30 for rate in rates) else "--lr and --finetune-lr are above 0 and finite.",
-            None if blocks else f"--unfreeze takes a number of blocks, a share like 75%, `auto`, `head` or `all`, not {self.unfreeze!r}.",
+            "--epochs and --finetune-epochs are both 0: nothing would be trained."
+            if self.epochs == self.finetune_epochs == 0
+            else None,
+            None
+            if all(0 < rate <= 1e30 for rate in rates)
+            else "--lr and --finetune-lr are above 0 and finite.",
+            None
+            if blocks
+            else f"--unfreeze takes a number of blocks, a share like 75%, `auto`, `head` or `all`, not {self.unfreeze!r}.",
             None if 0 <= self.seed < 2**63 else f"--seed lies in [0, 2^63), not {self.seed}.",
-            None if 0 <= (self.split_seed or 0) < 2**63 else f"--split-seed lies in [0, 2^63), not {self.split_seed}.",
-            None if self.batch_size in (None, "auto") or self._batch_size_is_positive else _BATCH_SIZE.format(self.batch_size),
-            None if 0 <= self.val_split < 1 else f"--val-split lies in [0, 1), not {self.val_split}.",
+            None
+            if 0 <= (self.split_seed or 0) < 2**63
+            else f"--split-seed lies in [0, 2^63), not {self.split_seed}.",
+            None
+            if self.batch_size in (None, "auto") or self._batch_size_is_positive
+            else _BATCH_SIZE.format(self.batch_size),
+            None
+            if 0 <= self.val_split < 1
+            else f"--val-split lies in [0, 1), not {self.val_split}.",
             _within("--head-width", self.head_width, MAX_HEAD_WIDTH),
             one_of("--augment", self.augment, Augment),
             one_of("--batch-norm", self.batch_norm, BatchNorm),
@@ -162,33 +176,51 @@ class FinetuneConfig:
         ]
 
     def _recipe_problems(self) -> list[str | None]:
-        below_one = {"warmup": "--warmup", "label_smoothing": "--label-smoothing", "ema": "--ema", "dropout": "--dropout"}
+        below_one = {
+            "warmup": "--warmup",
+            "label_smoothing": "--label-smoothing",
+            "ema": "--ema",
+            "dropout": "--dropout",
+        }
         not_negative = {
             "weight_decay": "--weight-decay", "clip_gradient": "--clip-gradient", "mixup": "--mixup", "cutmix": "--cutmix"
         }  # fmt: skip
         values = {name: getattr(self, name) for name in (*below_one, *not_negative)}
         return [
-            *(None if 0 <= values[name] < 1 else f"{option} lies in [0, 1), not {values[name]}." for name, option in below_one.items()),
             *(
-                None if 0 <= values[name] < math.inf else f"{option} is finite and not negative, not {values[name]}."
+                None if 0 <= values[name] < 1 else f"{option} lies in [0, 1), not {values[name]}."
+                for name, option in below_one.items()
+            ),
+            *(
+                None
+                if 0 <= values[name] < math.inf
+                else f"{option} is finite and not negative, not {values[name]}."
                 for name, option in not_negative.items()
             ),
             None if 0 < self.lr_decay <= 1 else f"--lr-decay lies in (0, 1], not {self.lr_decay}.",
-            None if self.patience is None or self.patience >= 1 else f"--patience is at least 1 epoch, not {self.patience}.",
+            None
+            if self.patience is None or self.patience >= 1
+            else f"--patience is at least 1 epoch, not {self.patience}.",
             None
             if self.target_accuracy is None or 0 < self.target_accuracy <= 1
             else f"--target-accuracy lies in (0, 1], not {self.target_accuracy}.",
-            None if self.class_weights == "none" or self.sampling == "shuffled" else _BALANCED_TWICE,
+            None
+            if self.class_weights == "none" or self.sampling == "shuffled"
+            else _BALANCED_TWICE,
         ]
 
     def _machine_problems(self) -> list[str | None]:
         return [
-            None if self.budget_s is None or 0 < self.budget_s < math.inf else f"--budget is above 0 and finite, not {self.budget_s} s.",
+            None
+            if self.budget_s is None or 0 < self.budget_s < math.inf
+            else f"--budget is above 0 and finite, not {self.budget_s} s.",
             None
             if self.views is None or 2 <= self.views <= MAX_VIEWS
             else f"--views is 2 (the first is the image itself) to {MAX_VIEWS}, not {self.views}.",
             _within("--workers", self.workers, MAX_WORKERS),
-            None if self.cache_budget is None or self.cache_budget >= 0 else f"--cache-budget is not negative, not {self.cache_budget}.",
+            None
+            if self.cache_budget is None or self.cache_budget >= 0
+            else f"--cache-budget is not negative, not {self.cache_budget}.",
             one_of("--device", self.device, Device),
             one_of("--input-device", self.input_device, InputDevice),
             one_of("--precision", self.precision, Precision),
@@ -229,7 +261,11 @@ class FinetuneConfig:
 def _within(option: str, value: int | None, most: int) -> str | None:
     if value is None or 0 <= value <= most:
         return None
-    return f"{option} is not negative, not {value}." if value < 0 else f"{option} is at most {most}, not {value}."
+    return (
+        f"{option} is not negative, not {value}."
+        if value < 0
+        else f"{option} is at most {most}, not {value}."
+    )
 
 
 def parse_batch_size(text: str) -> int | Literal["auto"]:
@@ -252,6 +288,7 @@ _FILE_ON_GPU = (
     "Take --input-device cpu, or --augment light, medium or strong."
 )
 _TIMED_AND_DETERMINISTIC = (
-    "--budget sets epochs from measured times, and --deterministic measures nothing. Leave one out, or give --epochs and --finetune-epochs."
+    "--budget sets epochs from measured times, and --deterministic measures nothing. "
+    "Leave one out, or give --epochs and --finetune-epochs."
 )
 _BALANCED_TWICE = "--class-weights balanced and --sampling balanced both make up for rare classes. Take one of the two."

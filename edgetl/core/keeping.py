@@ -24,14 +24,22 @@ def check_output(output: Path | None, folder: Path) -> None:
         BenchError: the file is there already, or its folder cannot be written.
     """
     if output is not None and output.exists():
-        raise BenchError(f"{output} exists already and results are never overwritten. Choose another --output.")
+        raise BenchError(
+            f"{output} exists already and results are never overwritten. Choose another --output."
+        )
     place = folder if output is None else output.parent
-    nearest = next(parent for parent in (place.absolute(), *place.absolute().parents) if parent.exists())
+    nearest = next(
+        parent for parent in (place.absolute(), *place.absolute().parents) if parent.exists()
+    )
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise BenchError(f"Results cannot be written to {place}: no right to write in {nearest}. Choose another place with --output.")
+        raise BenchError(
+            f"Results cannot be written to {place}: no right to write in {nearest}. Choose another place with --output."
+        )
 
 
-def keep(write: Callable[[Path], None], output: Path | None, folder: Path, created: datetime) -> tuple[Path | None, tuple[str, ...]]:
+def keep(
+    write: Callable[[Path], None], output: Path | None, folder: Path, created: datetime
+) -> tuple[Path | None, tuple[str, ...]]:
     """Write under the name asked for, or under the first free one in `folder`; where that fails, in the temporary folder.
 
     Args:
@@ -52,7 +60,9 @@ def keep(write: Callable[[Path], None], output: Path | None, folder: Path, creat
         try:
             write(spare)
         except BenchError:
-            return None, (f"{error} Nor is there space in {spare.parent}: the result was NOT kept.",)
+            return None, (
+                f"{error} Nor is there space in {spare.parent}: the result was NOT kept.",
+            )
         return spare, (f"{error} It was kept in {spare} instead.",)
     return path, ()
 

@@ -104,11 +104,17 @@ class RunDirectory:
         """
         run = cls(path)
         if not path.is_dir():
-            raise RunError(f"No run directory at {path}. `edgetl finetune DATA -o {path}` makes one.")
+            raise RunError(
+                f"No run directory at {path}. `edgetl finetune DATA -o {path}` makes one."
+            )
         if not run.config.is_file():
-            raise RunError(f"{path} is not a run directory: it has no config.json. Give the folder that finetune wrote.")
+            raise RunError(
+                f"{path} is not a run directory: it has no config.json. Give the folder that finetune wrote."
+            )
         if not run.weights.is_file():
-            raise RunError(f"{path} has no weights yet: training ended before its first epoch. Run finetune again with --force.")
+            raise RunError(
+                f"{path} has no weights yet: training ended before its first epoch. Run finetune again with --force."
+            )
         return run
 
 
@@ -174,10 +180,16 @@ class BundleDirectory:
         if RunDirectory.is_one(path):
             if cls.is_one(RunDirectory(path).bundle):
                 return cls(RunDirectory(path).bundle)
-            raise BundleError(f"The run {path} has no bundle yet. `edgetl export {path}` writes it.")
+            raise BundleError(
+                f"The run {path} has no bundle yet. `edgetl export {path}` writes it."
+            )
         if not path.exists():
-            raise BundleError(f"Nothing at {path}. Give a bundle or a run directory; `edgetl export RUN` writes a bundle.")
-        raise BundleError(f"{path} is not a complete bundle: it has no bundle.json. `edgetl export RUN` writes one.")
+            raise BundleError(
+                f"Nothing at {path}. Give a bundle or a run directory; `edgetl export RUN` writes a bundle."
+            )
+        raise BundleError(
+            f"{path} is not a complete bundle: it has no bundle.json. `edgetl export RUN` writes one."
+        )
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,13 @@ class Limits:
     def __post_init__(self) -> None:
         raise_all(
             [
-                None if self.max_regression is None or self.max_regression >= 0 else "--max-regression is at least 0%.",
+                None
+                if self.max_regression is None or self.max_regression >= 0
+                else "--max-regression is at least 0%.",
                 None if self.max_p99_ms is None or self.max_p99_ms > 0 else "--max-p99 is above 0.",
-                None if self.min_speedup is None or 0 < self.min_speedup < math.inf else "--min-speedup is a number above 0.",
+                None
+                if self.min_speedup is None or 0 < self.min_speedup < math.inf
+                else "--min-speedup is a number above 0.",
             ]
         )
 
@@ -71,16 +75,29 @@ def judge_limits(result: BenchResult, limits: Limits) -> list[Judged]:
     for name, bound, judge in kinds:
         if bound is not None:
             found += list(judge(result, bound)) or [
-                Judged(name, "", bound, None, "undecided", "nothing was measured that it could be held against")
+                Judged(
+                    name,
+                    "",
+                    bound,
+                    None,
+                    "undecided",
+                    "nothing was measured that it could be held against",
+                )
             ]
     if result.emulated:
         elsewhere = "; the processor is emulated: measure on the device"
-        return [replace(judged, outcome="undecided", why=judged.why + elsewhere) for judged in found]
+        return [
+            replace(judged, outcome="undecided", why=judged.why + elsewhere) for judged in found
+        ]
     return found
 
 
 def _regressions(result: BenchResult, bound: float) -> Iterator[Judged]:
-    pairs = {pair.candidate: pair for pair in result.comparisons if pair.earlier is not None and pair.earlier.same_configuration}
+    pairs = {
+        pair.candidate: pair
+        for pair in result.comparisons
+        if pair.earlier is not None and pair.earlier.same_configuration
+    }
     for row in result.rows:
         if row.runtime == "pytorch" or row.failed:
             continue
@@ -95,13 +112,24 @@ def _regressions(result: BenchResult, bound: float) -> Iterator[Judged]:
         outcome = _decide(worst <= bound, best > bound, pair.earlier.cross_device)
         told = f"{row.id} takes {value:+.1%} [{best:+.1%}, {worst:+.1%}] longer than before, allowed are {bound:.1%}"
         elsewhere = "; it was measured on another device" if pair.earlier.cross_device else ""
-        yield Judged("max-regression", row.id, bound, value, outcome, told + (elsewhere or _doubt(outcome, result.noise.noisy)))
+        yield Judged(
+            "max-regression",
+            row.id,
+            bound,
+            value,
+            outcome,
+            told + (elsewhere or _doubt(outcome, result.noise.noisy)),
+        )
 
 
 def _tails(result: BenchResult, bound: float) -> Iterator[Judged]:
     chosen = result.recommendation
     # Of a sweep one configuration is taken; its paced arrivals are how it will be used.
-    for row in [row for row in result.rows if chosen is not None and replace(row, rate=None).id == chosen.latency.row]:
+    for row in [
+        row
+        for row in result.rows
+        if chosen is not None and replace(row, rate=None).id == chosen.latency.row
+    ]:
         value = row.percentile_ms(99)
         if value is None:
             told = f"{row.id}: p99 is withheld, {len(row.latencies_ns)} runs do not support it: more --rounds"
@@ -110,7 +138,9 @@ def _tails(result: BenchResult, bound: float) -> Iterator[Judged]:
         # Noise only ever adds: a tail within the bound on a noisy device is within it.
         outcome = _decide(value <= bound, value > bound, result.noise.noisy and value > bound)
         told = f"{row.id}: p99 is {value:.2f} ms, allowed are {bound:g} ms"
-        yield Judged("max-p99", row.id, bound, value, outcome, told + _doubt(outcome, result.noise.noisy))
+        yield Judged(
+            "max-p99", row.id, bound, value, outcome, told + _doubt(outcome, result.noise.noisy)
+        )
 
 
 def _speedups(result: BenchResult, bound: float) -> Iterator[Judged]:
@@ -123,7 +153,14 @@ def _speedups(result: BenchResult, bound: float) -> Iterator[Judged]:
     low, high = _widened(pair, result)
     outcome = _decide(low >= bound, high < bound, False)
     told = f"{pair.candidate} is {pair.speedup.ratio:.2f} [{low:.2f}, {high:.2f}] times as fast as eager PyTorch, asked for {bound:g}"
-    yield Judged("min-speedup", pair.candidate, bound, pair.speedup.ratio, outcome, told + _doubt(outcome, result.noise.noisy))
+    yield Judged(
+        "min-speedup",
+        pair.candidate,
+        bound,
+        pair.speedup.ratio,
+        outcome,
+        told + _doubt(outcome, result.noise.noisy),
+    )
 
 
 def _widened(pair: Comparison, result: BenchResult) -> tuple[float, float]:
@@ -138,4 +175,8 @@ def _decide(held: bool, broken: bool, doubtful: bool) -> Outcome:
 def _doubt(outcome: Outcome, noisy: bool) -> str:
     if outcome != "undecided":
         return ""
-    return "; the device was not quiet: measure again when it is" if noisy else "; the interval does not decide: more --rounds"
+    return (
+        "; the device was not quiet: measure again when it is"
+        if noisy
+        else "; the interval does not decide: more --rounds"
+    )

@@ -12,7 +12,9 @@ Number = TypeVar("Number", int, float)
 
 def words(texts: Iterable[str]) -> tuple[str, ...]:
     """Every word of texts that are separated by commas, without repetitions."""
-    return tuple(dict.fromkeys(word.strip() for text in texts for word in text.split(",") if word.strip()))
+    return tuple(
+        dict.fromkeys(word.strip() for text in texts for word in text.split(",") if word.strip())
+    )
 
 
 def numbers(option: str, texts: Sequence[str], kind: Callable[[str], Number]) -> tuple[Number, ...]:
@@ -26,5 +28,7 @@ def numbers(option: str, texts: Sequence[str], kind: Callable[[str], Number]) ->
     except ValueError:
         found = ()
     if texts and not found:
-        raise ConfigError(f"{option} takes numbers separated by commas, as 1,2,4, not {', '.join(map(repr, texts))}.")
+        raise ConfigError(
+            f"{option} takes numbers separated by commas, as 1,2,4, not {', '.join(map(repr, texts))}."
+        )
     return found

@@ -63,18 +63,30 @@ class LoadgenConfig:
             [
                 one_of("--loadgen", self.scenario, Scenario),
                 *(one_of("--loadgen-mode", mode, Mode) for mode in self.modes),
-                None if self.modes else "--loadgen-mode names at least one of accuracy, performance.",
+                None
+                if self.modes
+                else "--loadgen-mode names at least one of accuracy, performance.",
                 None
                 if self.scope in get_args(LoadgenScope)
                 else f"--loadgen takes scope model or image, not {self.scope!r}: LoadGen loads its samples before its clock starts.",
-                None if self.batch is None or self.batch >= 1 else f"--batch is at least 1, not {self.batch}.",
+                None
+                if self.batch is None or self.batch >= 1
+                else f"--batch is at least 1, not {self.batch}.",
                 f"--loadgen {self.scenario} asks for {most} at a time: leave --batch at {most} or less."
                 if most is not None and self.batch is not None and self.batch > most
                 else None,
-                "Photos of scope image have sizes of their own: leave --batch at 1." if many and self.scope == "image" else None,
-                None if self.threads is None or self.threads >= 1 else f"--threads is at least 1, not {self.threads}.",
-                None if 0 < self.min_duration_s <= 86400 else "--min-duration is above 0 and at most a day.",
-                None if self.min_accuracy is None or 0 <= self.min_accuracy <= 1 else "--min-accuracy lies between 0% and 100%.",
+                "Photos of scope image have sizes of their own: leave --batch at 1."
+                if many and self.scope == "image"
+                else None,
+                None
+                if self.threads is None or self.threads >= 1
+                else f"--threads is at least 1, not {self.threads}.",
+                None
+                if 0 < self.min_duration_s <= 86400
+                else "--min-duration is above 0 and at most a day.",
+                None
+                if self.min_accuracy is None or 0 <= self.min_accuracy <= 1
+                else "--min-accuracy lies between 0% and 100%.",
             ]
         )
 
@@ -83,12 +95,16 @@ class LoadgenConfig:
         """Images a call of the runtime."""
         if self.batch is not None:
             return self.batch
-        return 1 if self.scenario == "single-stream" or self.scope == "image" else MULTI_STREAM_SAMPLES
+        return (
+            1 if self.scenario == "single-stream" or self.scope == "image" else MULTI_STREAM_SAMPLES
+        )
 
     @property
     def query_samples(self) -> int:
         """Images that edgetl's own loop times together: a whole query, or one call where LoadGen hands over all samples at once."""
-        return {"single-stream": 1, "multi-stream": MULTI_STREAM_SAMPLES}.get(self.scenario, self.call_batch)
+        return {"single-stream": 1, "multi-stream": MULTI_STREAM_SAMPLES}.get(
+            self.scenario, self.call_batch
+        )
 
 
 @dataclass(frozen=True)
@@ -153,7 +169,11 @@ class Performance:
     @cached_property
     def loadgen_ns(self) -> float:
         """LoadGen's p50 of a query; in offline its time for one sample. ns."""
-        return 1e9 / self.summary.number("Samples per second") if self.per_second else self.summary.number("50.00 percentile latency (ns)")
+        return (
+            1e9 / self.summary.number("Samples per second")
+            if self.per_second
+            else self.summary.number("50.00 percentile latency (ns)")
+        )
 
     @cached_property
     def edgetl_ns(self) -> float:
@@ -173,7 +193,11 @@ class Performance:
     @property
     def ratio(self) -> float:
         """LoadGen's figure over edgetl's."""
-        return self.edgetl_ns / self.loadgen_ns if self.per_second else self.loadgen_ns / self.edgetl_ns
+        return (
+            self.edgetl_ns / self.loadgen_ns
+            if self.per_second
+            else self.loadgen_ns / self.edgetl_ns
+        )
 
     @property
     def agrees(self) -> bool:
@@ -198,16 +222,33 @@ class Performance:
         return f"{inside / 1e6:.3g} ms are Python in edgetl's callback, which gathers samples and hands over answers"
 
     def _loop_ns(self, latencies: tuple[int, ...]) -> float:
-        return sum(latencies) / len(latencies) / self.loop_images if self.per_second else median(latencies)
+        return (
+            sum(latencies) / len(latencies) / self.loop_images
+            if self.per_second
+            else median(latencies)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the result: LoadGen's summary, raw latencies, and the figures computed from them."""
-        figures = {name: getattr(self, f"{name}_ns") for name in ("loadgen", "edgetl", "callback", "inference")}
-        told = {f"{name}_samples_per_second": 1e9 / ns for name, ns in figures.items()} if self.per_second else {}
+        figures = {
+            name: getattr(self, f"{name}_ns")
+            for name in ("loadgen", "edgetl", "callback", "inference")
+        }
+        told = (
+            {f"{name}_samples_per_second": 1e9 / ns for name, ns in figures.items()}
+            if self.per_second
+            else {}
+        )
         told = told or {f"{name}_p50_ms": ns / 1e6 for name, ns in figures.items()}
         return {
             **asdict(self),
-            "comparison": {**told, "ratio": self.ratio, "agrees": self.agrees, "within": AGREE_WITHIN, "reason": self.disagreement or None},
+            "comparison": {
+                **told,
+                "ratio": self.ratio,
+                "agrees": self.agrees,
+                "within": AGREE_WITHIN,
+                "reason": self.disagreement or None,
+            },
         }
 
 
@@ -245,7 +286,9 @@ class LoadgenResult:
         """Why the figures are no MLPerf result, whatever LoadGen's verdict on the run."""
         reasons = ["network and images are not MLPerf's reference ones, and nobody reviewed it"]
         if self.performance is not None and self.min_duration_s < OFFICIAL_SECONDS:
-            reasons.append(f"a performance run lasts 10 minutes or more (--min-duration 10m), this one {self.min_duration_s:g} s")
+            reasons.append(
+                f"a performance run lasts 10 minutes or more (--min-duration 10m), this one {self.min_duration_s:g} s"
+            )
         return reasons
 
     def to_json(self) -> dict[str, Any]:

@@ -60,7 +60,10 @@ def parse_summary(text: str) -> Summary:
     for number, line in enumerate(lines):
         if line.startswith("===") or not line.strip():
             speaking = False
-        elif all(around.startswith("===") for around in (*lines[max(0, number - 1) : number], *lines[number + 1 : number + 2])):
+        elif all(
+            around.startswith("===")
+            for around in (*lines[max(0, number - 1) : number], *lines[number + 1 : number + 2])
+        ):
             section = line.strip()
         elif re.search(r"(warnings?|errors?) encountered", line, re.IGNORECASE):
             messages.append(line.strip())
@@ -71,7 +74,13 @@ def parse_summary(text: str) -> Summary:
         elif found := _LINE.fullmatch(line):
             (parameters if section == _PARAMETERS else figures)[found[1]] = _value(found[2])
     result = figures.pop("Result is", None)
-    return Summary(None if result is None else str(result), figures, parameters, tuple(remarks), tuple(messages))
+    return Summary(
+        None if result is None else str(result),
+        figures,
+        parameters,
+        tuple(remarks),
+        tuple(messages),
+    )
 
 
 def read_summary(folder: Path) -> Summary:
@@ -94,7 +103,10 @@ def read_answers(folder: Path) -> dict[int, int]:
         entries = json.loads(_read(path))
         answers: dict[int, int] = {}
         for entry in entries:
-            answers.setdefault(int(entry["qsl_idx"]), int.from_bytes(bytes.fromhex(entry["data"]), "little", signed=True))
+            answers.setdefault(
+                int(entry["qsl_idx"]),
+                int.from_bytes(bytes.fromhex(entry["data"]), "little", signed=True),
+            )
     except (ValueError, KeyError, TypeError) as cause:
         raise BenchError(f"LoadGen's {ACCURACY} is broken: {cause!r}. Run it again.") from cause
     return answers
@@ -104,7 +116,9 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as cause:
-        raise BenchError(f"LoadGen left no {path.name} ({cause.strerror or cause}). Run it again.") from cause
+        raise BenchError(
+            f"LoadGen left no {path.name} ({cause.strerror or cause}). Run it again."
+        ) from cause
 
 
 def _value(text: str) -> float | str:

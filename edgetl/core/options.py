@@ -12,7 +12,17 @@ from typing import Any, get_args
 from edgetl.core.errors import ConfigError
 
 _NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,15})?"
-_BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_BYTES = {
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
 
 
 def raise_all(problems: Iterable[str | None]) -> None:
@@ -30,7 +40,10 @@ def one_of(option: str, value: str, literal: Any) -> str | None:
 
 def json_ready(config: Any) -> dict[str, Any]:
     """A configuration's fields, paths as text."""
-    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in asdict(config).items()
+    }
 
 
 def parse_duration(text: str) -> float:
@@ -58,7 +71,10 @@ def parse_milliseconds(text: str) -> float:
     found = re.fullmatch(rf"({_NUMBER})\s*(us|ms|s)?", text.strip().lower())
     if not found:
         raise ConfigError(f"{text!r} is no latency. Write it as 5ms, 800us or 0.2s.")
-    return float(Fraction(found[1]) * {"us": Fraction(1, 1000), "ms": Fraction(1), "s": Fraction(1000)}[found[2] or "ms"])
+    return float(
+        Fraction(found[1])
+        * {"us": Fraction(1, 1000), "ms": Fraction(1), "s": Fraction(1000)}[found[2] or "ms"]
+    )
 
 
 def parse_size(text: str) -> int:
@@ -94,5 +110,7 @@ def parse_height_width(option: str, text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text.strip().lower())
     if match is None:
-        raise ConfigError(f"{option} must be HEIGHTxWIDTH in pixels, such as 480x640, got {text!r}.")
+        raise ConfigError(
+            f"{option} must be HEIGHTxWIDTH in pixels, such as 480x640, got {text!r}."
+        )
     return int(match[1]), int(match[2])

@@ -33,7 +33,9 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, fl
     only_first = sum(one and not other for one, other in zip(first, second, strict=True))
     only_second = sum(other and not one for one, other in zip(first, second, strict=True))
     decided = only_first + only_second
-    tail = sum(math.comb(decided, count) for count in range(max(only_first, only_second), decided + 1))
+    tail = sum(
+        math.comb(decided, count) for count in range(max(only_first, only_second), decided + 1)
+    )
     return only_first, only_second, min(1.0, float(2 * tail / 2**decided))
 
 
@@ -48,7 +50,10 @@ def difference(first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]]
     if len(first) == 1:
         return _of_one_seed(first[0], second[0])
     seeds, images = len(first), len(first[0])
-    table = [[int(one) - int(other) for one, other in zip(*rows, strict=True)] for rows in zip(first, second, strict=True)]
+    table = [
+        [int(one) - int(other) for one, other in zip(*rows, strict=True)]
+        for rows in zip(first, second, strict=True)
+    ]
     mean = sum(map(sum, table)) / (seeds * images)
     of_seeds = [sum(row) / images for row in table]
     of_images = [sum(column) / seeds for column in zip(*table, strict=True)]
@@ -58,15 +63,30 @@ def difference(first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]]
     freedom = (seeds - 1, images - 1, (seeds - 1) * (images - 1))
     mean_squares = [
         square / max(1, degrees)
-        for square, degrees in zip((between_seeds, between_images, max(0.0, total - between_seeds - between_images)), freedom, strict=True)
+        for square, degrees in zip(
+            (between_seeds, between_images, max(0.0, total - between_seeds - between_images)),
+            freedom,
+            strict=True,
+        )
     ]
     combined = max(mean_squares[0] + mean_squares[1] - mean_squares[2], *mean_squares[:2])
-    if combined <= 0:  # the same answers, or the same difference, everywhere: what is left is the chance of the images
+    if (
+        combined <= 0
+    ):  # the same answers, or the same difference, everywhere: what is left is the chance of the images
         return _of_one_seed(first[0], second[0])
-    degrees = combined**2 / sum(square**2 / max(1, count) for square, count in zip(mean_squares, freedom, strict=True) if square > 0)
+    degrees = combined**2 / sum(
+        square**2 / max(1, count)
+        for square, count in zip(mean_squares, freedom, strict=True)
+        if square > 0
+    )
     error = math.sqrt(combined / (seeds * images))
     half = student_quantile(0.975, degrees) * error
-    return Difference(mean, max(-1.0, mean - half), min(1.0, mean + half), 2 * (1 - student_cdf(abs(mean) / error, degrees)))
+    return Difference(
+        mean,
+        max(-1.0, mean - half),
+        min(1.0, mean + half),
+        2 * (1 - student_cdf(abs(mean) / error, degrees)),
+    )
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -101,9 +121,13 @@ def _of_one_seed(first: Sequence[bool], second: Sequence[bool]) -> Difference:
     images = len(first)
     # Half an image is added to each of the four fields of the table.
     centre = (only_first - only_second) / (images + 2)
-    half = _Z * math.sqrt(max(0.0, (only_first + only_second + 1) / (images + 2) - centre**2) / (images + 2))
+    half = _Z * math.sqrt(
+        max(0.0, (only_first + only_second + 1) / (images + 2) - centre**2) / (images + 2)
+    )
     value = (only_first - only_second) / images
-    return Difference(value, min(value, max(-1.0, centre - half)), max(value, min(1.0, centre + half)), p)
+    return Difference(
+        value, min(value, max(-1.0, centre - half)), max(value, min(1.0, centre + half)), p
+    )
 
 
 def _incomplete_beta(a: float, b: float, x: float) -> float:
@@ -111,7 +135,16 @@ def _incomplete_beta(a: float, b: float, x: float) -> float:
         return min(1.0, max(0.0, x))
     if x > (a + 1) / (a + b + 2):
         return 1 - _incomplete_beta(b, a, 1 - x)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(1 - x)) / a
+    front = (
+        math.exp(
+            math.lgamma(a + b)
+            - math.lgamma(a)
+            - math.lgamma(b)
+            + a * math.log(x)
+            + b * math.log(1 - x)
+        )
+        / a
+    )
     # Lentz's method; the fraction converges in a few steps on this side of the mean.
     tiny = 1e-300
     fraction, c, d = 1.0, 1.0, 0.0

@@ -34,9 +34,13 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if self.crop < 1 or self.resize < self.crop:
-            raise ConfigError(f"Preprocessing needs 1 <= crop <= resize, not crop {self.crop} and resize {self.resize}.")
+            raise ConfigError(
+                f"Preprocessing needs 1 <= crop <= resize, not crop {self.crop} and resize {self.resize}."
+            )
         if self.resize > MAX_RESIZE:
-            raise ConfigError(f"Preprocessing resizes to {MAX_RESIZE} pixels at most, not {self.resize}.")
+            raise ConfigError(
+                f"Preprocessing resizes to {MAX_RESIZE} pixels at most, not {self.resize}."
+            )
         if not min(self.std) > 0:
             raise ConfigError(f"Preprocessing needs standard deviations above 0, not {self.std}.")
 
@@ -69,7 +73,9 @@ class Preprocessing:
         try:
             fields = parse_as(_PreprocessingFields, content, "preprocessing")
         except FieldError as cause:
-            raise ConfigError(f"Broken or unknown preprocessing: {cause}. A newer edgetl may read it.") from cause
+            raise ConfigError(
+                f"Broken or unknown preprocessing: {cause}. A newer edgetl may read it."
+            ) from cause
         return cls(fields.resize, fields.crop, fields.mean, fields.std)
 
 

@@ -26,7 +26,9 @@ _USUAL = "usual"
 _MAX_CONFIG_BYTES = 2**20
 _SHOWN = 60
 _NOT_IN_FILES = ("data", "output", "force")
-_DEFAULTS = {field.name: field.default for field in fields(FinetuneConfig) if field.default is not MISSING}
+_DEFAULTS = {
+    field.name: field.default for field in fields(FinetuneConfig) if field.default is not MISSING
+}
 
 
 def presets() -> dict[str, dict[str, Any]]:
@@ -49,7 +51,9 @@ _CLASSIC: dict[str, Any] = {
 }  # fmt: skip
 
 
-def resolve(data: Path, preset: str | None, file: Path | None, given: dict[str, Any]) -> FinetuneConfig:
+def resolve(
+    data: Path, preset: str | None, file: Path | None, given: dict[str, Any]
+) -> FinetuneConfig:
     """A configuration from a preset, a TOML file above it, and options above both.
 
     Args:
@@ -79,12 +83,22 @@ def read_config_file(path: Path) -> dict[str, Any]:
     try:
         content = tomllib.loads(read_regular_file(path, _MAX_CONFIG_BYTES).decode())
     except OSError as cause:
-        raise ConfigError(f"{path} cannot be read ({cause.strerror}). Give --config a TOML file.") from cause
+        raise ConfigError(
+            f"{path} cannot be read ({cause.strerror}). Give --config a TOML file."
+        ) from cause
     except RecursionError as cause:
-        raise ConfigError(f"{path} is nested too deeply. `edgetl presets default` prints a file to start from.") from cause
+        raise ConfigError(
+            f"{path} is nested too deeply. `edgetl presets default` prints a file to start from."
+        ) from cause
     except ValueError as cause:  # TOMLDecodeError and UnicodeDecodeError are two; a number of 5000 digits is another
-        raise ConfigError(f"{path} is not TOML: {cause}. `edgetl presets default` prints a file to start from.") from cause
-    kinds = {name: kind for name, kind in get_type_hints(FinetuneConfig).items() if name not in _NOT_IN_FILES}
+        raise ConfigError(
+            f"{path} is not TOML: {cause}. `edgetl presets default` prints a file to start from."
+        ) from cause
+    kinds = {
+        name: kind
+        for name, kind in get_type_hints(FinetuneConfig).items()
+        if name not in _NOT_IN_FILES
+    }
     values: dict[str, Any] = {}
     problems = []
     for key, value in content.items():
@@ -93,7 +107,11 @@ def read_config_file(path: Path) -> dict[str, Any]:
             problems.append(f"{path}: unknown key {_shown(key)}.")
             continue
         try:
-            name, value = parse_augment(value) if name == "augment" and isinstance(value, str) else (name, _value(name, value, kinds[name]))
+            name, value = (
+                parse_augment(value)
+                if name == "augment" and isinstance(value, str)
+                else (name, _value(name, value, kinds[name]))
+            )
         except ConfigError as cause:
             problems.append(f"{path}: {key}: {cause}")
             continue
@@ -101,7 +119,11 @@ def read_config_file(path: Path) -> dict[str, Any]:
             problems.append(f"{path}: {key}: given twice.")
         values[name] = value
     if problems:
-        raise ConfigError("\n".join([*problems, "`edgetl presets default` prints a file with every key of a recipe."]))
+        raise ConfigError(
+            "\n".join(
+                [*problems, "`edgetl presets default` prints a file with every key of a recipe."]
+            )
+        )
     return values
 
 
@@ -113,10 +135,14 @@ def parse_augment(text: str) -> tuple[str, str | Path]:
     """
     if text in get_args(Augment):
         return "augment", text
-    with suppress(OSError, ValueError):  # a NUL, a name too long for a file, a folder that may not be looked into
+    with suppress(
+        OSError, ValueError
+    ):  # a NUL, a name too long for a file, a folder that may not be looked into
         if Path(text).is_file():
             return "augment_file", Path(text)
-    raise ConfigError(f"{_shown(text)} is neither one of {', '.join(get_args(Augment))} nor a file (a pipeline saved by albumentations).")
+    raise ConfigError(
+        f"{_shown(text)} is neither one of {', '.join(get_args(Augment))} nor a file (a pipeline saved by albumentations)."
+    )
 
 
 def preset_toml(name: str) -> str:
@@ -130,7 +156,10 @@ def preset_toml(name: str) -> str:
     # A number, a text or a truth value is written in TOML as in JSON.
     lines = [f"# {PRESET_NOTES[name]}", f'preset = "{name}"']
     unset = {"batch_size": _USUAL}
-    lines += [f"{key} = {json.dumps(unset.get(key, _AUTO) if value is None else value)}" for key, value in presets()[name].items()]
+    lines += [
+        f"{key} = {json.dumps(unset.get(key, _AUTO) if value is None else value)}"
+        for key, value in presets()[name].items()
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -161,7 +190,9 @@ def _value(name: str, value: Any, kind: Any) -> Any:
             return float(value)
         except OverflowError as cause:
             raise ConfigError("takes a finite number.") from cause
-    wanted, called = next((one, called) for one, called in _KINDS.items() if one in kinds or one is str)
+    wanted, called = next(
+        (one, called) for one, called in _KINDS.items() if one in kinds or one is str
+    )
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise ConfigError(f"takes {called}, not {_shown(value)}.")
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
@@ -177,5 +208,10 @@ def _shown(value: Any) -> str:
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
 
 
-_KINDS: dict[type, str] = {bool: "true or false", float: "a number", int: "a whole number", str: "text"}
+_KINDS: dict[type, str] = {
+    bool: "true or false",
+    float: "a number",
+    int: "a whole number",
+    str: "text",
+}
 """Types of fields and what to call their values; paths and named values are text in a file."""

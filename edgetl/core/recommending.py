@@ -44,7 +44,11 @@ def recommend(rows: Sequence[Row]) -> Recommendation | None:
 
     Where the data do not tell two apart, the one with fewer threads is taken, then the smaller file: it leaves more to others.
     """
-    able = [row for row in rows if row.rounds and row.runtime != "pytorch" and not row.failed and row.rate is None]
+    able = [
+        row
+        for row in rows
+        if row.rounds and row.runtime != "pytorch" and not row.failed and row.rate is None
+    ]
     able = [row for row in able if row.scope == able[0].scope]
     if not able:
         return None
@@ -68,7 +72,11 @@ def _choice(rows: Sequence[Row]) -> Choice:
             "inter_op_num_threads": 1,
             "graph_optimization_level": chosen.session.get("graph_optimization"),
             "batch": chosen.batch,
-            **{name: chosen.session[name] for name in ("provider_options",) if name in chosen.session},
+            **{
+                name: chosen.session[name]
+                for name in ("provider_options",)
+                if name in chosen.session
+            },
         },
         tuple(row.id for row in alike if row is not chosen),
     )

@@ -55,7 +55,11 @@ class Noise:
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the result."""
-        return {"verdict": "noisy" if self.noisy else "quiet", "reasons": list(self.reasons), "measured": dict(self.measured)}
+        return {
+            "verdict": "noisy" if self.noisy else "quiet",
+            "reasons": list(self.reasons),
+            "measured": dict(self.measured),
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Noise:
@@ -136,7 +140,14 @@ class BenchResult:
 
     def against_eager(self, row_id: str) -> Comparison | None:
         """The comparison of a row with eager PyTorch in this run."""
-        return next((pair for pair in self.comparisons if pair.earlier is None and pair.candidate == row_id and self._is_eager(pair)), None)
+        return next(
+            (
+                pair
+                for pair in self.comparisons
+                if pair.earlier is None and pair.candidate == row_id and self._is_eager(pair)
+            ),
+            None,
+        )
 
     def _is_eager(self, pair: Comparison) -> bool:
         base = self.row(pair.baseline)
@@ -159,7 +170,11 @@ class BenchResult:
             ratios = round_ratios(before, after)
             if len(ratios) >= MIN_ROUNDS:
                 speedup = paired_speedup(ratios)
-                decided = "noisy" if self.emulated else verdict(speedup, self.noise.noisy, self.noise.disturbance, agree(ratios))
+                decided = (
+                    "noisy"
+                    if self.emulated
+                    else verdict(speedup, self.noise.noisy, self.noise.disturbance, agree(ratios))
+                )
                 yield Comparison(baseline, candidate, speedup, decided)
         for baseline, candidate, earlier in self.earlier:
             after = self.row(candidate)
@@ -186,8 +201,13 @@ class BenchResult:
             "notes": list(self.notes),
             "rows": [row.to_json() for row in self.rows],
             "comparisons": [comparison.to_json() for comparison in self.comparisons],
-            "recommendation": None if self.recommendation is None else self.recommendation.to_json(),
-            "limits": {**asdict(self.limits), "judged": [judged.to_json() for judged in self.judged]},
+            "recommendation": None
+            if self.recommendation is None
+            else self.recommendation.to_json(),
+            "limits": {
+                **asdict(self.limits),
+                "judged": [judged.to_json() for judged in self.judged],
+            },
             "sustained": None if self.sustained is None else self.sustained.to_json(),
             "profiles": dict(self.profiles),
         }
@@ -205,7 +225,10 @@ def read_result(path: Path) -> BenchResult:
             f"{path} is no bench result but of kind {content.get('kind')!r}. Give one that `edgetl bench` made of a run, bundle or file."
         )
     try:
-        rows = {entry["id"]: Row.from_json(entry) for entry in parse_as(list[dict[str, Any]], content["rows"], "rows")}
+        rows = {
+            entry["id"]: Row.from_json(entry)
+            for entry in parse_as(list[dict[str, Any]], content["rows"], "rows")
+        }
         # Ids are read through the rows: those of an earlier edgetl were shorter.
         comparisons = [
             {**entry, "candidate": rows[entry["candidate"]].id}
@@ -224,7 +247,11 @@ def read_result(path: Path) -> BenchResult:
             noise=Noise.from_json(content["noise"]),
             order=parse_as(tuple[tuple[str, ...], ...], content["order"], "order"),
             rows=tuple(rows.values()),
-            pairs=tuple((entry["baseline"], entry["candidate"]) for entry in comparisons if entry["kind"] == SAME_RUN),
+            pairs=tuple(
+                (entry["baseline"], entry["candidate"])
+                for entry in comparisons
+                if entry["kind"] == SAME_RUN
+            ),
             earlier=tuple(
                 (entry["baseline"], entry["candidate"], EarlierRow.from_json(entry))
                 for entry in comparisons
@@ -233,7 +260,9 @@ def read_result(path: Path) -> BenchResult:
             notes=parse_as(tuple[str, ...], content["notes"], "notes"),
             sustained=None if sustained is None else Sustained.from_json(sustained),
             profiles=_checked_profiles(content.get("profiles", {})),
-            limits=parse_as(Limits, {name: limits.get(name) for name in Limits.__dataclass_fields__}, "limits"),
+            limits=parse_as(
+                Limits, {name: limits.get(name) for name in Limits.__dataclass_fields__}, "limits"
+            ),
             path=path,
         )
     except (KeyError, TypeError, AttributeError, ValueError, ConfigError) as cause:
@@ -291,6 +320,10 @@ def write_result(result: Kept, path: Path) -> None:
                 path.unlink(missing_ok=True)
                 raise
     except FileExistsError as cause:
-        raise BenchError(f"{path} exists already and results are never overwritten. Choose another --output.") from cause
+        raise BenchError(
+            f"{path} exists already and results are never overwritten. Choose another --output."
+        ) from cause
     except OSError as cause:
-        raise BenchError(f"The result cannot be written to {path} ({cause.strerror or cause}). Choose another --output.") from cause
+        raise BenchError(
+            f"The result cannot be written to {path} ({cause.strerror or cause}). Choose another --output."
+        ) from cause

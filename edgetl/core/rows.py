@@ -75,7 +75,10 @@ class Round:
     def slice_medians_ns(self) -> list[float]:
         """Median latency of each slice; one for the whole block where it was not sliced."""
         ends = list(accumulate(self.slices or (len(self.latencies_ns),)))
-        return [median(self.latencies_ns[begin:end]) for begin, end in zip((0, *ends), ends, strict=False)]
+        return [
+            median(self.latencies_ns[begin:end])
+            for begin, end in zip((0, *ends), ends, strict=False)
+        ]
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Round:
@@ -157,7 +160,11 @@ class Row:
     @property
     def images_per_second(self) -> float | None:
         """Images divided by the time spent on them."""
-        return self.batch * len(self.latencies_ns) / (sum(self.latencies_ns) / 1e9) if self.latencies_ns else None
+        return (
+            self.batch * len(self.latencies_ns) / (sum(self.latencies_ns) / 1e9)
+            if self.latencies_ns
+            else None
+        )
 
     @property
     def medians_ns(self) -> list[float]:
@@ -179,24 +186,45 @@ class Row:
         if not self.rounds:
             return {}
         starts = [block.cold for block in self.rounds]
-        parts = {name: median(getattr(start, name) for start in starts) for name in ("import_ms", "session_ms", "first_inference_ms")}
-        memory = [start.peak_memory_bytes for start in starts if start.peak_memory_bytes is not None]
-        return {**parts, "total_ms": sum(parts.values()), "peak_memory_bytes": max(memory, default=None), "processes": len(starts)}
+        parts = {
+            name: median(getattr(start, name) for start in starts)
+            for name in ("import_ms", "session_ms", "first_inference_ms")
+        }
+        memory = [
+            start.peak_memory_bytes for start in starts if start.peak_memory_bytes is not None
+        ]
+        return {
+            **parts,
+            "total_ms": sum(parts.values()),
+            "peak_memory_bytes": max(memory, default=None),
+            "processes": len(starts),
+        }
 
     def stages_ms(self) -> dict[str, float]:
         """Median of each stage over all rounds."""
         names = self.rounds[0].stages_ns if self.rounds else ()
-        return {name: median(time for block in self.rounds for time in block.stages_ns[name]) / 1e6 for name in names}
+        return {
+            name: median(time for block in self.rounds for time in block.stages_ns[name]) / 1e6
+            for name in names
+        }
 
     @property
     def waited(self) -> float:
         """Share of paced arrivals that found the one before still being answered."""
-        return sum(block.waited for block in self.rounds) / len(self.latencies_ns) if self.latencies_ns else 0.0
+        return (
+            sum(block.waited for block in self.rounds) / len(self.latencies_ns)
+            if self.latencies_ns
+            else 0.0
+        )
 
     @property
     def memory_growth_bytes(self) -> int | None:
         """Median over the rounds; None where it was not measured."""
-        grown = [block.memory_growth_bytes for block in self.rounds if block.memory_growth_bytes is not None]
+        grown = [
+            block.memory_growth_bytes
+            for block in self.rounds
+            if block.memory_growth_bytes is not None
+        ]
         return round(median(grown)) if grown else None
 
     def gpu(self) -> dict[str, Any]:
@@ -213,7 +241,13 @@ class Row:
         return {
             "sm_clock_mhz": [min(clocks), max(clocks)] if clocks else None,
             "max_sm_clock_mhz": readings[0]["max_sm_clock_mhz"],
-            **{name: max((reading[name] for reading in readings if reading[name] is not None), default=None) for name in peaks},
+            **{
+                name: max(
+                    (reading[name] for reading in readings if reading[name] is not None),
+                    default=None,
+                )
+                for name in peaks
+            },
             "throttle_reasons": sorted(reasons),
         }
 
@@ -221,7 +255,11 @@ class Row:
         """Millijoules an image by counter, median over the rounds, idle power included."""
         names = {name for block in self.rounds for name in block.energy_j}
         by_round = {
-            name: [1000 * block.energy_j[name] / (self.batch * len(block.latencies_ns)) for block in self.rounds if name in block.energy_j]
+            name: [
+                1000 * block.energy_j[name] / (self.batch * len(block.latencies_ns))
+                for block in self.rounds
+                if name in block.energy_j
+            ]
             for name in sorted(names)
         }
         return {name: median(values) for name, values in by_round.items()}
@@ -231,7 +269,19 @@ class Row:
         interval = self.p50_interval_ms
         return {
             "id": self.id,
-            **{name: getattr(self, name) for name in ("runtime", "variant", "scope", "provider", "batch", "threads", "rate", "input")},
+            **{
+                name: getattr(self, name)
+                for name in (
+                    "runtime",
+                    "variant",
+                    "scope",
+                    "provider",
+                    "batch",
+                    "threads",
+                    "rate",
+                    "input",
+                )
+            },
             "gate": dict(self.gate),
             **{f"p{percent}_ms": self.percentile_ms(percent) for percent in (50, 90, 99)},
             "p50_ci95_ms": None if interval is None else list(interval),
@@ -257,7 +307,11 @@ class Row:
             FieldError: as `Round.from_json`; or a batch or number of threads below 1.
         """
         rounds = parse_as(tuple[dict[str, Any], ...], content["rounds"], "rounds")
-        stated = {name: value for name, value in content.items() if name in cls.__dataclass_fields__ and name != "rounds"}
+        stated = {
+            name: value
+            for name, value in content.items()
+            if name in cls.__dataclass_fields__ and name != "rounds"
+        }
         row = parse_as(cls, stated, "a row")
         for name in ("max_logit_difference", "tolerance", "model_scope_difference"):
             parse_as(float | None, row.gate.get(name), f"gate.{name}")  # type: ignore[arg-type]
@@ -280,7 +334,10 @@ def round_ratios(before: Row, after: Row) -> list[float]:
 def _ratio(before: Round, after: Round) -> float:
     if len(before.slices) != len(after.slices):
         return before.median_ns / after.median_ns
-    return median(one / other for one, other in zip(before.slice_medians_ns, after.slice_medians_ns, strict=True))
+    return median(
+        one / other
+        for one, other in zip(before.slice_medians_ns, after.slice_medians_ns, strict=True)
+    )
 
 
 def relative_spread(medians: Iterator[float] | list[float] | tuple[float, ...]) -> float:

@@ -85,7 +85,9 @@ def read_run_configuration(run: RunDirectory) -> RunConfiguration:
         configuration = RunConfiguration(
             config=_finetune_config(content, "config"),
             classes=parse_as(tuple[str, ...], content["classes"], "classes"),
-            preprocessing=Preprocessing.from_json(parse_as(dict[str, Any], content["preprocessing"], "preprocessing")),
+            preprocessing=Preprocessing.from_json(
+                parse_as(dict[str, Any], content["preprocessing"], "preprocessing")
+            ),
             versions=parse_as(dict[str, str | None], content["versions"], "versions"),
             data=parse_as(DataFacts, content["data"], "data", extra="ignore"),
             weights=parse_as(WeightsFacts, content["weights"], "weights", extra="ignore"),
@@ -96,8 +98,14 @@ def read_run_configuration(run: RunDirectory) -> RunConfiguration:
         )
         _check(configuration)
     except (KeyError, ValueError, ConfigError) as cause:
-        reason = f"it has no field {cause}" if isinstance(cause, KeyError) else str(cause).rstrip(".").replace("\n", " ")
-        raise RunError(f"{run.config} is broken: {reason}. Restore the file, or train again with `edgetl finetune`.") from cause
+        reason = (
+            f"it has no field {cause}"
+            if isinstance(cause, KeyError)
+            else str(cause).rstrip(".").replace("\n", " ")
+        )
+        raise RunError(
+            f"{run.config} is broken: {reason}. Restore the file, or train again with `edgetl finetune`."
+        ) from cause
     return configuration
 
 
@@ -109,8 +117,12 @@ def _finetune_config(content: Mapping[str, Any], name: str) -> FinetuneConfig:
 def _check(configuration: RunConfiguration) -> None:
     classes, batch = configuration.classes, configuration.batch
     if not 1 <= len(classes) <= MAX_CLASSES or len(set(classes)) < len(classes):
-        raise ValueError(f"classes must be 1 to {MAX_CLASSES:,} different names, got {len(classes):,}")
+        raise ValueError(
+            f"classes must be 1 to {MAX_CLASSES:,} different names, got {len(classes):,}"
+        )
     if any(count < 0 for labels in configuration.data.counts.values() for count in labels.values()):
         raise ValueError("data.counts holds a negative number")
     if batch is not None and min(batch.batch_size, batch.usual) < 1:
-        raise ValueError(f"batch.batch_size and batch.usual must be at least 1, got {batch.batch_size} and {batch.usual}")
+        raise ValueError(
+            f"batch.batch_size and batch.usual must be at least 1, got {batch.batch_size} and {batch.usual}"
+        )

@@ -77,11 +77,15 @@ class Run:
 
     def seconds_to(self, accuracy: float) -> float | None:
         """When an epoch ended that reached this validation accuracy; None where none did."""
-        return next((epoch.elapsed for epoch in self.epochs if epoch.val_accuracy >= accuracy), None)
+        return next(
+            (epoch.elapsed for epoch in self.epochs if epoch.val_accuracy >= accuracy), None
+        )
 
     def accuracy_by(self, seconds: float) -> float | None:
         """Best validation accuracy of the epochs that had ended by then; None before the first."""
-        return max((epoch.val_accuracy for epoch in self.epochs if epoch.elapsed <= seconds), default=None)
+        return max(
+            (epoch.val_accuracy for epoch in self.epochs if epoch.elapsed <= seconds), default=None
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,9 @@ class Row:
     @property
     def val_range(self) -> tuple[float, float]:
         """Lowest and highest of the seeds."""
-        return min(run.val_accuracy for run in self.runs), max(run.val_accuracy for run in self.runs)
+        return min(run.val_accuracy for run in self.runs), max(
+            run.val_accuracy for run in self.runs
+        )
 
     @property
     def ci95(self) -> tuple[float, float]:
@@ -143,7 +149,10 @@ class Row:
 
     def seconds_to(self, accuracy: float) -> float | None:
         """Median over seeds, those that did not reach it counted as slowest; None where that is not reached."""
-        found = median(math.inf if (seconds := run.seconds_to(accuracy)) is None else seconds for run in self.runs)
+        found = median(
+            math.inf if (seconds := run.seconds_to(accuracy)) is None else seconds
+            for run in self.runs
+        )
         return None if math.isinf(found) else found
 
     def accuracy_by(self, seconds: float) -> float | None:

@@ -58,7 +58,14 @@ def class_scores(confusion: Sequence[Sequence[int]]) -> list[ClassScore]:
     for index, (row, predicted) in enumerate(zip(confusion, predictions, strict=True)):
         hits, images = row[index], sum(row)
         precision, recall = hits / predicted if predicted else 0.0, hits / images if images else 0.0
-        scores.append(ClassScore(images, precision, recall, 2 * hits / (images + predicted) if images + predicted else 0.0))
+        scores.append(
+            ClassScore(
+                images,
+                precision,
+                recall,
+                2 * hits / (images + predicted) if images + predicted else 0.0,
+            )
+        )
     return scores
 
 
@@ -68,7 +75,9 @@ def macro_f1(confusion: Sequence[Sequence[int]]) -> float:
     return sum(score.f1 for score in scores) / len(scores)
 
 
-def calibration_error(confidences: Sequence[float], correct: Sequence[bool], bins: int = 15) -> float:
+def calibration_error(
+    confidences: Sequence[float], correct: Sequence[bool], bins: int = 15
+) -> float:
     """Expected calibration error (Naeini et al., 2015; Guo et al., 2017): mean |accuracy - confidence| over bins of equal width.
 
     Args:
@@ -81,7 +90,9 @@ def calibration_error(confidences: Sequence[float], correct: Sequence[bool], bin
         entry = sums.setdefault(max(0, math.ceil(confidence * bins) - 1), [0.0, 0.0])
         entry[0] += confidence
         entry[1] += hit
-    return sum(abs(confidence - hits) for confidence, hits in sums.values()) / max(1, len(confidences))
+    return sum(abs(confidence - hits) for confidence, hits in sums.values()) / max(
+        1, len(confidences)
+    )
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,9 @@ def location(values: Sequence[float], tail: float = 0.025) -> tuple[float, float
     at 5%: then the median with Student's t around the mean (1908), 95%, stretched to hold it.
     """
     if len(values) >= SIGNED_RANK_FROM:
-        averages = sorted((one + other) / 2 for index, one in enumerate(values) for other in values[index:])
+        averages = sorted(
+            (one + other) / 2 for index, one in enumerate(values) for other in values[index:]
+        )
         cut = _lower_ranks(_signed_rank_counts(len(values)), tail) or 0
         return median(averages), averages[cut], averages[-1 - cut]
     half = _T_975[len(values) - 1] * stdev(values) / math.sqrt(len(values))
@@ -148,7 +161,8 @@ def _signed_rank_counts(count: int) -> list[int]:
     ways = [1]
     for rank in range(1, count + 1):
         ways = [
-            (ways[total] if total < len(ways) else 0) + (ways[total - rank] if total >= rank else 0) for total in range(len(ways) + rank)
+            (ways[total] if total < len(ways) else 0) + (ways[total - rank] if total >= rank else 0)
+            for total in range(len(ways) + rank)
         ]
     return ways
 
@@ -157,7 +171,9 @@ def _rank_sum_cut(first: int, second: int) -> int | None:
     """How many of the sorted differences to leave out at either end for 95%; by the normal approximation where counting would take long."""
     pairs = first * second
     if pairs > _COUNTED_PAIRS:
-        return max(0, math.floor(pairs / 2 - 1.96 * math.sqrt(pairs * (first + second + 1) / 12)) - 1)
+        return max(
+            0, math.floor(pairs / 2 - 1.96 * math.sqrt(pairs * (first + second + 1) / 12)) - 1
+        )
     return _lower_ranks(_rank_sum_counts(first, second))
 
 

@@ -77,7 +77,14 @@ class Sustained:
 
     def steady_ms(self, percent: int) -> float | None:
         """A percentile of the steady part, or of everything where there is none; None where too few runs support it."""
-        value = percentile([latency for window in self.windows[self.settled or 0 :] for latency in window.latencies_ns], percent)
+        value = percentile(
+            [
+                latency
+                for window in self.windows[self.settled or 0 :]
+                for latency in window.latencies_ns
+            ],
+            percent,
+        )
         return None if value is None else value / 1e6
 
     @cached_property
@@ -90,9 +97,15 @@ class Sustained:
         quarter = len(self.windows) // 4
         if quarter < 2:
             return None
-        first, last = ([window.median_ns for window in part] for part in (self.windows[:quarter], self.windows[-quarter:]))
+        first, last = (
+            [window.median_ns for window in part]
+            for part in (self.windows[:quarter], self.windows[-quarter:])
+        )
         generator = random.Random(0)
-        ratios = sorted(median(_blocks(last, generator)) / median(_blocks(first, generator)) for _ in range(2000))
+        ratios = sorted(
+            median(_blocks(last, generator)) / median(_blocks(first, generator))
+            for _ in range(2000)
+        )
         ratio = median(last) / median(first)
         return Drift(ratio, min(ratio, ratios[49]), max(ratio, ratios[1949]))
 
@@ -106,7 +119,9 @@ class Sustained:
             found.append(f"the processor throttled itself {count} time{'s' if count > 1 else ''}")
         clocks = [window.frequency_khz for window in self.windows if window.frequency_khz]
         if clocks and min(clocks) < 0.95 * max(clocks):
-            found.append(f"the clock fell from {max(clocks) / 1e6:.2f} to {min(clocks) / 1e6:.2f} GHz")
+            found.append(
+                f"the clock fell from {max(clocks) / 1e6:.2f} to {min(clocks) / 1e6:.2f} GHz"
+            )
         heat = [window.temperature_c for window in self.windows if window.temperature_c is not None]
         if heat and max(heat) - heat[0] >= 5:
             found.append(f"the temperature rose from {heat[0]:.0f} to {max(heat):.0f} °C")
@@ -124,8 +139,13 @@ class Sustained:
         return {
             "row": self.row,
             "asked_s": self.asked_s,
-            "settled_s": None if settled is None or not self.windows else self.windows[settled].start_s,
-            **{f"steady_p{percent}_ms": self.steady_ms(percent) if self.windows else None for percent in (50, 90, 99)},
+            "settled_s": None
+            if settled is None or not self.windows
+            else self.windows[settled].start_s,
+            **{
+                f"steady_p{percent}_ms": self.steady_ms(percent) if self.windows else None
+                for percent in (50, 90, 99)
+            },
             "drift": None if drift is None else {**asdict(drift), "verdict": drift.verdict},
             "reasons": self.reasons,
             "memory_growth_bytes": self.memory_growth_bytes,

@@ -24,7 +24,9 @@ class FieldError(ValueError):
     """A value that does not fit its field; the message names the field."""
 
 
-def parse_as(kind: type[T], value: Any, where: str = "", *, extra: Literal["refuse", "ignore"] = "refuse") -> T:
+def parse_as(
+    kind: type[T], value: Any, where: str = "", *, extra: Literal["refuse", "ignore"] = "refuse"
+) -> T:
     """Convert a value that `json.loads` returned to a type.
 
     Args:
@@ -60,7 +62,10 @@ def _convert(kind: Any, value: Any, where: str, extra: str) -> Any:
     if origin in (dict, Mapping):
         if not isinstance(value, dict):
             raise _wrong(where, "an object", value)
-        return {key: _convert(arguments[1], part, f"{where}.{key}", extra) for key, part in value.items()}
+        return {
+            key: _convert(arguments[1], part, f"{where}.{key}", extra)
+            for key, part in value.items()
+        }
     return _scalar(kind, value, where)
 
 
@@ -73,10 +78,18 @@ def _dataclass(kind: Any, value: Any, where: str, extra: str) -> Any:
     if unknown and extra == "refuse":
         raise FieldError(f"{where} has an unknown field {unknown[0][:_SHOWN]!r}")
     for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
         if required and name not in value:
             raise FieldError(f"{where} has no field {name!r}")
-    return kind(**{name: _convert(hints[name], value[name], f"{where}.{name}", extra) for name in fields if name in value})
+    return kind(
+        **{
+            name: _convert(hints[name], value[name], f"{where}.{name}", extra)
+            for name in fields
+            if name in value
+        }
+    )
 
 
 @cache
@@ -106,11 +119,16 @@ def _sequence(origin: Any, arguments: tuple[Any, ...], value: Any, where: str, e
             if value and not -MAX_INTEGER <= min(value) <= max(value) <= MAX_INTEGER:
                 raise FieldError(f"{where} has an integer beyond 64 bits")
             return value if origin is list else tuple(value)
-        parts = [_convert(kind, part, f"{where}[{index}]", extra) for index, part in enumerate(value)]
+        parts = [
+            _convert(kind, part, f"{where}[{index}]", extra) for index, part in enumerate(value)
+        ]
         return parts if origin is list else tuple(parts)
     if len(value) != len(arguments):
         raise _wrong(where, f"a list of {len(arguments)} values", value)
-    return tuple(_convert(kind, part, f"{where}[{index}]", extra) for index, (kind, part) in enumerate(zip(arguments, value, strict=True)))
+    return tuple(
+        _convert(kind, part, f"{where}[{index}]", extra)
+        for index, (kind, part) in enumerate(zip(arguments, value, strict=True))
+    )
 
 
 def _scalar(kind: Any, value: Any, where: str) -> Any:
@@ -128,7 +146,15 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
         if "\0" in value:
             raise _wrong(where, "a path", value)
         return Path(value)
-    names = {float: "a number", int: "an integer", str: "a text", Path: "a path", bool: "true or false", dict: "an object", list: "a list"}
+    names = {
+        float: "a number",
+        int: "an integer",
+        str: "a text",
+        Path: "a path",
+        bool: "true or false",
+        dict: "an object",
+        list: "a list",
+    }
     if kind in (dict, list) and type(value) is kind:
         return value
     if kind not in names:
@@ -137,5 +163,11 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
 
 
 def _wrong(where: str, expected: str, value: Any) -> FieldError:
-    shown = repr(value) if not isinstance(value, dict | list) else f"{'an object' if isinstance(value, dict) else 'a list'}"
-    return FieldError(f"{where} is not {expected}: {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '...'}")
+    shown = (
+        repr(value)
+        if not isinstance(value, dict | list)
+        else f"{'an object' if isinstance(value, dict) else 'a list'}"
+    )
+    return FieldError(
+        f"{where} is not {expected}: {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '...'}"
+    )

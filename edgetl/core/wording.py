@@ -47,8 +47,14 @@ def gpu_summary(state: Mapping[str, Any]) -> str:
         clock = f"{high}" if low == high else f"{low} to {high}"
         parts.append(f"SM {clock} MHz" + (f" of {limit}" if limit else ""))
     figures = (("temperature_c", 1, "°C"), ("power_w", 1, "W"), ("memory_used_bytes", 2**20, "MiB"))
-    parts += [f"{state[name] / unit:.0f} {label}" for name, unit, label in figures if state[name] is not None]
-    return ", ".join([*parts, f"throttle reasons: {', '.join(state['throttle_reasons']) or 'none'}"])
+    parts += [
+        f"{state[name] / unit:.0f} {label}"
+        for name, unit, label in figures
+        if state[name] is not None
+    ]
+    return ", ".join(
+        [*parts, f"throttle reasons: {', '.join(state['throttle_reasons']) or 'none'}"]
+    )
 
 
 def percent(share: float | None) -> str:

@@ -13,7 +13,9 @@ TF32_SHARE = 0.01
 """Of the largest |logit|: what TF32 may move a logit by."""
 
 
-def gate_tolerance(reference: NDArray[np.float32], provider: str, *tolerances: float | None, relative: float = 0.0) -> float:
+def gate_tolerance(
+    reference: NDArray[np.float32], provider: str, *tolerances: float | None, relative: float = 0.0
+) -> float:
     """Return the largest |logit difference| that still counts as PyTorch's answer: the widest of the bounds that apply.
 
     On NVIDIA GPUs onnxruntime, TensorRT and PyTorch compute float32 convolutions and matrix products in TF32 by default, which
@@ -34,22 +36,42 @@ def gate_tolerance(reference: NDArray[np.float32], provider: str, *tolerances: f
     return max(share * largest, *(bound for bound in tolerances if bound is not None))
 
 
-def judge_answers(logits: NDArray[np.float64], reference: NDArray[np.float32], tolerance: float) -> dict[str, Any]:
+def judge_answers(
+    logits: NDArray[np.float64], reference: NDArray[np.float32], tolerance: float
+) -> dict[str, Any]:
     """The gate's verdict on logits [n, classes] against the reference's.
 
     Top-1 agrees where the runtime's best class is the reference's best, or within the tolerance of it: a tie is no mistake.
     """
-    verdict: dict[str, Any] = {"checked": True, "passed": False, "images": len(reference), "tolerance": tolerance}
+    verdict: dict[str, Any] = {
+        "checked": True,
+        "passed": False,
+        "images": len(reference),
+        "tolerance": tolerance,
+    }
     if logits.shape != reference.shape:
         return {**verdict, "reason": f"logits of shape {logits.shape}, not {reference.shape}"}
     if not np.isfinite(logits).all():
-        return {**verdict, "max_logit_difference": None, "top1_agreement": None, "reason": "the answers are not finite numbers"}
+        return {
+            **verdict,
+            "max_logit_difference": None,
+            "top1_agreement": None,
+            "reason": "the answers are not finite numbers",
+        }
     difference = float(np.abs(logits - reference).max())
     chosen = np.take_along_axis(reference, logits.argmax(1)[:, None], 1)[:, 0]
     agreement = int((chosen >= reference.max(1) - tolerance).sum())
     found = {"max_logit_difference": difference, "top1_agreement": agreement}
     if difference > tolerance:
-        return {**verdict, **found, "reason": f"logits differ by {difference:.3g}, tolerance {tolerance:g}"}
+        return {
+            **verdict,
+            **found,
+            "reason": f"logits differ by {difference:.3g}, tolerance {tolerance:g}",
+        }
     if agreement < len(reference):
-        return {**verdict, **found, "reason": f"top-1 agrees on {agreement} of {len(reference)} images"}
+        return {
+            **verdict,
+            **found,
+            "reason": f"top-1 agrees on {agreement} of {len(reference)} images",
+        }
     return {**verdict, **found, "passed": True}

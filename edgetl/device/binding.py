@@ -57,7 +57,9 @@ class BoundRun:
             kept = self._copies.get(name)
             if kept is None or tuple(kept.shape()) != array.shape:
                 # Not from the array itself: in the host's memory that would be no copy.
-                kept = self._copies[name] = onnxruntime.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, self._memory, 0)
+                kept = self._copies[name] = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                    array.shape, array.dtype, self._memory, 0
+                )
                 self._binding.bind_ortvalue_input(name, kept)
                 # Bound anew too: what it allocated for another shape does not fit.
                 self._binding.bind_output(self._output, self._memory, 0)
@@ -132,7 +134,9 @@ class GraphRun:
 
     def _capture(self, feed: dict[str, NDArray[Any]], graph_id: int) -> GraphBuffers:
         inputs = {
-            name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, self._memory, 0)
+            name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                array.shape, array.dtype, self._memory, 0
+            )
             for name, array in feed.items()
         }
         self._fill(inputs, feed)
@@ -145,7 +149,9 @@ class GraphRun:
         self._session.run_with_iobinding(binding, _graph_options(-1))
         binding.synchronize_outputs()
         example = binding.get_outputs()[0].numpy()
-        output = onnxruntime.OrtValue.ortvalue_from_shape_and_type(example.shape, example.dtype, self._memory, 0)
+        output = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+            example.shape, example.dtype, self._memory, 0
+        )
         binding.clear_binding_outputs()
         binding.bind_ortvalue_output(self._output, output)
         buffers = GraphBuffers(binding, inputs, output, _graph_options(graph_id))

@@ -40,8 +40,12 @@ class Variant:
     """(height, width) of the only images that it takes; None: of any size, or preprocessed tensors."""
 
     def __post_init__(self) -> None:
-        if self.size is not None and not (min(self.size) > 0 and self.size[0] * self.size[1] <= MAX_PIXELS):
-            raise FieldError(f"variant {self.name} takes images of {self.size[0]} x {self.size[1]} pixels")
+        if self.size is not None and not (
+            min(self.size) > 0 and self.size[0] * self.size[1] <= MAX_PIXELS
+        ):
+            raise FieldError(
+                f"variant {self.name} takes images of {self.size[0]} x {self.size[1]} pixels"
+            )
 
     @property
     def tolerance(self) -> float | None:
@@ -138,7 +142,9 @@ class Bundle:
     @property
     def recommended(self) -> str | None:
         """Name of the variant to take; None where none met the limits that the bundle was exported with."""
-        return self.contents.recommended if "recommended" in self.manifest else self.variants[0].name
+        return (
+            self.contents.recommended if "recommended" in self.manifest else self.variants[0].name
+        )
 
     def variant(self, name: str | None = None) -> Variant:
         """The variant called `name`, or the recommended one.
@@ -193,27 +199,41 @@ class Bundle:
             BundleError: one is missing or altered.
         """
         contents = self.contents
-        return [self._checked(entry) for entry in (contents.client, contents.cpp_client, *contents.web.files) if entry is not None]
+        return [
+            self._checked(entry)
+            for entry in (contents.client, contents.cpp_client, *contents.web.files)
+            if entry is not None
+        ]
 
     def _checked(self, entry: FileEntry) -> Path:
         path = self.directory.path / entry.file
         if "\0" in entry.file or not path.resolve().is_relative_to(self.directory.path.resolve()):
-            raise BundleError(f"bundle.json names a file outside the bundle: {entry.file!r}. Do not use this bundle.")
+            raise BundleError(
+                f"bundle.json names a file outside the bundle: {entry.file!r}. Do not use this bundle."
+            )
         try:
             if not path.is_file():
-                raise BundleError(f"The bundle lacks {entry.file}: {path}. Copy the bundle again, or export it again.")
+                raise BundleError(
+                    f"The bundle lacks {entry.file}: {path}. Copy the bundle again, or export it again."
+                )
             digest = sha256_file(path)
         except OSError as cause:
-            raise BundleError(f"{path} cannot be read ({cause.strerror or cause}). Copy the bundle again.") from cause
+            raise BundleError(
+                f"{path} cannot be read ({cause.strerror or cause}). Copy the bundle again."
+            ) from cause
         if digest != entry.sha256:
-            raise BundleError(f"{path} is not the file that was proven: its SHA-256 differs from bundle.json. Copy or export it again.")
+            raise BundleError(
+                f"{path} is not the file that was proven: its SHA-256 differs from bundle.json. Copy or export it again."
+            )
         return path
 
     def _check_metadata(self, path: Path, variant: Variant) -> None:
         try:
             content = read_onnx_file(path)
         except (OSError, OnnxFileError) as cause:
-            raise UnreadableModelError(f"{path} is no ONNX model: {cause}. Export the bundle again.") from cause
+            raise UnreadableModelError(
+                f"{path} is no ONNX model: {cause}. Export the bundle again."
+            ) from cause
         if content.has_external_data:
             raise BundleError(
                 f"{path} keeps weights in other files, which no hash in bundle.json covers. A bundle's files are self-contained: "
@@ -245,13 +265,22 @@ def open_bundle(path: Path) -> Bundle:
     try:
         contents = parse_as(BundleContents, manifest, "bundle.json", extra="ignore")
         for variant in contents.variants:
-            parse_as(_Figures, {"accuracy": variant.accuracy, "parity": variant.parity}, f"variant {variant.name}", extra="ignore")
+            parse_as(
+                _Figures,
+                {"accuracy": variant.accuracy, "parity": variant.parity},
+                f"variant {variant.name}",
+                extra="ignore",
+            )
         preprocessing = Preprocessing.from_json(contents.preprocessing)
     except (FieldError, ConfigError) as cause:
-        raise BundleError(f"{directory.manifest} is broken: {cause}. Copy the bundle again, or export it again.") from cause
+        raise BundleError(
+            f"{directory.manifest} is broken: {cause}. Copy the bundle again, or export it again."
+        ) from cause
     names = [variant.name for variant in contents.variants]
     if not names or not contents.labels or not contents.golden.images:
-        raise BundleError(f"{directory.manifest} names no variants, no labels or no reference images. Export the bundle again.")
+        raise BundleError(
+            f"{directory.manifest} names no variants, no labels or no reference images. Export the bundle again."
+        )
     if len(set(names)) < len(names):
         raise BundleError(f"{directory.manifest} names a variant twice. Export the bundle again.")
     return Bundle(
@@ -275,8 +304,14 @@ def read_metadata(properties: dict[str, str]) -> dict[str, Any]:
     Raises:
         BundleError: one of these is not JSON.
     """
-    stated = {key.removeprefix(METADATA_PREFIX): value for key, value in properties.items() if key.startswith(METADATA_PREFIX)}
+    stated = {
+        key.removeprefix(METADATA_PREFIX): value
+        for key, value in properties.items()
+        if key.startswith(METADATA_PREFIX)
+    }
     try:
         return {key: parse_json(value) for key, value in stated.items()}
     except ValueError as cause:
-        raise BundleError(f"The metadata of the ONNX file is broken ({cause}). Export it again.") from cause
+        raise BundleError(
+            f"The metadata of the ONNX file is broken ({cause}). Export it again."
+        ) from cause

@@ -54,7 +54,9 @@ class Classifier:
         fixed = self.input == "image" and all(isinstance(side, int) for side in shape[1:3])
         return (shape[1], shape[2]) if fixed else None
 
-    def run(self, batch: NDArray[np.uint8] | NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(
+        self, batch: NDArray[np.uint8] | NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(logits, probabilities), both [batch, classes], for a batch in the model's own input format.
 
         Raises:
@@ -68,7 +70,9 @@ class Classifier:
             raise
         except Exception as cause:  # onnxruntime's exceptions share no base class
             refuse_failed_run(self.session, cause)
-            raise BundleError(f"The model cannot be run: {' '.join(str(cause).split())} Export the bundle again.") from cause
+            raise BundleError(
+                f"The model cannot be run: {' '.join(str(cause).split())} Export the bundle again."
+            ) from cause
         shape = (len(batch), len(self.labels))
         if logits.shape != shape or probabilities.shape != shape:
             raise BundleError(
@@ -92,7 +96,9 @@ class _Metadata:
     input: InputKind
 
 
-def open_classifier(path: Path, variant: str | None = None, provider: str = "cpu", threads: int | None = None) -> Classifier:
+def open_classifier(
+    path: Path, variant: str | None = None, provider: str = "cpu", threads: int | None = None
+) -> Classifier:
     """The model of a bundle, of a run directory's bundle, or of a lone ONNX file that edgetl wrote.
 
     Raises:
@@ -105,23 +111,34 @@ def open_classifier(path: Path, variant: str | None = None, provider: str = "cpu
         session = create_session(path, provider, threads)
         stated = read_metadata(session.get_modelmeta().custom_metadata_map)
         if not {"labels", "preprocessing", "input"} <= stated.keys():
-            raise BundleError(f"{path} carries no labels and preprocessing of edgetl's. Give a bundle, or a file that edgetl exported.")
+            raise BundleError(
+                f"{path} carries no labels and preprocessing of edgetl's. Give a bundle, or a file that edgetl exported."
+            )
         try:
             metadata = parse_as(_Metadata, stated, "its metadata", extra="ignore")
-            return Classifier(session, metadata.labels, Preprocessing.from_json(metadata.preprocessing), metadata.input)
+            return Classifier(
+                session,
+                metadata.labels,
+                Preprocessing.from_json(metadata.preprocessing),
+                metadata.input,
+            )
         except (FieldError, ConfigError) as cause:
             raise BundleError(f"{path} is broken: {cause}. Export it again.") from cause
     return bundle_classifier(open_bundle(path), variant, provider, threads)
 
 
-def bundle_classifier(bundle: Bundle, variant: str | None = None, provider: str = "cpu", threads: int | None = None) -> Classifier:
+def bundle_classifier(
+    bundle: Bundle, variant: str | None = None, provider: str = "cpu", threads: int | None = None
+) -> Classifier:
     """As `open_classifier`, for a bundle already open."""
     chosen = bundle.variant(variant)
     session = create_session(bundle.file(chosen), provider, threads, precision=chosen.precision)
     return Classifier(session, bundle.labels, bundle.preprocessing, chosen.input)
 
 
-def proven_classifier(path: Path, variant: str | None = None, provider: str = "cpu", threads: int | None = None) -> Classifier:
+def proven_classifier(
+    path: Path, variant: str | None = None, provider: str = "cpu", threads: int | None = None
+) -> Classifier:
     """As `open_classifier`, once a bundle's reference images have been answered right by this very session.
 
     Raises:
@@ -132,7 +149,9 @@ def proven_classifier(path: Path, variant: str | None = None, provider: str = "c
     bundle = open_bundle(path)
     chosen, golden = bundle.variant(variant), bundle.golden()
     classifier = bundle_classifier(bundle, chosen.name, provider, threads)
-    logits = np.stack([classifier.run(classifier.feed(image))[0][0] for image in golden.images(chosen)]).astype(np.float64)
+    logits = np.stack(
+        [classifier.run(classifier.feed(image))[0][0] for image in golden.images(chosen)]
+    ).astype(np.float64)
     reference = golden.logits_for(chosen)
     tolerance = gate_tolerance(reference, provider, golden.tolerance, chosen.tolerance)
     gate = judge_answers(logits, reference, tolerance)

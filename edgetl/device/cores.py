@@ -13,7 +13,9 @@ from edgetl.device.kernel_files import PROC, SYS, exists, read_lines, read_numbe
 
 def available_cores(proc: Path = PROC, sys: Path = SYS) -> int:
     """min(affinity, cgroup CPU quota rounded up), at least 1. Quota: see `cgroup_quota`."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    affinity = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     quota = cgroup_quota(proc, sys)
     return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
 

@@ -131,9 +131,17 @@ def load_error(provider_library: Path) -> str:
 def missing_library(message: str) -> str | None:
     """Return the shared library that a loader's message calls missing, or None."""
     for line in message.splitlines():
-        if "cannot open shared object" in line or "Unable to dlopen" in line or "could not be loaded" in line:
+        if (
+            "cannot open shared object" in line
+            or "Unable to dlopen" in line
+            or "could not be loaded" in line
+        ):
             # The message begins with the library that wanted it.
-            names = [match.group(0) for match in _LIBRARY.finditer(line) if "onnxruntime" not in match.group(0)]
+            names = [
+                match.group(0)
+                for match in _LIBRARY.finditer(line)
+                if "onnxruntime" not in match.group(0)
+            ]
             if names:
                 return names[0]
     return None

@@ -35,4 +35,6 @@ def emulated(proc: Path = PROC, machine: str | None = None) -> bool:
 
 
 def _family(machine: str) -> str | None:
-    return next((family for family, starts in _FAMILIES.items() if machine.lower().startswith(starts)), None)
+    return next(
+        (family for family, starts in _FAMILIES.items() if machine.lower().startswith(starts)), None
+    )

@@ -59,7 +59,9 @@ class EnergyMeter:
       read every 100 ms in a thread and integrated by the trapezoidal rule.
     """
 
-    def __init__(self, sys: Path = SYS, nvml: EnergyCounters | None = None, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, sys: Path = SYS, nvml: EnergyCounters | None = None, clock: Clock = time.monotonic
+    ) -> None:
         """Look for sources.
 
         Args:
@@ -87,7 +89,9 @@ class EnergyMeter:
         periods = [source.every_s for source in self._sources if source.every_s is not None]
         self._stopping = threading.Event()
         if periods:
-            self._thread = threading.Thread(target=self._watch, args=(self._stopping, min(periods)), name="energy", daemon=True)
+            self._thread = threading.Thread(
+                target=self._watch, args=(self._stopping, min(periods)), name="energy", daemon=True
+            )
             try:
                 self._thread.start()
             except RuntimeError:  # no more threads: the readings at both ends remain
@@ -123,7 +127,14 @@ class EnergyMeter:
 class Counter:
     """A counter of energy that only grows, and starts again from 0 where it is `width` wide."""
 
-    def __init__(self, name: str, read: Callable[[], int | None], per_joule: float, width: int | None = None, least_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[], int | None],
+        per_joule: float,
+        width: int | None = None,
+        least_s: float = 0.0,
+    ) -> None:
         """Args:
         name: of the source.
         read: returns the counter's value; None where it fails.
@@ -152,7 +163,9 @@ class Counter:
         self._end = now
         self._good = False
         value = self._read()
-        step = None if value is None or self._last is None else counted(self._last, value, self._width)
+        step = (
+            None if value is None or self._last is None else counted(self._last, value, self._width)
+        )
         if value is not None and step is None:  # set back by a reset: what was before is lost
             self._last = None
         elif value is not None and step is not None:
@@ -180,7 +193,9 @@ class Rail:
     def watts(self) -> float | None:
         """The power right now; hwmon tells mV and mA."""
         millivolts, milliamperes = read_number(self._volts), read_number(self._amperes)
-        return None if millivolts is None or milliamperes is None else millivolts * milliamperes / 1e6
+        return (
+            None if millivolts is None or milliamperes is None else millivolts * milliamperes / 1e6
+        )
 
     def start(self, now: float) -> None:
         """Begin at 0 J."""
@@ -237,16 +252,33 @@ def _gpus(nvml: EnergyCounters | None) -> list[Counter]:
         library = nvml or open_nvml()
         if library is None:
             return []
-        counting = [index for index in range(library.count()) if library.energy_mj(index) is not None]
+        counting = [
+            index for index in range(library.count()) if library.energy_mj(index) is not None
+        ]
     except Exception:  # whatever a driver does: a device without it is measured too
         return []
-    return [Counter(f"nvml:{index}", partial(library.energy_mj, index), 1e3, least_s=GPU_WINDOW_SECONDS) for index in counting]
+    return [
+        Counter(f"nvml:{index}", partial(library.energy_mj, index), 1e3, least_s=GPU_WINDOW_SECONDS)
+        for index in counting
+    ]
 
 
 def _rails(sys: Path) -> list[Rail]:
-    chips = [folder for folder in sorted((sys / "class/hwmon").glob("hwmon*")) if read_text(folder / "name") == "ina3221"]
-    places = [(read_text(folder / f"in{channel}_label"), folder, channel) for folder in chips for channel in (1, 2, 3)]
-    rails = [Rail(f"ina3221:{label}", folder, channel) for label, folder, channel in places if label in MAIN_RAILS]
+    chips = [
+        folder
+        for folder in sorted((sys / "class/hwmon").glob("hwmon*"))
+        if read_text(folder / "name") == "ina3221"
+    ]
+    places = [
+        (read_text(folder / f"in{channel}_label"), folder, channel)
+        for folder in chips
+        for channel in (1, 2, 3)
+    ]
+    rails = [
+        Rail(f"ina3221:{label}", folder, channel)
+        for label, folder, channel in places
+        if label in MAIN_RAILS
+    ]
     return [rail for rail in rails if rail.watts() is not None]
 
 

@@ -58,7 +58,12 @@ def versions(provider: str) -> dict[str, str | None]:
     """Return what an engine depends on beside the file: GPU, its driver, onnxruntime and TensorRT."""
     gpu, driver = gpu_identity()
     library = "libtensorrt_rtx.so" if provider == "nv_tensorrt_rtx" else "libnvinfer.so.10"
-    return {"gpu": gpu, "driver": driver, "onnxruntime": onnxruntime.__version__, "tensorrt": tensorrt_version(library)}
+    return {
+        "gpu": gpu,
+        "driver": driver,
+        "onnxruntime": onnxruntime.__version__,
+        "tensorrt": tensorrt_version(library),
+    }
 
 
 @cache

@@ -21,7 +21,16 @@ from edgetl.device.probes import list_providers, try_provider, try_torch
 
 ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 DEVICE_PACKAGES = ("numpy", "pillow", "typer", "rich")
-TRAIN_PACKAGES = ("torch", "torchvision", "albumentations", "safetensors", "onnx", "onnxscript", "ml-dtypes", "matplotlib")
+TRAIN_PACKAGES = (
+    "torch",
+    "torchvision",
+    "albumentations",
+    "safetensors",
+    "onnx",
+    "onnxscript",
+    "ml-dtypes",
+    "matplotlib",
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,10 @@ class Environment:
 def inspect_environment(proc: Path = PROC, sys_root: Path = SYS) -> Environment:
     """Look at this machine. Heavy packages are tried in processes of their own: one that crashes is a finding, not the end."""
     versions: dict[str, str | None] = {"edgetl": __version__}
-    versions |= {name: installed_version(name) for name in (*DEVICE_PACKAGES, *ONNX_RUNTIMES, *TRAIN_PACKAGES)}
+    versions |= {
+        name: installed_version(name)
+        for name in (*DEVICE_PACKAGES, *ONNX_RUNTIMES, *TRAIN_PACKAGES)
+    }
     findings = [*_runtime_findings(versions), *_package_findings(versions)]
     facts = device_facts(proc, sys_root)
     providers: dict[str, str | None] = {}
@@ -84,19 +96,34 @@ def inspect_environment(proc: Path = PROC, sys_root: Path = SYS) -> Environment:
             findings.append(Finding(what, "--provider cuda", remedy(cuda), False))
         if problem:
             command = 'pip install --force-reinstall "edgetl[cpu]"'
-            findings.append(Finding(f"onnxruntime cannot be imported: {problem}", "predict, bench", command, True))
+            findings.append(
+                Finding(
+                    f"onnxruntime cannot be imported: {problem}", "predict, bench", command, True
+                )
+            )
     torch: dict[str, Any] | None = None
     if versions["torch"] and versions["torchvision"]:
         torch, problem = try_torch()
         if problem:
             command = "pip install --upgrade torch torchvision   (the pair from one resolution)"
-            findings.append(Finding(f"torch and torchvision cannot be imported: {problem}", "finetune, export", command, False))
+            findings.append(
+                Finding(
+                    f"torch and torchvision cannot be imported: {problem}",
+                    "finetune, export",
+                    command,
+                    False,
+                )
+            )
     return Environment(
         python=platform.python_version(),
         executable=sys.executable,
         system=f"{facts['system']} {facts['machine']}",
         cpu=facts["cpu"],
-        cores={"logical": os.cpu_count(), "available": available_cores(proc, sys_root), "quota": cgroup_quota(proc, sys_root)},
+        cores={
+            "logical": os.cpu_count(),
+            "available": available_cores(proc, sys_root),
+            "quota": cgroup_quota(proc, sys_root),
+        },
         memory_bytes=facts["memory_bytes"],
         gpus=tuple(facts["gpus"]),
         packages=versions,
@@ -113,7 +140,14 @@ def _runtime_findings(versions: Mapping[str, str | None]) -> list[Finding]:
         what = f"{' and '.join(both)} are both installed and overwrite each other's files"
         return [Finding(what, "predict, bench", command, True)]
     if not both:
-        return [Finding("onnxruntime is not installed", "predict, bench, export", 'pip install "edgetl[cpu]"   (or "edgetl[gpu]")', True)]
+        return [
+            Finding(
+                "onnxruntime is not installed",
+                "predict, bench, export",
+                'pip install "edgetl[cpu]"   (or "edgetl[gpu]")',
+                True,
+            )
+        ]
     return []
 
 
@@ -122,10 +156,16 @@ def _package_findings(versions: Mapping[str, str | None]) -> list[Finding]:
     train = [name for name in TRAIN_PACKAGES if versions[name] is None]
     findings = []
     if base:
-        findings.append(Finding(f"{', '.join(base)} not installed", "everything", "pip install edgetl", True))
+        findings.append(
+            Finding(f"{', '.join(base)} not installed", "everything", "pip install edgetl", True)
+        )
     if train:
         effect = "finetune, export, PyTorch's rows of bench; a device does without"
-        findings.append(Finding(f"{', '.join(train)} not installed", effect, 'pip install "edgetl[train]"', False))
+        findings.append(
+            Finding(
+                f"{', '.join(train)} not installed", effect, 'pip install "edgetl[train]"', False
+            )
+        )
     return findings + _outdated(versions)
 
 
@@ -144,7 +184,10 @@ def _outdated(versions: Mapping[str, str | None]) -> list[Finding]:
             device = name in (*DEVICE_PACKAGES, *ONNX_RUNTIMES)
             effect = "predict, bench" if device else "finetune, export"
             findings[name] = Finding(
-                f"{name} {installed} is older than {least}", effect, f'pip install --upgrade "{name}>={least}"', device
+                f"{name} {installed} is older than {least}",
+                effect,
+                f'pip install --upgrade "{name}>={least}"',
+                device,
             )
     return list(findings.values())
 

@@ -11,13 +11,32 @@ from typing import Any
 
 from edgetl.device.cores import available_cores, cgroup_quota
 from edgetl.device.emulation import emulated
-from edgetl.device.kernel_files import PROC, SYS, exists, read_bytes, read_lines, read_number, read_text
+from edgetl.device.kernel_files import (
+    PROC,
+    SYS,
+    exists,
+    read_bytes,
+    read_lines,
+    read_number,
+    read_text,
+)
 from edgetl.device.nvml import GpuReader, open_nvml, read_gpu_facts
 from edgetl.device.power import power_mode
 
 MEASURED_PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "torch", "torchvision")
 INFERENCE_FLAGS = (
-    *("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "avx_vnni_int8", "amx_int8", "amx_bf16"),
+    *(
+        "avx2",
+        "fma",
+        "avx512f",
+        "avx512_vnni",
+        "avx512_bf16",
+        "avx512_fp16",
+        "avx_vnni",
+        "avx_vnni_int8",
+        "amx_int8",
+        "amx_bf16",
+    ),
     *("neon", "asimd", "fphp", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 )
 """The instruction sets that decide how fast a network runs, by the kernel's names: x86, then ARM (elf_hwcaps.rst)."""
@@ -41,7 +60,12 @@ ARM_CORES = {
 """(implementer, part) of /proc/cpuinfo to the core's name, as util-linux's lscpu has them: 64-bit ARM kernels give no model name."""
 
 
-def device_facts(proc: Path = PROC, sys: Path = SYS, machine: str = platform.machine(), gpus: GpuReader | None = None) -> dict[str, Any]:
+def device_facts(
+    proc: Path = PROC,
+    sys: Path = SYS,
+    machine: str = platform.machine(),
+    gpus: GpuReader | None = None,
+) -> dict[str, Any]:
     """Board, processor, memory, GPU, container, software. What lies outside /proc and /sys is looked for beside `proc`.
 
     Args:
@@ -55,7 +79,8 @@ def device_facts(proc: Path = PROC, sys: Path = SYS, machine: str = platform.mac
     boards = nvml.get("gpus", [])
     return {
         "host": platform.node() or None,
-        "board": read_text(proc / "device-tree/model") or read_text(sys / "class/dmi/id/product_name"),
+        "board": read_text(proc / "device-tree/model")
+        or read_text(sys / "class/dmi/id/product_name"),
         "machine": machine,
         "emulated": emulated(proc, machine),
         "system": f"{platform.system()} {platform.release()}",
@@ -76,7 +101,9 @@ def device_facts(proc: Path = PROC, sys: Path = SYS, machine: str = platform.mac
         "cuda_driver": nvml.get("cuda"),
         "power_mode": power_mode(proc.parent),
         "python": platform.python_version(),
-        "packages": {name: version for name in MEASURED_PACKAGES if (version := installed_version(name))},
+        "packages": {
+            name: version for name in MEASURED_PACKAGES if (version := installed_version(name))
+        },
     }
 
 
@@ -113,7 +140,11 @@ def frequency_limits(sys: Path, limit: str) -> list[int] | None:
 
 def cpu_flags(proc: Path = PROC) -> set[str]:
     """The instruction sets that the CPU has, by the kernel's names; empty where it does not tell."""
-    lines = (line for line in read_lines(proc / "cpuinfo") if line.lower().startswith(("flags", "features")))
+    lines = (
+        line
+        for line in read_lines(proc / "cpuinfo")
+        if line.lower().startswith(("flags", "features"))
+    )
     return {flag for line in lines for flag in line.partition(":")[2].split()}
 
 
@@ -140,7 +171,11 @@ def container(proc: Path = PROC) -> str | None:
     groups = read_text(proc / "1/cgroup") or ""
     told = re.search(r"(?:^|\0)container=([\w.+-]+)", read_text(proc / "1/environ") or "")
     # Kubernetes first: the runtime below it leaves its own marks too.
-    if "kubepods" in groups or exists(root / "run/secrets/kubernetes.io") or exists(root / "var/run/secrets/kubernetes.io"):
+    if (
+        "kubepods" in groups
+        or exists(root / "run/secrets/kubernetes.io")
+        or exists(root / "var/run/secrets/kubernetes.io")
+    ):
         return "kubernetes"
     if exists(root / "run/.containerenv") or "libpod" in groups:
         return "podman"
@@ -150,28 +185,49 @@ def container(proc: Path = PROC) -> str | None:
         return told.group(1)
     if re.search(r"[/:]lxc[/.]", groups):
         return "lxc"
-    return "wsl" if "microsoft" in (read_text(proc / "sys/kernel/osrelease") or "").lower() else None
+    return (
+        "wsl" if "microsoft" in (read_text(proc / "sys/kernel/osrelease") or "").lower() else None
+    )
 
 
 def _cpu_name(proc: Path) -> str | None:
-    fields = [(name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in read_lines(proc / "cpuinfo"))]
+    fields = [
+        (name.strip(), value.strip())
+        for name, _, value in (line.partition(":") for line in read_lines(proc / "cpuinfo"))
+    ]
     named = dict(reversed(fields))
     if named.get("model name"):
         return named["model name"]
     implementers = (value for name, value in fields if name == "CPU implementer")
     parts = (value for name, value in fields if name == "CPU part")
-    cores = dict.fromkeys(ARM_CORES[key] for key in zip(implementers, parts, strict=False) if key in ARM_CORES)
+    cores = dict.fromkeys(
+        ARM_CORES[key] for key in zip(implementers, parts, strict=False) if key in ARM_CORES
+    )
     # "Hardware" comes after the core: every Raspberry Pi says BCM2835 there, whatever it is.
-    return " + ".join(cores) or next((named[name] for name in ("Hardware", "Model", "cpu model", "uarch") if named.get(name)), None)
+    return " + ".join(cores) or next(
+        (named[name] for name in ("Hardware", "Model", "cpu model", "uarch") if named.get(name)),
+        None,
+    )
 
 
 def _gpus(proc: Path) -> list[str]:
     """NVIDIA's, by name: cards from the driver, a Jetson's own by its chip in the device tree."""
-    texts = (read_lines(path) for path in sorted((proc / "driver/nvidia/gpus").glob("*/information")))
-    cards = [line.partition(":")[2].strip() for lines in texts for line in lines if line.startswith("Model:")]
+    texts = (
+        read_lines(path) for path in sorted((proc / "driver/nvidia/gpus").glob("*/information"))
+    )
+    cards = [
+        line.partition(":")[2].strip()
+        for lines in texts
+        for line in lines
+        if line.startswith("Model:")
+    ]
     if cards:
         return cards
-    nodes = [path for pattern in ("gpu@*", "*/gpu@*") for path in sorted((proc / "device-tree").glob(f"{pattern}/compatible"))]
+    nodes = [
+        path
+        for pattern in ("gpu@*", "*/gpu@*")
+        for path in sorted((proc / "device-tree").glob(f"{pattern}/compatible"))
+    ]
     chips = (re.match(r"nvidia,(\w+)", read_text(path) or "") for path in nodes)
     return [f"NVIDIA {chip.group(1)}" for chip in chips if chip]
 
@@ -179,8 +235,19 @@ def _gpus(proc: Path) -> list[str]:
 def _gpu_driver(proc: Path, sys: Path) -> str | None:
     """The version of NVIDIA's kernel module; on a Jetson, whose driver comes with the system, that of Jetson Linux."""
     module = read_text(sys / "module/nvidia/version")
-    loaded = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", read_text(proc / "driver/nvidia/version") or "")
-    jetson = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", read_text(proc.parent / "etc/nv_tegra_release") or "")
+    loaded = re.search(
+        r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", read_text(proc / "driver/nvidia/version") or ""
+    )
+    jetson = re.search(
+        r"R(\d+) \(release\), REVISION: ([\d.]+)",
+        read_text(proc.parent / "etc/nv_tegra_release") or "",
+    )
     if module and re.fullmatch(r"[\d.]+", module):
         return module
-    return loaded.group(1) if loaded else f"L4T {jetson.group(1)}.{jetson.group(2)}" if jetson else None
+    return (
+        loaded.group(1)
+        if loaded
+        else f"L4T {jetson.group(1)}.{jetson.group(2)}"
+        if jetson
+        else None
+    )

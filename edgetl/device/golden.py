@@ -24,7 +24,10 @@ _HEADER_BYTES = 65536
 VARIANT_TIMES = 4.0
 """Times the largest reference logit that a smaller variant's tolerance may be: 1.25 times its largest measured difference, and answers of
 the reference's size with the opposite sign differ by twice the largest."""
-_READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_READ_HEADER = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,9 @@ class GoldenArrays:
         Raises:
             BundleError: it is missing, of another type or shape, or not finite.
         """
-        logits: NDArray[np.float32] = self._read(name, (self._images, len(self._labels)), "f").astype(np.float32)
+        logits: NDArray[np.float32] = self._read(
+            name, (self._images, len(self._labels)), "f"
+        ).astype(np.float32)
         if not np.isfinite(logits).all():
             raise self._broken(f"holds {name} that are not finite numbers")
         return logits
@@ -104,7 +109,9 @@ class GoldenArrays:
         except Exception as cause:  # zipfile, zlib and numpy raise many kinds on broken archives
             raise self._broken(f"has a broken array {name!r} ({cause})") from cause
 
-    def _array(self, stream: IO[bytes], name: str, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
+    def _array(
+        self, stream: IO[bytes], name: str, shape: tuple[int, ...], kind: str
+    ) -> NDArray[Any]:
         read_header = _READ_HEADER.get(np.lib.format.read_magic(stream))
         if read_header is None:
             raise self._broken(f"has an array {name!r} of an unknown version")
@@ -124,7 +131,9 @@ class GoldenArrays:
         return BundleError(f"{self._path} {what}. Copy the bundle again, or export it again.")
 
 
-def check_tolerance(path: Path, tolerance: float | None, logits: NDArray[np.float32], times: float = 1.0) -> None:
+def check_tolerance(
+    path: Path, tolerance: float | None, logits: NDArray[np.float32], times: float = 1.0
+) -> None:
     """Refuse a tolerance that would let wrong answers pass.
 
     Args:

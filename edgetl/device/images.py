@@ -24,7 +24,22 @@ from edgetl.core.errors import DataError, DecodeError
 from edgetl.core.files import read_regular_file
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".webp", ".avif", ".jp2", ".tif", ".tiff", ".tga"}
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".mpo",
+        ".png",
+        ".bmp",
+        ".gif",
+        ".webp",
+        ".avif",
+        ".jp2",
+        ".tif",
+        ".tiff",
+        ".tga",
+    }
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 """File names that are taken for images, in lower case."""
@@ -46,8 +61,14 @@ def images_below(folder: Path) -> list[Path]:
     Raises:
         DataError: a folder cannot be read.
     """
-    paths = (Path(parent, name) for parent, _, names in os.walk(folder, onerror=refuse_unreadable) for name in names)
-    return sorted(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    paths = (
+        Path(parent, name)
+        for parent, _, names in os.walk(folder, onerror=refuse_unreadable)
+        for name in names
+    )
+    return sorted(
+        path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    )
 
 
 def refuse_unreadable(cause: OSError) -> NoReturn:
@@ -75,12 +96,16 @@ def load_image(source: Path | bytes, least_side: int | None = None) -> NDArray[n
     if not encoded:
         raise DecodeError(f"{name}: the file is empty (0 bytes).")
     if encoded.startswith(b"version https://git-lfs"):
-        raise DecodeError(f"{name}: a Git LFS pointer, not the image itself; `git lfs pull` fetches it.")
+        raise DecodeError(
+            f"{name}: a Git LFS pointer, not the image itself; `git lfs pull` fetches it."
+        )
     # A truncated file must fail here as it would on any machine, whatever other code in this process asked for.
     strict, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # malformed EXIF and MPO headers do not touch the pixels
+            warnings.simplefilter(
+                "ignore"
+            )  # malformed EXIF and MPO headers do not touch the pixels
             with open_image(encoded) as image:
                 if least_side is not None:
                     _draft(image, least_side)
@@ -89,7 +114,11 @@ def load_image(source: Path | bytes, least_side: int | None = None) -> NDArray[n
     except DecodeError as cause:
         raise DecodeError(f"{name}: {cause}") from cause
     except Exception as cause:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more on broken files
-        detail = "not a known image format" if isinstance(cause, UnidentifiedImageError) else str(cause) or type(cause).__name__
+        detail = (
+            "not a known image format"
+            if isinstance(cause, UnidentifiedImageError)
+            else str(cause) or type(cause).__name__
+        )
         raise DecodeError(f"{name}: cannot be decoded ({detail}).") from cause
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = strict
@@ -122,7 +151,9 @@ def open_image(encoded: bytes) -> Image.Image:
     shorter, longer = sorted(image.size)
     if longer > MAX_ASPECT * shorter:
         image.close()
-        raise DecodeError(f"{image.width} x {image.height} pixels: the longer side is more than {MAX_ASPECT} times the shorter.")
+        raise DecodeError(
+            f"{image.width} x {image.height} pixels: the longer side is more than {MAX_ASPECT} times the shorter."
+        )
     return image
 
 
@@ -136,12 +167,16 @@ def _installed_formats() -> tuple[str, ...]:
 def _draft(image: Image.Image, least_side: int) -> None:
     shorter = min(image.size)
     if shorter >= 2 * least_side:
-        image.draft(None, (image.width * least_side // shorter, image.height * least_side // shorter))
+        image.draft(
+            None, (image.width * least_side // shorter, image.height * least_side // shorter)
+        )
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     # Transposing copies the pixels even where there is nothing to turn, which is nearly always; and a copy is a tenth of decoding.
-    with contextlib.suppress(Exception):  # an EXIF block too broken to read says nothing about orientation either
+    with contextlib.suppress(
+        Exception
+    ):  # an EXIF block too broken to read says nothing about orientation either
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
@@ -152,7 +187,9 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
             raise DecodeError("32-bit grey has no defined range; save it with 8 or 16 bits.")
         return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise DecodeError("floating-point pixels have no defined range; save the image with 8 or 16 bits.")
+        raise DecodeError(
+            "floating-point pixels have no defined range; save the image with 8 or 16 bits."
+        )
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -31,7 +31,11 @@ def read_number(path: Path) -> int | None:
 def read_numbers(path: Path) -> dict[str, int]:
     """Lines of a name and a whole number, as in cgroup's cpu.stat; other lines are left out."""
     pairs = (line.split() for line in read_lines(path))
-    return {pair[0]: number for pair in pairs if len(pair) == 2 and (number := to_int(pair[1])) is not None}
+    return {
+        pair[0]: number
+        for pair in pairs
+        if len(pair) == 2 and (number := to_int(pair[1])) is not None
+    }
 
 
 def read_bytes(path: Path, name: str) -> int | None:

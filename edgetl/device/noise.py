@@ -74,7 +74,10 @@ def judge(
     """
     seconds = max(after["monotonic_s"] - before["monotonic_s"], 1e-9)
     other, steal = _cpu_shares(before["cpu_seconds"], after["cpu_seconds"], own_cpu_s)
-    pressure = {name: _delta(before["pressure_us"], after["pressure_us"], name, seconds * 1e6) for name in ("cpu", "memory", "io")}
+    pressure = {
+        name: _delta(before["pressure_us"], after["pressure_us"], name, seconds * 1e6)
+        for name in ("cpu", "memory", "io")
+    }
     swapped = _delta(before, after, "swap_used_bytes")
     periods = _delta(before["throttling"], after["throttling"], "periods")
     throttled_s = _delta(before["throttling"], after["throttling"], "seconds")
@@ -82,7 +85,14 @@ def judge(
     currents = _total_delta(before["over_current_events"], after["over_current_events"])
     clock = max(((max(row) - min(row)) / max(row) for row in frequencies_khz if row), default=None)
     gpu_clock = max((_clock_spread(readings) for readings in gpu_rounds), default=None)
-    gpu_reasons = sorted({reason for readings in gpu_rounds for reading in readings for reason in reading["throttle_reasons"]})
+    gpu_reasons = sorted(
+        {
+            reason
+            for readings in gpu_rounds
+            for reading in readings
+            for reason in reading["throttle_reasons"]
+        }
+    )
     slowdowns = [reason for reason in gpu_reasons if reason in SLOWDOWNS]
     intruders = _other_gpu_processes(before, after, gpu_rounds)
     firmware = _firmware_words(before["firmware_throttled"], after["firmware_throttled"])
@@ -91,25 +101,64 @@ def judge(
 
     reasons = [
         f"other processes used {other:.0%} of the CPU" if _above(other, limits.other_cpu) else None,
-        f"the hypervisor took {steal:.1%} of the CPU (steal)" if _above(steal, limits.steal) else None,
-        f"tasks waited for a core {pressure['cpu']:.0%} of the time" if _above(pressure["cpu"], limits.cpu_pressure) else None,
-        f"tasks waited for memory {pressure['memory']:.0%} of the time" if _above(pressure["memory"], limits.memory_pressure) else None,
-        f"swap grew by {(swapped or 0) / 2**20:.0f} MiB" if _above(swapped, limits.swap_growth_bytes) else None,
-        f"the CPU quota throttled {periods:.0f} periods ({throttled_s or 0:.1f} s)" if _above(periods, 0) else None,
-        f"the processor throttled itself {thermal:.0f} times (heat)" if _above(thermal, 0) else None,
-        f"the board throttled itself {currents:.0f} times (over-current or low voltage)" if _above(currents, 0) else None,
+        f"the hypervisor took {steal:.1%} of the CPU (steal)"
+        if _above(steal, limits.steal)
+        else None,
+        f"tasks waited for a core {pressure['cpu']:.0%} of the time"
+        if _above(pressure["cpu"], limits.cpu_pressure)
+        else None,
+        f"tasks waited for memory {pressure['memory']:.0%} of the time"
+        if _above(pressure["memory"], limits.memory_pressure)
+        else None,
+        f"swap grew by {(swapped or 0) / 2**20:.0f} MiB"
+        if _above(swapped, limits.swap_growth_bytes)
+        else None,
+        f"the CPU quota throttled {periods:.0f} periods ({throttled_s or 0:.1f} s)"
+        if _above(periods, 0)
+        else None,
+        f"the processor throttled itself {thermal:.0f} times (heat)"
+        if _above(thermal, 0)
+        else None,
+        f"the board throttled itself {currents:.0f} times (over-current or low voltage)"
+        if _above(currents, 0)
+        else None,
         f"the firmware reports {firmware}" if firmware else None,
-        f"the clock varied by {clock:.0%} between rounds" if _above(clock, limits.frequency) else None,
+        f"the clock varied by {clock:.0%} between rounds"
+        if _above(clock, limits.frequency)
+        else None,
         f"the GPU was throttled ({', '.join(slowdowns)})" if slowdowns else None,
-        f"the GPU's clock varied by {gpu_clock:.0%} within a row" if _above(gpu_clock, limits.gpu_clock) else None,
-        f"{counted(len(intruders), 'other process', 'other processes')} used the GPU" if intruders else None,
-        *(f"{what} changed during the run" for name, what in SETTINGS.items() if before[name] != after[name]),
-        "it ran on battery" if "battery" in (before["power_source"], after["power_source"]) else None,
-        *(f"the rounds of {row} differ by {spread:.0%}" for row, spread in spreads.items() if spread > limits.spread),
+        f"the GPU's clock varied by {gpu_clock:.0%} within a row"
+        if _above(gpu_clock, limits.gpu_clock)
+        else None,
+        f"{counted(len(intruders), 'other process', 'other processes')} used the GPU"
+        if intruders
+        else None,
+        *(
+            f"{what} changed during the run"
+            for name, what in SETTINGS.items()
+            if before[name] != after[name]
+        ),
+        "it ran on battery"
+        if "battery" in (before["power_source"], after["power_source"])
+        else None,
+        *(
+            f"the rounds of {row} differ by {spread:.0%}"
+            for row, spread in spreads.items()
+            if spread > limits.spread
+        ),
     ]
     measured = {
         "seconds": seconds,
-        "disturbance": max([0.0, *(share for share in (other, steal, pressure["cpu"], throttled) if share is not None)]),
+        "disturbance": max(
+            [
+                0.0,
+                *(
+                    share
+                    for share in (other, steal, pressure["cpu"], throttled)
+                    if share is not None
+                ),
+            ]
+        ),
         "other_cpu": other,
         "steal": steal,
         **{f"{name}_pressure": value for name, value in pressure.items()},
@@ -134,7 +183,9 @@ def _clock_spread(readings: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _other_gpu_processes(
-    before: Mapping[str, Any], after: Mapping[str, Any], gpu_rounds: Sequence[Sequence[Mapping[str, Any]]]
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    gpu_rounds: Sequence[Sequence[Mapping[str, Any]]],
 ) -> list[int] | None:
     """Return the process ids of others on the GPUs that were measured; None where they aren't known.
 
@@ -142,8 +193,14 @@ def _other_gpu_processes(
     the processes outside of it.
     """
     indices = {str(reading["index"]) for readings in gpu_rounds for reading in readings}
-    states = [(state.get("gpus") or {}).get(index) for state in (before, after) for index in indices]
-    lists = [state["compute_processes"] for state in states if state and state["compute_processes"] is not None]
+    states = [
+        (state.get("gpus") or {}).get(index) for state in (before, after) for index in indices
+    ]
+    lists = [
+        state["compute_processes"]
+        for state in states
+        if state and state["compute_processes"] is not None
+    ]
     return sorted({pid for pids in lists for pid in pids} - {os.getpid()}) if lists else None
 
 
@@ -151,7 +208,9 @@ def _above(value: float | None, limit: float) -> bool:
     return value is not None and value > limit
 
 
-def _delta(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, name: str, per: float = 1.0) -> float | None:
+def _delta(
+    before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, name: str, per: float = 1.0
+) -> float | None:
     if before is None or after is None or before[name] is None or after[name] is None:
         return None
     return float(after[name] - before[name]) / per

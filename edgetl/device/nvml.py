@@ -186,7 +186,9 @@ def read_gpu_facts(reader: GpuReader | None) -> dict[str, Any]:
         return {}
 
 
-def first_cuda_device(uuids: Sequence[str | None], environment: Mapping[str, str] = os.environ) -> int:
+def first_cuda_device(
+    uuids: Sequence[str | None], environment: Mapping[str, str] = os.environ
+) -> int:
     """Return NVML's index of the GPU that CUDA calls device 0.
 
     CUDA_VISIBLE_DEVICES is followed. NVML counts in PCI order. CUDA does so only under

@@ -70,20 +70,30 @@ class _Walk:
         external = False
         for number, start, end in self._fields(0, len(self._content)):
             if number == _MODEL_METADATA:
-                entry = {key: self._content[begin:stop] for key, begin, stop in self._fields(start, end)}
+                entry = {
+                    key: self._content[begin:stop] for key, begin, stop in self._fields(start, end)
+                }
                 metadata[self._text(entry.get(1, b""))] = self._text(entry.get(2, b""))
             elif number in (_MODEL_GRAPH, _MODEL_FUNCTIONS):
-                external = self._external("graph" if number == _MODEL_GRAPH else "function", start, end, 0) or external
+                external = (
+                    self._external("graph" if number == _MODEL_GRAPH else "function", start, end, 0)
+                    or external
+                )
         return OnnxFile(metadata, external)
 
     def _external(self, kind: str, start: int, end: int, depth: int) -> bool:
         if depth > _DEEPEST:
             raise OnnxFileError("its graphs are nested too deeply")
         if kind == "tensor":
-            return any(number == _DATA_LOCATION and value == _EXTERNAL for number, value, _ in self._fields(start, end))
+            return any(
+                number == _DATA_LOCATION and value == _EXTERNAL
+                for number, value, _ in self._fields(start, end)
+            )
         below = _BELOW[kind]
         return any(
-            self._external(below[number], begin, stop, depth + 1) for number, begin, stop in self._fields(start, end) if number in below
+            self._external(below[number], begin, stop, depth + 1)
+            for number, begin, stop in self._fields(start, end)
+            if number in below
         )
 
     def _fields(self, position: int, end: int) -> Iterator[Field]:

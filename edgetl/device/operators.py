@@ -26,7 +26,9 @@ class NodeTime:
     """Median over the runs: one that another process has kept waiting is not to blame."""
 
 
-def node_times(open_session: Callable[[Path], onnxruntime.InferenceSession], feed: dict[str, Any], runs: int) -> list[NodeTime]:
+def node_times(
+    open_session: Callable[[Path], onnxruntime.InferenceSession], feed: dict[str, Any], runs: int
+) -> list[NodeTime]:
     """Profile `runs` runs of a new session.
 
     Args:
@@ -42,7 +44,11 @@ def node_times(open_session: Callable[[Path], onnxruntime.InferenceSession], fee
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             about = event["args"]
-            taken[event["name"].removesuffix("_kernel_time"), about["op_name"], about.get("provider", "")].append(event["dur"])
+            taken[
+                event["name"].removesuffix("_kernel_time"),
+                about["op_name"],
+                about.get("provider", ""),
+            ].append(event["dur"])
     return [NodeTime(*key, median(durations)) for key, durations in taken.items()]
 
 
@@ -53,7 +59,13 @@ def summary(nodes: list[NodeTime]) -> dict[str, Any]:
     for node in nodes:
         spent[node.operator, node.provider].append(node.microseconds)
     operators = [
-        {"operator": operator, "provider": provider, "nodes": len(times), "us": sum(times), "share": sum(times) / total}
+        {
+            "operator": operator,
+            "provider": provider,
+            "nodes": len(times),
+            "us": sum(times),
+            "share": sum(times) / total,
+        }
         for (operator, provider), times in spent.items()
     ]
     listed = [

@@ -18,8 +18,22 @@ COMPUTE_OPERATORS = frozenset(
         *("Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv"),
         *("ConvInteger", "QLinearConv", "NhwcQLinearConv", "QConv"),
         *("Gemm", "FusedGemm", "GemmFastGelu", "QGemm"),
-        *("MatMul", "FusedMatMul", "FusedMatMulActivation", "TransposeMatMul", "MatMulNBits", "MatMulBnb4", "MatMulFpQ4"),
-        *("MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul"),
+        *(
+            "MatMul",
+            "FusedMatMul",
+            "FusedMatMulActivation",
+            "TransposeMatMul",
+            "MatMulNBits",
+            "MatMulBnb4",
+            "MatMulFpQ4",
+        ),
+        *(
+            "MatMulInteger",
+            "MatMulInteger16",
+            "MatMulIntegerToFloat",
+            "DynamicQuantizeMatMul",
+            "QLinearMatMul",
+        ),
         *("Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention"),
     }
 )
@@ -44,12 +58,22 @@ def recorded_assignments(session: onnxruntime.InferenceSession) -> list[NodeAssi
     read = getattr(session, "get_provider_graph_assignment_info", None)
     if read is None:
         return None
-    return [NodeAssignment(node.name, node.op_type, part.ep_name) for part in read() for node in part.get_nodes()]
+    return [
+        NodeAssignment(node.name, node.op_type, part.ep_name)
+        for part in read()
+        for node in part.get_nodes()
+    ]
 
 
-def misplaced_nodes(assignments: Iterable[NodeAssignment], accepted: Collection[str]) -> list[NodeAssignment]:
+def misplaced_nodes(
+    assignments: Iterable[NodeAssignment], accepted: Collection[str]
+) -> list[NodeAssignment]:
     """Return the compute nodes that none of the accepted providers (onnxruntime's names) got, in the graph's order."""
-    return [node for node in assignments if node.operator in COMPUTE_OPERATORS and node.provider not in accepted]
+    return [
+        node
+        for node in assignments
+        if node.operator in COMPUTE_OPERATORS and node.provider not in accepted
+    ]
 
 
 def check_placement(assignments: Sequence[NodeAssignment], chain: Sequence[str]) -> None:
@@ -64,7 +88,9 @@ def check_placement(assignments: Sequence[NodeAssignment], chain: Sequence[str])
         ProviderError: with the first nodes, their number and the next step.
     """
     cpu = "CPUExecutionProvider"
-    misplaced = misplaced_nodes(assignments, [name for name in chain if name != cpu or chain[0] == cpu])
+    misplaced = misplaced_nodes(
+        assignments, [name for name in chain if name != cpu or chain[0] == cpu]
+    )
     total = sum(node.operator in COMPUTE_OPERATORS for node in assignments)
     if not misplaced or (chain[0] in _SHARES_THE_CPU and len(misplaced) < total):
         return

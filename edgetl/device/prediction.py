@@ -41,15 +41,20 @@ def expand(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
                 problems.append(str(cause))
                 continue
             if not matches:
-                problems.append(f"No images in the folder {path}. Known endings: {' '.join(sorted(IMAGE_SUFFIXES))}.")
+                problems.append(
+                    f"No images in the folder {path}. Known endings: {' '.join(sorted(IMAGE_SUFFIXES))}."
+                )
         elif path.exists():
             matches = [path]
         else:
             # glob, not Path.glob: a pattern may be absolute.
-            matches = sorted(match for match in map(Path, glob.glob(argument, recursive=True)) if match.is_file())  # noqa: PTH207
+            names = glob.glob(argument, recursive=True)  # noqa: PTH207
+            matches = sorted(match for match in map(Path, names) if match.is_file())
             matches = [match for match in matches if match.suffix.lower() in IMAGE_SUFFIXES]
             if not matches:
-                problems.append(f"Nothing at {argument}. Give image files, folders or patterns such as 'photos/*.jpg'.")
+                problems.append(
+                    f"Nothing at {argument}. Give image files, folders or patterns such as 'photos/*.jpg'."
+                )
         found.update(dict.fromkeys(matches))
     if not found:
         raise DataError("\n".join(problems))
@@ -70,4 +75,6 @@ def predict(classifier: Classifier, paths: Sequence[Path], top_k: int = 5) -> It
             yield Prediction(path, [], f"{path}: {error}")
             continue
         best = probabilities.argsort()[::-1][:top_k]
-        yield Prediction(path, [(classifier.labels[index], float(probabilities[index])) for index in best])
+        yield Prediction(
+            path, [(classifier.labels[index], float(probabilities[index])) for index in best]
+        )

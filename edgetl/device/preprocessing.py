@@ -29,7 +29,9 @@ def resize_around_crop(image: NDArray[np.uint8], contract: Preprocessing) -> NDA
     # Not simply the middle: of an odd difference the crop's own rounding decides.
     own_top, own_left = contract.crop_box(side, side)
     top, left = contract.crop_box(resized.height, resized.width)
-    return np.asarray(resized.crop((left - own_left, top - own_top, left - own_left + side, top - own_top + side)))
+    return np.asarray(
+        resized.crop((left - own_left, top - own_top, left - own_left + side, top - own_top + side))
+    )
 
 
 def _resized(image: NDArray[np.uint8], contract: Preprocessing) -> Image.Image:
@@ -53,7 +55,9 @@ def resize_to(image: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray
 def normalise(pixels: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.float32]:
     """uint8 [batch, S, S, 3] to float32 [batch, 3, S, S]."""
     scaled = pixels.astype(np.float32) / np.float32(255)
-    normalised = (scaled - np.asarray(contract.mean, np.float32)) / np.asarray(contract.std, np.float32)
+    normalised = (scaled - np.asarray(contract.mean, np.float32)) / np.asarray(
+        contract.std, np.float32
+    )
     return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
 
 

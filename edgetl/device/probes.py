@@ -44,14 +44,22 @@ def list_providers() -> tuple[list[str], str | None]:
 
 def try_provider(name: str) -> str | None:
     """None if a session starts on this provider, else what it lacks: being listed says only that the package knows it."""
-    answer, words = _ask(_START.format(name=name, root=str(Path(edgetl.__file__).parents[1]), cuda=name in _CUDA))
+    answer, words = _ask(
+        _START.format(name=name, root=str(Path(edgetl.__file__).parents[1]), cuda=name in _CUDA)
+    )
     if answer == name:
         return None
     library = missing_library(words)
     if library is not None:
         return f"{library} is missing"
     reason = re.search(r"with error: ([^\n]*?)(?:: No such file[^\n]*)?$", words, re.MULTILINE)
-    return reason.group(1).strip() if reason else "onnxruntime fell back to another provider" if answer else _last_line(words)
+    return (
+        reason.group(1).strip()
+        if reason
+        else "onnxruntime fell back to another provider"
+        if answer
+        else _last_line(words)
+    )
 
 
 def try_torch() -> tuple[dict[str, Any] | None, str | None]:
@@ -65,7 +73,14 @@ def _ask(program: str) -> tuple[Any, str]:
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
     command = [sys.executable, "-P", "-c", program]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, env=environment, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+            env=environment,
+            check=False,
+        )
         if done.returncode != 0:
             return None, done.stderr or f"ended with status {done.returncode}"
         return json.loads(done.stdout.splitlines()[-1]), done.stderr

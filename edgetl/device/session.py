@@ -20,7 +20,9 @@ _RUN_FAILURES = ("EPFail", "Fail", "RuntimeException", "RuntimeError")
 """onnxruntime's exceptions for a run that a provider did not finish (the last with IO binding); they share no base class."""
 _CUDA_FAILURE = re.compile(r"CU\w+ failure \d+: [^;]*[^; ]")
 _NODE = re.compile(r"while running (\w+) node\. Name:'([^']*)'")
-_SOURCE_PLACE = re.compile(r"^(?:\[ONNXRuntimeError\] : \d+ : \w+ : )?(?:Exception during initialization: )?(?:/\S+:\d+ .*?\) (?=[A-Z]))?")
+_SOURCE_PLACE = re.compile(
+    r"^(?:\[ONNXRuntimeError\] : \d+ : \w+ : )?(?:Exception during initialization: )?(?:/\S+:\d+ .*?\) (?=[A-Z]))?"
+)
 _LONGEST_MESSAGE = 300
 
 
@@ -99,9 +101,13 @@ def create_session(
         if provider != "cpu" and _loads_on_cpu(content):
             raise ProviderError(_not_started(provider, str(cause))) from cause
         name = "the model" if isinstance(model, bytes) else model
-        raise BundleError(f"onnxruntime {onnxruntime.__version__} cannot load {name}: {cause}") from cause
+        raise BundleError(
+            f"onnxruntime {onnxruntime.__version__} cannot load {name}: {cause}"
+        ) from cause
     if session.get_providers()[0] != PROVIDERS[provider]:
-        raise ProviderError(_not_started(provider, f"onnxruntime gave {session.get_providers()[0]} in its place"))
+        raise ProviderError(
+            _not_started(provider, f"onnxruntime gave {session.get_providers()[0]} in its place")
+        )
     if provider != "cpu":
         assignments = recorded_assignments(session)
         if assignments is None:

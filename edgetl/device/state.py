@@ -11,7 +11,17 @@ from typing import Any
 
 from edgetl.device.cores import cpu_cgroups
 from edgetl.device.facts import cpufreq, frequency_limits
-from edgetl.device.kernel_files import PROC, SYS, read_bytes, read_lines, read_number, read_numbers, read_text, to_float, to_int
+from edgetl.device.kernel_files import (
+    PROC,
+    SYS,
+    read_bytes,
+    read_lines,
+    read_number,
+    read_numbers,
+    read_text,
+    to_float,
+    to_int,
+)
 from edgetl.device.nvml import GpuReader, open_nvml, read_gpu_states
 from edgetl.device.power import battery_percent, power_mode, power_source
 
@@ -21,7 +31,9 @@ _VCGENCMD_SECONDS = 2.0
 _COLDEST_C = -60.0
 
 
-def device_state(proc: Path = PROC, sys: Path = SYS, gpus: GpuReader | None = None) -> dict[str, Any]:
+def device_state(
+    proc: Path = PROC, sys: Path = SYS, gpus: GpuReader | None = None
+) -> dict[str, Any]:
     """One reading; None for whatever the device does not tell. Counters count from boot.
 
     Args:
@@ -32,12 +44,17 @@ def device_state(proc: Path = PROC, sys: Path = SYS, gpus: GpuReader | None = No
     readings = read_gpu_states(open_nvml() if gpus is None and proc == PROC else gpus)
     clocks = cpufreq(sys, "scaling_cur_freq")
     temperatures = _temperatures(sys)
-    governors = (read_text(path) for path in (sys / "devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor"))
+    governors = (
+        read_text(path)
+        for path in (sys / "devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor")
+    )
     return {
         "monotonic_s": time.monotonic(),
         "load": _load(proc),
         "cpu_seconds": _cpu_seconds(proc),
-        "pressure_us": {name: _pressure(proc / "pressure" / name) for name in ("cpu", "memory", "io")},
+        "pressure_us": {
+            name: _pressure(proc / "pressure" / name) for name in ("cpu", "memory", "io")
+        },
         "swap_used_bytes": _swap_used(proc),
         "throttling": _cgroup_throttling(proc, sys),
         "thermal_throttles": _thermal_throttles(sys),
@@ -94,7 +111,9 @@ def _cgroup_throttling(proc: Path, sys: Path) -> dict[str, float] | None:
     stats = [stat for stat in stats if "nr_throttled" in stat]
     if not stats:
         return None
-    seconds = (stat.get("throttled_usec", 0) / 1e6 + stat.get("throttled_time", 0) / 1e9 for stat in stats)
+    seconds = (
+        stat.get("throttled_usec", 0) / 1e6 + stat.get("throttled_time", 0) / 1e9 for stat in stats
+    )
     return {"periods": sum(stat["nr_throttled"] for stat in stats), "seconds": sum(seconds)}
 
 
@@ -129,7 +148,11 @@ def _firmware_throttled(proc: Path, sys: Path) -> str | None:
 def _vcgencmd() -> str | None:
     try:
         done = subprocess.run(
-            ["vcgencmd", "get_throttled"], capture_output=True, timeout=_VCGENCMD_SECONDS, check=False, stdin=subprocess.DEVNULL
+            ["vcgencmd", "get_throttled"],
+            capture_output=True,
+            timeout=_VCGENCMD_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
@@ -139,14 +162,24 @@ def _vcgencmd() -> str | None:
 def _over_current_events(sys: Path) -> dict[str, int] | None:
     """Jetson's counters: oc1 low voltage, oc2 average and oc3 instantaneous over-current (Jetson Linux Developer Guide, Orin)."""
     paths = sorted((sys / "class/hwmon").glob("hwmon*/oc*_event_cnt"))
-    return {path.name.partition("_")[0]: count for path in paths if (count := read_number(path)) is not None} or None
+    return {
+        path.name.partition("_")[0]: count
+        for path in paths
+        if (count := read_number(path)) is not None
+    } or None
 
 
 def _temperatures(sys: Path) -> dict[str, float] | None:
     """The hottest sensor of each kind, degrees Celsius; a part that is switched off reports an impossible cold, or nothing."""
     found: dict[str, float] = {}
-    zones = [(read_text(path.parent / "type"), path) for path in sorted((sys / "class/thermal").glob("thermal_zone*/temp"))]
-    chips = [(read_text(path.parent / "name"), path) for path in sorted((sys / "class/hwmon").glob("hwmon*/temp*_input"))]
+    zones = [
+        (read_text(path.parent / "type"), path)
+        for path in sorted((sys / "class/thermal").glob("thermal_zone*/temp"))
+    ]
+    chips = [
+        (read_text(path.parent / "name"), path)
+        for path in sorted((sys / "class/hwmon").glob("hwmon*/temp*_input"))
+    ]
     for kind, path in [*zones, *((name, path) for name, path in chips if name in CPU_SENSORS)]:
         value = read_number(path)
         if value is not None and value / 1000 > _COLDEST_C:
@@ -158,7 +191,10 @@ def _temperatures(sys: Path) -> dict[str, float] | None:
 def _turbo(sys: Path) -> bool | None:
     """Whether clocks above the nominal one are allowed (intel_pstate.rst, cpufreq.rst)."""
     cpu = sys / "devices/system/cpu"
-    forbidden, boost = read_number(cpu / "intel_pstate/no_turbo"), read_number(cpu / "cpufreq/boost")
+    forbidden, boost = (
+        read_number(cpu / "intel_pstate/no_turbo"),
+        read_number(cpu / "cpufreq/boost"),
+    )
     if forbidden in (0, 1):
         return forbidden == 0
     return boost == 1 if boost in (0, 1) else None

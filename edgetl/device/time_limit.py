@@ -16,7 +16,10 @@ ANSWER_S = 120.0
 
 
 def run_within(
-    session: onnxruntime.InferenceSession, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]], seconds: float = ANSWER_S
+    session: onnxruntime.InferenceSession,
+    outputs: Sequence[str],
+    feed: Mapping[str, NDArray[Any]],
+    seconds: float = ANSWER_S,
 ) -> list[NDArray[Any]]:
     """Run a session once; a valid model may loop without end.
 

@@ -42,7 +42,13 @@ class Verified:
 
     def to_json(self) -> dict[str, Any]:
         """For `edgetl verify --json`."""
-        return {"variant": self.variant, "precision": self.precision, "provider": self.provider, "gate": self.gate, "advice": self.advice}
+        return {
+            "variant": self.variant,
+            "precision": self.precision,
+            "provider": self.provider,
+            "gate": self.gate,
+            "advice": self.advice,
+        }
 
 
 def verify(
@@ -72,7 +78,16 @@ def verify(
     bundle.others()
     with tempfile.TemporaryDirectory(prefix="edgetl-verify-") as folder:
         return [
-            _verified(bundle, variant, files[variant.name], provider, golden, threads or available_cores(), Path(folder), progress)
+            _verified(
+                bundle,
+                variant,
+                files[variant.name],
+                provider,
+                golden,
+                threads or available_cores(),
+                Path(folder),
+                progress,
+            )
             for variant in chosen
             for provider in dict.fromkeys(providers)
         ]
@@ -98,7 +113,12 @@ def _verified(
     if progress:
         progress(f"{variant.name} on {provider}")
     if isinstance(file, UnreadableModelError):
-        return Verified(variant.name, variant.precision, provider, {"checked": False, "passed": False, "reason": str(file)})
+        return Verified(
+            variant.name,
+            variant.precision,
+            provider,
+            {"checked": False, "passed": False, "reason": str(file)},
+        )
     source = Source(
         file.resolve(),
         threads,
@@ -108,7 +128,14 @@ def _verified(
         precision=variant.precision,
         size=variant.size,
     )
-    job = Job("gate", "onnxruntime", source, (), BenchProtocol(), files=tuple(path.resolve() for path in golden.files))
+    job = Job(
+        "gate",
+        "onnxruntime",
+        source,
+        (),
+        BenchProtocol(),
+        files=tuple(path.resolve() for path in golden.files),
+    )
     try:
         logits = np.asarray(run_job(job, folder)["golden_logits"], np.float64)
     except (BenchError, BundleError, ProviderError) as cause:

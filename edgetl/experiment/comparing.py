@@ -36,7 +36,9 @@ ROUNDS = 4
 """Of the exported file's benchmark: enough for a figure to choose by; `edgetl bench` gives one to promise."""
 
 
-def plan_only(config: CompareConfig, recipe: FinetuneConfig, watcher: Watcher | None = None) -> Plan:
+def plan_only(
+    config: CompareConfig, recipe: FinetuneConfig, watcher: Watcher | None = None
+) -> Plan:
     """What `compare` would do, with the time it is expected to take; nothing is trained.
 
     Raises:
@@ -46,7 +48,9 @@ def plan_only(config: CompareConfig, recipe: FinetuneConfig, watcher: Watcher | 
         return make_plan(config, recipe, watcher or Silent(), Path(scratch))
 
 
-def compare(config: CompareConfig, recipe: FinetuneConfig, watcher: Watcher | None = None) -> Experiment:
+def compare(
+    config: CompareConfig, recipe: FinetuneConfig, watcher: Watcher | None = None
+) -> Experiment:
     """Train every run of the plan that has not ended yet, export and time the best of each network, and write what they show.
 
     Every run is trained in a process of its own, with a new cache: what one computed does not shorten another. One that fails is in the
@@ -95,7 +99,9 @@ def _alone(folder: ExperimentDirectory) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as cause:
-            raise RunError(f"Another process works on {folder.path}. Wait for it, or choose another -o.") from cause
+            raise RunError(
+                f"Another process works on {folder.path}. Wait for it, or choose another -o."
+            ) from cause
         for left in folder.path.glob(".cache-*"):
             shutil.rmtree(left, ignore_errors=True)
         yield
@@ -107,7 +113,9 @@ def _write(found: Experiment, folder: ExperimentDirectory) -> None:
     write_page(folder.page, partial(compare_report, found))
 
 
-def _train(run: PlannedRun, runs: Sequence[PlannedRun], folder: ExperimentDirectory, watcher: Watcher) -> str | None:
+def _train(
+    run: PlannedRun, runs: Sequence[PlannedRun], folder: ExperimentDirectory, watcher: Watcher
+) -> str | None:
     """Why the run failed; None where it ended well."""
     config = run.config
     if run.timed_by is not None:
@@ -117,7 +125,12 @@ def _train(run: PlannedRun, runs: Sequence[PlannedRun], folder: ExperimentDirect
         config = replace(config, budget_s=read_run(reference)[0].seconds)
     watcher.started(run)
     try:
-        run_task({"task": "train", "config": config.to_json()}, folder.logs / f"{run.name}.log", partial(watcher.told, run), folder.path)
+        run_task(
+            {"task": "train", "config": config.to_json()},
+            folder.logs / f"{run.name}.log",
+            partial(watcher.told, run),
+            folder.path,
+        )
     except EdgetlError as error:
         return str(error)
     return None
@@ -168,9 +181,13 @@ def _deployed_before(folder: ExperimentDirectory) -> tuple[Deployed, ...]:
         return ()
 
 
-def _with_deployed(found: Experiment, network: str, folder: ExperimentDirectory, watcher: Watcher) -> Experiment:
+def _with_deployed(
+    found: Experiment, network: str, folder: ExperimentDirectory, watcher: Watcher
+) -> Experiment:
     row = found.recommended(network)
-    if row is None or any((one.network, one.run) == (network, row.best.name) for one in found.deployed):
+    if row is None or any(
+        (one.network, one.run) == (network, row.best.name) for one in found.deployed
+    ):
         return found
     others = tuple(one for one in found.deployed if one.network != network)
     return replace(found, deployed=(*others, _deploy(network, row.best, folder, watcher)))
@@ -183,13 +200,33 @@ def _deploy(network: str, run: Run, folder: ExperimentDirectory, watcher: Watche
     try:
         if not BundleDirectory.is_one(directory.bundle):
             watcher.note(f"Exporting {run.name}.")
-            run_task({"task": "export", "run": str(directory.path)}, folder.logs / f"{run.name}-export.log", silent, folder.path)
+            run_task(
+                {"task": "export", "run": str(directory.path)},
+                folder.logs / f"{run.name}-export.log",
+                silent,
+                folder.path,
+            )
         watcher.note(f"Timing the exported file of {run.name}.")
-        result = bench(BenchConfig(directory.path, scopes=("model",), variants=("fp32",), torch_modes=(), rounds=ROUNDS), watcher.measuring)
+        result = bench(
+            BenchConfig(
+                directory.path, scopes=("model",), variants=("fp32",), torch_modes=(), rounds=ROUNDS
+            ),
+            watcher.measuring,
+        )
     except EdgetlError as error:
         return replace(nothing, failed=str(error))
     row = result.rows[0]
     size = BundleDirectory(directory.bundle).variant("fp32").stat().st_size
     if row.failed or not row.rounds:
-        return replace(nothing, file_bytes=size, failed="It does not answer on this device as PyTorch does.")
-    return Deployed(network, run.name, size, row.percentile_ms(50), row.p50_interval_ms, result.noise.noisy, row.threads)
+        return replace(
+            nothing, file_bytes=size, failed="It does not answer on this device as PyTorch does."
+        )
+    return Deployed(
+        network,
+        run.name,
+        size,
+        row.percentile_ms(50),
+        row.p50_interval_ms,
+        result.noise.noisy,
+        row.threads,
+    )

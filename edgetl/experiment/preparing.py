@@ -48,7 +48,9 @@ class Plan:
         return sum(self.seconds[run.name] for run in self.runs if run.name not in self.finished)
 
 
-def make_plan(config: CompareConfig, recipe: FinetuneConfig, watcher: Watcher, scratch: Path) -> Plan:
+def make_plan(
+    config: CompareConfig, recipe: FinetuneConfig, watcher: Watcher, scratch: Path
+) -> Plan:
     """Find out all that can be wrong, and what is to be done; nothing is written but what a latency budget had measured.
 
     Args:
@@ -62,11 +64,15 @@ def make_plan(config: CompareConfig, recipe: FinetuneConfig, watcher: Watcher, s
     folder = ExperimentDirectory(config.output)
     _check_place(folder, recipe)
     if recipe.val_split == 0:
-        raise ConfigError("--val-split 0 leaves no validation images, and strategies are compared on those. Take 0.2.")
+        raise ConfigError(
+            "--val-split 0 leaves no validation images, and strategies are compared on those. Take 0.2."
+        )
     labels = find_files(recipe.data.expanduser().absolute()).labels
     networks = [
         Network(name, size or known_architecture(name).image_size, known_architecture(name).blocks)
-        for name, size in product(dict.fromkeys(config.models), dict.fromkeys(config.image_sizes) or (None,))
+        for name, size in product(
+            dict.fromkeys(config.models), dict.fromkeys(config.image_sizes) or (None,)
+        )
     ]
     candidates = None
     if config.latency_budget_ms is not None:
@@ -75,10 +81,17 @@ def make_plan(config: CompareConfig, recipe: FinetuneConfig, watcher: Watcher, s
     runs = plan_runs(config, recipe, networks, folder.runs)
     finished = [run.name for run in runs if is_finished(run)]
     _refuse_other_plan(folder, runs, finished)
-    return Plan(runs, _expected(runs, watcher, scratch) if len(finished) < len(runs) else {}, finished, candidates)
+    return Plan(
+        runs,
+        _expected(runs, watcher, scratch) if len(finished) < len(runs) else {},
+        finished,
+        candidates,
+    )
 
 
-def write_plan(folder: ExperimentDirectory, plan: Plan, config: CompareConfig, recipe: FinetuneConfig) -> None:
+def write_plan(
+    folder: ExperimentDirectory, plan: Plan, config: CompareConfig, recipe: FinetuneConfig
+) -> None:
     """Write plan.json: by it an experiment is known, and gone on with only as it began."""
     runs = {**_planned_before(folder), **{run.name: _settings(run) for run in plan.runs}}
     write_json(folder.plan, {"kind": "plan", **asked(config, recipe), "runs": runs})
@@ -87,34 +100,66 @@ def write_plan(folder: ExperimentDirectory, plan: Plan, config: CompareConfig, r
 def candidates_of(timed: CandidatesResult) -> tuple[Candidate, ...]:
     """The networks timed before any was trained, fastest first, for the experiment's result."""
     rows = sorted(timed.rows, key=lambda row: math.inf if row.p50_ms is None else row.p50_ms)
-    return tuple(Candidate(row.name, row.p50_ms, row.ci95_ms, None if row.failed else timed.fits(row), row.failed) for row in rows)
+    return tuple(
+        Candidate(
+            row.name, row.p50_ms, row.ci95_ms, None if row.failed else timed.fits(row), row.failed
+        )
+        for row in rows
+    )
 
 
 def asked(config: CompareConfig, recipe: FinetuneConfig) -> dict[str, Any]:
     """What was asked for, as JSON."""
-    compare = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items() if name != "output"}
-    return {"compare": compare, "recipe": {name: value for name, value in recipe.to_json().items() if name not in _FIRST_DECIDED}}
+    compare = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(config).items()
+        if name != "output"
+    }
+    return {
+        "compare": compare,
+        "recipe": {
+            name: value for name, value in recipe.to_json().items() if name not in _FIRST_DECIDED
+        },
+    }
 
 
 def _check_place(folder: ExperimentDirectory, recipe: FinetuneConfig) -> None:
     path, data = folder.path.expanduser().resolve(), recipe.data.expanduser().resolve()
     if path == data or data in path.parents or path in data.parents:
-        raise ConfigError(f"The experiment's folder {folder.path} and the data folder {recipe.data} lie in each other. Choose another -o.")
-    if folder.path.exists() and not folder.is_one(folder.path) and (not folder.path.is_dir() or any(folder.path.iterdir())):
+        raise ConfigError(
+            f"The experiment's folder {folder.path} and the data folder {recipe.data} lie in each other. Choose another -o."
+        )
+    if (
+        folder.path.exists()
+        and not folder.is_one(folder.path)
+        and (not folder.path.is_dir() or any(folder.path.iterdir()))
+    ):
         # What a latency budget measured lies there before the plan does.
-        if folder.path.is_dir() and {entry.name for entry in folder.path.iterdir()} == {folder.candidates.name}:
+        if folder.path.is_dir() and {entry.name for entry in folder.path.iterdir()} == {
+            folder.candidates.name
+        }:
             return
-        raise ConfigError(f"{folder.path} exists and is no experiment of edgetl. Choose another folder with -o.")
+        raise ConfigError(
+            f"{folder.path} exists and is no experiment of edgetl. Choose another folder with -o."
+        )
 
 
-def _refuse_other_plan(folder: ExperimentDirectory, runs: Sequence[PlannedRun], finished: Sequence[str]) -> None:
+def _refuse_other_plan(
+    folder: ExperimentDirectory, runs: Sequence[PlannedRun], finished: Sequence[str]
+) -> None:
     before = _planned_before(folder)
     for run in runs:
         then, now = before.get(run.name), _settings(run)
         if run.name in finished and then is None:
-            raise ConfigError(f"{folder.path} holds {run.name}, which its plan does not know. Move it away, or choose another -o.")
+            raise ConfigError(
+                f"{folder.path} holds {run.name}, which its plan does not know. Move it away, or choose another -o."
+            )
         # What an earlier edgetl did not ask is as it was there: the default.
-        changed = [] if then is None else [name for name in now if then.get(name, _DEFAULTS.get(name)) != now[name]]
+        changed = (
+            []
+            if then is None
+            else [name for name in now if then.get(name, _DEFAULTS.get(name)) != now[name]]
+        )
         if run.name in finished and then is not None and changed:
             told = ", ".join(f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in changed)
             raise ConfigError(
@@ -129,12 +174,17 @@ def _planned_before(folder: ExperimentDirectory) -> dict[str, dict[str, Any]]:
     try:
         return parse_as(dict[str, dict[str, Any]], content.get("runs", {}), "runs")
     except FieldError as cause:
-        raise RunError(f"{folder.plan} is broken: {cause}. Restore it, or choose another folder with -o.") from cause
+        raise RunError(
+            f"{folder.plan} is broken: {cause}. Restore it, or choose another folder with -o."
+        ) from cause
 
 
 def _settings(run: PlannedRun) -> dict[str, Any]:
     content = run.config.to_json()
-    return {**{name: value for name, value in content.items() if name != "output"}, "timed_by": run.timed_by}
+    return {
+        **{name: value for name, value in content.items() if name != "output"},
+        "timed_by": run.timed_by,
+    }
 
 
 def _expected(runs: Sequence[PlannedRun], watcher: Watcher, scratch: Path) -> dict[str, float]:
@@ -148,14 +198,25 @@ def _expected(runs: Sequence[PlannedRun], watcher: Watcher, scratch: Path) -> di
         return {run.name: run.config.budget_s or 0.0 for run in runs if row_of[run.name] in kinds}
     watcher.note(f"Timing steps of {len(kinds)} kinds of runs before anything is trained.")
     found: list[float] = []
-    task = {"task": "estimate", "configs": [replace(run.config, output=scratch / "unused").to_json() for run in kinds.values()]}
-    run_task(task, scratch / "estimate.log", lambda message: found.append(message["seconds"]), scratch)
+    task = {
+        "task": "estimate",
+        "configs": [
+            replace(run.config, output=scratch / "unused").to_json() for run in kinds.values()
+        ],
+    }
+    run_task(
+        task, scratch / "estimate.log", lambda message: found.append(message["seconds"]), scratch
+    )
     seconds = dict(zip(kinds, found, strict=True))
     return {run.name: seconds[row_of[run.name]] for run in runs if row_of[run.name] in seconds}
 
 
 def _timed(
-    config: CompareConfig, networks: Sequence[Network], classes: int, folder: ExperimentDirectory, watcher: Watcher
+    config: CompareConfig,
+    networks: Sequence[Network],
+    classes: int,
+    folder: ExperimentDirectory,
+    watcher: Watcher,
 ) -> CandidatesResult:
     wanted = CandidatesConfig(
         architectures=tuple(dict.fromkeys(network.architecture for network in networks)),
@@ -168,18 +229,32 @@ def _timed(
         before = read_candidates(folder.candidates)
         names = {network.name for network in networks}
         rows = tuple(row for row in before.rows if row.name in names)
-        whole = {row.name for row in rows} == names and not before.interrupted and not any(row.failed for row in rows)
-        if whole and before.classes == classes and device_name(before.device) == device_name(device_facts()):
+        whole = (
+            {row.name for row in rows} == names
+            and not before.interrupted
+            and not any(row.failed for row in rows)
+        )
+        if (
+            whole
+            and before.classes == classes
+            and device_name(before.device) == device_name(device_facts())
+        ):
             return replace(before, latency_budget_ms=config.latency_budget_ms, rows=rows)
         folder.candidates.unlink()
     return time_candidates(wanted, watcher.measuring)
 
 
-def _within_budget(candidates: CandidatesResult, networks: Sequence[Network], watcher: Watcher) -> list[Network]:
+def _within_budget(
+    candidates: CandidatesResult, networks: Sequence[Network], watcher: Watcher
+) -> list[Network]:
     rows = {row.name: row for row in candidates.rows}
     able = [network for network in networks if rows[network.name].failed is None]
     kept = [network for network in able if candidates.fits(rows[network.name]) is not False]
-    dropped = [f"{network.name} ({rows[network.name].p50_ms:.2f} ms)" for network in able if network not in kept]
+    dropped = [
+        f"{network.name} ({rows[network.name].p50_ms:.2f} ms)"
+        for network in able
+        if network not in kept
+    ]
     budget = f"--latency-budget {candidates.latency_budget_ms:g} ms"
     if not kept:
         failed = next((row.failed for row in rows.values() if row.failed), None)
@@ -194,7 +269,9 @@ def _within_budget(candidates: CandidatesResult, networks: Sequence[Network], wa
         watcher.note(f"Dropped, above {budget}: {', '.join(dropped)}.")
     for network in networks:
         if network not in able:
-            watcher.note(f"Dropped, it could not be timed: {network.name}: {rows[network.name].failed}")
+            watcher.note(
+                f"Dropped, it could not be timed: {network.name}: {rows[network.name].failed}"
+            )
     open_ = [network.name for network in kept if candidates.fits(rows[network.name]) is None]
     if open_:
         watcher.note(f"Kept though not decided, the interval holds the budget: {', '.join(open_)}.")

@@ -21,7 +21,9 @@ _ENDING_S = 60.0
 """For a process that has told its end, or closed its channel, to leave."""
 
 
-def run_task(task: dict[str, Any], log: Path, told: Callable[[dict[str, Any]], None], places: Path) -> None:
+def run_task(
+    task: dict[str, Any], log: Path, told: Callable[[dict[str, Any]], None], places: Path
+) -> None:
     """Do a task in a fresh process and wait for its end. Nothing computed for an earlier one helps it: its cache is its own and new.
 
     Args:
@@ -36,7 +38,10 @@ def run_task(task: dict[str, Any], log: Path, told: Callable[[dict[str, Any]], N
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     ended: dict[str, Any] = {}
-    with log.open("wb") as words, tempfile.TemporaryDirectory(prefix=".cache-", dir=places) as cache:
+    with (
+        log.open("wb") as words,
+        tempfile.TemporaryDirectory(prefix=".cache-", dir=places) as cache,
+    ):
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "edgetl.experiment.worker"],
             stdin=subprocess.PIPE,
@@ -73,6 +78,12 @@ def run_task(task: dict[str, Any], log: Path, told: Callable[[dict[str, Any]], N
     if "error" in ended:
         raise error_from_json(ended["error"])
     if not ended:
-        said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-_LAST_LINES:]
-        death = f"The process ended with status {process.returncode}" + (" (often: out of memory)" if process.returncode == -9 else "")
+        said = [
+            line
+            for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+            if line.strip()
+        ][-_LAST_LINES:]
+        death = f"The process ended with status {process.returncode}" + (
+            " (often: out of memory)" if process.returncode == -9 else ""
+        )
         raise RunError("\n".join([f"{death}. All it said is in {log}.", *said]))

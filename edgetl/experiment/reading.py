@@ -14,7 +14,9 @@ from edgetl.core.typed_json import parse_as
 
 def is_finished(planned: PlannedRun) -> bool:
     """Whether its run directory holds a run that ended."""
-    return planned.config.output is not None and RunDirectory(planned.config.output).metrics.is_file()
+    return (
+        planned.config.output is not None and RunDirectory(planned.config.output).metrics.is_file()
+    )
 
 
 def read_run(planned: PlannedRun) -> tuple[Run, dict[str, Any]]:
@@ -26,11 +28,18 @@ def read_run(planned: PlannedRun) -> tuple[Run, dict[str, Any]]:
     """
     assert planned.config.output is not None
     run = RunDirectory(planned.config.output)
-    metrics, config = read_json(run.metrics, RunError, "The run's metrics"), read_json(run.config, RunError, "The run's configuration")
+    metrics, config = (
+        read_json(run.metrics, RunError, "The run's metrics"),
+        read_json(run.config, RunError, "The run's configuration"),
+    )
     if metrics.get("val") is None:
-        raise DataError("The data has no validation images, and strategies are compared on those. Add images, or a val/ folder.")
+        raise DataError(
+            "The data has no validation images, and strategies are compared on those. Add images, or a val/ folder."
+        )
     try:
-        epochs = [parse_json(line) for line in read_regular_file(run.history, MAX_JSON_BYTES).splitlines()]
+        epochs = [
+            parse_json(line) for line in read_regular_file(run.history, MAX_JSON_BYTES).splitlines()
+        ]
         answers = [(row["label"], row["predicted"]) for row in read_csv(run.predictions)]
         if not answers or not epochs:
             raise ValueError("no epochs, or no predictions")
@@ -52,13 +61,21 @@ def read_run(planned: PlannedRun) -> tuple[Run, dict[str, Any]]:
             "device": metrics["device"],
             "precision": metrics["precision"],
             "weights": metrics["weights"]["source"],
-            "epochs": [{name: epoch[name] for name in ("phase", "elapsed", "train_accuracy", "val_accuracy")} for epoch in epochs],
+            "epochs": [
+                {
+                    name: epoch[name]
+                    for name in ("phase", "elapsed", "train_accuracy", "val_accuracy")
+                }
+                for epoch in epochs
+            ],
             "correct": "".join("1" if label == predicted else "0" for label, predicted in answers),
             "confusion": confusion,
         }
         return parse_as(Run, figures, "its figures"), config
     except (OSError, KeyError, IndexError, TypeError, ValueError) as cause:
-        raise RunError(f"The run {run.path} is broken: {cause!r}. Remove it, and `edgetl compare` trains it again.") from cause
+        raise RunError(
+            f"The run {run.path} is broken: {cause!r}. Remove it, and `edgetl compare` trains it again."
+        ) from cause
 
 
 def identity(planned: PlannedRun) -> dict[str, Any]:

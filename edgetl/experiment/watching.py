@@ -18,7 +18,9 @@ class Watcher(Protocol):
     def measuring(self, done: int, total: int, text: str) -> None:
         """A measurement of latencies goes on; not to be disturbed by drawing."""
 
-    def planned(self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]) -> None:
+    def planned(
+        self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]
+    ) -> None:
         """The plan, the names of runs that had ended before, and what each is expected to take."""
 
     def started(self, run: PlannedRun) -> None:
@@ -40,7 +42,9 @@ class Silent:
     def measuring(self, done: int, total: int, text: str) -> None:
         """Ignore it."""
 
-    def planned(self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]) -> None:
+    def planned(
+        self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]
+    ) -> None:
         """Ignore it."""
 
     def started(self, run: PlannedRun) -> None:

@@ -64,7 +64,11 @@ def _export(task: dict[str, Any], tell: Tell) -> None:
     export_run(RunDirectory.open(Path(task["run"])), ExportConfig(force=True))
 
 
-_TASKS: dict[str, Callable[[dict[str, Any], Tell], None]] = {"estimate": _estimate, "train": _train, "export": _export}
+_TASKS: dict[str, Callable[[dict[str, Any], Tell], None]] = {
+    "estimate": _estimate,
+    "train": _train,
+    "export": _export,
+}
 
 
 class _Telling:

@@ -47,10 +47,18 @@ class Flip:
     found: str
 
 
-def answers(file: Path, images: ProofImages, contract: Preprocessing, input_kind: InputKind) -> Logits:
+def answers(
+    file: Path, images: ProofImages, contract: Preprocessing, input_kind: InputKind
+) -> Logits:
     """Logits [images, classes] of a whole ONNX file for decoded photos, one at a time."""
     decoded = (load_image(path) for path in images.files)
-    return run_all(file, (image[None] if input_kind == "image" else preprocess(image, contract) for image in decoded))
+    return run_all(
+        file,
+        (
+            image[None] if input_kind == "image" else preprocess(image, contract)
+            for image in decoded
+        ),
+    )
 
 
 def run_all(file: Path, feeds: Iterable[NDArray[np.generic]]) -> Logits:
@@ -60,7 +68,9 @@ def run_all(file: Path, feeds: Iterable[NDArray[np.generic]]) -> Logits:
     return np.concatenate([session.run([LOGITS], {name: feed})[0] for feed in feeds])
 
 
-def accuracy(logits: Logits, reference: Logits, images: ProofImages, labels: Sequence[str]) -> dict[str, Any]:
+def accuracy(
+    logits: Logits, reference: Logits, images: ProofImages, labels: Sequence[str]
+) -> dict[str, Any]:
     """What a file itself got right; empty where there are no labels to compare with.
 
     Args:
@@ -106,11 +116,18 @@ def distance(logits: Logits, reference: Logits, kind: str, on_golden: float) -> 
     }
 
 
-def flips(logits: Logits, reference: Logits, images: ProofImages, labels: Sequence[str]) -> list[Flip]:
+def flips(
+    logits: Logits, reference: Logits, images: ProofImages, labels: Sequence[str]
+) -> list[Flip]:
     """The images that the file labels otherwise than PyTorch, in order."""
     found, expected = logits.argmax(1), reference.argmax(1)
     return [
-        Flip(images.files[index], images.labels[index] if images.labels else None, labels[expected[index]], labels[found[index]])
+        Flip(
+            images.files[index],
+            images.labels[index] if images.labels else None,
+            labels[expected[index]],
+            labels[found[index]],
+        )
         for index in (int(index) for index in np.flatnonzero(found != expected))
     ]
 
@@ -118,6 +135,11 @@ def flips(logits: Logits, reference: Logits, images: ProofImages, labels: Sequen
 def flips_json(found: Sequence[Flip]) -> list[dict[str, Any]]:
     """As they stand in bundle.json: folder and name of the file, so that no path of this machine travels."""
     return [
-        {"image": "/".join(flip.file.parts[-2:]), "truth": flip.truth, "pytorch": flip.expected, "onnx": flip.found}
+        {
+            "image": "/".join(flip.file.parts[-2:]),
+            "truth": flip.truth,
+            "pytorch": flip.expected,
+            "onnx": flip.found,
+        }
         for flip in found[:_LISTED]
     ]

@@ -51,7 +51,10 @@ class Observed:
 
     def add(self, values: NDArray[np.float32]) -> None:
         """Values of a batch: [batch, channels, ...]."""
-        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+        self.low, self.high = (
+            min(self.low, float(values.min())),
+            max(self.high, float(values.max())),
+        )
         axes = tuple(axis for axis in range(values.ndim) if axis != 1)
         total = values.sum(axis=axes).astype(np.float64)
         self.total = total if self.total is None else self.total + total
@@ -70,11 +73,20 @@ class Calibration:
         self._names = _float_values(network)
         self.observed: dict[str, Observed] = {name: Observed() for name in self._names}
         # Only min-max and histograms around zero are needed: "entropy" collects those, which the percentiles are read from as well.
-        self._histograms = HistogramCollector("entropy", False, _BINS, _QUANTIZED_BINS, _PERCENTILE, None)
-        session = create_session(with_outputs(network, [name for name in self._names if name != PIXELS]).SerializeToString())
+        self._histograms = HistogramCollector(
+            "entropy", False, _BINS, _QUANTIZED_BINS, _PERCENTILE, None
+        )
+        session = create_session(
+            with_outputs(
+                network, [name for name in self._names if name != PIXELS]
+            ).SerializeToString()
+        )
         outputs = [output.name for output in session.get_outputs()]
         for batch in images.batches(_BATCH):
-            values = {PIXELS: batch, **dict(zip(outputs, session.run(outputs, {PIXELS: batch}), strict=True))}
+            values = {
+                PIXELS: batch,
+                **dict(zip(outputs, session.run(outputs, {PIXELS: batch}), strict=True)),
+            }
             self._add({name: values[name] for name in self._names})
 
     def _add(self, values: dict[str, NDArray[np.float32]]) -> None:
@@ -91,12 +103,17 @@ class Calibration:
     @property
     def largest(self) -> tuple[str, float]:
         """The value of largest magnitude, with its name."""
-        name = max(self._names, key=lambda name: max(-self.observed[name].low, self.observed[name].high))
+        name = max(
+            self._names, key=lambda name: max(-self.observed[name].low, self.observed[name].high)
+        )
         return name, max(-self.observed[name].low, self.observed[name].high)
 
     @cached_property
     def _minmax(self) -> dict[str, Range]:
-        return {name: (np.float32(seen.low), np.float32(seen.high)) for name, seen in self.observed.items()}  # type: ignore[misc]
+        return {
+            name: (np.float32(seen.low), np.float32(seen.high))  # type: ignore[misc]
+            for name, seen in self.observed.items()
+        }
 
     @cached_property
     def _entropy(self) -> dict[str, Range]:
@@ -105,7 +122,9 @@ class Calibration:
             # In pairs: the search is quadratic in the number of bins.
             while len(counts) > _BINS // 2 and len(counts) % 2 == 0:
                 counts, edges = counts[0::2] + counts[1::2], edges[0::2]
-            found[name] = self._histograms.get_entropy_threshold((counts, edges, *bounds), _QUANTIZED_BINS)
+            found[name] = self._histograms.get_entropy_threshold(
+                (counts, edges, *bounds), _QUANTIZED_BINS
+            )
         return self._within(found)
 
     @cached_property
@@ -126,11 +145,24 @@ class Calibration:
 
 def _sampled(values: NDArray[np.float32]) -> NDArray[np.float32]:
     flat = values.ravel()
-    return flat if flat.size < _FEW else flat[:: next(stride for stride in _STRIDES if values.shape[-1] % stride or stride == _STRIDES[-1])]
+    return (
+        flat
+        if flat.size < _FEW
+        else flat[
+            :: next(
+                stride for stride in _STRIDES if values.shape[-1] % stride or stride == _STRIDES[-1]
+            )
+        ]
+    )
 
 
 def _float_values(network: onnx.ModelProto) -> list[str]:
     floats = {
-        value.name for value in (*network.graph.value_info, *network.graph.output) if value.type.tensor_type.elem_type == TensorProto.FLOAT
+        value.name
+        for value in (*network.graph.value_info, *network.graph.output)
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
     }
-    return [PIXELS, *(name for node in network.graph.node for name in node.output if name in floats)]
+    return [
+        PIXELS,
+        *(name for node in network.graph.node for name in node.output if name in floats),
+    ]

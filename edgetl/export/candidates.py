@@ -43,7 +43,11 @@ class _Prepared:
     """Seconds of one block, its process and its warm-up included, roughly."""
 
 
-def time_candidates(config: CandidatesConfig, progress: Progress | None = None, protocol: BenchProtocol | None = None) -> CandidatesResult:
+def time_candidates(
+    config: CandidatesConfig,
+    progress: Progress | None = None,
+    protocol: BenchProtocol | None = None,
+) -> CandidatesResult:
     """Export every architecture at every image size with random weights, time them in turns, and keep the result, returned with its path.
 
     Measured is scope `model`, one image, preprocessing inside: what `edgetl bench` measures of the trained network's bundle.
@@ -74,11 +78,17 @@ def time_candidates(config: CandidatesConfig, progress: Progress | None = None, 
         able = [one.contender for one in prepared if one.contender is not None]
         seconds = config.rounds * sum(one.block_s for one in prepared)
         if able:
-            report(0, 0, f"Timing {len(able)} candidates in {config.rounds} rounds takes {_about(seconds)}.")
+            report(
+                0,
+                0,
+                f"Timing {len(able)} candidates in {config.rounds} rounds takes {_about(seconds)}.",
+            )
         campaign = Campaign()
         with campaign.until_stopped():
             campaign.measure(able, config.rounds, config.seed, folder, report)
-    names = {one.contender.candidate.name: one.row.name for one in prepared if one.contender is not None}
+    names = {
+        one.contender.candidate.name: one.row.name for one in prepared if one.contender is not None
+    }
     rows = tuple(_measured(one, campaign.rounds) for one in prepared)
     found = {row.name: row.rounds for row in rows}
     result = CandidatesResult(
@@ -86,7 +96,13 @@ def time_candidates(config: CandidatesConfig, progress: Progress | None = None, 
         edgetl=edgetl.__version__,
         device={**facts, **campaign.states},
         noise=campaign.noise(found),
-        protocol={**asdict(protocol), "rounds": config.rounds, "seed": config.seed, "scope": "model", "batch": 1},
+        protocol={
+            **asdict(protocol),
+            "rounds": config.rounds,
+            "seed": config.seed,
+            "scope": "model",
+            "batch": 1,
+        },
         order=tuple(tuple(names[name] for name in order) for order in campaign.rounds.order),
         classes=config.classes,
         latency_budget_ms=config.latency_budget_ms,
@@ -111,7 +127,9 @@ def _measured(one: _Prepared, rounds: Rounds) -> Candidate:
     )
 
 
-def _prepare_all(config: CandidatesConfig, threads: int, protocol: BenchProtocol, folder: Path, report: Progress) -> Iterator[_Prepared]:
+def _prepare_all(
+    config: CandidatesConfig, threads: int, protocol: BenchProtocol, folder: Path, report: Progress
+) -> Iterator[_Prepared]:
     sizes = tuple(dict.fromkeys(config.image_sizes)) or (None,)
     wanted = list(product(dict.fromkeys(config.architectures), sizes))
     for number, (architecture, asked) in enumerate(wanted):
@@ -124,12 +142,23 @@ def _prepare_all(config: CandidatesConfig, threads: int, protocol: BenchProtocol
             raise  # it would be the same for all of them
         except EdgetlError as cause:
             yield _Prepared(replace(row, failed=str(cause)))
-        except Exception as cause:  # PyTorch, onnx and the disk: one that fails is a finding, and the others go on
+        except (
+            Exception
+        ) as cause:  # PyTorch, onnx and the disk: one that fails is a finding, and the others go on
             yield _Prepared(replace(row, failed=f"{type(cause).__name__}: {cause}"))
 
 
-def _prepare(row: Candidate, config: CandidatesConfig, threads: int, protocol: BenchProtocol, folder: Path) -> _Prepared:
-    written = write_untrained(row.architecture, row.image_size, config.classes, config.seed, threads, folder / f"{row.name}.onnx")
+def _prepare(
+    row: Candidate, config: CandidatesConfig, threads: int, protocol: BenchProtocol, folder: Path
+) -> _Prepared:
+    written = write_untrained(
+        row.architecture,
+        row.image_size,
+        config.classes,
+        config.seed,
+        threads,
+        folder / f"{row.name}.onnx",
+    )
     sha256, size = sha256_file(written.file), written.file.stat().st_size
     source = Source(written.file, threads, config.provider, "image", written.preprocessing)
     # Checked above, against PyTorch itself: this opens it as it will be measured, proves the provider, and describes the session.
@@ -155,8 +184,14 @@ def _prepare(row: Candidate, config: CandidatesConfig, threads: int, protocol: B
 
 def _block_s(protocol: BenchProtocol, run_s: float) -> float:
     warm_up = _WARM_UP_WINDOWS * max(protocol.window_seconds, protocol.window_runs * run_s)
-    return min(warm_up, protocol.warmup_seconds) + max(protocol.block_seconds, protocol.block_runs * run_s)
+    return min(warm_up, protocol.warmup_seconds) + max(
+        protocol.block_seconds, protocol.block_runs * run_s
+    )
 
 
 def _about(seconds: float) -> str:
-    return f"about {seconds / 60:.0f} minutes" if seconds >= 90 else f"about {max(seconds, 1):.0f} seconds"
+    return (
+        f"about {seconds / 60:.0f} minutes"
+        if seconds >= 90
+        else f"about {max(seconds, 1):.0f} seconds"
+    )

@@ -66,7 +66,8 @@ def model_card(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
         version=manifest["edgetl"],
         run_id=manifest["run"]["id"],
         weights=manifest["run"]["weights"],
-        labels=", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else ""),
+        labels=", ".join(labels[:20])
+        + (f" and {len(labels) - 20} more" if len(labels) > 20 else ""),
         accuracy=_accuracy(variant.accuracy),
         proof_images=variant.parity["network"]["images"],
         proof_kind=variant.parity["network"]["kind"],
@@ -111,7 +112,10 @@ def _fixed_size(variant: Variant) -> str:
 
 def _file_rows(variants: Sequence[Variant]) -> Iterator[str]:
     for variant in variants:
-        entries = [{"file": variant.file, "bytes": variant.bytes, "sha256": variant.sha256}, variant.report.get("ort")]
+        entries = [
+            {"file": variant.file, "bytes": variant.bytes, "sha256": variant.sha256},
+            variant.report.get("ort"),
+        ]
         for entry in entries:
             if entry:
                 yield f"| {entry['file']} | {entry['bytes']} | `{entry['sha256']}` |"
@@ -139,11 +143,25 @@ def _variants(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
             f"{accuracy['top1']:.1%}" if accuracy else "",
             f"{accuracy['macro_f1']:.3f}" if accuracy else "",
             str(accuracy["flips"]) if accuracy else "",
-            f"{path['mean_abs_diff']:.2g} / {path['max_abs_diff']:.2g}" if "mean_abs_diff" in path else f"{path['max_abs_diff']:.2g}",
+            f"{path['mean_abs_diff']:.2g} / {path['max_abs_diff']:.2g}"
+            if "mean_abs_diff" in path
+            else f"{path['max_abs_diff']:.2g}",
             variant.report.get("chosen", "float32"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *(f"- {name} {reason}." for name, reason in manifest.get("not_recommended", {}).items())]
-    blamed = {variant.name: variant.report.get("slow_because", {}).get("to_blame") for variant in variants}
-    lines += [*(f"- {name}: its time goes to {operators}." for name, operators in blamed.items() if operators), ""]
+    lines += [
+        "",
+        *(f"- {name} {reason}." for name, reason in manifest.get("not_recommended", {}).items()),
+    ]
+    blamed = {
+        variant.name: variant.report.get("slow_because", {}).get("to_blame") for variant in variants
+    }
+    lines += [
+        *(
+            f"- {name}: its time goes to {operators}."
+            for name, operators in blamed.items()
+            if operators
+        ),
+        "",
+    ]
     return "\n".join(lines)

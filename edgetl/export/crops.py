@@ -40,7 +40,9 @@ class Crops:
 
     def first(self, count: int) -> Crops:
         """At most so many of them."""
-        return Crops(self.pixels[:count], None if self.truth is None else self.truth[:count], self.contract)
+        return Crops(
+            self.pixels[:count], None if self.truth is None else self.truth[:count], self.contract
+        )
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,11 @@ class QuantizationImages:
 
 
 def quantization_images(
-    files: Sequence[Path], labels: Sequence[int] | None, contract: Preprocessing, kind: str, seed: int = 0
+    files: Sequence[Path],
+    labels: Sequence[int] | None,
+    contract: Preprocessing,
+    kind: str,
+    seed: int = 0,
 ) -> QuantizationImages:
     """Choose and decode; every class has its share in both parts, and equal arguments give equal parts.
 
@@ -94,6 +100,15 @@ def _stratified(labels: Sequence[int], seed: int) -> list[int]:
     return [int(index) for index in np.argsort(place, kind="stable")]
 
 
-def _decoded(chosen: Sequence[int], files: Sequence[Path], labels: Sequence[int] | None, contract: Preprocessing) -> Crops:
+def _decoded(
+    chosen: Sequence[int],
+    files: Sequence[Path],
+    labels: Sequence[int] | None,
+    contract: Preprocessing,
+) -> Crops:
     pixels = np.stack([resize_and_crop(load_image(files[index]), contract) for index in chosen])
-    return Crops(pixels, None if labels is None else np.array([labels[index] for index in chosen], np.int64), contract)
+    return Crops(
+        pixels,
+        None if labels is None else np.array([labels[index] for index in chosen], np.int64),
+        contract,
+    )

@@ -27,7 +27,9 @@ def in_training_mode(network: nn.Module) -> str | None:
     return None
 
 
-def about_pixels(found: NDArray[np.uint8], expected: NDArray[np.uint8], model: onnx.ModelProto) -> str:
+def about_pixels(
+    found: NDArray[np.uint8], expected: NDArray[np.uint8], model: onnx.ModelProto
+) -> str:
     """A sentence on crops [batch, S, S, 3] that differ; empty where nothing is recognised."""
     for order in permutations(range(3)):
         if order != (0, 1, 2) and _levels(found, expected[..., list(order)]) <= _SAME_LEVELS:
@@ -41,17 +43,23 @@ def about_pixels(found: NDArray[np.uint8], expected: NDArray[np.uint8], model: o
     return ""
 
 
-def about_input(found: NDArray[np.float32], expected: NDArray[np.float32], crops: NDArray[np.uint8], contract: Preprocessing) -> str:
+def about_input(
+    found: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    crops: NDArray[np.uint8],
+    contract: Preprocessing,
+) -> str:
     """A sentence on the network's input [batch, 3, S, S], computed in the graph from its own crops; empty where it agrees."""
     if float(np.abs(found - expected).max()) <= _SAME_INPUT:
         return ""
     for order in permutations(range(3)):
-        scaled = found * np.array(contract.std, np.float32).reshape(3, 1, 1) + np.array(contract.mean, np.float32).reshape(3, 1, 1)
+        scaled = found * np.array(contract.std, np.float32).reshape(3, 1, 1) + np.array(
+            contract.mean, np.float32
+        ).reshape(3, 1, 1)
         pixels = scaled.transpose(0, 2, 3, 1) * 255
         if order != (0, 1, 2) and np.abs(pixels - crops[..., list(order)]).max() <= _SAME_LEVELS:
-            return (
-                f"After the resize the file puts the channels in the order {''.join('RGB'[channel] for channel in order)} instead of RGB. "
-            )
+            letters = "".join("RGB"[channel] for channel in order)
+            return f"After the resize the file puts the channels in the order {letters} instead of RGB. "
     for channel in range(3):
         # pixel / 255 = std * input + mean, whatever mean and std the file has.
         values, given = crops[..., channel].ravel() / 255.0, found[:, channel].ravel()
@@ -66,16 +74,31 @@ def about_input(found: NDArray[np.float32], expected: NDArray[np.float32], crops
     return "The pixels are right and the network's input is not: the steps between them differ. "
 
 
-def about_logits(reference: NDArray[np.float32], answer: NDArray[np.float32], tolerance: float) -> str:
+def about_logits(
+    reference: NDArray[np.float32], answer: NDArray[np.float32], tolerance: float
+) -> str:
     """A sentence where logits [images, classes] are the right ones in another order; empty otherwise."""
-    if reference.shape != answer.shape or not np.isfinite(answer).all() or reference.shape[1] > 2000:
+    if (
+        reference.shape != answer.shape
+        or not np.isfinite(answer).all()
+        or reference.shape[1] > 2000
+    ):
         return ""
     # Sorted by their values on all images, equal columns come to equal places.
     left, right = np.lexsort(reference[::-1]), np.lexsort(answer[::-1])
-    if np.array_equal(left, right) or float(np.abs(reference[:, left] - answer[:, right]).max()) > tolerance:
+    if (
+        np.array_equal(left, right)
+        or float(np.abs(reference[:, left] - answer[:, right]).max()) > tolerance
+    ):
         return ""
-    output, label = next(pair for pair in sorted(zip(right.tolist(), left.tolist(), strict=True)) if pair[0] != pair[1])
-    return f"The logits are PyTorch's in another order of labels: output {output} is class {label}. "
+    output, label = next(
+        pair
+        for pair in sorted(zip(right.tolist(), left.tolist(), strict=True))
+        if pair[0] != pair[1]
+    )
+    return (
+        f"The logits are PyTorch's in another order of labels: output {output} is class {label}. "
+    )
 
 
 def _letters(order: Sequence[int]) -> str:

@@ -19,7 +19,13 @@ _NOISY_DB = 10.0
 _UNKNOWN = "The modules could not be told apart in the graph."
 
 
-def first_divergence(network: nn.Module, graph: NetworkGraph, part: onnx.ModelProto, pixels: NDArray[np.float32], tolerance: float) -> str:
+def first_divergence(
+    network: nn.Module,
+    graph: NetworkGraph,
+    part: onnx.ModelProto,
+    pixels: NDArray[np.float32],
+    tolerance: float,
+) -> str:
     """One sentence naming the first module, in graph order, whose output differs by more than `tolerance` of its own largest value.
 
     Args:
@@ -30,7 +36,11 @@ def first_divergence(network: nn.Module, graph: NetworkGraph, part: onnx.ModelPr
         tolerance: relative to the module's largest absolute output, at least 1.
     """
     reference = _module_outputs(network, pixels)
-    modules = {path: value for path, value in _present(graph.module_outputs, part).items() if path in reference}
+    modules = {
+        path: value
+        for path, value in _present(graph.module_outputs, part).items()
+        if path in reference
+    }
     if not modules:
         return _UNKNOWN
     values = _values(part, modules, pixels)
@@ -38,14 +48,22 @@ def first_divergence(network: nn.Module, graph: NetworkGraph, part: onnx.ModelPr
         expected, actual = reference[path], values[path]
         if expected.shape != actual.shape:
             continue
-        difference, scale = float(np.abs(expected - actual).max()), max(1.0, float(np.abs(expected).max()))
+        difference, scale = (
+            float(np.abs(expected - actual).max()),
+            max(1.0, float(np.abs(expected).max())),
+        )
         if not difference <= tolerance * scale:
             kind = type(network.get_submodule(path)).__name__
             return f"The first module that differs is {path} ({kind}): by {difference:.3g} of {scale:.3g}."
     return "No single module differs that much: the difference grows over the network."
 
 
-def first_noisy(network: onnx.ModelProto, smaller: onnx.ModelProto, module_outputs: dict[str, str], pixels: NDArray[np.float32]) -> str:
+def first_noisy(
+    network: onnx.ModelProto,
+    smaller: onnx.ModelProto,
+    module_outputs: dict[str, str],
+    pixels: NDArray[np.float32],
+) -> str:
     """One sentence naming the first module, in graph order, whose output in the smaller network is mostly lost in noise.
 
     Args:
@@ -56,8 +74,15 @@ def first_noisy(network: onnx.ModelProto, smaller: onnx.ModelProto, module_outpu
     modules = _present(_present(module_outputs, network), smaller)
     if not modules:
         return _UNKNOWN
-    reference, values = _values(network, modules, pixels), _values(smaller, _as_passed_on(modules, smaller), pixels)
-    noise = {path: sqnr_db(reference[path], values[path]) for path in modules if np.isfinite(values[path]).all()}
+    reference, values = (
+        _values(network, modules, pixels),
+        _values(smaller, _as_passed_on(modules, smaller), pixels),
+    )
+    noise = {
+        path: sqnr_db(reference[path], values[path])
+        for path in modules
+        if np.isfinite(values[path]).all()
+    }
     for path in modules:
         if path not in noise:
             return f"The first module whose output is no longer finite is {path}."
@@ -75,17 +100,26 @@ def _as_passed_on(modules: dict[str, str], quantized: onnx.ModelProto) -> dict[s
     # onnxruntime's quantizer leaves an activation to the rounding behind it: the value of that name has not been through it yet.
     produced = {name for node in quantized.graph.node for name in node.output}
     rounded = {path: f"{value}_DequantizeLinear_Output" for path, value in modules.items()}
-    return {path: rounded[path] if rounded[path] in produced else value for path, value in modules.items()}
+    return {
+        path: rounded[path] if rounded[path] in produced else value
+        for path, value in modules.items()
+    }
 
 
-def _values(network: onnx.ModelProto, modules: dict[str, str], pixels: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    session = create_session(with_outputs(network, sorted(set(modules.values()))).SerializeToString(), spinning=False)
+def _values(
+    network: onnx.ModelProto, modules: dict[str, str], pixels: NDArray[np.float32]
+) -> dict[str, NDArray[np.float32]]:
+    session = create_session(
+        with_outputs(network, sorted(set(modules.values()))).SerializeToString(), spinning=False
+    )
     names = [output.name for output in session.get_outputs()]
     values = dict(zip(names, session.run(names, {PIXELS: pixels}), strict=True))
     return {path: np.asarray(values[name], np.float32) for path, name in modules.items()}
 
 
-def _module_outputs(network: nn.Module, pixels: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+def _module_outputs(
+    network: nn.Module, pixels: NDArray[np.float32]
+) -> dict[str, NDArray[np.float32]]:
     outputs: dict[str, NDArray[np.float32]] = {}
 
     def keep(path: str) -> torch.utils.hooks.RemovableHandle:

@@ -25,7 +25,10 @@ def equalise(network: onnx.ModelProto) -> onnx.ModelProto | None:
     if not pairs:
         return None
     weight = {name: layer.weight.astype(np.float64) for name, layer in found.items()}
-    bias = {name: None if layer.bias is None else layer.bias.astype(np.float64) for name, layer in found.items()}
+    bias = {
+        name: None if layer.bias is None else layer.bias.astype(np.float64)
+        for name, layer in found.items()
+    }
     for _ in range(_ROUNDS):
         for first, second in pairs:
             depthwise = found[second].groups > 1
@@ -41,8 +44,14 @@ def equalise(network: onnx.ModelProto) -> onnx.ModelProto | None:
             bias[first] = None if old is None else old / factor
             shape = (-1, 1, 1, 1) if depthwise else (1, -1, *[1] * (after.ndim - 2))
             weight[second] = after * factor.reshape(shape)
-    changed = {layer.node.input[1]: weight[name].astype(np.float32) for name, layer in found.items()}
-    changed |= {found[name].node.input[2]: value.astype(np.float32) for name, value in bias.items() if value is not None}
+    changed = {
+        layer.node.input[1]: weight[name].astype(np.float32) for name, layer in found.items()
+    }
+    changed |= {
+        found[name].node.input[2]: value.astype(np.float32)
+        for name, value in bias.items()
+        if value is not None
+    }
     return with_constants(network, changed)
 
 
@@ -63,7 +72,9 @@ def _pairs(network: onnx.ModelProto, found: dict[str, Layer]) -> list[tuple[str,
             continue
         second = found[users[value][0].name]
         # Grouped but not depthwise: channels of a group share weights. Constants used twice belong to more than this pair.
-        whole = second.groups in (1, len(second.weight)) and (second.groups == 1 or second.weight.shape[1] == 1)
+        whole = second.groups in (1, len(second.weight)) and (
+            second.groups == 1 or second.weight.shape[1] == 1
+        )
         constants = {*layer.node.input[1:], *second.node.input[1:]}
         if whole and second.node.input[0] == value and not constants & shared:
             pairs.append((layer.name, second.name))

@@ -18,7 +18,9 @@ from edgetl.core.preprocessing import Preprocessing
 from edgetl.export.preprocessing_graph import CROPPED, FIXED_POINT_BITS, IMAGE, PIXELS
 
 
-def fixed_size_graph(contract: Preprocessing, size: tuple[int, int], opset: int, ir_version: int) -> onnx.ModelProto:
+def fixed_size_graph(
+    contract: Preprocessing, size: tuple[int, int], opset: int, ir_version: int
+) -> onnx.ModelProto:
     """Build `image` uint8 [batch, height, width, 3] -> `pixels` float32 [batch, 3, crop, crop].
 
     All operators have fixed shapes but for the batch. The crop is float32 with the values of grey levels:
@@ -34,7 +36,9 @@ def fixed_size_graph(contract: Preprocessing, size: tuple[int, int], opset: int,
     new_height, new_width = contract.resized(height, width)
     top, left = contract.crop_box(new_height, new_width)
     scale = ", ".join(repr(1 / (255 * std)) for std in contract.std)
-    offset = ", ".join(repr(-mean / std) for mean, std in zip(contract.mean, contract.std, strict=True))
+    offset = ", ".join(
+        repr(-mean / std) for mean, std in zip(contract.mean, contract.std, strict=True)
+    )
     # Columns first, each pass rounded to grey levels, as resize_and_crop does.
     model = onnx.parser.parse_model(f"""
         <ir_version: {ir_version}, opset_import: ["" : {opset}]>

@@ -22,9 +22,17 @@ def draw_flips(path: Path, variant: str, flips: Sequence[Flip], total: int) -> N
         Tile(
             thumbnail(load_image(flip.file)),
             flip.file.name,
-            (*((("true", flip.truth, ""),) if flip.truth else ()), ("PyTorch", flip.expected, ""), (variant, flip.found, "")),
+            (
+                *((("true", flip.truth, ""),) if flip.truth else ()),
+                ("PyTorch", flip.expected, ""),
+                (variant, flip.found, ""),
+            ),
         )
         for flip in flips[:SHOWN]
     ]
     shown = f", {SHOWN} of them" if len(flips) > SHOWN else ""
-    draw_sheet(path, f"{variant} labels {len(flips)} of {total} images otherwise than PyTorch{shown}", tiles)
+    draw_sheet(
+        path,
+        f"{variant} labels {len(flips)} of {total} images otherwise than PyTorch{shown}",
+        tiles,
+    )

@@ -19,7 +19,10 @@ def choose_golden(files: Sequence[Path], labels: Sequence[str] | None) -> list[i
         groups.setdefault(labels[index] if labels else "", []).append(index)
     wanted = min(GOLDEN_COUNT, len(files))
     per_class = -(-wanted // len(groups))
-    spread = [[group[step * len(group) // per_class] for step in range(min(per_class, len(group)))] for group in groups.values()]
+    spread = [
+        [group[step * len(group) // per_class] for step in range(min(per_class, len(group)))]
+        for group in groups.values()
+    ]
     in_turn = [group[rank] for rank in range(per_class) for group in spread if rank < len(group)]
     chosen = in_turn[:wanted]
     # Small classes leave room: fill it from the front.

@@ -35,9 +35,14 @@ def assemble(
     model = onnx.ModelProto()
     model.CopyFrom(network)
     if input_kind == "image":
-        opset = next(entry.version for entry in network.opset_import if entry.domain in ("", "ai.onnx"))
+        opset = next(
+            entry.version for entry in network.opset_import if entry.domain in ("", "ai.onnx")
+        )
         if fixed_size is None:
-            before, crop_type = preprocessing_graph(contract, opset, network.ir_version), TensorProto.UINT8
+            before, crop_type = (
+                preprocessing_graph(contract, opset, network.ir_version),
+                TensorProto.UINT8,
+            )
         else:
             before = fixed_size_graph(contract, fixed_size, opset, network.ir_version)
             crop_type = TensorProto.FLOAT
@@ -45,17 +50,29 @@ def assemble(
         # Declared, so that parity can cut the shipped file open at these values.
         model.graph.value_info.extend(
             [
-                helper.make_tensor_value_info(CROPPED, crop_type, ["batch", 3, contract.crop, contract.crop]),
-                helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, ["batch", 3, contract.crop, contract.crop]),
+                helper.make_tensor_value_info(
+                    CROPPED, crop_type, ["batch", 3, contract.crop, contract.crop]
+                ),
+                helper.make_tensor_value_info(
+                    PIXELS, TensorProto.FLOAT, ["batch", 3, contract.crop, contract.crop]
+                ),
             ]
         )
     classes = network.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    model.graph.node.append(helper.make_node("Softmax", [LOGITS], [PROBABILITIES], name="probabilities", axis=-1))
-    model.graph.output.append(helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["batch", classes]))
+    model.graph.node.append(
+        helper.make_node("Softmax", [LOGITS], [PROBABILITIES], name="probabilities", axis=-1)
+    )
+    model.graph.output.append(
+        helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["batch", classes])
+    )
     model.graph.name = "edgetl"
     model.producer_name, model.producer_version = "edgetl", str(metadata["version"])
     helper.set_model_props(
-        model, {METADATA_PREFIX + key: json.dumps(value, ensure_ascii=False, sort_keys=True) for key, value in metadata.items()}
+        model,
+        {
+            METADATA_PREFIX + key: json.dumps(value, ensure_ascii=False, sort_keys=True)
+            for key, value in metadata.items()
+        },
     )
     onnx.checker.check_model(model, full_check=True)
     return model

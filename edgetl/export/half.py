@@ -39,7 +39,9 @@ def half(task: Task) -> Quantized:
     for value in task.network.graph.initializer:
         weights = numpy_helper.to_array(value)
         if weights.dtype == np.float32 and weights.size and float(np.abs(weights).max()) > _LARGEST:
-            raise ExportError(f"fp16 would overflow: the weights {value.name} reach {float(np.abs(weights).max()):.3g}. Leave fp16 out.")
+            raise ExportError(
+                f"fp16 would overflow: the weights {value.name} reach {float(np.abs(weights).max()):.3g}. Leave fp16 out."
+            )
     copy = onnx.ModelProto()
     copy.CopyFrom(task.network)
     logging.getLogger("onnxruntime.transformers.float16").setLevel(logging.ERROR)
@@ -47,4 +49,9 @@ def half(task: Task) -> Quantized:
         # It warns of weights below float16's smallest number, which become it: far below what parity can see.
         warnings.simplefilter("ignore")
         converted: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True)
-    return Quantized(tidied(converted), "fp16", {"largest_activation": {"value": name, "magnitude": largest}}, told="float16 inside")
+    return Quantized(
+        tidied(converted),
+        "fp16",
+        {"largest_activation": {"value": name, "magnitude": largest}},
+        told="float16 inside",
+    )

@@ -33,32 +33,67 @@ def variant_latencies(
     """
     threads = available_cores()
     target = find_target(BenchConfig(bundle, scopes=("model",)), (threads,))
-    candidates = [candidate for candidate in target.candidates if candidate.runtime == "onnxruntime"]
+    candidates = [
+        candidate for candidate in target.candidates if candidate.runtime == "onnxruntime"
+    ]
     assert target.bundle is not None
     with tempfile.TemporaryDirectory(prefix="edgetl-latency-") as name:
         folder = Path(name)
-        pictures = prepare_pictures(target.bundle, {candidate.feed for candidate in candidates}, folder)
+        pictures = prepare_pictures(
+            target.bundle, {candidate.feed for candidate in candidates}, folder
+        )
         contenders, left_out = prove(
-            candidates, pictures, protocol or BenchProtocol(), folder, lambda text: notify("Timing variants", 0, 0)
+            candidates,
+            pictures,
+            protocol or BenchProtocol(),
+            folder,
+            lambda text: notify("Timing variants", 0, 0),
         )
         able = [contender for contender in contenders if contender.passed]
         rounds = Rounds()
-        rounds.measure(able, _ROUNDS, 0, folder, lambda done, total, text: notify("Timing variants", done, total))
+        rounds.measure(
+            able,
+            _ROUNDS,
+            0,
+            folder,
+            lambda done, total, text: notify("Timing variants", done, total),
+        )
     rows = {
-        contender.candidate.variant: replace(contender.rows[0], rounds=tuple(rounds.blocks.get(contender.rows[0].id, ())))
+        contender.candidate.variant: replace(
+            contender.rows[0], rounds=tuple(rounds.blocks.get(contender.rows[0].id, ()))
+        )
         for contender in contenders
     }
-    about = {"scope": "model", "batch": 1, "threads": threads, "provider": "cpu", "cpu": device_facts().get("cpu"), "rounds": _ROUNDS}
+    about = {
+        "scope": "model",
+        "batch": 1,
+        "threads": threads,
+        "provider": "cpu",
+        "cpu": device_facts().get("cpu"),
+        "rounds": _ROUNDS,
+    }
     found = {variant: {**about, **_figures(row, rows.get("fp32"))} for variant, row in rows.items()}
-    gone = {candidate.variant: "; ".join(left_out) for candidate in candidates if candidate.variant not in rows}
-    died = {contender.candidate.variant: rounds.died.get(contender.candidate.name) for contender in contenders}
+    gone = {
+        candidate.variant: "; ".join(left_out)
+        for candidate in candidates
+        if candidate.variant not in rows
+    }
+    died = {
+        contender.candidate.variant: rounds.died.get(contender.candidate.name)
+        for contender in contenders
+    }
     gone |= {variant: str(error) for variant, error in died.items() if error is not None}
-    return found | {variant: {**about, "p50_ms": None, "reason": reason} for variant, reason in gone.items()}
+    return found | {
+        variant: {**about, "p50_ms": None, "reason": reason} for variant, reason in gone.items()
+    }
 
 
 def _figures(row: Row, float32: Row | None) -> dict[str, Any]:
     if not row.rounds:
-        return {"p50_ms": None, "reason": row.gate.get("reason", "its process ended before anything was measured")}
+        return {
+            "p50_ms": None,
+            "reason": row.gate.get("reason", "its process ended before anything was measured"),
+        }
     found: dict[str, Any] = {"p50_ms": row.percentile_ms(50)}
     if float32 is None or row is float32 or not float32.rounds:
         return found
@@ -66,5 +101,17 @@ def _figures(row: Row, float32: Row | None) -> dict[str, Any]:
     speedup, wins = paired_speedup(ratios), sum(ratio > 1 for ratio in ratios)
     # On a shared machine an interval from six rounds is too sure of itself: the order within the rounds has to agree.
     shown = sign_test(ratios) < _ACCIDENT
-    decided = "faster" if shown and speedup.low > 1 else "slower" if shown and speedup.high < 1 else "inconclusive"
-    return {**found, "speedup": speedup.ratio, "ci95": [speedup.low, speedup.high], "rounds_won": wins, "verdict": decided}
+    decided = (
+        "faster"
+        if shown and speedup.low > 1
+        else "slower"
+        if shown and speedup.high < 1
+        else "inconclusive"
+    )
+    return {
+        **found,
+        "speedup": speedup.ratio,
+        "ci95": [speedup.low, speedup.high],
+        "rounds_won": wins,
+        "verdict": decided,
+    }

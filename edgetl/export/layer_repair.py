@@ -20,7 +20,12 @@ from edgetl.export.qdq import Scheme
 _IMAGES = 16
 
 
-def correct_biases(network: onnx.ModelProto, calibration: Calibration, scheme: Scheme, excluded: Collection[str] = ()) -> onnx.ModelProto:
+def correct_biases(
+    network: onnx.ModelProto,
+    calibration: Calibration,
+    scheme: Scheme,
+    excluded: Collection[str] = (),
+) -> onnx.ModelProto:
     """A copy whose biases make up for the mean error that rounded weights cause (Nagel et al., 2019, section 4.2).
 
     The error of an output channel is the rounding error of its weights times the mean of its inputs, which calibration has seen.
@@ -33,38 +38,61 @@ def correct_biases(network: onnx.ModelProto, calibration: Calibration, scheme: S
         seen = calibration.observed.get(layer.node.input[0])
         if layer.bias is None or seen is None or layer.name in excluded:
             continue
-        error = quantized_weight(layer.weight, scheme.per_channel, 7 if scheme.reduce_range else 8) - layer.weight
-        changed[layer.node.input[2]] = layer.bias - _expected(error, seen.channel_means, layer.groups)
+        error = (
+            quantized_weight(layer.weight, scheme.per_channel, 7 if scheme.reduce_range else 8)
+            - layer.weight
+        )
+        changed[layer.node.input[2]] = layer.bias - _expected(
+            error, seen.channel_means, layer.groups
+        )
     return with_constants(network, changed)
 
 
-def _expected(error: NDArray[np.float32], means: NDArray[np.float64], groups: int) -> NDArray[np.float32]:
+def _expected(
+    error: NDArray[np.float32], means: NDArray[np.float64], groups: int
+) -> NDArray[np.float32]:
     # [out, in / groups, ...] times [in] -> [out]; borders are left out of account.
     rows = error.reshape(*error.shape[:2], -1).sum(2, dtype=np.float64)
     inputs = means.reshape(groups, -1)
-    return np.concatenate([part @ inputs[group] for group, part in enumerate(np.split(rows, groups))]).astype(np.float32)
+    return np.concatenate(
+        [part @ inputs[group] for group, part in enumerate(np.split(rows, groups))]
+    ).astype(np.float32)
 
 
-def by_error(network: onnx.ModelProto, ranges: TensorsData, scheme: Scheme, images: Crops) -> list[str]:
+def by_error(
+    network: onnx.ModelProto, ranges: TensorsData, scheme: Scheme, images: Crops
+) -> list[str]:
     """Names of the layers, the one whose signal to quantization noise ratio is lowest first.
 
     Noise is what rounding does to its weights and to its inputs on a few images, each relative to its own signal.
     """
     found = list(layers(network))
     sources = sorted({layer.node.input[0] for layer in found if layer.node.input[0] in ranges})
-    session = create_session(with_outputs(network, [name for name in sources if name != PIXELS]).SerializeToString())
+    session = create_session(
+        with_outputs(network, [name for name in sources if name != PIXELS]).SerializeToString()
+    )
     names = [output.name for output in session.get_outputs()]
     noise, signal = dict.fromkeys(sources, 0.0), dict.fromkeys(sources, 1e-30)
     for batch in images.first(_IMAGES).batches(4):
-        values = {PIXELS: batch, **dict(zip(names, session.run(names, {PIXELS: batch}), strict=True))}
+        values = {
+            PIXELS: batch,
+            **dict(zip(names, session.run(names, {PIXELS: batch}), strict=True)),
+        }
         for name in sources:
             low, high = (float(bound) for bound in ranges[name].range_value)
-            noise[name] += float(np.square(values[name] - _rounded(values[name], low, high), dtype=np.float64).sum())
+            noise[name] += float(
+                np.square(values[name] - _rounded(values[name], low, high), dtype=np.float64).sum()
+            )
             signal[name] += float(np.square(values[name], dtype=np.float64).sum())
 
     def lost(layer: Layer) -> float:
-        error = quantized_weight(layer.weight, scheme.per_channel, 7 if scheme.reduce_range else 8) - layer.weight
-        weights = float(np.square(error, dtype=np.float64).sum()) / max(1e-30, float(np.square(layer.weight, dtype=np.float64).sum()))
+        error = (
+            quantized_weight(layer.weight, scheme.per_channel, 7 if scheme.reduce_range else 8)
+            - layer.weight
+        )
+        weights = float(np.square(error, dtype=np.float64).sum()) / max(
+            1e-30, float(np.square(layer.weight, dtype=np.float64).sum())
+        )
         source = layer.node.input[0]
         return weights + (noise[source] / signal[source] if source in noise else 0.0)
 

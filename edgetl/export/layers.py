@@ -45,22 +45,30 @@ def layers(network: onnx.ModelProto) -> Iterator[Layer]:
         )
 
 
-def with_constants(network: onnx.ModelProto, changed: dict[str, NDArray[np.float32]]) -> onnx.ModelProto:
+def with_constants(
+    network: onnx.ModelProto, changed: dict[str, NDArray[np.float32]]
+) -> onnx.ModelProto:
     """A copy with other values for these initializers."""
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
     for value in copy.graph.initializer:
         if value.name in changed:
-            value.CopyFrom(numpy_helper.from_array(changed[value.name].astype(np.float32), value.name))
+            value.CopyFrom(
+                numpy_helper.from_array(changed[value.name].astype(np.float32), value.name)
+            )
     return copy
 
 
-def quantized_weight(weight: NDArray[np.float32], per_channel: bool, bits: int = 8) -> NDArray[np.float32]:
+def quantized_weight(
+    weight: NDArray[np.float32], per_channel: bool, bits: int = 8
+) -> NDArray[np.float32]:
     """What weights become in signed symmetric integers, as floats again; the first axis is the output channel.
 
     Args:
         bits: 8, or 7 for onnxruntime's reduced range, whose steps are a 64th of the largest weight.
     """
     axes = tuple(range(1, weight.ndim)) if per_channel else None
-    scale = np.maximum(np.abs(weight).max(axis=axes, keepdims=True), 1e-12) / (127 if bits == 8 else 64)
+    scale = np.maximum(np.abs(weight).max(axis=axes, keepdims=True), 1e-12) / (
+        127 if bits == 8 else 64
+    )
     return np.asarray(np.round(weight / scale) * scale, np.float32)

@@ -39,10 +39,18 @@ def network_graph(network: nn.Module, image_size: int, classes: int, opset: int)
         ExportError: the exporter refuses the network or gives it other dimensions than [batch, classes].
     """
     # Two images: a batch of one may be specialised into the graph.
-    model = _exported(_without_inplace(network), (torch.zeros(2, 3, image_size, image_size),), [PIXELS], [LOGITS], opset)
+    model = _exported(
+        _without_inplace(network),
+        (torch.zeros(2, 3, image_size, image_size),),
+        [PIXELS],
+        [LOGITS],
+        opset,
+    )
     written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if written != opset:
-        raise ExportError(f"PyTorch {torch.__version__} wrote opset {written} where {opset} was asked for. Use --opset {written}.")
+        raise ExportError(
+            f"PyTorch {torch.__version__} wrote opset {written} where {opset} was asked for. Use --opset {written}."
+        )
     _assert_dimensions(model, image_size, classes)
     module_outputs = _module_outputs(model)
     _strip(model)
@@ -60,7 +68,11 @@ def _without_inplace(network: nn.Module) -> nn.Module:
 
 
 def _exported(
-    module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str] | None = None, opset: int = 18
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: list[str],
+    outputs: list[str] | None = None,
+    opset: int = 18,
 ) -> onnx.ModelProto:
     """Any module (values, ...) -> values as ONNX; the first axis of every value is a dynamic batch, two rows or more in `example`.
 
@@ -90,13 +102,17 @@ def _exported(
             "Try another --opset, or a newer torch and onnxscript."
         ) from cause
     if program is None:
-        raise ExportError(f"PyTorch {torch.__version__} returned no ONNX program for {type(module).__name__}.")
+        raise ExportError(
+            f"PyTorch {torch.__version__} returned no ONNX program for {type(module).__name__}."
+        )
     return program.model_proto
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -110,7 +126,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _assert_dimensions(model: onnx.ModelProto, image_size: int, classes: int) -> None:
-    for value, expected in ((model.graph.input[0], [3, image_size, image_size]), (model.graph.output[0], [classes])):
+    for value, expected in (
+        (model.graph.input[0], [3, image_size, image_size]),
+        (model.graph.output[0], [classes]),
+    ):
         dimensions = value.type.tensor_type.shape.dim
         fixed = [dimension.dim_value for dimension in dimensions[1:]]
         if not dimensions or not dimensions[0].dim_param or fixed != expected:
@@ -126,7 +145,14 @@ def _module_outputs(model: onnx.ModelProto) -> dict[str, str]:
     """The last node of each module names its output; graph order is topological, so later nodes overwrite earlier ones."""
     outputs: dict[str, str] = {}
     for node in model.graph.node:
-        scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "[]")
+        scopes = next(
+            (
+                entry.value
+                for entry in node.metadata_props
+                if entry.key == "pkg.torch.onnx.name_scopes"
+            ),
+            "[]",
+        )
         for path in ast.literal_eval(scopes)[1:-1]:
             outputs.pop(path, None)
             outputs[path] = node.output[0]
@@ -136,7 +162,15 @@ def _module_outputs(model: onnx.ModelProto) -> dict[str, str]:
 def _strip(model: onnx.ModelProto) -> None:
     """Drop the exporter's notes: they hold stack traces with this machine's paths and double the size of small graphs."""
     graph = model.graph
-    for owner in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+    for owner in (
+        model,
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+    ):
         owner.ClearField("doc_string")
         owner.ClearField("metadata_props")
     del model.functions[:]
@@ -151,5 +185,9 @@ def _keep_gates_apart(model: onnx.ModelProto) -> None:
     sixth = np.float32(1 / 6)
     for node in model.graph.node:
         for attribute in node.attribute:
-            if node.op_type == "HardSigmoid" and attribute.name == "alpha" and np.float32(attribute.f) == sixth:
+            if (
+                node.op_type == "HardSigmoid"
+                and attribute.name == "alpha"
+                and np.float32(attribute.f) == sixth
+            ):
                 attribute.f = float(np.nextafter(sixth, np.float32(1)))

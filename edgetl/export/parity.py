@@ -119,9 +119,15 @@ class ParityProof:
         whole = with_outputs(model, [CROPPED, PIXELS]) if self._image_input else model
         self._whole_session = create_session(whole.SerializeToString(), spinning=False)
         self._parts = PartResult(kind=kind, tolerance=config.network_tolerance)
-        self._path = PathResult(kind=kind, tolerance=config.path_tolerance, max_grey_levels=0 if self._image_input else None)
+        self._path = PathResult(
+            kind=kind,
+            tolerance=config.path_tolerance,
+            max_grey_levels=0 if self._image_input else None,
+        )
 
-    def prove(self, images: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> Parity:
+    def prove(
+        self, images: Sequence[Path], progress: Callable[[int, int], None] | None = None
+    ) -> Parity:
         """Run both parts over `images`; `progress` gets (done, total).
 
         Raises:
@@ -146,7 +152,9 @@ class ParityProof:
             self._other_sizes(images)
         # Another device rounds otherwise again.
         self._path.tolerance = max(self._path.tolerance, MARGIN * self._path.max_abs_diff)
-        return Parity(self._parts, self._path, np.concatenate(pytorch_logits), np.concatenate(onnx_logits))
+        return Parity(
+            self._parts, self._path, np.concatenate(pytorch_logits), np.concatenate(onnx_logits)
+        )
 
     def _network_part(self, crops: NDArray[np.uint8], files: Sequence[Path]) -> Logits:
         pixels = normalise(crops, self._contract)
@@ -156,7 +164,9 @@ class ParityProof:
         difference = _difference(reference, answer)
         self._parts.max_abs_diff = max(self._parts.max_abs_diff, difference)
         if not difference <= self._parts.tolerance:
-            place = first_divergence(self._network, self._graph, self._part, pixels, self._parts.tolerance)
+            place = first_divergence(
+                self._network, self._graph, self._part, pixels, self._parts.tolerance
+            )
             raise ParityError(
                 f"Parity failed in the network part (identical tensors): {_describe(reference, answer, files)} "
                 f"Tolerance {self._parts.tolerance:g}. {about_logits(reference, answer, self._parts.tolerance) or f'{place} '}"
@@ -164,14 +174,24 @@ class ParityProof:
             )
         return reference
 
-    def _path_part(self, images: NDArray[np.uint8], crops: NDArray[np.uint8], reference: Logits, files: Sequence[Path]) -> Logits:
+    def _path_part(
+        self,
+        images: NDArray[np.uint8],
+        crops: NDArray[np.uint8],
+        reference: Logits,
+        files: Sequence[Path],
+    ) -> Logits:
         if self._image_input:
-            answer, planes, inputs = self._whole_session.run([LOGITS, CROPPED, PIXELS], {IMAGE: images})
+            answer, planes, inputs = self._whole_session.run(
+                [LOGITS, CROPPED, PIXELS], {IMAGE: images}
+            )
             cropped = planes.transpose(0, 2, 3, 1).astype(np.uint8)
             self._compare_pixels(cropped, crops, images.shape, files)
             self._compare_inputs(inputs, cropped, files)
         else:
-            (answer,) = self._whole_session.run([LOGITS], {PIXELS: normalise(crops, self._contract)})
+            (answer,) = self._whole_session.run(
+                [LOGITS], {PIXELS: normalise(crops, self._contract)}
+            )
         difference = _difference(reference, answer)
         self._path.max_abs_diff = max(self._path.max_abs_diff, difference)
         chosen = np.take_along_axis(reference, answer.argmax(1)[:, None], 1)[:, 0]
@@ -188,7 +208,9 @@ class ParityProof:
             )
         return np.asarray(answer)
 
-    def _path_advice(self, reference: Logits, answer: Logits, files: Sequence[Path], near: bool) -> str:
+    def _path_advice(
+        self, reference: Logits, answer: Logits, files: Sequence[Path], near: bool
+    ) -> str:
         if near:
             image = int((reference.argmax(1) != answer.argmax(1)).argmax())
             first, second = (float(value) for value in sorted(reference[image])[:-3:-1])
@@ -203,30 +225,49 @@ class ParityProof:
             )
         return "--path-tolerance accepts the difference."
 
-    def _compare_pixels(self, cropped: NDArray[np.uint8], crops: NDArray[np.uint8], shape: tuple[int, ...], files: Sequence[Path]) -> None:
+    def _compare_pixels(
+        self,
+        cropped: NDArray[np.uint8],
+        crops: NDArray[np.uint8],
+        shape: tuple[int, ...],
+        files: Sequence[Path],
+    ) -> None:
         levels = np.abs(cropped.astype(np.int16) - crops.astype(np.int16))
         worst = int(levels.max())
         self._path.max_grey_levels = max(self._path.max_grey_levels or 0, worst)
         if worst > GREY_LEVELS:
             other = f"onnxruntime {onnxruntime.__version__} computes Resize differently here; "
-            image, row, column, channel = (int(index) for index in np.unravel_index(int(levels.argmax()), levels.shape))
+            image, row, column, channel = (
+                int(index) for index in np.unravel_index(int(levels.argmax()), levels.shape)
+            )
             raise ParityError(
                 f"Parity failed in the path part (pixels): {files[image]} ({shape[2]} x {shape[1]} px), resized in the graph, differs "
                 f"from Pillow by {worst} grey levels at row {row}, column {column}, channel {'RGB'[channel]}; {GREY_LEVELS} is allowed. "
                 f"{about_pixels(cropped, crops, self._model) or other}No bundle was written; --input tensor leaves preprocessing out of it."
             )
 
-    def _compare_inputs(self, inputs: NDArray[np.float32], crops: NDArray[np.uint8], files: Sequence[Path]) -> None:
+    def _compare_inputs(
+        self, inputs: NDArray[np.float32], crops: NDArray[np.uint8], files: Sequence[Path]
+    ) -> None:
         said = about_input(inputs, normalise(crops, self._contract), crops, self._contract)
         if said:
-            raise ParityError(f"Parity failed in the path part (normalisation) on {files[0]}. {said}No bundle was written.")
+            raise ParityError(
+                f"Parity failed in the path part (normalisation) on {files[0]}. {said}No bundle was written."
+            )
 
     def _other_sizes(self, files: Sequence[Path]) -> None:
         """The same photos at sizes they do not have, in batches of equal size, as a video stream would feed them."""
-        for index, (height, width) in enumerate(((self._contract.resize, self._contract.resize), *SIZES)):
+        for index, (height, width) in enumerate(
+            ((self._contract.resize, self._contract.resize), *SIZES)
+        ):
             count = BATCHES[index % len(BATCHES)]
             chosen = [files[(index + step) % len(files)] for step in range(count)]
-            images = np.stack([np.asarray(Image.fromarray(load_image(path)).resize((width, height))) for path in chosen])
+            images = np.stack(
+                [
+                    np.asarray(Image.fromarray(load_image(path)).resize((width, height)))
+                    for path in chosen
+                ]
+            )
             crops = np.stack([resize_and_crop(image, self._contract) for image in images])
             self._path_part(images, crops, self._network_part(crops, chosen), chosen)
             self._path.sizes += 1
@@ -243,12 +284,18 @@ def batch_plan(images: Sequence[Path]) -> Iterator[list[Path]]:
 
 def _difference(reference: Logits, answer: Logits) -> float:
     """Largest absolute difference; NaN where either is not finite, which no tolerance admits."""
-    return float(np.abs(reference - answer).max()) if np.isfinite(reference).all() and np.isfinite(answer).all() else float("nan")
+    return (
+        float(np.abs(reference - answer).max())
+        if np.isfinite(reference).all() and np.isfinite(answer).all()
+        else float("nan")
+    )
 
 
 def _describe(reference: Logits, answer: Logits, files: Sequence[Path]) -> str:
     differences = np.abs(reference - answer)
-    worst = np.unravel_index(int(np.nan_to_num(differences, nan=np.inf).argmax()), differences.shape)
+    worst = np.unravel_index(
+        int(np.nan_to_num(differences, nan=np.inf).argmax()), differences.shape
+    )
     image, label = (int(index) for index in worst)
     return (
         f"|logit difference| {differences[image, label]:.3g} for class {label} of {files[image]} "

@@ -11,7 +11,9 @@ from edgetl.device.session import create_session
 from edgetl.export.traced_graph import traced_graph
 
 
-def onnx_prefix(piece: fx.GraphModule, example: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
+def onnx_prefix(
+    piece: fx.GraphModule, example: tuple[Tensor, ...]
+) -> Callable[..., tuple[Tensor, ...]]:
     """A frozen piece (values, ...) -> (values, ...), traced down to PyTorch's modules, as a session on the CPU; float32.
 
     Raises:
@@ -21,11 +23,15 @@ def onnx_prefix(piece: fx.GraphModule, example: tuple[Tensor, ...]) -> Callable[
     names = [f"value{at}" for at in range(len(example))]
     exported = traced_graph(piece, example, names)
     # PyTorch works in the same process: threads that wait in a busy loop would take its cores.
-    session = create_session(exported.SerializeToString(), threads=torch.get_num_threads(), spinning=False)
+    session = create_session(
+        exported.SerializeToString(), threads=torch.get_num_threads(), spinning=False
+    )
     outputs = [output.name for output in session.get_outputs()]
 
     def run(*values: Tensor) -> tuple[Tensor, ...]:
-        feeds = {name: value.contiguous().numpy() for name, value in zip(names, values, strict=True)}
+        feeds = {
+            name: value.contiguous().numpy() for name, value in zip(names, values, strict=True)
+        }
         return tuple(torch.from_numpy(output) for output in session.run(outputs, feeds))
 
     return run

@@ -22,7 +22,12 @@ IMAGE, CROPPED, PIXELS = "image", "cropped", "pixels"
 """Names of the graph's values: the photo, the crop that Pillow would give (uint8 [batch, 3, crop, crop]), the network's input."""
 FIXED_POINT_BITS = 22
 """Precision of the weights in Pillow's 8-bit resampling (PRECISION_BITS in Resample.c)."""
-DOUBLE, FLOAT, INT64, UINT8 = TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8
+DOUBLE, FLOAT, INT64, UINT8 = (
+    TensorProto.DOUBLE,
+    TensorProto.FLOAT,
+    TensorProto.INT64,
+    TensorProto.UINT8,
+)
 
 
 def preprocessing_graph(contract: Preprocessing, opset: int, ir_version: int) -> onnx.ModelProto:
@@ -32,7 +37,9 @@ def preprocessing_graph(contract: Preprocessing, opset: int, ir_version: int) ->
     """
     crop, one = contract.crop, 1 << FIXED_POINT_BITS
     scale = ", ".join(repr(1 / (255 * std)) for std in contract.std)
-    offset = ", ".join(repr(-mean / std) for mean, std in zip(contract.mean, contract.std, strict=True))
+    offset = ", ".join(
+        repr(-mean / std) for mean, std in zip(contract.mean, contract.std, strict=True)
+    )
     middles = ", ".join(f"{index}.5" for index in range(crop))
     return onnx.parser.parse_model(f"""
         <ir_version: {ir_version}, opset_import: ["" : {opset}]>
@@ -86,7 +93,9 @@ def _enlarge_axis(name: str, source: str, target: str, axis: int) -> str:
     Pillow weighs in double precision, rounds the weights to 22 bits, and sums in integers of 30 bits (precompute_coeffs,
     normalize_coeffs_8bpc and ImagingResampleHorizontal_8bpc in Resample.c); at the borders the nearest pixel has the whole weight.
     """
-    which, along = ("pre_row", "pre_along_rows") if axis == 1 else ("pre_column", "pre_along_columns")
+    which, along = (
+        ("pre_row", "pre_along_rows") if axis == 1 else ("pre_column", "pre_along_columns")
+    )
     return f"""
         {name}_old = Gather(pre_size, {which})
         {name}_new = Gather(pre_resized_size, {which})

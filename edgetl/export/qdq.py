@@ -43,7 +43,9 @@ class Scheme:
         return asdict(self)
 
 
-def quantize(network: onnx.ModelProto, ranges: TensorsData, scheme: Scheme, excluded: Collection[str] = ()) -> onnx.ModelProto:
+def quantize(
+    network: onnx.ModelProto, ranges: TensorsData, scheme: Scheme, excluded: Collection[str] = ()
+) -> onnx.ModelProto:
     """The network in QDQ form: quantized values between QuantizeLinear and DequantizeLinear, weights as int8.
 
     Args:

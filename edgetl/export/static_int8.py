@@ -63,7 +63,10 @@ def static_int8(task: Task) -> Quantized:
 def schemes(has_vnni: bool, quick: bool = False) -> Iterator[Scheme]:
     """Everything that is tried on a CPU; quickly, what is chosen most often."""
     if quick:
-        yield from (Scheme(method, True, "uint8", reduce_range=not has_vnni) for method in ("percentile", "minmax"))
+        yield from (
+            Scheme(method, True, "uint8", reduce_range=not has_vnni)
+            for method in ("percentile", "minmax")
+        )
         return
     for method, per_channel in product(METHODS, (True, False)):
         yield Scheme(method, per_channel, "uint8", reduce_range=not has_vnni)
@@ -105,8 +108,14 @@ class _Search:
         }
         return Quantized(best.network, "int8", report, kept=self._fits(best), told=self._told(best))
 
-    def _try(self, scheme: Scheme, repairs: tuple[str, ...] = (), restored: tuple[str, ...] = ()) -> Candidate:
-        network = correct_biases(self._network, self._calibration, scheme, restored) if self._corrects else self._network
+    def _try(
+        self, scheme: Scheme, repairs: tuple[str, ...] = (), restored: tuple[str, ...] = ()
+    ) -> Candidate:
+        network = (
+            correct_biases(self._network, self._calibration, scheme, restored)
+            if self._corrects
+            else self._network
+        )
         quantized = quantize(network, self._calibration.ranges(scheme.method), scheme, restored)
         candidate = Candidate(scheme, quantized, self._referee.score(quantized), repairs, restored)
         self.tried.append(candidate)
@@ -114,8 +123,16 @@ class _Search:
 
     def _is_hopeless(self, scheme: Scheme) -> bool:
         # Of another type of activations all that was tried takes twice as long as the slowest of the first: no range will mend that.
-        own = [candidate.score.ms for candidate in self.tried if candidate.scheme.activations == scheme.activations]
-        others = [candidate.score.ms for candidate in self.tried if candidate.scheme.activations != scheme.activations]
+        own = [
+            candidate.score.ms
+            for candidate in self.tried
+            if candidate.scheme.activations == scheme.activations
+        ]
+        others = [
+            candidate.score.ms
+            for candidate in self.tried
+            if candidate.scheme.activations != scheme.activations
+        ]
         return bool(own and others) and min(own) > _HOPELESS * max(others)
 
     def _fits(self, candidate: Candidate) -> bool:
@@ -127,7 +144,10 @@ class _Search:
         fitting = [candidate for candidate in candidates if self._fits(candidate)]
         if not fitting:
             faster = [candidate for candidate in candidates if candidate.score.ms < self._float.ms]
-            return min(faster or candidates, key=lambda candidate: (candidate.score.drop, -candidate.score.sqnr_db))
+            return min(
+                faster or candidates,
+                key=lambda candidate: (candidate.score.drop, -candidate.score.sqnr_db),
+            )
         fastest = min(candidate.score.ms for candidate in fitting)
         fast = [candidate for candidate in fitting if candidate.score.ms <= _SLOWER * fastest]
         return max(fast, key=lambda candidate: candidate.score.sqnr_db)
@@ -143,7 +163,10 @@ class _Search:
     def _repaired(self, best: Candidate) -> Candidate:
         if self.task.quick:
             return best
-        repairs = ((self._as_it_was, "activations in float"), (self._equalised, "cross-layer equalisation"))
+        repairs = (
+            (self._as_it_was, "activations in float"),
+            (self._equalised, "cross-layer equalisation"),
+        )
         for repair, name in repairs:
             self.task.notify(f"Repairing int8: {name}", 0, 0)
             made = repair()
@@ -169,11 +192,18 @@ class _Search:
 
     def _equalised(self) -> tuple[onnx.ModelProto, Calibration] | None:
         evened = equalise(self._network)
-        return None if evened is None else (evened, Calibration(evened, self.task.images.calibration))
+        return (
+            None if evened is None else (evened, Calibration(evened, self.task.images.calibration))
+        )
 
     def _restored(self, best: Candidate) -> Candidate:
         scheme = best.scheme
-        self.worst = by_error(self._network, self._calibration.ranges(scheme.method), scheme, self.task.images.calibration)
+        self.worst = by_error(
+            self._network,
+            self._calibration.ranges(scheme.method),
+            scheme,
+            self.task.images.calibration,
+        )
         most, count = int(len(list(layers(self._network))) * _MOST_RESTORED), 1
         while count <= most:
             self.task.notify("Restoring layers to float", count, most)

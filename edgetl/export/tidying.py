@@ -28,7 +28,9 @@ def quantizing(quantizer: str, variant: str) -> Iterator[None]:
         yield
     except Exception as cause:  # the quantizers raise whatever numpy, onnx and themselves raise
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise ExportError(f"onnxruntime's {quantizer}: {reason} Leave {variant} out of --variants.") from cause
+        raise ExportError(
+            f"onnxruntime's {quantizer}: {reason} Leave {variant} out of --variants."
+        ) from cause
     finally:
         root.setLevel(level)
 

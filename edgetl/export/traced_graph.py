@@ -24,7 +24,9 @@ from edgetl.core.errors import ExportError
 _OPSET = 18
 
 
-def traced_graph(piece: fx.GraphModule, example: Sequence[Tensor], names: Sequence[str]) -> onnx.ModelProto:
+def traced_graph(
+    piece: fx.GraphModule, example: Sequence[Tensor], names: Sequence[str]
+) -> onnx.ModelProto:
     """A piece (values, ...) -> (values, ...) in evaluation mode, traced down to PyTorch's modules; float32, the first axis is the batch.
 
     Args:
@@ -62,9 +64,15 @@ class _Writer:
         # One value may leave twice, and an input may leave as it is: each output has a name of its own.
         outputs = [self._add("Identity", [self._values[node]]) for node in given]
         graph = helper.make_graph(
-            self._nodes, "piece", inputs, [_described(name, node) for name, node in zip(outputs, given, strict=True)], self._tensors
+            self._nodes,
+            "piece",
+            inputs,
+            [_described(name, node) for name, node in zip(outputs, given, strict=True)],
+            self._tensors,
         )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10)
+        return helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10
+        )
 
     def _written(self, node: fx.Node) -> Any:
         if node.op == "call_module":
@@ -97,18 +105,28 @@ class _Writer:
         return self._add(operator_type, [self._values[_argument(node, at)] for at in (0, 1)])
 
     def concatenated(self, node: fx.Node) -> str:
-        return self._add("Concat", [self._values[value] for value in _argument(node, 0)], axis=_argument(node, 1, "dim", 0))
+        return self._add(
+            "Concat",
+            [self._values[value] for value in _argument(node, 0)],
+            axis=_argument(node, 1, "dim", 0),
+        )
 
     def parts(self, node: fx.Node) -> tuple[str, ...]:
         axis = _argument(node, 2, "dim", 0)
         sizes = [shape[axis] for shape in _shapes(node)]
         names = [f"{node.name}_{at}" for at in range(len(sizes))]
-        self._nodes.append(helper.make_node("Split", [self.input(node), self._tensor(np.array(sizes))], names, axis=axis))
+        self._nodes.append(
+            helper.make_node(
+                "Split", [self.input(node), self._tensor(np.array(sizes))], names, axis=axis
+            )
+        )
         return tuple(names)
 
     def reshaped(self, node: fx.Node) -> str:
         # 0 keeps the batch, whatever its size.
-        return self._add("Reshape", [self.input(node), self._tensor(np.array([0, *_shapes(node)[0][1:]]))])
+        return self._add(
+            "Reshape", [self.input(node), self._tensor(np.array([0, *_shapes(node)[0][1:]]))]
+        )
 
     def transposed(self, node: fx.Node) -> str:
         order = list(range(len(_shapes(node)[0])))
@@ -119,7 +137,9 @@ class _Writer:
     def averaged(self, node: fx.Node) -> str:
         if node.kwargs or len(node.args) != 2:
             raise ExportError(f"{node.name} averages in a way that is not known here.")
-        return self._add("ReduceMean", [self.input(node), self._tensor(np.array(node.args[1]))], keepdims=0)
+        return self._add(
+            "ReduceMean", [self.input(node), self._tensor(np.array(node.args[1]))], keepdims=0
+        )
 
     def convolution(self, node: fx.Node, module: nn.Conv2d) -> str:
         if module.padding_mode != "zeros" or isinstance(module.padding, str):
@@ -137,16 +157,28 @@ class _Writer:
     def linear(self, node: fx.Node, module: nn.Linear) -> str:
         if len(_shapes(node)[0]) != 2:
             raise ExportError(f"{node.name} is a linear layer on more than rows.")
-        return self._add("Gemm", [self.input(node), *self._parameters(module.weight, module.bias)], transB=1)
+        return self._add(
+            "Gemm", [self.input(node), *self._parameters(module.weight, module.bias)], transB=1
+        )
 
     def batch_norm(self, node: fx.Node, module: nn.BatchNorm2d) -> str:
-        given = self._parameters(module.weight, module.bias, module.running_mean, module.running_var)
+        given = self._parameters(
+            module.weight, module.bias, module.running_mean, module.running_var
+        )
         return self._add("BatchNormalization", [self.input(node), *given], epsilon=module.eps)
 
-    def pool(self, node: fx.Node, module: nn.MaxPool2d | nn.AvgPool2d, operator_type: str, **attributes: Any) -> str:
+    def pool(
+        self,
+        node: fx.Node,
+        module: nn.MaxPool2d | nn.AvgPool2d,
+        operator_type: str,
+        **attributes: Any,
+    ) -> str:
         if getattr(module, "divisor_override", None):
             raise ExportError(f"{node.name} averages in a way that is not known here.")
-        kernel, stride, padding = (_pair(value) for value in (module.kernel_size, module.stride, module.padding))
+        kernel, stride, padding = (
+            _pair(value) for value in (module.kernel_size, module.stride, module.padding)
+        )
         return self._add(
             operator_type,
             [self.input(node)],
@@ -169,13 +201,24 @@ class _Writer:
         return self._add("Mul", [self.input(node), self._add("Sigmoid", [self.input(node)])])
 
     def clipped(self, node: fx.Node, low: float, high: float) -> str:
-        return self._add("Clip", [self.input(node), *(self._tensor(np.array(bound, np.float32)) for bound in (low, high))])
+        return self._add(
+            "Clip",
+            [
+                self.input(node),
+                *(self._tensor(np.array(bound, np.float32)) for bound in (low, high)),
+            ],
+        )
 
     def simple(self, node: fx.Node, operator_type: str, **attributes: float) -> str:
         return self._add(operator_type, [self.input(node)], **attributes)
 
     def _parameters(self, *values: Tensor | None) -> list[str]:
-        return [self._tensor(value.detach().float().contiguous().cpu().numpy()) if value is not None else "" for value in values]
+        return [
+            self._tensor(value.detach().float().contiguous().cpu().numpy())
+            if value is not None
+            else ""
+            for value in values
+        ]
 
     def _tensor(self, value: np.ndarray[Any, Any]) -> str:
         name = f"tensor{len(self._tensors)}"
@@ -216,13 +259,19 @@ _MODULES: dict[type[nn.Module], _Writes] = {
     nn.Conv2d: _Writer.convolution,
     nn.Linear: _Writer.linear,
     nn.BatchNorm2d: _Writer.batch_norm,
-    nn.MaxPool2d: lambda writer, node, module: writer.pool(node, module, "MaxPool", dilations=_pair(module.dilation)),
-    nn.AvgPool2d: lambda writer, node, module: writer.pool(node, module, "AveragePool", count_include_pad=int(module.count_include_pad)),
+    nn.MaxPool2d: lambda writer, node, module: writer.pool(
+        node, module, "MaxPool", dilations=_pair(module.dilation)
+    ),
+    nn.AvgPool2d: lambda writer, node, module: writer.pool(
+        node, module, "AveragePool", count_include_pad=int(module.count_include_pad)
+    ),
     nn.AdaptiveAvgPool2d: _Writer.adaptive_pool,
     nn.ReLU: lambda writer, node, module: writer.simple(node, "Relu"),
     nn.ReLU6: lambda writer, node, module: writer.clipped(node, 0, 6),
     nn.Sigmoid: lambda writer, node, module: writer.simple(node, "Sigmoid"),
-    nn.Hardsigmoid: lambda writer, node, module: writer.simple(node, "HardSigmoid", alpha=1 / 6, beta=0.5),
+    nn.Hardsigmoid: lambda writer, node, module: writer.simple(
+        node, "HardSigmoid", alpha=1 / 6, beta=0.5
+    ),
     nn.Hardswish: lambda writer, node, module: writer.simple(node, "HardSwish"),
     nn.SiLU: lambda writer, node, module: writer.silu(node),
     nn.Dropout: _SAME,
@@ -240,8 +289,12 @@ _FUNCTIONS: dict[Any, _Writes] = {
     torch.transpose: _Writer.transposed,
     F.relu: lambda writer, node: writer.functional(node, nn.ReLU()),
     F.adaptive_avg_pool2d: lambda writer, node: writer.functional(node, nn.AdaptiveAvgPool2d(1)),
-    F.avg_pool2d: lambda writer, node: writer.functional(node, nn.AvgPool2d(*node.args[1:], **node.kwargs)),
-    F.max_pool2d: lambda writer, node: writer.functional(node, nn.MaxPool2d(*node.args[1:], **node.kwargs)),
+    F.avg_pool2d: lambda writer, node: writer.functional(
+        node, nn.AvgPool2d(*node.args[1:], **node.kwargs)
+    ),
+    F.max_pool2d: lambda writer, node: writer.functional(
+        node, nn.MaxPool2d(*node.args[1:], **node.kwargs)
+    ),
     stochastic_depth: _SAME,
     "chunk": _Writer.parts,
     "contiguous": _SAME,

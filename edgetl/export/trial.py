@@ -61,7 +61,10 @@ class Referee:
             top1 = float((label == truth).mean())
             drop = 100.0 * (float((expected == truth).mean()) - top1)
         # Remembered, because the search chooses by it: exporting twice has to give the same file.
-        facts = {"candidate": hashlib.sha256(content).hexdigest(), "onnxruntime": onnxruntime.__version__}
+        facts = {
+            "candidate": hashlib.sha256(content).hexdigest(),
+            "onnxruntime": onnxruntime.__version__,
+        }
         ms = remembered(facts, lambda: {"ms": _milliseconds(session, self._images)})["ms"]
         return Score(top1, drop, sqnr_db(self._reference, logits), ms, len(content))
 

@@ -33,7 +33,16 @@ from edgetl.train.networks import check_name, known_architecture, preprocessing_
 
 _ROWS = 4
 """Random images that BatchNorm takes its statistics from, and on which the file is compared with PyTorch."""
-_TRACED = {"efficientnet", "mnasnet", "mobilenetv2", "mobilenetv3", "regnet", "resnet", "shufflenetv2", "squeezenet"}
+_TRACED = {
+    "efficientnet",
+    "mnasnet",
+    "mobilenetv2",
+    "mobilenetv3",
+    "regnet",
+    "resnet",
+    "shufflenetv2",
+    "squeezenet",
+}
 """Families of which the tracer writes what PyTorch's exporter writes: onnxruntime makes the same operators of both."""
 
 
@@ -65,7 +74,9 @@ def check_names(architectures: Sequence[str]) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def write_untrained(architecture: str, image_size: int, classes: int, seed: int, threads: int, file: Path) -> UntrainedFile:
+def write_untrained(
+    architecture: str, image_size: int, classes: int, seed: int, threads: int, file: Path
+) -> UntrainedFile:
     """Write `architecture` with `edgetl finetune`'s own head, and with preprocessing inside: uint8 `image` to float32 `logits`.
 
     Nothing is downloaded and no random state of the caller's is touched.
@@ -78,7 +89,14 @@ def write_untrained(architecture: str, image_size: int, classes: int, seed: int,
     contract = preprocessing_for(architecture, image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = adapt(architecture, contract.crop, classes, FinetuneConfig.head_width, FinetuneConfig.dropout, None).network
+        network = adapt(
+            architecture,
+            contract.crop,
+            classes,
+            FinetuneConfig.head_width,
+            FinetuneConfig.dropout,
+            None,
+        ).network
         pixels = torch.randn(_ROWS, 3, contract.crop, contract.crop)
         _give_statistics(network, pixels)
     metadata = {
@@ -89,7 +107,9 @@ def write_untrained(architecture: str, image_size: int, classes: int, seed: int,
         "run_id": "untrained",
         "model": architecture,
     }
-    model = assemble(_network_graph(network, architecture, contract.crop, classes), contract, "image", metadata)
+    model = assemble(
+        _network_graph(network, architecture, contract.crop, classes), contract, "image", metadata
+    )
     file.write_bytes(model.SerializeToString(deterministic=True))
     check, run_s = _checked(network, file, pixels, threads)
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -105,7 +125,11 @@ def imagenet_top1(architecture: str) -> float | None:
 
 def _give_statistics(network: nn.Module, pixels: torch.Tensor) -> None:
     """As training would: with BatchNorm as it comes values die out or grow from block to block, and a comparison of logits says little."""
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
     network.eval()
     for norm in norms:
         norm.momentum = None  # a plain average, which one pass fills
@@ -115,7 +139,9 @@ def _give_statistics(network: nn.Module, pixels: torch.Tensor) -> None:
     network.eval()
 
 
-def _network_graph(network: nn.Module, architecture: str, image_size: int, classes: int) -> onnx.ModelProto:
+def _network_graph(
+    network: nn.Module, architecture: str, image_size: int, classes: int
+) -> onnx.ModelProto:
     """`pixels` -> `logits`, as `edgetl export` writes it.
 
     For most convolutional families the tracer writes it in a fifth of a second, else PyTorch's exporter in 2 to 20 s. Compared at 64 and
@@ -126,7 +152,9 @@ def _network_graph(network: nn.Module, architecture: str, image_size: int, class
         # Whatever the tracer makes of a forward method that it was not written for: the exporter is there.
         with contextlib.suppress(Exception):
             piece = fold_batch_norm(fx.symbolic_trace(network))
-            return _as_exported(traced_graph(piece, (torch.zeros(2, 3, image_size, image_size),), [PIXELS]))
+            return _as_exported(
+                traced_graph(piece, (torch.zeros(2, 3, image_size, image_size),), [PIXELS])
+            )
     return network_graph(network, image_size, classes, ExportConfig.opset).model
 
 
@@ -150,13 +178,19 @@ def _as_exported(traced: onnx.ModelProto) -> onnx.ModelProto:
     return traced
 
 
-def _checked(network: nn.Module, file: Path, pixels: torch.Tensor, threads: int) -> tuple[dict[str, Any], float]:
-    session = create_session(network_part(read_back(file)).SerializeToString(), threads=threads, spinning=False)
+def _checked(
+    network: nn.Module, file: Path, pixels: torch.Tensor, threads: int
+) -> tuple[dict[str, Any], float]:
+    session = create_session(
+        network_part(read_back(file)).SerializeToString(), threads=threads, spinning=False
+    )
     with torch.inference_mode():
         reference = network(pixels).numpy()
     answer = session.run([LOGITS], {PIXELS: pixels.numpy()})[0]
     if reference.shape != answer.shape:
-        raise ExportError(f"The file gives logits {answer.shape} where PyTorch gives {reference.shape}.")
+        raise ExportError(
+            f"The file gives logits {answer.shape} where PyTorch gives {reference.shape}."
+        )
     difference = float(np.abs(reference - answer).max())
     # Random weights give logits of any size.
     tolerance = ExportConfig.network_tolerance * max(1.0, float(np.abs(reference).max()))

@@ -20,7 +20,17 @@ from edgetl.device.bench.inputs import model_input
 from edgetl.device.bundle import Variant
 from edgetl.device.images import load_image
 from edgetl.device.preprocessing import normalise, resize_and_crop
-from edgetl.export.accounting import Flip, Logits, ProofImages, accuracy, answers, distance, flips, flips_json, run_all
+from edgetl.export.accounting import (
+    Flip,
+    Logits,
+    ProofImages,
+    accuracy,
+    answers,
+    distance,
+    flips,
+    flips_json,
+    run_all,
+)
 from edgetl.export.blame import operator_times, to_blame
 from edgetl.export.choosing import accuracy_drop
 from edgetl.export.divergence import first_noisy
@@ -50,12 +60,20 @@ class Workshop:
 
     def write(self, name: str, network: onnx.ModelProto) -> Path:
         """The network with preprocessing and softmax around it, as a file of the bundle."""
-        return write_model(self.directory, name, assemble(network, self.contract, self.config.input, self.metadata))
+        return write_model(
+            self.directory, name, assemble(network, self.contract, self.config.input, self.metadata)
+        )
 
     def pixels(self) -> NDArray[np.float32]:
         """Of a few proof images, as the network takes them: [images, 3, S, S]."""
         return normalise(
-            np.stack([resize_and_crop(load_image(path), self.contract) for path in self.proof.files[:_LOOKED_AT]]), self.contract
+            np.stack(
+                [
+                    resize_and_crop(load_image(path), self.contract)
+                    for path in self.proof.files[:_LOOKED_AT]
+                ]
+            ),
+            self.contract,
         )
 
     def distance_on_golden(self, file: Path) -> float:
@@ -64,15 +82,32 @@ class Workshop:
         With it, how far it is from fp32 on the benchmark's tensors of them, which are cropped otherwise.
         """
         with np.load(self.directory.golden_logits, allow_pickle=False) as golden:
-            images = ProofImages([self.directory.path / name for name in golden["files"]], None, "golden")
-            found, reference = answers(file, images, self.contract, self.config.input), golden["logits"]
+            images = ProofImages(
+                [self.directory.path / name for name in golden["files"]], None, "golden"
+            )
+            found, reference = (
+                answers(file, images, self.contract, self.config.input),
+                golden["logits"],
+            )
         chosen = np.take_along_axis(reference, found.argmax(1)[:, None], 1)[:, 0]
-        tensors = [model_input(load_image(path), self.contract, self.config.input) for path in images.files]
+        tensors = [
+            model_input(load_image(path), self.contract, self.config.input) for path in images.files
+        ]
         apart = run_all(file, tensors) - run_all(self.directory.variant("fp32"), tensors)
         # numpy's maximum, unlike Python's, does not lose what is no number.
-        return float(np.max([np.abs(found - reference).max(), (reference.max(1) - chosen).max(), np.abs(apart).max()]))
+        return float(
+            np.max(
+                [
+                    np.abs(found - reference).max(),
+                    (reference.max(1) - chosen).max(),
+                    np.abs(apart).max(),
+                ]
+            )
+        )
 
-    def describe(self, name: str, file: Path, precision: str, parity: dict[str, Any], logits: Logits) -> Variant:
+    def describe(
+        self, name: str, file: Path, precision: str, parity: dict[str, Any], logits: Logits
+    ) -> Variant:
         """The manifest's entry for a file."""
         variant = Variant(
             name=name,
@@ -85,7 +120,9 @@ class Workshop:
             parity=parity,
             accuracy=accuracy(logits, self.reference, self.proof, self.labels),
         )
-        return replace(variant, report={"ort": write_ort(file)}) if self.config.ort_format else variant
+        return (
+            replace(variant, report={"ort": write_ort(file)}) if self.config.ort_format else variant
+        )
 
 
 @dataclass(frozen=True)
@@ -98,10 +135,18 @@ class Made:
 
     def with_blame(self) -> Variant:
         """The entry, with the operators that keep it from being faster where it is not."""
-        if self.variant.latency.get("verdict") == _FASTER or not self.quantized.precision.startswith("int8"):
+        if self.variant.latency.get(
+            "verdict"
+        ) == _FASTER or not self.quantized.precision.startswith("int8"):
             return self.variant
         times = operator_times(self.quantized.network)
-        return replace(self.variant, report={**self.variant.report, "slow_because": {"operators": times, "to_blame": to_blame(times)}})
+        return replace(
+            self.variant,
+            report={
+                **self.variant.report,
+                "slow_because": {"operators": times, "to_blame": to_blame(times)},
+            },
+        )
 
 
 def make_variant(name: str, task: Task, workshop: Workshop) -> Made:
@@ -115,9 +160,18 @@ def make_variant(name: str, task: Task, workshop: Workshop) -> Made:
     task.notify(f"Checking {name} on the {workshop.proof.kind} images", 0, 0)
     logits = answers(file, workshop.proof, workshop.contract, workshop.config.input)
     found = flips(logits, workshop.reference, workshop.proof, workshop.labels)
-    parity = distance(logits, workshop.reference, workshop.proof.kind, workshop.distance_on_golden(file))
+    parity = distance(
+        logits, workshop.reference, workshop.proof.kind, workshop.distance_on_golden(file)
+    )
     variant = workshop.describe(name, file, quantized.precision, parity, logits)
-    report = {**variant.report, "chosen": quantized.told, "search": quantized.report, "flips": flips_json(found)}
+    report = {
+        **variant.report,
+        "chosen": quantized.told,
+        "search": quantized.report,
+        "flips": flips_json(found),
+    }
     if not quantized.kept or accuracy_drop(variant) > workshop.config.max_accuracy_drop:
-        report["diverges"] = first_noisy(task.network, quantized.network, task.module_outputs, workshop.pixels())
+        report["diverges"] = first_noisy(
+            task.network, quantized.network, task.module_outputs, workshop.pixels()
+        )
     return Made(replace(variant, report=report), quantized, found)

@@ -58,22 +58,41 @@ def runtime_files() -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    return all((folder / name).is_file() and sha256_file(folder / name) == sha256 for name, sha256 in SHA256.items())
+    return all(
+        (folder / name).is_file() and sha256_file(folder / name) == sha256
+        for name, sha256 in SHA256.items()
+    )
 
 
 def _fetch(npm: str, folder: Path, kept: Path) -> None:
     """Leave the files in `folder`/whole; npm checks the archive against the registry's integrity itself."""
-    command = [npm, "pack", f"{RUNTIME}@{VERSION}", "--ignore-scripts", "--prefer-offline", "--loglevel=error"]
+    command = [
+        npm,
+        "pack",
+        f"{RUNTIME}@{VERSION}",
+        "--ignore-scripts",
+        "--prefer-offline",
+        "--loglevel=error",
+    ]
     # Its own default is to try for minutes where there is no network.
-    command += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000"]
+    command += [
+        "--fetch-retries=1",
+        "--fetch-retry-mintimeout=1000",
+        "--fetch-retry-maxtimeout=2000",
+    ]
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
+        )
         said = done.stderr.splitlines() if done.returncode else []
     except subprocess.TimeoutExpired:
         said = [f"no answer in {_PATIENCE_S} seconds"]
     archive = next(folder.glob("*.tgz"), None)
     if said or archive is None:
-        reason = next((line.rpartition("code ")[2] for line in said if " code " in line), said[0] if said else "it wrote no file")
+        reason = next(
+            (line.rpartition("code ")[2] for line in said if " code " in line),
+            said[0] if said else "it wrote no file",
+        )
         raise ExportError(
             f"npm could not fetch {RUNTIME} {VERSION}, which --web needs once: {reason}. "
             f"Connect to npm's registry for this one export, copy {kept} from a machine that has it, {_WITHOUT}"

@@ -34,10 +34,20 @@ def weights_int8(task: Task) -> Quantized:
         ]
         # Not DequantizeLinear: onnxruntime would compute it anew in every run, these it folds when it loads the file.
         nodes += [
-            helper.make_node("Cast", [f"{name}_int8"], [f"{name}_steps"], name=f"{name}_cast", to=TensorProto.FLOAT),
-            helper.make_node("Mul", [f"{name}_steps", f"{name}_scale"], [name], name=f"{name}_expand"),
+            helper.make_node(
+                "Cast",
+                [f"{name}_int8"],
+                [f"{name}_steps"],
+                name=f"{name}_cast",
+                to=TensorProto.FLOAT,
+            ),
+            helper.make_node(
+                "Mul", [f"{name}_steps", f"{name}_scale"], [name], name=f"{name}_expand"
+            ),
         ]
-        copy.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, weight.shape))
+        copy.graph.value_info.append(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, weight.shape)
+        )
     del copy.graph.initializer[:]
     copy.graph.initializer.extend(kept)
     nodes += list(copy.graph.node)
@@ -63,9 +73,16 @@ def dynamic_int8(task: Task) -> Quantized:
     copy.CopyFrom(task.network)
     # The quantizer transposes weights and does not correct what was noted of their shapes.
     del copy.graph.value_info[:]
-    with quantizing("dynamic quantizer cannot take this network", "it"), tempfile.TemporaryDirectory() as folder:
+    with (
+        quantizing("dynamic quantizer cannot take this network", "it"),
+        tempfile.TemporaryDirectory() as folder,
+    ):
         target = Path(folder) / "dynamic.onnx"
         # Unsigned weights: onnxruntime has no ConvInteger for signed ones.
         quantize_dynamic(copy, str(target), weight_type=QuantType.QUInt8)
         model = onnx.load(target)
-    return Quantized(tidied(model), "int8 dynamic", told="weights in int8, activations by their own range at every run")
+    return Quantized(
+        tidied(model),
+        "int8 dynamic",
+        told="weights in int8, activations by their own range at every run",
+    )

@@ -79,7 +79,9 @@ def _alone(path: Path) -> Iterator[None]:
     try:
         stream = _locked(lock)
     except BlockingIOError as cause:
-        raise BundleError(f"Another process is writing a bundle to {path}. Wait for it, or choose another place with -o.") from cause
+        raise BundleError(
+            f"Another process is writing a bundle to {path}. Wait for it, or choose another place with -o."
+        ) from cause
     with stream:
         try:
             yield
@@ -121,13 +123,17 @@ def refuse_existing(path: Path, force: bool) -> None:
     """Raise BundleError when a bundle may not or cannot be written to `path`."""
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK) or path.is_symlink():
-        raise BundleError(f"A bundle cannot be written to {path}: a file, a link or missing rights are in the way. Choose another with -o.")
+        raise BundleError(
+            f"A bundle cannot be written to {path}: a file, a link or missing rights are in the way. Choose another with -o."
+        )
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not path.is_dir() or read_manifest(BundleDirectory(path).manifest) is None:
         raise BundleError(f"{path} exists and is not a bundle. Choose another place with -o.")
     if not force:
-        raise BundleError(f"There is a bundle at {path} already. --force replaces it, -o writes elsewhere.")
+        raise BundleError(
+            f"There is a bundle at {path} already. --force replaces it, -o writes elsewhere."
+        )
     foreign = foreign_bundle_files(path)
     if foreign:
         raise BundleError(
@@ -172,7 +178,13 @@ def write_golden(directory: BundleDirectory, golden: GoldenImages) -> dict[str, 
         entries.append({"file": f"golden/{target.name}", "sha256": sha256_file(target)})
     fixed = {f"logits_{name}": logits for name, logits in golden.fixed_size_logits.items()}
     names = np.array([entry["file"] for entry in entries])
-    _write_arrays(directory.golden_logits, files=names, labels=np.array(golden.labels), logits=golden.logits, **fixed)
+    _write_arrays(
+        directory.golden_logits,
+        files=names,
+        labels=np.array(golden.labels),
+        logits=golden.logits,
+        **fixed,
+    )
     logits = {"file": "golden/golden.npz", "sha256": sha256_file(directory.golden_logits)}
     return {"kind": golden.kind, "tolerance": golden.tolerance, "images": entries, "logits": logits}
 
@@ -183,7 +195,9 @@ def _write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
         for name, array in arrays.items():
             content = io.BytesIO()
             np.lib.format.write_array(content, np.ascontiguousarray(array), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), content.getvalue())
+            archive.writestr(
+                zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), content.getvalue()
+            )
 
 
 def write_clients(directory: BundleDirectory) -> dict[str, dict[str, str]]:
@@ -191,9 +205,16 @@ def write_clients(directory: BundleDirectory) -> dict[str, dict[str, str]]:
     copied = {"client": directory.client, "cpp_client": directory.cpp_client}
     for target in copied.values():
         target.write_bytes((files("edgetl.export.client") / target.name).read_bytes())
-    return {key: {"file": target.name, "sha256": sha256_file(target)} for key, target in copied.items()}
+    return {
+        key: {"file": target.name, "sha256": sha256_file(target)} for key, target in copied.items()
+    }
 
 
-def write_manifest(directory: BundleDirectory, variants: Sequence[Variant], content: dict[str, Any]) -> None:
+def write_manifest(
+    directory: BundleDirectory, variants: Sequence[Variant], content: dict[str, Any]
+) -> None:
     """Write bundle.json, last of all."""
-    write_json(directory.manifest, {"kind": "bundle", **content, "variants": [asdict(variant) for variant in variants]})
+    write_json(
+        directory.manifest,
+        {"kind": "bundle", **content, "variants": [asdict(variant) for variant in variants]},
+    )

@@ -43,7 +43,9 @@ class Outcome:
             "status": self.status,
             "failed": self.failed or None,
             "left": self.left or None,
-            "file": str(self.result.path) if self.result is not None and self.result.path is not None else None,
+            "file": str(self.result.path)
+            if self.result is not None and self.result.path is not None
+            else None,
             "result": None if self.result is None else self.result.to_json(),
         }
 
@@ -61,7 +63,9 @@ class Watcher(Protocol):
         """Its last word."""
 
 
-def bench_hosts(config: BenchConfig, hosts: Sequence[str], wheels: Path | None, watcher: Watcher) -> list[Outcome]:
+def bench_hosts(
+    config: BenchConfig, hosts: Sequence[str], wheels: Path | None, watcher: Watcher
+) -> list[Outcome]:
     """Copy the bundle to every host, install edgetl there, measure, and fetch the results.
 
     Args:
@@ -79,12 +83,18 @@ def bench_hosts(config: BenchConfig, hosts: Sequence[str], wheels: Path | None, 
         KeyboardInterrupt: Ctrl-C; every connection was ended, and what had come is kept.
     """
     if twice := next((host for number, host in enumerate(hosts) if host in hosts[:number]), None):
-        raise ConfigError(f"--host {twice} is named twice: two benches on one device would measure each other.")
+        raise ConfigError(
+            f"--host {twice} is named twice: two benches on one device would measure each other."
+        )
     remotes = [Remote(host) for host in hosts]
     if config.torch_modes not in ((), ("eager",)) or config.limits.min_speedup is not None:
-        raise ConfigError("--pytorch and --min-speedup want PyTorch, which devices do not have; leave them out beside --host.")
+        raise ConfigError(
+            "--pytorch and --min-speedup want PyTorch, which devices do not have; leave them out beside --host."
+        )
     if config.inputs is not None:
-        raise ConfigError("--inputs feeds a lone ONNX file; --host measures bundles, which bring their own images.")
+        raise ConfigError(
+            "--inputs feeds a lone ONNX file; --host measures bundles, which bring their own images."
+        )
     bundle = open_bundle(config.target)
     extra = "gpu" if any(provider in CUDA_PROVIDERS for provider in config.providers) else "cpu"
     parcel = Parcel(bundle.directory, bench_arguments(config), extra, wheels, config.baseline)
@@ -129,7 +139,11 @@ def bench_arguments(config: BenchConfig) -> list[str]:
             yield from ("--max-regression", f"{_plain(100 * limits.max_regression)}%")
         if limits.max_p99_ms is not None:
             yield from ("--max-p99", f"{_plain(limits.max_p99_ms)}ms")
-        flags = {"--profile": config.profile, "--any-model": config.any_model, "--force": config.force}
+        flags = {
+            "--profile": config.profile,
+            "--any-model": config.any_model,
+            "--force": config.force,
+        }
         yield from (option for option, on in flags.items() if on)
 
     return list(given())
@@ -143,8 +157,16 @@ def _plain(value: float) -> str:
 class _Work:
     """One host's way, in a thread of its own."""
 
-    def __init__(self, remote: Remote, parcel: Parcel, bundle: Bundle, folder: Path, watcher: Watcher) -> None:
-        self._remote, self._parcel, self._bundle, self._folder, self._watcher = remote, parcel, bundle, folder, watcher
+    def __init__(
+        self, remote: Remote, parcel: Parcel, bundle: Bundle, folder: Path, watcher: Watcher
+    ) -> None:
+        self._remote, self._parcel, self._bundle, self._folder, self._watcher = (
+            remote,
+            parcel,
+            bundle,
+            folder,
+            watcher,
+        )
         self._began = time.monotonic()
         self.outcome = Outcome(remote.host, 0.0, failed="It was not begun.")
 
@@ -166,7 +188,9 @@ class _Work:
             said = remote.work(
                 python,
                 folder,
-                lambda reply: self._watcher.step(host, str(reply["step"])[:20]) if "step" in reply else None,
+                lambda reply: (
+                    self._watcher.step(host, str(reply["step"])[:20]) if "step" in reply else None
+                ),
                 lambda line: self._watcher.heard(host, line),
             )
         except RemoteError as error:
@@ -175,10 +199,15 @@ class _Work:
         result = None if said["result"] is None else self._kept(said["result"])
         words = said["words"][-1] if said["words"] else ""
         reason = f"edgetl bench failed there: {words}" if said["status"] not in (0, 4, 5) else ""
-        return self._ended(status=said["status"], result=result, failed=reason, left=folder if said["left"] else "")
+        return self._ended(
+            status=said["status"], result=result, failed=reason, left=folder if said["left"] else ""
+        )
 
     def _kept(self, content: dict[str, Any]) -> BenchResult:
-        stem = re.sub(r"[^\w.@-]+", "-", self._remote.host.removeprefix("ssh://")).strip("-.") or "host"
+        stem = (
+            re.sub(r"[^\w.@-]+", "-", self._remote.host.removeprefix("ssh://")).strip("-.")
+            or "host"
+        )
         path = self._folder / f"{stem}.json"
         number = 1
         while path.exists():
@@ -187,7 +216,9 @@ class _Work:
         try:
             write_json(path, content)
         except OSError as cause:
-            raise RemoteError(f"Its result cannot be written to {path} ({cause.strerror}). Make room, or choose another -o.") from cause
+            raise RemoteError(
+                f"Its result cannot be written to {path} ({cause.strerror}). Make room, or choose another -o."
+            ) from cause
         except ValueError as cause:
             raise RemoteError(f"Its result cannot be written: {cause}.") from cause
         try:

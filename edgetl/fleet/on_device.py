@@ -37,10 +37,21 @@ def run(*command: object) -> int:
     """A step, in a process group of its own; what it says goes to standard error."""
     global _child
     # pip and ensurepip leave their temporary folders behind when they are killed; these are removed with the folder.
-    environment = {**os.environ, "PYTHONPATH": "", "NO_COLOR": "1", "COLUMNS": "200", "TMPDIR": str(TEMPORARY)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": "",
+        "NO_COLOR": "1",
+        "COLUMNS": "200",
+        "TMPDIR": str(TEMPORARY),
+    }
     with _lock:
         _child = subprocess.Popen(
-            [*map(str, command)], cwd=FOLDER, env=environment, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
+            [*map(str, command)],
+            cwd=FOLDER,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            start_new_session=True,
         )
     return _child.wait()
 
@@ -83,10 +94,22 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     TEMPORARY.mkdir()
     say(step="installing")
     if run(sys.executable, "-m", "venv", FOLDER / "env"):
-        return {"failed": "python3 -m venv does not work there: `sudo apt install python3-venv` adds what it lacks."}
+        return {
+            "failed": "python3 -m venv does not work there: `sudo apt install python3-venv` adds what it lacks."
+        }
     source = ["--no-index", "--find-links", FOLDER / "wheels"] if job["wheels"] else []
     wheel = f"{FOLDER / 'wheel' / job['wheel']}[{job['extra']}]"
-    if run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", *source, wheel):
+    if run(
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-input",
+        *source,
+        wheel,
+    ):
         return {"failed": "pip could not install edgetl there."}
     say(step="measuring")
     result = FOLDER / "result.json"

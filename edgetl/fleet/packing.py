@@ -34,7 +34,9 @@ def wheel_of_edgetl() -> tuple[str, bytes]:
     try:
         installed = metadata.distribution("edgetl")
     except metadata.PackageNotFoundError as cause:
-        raise BenchError("--host sends edgetl as a wheel, and this one is not installed: `pip install` it first.") from cause
+        raise BenchError(
+            "--host sends edgetl as a wheel, and this one is not installed: `pip install` it first."
+        ) from cause
     package = Path(edgetl.__file__).parent
     about = f"edgetl-{installed.version}.dist-info"
     entries = {
@@ -43,8 +45,12 @@ def wheel_of_edgetl() -> tuple[str, bytes]:
         if path.is_file() and not any(part in _NOT_SENT for part in path.parts)
     }
     entries[f"{about}/METADATA"] = (installed.read_text("METADATA") or "").encode()
-    entries[f"{about}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: edgetl\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    record = "".join(f"{name},sha256={_digest(content)},{len(content)}\n" for name, content in entries.items())
+    entries[f"{about}/WHEEL"] = (
+        b"Wheel-Version: 1.0\nGenerator: edgetl\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    )
+    record = "".join(
+        f"{name},sha256={_digest(content)},{len(content)}\n" for name, content in entries.items()
+    )
     entries[f"{about}/RECORD"] = f"{record}{about}/RECORD,,\n".encode()
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -61,7 +67,12 @@ class Parcel:
     """All that a device needs, written as one tar stream as often as there are devices."""
 
     def __init__(
-        self, bundle: BundleDirectory, arguments: Sequence[str], extra: str, wheels: Path | None = None, baseline: Path | None = None
+        self,
+        bundle: BundleDirectory,
+        arguments: Sequence[str],
+        extra: str,
+        wheels: Path | None = None,
+        baseline: Path | None = None,
     ) -> None:
         """Args:
             bundle: its page for browsers stays here.
@@ -74,15 +85,26 @@ class Parcel:
             BenchError: there are no wheels in `wheels`, or edgetl is not installed here.
         """
         self._wheel, content = wheel_of_edgetl()
-        job = {"wheel": self._wheel, "extra": extra, "arguments": list(arguments), "wheels": wheels is not None}
+        job = {
+            "wheel": self._wheel,
+            "extra": extra,
+            "arguments": list(arguments),
+            "wheels": wheels is not None,
+        }
         self._texts: Mapping[str, bytes] = {
             f"wheel/{self._wheel}": content,
             "job.json": json.dumps(job).encode(),
             "on_device.py": (Path(__file__).parent / "on_device.py").read_bytes(),
         }
         web = bundle.web.resolve()
-        found = (path for path in sorted(bundle.path.resolve().rglob("*")) if path.is_file() and not path.is_relative_to(web))
-        self._files: dict[str, Path] = {f"bundle/{path.relative_to(bundle.path.resolve()).as_posix()}": path for path in found}
+        found = (
+            path
+            for path in sorted(bundle.path.resolve().rglob("*"))
+            if path.is_file() and not path.is_relative_to(web)
+        )
+        self._files: dict[str, Path] = {
+            f"bundle/{path.relative_to(bundle.path.resolve()).as_posix()}": path for path in found
+        }
         if wheels is not None:
             self._files |= {f"wheels/{path.name}": path for path in _wheels(wheels)}
         if baseline is not None:

@@ -17,7 +17,12 @@ from edgetl.fleet.packing import Parcel, reply
 
 SSH = "EDGETL_SSH"
 """Environment variable: the command to use for ssh, with options of its own if need be."""
-_OPTIONS = {"BatchMode": "yes", "ConnectTimeout": "10", "ServerAliveInterval": "5", "ServerAliveCountMax": "3"}
+_OPTIONS = {
+    "BatchMode": "yes",
+    "ConnectTimeout": "10",
+    "ServerAliveInterval": "5",
+    "ServerAliveCountMax": "3",
+}
 """Nobody is asked for a password by several hosts at once; a host that has died is noticed within 20 seconds."""
 _LONGEST_LINE, _LINES_KEPT = 4096, 1000
 """Of a host's words: bytes of a line, and lines."""
@@ -44,7 +49,9 @@ class RemoteError(BenchError):
 class LineReader:
     """Reads a host's lines in a thread of its own; keeps the last of them, each cut to a bounded length."""
 
-    def __init__(self, stream: IO[bytes] | None, heard: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self, stream: IO[bytes] | None, heard: Callable[[str], None] = lambda line: None
+    ) -> None:
         """Begin to read; `heard` is given each line that is not blank, from the thread."""
         assert stream is not None
         self._stream, self._heard = stream, heard
@@ -80,7 +87,9 @@ class Remote:
         ConfigError: it is no name of a host.
         """
         if not host or host.startswith("-") or re.search(r"[\s\x00-\x1f]", host):
-            raise ConfigError(f"--host {host!r} is no host: give an alias of ~/.ssh/config, user@device or ssh://user@device:port.")
+            raise ConfigError(
+                f"--host {host!r} is no host: give an alias of ~/.ssh/config, user@device or ssh://user@device:port."
+            )
         self.host = host
         self._process: subprocess.Popen[Any] | None = None
         self._ended = threading.Event()
@@ -114,10 +123,18 @@ class Remote:
             raise RemoteError(self._words(status, "\n".join(complaints.lines)))
         python, _, folder = (said.lines[-1] if said.lines else "").partition(" ")
         if not folder.startswith("/"):
-            raise RemoteError(f"It answered {folder or python or 'nothing'!r} instead of where the parcel lies.")
+            raise RemoteError(
+                f"It answered {folder or python or 'nothing'!r} instead of where the parcel lies."
+            )
         return python, folder
 
-    def work(self, python: str, folder: str, told: Callable[[dict[str, Any]], None], heard: Callable[[str], None]) -> dict[str, Any]:
+    def work(
+        self,
+        python: str,
+        folder: str,
+        told: Callable[[dict[str, Any]], None],
+        heard: Callable[[str], None],
+    ) -> dict[str, Any]:
         """Let it work there.
 
         Args:
@@ -141,11 +158,19 @@ class Remote:
         if "status" not in last and "failed" not in last:
             raise RemoteError(self._words(status, "\n".join(lines)))
         if "failed" in last:
-            reason = next((line for line in reversed(lines) if line.startswith("ERROR: ")), lines[-1] if lines else "")
+            reason = next(
+                (line for line in reversed(lines) if line.startswith("ERROR: ")),
+                lines[-1] if lines else "",
+            )
             raise RemoteError(f"{last['failed']} {reason.removeprefix('ERROR: ')}".strip())
         if type(last["status"]) is not int or not isinstance(last.get("result"), dict | None):
             raise RemoteError("It answered something else than a status and a result.")
-        return {"status": last["status"], "result": last.get("result"), "left": bool(last.get("left")), "words": lines}
+        return {
+            "status": last["status"],
+            "result": last.get("result"),
+            "left": bool(last.get("left")),
+            "words": lines,
+        }
 
     def remove(self, folder: str) -> bool:
         """Remove what may have been left; whether that is certain."""
@@ -171,17 +196,31 @@ class Remote:
         try:
             # A session of its own: Ctrl-C reaches edgetl alone, which ends every connection in order.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
             )
         except FileNotFoundError as cause:
-            raise RemoteError(f"There is no {command[0]} here: `sudo apt install openssh-client`.") from cause
+            raise RemoteError(
+                f"There is no {command[0]} here: `sudo apt install openssh-client`."
+            ) from cause
         except OSError as cause:
-            raise RemoteError(f"{command[0]} cannot be started ({cause.strerror}). Set {SSH} to an ssh that can.") from cause
+            raise RemoteError(
+                f"{command[0]} cannot be started ({cause.strerror}). Set {SSH} to an ssh that can."
+            ) from cause
         return self._process
 
     def _words(self, status: int, complaints: str) -> str:
-        said = [line.strip() for line in complaints.splitlines() if line.strip() and not line.startswith("Warning: Permanently added")]
-        if own := next((line.removeprefix("edgetl: ") for line in said if line.startswith("edgetl: ")), None):
+        said = [
+            line.strip()
+            for line in complaints.splitlines()
+            if line.strip() and not line.startswith("Warning: Permanently added")
+        ]
+        if own := next(
+            (line.removeprefix("edgetl: ") for line in said if line.startswith("edgetl: ")), None
+        ):
             return own
         reason = said[-1].removeprefix("ssh: ").rstrip(".") if said else ""
         if status == _LOST and "Permission denied" in reason:
@@ -196,7 +235,9 @@ def _ssh_command() -> list[str]:
     try:
         command = shlex.split(text)
     except ValueError as cause:
-        raise RemoteError(f"{SSH}={text!r} is no command ({cause}). Unset it, or give ssh with its options.") from cause
+        raise RemoteError(
+            f"{SSH}={text!r} is no command ({cause}). Unset it, or give ssh with its options."
+        ) from cause
     if not command:
         raise RemoteError(f"{SSH} is empty. Unset it, or give ssh with its options.")
     return command

@@ -37,7 +37,10 @@ def draw_distributions(title: str, rows: Sequence[Row], names: Mapping[str, str]
     """
     if len(rows) <= len(LINES):
         return [_curves(title, rows, names)]
-    reach = (min(min(row.latencies_ns) for row in rows) / 1e6, max(max(row.latencies_ns) for row in rows) / 1e6)
+    reach = (
+        min(min(row.latencies_ns) for row in rows) / 1e6,
+        max(max(row.latencies_ns) for row in rows) / 1e6,
+    )
     return [_boxes(f"{title}{which}", part, names, reach) for which, part in portions(rows)]
 
 
@@ -56,7 +59,10 @@ def portions(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     if len(parts) == 1:
         return [("", parts[0])]
     several = len({row.batch for row in rows}) > 1
-    return [(f"{_batches(part) if several else ''} ({number} of {len(parts)})", part) for number, part in enumerate(parts, start=1)]
+    return [
+        (f"{_batches(part) if several else ''} ({number} of {len(parts)})", part)
+        for number, part in enumerate(parts, start=1)
+    ]
 
 
 def _batches(rows: Sequence[Row]) -> str:
@@ -66,8 +72,15 @@ def _batches(rows: Sequence[Row]) -> str:
 
 def draw_rounds(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> Markup:
     """Medians round by round, each row against its own median: what drifts or jumps shows."""
-    relative = {row.id: [100 * (value / median(row.medians_ns) - 1) for value in row.medians_ns] for row in rows}
-    told = sorted(rows, key=lambda row: -row.spread)[: len(LINES) - 1] if len(rows) > len(LINES) else rows
+    relative = {
+        row.id: [100 * (value / median(row.medians_ns) - 1) for value in row.medians_ns]
+        for row in rows
+    }
+    told = (
+        sorted(rows, key=lambda row: -row.spread)[: len(LINES) - 1]
+        if len(rows) > len(LINES)
+        else rows
+    )
     lines = {row.id: LINES[index] for index, row in enumerate(told)}
 
     def paint(drawing: Figure) -> None:
@@ -78,29 +91,60 @@ def draw_rounds(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> Ma
         for row in rows:
             numbers = range(1, len(row.rounds) + 1)
             if row.id in lines:
-                axes.plot(numbers, relative[row.id], marker="o", markersize=3.5, zorder=3, **lines[row.id].style)
+                axes.plot(
+                    numbers,
+                    relative[row.id],
+                    marker="o",
+                    markersize=3.5,
+                    zorder=3,
+                    **lines[row.id].style,
+                )
             else:
                 axes.plot(numbers, relative[row.id], color=GREY, linewidth=0.8, alpha=0.6)
         reach = max(2.5, *(1.1 * abs(value) for values in relative.values() for value in values))
         axes.set_ylim(-reach, reach)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}%" if value else "0"))
+        axes.yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:+g}%" if value else "0")
+        )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel("round")
         axes.grid(axis="y")
 
     label = f"Change of each round's median, in percent of the row's median, for {joined([names[row.id] for row in rows])}"
-    rest = f"The {len(told)} rows that vary most; the others are grey." if len(told) < len(rows) else ""
-    key = [(lines[row.id].mark, f"{names[row.id]}, {milliseconds(median(row.medians_ns) / 1e6)} ms") for row in told]
-    return figure(title, draw(label, 2.7, paint), key, f"Each round's median against the row's own. {rest}".strip())
+    rest = (
+        f"The {len(told)} rows that vary most; the others are grey."
+        if len(told) < len(rows)
+        else ""
+    )
+    key = [
+        (lines[row.id].mark, f"{names[row.id]}, {milliseconds(median(row.medians_ns) / 1e6)} ms")
+        for row in told
+    ]
+    return figure(
+        title,
+        draw(label, 2.7, paint),
+        key,
+        f"Each round's median against the row's own. {rest}".strip(),
+    )
 
 
-def draw_stages(title: str, rows: Sequence[Row], names: Mapping[str, str], colours: Mapping[str, str]) -> list[Markup]:
+def draw_stages(
+    title: str, rows: Sequence[Row], names: Mapping[str, str], colours: Mapping[str, str]
+) -> list[Markup]:
     """Where the latency goes, stage by stage, each in its colour; many rows are several drawings on one scale."""
     reach = 1.12 * max(sum(row.stages_ms().values()) for row in rows)
-    return [_stages(f"{title}{which}", part, names, colours, reach) for which, part in portions(rows)]
+    return [
+        _stages(f"{title}{which}", part, names, colours, reach) for which, part in portions(rows)
+    ]
 
 
-def _stages(title: str, rows: Sequence[Row], names: Mapping[str, str], colours: Mapping[str, str], reach: float) -> Markup:
+def _stages(
+    title: str,
+    rows: Sequence[Row],
+    names: Mapping[str, str],
+    colours: Mapping[str, str],
+    reach: float,
+) -> Markup:
     stages = list(dict.fromkeys(stage for row in rows for stage in row.stages_ms()))
 
     def paint(drawing: Figure) -> None:
@@ -110,8 +154,17 @@ def _stages(title: str, rows: Sequence[Row], names: Mapping[str, str], colours: 
             for stage, value in row.stages_ms().items():
                 axes.barh(place, value, left=start, height=0.42, color=colours[stage])
                 start += value
-            axes.text(0, place - 0.32, literal(shortened(names[row.id], 60)), va="bottom", fontsize=9)
-            axes.annotate(milliseconds(start), (start, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
+            axes.text(
+                0, place - 0.32, literal(shortened(names[row.id], 60)), va="bottom", fontsize=9
+            )
+            axes.annotate(
+                milliseconds(start),
+                (start, place),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+            )
         _categories(axes, len(rows))
         axes.set_xlim(0, reach)
         axes.set_xlabel("median of each stage, ms")
@@ -123,7 +176,10 @@ def _stages(title: str, rows: Sequence[Row], names: Mapping[str, str], colours: 
 
 def _curves(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> Markup:
     ordered = {row.id: sorted(row.latencies_ns) for row in rows}
-    low, high = min(values[0] for values in ordered.values()) / 1e6, max(values[-1] for values in ordered.values()) / 1e6
+    low, high = (
+        min(values[0] for values in ordered.values()) / 1e6,
+        max(values[-1] for values in ordered.values()) / 1e6,
+    )
 
     def paint(drawing: Figure) -> None:
         from matplotlib.ticker import PercentFormatter
@@ -133,8 +189,15 @@ def _curves(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> Markup
             values = ordered[row.id]
             # Every run counts; only points that would fall on the same pixel are left out, and never in the tail.
             step = max(1, len(values) // _POINTS)
-            kept = sorted({*range(0, len(values), step), *range(max(0, len(values) - 60), len(values))})
-            axes.step([values[at] / 1e6 for at in kept], [(at + 1) / len(values) for at in kept], where="post", **line.style)
+            kept = sorted(
+                {*range(0, len(values), step), *range(max(0, len(values) - 60), len(values))}
+            )
+            axes.step(
+                [values[at] / 1e6 for at in kept],
+                [(at + 1) / len(values) for at in kept],
+                where="post",
+                **line.style,
+            )
             for percent, marker in ((50, "o"), (90, "s"), (99, "D")):
                 value = row.percentile_ms(percent)
                 if value is not None:
@@ -145,27 +208,46 @@ def _curves(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> Markup
         axes.set_xlabel("latency, ms")
         axes.grid()
 
-    reach, told = f"{milliseconds(low)} to {milliseconds(high)} ms", joined([names[row.id] for row in rows])
+    reach, told = (
+        f"{milliseconds(low)} to {milliseconds(high)} ms",
+        joined([names[row.id] for row in rows]),
+    )
     label = f"Cumulative distribution of all latencies, {reach}, of {told}"
-    key = [(line.mark, f"{names[row.id]}, p50 {milliseconds(row.percentile_ms(50))} ms") for line, row in zip(LINES, rows, strict=False)]
+    key = [
+        (line.mark, f"{names[row.id]}, p50 {milliseconds(row.percentile_ms(50))} ms")
+        for line, row in zip(LINES, rows, strict=False)
+    ]
     caption = "Share of runs that took at most so long. Marked: p50 ●, p90 ■, p99 ◆ where enough runs support them."
     return figure(title, draw(label, 3.0, paint), key, caption)
 
 
-def _boxes(title: str, rows: Sequence[Row], names: Mapping[str, str], reach: tuple[float, float]) -> Markup:
+def _boxes(
+    title: str, rows: Sequence[Row], names: Mapping[str, str], reach: tuple[float, float]
+) -> Markup:
     low, high = reach
 
     def paint(drawing: Figure) -> None:
         axes = drawing.subplots()
         for place, row in enumerate(rows):
             colour = ORANGE if row.runtime == "pytorch" else BLUE
-            ends = [(percentile(row.latencies_ns, percent) or 0) / 1e6 for percent in (5, 25, 50, 75)]
+            ends = [
+                (percentile(row.latencies_ns, percent) or 0) / 1e6 for percent in (5, 25, 50, 75)
+            ]
             upper = (percentile(row.latencies_ns, 95) or ends[-1] * 1e6) / 1e6
             axes.plot([ends[0], upper], [place, place], color=colour, linewidth=1)
-            axes.plot([ends[1], ends[3]], [place, place], color=colour, linewidth=7, solid_capstyle="butt", alpha=0.55)
+            axes.plot(
+                [ends[1], ends[3]],
+                [place, place],
+                color=colour,
+                linewidth=7,
+                solid_capstyle="butt",
+                alpha=0.55,
+            )
             axes.plot([ends[2]], [place], "|", color=INK, markersize=11, markeredgewidth=2)
             axes.plot([max(row.latencies_ns) / 1e6], [place], ".", color=colour, markersize=4)
-            axes.text(low, place - 0.28, literal(shortened(names[row.id], 60)), va="bottom", fontsize=8.5)
+            axes.text(
+                low, place - 0.28, literal(shortened(names[row.id], 60)), va="bottom", fontsize=8.5
+            )
         _categories(axes, len(rows))
         latency_axis(axes, low, high)
         if low > 0:
@@ -177,9 +259,15 @@ def _boxes(title: str, rows: Sequence[Row], names: Mapping[str, str], reach: tup
     label = f"{title}: quantiles of all latencies, on a scale of {spanned}, of {len(rows)} rows; the figures stand in the table"
     key = [
         (patch_mark(BLUE), "ONNX Runtime"),
-        *([(patch_mark(ORANGE), "PyTorch")] if any(row.runtime == "pytorch" for row in rows) else []),
+        *(
+            [(patch_mark(ORANGE), "PyTorch")]
+            if any(row.runtime == "pytorch" for row in rows)
+            else []
+        ),
     ]
-    caption = "Thick: the middle half of the runs. Thin: 5% to 95%. Stroke: median. Dot: the slowest run."
+    caption = (
+        "Thick: the middle half of the runs. Thin: 5% to 95%. Stroke: median. Dot: the slowest run."
+    )
     return figure(title, draw(label, 0.75 + 0.36 * len(rows), paint), key, caption)
 
 

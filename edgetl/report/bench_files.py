@@ -32,16 +32,26 @@ def _is_result(path: Path) -> bool:
 
 def _files(path: Path) -> Iterator[Path]:
     if not path.exists():
-        raise BenchError(f"Nothing at {path}. Give a run, a bundle, or results that `edgetl bench` wrote.")
+        raise BenchError(
+            f"Nothing at {path}. Give a run, a bundle, or results that `edgetl bench` wrote."
+        )
     if not path.is_dir():
         yield path
         return
-    folder = RunDirectory(path).bench if RunDirectory.is_one(path) and RunDirectory(path).bench.is_dir() else path
+    folder = (
+        RunDirectory(path).bench
+        if RunDirectory.is_one(path) and RunDirectory(path).bench.is_dir()
+        else path
+    )
     found = [file for file in sorted(folder.glob("*.json")) if _is_result(file)]
     if RunDirectory.is_one(path) and (folder == path or not found):
-        raise BenchError(f"No bench results in {folder}. `edgetl bench {path}` makes one; given alone, the run has a page of its own.")
+        raise BenchError(
+            f"No bench results in {folder}. `edgetl bench {path}` makes one; given alone, the run has a page of its own."
+        )
     if not found:
-        raise BenchError(f"No bench results in {folder}, and it is no run or bundle either. Give one of the three.")
+        raise BenchError(
+            f"No bench results in {folder}, and it is no run or bundle either. Give one of the three."
+        )
     yield from found
 
 

@@ -21,7 +21,19 @@ from edgetl.report.bench_words import (
     told_cell,
     verdict_badge,
 )
-from edgetl.report.page import Badge, Cell, Column, Section, TableRow, bullets, facts, folded, heading, paragraph, table
+from edgetl.report.page import (
+    Badge,
+    Cell,
+    Column,
+    Section,
+    TableRow,
+    bullets,
+    facts,
+    folded,
+    heading,
+    paragraph,
+    table,
+)
 
 _APART = ("before", "after", "packages")
 
@@ -29,7 +41,10 @@ _APART = ("before", "after", "packages")
 def ledger_section(results: Sequence[BenchResult]) -> Section:
     """Facts about the devices, their state before and after, and the packages; what differs is marked."""
     named = titles(results)
-    fixed = [{name: value for name, value in result.device.items() if name not in _APART} for result in results]
+    fixed = [
+        {name: value for name, value in result.device.items() if name not in _APART}
+        for result in results
+    ]
     blocks = [_side_by_side("The devices", named, fixed)]
     packages = [dict(result.device.get("packages") or {}) for result in results]
     if any(packages):
@@ -37,13 +52,18 @@ def ledger_section(results: Sequence[BenchResult]) -> Section:
     for title, result in zip(named, results, strict=True):
         states = [_flat(result.device.get(when) or {}) for when in ("before", "after")]
         if any(states):
-            block = _side_by_side(f"State before and after: {title}", ["before", "after"], states, marked=False)
+            block = _side_by_side(
+                f"State before and after: {title}", ["before", "after"], states, marked=False
+            )
             blocks.append(folded(f"State before and after: {title}", [block]))
         measured = _flat(result.noise.measured)
         if measured:
             pairs = [(name, told_cell(value)) for name, value in measured.items()]
             blocks.append(
-                folded(f"What the noise verdict rests on: {title}", [facts([("verdict", Cell("", badges=(noise_badge(result),))), *pairs])])
+                folded(
+                    f"What the noise verdict rests on: {title}",
+                    [facts([("verdict", Cell("", badges=(noise_badge(result),))), *pairs])],
+                )
             )
     marks = "Marked rows differ between the results. " if len(results) > 1 else ""
     blocks.insert(0, paragraph(f"{marks}{MISSING}: not told, the device does not say.", "note"))
@@ -63,7 +83,10 @@ def method_section(results: Sequence[BenchResult]) -> Section:
             blocks.append(folded("All comparisons", [_comparisons(result)]))
         blocks.append(folded("Files, inputs and sessions", [_files(result)]))
         if result.order:
-            numbered = [f"Round {number}: {', '.join(names)}" for number, names in enumerate(result.order, 1)]
+            numbered = [
+                f"Round {number}: {', '.join(names)}"
+                for number, names in enumerate(result.order, 1)
+            ]
             blocks.append(folded("Order of the rounds", [bullets(numbered)]))
     return Section("method", "How it was measured", tuple(blocks))
 
@@ -85,13 +108,22 @@ def _general(result: BenchResult) -> list[tuple[str, Cell]]:
         ),
     ]
     rest = {name: value for name, value in result.protocol.items() if name != "rounds"}
-    return [*pairs, *((name.replace("_", " "), told_cell(value)) for name, value in _flat(rest).items())]
+    return [
+        *pairs,
+        *((name.replace("_", " "), told_cell(value)) for name, value in _flat(rest).items()),
+    ]
 
 
 def _limits(result: BenchResult) -> Markup:
     columns = [Column("limit", "short"), Column("outcome", "short"), Column("why")]
     rows = [
-        TableRow((Cell(judged.limit), Cell("", badges=(Badge(judged.outcome, OUTCOME_TONES[judged.outcome]),)), Cell(judged.why)))
+        TableRow(
+            (
+                Cell(judged.limit),
+                Cell("", badges=(Badge(judged.outcome, OUTCOME_TONES[judged.outcome]),)),
+                Cell(judged.why),
+            )
+        )
         for judged in result.judged
     ]
     return table("Limits judged", columns, rows)
@@ -107,33 +139,59 @@ def _comparisons(result: BenchResult) -> Markup:
     ]
     rows = []
     for pair in result.comparisons:
-        told, ratio = "the same run", f"{pair.speedup.ratio:.2f}× {interval(pair.speedup.low, pair.speedup.high, 2)}"
+        told, ratio = (
+            "the same run",
+            f"{pair.speedup.ratio:.2f}× {interval(pair.speedup.low, pair.speedup.high, 2)}",
+        )
         if pair.earlier is not None:
             earlier = pair.earlier
             told = f"{earlier.created}: p50 {milliseconds(earlier.p50_ms)} ms, {earlier.labels}"
-        cells = (Cell(pair.candidate), Cell(pair.baseline), Cell(ratio), Cell("", badges=(verdict_badge(pair.verdict),)), Cell(told))
+        cells = (
+            Cell(pair.candidate),
+            Cell(pair.baseline),
+            Cell(ratio),
+            Cell("", badges=(verdict_badge(pair.verdict),)),
+            Cell(told),
+        )
         rows.append(TableRow(cells))
     return table("Speed-up = baseline p50 / candidate p50", columns, rows)
 
 
 def _files(result: BenchResult) -> Markup:
-    columns = [Column("row"), Column("scope", "short"), Column("input", "short"), Column("session"), Column("file SHA-256", "mono")]
+    columns = [
+        Column("row"),
+        Column("scope", "short"),
+        Column("input", "short"),
+        Column("session"),
+        Column("file SHA-256", "mono"),
+    ]
     rows = []
     for row in result.rows:
         session = "; ".join(f"{name} {text_of(value)}" for name, value in row.session.items())
-        cells = (Cell(full_name(row)), Cell(row.scope), Cell(input_shape(row)), Cell(session), Cell(row.file_sha256))
+        cells = (
+            Cell(full_name(row)),
+            Cell(row.scope),
+            Cell(input_shape(row)),
+            Cell(session),
+            Cell(row.file_sha256),
+        )
         rows.append(TableRow(cells))
     return table("What was run", columns, rows)
 
 
-def _side_by_side(label: str, names: Sequence[str], told: Sequence[Mapping[str, Any]], marked: bool = True) -> Markup:
+def _side_by_side(
+    label: str, names: Sequence[str], told: Sequence[Mapping[str, Any]], marked: bool = True
+) -> Markup:
     keys = list(dict.fromkeys(name for facts_ in told for name in facts_))
     rows = []
     for key in keys:
         values = [facts_.get(key) for facts_ in told]
         differs = marked and any(value != values[0] for value in values)
         shown = [_value_cell(key, value) for value in values]
-        name = Cell(key.removesuffix("_bytes").replace("_", " "), badges=(Badge("differs", "warn"),) if differs else ())
+        name = Cell(
+            key.removesuffix("_bytes").replace("_", " "),
+            badges=(Badge("differs", "warn"),) if differs else (),
+        )
         rows.append(TableRow((name, *shown), "differs" if differs else ""))
     return table(label, [Column(""), *(Column(name) for name in names)], rows)
 

@@ -14,9 +14,32 @@ from edgetl.report.bench_drawings import draw_distributions, draw_rounds, draw_s
 from edgetl.report.bench_ledger import ledger_section, method_section
 from edgetl.report.bench_summary import summary_section, table_section
 from edgetl.report.bench_sweep import draw_sustained, draw_sweeps, sweep_rows
-from edgetl.report.bench_words import device_and_host, full_name, interval, joined, mib, model_name, row_names, titles
+from edgetl.report.bench_words import (
+    device_and_host,
+    full_name,
+    interval,
+    joined,
+    mib,
+    model_name,
+    row_names,
+    titles,
+)
 from edgetl.report.drawing import FILLS
-from edgetl.report.page import Badge, Cell, Column, Section, TableRow, bullets, facts, folded, grid, heading, paragraph, render_page, table
+from edgetl.report.page import (
+    Badge,
+    Cell,
+    Column,
+    Section,
+    TableRow,
+    bullets,
+    facts,
+    folded,
+    grid,
+    heading,
+    paragraph,
+    render_page,
+    table,
+)
 
 _OPERATORS = 12
 """Operators of a profile that are listed by name; the rest is added up."""
@@ -39,14 +62,24 @@ def bench_sections(results: Sequence[BenchResult]) -> list[Section]:
         _each("rounds", "Rounds", results, _rounds),
         _each("stages", "Stages", results, _stages),
         _each("operators", "Operators", results, _operators),
-        _each("sweeps", "Sweeps", results, lambda result: _figures(draw_sweeps(sweep_rows(result.rows)))),
+        _each(
+            "sweeps",
+            "Sweeps",
+            results,
+            lambda result: _figures(draw_sweeps(sweep_rows(result.rows))),
+        ),
         _each("sustained", "Latency over time", results, _sustained),
         ledger_section(results),
         method_section(results),
     ]
 
 
-def _each(anchor: str, title: str, results: Sequence[BenchResult], made: Callable[[BenchResult], list[Markup]]) -> Section:
+def _each(
+    anchor: str,
+    title: str,
+    results: Sequence[BenchResult],
+    made: Callable[[BenchResult], list[Markup]],
+) -> Section:
     parts = [(name, made(result)) for name, result in zip(titles(results), results, strict=True)]
     blocks: list[Markup] = []
     for name, part in parts:
@@ -69,11 +102,21 @@ def _scopes(result: BenchResult) -> dict[str, list[Row]]:
 
 
 def _distributions(result: BenchResult) -> list[Markup]:
-    return _figures([drawn for title, rows in _scopes(result).items() for drawn in draw_distributions(title, rows, row_names(rows))])
+    return _figures(
+        [
+            drawn
+            for title, rows in _scopes(result).items()
+            for drawn in draw_distributions(title, rows, row_names(rows))
+        ]
+    )
 
 
 def _rounds(result: BenchResult) -> list[Markup]:
-    scopes = {title: rows for title, rows in _scopes(result).items() if max(len(row.rounds) for row in rows) > 1}
+    scopes = {
+        title: rows
+        for title, rows in _scopes(result).items()
+        if max(len(row.rounds) for row in rows) > 1
+    }
     drawn = [draw_rounds(title, rows, row_names(rows)) for title, rows in scopes.items()]
     timed = [row for rows in scopes.values() for row in rows]
     if not timed:
@@ -89,19 +132,40 @@ def _rounds(result: BenchResult) -> list[Markup]:
         )
         for row in timed
     ]
-    numbers = table("p50 of each round, ms", [Column("row"), *(Column(str(number), "number") for number in range(1, count + 1))], body)
+    numbers = table(
+        "p50 of each round, ms",
+        [Column("row"), *(Column(str(number), "number") for number in range(1, count + 1))],
+        body,
+    )
     unsteady = [names[row.id] for row in timed if not row.steady]
-    doubt = [paragraph(f"Warm-up was cut off before it was steady: {joined(unsteady)}.", badges=[Badge("not steady", "warn")])]
-    return [*_figures(drawn), *(doubt if unsteady else []), folded("The medians as a table", [numbers])]
+    doubt = [
+        paragraph(
+            f"Warm-up was cut off before it was steady: {joined(unsteady)}.",
+            badges=[Badge("not steady", "warn")],
+        )
+    ]
+    return [
+        *_figures(drawn),
+        *(doubt if unsteady else []),
+        folded("The medians as a table", [numbers]),
+    ]
 
 
 def _stages(result: BenchResult) -> list[Markup]:
     blocks: list[Markup] = []
     drawn, body = [], []
-    staged = {title: [row for row in rows if row.stages_ms()] for title, rows in _scopes(result).items()}
-    stages = list(dict.fromkeys(stage for rows in staged.values() for row in rows for stage in row.stages_ms()))
+    staged = {
+        title: [row for row in rows if row.stages_ms()] for title, rows in _scopes(result).items()
+    }
+    stages = list(
+        dict.fromkeys(
+            stage for rows in staged.values() for row in rows for stage in row.stages_ms()
+        )
+    )
     # Of the stages of all scopes the longest list tells the order in which they follow on each other.
-    longest = max(([*row.stages_ms()] for rows in staged.values() for row in rows), key=len, default=[])
+    longest = max(
+        ([*row.stages_ms()] for rows in staged.values() for row in rows), key=len, default=[]
+    )
     stages = list(dict.fromkeys([*longest, *stages]))
     colours = {stage: FILLS[index % len(FILLS)] for index, stage in enumerate(stages)}
     every = row_names([row for rows in staged.values() for row in rows])
@@ -112,13 +176,21 @@ def _stages(result: BenchResult) -> list[Markup]:
             times = row.stages_ms()
             total = sum(times.values()) or 1.0
             cells = [
-                Cell(milliseconds(times.get(stage)), small=f"{times[stage] / total:.0%}" if stage in times else "") for stage in stages
+                Cell(
+                    milliseconds(times.get(stage)),
+                    small=f"{times[stage] / total:.0%}" if stage in times else "",
+                )
+                for stage in stages
             ]
             body.append(TableRow((Cell(every[row.id]), *cells)))
     if body:
         blocks = [
             *_figures(drawn),
-            table("Median of each stage, ms", [Column("row"), *(Column(stage, "number") for stage in stages)], body),
+            table(
+                "Median of each stage, ms",
+                [Column("row"), *(Column(stage, "number") for stage in stages)],
+                body,
+            ),
         ]
     return blocks
 
@@ -127,10 +199,16 @@ def _operators(result: BenchResult) -> list[Markup]:
     by_id = {row.id: row for row in result.rows}
     blocks: list[Markup] = []
     for row_id, profile in result.profiles.items():
-        operators = sorted(profile.get("operators", []), key=lambda operator: -float(operator.get("share") or 0))
+        operators = sorted(
+            profile.get("operators", []), key=lambda operator: -float(operator.get("share") or 0)
+        )
         if not operators:
             continue
-        name = f"{full_name(by_id[row_id])}, scope {by_id[row_id].scope}" if row_id in by_id else row_id
+        name = (
+            f"{full_name(by_id[row_id])}, scope {by_id[row_id].scope}"
+            if row_id in by_id
+            else row_id
+        )
         columns = [
             Column("operator", "short"),
             Column("share", "short"),
@@ -144,8 +222,17 @@ def _operators(result: BenchResult) -> list[Markup]:
         runs = f" in {profile['runs']} profiled runs" if profile.get("runs") is not None else ""
         clock = PROFILE_CLOCKS.get(str(profile.get("clock")), "")
         measured = f" Times are {clock}." if clock else ""
-        note = f"{name}{runs}.{measured} Profiling itself takes time: the shares count, not the sums."
-        blocks += [paragraph(note), table("Time by kernel" if profile.get("rows") == "kernels" else "Time by operator", columns, body)]
+        note = (
+            f"{name}{runs}.{measured} Profiling itself takes time: the shares count, not the sums."
+        )
+        blocks += [
+            paragraph(note),
+            table(
+                "Time by kernel" if profile.get("rows") == "kernels" else "Time by operator",
+                columns,
+                body,
+            ),
+        ]
     return blocks
 
 
@@ -154,7 +241,9 @@ def _operator(operator: Mapping[str, Any]) -> TableRow:
     return TableRow(
         (
             Cell(str(operator.get("operator", MISSING))),
-            Cell(MISSING) if share is None else Cell(f"{share:.1%}", share=min(1.0, max(0.0, float(share)))),
+            Cell(MISSING)
+            if share is None
+            else Cell(f"{share:.1%}", share=min(1.0, max(0.0, float(share)))),
             Cell(str(operator.get("nodes", MISSING))),
             Cell(MISSING if took is None else f"{took:,.1f}"),
             Cell(str(operator.get("provider") or MISSING)),
@@ -163,8 +252,16 @@ def _operator(operator: Mapping[str, Any]) -> TableRow:
 
 
 def _rest(operators: Sequence[Mapping[str, Any]]) -> TableRow:
-    sums = {name: sum(float(operator.get(name) or 0) for operator in operators) for name in ("nodes", "us", "share")}
-    rest = {"operator": f"{len(operators)} others", "nodes": int(sums["nodes"]), "us": sums["us"], "share": sums["share"]}
+    sums = {
+        name: sum(float(operator.get(name) or 0) for operator in operators)
+        for name in ("nodes", "us", "share")
+    }
+    rest = {
+        "operator": f"{len(operators)} others",
+        "nodes": int(sums["nodes"]),
+        "us": sums["us"],
+        "share": sums["share"],
+    }
     return TableRow(_operator(rest).cells, "dim")
 
 
@@ -174,24 +271,44 @@ def _sustained(result: BenchResult) -> list[Markup]:
         return []
     row = next((row for row in result.rows if row.id == run.row), None)
     settled, drift, grown = run.settled, run.drift, run.memory_growth_bytes
-    after = Cell("", badges=(Badge("never settled", "warn"),)) if settled is None else Cell(f"after {run.windows[settled].start_s:.0f} s")
+    after = (
+        Cell("", badges=(Badge("never settled", "warn"),))
+        if settled is None
+        else Cell(f"after {run.windows[settled].start_s:.0f} s")
+    )
     verdict = Cell(MISSING, title="fewer than eight windows")
     if drift is not None:
         tone = Badge(drift.verdict, "good" if drift.verdict == "steady" else "warn")
-        verdict = Cell(f"last quarter / first quarter {drift.ratio:.3f} {interval(drift.low, drift.high, 3)}", badges=(tone,))
+        verdict = Cell(
+            f"last quarter / first quarter {drift.ratio:.3f} {interval(drift.low, drift.high, 3)}",
+            badges=(tone,),
+        )
     runs = sum(len(window.latencies_ns) for window in run.windows)
     pairs = [
         ("configuration", Cell(run.row if row is None else f"{full_name(row)}, scope {row.scope}")),
-        ("length", Cell(f"{run.asked_s:.0f} s asked for, {counted(len(run.windows), 'window')}, {runs:,} runs")),
+        (
+            "length",
+            Cell(
+                f"{run.asked_s:.0f} s asked for, {counted(len(run.windows), 'window')}, {runs:,} runs"
+            ),
+        ),
         ("settled", after),
         *(
-            (f"p{percent} of all runs" if settled is None else f"steady p{percent}", Cell(f"{milliseconds(run.steady_ms(percent))} ms"))
+            (
+                f"p{percent} of all runs" if settled is None else f"steady p{percent}",
+                Cell(f"{milliseconds(run.steady_ms(percent))} ms"),
+            )
             for percent in (50, 90, 99)
         ),
         ("drift of p50", verdict),
-        ("memory growth", Cell(MISSING, title="not told") if grown is None else Cell(f"{mib(grown, 1)} MiB")),
+        (
+            "memory growth",
+            Cell(MISSING, title="not told") if grown is None else Cell(f"{mib(grown, 1)} MiB"),
+        ),
     ]
-    seen = run.reasons or ["nothing was seen that would change the clock or the temperature, as far as the device tells"]
+    seen = run.reasons or [
+        "nothing was seen that would change the clock or the temperature, as far as the device tells"
+    ]
     told = [
         Column("from, s", "number"),
         Column("runs", "number"),
@@ -205,7 +322,9 @@ def _sustained(result: BenchResult) -> list[Markup]:
                 Cell(f"{window.start_s:.1f}"),
                 Cell(str(len(window.latencies_ns))),
                 Cell(milliseconds(window.median_ns / 1e6)),
-                Cell(MISSING if window.frequency_khz is None else f"{window.frequency_khz / 1e6:.2f}"),
+                Cell(
+                    MISSING if window.frequency_khz is None else f"{window.frequency_khz / 1e6:.2f}"
+                ),
                 Cell(MISSING if window.temperature_c is None else f"{window.temperature_c:.1f}"),
             )
         )

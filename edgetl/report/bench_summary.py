@@ -29,7 +29,19 @@ from edgetl.report.bench_words import (
     speedup_of,
     titles,
 )
-from edgetl.report.page import Badge, Cell, Column, Group, Section, TableRow, bullets, card, grid, paragraph, table
+from edgetl.report.page import (
+    Badge,
+    Cell,
+    Column,
+    Group,
+    Section,
+    TableRow,
+    bullets,
+    card,
+    grid,
+    paragraph,
+    table,
+)
 
 Entry = tuple[BenchResult, Row]
 OTHER_DEVICE = Badge("another device")
@@ -37,7 +49,10 @@ OTHER_DEVICE = Badge("another device")
 
 def summary_section(results: Sequence[BenchResult]) -> Section:
     """What each result says, with the doubts that belong to it."""
-    cards = [_card(title, result, results[0]) for title, result in zip(titles(results), results, strict=True)]
+    cards = [
+        _card(title, result, results[0])
+        for title, result in zip(titles(results), results, strict=True)
+    ]
     return Section("summary", "Summary", (grid("cards", cards),))
 
 
@@ -53,7 +68,11 @@ def sentence(result: BenchResult) -> str:
     pair = speedup_of(result, row.id)
     answers = f"{full_name(row)} answers in {milliseconds(row.percentile_ms(50))} ms (p50{told}, scope {row.scope})"
     text = f"{model_name(result)} on {device_and_host(result.device)}: {answers}"
-    return f"{text}, {_against(result, pair)}." if pair else f"{text}; no baseline was measured beside it."
+    return (
+        f"{text}, {_against(result, pair)}."
+        if pair
+        else f"{text}; no baseline was measured beside it."
+    )
 
 
 def table_section(results: Sequence[BenchResult]) -> Section:
@@ -61,7 +80,9 @@ def table_section(results: Sequence[BenchResult]) -> Section:
     groups: dict[tuple[str, str, str], list[Entry]] = {}
     for result in results:
         for row in result.rows:
-            groups.setdefault((model_key(result, row), row.scope, input_shape(row)), []).append((result, row))
+            groups.setdefault((model_key(result, row), row.scope, input_shape(row)), []).append(
+                (result, row)
+            )
     every = [entry for entries in groups.values() for entry in entries]
     columns = [(column, cell) for column, cell, wanted in _columns() if wanted(every)]
     body = []
@@ -70,13 +91,34 @@ def table_section(results: Sequence[BenchResult]) -> Section:
         for device, result in zip(titles(results), results, strict=True):
             rows = [row for own, row in entries if own is result]
             if rows:
-                cells = (TableRow(tuple(cell((result, row)) for _, cell in columns), "dim" if row.failed else "") for row in rows)
-                badges = (noise_badge(result), *(() if same_device(result, results[0]) else (OTHER_DEVICE,)))
+                cells = (
+                    TableRow(
+                        tuple(cell((result, row)) for _, cell in columns),
+                        "dim" if row.failed else "",
+                    )
+                    for row in rows
+                )
+                badges = (
+                    noise_badge(result),
+                    *(() if same_device(result, results[0]) else (OTHER_DEVICE,)),
+                )
                 body.append(Group(tuple(cells), title, device, badges))
                 title = ""
-    blocks = [] if len(groups) == 1 else [paragraph("Rows are comparable within a group only: the groups differ in model, scope or input.")]
+    blocks = (
+        []
+        if len(groups) == 1
+        else [
+            paragraph(
+                "Rows are comparable within a group only: the groups differ in model, scope or input."
+            )
+        ]
+    )
     if any(not same_device(result, results[0]) for result in results):
-        blocks.append(paragraph("Rows of different devices compare devices, not runtimes; a speed-up is always within one device."))
+        blocks.append(
+            paragraph(
+                "Rows of different devices compare devices, not runtimes; a speed-up is always within one device."
+            )
+        )
     blocks.append(table("All configurations measured", [column for column, _ in columns], body))
     blocks.append(paragraph(" ".join(_table_notes(every)), "note"))
     return Section("table", "All results", tuple(blocks))
@@ -89,7 +131,9 @@ def _card(title: str, result: BenchResult, first: BenchResult) -> Markup:
         row = result.row(chosen.latency.row)
         spread = row.p50_interval_ms
         small = "" if spread is None else interval(*spread, _digits(spread[0]))
-        keys.append(("p50, one call", Cell(f"{milliseconds(row.percentile_ms(50))} ms", small=small)))
+        keys.append(
+            ("p50, one call", Cell(f"{milliseconds(row.percentile_ms(50))} ms", small=small))
+        )
         pair = speedup_of(result, row.id)
         if pair is not None:
             baseline = result.row(pair.baseline)
@@ -98,9 +142,16 @@ def _card(title: str, result: BenchResult, first: BenchResult) -> Markup:
     badges = [noise_badge(result)]
     badges += [] if same_device(result, first) else [OTHER_DEVICE]
     badges += [Badge("interrupted", "warn")] if result.interrupted else []
-    badges += [Badge("not steady", "warn")] if any(row.rounds and not row.steady for row in result.rows) else []
+    badges += (
+        [Badge("not steady", "warn")]
+        if any(row.rounds and not row.steady for row in result.rows)
+        else []
+    )
     badges += [Badge("gate failed", "bad")] if result.failed else []
-    badges += [Badge(f"{judged.limit} {judged.outcome}", OUTCOME_TONES[judged.outcome]) for judged in result.judged]
+    badges += [
+        Badge(f"{judged.limit} {judged.outcome}", OUTCOME_TONES[judged.outcome])
+        for judged in result.judged
+    ]
     blocks = [paragraph("", badges=badges), paragraph(sentence(result))]
     doubts = [
         *_fastest_pytorch(result),
@@ -115,7 +166,10 @@ def _against(result: BenchResult, pair: Comparison) -> str:
     baseline = result.row(pair.baseline)
     against = f"{baseline.runtime} {baseline.variant}"
     ratio = f"{pair.speedup.ratio:.2f} {interval(pair.speedup.low, pair.speedup.high, 2)} times as fast as {against}"
-    undecided = {"inconclusive": "inconclusive, the interval holds 1", "noisy": "not decided, the device was too noisy"}
+    undecided = {
+        "inconclusive": "inconclusive, the interval holds 1",
+        "noisy": "not decided, the device was too noisy",
+    }
     return f"{ratio} ({undecided.get(pair.verdict, pair.verdict)})"
 
 
@@ -124,7 +178,11 @@ def _fastest_pytorch(result: BenchResult) -> list[str]:
     chosen = result.recommendation
     if chosen is None:
         return []
-    pairs = [pair for pair in result.comparisons if pair.candidate == chosen.latency.row and pair.earlier is None]
+    pairs = [
+        pair
+        for pair in result.comparisons
+        if pair.candidate == chosen.latency.row and pair.earlier is None
+    ]
     pairs = [pair for pair in pairs if result.row(pair.baseline).runtime == "pytorch"]
     if not pairs:
         return []
@@ -133,7 +191,9 @@ def _fastest_pytorch(result: BenchResult) -> list[str]:
     if row.variant == EAGER:
         return []
     p50 = milliseconds(row.percentile_ms(50))
-    return [f"Fastest PyTorch baseline: {row.variant}, p50 {p50} ms; the recommended row is {_against(result, fastest)}."]
+    return [
+        f"Fastest PyTorch baseline: {row.variant}, p50 {p50} ms; the recommended row is {_against(result, fastest)}."
+    ]
 
 
 def _alternatives(result: BenchResult) -> list[str]:
@@ -142,21 +202,35 @@ def _alternatives(result: BenchResult) -> list[str]:
         return []
     found = []
     if chosen.throughput.row != chosen.latency.row:
-        found.append(f"Most images a second: {names[chosen.throughput.row]}, {rate(chosen.throughput.images_per_second)} images/s.")
+        found.append(
+            f"Most images a second: {names[chosen.throughput.row]}, {rate(chosen.throughput.images_per_second)} images/s."
+        )
     if chosen.latency.as_fast:
-        found.append(f"Not shown to be slower: {joined([names[row] for row in chosen.latency.as_fast])}.")
+        found.append(
+            f"Not shown to be slower: {joined([names[row] for row in chosen.latency.as_fast])}."
+        )
     return found
 
 
 def _failures(result: BenchResult) -> list[str]:
-    seen = {f"{row.runtime} {row.variant}": str(row.gate.get("reason", "no reason is told")) for row in result.failed}
-    return [f"{name} was not timed, its reference images did not pass: {reason}." for name, reason in seen.items()]
+    seen = {
+        f"{row.runtime} {row.variant}": str(row.gate.get("reason", "no reason is told"))
+        for row in result.failed
+    }
+    return [
+        f"{name} was not timed, its reference images did not pass: {reason}."
+        for name, reason in seen.items()
+    ]
 
 
 def _group_heading(number: int, entries: Sequence[Entry]) -> str:
     result, row = entries[0]
     models = dict.fromkeys(model_name(other) for other, _ in entries)
-    identity = f"run {result.model['run_id']}" if result.model.get("run_id") else f"file {row.file_sha256[:12]}"
+    identity = (
+        f"run {result.model['run_id']}"
+        if result.model.get("run_id")
+        else f"file {row.file_sha256[:12]}"
+    )
     return f"Group {number}: {joined(list(models))} ({identity}), scope {row.scope}, input {input_shape(row) or 'not told'}"
 
 
@@ -166,45 +240,84 @@ def _columns() -> list[tuple[Column, Callable[[Entry], Cell], Callable[[Sequence
 
     return [
         (Column("configuration"), lambda entry: _configuration(entry[1]), always),
-        (Column("p50 ms", "number", "median latency and its 95% interval"), lambda entry: _p50(entry[1]), always),
+        (
+            Column("p50 ms", "number", "median latency and its 95% interval"),
+            lambda entry: _p50(entry[1]),
+            always,
+        ),
         (Column("p90 ms", "number"), lambda entry: _percentile(entry[1], 90), always),
         (Column("p99 ms", "number"), lambda entry: _percentile(entry[1], 99), always),
-        (Column("images/s", "number"), lambda entry: Cell(rate(entry[1].images_per_second)), always),
-        (Column("speed-up", "short", "baseline p50 / p50 with its 95% interval and verdict"), _speedup, always),
         (
-            Column("cold ms", "number", "import, session and first answer of a fresh process, files in the page cache"),
+            Column("images/s", "number"),
+            lambda entry: Cell(rate(entry[1].images_per_second)),
+            always,
+        ),
+        (
+            Column("speed-up", "short", "baseline p50 / p50 with its 95% interval and verdict"),
+            _speedup,
+            always,
+        ),
+        (
+            Column(
+                "cold ms",
+                "number",
+                "import, session and first answer of a fresh process, files in the page cache",
+            ),
             lambda entry: _cold(entry[1]),
             always,
         ),
-        (Column("peak MiB", "number", "largest resident memory of the process"), lambda entry: _peak(entry[1]), always),
+        (
+            Column("peak MiB", "number", "largest resident memory of the process"),
+            lambda entry: _peak(entry[1]),
+            always,
+        ),
         (
             Column("growth MiB", "number", "resident memory gained during a block, after warm-up"),
             lambda entry: Cell(mib(entry[1].memory_growth_bytes, 1)),
             lambda every: any(row.memory_growth_bytes is not None for _, row in every),
         ),
-        (Column("file MB", "number"), lambda entry: Cell(f"{entry[1].file_bytes / 1e6:.1f}"), always),
+        (
+            Column("file MB", "number"),
+            lambda entry: Cell(f"{entry[1].file_bytes / 1e6:.1f}"),
+            always,
+        ),
         (
             Column("energy mJ/image", "short", "by the counter named, idle power included"),
             lambda entry: _energy(entry[1]),
             lambda every: any(row.energy_mj() for _, row in every),
         ),
         (
-            Column("GPU", "short", "right after the blocks: lowest and highest SM clock, otherwise the largest value of all rounds"),
+            Column(
+                "GPU",
+                "short",
+                "right after the blocks: lowest and highest SM clock, otherwise the largest value of all rounds",
+            ),
             lambda entry: Cell(gpu_summary(entry[1].gpu()) if entry[1].gpu() else MISSING),
             lambda every: any(row.gpu() for _, row in every),
         ),
-        (Column("reference images", "short", "the gate before the clock"), lambda entry: _gate(entry[1]), always),
+        (
+            Column("reference images", "short", "the gate before the clock"),
+            lambda entry: _gate(entry[1]),
+            always,
+        ),
     ]
 
 
 def _p50(row: Row) -> Cell:
     spread = row.p50_interval_ms
-    return Cell(milliseconds(row.percentile_ms(50)), small="" if spread is None else interval(*spread, _digits(spread[0])))
+    return Cell(
+        milliseconds(row.percentile_ms(50)),
+        small="" if spread is None else interval(*spread, _digits(spread[0])),
+    )
 
 
 def _percentile(row: Row, percent: int) -> Cell:
     value = row.percentile_ms(percent)
-    withheld = f"withheld: {len(row.latencies_ns)} runs do not support a p{percent}" if row.rounds else "not timed"
+    withheld = (
+        f"withheld: {len(row.latencies_ns)} runs do not support a p{percent}"
+        if row.rounds
+        else "not timed"
+    )
     return Cell(milliseconds(value), title=withheld if value is None else "")
 
 
@@ -228,7 +341,11 @@ def _speedup(entry: Entry) -> Cell:
 
 def _cold(row: Row) -> Cell:
     cold = row.cold()
-    return Cell(f"{cold['total_ms']:.0f}", small=f"{cold['session_ms']:.0f} session") if cold else Cell(MISSING, title="not measured")
+    return (
+        Cell(f"{cold['total_ms']:.0f}", small=f"{cold['session_ms']:.0f} session")
+        if cold
+        else Cell(MISSING, title="not measured")
+    )
 
 
 def _peak(row: Row) -> Cell:
@@ -247,16 +364,27 @@ def _gate(row: Row) -> Cell:
         return Cell("", badges=(Badge("not checked", "warn"),))
     difference = row.gate.get("max_logit_difference")
     small = "" if difference is None else f"|Δlogit| {difference:.1g}"
-    return Cell(f"{row.gate.get('top1_agreement', MISSING)}/{row.gate.get('images', MISSING)} agree", small=small)
+    return Cell(
+        f"{row.gate.get('top1_agreement', MISSING)}/{row.gate.get('images', MISSING)} agree",
+        small=small,
+    )
 
 
 def _table_notes(every: Sequence[Entry]) -> list[str]:
-    withheld = [percent for percent in (90, 99) if any(row.rounds and row.percentile_ms(percent) is None for _, row in every)]
+    withheld = [
+        percent
+        for percent in (90, 99)
+        if any(row.rounds and row.percentile_ms(percent) is None for _, row in every)
+    ]
     notes = ["Intervals are 95%."]
     if any(row.rate is not None for _, row in every):
-        notes.append("Rows without arrivals/s are a single stream, in which a call follows on the one before.")
+        notes.append(
+            "Rows without arrivals/s are a single stream, in which a call follows on the one before."
+        )
     if withheld:
-        told = joined([f"p{percent} needs {PERCENTILE_SUPPORT[percent]} runs" for percent in withheld])
+        told = joined(
+            [f"p{percent} needs {PERCENTILE_SUPPORT[percent]} runs" for percent in withheld]
+        )
         notes.append(f"{MISSING} under p90 or p99: withheld, too few runs support it ({told}).")
     notes.append(f"{MISSING} elsewhere: not measured, or the device does not tell.")
     if not any(row.energy_mj() for _, row in every):

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 def sweep_rows(rows: Sequence[Row]) -> list[Row]:
     """The single-stream rows of the scopes in which more than one batch or number of threads was measured."""
     timed = [row for row in rows if row.rounds and row.rate is None]
-    swept = {scope for scope in {row.scope for row in timed} if len({(row.batch, row.threads) for row in timed if row.scope == scope}) > 1}
+    swept = {
+        scope
+        for scope in {row.scope for row in timed}
+        if len({(row.batch, row.threads) for row in timed if row.scope == scope}) > 1
+    }
     return [row for row in timed if row.scope in swept]
 
 
@@ -39,8 +43,24 @@ def draw_sweeps(rows: Sequence[Row]) -> list[Markup]:
             part = [row for row in own if getattr(row, fixed) == value]
             if len({getattr(row, across) for row in part}) > 1:
                 where = f"scope {scope}, {fixed} {value}"
-                drawn.append(_over(f"p50 over {across} ({where})", part, across, "p50, ms", lambda row: row.percentile_ms(50)))
-                drawn.append(_over(f"Images/s over {across} ({where})", part, across, "images/s", lambda row: row.images_per_second))
+                drawn.append(
+                    _over(
+                        f"p50 over {across} ({where})",
+                        part,
+                        across,
+                        "p50, ms",
+                        lambda row: row.percentile_ms(50),
+                    )
+                )
+                drawn.append(
+                    _over(
+                        f"Images/s over {across} ({where})",
+                        part,
+                        across,
+                        "images/s",
+                        lambda row: row.images_per_second,
+                    )
+                )
     return drawn
 
 
@@ -50,7 +70,13 @@ def draw_sustained(title: str, run: Sustained) -> Markup:
     beneath = [
         (name, values)
         for name, values in (
-            ("clock, GHz", [None if window.frequency_khz is None else window.frequency_khz / 1e6 for window in windows]),
+            (
+                "clock, GHz",
+                [
+                    None if window.frequency_khz is None else window.frequency_khz / 1e6
+                    for window in windows
+                ],
+            ),
             ("°C", [window.temperature_c for window in windows]),
         )
         if any(value is not None for value in values)
@@ -58,13 +84,17 @@ def draw_sustained(title: str, run: Sustained) -> Markup:
     settled = run.settled
 
     def paint(drawing: Figure) -> None:
-        panels = drawing.subplots(1 + len(beneath), 1, sharex=True, squeeze=False, height_ratios=[3, *[1] * len(beneath)])[:, 0]
+        panels = drawing.subplots(
+            1 + len(beneath), 1, sharex=True, squeeze=False, height_ratios=[3, *[1] * len(beneath)]
+        )[:, 0]
         _latency_panel(panels[0], windows, settled)
         for axes, (name, values), colour in zip(panels[1:], beneath, (ORANGE, AMBER), strict=False):
             _state_panel(axes, windows, values, name, colour)
         panels[-1].set_xlabel("seconds since the start")
 
-    told = "it never settled" if settled is None else f"settled after {windows[settled].start_s:.0f} s"
+    told = (
+        "it never settled" if settled is None else f"settled after {windows[settled].start_s:.0f} s"
+    )
     label = f"Latency over {windows[-1].start_s:.0f} s without a pause: {told}, p50 {milliseconds(run.steady_ms(50))} ms"
     key = [(LINES[1].mark, "p50 of a window"), (patch_mark(GREY), "middle 80% of a window's runs")]
     caption = "Dotted: from here on it is steady." if settled else ""
@@ -75,7 +105,10 @@ def _latency_panel(axes: Axes, windows: Sequence[Window], settled: int | None) -
     times = [window.start_s for window in windows]
     low = [(percentile(window.latencies_ns, 10) or 0) / 1e6 for window in windows]
     # The mirrored 10% is the 90%; it is drawn as a band here, not stated as a figure, so it is not withheld.
-    high = [-(percentile([-value for value in window.latencies_ns], 10) or 0) / 1e6 for window in windows]
+    high = [
+        -(percentile([-value for value in window.latencies_ns], 10) or 0) / 1e6
+        for window in windows
+    ]
     medians = [window.median_ns / 1e6 for window in windows]
     axes.fill_between(times, low, high, color=GREY, alpha=0.35, linewidth=0)
     axes.plot(times, medians, color=BLUE)
@@ -86,19 +119,30 @@ def _latency_panel(axes: Axes, windows: Sequence[Window], settled: int | None) -
     axes.grid(axis="y")
 
 
-def _state_panel(axes: Axes, windows: Sequence[Window], values: Sequence[float | None], name: str, colour: str) -> None:
+def _state_panel(
+    axes: Axes, windows: Sequence[Window], values: Sequence[float | None], name: str, colour: str
+) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.plot([window.start_s for window in windows], [float("nan") if value is None else value for value in values], color=colour)
+    axes.plot(
+        [window.start_s for window in windows],
+        [float("nan") if value is None else value for value in values],
+        color=colour,
+    )
     axes.set_ylabel(name)
     axes.yaxis.set_major_locator(MaxNLocator(3, min_n_ticks=2))
     axes.grid(axis="y")
     known = [value for value in values if value is not None]
-    middle, reach = (max(known) + min(known)) / 2, max((max(known) - min(known)) * 0.6, 0.02 * max(known), 0.01)
+    middle, reach = (
+        (max(known) + min(known)) / 2,
+        max((max(known) - min(known)) * 0.6, 0.02 * max(known), 0.01),
+    )
     axes.set_ylim(middle - reach, middle + reach)
 
 
-def _over(title: str, rows: Sequence[Row], across: str, what: str, value: Callable[[Row], float | None]) -> Markup:
+def _over(
+    title: str, rows: Sequence[Row], across: str, what: str, value: Callable[[Row], float | None]
+) -> Markup:
     several = len({row.provider for row in rows if row.runtime != "pytorch"}) > 1
     series: dict[str, list[Row]] = {}
     for row in rows:
@@ -113,7 +157,9 @@ def _over(title: str, rows: Sequence[Row], across: str, what: str, value: Callab
         for index, own in enumerate(series.values()):
             points = sorted((getattr(row, across), value(row) or 0.0) for row in own)
             style: dict[str, Any] = LINES[index % len(LINES)].style
-            axes.plot([x for x, _ in points], [y for _, y in points], marker="o", markersize=4, **style)
+            axes.plot(
+                [x for x, _ in points], [y for _, y in points], marker="o", markersize=4, **style
+            )
         figures = [value(row) or 0.0 for row in rows]
         axes.set_xscale("log", base=2)
         axes.set_xticks(places, [str(place) for place in places])

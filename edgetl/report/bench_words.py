@@ -12,7 +12,12 @@ from edgetl.core.rows import Row
 from edgetl.core.wording import MISSING, counted, device_name
 from edgetl.report.page import Badge, Cell, Tone
 
-VERDICT_TONES: Mapping[str, Tone] = {"faster": "good", "slower": "bad", "inconclusive": "warn", "noisy": "warn"}
+VERDICT_TONES: Mapping[str, Tone] = {
+    "faster": "good",
+    "slower": "bad",
+    "inconclusive": "warn",
+    "noisy": "warn",
+}
 OUTCOME_TONES: Mapping[str, Tone] = {"held": "good", "broken": "bad", "undecided": "warn"}
 
 
@@ -29,13 +34,18 @@ def device_and_host(device: Mapping[str, Any]) -> str:
 
 def same_device(one: BenchResult, other: BenchResult) -> bool:
     """Whether both were measured on the same device, as far as it tells."""
-    return all(one.device.get(name) == other.device.get(name) for name in ("host", "board", "cpu", "machine", "cores"))
+    return all(
+        one.device.get(name) == other.device.get(name)
+        for name in ("host", "board", "cpu", "machine", "cores")
+    )
 
 
 def titles(results: Sequence[BenchResult]) -> list[str]:
     """One title a result, numbered where there are several."""
     named = [f"{model_name(result)} on {device_and_host(result.device)}" for result in results]
-    return named if len(named) == 1 else [f"{number}. {name}" for number, name in enumerate(named, 1)]
+    return (
+        named if len(named) == 1 else [f"{number}. {name}" for number, name in enumerate(named, 1)]
+    )
 
 
 def model_key(result: BenchResult, row: Row) -> str:
@@ -58,8 +68,20 @@ def row_names(rows: Sequence[Row]) -> dict[str, str]:
         "rate": lambda row: "" if row.rate is None else f"{row.rate:g}/s",
     }
     # PyTorch's provider differs from ONNX Runtime's even where both are the same processor.
-    telling = [name for name in parts if len({getattr(row, name) for row in rows if name != "provider" or row.runtime != "pytorch"}) > 1]
-    return {row.id: ", ".join(filter(None, [f"{row.runtime} {row.variant}", *(parts[name](row) for name in telling)])) for row in rows}
+    telling = [
+        name
+        for name in parts
+        if len(
+            {getattr(row, name) for row in rows if name != "provider" or row.runtime != "pytorch"}
+        )
+        > 1
+    ]
+    return {
+        row.id: ", ".join(
+            filter(None, [f"{row.runtime} {row.variant}", *(parts[name](row) for name in telling)])
+        )
+        for row in rows
+    }
 
 
 def full_name(row: Row) -> str:
@@ -70,14 +92,20 @@ def full_name(row: Row) -> str:
 
 def speedup_of(result: BenchResult, row_id: str) -> Comparison | None:
     """The row against eager PyTorch, or where that was not measured against another baseline of the same run."""
-    beside = (pair for pair in result.comparisons if pair.candidate == row_id and pair.earlier is None)
+    beside = (
+        pair for pair in result.comparisons if pair.candidate == row_id and pair.earlier is None
+    )
     return result.against_eager(row_id) or next(beside, None)
 
 
 def speedup_cell(pair: Comparison) -> Cell:
     """Ratio, interval and verdict."""
     ratio = f"{pair.speedup.ratio:.2f}×"
-    return Cell(ratio, small=interval(pair.speedup.low, pair.speedup.high, 2), badges=(verdict_badge(pair.verdict),))
+    return Cell(
+        ratio,
+        small=interval(pair.speedup.low, pair.speedup.high, 2),
+        badges=(verdict_badge(pair.verdict),),
+    )
 
 
 def verdict_badge(verdict: str) -> Badge:
@@ -112,12 +140,22 @@ def mib(value: float | None, digits: int = 0) -> str:
 
 def joined(parts: Sequence[str], last: str = "and") -> str:
     """`a, b and c`."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}" if parts else ""
+    return (
+        parts[0]
+        if len(parts) == 1
+        else f"{', '.join(parts[:-1])} {last} {parts[-1]}"
+        if parts
+        else ""
+    )
 
 
 def told_cell(value: Any) -> Cell:
     """A recorded value, or the dash where it was not told."""
-    return Cell(MISSING, title="not told") if value is None or value in ("", [], {}) else Cell(text_of(value))
+    return (
+        Cell(MISSING, title="not told")
+        if value is None or value in ("", [], {})
+        else Cell(text_of(value))
+    )
 
 
 def text_of(value: Any) -> str:

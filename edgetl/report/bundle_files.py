@@ -109,12 +109,19 @@ class BundleCard:
     @property
     def best(self) -> BundledVariant:
         """The recommended variant, or the first where none is."""
-        return next((variant for variant in self.variants if variant.name == self.recommended), self.variants[0])
+        return next(
+            (variant for variant in self.variants if variant.name == self.recommended),
+            self.variants[0],
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the hashes, with plain names and values."""
         left_out = ("directory", "golden", "others")
-        told = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in left_out}
+        told = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in left_out
+        }
         variants = [asdict(variant) for variant in self.variants]
         return {
             "path": str(self.directory.path),
@@ -132,13 +139,19 @@ class BundleCard:
         """
         path = self.directory.path / file
         if not path.resolve().is_relative_to(self.directory.path.resolve()):
-            raise BundleError(f"bundle.json names a file outside the bundle: {file}. Do not use this bundle.")
+            raise BundleError(
+                f"bundle.json names a file outside the bundle: {file}. Do not use this bundle."
+            )
         return path
 
     @property
     def files(self) -> dict[str, str]:
         """Every file that the manifest vouches for: name to SHA-256."""
-        return {**{variant.file: variant.sha256 for variant in self.variants}, **self.others, **self.golden}
+        return {
+            **{variant.file: variant.sha256 for variant in self.variants},
+            **self.others,
+            **self.golden,
+        }
 
     @cached_property
     def states(self) -> dict[str, State]:
@@ -156,7 +169,9 @@ class BundleCard:
         try:
             return "as proven" if sha256_file(path) == sha256 else "altered"
         except OSError as cause:
-            raise BundleError(f"{path} cannot be read ({cause.strerror or cause}). Copy the bundle again.") from cause
+            raise BundleError(
+                f"{path} cannot be read ({cause.strerror or cause}). Copy the bundle again."
+            ) from cause
 
 
 def read_bundle(path: Path) -> BundleCard:
@@ -170,8 +185,16 @@ def read_bundle(path: Path) -> BundleCard:
     try:
         json.dumps(manifest, allow_nan=False)
         golden = manifest["golden"]
-        clients = [manifest["client"], manifest.get("cpp_client"), *manifest.get("web", {}).get("files", [])]
-        others = [*clients, golden["logits"], *(entry["report"].get("ort") for entry in manifest["variants"])]
+        clients = [
+            manifest["client"],
+            manifest.get("cpp_client"),
+            *manifest.get("web", {}).get("files", []),
+        ]
+        others = [
+            *clients,
+            golden["logits"],
+            *(entry["report"].get("ort") for entry in manifest["variants"]),
+        ]
         card = BundleCard(
             directory=directory,
             model=str(manifest["run"]["model"]),
@@ -182,7 +205,10 @@ def read_bundle(path: Path) -> BundleCard:
             preprocessing=Preprocessing.from_json(manifest["preprocessing"]),
             variants=tuple(_variant(entry) for entry in manifest["variants"]),
             recommended=manifest.get("recommended", manifest["variants"][0]["name"]),
-            against={str(name): str(reason) for name, reason in manifest.get("not_recommended", {}).items()},
+            against={
+                str(name): str(reason)
+                for name, reason in manifest.get("not_recommended", {}).items()
+            },
             golden_kind=str(golden["kind"]),
             golden_tolerance=float(golden["tolerance"]),
             golden={str(image["file"]): str(image["sha256"]) for image in golden["images"]},
@@ -190,9 +216,13 @@ def read_bundle(path: Path) -> BundleCard:
             versions=dict(manifest.get("versions", {})),
         )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, ConfigError) as cause:
-        raise BundleError(f"{directory.manifest} is broken: {cause!r}. Export the bundle again with `edgetl export`.") from cause
+        raise BundleError(
+            f"{directory.manifest} is broken: {cause!r}. Export the bundle again with `edgetl export`."
+        ) from cause
     if not card.labels:
-        raise BundleError(f"{directory.manifest} names no labels. Export the bundle again with `edgetl export`.")
+        raise BundleError(
+            f"{directory.manifest} names no labels. Export the bundle again with `edgetl export`."
+        )
     return card
 
 
@@ -215,7 +245,9 @@ def _proof(entry: Mapping[str, Any] | None) -> Proof | None:
     if not entry:
         return None
     tolerance, agreement = _maybe(entry.get("tolerance")), _maybe(entry.get("top1_agreement"))
-    return Proof(int(entry["images"]), str(entry["kind"]), float(entry["max_abs_diff"]), tolerance, agreement)
+    return Proof(
+        int(entry["images"]), str(entry["kind"]), float(entry["max_abs_diff"]), tolerance, agreement
+    )
 
 
 def _accuracy(entry: Mapping[str, Any]) -> Accuracy | None:

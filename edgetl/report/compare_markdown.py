@@ -14,7 +14,12 @@ def compare_markdown(found: Experiment) -> str:
     shown = ", ".join(f"{sum(classes.values())} {part} images" for part, classes in counts.items())
     images = f"{found.data.get('folder', '')}: {len(found.classes)} classes, {shown}."
     lead = f"{images} {found.device.get('cpu') or 'unknown CPU'}; {found.created}."
-    return "\n\n".join(["# Transfer learning on your images", lead, said, *map(_table, all_tables(found))]) + "\n"
+    return (
+        "\n\n".join(
+            ["# Transfer learning on your images", lead, said, *map(_table, all_tables(found))]
+        )
+        + "\n"
+    )
 
 
 def _table(table: TextTable) -> str:
@@ -22,7 +27,9 @@ def _table(table: TextTable) -> str:
         f"## {table.title}",
         "",
         "| " + " | ".join(map(_cell, table.columns)) + " |",
-        "| " + " | ".join("---" if table.is_words(column) else "---:" for column in table.columns) + " |",
+        "| "
+        + " | ".join("---" if table.is_words(column) else "---:" for column in table.columns)
+        + " |",
         *("| " + " | ".join(map(_cell, row)) + " |" for row in table.rows),
     ]
     return "\n".join([*lines, "", table.note] if table.note else lines)

@@ -47,7 +47,13 @@ def hard_images(folder: Path, runs: Sequence[Run]) -> list[Hard]:
             if row["label"] != row["predicted"]:
                 wrong[row["path"], row["label"]].append(row["predicted"])
     found = [
-        Hard(path, label, tuple(sorted(set(answers), key=lambda answer: -answers.count(answer))), len(answers), read)
+        Hard(
+            path,
+            label,
+            tuple(sorted(set(answers), key=lambda answer: -answers.count(answer))),
+            len(answers),
+            read,
+        )
         for (path, label), answers in wrong.items()
     ]
     return sorted(found, key=lambda hard: (-hard.wrong, hard.path))

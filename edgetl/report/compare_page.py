@@ -10,7 +10,15 @@ from edgetl.core.layout import RunDirectory
 from edgetl.core.wording import counted, device_name, duration, percent
 from edgetl.report.compare_drawings import draw_courses, draw_sweep, draw_trade_off
 from edgetl.report.compare_mistakes import hard_images
-from edgetl.report.compare_tables import TextTable, conclusions, equal_time, results, timed_before, trade_off, verdicts
+from edgetl.report.compare_tables import (
+    TextTable,
+    conclusions,
+    equal_time,
+    results,
+    timed_before,
+    trade_off,
+    verdicts,
+)
 from edgetl.report.confusion_drawing import DRAWN, draw_matrix
 from edgetl.report.page import (
     Cell,
@@ -45,11 +53,29 @@ def compare_report(found: Experiment) -> str:
 def _sections(found: Experiment) -> list[Section]:
     return [
         _summary(found),
-        Section("strategies", "Strategies", tuple(block for network in found.networks for block in _strategies(found, network))),
+        Section(
+            "strategies",
+            "Strategies",
+            tuple(block for network in found.networks for block in _strategies(found, network)),
+        ),
         _courses(found),
-        _figures("latency", "Accuracy against latency", [draw_trade_off("Networks", found)], trade_off(found)),
-        _figures("freezing", "What freezing changes", [draw_sweep(network, found.rows_of(network)) for network in found.networks], None),
-        Section("differences", "Differences", tuple(_table(one) for one in (verdicts(found),) if one is not None)),
+        _figures(
+            "latency",
+            "Accuracy against latency",
+            [draw_trade_off("Networks", found)],
+            trade_off(found),
+        ),
+        _figures(
+            "freezing",
+            "What freezing changes",
+            [draw_sweep(network, found.rows_of(network)) for network in found.networks],
+            None,
+        ),
+        Section(
+            "differences",
+            "Differences",
+            tuple(_table(one) for one in (verdicts(found),) if one is not None),
+        ),
         _confusion(found),
         _mistakes(found),
         _method(found),
@@ -65,19 +91,37 @@ def _summary(found: Experiment) -> Section:
             continue
         reached = row.seconds_to(found.target_accuracy)
         keys = [
-            ("validation accuracy", Cell(percent(row.val_accuracy), f"{percent(row.ci95[0])} to {percent(row.ci95[1])}")),
+            (
+                "validation accuracy",
+                Cell(
+                    percent(row.val_accuracy), f"{percent(row.ci95[0])} to {percent(row.ci95[1])}"
+                ),
+            ),
             ("time", Cell(duration(row.seconds))),
-            (f"to {found.target_accuracy:.0%}", Cell("not reached" if reached is None else duration(reached))),
+            (
+                f"to {found.target_accuracy:.0%}",
+                Cell("not reached" if reached is None else duration(reached)),
+            ),
         ]
         one = found.deployment(network)
         if one is not None and one.p50_ms is not None:
             keys.append(("ONNX p50", Cell(f"{one.p50_ms:.2f} ms", "noisy" if one.noisy else "")))
         said = next((sentence for sentence in sentences if sentence.startswith(f"{network}: ")), "")
-        cards.append(card(network, keys, [paragraph(said.removeprefix(f"{network}: ").replace("`", ""))]))
-    rest = [sentence for sentence in sentences if not any(sentence.startswith(f"{network}: ") for network in found.networks)]
+        cards.append(
+            card(network, keys, [paragraph(said.removeprefix(f"{network}: ").replace("`", ""))])
+        )
+    rest = [
+        sentence
+        for sentence in sentences
+        if not any(sentence.startswith(f"{network}: ") for network in found.networks)
+    ]
     before = timed_before(found)
     budget = [] if before is None else [_table(before)]
-    return Section("result", "Result", (*([grid("cards", cards)] if cards else []), *([bullets(rest)] if rest else []), *budget))
+    return Section(
+        "result",
+        "Result",
+        (*([grid("cards", cards)] if cards else []), *([bullets(rest)] if rest else []), *budget),
+    )
 
 
 def _strategies(found: Experiment, network: str) -> list[Markup]:
@@ -88,11 +132,16 @@ def _strategies(found: Experiment, network: str) -> list[Markup]:
 
 
 def _courses(found: Experiment) -> Section:
-    drawn = [draw_courses(network, found.rows_of(network), found.target_accuracy) for network in found.networks]
+    drawn = [
+        draw_courses(network, found.rows_of(network), found.target_accuracy)
+        for network in found.networks
+    ]
     return Section("time", "Accuracy over time", (grid("figures", drawn),) if drawn else ())
 
 
-def _figures(anchor: str, title: str, drawn: list[Markup | None], below: TextTable | None) -> Section:
+def _figures(
+    anchor: str, title: str, drawn: list[Markup | None], below: TextTable | None
+) -> Section:
     shown = [one for one in drawn if one is not None]
     blocks = (grid("figures", shown), *([_table(below)] if below is not None else []))
     return Section(anchor, title, blocks if shown or below is not None else ())
@@ -115,20 +164,55 @@ def _mistakes(found: Experiment) -> Section:
     blocks: list[Markup] = []
     if hard:
         every = sum(one.wrong == one.runs for one in hard)
-        said = f"{counted(every, 'image')} that no pretrained run gets right; look at their labels first." if every else ""
-        blocks.append(paragraph(f"{counted(len(hard), 'validation image')} wrong in at least one pretrained run. {said}".strip()))
-        columns = (Column("image", "mono"), Column("label"), Column("taken for"), Column("wrong in", "number"))
+        said = (
+            f"{counted(every, 'image')} that no pretrained run gets right; look at their labels first."
+            if every
+            else ""
+        )
+        blocks.append(
+            paragraph(
+                f"{counted(len(hard), 'validation image')} wrong in at least one pretrained run. {said}".strip()
+            )
+        )
+        columns = (
+            Column("image", "mono"),
+            Column("label"),
+            Column("taken for"),
+            Column("wrong in", "number"),
+        )
         rows = [
-            TableRow((Cell(one.path), Cell(one.label), Cell(", ".join(one.answers)), Cell(f"{one.wrong} of {counted(one.runs, 'run')}")))
+            TableRow(
+                (
+                    Cell(one.path),
+                    Cell(one.label),
+                    Cell(", ".join(one.answers)),
+                    Cell(f"{one.wrong} of {counted(one.runs, 'run')}"),
+                )
+            )
             for one in hard[:_LISTED]
         ]
-        blocks.append(table("Images that pretrained runs get wrong, those that most get wrong first", columns, rows))
+        blocks.append(
+            table(
+                "Images that pretrained runs get wrong, those that most get wrong first",
+                columns,
+                rows,
+            )
+        )
     for network in found.networks:
         row = found.recommended(network)
-        sheet = None if row is None else sheet_uri(RunDirectory(found.folder / row.best.folder).plots / "mistakes.png")
+        sheet = (
+            None
+            if row is None
+            else sheet_uri(RunDirectory(found.folder / row.best.folder).plots / "mistakes.png")
+        )
         if row is not None and sheet is not None:
             title = f"{network}, {row.first.strategy}: the worst mistakes"
-            blocks.append(folded(title, [picture(title, sheet, "Photos with their label and what they were taken for")]))
+            blocks.append(
+                folded(
+                    title,
+                    [picture(title, sheet, "Photos with their label and what they were taken for")],
+                )
+            )
     return Section("mistakes", "Mistakes", tuple(blocks))
 
 
@@ -138,12 +222,30 @@ def _method(found: Experiment) -> Section:
     strategies = {row.first.strategy for row in found.rows}
     meanings = [(name, Cell(MEANINGS[name])) for name in MEANINGS if name in strategies]
     shown = [
-        ("runs", Cell(f"{len(found.runs)} of {len(found.planned)} ended; each in a process of its own with a new cache")),
-        ("epochs", Cell(f"{asked['epochs']} in every run" if budget is None else f"as many as fit into {duration(budget)}")),
+        (
+            "runs",
+            Cell(
+                f"{len(found.runs)} of {len(found.planned)} ended; each in a process of its own with a new cache"
+            ),
+        ),
+        (
+            "epochs",
+            Cell(
+                f"{asked['epochs']} in every run"
+                if budget is None
+                else f"as many as fit into {duration(budget)}"
+            ),
+        ),
         ("seeds", Cell(str(asked["seeds"]), "all on one split")),
         ("preset", Cell(str(recipe["preset"]))),
         ("weights", Cell(str(recipe["weights"]).replace("\\", "/").rstrip("/").rpartition("/")[2])),
-        ("images", Cell(str(found.data.get("fingerprint", ""))[:16], "fingerprint of paths, labels, split and pixels")),
+        (
+            "images",
+            Cell(
+                str(found.data.get("fingerprint", ""))[:16],
+                "fingerprint of paths, labels, split and pixels",
+            ),
+        ),
         ("device", Cell(device_name(found.device))),
         ("created", Cell(found.created, f"edgetl {found.edgetl}")),
     ]

@@ -29,23 +29,46 @@ class TextTable:
 
 def all_tables(found: Experiment) -> list[TextTable]:
     """Every table there is to show, in order."""
-    of_networks = [table for network in found.networks for table in (results(found, network), equal_time(found, network))]
-    return [table for table in (timed_before(found), *of_networks, trade_off(found), verdicts(found)) if table is not None]
+    of_networks = [
+        table
+        for network in found.networks
+        for table in (results(found, network), equal_time(found, network))
+    ]
+    return [
+        table
+        for table in (timed_before(found), *of_networks, trade_off(found), verdicts(found))
+        if table is not None
+    ]
 
 
 def timed_before(found: Experiment) -> TextTable | None:
     """Which networks were within the latency budget before any was trained; None without a budget."""
-    return candidates_table(found.candidates, found.config["compare"].get("latency_budget_ms")) if found.candidates else None
+    return (
+        candidates_table(found.candidates, found.config["compare"].get("latency_budget_ms"))
+        if found.candidates
+        else None
+    )
 
 
 def candidates_table(candidates: Sequence[Candidate], budget_ms: float | None) -> TextTable:
     """Networks with their latencies, and whether they were kept."""
     told = {True: "kept", False: "dropped", None: "kept, not decided"}
     cells = tuple(
-        (one.network, _latency(one.p50_ms, one.ci95_ms), f"dropped: {one.failed}" if one.failed else told[one.fits]) for one in candidates
+        (
+            one.network,
+            _latency(one.p50_ms, one.ci95_ms),
+            f"dropped: {one.failed}" if one.failed else told[one.fits],
+        )
+        for one in candidates
     )
     note = f"ONNX Runtime on this device with a new head, before anything was trained; the budget is {budget_ms:g} ms."
-    return TextTable("Within the latency budget", ("network", "p50 ms [95%]", "outcome"), cells, note, ("outcome",))
+    return TextTable(
+        "Within the latency budget",
+        ("network", "p50 ms [95%]", "outcome"),
+        cells,
+        note,
+        ("outcome",),
+    )
 
 
 def results(found: Experiment, network: str) -> TextTable:
@@ -98,7 +121,13 @@ def equal_time(found: Experiment, network: str) -> TextTable | None:
         return None
     times = sorted({row.seconds for row in rows})
     cells = tuple(
-        (row.first.strategy, *(MISSING if (reached := row.accuracy_by(time)) is None else percent(reached) for time in times))
+        (
+            row.first.strategy,
+            *(
+                MISSING if (reached := row.accuracy_by(time)) is None else percent(reached)
+                for time in times
+            ),
+        )
         for row in rows
     )
     ends = {time: next(row.first.strategy for row in rows if row.seconds == time) for time in times}
@@ -114,12 +143,24 @@ def verdicts(found: Experiment) -> TextTable | None:
     """Every two rows that were compared; None where there are no two."""
     if not found.pairs:
         return None
-    cells = tuple((*_names(found, pair), points(pair), p_value(pair.p), pair.verdict) for pair in found.pairs)
+    cells = tuple(
+        (*_names(found, pair), points(pair), p_value(pair.p), pair.verdict) for pair in found.pairs
+    )
     several = any(len(row.runs) > 1 for row in found.rows)
-    method = "images and seeds both as chance" if several else "exact McNemar; the chance of another seed is not in it"
+    method = (
+        "images and seeds both as chance"
+        if several
+        else "exact McNemar; the chance of another seed is not in it"
+    )
     tested = counted(len(cells), "comparison")
     note = f"On the same validation images, {method}. Each interval is by itself; p is corrected for {tested} (Holm)."
-    return TextTable("Differences", ("first", "second", "points [95%]", "p", "the first is"), cells, note, ("second", "the first is"))
+    return TextTable(
+        "Differences",
+        ("first", "second", "points [95%]", "p", "the first is"),
+        cells,
+        note,
+        ("second", "the first is"),
+    )
 
 
 def trade_off(found: Experiment) -> TextTable | None:
@@ -139,7 +180,9 @@ def trade_off(found: Experiment) -> TextTable | None:
     count = f", {threads.pop()} threads" if len(threads) == 1 else ""
     note = f"ONNX Runtime on the CPU, one image, network with preprocessing{count}; a short measurement, `edgetl bench` makes a full one."
     columns = ("network", "strategy", "validation", "p50 ms [95%]", "file, MB", "measurement")
-    return TextTable("Accuracy against latency", columns, tuple(cells), note, ("strategy", "measurement"))
+    return TextTable(
+        "Accuracy against latency", columns, tuple(cells), note, ("strategy", "measurement")
+    )
 
 
 def conclusions(found: Experiment) -> list[str]:
@@ -170,11 +213,19 @@ def _of_network(found: Experiment, network: str) -> list[str]:
             f"(p {p_value(pair.p)}), and takes {top.seconds / row.seconds:.1f} times as long."
         )
     scratch = next((one for one in rows if one.first.strategy == "scratch"), None)
-    if scratch is not None and scratch is not row and (against := found.pair(row.name, scratch.name)) is not None:
-        said.append(f"Against scratch: {points(against)} points, {against.verdict}; {_sooner(row, scratch, target)}.")
+    if (
+        scratch is not None
+        and scratch is not row
+        and (against := found.pair(row.name, scratch.name)) is not None
+    ):
+        said.append(
+            f"Against scratch: {points(against)} points, {against.verdict}; {_sooner(row, scratch, target)}."
+        )
     equal = next((one for one in rows if one.first.strategy == EQUAL_TIME), None)
     if equal is not None:
-        said.append(f"Scratch planned for the pretrained run's time reaches {percent(equal.val_accuracy)} in {duration(equal.seconds)}.")
+        said.append(
+            f"Scratch planned for the pretrained run's time reaches {percent(equal.val_accuracy)} in {duration(equal.seconds)}."
+        )
     if row.val_accuracy < target:
         said.append(f"The target of {target:.0%} is not reached.")
     return said
@@ -183,10 +234,16 @@ def _of_network(found: Experiment, network: str) -> list[str]:
 def _sooner(row: Row, scratch: Row, target: float) -> str:
     own, other = row.seconds_to(target), scratch.seconds_to(target)
     if own is None:
-        return f"neither reached {target:.0%}" if other is None else f"only scratch reached {target:.0%}, after {duration(other)}"
+        return (
+            f"neither reached {target:.0%}"
+            if other is None
+            else f"only scratch reached {target:.0%}, after {duration(other)}"
+        )
     if other is None:
         passed = row.seconds_to(scratch.val_accuracy)
-        best = "" if passed is None else f", what scratch ended with after {duration(passed)} already"
+        best = (
+            "" if passed is None else f", what scratch ended with after {duration(passed)} already"
+        )
         return f"{target:.0%} after {duration(own)}, scratch not in its {duration(scratch.seconds)}{best}"
     return f"{target:.0%} after {duration(own)}, scratch after {duration(other)} ({other / own:.1f} times as long)"
 
@@ -206,10 +263,20 @@ def _between_networks(found: Experiment) -> str | None:
     ratio = (accurate[1].p50_ms or 0.0) / (fast[1].p50_ms or 1.0)
     gained = 100 * (accurate[0].val_accuracy - fast[0].val_accuracy)
     pair = found.pair(accurate[0].name, fast[0].name)
-    shown = "" if pair is None else f" ({pair.verdict if pair.verdict != 'more accurate' else 'shown'}, p {p_value(pair.p)})"
+    shown = (
+        ""
+        if pair is None
+        else f" ({pair.verdict if pair.verdict != 'more accurate' else 'shown'}, p {p_value(pair.p)})"
+    )
     more = f"{accurate[0].network} has {gained:.1f} points more than {fast[0].network}{shown}"
     slower, faster = accurate[1].ci95_ms, fast[1].ci95_ms
-    if accurate[1].noisy or fast[1].noisy or slower is None or faster is None or slower[0] <= faster[1]:
+    if (
+        accurate[1].noisy
+        or fast[1].noisy
+        or slower is None
+        or faster is None
+        or slower[0] <= faster[1]
+    ):
         return f"{more}; its p50 is {ratio:.1f} times as long, which this short measurement does not show to be a difference."
     return f"{more} and takes {ratio:.1f} times as long for an image."
 
@@ -228,7 +295,10 @@ def _names(found: Experiment, pair: Pair) -> tuple[str, str]:
 
 
 def _to_target(row: Row, target: float) -> str:
-    seconds, reached = row.seconds_to(target), sum(run.seconds_to(target) is not None for run in row.runs)
+    seconds, reached = (
+        row.seconds_to(target),
+        sum(run.seconds_to(target) is not None for run in row.runs),
+    )
     told = "not reached" if seconds is None else duration(seconds)
     return told if reached in (0, len(row.runs)) else f"{told} ({reached} of {len(row.runs)})"
 
@@ -253,4 +323,6 @@ def memory(row: Row) -> str:
     """The largest of the row's processes, GPU's beside it."""
     own = [run.peak_memory_bytes for run in row.runs if run.peak_memory_bytes is not None]
     gpu = [run.peak_gpu_memory_bytes for run in row.runs if run.peak_gpu_memory_bytes is not None]
-    return " + GPU ".join(f"{max(values) / 1e9:.1f} GB" for values in (own, gpu) if values) or MISSING
+    return (
+        " + GPU ".join(f"{max(values) / 1e9:.1f} GB" for values in (own, gpu) if values) or MISSING
+    )

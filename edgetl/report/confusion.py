@@ -14,7 +14,9 @@ _MOST_CLASSES = 1000
 """Most classes that are drawn: cells of more would be smaller than a pixel, and take minutes and gigabytes."""
 
 
-def draw_confusion(path: Path, confusion: Sequence[Sequence[int]] | None, labels: Sequence[str]) -> None:
+def draw_confusion(
+    path: Path, confusion: Sequence[Sequence[int]] | None, labels: Sequence[str]
+) -> None:
     """Draw counts[true][predicted], coloured by the share of the true class.
 
     Args:
@@ -25,9 +27,17 @@ def draw_confusion(path: Path, confusion: Sequence[Sequence[int]] | None, labels
         return
     classes = len(labels)
     if classes > _MOST_CLASSES:
-        say_only(path, "No confusion matrix", f"{classes} classes are too many to draw. See predictions.csv.")
+        say_only(
+            path,
+            "No confusion matrix",
+            f"{classes} classes are too many to draw. See predictions.csv.",
+        )
         return
-    side = min(26.0, max(4.6, 2.6 + 0.5 * classes)) if classes <= _NUMBERED else min(26.0, 4 + 0.2 * classes)
+    side = (
+        min(26.0, max(4.6, 2.6 + 0.5 * classes))
+        if classes <= _NUMBERED
+        else min(26.0, 4 + 0.2 * classes)
+    )
     figure = new_figure(side + 1.0, side)
     axes = figure.subplots()
     shares = [[count / max(1, sum(row)) for count in row] for row in confusion]
@@ -38,7 +48,16 @@ def draw_confusion(path: Path, confusion: Sequence[Sequence[int]] | None, labels
                 if count:
                     colour = "white" if shares[true][predicted] > 0.55 else INK
                     weight = "bold" if true == predicted else "normal"
-                    axes.text(predicted, true, str(count), ha="center", va="center", color=colour, fontsize=10, weight=weight)
+                    axes.text(
+                        predicted,
+                        true,
+                        str(count),
+                        ha="center",
+                        va="center",
+                        color=colour,
+                        fontsize=10,
+                        weight=weight,
+                    )
     # With hundreds of classes only some names fit.
     step = max(1, -(-classes // 110))
     names = [literal(shortened(label, 22)) for label in labels][::step]
@@ -46,12 +65,20 @@ def draw_confusion(path: Path, confusion: Sequence[Sequence[int]] | None, labels
     upright = classes > 4 or any(len(name) > 8 for name in names)
     places = range(0, classes, step)
     axes.set_xticks(
-        places, names, rotation=50 if upright else 0, ha="right" if upright else "center", rotation_mode="anchor", fontsize=size
+        places,
+        names,
+        rotation=50 if upright else 0,
+        ha="right" if upright else "center",
+        rotation_mode="anchor",
+        fontsize=size,
     )
     axes.set_yticks(places, names, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    hits, total = sum(confusion[index][index] for index in range(classes)), sum(sum(row) for row in confusion)
+    hits, total = (
+        sum(confusion[index][index] for index in range(classes)),
+        sum(sum(row) for row in confusion),
+    )
     axes.set_title(f"{hits} of {total} validation images right", loc="left", fontsize=11, color=INK)
     bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=25)
     bar.set_label("share of the true class", fontsize=9)

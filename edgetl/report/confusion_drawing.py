@@ -56,13 +56,40 @@ def draw_matrix(title: str, confusion: Sequence[Sequence[int]], labels: Sequence
                     continue
                 share, right = count / sum(row), true == predicted
                 # Figures in ink on a pale cell, in paper on a full one: in between neither could be read, in light or dark.
-                alpha, colour = (0.08 + 0.7 * share, INK) if share <= 0.5 else (0.8 + 0.4 * (share - 0.5), PAPER)
-                axes.add_patch(Rectangle((predicted - 0.48, true - 0.48), 0.96, 0.96, facecolor=BLUE, alpha=alpha, linewidth=0))
-                axes.text(predicted, true, str(count), ha="center", va="center", color=colour, weight="bold" if right else "normal")
+                alpha, colour = (
+                    (0.08 + 0.7 * share, INK)
+                    if share <= 0.5
+                    else (0.8 + 0.4 * (share - 0.5), PAPER)
+                )
+                axes.add_patch(
+                    Rectangle(
+                        (predicted - 0.48, true - 0.48),
+                        0.96,
+                        0.96,
+                        facecolor=BLUE,
+                        alpha=alpha,
+                        linewidth=0,
+                    )
+                )
+                axes.text(
+                    predicted,
+                    true,
+                    str(count),
+                    ha="center",
+                    va="center",
+                    color=colour,
+                    weight="bold" if right else "normal",
+                )
         axes.set_xlim(-0.5, len(labels) - 0.5)
         axes.set_ylim(len(labels) - 0.5, -0.5)
         upright = len(labels) > 4 or any(len(name) > 9 for name in names)
-        axes.set_xticks(places, names, rotation=45 if upright else 0, ha="right" if upright else "center", rotation_mode="anchor")
+        axes.set_xticks(
+            places,
+            names,
+            rotation=45 if upright else 0,
+            ha="right" if upright else "center",
+            rotation_mode="anchor",
+        )
         axes.set_yticks(places, names)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)

@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GREEN, PURPLE, SKY, AMBER, LINE, PAPER = "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#E3E3E3", "#FEFEFE"
+GREEN, PURPLE, SKY, AMBER, LINE, PAPER = (
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#E69F00",
+    "#E3E3E3",
+    "#FEFEFE",
+)
 _VARIABLES = {
     BLUE: "blue", ORANGE: "orange", GREEN: "green", PURPLE: "purple", SKY: "sky", AMBER: "amber",
     GREY: "grey", INK: "ink", LINE: "line", PAPER: "paper",
@@ -67,10 +74,16 @@ class Line:
     @property
     def mark(self) -> Markup:
         """A short piece of it for the key."""
-        dashes = Markup(' stroke-dasharray="{}"').format(" ".join(f"{2 * part:g}" for part in self.dashes)) if self.dashes else ""
-        return Markup('<svg viewBox="0 0 30 10" aria-hidden="true"><path d="M0 5h30" fill="none" style="{}"{}/></svg>').format(
-            f"stroke: {_variable(self.colour)}; stroke-width: 3", dashes
+        dashes = (
+            Markup(' stroke-dasharray="{}"').format(
+                " ".join(f"{2 * part:g}" for part in self.dashes)
+            )
+            if self.dashes
+            else ""
         )
+        return Markup(
+            '<svg viewBox="0 0 30 10" aria-hidden="true"><path d="M0 5h30" fill="none" style="{}"{}/></svg>'
+        ).format(f"stroke: {_variable(self.colour)}; stroke-width: 3", dashes)
 
 
 LINES = (
@@ -84,14 +97,16 @@ FILLS = (BLUE, ORANGE, SKY, GREEN, AMBER, PURPLE, GREY)
 
 def patch_mark(colour: str) -> Markup:
     """A filled piece for the key."""
-    return Markup('<svg viewBox="0 0 30 10" aria-hidden="true"><path d="M4 0h22v10h-22z" style="{}"/></svg>').format(
-        f"fill: {_variable(colour)}"
-    )
+    return Markup(
+        '<svg viewBox="0 0 30 10" aria-hidden="true"><path d="M4 0h22v10h-22z" style="{}"/></svg>'
+    ).format(f"fill: {_variable(colour)}")
 
 
 def ring_mark() -> Markup:
     """An open circle for the key."""
-    circle = Markup('<svg viewBox="0 0 30 10" aria-hidden="true"><circle cx="15" cy="5" r="4" fill="none" style="{}"/></svg>')
+    circle = Markup(
+        '<svg viewBox="0 0 30 10" aria-hidden="true"><circle cx="15" cy="5" r="4" fill="none" style="{}"/></svg>'
+    )
     return circle.format(f"stroke: {_variable(INK)}; stroke-width: 1.2")
 
 
@@ -112,7 +127,12 @@ def draw(label: str, height: float, paint: Callable[[Figure], None]) -> Markup:
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         paint(figure)
-        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            written,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     return Markup(_inline(written.getvalue(), label))
 
 
@@ -123,11 +143,15 @@ def latency_axis(axes: Axes, low: float, high: float, which: str = "x") -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     if low > 0 and high / low >= 4:
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 300 else (1.0,), numticks=12))
+        axis.set_major_locator(
+            LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 300 else (1.0,), numticks=12)
+        )
         axis.set_minor_locator(NullLocator())
     else:
         axis.set_major_locator(MaxNLocator(6))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1e5 else f"{value:.0e}"))
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:g}" if value < 1e5 else f"{value:.0e}")
+    )
 
 
 def accuracy_axis(axes: Axes) -> None:
@@ -145,14 +169,21 @@ def _variable(colour: str) -> str:
 
 
 def _inline(text: str, label: str) -> str:
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->",
+        "",
+        text[text.index("<svg") :],
+        flags=re.DOTALL,
+    )
     for colour in _VARIABLES:
         text = re.sub(re.escape(colour), _variable(colour), text, flags=re.IGNORECASE)
     # One page holds many drawings: an id must be its drawing's alone, and only what is referred to needs one.
     referred = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', text))
     used = {name for pair in referred for name in pair if name}
     mark = "d" + sha256((label + text).encode()).hexdigest()[:8]
-    text = re.sub(r' id="([^"]*)"', lambda found: f' id="{mark}-{found[1]}"' if found[1] in used else "", text)
+    text = re.sub(
+        r' id="([^"]*)"', lambda found: f' id="{mark}-{found[1]}"' if found[1] in used else "", text
+    )
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{mark}-", text)
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     view = re.search(r'viewBox="[^"]*"', text)

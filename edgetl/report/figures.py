@@ -51,6 +51,8 @@ def literal(text: str) -> str:
 def say_only(path: Path, title: str, text: str) -> None:
     """A picture that says in words why there is nothing to draw."""
     figure = new_figure(6, 2.4)
-    figure.text(0.5, 0.62, literal(title), ha="center", va="center", fontsize=13, color=INK, weight="bold")
+    figure.text(
+        0.5, 0.62, literal(title), ha="center", va="center", fontsize=13, color=INK, weight="bold"
+    )
     figure.text(0.5, 0.38, literal(text), ha="center", va="center", fontsize=10.5, color=INK)
     save_figure(figure, path)

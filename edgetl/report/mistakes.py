@@ -42,12 +42,19 @@ def draw_mistakes(path: Path, mistakes: Sequence[Mistake], wrong: int, total: in
     if not mistakes:
         say_only(path, "No mistakes", f"All {total} validation images were recognised.")
         return
-    shown = f"the {len(mistakes)} that the network was surest of" if len(mistakes) < wrong else "surest first"
+    shown = (
+        f"the {len(mistakes)} that the network was surest of"
+        if len(mistakes) < wrong
+        else "surest first"
+    )
     tiles = [
         Tile(
             mistake.image,
             mistake.name,
-            (("true", mistake.true, f"{mistake.true_probability:.0%}"), ("predicted", mistake.predicted, f"{mistake.probability:.0%}")),
+            (
+                ("true", mistake.true, f"{mistake.true_probability:.0%}"),
+                ("predicted", mistake.predicted, f"{mistake.probability:.0%}"),
+            ),
         )
         for mistake in mistakes
     ]

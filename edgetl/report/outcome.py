@@ -19,13 +19,27 @@ def accuracy_gained(found: Experiment, scratch: Row, pretrained: Row) -> TextTab
     pair = found.pair(pretrained.name, scratch.name)
     gained = "" if pair is None else f"{points(pair)} points: {pair.verdict}"
     cells = [
-        ("validation accuracy", percent(scratch.val_accuracy), percent(pretrained.val_accuracy), gained),
+        (
+            "validation accuracy",
+            percent(scratch.val_accuracy),
+            percent(pretrained.val_accuracy),
+            gained,
+        ),
         ("time", duration(scratch.seconds), duration(pretrained.seconds), ""),
     ]
     # What one guesses is passed by any first epoch, and says nothing of time.
-    levels = [level for level in sorted({scratch.val_accuracy, pretrained.val_accuracy}) if level >= _GUESSED / len(found.classes)]
+    levels = [
+        level
+        for level in sorted({scratch.val_accuracy, pretrained.val_accuracy})
+        if level >= _GUESSED / len(found.classes)
+    ]
     cells += [
-        (f"until {percent(level)}", _until(scratch, level), _until(pretrained, level), _sooner(scratch, pretrained, level))
+        (
+            f"until {percent(level)}",
+            _until(scratch, level),
+            _until(pretrained, level),
+            _sooner(scratch, pretrained, level),
+        )
         for level in levels
     ]
     note = (
@@ -46,9 +60,17 @@ def latency_gained(bundle: BundleCard, result: BenchResult, accuracy: float) -> 
     rows = [row for row in result.rows if row.scope == "model" and row.batch == 1]
     chosen = result.recommendation
     cells = tuple(
-        (*_timed(result, row, chosen is not None and row.id == chosen.latency.row), _accuracy(bundle, row, accuracy)) for row in rows
+        (
+            *_timed(result, row, chosen is not None and row.id == chosen.latency.row),
+            _accuracy(bundle, row, accuracy),
+        )
+        for row in rows
     )
-    quiet = "the machine was quiet" if not result.noise.noisy else f"the machine was not quiet: {result.noise.reasons[0]}"
+    quiet = (
+        "the machine was quiet"
+        if not result.noise.noisy
+        else f"the machine was not quiet: {result.noise.reasons[0]}"
+    )
     threads = ", ".join(sorted({f"{row.threads}" for row in rows}))
     note = f"One image, {threads} threads, {len(rows[0].rounds) if rows else 0} rounds; {quiet}. * recommended here."
     columns = ("on this machine", "p50 ms", "speed-up [95%]", "verdict", "file MB", "accuracy")
@@ -69,13 +91,27 @@ def _timed(result: BenchResult, row: Timed, recommended: bool) -> tuple[str, ...
     name = "PyTorch" if row.runtime == "pytorch" else f"ONNX {row.variant}"
     pair = result.against_eager(row.id)
     is_eager = row.runtime == "pytorch" and row.variant == EAGER
-    speedup = "1" if is_eager else "" if pair is None else f"{pair.speedup.ratio:.2f} [{pair.speedup.low:.2f}, {pair.speedup.high:.2f}]"
+    speedup = (
+        "1"
+        if is_eager
+        else ""
+        if pair is None
+        else f"{pair.speedup.ratio:.2f} [{pair.speedup.low:.2f}, {pair.speedup.high:.2f}]"
+    )
     verdict = "does not answer as PyTorch" if row.failed else "" if pair is None else pair.verdict
-    return name + (" *" if recommended else ""), milliseconds(row.percentile_ms(50)), speedup, verdict, f"{row.file_bytes / 1e6:.1f}"
+    return (
+        name + (" *" if recommended else ""),
+        milliseconds(row.percentile_ms(50)),
+        speedup,
+        verdict,
+        f"{row.file_bytes / 1e6:.1f}",
+    )
 
 
 def _accuracy(bundle: BundleCard, row: Timed, pytorch: float) -> str:
     if row.runtime == "pytorch":
         return percent(pytorch)
-    measured = next((variant.accuracy for variant in bundle.variants if variant.name == row.variant), None)
+    measured = next(
+        (variant.accuracy for variant in bundle.variants if variant.name == row.variant), None
+    )
     return MISSING if measured is None else percent(measured.top1)

@@ -88,7 +88,11 @@ def render_page(title: str, lead: str, sections: Sequence[Section]) -> str:
     """The whole page; sections without blocks are left out."""
     css = Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8"))
     shown = [section for section in sections if section.blocks]
-    page = _environment().get_template("page.html").render(title=title, lead=lead, sections=shown, css=css, version=__version__)
+    page = (
+        _environment()
+        .get_template("page.html")
+        .render(title=title, lead=lead, sections=shown, css=css, version=__version__)
+    )
     return visible(page)
 
 
@@ -110,15 +114,21 @@ def write_page(path: Path, page: Callable[[], str], force: bool = False) -> None
     if path.is_dir():
         raise ConfigError(f"{path} is a folder. Give a file: --output {path / 'report.html'}.")
     if path.exists() and not force and not is_own_page(path):
-        raise ConfigError(f"{path} exists and was not written by edgetl. Choose another --output, or overwrite it with --force.")
+        raise ConfigError(
+            f"{path} exists and was not written by edgetl. Choose another --output, or overwrite it with --force."
+        )
     text = page()
     try:
         write_text(path, text)
     except OSError as cause:
-        raise ConfigError(f"The page cannot be written to {path} ({cause.strerror or cause}). Choose another --output.") from cause
+        raise ConfigError(
+            f"The page cannot be written to {path} ({cause.strerror or cause}). Choose another --output."
+        ) from cause
 
 
-def paragraph(text: str, kind: Literal["note", "lead", ""] = "", badges: Sequence[Badge] = ()) -> Markup:
+def paragraph(
+    text: str, kind: Literal["note", "lead", ""] = "", badges: Sequence[Badge] = ()
+) -> Markup:
     """Running text, badges before it."""
     return _block("paragraph", text, kind, badges)
 
@@ -155,7 +165,9 @@ def grid(kind: Literal["cards", "figures"], blocks: Sequence[Markup]) -> Markup:
     return _block("grid", kind, blocks)
 
 
-def figure(title: str, svg: Markup, key: Sequence[tuple[Markup, str]] = (), caption: str = "") -> Markup:
+def figure(
+    title: str, svg: Markup, key: Sequence[tuple[Markup, str]] = (), caption: str = ""
+) -> Markup:
     """A drawing with its key in text that wraps."""
     return _block("figure", title, svg, key, caption)
 
@@ -178,7 +190,11 @@ def folded(summary: str, blocks: Sequence[Markup]) -> Markup:
 @cache
 def _environment() -> Environment:
     return Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=False, lstrip_blocks=False
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=False,
+        lstrip_blocks=False,
     )
 
 

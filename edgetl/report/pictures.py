@@ -6,7 +6,14 @@ import base64
 import io
 from pathlib import Path
 
-_KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".gif": "gif", ".bmp": "bmp"}
+_KINDS = {
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".webp": "webp",
+    ".gif": "gif",
+    ".bmp": "bmp",
+}
 """What every browser shows."""
 _SMALL = 300_000
 """Bytes of a file that is embedded as it is."""
@@ -33,7 +40,11 @@ def sheet_uri(path: Path) -> str | None:
     written = io.BytesIO()
     try:
         imsave(written, imread(path), format="jpeg", pil_kwargs={"quality": _QUALITY})
-    except (OSError, SyntaxError, ValueError):  # what Pillow raises for files that are cut short or no pictures
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+    ):  # what Pillow raises for files that are cut short or no pictures
         return None
     return _uri("jpeg", written.getvalue())
 

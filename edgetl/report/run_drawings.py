@@ -42,7 +42,11 @@ class Course:
     @property
     def second_phase(self) -> Epoch | None:
         """Its first epoch, where a first phase came before it."""
-        return next((epoch for epoch in self.history if epoch.phase == 2), None) if self.history and self.history[0].phase == 1 else None
+        return (
+            next((epoch for epoch in self.history if epoch.phase == 2), None)
+            if self.history and self.history[0].phase == 1
+            else None
+        )
 
     @property
     def timed(self) -> bool:
@@ -91,23 +95,40 @@ def draw_over_time(title: str, courses: Sequence[Course]) -> Markup:
     timed = [course for course in courses if course.timed]
     alone = timed[0] if len(timed) == 1 else None
     longest = max(course.history[-1].elapsed or 0.0 for course in timed)
-    unit, seconds = ("hours", 3600) if longest > 3 * 3600 else ("minutes", 60) if longest > 600 else ("seconds", 1)
+    unit, seconds = (
+        ("hours", 3600)
+        if longest > 3 * 3600
+        else ("minutes", 60)
+        if longest > 600
+        else ("seconds", 1)
+    )
     key = [(line.mark, course.name) for line, course in zip(LINES, timed, strict=False)]
 
     def paint(drawing: Figure) -> None:
         axes = drawing.subplots()
         for line, course in zip([_VALIDATION] if alone else LINES, timed, strict=False):
             times = [(epoch.elapsed or 0.0) / seconds for epoch in course.history]
-            values: list[Any] = [epoch.val_accuracy if course.validated else epoch.train_accuracy for epoch in course.history]
+            values: list[Any] = [
+                epoch.val_accuracy if course.validated else epoch.train_accuracy
+                for epoch in course.history
+            ]
             if alone:
                 axes.axvspan(0, (_before(course)) / seconds, color=LINE, linewidth=0)
-                axes.plot(times, [epoch.train_accuracy for epoch in course.history], marker="o", markersize=3.5, **_TRAINING.style)
+                axes.plot(
+                    times,
+                    [epoch.train_accuracy for epoch in course.history],
+                    marker="o",
+                    markersize=3.5,
+                    **_TRAINING.style,
+                )
             if course.validated or not alone:
                 axes.plot(times, values, marker="s", markersize=3.5, **line.style)
             axes.plot(*_kept(course, times, values), **_KEPT)
             second = course.second_phase
             if alone and second is not None:
-                axes.axvline(((second.elapsed or 0.0) - second.seconds) / seconds, **_BOUNDARY.style)
+                axes.axvline(
+                    ((second.elapsed or 0.0) - second.seconds) / seconds, **_BOUNDARY.style
+                )
         axes.set_xlim(0, 1.03 * longest / seconds)
         axes.set_xlabel(f"{unit} since the start")
         _vertical(axes, "accuracy")
@@ -116,9 +137,16 @@ def draw_over_time(title: str, courses: Sequence[Course]) -> Markup:
     label = f"Accuracy over the time since the start, {duration(longest)} in all, of {names}"
     kept = [(ring_mark(), "kept epoch")]
     if alone is None:
-        return figure(title, draw(label, 2.9, paint), [*key, *kept], "Validation accuracy after each epoch.")
+        return figure(
+            title, draw(label, 2.9, paint), [*key, *kept], "Validation accuracy after each epoch."
+        )
     caption = f"Grey: reading images and frozen blocks before the first epoch, {duration(_before(alone))}."
-    return figure(title, draw(label, 2.9, paint), [*_key(alone), (patch_mark(LINE), "before the first epoch")], caption)
+    return figure(
+        title,
+        draw(label, 2.9, paint),
+        [*_key(alone), (patch_mark(LINE), "before the first epoch")],
+        caption,
+    )
 
 
 def _before(course: Course) -> float:
@@ -126,8 +154,14 @@ def _before(course: Course) -> float:
     return max(0.0, (first.elapsed or 0.0) - first.seconds)
 
 
-def _kept(course: Course, places: Sequence[float], values: Sequence[Any]) -> tuple[list[float], list[Any]]:
-    found = [(place, value) for place, value, epoch in zip(places, values, course.history, strict=True) if epoch.epoch == course.kept]
+def _kept(
+    course: Course, places: Sequence[float], values: Sequence[Any]
+) -> tuple[list[float], list[Any]]:
+    found = [
+        (place, value)
+        for place, value, epoch in zip(places, values, course.history, strict=True)
+        if epoch.epoch == course.kept
+    ]
     return [place for place, _ in found], [value for _, value in found]
 
 
@@ -136,7 +170,11 @@ def _key(course: Course) -> list[tuple[Markup, str]]:
         (_TRAINING.mark, "training (augmented)"),
         *([(_VALIDATION.mark, "validation")] if course.validated else []),
         *([(ring_mark(), f"kept: epoch {course.kept}")] if course.kept is not None else []),
-        *([(_BOUNDARY.mark, "last blocks unfrozen: phase 2")] if course.second_phase is not None else []),
+        *(
+            [(_BOUNDARY.mark, "last blocks unfrozen: phase 2")]
+            if course.second_phase is not None
+            else []
+        ),
     ]
 
 

@@ -116,11 +116,15 @@ class TrainedRun:
     def kept(self) -> Epoch | None:
         """The epoch whose weights are kept: the best so far where the run has not finished."""
         if self.metrics is not None:
-            return next((epoch for epoch in self.history if epoch.epoch == self.metrics.best_epoch), None)
+            return next(
+                (epoch for epoch in self.history if epoch.epoch == self.metrics.best_epoch), None
+            )
         validated = [epoch for epoch in self.history if epoch.val_accuracy is not None]
         if not validated:
             return self.history[-1] if self.history else None
-        return min(validated, key=lambda epoch: (-(epoch.val_accuracy or 0.0), epoch.val_loss or 0.0))
+        return min(
+            validated, key=lambda epoch: (-(epoch.val_accuracy or 0.0), epoch.val_loss or 0.0)
+        )
 
     @property
     def mistakes(self) -> list[Answer]:
@@ -255,10 +259,15 @@ def _validation(val: _ValFigures) -> Validation:
 
 def _history(run: RunDirectory) -> tuple[Epoch, ...]:
     try:
-        text = read_regular_file(run.history, MAX_JSON_BYTES).decode() if run.history.exists() else ""
+        text = (
+            read_regular_file(run.history, MAX_JSON_BYTES).decode() if run.history.exists() else ""
+        )
         # A run that is being trained may be in the middle of its last line.
         whole = [line for line in text.splitlines() if line.strip().endswith("}")]
-        return tuple(parse_as(Epoch, parse_json(line), f"line {number}", extra="ignore") for number, line in enumerate(whole, 1))
+        return tuple(
+            parse_as(Epoch, parse_json(line), f"line {number}", extra="ignore")
+            for number, line in enumerate(whole, 1)
+        )
     except (OSError, ValueError) as cause:
         raise _broken(run.history, cause) from cause
 
@@ -268,7 +277,13 @@ def _answers(run: RunDirectory) -> tuple[Answer, ...] | None:
         return None
     try:
         return tuple(
-            Answer(row["path"], row["label"], row["predicted"], _finite(row["probability"]), _finite(row["label_probability"]))
+            Answer(
+                row["path"],
+                row["label"],
+                row["predicted"],
+                _finite(row["probability"]),
+                _finite(row["label_probability"]),
+            )
             for row in read_csv(run.predictions)
         )
     except (OSError, *_BROKEN) as cause:
@@ -277,7 +292,9 @@ def _answers(run: RunDirectory) -> tuple[Answer, ...] | None:
 
 def _rejected(path: Path) -> tuple[tuple[str, str], ...]:
     try:
-        return tuple((row["path"], row["reason"]) for row in read_csv(path)) if path.exists() else ()
+        return (
+            tuple((row["path"], row["reason"]) for row in read_csv(path)) if path.exists() else ()
+        )
     except (OSError, *_BROKEN) as cause:
         raise _broken(path, cause) from cause
 
@@ -290,7 +307,9 @@ def _finite(value: Any) -> float:
 
 
 def _broken(path: Path, cause: BaseException) -> RunError:
-    return RunError(f"{path} is broken: {_reason(cause)}. Restore the file, or train again with `edgetl finetune`.")
+    return RunError(
+        f"{path} is broken: {_reason(cause)}. Restore the file, or train again with `edgetl finetune`."
+    )
 
 
 def _reason(cause: BaseException) -> str:

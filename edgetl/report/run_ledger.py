@@ -13,7 +13,17 @@ from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.presets import RECIPE, presets
 from edgetl.core.wording import MISSING
 from edgetl.report.bench_words import text_of, told_cell
-from edgetl.report.page import Cell, Column, Section, TableRow, bullets, facts, folded, paragraph, table
+from edgetl.report.page import (
+    Cell,
+    Column,
+    Section,
+    TableRow,
+    bullets,
+    facts,
+    folded,
+    paragraph,
+    table,
+)
 from edgetl.report.run_files import TrainedRun
 
 _LISTED = 20
@@ -34,10 +44,24 @@ def data_section(run: TrainedRun) -> Section:
         ("validation images", Cell(f"{totals.get('val', 0):,}")),
         ("classes", Cell(str(len(run.classes)))),
         ("files left out", told_cell(run.data.get("rejected", len(run.rejected)))),
-        ("fingerprint", Cell(str(run.data.get("fingerprint") or MISSING), title="SHA-256 of all paths, labels, parts and pixels")),
+        (
+            "fingerprint",
+            Cell(
+                str(run.data.get("fingerprint") or MISSING),
+                title="SHA-256 of all paths, labels, parts and pixels",
+            ),
+        ),
     ]
     columns = [Column("class"), Column("training", "number"), Column("validation", "number")]
-    rows = [TableRow((Cell(label), *(Cell(str(counts.get(part, {}).get(label, 0))) for part in ("train", "val")))) for label in run.classes]
+    rows = [
+        TableRow(
+            (
+                Cell(label),
+                *(Cell(str(counts.get(part, {}).get(label, 0))) for part in ("train", "val")),
+            )
+        )
+        for label in run.classes
+    ]
     shown = table("Images by class", columns, rows)
     blocks = [facts(pairs), shown if len(rows) <= _UNFOLDED else folded("Images by class", [shown])]
     if run.data["warnings"]:
@@ -53,12 +77,19 @@ def differing(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Setting to (this run's value, its preset's), of those that differ; what the preset leaves to edgetl is None."""
     known = presets()
     preset = known.get(str(config.get("preset")), known["default"])
-    defaults = {field.name: field.default for field in fields(FinetuneConfig) if field.default is not NO_DEFAULT}
+    defaults = {
+        field.name: field.default
+        for field in fields(FinetuneConfig)
+        if field.default is not NO_DEFAULT
+    }
     usual = {**defaults, **{name: preset[name] for name in RECIPE}}
     return {
         name: (config[name], usual[name])
         for name in usual
-        if name in config and name not in _ASKED and config[name] != usual[name] and str(config[name]) != str(usual[name])
+        if name in config
+        and name not in _ASKED
+        and config[name] != usual[name]
+        and str(config[name]) != str(usual[name])
     }
 
 
@@ -74,8 +105,15 @@ def recipe_section(run: TrainedRun) -> Section:
     ]
     blocks: list[Markup] = [facts(pairs)]
     if found:
-        rows = [TableRow((Cell(_option(name)), Cell(_value(own)), Cell(_value(usual)))) for name, (own, usual) in found.items()]
-        columns = [Column("setting"), Column("this run"), Column(f"preset {preset}", title="auto: chosen by the data or the machine")]
+        rows = [
+            TableRow((Cell(_option(name)), Cell(_value(own)), Cell(_value(usual))))
+            for name, (own, usual) in found.items()
+        ]
+        columns = [
+            Column("setting"),
+            Column("this run"),
+            Column(f"preset {preset}", title="auto: chosen by the data or the machine"),
+        ]
         blocks.append(table("What differs from the preset", columns, rows))
     else:
         blocks.append(paragraph("Nothing differs from the preset."))
@@ -86,11 +124,17 @@ def recipe_section(run: TrainedRun) -> Section:
 
 def versions_section(run: TrainedRun) -> Section:
     """What the run's figures depend on."""
-    return Section("versions", "Versions", (facts([(str(name), told_cell(value)) for name, value in run.versions.items()]),))
+    return Section(
+        "versions",
+        "Versions",
+        (facts([(str(name), told_cell(value)) for name, value in run.versions.items()]),),
+    )
 
 
 def _option(name: str) -> str:
-    return {"budget_s": "budget (s)", "cache_budget": "cache-budget (bytes)"}.get(name, name.replace("_", "-"))
+    return {"budget_s": "budget (s)", "cache_budget": "cache-budget (bytes)"}.get(
+        name, name.replace("_", "-")
+    )
 
 
 def _value(value: Any) -> str:

@@ -41,7 +41,12 @@ _LISTED = 20
 """Mistakes and confused pairs in a table; the rest is counted."""
 _BESIDE = 5
 """Confused pairs beside a matrix that shows them all."""
-_BENCH_TITLES = {"summary": "Latency", "table": "All latencies", "ledgers": "Devices measured on", "method": "How latency was measured"}
+_BENCH_TITLES = {
+    "summary": "Latency",
+    "table": "All latencies",
+    "ledgers": "Devices measured on",
+    "method": "How latency was measured",
+}
 """What sections of the bench page are called where they follow on a run's own."""
 
 
@@ -72,7 +77,11 @@ def run_sections(run: TrainedRun) -> list[Section]:
 
 def course(run: TrainedRun, name: str = "") -> Course:
     """The run's epochs, ready to be drawn."""
-    return Course(name or run.directory.path.resolve().name, run.history, None if run.kept is None else run.kept.epoch)
+    return Course(
+        name or run.directory.path.resolve().name,
+        run.history,
+        None if run.kept is None else run.kept.epoch,
+    )
 
 
 def _result(run: TrainedRun) -> Section:
@@ -82,12 +91,30 @@ def _result(run: TrainedRun) -> Section:
         val = metrics.validation
         if val is not None:
             low, high = val.interval
-            keys.append(("validation accuracy", Cell(percent(val.accuracy), small=f"[{percent(low)}, {percent(high)}]")))
+            keys.append(
+                (
+                    "validation accuracy",
+                    Cell(percent(val.accuracy), small=f"[{percent(low)}, {percent(high)}]"),
+                )
+            )
         gap = "" if metrics.gap is None else f"{points(metrics.gap)}"
         keys.append(("training accuracy", Cell(percent(metrics.train_accuracy), small=gap)))
-        keys.append(("time", Cell(duration(metrics.seconds["total"]), small=f"{metrics.device}, {metrics.precision}")))
+        keys.append(
+            (
+                "time",
+                Cell(
+                    duration(metrics.seconds["total"]),
+                    small=f"{metrics.device}, {metrics.precision}",
+                ),
+            )
+        )
     elif run.kept is not None:
-        keys.append(("validation accuracy so far", Cell(percent(run.kept.val_accuracy), small=f"epoch {run.kept.epoch}")))
+        keys.append(
+            (
+                "validation accuracy so far",
+                Cell(percent(run.kept.val_accuracy), small=f"epoch {run.kept.epoch}"),
+            )
+        )
     words = bullets(run_sentences(run))
     blocks = [card(run.model, keys, [*([paragraph("", badges=badges)] if badges else []), words])]
     return Section("result", "Result", (grid("cards", blocks), *_figures_in_words(run)))
@@ -100,12 +127,21 @@ def _figures_in_words(run: TrainedRun) -> list[Markup]:
     val = metrics.validation
     pairs: list[tuple[str, Cell]] = []
     if val is not None:
-        pairs += [("top-5 accuracy", Cell(percent(val.top5_accuracy)))] if val.top5_accuracy is not None else []
+        pairs += (
+            [("top-5 accuracy", Cell(percent(val.top5_accuracy)))]
+            if val.top5_accuracy is not None
+            else []
+        )
         pairs.append(("macro-F1", Cell(f"{val.macro_f1:.3f}")))
         if val.calibration_error is not None:
             meant = "mean difference between how sure the network is and how often it is right"
-            pairs.append(("expected calibration error", Cell(f"{val.calibration_error:.3f}", title=meant)))
-    for name, value in (("peak memory", metrics.peak_memory_bytes), ("peak GPU memory", metrics.peak_gpu_memory_bytes)):
+            pairs.append(
+                ("expected calibration error", Cell(f"{val.calibration_error:.3f}", title=meant))
+            )
+    for name, value in (
+        ("peak memory", metrics.peak_memory_bytes),
+        ("peak GPU memory", metrics.peak_gpu_memory_bytes),
+    ):
         pairs += [(name, Cell(f"{value / 2**20:,.0f} MiB"))] if value is not None else []
     pairs += [("training ended by", Cell(metrics.ended))] if metrics.ended else []
     return [facts(pairs)] if pairs else []
@@ -115,29 +151,55 @@ def _training(run: TrainedRun) -> Section:
     if not run.history:
         return Section("training", "Training", ())
     own = course(run)
-    drawn = [draw_over_epochs("Accuracy", "accuracy", own), draw_over_epochs("Loss (cross-entropy)", "loss", own)]
+    drawn = [
+        draw_over_epochs("Accuracy", "accuracy", own),
+        draw_over_epochs("Loss (cross-entropy)", "loss", own),
+    ]
     notes = []
     if own.timed:
         drawn.append(draw_over_time("Accuracy over time", [own]))
     else:
-        notes = [paragraph("No accuracy over time: this run did not record when its epochs ended.", "note")]
-    columns = [Column(name, "number") for name in ("loss", "accuracy", "val loss", "val accuracy", "rate", "s", "elapsed s")]
+        notes = [
+            paragraph(
+                "No accuracy over time: this run did not record when its epochs ended.", "note"
+            )
+        ]
+    columns = [
+        Column(name, "number")
+        for name in ("loss", "accuracy", "val loss", "val accuracy", "rate", "s", "elapsed s")
+    ]
     body = []
     for epoch in run.history:
         val_loss = MISSING if epoch.val_loss is None else f"{epoch.val_loss:.3f}"
         cells = (
-            Cell(str(epoch.epoch), badges=(Badge("kept", "good"),) if epoch.epoch == own.kept else ()),
+            Cell(
+                str(epoch.epoch), badges=(Badge("kept", "good"),) if epoch.epoch == own.kept else ()
+            ),
             Cell(str(epoch.phase)),
-            *(Cell(told) for told in (f"{epoch.train_loss:.3f}", percent(epoch.train_accuracy), val_loss, percent(epoch.val_accuracy))),
+            *(
+                Cell(told)
+                for told in (
+                    f"{epoch.train_loss:.3f}",
+                    percent(epoch.train_accuracy),
+                    val_loss,
+                    percent(epoch.val_accuracy),
+                )
+            ),
             Cell(f"{epoch.lr:.1e}"),
             Cell(f"{epoch.seconds:.1f}"),
             Cell(MISSING if epoch.elapsed is None else f"{epoch.elapsed:.1f}"),
         )
         body.append(TableRow(cells))
     epochs = table(
-        "Epochs; loss and accuracy are of augmented training images", [Column("epoch"), Column("phase", "number"), *columns], body
+        "Epochs; loss and accuracy are of augmented training images",
+        [Column("epoch"), Column("phase", "number"), *columns],
+        body,
     )
-    return Section("training", "Training", (grid("figures", drawn), *notes, folded("The epochs as a table", [epochs])))
+    return Section(
+        "training",
+        "Training",
+        (grid("figures", drawn), *notes, folded("The epochs as a table", [epochs])),
+    )
 
 
 def _classes(run: TrainedRun) -> Section:
@@ -152,7 +214,15 @@ def _classes(run: TrainedRun) -> Section:
         Column("F1", "short"),
     ]
     body = [
-        TableRow((Cell(label), Cell(str(one.images)), Cell(percent(one.precision)), Cell(percent(one.recall)), _f1(one.f1)))
+        TableRow(
+            (
+                Cell(label),
+                Cell(str(one.images)),
+                Cell(percent(one.precision)),
+                Cell(percent(one.recall)),
+                _f1(one.f1),
+            )
+        )
         for label, one in val.per_class.items()
     ]
     told = table(f"Validation images by class; macro-F1 {val.macro_f1:.3f}", columns, body)
@@ -160,10 +230,25 @@ def _classes(run: TrainedRun) -> Section:
     if len(val.per_class) <= 2 * _LISTED:
         return Section("classes", "Classes", (told,))
     few = [
-        TableRow((Cell(label), Cell(str(one.images)), Cell(percent(one.precision)), Cell(percent(one.recall)), _f1(one.f1)))
+        TableRow(
+            (
+                Cell(label),
+                Cell(str(one.images)),
+                Cell(percent(one.precision)),
+                Cell(percent(one.recall)),
+                _f1(one.f1),
+            )
+        )
         for label, one in worst
     ]
-    return Section("classes", "Classes", (table(f"The {_LISTED} classes with the lowest F1", columns, few), folded("All classes", [told])))
+    return Section(
+        "classes",
+        "Classes",
+        (
+            table(f"The {_LISTED} classes with the lowest F1", columns, few),
+            folded("All classes", [told]),
+        ),
+    )
 
 
 def _f1(value: float) -> Cell:
@@ -173,9 +258,19 @@ def _f1(value: float) -> Cell:
 def _confusion(run: TrainedRun) -> Section:
     confusion, blocks = run.confusion, []
     if confusion is None:
-        drawn = sheet_uri(run.directory.plots / "confusion_matrix.png") if run.metrics and run.metrics.validation else None
+        drawn = (
+            sheet_uri(run.directory.plots / "confusion_matrix.png")
+            if run.metrics and run.metrics.validation
+            else None
+        )
         if drawn is not None:
-            blocks = [picture("", drawn, "Confusion matrix of the validation images, as it was drawn after training")]
+            blocks = [
+                picture(
+                    "",
+                    drawn,
+                    "Confusion matrix of the validation images, as it was drawn after training",
+                )
+            ]
         return Section("confusion", "Confusion", tuple(blocks))
     listed = _LISTED
     if len(run.classes) <= DRAWN:
@@ -183,11 +278,25 @@ def _confusion(run: TrainedRun) -> Section:
         listed = _BESIDE
     pairs = most_confused(confusion, run.classes)
     if not pairs:
-        return Section("confusion", "Confusion", (*blocks, paragraph("No class was taken for another.")))
+        return Section(
+            "confusion", "Confusion", (*blocks, paragraph("No class was taken for another."))
+        )
     if len(run.classes) > 3:
-        columns = [Column("true class"), Column("taken for"), Column("images", "number"), Column("of the true class", "number")]
+        columns = [
+            Column("true class"),
+            Column("taken for"),
+            Column("images", "number"),
+            Column("of the true class", "number"),
+        ]
         body = [
-            TableRow((Cell(pair.true), Cell(pair.predicted), Cell(str(pair.count)), Cell(f"{pair.count / pair.images:.0%}")))
+            TableRow(
+                (
+                    Cell(pair.true),
+                    Cell(pair.predicted),
+                    Cell(str(pair.count)),
+                    Cell(f"{pair.count / pair.images:.0%}"),
+                )
+            )
             for pair in pairs[:listed]
         ]
         blocks.append(table(f"Confused most{_of(len(pairs), 'pair', listed)}", columns, body))
@@ -200,12 +309,24 @@ def _mistakes(run: TrainedRun) -> Section:
     blocks = []
     mistakes = run.mistakes
     if run.answers is not None and not mistakes:
-        return Section("mistakes", "Mistakes", (paragraph(f"All {len(run.answers)} validation images were recognised."),))
+        return Section(
+            "mistakes",
+            "Mistakes",
+            (paragraph(f"All {len(run.answers)} validation images were recognised."),),
+        )
     sheet = sheet_uri(run.directory.plots / "mistakes.png")
     if sheet is not None:
-        blocks.append(picture("", sheet, "The wrong answers that the network was surest of: photo, true class and predicted class"))
+        blocks.append(
+            picture(
+                "",
+                sheet,
+                "The wrong answers that the network was surest of: photo, true class and predicted class",
+            )
+        )
     if run.answers is None:
-        blocks.append(paragraph("No list of wrong answers: this run did not keep its predictions.", "note"))
+        blocks.append(
+            paragraph("No list of wrong answers: this run did not keep its predictions.", "note")
+        )
     else:
         columns = [
             Column("image"), Column("true class"), Column("predicted"), Column("probability", "number"),
@@ -223,19 +344,30 @@ def _mistakes(run: TrainedRun) -> Section:
             )
             for answer in mistakes[:_LISTED]
         ]
-        blocks.append(table(f"Surest wrong answers{_of(len(mistakes), 'wrong answer')}", columns, body))
+        blocks.append(
+            table(f"Surest wrong answers{_of(len(mistakes), 'wrong answer')}", columns, body)
+        )
     return Section("mistakes", "Mistakes", tuple(blocks))
 
 
 def _of(count: int, thing: str, listed: int = _LISTED) -> str:
-    return f": {listed} of {counted(count, thing)}" if count > listed else f": {counted(count, thing)}"
+    return (
+        f": {listed} of {counted(count, thing)}" if count > listed else f": {counted(count, thing)}"
+    )
 
 
 def _bundle(run: TrainedRun) -> list[Section]:
-    return [variants_section(read_bundle(run.directory.bundle))] if BundleDirectory.is_one(run.directory.bundle) else []
+    return (
+        [variants_section(read_bundle(run.directory.bundle))]
+        if BundleDirectory.is_one(run.directory.bundle)
+        else []
+    )
 
 
 def _bench(results: Sequence[BenchResult]) -> list[Section]:
     if not results:
         return []
-    return [replace(section, title=_BENCH_TITLES.get(section.anchor, section.title)) for section in bench_sections(results)]
+    return [
+        replace(section, title=_BENCH_TITLES.get(section.anchor, section.title))
+        for section in bench_sections(results)
+    ]

@@ -37,7 +37,11 @@ def _unfinished(run: TrainedRun) -> list[str]:
     kept = run.kept
     if kept is None:
         return ["Not finished: there is no metrics.json, and no epoch has ended yet."]
-    told = "" if kept.val_accuracy is None else f" with a validation accuracy of {percent(kept.val_accuracy)}"
+    told = (
+        ""
+        if kept.val_accuracy is None
+        else f" with a validation accuracy of {percent(kept.val_accuracy)}"
+    )
     return [
         "Not finished: there is no metrics.json, so the run is still being trained or was interrupted.",
         f"Epoch {kept.epoch} is the best of the {_ended(run)} so far{told}.",
@@ -61,14 +65,22 @@ def _training(run: TrainedRun) -> list[str]:
     metrics = run.metrics
     assert metrics is not None
     told = f"Training accuracy: {percent(metrics.train_accuracy)} of {metrics.train_images} images"
-    gap = "" if metrics.gap is None else f", {points(metrics.gap)} against validation: the overfitting gap"
+    gap = (
+        ""
+        if metrics.gap is None
+        else f", {points(metrics.gap)} against validation: the overfitting gap"
+    )
     return [f"{told}{gap}.", f"Kept: epoch {metrics.best_epoch} of {len(run.history)}."]
 
 
 def _time(run: TrainedRun) -> str:
     metrics = run.metrics
     assert metrics is not None
-    parts = [f"{_SPENT.get(name, name)} {duration(value)}" for name, value in metrics.seconds.items() if name != "total"]
+    parts = [
+        f"{_SPENT.get(name, name)} {duration(value)}"
+        for name, value in metrics.seconds.items()
+        if name != "total"
+    ]
     spent = f": {joined(parts)}" if parts else ""
     return f"Time: {duration(metrics.seconds['total'])} on {metrics.device} in {metrics.precision}{spent}."
 
@@ -79,4 +91,6 @@ def _parameters(run: TrainedRun) -> str:
     share = metrics.trained / max(1, metrics.parameters)
     told = f"Trained: {metrics.trained:,} of {metrics.parameters:,} parameters ({share:.{0 if share >= 0.01 else 1}%})"
     source = source_name(run)
-    return f"{told}, from nothing." if source == "none" else f"{told}; the weights came from {source}."
+    return (
+        f"{told}, from nothing." if source == "none" else f"{told}; the weights came from {source}."
+    )

@@ -39,14 +39,29 @@ def draw_sheet(path: Path, title: str, tiles: Sequence[Tile]) -> None:
     if engine is not None:
         engine.set(h_pad=0.12)  # type: ignore[call-arg]
     figure.suptitle(title, fontsize=12, color=INK)
-    for axes, tile in zip(figure.subplots(rows, columns, squeeze=False).flat, [*tiles, *[None] * columns], strict=False):
+    for axes, tile in zip(
+        figure.subplots(rows, columns, squeeze=False).flat,
+        [*tiles, *[None] * columns],
+        strict=False,
+    ):
         axes.set_axis_off()
         if tile is None:
             continue
         axes.imshow(tile.image)
-        caption = "\n".join(f"{what}: {_wrapped(label)}" + (f"  ({figure})" if figure else "") for what, label, figure in tile.caption)
+        caption = "\n".join(
+            f"{what}: {_wrapped(label)}" + (f"  ({figure})" if figure else "")
+            for what, label, figure in tile.caption
+        )
         axes.set_title(literal(caption), loc="left", fontsize=9, color=INK, linespacing=1.25, pad=5)
-        axes.text(0, -0.02, literal(shortened(tile.name, 32)), transform=axes.transAxes, va="top", fontsize=7, color="#666666")
+        axes.text(
+            0,
+            -0.02,
+            literal(shortened(tile.name, 32)),
+            transform=axes.transAxes,
+            va="top",
+            fontsize=7,
+            color="#666666",
+        )
     save_figure(figure, path)
 
 

@@ -37,5 +37,7 @@ def common_subject(paths: Sequence[Path]) -> Subject:
         return next(iter(subjects.values()))
     for path, subject in subjects.items():
         if subject in _ALONE:
-            raise ConfigError(f"{path} is {_ALONE[subject]}, which has a page of its own: give it alone, `edgetl report {path}`.")
+            raise ConfigError(
+                f"{path} is {_ALONE[subject]}, which has a page of its own: give it alone, `edgetl report {path}`."
+            )
     return "bench"

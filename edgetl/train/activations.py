@@ -64,7 +64,10 @@ class Activations:
 
     def to(self, device: torch.device) -> Activations:
         """On another device."""
-        return Activations(tuple(value.to(device) for value in self.train), tuple(value.to(device) for value in self.val))
+        return Activations(
+            tuple(value.to(device) for value in self.train),
+            tuple(value.to(device) for value in self.val),
+        )
 
 
 def activations_key(facts: dict[str, Any]) -> str:
@@ -90,7 +93,11 @@ class ActivationStore:
             if meta is None:
                 return None
             train, val = (
-                tuple(_map_checked(entry / f"{part}-{at}.bin", value) for at, value in enumerate(meta[part])) for part in ("train", "val")
+                tuple(
+                    _map_checked(entry / f"{part}-{at}.bin", value)
+                    for at, value in enumerate(meta[part])
+                )
+                for part in ("train", "val")
             )
             os.utime(entry)
         except (OSError, ValueError, RuntimeError):
@@ -100,7 +107,11 @@ class ActivationStore:
 
     @contextmanager
     def create(
-        self, key: str, train: Sequence[tuple[int, ...]], val: Sequence[tuple[int, ...]], rows: Sequence[Rows]
+        self,
+        key: str,
+        train: Sequence[tuple[int, ...]],
+        val: Sequence[tuple[int, ...]],
+        rows: Sequence[Rows],
     ) -> Iterator[Activations]:
         """Yield an entry to be filled; it is kept when the block ends without an error and nothing stands in the way.
 
@@ -112,26 +123,43 @@ class ActivationStore:
             OSError: there is no room, or the folder cannot be written. Only before the block: what was computed is never lost.
         """
         shapes = {
-            "train": [((*lead, *row.shape), row.dtype) for lead, row in zip(train, rows, strict=True)],
-            "val": [((*lead, *row.shape), torch.float32) for lead, row in zip(val, rows, strict=True)],
+            "train": [
+                ((*lead, *row.shape), row.dtype) for lead, row in zip(train, rows, strict=True)
+            ],
+            "val": [
+                ((*lead, *row.shape), torch.float32) for lead, row in zip(val, rows, strict=True)
+            ],
         }
-        named = [(f"{part}-{at}.bin", *value) for part, values in shapes.items() for at, value in enumerate(values)]
+        named = [
+            (f"{part}-{at}.bin", *value)
+            for part, values in shapes.items()
+            for at, value in enumerate(values)
+        ]
         made = self._sharers.first_makes(lambda: self._reserved(key, named))
         try:
-            filled = {name: _map(made / name, shape, dtype, writable=True) for name, shape, dtype in named}
+            filled = {
+                name: _map(made / name, shape, dtype, writable=True) for name, shape, dtype in named
+            }
             yield Activations(
-                *(tuple(value for name, value in filled.items() if name.startswith(part)) for part in ("train", "val")),
+                *(
+                    tuple(value for name, value in filled.items() if name.startswith(part))
+                    for part in ("train", "val")
+                ),
             )
             self._sharers.meet()
             if self._sharers.first:
-                with suppress(OSError):  # another run has made the same entry meanwhile, or the disk is in trouble
+                with suppress(
+                    OSError
+                ):  # another run has made the same entry meanwhile, or the disk is in trouble
                     self._commit(made, key, named)
             self._sharers.meet()
         finally:
             if self._sharers.first:
                 shutil.rmtree(made, ignore_errors=True)
 
-    def _reserved(self, key: str, named: Sequence[tuple[str, tuple[int, ...], torch.dtype]]) -> Path:
+    def _reserved(
+        self, key: str, named: Sequence[tuple[str, tuple[int, ...], torch.dtype]]
+    ) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=self._folder))
         try:
@@ -142,7 +170,9 @@ class ActivationStore:
             raise
         return made
 
-    def _commit(self, made: Path, key: str, named: Sequence[tuple[str, tuple[int, ...], torch.dtype]]) -> None:
+    def _commit(
+        self, made: Path, key: str, named: Sequence[tuple[str, tuple[int, ...], torch.dtype]]
+    ) -> None:
         described: dict[str, Any] = {"train": [], "val": []}
         for name, shape, dtype in named:
             # After a power cut a file may have its size and not its bytes.
@@ -156,11 +186,19 @@ class ActivationStore:
         prune(self._folder, self._budget, keep=self._used)
 
 
-def empty_activations(train: Sequence[tuple[int, ...]], val: Sequence[tuple[int, ...]], rows: Sequence[Rows]) -> Activations:
+def empty_activations(
+    train: Sequence[tuple[int, ...]], val: Sequence[tuple[int, ...]], rows: Sequence[Rows]
+) -> Activations:
     """As the store's, in memory; for where files cannot be written."""
     return Activations(
-        tuple(torch.empty((*lead, *row.shape), dtype=row.dtype) for lead, row in zip(train, rows, strict=True)),
-        tuple(torch.empty((*lead, *row.shape), dtype=torch.float32) for lead, row in zip(val, rows, strict=True)),
+        tuple(
+            torch.empty((*lead, *row.shape), dtype=row.dtype)
+            for lead, row in zip(train, rows, strict=True)
+        ),
+        tuple(
+            torch.empty((*lead, *row.shape), dtype=torch.float32)
+            for lead, row in zip(val, rows, strict=True)
+        ),
     )
 
 

@@ -36,15 +36,24 @@ def _in_float32(module: nn.Conv2d, values: Tensor) -> Tensor:
 
 
 def step_milliseconds(
-    network: nn.Module, forward: Callable[..., Tensor], values: Values, labels: Tensor, computing: Computing
+    network: nn.Module,
+    forward: Callable[..., Tensor],
+    values: Values,
+    labels: Tensor,
+    computing: Computing,
 ) -> dict[str, float]:
     """Time of a forward and backward pass in each arithmetic that may be chosen; the network is left as it was."""
     names: list[Arithmetic] = ["fp32", "bf16"] if computing.may_use_bf16 else [computing.precision]
     with undisturbed(network), cudnn_autotuning(True):
-        return {name: _fastest(forward, values, labels, replace(computing, precision=name)) for name in names}
+        return {
+            name: _fastest(forward, values, labels, replace(computing, precision=name))
+            for name in names
+        }
 
 
-def _fastest(forward: Callable[..., Tensor], values: Values, labels: Tensor, computing: Computing) -> float:
+def _fastest(
+    forward: Callable[..., Tensor], values: Values, labels: Tensor, computing: Computing
+) -> float:
     taken = []
     for _ in range(3):
         started = time.perf_counter()
@@ -66,7 +75,11 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
     """
     buffers = list(network.buffers())
     saved = [buffer.clone() for buffer in buffers]
-    gpus = {tensor.device for tensor in (*network.parameters(), *buffers) if tensor.device.type == "cuda"}
+    gpus = {
+        tensor.device
+        for tensor in (*network.parameters(), *buffers)
+        if tensor.device.type == "cuda"
+    }
     current = [torch.cuda.current_device() if gpu.index is None else gpu.index for gpu in gpus]
     try:
         with torch.random.fork_rng(devices=current, device_type="cuda"):
@@ -75,6 +88,8 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             # One launch for each type: lists of several types are copied tensor by tensor.
             for dtype in {buffer.dtype for buffer in buffers}:
-                pairs = [pair for pair in zip(buffers, saved, strict=True) if pair[0].dtype == dtype]
+                pairs = [
+                    pair for pair in zip(buffers, saved, strict=True) if pair[0].dtype == dtype
+                ]
                 torch._foreach_copy_([buffer for buffer, _ in pairs], [copy for _, copy in pairs])
         network.zero_grad(set_to_none=True)

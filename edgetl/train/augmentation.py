@@ -25,7 +25,9 @@ from edgetl.train.pipeline_file import read_pipeline
 class Augmentation:
     """uint8 [height, width, 3] of any size to uint8 [crop, crop, 3]; safe to call from several threads and processes."""
 
-    def __init__(self, strength: Augment, preprocessing: Preprocessing, seed: int, file: Path | None = None) -> None:
+    def __init__(
+        self, strength: Augment, preprocessing: Preprocessing, seed: int, file: Path | None = None
+    ) -> None:
         """Build the pipeline of a strength, or the one that `A.save` wrote to `file`.
 
         Raises:
@@ -53,7 +55,9 @@ class Augmentation:
             if self._file is None:
                 raise
             size = " x ".join(map(str, image.shape[:2]))
-            raise ConfigError(f"--augment {self._file}: the pipeline fails on an image of {size} pixels: {cause}.") from cause
+            raise ConfigError(
+                f"--augment {self._file}: the pipeline fails on an image of {size} pixels: {cause}."
+            ) from cause
         if augmented.shape[:2] != (self._preprocessing.crop,) * 2:
             return resize_and_crop(augmented, self._preprocessing)
         return augmented
@@ -93,8 +97,15 @@ class Augmentation:
         except ConfigError:
             raise
         except Exception as cause:  # whatever the transforms of a stranger raise
-            raise ConfigError(f"--augment {file}: the pipeline fails on an image of 96 x 128 pixels: {cause}.") from cause
-        if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.ndim != 3 or found.shape[2] != 3:
+            raise ConfigError(
+                f"--augment {file}: the pipeline fails on an image of 96 x 128 pixels: {cause}."
+            ) from cause
+        if (
+            not isinstance(found, np.ndarray)
+            or found.dtype != np.uint8
+            or found.ndim != 3
+            or found.shape[2] != 3
+        ):
             raise ConfigError(
                 f"--augment {file}: the pipeline does not give RGB images of uint8. "
                 "Leave Normalize and ToTensorV2 out: edgetl does their part."
@@ -115,11 +126,15 @@ def _load(file: Path) -> Any:
     try:
         return A.from_dict(content)
     except Exception as cause:  # whatever the constructors of transforms raise
-        raise ConfigError(f"--augment {file} is not a pipeline that albumentations {A.__version__} saved: {cause}.") from cause
+        raise ConfigError(
+            f"--augment {file} is not a pipeline that albumentations {A.__version__} saved: {cause}."
+        ) from cause
 
 
 def _seed_of(seed: int, view: int, index: int) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed} {view} {index}".encode(), digest_size=4).digest())
+    return int.from_bytes(
+        hashlib.blake2b(f"{seed} {view} {index}".encode(), digest_size=4).digest()
+    )
 
 
 def _albumentations() -> Any:
@@ -138,18 +153,37 @@ def _pipeline(strength: Augment, size: int) -> Any:
     A = _albumentations()  # noqa: N806
     scale = {"light": (0.5, 1.0), "medium": (0.35, 1.0), "strong": (0.2, 1.0)}[strength]
     # Area interpolation when shrinking: training sees antialiased images as evaluation does.
-    steps: list[Any] = [A.RandomResizedCrop((size, size), scale=scale, area_for_downscale="image"), A.HorizontalFlip(p=0.5)]
+    steps: list[Any] = [
+        A.RandomResizedCrop((size, size), scale=scale, area_for_downscale="image"),
+        A.HorizontalFlip(p=0.5),
+    ]
     if strength == "light":
         return A.Compose(steps)
-    steps.append(A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.03, 0.03), p=0.8))
+    steps.append(
+        A.ColorJitter(
+            brightness=(0.8, 1.2),
+            contrast=(0.8, 1.2),
+            saturation=(0.8, 1.2),
+            hue=(-0.03, 0.03),
+            p=0.8,
+        )
+    )
     steps.append(A.Affine(rotate=(-15, 15), border_mode=4, p=0.5))
     if strength == "medium":
         return A.Compose(steps)
     hole = (max(1, size // 16), max(2, size // 5))
     steps += [
         A.Perspective(scale=(0.02, 0.08), border_mode=4, p=0.3),
-        A.OneOf([A.GaussianBlur(sigma_limit=(0.3, 1.5), blur_limit=0), A.GaussNoise(std_range=(0.02, 0.08))], p=0.4),
+        A.OneOf(
+            [
+                A.GaussianBlur(sigma_limit=(0.3, 1.5), blur_limit=0),
+                A.GaussNoise(std_range=(0.02, 0.08)),
+            ],
+            p=0.4,
+        ),
         A.ToGray(p=0.1),
-        A.CoarseDropout(num_holes_range=(1, 4), hole_height_range=hole, hole_width_range=hole, p=0.4),
+        A.CoarseDropout(
+            num_holes_range=(1, 4), hole_height_range=hole, hole_width_range=hole, p=0.4
+        ),
     ]
     return A.Compose(steps)

@@ -34,10 +34,23 @@ _FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_l
 class PixelsToLogits(nn.Module):
     """uint8 [batch, R, R, 3] to logits: what an ONNX variant with input `image` does once its resize is the identity."""
 
-    def __init__(self, network: nn.Module, contract: Preprocessing, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        contract: Preprocessing,
+        memory_format: torch.memory_format,
+        dtype: torch.dtype,
+    ) -> None:
         super().__init__()
-        self.network, self.contract, self.memory_format, self.dtype = network, contract, memory_format, dtype
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (contract.mean, contract.std))
+        self.network, self.contract, self.memory_format, self.dtype = (
+            network,
+            contract,
+            memory_format,
+            dtype,
+        )
+        mean, std = (
+            torch.tensor(values).view(1, 3, 1, 1) for values in (contract.mean, contract.std)
+        )
         # (x / 255 - mean) / std as one multiplication and one addition.
         self.register_buffer("scale", 1 / (255 * std))
         self.register_buffer("shift", -mean / std)
@@ -45,10 +58,14 @@ class PixelsToLogits(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Crop, scale, normalise, network."""
         top, left = self.contract.crop_box(pixels.shape[1], pixels.shape[2])
-        cropped = pixels[:, top : top + self.contract.crop, left : left + self.contract.crop].permute(0, 3, 1, 2)
+        cropped = pixels[
+            :, top : top + self.contract.crop, left : left + self.contract.crop
+        ].permute(0, 3, 1, 2)
         scaled = cropped.to(torch.float32, memory_format=self.memory_format)
         normalised = torch.addcmul(self.shift, scaled, self.scale)  # type: ignore[arg-type]
-        logits: torch.Tensor = self.network(normalised.to(self.dtype, memory_format=self.memory_format))
+        logits: torch.Tensor = self.network(
+            normalised.to(self.dtype, memory_format=self.memory_format)
+        )
         return logits
 
 
@@ -65,12 +82,18 @@ class PyTorchBackend:
         self._mode = TORCH_MODES[self._mode_name]
         self._dtype: torch.dtype = getattr(torch, self._mode.dtype)
         if self._mode.gpu_only and self._device.type == "cpu":
-            raise BenchError(f"The PyTorch mode {self._mode_name} runs on a GPU only: add --provider cuda, or leave it out of --pytorch.")
+            raise BenchError(
+                f"The PyTorch mode {self._mode_name} runs on a GPU only: add --provider cuda, or leave it out of --pytorch."
+            )
         if self._device.type == "cuda":
             if not torch.cuda.is_available():
-                raise ProviderError("PyTorch sees no CUDA device, so there is no baseline on the GPU. `edgetl doctor` shows what it sees.")
+                raise ProviderError(
+                    "PyTorch sees no CUDA device, so there is no baseline on the GPU. `edgetl doctor` shows what it sees."
+                )
             torch.backends.cudnn.benchmark = True
-            torch.set_float32_matmul_precision("high")  # TF32, as ONNX Runtime's CUDA provider does by default
+            torch.set_float32_matmul_precision(
+                "high"
+            )  # TF32, as ONNX Runtime's CUDA provider does by default
         loaded = load_run_model(RunDirectory.open(source.model))
         self._contract, self._batch = loaded.preprocessing, source.batch
         self._network = loaded.network.eval().to(self._device, self._dtype)
@@ -81,10 +104,18 @@ class PyTorchBackend:
         self._network.to(memory_format=self._format)
         arguments = self._mode.compile_arguments(self._device.type)
         self._called = self._network if arguments is None else _compile(self._network, arguments)
-        self._pixels: nn.Module = PixelsToLogits(self._called, self._contract, self._format, self._dtype).eval().to(self._device)
+        self._pixels: nn.Module = (
+            PixelsToLogits(self._called, self._contract, self._format, self._dtype)
+            .eval()
+            .to(self._device)
+        )
         if arguments is not None and self._device.type == "cuda":
             # As a whole: scaling and normalization are launches too.
-            whole = PixelsToLogits(self._network, self._contract, self._format, self._dtype).eval().to(self._device)
+            whole = (
+                PixelsToLogits(self._network, self._contract, self._format, self._dtype)
+                .eval()
+                .to(self._device)
+            )
             self._pixels = _compile(whole, arguments)
         self._graph = GraphRunner(self._forward, self._device) if self._mode.captured else None
 
@@ -96,7 +127,11 @@ class PyTorchBackend:
         """One call on a CPU; on a GPU the copies apart."""
         if self._device.type == "cpu":
             return [("inference", self.infer)]
-        return [("to device", self._upload), ("inference", self._compute), ("to host", self._download)]
+        return [
+            ("to device", self._upload),
+            ("inference", self._compute),
+            ("to host", self._download),
+        ]
 
     def _upload(self, batch: NDArray[Any]) -> torch.Tensor:
         given = torch.from_numpy(batch)
@@ -114,7 +149,9 @@ class PyTorchBackend:
         with torch.inference_mode():
             if given.dtype == torch.uint8:
                 return cast(torch.Tensor, self._pixels(given))
-            return cast(torch.Tensor, self._called(given.to(self._dtype, memory_format=self._format)))
+            return cast(
+                torch.Tensor, self._called(given.to(self._dtype, memory_format=self._format))
+            )
 
     @staticmethod
     def _download(logits: torch.Tensor) -> NDArray[np.float32]:

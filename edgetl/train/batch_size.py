@@ -98,7 +98,13 @@ class StepTimer:
     """Times whole training steps (forward, backward, optimizer) on random images, on a copy of the network."""
 
     def __init__(
-        self, adapted: AdaptedNetwork, phase: Phase, config: FinetuneConfig, computing: Computing, image_size: int, processes: int
+        self,
+        adapted: AdaptedNetwork,
+        phase: Phase,
+        config: FinetuneConfig,
+        computing: Computing,
+        image_size: int,
+        processes: int,
     ) -> None:
         """Copy the network to the device; `phase` says what is trained: the phase that trains most."""
         network = copy.deepcopy(adapted.network)
@@ -107,7 +113,12 @@ class StepTimer:
         self._freezing = set_trainable(copied, phase.unfreeze, phase.freeze_statistics)
         self._optimizer = make_optimiser(copied, config, phase.lr)
         self._scaler = computing.gradient_scaler()
-        self._network, self._computing, self._image_size, self._processes = network, computing, image_size, processes
+        self._network, self._computing, self._image_size, self._processes = (
+            network,
+            computing,
+            image_size,
+            processes,
+        )
 
     def __call__(self, batch_size: int) -> float:
         """Return images a second of this process, with its share of a batch.
@@ -135,7 +146,9 @@ class StepTimer:
                 self._computing.wait()
                 taken.append((time.perf_counter() - started) / 5)
         if limit is not None and torch.cuda.max_memory_reserved(device) > limit:
-            raise MemoryError(f"A batch of {images} images takes more than {_MEMORY_SHARE:.0%} of the free GPU memory.")
+            raise MemoryError(
+                f"A batch of {images} images takes more than {_MEMORY_SHARE:.0%} of the free GPU memory."
+            )
         return images / min(taken)
 
     def _step(self, values: torch.Tensor, labels: torch.Tensor) -> None:
@@ -196,7 +209,9 @@ _REASONS: dict[End, str] = {
 def describe_fit(fit: BatchFit, device: str) -> str:
     """Say what `--batch-size auto` decided, for the user."""
     if device == "cpu":
-        return f"--batch-size auto: on a CPU this is the usual batch size, {fit.usual} images a step."
+        return (
+            f"--batch-size auto: on a CPU this is the usual batch size, {fit.usual} images a step."
+        )
     return (
         f"--batch-size auto: {fit.batch_size} images a step (usually {fit.usual}), learning rates times {fit.lr_scale:.2f}; "
         f"{_REASONS[fit.ended]}."

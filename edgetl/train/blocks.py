@@ -53,7 +53,9 @@ def last_blocks(network: nn.Module, blocks: list[Block], share: float = 0.5) -> 
     return 0
 
 
-def _units(module: nn.Module, path: str, excluded: nn.Module, backbone: int) -> Iterator[tuple[str, nn.Module]]:
+def _units(
+    module: nn.Module, path: str, excluded: nn.Module, backbone: int
+) -> Iterator[tuple[str, nn.Module]]:
     for name, child in module.named_children():
         child_path = f"{path}.{name}" if path else name
         if child is excluded or not (_size(child) or any(True for _ in child.buffers())):
@@ -67,7 +69,10 @@ def _units(module: nn.Module, path: str, excluded: nn.Module, backbone: int) -> 
 def _is_stack(module: nn.Module, backbone: int) -> bool:
     children = [child for child in module.children() if _size(child)]
     if isinstance(module, _CONTAINERS):
-        return any(not _is_leaf(child) for child in children) or sum(_is_weighty(child) for child in children) > 1
+        return (
+            any(not _is_leaf(child) for child in children)
+            or sum(_is_weighty(child) for child in children) > 1
+        )
     if len(children) == 1 and isinstance(children[0], nn.ModuleList):
         return True  # MaxVitBlock: nothing but a list of layers
     return not _is_leaf(module) and 2 * _size(module) > backbone  # ViT's encoder

@@ -33,7 +33,11 @@ class State:
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors that were saved under a name."""
-        return {key.removeprefix(f"{name}/"): tensor for key, tensor in self.tensors.items() if key.startswith(f"{name}/")}
+        return {
+            key.removeprefix(f"{name}/"): tensor
+            for key, tensor in self.tensors.items()
+            if key.startswith(f"{name}/")
+        }
 
     def restore(self, name: str, part: nn.Module | torch.optim.Optimizer) -> None:
         """Set a module or an optimiser to what was saved under a name.
@@ -57,13 +61,19 @@ def write_state(path: Path, parts: Mapping[str, Part], facts: Mapping[str, Any])
         OSError: there is no room, or the folder cannot be written; what was there before is as it was.
     """
     # On the host once: tensors are hashed and written.
-    tensors = {f"{name}/{key}": tensor.detach().cpu() for name, part in parts.items() for key, tensor in _tensors(part).items()}
+    tensors = {
+        f"{name}/{key}": tensor.detach().cpu()
+        for name, part in parts.items()
+        for key, tensor in _tensors(part).items()
+    }
     content = json.dumps(facts)
     digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
     write_tensors(path, tensors, {"facts": content, "sha256": _digest_of_all(content, digests)})
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """Write a .safetensors file atomically, row by row whatever the tensors' order of memory.
 
     Raises:
@@ -120,7 +130,11 @@ def _tensors(part: Part) -> dict[str, Tensor]:
     if isinstance(part, nn.Module):
         return dict(part.state_dict())
     if isinstance(part, torch.optim.Optimizer):
-        return {f"{index}/{name}": value for index, state in part.state_dict()["state"].items() for name, value in state.items()}
+        return {
+            f"{index}/{name}": value
+            for index, state in part.state_dict()["state"].items()
+            for name, value in state.items()
+        }
     return dict(part)
 
 
@@ -131,6 +145,12 @@ def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tens
         index, _, name = key.partition("/")
         own = parameters[int(index)]
         # In the parameter's order of memory: fused steps walk through both as they lie.
-        fitting = torch.empty_like(own, requires_grad=False).copy_(tensor) if tensor.shape == own.shape else tensor
+        fitting = (
+            torch.empty_like(own, requires_grad=False).copy_(tensor)
+            if tensor.shape == own.shape
+            else tensor
+        )
         state.setdefault(int(index), {})[name] = fitting
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    optimiser.load_state_dict(
+        {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+    )

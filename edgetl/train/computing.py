@@ -45,7 +45,12 @@ class Computing:
             cache_enabled: False casts weights anew at each use, as a CUDA graph must.
         """
         dtype = _AUTOCAST[self.precision]
-        return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=cache_enabled)
+        return torch.autocast(
+            self.device.type,
+            dtype or torch.bfloat16,
+            enabled=dtype is not None,
+            cache_enabled=cache_enabled,
+        )
 
     def gradient_scaler(self) -> torch.amp.GradScaler:
         """Scales the loss where gradients would vanish in float16 (Micikevicius et al., 2018); does nothing otherwise."""
@@ -95,7 +100,10 @@ def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
 @lru_cache(maxsize=8)
 def _row(preprocessing: Preprocessing, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     # Kept: making them anew would have a GPU wait at every batch.
-    mean, std = (torch.tensor(values).repeat(width) * 255 for values in (preprocessing.mean, preprocessing.std))
+    mean, std = (
+        torch.tensor(values).repeat(width) * 255
+        for values in (preprocessing.mean, preprocessing.std)
+    )
     return mean.to(device), (1 / std).to(device)
 
 
@@ -106,17 +114,27 @@ def choose_computing(device: Device, precision: Precision) -> Computing:
         ConfigError: what was asked for explicitly is not there; nothing falls back silently.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch sees no CUDA device. `edgetl doctor` shows why; --device cpu trains without one.")
+        raise ConfigError(
+            "--device cuda: PyTorch sees no CUDA device. `edgetl doctor` shows why; --device cpu trains without one."
+        )
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     if chosen.type == "cpu":
         if precision == "fp16":
-            raise ConfigError("--precision fp16 is for GPUs; CPUs emulate it. Take --precision auto.")
-        return Computing(chosen, "bf16" if precision == "bf16" else "fp32", precision == "bf16" or (precision == "auto" and cpu_has_bf16()))
+            raise ConfigError(
+                "--precision fp16 is for GPUs; CPUs emulate it. Take --precision auto."
+            )
+        return Computing(
+            chosen,
+            "bf16" if precision == "bf16" else "fp32",
+            precision == "bf16" or (precision == "auto" and cpu_has_bf16()),
+        )
     # float32 is what validation claims; cuDNN would round it to TF32.
     torch.backends.cudnn.allow_tf32 = False
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and not has_bf16:
-        raise ConfigError("--precision bf16: this GPU has no bfloat16. Take --precision fp16 or fp32.")
+        raise ConfigError(
+            "--precision bf16: this GPU has no bfloat16. Take --precision fp16 or fp32."
+        )
     if precision == "auto":
         has_fp16 = torch.cuda.get_device_capability(chosen)[0] >= _TENSOR_CORES
         return Computing(chosen, "bf16" if has_bf16 else "fp16" if has_fp16 else "fp32")

@@ -39,7 +39,9 @@ class PhaseParts:
     """From the base's values to its own."""
 
 
-def measure_costs(has: Materials, parts: Sequence[PhaseParts], base: Base | None, cached: bool) -> Costs:
+def measure_costs(
+    has: Materials, parts: Sequence[PhaseParts], base: Base | None, cached: bool
+) -> Costs:
     """Time loading, the frozen blocks and a step of every phase on batches of training images.
 
     Args:
@@ -60,11 +62,23 @@ def measure_costs(has: Materials, parts: Sequence[PhaseParts], base: Base | None
     epochs = []
     plain = 0.0
     for part in parts:
-        own, passed = _timed(lambda part=part: part.middle(*values) if part.frozen else inputs, has.computing)  # type: ignore[misc]
+        own, passed = _timed(
+            lambda part=part: part.middle(*values) if part.frozen else inputs,  # type: ignore[misc]
+            has.computing,
+        )
         set_trainable(has.adapted, part.phase.unfreeze, part.phase.freeze_statistics).train_mode()
         given = tuple(value.float() for value in own)
         step = (
-            min(step_milliseconds(has.adapted.network, part.forward, given, labels.to(has.computing.device), has.computing).values()) / 1e3
+            min(
+                step_milliseconds(
+                    has.adapted.network,
+                    part.forward,
+                    given,
+                    labels.to(has.computing.device),
+                    has.computing,
+                ).values()
+            )
+            / 1e3
         )
         streamed = not (cached and part.frozen)
         before = load + _EXACT * (frozen + passed if part.frozen else 0.0) if streamed else 0.0

@@ -50,7 +50,9 @@ def capture_cuda_graph(compute: Compute, buffer: torch.Tensor) -> Captured:
 class GraphRunner:
     """A computation by replay; each shape and type of input has a graph of its own."""
 
-    def __init__(self, compute: Compute, device: torch.device, capture: Capture = capture_cuda_graph) -> None:
+    def __init__(
+        self, compute: Compute, device: torch.device, capture: Capture = capture_cuda_graph
+    ) -> None:
         """Args:
         compute: from input to output.
         device: where the buffers are.
@@ -76,7 +78,9 @@ class GraphRunner:
         """
         graph = self._graphs.get((buffer.shape, buffer.dtype))
         if graph is None or graph.input is not buffer:
-            raise ValueError("The graph reads its own input buffer: run the tensor that upload returned.")
+            raise ValueError(
+                "The graph reads its own input buffer: run the tensor that upload returned."
+            )
         graph.replay()
         return graph.output
 

@@ -55,7 +55,9 @@ class StepReport:
 class GraphedForward:
     """Replays a captured pass for batches like the captured one while training, and runs any other batch eagerly."""
 
-    def __init__(self, eager: Forward, graphed: Forward, sample: Values, network: nn.Module) -> None:
+    def __init__(
+        self, eager: Forward, graphed: Forward, sample: Values, network: nn.Module
+    ) -> None:
         """Take a captured batch, and the network whose training flag tells training from evaluation."""
         self._eager, self._graphed, self._network = eager, graphed, network
         self._signature = _signature(sample)
@@ -72,7 +74,9 @@ def _signature(values: Values) -> list[tuple[torch.Size, torch.dtype, torch.devi
     return [(value.shape, value.dtype, value.device) for value in values]
 
 
-def unfit_reason(computing: Computing, processes: int, deterministic: bool, compiled: bool, steps: int) -> str | None:
+def unfit_reason(
+    computing: Computing, processes: int, deterministic: bool, compiled: bool, steps: int
+) -> str | None:
     """Say why the passes of a phase are not captured; None where capturing may be tried."""
     if computing.device.type != "cuda":
         return "not on a GPU"
@@ -125,18 +129,24 @@ def fastest_forward(
 
     def measure() -> dict[str, Any]:
         graphed()
-        steps = {name: _step(forward, values, labels, computing) for name, forward in forwards.items()}
+        steps = {
+            name: _step(forward, values, labels, computing) for name, forward in forwards.items()
+        }
         return {"milliseconds": time_in_turns(steps, computing.wait)}
 
     try:
         with undisturbed(network), cudnn_autotuning(True):
             if recorded == CUDA_GRAPH:
-                return GraphedForward(eager, graphed(), values, network), StepReport(CUDA_GRAPH, {}, RECORDED)
+                return GraphedForward(eager, graphed(), values, network), StepReport(
+                    CUDA_GRAPH, {}, RECORDED
+                )
             times = remembered({**facts, "choice of": [EAGER, CUDA_GRAPH]}, measure)["milliseconds"]
             runner = choose_runner(times)
             if runner == EAGER:
                 return eager, StepReport(EAGER, times, "measured")
-            return GraphedForward(eager, graphed(), values, network), StepReport(CUDA_GRAPH, times, "measured")
+            return GraphedForward(eager, graphed(), values, network), StepReport(
+                CUDA_GRAPH, times, "measured"
+            )
     except (RuntimeError, ValueError, AssertionError, TypeError) as cause:
         reason = str(cause).strip().partition("\n")[0] or type(cause).__name__
         return eager, StepReport(EAGER, {}, f"capture failed: {reason}")
@@ -148,7 +158,9 @@ def choose_runner(milliseconds: Mapping[str, float]) -> str:
 
 
 def time_in_turns(
-    steps: Mapping[str, Callable[[], None]], wait: Callable[[], None], clock: Callable[[], float] = time.perf_counter
+    steps: Mapping[str, Callable[[], None]],
+    wait: Callable[[], None],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Time each step in rounds, in turns; the host waits only at the ends of blocks of ten, as in training.
 
@@ -183,7 +195,9 @@ def capture_forward(module: nn.Module, values: Values, computing: Computing) -> 
         # In the mode `global` a call of another thread, as the loader's that pins memory, would end the capture.
         options["capture_error_mode"] = "thread_local"
     try:
-        graphed: Any = torch.cuda.make_graphed_callables(_UnderAutocast(module, computing), static, **options)
+        graphed: Any = torch.cuda.make_graphed_callables(
+            _UnderAutocast(module, computing), static, **options
+        )
         return cast("Forward", graphed)
     finally:
         # A capture that fails at its begin leaves its own stream current.
@@ -204,7 +218,9 @@ class _UnderAutocast(nn.Module):
         return logits
 
 
-def _step(forward: Forward, values: Values, labels: Tensor, computing: Computing) -> Callable[[], None]:
+def _step(
+    forward: Forward, values: Values, labels: Tensor, computing: Computing
+) -> Callable[[], None]:
     def run() -> None:
         with computing.arithmetic():
             logits = forward(*values)

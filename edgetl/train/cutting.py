@@ -55,17 +55,27 @@ class TracedNetwork:
         """Where the network stops being fixed, with its parameters and modules as they are set now for training."""
         fixed: set[fx.Node] = set()
         for node in self._graph.nodes:
-            if node.op != "output" and all(needed in fixed for needed in node.all_input_nodes) and self._is_fixed(node):
+            if (
+                node.op != "output"
+                and all(needed in fixed for needed in node.all_input_nodes)
+                and self._is_fixed(node)
+            ):
                 fixed.add(node)
         crossing = [
-            node for node in self._graph.nodes if node in fixed and node.op != "get_attr" and any(user not in fixed for user in node.users)
+            node
+            for node in self._graph.nodes
+            if node in fixed
+            and node.op != "get_attr"
+            and any(user not in fixed for user in node.users)
         ]
         return Cut(tuple(node.name for node in crossing))
 
     def blocks_before(self, cut: Cut) -> bool:
         """Whether any block runs before `cut`: without one there is nothing worth computing once."""
         named = {node.name: node for node in self._graph.nodes}
-        return any(node.op == "call_module" for node in _needed([named[name] for name in cut.nodes], set()))
+        return any(
+            node.op == "call_module" for node in _needed([named[name] for name in cut.nodes], set())
+        )
 
     def piece(self, start: Cut, end: Cut | None = None) -> fx.GraphModule:
         """The part from `start` to `end`: (value, ...) -> (value, ...); without an end to the logits: (value, ...) -> tensor.
@@ -100,7 +110,9 @@ class TracedNetwork:
         return "dropout" not in str(node.target)
 
 
-def check_pieces(traced: TracedNetwork, network: nn.Module, cuts: Sequence[Cut], image_size: int) -> None:
+def check_pieces(
+    traced: TracedNetwork, network: nn.Module, cuts: Sequence[Cut], image_size: int
+) -> None:
     """Prove on two noise images that the pieces between the cuts give the network's own logits, and that each value has a row an image.
 
     Raises:
@@ -108,14 +120,19 @@ def check_pieces(traced: TracedNetwork, network: nn.Module, cuts: Sequence[Cut],
     """
     network.eval()
     parameter = next(network.parameters())
-    noise = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(parameter.device, parameter.dtype)
+    noise = torch.randn(
+        2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)
+    ).to(parameter.device, parameter.dtype)
     values: tuple[Tensor, ...] = (noise,)
     with torch.inference_mode():
         expected = network(noise)
         start = traced.input
         for cut in cuts:
             values = traced.piece(start, cut)(*values)
-            if not all(isinstance(value, Tensor) and value.dim() > 0 and len(value) == 2 for value in values):
+            if not all(
+                isinstance(value, Tensor) and value.dim() > 0 and len(value) == 2
+                for value in values
+            ):
                 raise ValueError(f"not every value at {cut.name} has a row for each image")
             start = cut
         logits = traced.piece(start)(*values)
@@ -129,13 +146,18 @@ class _Tracer(fx.Tracer):
         self._whole = whole
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name in self._whole or super().is_leaf_module(m, module_qualified_name)
+        return module_qualified_name in self._whole or super().is_leaf_module(
+            m, module_qualified_name
+        )
 
 
 def _is_fixed_module(module: nn.Module) -> bool:
     if any(parameter.requires_grad for parameter in module.parameters()):
         return False
-    return not any(inner.training and (isinstance(inner, NORMS) or _is_random(inner)) for inner in module.modules())
+    return not any(
+        inner.training and (isinstance(inner, NORMS) or _is_random(inner))
+        for inner in module.modules()
+    )
 
 
 def _is_random(module: nn.Module) -> bool:
@@ -157,7 +179,10 @@ def channels_last(module: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The same function of values in whatever order of memory, given to the module as its convolutions are fastest."""
 
     def forward(*values: Tensor) -> Tensor:
-        ordered = (value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value for value in values)
+        ordered = (
+            value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+            for value in values
+        )
         return module(*ordered)
 
     return forward

@@ -39,8 +39,16 @@ class DataSet:
 
     def to_json(self) -> dict[str, Any]:
         """The entry `data` of config.json."""
-        counts = {part: dict(Counter(row.label for row in self.rows if row.split == part)) for part in ("train", "val")}
-        return {"fingerprint": self.fingerprint, "counts": counts, "rejected": len(self.rejected), "warnings": self.warnings}
+        counts = {
+            part: dict(Counter(row.label for row in self.rows if row.split == part))
+            for part in ("train", "val")
+        }
+        return {
+            "fingerprint": self.fingerprint,
+            "counts": counts,
+            "rejected": len(self.rejected),
+            "warnings": self.warnings,
+        }
 
 
 def read_data(
@@ -70,9 +78,18 @@ def read_data(
     read, broken = read_files(found.files, report, decoded or DecodedImages(0, 1))
     rejected = sorted([*found.rejected, *broken], key=lambda entry: entry.path)
     _check_classes(found, read, broken)
-    parts = [one.file.part or "train" for one in read] if found.given_split else split_files(read, val_split, seed)
-    rows = [SplitRow(one.file.path, one.file.label, part) for one, part in zip(read, parts, strict=True)]
-    warnings = [*_rejected_warning(rejected), *_duplicate_warnings(folder, read, parts, allow_leaks)]
+    parts = (
+        [one.file.part or "train" for one in read]
+        if found.given_split
+        else split_files(read, val_split, seed)
+    )
+    rows = [
+        SplitRow(one.file.path, one.file.label, part) for one, part in zip(read, parts, strict=True)
+    ]
+    warnings = [
+        *_rejected_warning(rejected),
+        *_duplicate_warnings(folder, read, parts, allow_leaks),
+    ]
     if ignored:
         warnings.append("--val-split 0: the folder's own validation images are left out.")
     elif found.given_split and val_split != FinetuneConfig.val_split:
@@ -80,7 +97,13 @@ def read_data(
     if (found.given_split or val_split > 0) and not ignored:
         warnings += _unvalidated_warning(found.labels, rows)
     return DataSet(
-        folder, found.labels, rows, rejected, warnings, _fingerprint(folder, rows, read), {one.file.path: one.sha256 for one in read}
+        folder,
+        found.labels,
+        rows,
+        rejected,
+        warnings,
+        _fingerprint(folder, rows, read),
+        {one.file.path: one.sha256 for one in read},
     )
 
 
@@ -90,19 +113,29 @@ def _check_classes(found: FoundFiles, read: list[ReadFile], broken: list[Rejecte
         for label in found.labels:
             if (part, label) not in readable:
                 where = f"the class {label} of {part}/" if part else f"the class {label}"
-                of_class = {file.path for file in found.files if (file.part, file.label) == (part, label)}
-                reason = next((entry.reason for entry in broken if entry.path in of_class), "unknown")
-                raise DataError(f"No image of {where} can be read; the first: {reason} Replace the files, or remove the class folder.")
+                of_class = {
+                    file.path for file in found.files if (file.part, file.label) == (part, label)
+                }
+                reason = next(
+                    (entry.reason for entry in broken if entry.path in of_class), "unknown"
+                )
+                raise DataError(
+                    f"No image of {where} can be read; the first: {reason} Replace the files, or remove the class folder."
+                )
 
 
 def _rejected_warning(rejected: list[Rejected]) -> list[str]:
     if not rejected:
         return []
     first = f"{rejected[0].path.name}: {rejected[0].reason.rstrip('.')}"
-    return [f"{_files(len(rejected))} left out ({first}{' ...' if len(rejected) > 1 else ''}); rejected.csv lists all with the reason."]
+    return [
+        f"{_files(len(rejected))} left out ({first}{' ...' if len(rejected) > 1 else ''}); rejected.csv lists all with the reason."
+    ]
 
 
-def _duplicate_warnings(folder: Path, read: list[ReadFile], parts: list[Part], allow_leaks: bool) -> list[str]:
+def _duplicate_warnings(
+    folder: Path, read: list[ReadFile], parts: list[Part], allow_leaks: bool
+) -> list[str]:
     groups: dict[str, list[tuple[ReadFile, Part]]] = defaultdict(list)
     for one, part in zip(read, parts, strict=True):
         groups[one.pixels].append((one, part))
@@ -110,13 +143,20 @@ def _duplicate_warnings(folder: Path, read: list[ReadFile], parts: list[Part], a
     def example(group: list[tuple[ReadFile, Part]]) -> str:
         return " and ".join(one.file.path.relative_to(folder).as_posix() for one, _ in group[:2])
 
-    contradictory = [group for group in groups.values() if len({one.file.label for one, _ in group}) > 1]
+    contradictory = [
+        group for group in groups.values() if len({one.file.label for one, _ in group}) > 1
+    ]
     leaks = [group for group in groups.values() if len({part for _, part in group}) > 1]
     messages = []
     if contradictory:
         distinct = sorted(contradictory[0], key=lambda entry: entry[0].file.label)
-        shown = [distinct[0], next(entry for entry in distinct if entry[0].file.label != distinct[0][0].file.label)]
-        messages.append(f"{_images(len(contradictory))} under more than one label, for example {example(shown)}. Correct the labels.")
+        shown = [
+            distinct[0],
+            next(entry for entry in distinct if entry[0].file.label != distinct[0][0].file.label),
+        ]
+        messages.append(
+            f"{_images(len(contradictory))} under more than one label, for example {example(shown)}. Correct the labels."
+        )
     if leaks:
         shown = [next(entry for entry in leaks[0] if entry[1] == part) for part in ("train", "val")]
         told = f"{_images(len(leaks))} both in train and in val, for example {example(shown)}: validation accuracy is flattered."
@@ -134,12 +174,15 @@ def _unvalidated_warning(labels: list[str], rows: list[SplitRow]) -> list[str]:
     if not absent:
         return []
     names = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
-    return [f"{names}: too few different images to hold one back, so nothing is known about accuracy on these classes. Add images."]
+    return [
+        f"{names}: too few different images to hold one back, so nothing is known about accuracy on these classes. Add images."
+    ]
 
 
 def _fingerprint(folder: Path, rows: list[SplitRow], read: list[ReadFile]) -> str:
     lines = [
-        f"{row.path.relative_to(folder).as_posix()}\t{row.label}\t{row.split}\t{one.pixels}\n" for row, one in zip(rows, read, strict=True)
+        f"{row.path.relative_to(folder).as_posix()}\t{row.label}\t{row.split}\t{one.pixels}\n"
+        for row, one in zip(rows, read, strict=True)
     ]
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 

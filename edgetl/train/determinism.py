@@ -46,11 +46,19 @@ def tell_cost(stage: Stage, adapted: AdaptedNetwork, progress: Progress) -> None
         ConfigError: an operator of the network has no deterministic algorithm.
     """
     if stage.computing.device.type == "cpu":
-        progress.note("--deterministic: nothing is decided by timing; PyTorch computes frozen blocks and training steps in one precision.")
+        progress.note(
+            "--deterministic: nothing is decided by timing; PyTorch computes frozen blocks and training steps in one precision."
+        )
         return
     set_trainable(adapted, stage.phase.unfreeze, stage.phase.freeze_statistics).train_mode()
     values, labels = next(iter(stage.feed.training(1)))
-    ratio = cost(lambda: min(step_milliseconds(adapted.network, stage.forward, values, labels, stage.computing).values()))
+    ratio = cost(
+        lambda: min(
+            step_milliseconds(
+                adapted.network, stage.forward, values, labels, stage.computing
+            ).values()
+        )
+    )
     progress.note(f"--deterministic: a step takes {ratio:.2f} times as long as without.")
 
 
@@ -69,7 +77,9 @@ def cost(step: Callable[[], float]) -> float:
     except RuntimeError as cause:
         if "deterministic" not in str(cause):
             raise
-        raise ConfigError(f"--deterministic: {str(cause).split('.')[0]}. Leave it out, or take another --model.") from cause
+        raise ConfigError(
+            f"--deterministic: {str(cause).split('.')[0]}. Leave it out, or take another --model."
+        ) from cause
     with _free():
         return slow / step()
 

@@ -40,7 +40,10 @@ def augment(images: Sequence[Tensor], parameters: Sequence[ViewParameters], side
     upload = _Upload()
     steps = [_plan_crops(upload, images, parameters, side)]
     steps += _plan_colors(upload, parameters)
-    for matrices in ([view.affine for view in parameters], [view.perspective for view in parameters]):
+    for matrices in (
+        [view.affine for view in parameters],
+        [view.perspective for view in parameters],
+    ):
         steps += _plan_warp(upload, matrices, side)
     steps += _plan_blur(upload, parameters)
     steps += _plan_noise(upload, parameters)
@@ -75,7 +78,9 @@ class _Upload:
         """Start the copy."""
         flat = torch.from_numpy(np.concatenate([array.ravel() for array in self._arrays]))
         parts = torch.split(copy_to_device(flat, device), [array.size for array in self._arrays])
-        self._sent = [part.view(array.shape) for part, array in zip(parts, self._arrays, strict=True)]
+        self._sent = [
+            part.view(array.shape) for part, array in zip(parts, self._arrays, strict=True)
+        ]
 
     def get(self, number: int) -> Tensor:
         """float32, of the array's shape."""
@@ -95,17 +100,26 @@ class _Rows:
         pixels.index_copy_(0, rows, function(pixels.index_select(0, rows)))
 
 
-def _plan_crops(upload: _Upload, images: Sequence[Tensor], parameters: Sequence[ViewParameters], side: int) -> _Step:
+def _plan_crops(
+    upload: _Upload, images: Sequence[Tensor], parameters: Sequence[ViewParameters], side: int
+) -> _Step:
     plans = [_plan_resize(view, side) for view in parameters]
     parts = []
     for at in range(0, len(images), _RESIZE_BATCH):
         axes = zip(*plans[at : at + _RESIZE_BATCH], strict=True)
         # Aligned alike whatever else is in the batch, since a matrix's alignment may decide its kernel.
-        parts.append([(upload.add(np.stack(ends)), _aligned(max(end[1].max() for end in ends))) for ends in axes])
+        parts.append(
+            [
+                (upload.add(np.stack(ends)), _aligned(max(end[1].max() for end in ends)))
+                for ends in axes
+            ]
+        )
 
     def crop(pixels: Tensor) -> None:
         for part, axes in enumerate(parts):
-            across, down = (_resize_weights(upload.get(bounds), longest) for bounds, longest in axes)
+            across, down = (
+                _resize_weights(upload.get(bounds), longest) for bounds, longest in axes
+            )
             first = part * _RESIZE_BATCH
             for at in range(len(across)):
                 left, top, right, bottom = parameters[first + at].crop
@@ -117,7 +131,9 @@ def _plan_crops(upload: _Upload, images: Sequence[Tensor], parameters: Sequence[
     return crop
 
 
-def _plan_resize(view: ViewParameters, side: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _plan_resize(
+    view: ViewParameters, side: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Where each pixel of the result lies in the crop, across and down: float64 [2, side] each.
 
     The two rows are the ends of the stretch that the pixel averages; where they are the same, it is
@@ -130,7 +146,10 @@ def _plan_resize(view: ViewParameters, side: int) -> tuple[NDArray[np.float64], 
     if not (lengths > side).any():
         axes = [_linear_places(length, side) for length in lengths]
     elif (lengths >= side).all():
-        axes = [np.stack([np.arange(side), np.arange(1, side + 1)]) * (length / side) for length in lengths]
+        axes = [
+            np.stack([np.arange(side), np.arange(1, side + 1)]) * (length / side)
+            for length in lengths
+        ]
     else:
         axes = [_corner_places(length, side) for length in lengths]
     across, down = axes
@@ -177,20 +196,37 @@ def _resize_weights(ends: Tensor, longest: int) -> Tensor:
 def _plan_colors(upload: _Upload, parameters: Sequence[ViewParameters]) -> list[_Step]:
     steps: list[_Step] = []
     for place in range(max(len(view.color) for view in parameters)):
-        chosen = [(row, *view.color[place]) for row, view in enumerate(parameters) if place < len(view.color)]
-        for operation, function in (("brightness", _brighten), ("contrast", _contrast), ("saturation", _saturate), ("hue", _turn_hue)):
+        chosen = [
+            (row, *view.color[place])
+            for row, view in enumerate(parameters)
+            if place < len(view.color)
+        ]
+        for operation, function in (
+            ("brightness", _brighten),
+            ("contrast", _contrast),
+            ("saturation", _saturate),
+            ("hue", _turn_hue),
+        ):
             # albumentations leaves the image alone at these factors, before any rounding.
             neutral = 0.0 if operation == "hue" else 1.0
-            rows = [(row, factor) for row, name, factor in chosen if name == operation and factor != neutral]
+            rows = [
+                (row, factor)
+                for row, name, factor in chosen
+                if name == operation and factor != neutral
+            ]
             if rows:
                 steps.append(_color_step(upload, rows, function))
     return steps
 
 
-def _color_step(upload: _Upload, rows: Sequence[tuple[int, float]], function: Callable[[Tensor, Tensor], Tensor]) -> _Step:
+def _color_step(
+    upload: _Upload, rows: Sequence[tuple[int, float]], function: Callable[[Tensor, Tensor], Tensor]
+) -> _Step:
     images = _Rows(upload, [row for row, _ in rows])
     factors = upload.add([factor for _, factor in rows])
-    return lambda pixels: images.change(pixels, lambda chosen: function(chosen, upload.get(factors)[:, None, None, None]))
+    return lambda pixels: images.change(
+        pixels, lambda chosen: function(chosen, upload.get(factors)[:, None, None, None])
+    )
 
 
 def _luminance(pixels: Tensor) -> Tensor:
@@ -236,8 +272,14 @@ def _turn_hue(pixels: Tensor, factor: Tensor) -> Tensor:
     return torch.stack(channels, dim=1).floor_().clamp_(0, 255)
 
 
-def _plan_warp(upload: _Upload, matrices: Sequence[NDArray[np.float64] | None], side: int) -> list[_Step]:
-    chosen = [(row, matrix) for row, matrix in enumerate(matrices) if matrix is not None and not np.array_equal(matrix, np.eye(3))]
+def _plan_warp(
+    upload: _Upload, matrices: Sequence[NDArray[np.float64] | None], side: int
+) -> list[_Step]:
+    chosen = [
+        (row, matrix)
+        for row, matrix in enumerate(matrices)
+        if matrix is not None and not np.array_equal(matrix, np.eye(3))
+    ]
     if not chosen:
         return []
     images = _Rows(upload, [row for row, _ in chosen])
@@ -248,28 +290,43 @@ def _plan_warp(upload: _Upload, matrices: Sequence[NDArray[np.float64] | None], 
         places = torch.arange(side, device=pixels.device, dtype=torch.float32)
         y, x = torch.meshgrid(places, places, indexing="ij")
         x, y, depth = (
-            inverse[:, at, 0, None, None] * x + inverse[:, at, 1, None, None] * y + inverse[:, at, 2, None, None] for at in range(3)
+            inverse[:, at, 0, None, None] * x
+            + inverse[:, at, 1, None, None] * y
+            + inverse[:, at, 2, None, None]
+            for at in range(3)
         )
         source = torch.stack([x / depth, y / depth], dim=-1)
         # With aligned corners a reflection is one about the centers of the outermost pixels: BORDER_REFLECT_101.
         grid = source * (2 / (side - 1)) - 1
-        return functional.grid_sample(pixels, grid, "bilinear", "reflection", align_corners=True).round_().clamp_(0, 255)
+        return (
+            functional.grid_sample(pixels, grid, "bilinear", "reflection", align_corners=True)
+            .round_()
+            .clamp_(0, 255)
+        )
 
     return [lambda pixels: images.change(pixels, warp)]
 
 
 def _plan_blur(upload: _Upload, parameters: Sequence[ViewParameters]) -> list[_Step]:
-    chosen = [(row, view.blur) for row, view in enumerate(parameters) if view.blur is not None and len(view.blur) > 1]
+    chosen = [
+        (row, view.blur)
+        for row, view in enumerate(parameters)
+        if view.blur is not None and len(view.blur) > 1
+    ]
     if not chosen:
         return []
     reach = max(len(kernel) for _, kernel in chosen) // 2
     images = _Rows(upload, [row for row, _ in chosen])
-    kernels = upload.add(np.stack([np.pad(kernel, reach - len(kernel) // 2) for _, kernel in chosen]))
+    kernels = upload.add(
+        np.stack([np.pad(kernel, reach - len(kernel) // 2) for _, kernel in chosen])
+    )
 
     def blur(pixels: Tensor) -> Tensor:
         images_in, channels, height, width = pixels.shape
         kernel = upload.get(kernels).repeat_interleave(channels, dim=0)[:, None]
-        padded = functional.pad(pixels, (reach,) * 4, mode="reflect").view(1, images_in * channels, height + 2 * reach, width + 2 * reach)
+        padded = functional.pad(pixels, (reach,) * 4, mode="reflect").view(
+            1, images_in * channels, height + 2 * reach, width + 2 * reach
+        )
         across = functional.conv2d(padded, kernel[:, :, None, :], groups=images_in * channels)
         down = functional.conv2d(across, kernel[:, :, :, None], groups=images_in * channels)
         return down.view(pixels.shape).round_().clamp_(0, 255)
@@ -302,7 +359,9 @@ def _plan_gray(upload: _Upload, parameters: Sequence[ViewParameters]) -> list[_S
     if not chosen:
         return []
     images = _Rows(upload, chosen)
-    return [lambda pixels: images.change(pixels, lambda colored: _luminance(colored).expand_as(colored))]
+    return [
+        lambda pixels: images.change(pixels, lambda colored: _luminance(colored).expand_as(colored))
+    ]
 
 
 def _plan_holes(upload: _Upload, parameters: Sequence[ViewParameters], side: int) -> list[_Step]:
@@ -313,7 +372,14 @@ def _plan_holes(upload: _Upload, parameters: Sequence[ViewParameters], side: int
     most = max(len(view.holes) for view in parameters)
     images = _Rows(upload, rows)
     # Rows without as many holes as others are filled up with empty rectangles.
-    boxes = upload.add(np.stack([np.pad(parameters[row].holes, ((0, most - len(parameters[row].holes)), (0, 0))) for row in rows]))
+    boxes = upload.add(
+        np.stack(
+            [
+                np.pad(parameters[row].holes, ((0, most - len(parameters[row].holes)), (0, 0)))
+                for row in rows
+            ]
+        )
+    )
 
     def fill(pixels: Tensor) -> Tensor:
         left, top, right, bottom = (edge[..., None] for edge in upload.get(boxes).unbind(-1))

@@ -95,7 +95,11 @@ class DeviceImages:
         image = self._images.get(path)
         if image is not None:
             return HostImage(path, image.shape[1], image.shape[2])
-        if self._decoded.get_kept(path) is None and self._decoder is not None and path not in self._rejected:
+        if (
+            self._decoded.get_kept(path) is None
+            and self._decoder is not None
+            and path not in self._rejected
+        ):
             encoded = _read_bytes(path)
             header = read_header(encoded)
             if header is not None:
@@ -113,7 +117,13 @@ class DeviceImages:
         Raises:
             DecodeError: a file that the device could not decode cannot be decoded by the CPU either.
         """
-        decoded = self._decode({image.path: image for image in images if image.encoded is not None and image.path not in self._images})
+        decoded = self._decode(
+            {
+                image.path: image
+                for image in images
+                if image.encoded is not None and image.path not in self._images
+            }
+        )
         loaded = []
         for image in images:
             pixels = self._images.get(image.path)
@@ -148,7 +158,9 @@ class DeviceImages:
             self.decoder_failure = _shorten(failure)
             self._decoder = None
             if self.note is not None:
-                self.note(f"The GPU cannot decode JPEG files here ({self.decoder_failure}): the CPU decodes them.")
+                self.note(
+                    f"The GPU cannot decode JPEG files here ({self.decoder_failure}): the CPU decodes them."
+                )
         self._rejected.update(image.path for image in images if image.path not in decoded)
         return decoded
 
@@ -167,7 +179,9 @@ class DeviceImages:
         return HostImage(path, pixels.shape[0], pixels.shape[1], pixels=pixels)
 
     def _upload(self, image: HostImage) -> Tensor:
-        pixels = image.pixels if image.pixels is not None else self._decode_on_cpu(image.path).pixels
+        pixels = (
+            image.pixels if image.pixels is not None else self._decode_on_cpu(image.path).pixels
+        )
         host = torch.from_numpy(np.ascontiguousarray(pixels))
         return copy_to_device(host, self._device).permute(2, 0, 1).contiguous()
 

@@ -23,7 +23,9 @@ _BATCHES_AHEAD = 2
 class DeviceLoader:
     """Makes training views on the device; evaluation's views come from the loader on the CPU."""
 
-    def __init__(self, loader: Loader, images: DeviceImages, side: int, device: torch.device) -> None:
+    def __init__(
+        self, loader: Loader, images: DeviceImages, side: int, device: torch.device
+    ) -> None:
         """Take views of side x side pixels.
 
         Raises:
@@ -43,16 +45,30 @@ class DeviceLoader:
             DecodeError: see `load_image`, or a file has changed.
         """
         is_augmented = [all(view is not None for view, _ in batch) for batch in batches]
-        loaded = iter(self._loader([batch for batch, augmented in zip(batches, is_augmented, strict=True) if not augmented]))
-        prepared = self._prepare_ahead([batch for batch, augmented in zip(batches, is_augmented, strict=True) if augmented])
+        loaded = iter(
+            self._loader(
+                [
+                    batch
+                    for batch, augmented in zip(batches, is_augmented, strict=True)
+                    if not augmented
+                ]
+            )
+        )
+        prepared = self._prepare_ahead(
+            [batch for batch, augmented in zip(batches, is_augmented, strict=True) if augmented]
+        )
         for batch, augmented in zip(batches, is_augmented, strict=True):
             yield self._make_views(batch, next(prepared)) if augmented else next(loaded)
 
-    def evaluation(self, indices: Sequence[int], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def evaluation(
+        self, indices: Sequence[int], batch_size: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """The images once, in order, preprocessed by the CPU as the exported model sees them."""
         return self(cut_batches([(None, index) for index in indices], batch_size))
 
-    def _prepare_ahead(self, batches: Sequence[Sequence[Key]]) -> Iterator[list[tuple[HostImage, ViewParameters]]]:
+    def _prepare_ahead(
+        self, batches: Sequence[Sequence[Key]]
+    ) -> Iterator[list[tuple[HostImage, ViewParameters]]]:
         # The threads touch no device: a captured graph or the order of its stream cannot be disturbed.
         started: deque[list[Future[tuple[HostImage, ViewParameters]]]] = deque()
         waiting = iter(batches)
@@ -74,7 +90,13 @@ class DeviceLoader:
         image = self._images.read(self._loader.images.path(index))
         return image, self._sampler(image.height, image.width, view, index)
 
-    def _make_views(self, batch: Sequence[Key], prepared: Sequence[tuple[HostImage, ViewParameters]]) -> tuple[Tensor, Tensor]:
+    def _make_views(
+        self, batch: Sequence[Key], prepared: Sequence[tuple[HostImage, ViewParameters]]
+    ) -> tuple[Tensor, Tensor]:
         labels = self._loader.images.labels([index for _, index in batch])
-        pixels = augment(self._images.load([image for image, _ in prepared]), [parameters for _, parameters in prepared], self._side)
+        pixels = augment(
+            self._images.load([image for image, _ in prepared]),
+            [parameters for _, parameters in prepared],
+            self._side,
+        )
         return pixels, copy_to_device(labels, self._device)

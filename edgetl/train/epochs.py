@@ -32,14 +32,21 @@ class Epochs:
 
     def __init__(self, training: Training, stage: Stage, freezing: Freezing, epochs: int) -> None:
         """Take the number of epochs of all stages, for the progress bar."""
-        self._training, self._stage, self._freezing, self._epochs = training, stage, freezing, epochs
+        self._training, self._stage, self._freezing, self._epochs = (
+            training,
+            stage,
+            freezing,
+            epochs,
+        )
         config, phase = training.config, stage.phase
         self._optimiser = make_optimiser(training.adapted, config, phase.lr)
         self._rates = Rates(self._optimiser, config, phase.epochs * stage.feed.steps)
         self._mixing = Mixing(config, phase.number)
         self._scaler = stage.computing.gradient_scaler()
         freezing.train_mode()
-        self._averaged = AveragedWeights(training.adapted.network, config.ema) if config.ema else None
+        self._averaged = (
+            AveragedWeights(training.adapted.network, config.ema) if config.ema else None
+        )
         self._moving = moving_buffers(training.adapted.network)
         self._forward = self._fastest_forward()
         self.done = 0
@@ -58,20 +65,36 @@ class Epochs:
         config, ranks = training.config, training.ranks
         eager = channels_last(ranks.parallel(stage.module))
         steps = phase.epochs * stage.feed.steps
-        unfit = unfit_reason(stage.computing, ranks.world, config.deterministic, config.compile, steps)
+        unfit = unfit_reason(
+            stage.computing, ranks.world, config.deterministic, config.compile, steps
+        )
         recorded = training.choices.recorded.steps.get(str(phase.number))
         if unfit:
             if recorded == CUDA_GRAPH:
                 raise not_available(f"CUDA graphs in phase {phase.number}", unfit)
             self._record_runner(StepReport(EAGER, {}, unfit))
             return eager
-        facts = {**stage.facts, "training": str(phase.unfreeze), "moving": not phase.freeze_statistics}
+        facts = {
+            **stage.facts,
+            "training": str(phase.unfreeze),
+            "moving": not phase.freeze_statistics,
+        }
         batch = next(iter(stage.feed.training(1)))
-        forward, report = fastest_forward(training.adapted.network, stage.module, eager, batch, stage.computing, facts, recorded=recorded)
+        forward, report = fastest_forward(
+            training.adapted.network,
+            stage.module,
+            eager,
+            batch,
+            stage.computing,
+            facts,
+            recorded=recorded,
+        )
         if report.reason.startswith("capture failed"):
             if recorded == CUDA_GRAPH:
                 raise not_available(f"CUDA graphs in phase {phase.number}", report.reason)
-            training.progress.note(f"CUDA graphs of phase {phase.number}: {report.reason}. Its steps run eagerly.")
+            training.progress.note(
+                f"CUDA graphs of phase {phase.number}: {report.reason}. Its steps run eagerly."
+            )
         self._record_runner(report)
         return channels_last(forward)
 
@@ -159,7 +182,9 @@ class Epochs:
             self._seen += len(labels)
             # Summed on the device: asking for a number at every step would make a GPU wait for each.
             loss = (total / weight).detach().double()
-            self._totals += torch.stack([loss * len(labels), (logits.detach().argmax(1) == labels).sum().double()])
+            self._totals += torch.stack(
+                [loss * len(labels), (logits.detach().argmax(1) == labels).sum().double()]
+            )
             now = time.perf_counter()
             self._spent = now - started
             images = min(training.images, self._seen * ranks.world)
@@ -167,7 +192,18 @@ class Epochs:
                 shown = now
                 mean_loss, accuracy = (self._totals / self._seen).tolist()
                 speed = images / self._spent
-                training.progress.step(Step(stage.phase.number, number, self._epochs, images, training.images, mean_loss, accuracy, speed))
+                training.progress.step(
+                    Step(
+                        stage.phase.number,
+                        number,
+                        self._epochs,
+                        images,
+                        training.images,
+                        mean_loss,
+                        accuracy,
+                        speed,
+                    )
+                )
             training.save_when_due(self)
 
     def facts(self) -> dict[str, Any]:
@@ -180,7 +216,9 @@ class Epochs:
             "lr": self._lr,
             "spent": self._spent,
             "step": self._rates.step,
-            "ranks": self._training.ranks.gather({"seen": self._seen, "totals": self._totals.tolist(), "mixing": self._mixing.state}),
+            "ranks": self._training.ranks.gather(
+                {"seen": self._seen, "totals": self._totals.tolist(), "mixing": self._mixing.state}
+            ),
             "averaged_steps": self._averaged.steps if self._averaged else 0,
             "scaler": self._scaler.state_dict(),
             "frozen": dict(self._freezing.digests),
@@ -188,7 +226,11 @@ class Epochs:
 
     def parts(self) -> dict[str, Part]:
         """Tensors of a checkpoint, beside the network's."""
-        averages = {str(at): tensor for at, tensor in enumerate(self._averaged.average)} if self._averaged else {}
+        averages = (
+            {str(at): tensor for at, tensor in enumerate(self._averaged.average)}
+            if self._averaged
+            else {}
+        )
         return {"optimiser": self._optimiser, "average": averages}
 
     def restore(self, state: State) -> None:
@@ -198,15 +240,27 @@ class Epochs:
             RunError: it belongs to another stage, or a frozen tensor of it is not what it was when the stage began.
         """
         facts: dict[str, Any] = state.facts["epochs"]
-        changed = [name for name, digest in facts["frozen"].items() if self._freezing.digests.get(name) != digest]
+        changed = [
+            name
+            for name, digest in facts["frozen"].items()
+            if self._freezing.digests.get(name) != digest
+        ]
         if changed or facts["frozen"].keys() != self._freezing.digests.keys():
-            named = ", ".join((changed or sorted(facts["frozen"].keys() ^ self._freezing.digests.keys()))[:5])
+            named = ", ".join(
+                (changed or sorted(facts["frozen"].keys() ^ self._freezing.digests.keys()))[:5]
+            )
             raise RunError(
                 f"{state.path} cannot be gone on with: frozen tensors are not what they were ({named}). Train anew with --force."
             )
         state.restore("optimiser", self._optimiser)
-        self.done, self.since_better, self.slowest = facts["done"], facts["since_better"], facts["slowest"]
-        self._batches, self._lr, self._spent, self._rates.step = (facts[name] for name in ("batches", "lr", "spent", "step"))
+        self.done, self.since_better, self.slowest = (
+            facts["done"],
+            facts["since_better"],
+            facts["slowest"],
+        )
+        self._batches, self._lr, self._spent, self._rates.step = (
+            facts[name] for name in ("batches", "lr", "spent", "step")
+        )
         own = facts["ranks"][self._training.ranks.rank]
         self._seen, self._mixing.state = own["seen"], own["mixing"]
         self._totals.copy_(torch.tensor(own["totals"], dtype=torch.float64))
@@ -217,5 +271,9 @@ class Epochs:
             expected = [tuple(tensor.shape) for tensor in self._averaged.average]
             saved = [averages.get(str(at)) for at in range(len(expected))]
             if [None if tensor is None else tuple(tensor.shape) for tensor in saved] != expected:
-                raise RunError(f"{state.path} cannot be gone on with: it lacks averaged weights. Begin anew in another folder.")
-            self._averaged.restore([tensor for tensor in saved if tensor is not None], facts["averaged_steps"])
+                raise RunError(
+                    f"{state.path} cannot be gone on with: it lacks averaged weights. Begin anew in another folder."
+                )
+            self._averaged.restore(
+                [tensor for tensor in saved if tensor is not None], facts["averaged_steps"]
+            )

@@ -61,13 +61,19 @@ class Evaluation:
     def confusion(self) -> list[list[int]]:
         """Counts [true][predicted]."""
         classes = self.logits.shape[1]
-        counts = torch.bincount(self.targets * classes + self.predicted, minlength=classes * classes)
+        counts = torch.bincount(
+            self.targets * classes + self.predicted, minlength=classes * classes
+        )
         rows: list[list[int]] = counts.view(classes, classes).tolist()
         return rows
 
 
 @torch.inference_mode()
-def evaluate(forward: Callable[..., Tensor], batches: Iterable[tuple[Sequence[Tensor], Tensor]], ranks: Group = ALONE) -> Evaluation:
+def evaluate(
+    forward: Callable[..., Tensor],
+    batches: Iterable[tuple[Sequence[Tensor], Tensor]],
+    ranks: Group = ALONE,
+) -> Evaluation:
     """Logits of batches of ((float32 values, ...), int64 labels); the caller sets the network to evaluation mode.
 
     Where several processes evaluate, each is given batches of the images that `Group.own` names, and gets the logits of all.

@@ -16,7 +16,11 @@ IMAGES = 128
 
 
 @torch.no_grad()
-def statistics_shift(network: nn.Module, forward: Callable[..., Tensor], batches: Iterable[tuple[Sequence[Tensor], Tensor]]) -> float:
+def statistics_shift(
+    network: nn.Module,
+    forward: Callable[..., Tensor],
+    batches: Iterable[tuple[Sequence[Tensor], Tensor]],
+) -> float:
     """Divergence of what reaches BatchNorm from what it has seen in pretraining; 0.0 where no BatchNorm is trained.
 
     For each channel the Kullback-Leibler divergence between two normal distributions, the channel's mean and variance on these images
@@ -29,7 +33,11 @@ def statistics_shift(network: nn.Module, forward: Callable[..., Tensor], batches
         batches: ((float32 values, ...), labels), as many as it takes for IMAGES images.
     """
     network.eval()
-    layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and _is_trained(module)]
+    layers = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.BatchNorm2d) and _is_trained(module)
+    ]
     if not layers:
         return 0.0
     sums: dict[nn.Module, Tensor] = {}
@@ -49,7 +57,9 @@ def statistics_shift(network: nn.Module, forward: Callable[..., Tensor], batches
 
 
 def _is_trained(layer: nn.BatchNorm2d) -> bool:
-    return layer.running_mean is not None and layer.weight is not None and layer.weight.requires_grad
+    return (
+        layer.running_mean is not None and layer.weight is not None and layer.weight.requires_grad
+    )
 
 
 def _add(sums: dict[nn.Module, Tensor], layer: nn.Module, given: tuple[Any, ...]) -> None:
@@ -68,5 +78,7 @@ def _divergence(layer: nn.Module, sums: Tensor) -> float:
     center = total / count
     spread = (squares / count - center.square()).clamp(min=0) + layer.eps
     ratio = spread / known
-    divergences = 0.5 * (ratio + (center - layer.running_mean.double()).square() / known - 1 - ratio.log())
+    divergences = 0.5 * (
+        ratio + (center - layer.running_mean.double()).square() / known - 1 - ratio.log()
+    )
     return float(divergences.median())

@@ -25,7 +25,9 @@ Batch = tuple[Values, Tensor]
 class Order:
     """Which training images make up an epoch, and in which batches: a function of (seed, epoch). Processes divide every batch."""
 
-    def __init__(self, labels: Tensor, sampling: Sampling, batch_size: int, seed: int, ranks: Group = ALONE) -> None:
+    def __init__(
+        self, labels: Tensor, sampling: Sampling, batch_size: int, seed: int, ranks: Group = ALONE
+    ) -> None:
         """Take the images of a step in all processes together."""
         self._ranks = ranks
         self._labels = labels.numpy()
@@ -42,11 +44,20 @@ class Order:
         positions = generator.permutation(len(self._labels))
         if self._sampling == "balanced":
             # Rounds through the classes, each class through its own images in a new order every time round.
-            classes = [positions[self._labels[positions] == label] for label in np.unique(self._labels)]
+            classes = [
+                positions[self._labels[positions] == label] for label in np.unique(self._labels)
+            ]
             each = -(-len(self._labels) // len(classes))
-            drawn = [np.concatenate([generator.permutation(own) for _ in range(-(-each // len(own)))])[:each] for own in classes]
+            drawn = [
+                np.concatenate([generator.permutation(own) for _ in range(-(-each // len(own)))])[
+                    :each
+                ]
+                for own in classes
+            ]
             positions = generator.permutation(np.concatenate(drawn))[: len(self._labels)]
-        return [[batch[at][1] for at in self._ranks.own(len(batch))] for batch in self._cut(positions)]
+        return [
+            [batch[at][1] for at in self._ranks.own(len(batch))] for batch in self._cut(positions)
+        ]
 
     @property
     def steps(self) -> int:
@@ -63,7 +74,11 @@ class Order:
         return [indices[at] for at in self._ranks.own(len(indices))]
 
     def _cut(self, positions: Sequence[int] | NDArray[np.int64]) -> list[list[Key]]:
-        return cut_batches([(None, int(position)) for position in positions], self._batch_size, 2 * self._ranks.world)
+        return cut_batches(
+            [(None, int(position)) for position in positions],
+            self._batch_size,
+            2 * self._ranks.world,
+        )
 
 
 class Feed(Protocol):
@@ -93,14 +108,23 @@ class BatchLoader(Protocol):
     def __call__(self, batches: Sequence[Sequence[Key]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches, in order."""
 
-    def evaluation(self, indices: Sequence[int], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def evaluation(
+        self, indices: Sequence[int], batch_size: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """The images once, in order, as the device will see them."""
 
 
 class CachedFeed:
     """From activations: view after view, epoch by epoch."""
 
-    def __init__(self, activations: Activations, train: Tensor, val: Tensor, order: Order, device: torch.device) -> None:
+    def __init__(
+        self,
+        activations: Activations,
+        train: Tensor,
+        val: Tensor,
+        order: Order,
+        device: torch.device,
+    ) -> None:
         self._activations = activations
         self._train = train.to(device)
         self._val = val.to(device)
@@ -121,7 +145,11 @@ class CachedFeed:
         """The view whose turn it is."""
         view = (epoch - 1) % self._activations.views
         for batch in self._order.batches(epoch)[first:]:
-            yield self._take(tuple(value[view] for value in self._activations.train), self._train, torch.tensor(batch))
+            yield self._take(
+                tuple(value[view] for value in self._activations.train),
+                self._train,
+                torch.tensor(batch),
+            )
 
     def validation(self) -> Iterator[Batch]:
         """As cached in float32."""
@@ -137,10 +165,14 @@ class CachedFeed:
             yield self._take(values, labels, torch.tensor(own[start : start + _VALIDATION_BATCH]))
 
     def _take(self, values: Values, labels: Tensor, positions: Tensor) -> Batch:
-        return tuple(self._rows(value, positions).float() for value in values), self._rows(labels, positions)
+        return tuple(self._rows(value, positions).float() for value in values), self._rows(
+            labels, positions
+        )
 
     def _rows(self, value: Tensor, positions: Tensor) -> Tensor:
-        return copy_to_device(value.index_select(0, copy_to_device(positions, value.device)), self._device)
+        return copy_to_device(
+            value.index_select(0, copy_to_device(positions, value.device)), self._device
+        )
 
 
 class StreamedFeed:
@@ -184,7 +216,10 @@ class StreamedFeed:
     def training(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The epoch's view of every image."""
         view = self._views[(epoch - 1) % len(self._views)] if self._views else epoch
-        keys = [[(view, self._train[position]) for position in batch] for batch in self._order.batches(epoch)[first:]]
+        keys = [
+            [(view, self._train[position]) for position in batch]
+            for batch in self._order.batches(epoch)[first:]
+        ]
         for pixels, labels in self._loader(keys):
             with cudnn_autotuning(len(pixels) == self.batch_size):
                 values = self._values(pixels, 0)
@@ -192,17 +227,25 @@ class StreamedFeed:
 
     def validation(self) -> Iterator[Batch]:
         """Through the exact prefix."""
-        for pixels, labels in self._loader.evaluation(self._order.own(self._val), _VALIDATION_BATCH):
+        for pixels, labels in self._loader.evaluation(
+            self._order.own(self._val), _VALIDATION_BATCH
+        ):
             yield self._values(pixels, 1), labels.to(self._computing.device, non_blocking=True)
 
     def plain(self) -> Iterator[Batch]:
         """The training images without augmentation, in order."""
-        for pixels, labels in self._loader.evaluation(self._order.own(self._train), _VALIDATION_BATCH):
+        for pixels, labels in self._loader.evaluation(
+            self._order.own(self._train), _VALIDATION_BATCH
+        ):
             yield self._values(pixels, 1), labels.to(self._computing.device, non_blocking=True)
 
     def _values(self, pixels: Tensor, prefix: int) -> Values:
         values: Values = (self._computing.network_input(pixels, self._preprocessing),)
-        return tuple(value.float() for value in self._prefixes[prefix](*values)) if self._prefixes else values
+        return (
+            tuple(value.float() for value in self._prefixes[prefix](*values))
+            if self._prefixes
+            else values
+        )
 
 
 _VALIDATION_BATCH = 64

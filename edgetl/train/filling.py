@@ -10,7 +10,14 @@ from typing import Any
 from edgetl.core.cache import cache_folder
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.train.activations import Activations, ActivationStore, Rows, activations_key, empty_activations, rows_of
+from edgetl.train.activations import (
+    Activations,
+    ActivationStore,
+    Rows,
+    activations_key,
+    empty_activations,
+    rows_of,
+)
 from edgetl.train.computing import Computing
 from edgetl.train.cutting import Cut
 from edgetl.train.loading import Loader
@@ -81,7 +88,9 @@ class Cache:
         """Take the earliest cut and the runtimes that lead to it: all are part of every key."""
         self._has = has
         self._facts = {**has.facts, "base": base.name, "runtimes": [runtimes.fast, runtimes.exact]}
-        self._store = ActivationStore(cache_folder() / "activations", has.cache_budget, has.ranks.local)
+        self._store = ActivationStore(
+            cache_folder() / "activations", has.cache_budget, has.ranks.local
+        )
 
     def find(self, cut: Cut, views: int) -> Activations | None:
         """What an earlier run has left."""
@@ -89,15 +98,27 @@ class Cache:
 
     def fill(self, base: Base, views: int) -> Activations:
         """Put every view and every validation image through the frozen blocks."""
-        return self._made(base.cut, views, base.rows, lambda made, sharers: _compute(made, base, self._has, sharers))
+        return self._made(
+            base.cut,
+            views,
+            base.rows,
+            lambda made, sharers: _compute(made, base, self._has, sharers),
+        )
 
     def add(self, cut: Cut, base: Activations, train: Function, val: Function) -> Activations:
         """The values at a later cut, by functions from the base's values to those, one for each part; written batch by batch."""
-        rows = rows_of(train(*(value[0, :2].to(self._has.computing.device).float() for value in base.train)))
+        rows = rows_of(
+            train(*(value[0, :2].to(self._has.computing.device).float() for value in base.train))
+        )
 
         def compute(made: Activations, sharers: Group) -> None:
             for view in range(base.views):
-                self._through(train, tuple(value[view] for value in base.train), tuple(value[view] for value in made.train), sharers)
+                self._through(
+                    train,
+                    tuple(value[view] for value in base.train),
+                    tuple(value[view] for value in made.train),
+                    sharers,
+                )
             self._through(val, base.val, made.val, sharers)
 
         return self._made(cut, base.views, rows, compute)
@@ -105,15 +126,30 @@ class Cache:
     def _through(self, function: Function, values: Values, into: Values, sharers: Group) -> None:
         starts = range(0, len(values[0]), _BATCH_OF_VALUES)
         for at in (starts[mine] for mine in sharers.own(len(starts))):
-            batch = (value[at : at + _BATCH_OF_VALUES].to(self._has.computing.device).float() for value in values)
+            batch = (
+                value[at : at + _BATCH_OF_VALUES].to(self._has.computing.device).float()
+                for value in values
+            )
             _put(function(*batch), into, at)
 
-    def _made(self, cut: Cut, views: int, rows: Sequence[Rows], compute: Callable[[Activations, Group], None]) -> Activations:
-        train, val = [(views, len(self._has.train))] * len(rows), [(len(self._has.val),)] * len(rows)
+    def _made(
+        self,
+        cut: Cut,
+        views: int,
+        rows: Sequence[Rows],
+        compute: Callable[[Activations, Group], None],
+    ) -> Activations:
+        train, val = (
+            [(views, len(self._has.train))] * len(rows),
+            [(len(self._has.val),)] * len(rows),
+        )
         key = self._key(cut, views)
         with ExitStack() as stack:
             try:
-                made, sharers = stack.enter_context(self._store.create(key, train, val, rows)), self._has.ranks.local
+                made, sharers = (
+                    stack.enter_context(self._store.create(key, train, val, rows)),
+                    self._has.ranks.local,
+                )
             except OSError:
                 # No folder that can be written, or no room on its disk: memory does as well, for this run; each process has its own.
                 made, sharers = empty_activations(train, val, rows), ALONE
@@ -125,8 +161,14 @@ class Cache:
 
 
 def _compute(made: Activations, base: Base, has: Materials, sharers: Group) -> None:
-    training = [(base.prefix, tuple(value[at] for value in made.train), has.train, view) for at, view in enumerate(view_keys(made.views))]
-    parts: list[tuple[Prefix, Values, Sequence[int], int | None]] = [*training, (base.exact, made.val, has.val, None)]
+    training = [
+        (base.prefix, tuple(value[at] for value in made.train), has.train, view)
+        for at, view in enumerate(view_keys(made.views))
+    ]
+    parts: list[tuple[Prefix, Values, Sequence[int], int | None]] = [
+        *training,
+        (base.exact, made.val, has.val, None),
+    ]
     batches = [
         (function, into, [(view, index) for index in indices[at : at + _BATCH]], at)
         for function, into, indices, view in parts
@@ -134,7 +176,9 @@ def _compute(made: Activations, base: Base, has: Materials, sharers: Group) -> N
     ]
     mine = [batches[at] for at in sharers.own(len(batches))]
     total, done = sum(len(keys) for _, _, keys, _ in mine), 0
-    for (function, into, _, at), (pixels, _) in zip(mine, has.loader([keys for _, _, keys, _ in mine]), strict=True):
+    for (function, into, _, at), (pixels, _) in zip(
+        mine, has.loader([keys for _, _, keys, _ in mine]), strict=True
+    ):
         _put(function(has.computing.network_input(pixels, has.preprocessing)), into, at)
         done += len(pixels)
         has.progress.prepared(done, total)

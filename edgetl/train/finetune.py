@@ -42,7 +42,9 @@ from edgetl.train.versions import versions
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def finetune(config: FinetuneConfig, progress: Progress | None = None, choices: Choices | None = None) -> RunDirectory:
+def finetune(
+    config: FinetuneConfig, progress: Progress | None = None, choices: Choices | None = None
+) -> RunDirectory:
     """Adapt a pretrained classifier to a folder of images and write the run directory.
 
     Nothing is written or removed before data, weights and options have been checked. Where torchrun has started several processes that
@@ -62,13 +64,21 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None, choices: 
     """
     progress = progress or Silent()
     started = time.perf_counter()
-    with joined(config.device) as ranks, deterministic(config.deterministic), recorded_threads(choices):
-        run = ranks.first_makes(lambda: choose_output(config.output, config.data, config.model, config.force))
+    with (
+        joined(config.device) as ranks,
+        deterministic(config.deterministic),
+        recorded_threads(choices),
+    ):
+        run = ranks.first_makes(
+            lambda: choose_output(config.output, config.data, config.model, config.force)
+        )
         prepared = prepare(config, run, progress, ranks, choices)
         read_s = time.perf_counter() - started
         # Recorded epochs are what the clock made of the budget the first time.
         budget = config.budget_s if choices is None or choices.epochs is None else None
-        return _run(prepared, Place(run) if ranks.first else None, progress, started, read_s, None, budget)
+        return _run(
+            prepared, Place(run) if ranks.first else None, progress, started, read_s, None, budget
+        )
 
 
 def resume(path: RunDirectory, progress: Progress | None = None) -> RunDirectory:
@@ -89,12 +99,27 @@ def resume(path: RunDirectory, progress: Progress | None = None) -> RunDirectory
         config, choices = began.asked, began.choices
         place_again = Place.again(path) if ranks.first else nullcontext()
         with place_again as place, deterministic(config.deterministic), recorded_threads(choices):
-            state = ranks.first_makes(lambda: read_training_state(path.checkpoint) if path.checkpoint.exists() else None)
+            state = ranks.first_makes(
+                lambda: read_training_state(path.checkpoint) if path.checkpoint.exists() else None
+            )
             # The machine's free memory is another one now, and what it decided must stay decided.
-            config = replace(config, output=path.path, cache_budget=began.config.cache_budget, workers=began.config.workers)
+            config = replace(
+                config,
+                output=path.path,
+                cache_budget=began.config.cache_budget,
+                workers=began.config.workers,
+            )
             prepared = prepare(config, path, progress, ranks, choices)
             _tell_where(prepared, began, state, progress)
-            return _run(prepared, place, progress, started - state.facts["elapsed"] if state else started, 0.0, state, config.budget_s)
+            return _run(
+                prepared,
+                place,
+                progress,
+                started - state.facts["elapsed"] if state else started,
+                0.0,
+                state,
+                config.budget_s,
+            )
 
 
 def _device_of(path: RunDirectory) -> Device:
@@ -105,12 +130,16 @@ def _device_of(path: RunDirectory) -> Device:
         return "auto"
 
 
-def _tell_where(prepared: Prepared, began: RunConfiguration, state: State | None, progress: Progress) -> None:
+def _tell_where(
+    prepared: Prepared, began: RunConfiguration, state: State | None, progress: Progress
+) -> None:
     check_unchanged(prepared, began)
     if state is None:
         progress.note("There is no checkpoint yet: the run begins anew.")
     else:
-        progress.note(f"Going on after {state.facts['elapsed']:.0f} s, in epoch {len(state.facts['records']) + 1}.")
+        progress.note(
+            f"Going on after {state.facts['elapsed']:.0f} s, in epoch {len(state.facts['records']) + 1}."
+        )
 
 
 def _run(
@@ -131,7 +160,11 @@ def _run(
         if ranks.first:
             prepared.choices.write = partial(write_choices, run)
         done = len(state.facts["records"]) if state else 0
-        with tracked(prepared.config, run, progress, done) if ranks.first else nullcontext(progress) as told:
+        with (
+            tracked(prepared.config, run, progress, done)
+            if ranks.first
+            else nullcontext(progress) as told
+        ):
             training = _training(prepared, told, started, deadline)
             training.seconds["reading"] = read_s
             staging = _staging(prepared, told, deadline, state)
@@ -142,13 +175,17 @@ def _run(
         if place is not None:
             _keep_what_there_is(run, place, training)
         if lost(cause):
-            raise RunError(f"One of the {ranks.world} processes has ended, or the job was cancelled. {_next_step(run)}") from cause
+            raise RunError(
+                f"One of the {ranks.world} processes has ended, or the job was cancelled. {_next_step(run)}"
+            ) from cause
         if isinstance(cause, DecodeError):
             raise DataError(f"{cause} Put the file back as it was. {_next_step(run)}") from cause
         if isinstance(cause, KeyboardInterrupt):
             raise KeyboardInterrupt(_interrupted(run, training)) from None
         if isinstance(cause, OSError) and cause.errno in _FULL:
-            raise RunError(f"The disk of {run.path} is full. Make room; {_next_step(run)}") from cause
+            raise RunError(
+                f"The disk of {run.path} is full. Make room; {_next_step(run)}"
+            ) from cause
         raise
     if place is not None:
         place.keep()
@@ -179,12 +216,16 @@ def expected_seconds(config: FinetuneConfig, progress: Progress | None = None) -
     """
     progress = progress or Silent()
     started = time.perf_counter()
-    prepared = prepare(config, choose_output(config.output, config.data, config.model, config.force), progress)
+    prepared = prepare(
+        config, choose_output(config.output, config.data, config.model, config.force), progress
+    )
     read_s = time.perf_counter() - started
     return read_s + _staging(prepared, progress, None, None).expected_seconds()
 
 
-def _training(prepared: Prepared, progress: Progress, started: float, deadline: float | None) -> Training:
+def _training(
+    prepared: Prepared, progress: Progress, started: float, deadline: float | None
+) -> Training:
     config, data = prepared.config, prepared.data
     labels = torch.tensor([data.labels.index(row.label) for row in data.part("train")])
     return Training(
@@ -202,11 +243,18 @@ def _training(prepared: Prepared, progress: Progress, started: float, deadline: 
     )
 
 
-def _staging(prepared: Prepared, progress: Progress, deadline: float | None, state: State | None) -> Staging:
+def _staging(
+    prepared: Prepared, progress: Progress, deadline: float | None, state: State | None
+) -> Staging:
     config, rows, computing = prepared.config, prepared.data.rows, prepared.computing
     prepared.adapted.network.to(device=computing.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = Images(rows, prepared.data.labels, prepared.augmentation, prepared.preprocessing, prepared.decoded)
-    parts = {part: [index for index, row in enumerate(rows) if row.split == part] for part in ("train", "val")}
+    images = Images(
+        rows, prepared.data.labels, prepared.augmentation, prepared.preprocessing, prepared.decoded
+    )
+    parts = {
+        part: [index for index, row in enumerate(rows) if row.split == part]
+        for part in ("train", "val")
+    }
     facts = {
         "format": 1,
         "model": config.model,
@@ -216,10 +264,15 @@ def _staging(prepared: Prepared, progress: Progress, deadline: float | None, sta
         "seed": config.seed,
         "device": computing.name,
         # What CPUs compute depends on their instructions, and on how many threads a sum is split among.
-        "cpu": [device_facts().get("cpu"), torch.get_num_threads()] if computing.device.type == "cpu" else None,
+        "cpu": [device_facts().get("cpu"), torch.get_num_threads()]
+        if computing.device.type == "cpu"
+        else None,
         "deterministic": config.deterministic if computing.device.type == "cuda" else None,
         "versions": versions("opencv-python-headless", "onnxruntime", "onnxruntime-gpu"),
-        "images": {part: [(index, prepared.data.hashes[rows[index].path]) for index in indices] for part, indices in parts.items()},
+        "images": {
+            part: [(index, prepared.data.hashes[rows[index].path]) for index in indices]
+            for part, indices in parts.items()
+        },
     }
     loader = Loader(images, config.workers or 0, pin_memory=computing.device.type == "cuda")
     materials = Materials(
@@ -245,8 +298,16 @@ def _staging(prepared: Prepared, progress: Progress, deadline: float | None, sta
     if planned is None:
         return Staging(materials, prepared.phases)
     if len(planned) != len(prepared.phases):
-        raise ConfigError(f"The recorded epochs are of {len(planned)} phases and the run has {len(prepared.phases)}. Train anew.")
-    return Staging(materials, [replace(phase, epochs=count) for phase, count in zip(prepared.phases, planned, strict=True)])
+        raise ConfigError(
+            f"The recorded epochs are of {len(planned)} phases and the run has {len(prepared.phases)}. Train anew."
+        )
+    return Staging(
+        materials,
+        [
+            replace(phase, epochs=count)
+            for phase, count in zip(prepared.phases, planned, strict=True)
+        ],
+    )
 
 
 def _train(prepared: Prepared, training: Training, staging: Staging, state: State | None) -> Stage:
@@ -262,12 +323,27 @@ def _train(prepared: Prepared, training: Training, staging: Staging, state: Stat
         torch.manual_seed(prepared.config.seed + prepared.ranks.rank)
     else:
         training.restore(state)
-    training.seconds["frozen_blocks"] = training.seconds.get("frozen_blocks", 0.0) + time.perf_counter() - started
+    training.seconds["frozen_blocks"] = (
+        training.seconds.get("frozen_blocks", 0.0) + time.perf_counter() - started
+    )
     for at, stage in enumerate(stages):
         if at >= training.stage and not training.reached_target():
-            inside = state if state is not None and state.facts["epochs"] and at == state.facts["stage"] else None
-            stage = replace(stage, phase=Phase(**inside.facts["phase"]) if inside else _settled(prepared, training, stage))
-            training.run_stage(stage, stage.phase.epochs + sum(later.phase.epochs for later in stages[at + 1 :]), inside)
+            inside = (
+                state
+                if state is not None and state.facts["epochs"] and at == state.facts["stage"]
+                else None
+            )
+            stage = replace(
+                stage,
+                phase=Phase(**inside.facts["phase"])
+                if inside
+                else _settled(prepared, training, stage),
+            )
+            training.run_stage(
+                stage,
+                stage.phase.epochs + sum(later.phase.epochs for later in stages[at + 1 :]),
+                inside,
+            )
     return stages[-1]
 
 
@@ -278,7 +354,9 @@ def _settled(prepared: Prepared, training: Training, stage: Stage) -> Phase:
         config = replace(config, finetune_epochs=stage.phase.epochs)
     learnt = training.records[-1].train_accuracy if training.records else None
     lr_scale = prepared.batch_fit.lr_scale if prepared.batch_fit else 1.0
-    return prepared.ranks.agree(settle(stage.phase, config, learnt, partial(_shift, training.adapted, stage), lr_scale))
+    return prepared.ranks.agree(
+        settle(stage.phase, config, learnt, partial(_shift, training.adapted, stage), lr_scale)
+    )
 
 
 def _shift(adapted: AdaptedNetwork, stage: Stage) -> float:
@@ -293,7 +371,9 @@ def _interrupted(run: RunDirectory, training: Training | None) -> str:
     best = training.best if training else None
     if best is None:
         return f"Interrupted in the first epoch; {again}."
-    accuracy = f", validation accuracy {best.val_accuracy:.3f}" if best.val_accuracy is not None else ""
+    accuracy = (
+        f", validation accuracy {best.val_accuracy:.3f}" if best.val_accuracy is not None else ""
+    )
     return (
         f"Interrupted after epoch {len(training.records) if training else 0}; {again}. "
         f"{run.path} holds the best so far (epoch {best.epoch}{accuracy}): `edgetl export {run.path}` takes it as it is."

@@ -38,7 +38,9 @@ class FinishedRun:
     """None in runs of before."""
 
 
-def final_model(weights_sha256: str, classes: list[str], preprocessing: Preprocessing) -> dict[str, Any]:
+def final_model(
+    weights_sha256: str, classes: list[str], preprocessing: Preprocessing
+) -> dict[str, Any]:
     """`final` of metrics.json."""
     return asdict(FinalModel(weights_sha256, classes, preprocessing.to_json()))
 
@@ -55,10 +57,14 @@ def read_finished(run: RunDirectory) -> FinishedRun | None:
     try:
         return parse_as(FinishedRun, content, "metrics.json", extra="ignore")
     except FieldError as cause:
-        raise RunError(f"{run.metrics} is broken: {cause}. Restore it, or run finetune again.") from cause
+        raise RunError(
+            f"{run.metrics} is broken: {cause}. Restore it, or run finetune again."
+        ) from cause
 
 
-def check_unchanged(run: RunDirectory, weights_sha256: str, classes: list[str], preprocessing: Preprocessing) -> None:
+def check_unchanged(
+    run: RunDirectory, weights_sha256: str, classes: list[str], preprocessing: Preprocessing
+) -> None:
     """Compare a run's weights, classes and preprocessing with those that it ended with.
 
     Raises:
@@ -73,7 +79,9 @@ def check_unchanged(run: RunDirectory, weights_sha256: str, classes: list[str], 
     elif classes != final.classes or preprocessing.to_json() != final.preprocessing:
         changed = f"{run.config} was changed after the training: its classes or its preprocessing"
     if changed is not None:
-        raise RunError(f"{changed} differs from metrics.json. Restore the file, or run finetune again.")
+        raise RunError(
+            f"{changed} differs from metrics.json. Restore the file, or run finetune again."
+        )
 
 
 def check_accuracy(run: RunDirectory, accuracy: float, images: int) -> None:

@@ -57,17 +57,36 @@ def find_files(data: Path, problems: list[str] | None = None) -> FoundFiles:
             between the parts.
     """
     if not data.exists():
-        raise DataError(f"No data folder at {data}. Give a folder that holds one folder of images per class.")
+        raise DataError(
+            f"No data folder at {data}. Give a folder that holds one folder of images per class."
+        )
     if not data.is_dir():
-        raise DataError(f"{data} is a file. Give a folder that holds one folder of images per class.")
+        raise DataError(
+            f"{data} is a file. Give a folder that holds one folder of images per class."
+        )
     folders = {entry.name.lower(): entry for entry in _folders(data)}
-    validation = next((folders[name] for name in _VALIDATION_NAMES if name in folders and _folders(folders[name])), None)
+    validation = next(
+        (
+            folders[name]
+            for name in _VALIDATION_NAMES
+            if name in folders and _folders(folders[name])
+        ),
+        None,
+    )
     train = folders.get("train") if "train" in folders and _folders(folders["train"]) else None
-    empty = next((folders[name] for name in _VALIDATION_NAMES if name in folders), None) if validation is None else None
+    empty = (
+        next((folders[name] for name in _VALIDATION_NAMES if name in folders), None)
+        if validation is None
+        else None
+    )
     if train and empty:
-        raise DataError(f"{empty} has no class folders, though {train} has. Fill it, or remove it to have {train.name}/ split.")
+        raise DataError(
+            f"{empty} has no class folders, though {train} has. Fill it, or remove it to have {train.name}/ split."
+        )
     if validation and train is None:
-        raise DataError(f"{data} has {validation.name}/ but no train/ with class folders. Give both, or one folder of classes.")
+        raise DataError(
+            f"{data} has {validation.name}/ but no train/ with class folders. Give both, or one folder of classes."
+        )
     rejected = _beside(data)
     if train is None:
         labels, files, more = _classes(data, None, problems)
@@ -80,29 +99,50 @@ def find_files(data: Path, problems: list[str] | None = None) -> FoundFiles:
     val_labels, val_files, more = _classes(validation, "val", problems)
     if val_labels != labels:
         only = [f"{name} is only in {train.name}/" for name in labels if name not in val_labels]
-        only += [f"{name} is only in {validation.name}/" for name in val_labels if name not in labels]
-        _complain(f"The classes of {train} and {validation} differ: {'; '.join(only)}. Give both the same class folders.", problems)
+        only += [
+            f"{name} is only in {validation.name}/" for name in val_labels if name not in labels
+        ]
+        _complain(
+            f"The classes of {train} and {validation} differ: {'; '.join(only)}. Give both the same class folders.",
+            problems,
+        )
         labels = sorted({*labels, *val_labels})
-    return FoundFiles(labels, files + val_files, rejected + _beside(validation) + more, given_split=True)
+    return FoundFiles(
+        labels, files + val_files, rejected + _beside(validation) + more, given_split=True
+    )
 
 
-def _classes(folder: Path, part: Part | None, problems: list[str] | None) -> tuple[list[str], list[LabelledFile], list[Rejected]]:
+def _classes(
+    folder: Path, part: Part | None, problems: list[str] | None
+) -> tuple[list[str], list[LabelledFile], list[Rejected]]:
     classes = sorted(_folders(folder), key=lambda entry: entry.name)
     if not classes:
         if any(_is_image(path) for path in _walk(folder)):
-            raise DataError(f"{folder} holds images but no class folders. Move the images of each class into a folder of the class's name.")
-        raise DataError(f"{folder} is empty: no class folders. Give a folder that holds one folder of images per class.")
+            raise DataError(
+                f"{folder} holds images but no class folders. Move the images of each class into a folder of the class's name."
+            )
+        raise DataError(
+            f"{folder} is empty: no class folders. Give a folder that holds one folder of images per class."
+        )
     files: list[LabelledFile] = []
     rejected: list[Rejected] = []
     for entry in classes:
         paths = sorted(_walk(entry))
-        rejected += [Rejected(path, "not an image by its name") for path in paths if not _is_image(path)]
+        rejected += [
+            Rejected(path, "not an image by its name") for path in paths if not _is_image(path)
+        ]
         images = [LabelledFile(path, entry.name, part) for path in paths if _is_image(path)]
         if not images:
-            _complain(f"The class folder {entry} holds no images. Add some, or remove the folder.", problems)
+            _complain(
+                f"The class folder {entry} holds no images. Add some, or remove the folder.",
+                problems,
+            )
         files += images
     if len(classes) == 1:
-        _complain(f"{folder} has one class only, {classes[0].name}. A classifier needs at least two class folders.", problems)
+        _complain(
+            f"{folder} has one class only, {classes[0].name}. A classifier needs at least two class folders.",
+            problems,
+        )
     return [entry.name for entry in classes], files, rejected
 
 
@@ -117,7 +157,11 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _beside(folder: Path) -> list[Rejected]:
-    return [Rejected(path, "not in a class folder") for path in sorted(_entries(folder)) if path.is_file() and not _is_clutter(path.name)]
+    return [
+        Rejected(path, "not in a class folder")
+        for path in sorted(_entries(folder))
+        if path.is_file() and not _is_clutter(path.name)
+    ]
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -37,12 +37,25 @@ def fuse_activations(piece: fx.GraphModule) -> fx.GraphModule:
         if activation is None or type(activation) not in _POINTWISE:
             continue
         before = node.args[0]
-        convolution = modules.get(str(before.target)) if isinstance(before, fx.Node) and before.op == "call_module" else None
-        if not isinstance(convolution, nn.Conv2d) or convolution.padding_mode != "zeros" or len(before.users) != 1:
+        convolution = (
+            modules.get(str(before.target))
+            if isinstance(before, fx.Node) and before.op == "call_module"
+            else None
+        )
+        if (
+            not isinstance(convolution, nn.Conv2d)
+            or convolution.padding_mode != "zeros"
+            or len(before.users) != 1
+        ):
             continue
-        if isinstance(convolution.padding, str) or sum(other.target == before.target for other in piece.graph.nodes) > 1:
+        if (
+            isinstance(convolution.padding, str)
+            or sum(other.target == before.target for other in piece.graph.nodes) > 1
+        ):
             continue
-        piece.set_submodule(str(before.target), _Activated(convolution, *_POINTWISE[type(activation)]))
+        piece.set_submodule(
+            str(before.target), _Activated(convolution, *_POINTWISE[type(activation)])
+        )
         node.replace_all_uses_with(before)
         piece.graph.erase_node(node)
     piece.recompile()
@@ -53,9 +66,16 @@ class _Activated(nn.Module):
     def __init__(self, convolution: nn.Conv2d, name: str, values: list[float]) -> None:
         super().__init__()
         self.weight, self.bias = convolution.weight, convolution.bias
-        self._geometry = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
+        self._geometry = (
+            convolution.padding,
+            convolution.stride,
+            convolution.dilation,
+            convolution.groups,
+        )
         self._activation = (name, values, "")
 
     def forward(self, value: Tensor) -> Tensor:
-        computed: Tensor = torch.ops.mkldnn._convolution_pointwise(value, self.weight, self.bias, *self._geometry, *self._activation)
+        computed: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            value, self.weight, self.bias, *self._geometry, *self._activation
+        )
         return computed

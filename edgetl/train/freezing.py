@@ -48,12 +48,18 @@ class Freezing:
     def prove(self) -> None:
         """Raise RuntimeError, naming them, if frozen tensors changed: that would be a bug, and the run's claims would be false."""
         now = dict(_named_tensors(self.network))
-        changed = [name for name, digest in self.digests.items() if tensor_digest(now[name]) != digest]
+        changed = [
+            name for name, digest in self.digests.items() if tensor_digest(now[name]) != digest
+        ]
         if changed:
-            raise RuntimeError(f"frozen tensors changed during training: {', '.join(changed[:5])} ({len(changed)} in all)")
+            raise RuntimeError(
+                f"frozen tensors changed during training: {', '.join(changed[:5])} ({len(changed)} in all)"
+            )
 
 
-def set_trainable(adapted: AdaptedNetwork, unfreeze: int | str, freeze_statistics: bool = True) -> Freezing:
+def set_trainable(
+    adapted: AdaptedNetwork, unfreeze: int | str, freeze_statistics: bool = True
+) -> Freezing:
     """Split the network into frozen and trained parts; the head is always trained.
 
     Args:
@@ -69,11 +75,17 @@ def set_trainable(adapted: AdaptedNetwork, unfreeze: int | str, freeze_statistic
     network.requires_grad_(unfreeze == "all")
     for path in chain([adapted.layer.path], *(block.modules for block in trained)):
         network.get_submodule(path).requires_grad_(True)
-    frozen_modules = tuple(network.get_submodule(path) for block in frozen for path in block.modules)
+    frozen_modules = tuple(
+        network.get_submodule(path) for block in frozen for path in block.modules
+    )
     use_out_of_place_activations(network, frozen_modules)
     still = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     still |= _frozen_buffers(network, frozen_modules, freeze_statistics)
-    digests = {name: tensor_digest(tensor) for name, tensor in _named_tensors(network).items() if name in still}
+    digests = {
+        name: tensor_digest(tensor)
+        for name, tensor in _named_tensors(network).items()
+        if name in still
+    }
     return Freezing(network, frozen_modules, freeze_statistics, digests)
 
 
@@ -110,11 +122,15 @@ def check_unfreeze(unfreeze: int | str, blocks: int) -> int:
     """
     count = blocks if unfreeze == "all" else 0 if unfreeze == "head" else int(unfreeze)
     if count > blocks:
-        raise ConfigError(f"--unfreeze {count}: the backbone has {blocks} blocks. Give at most that many, or `all`.")
+        raise ConfigError(
+            f"--unfreeze {count}: the backbone has {blocks} blocks. Give at most that many, or `all`."
+        )
     return count
 
 
-def _frozen_buffers(network: nn.Module, frozen: tuple[nn.Module, ...], freeze_statistics: bool) -> set[str]:
+def _frozen_buffers(
+    network: nn.Module, frozen: tuple[nn.Module, ...], freeze_statistics: bool
+) -> set[str]:
     inside = {id(inner) for module in frozen for inner in module.modules()}
     return {
         f"{path}.{name}" if path else name

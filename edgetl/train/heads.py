@@ -14,7 +14,19 @@ from torch import Tensor, nn
 from edgetl.core.architectures import HeadKind
 from edgetl.core.errors import ArchitectureError
 
-_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.ELU, nn.Tanh, nn.Sigmoid, nn.Softmax, nn.LogSoftmax)
+_ACTIVATIONS = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.SiLU,
+    nn.GELU,
+    nn.Hardswish,
+    nn.ELU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.Softmax,
+    nn.LogSoftmax,
+)
 _NEUTRAL = (nn.Identity, nn.Flatten, nn.Dropout, nn.AdaptiveAvgPool2d, nn.AvgPool2d)
 
 
@@ -33,7 +45,9 @@ class ClassificationLayer:
     """The dropout that stands directly before it."""
 
 
-def find_classification_layer(skeleton: nn.Module, image_size: int, name: str) -> ClassificationLayer:
+def find_classification_layer(
+    skeleton: nn.Module, image_size: int, name: str
+) -> ClassificationLayer:
     """Find and verify the classification layer of a network on the meta device; the network is left as it was.
 
     Args:
@@ -50,11 +64,18 @@ def find_classification_layer(skeleton: nn.Module, image_size: int, name: str) -
     index = candidates[-1]
     path, module = ran[index]
     if _width(module) != width:
-        raise _cannot(name, f"its last layer, {path}, gives {_width(module)} values where the logits have {width}")
+        raise _cannot(
+            name,
+            f"its last layer, {path}, gives {_width(module)} values where the logits have {width}",
+        )
     if sum(other is module for _, other in ran) > 1:
         raise _cannot(name, f"its last layer, {path}, runs more than once")
     after = ran[index + 1 :]
-    strange = [f"{at} ({type(later).__name__})" for at, later in after if not isinstance(later, (*_ACTIVATIONS, *_NEUTRAL))]
+    strange = [
+        f"{at} ({type(later).__name__})"
+        for at, later in after
+        if not isinstance(later, (*_ACTIVATIONS, *_NEUTRAL))
+    ]
     if strange:
         raise _cannot(name, f"{', '.join(strange)} runs after its last layer, {path}")
     before = [entry for entry in ran[:index] if not isinstance(entry[1], (nn.Flatten, nn.Identity))]
@@ -75,14 +96,22 @@ def new_head(layer: ClassificationLayer, classes: int, width: int, dropout: floa
     first: nn.Module = nn.Identity() if layer.dropout else nn.Dropout(dropout)
 
     def dense(inputs: int, outputs: int) -> nn.Module:
-        return nn.Linear(inputs, outputs) if layer.kind == "linear" else nn.Conv2d(inputs, outputs, 1)
+        return (
+            nn.Linear(inputs, outputs) if layer.kind == "linear" else nn.Conv2d(inputs, outputs, 1)
+        )
 
     if not width:
         return nn.Sequential(first, dense(layer.features, classes))
     return nn.Sequential(first, dense(layer.features, width), nn.ReLU(), dense(width, classes))
 
 
-def replace_head(network: nn.Module, layer: ClassificationLayer, classes: int, width: int = 128, dropout: float = 0.2) -> None:
+def replace_head(
+    network: nn.Module,
+    layer: ClassificationLayer,
+    classes: int,
+    width: int = 128,
+    dropout: float = 0.2,
+) -> None:
     """Put a new head where the classification layer is; activations on its logits go, a dropout before it takes the new rate."""
     _put(network, layer.path, new_head(layer, classes, width, dropout))
     for path in layer.activations:
@@ -93,10 +122,14 @@ def replace_head(network: nn.Module, layer: ClassificationLayer, classes: int, w
         existing.p = dropout
 
 
-def _watch(skeleton: nn.Module, image_size: int, name: str) -> tuple[list[tuple[str, nn.Module]], int]:
+def _watch(
+    skeleton: nn.Module, image_size: int, name: str
+) -> tuple[list[tuple[str, nn.Module]], int]:
     ran: list[tuple[str, nn.Module]] = []
     hooks = [
-        module.register_forward_hook(lambda module, _input, _output, path=path: ran.append((path, module)))
+        module.register_forward_hook(
+            lambda module, _input, _output, path=path: ran.append((path, module))
+        )
         for path, module in skeleton.named_modules()
         if not any(True for _ in module.children())
     ]
@@ -110,7 +143,9 @@ def _watch(skeleton: nn.Module, image_size: int, name: str) -> tuple[list[tuple[
     return ran, output.shape[1]
 
 
-def _verify(skeleton: nn.Module, layer: ClassificationLayer, image_size: int, name: str, classes: int) -> None:
+def _verify(
+    skeleton: nn.Module, layer: ClassificationLayer, image_size: int, name: str, classes: int
+) -> None:
     original = skeleton.get_submodule(layer.path)
     with torch.device("meta"):
         _put(skeleton, layer.path, new_head(layer, classes, 8, 0.0))
@@ -143,4 +178,6 @@ def _width(module: nn.Module) -> int | None:
 
 
 def _cannot(name: str, why: str) -> ArchitectureError:
-    return ArchitectureError(f"{name} cannot be given a new head: {why}. Choose another --model; `edgetl models` lists them.")
+    return ArchitectureError(
+        f"{name} cannot be given a new head: {why}. Choose another --model; `edgetl models` lists them."
+    )

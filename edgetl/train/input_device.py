@@ -33,7 +33,9 @@ LoadBatches = Callable[[Sequence[Sequence[Key]]], Iterator[tuple[Tensor, Tensor]
 
 
 def choose_loader(
-    materials: Materials, earlier: InputDevice | None = None, decoder: BatchDecoder = decode_with_nvjpeg
+    materials: Materials,
+    earlier: InputDevice | None = None,
+    decoder: BatchDecoder = decode_with_nvjpeg,
 ) -> tuple[Loader | DeviceLoader, dict[str, Any]]:
     """Choose what makes the training views; evaluation's come from the CPU on both paths.
 
@@ -69,7 +71,9 @@ def choose_loader(
     return (device_loader if choice["device"] == "cuda" else loader), choice
 
 
-def _build_device_loader(materials: Materials, decoder: BatchDecoder) -> tuple[DeviceLoader, DeviceImages]:
+def _build_device_loader(
+    materials: Materials, decoder: BatchDecoder
+) -> tuple[DeviceLoader, DeviceImages]:
     device, loader = materials.computing.device, materials.loader
     free, _ = torch.cuda.mem_get_info(device)
     images = DeviceImages(loader.images.decoded, device, free // _MEMORY_SHARE, decoder)
@@ -91,7 +95,9 @@ def _facts(materials: Materials) -> dict[str, Any]:
     }
 
 
-def _measure(materials: Materials, device_loader: DeviceLoader, images: DeviceImages) -> dict[str, Any]:
+def _measure(
+    materials: Materials, device_loader: DeviceLoader, images: DeviceImages
+) -> dict[str, Any]:
     """Time both paths on batches spread over the training images: the choice and the rates.
 
     The device's rate is that of an epoch after the first, with as many images decoded anew as do not fit.

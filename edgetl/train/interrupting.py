@@ -17,7 +17,10 @@ class Interruption:
     @contextmanager
     def waits(self) -> Iterator[None]:
         """Inside, the first Ctrl-C only sets `asked`. Elsewhere, and where somebody else answers it, all is as it was."""
-        mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        mine = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
         if not mine:
             yield
             return

@@ -151,9 +151,14 @@ class Loader:
         assert self._pool is not None
         for batch in batches:
             views = list(self._pool.map(self.images.view, batch))
-            yield torch.from_numpy(np.stack(views)), self.images.labels([index for _, index in batch])
+            yield (
+                torch.from_numpy(np.stack(views)),
+                self.images.labels([index for _, index in batch]),
+            )
 
-    def evaluation(self, indices: Sequence[int], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def evaluation(
+        self, indices: Sequence[int], batch_size: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """The images once, in order, as the device will see them."""
         return self(cut_batches([(None, index) for index in indices], batch_size))
 
@@ -189,6 +194,8 @@ def _exit_later(_number: int, _frame: FrameType | None) -> None:
     signal.alarm(_GRACE_S)
 
 
-def _ignore_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _ignore_lost_connections(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     if not isinstance(error, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)

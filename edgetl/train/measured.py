@@ -20,14 +20,22 @@ def remembered(facts: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> 
 
     The device, its cores and PyTorch's version belong to the facts. Where nothing can be kept, it is measured each time.
     """
-    machine = {"cpu": device_facts().get("cpu"), "cores": available_cores(), "torch": torch.__version__}
-    name = hashlib.sha256(json.dumps({**machine, **facts}, sort_keys=True).encode()).hexdigest()[:32]
+    machine = {
+        "cpu": device_facts().get("cpu"),
+        "cores": available_cores(),
+        "torch": torch.__version__,
+    }
+    name = hashlib.sha256(json.dumps({**machine, **facts}, sort_keys=True).encode()).hexdigest()[
+        :32
+    ]
     path = cache_folder() / "measured" / f"{name}.json"
     entry = read_entry(path)
     if entry is not None:
         earlier: dict[str, Any] = entry["found"]
         return earlier
     found = measure()
-    with contextlib.suppress(OSError):  # a home that cannot be written costs a second at each run, no more
+    with contextlib.suppress(
+        OSError
+    ):  # a home that cannot be written costs a second at each run, no more
         write_entry(path, {**machine, **facts, "found": found})
     return found

@@ -18,7 +18,13 @@ from edgetl.core.run_configuration import read_run_configuration
 from edgetl.train.blocks import Block, find_blocks
 from edgetl.train.finished import check_unchanged
 from edgetl.train.heads import ClassificationLayer, find_classification_layer, replace_head
-from edgetl.train.networks import build_network, build_skeleton, known_architecture, preprocessing_for, usual_preprocessing
+from edgetl.train.networks import (
+    build_network,
+    build_skeleton,
+    known_architecture,
+    preprocessing_for,
+    usual_preprocessing,
+)
 from edgetl.train.weights import PretrainedWeights, load_into, read_weights
 
 
@@ -78,17 +84,33 @@ def load_run_model(run: RunDirectory) -> RunModel:
         ArchitectureError: the installed torchvision no longer has the architecture.
     """
     configuration = read_run_configuration(run)
-    config, labels, preprocessing = configuration.config, list(configuration.classes), configuration.preprocessing
+    config, labels, preprocessing = (
+        configuration.config,
+        list(configuration.classes),
+        configuration.preprocessing,
+    )
     architecture, weights_source = config.model, Path(configuration.weights.source).name
-    network = adapt(architecture, preprocessing.crop, len(labels), config.head_width, config.dropout, None, initialise=False).network
+    network = adapt(
+        architecture,
+        preprocessing.crop,
+        len(labels),
+        config.head_width,
+        config.dropout,
+        None,
+        initialise=False,
+    ).network
     try:
         tensors, digest = load_file(run.weights), sha256_file(run.weights)
         check_unchanged(run, digest, labels, preprocessing)
         # Assigned by hand: MNASNet's own loading asks for metadata that safetensors does not carry.
         load_into(network, PretrainedWeights(tensors, str(run.weights), digest), architecture)
     except (OSError, SafetensorError, WeightsError) as cause:
-        raise RunError(f"{run.weights} does not hold the weights that config.json describes ({cause}). Run finetune again.") from cause
-    return RunModel(network.eval(), labels, preprocessing, architecture, digest[:12], weights_source)
+        raise RunError(
+            f"{run.weights} does not hold the weights that config.json describes ({cause}). Run finetune again."
+        ) from cause
+    return RunModel(
+        network.eval(), labels, preprocessing, architecture, digest[:12], weights_source
+    )
 
 
 def load_stock_model(architecture: str, weights: str, image_size: int | None = None) -> RunModel:
@@ -111,10 +133,21 @@ def load_stock_model(architecture: str, weights: str, image_size: int | None = N
     build_skeleton(architecture, size)
     pretrained = read_weights(weights, architecture)
     if pretrained is None:
-        raise WeightsError("A model without weights is not worth exporting. Give --weights FILE or --weights imagenet.")
+        raise WeightsError(
+            "A model without weights is not worth exporting. Give --weights FILE or --weights imagenet."
+        )
     network = build_network(architecture, size, initialise=False)
     load_into(network, pretrained, architecture)
     own_sizes = weights == "imagenet" and image_size is None
-    preprocessing = usual_preprocessing(architecture) if own_sizes else preprocessing_for(architecture, size)
+    preprocessing = (
+        usual_preprocessing(architecture) if own_sizes else preprocessing_for(architecture, size)
+    )
     labels = list(torchvision.models.get_model_weights(architecture).DEFAULT.meta["categories"])
-    return RunModel(network.eval(), labels, preprocessing, architecture, pretrained.sha256[:12], Path(pretrained.source).name)
+    return RunModel(
+        network.eval(),
+        labels,
+        preprocessing,
+        architecture,
+        pretrained.sha256[:12],
+        Path(pretrained.source).name,
+    )

@@ -25,7 +25,9 @@ def check_name(architecture: str) -> None:
     if architecture not in known:
         near = difflib.get_close_matches(architecture, known, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ArchitectureError(f"torchvision has no classifier {architecture!r}.{hint} `edgetl models` lists them all.")
+        raise ArchitectureError(
+            f"torchvision has no classifier {architecture!r}.{hint} `edgetl models` lists them all."
+        )
 
 
 def build_network(architecture: str, image_size: int, initialise: bool = True) -> nn.Module:
@@ -42,7 +44,9 @@ def build_network(architecture: str, image_size: int, initialise: bool = True) -
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            network: nn.Module = builder(weights=None, **_options(family_of(builder), image_size, initialise))
+            network: nn.Module = builder(
+                weights=None, **_options(family_of(builder), image_size, initialise)
+            )
     except (ValueError, AssertionError) as cause:
         raise _unfit(architecture, image_size, cause) from cause
     return network.eval()
@@ -67,8 +71,16 @@ def build_skeleton(architecture: str, image_size: int) -> nn.Module:
 
 class _ParametersOnMeta(TorchFunctionMode):
     # `with torch.device("meta")` would also move the small tensors that RegNet computes its widths from.
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Any = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return func(
+            *args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})}
+        )
 
 
 def _options(family: str, image_size: int, initialise: bool) -> dict[str, Any]:
@@ -86,9 +98,15 @@ def _options(family: str, image_size: int, initialise: bool) -> dict[str, Any]:
 
 def _unfit(architecture: str, image_size: int, cause: Exception) -> ArchitectureError:
     known = architectures().get(architecture)
-    usual = f" Its usual --image-size is {known.image_size}." if known else " Choose another --image-size."
+    usual = (
+        f" Its usual --image-size is {known.image_size}."
+        if known
+        else " Choose another --image-size."
+    )
     reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-    return ArchitectureError(f"{architecture} does not take images of {image_size} pixels: {reason.rstrip('.')}.{usual}")
+    return ArchitectureError(
+        f"{architecture} does not take images of {image_size} pixels: {reason.rstrip('.')}.{usual}"
+    )
 
 
 def family_of(builder: Callable[..., nn.Module]) -> str:

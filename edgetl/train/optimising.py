@@ -27,8 +27,13 @@ def make_optimiser(adapted: AdaptedNetwork, config: FinetuneConfig, lr: float) -
         if parameter.requires_grad:
             # Vectors are biases, scales and shifts of norms: decay would pull them to where they mean nothing.
             decay = config.weight_decay if parameter.dim() > 1 else 0.0
-            groups.setdefault((lr * config.lr_decay ** depth.get(name, 0), decay), []).append(parameter)
-    listed = [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
+            groups.setdefault((lr * config.lr_decay ** depth.get(name, 0), decay), []).append(
+                parameter
+            )
+    listed = [
+        {"params": members, "lr": rate, "weight_decay": decay}
+        for (rate, decay), members in groups.items()
+    ]
     kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
     # One kernel for all parameters: a tenth of a CPU's step otherwise goes to many small ones.
     return kind(listed, lr=lr, weight_decay=0.0, fused=True)
@@ -38,7 +43,12 @@ def _depths(adapted: AdaptedNetwork) -> dict[str, int]:
     # How many blocks lie between a parameter and the head; the stem counts as one more than the first block.
     depth: dict[str, int] = {}
     for name, _ in adapted.network.named_parameters():
-        inside = [at for at, block in enumerate(adapted.blocks) for path in block.modules if name == path or name.startswith(f"{path}.")]
+        inside = [
+            at
+            for at, block in enumerate(adapted.blocks)
+            for path in block.modules
+            if name == path or name.startswith(f"{path}.")
+        ]
         if inside:
             depth[name] = len(adapted.blocks) - inside[0]
         elif not name.startswith(f"{adapted.layer.path}."):
@@ -49,7 +59,9 @@ def _depths(adapted: AdaptedNetwork) -> dict[str, int]:
 class Rates:
     """The learning rate of every step of a phase: a linear rise, then constant or a cosine down to 0."""
 
-    def __init__(self, optimiser: torch.optim.Optimizer, config: FinetuneConfig, steps: int) -> None:
+    def __init__(
+        self, optimiser: torch.optim.Optimizer, config: FinetuneConfig, steps: int
+    ) -> None:
         self._optimiser = optimiser
         self._base = [group["lr"] for group in optimiser.param_groups]
         self._cosine = config.schedule == "cosine"
@@ -108,15 +120,24 @@ class Mixing:
         spatial = all(value.dim() == 4 and min(value.shape[2:]) > 1 for value in values)
         if not (self._mixup or (self._cutmix and spatial)) or len(targets) < 2:
             return Mixed(values, targets)
-        cut = self._cutmix > 0 and spatial and (not self._mixup or bool(self._generator.integers(2)))
+        cut = (
+            self._cutmix > 0 and spatial and (not self._mixup or bool(self._generator.integers(2)))
+        )
         alpha = self._cutmix if cut else self._mixup
         share = float(self._generator.beta(alpha, alpha))
-        partner = copy_to_device(torch.from_numpy(self._generator.permutation(len(targets))), targets.device)
+        partner = copy_to_device(
+            torch.from_numpy(self._generator.permutation(len(targets))), targets.device
+        )
         if cut:
             values, share = self._paste(values, partner, share)
         else:
             values = tuple(share * value + (1 - share) * value[partner] for value in values)
-        return Mixed(values, targets, targets[partner], torch.full((len(targets),), share, device=targets.device))
+        return Mixed(
+            values,
+            targets,
+            targets[partner],
+            torch.full((len(targets),), share, device=targets.device),
+        )
 
     def _paste(self, values: Values, partner: Tensor, share: float) -> tuple[Values, float]:
         # One box in relative coordinates for all values: feature maps of one image differ in size, not in place.
@@ -138,7 +159,9 @@ class Mixing:
 class Loss:
     """Cross-entropy with smoothed, mixed and weighted targets."""
 
-    def __init__(self, config: FinetuneConfig, labels: Tensor, classes: int, device: torch.device) -> None:
+    def __init__(
+        self, config: FinetuneConfig, labels: Tensor, classes: int, device: torch.device
+    ) -> None:
         self.device = device
         self._smoothing = config.label_smoothing
         self._weights: Tensor | None = None
@@ -150,7 +173,9 @@ class Loss:
         """(sum over the batch, sum of the images' weights): their quotient is the mean, weighted by class where that was asked for."""
 
         def each(targets: Tensor) -> Tensor:
-            return F.cross_entropy(logits, targets, self._weights, label_smoothing=self._smoothing, reduction="none")
+            return F.cross_entropy(
+                logits, targets, self._weights, label_smoothing=self._smoothing, reduction="none"
+            )
 
         def mix(figure: Callable[[Tensor], Tensor]) -> Tensor:
             own = figure(mixed.targets)
@@ -167,7 +192,12 @@ class Loss:
 def moving_buffers(network: nn.Module) -> list[Tensor]:
     """Statistics that move with every batch, with the modes that are set now."""
     training = [module for module in network.modules() if module.training]
-    return [buffer for module in training for buffer in module.buffers(recurse=False) if buffer.is_floating_point()]
+    return [
+        buffer
+        for module in training
+        for buffer in module.buffers(recurse=False)
+        if buffer.is_floating_point()
+    ]
 
 
 class AveragedWeights:

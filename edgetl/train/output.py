@@ -23,14 +23,22 @@ def choose_output(output: Path | None, data: Path, model: str, force: bool) -> R
         RunError: the place is taken, or lies inside the data folder, where a later run would take it for a class.
     """
     data = data.expanduser().absolute()
-    path = (output.expanduser() if output else free_name(Path("runs"), f"{data.resolve().name}-{model}")).absolute()
+    path = (
+        output.expanduser() if output else free_name(Path("runs"), f"{data.resolve().name}-{model}")
+    ).absolute()
     if path.resolve() == data.resolve() or data.resolve() in path.resolve().parents:
-        raise RunError(f"The run directory {path} would lie inside the data folder {data}. Choose another with -o.")
+        raise RunError(
+            f"The run directory {path} would lie inside the data folder {data}. Choose another with -o."
+        )
     if path.resolve() in data.resolve().parents:
-        raise RunError(f"The data folder {data} lies inside {path}. Choose another run directory with -o.")
+        raise RunError(
+            f"The data folder {data} lies inside {path}. Choose another run directory with -o."
+        )
     if path.exists() and not (path.is_dir() and not _entries(path)):
         if not force:
-            raise RunError(f"{path} exists already. Choose another run directory with -o, or replace this one with --force.")
+            raise RunError(
+                f"{path} exists already. Choose another run directory with -o, or replace this one with --force."
+            )
         _check_replaceable(path)
     return RunDirectory(path)
 
@@ -59,7 +67,9 @@ class Place:
                 self._restore_older()
             self._free()
             verb = "replaced" if existed else "created"
-            raise RunError(f"{run.path} cannot be {verb} ({cause.strerror}). Choose another run directory with -o.") from cause
+            raise RunError(
+                f"{run.path} cannot be {verb} ({cause.strerror}). Choose another run directory with -o."
+            ) from cause
         except RunError:
             self._free()
             raise
@@ -67,7 +77,9 @@ class Place:
             self._lock = _locked(run)
         except OSError as cause:
             self.give_back()
-            raise RunError(f"{run.path} cannot be locked ({cause.strerror}). Choose another run directory with -o.") from cause
+            raise RunError(
+                f"{run.path} cannot be locked ({cause.strerror}). Choose another run directory with -o."
+            ) from cause
 
     @classmethod
     @contextmanager
@@ -80,7 +92,9 @@ class Place:
         place = cls.__new__(cls)
         place._path, place._lock = run.path, _locked(run)
         # What a process that was killed has laid aside.
-        place._older = next(iter(sorted(run.path.parent.glob(f".{run.path.name}.replaced-*/{run.path.name}"))), None)
+        place._older = next(
+            iter(sorted(run.path.parent.glob(f".{run.path.name}.replaced-*/{run.path.name}"))), None
+        )
         try:
             yield place
         finally:
@@ -125,7 +139,9 @@ def _locked(run: RunDirectory) -> BinaryIO:
     except OSError as cause:
         stream.close()
         if cause.errno in (errno.EACCES, errno.EAGAIN):
-            raise RunError(f"Another process trains in {run.path}. Wait for it, or choose another run directory with -o.") from cause
+            raise RunError(
+                f"Another process trains in {run.path}. Wait for it, or choose another run directory with -o."
+            ) from cause
         # A file system without locks: two processes at once would be the user's own doing.
         return run.lock.open("ab")
     return stream
@@ -138,14 +154,22 @@ def _entries(path: Path) -> set[str]:
 
 def _check_replaceable(path: Path) -> None:
     if not path.is_dir() or path.is_symlink():
-        raise RunError(f"{path} is not a run directory, so --force does not remove it. Choose another with -o.")
+        raise RunError(
+            f"{path} is not a run directory, so --force does not remove it. Choose another with -o."
+        )
     entries = _entries(path)
     if not entries:
         return
     run = RunDirectory(path)
-    content = read_json(run.config, RunError, f"{path} is not a run directory, so --force does not remove it: its config.json")
+    content = read_json(
+        run.config,
+        RunError,
+        f"{path} is not a run directory, so --force does not remove it: its config.json",
+    )
     if "edgetl" not in content.get("versions", {}):
-        raise RunError(f"{path} is not a run directory, so --force does not remove it. Choose another with -o.")
+        raise RunError(
+            f"{path} is not a run directory, so --force does not remove it. Choose another with -o."
+        )
     foreign = foreign_run_files(path)
     if foreign:
         raise RunError(

@@ -35,7 +35,9 @@ def usual_batch_size(images: int) -> int:
     return min(_LARGEST, max(_SMALLEST, 1 << round(math.log2(max(1.0, images / _STEPS)))))
 
 
-def plan_phases(config: FinetuneConfig, unfreeze: int | str, batch_size: int, lr_scale: float = 1.0) -> list[Phase]:
+def plan_phases(
+    config: FinetuneConfig, unfreeze: int | str, batch_size: int, lr_scale: float = 1.0
+) -> list[Phase]:
     """The phases of a configuration; with `--weights none` there is nothing pretrained to freeze, and one phase trains everything.
 
     What the configuration leaves open of phase 2 is a middle value until `settle` decides it.
@@ -46,17 +48,35 @@ def plan_phases(config: FinetuneConfig, unfreeze: int | str, batch_size: int, lr
     tail_epochs = sum(_EPOCHS) // 2 if config.finetune_epochs is None else config.finetune_epochs
     if config.weights == "none":
         if batch_size < 2:
-            raise ConfigError("--weights none trains BatchNorm statistics, and a batch of one image has none. Take --batch-size 2 or more.")
-        return [Phase(1, config.epochs + tail_epochs, config.lr * lr_scale, "all", freeze_statistics=False)]
+            raise ConfigError(
+                "--weights none trains BatchNorm statistics, and a batch of one image has none. Take --batch-size 2 or more."
+            )
+        return [
+            Phase(
+                1, config.epochs + tail_epochs, config.lr * lr_scale, "all", freeze_statistics=False
+            )
+        ]
     freeze_statistics = config.batch_norm == "eval" or batch_size < 2
     phases = [
         Phase(1, config.epochs, config.lr * lr_scale, "head", True),
-        Phase(2, tail_epochs, lr_scale * (config.finetune_lr or math.sqrt(_LR[0] * _LR[1])), unfreeze, freeze_statistics),
+        Phase(
+            2,
+            tail_epochs,
+            lr_scale * (config.finetune_lr or math.sqrt(_LR[0] * _LR[1])),
+            unfreeze,
+            freeze_statistics,
+        ),
     ]
     return [phase for phase in phases if phase.epochs]
 
 
-def settle(phase: Phase, config: FinetuneConfig, train_accuracy: float | None, shift: Callable[[], float], lr_scale: float = 1.0) -> Phase:
+def settle(
+    phase: Phase,
+    config: FinetuneConfig,
+    train_accuracy: float | None,
+    shift: Callable[[], float],
+    lr_scale: float = 1.0,
+) -> Phase:
     """Phase 2 with what the configuration leaves open, decided by what phase 1 has left to learn.
 
     Where the frozen features leave a fifth of the training images wrong or more, the images are unlike those that the backbone knows: 8
@@ -76,7 +96,10 @@ def settle(phase: Phase, config: FinetuneConfig, train_accuracy: float | None, s
     left = min(1.0, wrong / _FAR)
     return replace(
         phase,
-        epochs=round(_EPOCHS[0] + left * (_EPOCHS[1] - _EPOCHS[0])) if config.finetune_epochs is None else phase.epochs,
+        epochs=round(_EPOCHS[0] + left * (_EPOCHS[1] - _EPOCHS[0]))
+        if config.finetune_epochs is None
+        else phase.epochs,
         lr=lr_scale * max(_LR[0], left * _LR[1]) if config.finetune_lr is None else phase.lr,
-        freeze_statistics=phase.freeze_statistics or (config.batch_norm == "auto" and wrong <= _NEAR and shift() <= _FAMILIAR),
+        freeze_statistics=phase.freeze_statistics
+        or (config.batch_norm == "auto" and wrong <= _NEAR and shift() <= _FAMILIAR),
     )

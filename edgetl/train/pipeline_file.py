@@ -33,10 +33,18 @@ def read_pipeline(file: Path) -> dict[str, Any]:
             raise ValueError("it holds no object")
         numbers = _numbers(content)
     except OSError as cause:
-        raise ConfigError(f"--augment {file} cannot be read ({cause.strerror or cause}). Give a pipeline saved with A.save.") from cause
+        raise ConfigError(
+            f"--augment {file} cannot be read ({cause.strerror or cause}). Give a pipeline saved with A.save."
+        ) from cause
     except (ValueError, RecursionError) as cause:
-        reason = "nested too deeply" if isinstance(cause, RecursionError) else str(cause).replace("\n", " ")
-        raise ConfigError(f"--augment {file} is not a pipeline that albumentations saved: {reason}. Save it again with A.save.") from cause
+        reason = (
+            "nested too deeply"
+            if isinstance(cause, RecursionError)
+            else str(cause).replace("\n", " ")
+        )
+        raise ConfigError(
+            f"--augment {file} is not a pipeline that albumentations saved: {reason}. Save it again with A.save."
+        ) from cause
     _check(file, numbers)
     return content
 
@@ -83,7 +91,9 @@ def _check(file: Path, numbers: list[tuple[int, str, float]]) -> None:
     scales: dict[int, float] = {}
     for transform, key, value in numbers:
         if not value <= _MAX_NUMBER:
-            raise ConfigError(f"--augment {file}: {key} is at most {_MAX_NUMBER:,}, not {value:g}. Lower it in the pipeline.")
+            raise ConfigError(
+                f"--augment {file}: {key} is at most {_MAX_NUMBER:,}, not {value:g}. Lower it in the pipeline."
+            )
         if key in _SIZES:
             sizes[transform] = max(sizes.get(transform, 0), value)
         if key in _SCALES:

@@ -36,7 +36,11 @@ class Plan:
 
     def seconds(self, costs: Costs) -> float:
         """What it is expected to take."""
-        return costs.fixed + self.views * costs.view + sum(count * cost for count, cost in zip(self.epochs, costs.epochs, strict=True))
+        return (
+            costs.fixed
+            + self.views * costs.view
+            + sum(count * cost for count, cost in zip(self.epochs, costs.epochs, strict=True))
+        )
 
 
 def plan(left_s: float, costs: Costs, epochs: Sequence[int], views: int) -> Plan:

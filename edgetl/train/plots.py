@@ -31,13 +31,19 @@ def draw_plots(
 ) -> None:
     """Draw curves.png, and of validation images confusion_matrix.png and mistakes.png, which say so where there are none."""
     run.plots.mkdir(exist_ok=True)
-    draw_curves(run.plots / "curves.png", [record.to_json() for record in records], best.epoch if best else None)
+    draw_curves(
+        run.plots / "curves.png",
+        [record.to_json() for record in records],
+        best.epoch if best else None,
+    )
     draw_confusion(run.plots / "confusion_matrix.png", val.confusion() if val else None, labels)
     wrong, found = worst_mistakes(val, rows, labels) if val else (0, [])
     draw_mistakes(run.plots / "mistakes.png", found, wrong, len(rows))
 
 
-def worst_mistakes(val: Evaluation, rows: Sequence[SplitRow], labels: Sequence[str]) -> tuple[int, list[Mistake]]:
+def worst_mistakes(
+    val: Evaluation, rows: Sequence[SplitRow], labels: Sequence[str]
+) -> tuple[int, list[Mistake]]:
     """(number of mistakes, those that the network was surest of, the surest first)."""
     probabilities, predicted = val.probabilities, val.predicted
     wrong = (predicted != val.targets).nonzero().flatten().tolist()

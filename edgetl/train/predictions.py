@@ -11,7 +11,9 @@ from edgetl.train.evaluation import Evaluation
 from edgetl.train.splits import SplitRow
 
 
-def write_predictions(run: RunDirectory, data: Path, rows: Sequence[SplitRow], val: Evaluation, labels: Sequence[str]) -> None:
+def write_predictions(
+    run: RunDirectory, data: Path, rows: Sequence[SplitRow], val: Evaluation, labels: Sequence[str]
+) -> None:
     """Write predictions.csv: path as in split.csv, label, predicted class, its probability, and the label's."""
     probabilities = val.probabilities
     table = [
@@ -22,6 +24,10 @@ def write_predictions(run: RunDirectory, data: Path, rows: Sequence[SplitRow], v
             f"{float(own[predicted]):.6f}",
             f"{float(own[target]):.6f}",
         )
-        for row, own, predicted, target in zip(rows, probabilities, val.predicted.tolist(), val.targets.tolist(), strict=True)
+        for row, own, predicted, target in zip(
+            rows, probabilities, val.predicted.tolist(), val.targets.tolist(), strict=True
+        )
     ]
-    write_csv(run.predictions, ("path", "label", "predicted", "probability", "label_probability"), table)
+    write_csv(
+        run.predictions, ("path", "label", "predicted", "probability", "label_probability"), table
+    )

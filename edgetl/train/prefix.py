@@ -42,7 +42,12 @@ class Prefix:
 
 def exact_prefix(piece: fx.GraphModule, computing: Computing) -> Prefix:
     """The piece in float32, folded: what the trained network computes itself, to rounding."""
-    return Prefix("pytorch-fp32", _folded(piece, computing, torch.float32).to(device=computing.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+    return Prefix(
+        "pytorch-fp32",
+        _folded(piece, computing, torch.float32).to(  # type: ignore[call-overload]
+            device=computing.device, memory_format=torch.channels_last
+        ),
+    )
 
 
 def half_prefix(piece: fx.GraphModule, computing: Computing, dtype: torch.dtype) -> Prefix:
@@ -66,7 +71,9 @@ class Choice:
     """An image, of each that was timed; empty where there was nothing to choose from."""
 
 
-def make_prefix(name: str, piece: fx.GraphModule, example: Sequence[Tensor], computing: Computing) -> Prefix:
+def make_prefix(
+    name: str, piece: fx.GraphModule, example: Sequence[Tensor], computing: Computing
+) -> Prefix:
     """The prefix of this name.
 
     Raises:
@@ -76,28 +83,43 @@ def make_prefix(name: str, piece: fx.GraphModule, example: Sequence[Tensor], com
         return exact_prefix(piece, computing)
     if name in _HALVES:
         return half_prefix(piece, computing, _HALVES[name])
-    return Prefix(name, resolve(PREFIXES, name.removesuffix("-fp32"), "runtime of frozen blocks")(fold_batch_norm(piece), tuple(example)))
+    return Prefix(
+        name,
+        resolve(PREFIXES, name.removesuffix("-fp32"), "runtime of frozen blocks")(
+            fold_batch_norm(piece), tuple(example)
+        ),
+    )
 
 
 def candidates(computing: Computing) -> list[str]:
     """Names worth timing on this device."""
     if computing.device.type != "cpu":
-        return ["pytorch-fp32"] if computing.precision == "fp32" else ["pytorch-fp32", f"pytorch-{computing.precision}"]
+        return (
+            ["pytorch-fp32"]
+            if computing.precision == "fp32"
+            else ["pytorch-fp32", f"pytorch-{computing.precision}"]
+        )
     names = ["pytorch-fp32"]
     if computing.may_use_bf16:
         names.append("pytorch-bf16")
     return [*names, *(f"{name}-fp32" for name in PREFIXES)]
 
 
-def prefix_by_precision(piece: fx.GraphModule, example: Sequence[Tensor], computing: Computing) -> Choice:
+def prefix_by_precision(
+    piece: fx.GraphModule, example: Sequence[Tensor], computing: Computing
+) -> Choice:
     """The choice without a clock: PyTorch, for training images in the precision of the training steps where its values agree."""
     exact = "pytorch-fp32"
     if computing.precision == "fp32":
         return Choice(exact, exact, {})
-    return _half_if_it_agrees(exact, f"pytorch-{computing.precision}", piece, tuple(example), computing)
+    return _half_if_it_agrees(
+        exact, f"pytorch-{computing.precision}", piece, tuple(example), computing
+    )
 
 
-def fastest_prefix(piece: fx.GraphModule, example: Sequence[Tensor], computing: Computing) -> Choice:
+def fastest_prefix(
+    piece: fx.GraphModule, example: Sequence[Tensor], computing: Computing
+) -> Choice:
     """The candidates that take least time for a batch like `example`.
 
     A candidate that cannot run the piece, or whose values differ from float32's by more than its arithmetic explains, is left out.
@@ -116,25 +138,36 @@ def fastest_prefix(piece: fx.GraphModule, example: Sequence[Tensor], computing: 
     for name in names[1:]:
         try:
             prefix = make_prefix(name, piece, values, computing)
-            if _agrees(prefix(*values), expected, _LARGEST_DIFFERENCE if name in _HALVES else _ROUNDING):
+            if _agrees(
+                prefix(*values), expected, _LARGEST_DIFFERENCE if name in _HALVES else _ROUNDING
+            ):
                 found[name] = _milliseconds(prefix, values, computing)
         except Exception:
             # A runtime that does not know an operator is no reason to stop: another one is there.
             continue
-    fast, exact = (min(those, key=lambda name: found[name]) for those in (found, [name for name in found if name not in _HALVES]))
+    fast, exact = (
+        min(those, key=lambda name: found[name])
+        for those in (found, [name for name in found if name not in _HALVES])
+    )
     return Choice(fast, exact, found)
 
 
-def _half_if_it_agrees(exact: str, half: str, piece: fx.GraphModule, values: Values, computing: Computing) -> Choice:
+def _half_if_it_agrees(
+    exact: str, half: str, piece: fx.GraphModule, values: Values, computing: Computing
+) -> Choice:
     expected = make_prefix(exact, piece, values, computing)(*values)
-    agrees = _agrees(make_prefix(half, piece, values, computing)(*values), expected, _LARGEST_DIFFERENCE)
+    agrees = _agrees(
+        make_prefix(half, piece, values, computing)(*values), expected, _LARGEST_DIFFERENCE
+    )
     return Choice(half if agrees else exact, exact, {})
 
 
 def _folded(piece: fx.GraphModule, computing: Computing, dtype: torch.dtype) -> nn.Module:
     folded = fold_batch_norm(piece)
     # oneDNN's own operator refuses 16-bit types that the CPU lacks; PyTorch's convolution emulates them.
-    known = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    known = dtype == torch.float32 or (
+        dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
     return fuse_activations(folded) if computing.device.type == "cpu" and known else folded
 
 
@@ -151,6 +184,7 @@ def _milliseconds(prefix: Prefix, values: Values, computing: Computing) -> float
 
 def _agrees(values: Values, expected: Values, tolerance: float) -> bool:
     return all(
-        float((value.float() - reference).square().mean().sqrt()) <= tolerance * float(reference.std()) + 1e-6
+        float((value.float() - reference).square().mean().sqrt())
+        <= tolerance * float(reference.std()) + 1e-6
         for value, reference in zip(values, expected, strict=True)
     )

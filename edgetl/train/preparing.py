@@ -64,7 +64,11 @@ class Prepared:
 
 
 def prepare(
-    config: FinetuneConfig, run: RunDirectory, progress: Progress, ranks: Ranks = ALONE, choices: Choices | None = None
+    config: FinetuneConfig,
+    run: RunDirectory,
+    progress: Progress,
+    ranks: Ranks = ALONE,
+    choices: Choices | None = None,
 ) -> Prepared:
     """Read the images and make the network.
 
@@ -90,14 +94,38 @@ def prepare(
     budget, room = ranks.agree(_cache_budget(config, run_choices))
     decoded = DecodedImages(room // ranks.local.world, max(_LEAST_SIDE, 3 * preprocessing.resize))
     data = ranks.first_makes(
-        lambda: read_data(config.data, config.val_split, config.resolved_split_seed, progress.files, decoded, config.allow_leaks)
+        lambda: read_data(
+            config.data,
+            config.val_split,
+            config.resolved_split_seed,
+            progress.files,
+            decoded,
+            config.allow_leaks,
+        )
     )
     decoded.expect(row.path for row in data.rows)
     torch.manual_seed(config.seed)
-    adapted = adapt(config.model, preprocessing.crop, len(data.labels), config.head_width, config.dropout, weights)
-    unfreeze = "all" if config.weights == "none" else resolve_unfreeze(config.unfreeze, adapted, architecture.unfreeze)
+    adapted = adapt(
+        config.model,
+        preprocessing.crop,
+        len(data.labels),
+        config.head_width,
+        config.dropout,
+        weights,
+    )
+    unfreeze = (
+        "all"
+        if config.weights == "none"
+        else resolve_unfreeze(config.unfreeze, adapted, architecture.unfreeze)
+    )
     usual = max(usual_batch_size(len(data.part("train"))), 2 * ranks.world)
-    _check_share(min(usual if config.batch_size in (None, "auto") else int(config.batch_size), len(data.part("train"))), ranks)
+    _check_share(
+        min(
+            usual if config.batch_size in (None, "auto") else int(config.batch_size),
+            len(data.part("train")),
+        ),
+        ranks,
+    )
     _tell(data, config, progress)
     batch_fit: BatchFit | None = None
     if config.batch_size == "auto":
@@ -106,7 +134,16 @@ def prepare(
         elif run_choices.fixed:
             batch_fit = BatchFit(usual, usual)
         else:
-            batch_fit = _fit(config, adapted, computing, preprocessing.crop, len(data.part("train")), usual, unfreeze, ranks)
+            batch_fit = _fit(
+                config,
+                adapted,
+                computing,
+                preprocessing.crop,
+                len(data.part("train")),
+                usual,
+                unfreeze,
+                ranks,
+            )
         progress.note(describe_fit(batch_fit, computing.device.type))
     batch_size = batch_fit.batch_size if batch_fit else int(config.batch_size or usual)
     phases = plan_phases(config, unfreeze, batch_size, batch_fit.lr_scale if batch_fit else 1.0)
@@ -120,7 +157,9 @@ def prepare(
         batch_size=batch_size,
         device="cuda" if computing.device.type == "cuda" else "cpu",
         precision=computing.precision,
-        workers=default_workers(images, cores, computing.device.type) if config.workers is None else config.workers,
+        workers=default_workers(images, cores, computing.device.type)
+        if config.workers is None
+        else config.workers,
         cache_budget=budget,
     )
     run_choices.record(
@@ -179,7 +218,11 @@ def _fit(
 ) -> BatchFit:
     # The first process of all decides: the GPUs of a training are alike, or the slowest sets the pace anyway.
     phase = plan_phases(config, unfreeze, usual)[-1]
-    return ranks.first_makes(lambda: fit_batch_size(adapted, phase, config, computing, image_size, images, usual, ranks.world))
+    return ranks.first_makes(
+        lambda: fit_batch_size(
+            adapted, phase, config, computing, image_size, images, usual, ranks.world
+        )
+    )
 
 
 def _check_share(images: int, ranks: Ranks) -> None:
@@ -195,8 +238,12 @@ def _tell(data: DataSet, config: FinetuneConfig, progress: Progress) -> None:
     train, val = len(data.part("train")), len(data.part("val"))
     progress.note(f"{len(data.labels)} classes, {train} training and {val} validation images.")
     if not val:
-        progress.warn("Training without validation images: nothing is known about accuracy on new images. The last epoch is kept.")
+        progress.warn(
+            "Training without validation images: nothing is known about accuracy on new images. The last epoch is kept."
+        )
     if not val and (config.patience or config.target_accuracy):
         progress.warn("--patience and --target-accuracy have no effect without validation images.")
     if config.weights == "none":
-        progress.note("--weights none: nothing is pretrained, so everything trains from the start in one phase at --lr.")
+        progress.note(
+            "--weights none: nothing is pretrained, so everything trains from the start in one phase at --lr."
+        )

@@ -73,7 +73,9 @@ class Group:
                 box[0] = make()
             except Exception as cause:
                 box[1] = cause
-        dist.broadcast_object_list(box, src=dist.get_global_rank(self._channel, 0), group=self._channel)
+        dist.broadcast_object_list(
+            box, src=dist.get_global_rank(self._channel, 0), group=self._channel
+        )
         if box[1] is not None:
             raise box[1]
         made: T = box[0]
@@ -136,7 +138,9 @@ class Ranks(Group):
             warnings.simplefilter("ignore", FutureWarning)
             # Statistics are averaged after every step, which is more than the first process's for all.
             return nn.parallel.DistributedDataParallel(
-                module, device_ids=[torch.cuda.current_device()] if on_gpu else None, broadcast_buffers=False
+                module,
+                device_ids=[torch.cuda.current_device()] if on_gpu else None,
+                broadcast_buffers=False,
             )
 
     @torch.no_grad()
@@ -148,7 +152,10 @@ class Ranks(Group):
         dist.all_reduce(flat)
         flat /= self.world
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-        torch._foreach_copy_(list(tensors), [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
+        torch._foreach_copy_(
+            list(tensors),
+            [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)],
+        )
 
 
 ALONE = Ranks()
@@ -185,13 +192,25 @@ def joined(device: Device = "auto") -> Iterator[Ranks]:
     store: Store = next(iter(rendezvous("env://", timeout=_PATIENCE)))[0]
     # Tensors of a GPU go over NCCL, which is told the GPU so that it need not guess; objects and barriers go over gloo and wait for no GPU.
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-    dist.init_process_group(backend, store=PrefixStore("edgetl", store), rank=rank, world_size=world, timeout=_PATIENCE, device_id=gpu)
+    dist.init_process_group(
+        backend,
+        store=PrefixStore("edgetl", store),
+        rank=rank,
+        world_size=world,
+        timeout=_PATIENCE,
+        device_id=gpu,
+    )
     before = signal.signal(signal.SIGTERM, _told_to_end)
     try:
         channel = _channel(range(world))
         # Every process makes the groups of all machines: that is how PyTorch numbers them.
-        groups = [_channel(range(start, min(start + local_world, world))) for start in range(0, world, local_world)]
-        yield Ranks(rank, world, channel, Group(local_rank, local_world, groups[rank // local_world]))
+        groups = [
+            _channel(range(start, min(start + local_world, world)))
+            for start in range(0, world, local_world)
+        ]
+        yield Ranks(
+            rank, world, channel, Group(local_rank, local_world, groups[rank // local_world])
+        )
         dist.destroy_process_group()
     except BaseException as cause:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -234,7 +253,8 @@ def lost(cause: BaseException) -> bool:
     """Whether an error says that another process cannot be reached, or that torchrun has seen it end."""
     words = str(cause).lower()
     return isinstance(cause, (dist.DistError, EndedError)) or (
-        isinstance(cause, RuntimeError) and any(word in words for word in ("gloo", "nccl", "connection closed", "connection reset"))
+        isinstance(cause, RuntimeError)
+        and any(word in words for word in ("gloo", "nccl", "connection closed", "connection reset"))
     )
 
 
@@ -253,7 +273,9 @@ def _is_first_to_tell(store: Store) -> bool:
 
 def _told_to_end(_number: int, _frame: FrameType | None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise EndedError("This training was told to end: one of its processes has ended, or the job was cancelled.")
+    raise EndedError(
+        "This training was told to end: one of its processes has ended, or the job was cancelled."
+    )
 
 
 def _number(name: str, otherwise: int) -> int:

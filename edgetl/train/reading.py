@@ -67,7 +67,10 @@ def read_bytes(path: Path) -> bytes | Rejected:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        return Rejected(path, "the file's name is not valid UTF-8, so split.csv could not name it; rename the file.")
+        return Rejected(
+            path,
+            "the file's name is not valid UTF-8, so split.csv could not name it; rename the file.",
+        )
     try:
         return read_image_file(path)
     except DecodeError as cause:
@@ -101,7 +104,9 @@ class _KnownFiles:
     # A file for each data folder: many folders of many users must not meet in one.
     def __init__(self, files: list[LabelledFile]) -> None:
         folder = str(files[0].path.parents[1]) if files else ""
-        self._path = cache_folder() / "images" / f"{hashlib.sha256(folder.encode()).hexdigest()[:32]}.json"
+        self._path = (
+            cache_folder() / "images" / f"{hashlib.sha256(folder.encode()).hexdigest()[:32]}.json"
+        )
         self.pixels: dict[str, str] = {}
         entry = read_entry(self._path)
         if entry is not None and entry["definition"] == _DEFINITION:
@@ -110,5 +115,7 @@ class _KnownFiles:
     def remember(self, read: list[ReadFile]) -> None:
         pixels = {one.sha256: one.pixels for one in read}
         if pixels != self.pixels:
-            with contextlib.suppress(OSError):  # a home that cannot be written costs the decoding of each run, no more
+            with contextlib.suppress(
+                OSError
+            ):  # a home that cannot be written costs the decoding of each run, no more
                 write_entry(self._path, {"definition": _DEFINITION, "pixels": pixels})

@@ -89,7 +89,9 @@ class Training:
         started = time.perf_counter()
         self.phase = stage.phase
         freezing = set_trainable(self.adapted, stage.phase.unfreeze, stage.phase.freeze_statistics)
-        self.trainable = max(self.trainable, sum(parameter.numel() for parameter in freezing.trained_parameters()))
+        self.trainable = max(
+            self.trainable, sum(parameter.numel() for parameter in freezing.trained_parameters())
+        )
         before = state.facts["epochs"]["done"] if state else 0
         epochs = Epochs(self, stage, freezing, len(self.records) - before + epochs_left)
         if state:
@@ -107,20 +109,29 @@ class Training:
     def _ends(self, epochs: Epochs) -> bool:
         number = self.phase.number if self.phase else 0
         # A run that is computed again ends where the clock ended it the first time.
-        if (recorded := self.choices.recorded.ended_after.get(str(number))) is not None and epochs.done >= recorded:
+        if (
+            recorded := self.choices.recorded.ended_after.get(str(number))
+        ) is not None and epochs.done >= recorded:
             self.ended = "--budget"
             self.progress.note(f"Phase {number} ends early, as recorded (--budget).")
             return True
-        late = self.deadline is not None and time.perf_counter() + epochs.slowest + FINAL_S > self.deadline
+        late = (
+            self.deadline is not None
+            and time.perf_counter() + epochs.slowest + FINAL_S > self.deadline
+        )
         if self.best is not None and self.ranks.agree(late):
             self.ended = "--budget"
             self.choices.record_entry("ended_after", str(number), epochs.done)
-            self.progress.note(f"Phase {number} ends early: another epoch would not fit into --budget.")
+            self.progress.note(
+                f"Phase {number} ends early: another epoch would not fit into --budget."
+            )
         elif epochs.done and self.reached_target():
             self.ended = "--target-accuracy"
             self.progress.note(f"--target-accuracy {self.config.target_accuracy:g} is reached.")
         elif self.config.patience and epochs.since_better >= self.config.patience:
-            self.progress.note(f"Phase {number} ends: {epochs.since_better} epochs without a better one (--patience).")
+            self.progress.note(
+                f"Phase {number} ends: {epochs.since_better} epochs without a better one (--patience)."
+            )
         else:
             return False
         return True
@@ -161,9 +172,17 @@ class Training:
         own = {"cpu": torch.get_rng_state()}
         if self.loss.device.type == "cuda":
             own["cuda"] = torch.cuda.get_rng_state(self.loss.device)
-        generators = {f"{rank}/{name}": state for rank, states in enumerate(self.ranks.gather(own)) for name, state in states.items()}
+        generators = {
+            f"{rank}/{name}": state
+            for rank, states in enumerate(self.ranks.gather(own))
+            for name, state in states.items()
+        }
         if self.ranks.first:
-            parts: dict[str, Part] = {"network": self.adapted.network, "best": self._state, "generator": generators}
+            parts: dict[str, Part] = {
+                "network": self.adapted.network,
+                "best": self._state,
+                "generator": generators,
+            }
             write_state(self.run.checkpoint, {**parts, **(epochs.parts() if epochs else {})}, facts)
         self._saved_at = time.perf_counter()
         self._saving_s = self._saved_at - started
@@ -176,17 +195,26 @@ class Training:
         """
         facts = state.facts
         if facts["processes"] != self.ranks.world:
-            raise RunError(f"{state.path} is of {facts['processes']} processes and this is one of {self.ranks.world}: go on with as many.")
+            raise RunError(
+                f"{state.path} is of {facts['processes']} processes and this is one of {self.ranks.world}: go on with as many."
+            )
         state.restore("network", self.adapted.network)
         self.records = [EpochRecord(**record) for record in facts["records"]]
         self.best = next((record for record in self.records if record.epoch == facts["best"]), None)
         self._state, self._written = state.part("best"), False
-        self.stage, self.seconds, self.trainable, self.ended = (facts[name] for name in ("stage", "seconds", "trainable", "ended"))
-        self.steps = {int(number): StepReport(**report) for number, report in facts.get("steps", {}).items()}
+        self.stage, self.seconds, self.trainable, self.ended = (
+            facts[name] for name in ("stage", "seconds", "trainable", "ended")
+        )
+        self.steps = {
+            int(number): StepReport(**report) for number, report in facts.get("steps", {}).items()
+        }
         self.write_best()
         # What was trained after the checkpoint is trained again.
         if self.ranks.first:
-            write_text(self.run.history, "".join(json.dumps(record.to_json()) + "\n" for record in self.records))
+            write_text(
+                self.run.history,
+                "".join(json.dumps(record.to_json()) + "\n" for record in self.records),
+            )
         generators = state.part(f"generator/{self.ranks.rank}")
         torch.set_rng_state(generators["cpu"])
         if "cuda" in generators and self.loss.device.type == "cuda":
@@ -195,7 +223,12 @@ class Training:
     def reached_target(self) -> bool:
         """Whether the best epoch is as good as the user asked for."""
         target, best = self.config.target_accuracy, self.best
-        return target is not None and best is not None and best.val_accuracy is not None and best.val_accuracy >= target
+        return (
+            target is not None
+            and best is not None
+            and best.val_accuracy is not None
+            and best.val_accuracy >= target
+        )
 
     def load_best(self) -> None:
         """Set the network to the best epoch's weights, and see to it that they are in weights.safetensors."""
@@ -212,12 +245,16 @@ class Training:
     def keep(self, record: EpochRecord) -> bool:
         """Note an epoch; its weights, as they are in the network now, are kept if it is the best."""
         if not math.isfinite(record.train_loss) or not math.isfinite(record.val_loss or 0.0):
-            raise RunError(f"The loss is not finite in epoch {record.epoch}. Take a lower --lr and --finetune-lr, or --precision fp32.")
+            raise RunError(
+                f"The loss is not finite in epoch {record.epoch}. Take a lower --lr and --finetune-lr, or --precision fp32."
+            )
         is_best = is_better(record, self.best)
         if is_best:
             # safetensors stores row-major tensors only; the network's are channels last.
             state = self.adapted.network.state_dict()
-            self._state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+            self._state = {
+                name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()
+            }
             self.best, self._written = record, False
             # Epochs on cached features end faster than a disk takes their weights.
             if time.perf_counter() - self._written_at > _WRITTEN_EVERY_S:
@@ -232,7 +269,9 @@ class Training:
     def evaluate(self, stage: Stage) -> Evaluation | None:
         """The validation images, in float32 as the exported model will compute them."""
         self.adapted.network.eval()
-        return evaluate(stage.forward, stage.feed.validation(), self.ranks) if self.validated else None
+        return (
+            evaluate(stage.forward, stage.feed.validation(), self.ranks) if self.validated else None
+        )
 
 
 def is_better(record: EpochRecord, best: EpochRecord | None) -> bool:

@@ -43,7 +43,9 @@ class ResidentViews:
     def __call__(self, batches: Sequence[Sequence[Key]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches, in order: (uint8 [batch, S, S, 3], int64 [batch])."""
         there = [self._there.issuperset(batch) for batch in batches]
-        loaded = iter(self._loader([batch for batch, found in zip(batches, there, strict=True) if not found]))
+        loaded = iter(
+            self._loader([batch for batch, found in zip(batches, there, strict=True) if not found])
+        )
         for batch, found, rows in zip(batches, there, self._upload_rows(batches), strict=True):
             if found:
                 assert rows is not None
@@ -51,7 +53,9 @@ class ResidentViews:
             else:
                 yield self._kept(batch, rows, *next(loaded))
 
-    def evaluation(self, indices: Sequence[int], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def evaluation(
+        self, indices: Sequence[int], batch_size: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """The images once, in order, as the device will see them."""
         return self(cut_batches([(None, index) for index in indices], batch_size))
 
@@ -66,11 +70,18 @@ class ResidentViews:
         if not kept:
             return [None] * len(batches)
         rows = torch.tensor([self._row[key] for batch in kept for key in batch], dtype=torch.int64)
-        uploaded = iter(torch.split(copy_to_device(rows, self._device), [len(batch) for batch in kept]))
+        uploaded = iter(
+            torch.split(copy_to_device(rows, self._device), [len(batch) for batch in kept])
+        )
         return [next(uploaded) if keep else None for keep in is_kept]
 
-    def _kept(self, batch: Sequence[Key], rows: Tensor | None, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        pixels, labels = pixels.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
+    def _kept(
+        self, batch: Sequence[Key], rows: Tensor | None, pixels: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        pixels, labels = (
+            pixels.to(self._device, non_blocking=True),
+            labels.to(self._device, non_blocking=True),
+        )
         if rows is not None:
             self._pixels.index_copy_(0, rows, pixels)
             self._labels.index_copy_(0, rows, labels)

@@ -54,7 +54,13 @@ def write_choices(run: RunDirectory, choices: Choices) -> None:
     write_json(run.config, {**content, "choices": choices.to_json()})
 
 
-def write_results(prepared: Prepared, training: Training, last: Stage, frozen_blocks: dict[str, Any], started: float) -> None:
+def write_results(
+    prepared: Prepared,
+    training: Training,
+    last: Stage,
+    frozen_blocks: dict[str, Any],
+    started: float,
+) -> None:
     """predictions.csv, metrics.json and the plots, of the best epoch's weights; the checkpoint is removed.
 
     Where several processes train, all evaluate and the first writes.
@@ -73,7 +79,9 @@ def write_results(prepared: Prepared, training: Training, last: Stage, frozen_bl
     training.seconds["evaluation"] = time.perf_counter() - evaluating
     assert training.best is not None
     if val is not None:
-        write_predictions(prepared.run, prepared.data.folder, prepared.data.part("val"), val, prepared.data.labels)
+        write_predictions(
+            prepared.run, prepared.data.folder, prepared.data.part("val"), val, prepared.data.labels
+        )
     write_json(
         prepared.run.metrics,
         {
@@ -82,23 +90,37 @@ def write_results(prepared: Prepared, training: Training, last: Stage, frozen_bl
             "train": train_metrics(train),
             "val": val_metrics(val, prepared.data.labels),
             "seconds": {"total": time.perf_counter() - started, **training.seconds},
-            "parameters": {"total": sum(parameter.numel() for parameter in network.parameters()), "trainable": training.trainable},
+            "parameters": {
+                "total": sum(parameter.numel() for parameter in network.parameters()),
+                "trainable": training.trainable,
+            },
             "device": prepared.computing.name,
             "processes": training.ranks.world,
             "precision": last.computing.precision,
             "weights": _weights(prepared),
-            "final": final_model(sha256_file(prepared.run.weights), prepared.data.labels, prepared.preprocessing),
+            "final": final_model(
+                sha256_file(prepared.run.weights), prepared.data.labels, prepared.preprocessing
+            ),
             "batch": prepared.batch_fit.to_json() if prepared.batch_fit else None,
             "best_epoch": training.best.epoch,
             "ended": training.ended,
             "frozen_blocks": frozen_blocks,
-            "steps": {f"phase{number}": report.to_json() for number, report in training.steps.items()},
+            "steps": {
+                f"phase{number}": report.to_json() for number, report in training.steps.items()
+            },
             "peak_memory_bytes": peak_memory_bytes(),
             "peak_gpu_memory_bytes": prepared.computing.peak_gpu_memory_bytes(),
         },
     )
     # Pictures come last: nothing that can go wrong with a picture may cost the figures.
-    draw_plots(prepared.run, training.records, training.best, val, prepared.data.part("val"), prepared.data.labels)
+    draw_plots(
+        prepared.run,
+        training.records,
+        training.best,
+        val,
+        prepared.data.part("val"),
+        prepared.data.labels,
+    )
     shutil.rmtree(prepared.run.checkpoint.parent, ignore_errors=True)
 
 

@@ -15,13 +15,19 @@ def beginnings(run: RunDirectory) -> RunConfiguration:
         RunError: there is none, or it is broken.
     """
     if not run.config.is_file():
-        raise RunError(f"{run.path} holds no run to go on with. `edgetl finetune DATA -o {run.path}` begins one.")
+        raise RunError(
+            f"{run.path} holds no run to go on with. `edgetl finetune DATA -o {run.path}` begins one."
+        )
     configuration = read_run_configuration(run)
     if configuration.asked is None:
-        raise RunError(f"{run.path} was begun by an edgetl that could not resume. Train anew with --force.")
+        raise RunError(
+            f"{run.path} was begun by an edgetl that could not resume. Train anew with --force."
+        )
     # A checkpoint beside the figures is of a run that was ended before its pictures were drawn.
     if run.metrics.exists() and not run.checkpoint.exists():
-        raise RunError(f"{run.path} has finished: there is nothing to go on with. `edgetl export {run.path}` is next.")
+        raise RunError(
+            f"{run.path} has finished: there is nothing to go on with. `edgetl export {run.path}` is next."
+        )
     return configuration
 
 
@@ -31,7 +37,9 @@ def check_unchanged(prepared: Prepared, began: RunConfiguration) -> None:
     Raises:
         DataError, ConfigError: they are not.
     """
-    if prepared.data.fingerprint != began.data.fingerprint or prepared.data.labels != list(began.classes):
+    if prepared.data.fingerprint != began.data.fingerprint or prepared.data.labels != list(
+        began.classes
+    ):
         raise DataError(
             f"The images in {prepared.data.folder} are not those that the run began with. Put them back, or train anew with --force."
         )

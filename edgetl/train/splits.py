@@ -44,7 +44,10 @@ def split_files(files: Sequence[ReadFile], share: float, seed: int) -> list[Part
     held_back: set[str] = set()
     for label in {read.file.label for read in files} if share > 0 else ():
         own = {pixels: count for (other, pixels), count in copies.items() if other == label}
-        drawn = sorted((pixels for pixels in own if len(labels_of[pixels]) == 1), key=lambda pixels: _draw(seed, pixels))
+        drawn = sorted(
+            (pixels for pixels in own if len(labels_of[pixels]) == 1),
+            key=lambda pixels: _draw(seed, pixels),
+        )
         if len(drawn) == len(own):
             drawn = drawn[:-1]
         wanted, taken = max(1, round(share * sum(own.values()))), 0
@@ -59,13 +62,20 @@ def split_files(files: Sequence[ReadFile], share: float, seed: int) -> list[Part
 
 def write_split(run: RunDirectory, data: Path, rows: Sequence[SplitRow]) -> None:
     """Write split.csv: path relative to the data folder with forward slashes, label, split."""
-    write_csv(run.split, ("path", "label", "split"), [(row.path.relative_to(data).as_posix(), row.label, row.split) for row in rows])
+    write_csv(
+        run.split,
+        ("path", "label", "split"),
+        [(row.path.relative_to(data).as_posix(), row.label, row.split) for row in rows],
+    )
 
 
 def write_rejected(run: RunDirectory, data: Path, rejected: Sequence[Rejected]) -> None:
     """Write rejected.csv: path as in split.csv, and why the file was left out; no file when nothing was."""
     if rejected:
-        rows = [(_printable(entry.path.relative_to(data).as_posix()), entry.reason) for entry in rejected]
+        rows = [
+            (_printable(entry.path.relative_to(data).as_posix()), entry.reason)
+            for entry in rejected
+        ]
         write_csv(run.rejected, ("path", "reason"), rows)
 
 
@@ -82,9 +92,13 @@ def read_split(run: RunDirectory) -> list[SplitRow]:
             raise ValueError("it lists no images")
         return [_row(configuration, row) for row in rows]
     except OSError as cause:
-        raise RunError(f"The run's split cannot be read: {run.split} ({cause.strerror}). Run finetune again.") from cause
+        raise RunError(
+            f"The run's split cannot be read: {run.split} ({cause.strerror}). Run finetune again."
+        ) from cause
     except KeyError as cause:
-        raise RunError(f"{run.split} is broken: it has no column {cause}. Run finetune again.") from cause
+        raise RunError(
+            f"{run.split} is broken: it has no column {cause}. Run finetune again."
+        ) from cause
     except ValueError as cause:
         raise RunError(f"{run.split} is broken: {cause}. Run finetune again.") from cause
 
@@ -96,9 +110,13 @@ def _row(configuration: RunConfiguration, row: dict[str, str]) -> SplitRow:
     if not inside.parts or inside.is_absolute() or ".." in inside.parts or "\0" in path:
         raise ValueError(f"{path[:_SHOWN]!r} is no path inside the data folder")
     if label not in configuration.classes:
-        raise ValueError(f"{path[:_SHOWN]!r} is of the class {label[:_SHOWN]!r}, which config.json does not list")
+        raise ValueError(
+            f"{path[:_SHOWN]!r} is of the class {label[:_SHOWN]!r}, which config.json does not list"
+        )
     if part not in ("train", "val"):
-        raise ValueError(f"{path[:_SHOWN]!r} is in the part {part[:_SHOWN]!r}, which is neither train nor val")
+        raise ValueError(
+            f"{path[:_SHOWN]!r} is in the part {part[:_SHOWN]!r}, which is neither train nor val"
+        )
     return SplitRow(configuration.config.data / path, label, "val" if part == "val" else "train")
 
 

@@ -26,7 +26,16 @@ from edgetl.train.loading import Key
 from edgetl.train.measured import remembered
 from edgetl.train.phases import Phase
 from edgetl.train.planning import Costs, Plan, plan
-from edgetl.train.prefix import Choice, Prefix, Values, candidates, exact_prefix, fastest_prefix, make_prefix, prefix_by_precision
+from edgetl.train.prefix import (
+    Choice,
+    Prefix,
+    Values,
+    candidates,
+    exact_prefix,
+    fastest_prefix,
+    make_prefix,
+    prefix_by_precision,
+)
 from edgetl.train.resident import ResidentViews
 from edgetl.train.run_choices import not_available
 
@@ -63,8 +72,13 @@ class Staging:
         self._choices = materials.choices
         self._phases = list(phases)
         images, config = materials.loader.images, materials.config
-        self._train_labels, self._val_labels = images.labels(materials.train), images.labels(materials.val)
-        self._order = Order(self._train_labels, config.sampling, materials.batch_size, config.seed, materials.ranks)
+        self._train_labels, self._val_labels = (
+            images.labels(materials.train),
+            images.labels(materials.val),
+        )
+        self._order = Order(
+            self._train_labels, config.sampling, materials.batch_size, config.seed, materials.ranks
+        )
         self.report: dict[str, Any] = {"cache": "none"}
         """What was chosen, for metrics.json."""
         self._epoch_seconds: tuple[float, ...] = ()
@@ -78,10 +92,15 @@ class Staging:
         stages = []
         for phase, cut in zip(self._phases, cuts, strict=True):
             facts = {**self._measured_facts(cut), "batch_size": self._has.batch_size}
-            stage = Stage(phase, self._feed(cut, cached), self._module(cut), self._has.computing, facts=facts)
+            stage = Stage(
+                phase, self._feed(cut, cached), self._module(cut), self._has.computing, facts=facts
+            )
             stages.append(replace(stage, computing=self._training_arithmetic(stage, cut)))
         if self._epoch_seconds:
-            stages = [replace(stage, epoch_seconds=seconds) for stage, seconds in zip(stages, self._epoch_seconds, strict=True)]
+            stages = [
+                replace(stage, epoch_seconds=seconds)
+                for stage, seconds in zip(stages, self._epoch_seconds, strict=True)
+            ]
         return stages
 
     @cached_property
@@ -102,13 +121,20 @@ class Staging:
             found.append(cut if self._traced.blocks_before(cut) else None)
         real = [cut for cut in reversed(found) if cut is not None]
         try:
-            check_pieces(self._traced, self._has.adapted.network, list(dict.fromkeys(real)), self._has.preprocessing.crop)
+            check_pieces(
+                self._traced,
+                self._has.adapted.network,
+                list(dict.fromkeys(real)),
+                self._has.preprocessing.crop,
+            )
         except ValueError as cause:
             self._has.progress.note(f"The network is trained as a whole, without a cache: {cause}.")
             return [None] * len(self._phases)
         for phase, place in zip(self._phases, found, strict=True):
             if place is None:
-                self._has.progress.note(f"Nothing is frozen before what phase {phase.number} trains: its epochs stream the images.")
+                self._has.progress.note(
+                    f"Nothing is frozen before what phase {phase.number} trains: its epochs stream the images."
+                )
         return found
 
     def _activations(self, cuts: Sequence[Cut | None]) -> dict[Cut, Activations]:
@@ -120,7 +146,9 @@ class Staging:
             self._choices.record(cached=False)
             return {}
         if self._choices.recorded.cached is False:
-            has.progress.note("Every epoch streams the images through the frozen blocks, as recorded.")
+            has.progress.note(
+                "Every epoch streams the images through the frozen blocks, as recorded."
+            )
             return {}
         choice = self._fastest(real[0])
         self._cache = Cache(has, real[0], choice)
@@ -141,9 +169,15 @@ class Staging:
         absent = self._has.cache_budget == 0 or None in found.values()
         if any(self._has.ranks.any(absent)):
             return {}
-        self._has.progress.note("The frozen blocks' activations are in the cache from an earlier run.")
+        self._has.progress.note(
+            "The frozen blocks' activations are in the cache from an earlier run."
+        )
         self.report |= {"cache": "reused", "views": views}
-        return {cut: near(activations, self._has.computing.device) for cut, activations in found.items() if activations}
+        return {
+            cut: near(activations, self._has.computing.device)
+            for cut, activations in found.items()
+            if activations
+        }
 
     def _filled(self, cuts: Sequence[Cut], base: Base, views: int) -> dict[Cut, Activations]:
         assert self._traced is not None
@@ -155,7 +189,12 @@ class Staging:
             exact = fast if base.exact is base.prefix else self._between(base, base.exact.name, cut)
             made[cut] = near(self._cache.add(cut, made[base.cut], fast, exact), device)
         stored = sum(activations.total_bytes for activations in made.values())
-        self.report |= {"cache": "filled", "views": views, "bytes": stored, "fill_seconds": time.perf_counter() - started}
+        self.report |= {
+            "cache": "filled",
+            "views": views,
+            "bytes": stored,
+            "fill_seconds": time.perf_counter() - started,
+        }
         return made
 
     def _base(self, cuts: Sequence[Cut], choice: Choice) -> Base:
@@ -164,14 +203,21 @@ class Staging:
         prefix, exact = self._prefixes(choice, piece, example)
         values = prefix(*(value[:2] for value in example))
         base = Base(cuts[0], prefix, exact, rows_of(values))
-        later = (self._between(base, prefix.name, cut)(*(value.float() for value in values)) for cut in cuts[1:])
+        later = (
+            self._between(base, prefix.name, cut)(*(value.float() for value in values))
+            for cut in cuts[1:]
+        )
         return replace(base, later=tuple(row for found in later for row in rows_of(found)))
 
-    def _prefixes(self, choice: Choice, piece: fx.GraphModule, example: Values) -> tuple[Prefix, Prefix]:
+    def _prefixes(
+        self, choice: Choice, piece: fx.GraphModule, example: Values
+    ) -> tuple[Prefix, Prefix]:
         # The fast and the exact one, which are one where float32 is fastest.
         try:
             fast = make_prefix(choice.fast, piece, example, self._has.computing)
-            return fast, fast if choice.exact == choice.fast else make_prefix(choice.exact, piece, example, self._has.computing)
+            return fast, fast if choice.exact == choice.fast else make_prefix(
+                choice.exact, piece, example, self._has.computing
+            )
         except EdgetlError as cause:
             if not self._choices.recorded.frozen_blocks:
                 raise
@@ -185,27 +231,42 @@ class Staging:
     def _fastest(self, cut: Cut) -> Choice:
         recorded = self._choices.recorded.frozen_blocks.get(cut.name)
         choice = self._measured_prefix(cut) if recorded is None else self._recorded_prefix(recorded)
-        self._choices.record_entry("frozen_blocks", cut.name, FrozenBlocks(choice.fast, choice.exact))
-        self.report |= {"prefix": choice.fast, "exact_prefix": choice.exact, "milliseconds": choice.milliseconds}
+        self._choices.record_entry(
+            "frozen_blocks", cut.name, FrozenBlocks(choice.fast, choice.exact)
+        )
+        self.report |= {
+            "prefix": choice.fast,
+            "exact_prefix": choice.exact,
+            "milliseconds": choice.milliseconds,
+        }
         return choice
 
     def _recorded_prefix(self, recorded: FrozenBlocks) -> Choice:
         known = candidates(self._has.computing)
         for name in (recorded.fast, recorded.exact):
             if name not in known:
-                raise not_available(f"{name} for its frozen blocks", f"this device and precision take {', '.join(known)}")
+                raise not_available(
+                    f"{name} for its frozen blocks",
+                    f"this device and precision take {', '.join(known)}",
+                )
         return Choice(recorded.fast, recorded.exact, {})
 
     def _measured_prefix(self, cut: Cut) -> Choice:
         assert self._traced is not None
         piece = self._traced.piece(self._traced.input, cut)
         if self._choices.fixed:
-            return self._has.ranks.agree(prefix_by_precision(piece, self._example(), self._has.computing))
+            return self._has.ranks.agree(
+                prefix_by_precision(piece, self._example(), self._has.computing)
+            )
 
         def measure() -> dict[str, Any]:
             return asdict(fastest_prefix(piece, self._example(), self._has.computing))
 
-        facts = {**self._measured_facts(cut), "choice of": candidates(self._has.computing), "versions": self._has.facts["versions"]}
+        facts = {
+            **self._measured_facts(cut),
+            "choice of": candidates(self._has.computing),
+            "versions": self._has.facts["versions"],
+        }
         if self._has.computing.device.type == "cuda":
             facts["chosen by"] = "precision"
         return self._has.ranks.agree(Choice(**remembered(facts, measure)))
@@ -231,7 +292,9 @@ class Staging:
 
     def _affordable_views(self, base: Base) -> int | None:
         train, val, wanted = len(self._has.train), len(self._has.val), self._wanted_views
-        affordable = (self._has.cache_budget - base.total_bytes(0, train, val)) // max(1, base.total_bytes(1, train, 0))
+        affordable = (self._has.cache_budget - base.total_bytes(0, train, val)) // max(
+            1, base.total_bytes(1, train, 0)
+        )
         if self._choices.recorded.views is not None and affordable < wanted:
             needed, room = base.total_bytes(wanted, train, val) / 1e9, self._has.cache_budget / 1e9
             reason = f"they need {needed:.1f} GB and the cache may take {room:.1f} (--cache-budget)"
@@ -239,7 +302,9 @@ class Staging:
         least = min(wanted, 2)
         if affordable >= least:
             if affordable < wanted:
-                self._has.progress.note(f"The cache holds {affordable} of {wanted} views of each image (--cache-budget).")
+                self._has.progress.note(
+                    f"The cache holds {affordable} of {wanted} views of each image (--cache-budget)."
+                )
             return min(wanted, affordable)
         self._has.progress.note(
             f"Activations of the frozen blocks need {base.total_bytes(least, train, val) / 1e9:.1f} GB for {least} "
@@ -254,33 +319,56 @@ class Staging:
         real = list(dict.fromkeys(cut for cut in reversed(cuts) if cut is not None))
         base = self._base(real, self._fastest(real[0])) if real else None
         views = None if base is None else self._affordable_views(base)
-        return Plan(views or 1, tuple(phase.epochs for phase in self._phases), True).seconds(self._costs(cuts, base, views))
+        return Plan(views or 1, tuple(phase.epochs for phase in self._phases), True).seconds(
+            self._costs(cuts, base, views)
+        )
 
     def _costs(self, cuts: Sequence[Cut | None], base: Base | None, views: int | None) -> Costs:
         parts = [
-            PhaseParts(phase, cut is not None, channels_last(self._module(cut)), self._between(base, base.prefix.name if base else "", cut))
+            PhaseParts(
+                phase,
+                cut is not None,
+                channels_last(self._module(cut)),
+                self._between(base, base.prefix.name if base else "", cut),
+            )
             for phase, cut in zip(self._phases, cuts, strict=True)
         ]
         return self._has.ranks.agree(measure_costs(self._has, parts, base, cached=bool(views)))
 
-    def _plan(self, deadline: float, cuts: Sequence[Cut | None], base: Base | None, views: int | None) -> int | None:
+    def _plan(
+        self, deadline: float, cuts: Sequence[Cut | None], base: Base | None, views: int | None
+    ) -> int | None:
         has, costs = self._has, self._costs(cuts, base, views)
         self._epoch_seconds = costs.epochs
-        found = plan(has.ranks.agree(deadline - time.perf_counter()), costs, [phase.epochs for phase in self._phases], views or 1)
-        self._phases = [replace(phase, epochs=count) for phase, count in zip(self._phases, found.epochs, strict=True)]
+        found = plan(
+            has.ranks.agree(deadline - time.perf_counter()),
+            costs,
+            [phase.epochs for phase in self._phases],
+            views or 1,
+        )
+        self._phases = [
+            replace(phase, epochs=count)
+            for phase, count in zip(self._phases, found.epochs, strict=True)
+        ]
         self._choices.record(epochs=found.epochs)
         epochs = " + ".join(map(str, found.epochs))
         seen = f", {found.views} view{'s' * (found.views > 1)}" if views else ""
-        has.progress.note(f"--budget: {epochs} epochs{seen}, expected to take {found.seconds(costs):.0f} s from here.")
+        has.progress.note(
+            f"--budget: {epochs} epochs{seen}, expected to take {found.seconds(costs):.0f} s from here."
+        )
         if not found.fits:
-            has.progress.warn("--budget is too short even for one epoch of each phase. Fewer images or a smaller --image-size would fit.")
+            has.progress.warn(
+                "--budget is too short even for one epoch of each phase. Fewer images or a smaller --image-size would fit."
+            )
         return found.views if views else None
 
     def _between(self, base: Base | None, runtime: str, cut: Cut | None) -> Callable[..., Values]:
         # From the values at the base cut to those of a phase; the identity where they are the same or nothing is frozen.
         if base is None or cut is None or cut == base.cut or self._traced is None:
             return lambda *values: values
-        example = tuple(torch.zeros(2, *row.shape, device=self._has.computing.device) for row in base.rows)
+        example = tuple(
+            torch.zeros(2, *row.shape, device=self._has.computing.device) for row in base.rows
+        )
         piece = self._traced.piece(base.cut, cut)
         try:
             return make_prefix(runtime, piece, example, self._has.computing)
@@ -291,17 +379,34 @@ class Staging:
     def _feed(self, cut: Cut | None, cached: dict[Cut, Activations]) -> Feed:
         has = self._has
         if cut is not None and cut in cached:
-            return CachedFeed(cached[cut], self._train_labels, self._val_labels, self._order, has.computing.device)
+            return CachedFeed(
+                cached[cut], self._train_labels, self._val_labels, self._order, has.computing.device
+            )
         prefixes = None
         if cut is not None and self._traced is not None:
             piece = self._traced.piece(self._traced.input, cut)
             prefixes = self._prefixes(self._fastest(cut), piece, self._example())
-        return StreamedFeed(self._loader, has.train, has.val, self._order, self._streamed_views, prefixes, has.preprocessing, has.computing)
+        return StreamedFeed(
+            self._loader,
+            has.train,
+            has.val,
+            self._order,
+            self._streamed_views,
+            prefixes,
+            has.preprocessing,
+            has.computing,
+        )
 
     @property
     def _streamed_views(self) -> Sequence[int | None] | None:
         config = self._has.config
-        return view_keys(1) if not config.augments else view_keys(config.views) if config.views else None
+        return (
+            view_keys(1)
+            if not config.augments
+            else view_keys(config.views)
+            if config.views
+            else None
+        )
 
     @cached_property
     def _loader(self) -> BatchLoader:
@@ -314,8 +419,12 @@ class Staging:
             return loader
         free, _ = torch.cuda.mem_get_info(has.computing.device)
         validation: list[Key] = [(None, index) for index in has.val]
-        training: list[Key] = [(view, index) for view in self._streamed_views or () for index in has.train]
-        return ResidentViews(loader, [validation, training], has.preprocessing.crop, has.computing.device, free // 3)
+        training: list[Key] = [
+            (view, index) for view in self._streamed_views or () for index in has.train
+        ]
+        return ResidentViews(
+            loader, [validation, training], has.preprocessing.crop, has.computing.device, free // 3
+        )
 
     def _module(self, cut: Cut | None) -> nn.Module:
         module: nn.Module = self._has.adapted.network
@@ -327,10 +436,20 @@ class Staging:
         number, computing = str(stage.phase.number), self._has.computing
         recorded = self._choices.recorded.precision.get(number)
         if recorded is not None:
-            if recorded != computing.precision and not (recorded == "bf16" and computing.may_use_bf16):
-                raise not_available(f"{recorded} in phase {number}", f"this {computing.device.type} trains in {computing.precision}")
+            if recorded != computing.precision and not (
+                recorded == "bf16" and computing.may_use_bf16
+            ):
+                raise not_available(
+                    f"{recorded} in phase {number}",
+                    f"this {computing.device.type} trains in {computing.precision}",
+                )
             precision: Arithmetic = recorded
-        elif computing.device.type != "cpu" or computing.precision == "bf16" or not computing.may_use_bf16 or self._choices.fixed:
+        elif (
+            computing.device.type != "cpu"
+            or computing.precision == "bf16"
+            or not computing.may_use_bf16
+            or self._choices.fixed
+        ):
             precision = computing.precision
         else:
             precision = self._fastest_precision(stage, cut)
@@ -339,12 +458,18 @@ class Staging:
 
     def _fastest_precision(self, stage: Stage, cut: Cut | None) -> Arithmetic:
         phase, computing = stage.phase, self._has.computing
-        facts = {**self._measured_facts(cut), "training": str(phase.unfreeze), "batch_size": self._has.batch_size}
+        facts = {
+            **self._measured_facts(cut),
+            "training": str(phase.unfreeze),
+            "batch_size": self._has.batch_size,
+        }
 
         def measure() -> dict[str, Any]:
             values, labels = next(iter(stage.feed.training(1)))
             set_trainable(self._has.adapted, phase.unfreeze, phase.freeze_statistics).train_mode()
-            taken = step_milliseconds(self._has.adapted.network, stage.forward, values, labels, computing)
+            taken = step_milliseconds(
+                self._has.adapted.network, stage.forward, values, labels, computing
+            )
             return {"precision": min(taken, key=lambda name: taken[name]), "milliseconds": taken}
 
         precision: Arithmetic = self._has.ranks.agree(remembered(facts, measure)["precision"])

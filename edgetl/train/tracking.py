@@ -67,11 +67,15 @@ class Tracked:
             "val/accuracy": record.val_accuracy, "lr": record.lr, "images_per_second": record.images_per_second,
         }  # fmt: skip
         for tracker in self._trackers:
-            tracker.epoch(record.epoch, {name: value for name, value in names.items() if value is not None})
+            tracker.epoch(
+                record.epoch, {name: value for name, value in names.items() if value is not None}
+            )
 
 
 @contextmanager
-def tracked(config: FinetuneConfig, run: RunDirectory, progress: Progress, epochs: int = 0) -> Iterator[Progress]:
+def tracked(
+    config: FinetuneConfig, run: RunDirectory, progress: Progress, epochs: int = 0
+) -> Iterator[Progress]:
     """Progress with the trackers that the configuration asks for.
 
     Args:
@@ -90,7 +94,9 @@ def tracked(config: FinetuneConfig, run: RunDirectory, progress: Progress, epoch
         except ConfigError as cause:
             if not config.mlflow.startswith(("http://", "https://")):
                 raise
-            progress.warn(f"{cause} Training goes on without it; the run directory holds all figures.")
+            progress.warn(
+                f"{cause} Training goes on without it; the run directory holds all figures."
+            )
     ended = False
     try:
         yield Tracked(progress, trackers) if trackers else progress
@@ -104,7 +110,9 @@ class _TensorBoard:
     def __init__(self, run: RunDirectory, epochs: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run.tensorboard), purge_step=epochs + 1 if epochs else None)
+        self._writer = SummaryWriter(
+            str(run.tensorboard), purge_step=epochs + 1 if epochs else None
+        )
 
     def epoch(self, number: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
@@ -116,7 +124,9 @@ class _TensorBoard:
 
 
 class _MLflow:
-    def __init__(self, config: FinetuneConfig, run: RunDirectory, store: str, progress: Progress) -> None:
+    def __init__(
+        self, config: FinetuneConfig, run: RunDirectory, store: str, progress: Progress
+    ) -> None:
         for name, value in _MLFLOW_PATIENCE.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
@@ -149,7 +159,9 @@ class _MLflow:
 
     def _begin(self, config: FinetuneConfig, run: RunDirectory, store: str) -> str:
         experiment = self._client.get_experiment_by_name(_EXPERIMENT)
-        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(_EXPERIMENT)
+        experiment_id = (
+            experiment.experiment_id if experiment else self._client.create_experiment(_EXPERIMENT)
+        )
         run_id: str = self._client.create_run(experiment_id, run_name=run.path.name).info.run_id
         for name, value in config.to_json().items():
             self._client.log_param(run_id, name, value)

@@ -87,7 +87,9 @@ def check_phases(state: State, phases: int) -> None:
         RunError: it is not.
     """
     if state.facts["stage"] > phases:
-        raise _unusable(state, f"it is in phase {state.facts['stage'] + 1}, and config.json asks for {phases}")
+        raise _unusable(
+            state, f"it is in phase {state.facts['stage'] + 1}, and config.json asks for {phases}"
+        )
 
 
 def _check(facts: TrainingFacts, state: State) -> None:
@@ -96,7 +98,10 @@ def _check(facts: TrainingFacts, state: State) -> None:
         numbers["phase.epochs"] = (facts.phase.epochs, MAX_EPOCHS)
     if facts.epochs is not None:
         own = facts.epochs
-        numbers |= {name: (getattr(own, name), 2**53) for name in ("done", "since_better", "batches", "step", "averaged_steps")}
+        numbers |= {
+            name: (getattr(own, name), 2**53)
+            for name in ("done", "since_better", "batches", "step", "averaged_steps")
+        }
         if len(own.ranks) != facts.processes or facts.phase is None:
             raise ValueError("the epoch that it stopped in is incomplete")
         _check_generator_state(own.ranks)
@@ -110,7 +115,11 @@ def _check(facts: TrainingFacts, state: State) -> None:
     for rank in range(facts.processes):
         generator = state.tensors.get(f"generator/{rank}/cpu")
         expected = torch.get_rng_state()
-        if generator is None or generator.dtype != expected.dtype or generator.shape != expected.shape:
+        if (
+            generator is None
+            or generator.dtype != expected.dtype
+            or generator.shape != expected.shape
+        ):
             raise ValueError(f"it holds no state of the random generator of process {rank}")
 
 

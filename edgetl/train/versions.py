@@ -12,7 +12,11 @@ PACKAGES = ("torch", "torchvision", "albumentations", "numpy", "pillow", "safete
 
 def versions(*more: str) -> dict[str, str | None]:
     """Of edgetl, Python, the training packages and `more`; None for what is not installed."""
-    return {"edgetl": edgetl.__version__, "python": platform.python_version(), **{name: _version(name) for name in (*PACKAGES, *more)}}
+    return {
+        "edgetl": edgetl.__version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in (*PACKAGES, *more)},
+    }
 
 
 def _version(package: str) -> str | None:

@@ -58,7 +58,9 @@ class ViewSampler:
             ConfigError: the pipeline comes from a file; its transforms are unknown.
         """
         if augmentation.strength in (None, "none"):
-            raise ConfigError(f"Views of the pipeline {augmentation.name} are made on the CPU only.")
+            raise ConfigError(
+                f"Views of the pipeline {augmentation.name} are made on the CPU only."
+            )
         self._augmentation = augmentation
         self._side = side
         self._thread = threading.local()
@@ -102,11 +104,15 @@ class ViewSampler:
                 drawn.flip = True
             case "ColorJitter":
                 operations = (_COLOR_OPERATIONS[at] for at in params["order"])
-                drawn.color = tuple((operation, float(params[operation])) for operation in operations)
+                drawn.color = tuple(
+                    (operation, float(params[operation])) for operation in operations
+                )
             case "Affine":
                 drawn.affine = np.asarray(params["matrix"], np.float64)
             case "Perspective":
-                scale = np.diag([self._side / params["max_width"], self._side / params["max_height"], 1.0])
+                scale = np.diag(
+                    [self._side / params["max_width"], self._side / params["max_height"], 1.0]
+                )
                 drawn.perspective = scale @ np.asarray(params["matrix"], np.float64)
             case "GaussianBlur":
                 drawn.blur = np.asarray(params["kernel"], np.float64).ravel()

@@ -28,7 +28,9 @@ from edgetl.core.files import sha256_file
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _OPTIONAL = re.compile(r"(^|\.)num_batches_tracked$|^(AuxLogits|aux1|aux2)\.")
 # torchvision's DenseNet files predate the ban on dots in module names; torchvision renames the same way on loading.
-_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$")
+_OLD_DENSENET = re.compile(
+    r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$"
+)
 _TIMEOUT_S = 30
 _MOST_BYTES, _SLACK_BYTES = 8 * 2**30, 64 * 2**20
 """Read for an architecture that the table does not know; and beyond the tensors, for buffers, names and a head of more classes."""
@@ -62,11 +64,17 @@ def read_weights(source: str, architecture: str) -> PretrainedWeights | None:
         return None
     if source == "builtin":
         file = builtin_weights(architecture)
-        return PretrainedWeights(_tensors(_read_file(file, architecture), file, architecture), source, sha256_file(file))
+        return PretrainedWeights(
+            _tensors(_read_file(file, architecture), file, architecture), source, sha256_file(file)
+        )
     if source == "imagenet":
-        return download(torchvision.models.get_model_weights(architecture).DEFAULT.url, architecture)
+        return download(
+            torchvision.models.get_model_weights(architecture).DEFAULT.url, architecture
+        )
     path = _find_file(Path(source).expanduser(), architecture)
-    return PretrainedWeights(_tensors(_read_file(path, architecture), path, architecture), str(path), sha256_file(path))
+    return PretrainedWeights(
+        _tensors(_read_file(path, architecture), path, architecture), str(path), sha256_file(path)
+    )
 
 
 def download(url: str, architecture: str) -> PretrainedWeights:
@@ -80,7 +88,9 @@ def download(url: str, architecture: str) -> PretrainedWeights:
     try:
         socket.setdefaulttimeout(_TIMEOUT_S)
         with contextlib.redirect_stdout(sys.stderr):
-            content = torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False, check_hash=True, weights_only=True)
+            content = torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+            )
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as cause:
         reason = str(cause).strip("<>") or type(cause).__name__
         damaged = f" A damaged {cached} may be in the way: delete it." if cached.exists() else ""
@@ -93,7 +103,9 @@ def download(url: str, architecture: str) -> PretrainedWeights:
     return PretrainedWeights(_tensors(content, cached, architecture), url, sha256_file(cached))
 
 
-def load_into(network: nn.Module, weights: PretrainedWeights, architecture: str, replaced: str | None = None) -> None:
+def load_into(
+    network: nn.Module, weights: PretrainedWeights, architecture: str, replaced: str | None = None
+) -> None:
     """Copy weights into a stock network, every tensor accounted for.
 
     Args:
@@ -106,12 +118,22 @@ def load_into(network: nn.Module, weights: PretrainedWeights, architecture: str,
     own = network.state_dict()
 
     def free(name: str) -> bool:
-        return bool(_OPTIONAL.search(name)) or (replaced is not None and name.startswith(f"{replaced}."))
+        return bool(_OPTIONAL.search(name)) or (
+            replaced is not None and name.startswith(f"{replaced}.")
+        )
 
     missing = [name for name in own if name not in given and not free(name)]
     unexpected = [name for name in given if name not in own and not free(name)]
-    reshaped = [name for name in own if name in given and given[name].shape != own[name].shape and not free(name)]
-    retyped = [name for name in own if name in given and not _has_fitting_type(given[name], own[name]) and not free(name)]
+    reshaped = [
+        name
+        for name in own
+        if name in given and given[name].shape != own[name].shape and not free(name)
+    ]
+    retyped = [
+        name
+        for name in own
+        if name in given and not _has_fitting_type(given[name], own[name]) and not free(name)
+    ]
     if missing or unexpected or reshaped or retyped:
         shapes = [f"{name} is {_shape(given[name])}, not {_shape(own[name])}" for name in reshaped]
         types = [f"{name} is {_dtype(given[name])}, not {_dtype(own[name])}" for name in retyped]
@@ -130,9 +152,15 @@ def load_into(network: nn.Module, weights: PretrainedWeights, architecture: str,
         for name, tensor in given.items()
         if name in own and tensor.shape == own[name].shape and _has_fitting_type(tensor, own[name])
     }
-    broken = [name for name, tensor in fitting.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
+    broken = [
+        name
+        for name, tensor in fitting.items()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
     if broken:
-        raise WeightsError(f"{weights.source} holds values that are not finite: {_listed('tensors', broken)}. Fetch the file again.")
+        raise WeightsError(
+            f"{weights.source} holds values that are not finite: {_listed('tensors', broken)}. Fetch the file again."
+        )
     with torch.no_grad():
         for name, tensor in fitting.items():
             own[name].copy_(tensor)
@@ -169,7 +197,9 @@ def _read_file(path: Path, architecture: str) -> Any:
         if path.suffix in (".pth", ".pt"):
             _check_bytes(_unpacked_bytes(path), path, architecture)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # about the protocol of pickles that are refused anyway
+                warnings.simplefilter(
+                    "ignore", UserWarning
+                )  # about the protocol of pickles that are refused anyway
                 return torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
@@ -178,10 +208,16 @@ def _read_file(path: Path, architecture: str) -> Any:
             f"{path} is not a plain file of weights: it is damaged, or a pickle that would run code when loaded, so it was not loaded. "
             "Save the model's state_dict() with safetensors, or ask the author for it."
         ) from cause
-    except Exception as cause:  # PyTorch's unpickler runs a stranger's opcodes, and raises whatever they run into
+    except (
+        Exception
+    ) as cause:  # PyTorch's unpickler runs a stranger's opcodes, and raises whatever they run into
         reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-        raise WeightsError(f"{path} cannot be read as weights ({reason}). Fetch it again, or give another file.") from cause
-    raise WeightsError(f"{path} has no known ending. --weights takes .safetensors, .pth or .pt files.")
+        raise WeightsError(
+            f"{path} cannot be read as weights ({reason}). Fetch it again, or give another file."
+        ) from cause
+    raise WeightsError(
+        f"{path} has no known ending. --weights takes .safetensors, .pth or .pt files."
+    )
 
 
 def _unpacked_bytes(path: Path) -> int:
@@ -206,10 +242,18 @@ def _tensors(content: Any, path: Path, architecture: str) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{path} holds no state dict (names with tensors). Save the model's state_dict(), best with safetensors.")
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(value, Tensor) for value in content.values())
+    ):
+        raise WeightsError(
+            f"{path} holds no state dict (names with tensors). Save the model's state_dict(), best with safetensors."
+        )
     if not all(isinstance(name, str) for name in content):
-        raise WeightsError(f"{path} has tensors whose names are no text. Save the model's state_dict(), best with safetensors.")
+        raise WeightsError(
+            f"{path} has tensors whose names are no text. Save the model's state_dict(), best with safetensors."
+        )
     odd = [name for name, tensor in content.items() if not _is_plain(tensor)]
     if odd:
         raise WeightsError(
@@ -217,12 +261,20 @@ def _tensors(content: Any, path: Path, architecture: str) -> dict[str, Tensor]:
             "Save the state_dict() of the model on the CPU, with dense tensors."
         )
     # A view with stride 0 is larger than what the file stores of it.
-    _check_bytes(sum(tensor.numel() * tensor.element_size() for tensor in content.values()), path, architecture)
+    _check_bytes(
+        sum(tensor.numel() * tensor.element_size() for tensor in content.values()),
+        path,
+        architecture,
+    )
     return dict(_renamed(content))
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_nested)
+    return (
+        tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and not (tensor.is_quantized or tensor.is_nested)
+    )
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -236,12 +288,19 @@ def _fit_positions(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, 
     # A vision transformer's positions belong to one input size; torchvision interpolates them to another.
     name = "encoder.pos_embedding"
     own = dict(network.named_parameters()).get(name)
-    if own is None or name not in tensors or own.shape == tensors[name].shape or own.shape[2:] != tensors[name].shape[2:]:
+    if (
+        own is None
+        or name not in tensors
+        or own.shape == tensors[name].shape
+        or own.shape[2:] != tensors[name].shape[2:]
+    ):
         return tensors
     from torchvision.models.vision_transformer import interpolate_embeddings
 
     try:
-        interpolated: dict[str, Tensor] = interpolate_embeddings(network.image_size, network.patch_size, dict(tensors))
+        interpolated: dict[str, Tensor] = interpolate_embeddings(
+            network.image_size, network.patch_size, dict(tensors)
+        )
     except ValueError:
         return tensors
     return interpolated

@@ -24,29 +24,59 @@ ROOT = Path(__file__).parents[2]
 def edgetl(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
     return subprocess.run(
-        [sys.executable, "-m", "edgetl", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-m", "edgetl", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     pictures = write_pictures(tmp_path / "bundle/golden")
-    return write_bundle(tmp_path / "bundle", {"fp32": colour_model()}, np.stack([colour_logits(load_image(path)) for path in pictures]))
+    return write_bundle(
+        tmp_path / "bundle",
+        {"fp32": colour_model()},
+        np.stack([colour_logits(load_image(path)) for path in pictures]),
+    )
 
 
 def test_a_bundle_without_its_run(bundle: Path, tmp_path: Path) -> None:
-    done = edgetl("bench", str(bundle), "--rounds", "2", "--scope", "model", "--threads", "1", cwd=tmp_path)
+    done = edgetl(
+        "bench", str(bundle), "--rounds", "2", "--scope", "model", "--threads", "1", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     (kept,) = (tmp_path / "bench").iterdir()
     assert str(kept.relative_to(tmp_path)) in done.stdout
-    for words in ("onnxruntime", "p50 ms", "images/s", "4/4 agree", "Noise", "PyTorch is not measured"):
+    for words in (
+        "onnxruntime",
+        "p50 ms",
+        "images/s",
+        "4/4 agree",
+        "Noise",
+        "PyTorch is not measured",
+    ):
         assert words in done.stdout
     assert "gate: onnxruntime fp32 1 thread" in done.stderr
     assert "\x1b" not in done.stderr
 
 
 def test_json_is_all_that_standard_output_holds(bundle: Path, tmp_path: Path) -> None:
-    done = edgetl("bench", str(bundle), "--rounds", "2", "--scope", "model", "--json", "-o", "kept.json", cwd=tmp_path)
+    done = edgetl(
+        "bench",
+        str(bundle),
+        "--rounds",
+        "2",
+        "--scope",
+        "model",
+        "--json",
+        "-o",
+        "kept.json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     content = json.loads(done.stdout)
     assert (content["schema"], content["kind"]) == (1, "bench")
@@ -68,7 +98,9 @@ def test_a_closed_gate_is_shown_and_fails(bundle: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "failed" in done.stdout
     assert "logits differ by 1" in " ".join(done.stderr.split())
-    as_json = edgetl("bench", str(bundle), "--rounds", "2", "--scope", "model", "--json", cwd=tmp_path)
+    as_json = edgetl(
+        "bench", str(bundle), "--rounds", "2", "--scope", "model", "--json", cwd=tmp_path
+    )
     assert as_json.returncode == 1
     assert json.loads(as_json.stdout)["rows"][0]["gate"]["passed"] is False
 
@@ -97,7 +129,9 @@ def test_a_closed_gate_is_shown_and_fails(bundle: Path, tmp_path: Path) -> None:
         (["bundle", "--baseline", "absent.json"], "cannot be read"),
     ],
 )
-def test_mistakes_are_answered_with_a_message(bundle: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_mistakes_are_answered_with_a_message(
+    bundle: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
     done = edgetl("bench", *arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert message in " ".join(done.stderr.split())
@@ -125,7 +159,9 @@ def test_help_loads_nothing_heavy(command: str, tmp_path: Path) -> None:
         f"try:\n    app(['{command}', '--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
         "print([name for name in ('numpy', 'PIL', 'torch', 'onnxruntime', 'edgetl.device') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "[]"
     assert command in done.stdout
 
@@ -138,10 +174,21 @@ def shown(content: BenchResult) -> str:
 
 def test_the_table_fits_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(out._console(), "_width", 100)
-    rows = [row(runtime, [9_876_000, 9_912_000], scope) for runtime in ("pytorch", "onnxruntime") for scope in ("model", "file")]
-    pairs = tuple((f"pytorch-fp32-{scope}-cpu-b1-t2", f"onnxruntime-fp32-{scope}-cpu-b1-t2") for scope in ("model", "file"))
+    rows = [
+        row(runtime, [9_876_000, 9_912_000], scope)
+        for runtime in ("pytorch", "onnxruntime")
+        for scope in ("model", "file")
+    ]
+    pairs = tuple(
+        (f"pytorch-fp32-{scope}-cpu-b1-t2", f"onnxruntime-fp32-{scope}-cpu-b1-t2")
+        for scope in ("model", "file")
+    )
     text = shown(BenchResult(**{**vars(result()), "rows": tuple(rows), "pairs": pairs}))
-    lines = [line for line in text.splitlines() if not line.startswith(("Noise", "Result", "Note", "Fastest", "    "))]
+    lines = [
+        line
+        for line in text.splitlines()
+        if not line.startswith(("Noise", "Result", "Note", "Fastest", "    "))
+    ]
     assert all(len(line.rstrip()) <= 100 for line in lines)
     assert sum("onnxruntime" in line for line in lines) == 5, (
         "two figures, two with stages, one of cold starts: no row is broken into two lines"
@@ -151,13 +198,17 @@ def test_the_table_fits_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_is_withheld_noisy_or_earlier_is_said() -> None:
-    earlier = EarlierRow("old.json", "2025-01-01T00:00:00+00:00", True, False, False, 4, True, 8.0, (8e6, 8.1e6))
+    earlier = EarlierRow(
+        "old.json", "2025-01-01T00:00:00+00:00", True, False, False, 4, True, 8.0, (8e6, 8.1e6)
+    )
     text = shown(
         BenchResult(
             **{
                 **{name: value for name, value in vars(result()).items() if name != "comparisons"},
                 "noise": Noise(("other processes used 40% of the CPU",)),
-                "earlier": (("pytorch-fp32-model-cpu-b1-t2", "onnxruntime-fp32-model-cpu-b1-t2", earlier),),
+                "earlier": (
+                    ("pytorch-fp32-model-cpu-b1-t2", "onnxruntime-fp32-model-cpu-b1-t2", earlier),
+                ),
             }
         )
     )
@@ -168,15 +219,37 @@ def test_what_is_withheld_noisy_or_earlier_is_said() -> None:
 
 
 def test_table_shows_the_clock_of_a_profile_and_the_gpu() -> None:
-    reading = {"index": 0, "sm_clocks_mhz": [1980], "max_sm_clock_mhz": 1980, "throttle_reasons": ["hw slowdown"], "temperature_c": 61}
+    reading = {
+        "index": 0,
+        "sm_clocks_mhz": [1980],
+        "max_sm_clock_mhz": 1980,
+        "throttle_reasons": ["hw slowdown"],
+        "temperature_c": 61,
+    }
     reading |= {"power_w": 300.0, "memory_used_bytes": 2**30}
     measured = row("onnxruntime", [2_000_000, 2_000_000])
-    measured = replace(measured, rounds=tuple(replace(block, gpu=reading) for block in measured.rounds))
-    operators = [{"operator": "Conv", "nodes": 1, "provider": "CUDAExecutionProvider", "us": 1.0, "share": 1.0}]
+    measured = replace(
+        measured, rounds=tuple(replace(block, gpu=reading) for block in measured.rounds)
+    )
+    operators = [
+        {
+            "operator": "Conv",
+            "nodes": 1,
+            "provider": "CUDAExecutionProvider",
+            "us": 1.0,
+            "share": 1.0,
+        }
+    ]
     profile = {"runs": 3, "clock": "host dispatch", "operators": operators, "nodes": []}
     content = replace(result(), rows=(measured,), pairs=(), profiles={measured.id: profile})
     text = " ".join(shown(content).split())
     assert "Times are host dispatch: how long the host took to launch the work" in text
-    assert f"GPU {measured.id}: SM 1980 MHz of 1980, 61 °C, 300 W, 1024 MiB, throttle reasons: hw slowdown" in text
-    old = replace(content, profiles={measured.id: {name: value for name, value in profile.items() if name != "clock"}})
+    assert (
+        f"GPU {measured.id}: SM 1980 MHz of 1980, 61 °C, 300 W, 1024 MiB, throttle reasons: hw slowdown"
+        in text
+    )
+    old = replace(
+        content,
+        profiles={measured.id: {name: value for name, value in profile.items() if name != "clock"}},
+    )
     assert "Times are" not in shown(old)

@@ -20,7 +20,9 @@ from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 
 @pytest.fixture(scope="module")
-def accurate(forked: Callable[..., Any], random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def accurate(
+    forked: Callable[..., Any], random_weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A run whose classes are easy to tell apart."""
     import numpy as np
     from PIL import Image
@@ -31,7 +33,9 @@ def accurate(forked: Callable[..., Any], random_weights: Path, tmp_path_factory:
             folder = data / part / label
             folder.mkdir(parents=True)
             for number in range(10):
-                Image.fromarray(generator.integers(tint - 20, tint + 20, (48, 48, 3)).astype(np.uint8)).save(folder / f"{number}.png")
+                Image.fromarray(
+                    generator.integers(tint - 20, tint + 20, (48, 48, 3)).astype(np.uint8)
+                ).save(folder / f"{number}.png")
     run = tmp_path_factory.mktemp("runs") / "run"
     done = forked(
         "finetune", data, "-o", run, "--model", ARCHITECTURE, "--weights", random_weights, "--image-size", IMAGE_SIZE,
@@ -95,7 +99,9 @@ def test_accuracy_beyond_the_interval_is_refused(run: Path) -> None:
     assert not (run / "bundle").exists()
 
 
-@pytest.mark.parametrize("change", [{"val": 3}, {"val": {"images": 20, "accuracy": "1"}}, {"final": {"classes": 5}}])
+@pytest.mark.parametrize(
+    "change", [{"val": 3}, {"val": {"images": 20, "accuracy": "1"}}, {"final": {"classes": 5}}]
+)
 def test_metrics_of_another_form(run: Path, change: dict[str, Any]) -> None:
     edit(run / "metrics.json", lambda content: content.update(change))
     with pytest.raises(RunError, match=r"metrics\.json is broken"):

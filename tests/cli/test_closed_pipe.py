@@ -25,7 +25,13 @@ def unread(*arguments: object, folder: Path, both: bool = False) -> tuple[int, s
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     try:
         done = subprocess.run(
-            command, cwd=folder, env=environment, stdout=writing, stderr=writing if both else subprocess.PIPE, text=True, timeout=120
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=writing,
+            stderr=writing if both else subprocess.PIPE,
+            text=True,
+            timeout=120,
         )
     finally:
         os.close(writing)
@@ -35,7 +41,11 @@ def unread(*arguments: object, folder: Path, both: bool = False) -> tuple[int, s
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     pictures = write_pictures(tmp_path / "bundle/golden")
-    return write_bundle(tmp_path / "bundle", {"fp32": colour_model()}, np.stack([colour_logits(load_image(path)) for path in pictures]))
+    return write_bundle(
+        tmp_path / "bundle",
+        {"fp32": colour_model()},
+        np.stack([colour_logits(load_image(path)) for path in pictures]),
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,17 +67,26 @@ def test_whatever_is_printed(arguments: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["", "--json", "--csv"])
 def test_predictions(form: str, bundle: Path, tmp_path: Path) -> None:
-    assert unread("predict", bundle, bundle / "golden", *filter(None, [form]), folder=tmp_path) == (0, "")
+    assert unread("predict", bundle, bundle / "golden", *filter(None, [form]), folder=tmp_path) == (
+        0,
+        "",
+    )
 
 
-def test_predictions_that_nobody_follows_any_more_are_not_made(bundle: Path, tmp_path: Path) -> None:
+def test_predictions_that_nobody_follows_any_more_are_not_made(
+    bundle: Path, tmp_path: Path
+) -> None:
     # The last of them would be an error.
     (tmp_path / "zz.png").write_bytes(b"no picture")
-    assert unread("predict", bundle, bundle / "golden", tmp_path / "zz.png", "--csv", folder=tmp_path) == (0, "")
+    assert unread(
+        "predict", bundle, bundle / "golden", tmp_path / "zz.png", "--csv", folder=tmp_path
+    ) == (0, "")
 
 
 @pytest.mark.parametrize("form", ["", "--json"])
-def test_a_measurement_is_kept_and_its_limits_are_judged(form: str, bundle: Path, tmp_path: Path) -> None:
+def test_a_measurement_is_kept_and_its_limits_are_judged(
+    form: str, bundle: Path, tmp_path: Path
+) -> None:
     options = ("--scope", "model", "--rounds", "2", "--max-p99", "1us", *filter(None, [form]))
     status, said = unread("bench", bundle, *options, folder=tmp_path)
     assert status in (EXIT_BROKEN, EXIT_UNDECIDED), "a noisy device decides nothing"

@@ -27,17 +27,23 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[CompareConfig, Finetune
 
     def compare(config: CompareConfig, recipe: FinetuneConfig, watcher: Any) -> Any:
         seen.append((config, recipe))
-        return made_experiment({f"{M}/scratch": (0.5, 100.0), f"{M}/head": (0.9, 9.0)}, folder=config.output)
+        return made_experiment(
+            {f"{M}/scratch": (0.5, 100.0), f"{M}/head": (0.9, 9.0)}, folder=config.output
+        )
 
     monkeypatch.setattr(comparing, "compare", compare)
     return seen
 
 
 def run(*arguments: object) -> Any:
-    return CliRunner().invoke(program("compare"), ["compare", *map(str, arguments)], env={"COLUMNS": "200"})
+    return CliRunner().invoke(
+        program("compare"), ["compare", *map(str, arguments)], env={"COLUMNS": "200"}
+    )
 
 
-def test_options_reach_the_library(asked: list[tuple[CompareConfig, FinetuneConfig]], tmp_path: Path) -> None:
+def test_options_reach_the_library(
+    asked: list[tuple[CompareConfig, FinetuneConfig]], tmp_path: Path
+) -> None:
     result = run(
         tmp_path / "pets", "--models", "resnet18,mobilenet_v2", "--strategies", "scratch,freeze-sweep", "--seeds", 2,
         "--image-size", "160,224", "--weights", "/weights", "--epochs", 12, "--budget", "30m", "--target-accuracy", "0.9",
@@ -46,12 +52,28 @@ def test_options_reach_the_library(asked: list[tuple[CompareConfig, FinetuneConf
     assert result.exit_code == 0, result.output
     ((config, recipe),) = asked
     assert config == CompareConfig(
-        tmp_path / "out", ("resnet18", "mobilenet_v2"), ("scratch", "freeze-sweep"), 2, (160, 224), 12, 1800.0, 0.9, 5.0, bench=False
+        tmp_path / "out",
+        ("resnet18", "mobilenet_v2"),
+        ("scratch", "freeze-sweep"),
+        2,
+        (160, 224),
+        12,
+        1800.0,
+        0.9,
+        5.0,
+        bench=False,
     )
-    assert (recipe.data, recipe.weights, recipe.preset, recipe.head_width) == (tmp_path / "pets", "/weights", "classic", 128)
+    assert (recipe.data, recipe.weights, recipe.preset, recipe.head_width) == (
+        tmp_path / "pets",
+        "/weights",
+        "classic",
+        128,
+    )
 
 
-def test_without_options_it_is_the_classic_experiment(asked: list[tuple[CompareConfig, FinetuneConfig]], tmp_path: Path) -> None:
+def test_without_options_it_is_the_classic_experiment(
+    asked: list[tuple[CompareConfig, FinetuneConfig]], tmp_path: Path
+) -> None:
     result = run(tmp_path / "pets")
     ((config, recipe),) = asked
     assert config == CompareConfig(Path("experiments/pets"))
@@ -61,14 +83,19 @@ def test_without_options_it_is_the_classic_experiment(asked: list[tuple[CompareC
     assert "report.html" in result.output
 
 
-def test_json_is_one_object(asked: list[tuple[CompareConfig, FinetuneConfig]], tmp_path: Path) -> None:
+def test_json_is_one_object(
+    asked: list[tuple[CompareConfig, FinetuneConfig]], tmp_path: Path
+) -> None:
     content = json.loads(run(tmp_path / "pets", "--json").stdout)
     assert (content["schema"], content["kind"]) == (1, "compare")
     assert content["recommended"] == {M: f"{M}-head"}
 
 
 def test_a_dry_run_tells_the_plan_and_trains_nothing(
-    forked: Callable[..., subprocess.CompletedProcess[str]], parts: Path, random_weights: Path, tmp_path: Path
+    forked: Callable[..., subprocess.CompletedProcess[str]],
+    parts: Path,
+    random_weights: Path,
+    tmp_path: Path,
 ) -> None:
     done = forked(
         "compare", parts, "--models", ARCHITECTURE, "--strategies", "scratch,head", "--seeds", 1, "--image-size", IMAGE_SIZE, "--weights",
@@ -81,7 +108,9 @@ def test_a_dry_run_tells_the_plan_and_trains_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_mistakes_are_one_sentence_each(edgetl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+def test_mistakes_are_one_sentence_each(
+    edgetl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     done = edgetl("compare", tmp_path / "pets", "--strategies", "heads", "--seeds", 0)
     assert done.returncode == 1
     assert "'heads'" in done.stderr

@@ -26,7 +26,11 @@ SECONDS = {RUNS[0].name: 10.0, RUNS[1].name: 20.0, RUNS[2].name: 60.0}
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     written = io.StringIO()
-    monkeypatch.setattr(compare_view, "err", Console(file=written, force_terminal=True, width=140, color_system=None))
+    monkeypatch.setattr(
+        compare_view,
+        "err",
+        Console(file=written, force_terminal=True, width=140, color_system=None),
+    )
     return written
 
 
@@ -37,7 +41,9 @@ def test_a_log_says_what_begins_what_ended_and_how_long_is_left(screen: io.Strin
     view.told(RUNS[1], {"warning": "few images"})
     view.told(RUNS[1], {"epoch": {"epoch": 1, "val_accuracy": 0.5}})
     view.ended(RUNS[1], made_run("mobilenet_v2-224", "finetune", 0.9, 40.0))
-    view.ended(RUNS[2], made_run("mobilenet_v2-224", "full", 0, 0, failed="out of memory\nand more"))
+    view.ended(
+        RUNS[2], made_run("mobilenet_v2-224", "full", 0, 0, failed="out of memory\nand more")
+    )
     assert screen.getvalue().splitlines() == [
         "3 runs, 1 of them ended before; about 80 s of training left.",
         "[2/3] mobilenet_v2-224-finetune-s0: expected to take 20 s",

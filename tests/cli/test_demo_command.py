@@ -31,7 +31,16 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def project(random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder that the demo left, and what it printed."""
     folder = tmp_path_factory.mktemp("demo") / "parts"
-    command = [sys.executable, "-c", CODE, "demo", "--weights", str(random_weights), "--keep", str(folder)]
+    command = [
+        sys.executable,
+        "-c",
+        CODE,
+        "demo",
+        "--weights",
+        str(random_weights),
+        "--keep",
+        str(folder),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
@@ -40,10 +49,14 @@ def project(random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> t
 def test_the_screen_at_the_end_says_what_the_artifacts_say(project: tuple[Path, str]) -> None:
     folder, printed = project
     found = json.loads((folder / "comparison/compare.json").read_text())
-    accuracies = {run["strategy"]: run["correct"].count("1") / len(run["correct"]) for run in found["runs"]}
+    accuracies = {
+        run["strategy"]: run["correct"].count("1") / len(run["correct"]) for run in found["runs"]
+    }
     line = re.search(r"^validation accuracy +([\d.]+)% +([\d.]+)%", printed, re.MULTILINE)
     assert line is not None
-    assert [float(value) for value in line.groups()] == [round(100 * accuracies[name], 1) for name in ("scratch", "full")]
+    assert [float(value) for value in line.groups()] == [
+        round(100 * accuracies[name], 1) for name in ("scratch", "full")
+    ]
     assert re.search(r"^PyTorch +[\d.]+ +1 ", printed, re.MULTILINE)
     assert re.search(r"^ONNX fp32", printed, re.MULTILINE)
     assert "Done in" in printed
@@ -52,7 +65,9 @@ def test_the_screen_at_the_end_says_what_the_artifacts_say(project: tuple[Path, 
 def test_the_folder_is_one_to_go_on_with(project: tuple[Path, str], edgetl: Run) -> None:
     folder, printed = project
     assert all((folder / page).stat().st_size > 10_000 for page in PAGES)
-    commands = re.findall(r"^    edgetl (\w+) (\S+)", (folder / "README.md").read_text(), re.MULTILINE)
+    commands = re.findall(
+        r"^    edgetl (\w+) (\S+)", (folder / "README.md").read_text(), re.MULTILINE
+    )
     assert [name for name, _ in commands] == ["predict", "finetune", "verify", "bench", "report"]
     assert all((folder / path).exists() for _, path in commands)
     run = next(RunDirectory(folder / path) for name, path in commands if name == "bench")
@@ -60,7 +75,11 @@ def test_the_folder_is_one_to_go_on_with(project: tuple[Path, str], edgetl: Run)
     assert list(run.bench.glob("*.json"))
     picture = folder / "parts/val/scratched/scratched_0000.jpg"
     assert edgetl("predict", run.bundle, picture, "--json").returncode == 0
-    assert [path for path in folder.iterdir() if path.suffix != ".html" and path.name not in ("parts", "comparison", "README.md")] == []
+    assert [
+        path
+        for path in folder.iterdir()
+        if path.suffix != ".html" and path.name not in ("parts", "comparison", "README.md")
+    ] == []
     asked = [line.split()[2] for line in printed.splitlines() if line.startswith("$ edgetl")]
     assert asked == ["check", "compare", "export", "verify", "bench", "report"]
     assert re.search(r"^fp32 +cpu +right ", printed, re.MULTILINE)
@@ -75,7 +94,9 @@ def test_a_folder_with_something_in_it_is_refused(edgetl: Run, tmp_path: Path) -
     assert (tmp_path / "mine/notes.txt").read_text() == "keep"
 
 
-def test_weights_that_are_not_there_are_said_before_anything_is_drawn(edgetl: Run, tmp_path: Path) -> None:
+def test_weights_that_are_not_there_are_said_before_anything_is_drawn(
+    edgetl: Run, tmp_path: Path
+) -> None:
     done = edgetl("demo", "--weights", "nowhere.safetensors", "--keep", tmp_path / "new")
     assert done.returncode == 1
     assert "nowhere.safetensors" in done.stderr

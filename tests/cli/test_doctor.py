@@ -19,20 +19,34 @@ ROOT = Path(__file__).parents[2]
 def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
     """Versions that doctor is made to find; the probes answer as if all were well."""
     names = (*environment.DEVICE_PACKAGES, *environment.TRAIN_PACKAGES)
-    versions: dict[str, str | None] = {**dict.fromkeys(names, "99.0"), "onnxruntime": "1.31.0", "onnxruntime-gpu": None}
+    versions: dict[str, str | None] = {
+        **dict.fromkeys(names, "99.0"),
+        "onnxruntime": "1.31.0",
+        "onnxruntime-gpu": None,
+    }
     monkeypatch.setattr(environment, "installed_version", versions.get)
     monkeypatch.setattr(environment, "list_providers", lambda: (["CPUExecutionProvider"], None))
     monkeypatch.setattr(environment, "try_provider", lambda name: None)
-    monkeypatch.setattr(environment, "try_torch", lambda: ({"gpus": [], "cuda": None, "threads": 2}, None))
     monkeypatch.setattr(
-        environment.metadata, "requires", lambda name: ["numpy>=1.26", 'torch>=2.11; extra == "train"', "typer<0.29,>=0.15"]
+        environment, "try_torch", lambda: ({"gpus": [], "cuda": None, "threads": 2}, None)
+    )
+    monkeypatch.setattr(
+        environment.metadata,
+        "requires",
+        lambda name: ["numpy>=1.26", 'torch>=2.11; extra == "train"', "typer<0.29,>=0.15"],
     )
     return versions
 
 
 def edgetl(*arguments: str) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
-    return subprocess.run([sys.executable, "-m", "edgetl", *arguments], env=variables, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "edgetl", *arguments],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.usefixtures("installed")
@@ -75,9 +89,15 @@ def test_a_package_that_is_too_old(installed: dict[str, str | None]) -> None:
     assert (torch.what, torch.fatal) == ("torch 2.9.1+cpu is older than 2.11", False)
 
 
-def test_packages_that_cannot_be_imported(installed: dict[str, str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_that_cannot_be_imported(
+    installed: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(environment, "list_providers", lambda: ([], "ImportError: libfoo.so"))
-    monkeypatch.setattr(environment, "try_torch", lambda: (None, "RuntimeError: operator torchvision::nms does not exist"))
+    monkeypatch.setattr(
+        environment,
+        "try_torch",
+        lambda: (None, "RuntimeError: operator torchvision::nms does not exist"),
+    )
     runtime, torch = inspect_environment().findings
     assert runtime.fatal
     assert "libfoo.so" in runtime.what
@@ -85,17 +105,34 @@ def test_packages_that_cannot_be_imported(installed: dict[str, str | None], monk
     assert not torch.fatal
 
 
-def test_a_gpu_that_onnxruntime_cannot_use(installed: dict[str, str | None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_gpu_that_onnxruntime_cannot_use(
+    installed: dict[str, str | None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     card = tmp_path / "driver/nvidia/gpus/0000:01:00.0/information"
     card.parent.mkdir(parents=True)
     card.write_text("Model: \t\t NVIDIA Imaginary 9\n")
-    monkeypatch.setattr(environment, "list_providers", lambda: (["CUDAExecutionProvider", "CPUExecutionProvider"], None))
-    monkeypatch.setattr(environment, "try_provider", lambda name: "libcurand.so.10 is missing" if name.startswith("CUDA") else None)
+    monkeypatch.setattr(
+        environment,
+        "list_providers",
+        lambda: (["CUDAExecutionProvider", "CPUExecutionProvider"], None),
+    )
+    monkeypatch.setattr(
+        environment,
+        "try_provider",
+        lambda name: "libcurand.so.10 is missing" if name.startswith("CUDA") else None,
+    )
     monkeypatch.setattr(cuda_libraries, "_installed", {"onnxruntime-gpu": "1.31.1"}.get)
     (finding,) = inspect_environment(proc=tmp_path).findings
-    assert "NVIDIA Imaginary 9 is here, but CUDAExecutionProvider does not start: libcurand.so.10 is missing" in finding.what
+    assert (
+        "NVIDIA Imaginary 9 is here, but CUDAExecutionProvider does not start: libcurand.so.10 is missing"
+        in finding.what
+    )
     assert finding.remedy == 'pip install "onnxruntime-gpu[cuda,cudnn]==1.31.1"'
-    monkeypatch.setattr(environment, "try_provider", lambda name: "libcuda.so.1 is missing" if name.startswith("CUDA") else None)
+    monkeypatch.setattr(
+        environment,
+        "try_provider",
+        lambda name: "libcuda.so.1 is missing" if name.startswith("CUDA") else None,
+    )
     (finding,) = inspect_environment(proc=tmp_path).findings
     assert finding.remedy.startswith("install NVIDIA's driver")
 

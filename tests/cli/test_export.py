@@ -29,12 +29,16 @@ from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 from tests.export.web_page import NPM, Page, agrees, needs_browser
 from tests.report.browser import browser
 
-SHORT = BenchProtocol(block_seconds=0.05, block_runs=5, window_seconds=0.01, window_runs=2, max_windows=3)
+SHORT = BenchProtocol(
+    block_seconds=0.05, block_runs=5, window_seconds=0.01, window_runs=2, max_windows=3
+)
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def finished_run(forked: Run, parts: Path, random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(
+    forked: Run, parts: Path, random_weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     run = tmp_path_factory.mktemp("runs") / "run"
     done = forked(
         "finetune", parts, "-o", run, "--model", ARCHITECTURE, "--weights", random_weights, "--image-size", IMAGE_SIZE,
@@ -72,7 +76,9 @@ def test_run_to_bundle(edgetl: Run, forked: Run, finished_run: Path) -> None:
         (["{empty}", "-o", "{out}"], "is not a run directory"),
     ],
 )
-def test_mistakes_are_one_clear_sentence(forked: Run, finished_run: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_mistakes_are_one_clear_sentence(
+    forked: Run, finished_run: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
     (tmp_path / "empty").mkdir()
     places = {"run": finished_run, "out": tmp_path / "out", "empty": tmp_path / "empty"}
     done = forked("export", *(argument.format(**places) for argument in arguments))
@@ -100,7 +106,14 @@ def every_variant(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) 
     bundle = tmp_path_factory.mktemp("bundles") / "all"
     names = ("fp16", "int8", "int8-dynamic", "int8-weights")
     web = NPM is not None or "CI" in os.environ
-    config = ExportConfig(output=bundle, variants=names, ort_format=True, max_accuracy_drop=100, optimise="size", web=web)
+    config = ExportConfig(
+        output=bundle,
+        variants=names,
+        ort_format=True,
+        max_accuracy_drop=100,
+        optimise="size",
+        web=web,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "BenchProtocol", lambda: SHORT)
         patch.setattr(latency, "_ROUNDS", 2)
@@ -122,16 +135,23 @@ def test_every_variant_is_accounted_for(every_variant: Path, finished_run: Path)
         assert f"| {name} |" in card
         assert variant["sha256"] in card
         if name != "fp32":
-            assert {"max_abs_diff", "mean_abs_diff", "top1_agreement"} <= variant["parity"]["path"].keys()
+            assert {"max_abs_diff", "mean_abs_diff", "top1_agreement"} <= variant["parity"][
+                "path"
+            ].keys()
             assert len(variant["report"]["flips"]) == variant["accuracy"]["flips"]
             assert (finished_run / f"plots/flips_{name}.png").is_file()
     assert len(variants["int8"]["report"]["search"]["candidates"]) >= 7
-    smallest = min((variant for variant in variants.values() if variant["accuracy"]["drop"] <= 100), key=lambda variant: variant["bytes"])
+    smallest = min(
+        (variant for variant in variants.values() if variant["accuracy"]["drop"] <= 100),
+        key=lambda variant: variant["bytes"],
+    )
     assert manifest["recommended"] == smallest["name"]
 
 
 @needs_browser
-def test_where_size_is_asked_for_the_page_runs_the_smallest(every_variant: Path, tmp_path: Path) -> None:
+def test_where_size_is_asked_for_the_page_runs_the_smallest(
+    every_variant: Path, tmp_path: Path
+) -> None:
     bundle = open_bundle(every_variant)
     assert bundle.manifest["web"]["variant"] == bundle.recommended != "fp32"
     with browser(tmp_path / "browser") as opened:
@@ -149,7 +169,11 @@ def test_preprocessing_and_labels_are_the_same_in_every_variant(every_variant: P
     reference = onnx.load(bundle / "fp32.onnx")
 
     def preprocessing(model: onnx.ModelProto) -> list[bytes]:
-        nodes = [node for node in model.graph.node if node.name.startswith("pre_") or any(name.startswith("pre_") for name in node.output)]
+        nodes = [
+            node
+            for node in model.graph.node
+            if node.name.startswith("pre_") or any(name.startswith("pre_") for name in node.output)
+        ]
         constants = [value for value in model.graph.initializer if value.name.startswith("pre_")]
         return [item.SerializeToString(deterministic=True) for item in (*nodes, *constants)]
 
@@ -157,26 +181,54 @@ def test_preprocessing_and_labels_are_the_same_in_every_variant(every_variant: P
     for name in ("fp16", "int8", "int8-dynamic", "int8-weights"):
         model = onnx.load(bundle / f"{name}.onnx")
         assert preprocessing(model) == preprocessing(reference)
-        assert {entry.key: entry.value for entry in model.metadata_props} == {entry.key: entry.value for entry in reference.metadata_props}
+        assert {entry.key: entry.value for entry in model.metadata_props} == {
+            entry.key: entry.value for entry in reference.metadata_props
+        }
 
 
-def test_every_variant_predicts_and_passes_the_bench_s_gate(every_variant: Path, edgetl: Run, parts: Path, tmp_path: Path) -> None:
+def test_every_variant_predicts_and_passes_the_bench_s_gate(
+    every_variant: Path, edgetl: Run, parts: Path, tmp_path: Path
+) -> None:
     bundle = every_variant
     photo = next((parts / "val").rglob("*.jpg"))
     for name in ("fp32", "int8", "int8-weights"):
         done = edgetl("predict", bundle, photo, "--variant", name, "--json")
         assert done.returncode == 0, done.stderr
-    result = bench(BenchConfig(bundle, scopes=("model",), rounds=2, output=tmp_path / "result.json"), protocol=SHORT)
+    result = bench(
+        BenchConfig(bundle, scopes=("model",), rounds=2, output=tmp_path / "result.json"),
+        protocol=SHORT,
+    )
     assert [row.gate["passed"] for row in result.rows] == [True] * 5
-    client = subprocess.run([sys.executable, "-I", bundle / "predict.py", photo], capture_output=True, text=True, check=True)
+    client = subprocess.run(
+        [sys.executable, "-I", bundle / "predict.py", photo],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert str(photo) in client.stdout
 
 
 def test_limits_that_nothing_meets(
-    edgetl: Run, finished_run: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    edgetl: Run,
+    finished_run: Path,
+    parts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(latency, "BenchProtocol", lambda: SHORT)
-    monkeypatch.setattr("sys.argv", ["edgetl", "export", str(finished_run), "-o", str(tmp_path / "out"), "--max-latency", "1us"])
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "edgetl",
+            "export",
+            str(finished_run),
+            "-o",
+            str(tmp_path / "out"),
+            "--max-latency",
+            "1us",
+        ],
+    )
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1
@@ -191,9 +243,20 @@ def test_limits_that_nothing_meets(
     assert edgetl("predict", tmp_path / "out", photo, "--variant", "fp32").returncode == 0
 
 
-def test_a_stock_model_is_calibrated_on_photos_only(forked: Run, random_weights: Path, tmp_path: Path) -> None:
+def test_a_stock_model_is_calibrated_on_photos_only(
+    forked: Run, random_weights: Path, tmp_path: Path
+) -> None:
     done = forked(
-        "export", ARCHITECTURE, "--weights", random_weights, "--image-size", IMAGE_SIZE, "--variants", "int8", "-o", tmp_path / "out"
+        "export",
+        ARCHITECTURE,
+        "--weights",
+        random_weights,
+        "--image-size",
+        IMAGE_SIZE,
+        "--variants",
+        "int8",
+        "-o",
+        tmp_path / "out",
     )
     assert done.returncode == 1
     assert "at least 20 images" in done.stderr
@@ -201,10 +264,19 @@ def test_a_stock_model_is_calibrated_on_photos_only(forked: Run, random_weights:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_table_of_variants_is_printed(every_variant: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_variants_is_printed(
+    every_variant: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from edgetl.cli.export import _print
 
     _print(open_bundle(every_variant))
     printed = capsys.readouterr().out
-    for text in ("fp16", "int8-weights", "recommended", "speed-up", "lost", "weights in int8, arithmetic in float32"):
+    for text in (
+        "fp16",
+        "int8-weights",
+        "recommended",
+        "speed-up",
+        "lost",
+        "weights in int8, arithmetic in float32",
+    ):
         assert text in printed

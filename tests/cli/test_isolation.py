@@ -13,7 +13,18 @@ import pytest
 from edgetl.cli.app import COMMANDS
 from tests.conftest import ROOT
 
-HEAVY = ("numpy", "PIL", "torch", "torchvision", "onnxruntime", "onnx", "albumentations", "cv2", "matplotlib", "safetensors")
+HEAVY = (
+    "numpy",
+    "PIL",
+    "torch",
+    "torchvision",
+    "onnxruntime",
+    "onnx",
+    "albumentations",
+    "cv2",
+    "matplotlib",
+    "safetensors",
+)
 
 
 BLOCKER = """
@@ -51,7 +62,17 @@ print("loaded:", sorted(name for name in {HEAVY!r} if name in sys.modules))
 
 def test_device_packages_without_the_training_stack(stock_bundle: Path, parts: Path) -> None:
     """predict in an interpreter where torch and its company cannot be imported."""
-    blocked = ("torch", "torchvision", "albumentations", "cv2", "onnx", "onnxscript", "safetensors", "matplotlib", "scipy")
+    blocked = (
+        "torch",
+        "torchvision",
+        "albumentations",
+        "cv2",
+        "onnx",
+        "onnxscript",
+        "safetensors",
+        "matplotlib",
+        "scipy",
+    )
     code = BLOCKER.format(blocked=blocked) + "from edgetl.cli.app import main\nmain()\n"
     done = python(code, "predict", stock_bundle, parts / "val/good", "--json")
     assert done.returncode == 0, done.stderr
@@ -59,8 +80,16 @@ def test_device_packages_without_the_training_stack(stock_bundle: Path, parts: P
 
 
 def test_a_missing_package_is_a_sentence_with_the_command(parts: Path) -> None:
-    code = BLOCKER.replace("ImportError(", "ModuleNotFoundError(").replace('{{name}}")', '{{name}}", name=name)')
-    done = python(code.format(blocked=("torch",)) + "from edgetl.cli.app import main\nmain()\n", "finetune", parts, "--weights", "none")
+    code = BLOCKER.replace("ImportError(", "ModuleNotFoundError(").replace(
+        '{{name}}")', '{{name}}", name=name)'
+    )
+    done = python(
+        code.format(blocked=("torch",)) + "from edgetl.cli.app import main\nmain()\n",
+        "finetune",
+        parts,
+        "--weights",
+        "none",
+    )
     assert done.returncode == 1
     assert 'pip install "edgetl[train]"' in done.stderr
     assert "Traceback" not in done.stderr

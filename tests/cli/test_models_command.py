@@ -23,5 +23,8 @@ def test_json_is_alone_and_complete() -> None:
 
 def test_a_part_of_the_name_chooses() -> None:
     result = CliRunner().invoke(program(), ["models", "squeeze", "--json"])
-    assert [row["name"] for row in json.loads(result.stdout)["models"]] == ["squeezenet1_0", "squeezenet1_1"]
+    assert [row["name"] for row in json.loads(result.stdout)["models"]] == [
+        "squeezenet1_0",
+        "squeezenet1_1",
+    ]
     assert CliRunner().invoke(program(), ["models", "nonsense"]).exit_code == 1

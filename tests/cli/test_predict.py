@@ -26,7 +26,9 @@ def photos(tmp_path: Path, parts: Path) -> Path:
     return folder
 
 
-def test_json_holds_every_file_and_the_good_ones_are_done(edgetl: Run, stock_bundle: Path, photos: Path) -> None:
+def test_json_holds_every_file_and_the_good_ones_are_done(
+    edgetl: Run, stock_bundle: Path, photos: Path
+) -> None:
     done = edgetl("predict", stock_bundle, photos, "--json", "--top-k", 3)
     assert done.returncode == 1
     images = json.loads(done.stdout)["images"]
@@ -41,18 +43,35 @@ def test_json_holds_every_file_and_the_good_ones_are_done(edgetl: Run, stock_bun
     assert "Traceback" not in done.stderr
 
 
-def test_an_argument_that_names_nothing_does_not_stop_the_rest(edgetl: Run, stock_bundle: Path, photos: Path) -> None:
-    done = edgetl("predict", stock_bundle, "nothing.jpg", photos / "good_0000.jpg", photos / "*.txt", "--csv", "-k", 1)
+def test_an_argument_that_names_nothing_does_not_stop_the_rest(
+    edgetl: Run, stock_bundle: Path, photos: Path
+) -> None:
+    done = edgetl(
+        "predict",
+        stock_bundle,
+        "nothing.jpg",
+        photos / "good_0000.jpg",
+        photos / "*.txt",
+        "--csv",
+        "-k",
+        1,
+    )
     assert done.returncode == 1
     assert len(list(csv.DictReader(io.StringIO(done.stdout)))) == 1
     assert "Nothing at nothing.jpg" in done.stderr
     assert "*.txt" in done.stderr
 
 
-def test_csv_and_table_agree(edgetl: Run, stock_bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_csv_and_table_agree(
+    edgetl: Run, stock_bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "400")  # the test's folder may have a long name
     pattern = str(photos / "*.jpg")
-    rows = list(csv.DictReader(io.StringIO(edgetl("predict", stock_bundle, pattern, "--csv", "-k", 1).stdout)))
+    rows = list(
+        csv.DictReader(
+            io.StringIO(edgetl("predict", stock_bundle, pattern, "--csv", "-k", 1).stdout)
+        )
+    )
     table = edgetl("predict", stock_bundle, pattern, "-k", 1)
     assert table.returncode == 0
     assert len(rows) == 3
@@ -73,20 +92,29 @@ def test_csv_and_table_agree(edgetl: Run, stock_bundle: Path, photos: Path, monk
         (["{photos}", "--provider", "coreml"], "no CoreMLExecutionProvider"),
     ],
 )
-def test_mistakes_are_one_clear_sentence(edgetl: Run, stock_bundle: Path, photos: Path, arguments: list[str], message: str) -> None:
-    done = edgetl("predict", stock_bundle, *(argument.format(photos=photos) for argument in arguments))
+def test_mistakes_are_one_clear_sentence(
+    edgetl: Run, stock_bundle: Path, photos: Path, arguments: list[str], message: str
+) -> None:
+    done = edgetl(
+        "predict", stock_bundle, *(argument.format(photos=photos) for argument in arguments)
+    )
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not done.stdout
 
 
-def test_a_provider_that_does_not_start_is_no_silent_fall_back(edgetl: Run, stock_bundle: Path, photos: Path) -> None:
+def test_a_provider_that_does_not_start_is_no_silent_fall_back(
+    edgetl: Run, stock_bundle: Path, photos: Path
+) -> None:
     """The GPU wheel lists CUDA on a machine without a GPU, and would run on the CPU."""
     import onnxruntime
     import torch
 
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers() or torch.cuda.is_available():
+    if (
+        "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
+        or torch.cuda.is_available()
+    ):
         pytest.skip("needs the GPU wheel on a machine without a GPU")
     done = edgetl("predict", stock_bundle, photos, "--provider", "cuda")
     assert done.returncode == 1
@@ -97,7 +125,12 @@ def test_a_provider_that_does_not_start_is_no_silent_fall_back(edgetl: Run, stoc
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda bundle: (bundle / "fp32.onnx").write_bytes((bundle / "fp32.onnx").read_bytes()[:-1] + b"!"), "SHA-256 differs"),
+        (
+            lambda bundle: (bundle / "fp32.onnx").write_bytes(
+                (bundle / "fp32.onnx").read_bytes()[:-1] + b"!"
+            ),
+            "SHA-256 differs",
+        ),
         (lambda bundle: (bundle / "fp32.onnx").unlink(), "lacks fp32.onnx"),
         (lambda bundle: (bundle / "bundle.json").unlink(), "no bundle.json"),
         (lambda bundle: (bundle / "bundle.json").write_text("{"), "not valid JSON"),
@@ -106,7 +139,12 @@ def test_a_provider_that_does_not_start_is_no_silent_fall_back(edgetl: Run, stoc
     ],
 )
 def test_damaged_bundles_are_refused(
-    edgetl: Run, stock_bundle: Path, photos: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
+    edgetl: Run,
+    stock_bundle: Path,
+    photos: Path,
+    tmp_path: Path,
+    damage: Callable[[Path], object],
+    message: str,
 ) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(stock_bundle, bundle)
@@ -117,7 +155,9 @@ def test_damaged_bundles_are_refused(
     assert "Traceback" not in done.stderr
 
 
-def test_manifest_cannot_name_files_outside_the_bundle(edgetl: Run, stock_bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_manifest_cannot_name_files_outside_the_bundle(
+    edgetl: Run, stock_bundle: Path, photos: Path, tmp_path: Path
+) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(stock_bundle, bundle)
     manifest = json.loads((bundle / "bundle.json").read_text())
@@ -126,21 +166,36 @@ def test_manifest_cannot_name_files_outside_the_bundle(edgetl: Run, stock_bundle
     assert "outside the bundle" in edgetl("predict", bundle, photos).stderr
 
 
-def test_a_lone_onnx_file_is_enough(edgetl: Run, stock_bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_lone_onnx_file_is_enough(
+    edgetl: Run, stock_bundle: Path, photos: Path, tmp_path: Path
+) -> None:
     lone = tmp_path / "model.onnx"
     shutil.copy(stock_bundle / "fp32.onnx", lone)
     pattern = str(photos / "*.jpg")
-    assert edgetl("predict", lone, pattern, "--csv").stdout == edgetl("predict", stock_bundle, pattern, "--csv").stdout
+    assert (
+        edgetl("predict", lone, pattern, "--csv").stdout
+        == edgetl("predict", stock_bundle, pattern, "--csv").stdout
+    )
 
 
-def test_client_of_the_bundle_gives_the_same_labels(edgetl: Run, stock_bundle: Path, parts: Path) -> None:
+def test_client_of_the_bundle_gives_the_same_labels(
+    edgetl: Run, stock_bundle: Path, parts: Path
+) -> None:
     photos = sorted((parts / "val").rglob("*.jpg"))
-    rows = csv.DictReader(io.StringIO(edgetl("predict", stock_bundle, *photos, "--csv", "-k", 1).stdout))
+    rows = csv.DictReader(
+        io.StringIO(edgetl("predict", stock_bundle, *photos, "--csv", "-k", 1).stdout)
+    )
     client = subprocess.run(
-        [sys.executable, "-I", stock_bundle / "predict.py", *photos], capture_output=True, text=True, check=True, cwd=stock_bundle.parent
+        [sys.executable, "-I", stock_bundle / "predict.py", *photos],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=stock_bundle.parent,
     )
     answers = [line.split("\t") for line in client.stdout.splitlines()]
-    assert [(path, label) for path, label, _ in answers] == [(row["path"], row["label"]) for row in rows]
+    assert [(path, label) for path, label, _ in answers] == [
+        (row["path"], row["label"]) for row in rows
+    ]
 
 
 def test_client_is_short() -> None:
@@ -148,5 +203,7 @@ def test_client_is_short() -> None:
 
     text = (Path(client.__file__).parent / "predict.py").read_text().splitlines()
     assert len(text) <= 60
-    imports = {line.split()[1].split(".")[0] for line in text if line.startswith(("import ", "from "))}
+    imports = {
+        line.split()[1].split(".")[0] for line in text if line.startswith(("import ", "from "))
+    }
     assert imports <= {*sys.stdlib_module_names, "numpy", "PIL", "onnxruntime"}

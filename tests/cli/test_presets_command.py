@@ -14,13 +14,24 @@ from edgetl.core.presets import PRESET_NOTES, RECIPE, preset_toml, presets, reso
 def test_the_list_has_names_notes_and_only_the_values_that_differ() -> None:
     result = CliRunner().invoke(program(), ["presets"])
     assert result.exit_code == 0
-    rows = {line.split("│")[1].strip(): line for line in result.output.splitlines() if line.startswith("│")}
-    differing = {field.replace("_", "-") for field in RECIPE if len({values[field] for values in presets().values()}) > 1}
+    rows = {
+        line.split("│")[1].strip(): line
+        for line in result.output.splitlines()
+        if line.startswith("│")
+    }
+    differing = {
+        field.replace("_", "-")
+        for field in RECIPE
+        if len({values[field] for values in presets().values()}) > 1
+    }
     assert rows.keys() == differing
     assert "finetune-lr" in rows, "classic has a rate of its own"
     for name, values in presets().items():
         assert f"{name}  {PRESET_NOTES[name]}" in result.output.splitlines()
-        assert f" {'auto' if values['finetune_lr'] is None else values['finetune_lr']} " in rows["finetune-lr"]
+        assert (
+            f" {'auto' if values['finetune_lr'] is None else values['finetune_lr']} "
+            in rows["finetune-lr"]
+        )
 
 
 @pytest.mark.parametrize("name", presets())
@@ -29,14 +40,20 @@ def test_one_preset_is_a_file_for_config_and_nothing_else(name: str, tmp_path: P
     assert result.exit_code == 0
     assert result.stdout == preset_toml(name)
     (tmp_path / "my.toml").write_text(result.stdout)
-    assert resolve(Path("photos"), None, tmp_path / "my.toml", {}) == FinetuneConfig(Path("photos"), preset=name, **presets()[name])
+    assert resolve(Path("photos"), None, tmp_path / "my.toml", {}) == FinetuneConfig(
+        Path("photos"), preset=name, **presets()[name]
+    )
 
 
 def test_json_is_alone_and_complete() -> None:
     content = json.loads(CliRunner().invoke(program(), ["presets", "--json"]).stdout)
     assert content["schema"] == 1
-    assert content["presets"] == {name: {"note": PRESET_NOTES[name], "values": values} for name, values in presets().items()}
-    assert json.loads(CliRunner().invoke(program(), ["presets", "classic", "--json"]).stdout)["presets"].keys() == {"classic"}
+    assert content["presets"] == {
+        name: {"note": PRESET_NOTES[name], "values": values} for name, values in presets().items()
+    }
+    assert json.loads(CliRunner().invoke(program(), ["presets", "classic", "--json"]).stdout)[
+        "presets"
+    ].keys() == {"classic"}
 
 
 @pytest.mark.parametrize("more", [[], ["--json"]])

@@ -75,7 +75,10 @@ def test_a_run_is_a_summary_and_a_page_inside_it(results: list[Path]) -> None:
     write_run(Path("runs/[red]one[/]"))
     status, shown, _ = run("runs/[red]one[/]")
     assert status == 0
-    assert shown.splitlines()[:2] == ["mobilenet_v2, 3 classes", "Validation accuracy: 83.3% of 30 images (95% interval 66.4% to 92.7%)."]
+    assert shown.splitlines()[:2] == [
+        "mobilenet_v2, 3 classes",
+        "Validation accuracy: 83.3% of 30 images (95% interval 66.4% to 92.7%).",
+    ]
     assert len(shown.splitlines()) < 10
     assert "<!doctype html>" in Path("runs/[red]one[/]/report.html").read_text(encoding="utf-8")
     assert not Path("report.html").exists()
@@ -90,7 +93,11 @@ def test_a_run_as_json_is_one_object_with_its_results(results: list[Path]) -> No
     status, shown, _ = run(one.path, "--json")
     content = json.loads(shown)
     assert status == 0
-    assert (content["schema"], content["kind"], content["page"]) == (1, "report", "runs/one/report.html")
+    assert (content["schema"], content["kind"], content["page"]) == (
+        1,
+        "report",
+        "runs/one/report.html",
+    )
     assert content["run"]["metrics"]["val"]["images"] == 30
     assert content["run"]["kept_epoch"] == 6
     assert len(content["results"]) == 1

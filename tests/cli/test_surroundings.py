@@ -19,14 +19,27 @@ from tests.bundles import colour_logits, colour_model, write_bundle, write_pictu
 from tests.conftest import ROOT
 
 
-def run(*arguments: object, redirect: str = "", most_bytes: int | None = None, **environment: str) -> subprocess.CompletedProcess[bytes]:
+def run(
+    *arguments: object, redirect: str = "", most_bytes: int | None = None, **environment: str
+) -> subprocess.CompletedProcess[bytes]:
     def limit() -> None:
         if most_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
 
-    command = ["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, "-m", "edgetl", *map(str, arguments)]
+    command = [
+        "sh",
+        "-c",
+        f'exec "$@" {redirect}',
+        "sh",
+        sys.executable,
+        "-m",
+        "edgetl",
+        *map(str, arguments),
+    ]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(command, capture_output=True, env=surroundings, timeout=120, preexec_fn=limit)
+    return subprocess.run(
+        command, capture_output=True, env=surroundings, timeout=120, preexec_fn=limit
+    )
 
 
 @pytest.fixture
@@ -50,7 +63,10 @@ def test_an_ascii_terminal_gets_escapes(bundle: Path, command: str) -> None:
     assert told.stdout.isascii()
     as_json = run(command, *arguments, "--json", PYTHONIOENCODING="ascii")
     content = json.loads(as_json.stdout)
-    assert content == json.loads(run(command, *arguments, "--json", PYTHONIOENCODING="utf-8").stdout) or command == "verify"
+    assert (
+        content == json.loads(run(command, *arguments, "--json", PYTHONIOENCODING="utf-8").stdout)
+        or command == "verify"
+    )
 
 
 def test_a_limit_on_files_is_told(bundle: Path, tmp_path: Path) -> None:
@@ -63,12 +79,23 @@ def test_a_limit_on_files_is_told(bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), "no room left on the disk (/tmp/x)"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), "no room left on the disk (Disk quota exceeded)"),
-        (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), "Point TMPDIR to a folder with room"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/tmp/x"),
+            "no room left on the disk (/tmp/x)",
+        ),
+        (
+            OSError(errno.EDQUOT, "Disk quota exceeded"),
+            "no room left on the disk (Disk quota exceeded)",
+        ),
+        (
+            FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"),
+            "Point TMPDIR to a folder with room",
+        ),
     ],
 )
-def test_a_full_disk_is_told(error: OSError, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_told(
+    error: OSError, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(asked: str) -> None:
         raise error
 

@@ -45,4 +45,9 @@ def test_the_json_entry_names_every_field() -> None:
 @pytest.mark.parametrize("module", ["edgetl.core.architectures", "edgetl.cli.models"])
 def test_the_table_needs_no_torch(module: str) -> None:
     code = f"import sys, {module}; from edgetl.core.architectures import architectures; architectures(); print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "False"
+    )

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from edgetl.core import builtin
-from edgetl.core.builtin import CHECKSUMS, WEIGHTS, builtin_folders, builtin_weights, places, write_checksums
+from edgetl.core.builtin import (
+    CHECKSUMS,
+    WEIGHTS,
+    builtin_folders,
+    builtin_weights,
+    places,
+    write_checksums,
+)
 from edgetl.core.errors import WeightsError
 
 
@@ -31,7 +38,9 @@ def test_a_checkout_and_an_installed_package_have_their_places() -> None:
     assert (checkout / "README.md").is_file()
 
 
-def test_folders_are_found_in_both_and_the_package_s_come_first(two_places: tuple[Path, Path]) -> None:
+def test_folders_are_found_in_both_and_the_package_s_come_first(
+    two_places: tuple[Path, Path],
+) -> None:
     assert builtin_folders() == {}
     ship(two_places[1], "a_net"), ship(two_places[1], "b_net")
     inside = ship(two_places[0], "a_net", b"other")
@@ -42,16 +51,21 @@ def test_folders_are_found_in_both_and_the_package_s_come_first(two_places: tupl
 
 def test_what_does_not_ship_names_what_does(two_places: tuple[Path, Path]) -> None:
     with pytest.raises(
-        WeightsError, match=r"ships no weights for b_net, for none in this version: give --weights imagenet, none, or a file"
+        WeightsError,
+        match=r"ships no weights for b_net, for none in this version: give --weights imagenet, none, or a file",
     ):
         builtin_weights("b_net")
     ship(two_places[1], "a_net")
-    with pytest.raises(WeightsError, match=r"only for a_net: choose it with --model, or give --weights imagenet"):
+    with pytest.raises(
+        WeightsError, match=r"only for a_net: choose it with --model, or give --weights imagenet"
+    ):
         builtin_weights("b_net")
 
 
 @pytest.mark.parametrize("change", ["byte", "more", "gone", "no sum"])
-def test_what_is_not_as_it_was_shipped_is_refused(two_places: tuple[Path, Path], change: str) -> None:
+def test_what_is_not_as_it_was_shipped_is_refused(
+    two_places: tuple[Path, Path], change: str
+) -> None:
     folder = ship(two_places[1], "a_net")
     file = folder / WEIGHTS
     if change == "gone":

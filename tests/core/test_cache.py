@@ -9,7 +9,9 @@ import pytest
 from edgetl.core.cache import cache_folder, prune, read_entry, write_entry
 
 
-def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_folder_follows_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("EDGETL_CACHE", str(tmp_path / "own"))
     assert cache_folder() == tmp_path / "own"
     monkeypatch.delenv("EDGETL_CACHE")
@@ -39,7 +41,13 @@ def test_an_entry_comes_back_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
     write_entry(path, {"found": {10: 0.5, 9: 1.5}, "shape": (1, 2)})
     assert read_entry(path) == {"found": {"10": 0.5, "9": 1.5}, "shape": [1, 2]}
     content = json.loads(path.read_text())
-    for changed in ({**content, "found": []}, {**content, "sha256": None}, {"schema": 1, "found": 1}, [], "[" * 100_000):
+    for changed in (
+        {**content, "found": []},
+        {**content, "sha256": None},
+        {"schema": 1, "found": 1},
+        [],
+        "[" * 100_000,
+    ):
         path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
         assert read_entry(path) is None
     path.write_text(json.dumps(content))

@@ -14,7 +14,9 @@ M, S = "mobilenet_v2-224", "squeezenet1_1-224"
 
 
 def test_the_quickest_that_is_not_shown_to_be_worse_is_recommended() -> None:
-    found = made_experiment({f"{M}/scratch": (0.6, 200), f"{M}/head": (0.90, 10), f"{M}/finetune": (0.91, 40)})
+    found = made_experiment(
+        {f"{M}/scratch": (0.6, 200), f"{M}/head": (0.90, 10), f"{M}/finetune": (0.91, 40)}
+    )
     recommended = found.recommended(M)
     assert recommended is not None
     assert recommended.first.strategy == "head"
@@ -67,7 +69,9 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
         Deployed(S, "x", 0, None, None, False, 0, "why"),
     )
     rows = {f"{M}/scratch": (0.5, 100.0), f"{M}/head": (0.9, 9.0)}
-    found = made_experiment(rows, 2, deployed, tmp_path, (made_run(S, "head", 0, 0, failed="out of memory"),))
+    found = made_experiment(
+        rows, 2, deployed, tmp_path, (made_run(S, "head", 0, 0, failed="out of memory"),)
+    )
     found.write(tmp_path / "compare.json")
     assert read_experiment(tmp_path / "compare.json") == found
     content = json.loads((tmp_path / "compare.json").read_text())
@@ -80,7 +84,11 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [('{"schema": 1, "kind": "bench"}', "is no experiment"), ('{"schema": 1, "kind": "compare"}', "is broken"), ("{", "not valid JSON")],
+    [
+        ('{"schema": 1, "kind": "bench"}', "is no experiment"),
+        ('{"schema": 1, "kind": "compare"}', "is broken"),
+        ("{", "not valid JSON"),
+    ],
 )
 def test_what_is_no_experiment_is_refused(tmp_path: Path, content: str, said: str) -> None:
     path = tmp_path / "compare.json"

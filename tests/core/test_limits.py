@@ -13,18 +13,45 @@ from tests.core.test_results import row
 EIGHT = [1.0, 1.01, 0.99, 1.0, 1.02, 0.98, 1.0, 1.01]
 
 
-def measured(torch_ms: float = 8.0, onnx_ms: float = 2.0, spread: float = 1.0, noise: Noise | None = None, **more: object) -> BenchResult:
+def measured(
+    torch_ms: float = 8.0,
+    onnx_ms: float = 2.0,
+    spread: float = 1.0,
+    noise: Noise | None = None,
+    **more: object,
+) -> BenchResult:
     rows = (
         row("pytorch", [int(torch_ms * 1e6 * (1 + spread * (factor - 1))) for factor in EIGHT]),
         row("onnxruntime", [int(onnx_ms * 1e6 * (1 + spread * (1 - factor))) for factor in EIGHT]),
     )
-    base = BenchResult("2026", "0.1.0", "run", {}, {}, noise or Noise(()), {}, (), rows, ((rows[0].id, rows[1].id),))
+    base = BenchResult(
+        "2026",
+        "0.1.0",
+        "run",
+        {},
+        {},
+        noise or Noise(()),
+        {},
+        (),
+        rows,
+        ((rows[0].id, rows[1].id),),
+    )
     return replace(base, **more)  # type: ignore[arg-type]
 
 
 def against(then_ms: float, same: bool = True, **more: object) -> BenchResult:
     result = measured(**more)  # type: ignore[arg-type]
-    earlier = EarlierRow("old.json", "2025", False, True, same, 2, False, then_ms, tuple(then_ms * 1e6 * factor for factor in EIGHT))
+    earlier = EarlierRow(
+        "old.json",
+        "2025",
+        False,
+        True,
+        same,
+        2,
+        False,
+        then_ms,
+        tuple(then_ms * 1e6 * factor for factor in EIGHT),
+    )
     return replace(result, earlier=((result.rows[1].id, result.rows[1].id, earlier),))
 
 
@@ -34,9 +61,17 @@ def outcome(result: BenchResult, **limits: float) -> list[str]:
 
 @pytest.mark.parametrize(
     ("then_ms", "spread", "expected"),
-    [(2.0, 1.0, "held"), (1.7, 1.0, "broken"), (2.4, 1.0, "held"), (1.905, 1.0, "undecided"), (2.0, 40.0, "undecided")],
+    [
+        (2.0, 1.0, "held"),
+        (1.7, 1.0, "broken"),
+        (2.4, 1.0, "held"),
+        (1.905, 1.0, "undecided"),
+        (2.0, 40.0, "undecided"),
+    ],
 )
-def test_a_regression_is_decided_by_the_whole_interval(then_ms: float, spread: float, expected: str) -> None:
+def test_a_regression_is_decided_by_the_whole_interval(
+    then_ms: float, spread: float, expected: str
+) -> None:
     assert outcome(against(then_ms, spread=spread), max_regression=0.05) == [expected]
 
 
@@ -48,13 +83,19 @@ def test_a_regression_on_a_noisy_device_is_not_decided() -> None:
 
 
 def test_only_the_same_configuration_can_regress() -> None:
-    assert outcome(against(1.0, same=False), max_regression=0.05) == ["undecided"], "nothing judged is nothing kept"
+    assert outcome(against(1.0, same=False), max_regression=0.05) == ["undecided"], (
+        "nothing judged is nothing kept"
+    )
 
 
 def test_a_regression_against_another_device_is_not_decided() -> None:
     result = against(2.0)
     ((before, after, earlier),) = result.earlier
-    elsewhere = replace(result, earlier=((before, after, replace(earlier, cross_device=True)),), limits=Limits(max_regression=0.05))
+    elsewhere = replace(
+        result,
+        earlier=((before, after, replace(earlier, cross_device=True)),),
+        limits=Limits(max_regression=0.05),
+    )
     assert [judged.outcome for judged in elsewhere.judged] == ["undecided"]
     assert "another device" in elsewhere.judged[0].why
 
@@ -62,7 +103,11 @@ def test_a_regression_against_another_device_is_not_decided() -> None:
 def test_a_speedup_is_taken_against_eager_pytorch_alone() -> None:
     result = measured()
     compiled = replace(result.rows[0], variant="compile", rounds=result.rows[1].rounds)
-    several = replace(result, rows=(compiled, *result.rows), pairs=((compiled.id, result.rows[1].id), *result.pairs))
+    several = replace(
+        result,
+        rows=(compiled, *result.rows),
+        pairs=((compiled.id, result.rows[1].id), *result.pairs),
+    )
     assert outcome(several, min_speedup=3.0) == ["held"]
 
 
@@ -79,17 +124,23 @@ def test_a_row_that_was_never_measured_keeps_no_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bound", "noisy", "expected"), [(3.0, False, "held"), (3.0, True, "held"), (1.5, False, "broken"), (1.5, True, "undecided")]
+    ("bound", "noisy", "expected"),
+    [(3.0, False, "held"), (3.0, True, "held"), (1.5, False, "broken"), (1.5, True, "undecided")],
 )
 def test_noise_can_break_a_tail_but_not_keep_it(bound: float, noisy: bool, expected: str) -> None:
     result = measured(noise=Noise(("load",)) if noisy else None)
     assert outcome(result, max_p99_ms=bound) == [expected]
 
 
-def test_of_a_sweep_the_recommended_configuration_keeps_the_tail_also_where_arrivals_are_paced() -> None:
+def test_of_a_sweep_the_recommended_configuration_keeps_the_tail_also_where_arrivals_are_paced() -> (
+    None
+):
     result = measured(onnx_ms=2.0)
     torch, best = result.rows
-    slow = tuple(replace(block, latencies_ns=tuple(9 * value for value in block.latencies_ns)) for block in best.rounds)
+    slow = tuple(
+        replace(block, latencies_ns=tuple(9 * value for value in block.latencies_ns))
+        for block in best.rounds
+    )
     larger, fewer, photo = (
         replace(best, batch=8, rounds=slow),
         replace(best, threads=1, rounds=slow),
@@ -98,8 +149,13 @@ def test_of_a_sweep_the_recommended_configuration_keeps_the_tail_also_where_arri
     sweep = replace(result, rows=(torch, larger, best, fewer, photo))
     assert outcome(sweep, max_p99_ms=3.0) == ["held"]
     paced = replace(best, rate=30.0, rounds=slow)
-    sweep = replace(sweep, rows=(*sweep.rows, paced, replace(fewer, rate=30.0)), limits=Limits(max_p99_ms=3.0))
-    assert [(judged.row, judged.outcome) for judged in sweep.judged] == [(best.id, "held"), (paced.id, "broken")]
+    sweep = replace(
+        sweep, rows=(*sweep.rows, paced, replace(fewer, rate=30.0)), limits=Limits(max_p99_ms=3.0)
+    )
+    assert [(judged.row, judged.outcome) for judged in sweep.judged] == [
+        (best.id, "held"),
+        (paced.id, "broken"),
+    ]
 
 
 def test_a_tail_that_is_withheld_decides_nothing() -> None:
@@ -108,7 +164,9 @@ def test_a_tail_that_is_withheld_decides_nothing() -> None:
     assert outcome(few, max_p99_ms=100.0) == ["undecided"]
 
 
-@pytest.mark.parametrize(("bound", "expected"), [(3.0, "held"), (5.0, "broken"), (4.0, "undecided")])
+@pytest.mark.parametrize(
+    ("bound", "expected"), [(3.0, "held"), (5.0, "broken"), (4.0, "undecided")]
+)
 def test_the_speedup_asked_for(bound: float, expected: str) -> None:
     assert outcome(measured(), min_speedup=bound) == [expected]
 

@@ -43,10 +43,16 @@ def use_bundle(path: Path) -> None:
 
 
 def experiment() -> dict[str, Any]:
-    rows = {"resnet18-96/head": (0.9, 20.0), "resnet18-96/finetune": (0.92, 40.0), "resnet18-96/scratch": (0.6, 90.0)}
+    rows = {
+        "resnet18-96/head": (0.9, 20.0),
+        "resnet18-96/finetune": (0.92, 40.0),
+        "resnet18-96/scratch": (0.6, 90.0),
+    }
     deployed = (Deployed("resnet18-96", "resnet18-96-head-s0", 10**6, 3.0, (2.9, 3.1), False, 1),)
     failed = made_run("resnet18-96", "finetune", 0.0, 0.0, seed=9, failed="it ended")
-    made = json.loads(json.dumps(made_experiment(rows, seeds=2, deployed=deployed, more=(failed,)).to_json()))
+    made = json.loads(
+        json.dumps(made_experiment(rows, seeds=2, deployed=deployed, more=(failed,)).to_json())
+    )
     made["candidates"] = [vars(Candidate("resnet18-96", 3.0, (2.9, 3.1), True))]
     made["config"]["compare"]["latency_budget_ms"] = 5.0
     for run in made["runs"]:
@@ -78,15 +84,25 @@ def mutations(content: dict[str, Any], path: Path, use: Callable[[Path], None]) 
 
 
 @pytest.mark.parametrize("kind", ["experiment", "candidates", "bundle"])
-def test_mutated_files_are_read_or_refused(kind: str, tmp_path: Path, stock_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mutated_files_are_read_or_refused(
+    kind: str, tmp_path: Path, stock_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if kind == "bundle":
         content = json.loads((stock_bundle / "bundle.json").read_text())
         content["labels"] = content["labels"][:3]
         path, use = tmp_path / "bundle.json", use_bundle
     elif kind == "experiment":
-        content, path, use = {"schema": 1, **experiment()}, tmp_path / "compare.json", use_experiment
+        content, path, use = (
+            {"schema": 1, **experiment()},
+            tmp_path / "compare.json",
+            use_experiment,
+        )
     else:
-        content, path, use = {"schema": 1, **result_of(candidate("resnet18")).to_json()}, tmp_path / "candidates.json", use_candidates
+        content, path, use = (
+            {"schema": 1, **result_of(candidate("resnet18")).to_json()},
+            tmp_path / "candidates.json",
+            use_candidates,
+        )
     content = json.loads(json.dumps(content))
     path.write_text(json.dumps(content))
     use(path)

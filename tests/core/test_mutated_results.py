@@ -42,20 +42,25 @@ def shortened(result: BenchResult) -> dict[str, Any]:
             block["stages_ns"] = {name: times[:6] for name, times in block["stages_ns"].items()}
     if content["sustained"]:
         content["sustained"]["windows"] = [
-            {**window, "latencies_ns": window["latencies_ns"][:3]} for window in content["sustained"]["windows"][:8]
+            {**window, "latencies_ns": window["latencies_ns"][:3]}
+            for window in content["sustained"]["windows"][:8]
         ]
     return content
 
 
 @pytest.mark.parametrize("make", [board, server])
-def test_mutated_results_are_read_or_refused(make: Callable[[], BenchResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mutated_results_are_read_or_refused(
+    make: Callable[[], BenchResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content, path = shortened(make()), tmp_path / "result.json"
     read = refused = 0
     for seed in range(200):
         generator = random.Random(seed)
         mutated = {**content, "rows": [dict(row) for row in content["rows"]]}
         part = PARTS[seed % len(PARTS)]
-        where = generator.choice(mutated["rows"]) if part in ("gate", "session", "rounds") else mutated
+        where = (
+            generator.choice(mutated["rows"]) if part in ("gate", "session", "rounds") else mutated
+        )
         where[part] = mutate_json(where[part], generator)
         path.write_text(json.dumps(mutated))
         try:

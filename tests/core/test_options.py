@@ -25,7 +25,10 @@ def test_whole_sizes_keep_every_byte(count: int, unit: str, space: str) -> None:
 @given(st.integers(0, 10**6), st.integers(0, 999), st.sampled_from(["kB", "MB", "GB", "TB"]))
 @example(2, 10, "MB")
 def test_decimal_sizes_lose_nothing_to_floats(whole: int, thousandths: int, unit: str) -> None:
-    assert parse_size(f"{whole}.{thousandths:03d}{unit}") == (1000 * whole + thousandths) * UNITS[unit] // 1000
+    assert (
+        parse_size(f"{whole}.{thousandths:03d}{unit}")
+        == (1000 * whole + thousandths) * UNITS[unit] // 1000
+    )
 
 
 def test_half_a_byte_is_left_off() -> None:
@@ -42,21 +45,43 @@ def test_hours_minutes_and_seconds_add_up(hours: int, minutes: int, seconds: int
     assert parse_duration(f" {seconds} ") == parse_duration(f"{seconds}s") == seconds
 
 
-@given(st.integers(0, 10**6), st.integers(0, 999), st.sampled_from([("h", 3600), ("m", 60), ("s", 1)]))
+@given(
+    st.integers(0, 10**6), st.integers(0, 999), st.sampled_from([("h", 3600), ("m", 60), ("s", 1)])
+)
 def test_decimal_durations(whole: int, thousandths: int, unit: tuple[str, int]) -> None:
     exact = Fraction(1000 * whole + thousandths, 1000) * unit[1]
     assert parse_duration(f"{whole}.{thousandths:03d}{unit[0]}") == float(exact)
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "m", "1d", "-5m", "1h30", "30m1h", "1m1m", "1.m", ".5h", "1e3", "inf", "1h,30m", "5 m", "٣m", "9" * 400]
+    "text",
+    [
+        "",
+        " ",
+        "m",
+        "1d",
+        "-5m",
+        "1h30",
+        "30m1h",
+        "1m1m",
+        "1.m",
+        ".5h",
+        "1e3",
+        "inf",
+        "1h,30m",
+        "5 m",
+        "٣m",
+        "9" * 400,
+    ],
 )
 def test_no_length_of_time(text: str) -> None:
     with pytest.raises(ConfigError, match="is no length of time"):
         parse_duration(text)
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "2XB", "1,5GB", "1e9", "2GB4", "inf", "nan", "٣GB", "9" * 5000])
+@pytest.mark.parametrize(
+    "text", ["", "GB", "-1GB", "2XB", "1,5GB", "1e9", "2GB4", "inf", "nan", "٣GB", "9" * 5000]
+)
 def test_no_size(text: str) -> None:
     with pytest.raises(ConfigError, match="is no size"):
         parse_size(text)

@@ -42,7 +42,9 @@ def test_cells_come_back_and_begin_no_formula(text: str) -> None:
 
 
 @given(st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.text("'=x\",\n"))))
-def test_a_table_comes_back(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
+def test_a_table_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
+) -> None:
     path = tmp_path_factory.getbasetemp() / "table.csv"
     write_csv(path, ("path", "label"), rows)
     assert [(row["path"], row["label"]) for row in read_csv(path)] == rows
@@ -57,7 +59,9 @@ def test_a_row_that_does_not_fit_the_header_is_refused(tmp_path: Path) -> None:
 
 def test_the_terminal_shows_escapes_instead_of_obeying_them() -> None:
     stream = io.StringIO()
-    screen = console._console_class()(file=stream, force_terminal=True, width=120, color_system="standard")
+    screen = console._console_class()(
+        file=stream, force_terminal=True, width=120, color_system="standard"
+    )
     table = Table(HOSTILE)
     table.add_row(escape(HOSTILE))
     for printed in (HOSTILE, table):

@@ -19,11 +19,15 @@ def test_students_t_is_scipys(value: float, degrees: float) -> None:
 
 @given(st.floats(0.5, 0.9995), st.floats(1, 500))
 def test_students_quantile_is_scipys(share: float, degrees: float) -> None:
-    assert student_quantile(share, degrees) == pytest.approx(stats.t.ppf(share, degrees), abs=1e-6, rel=1e-6)
+    assert student_quantile(share, degrees) == pytest.approx(
+        stats.t.ppf(share, degrees), abs=1e-6, rel=1e-6
+    )
 
 
 @given(answers)
-def test_mcnemar_is_the_binomial_test_of_what_only_one_has_right(pairs: list[tuple[bool, bool]]) -> None:
+def test_mcnemar_is_the_binomial_test_of_what_only_one_has_right(
+    pairs: list[tuple[bool, bool]],
+) -> None:
     first, second = zip(*pairs, strict=True)
     only_first, only_second, p = mcnemar(first, second)
     assert only_first - only_second == sum(first) - sum(second)
@@ -32,7 +36,9 @@ def test_mcnemar_is_the_binomial_test_of_what_only_one_has_right(pairs: list[tup
 
 
 @given(answers, st.integers(1, 4))
-def test_a_difference_is_antisymmetric_and_inside_its_interval(pairs: list[tuple[bool, bool]], seeds: int) -> None:
+def test_a_difference_is_antisymmetric_and_inside_its_interval(
+    pairs: list[tuple[bool, bool]], seeds: int
+) -> None:
     rows = [random.Random(seed).sample(pairs, len(pairs)) for seed in range(seeds)]
     first, second = ([[pair[which] for pair in row] for row in rows] for which in (0, 1))
     one, other = difference(first, second), difference(second, first)
@@ -40,7 +46,9 @@ def test_a_difference_is_antisymmetric_and_inside_its_interval(pairs: list[tuple
     assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low))
     assert one.p == pytest.approx(other.p)
     assert 0 <= one.p <= 1
-    assert one.value == pytest.approx(sum(map(sum, first)) / seeds / len(pairs) - sum(map(sum, second)) / seeds / len(pairs))
+    assert one.value == pytest.approx(
+        sum(map(sum, first)) / seeds / len(pairs) - sum(map(sum, second)) / seeds / len(pairs)
+    )
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
@@ -58,7 +66,11 @@ def test_chance_alone_is_rarely_called_a_difference(seeds: int) -> None:
     for _ in range(trials):
         easy = [source.betavariate(4, 1) for _ in range(200)]
         first, second = (
-            [[source.random() < min(1.0, max(0.0, chance + shift)) for chance in easy] for shift in _shifts(source, seeds)] for _ in "ab"
+            [
+                [source.random() < min(1.0, max(0.0, chance + shift)) for chance in easy]
+                for shift in _shifts(source, seeds)
+            ]
+            for _ in "ab"
         )
         found = difference(first, second)
         alarms += found.p < 0.05
@@ -72,7 +84,10 @@ def test_a_planted_difference_is_found() -> None:
     source = random.Random(3)
     found = 0
     for _ in range(50):
-        first, second = ([[source.random() < rate for _ in range(220)] for _ in range(3)] for rate in (0.90, 0.72))
+        first, second = (
+            [[source.random() < rate for _ in range(220)] for _ in range(3)]
+            for rate in (0.90, 0.72)
+        )
         seen = difference(first, second)
         found += seen.p < 0.05
     assert found >= 48

@@ -13,18 +13,27 @@ RECIPE = FinetuneConfig(Path("/data"), weights="/weights")
 NETWORK = Network("mobilenet_v2", 224, 19)
 
 
-def planned(*strategies: str, networks: tuple[Network, ...] = (NETWORK,), **more: Any) -> list[PlannedRun]:
+def planned(
+    *strategies: str, networks: tuple[Network, ...] = (NETWORK,), **more: Any
+) -> list[PlannedRun]:
     config = CompareConfig(Path("/out"), strategies=strategies, **{"seeds": 1, **more})
     return plan_runs(config, RECIPE, networks, Path("/out/runs"))
 
 
 def test_every_run_trains_as_long_on_one_split_and_differs_in_its_strategy() -> None:
-    runs = {run.strategy: run.config for run in planned("scratch", "head", "finetune", "full", epochs=16)}
+    runs = {
+        run.strategy: run.config
+        for run in planned("scratch", "head", "finetune", "full", epochs=16)
+    }
     assert {config.epochs + (config.finetune_epochs or 0) for config in runs.values()} == {16}
     assert {config.resolved_split_seed for config in runs.values()} == {0}
     assert (runs["scratch"].weights, runs["head"].weights) == ("none", "/weights")
     assert (runs["head"].epochs, runs["head"].finetune_epochs) == (16, 0)
-    assert (runs["finetune"].epochs, runs["finetune"].finetune_epochs, runs["finetune"].unfreeze) == (10, 6, "auto")
+    assert (
+        runs["finetune"].epochs,
+        runs["finetune"].finetune_epochs,
+        runs["finetune"].unfreeze,
+    ) == (10, 6, "auto")
     assert runs["full"].unfreeze == "all"
     assert runs["head"].output == Path("/out/runs/mobilenet_v2-224-head-s0")
 
@@ -39,16 +48,28 @@ def test_seeds_share_the_split_and_the_first_seed_comes_whole() -> None:
 
 def test_scratch_is_run_once_more_in_the_time_of_the_pretrained_one() -> None:
     runs = planned("scratch", "head", "finetune")
-    assert [run.strategy for run in runs] == ["head", "finetune", EQUAL_TIME, "scratch"], "the quick ones first"
+    assert [run.strategy for run in runs] == ["head", "finetune", EQUAL_TIME, "scratch"], (
+        "the quick ones first"
+    )
     assert [run.timed_by for run in runs] == [None, None, "mobilenet_v2-224-finetune-s0", None]
     assert [run.strategy for run in planned("scratch")] == ["scratch"], "nothing to be timed by"
-    assert EQUAL_TIME not in {run.strategy for run in planned("scratch", "head", budget_s=60.0)}, "all have the same time already"
+    assert EQUAL_TIME not in {run.strategy for run in planned("scratch", "head", budget_s=60.0)}, (
+        "all have the same time already"
+    )
 
 
 def test_the_sweep_freezes_all_to_none_of_the_blocks() -> None:
     runs = {run.strategy: run.config.unfreeze for run in planned("freeze-sweep")}
-    assert runs == {"head": "head", "freeze-75": "5", "freeze-50": "9", "freeze-25": "14", "full": "all"}
-    assert [run.strategy for run in planned("freeze-sweep", "full", "head", "head")] == list(runs), "each once"
+    assert runs == {
+        "head": "head",
+        "freeze-75": "5",
+        "freeze-50": "9",
+        "freeze-25": "14",
+        "full": "all",
+    }
+    assert [run.strategy for run in planned("freeze-sweep", "full", "head", "head")] == list(
+        runs
+    ), "each once"
 
 
 @pytest.mark.parametrize("given", [{"seeds": 2, "epochs": 2}, {"epochs": 3}, {"epochs": 40}])
@@ -62,11 +83,22 @@ def test_two_phases_have_an_epoch_each(given: dict[str, int]) -> None:
 def test_all_that_is_wrong_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as told:
         CompareConfig(Path("/out"), (), ("heads",), 0, (16,), 1, -1.0, 1.5, 0.0)
-    for word in ("--models", "'heads'", "--seeds", "--image-size", "--epochs", "--budget", "--target-accuracy", "--latency-budget"):
+    for word in (
+        "--models",
+        "'heads'",
+        "--seeds",
+        "--image-size",
+        "--epochs",
+        "--budget",
+        "--target-accuracy",
+        "--latency-budget",
+    ):
         assert word in str(told.value)
 
 
 def test_pretrained_strategies_need_weights() -> None:
     config = CompareConfig(Path("/out"), strategies=("scratch", "head"), seeds=1)
     with pytest.raises(ConfigError, match="--weights none has nothing pretrained for head"):
-        plan_runs(config, FinetuneConfig(Path("/data"), weights="none"), [NETWORK], Path("/out/runs"))
+        plan_runs(
+            config, FinetuneConfig(Path("/data"), weights="none"), [NETWORK], Path("/out/runs")
+        )

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from edgetl.core import presets as module
 from edgetl.core.errors import ConfigError
 from edgetl.core.finetuning import Augment, BatchNorm, ClassWeights, FinetuneConfig, Schedule
-from edgetl.core.presets import PRESET_NOTES, RECIPE, preset_toml, presets, read_config_file, resolve
+from edgetl.core.presets import (
+    PRESET_NOTES,
+    RECIPE,
+    preset_toml,
+    presets,
+    read_config_file,
+    resolve,
+)
 
 DATA = Path("photos")
 
@@ -23,7 +30,11 @@ def named(literal: Any) -> st.SearchStrategy[str]:
     return st.sampled_from(get_args(literal))
 
 
-rates, shares, amounts = st.floats(1e-12, 1.0), st.floats(0.0, 1.0, exclude_max=True), st.floats(0.0, 1e6)
+rates, shares, amounts = (
+    st.floats(1e-12, 1.0),
+    st.floats(0.0, 1.0, exclude_max=True),
+    st.floats(0.0, 1e6),
+)
 recipes = st.fixed_dictionaries(
     {
         "epochs": st.integers(0, 1000), "lr": rates, "unfreeze": st.sampled_from(["auto", "head", "all"]) | st.integers(0, 99).map(str),
@@ -75,20 +86,32 @@ def test_classic_is_pinned() -> None:
 
 
 @pytest.mark.parametrize(("base", "written"), product(presets(), presets()))
-def test_a_preset_written_to_a_file_comes_back_whichever_preset_lies_below(base: str, written: str, file: Any) -> None:
+def test_a_preset_written_to_a_file_comes_back_whichever_preset_lies_below(
+    base: str, written: str, file: Any
+) -> None:
     path = file(preset_toml(written))
-    assert resolve(DATA, None, path, {}) == FinetuneConfig(DATA, preset=written, **presets()[written])
+    assert resolve(DATA, None, path, {}) == FinetuneConfig(
+        DATA, preset=written, **presets()[written]
+    )
     assert resolve(DATA, base, path, {}) == FinetuneConfig(DATA, preset=base, **presets()[written])
 
 
 @settings(deadline=None)
 @given(recipe=recipes)
-def test_any_recipe_comes_back_from_its_file_exactly(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_recipe_comes_back_from_its_file_exactly(
+    recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path = tmp_path_factory.getbasetemp() / "drawn.toml"
-    with patch.object(module, "presets", lambda: {"drawn": recipe}), patch.dict(PRESET_NOTES, {"drawn": "Drawn by lot."}):
+    with (
+        patch.object(module, "presets", lambda: {"drawn": recipe}),
+        patch.dict(PRESET_NOTES, {"drawn": "Drawn by lot."}),
+    ):
         path.write_text(preset_toml("drawn"), encoding="utf-8")
     assert tomllib.loads(path.read_text(encoding="utf-8")).keys() == {"preset", *RECIPE}
-    path.write_text(path.read_text(encoding="utf-8").replace('preset = "drawn"', 'preset = "classic"'), encoding="utf-8")
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('preset = "drawn"', 'preset = "classic"'),
+        encoding="utf-8",
+    )
     assert recipe_of(resolve(DATA, None, path, {})) == recipe
 
 
@@ -103,7 +126,9 @@ def test_preset_then_file_then_option(file: Any) -> None:
 
 
 @pytest.mark.parametrize(("text", "value"), [('"auto"', "auto"), ('"usual"', None), ("48", 48)])
-def test_a_batch_size_in_a_file_means_what_the_option_does(text: str, value: object, file: Any) -> None:
+def test_a_batch_size_in_a_file_means_what_the_option_does(
+    text: str, value: object, file: Any
+) -> None:
     assert resolve(DATA, None, file(f"batch-size = {text}"), {}).batch_size == value
 
 
@@ -125,10 +150,15 @@ def test_what_a_file_may_say(file: Any) -> None:
         "model": "resnet18", "weights": "none", "image_size": 64, "unfreeze": "3", "lr": 1.0, "budget_s": 5400.0,
         "cache_budget": 3 * 2**29, "compile": True, "device": "cpu", "workers": 0, "target_accuracy": 0.9,
     }  # fmt: skip
-    assert read_config_file(file("budget = 90\ncache_budget = 0")) == {"budget_s": 90.0, "cache_budget": 0}
+    assert read_config_file(file("budget = 90\ncache_budget = 0")) == {
+        "budget_s": 90.0,
+        "cache_budget": 0,
+    }
 
 
-def test_a_pipeline_in_a_file_gives_way_to_a_strength_given_as_an_option(file: Any, tmp_path: Path) -> None:
+def test_a_pipeline_in_a_file_gives_way_to_a_strength_given_as_an_option(
+    file: Any, tmp_path: Path
+) -> None:
     pipeline = tmp_path / "pipeline.json"
     pipeline.write_text("{}")
     for text in (f'augment = "{pipeline}"', f'augment = "light"\naugment-file = "{pipeline}"'):
@@ -136,7 +166,10 @@ def test_a_pipeline_in_a_file_gives_way_to_a_strength_given_as_an_option(file: A
         assert resolve(DATA, None, path, {}).augment_file == pipeline
         given_strength = resolve(DATA, None, path, {"augment": "strong"})
         assert (given_strength.augment, given_strength.augment_file) == ("strong", None)
-    assert resolve(DATA, None, file('augment = "strong"'), {"augment_file": pipeline}).augment_file == pipeline
+    assert (
+        resolve(DATA, None, file('augment = "strong"'), {"augment_file": pipeline}).augment_file
+        == pipeline
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,7 +193,10 @@ def test_a_pipeline_in_a_file_gives_way_to_a_strength_given_as_an_option(file: A
         ("augment = 1", "augment: takes text, not 1"),
         ("augment_file = 1", "augment_file: takes text, not 1"),
         (f'augment = "{"x" * 5000}"', "augment: 'xxx"),
-        ('augment = "wild"', "augment: 'wild' is neither one of none, light, medium, strong nor a file"),
+        (
+            'augment = "wild"',
+            "augment: 'wild' is neither one of none, light, medium, strong nor a file",
+        ),
         ('budget = "soon"', "budget: 'soon' is no length of time"),
         ('cache-budget = "much"', "cache-budget: 'much' is no size"),
         ("preset = 1", "preset: takes text, not 1"),
@@ -170,7 +206,9 @@ def test_a_pipeline_in_a_file_gives_way_to_a_strength_given_as_an_option(file: A
         (f"lr = 1{'0' * 400}", "lr: takes a finite number"),
     ],
 )
-def test_a_mistake_in_a_file_is_one_line_with_file_and_key(file: Any, text: str, message: str) -> None:
+def test_a_mistake_in_a_file_is_one_line_with_file_and_key(
+    file: Any, text: str, message: str
+) -> None:
     path = file(text)
     with pytest.raises(ConfigError) as caught:
         read_config_file(path)
@@ -181,7 +219,9 @@ def test_a_mistake_in_a_file_is_one_line_with_file_and_key(file: Any, text: str,
 
 def test_all_mistakes_in_a_file_are_told_at_once(file: Any) -> None:
     with pytest.raises(ConfigError) as caught:
-        read_config_file(file('speed = 1\nlr = "fast"\nbudget = "soon"\nepochs = 3\npreset = "best"'))
+        read_config_file(
+            file('speed = 1\nlr = "fast"\nbudget = "soon"\nepochs = 3\npreset = "best"')
+        )
     lines = str(caught.value).splitlines()
     assert len(lines) == 5
     for part in ("'speed'", "lr: ", "budget: ", "'best'"):
@@ -195,7 +235,9 @@ def test_wrong_values_of_a_file_are_told_at_once_too(file: Any) -> None:
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"epochs: 5", b"epochs = 1\nepochs = 2", b"\xff\xfee", b"seed = 1" + b"0" * 5000])
+@pytest.mark.parametrize(
+    "content", [b"epochs: 5", b"epochs = 1\nepochs = 2", b"\xff\xfee", b"seed = 1" + b"0" * 5000]
+)
 def test_what_is_not_toml_is_told(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "my.toml").write_bytes(content)
     with pytest.raises(ConfigError, match="is not TOML"):

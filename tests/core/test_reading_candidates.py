@@ -21,7 +21,14 @@ from tests.candidates import candidate, result_of
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 FACTS = st.dictionaries(
-    TEXTS, st.none() | st.booleans() | st.integers() | NUMBERS | TEXTS | st.lists(st.integers(), max_size=3), max_size=3
+    TEXTS,
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | NUMBERS
+    | TEXTS
+    | st.lists(st.integers(), max_size=3),
+    max_size=3,
 )
 LATENCIES = st.lists(st.integers(1, 10**12), min_size=1, max_size=4).map(tuple)
 
@@ -34,7 +41,11 @@ def rounds_of(latencies: tuple[int, ...]) -> st.SearchStrategy[Round]:
         st.builds(ColdStart, NUMBERS, NUMBERS, NUMBERS, st.none() | st.integers(0, 2**40)),
         steady=st.booleans(),
         warmup_medians_ns=st.lists(NUMBERS, max_size=2).map(tuple),
-        stages_ns=st.dictionaries(TEXTS, st.lists(st.integers(1, 10**12), min_size=runs, max_size=runs).map(tuple), max_size=2),
+        stages_ns=st.dictionaries(
+            TEXTS,
+            st.lists(st.integers(1, 10**12), min_size=runs, max_size=runs).map(tuple),
+            max_size=2,
+        ),
         frequency_khz=st.none() | st.integers(1, 10**7),
         slices=st.sampled_from([(), (runs,), (1,) * runs]),
         waited=st.integers(0, runs),
@@ -76,7 +87,9 @@ RESULTS = st.builds(
 
 
 @given(RESULTS)
-def test_a_result_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, written: CandidatesResult) -> None:
+def test_a_result_comes_back_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, written: CandidatesResult
+) -> None:
     path = tmp_path_factory.mktemp("results") / "result.json"
     write_result(written, path)
     read = read_candidates(path)
@@ -125,7 +138,13 @@ def test_the_two_kinds_of_results_are_told_apart(tmp_path: Path) -> None:
 def objects(content: Any) -> Iterator[dict[str, Any]]:
     if isinstance(content, dict):
         yield content
-    for value in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+    for value in (
+        content.values()
+        if isinstance(content, dict)
+        else content
+        if isinstance(content, list)
+        else ()
+    ):
         yield from objects(value)
 
 
@@ -146,6 +165,25 @@ def test_whatever_is_missing_or_of_another_kind_is_a_broken_file(tmp_path: Path)
                     read_candidates(tmp_path / "result.json").to_json()
                 except BenchError as error:
                     refused[name] = str(error)
-    assert {"schema", "kind", "created", "noise", "rows", "architecture", "rounds", "latencies_ns", "cold", "session_ms"} <= refused.keys()
+    assert {
+        "schema",
+        "kind",
+        "created",
+        "noise",
+        "rows",
+        "architecture",
+        "rounds",
+        "latencies_ns",
+        "cold",
+        "session_ms",
+    } <= refused.keys()
     assert all("result.json" in message for message in refused.values())
-    assert not refused.keys() & {"id", "p50_ms", "p90_ms", "ci95_ms", "images_per_second", "fits", "verdict"}
+    assert not refused.keys() & {
+        "id",
+        "p50_ms",
+        "p90_ms",
+        "ci95_ms",
+        "images_per_second",
+        "fits",
+        "verdict",
+    }

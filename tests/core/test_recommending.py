@@ -10,17 +10,34 @@ EIGHT = [1.0, 1.01, 0.99, 1.0, 1.02, 0.98, 1.0, 1.01]
 
 
 def configuration(
-    milliseconds: float, threads: int = 2, batch: int = 1, noise: float = 1.0, size: int = 1000, variant: str = "fp32"
+    milliseconds: float,
+    threads: int = 2,
+    batch: int = 1,
+    noise: float = 1.0,
+    size: int = 1000,
+    variant: str = "fp32",
 ) -> Row:
     rounds = tuple(block(int(milliseconds * 1e6 * (1 + noise * (factor - 1)))) for factor in EIGHT)
-    return replace(row("onnxruntime", []), variant=variant, threads=threads, batch=batch, file_bytes=size, rounds=rounds)
+    return replace(
+        row("onnxruntime", []),
+        variant=variant,
+        threads=threads,
+        batch=batch,
+        file_bytes=size,
+        rounds=rounds,
+    )
 
 
 def test_the_fastest_is_taken_with_its_session_options() -> None:
-    chosen = recommend([configuration(4.0), configuration(2.0, variant="int8"), row("pytorch", [10**6] * 8)])
+    chosen = recommend(
+        [configuration(4.0), configuration(2.0, variant="int8"), row("pytorch", [10**6] * 8)]
+    )
     assert chosen is not None
     assert chosen.latency.row == "onnxruntime-int8-model-cpu-b1-t2"
-    assert (chosen.latency.options["intra_op_num_threads"], chosen.latency.options["inter_op_num_threads"]) == (2, 1)
+    assert (
+        chosen.latency.options["intra_op_num_threads"],
+        chosen.latency.options["inter_op_num_threads"],
+    ) == (2, 1)
     assert chosen.latency.as_fast == ()
 
 
@@ -41,10 +58,16 @@ def test_a_difference_that_is_shown_counts() -> None:
 
 
 def test_of_an_even_number_of_rounds_both_middle_ones_count() -> None:
-    uneven, even = row("onnxruntime", [1_000_000, 1_000_000, 3_000_000, 3_000_000]), row("onnxruntime", [2_200_000] * 4)
+    uneven, even = (
+        row("onnxruntime", [1_000_000, 1_000_000, 3_000_000, 3_000_000]),
+        row("onnxruntime", [2_200_000] * 4),
+    )
     chosen = recommend([replace(even, variant="other"), uneven])
     assert chosen is not None
-    assert (chosen.latency.row, chosen.latency.as_fast) == (uneven.id, (replace(even, variant="other").id,))
+    assert (chosen.latency.row, chosen.latency.as_fast) == (
+        uneven.id,
+        (replace(even, variant="other").id,),
+    )
 
 
 def test_throughput_may_want_another_batch() -> None:

@@ -21,7 +21,10 @@ RUNTIMES = ("pytorch", "onnxruntime")
 
 def recorded(runtime: str) -> Any:
     cold = ColdStart(0, 0, 0, None)
-    blocks = [Round(tuple(block["latencies_ns"]), cold, slices=tuple(block["slices"])) for block in RECORDED[runtime]]
+    blocks = [
+        Round(tuple(block["latencies_ns"]), cold, slices=tuple(block["slices"]))
+        for block in RECORDED[runtime]
+    ]
     return row(runtime, []).__class__(**{**vars(row(runtime, [])), "rounds": tuple(blocks)})
 
 
@@ -33,7 +36,9 @@ def all_latencies(runtime: str) -> NDArray[np.int64]:
 @pytest.mark.parametrize("percent", [50, 90, 99])
 def test_percentiles_are_scipys(runtime: str, percent: int) -> None:
     values = all_latencies(runtime)
-    assert percentile(values.tolist(), percent) == pytest.approx(scipy.stats.scoreatpercentile(values, percent))
+    assert percentile(values.tolist(), percent) == pytest.approx(
+        scipy.stats.scoreatpercentile(values, percent)
+    )
 
 
 def test_the_speedups_interval_is_what_scipys_test_does_not_reject() -> None:
@@ -47,7 +52,9 @@ def test_the_speedups_interval_is_what_scipys_test_does_not_reject() -> None:
         assert scipy.stats.wilcoxon(ratios - outside, method="exact").pvalue < 0.05
     # Another way to the same place: Student's t, which SciPy has whole.
     expected = scipy.stats.ttest_1samp(ratios, 0).confidence_interval(0.95)
-    assert location(ratios.tolist()) == pytest.approx((ratios.mean(), expected.low, expected.high), abs=(high - low))
+    assert location(ratios.tolist()) == pytest.approx(
+        (ratios.mean(), expected.low, expected.high), abs=(high - low)
+    )
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -57,5 +64,7 @@ def test_neighbouring_latencies_are_alike_and_the_interval_knows(runtime: str) -
     following = scipy.stats.pearsonr(values[:-1], values[1:]).statistic
     assert following > 0.2
     low, high = median_interval([block.median_ns for block in recorded(runtime).rounds])
-    naive = scipy.stats.bootstrap((np.exp(values),), np.median, n_resamples=200, method="percentile", rng=0).confidence_interval
+    naive = scipy.stats.bootstrap(
+        (np.exp(values),), np.median, n_resamples=200, method="percentile", rng=0
+    ).confidence_interval
     assert high - low > 2 * (naive.high - naive.low)

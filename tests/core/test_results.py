@@ -36,14 +36,24 @@ def row(runtime: str, latencies_ns: list[int], scope: str = "model") -> Row:
         input="uint8 1x256x256x3",
         file_sha256="ab" * 32,
         file_bytes=1234,
-        gate={"checked": True, "passed": True, "images": 8, "top1_agreement": 8, "max_logit_difference": 1e-5, "tolerance": 0.05},
+        gate={
+            "checked": True,
+            "passed": True,
+            "images": 8,
+            "top1_agreement": 8,
+            "max_logit_difference": 1e-5,
+            "tolerance": 0.05,
+        },
         session={"intra_op_threads": 2},
         rounds=tuple(block(latency) for latency in latencies_ns),
     )
 
 
 def result(noise: Noise = Noise(())) -> BenchResult:  # noqa: B008
-    rows = (row("pytorch", [8_000_000, 8_100_000, 7_900_000]), row("onnxruntime", [2_000_000, 2_050_000, 1_950_000]))
+    rows = (
+        row("pytorch", [8_000_000, 8_100_000, 7_900_000]),
+        row("onnxruntime", [2_000_000, 2_050_000, 1_950_000]),
+    )
     return BenchResult(
         created="2026-01-02T03:04:05+00:00",
         edgetl="0.1.0",
@@ -61,7 +71,10 @@ def result(noise: Noise = Noise(())) -> BenchResult:  # noqa: B008
 
 def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
     earlier = EarlierRow("old.json", "2025", True, False, True, 4, True, 9.0, (9e6, 9.1e6))
-    written = replace(result(), earlier=(("pytorch-fp32-model-cpu-b1-t2", "onnxruntime-fp32-model-cpu-b1-t2", earlier),))
+    written = replace(
+        result(),
+        earlier=(("pytorch-fp32-model-cpu-b1-t2", "onnxruntime-fp32-model-cpu-b1-t2", earlier),),
+    )
     write_result(written, tmp_path / "result.json")
     read = read_result(tmp_path / "result.json")
     assert read == replace(written, path=tmp_path / "result.json")
@@ -73,7 +86,12 @@ def test_the_object_has_the_contracts_fields() -> None:
     assert (content["schema"], content["kind"]) == (1, "bench")
     assert content["noise"] == {"verdict": "quiet", "reasons": [], "measured": {}}
     onnx = content["rows"][1]
-    assert (onnx["id"], onnx["scope"], onnx["batch"], onnx["threads"]) == ("onnxruntime-fp32-model-cpu-b1-t2", "model", 1, 2)
+    assert (onnx["id"], onnx["scope"], onnx["batch"], onnx["threads"]) == (
+        "onnxruntime-fp32-model-cpu-b1-t2",
+        "model",
+        1,
+        2,
+    )
     assert onnx["p50_ms"] == pytest.approx(2.0000495)
     assert onnx["p90_ms"] is not None
     assert onnx["p99_ms"] is None, "300 runs do not support a p99"
@@ -83,7 +101,10 @@ def test_the_object_has_the_contracts_fields() -> None:
     assert len(onnx["rounds"]) == 3
     assert onnx["rounds"][0]["latencies_ns"][:2] == [2_000_000, 2_000_001]
     comparison = content["comparisons"][0]
-    assert (comparison["baseline"], comparison["candidate"]) == ("pytorch-fp32-model-cpu-b1-t2", "onnxruntime-fp32-model-cpu-b1-t2")
+    assert (comparison["baseline"], comparison["candidate"]) == (
+        "pytorch-fp32-model-cpu-b1-t2",
+        "onnxruntime-fp32-model-cpu-b1-t2",
+    )
     assert comparison["speedup"] == pytest.approx(4.0, rel=1e-3)
     assert comparison["ci95"][0] <= comparison["speedup"] <= comparison["ci95"][1]
     assert (comparison["verdict"], comparison["kind"]) == ("faster", "same run")
@@ -95,7 +116,9 @@ def test_statistics_are_computed_on_reading(tmp_path: Path) -> None:
     content["comparisons"][0]["speedup"] = 1000.0
     (tmp_path / "result.json").write_text(json.dumps(content))
     read = read_result(tmp_path / "result.json")
-    assert read.row("onnxruntime-fp32-model-cpu-b1-t2").percentile_ms(50) == pytest.approx(2.0, rel=1e-3)
+    assert read.row("onnxruntime-fp32-model-cpu-b1-t2").percentile_ms(50) == pytest.approx(
+        2.0, rel=1e-3
+    )
     assert read.comparisons[0].speedup.ratio == pytest.approx(4.0, rel=1e-3)
 
 
@@ -130,7 +153,9 @@ def test_what_is_no_result_is_refused(tmp_path: Path, text: str, message: str) -
 
 def test_an_unmeasured_row_has_no_figures() -> None:
     content = row("onnxruntime", []).to_json()
-    assert [content[name] for name in ("p50_ms", "p90_ms", "p99_ms", "images_per_second")] == [None] * 4
+    assert [content[name] for name in ("p50_ms", "p90_ms", "p99_ms", "images_per_second")] == [
+        None
+    ] * 4
     assert content["cold"] == {}
 
 
@@ -155,7 +180,9 @@ def test_rows_that_failed_are_not_compared() -> None:
         ((1.0, 1.0, 1.0), False, 0.0, "inconclusive"),
     ],
 )
-def test_verdict(interval: tuple[float, float, float], noisy: bool, spread: float, expected: str) -> None:
+def test_verdict(
+    interval: tuple[float, float, float], noisy: bool, spread: float, expected: str
+) -> None:
     assert verdict(Speedup(*interval), noisy, spread) == expected
 
 
@@ -173,8 +200,15 @@ def test_slices_that_took_turns_are_compared_with_their_neighbours() -> None:
     """The machine halves its speed in the middle of the round, a little later for one of the two: the ratio stays."""
     fast, slow = (1_000_000,) * 10, (2_000_000,) * 10
     one = replace(block(1), latencies_ns=fast * 5 + slow * 5, slices=(10,) * 10)
-    other = replace(block(1), latencies_ns=tuple(latency // 2 for latency in fast * 6 + slow * 4), slices=(10,) * 10)
-    before, after = replace(row("pytorch", []), rounds=(one,)), replace(row("onnxruntime", []), rounds=(other,))
+    other = replace(
+        block(1),
+        latencies_ns=tuple(latency // 2 for latency in fast * 6 + slow * 4),
+        slices=(10,) * 10,
+    )
+    before, after = (
+        replace(row("pytorch", []), rounds=(one,)),
+        replace(row("onnxruntime", []), rounds=(other,)),
+    )
     assert round_ratios(before, after) == [2.0]
     whole = replace(after, rounds=(replace(other, slices=()),))
     assert round_ratios(before, whole) == [3.0]
@@ -193,13 +227,29 @@ def test_rounds_without_gpu_readings_are_still_read() -> None:
 
 
 def test_gpu_readings_are_summed_up_over_rounds() -> None:
-    cool = {"index": 0, "sm_clocks_mhz": [1980], "max_sm_clock_mhz": 1980, "throttle_reasons": [], "temperature_c": 50}
+    cool = {
+        "index": 0,
+        "sm_clocks_mhz": [1980],
+        "max_sm_clock_mhz": 1980,
+        "throttle_reasons": [],
+        "temperature_c": 50,
+    }
     cool |= {"power_w": None, "memory_used_bytes": 5}
-    hot = {**cool, "sm_clocks_mhz": [1755], "throttle_reasons": ["hw slowdown"], "temperature_c": 61, "memory_used_bytes": 4}
+    hot = {
+        **cool,
+        "sm_clocks_mhz": [1755],
+        "throttle_reasons": ["hw slowdown"],
+        "temperature_c": 61,
+        "memory_used_bytes": 4,
+    }
     readings = [cool, hot]
     measured = row("onnxruntime", [2_000_000, 2_000_000])
     measured = replace(
-        measured, rounds=tuple(replace(block, gpu=reading) for block, reading in zip(measured.rounds, readings, strict=True))
+        measured,
+        rounds=tuple(
+            replace(block, gpu=reading)
+            for block, reading in zip(measured.rounds, readings, strict=True)
+        ),
     )
     assert Row.from_json(json.loads(json.dumps(measured.to_json()))).gpu() == {
         "sm_clock_mhz": [1755, 1980],

@@ -7,7 +7,12 @@ from edgetl.core.typed_json import FieldError
 
 
 def test_a_reading_of_the_gpu_lacks_nothing_that_is_summarised() -> None:
-    cold = {"import_ms": 1.0, "session_ms": 1.0, "first_inference_ms": 1.0, "peak_memory_bytes": None}
+    cold = {
+        "import_ms": 1.0,
+        "session_ms": 1.0,
+        "first_inference_ms": 1.0,
+        "peak_memory_bytes": None,
+    }
     reading = {
         "sm_clocks_mhz": [1500, 1600], "max_sm_clock_mhz": 1980, "throttle_reasons": [], "temperature_c": 40, "power_w": None,
         "memory_used_bytes": 5,

@@ -25,7 +25,10 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     ("change", "told"),
     [
         ({"config": {"data": 3}}, "config.data is not a path: 3"),
-        ({"config": {"data": "a", "head_width": "128"}}, "config.head_width is not an integer: '128'"),
+        (
+            {"config": {"data": "a", "head_width": "128"}},
+            "config.head_width is not an integer: '128'",
+        ),
         ({"config": {"data": "a", "head_width": 10**9}}, "--head-width is at most 16384"),
         ({"config": {"data": "a", "epochs": None}}, "config.epochs is not an integer"),
         ({"asked": []}, "asked is not an object"),
@@ -33,9 +36,18 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         ({"classes": ["a", "a"]}, "1 to 65,536 different names"),
         ({"classes": []}, "1 to 65,536 different names"),
         ({"preprocessing": None}, "preprocessing is not an object"),
-        ({"preprocessing": {**Preprocessing(64, 64).to_json(), "resize": 10_000_000}}, "8192 pixels at most, not 10000000"),
-        ({"preprocessing": {**Preprocessing(64, 64).to_json(), "std": [0, 1, 1]}}, "standard deviations above 0"),
-        ({"data": {"fingerprint": "a", "counts": {"train": [1]}}}, "data.counts.train is not an object"),
+        (
+            {"preprocessing": {**Preprocessing(64, 64).to_json(), "resize": 10_000_000}},
+            "8192 pixels at most, not 10000000",
+        ),
+        (
+            {"preprocessing": {**Preprocessing(64, 64).to_json(), "std": [0, 1, 1]}},
+            "standard deviations above 0",
+        ),
+        (
+            {"data": {"fingerprint": "a", "counts": {"train": [1]}}},
+            "data.counts.train is not an object",
+        ),
         ({"data": {"fingerprint": "a", "counts": {"train": {"a": -1}}}}, "negative"),
         ({"weights": {"source": None, "sha256": None}}, "weights.source is not a text"),
         ({"batch": {"batch_size": 0}}, "batch has no field 'usual'"),

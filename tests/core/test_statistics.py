@@ -52,7 +52,9 @@ def test_a_tail_is_reported_from_its_support_on(percent: int, fewest: int) -> No
         (1, 29, 0.0061, 0.1718),
     ],
 )
-def test_wilson_interval_is_the_published_one(hits: int, total: int, low: float, high: float) -> None:
+def test_wilson_interval_is_the_published_one(
+    hits: int, total: int, low: float, high: float
+) -> None:
     found = wilson_interval(hits, total)
     assert found == pytest.approx((low, high), abs=6e-5)
 
@@ -80,18 +82,26 @@ medians = st.lists(st.floats(1e3, 1e9), min_size=2, max_size=12)
 @given(medians, st.floats(0.1, 10))
 def test_an_exact_ratio_has_a_point_interval(baseline: list[float], factor: float) -> None:
     found = paired_speedup([factor for _ in baseline])
-    assert (found.ratio, found.low, found.high) == (pytest.approx(factor), pytest.approx(factor), pytest.approx(factor))
+    assert (found.ratio, found.low, found.high) == (
+        pytest.approx(factor),
+        pytest.approx(factor),
+        pytest.approx(factor),
+    )
 
 
 @settings(max_examples=60)
 @given(medians, medians)
-def test_intervals_hold_their_ratio_and_turn_round_with_it(baseline: list[float], candidate: list[float]) -> None:
+def test_intervals_hold_their_ratio_and_turn_round_with_it(
+    baseline: list[float], candidate: list[float]
+) -> None:
     for found, turned in (
         (unpaired_speedup(baseline, candidate), unpaired_speedup(candidate, baseline)),
         (paired_speedup(ratios(baseline, candidate)), paired_speedup(ratios(candidate, baseline))),
     ):
         assert found.low <= found.ratio <= found.high
-        assert (turned.ratio, turned.low, turned.high) == pytest.approx((1 / found.ratio, 1 / found.high, 1 / found.low))
+        assert (turned.ratio, turned.low, turned.high) == pytest.approx(
+            (1 / found.ratio, 1 / found.high, 1 / found.low)
+        )
 
 
 @given(medians)
@@ -112,7 +122,10 @@ def test_one_bad_round_of_eight_moves_nothing_far() -> None:
 def test_pairing_removes_what_both_share() -> None:
     drift = [1.0, 1.4, 0.8, 1.3, 0.9, 1.2, 0.7, 1.1]
     baseline, candidate = [2.0 * value for value in drift], [1.0 * value for value in drift]
-    paired, unpaired = paired_speedup(ratios(baseline, candidate)), unpaired_speedup(baseline, candidate)
+    paired, unpaired = (
+        paired_speedup(ratios(baseline, candidate)),
+        unpaired_speedup(baseline, candidate),
+    )
     assert paired.high - paired.low < 1e-9
     assert unpaired.high - unpaired.low > 0.3
 
@@ -132,7 +145,9 @@ def test_the_paired_interval_inverts_scipys_signed_rank_test(count: int, seed: i
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(4, 10), st.integers(4, 10), st.integers(0, 10**6))
-def test_the_unpaired_interval_inverts_scipys_rank_sum_test(first: int, second: int, seed: int) -> None:
+def test_the_unpaired_interval_inverts_scipys_rank_sum_test(
+    first: int, second: int, seed: int
+) -> None:
     generator = np.random.default_rng(seed)
     before, after = np.exp(generator.normal(0.3, 1, first)), np.exp(generator.normal(0, 1, second))
     found = unpaired_speedup(before.tolist(), after.tolist())
@@ -144,7 +159,9 @@ def test_the_unpaired_interval_inverts_scipys_rank_sum_test(first: int, second: 
         (low - 1e-6 * width, True),
         (high + 1e-6 * width, True),
     ):
-        pvalue = scipy.stats.mannwhitneyu(np.log(before) - shift, np.log(after), method="exact").pvalue
+        pvalue = scipy.stats.mannwhitneyu(
+            np.log(before) - shift, np.log(after), method="exact"
+        ).pvalue
         assert bool(pvalue < 0.05) is rejected
 
 
@@ -153,7 +170,9 @@ def test_the_unpaired_interval_inverts_scipys_rank_sum_test(first: int, second: 
 def test_few_rounds_get_scipys_t_interval_stretched_to_their_median(values: list[float]) -> None:
     expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
     middle, low, high = location(values)
-    assert (low, high) == pytest.approx((min(expected.low, median(values)), max(expected.high, median(values))), rel=1e-3, abs=1e-9)
+    assert (low, high) == pytest.approx(
+        (min(expected.low, median(values)), max(expected.high, median(values))), rel=1e-3, abs=1e-9
+    )
     assert middle == median(values)
 
 
@@ -162,8 +181,15 @@ def test_many_rounds_take_no_longer_and_say_about_the_same() -> None:
     before, after = np.exp(generator.normal(0.1, 0.1, 60)), np.exp(generator.normal(0, 0.1, 60))
     found = unpaired_speedup(before.tolist(), after.tolist())
     # SciPy's normal approximation with continuity agrees at the ends.
-    for shift, rejected in ((np.log(found.low) - 1e-3, True), (np.log(found.high) + 1e-3, True), (np.log(found.ratio), False)):
-        assert bool(scipy.stats.mannwhitneyu(np.log(before) - shift, np.log(after)).pvalue < 0.05) is rejected
+    for shift, rejected in (
+        (np.log(found.low) - 1e-3, True),
+        (np.log(found.high) + 1e-3, True),
+        (np.log(found.ratio), False),
+    ):
+        assert (
+            bool(scipy.stats.mannwhitneyu(np.log(before) - shift, np.log(after)).pvalue < 0.05)
+            is rejected
+        )
     many = unpaired_speedup([1.0, 1.1] * 400, [1.0, 1.1] * 400)
     assert many.low <= 1 <= many.high
 
@@ -185,7 +211,11 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(rounds: int, spread: 
 
 def test_class_scores_by_hand() -> None:
     scores = class_scores([[8, 2], [1, 9]])
-    assert (scores[0].precision, scores[0].recall, scores[0].images) == (pytest.approx(8 / 9), pytest.approx(0.8), 10)
+    assert (scores[0].precision, scores[0].recall, scores[0].images) == (
+        pytest.approx(8 / 9),
+        pytest.approx(0.8),
+        10,
+    )
     assert scores[1].f1 == pytest.approx(2 * 9 / (11 + 10))
     assert macro_f1([[8, 2], [1, 9]]) == pytest.approx((scores[0].f1 + scores[1].f1) / 2)
 
@@ -199,12 +229,18 @@ def test_calibration_error_of_known_cases() -> None:
     assert calibration_error([1.0, 1.0], [True, True]) == 0
     assert calibration_error([1.0, 1.0], [True, False]) == pytest.approx(0.5)
     # Two bins: 0.62 and 0.65 share one (0.6 to 0.667), 0.9 is alone.
-    assert calibration_error([0.62, 0.65, 0.9], [True, False, True]) == pytest.approx((abs(1 - 1.27) + abs(1 - 0.9)) / 3)
+    assert calibration_error([0.62, 0.65, 0.9], [True, False, True]) == pytest.approx(
+        (abs(1 - 1.27) + abs(1 - 0.9)) / 3
+    )
     assert calibration_error([], []) == 0
 
 
-@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60), st.integers(1, 30))
-def test_calibration_error_is_a_share_and_at_least_the_overall_gap(images: list[tuple[float, bool]], bins: int) -> None:
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60), st.integers(1, 30)
+)
+def test_calibration_error_is_a_share_and_at_least_the_overall_gap(
+    images: list[tuple[float, bool]], bins: int
+) -> None:
     confidences, correct = [confidence for confidence, _ in images], [hit for _, hit in images]
     error = calibration_error(confidences, correct, bins)
     assert -1e-12 <= error <= 1 + 1e-12
@@ -212,15 +248,24 @@ def test_calibration_error_is_a_share_and_at_least_the_overall_gap(images: list[
 
 
 @pytest.mark.parametrize(
-    ("wins", "losses", "expected"), [(6, 0, 0.03125), (5, 0, 0.0625), (5, 1, 0.21875), (0, 6, 0.03125), (3, 3, 1.0), (0, 0, 1.0)]
+    ("wins", "losses", "expected"),
+    [(6, 0, 0.03125), (5, 0, 0.0625), (5, 1, 0.21875), (0, 6, 0.03125), (3, 3, 1.0), (0, 0, 1.0)],
 )
 def test_the_sign_test_against_tables(wins: int, losses: int, expected: float) -> None:
-    baseline, candidate = [2.0] * wins + [1.0] * losses + [1.0], [1.0] * wins + [2.0] * losses + [1.0]
+    baseline, candidate = (
+        [2.0] * wins + [1.0] * losses + [1.0],
+        [1.0] * wins + [2.0] * losses + [1.0],
+    )
     assert sign_test(ratios(baseline, candidate)) == pytest.approx(expected)
 
 
 def test_the_sign_test_finds_a_difference_in_noise_as_seldom_as_it_says() -> None:
     generator = random.Random(0)
-    rounds = [[(generator.lognormvariate(0, 0.5), generator.lognormvariate(0, 0.5)) for _ in range(6)] for _ in range(4000)]
-    found = sum(sign_test([one / other for one, other in pairs]) < 0.05 for pairs in rounds) / len(rounds)
+    rounds = [
+        [(generator.lognormvariate(0, 0.5), generator.lognormvariate(0, 0.5)) for _ in range(6)]
+        for _ in range(4000)
+    ]
+    found = sum(sign_test([one / other for one, other in pairs]) < 0.05 for pairs in rounds) / len(
+        rounds
+    )
     assert found == pytest.approx(0.03125, abs=0.01)

@@ -15,8 +15,14 @@ def run(medians: list[float], **known: list[int | None]) -> Sustained:
     generator = random.Random(0)
     windows = []
     for second, middle in enumerate(medians):
-        latencies = tuple(sorted(int(middle * 1e6 * generator.uniform(0.98, 1.02)) for _ in range(101)))
-        windows.append(Window(float(second), latencies, **{name: values[second] for name, values in known.items()}))  # type: ignore[arg-type]
+        latencies = tuple(
+            sorted(int(middle * 1e6 * generator.uniform(0.98, 1.02)) for _ in range(101))
+        )
+        windows.append(
+            Window(
+                float(second), latencies, **{name: values[second] for name, values in known.items()}
+            )
+        )  # type: ignore[arg-type]
     return Sustained("onnxruntime-fp32-model-cpu-b1-t2", float(len(medians)), tuple(windows))
 
 

@@ -26,9 +26,16 @@ def test_every_mode_of_the_option_is_in_the_table() -> None:
         ("fp16-cuda-graph", "float16", False, True, True),
     ],
 )
-def test_modes_are_what_their_names_say(name: str, dtype: str, compiled: bool, captured: bool, gpu_only: bool) -> None:
+def test_modes_are_what_their_names_say(
+    name: str, dtype: str, compiled: bool, captured: bool, gpu_only: bool
+) -> None:
     mode = TORCH_MODES[name]
-    assert (mode.dtype, mode.compiled, mode.captured, mode.gpu_only) == (dtype, compiled, captured, gpu_only)
+    assert (mode.dtype, mode.compiled, mode.captured, mode.gpu_only) == (
+        dtype,
+        compiled,
+        captured,
+        gpu_only,
+    )
 
 
 def test_compile_cuts_launches_on_a_gpu_alone() -> None:

@@ -36,7 +36,13 @@ class Outer:
     anything: Any = None
 
 
-GOOD: dict[str, Any] = {"number": 1.5, "count": 2, "on": True, "kind": "a", "inner": {"size": [1, 2], "name": "x"}}
+GOOD: dict[str, Any] = {
+    "number": 1.5,
+    "count": 2,
+    "on": True,
+    "kind": "a",
+    "inner": {"size": [1, 2], "name": "x"},
+}
 finite = st.floats(allow_nan=False, allow_infinity=False)
 integers = st.integers(-(2**63) + 1, 2**63 - 1)
 inners = st.builds(Inner, st.tuples(integers, integers), st.text())
@@ -78,7 +84,10 @@ def test_any_other_value_is_taken_with_its_type_or_refused(name: str, value: Any
         ({"kind": "c"}, "the file.kind is not one of 'a', 'b': 'c'"),
         ({"inner": []}, "the file.inner is not an object: a list"),
         ({"inner": {"name": "x"}}, "the file.inner has no field 'size'"),
-        ({"inner": {"size": [1], "name": "x"}}, "the file.inner.size is not a list of 2 values: a list"),
+        (
+            {"inner": {"size": [1], "name": "x"}},
+            "the file.inner.size is not a list of 2 values: a list",
+        ),
         ({"many": [{"size": [1, "2"]}]}, r"the file.many\[0\].size\[1\] is not an integer: '2'"),
         ({"shares": {"x": None}}, "the file.shares.x is not a number: None"),
         ({"new": 1}, "the file has an unknown field 'new'"),
@@ -95,4 +104,6 @@ def test_unknown_fields_are_ignored_where_asked() -> None:
 
 def test_a_missing_field_is_named() -> None:
     with pytest.raises(FieldError, match=r"bundle\.json has no field 'count'"):
-        parse_as(Outer, {name: value for name, value in GOOD.items() if name != "count"}, "bundle.json")
+        parse_as(
+            Outer, {name: value for name, value in GOOD.items() if name != "count"}, "bundle.json"
+        )

@@ -6,14 +6,26 @@ from edgetl.core.wording import counted, device_name, duration, milliseconds
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(None, "—"), (0.0123, "0.012"), (0.9, "0.900"), (1, "1.00"), (99.99, "99.99"), (1234.5, "1234")]
+    ("value", "told"),
+    [
+        (None, "—"),
+        (0.0123, "0.012"),
+        (0.9, "0.900"),
+        (1, "1.00"),
+        (99.99, "99.99"),
+        (1234.5, "1234"),
+    ],
 )
 def test_milliseconds_keep_the_digits_that_mean_something(value: float | None, told: str) -> None:
     assert milliseconds(value) == told
 
 
 def test_one_is_told_from_several() -> None:
-    assert [counted(count, "thread") for count in (0, 1, 2)] == ["0 threads", "1 thread", "2 threads"]
+    assert [counted(count, "thread") for count in (0, 1, 2)] == [
+        "0 threads",
+        "1 thread",
+        "2 threads",
+    ]
 
 
 def test_a_device_is_called_by_the_best_that_it_tells() -> None:

@@ -10,7 +10,15 @@ from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.images import load_image
 from tests.bundles import colour_logits, colour_model, write_bundle, write_pictures
 
-BRIEF = BenchProtocol(slices=2, block_seconds=0.01, block_runs=20, window_seconds=0.002, window_runs=5, max_windows=4, random_inputs=2)
+BRIEF = BenchProtocol(
+    slices=2,
+    block_seconds=0.01,
+    block_runs=20,
+    window_seconds=0.002,
+    window_runs=5,
+    max_windows=4,
+    random_inputs=2,
+)
 
 
 @pytest.fixture
@@ -23,10 +31,14 @@ def brief() -> BenchProtocol:
 def make_bundle(tmp_path: Path) -> Callable[..., Path]:
     """Writes a bundle of the colour model: make_bundle(name, error=..., variants=[...])."""
 
-    def make(name: str = "bundle", error: float = 0.0, variants: tuple[str, ...] = ("fp32",)) -> Path:
+    def make(
+        name: str = "bundle", error: float = 0.0, variants: tuple[str, ...] = ("fp32",)
+    ) -> Path:
         folder = tmp_path / name
         pictures = write_pictures(folder / "golden")
-        logits = np.stack([colour_logits(load_image(path)) for path in pictures]) + np.float32(error)
+        logits = np.stack([colour_logits(load_image(path)) for path in pictures]) + np.float32(
+            error
+        )
         return write_bundle(folder, dict.fromkeys(variants, colour_model()), logits)
 
     return make

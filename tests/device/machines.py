@@ -77,8 +77,14 @@ JETSON = {
     "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic, EABI: aarch64\n",
     "etc/nvpmodel.conf": "# modes\n< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n",
     "var/lib/nvpmodel/status": "pmode:0002 fmode:quiet\n",
-    **{f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq": "1728000\n" for core in range(2)},
-    **{f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor": "schedutil\n" for core in range(2)},
+    **{
+        f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq": "1728000\n"
+        for core in range(2)
+    },
+    **{
+        f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor": "schedutil\n"
+        for core in range(2)
+    },
     **{f"sys/class/hwmon/hwmon3/oc{number}_event_cnt": f"{number - 1}\n" for number in (1, 2, 3)},
     "sys/class/hwmon/hwmon3/name": "soctherm_oc\n",
     "sys/class/hwmon/hwmon1/name": "ina3221\n",
@@ -102,12 +108,26 @@ LAPTOP = {
     "proc/cpuinfo": "processor\t: 0\nmodel name\t: Imaginary Core i7\nflags\t\t: fpu sse2 avx avx2 fma avx_vnni\n",
     "proc/pressure/cpu": "some avg10=0.00 avg60=0.00 avg300=0.00 total=1000\n",
     "sys/devices/system/cpu/intel_pstate/no_turbo": "0\n",
-    **{f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor": "powersave\n" for core in range(4)},
-    **{f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq": f"{3_000_000 + core}\n" for core in range(4)},
-    **{f"sys/devices/system/cpu/cpu{core}/topology/physical_package_id": "0\n" for core in range(4)},
+    **{
+        f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor": "powersave\n"
+        for core in range(4)
+    },
+    **{
+        f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq": f"{3_000_000 + core}\n"
+        for core in range(4)
+    },
+    **{
+        f"sys/devices/system/cpu/cpu{core}/topology/physical_package_id": "0\n" for core in range(4)
+    },
     **{f"sys/devices/system/cpu/cpu{core}/topology/core_id": f"{core // 2}\n" for core in range(4)},
-    **{f"sys/devices/system/cpu/cpu{core}/thermal_throttle/core_throttle_count": f"{core // 2 + 1}\n" for core in range(4)},
-    **{f"sys/devices/system/cpu/cpu{core}/thermal_throttle/package_throttle_count": "7\n" for core in range(4)},
+    **{
+        f"sys/devices/system/cpu/cpu{core}/thermal_throttle/core_throttle_count": f"{core // 2 + 1}\n"
+        for core in range(4)
+    },
+    **{
+        f"sys/devices/system/cpu/cpu{core}/thermal_throttle/package_throttle_count": "7\n"
+        for core in range(4)
+    },
     "sys/class/thermal/thermal_zone0/type": "acpitz\n",
     "sys/class/thermal/thermal_zone0/temp": "40000\n",
     "sys/class/thermal/thermal_zone1/type": "x86_pkg_temp\n",
@@ -134,7 +154,14 @@ LAPTOP = {
 }
 """Two cores of two threads, on battery; RAPL can be read."""
 
-MACHINES = {"vm": VM, "container": CONTAINER, "old container": OLD_CONTAINER, "pi": PI, "jetson": JETSON, "laptop": LAPTOP}
+MACHINES = {
+    "vm": VM,
+    "container": CONTAINER,
+    "old container": OLD_CONTAINER,
+    "pi": PI,
+    "jetson": JETSON,
+    "laptop": LAPTOP,
+}
 
 
 def build(root: Path, files: dict[str, str]) -> tuple[Path, Path]:

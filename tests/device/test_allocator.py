@@ -26,7 +26,11 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_freed_memory_is_kept() -> None:
     def faults(choice: str) -> tuple[str, int]:
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, choice], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+            [sys.executable, "-c", PROGRAM, choice],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         kept, count = done.stdout.split()
         return kept, int(count)

@@ -38,7 +38,10 @@ def test_a_tie_within_the_tolerance_is_no_mistake() -> None:
     assert judge_answers(answers, REFERENCE, 0.05)["passed"]
 
 
-@pytest.mark.parametrize("answers", [np.full((2, 3), np.nan), np.full((2, 3), np.inf), np.zeros((2, 4)), np.zeros((1, 3))])
+@pytest.mark.parametrize(
+    "answers",
+    [np.full((2, 3), np.nan), np.full((2, 3), np.inf), np.zeros((2, 4)), np.zeros((1, 3))],
+)
 def test_answers_that_are_none_fail(answers: np.ndarray) -> None:
     verdict = judge_answers(answers, REFERENCE, 0.05)
     assert not verdict["passed"]
@@ -90,7 +93,9 @@ def test_the_verdict_holds_the_tolerance_that_was_used() -> None:
 def test_tf32_moves_a_real_network_by_less_than_it_is_allowed() -> None:
     """Rounded to 10 bits of mantissa, as TF32 reads factors: the logits of a deep random network with batches of ReLU layers."""
     generator = np.random.default_rng(0)
-    layers = [generator.normal(0, np.sqrt(2 / 256), (256, 256)).astype(np.float32) for _ in range(50)]
+    layers = [
+        generator.normal(0, np.sqrt(2 / 256), (256, 256)).astype(np.float32) for _ in range(50)
+    ]
     exact = rounded = generator.normal(0, 1, (16, 256)).astype(np.float32)
     for weight in layers:
         exact = np.maximum(exact @ weight, 0)

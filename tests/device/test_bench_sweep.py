@@ -33,9 +33,13 @@ def in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_every_combination_is_measured_and_one_is_recommended(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
+def test_every_combination_is_measured_and_one_is_recommended(
+    make_bundle: MakeBundle, brief: BenchProtocol
+) -> None:
     bundle = make_bundle(variants=("fp32", "other"))
-    config = BenchConfig(bundle, batches=(1, 3), threads=(1, 2), rounds=2, scopes=("model", "file"), force=True)
+    config = BenchConfig(
+        bundle, batches=(1, 3), threads=(1, 2), rounds=2, scopes=("model", "file"), force=True
+    )
     result = bench(config, protocol=brief)
     expected = {
         f"onnxruntime-{variant}-{scope}-cpu-b{batch}-t{threads}"
@@ -58,7 +62,9 @@ def test_every_combination_is_measured_and_one_is_recommended(make_bundle: MakeB
     assert read_result(result.path or Path()).to_json() == result.to_json()
 
 
-def test_a_batch_that_answers_otherwise_fails_its_gate(make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path) -> None:
+def test_a_batch_that_answers_otherwise_fails_its_gate(
+    make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
+) -> None:
     """Each image of a batch must get the answer that it gets alone: here the second gets the first one's."""
     bundle = make_bundle()
     model = onnx.load(bundle / "fp32.onnx")
@@ -68,10 +74,17 @@ def test_a_batch_that_answers_otherwise_fails_its_gate(make_bundle: MakeBundle, 
         list(model.graph.node).index(first) + 1,
         onnx.parser.parse_node("logits = Sub (each, spread)"),
     )
-    model.graph.node.insert(list(model.graph.node).index(first) + 1, onnx.parser.parse_node("spread = Sub (each, leading)"))
-    model.graph.node.insert(list(model.graph.node).index(first) + 1, onnx.parser.parse_node("leading = Slice (each, zero, one, zero)"))
+    model.graph.node.insert(
+        list(model.graph.node).index(first) + 1,
+        onnx.parser.parse_node("spread = Sub (each, leading)"),
+    )
+    model.graph.node.insert(
+        list(model.graph.node).index(first) + 1,
+        onnx.parser.parse_node("leading = Slice (each, zero, one, zero)"),
+    )
     model.graph.initializer.extend(
-        onnx.numpy_helper.from_array(np.array([value], np.int64), name) for value, name in ((0, "zero"), (1, "one"))
+        onnx.numpy_helper.from_array(np.array([value], np.int64), name)
+        for value, name in ((0, "zero"), (1, "one"))
     )
     _replace_model(bundle, model)
     result = bench(BenchConfig(bundle, batches=(1, 2), scopes=("model",), rounds=2), protocol=brief)
@@ -86,7 +99,10 @@ def _replace_model(bundle: Path, model: onnx.ModelProto) -> None:
 
     onnx.save(model, bundle / "fp32.onnx")
     manifest = json.loads((bundle / "bundle.json").read_text())
-    manifest["variants"][0] |= {"sha256": sha256_file(bundle / "fp32.onnx"), "bytes": (bundle / "fp32.onnx").stat().st_size}
+    manifest["variants"][0] |= {
+        "sha256": sha256_file(bundle / "fp32.onnx"),
+        "bytes": (bundle / "fp32.onnx").stat().st_size,
+    }
     (bundle / "bundle.json").write_text(json.dumps(manifest))
 
 
@@ -99,10 +115,20 @@ def test_scopes_have_their_stages(make_bundle: MakeBundle, brief: BenchProtocol)
     assert image.percentile_ms(50) < file.percentile_ms(50)  # type: ignore[operator]
 
 
-def test_paced_arrivals_stand_beside_the_single_stream(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
+def test_paced_arrivals_stand_beside_the_single_stream(
+    make_bundle: MakeBundle, brief: BenchProtocol
+) -> None:
     protocol = replace(brief, paced_seconds=0.05, paced_runs=5)
-    result = bench(BenchConfig(make_bundle(), scopes=("model", "file"), rates=(200.0,), rounds=2), protocol=protocol)
-    assert [(row.scope, row.rate) for row in result.rows] == [("model", None), ("model", 200.0), ("file", None), ("file", 200.0)]
+    result = bench(
+        BenchConfig(make_bundle(), scopes=("model", "file"), rates=(200.0,), rounds=2),
+        protocol=protocol,
+    )
+    assert [(row.scope, row.rate) for row in result.rows] == [
+        ("model", None),
+        ("model", 200.0),
+        ("file", None),
+        ("file", 200.0),
+    ]
     paced = result.rows[3]
     assert paced.id.endswith("-r200")
     assert [len(block.latencies_ns) for block in paced.rounds] == [10, 10]
@@ -110,10 +136,18 @@ def test_paced_arrivals_stand_beside_the_single_stream(make_bundle: MakeBundle, 
     assert 0 <= paced.waited <= 1
 
 
-def test_providers_that_are_not_there_are_refused_before_anything_runs(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
-    absent = next(name for name in ("coreml", "qnn", "openvino") if name not in available_providers())
+def test_providers_that_are_not_there_are_refused_before_anything_runs(
+    make_bundle: MakeBundle, brief: BenchProtocol
+) -> None:
+    absent = next(
+        name for name in ("coreml", "qnn", "openvino") if name not in available_providers()
+    )
     with pytest.raises(ProviderError, match=r"it has: .*cpu"):
-        bench(BenchConfig(make_bundle(), providers=("cpu", absent)), lambda *step: pytest.fail("measured"), brief)
+        bench(
+            BenchConfig(make_bundle(), providers=("cpu", absent)),
+            lambda *step: pytest.fail("measured"),
+            brief,
+        )
 
 
 def test_a_sustained_run_follows_the_rounds(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
@@ -124,7 +158,9 @@ def test_a_sustained_run_follows_the_rounds(make_bundle: MakeBundle, brief: Benc
     assert found is not None
     assert found.row == result.rows[0].id
     assert 8 <= len(found.windows) <= 13
-    assert [window.start_s for window in found.windows] == sorted(window.start_s for window in found.windows)
+    assert [window.start_s for window in found.windows] == sorted(
+        window.start_s for window in found.windows
+    )
     assert all(window.memory_bytes and window.latencies_ns for window in found.windows)
     content = result.to_json()["sustained"]
     assert content["steady_p50_ms"] > 0
@@ -156,7 +192,9 @@ def test_an_interrupted_sustained_run_keeps_its_windows(
         real(job, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(run, "sustain", interrupted)
-    config = replace_seconds(BenchConfig(make_bundle(), scopes=("model",), rounds=2, output=tmp_path / "kept.json"), 0.3)
+    config = replace_seconds(
+        BenchConfig(make_bundle(), scopes=("model",), rounds=2, output=tmp_path / "kept.json"), 0.3
+    )
     with pytest.raises(KeyboardInterrupt, match="kept in"):
         bench(config, protocol=replace(brief, sustained_window_seconds=0.05))
     kept = read_result(tmp_path / "kept.json")
@@ -167,14 +205,19 @@ def test_an_interrupted_sustained_run_keeps_its_windows(
 
 
 def test_a_profile_says_where_the_time_goes(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
-    result = bench(BenchConfig(make_bundle(), scopes=("model", "file"), rounds=2, profile=True), protocol=replace(brief, profiled_runs=5))
+    result = bench(
+        BenchConfig(make_bundle(), scopes=("model", "file"), rounds=2, profile=True),
+        protocol=replace(brief, profiled_runs=5),
+    )
     (profile,) = result.profiles.values()
     assert list(result.profiles) == [result.rows[0].id]
     assert {entry["operator"] for entry in profile["operators"]} >= {"ReduceMean", "Softmax"}
     assert {entry["provider"] for entry in profile["operators"]} == {"CPUExecutionProvider"}
     for part in ("operators", "nodes"):
         assert sum(entry["share"] for entry in profile[part]) == pytest.approx(1)
-        assert [entry["us"] for entry in profile[part]] == sorted((entry["us"] for entry in profile[part]), reverse=True)
+        assert [entry["us"] for entry in profile[part]] == sorted(
+            (entry["us"] for entry in profile[part]), reverse=True
+        )
 
 
 def test_one_configuration_that_dies_does_not_end_the_others(
@@ -188,7 +231,9 @@ def test_one_configuration_that_dies_does_not_end_the_others(
 
     asked = iter(range(100))
     monkeypatch.setattr(rounds, "Worker", Mortal)
-    result = bench(BenchConfig(make_bundle(), batches=(1, 4), scopes=("model",), rounds=3), protocol=brief)
+    result = bench(
+        BenchConfig(make_bundle(), batches=(1, 4), scopes=("model",), rounds=3), protocol=brief
+    )
     assert [len(row.rounds) for row in result.rows] == [3, 1]
     assert any("batch 4" in note and "SIGKILL" in note for note in result.notes)
 
@@ -213,12 +258,16 @@ def test_a_device_with_little_memory_keeps_fewer_processes_alive(
     assert [len(row.rounds) for row in result.rows] == [2, 2, 2]
 
 
-def test_an_interrupted_sweep_keeps_finished_rows(make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path) -> None:
+def test_an_interrupted_sweep_keeps_finished_rows(
+    make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
+) -> None:
     def progress(done: int, total: int, text: str) -> None:
         if text.startswith("round 1") and done == 1:
             raise KeyboardInterrupt
 
-    config = BenchConfig(make_bundle(), batches=(1, 2), scopes=("model",), rounds=5, output=tmp_path / "kept.json")
+    config = BenchConfig(
+        make_bundle(), batches=(1, 2), scopes=("model",), rounds=5, output=tmp_path / "kept.json"
+    )
     with pytest.raises(KeyboardInterrupt, match="1 of 2 rows have figures"):
         bench(config, progress, brief)
     kept = read_result(tmp_path / "kept.json")
@@ -226,7 +275,9 @@ def test_an_interrupted_sweep_keeps_finished_rows(make_bundle: MakeBundle, brief
     assert kept.comparisons == []
 
 
-def test_a_full_disk_loses_nothing(make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_full_disk_loses_nothing(
+    make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "spare").mkdir()
     full = tmp_path / "full"
     full.mkdir()
@@ -237,11 +288,16 @@ def test_a_full_disk_loses_nothing(make_bundle: MakeBundle, brief: BenchProtocol
 
     def no_space(result: results.Kept, path: Path) -> None:
         if full in path.parents:
-            raise BenchError(f"The result cannot be written to {path} (No space left on device). Choose another --output.")
+            raise BenchError(
+                f"The result cannot be written to {path} (No space left on device). Choose another --output."
+            )
         real(result, path)
 
     monkeypatch.setattr(run, "write_result", no_space)
-    result = bench(BenchConfig(make_bundle(), scopes=("model",), rounds=2, output=full / "result.json"), protocol=brief)
+    result = bench(
+        BenchConfig(make_bundle(), scopes=("model",), rounds=2, output=full / "result.json"),
+        protocol=brief,
+    )
     assert result.path is not None
     assert result.path.parent == tmp_path / "spare"
     assert "It was kept in" in result.notes[-1]
@@ -264,27 +320,47 @@ def test_dev_full_is_told_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_limits_travel_with_the_result(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
-    config = BenchConfig(make_bundle(), scopes=("model",), rounds=2, limits=Limits(max_p99_ms=0.000001, min_speedup=2.0))
+    config = BenchConfig(
+        make_bundle(),
+        scopes=("model",),
+        rounds=2,
+        limits=Limits(max_p99_ms=0.000001, min_speedup=2.0),
+    )
     judged = {one.limit: one.outcome for one in bench(config, protocol=brief).judged}
     assert judged == {"max-p99": judged["max-p99"], "min-speedup": "undecided"}, "no PyTorch"
     assert judged["max-p99"] != "held"
 
 
 def lone(tmp_path: Path, graph: str, name: str = "theirs") -> Path:
-    onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> {graph}'), tmp_path / f"{name}.onnx")
+    onnx.save(
+        onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> {graph}'),
+        tmp_path / f"{name}.onnx",
+    )
     return tmp_path / f"{name}.onnx"
 
 
 def test_several_inputs_are_fed_together(brief: BenchProtocol, tmp_path: Path) -> None:
-    model = lone(tmp_path, "g (float[n, 3] x, int64[n, 3] z) => (float[n, 3] y) { c = Cast <to: int = 1> (z) y = Add (x, c) }")
-    (row,) = bench(BenchConfig(model, scopes=("model",), rounds=2, batches=(2,)), protocol=brief).rows
-    assert (row.input, row.batch, row.session["feed"]) == ("x float32 2x3, z int64 2x3", 2, "random")
+    model = lone(
+        tmp_path,
+        "g (float[n, 3] x, int64[n, 3] z) => (float[n, 3] y) { c = Cast <to: int = 1> (z) y = Add (x, c) }",
+    )
+    (row,) = bench(
+        BenchConfig(model, scopes=("model",), rounds=2, batches=(2,)), protocol=brief
+    ).rows
+    assert (row.input, row.batch, row.session["feed"]) == (
+        "x float32 2x3, z int64 2x3",
+        2,
+        "random",
+    )
 
 
 def test_given_inputs_are_fed_and_labelled(brief: BenchProtocol, tmp_path: Path) -> None:
     model = lone(tmp_path, "g (float[n, m] x) => (float[n, m] y) { y = Neg (x) }")
     np.save(tmp_path / "given.npy", np.ones((3, 5), np.float32))
-    (row,) = bench(BenchConfig(model, scopes=("model",), rounds=2, inputs=tmp_path / "given.npy"), protocol=brief).rows
+    (row,) = bench(
+        BenchConfig(model, scopes=("model",), rounds=2, inputs=tmp_path / "given.npy"),
+        protocol=brief,
+    ).rows
     assert (row.input, row.batch, row.session["feed"]) == ("x float32 3x5", 3, "given")
 
 
@@ -296,8 +372,13 @@ def test_given_inputs_are_fed_and_labelled(brief: BenchProtocol, tmp_path: Path)
         ({"other": np.ones((2, 5), np.float32)}, "has no array for x"),
     ],
 )
-def test_inputs_that_do_not_fit_are_told(brief: BenchProtocol, tmp_path: Path, content: object, message: str) -> None:
-    model, path = lone(tmp_path, "g (float[n, m] x) => (float[n, m] y) { y = Neg (x) }"), tmp_path / "given.npz"
+def test_inputs_that_do_not_fit_are_told(
+    brief: BenchProtocol, tmp_path: Path, content: object, message: str
+) -> None:
+    model, path = (
+        lone(tmp_path, "g (float[n, m] x) => (float[n, m] y) { y = Neg (x) }"),
+        tmp_path / "given.npz",
+    )
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif isinstance(content, dict):
@@ -315,7 +396,9 @@ def test_a_fixed_batch_is_not_stretched(brief: BenchProtocol, tmp_path: Path) ->
         bench(BenchConfig(model, scopes=("model",), rounds=2, batches=(4,)), protocol=brief)
 
 
-def test_unknown_operators_and_truncated_files_are_told(brief: BenchProtocol, tmp_path: Path) -> None:
+def test_unknown_operators_and_truncated_files_are_told(
+    brief: BenchProtocol, tmp_path: Path
+) -> None:
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 18, "nobody.knows" : 1]> g (float[1] x) => (float[1] y) { y = nobody.knows.Twist (x) }'
     )
@@ -328,12 +411,21 @@ def test_unknown_operators_and_truncated_files_are_told(brief: BenchProtocol, tm
         bench(BenchConfig(tmp_path / "cut.onnx", scopes=("model",)), protocol=brief)
 
 
-def test_external_data_outside_the_models_folder_is_not_read(brief: BenchProtocol, tmp_path: Path) -> None:
+def test_external_data_outside_the_models_folder_is_not_read(
+    brief: BenchProtocol, tmp_path: Path
+) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
     (tmp_path / "secret.bin").write_bytes(bytes(16))
-    model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> g (float[4] x) => (float[4] y) { y = Add (x, w) }')
-    weight = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[4] x) => (float[4] y) { y = Add (x, w) }'
+    )
+    weight = onnx.TensorProto(
+        name="w",
+        data_type=onnx.TensorProto.FLOAT,
+        dims=[4],
+        data_location=onnx.TensorProto.EXTERNAL,
+    )
     weight.external_data.add(key="location", value="../secret.bin")
     model.graph.initializer.append(weight)
     (folder / "outside.onnx").write_bytes(model.SerializeToString())
@@ -341,7 +433,9 @@ def test_external_data_outside_the_models_folder_is_not_read(brief: BenchProtoco
         bench(BenchConfig(folder / "outside.onnx", scopes=("model",)), protocol=brief)
 
 
-def test_the_bundle_of_another_schema_is_refused(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
+def test_the_bundle_of_another_schema_is_refused(
+    make_bundle: MakeBundle, brief: BenchProtocol
+) -> None:
     bundle = make_bundle()
     manifest = json.loads((bundle / "bundle.json").read_text())
     (bundle / "bundle.json").write_text(json.dumps({**manifest, "schema": 99}))
@@ -350,11 +444,27 @@ def test_the_bundle_of_another_schema_is_refused(make_bundle: MakeBundle, brief:
 
 
 @pytest.mark.parametrize(("limit", "status"), [("0.00001ms", 4), ("10s", 0)])
-def test_exit_statuses_for_ci(make_bundle: MakeBundle, tmp_path: Path, limit: str, status: int) -> None:
+def test_exit_statuses_for_ci(
+    make_bundle: MakeBundle, tmp_path: Path, limit: str, status: int
+) -> None:
     bundle = make_bundle()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "edgetl", "bench", str(bundle), "--scope", "model", "--rounds", "2", "--max-p99", limit]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "edgetl",
+        "bench",
+        str(bundle),
+        "--scope",
+        "model",
+        "--rounds",
+        "2",
+        "--max-p99",
+        limit,
+    ]
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     # A noisy machine cannot break a limit, only leave it undecided.
     assert done.returncode in ({status} if status == 0 else {status, 5}), done.stdout + done.stderr
     assert "--max-p99" in done.stdout

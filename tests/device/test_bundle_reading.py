@@ -26,7 +26,14 @@ from edgetl.device.onnx_file import OnnxFileError, read_onnx_file
 from edgetl.device.session import create_session
 from edgetl.device.time_limit import run_within
 from edgetl.device.verifying import verify
-from tests.bundles import CONTRACT, LABELS, colour_logits, colour_model, write_bundle, write_pictures
+from tests.bundles import (
+    CONTRACT,
+    LABELS,
+    colour_logits,
+    colour_model,
+    write_bundle,
+    write_pictures,
+)
 from tools.mutation import mutate_json
 
 RUN_ID = "0123456789ab"
@@ -34,8 +41,15 @@ RUN_ID = "0123456789ab"
 
 def stated_model() -> onnx.ModelProto:
     model = colour_model()
-    stated = {"labels": LABELS, "preprocessing": CONTRACT.to_json(), "input": "image", "run_id": RUN_ID}
-    onnx.helper.set_model_props(model, {f"edgetl.{key}": json.dumps(value) for key, value in stated.items()})
+    stated = {
+        "labels": LABELS,
+        "preprocessing": CONTRACT.to_json(),
+        "input": "image",
+        "run_id": RUN_ID,
+    }
+    onnx.helper.set_model_props(
+        model, {f"edgetl.{key}": json.dumps(value) for key, value in stated.items()}
+    )
     return model
 
 
@@ -43,7 +57,11 @@ def stated_model() -> onnx.ModelProto:
 def bundle(tmp_path: Path) -> Path:
     folder = tmp_path / "bundle"
     pictures = write_pictures(folder / "golden")
-    return write_bundle(folder, {"fp32": stated_model()}, np.stack([colour_logits(load_image(path)) for path in pictures]))
+    return write_bundle(
+        folder,
+        {"fp32": stated_model()},
+        np.stack([colour_logits(load_image(path)) for path in pictures]),
+    )
 
 
 def edit(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -84,7 +102,9 @@ def test_whole_bundle_is_read(bundle: Path) -> None:
         ("input", lambda manifest: manifest["variants"][0].update(input="tensor")),
     ],
 )
-def test_manifest_and_metadata_agree(bundle: Path, name: str, change: Callable[[dict[str, Any]], Any]) -> None:
+def test_manifest_and_metadata_agree(
+    bundle: Path, name: str, change: Callable[[dict[str, Any]], Any]
+) -> None:
     edit(bundle, change)
     with pytest.raises(BundleError, match=f"do not agree on {name}"):
         proven_classifier(bundle)
@@ -106,24 +126,43 @@ def test_external_data_is_refused(bundle: Path) -> None:
     for tensor in model.graph.initializer:
         tensor.raw_data = onnx.numpy_helper.to_array(tensor).tobytes()
         tensor.ClearField("float_data")
-    onnx.save(model, bundle / "fp32.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
-    edit(bundle, lambda manifest: manifest["variants"][0].update(sha256=sha256_file(bundle / "fp32.onnx")))
+    onnx.save(
+        model,
+        bundle / "fp32.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
+    edit(
+        bundle,
+        lambda manifest: manifest["variants"][0].update(sha256=sha256_file(bundle / "fp32.onnx")),
+    )
     assert read_onnx_file(bundle / "fp32.onnx").has_external_data
     with pytest.raises(BundleError, match="keeps weights in other files"):
         proven_classifier(bundle)
 
 
 def test_external_data_within_subgraphs_is_seen(tmp_path: Path) -> None:
-    tensor = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)  # type: ignore[call-arg]
+    tensor = onnx.TensorProto(
+        name="w", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL
+    )  # type: ignore[call-arg]
     tensor.external_data.add(key="location", value="elsewhere")
     constant = onnx.helper.make_node("Constant", [], ["c"])
     constant.attribute.add(name="value", type=onnx.AttributeProto.TENSOR, t=tensor)
     branch = onnx.helper.make_graph([constant], "branch", [], [])
-    node = onnx.helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=onnx.helper.make_graph([], "none", [], []))
+    node = onnx.helper.make_node(
+        "If",
+        ["x"],
+        ["y"],
+        then_branch=branch,
+        else_branch=onnx.helper.make_graph([], "none", [], []),
+    )
     model = onnx.helper.make_model(onnx.helper.make_graph([node], "main", [], []))
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     assert read_onnx_file(tmp_path / "m.onnx").has_external_data
-    then = next(attribute for attribute in model.graph.node[0].attribute if attribute.name == "then_branch")
+    then = next(
+        attribute for attribute in model.graph.node[0].attribute if attribute.name == "then_branch"
+    )
     then.g.node[0].attribute[0].t.ClearField("data_location")
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     assert not read_onnx_file(tmp_path / "m.onnx").has_external_data
@@ -131,14 +170,18 @@ def test_external_data_within_subgraphs_is_seen(tmp_path: Path) -> None:
 
 def test_metadata_is_what_onnx_reads(bundle: Path) -> None:
     model = onnx.load(bundle / "fp32.onnx")
-    assert read_onnx_file(bundle / "fp32.onnx").metadata == {entry.key: entry.value for entry in model.metadata_props}
+    assert read_onnx_file(bundle / "fp32.onnx").metadata == {
+        entry.key: entry.value for entry in model.metadata_props
+    }
 
 
 def test_onnx_bytes_of_any_kind_are_read_or_refused(tmp_path: Path) -> None:
     whole, generator = stated_model().SerializeToString(), random.Random(0)
     path = tmp_path / "m.onnx"
     for _ in range(500):
-        content = bytearray(whole[: generator.randrange(len(whole))] if generator.random() < 0.3 else whole)
+        content = bytearray(
+            whole[: generator.randrange(len(whole))] if generator.random() < 0.3 else whole
+        )
         for _ in range(generator.randint(1, 4)):
             if content:
                 content[generator.randrange(len(content))] = generator.randrange(256)
@@ -155,7 +198,10 @@ def test_tolerance_is_bounded(bundle: Path, tolerance: float) -> None:
     with pytest.raises(BundleError, match="it would prove nothing"):
         proven_classifier(bundle)
     edit(bundle, lambda manifest: manifest["golden"].update(tolerance=0.05))
-    edit(bundle, lambda manifest: manifest["variants"][0].update(parity={"path": {"tolerance": tolerance}}))
+    edit(
+        bundle,
+        lambda manifest: manifest["variants"][0].update(parity={"path": {"tolerance": tolerance}}),
+    )
     with pytest.raises(BundleError, match="it would prove nothing"):
         proven_classifier(bundle)
 
@@ -172,7 +218,9 @@ def arrays(bundle: Path, name: str) -> bytes:
     logits = logits_of(bundle)
     whole = saved(logits=logits)
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**9, 10**6)})
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (10**9, 10**6)}
+    )
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("logits.npy", header.getvalue())
@@ -187,7 +235,9 @@ def arrays(bundle: Path, name: str) -> bytes:
         "of bytes": lambda: b"PK\x03\x04" + bytes(100),
         "of a shape without end": lambda: bomb.getvalue(),
         "of many zeros": lambda: saved(logits=np.zeros((20_000, 2_000), np.float32)),
-        "of labels without end": lambda: saved(logits=logits, labels=np.array(["a", "b" * 10_000_000])),
+        "of labels without end": lambda: saved(
+            logits=logits, labels=np.array(["a", "b" * 10_000_000])
+        ),
     }
     return makers[name]()
 
@@ -235,9 +285,17 @@ def test_no_reference_images(bundle: Path) -> None:
 
 def test_metadata_of_another_form(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    for key, value in {"labels": "5", "preprocessing": "[]", "input": '"video"', "labels ": "{", "run_id": "{"}.items():
+    for key, value in {
+        "labels": "5",
+        "preprocessing": "[]",
+        "input": '"video"',
+        "labels ": "{",
+        "run_id": "{",
+    }.items():
         model = stated_model()
-        props = {entry.key: entry.value for entry in model.metadata_props} | {f"edgetl.{key.strip()}": value}
+        props = {entry.key: entry.value for entry in model.metadata_props} | {
+            f"edgetl.{key.strip()}": value
+        }
         onnx.helper.set_model_props(model, props)
         path.write_bytes(model.SerializeToString())
         with pytest.raises(BundleError):
@@ -258,7 +316,10 @@ def test_answers_for_other_labels(tmp_path: Path) -> None:
 def endless_model() -> onnx.ModelProto:
     """As `colour_model`, with a loop before its answer that never ends."""
     body = onnx.helper.make_graph(
-        [onnx.helper.make_node("Identity", ["going"], ["on"]), onnx.helper.make_node("Identity", ["value"], ["same"])],
+        [
+            onnx.helper.make_node("Identity", ["going"], ["on"]),
+            onnx.helper.make_node("Identity", ["value"], ["same"]),
+        ],
         "body",
         [
             onnx.helper.make_tensor_value_info("number", onnx.TensorProto.INT64, []),
@@ -284,7 +345,11 @@ def endless_model() -> onnx.ModelProto:
 
 def test_model_without_end_is_ended(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bundle(bundle, {"fp32": endless_model()}, logits_of(bundle))
-    monkeypatch.setattr(classifier_module, "run_within", lambda session, outputs, feed: run_within(session, outputs, feed, 1.0))
+    monkeypatch.setattr(
+        classifier_module,
+        "run_within",
+        lambda session, outputs, feed: run_within(session, outputs, feed, 1.0),
+    )
     with pytest.raises(BundleError, match="no answer within 1 seconds"):
         proven_classifier(bundle)
 
@@ -293,15 +358,27 @@ def test_ten_thousand_classes(tmp_path: Path) -> None:
     labels = [f"class {number}" for number in range(10_000)]
     model = colour_model()
     generator = np.random.default_rng(0)
-    weight, bias = generator.normal(size=(2, len(labels))).astype(np.float32), np.zeros(len(labels), np.float32)
+    weight, bias = (
+        generator.normal(size=(2, len(labels))).astype(np.float32),
+        np.zeros(len(labels), np.float32),
+    )
     for name in ("weight", "bias"):
-        model.graph.initializer.remove(next(tensor for tensor in model.graph.initializer if tensor.name == name))
+        model.graph.initializer.remove(
+            next(tensor for tensor in model.graph.initializer if tensor.name == name)
+        )
     weight3 = np.concatenate([weight, weight[:1]])
-    model.graph.initializer.extend([onnx.numpy_helper.from_array(weight3, "weight"), onnx.numpy_helper.from_array(bias, "bias")])
+    model.graph.initializer.extend(
+        [
+            onnx.numpy_helper.from_array(weight3, "weight"),
+            onnx.numpy_helper.from_array(bias, "bias"),
+        ]
+    )
     for output in model.graph.output:
         output.type.tensor_type.shape.dim[1].dim_value = len(labels)
     pictures = write_pictures(tmp_path / "golden")
-    logits = np.stack([load_image(path).astype(np.float64).mean((0, 1)) @ weight3 for path in pictures]).astype(np.float32)
+    logits = np.stack(
+        [load_image(path).astype(np.float64).mean((0, 1)) @ weight3 for path in pictures]
+    ).astype(np.float32)
     write_bundle(tmp_path, {"fp32": model}, logits, labels=labels)
     best = int(proven_classifier(tmp_path).classify(load_image(pictures[0])).argmax())
     assert best == int(logits[0].argmax())

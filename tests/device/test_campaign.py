@@ -21,7 +21,9 @@ DISK = OSError(28, "No space left on device")
         (ProviderError("no such device"), ProviderError, "no such device"),
     ],
 )
-def test_without_figures_the_cause_is_told(cause: BaseException, kind: type[BaseException], message: str) -> None:
+def test_without_figures_the_cause_is_told(
+    cause: BaseException, kind: type[BaseException], message: str
+) -> None:
     with pytest.raises(kind, match=message), Campaign().until_stopped():
         raise cause
 
@@ -29,12 +31,22 @@ def test_without_figures_the_cause_is_told(cause: BaseException, kind: type[Base
 @pytest.mark.parametrize(
     ("cause", "kind", "message"),
     [
-        (KeyboardInterrupt(), KeyboardInterrupt, r"^Interrupted: 1 of 2 rows have figures, kept in kept\.json\. A note\.$"),
-        (BenchError("It died."), BenchError, r"^It died\. 1 of 2 rows have figures, kept in kept\.json\. A note\.$"),
+        (
+            KeyboardInterrupt(),
+            KeyboardInterrupt,
+            r"^Interrupted: 1 of 2 rows have figures, kept in kept\.json\. A note\.$",
+        ),
+        (
+            BenchError("It died."),
+            BenchError,
+            r"^It died\. 1 of 2 rows have figures, kept in kept\.json\. A note\.$",
+        ),
         (DISK, BenchError, "No space left"),
     ],
 )
-def test_figures_outlive_what_ended_their_measurement(cause: BaseException, kind: type[BaseException], message: str) -> None:
+def test_figures_outlive_what_ended_their_measurement(
+    cause: BaseException, kind: type[BaseException], message: str
+) -> None:
     campaign = Campaign()
     campaign.rounds.blocks["row"] = [block(1000)]
     with campaign.until_stopped():

@@ -26,7 +26,13 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="by the 
 def run_python(program: str, **variables: str) -> str:
     """Run a program in a fresh interpreter; return what it printed."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -40,7 +46,9 @@ def has_gpu_wheel() -> bool:
 
 
 @linux
-@pytest.mark.skipif(not has_gpu_wheel() or shutil.which("ldd") is None, reason="needs onnxruntime-gpu and ldd")
+@pytest.mark.skipif(
+    not has_gpu_wheel() or shutil.which("ldd") is None, reason="needs onnxruntime-gpu and ldd"
+)
 def test_everything_that_the_provider_needs_is_found() -> None:
     """If this fails after an update of constraints.txt: install edgetl's `train` extra again."""
     program = f"import json; from {unresolved_libraries.__module__} import *; print(json.dumps(unresolved_libraries()))"
@@ -78,7 +86,12 @@ def stand_in(folder: Path) -> Path:
     """A loadable library by the name of cuRAND's."""
     folder.mkdir(parents=True)
     loaded = (line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines())
-    return Path(shutil.copy(next(path for path in loaded if "/libm.so" in path or "/libm-" in path), folder / "libcurand.so.10"))
+    return Path(
+        shutil.copy(
+            next(path for path in loaded if "/libm.so" in path or "/libm-" in path),
+            folder / "libcurand.so.10",
+        )
+    )
 
 
 @linux
@@ -92,7 +105,9 @@ def test_libraries_are_found_in_wheels_elsewhere_on_the_path(tmp_path: Path) -> 
 def test_the_loaders_path_comes_before_wheels(tmp_path: Path) -> None:
     stand_in(tmp_path / "site/nvidia/cu13/lib")
     chosen = stand_in(tmp_path / "chosen")
-    maps = run_python(_ELSEWHERE.format(site=str(tmp_path / "site")), LD_LIBRARY_PATH=str(chosen.parent))
+    maps = run_python(
+        _ELSEWHERE.format(site=str(tmp_path / "site")), LD_LIBRARY_PATH=str(chosen.parent)
+    )
     assert str(chosen) in maps
 
 
@@ -111,7 +126,10 @@ def test_the_words_of_the_loader_name_the_library() -> None:
         "libcurand.so.10: cannot open shared object file: No such file or directory"
     )
     assert missing_library(words) == "libcurand.so.10"
-    assert missing_library("libonnxruntime_providers_cuda.so: undefined symbol: Provider_GetHost") is None
+    assert (
+        missing_library("libonnxruntime_providers_cuda.so: undefined symbol: Provider_GetHost")
+        is None
+    )
     assert missing_library("CUDA failure 100: no CUDA-capable device is detected") is None
 
 
@@ -120,25 +138,39 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Installed packages and their versions."""
     versions = {"onnxruntime-gpu": "1.31.1"}
     monkeypatch.setattr(cuda_libraries, "_installed", versions.get)
-    monkeypatch.setattr(cuda_libraries.metadata, "requires", lambda name: ['nvidia-cudnn-cu13~=9.0; extra == "cudnn"'])
+    monkeypatch.setattr(
+        cuda_libraries.metadata,
+        "requires",
+        lambda name: ['nvidia-cudnn-cu13~=9.0; extra == "cudnn"'],
+    )
     return versions
 
 
-@pytest.mark.parametrize("library", ["libcurand.so.10", "libcublasLt.so.13", "libcudart.so.13", "libcudnn.so.9", "libcufft.so.12"])
-def test_a_missing_library_is_added_with_its_siblings(packages: dict[str, str], library: str) -> None:
+@pytest.mark.parametrize(
+    "library",
+    ["libcurand.so.10", "libcublasLt.so.13", "libcudart.so.13", "libcudnn.so.9", "libcufft.so.12"],
+)
+def test_a_missing_library_is_added_with_its_siblings(
+    packages: dict[str, str], library: str
+) -> None:
     assert remedy(f"{library} is missing") == 'pip install "onnxruntime-gpu[cuda,cudnn]==1.31.1"'
 
 
 def test_a_package_that_lost_its_files_is_installed_again(packages: dict[str, str]) -> None:
     packages["nvidia-curand"] = "10.4.2.66"
-    assert remedy("libcurand.so.10 is missing").startswith('pip install --force-reinstall --no-deps "nvidia-curand==10.4.2.66"')
+    assert remedy("libcurand.so.10 is missing").startswith(
+        'pip install --force-reinstall --no-deps "nvidia-curand==10.4.2.66"'
+    )
     packages["nvidia-cudnn-cu13"] = "9.26.0.51"
     assert '"nvidia-cudnn-cu13==9.26.0.51"' in remedy("libcudnn.so.9 is missing")
 
 
 @pytest.mark.usefixtures("packages")
 def test_the_drivers_library_comes_with_the_driver() -> None:
-    for problem in ("libcuda.so.1 is missing", "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version"):
+    for problem in (
+        "libcuda.so.1 is missing",
+        "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version",
+    ):
         assert "driver" in remedy(problem)
         assert "pip" not in remedy(problem)
 

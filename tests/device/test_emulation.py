@@ -39,7 +39,11 @@ PC = {"proc/cpuinfo": "processor\t: 0\nmodel name\t: Imaginary Core i7\nflags\t\
     ],
 )
 def test_the_kernel_is_of_another_kind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], machine: str, expected: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, str],
+    machine: str,
+    expected: bool,
 ) -> None:
     monkeypatch.delenv(EMULATED, raising=False)
     assert emulated(build(tmp_path, files)[0], machine) is expected
@@ -73,13 +77,24 @@ def test_no_time_decides_anything(tmp_path: Path) -> None:
     assert replace(against(8.0), device={"emulated": True}).comparisons[-1].verdict == "noisy"
 
 
-def test_a_result_says_so_first(stock_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_says_so_first(
+    stock_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from edgetl.core.benching import BenchConfig
     from edgetl.device.bench.protocol import BenchProtocol
 
     monkeypatch.setenv(EMULATED, "1")
-    short = BenchProtocol(block_seconds=0.05, block_runs=5, slices=1, window_seconds=0.01, window_runs=2, max_windows=2)
-    config = BenchConfig(stock_bundle, scopes=("model",), torch_modes=(), rounds=2, output=tmp_path / "result.json")
+    short = BenchProtocol(
+        block_seconds=0.05,
+        block_runs=5,
+        slices=1,
+        window_seconds=0.01,
+        window_runs=2,
+        max_windows=2,
+    )
+    config = BenchConfig(
+        stock_bundle, scopes=("model",), torch_modes=(), rounds=2, output=tmp_path / "result.json"
+    )
     result = bench_run.bench(config, protocol=short)
     assert result.device["emulated"]
     assert result.device["machine"] == platform.machine()

@@ -119,8 +119,13 @@ def test_nvml_of_another_age_does_not_count(tmp_path: Path) -> None:
     assert EnergyMeter(build(tmp_path, {})[1], Nvml(Old())).sources == ()
 
 
-@pytest.mark.parametrize(("seconds", "joules"), [(0.2, {}), (1.99, {}), (2.0, {"nvml:0": 600.0}), (30.0, {"nvml:0": 600.0})])
-def test_gpu_energy_needs_a_long_window(tmp_path: Path, seconds: float, joules: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "joules"),
+    [(0.2, {}), (1.99, {}), (2.0, {"nvml:0": 600.0}), (30.0, {"nvml:0": 600.0})],
+)
+def test_gpu_energy_needs_a_long_window(
+    tmp_path: Path, seconds: float, joules: dict[str, float]
+) -> None:
     gpus, clock = Gpus(1_000_000), Seconds()
     meter = EnergyMeter(build(tmp_path, {})[1], gpus, clock)
     meter.start()
@@ -154,7 +159,9 @@ def test_a_gpu_block_is_one_window_for_the_counter(tmp_path: Path) -> None:
 
     protocol = BenchProtocol(block_seconds=1.0, block_runs=10, slices=5).for_gpu()
     watch = BlockWatch(EnergyMeter(build(tmp_path, {})[1], Stepping(0), clock))
-    measurement = Measurement([("inference", infer)], ["image"], protocol, watch, lambda: int(clock.now * 1e9))
+    measurement = Measurement(
+        [("inference", infer)], ["image"], protocol, watch, lambda: int(clock.now * 1e9)
+    )
     for _ in range(protocol.slices):
         measurement.run_slice()
     block = measurement.block()
@@ -242,8 +249,15 @@ def test_a_counter_without_a_width_that_was_set_back(before: int, after: int) ->
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.binary(max_size=60), st.sampled_from(sorted(name for name in {**LAPTOP, **JETSON} if "powercap" in name or "hwmon1" in name)))
-def test_no_content_of_any_file_stops_the_meter(tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str) -> None:
+@given(
+    st.binary(max_size=60),
+    st.sampled_from(
+        sorted(name for name in {**LAPTOP, **JETSON} if "powercap" in name or "hwmon1" in name)
+    ),
+)
+def test_no_content_of_any_file_stops_the_meter(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str
+) -> None:
     folder = tmp_path_factory.mktemp("energy")
     sys_root = build(folder, {**LAPTOP, **JETSON})[1]
     meter = EnergyMeter(sys_root, Gpus())

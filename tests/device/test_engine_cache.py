@@ -19,12 +19,17 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_same_file_on_the_same_gpu_has_one_folder(tmp_path: Path) -> None:
-    assert cache_paths(tmp_path, "a" * 64, HERE) == cache_paths(tmp_path, "a" * 64, dict(reversed(HERE.items())))
+    assert cache_paths(tmp_path, "a" * 64, HERE) == cache_paths(
+        tmp_path, "a" * 64, dict(reversed(HERE.items()))
+    )
 
 
 @pytest.mark.parametrize("changed", sorted(HERE))
 def test_another_gpu_or_version_has_folders_of_its_own(changed: str, tmp_path: Path) -> None:
-    first, second = cache_paths(tmp_path, "a" * 64, HERE), cache_paths(tmp_path, "a" * 64, {**HERE, changed: "other"})
+    first, second = (
+        cache_paths(tmp_path, "a" * 64, HERE),
+        cache_paths(tmp_path, "a" * 64, {**HERE, changed: "other"}),
+    )
     assert first.engines != second.engines
     assert first.timings != second.timings
 
@@ -41,7 +46,10 @@ def test_files_share_timings_but_no_engines(root: Path, tmp_path: Path) -> None:
     assert one.engines != two.engines
     assert one.timings == two.timings
     assert one == open_engine_cache(b"one", "tensorrt")
-    assert all(path.is_dir() and path.is_relative_to(root / "tensorrt") for path in (one.engines, two.engines, one.timings))
+    assert all(
+        path.is_dir() and path.is_relative_to(root / "tensorrt")
+        for path in (one.engines, two.engines, one.timings)
+    )
 
 
 def test_old_engines_make_room(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,13 @@ PACED = Stream("model", 0.01)
 @pytest.fixture
 def job(tmp_path: Path, brief: BenchProtocol) -> Job:
     onnx.save(colour_model(), tmp_path / "model.onnx")
-    return Job("measure", "onnxruntime", Source(tmp_path / "model.onnx", 1), (Stream("model"), PACED), brief)
+    return Job(
+        "measure",
+        "onnxruntime",
+        Source(tmp_path / "model.onnx", 1),
+        (Stream("model"), PACED),
+        brief,
+    )
 
 
 @pytest.fixture
@@ -41,27 +47,39 @@ def gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-def test_a_process_that_does_nothing_is_ended_and_says_where(deadlocked: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_does_nothing_is_ended_and_says_where(
+    deadlocked: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(patience, "ASLEEP_S", 3.0)
     monkeypatch.setattr(processes, "_LISTEN_S", 1.0)
     with Worker(deadlocked, tmp_path) as worker, pytest.raises(BenchError) as raised:
         worker.wait_until_ready()
     said = str(raised.value)
-    assert "measure process of onnxruntime (model.onnx, cpu) hung opening the model: neither an answer nor any use of the CPU" in said
+    assert (
+        "measure process of onnxruntime (model.onnx, cpu) hung opening the model: neither an answer nor any use of the CPU"
+        in said
+    )
     assert "_model_inputs" in said, "the stack, where it waits"
     assert "--provider" in said.splitlines()[-1]
     assert gone(worker._process.pid)
 
 
-def test_a_gate_that_takes_for_ever_is_ended(deadlocked: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gate_that_takes_for_ever_is_ended(
+    deadlocked: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(patience, "SPARE_S", 3.0)
     monkeypatch.setattr(patience, "ANSWER_S", 0.0)
-    with pytest.raises(BenchError, match=r"gate process.* hung before its answer: no answer for 3 seconds"):
+    with pytest.raises(
+        BenchError, match=r"gate process.* hung before its answer: no answer for 3 seconds"
+    ):
         run_job(replace(deadlocked, task="gate"), tmp_path)
 
 
 def test_a_hung_configuration_does_not_end_the_others(
-    make_bundle: Callable[..., Path], brief: BenchProtocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_bundle: Callable[..., Path],
+    brief: BenchProtocol,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Stopping(Worker):
         def ask(self, piece: str) -> None:
@@ -73,12 +91,19 @@ def test_a_hung_configuration_does_not_end_the_others(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rounds, "Worker", Stopping)
     monkeypatch.setattr(patience, "piece_s", lambda *piece: 2.0)
-    result = bench(BenchConfig(make_bundle(), batches=(1, 4), scopes=("model",), rounds=3), protocol=brief)
+    result = bench(
+        BenchConfig(make_bundle(), batches=(1, 4), scopes=("model",), rounds=3), protocol=brief
+    )
     assert [len(row.rounds) for row in result.rows] == [3, 1]
-    assert any("batch 4" in note and "hung in `slice model`: no answer for 2 seconds" in note for note in result.notes)
+    assert any(
+        "batch 4" in note and "hung in `slice model`: no answer for 2 seconds" in note
+        for note in result.notes
+    )
 
 
-def test_a_silent_process_that_works_is_waited_for(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_process_that_works_is_waited_for(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(patience, "ASLEEP_S", 2.0)
     monkeypatch.setattr(processes, "_LISTEN_S", 0.5)
     busy = replace(job, protocol=replace(job.protocol, block_seconds=8.0))
@@ -89,8 +114,14 @@ def test_a_silent_process_that_works_is_waited_for(job: Job, tmp_path: Path, mon
         assert worker.finish()["model"]["latencies_ns"]
 
 
-def test_a_process_that_sleeps_between_arrivals_is_waited_for(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rare = replace(job, streams=(Stream("model", 0.5),), protocol=replace(job.protocol, paced_runs=2, paced_seconds=0.0))
+def test_a_process_that_sleeps_between_arrivals_is_waited_for(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rare = replace(
+        job,
+        streams=(Stream("model", 0.5),),
+        protocol=replace(job.protocol, paced_runs=2, paced_seconds=0.0),
+    )
     with Worker(rare, tmp_path) as worker:
         worker.wait_until_ready()
         monkeypatch.setattr(patience, "ASLEEP_S", 0.5)

@@ -63,7 +63,9 @@ EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
 """
 
 
-def test_eps_named_jpg_does_not_reach_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eps_named_jpg_does_not_reach_ghostscript(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ghostscript = tmp_path / "gs"
     ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
     ghostscript.chmod(0o755)
@@ -84,7 +86,9 @@ def test_pipes_devices_and_folders_are_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "zero.jpg").symlink_to("/dev/zero")
     (tmp_path / "folder.jpg").mkdir()
     for name in ("pipe.jpg", "zero.jpg", "folder.jpg"):
-        with pytest.raises(DecodeError, match=rf"{name}: cannot be read \((not a regular file|Is a directory)\)"):
+        with pytest.raises(
+            DecodeError, match=rf"{name}: cannot be read \((not a regular file|Is a directory)\)"
+        ):
             load_image(tmp_path / name)
         assert isinstance(read_bytes(tmp_path / name), Rejected)
 
@@ -97,14 +101,24 @@ def test_a_file_that_no_photo_fills_is_not_read(tmp_path: Path) -> None:
         load_image(huge)
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "TGA", "PPM"])
+@pytest.mark.parametrize(
+    "format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "TGA", "PPM"]
+)
 def test_every_format_of_the_allow_list_is_decoded(format: str) -> None:
-    assert load_image(encode(Image.new("RGB", (20, 10), (200, 30, 40)), format)).shape == (10, 20, 3)
+    assert load_image(encode(Image.new("RGB", (20, 10), (200, 30, 40)), format)).shape == (
+        10,
+        20,
+        3,
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "upright"),
-    [("exif_Landscape_6.jpg", (1200, 1800)), ("exif_Portrait_8.jpg", (1800, 1200)), ("exif_Portrait_5.jpg", (1800, 1200))],
+    [
+        ("exif_Landscape_6.jpg", (1200, 1800)),
+        ("exif_Portrait_8.jpg", (1800, 1200)),
+        ("exif_Portrait_5.jpg", (1800, 1200)),
+    ],
 )
 def test_orientation_of_real_photos(shared: Path, name: str, upright: tuple[int, int]) -> None:
     assert load_image(shared / "data/odd" / name).shape[:2] == upright
@@ -113,7 +127,11 @@ def test_orientation_of_real_photos(shared: Path, name: str, upright: tuple[int,
 def test_rotated_copies_of_one_photo_look_alike(shared: Path) -> None:
     # Landscape_3 and Landscape_6 are the same scene stored in two orientations.
     thumbnails = [
-        np.asarray(Image.fromarray(load_image(shared / "data/odd" / f"exif_Landscape_{n}.jpg")).resize((32, 32))).astype(int)
+        np.asarray(
+            Image.fromarray(load_image(shared / "data/odd" / f"exif_Landscape_{n}.jpg")).resize(
+                (32, 32)
+            )
+        ).astype(int)
         for n in (3, 6)
     ]
     assert np.abs(thumbnails[0] - thumbnails[1]).mean() < 6
@@ -161,7 +179,12 @@ def test_sixteen_bit_grey_keeps_its_high_byte() -> None:
 def test_grey_cmyk_and_palette_become_rgb() -> None:
     assert (load_image(encode(Image.new("L", (3, 2), 77))) == 77).all()
     assert (load_image(encode(Image.new("1", (3, 2), 1))) == 255).all()
-    assert load_image(encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100))[0, 0, 0] > 240
+    assert (
+        load_image(encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100))[
+            0, 0, 0
+        ]
+        > 240
+    )
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
@@ -171,7 +194,9 @@ def test_pixels_without_a_range_are_refused(mode: str) -> None:
         load_image(encode(Image.fromarray(pixels), "TIFF"))
 
 
-def test_truncated_files_are_refused_even_where_pillow_was_told_to_be_lenient(tmp_path: Path) -> None:
+def test_truncated_files_are_refused_even_where_pillow_was_told_to_be_lenient(
+    tmp_path: Path,
+) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     path = tmp_path / "half.jpg"
     encoded = encode(Image.fromarray(noise), "JPEG")
@@ -187,7 +212,11 @@ def test_truncated_files_are_refused_even_where_pillow_was_told_to_be_lenient(tm
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "empty"), (b"hello", "not a known"), (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull")],
+    [
+        (b"", "empty"),
+        (b"hello", "not a known"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ],
 )
 def test_what_is_no_image_says_why(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "photo.jpg"
@@ -199,7 +228,11 @@ def test_what_is_no_image_says_why(tmp_path: Path, content: bytes, reason: str) 
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.binary(max_size=300), st.sampled_from(["", "PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"]), st.integers(0, 400))
+@given(
+    st.binary(max_size=300),
+    st.sampled_from(["", "PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"]),
+    st.integers(0, 400),
+)
 def test_arbitrary_bytes_never_raise_anything_else(noise: bytes, format: str, cut: int) -> None:
     start = encode(Image.new("RGB", (9, 7), (1, 2, 3)), format)[:cut] if format else b""
     with contextlib.suppress(DecodeError):
@@ -208,6 +241,9 @@ def test_arbitrary_bytes_never_raise_anything_else(noise: bytes, format: str, cu
 
 @pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (3, 301)])
 def test_narrow_images_are_refused_before_they_are_decoded(size: tuple[int, int]) -> None:
-    with pytest.raises(DecodeError, match=f"{size[0]} x {size[1]} pixels: the longer side is more than 100 times the shorter"):
+    with pytest.raises(
+        DecodeError,
+        match=f"{size[0]} x {size[1]} pixels: the longer side is more than 100 times the shorter",
+    ):
         load_image(encode(Image.new("RGB", size), "PNG"))
     assert load_image(encode(Image.new("RGB", (3, 300)), "PNG")).shape == (300, 3, 3)

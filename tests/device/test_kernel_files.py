@@ -4,12 +4,26 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.device.kernel_files import exists, read_bytes, read_number, read_numbers, read_text, to_float
+from edgetl.device.kernel_files import (
+    exists,
+    read_bytes,
+    read_number,
+    read_numbers,
+    read_text,
+    to_float,
+)
 
 
 @pytest.mark.parametrize(
     ("content", "number"),
-    [(b"12\n", 12), (b"-256000\n", -256_000), (b"18446744073709551615", 2**64 - 1), (b"1.5", None), (b"", None), (b"\xff", None)],
+    [
+        (b"12\n", 12),
+        (b"-256000\n", -256_000),
+        (b"18446744073709551615", 2**64 - 1),
+        (b"1.5", None),
+        (b"", None),
+        (b"\xff", None),
+    ],
 )
 def test_a_number_or_nothing(tmp_path: Path, content: bytes, number: int | None) -> None:
     (tmp_path / "file").write_bytes(content)
@@ -30,14 +44,19 @@ def test_what_cannot_be_read_is_absent(tmp_path: Path) -> None:
     assert not exists(tmp_path / "a\0b")
 
 
-@pytest.mark.parametrize("line", ["MemTotal: 8", "MemTotal: kB 8", "MemTotal: -8 kB", "MemTotalHuge: 8 kB", "MemTotal: x kB"])
+@pytest.mark.parametrize(
+    "line",
+    ["MemTotal: 8", "MemTotal: kB 8", "MemTotal: -8 kB", "MemTotalHuge: 8 kB", "MemTotal: x kB"],
+)
 def test_an_amount_needs_its_unit(tmp_path: Path, line: str) -> None:
     (tmp_path / "meminfo").write_text(line)
     assert read_bytes(tmp_path / "meminfo", "MemTotal") is None
 
 
 def test_lines_that_are_no_pairs_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / "cpu.stat").write_text("usage_usec 5\nnr_throttled x\n\nthree words here\nnr_periods 7\n")
+    (tmp_path / "cpu.stat").write_text(
+        "usage_usec 5\nnr_throttled x\n\nthree words here\nnr_periods 7\n"
+    )
     assert read_numbers(tmp_path / "cpu.stat") == {"usage_usec": 5, "nr_periods": 7}
 
 

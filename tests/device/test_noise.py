@@ -14,7 +14,9 @@ from tests.device.gpus import FakePynvml, gpu_reading
 from tests.device.machines import CONTAINER, JETSON, LAPTOP, PI, STAT, VM, build
 
 
-def later(tmp_path: Path, machine: dict[str, str], changes: dict[str, str], seconds: float = 10.0) -> tuple[dict[str, Any], dict[str, Any]]:
+def later(
+    tmp_path: Path, machine: dict[str, str], changes: dict[str, str], seconds: float = 10.0
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Two readings of a machine, `seconds` apart, between which `changes` happened."""
     before = device_state(*build(tmp_path, machine))
     after = device_state(*build(tmp_path, changes))
@@ -24,11 +26,26 @@ def later(tmp_path: Path, machine: dict[str, str], changes: dict[str, str], seco
 def ticks(**changes: int) -> dict[str, str]:
     """VM's /proc/stat with so many ticks more; 2 cores for 10 s are 2000."""
     start = {"user": 10_000, "system": 1_000, "idle": 100_000, "steal": 200}
-    return {"proc/stat": STAT.format(**{name: value + changes.get(name, 0) for name, value in start.items()})}
+    return {
+        "proc/stat": STAT.format(
+            **{name: value + changes.get(name, 0) for name, value in start.items()}
+        )
+    }
 
 
-def judged(tmp_path: Path, changes: dict[str, str], own_cpu_s: float = 15.0, machine: dict[str, str] = VM, **more: Any) -> Noise:
-    return judge(*later(tmp_path, machine, changes), own_cpu_s, more.pop("spreads", {"onnxruntime-fp32-model": 0.02}), **more)
+def judged(
+    tmp_path: Path,
+    changes: dict[str, str],
+    own_cpu_s: float = 15.0,
+    machine: dict[str, str] = VM,
+    **more: Any,
+) -> Noise:
+    return judge(
+        *later(tmp_path, machine, changes),
+        own_cpu_s,
+        more.pop("spreads", {"onnxruntime-fp32-model": 0.02}),
+        **more,
+    )
 
 
 def test_a_machine_left_alone_is_quiet(tmp_path: Path) -> None:
@@ -44,8 +61,14 @@ def test_a_machine_left_alone_is_quiet(tmp_path: Path) -> None:
     [
         (ticks(user=1700, idle=300), "other processes used 10% of the CPU"),
         (ticks(user=1500, idle=440, steal=60), "the hypervisor took 3.0% of the CPU"),
-        ({**ticks(user=1500, idle=500), "proc/pressure/cpu": "some avg10=0 total=4000000\n"}, "waited for a core 30%"),
-        ({**ticks(user=1500, idle=500), "proc/pressure/memory": "some avg10=0 total=500000\n"}, "waited for memory 5%"),
+        (
+            {**ticks(user=1500, idle=500), "proc/pressure/cpu": "some avg10=0 total=4000000\n"},
+            "waited for a core 30%",
+        ),
+        (
+            {**ticks(user=1500, idle=500), "proc/pressure/memory": "some avg10=0 total=500000\n"},
+            "waited for memory 5%",
+        ),
     ],
 )
 def test_each_disturbance_is_named(tmp_path: Path, changes: dict[str, str], reason: str) -> None:
@@ -62,7 +85,10 @@ def test_the_benchmarks_own_work_is_no_noise(tmp_path: Path) -> None:
 
 
 def test_a_throttled_container(tmp_path: Path) -> None:
-    changes = {"sys/fs/cgroup/work/pod7/cpu.stat": "nr_periods 95\nnr_throttled 14\nthrottled_usec 3000000\n", **ticks(user=1500, idle=500)}
+    changes = {
+        "sys/fs/cgroup/work/pod7/cpu.stat": "nr_periods 95\nnr_throttled 14\nthrottled_usec 3000000\n",
+        **ticks(user=1500, idle=500),
+    }
     noise = judged(tmp_path, changes, machine=CONTAINER)
     assert noise.reasons == ("the CPU quota throttled 4 periods (0.5 s)",)
 
@@ -72,7 +98,9 @@ def test_a_hot_board(tmp_path: Path) -> None:
         "sys/devices/platform/soc/soc:firmware/get_throttled": "50005\n",
         "sys/devices/system/cpu/cpu1/cpufreq/scaling_governor": "performance\n",
     }
-    noise = judge(*later(tmp_path, PI, changes), 0.0, {}, [[1_500_000, 1_500_000, 1_200_000], [900_000]])
+    noise = judge(
+        *later(tmp_path, PI, changes), 0.0, {}, [[1_500_000, 1_500_000, 1_200_000], [900_000]]
+    )
     words = "; ".join(noise.reasons)
     assert "the firmware reports low voltage, throttling;" in words
     assert "clock varied by 20%" in words
@@ -98,7 +126,9 @@ FIRMWARE = "sys/devices/platform/soc/soc:firmware/get_throttled"
         ("50000", "garbage", None),
     ],
 )
-def test_what_the_firmware_saw_during_the_run(tmp_path: Path, before: str, after: str, words: str | None) -> None:
+def test_what_the_firmware_saw_during_the_run(
+    tmp_path: Path, before: str, after: str, words: str | None
+) -> None:
     noise = judge(*later(tmp_path, {**PI, FIRMWARE: before}, {FIRMWARE: after}), 0.0, {})
     assert noise.reasons == (() if words is None else (words,))
 
@@ -108,24 +138,40 @@ def test_a_jetson_that_draws_too_much(tmp_path: Path) -> None:
     noise = judge(*later(tmp_path, JETSON, events), 0.0, {})
     assert noise.reasons == ("the board throttled itself 28 times (over-current or low voltage)",)
     assert noise.measured["over_current_events"] == 28
-    changed = judge(*later(tmp_path, JETSON, {**events, "var/lib/nvpmodel/status": "pmode:0000\n"}), 0.0, {})
+    changed = judge(
+        *later(tmp_path, JETSON, {**events, "var/lib/nvpmodel/status": "pmode:0000\n"}), 0.0, {}
+    )
     assert "the power mode changed during the run" in changed.reasons
 
 
 def test_a_laptop_on_battery(tmp_path: Path) -> None:
     assert judge(*later(tmp_path, LAPTOP, {}), 0.0, {}).reasons == ("it ran on battery",)
-    plugged = {"sys/class/power_supply/AC/online": "1\n", "sys/devices/system/cpu/intel_pstate/no_turbo": "1\n"}
+    plugged = {
+        "sys/class/power_supply/AC/online": "1\n",
+        "sys/devices/system/cpu/intel_pstate/no_turbo": "1\n",
+    }
     reasons = judge(*later(tmp_path, LAPTOP, plugged), 0.0, {}).reasons
-    assert reasons == ("turbo changed during the run", "the power source changed during the run", "it ran on battery")
+    assert reasons == (
+        "turbo changed during the run",
+        "the power source changed during the run",
+        "it ran on battery",
+    )
 
 
 def test_heat_is_counted_once_a_core(tmp_path: Path) -> None:
-    hot = {f"sys/devices/system/cpu/cpu{core}/thermal_throttle/core_throttle_count": "5\n" for core in (0, 1)}
+    hot = {
+        f"sys/devices/system/cpu/cpu{core}/thermal_throttle/core_throttle_count": "5\n"
+        for core in (0, 1)
+    }
     machine = {**LAPTOP, "sys/class/power_supply/AC/online": "1\n"}
-    assert judge(*later(tmp_path, machine, hot), 0.0, {}).reasons == ("the processor throttled itself 4 times (heat)",)
+    assert judge(*later(tmp_path, machine, hot), 0.0, {}).reasons == (
+        "the processor throttled itself 4 times (heat)",
+    )
 
 
-@pytest.mark.parametrize(("free", "noisy"), [(92_396, False), (92_300, False), (72_396, True), (102_396, False)])
+@pytest.mark.parametrize(
+    ("free", "noisy"), [(92_396, False), (92_300, False), (72_396, True), (102_396, False)]
+)
 def test_swap_that_grows(tmp_path: Path, free: int, noisy: bool) -> None:
     changes = {"proc/meminfo": f"MemTotal: 948000 kB\nSwapTotal: 102396 kB\nSwapFree: {free} kB\n"}
     noise = judge(*later(tmp_path, PI, changes), 0.0, {})
@@ -137,13 +183,30 @@ def test_swap_that_grows(tmp_path: Path, free: int, noisy: bool) -> None:
     [
         (VM, ticks(user=1700, idle=300), 15.0, 0.10),
         (VM, ticks(user=1500, idle=440, steal=60), 15.0, 0.03),
-        (VM, {**ticks(user=1500, idle=500), "proc/pressure/cpu": "some avg10=0 total=4000000\n"}, 15.0, 0.30),
-        (CONTAINER, {"sys/fs/cgroup/work/pod7/cpu.stat": "nr_throttled 14\nthrottled_usec 7500000\n"}, 0.0, 0.5),
-        (CONTAINER, {"sys/fs/cgroup/work/pod7/cpu.stat": "nr_throttled 14\nthrottled_usec 92500000\n"}, 0.0, 1.0),
+        (
+            VM,
+            {**ticks(user=1500, idle=500), "proc/pressure/cpu": "some avg10=0 total=4000000\n"},
+            15.0,
+            0.30,
+        ),
+        (
+            CONTAINER,
+            {"sys/fs/cgroup/work/pod7/cpu.stat": "nr_throttled 14\nthrottled_usec 7500000\n"},
+            0.0,
+            0.5,
+        ),
+        (
+            CONTAINER,
+            {"sys/fs/cgroup/work/pod7/cpu.stat": "nr_throttled 14\nthrottled_usec 92500000\n"},
+            0.0,
+            1.0,
+        ),
         ({}, {}, 0.0, 0.0),
     ],
 )
-def test_the_largest_disturbance(tmp_path: Path, machine: dict[str, str], changes: dict[str, str], own_cpu_s: float, share: float) -> None:
+def test_the_largest_disturbance(
+    tmp_path: Path, machine: dict[str, str], changes: dict[str, str], own_cpu_s: float, share: float
+) -> None:
     noise = judge(*later(tmp_path, machine, changes), own_cpu_s, {})
     assert noise.measured["disturbance"] == pytest.approx(share)
     assert isinstance(noise.measured["disturbance"], float)
@@ -166,18 +229,29 @@ def with_gpus(state: dict[str, Any], *processes: int) -> dict[str, Any]:
     """A reading of a machine whose first GPU runs these processes."""
     library = FakePynvml()
     library.processes = list(processes)
-    return {**state, "gpus": {str(index): reading for index, reading in enumerate(Nvml(library).states())}}
+    return {
+        **state,
+        "gpus": {str(index): reading for index, reading in enumerate(Nvml(library).states())},
+    }
 
 
 def judge_gpu(tmp_path: Path, *readings: dict[str, Any], processes: tuple[int, ...] = ()) -> Noise:
     before, after = later(tmp_path, {}, {})
-    return judge(with_gpus(before), with_gpus(after, *processes), 0.0, {}, gpu_rounds=[readings] if readings else [])
+    return judge(
+        with_gpus(before),
+        with_gpus(after, *processes),
+        0.0,
+        {},
+        gpu_rounds=[readings] if readings else [],
+    )
 
 
 def test_noise_of_a_steady_gpu_is_quiet(tmp_path: Path) -> None:
     # The power cap and idling belong to normal work.
     noise = judge_gpu(
-        tmp_path, gpu_reading(throttle_reasons=["sw power cap"]), gpu_reading(sm_clocks_mhz=[1950], throttle_reasons=["gpu idle"])
+        tmp_path,
+        gpu_reading(throttle_reasons=["sw power cap"]),
+        gpu_reading(sm_clocks_mhz=[1950], throttle_reasons=["gpu idle"]),
     )
     assert noise.reasons == ()
     assert noise.measured["gpu_throttle_reasons"] == ["gpu idle", "sw power cap"]
@@ -185,9 +259,14 @@ def test_noise_of_a_steady_gpu_is_quiet(tmp_path: Path) -> None:
     assert noise.measured["gpu_other_processes"] == []
 
 
-@pytest.mark.parametrize("reason", ["hw slowdown", "sw thermal slowdown", "hw thermal slowdown", "hw power brake slowdown"])
+@pytest.mark.parametrize(
+    "reason",
+    ["hw slowdown", "sw thermal slowdown", "hw thermal slowdown", "hw power brake slowdown"],
+)
 def test_noise_names_a_throttled_gpu(tmp_path: Path, reason: str) -> None:
-    assert judge_gpu(tmp_path, gpu_reading(throttle_reasons=[reason])).reasons == (f"the GPU was throttled ({reason})",)
+    assert judge_gpu(tmp_path, gpu_reading(throttle_reasons=[reason])).reasons == (
+        f"the GPU was throttled ({reason})",
+    )
 
 
 def test_noise_names_a_gpu_clock_that_varies(tmp_path: Path) -> None:
@@ -210,5 +289,13 @@ def test_noise_names_other_processes_on_the_gpu(tmp_path: Path) -> None:
 def test_noise_ignores_a_gpu_that_was_not_measured(tmp_path: Path) -> None:
     noise = judge_gpu(tmp_path, processes=(4_194_305,))
     assert noise.reasons == ()
-    assert (noise.measured["gpu_clock_spread"], noise.measured["gpu_other_processes"]) == (None, None)
-    assert judge_gpu(tmp_path, gpu_reading(index=1), processes=(4_194_305,)).measured["gpu_other_processes"] is None
+    assert (noise.measured["gpu_clock_spread"], noise.measured["gpu_other_processes"]) == (
+        None,
+        None,
+    )
+    assert (
+        judge_gpu(tmp_path, gpu_reading(index=1), processes=(4_194_305,)).measured[
+            "gpu_other_processes"
+        ]
+        is None
+    )

@@ -9,7 +9,13 @@ import pytest
 
 from edgetl.device.bench.watching import GpuWatch
 from edgetl.device.facts import device_facts
-from edgetl.device.nvml import Nvml, first_cuda_device, read_gpu_facts, read_gpu_states, reason_names
+from edgetl.device.nvml import (
+    Nvml,
+    first_cuda_device,
+    read_gpu_facts,
+    read_gpu_states,
+    reason_names,
+)
 from edgetl.device.state import device_state
 from tests.device.gpus import FakePynvml, NVMLError
 from tests.device.machines import VM, build
@@ -48,12 +54,20 @@ def test_throttle_reasons_fall_back_to_the_old_name() -> None:
         def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: int) -> int:  # noqa: N802
             return 0x48
 
-    assert Nvml(OldDriver()).states()[0]["throttle_reasons"] == ["hw slowdown", "hw thermal slowdown"]
+    assert Nvml(OldDriver()).states()[0]["throttle_reasons"] == [
+        "hw slowdown",
+        "hw thermal slowdown",
+    ]
 
 
 @pytest.mark.parametrize(
     ("mask", "names"),
-    [(0, []), (1, ["gpu idle"]), (0x80 | 0x20, ["sw thermal slowdown", "hw power brake slowdown"]), (1 << 40, [])],
+    [
+        (0, []),
+        (1, ["gpu idle"]),
+        (0x80 | 0x20, ["sw thermal slowdown", "hw power brake slowdown"]),
+        (1 << 40, []),
+    ],
 )
 def test_reason_names_follow_the_bits(mask: int, names: list[str]) -> None:
     assert reason_names(mask) == names
@@ -77,7 +91,11 @@ def test_device_state_holds_each_gpu_by_index(tmp_path: Path) -> None:
 def test_another_machines_files_say_nothing_of_gpus(tmp_path: Path) -> None:
     assert device_state(*build(tmp_path, VM))["gpus"] is None
     facts = device_facts(*build(tmp_path, VM))
-    assert (facts["cuda_driver"], facts["gpu_memory_bytes"], facts["gpu_compute_capability"]) == (None, None, None)
+    assert (facts["cuda_driver"], facts["gpu_memory_bytes"], facts["gpu_compute_capability"]) == (
+        None,
+        None,
+        None,
+    )
 
 
 def test_nvml_without_a_driver_is_absent() -> None:

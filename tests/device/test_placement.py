@@ -10,7 +10,14 @@ import onnxruntime
 import pytest
 
 from edgetl.core.errors import ProviderError
-from edgetl.device.placement import RECORD, NodeAssignment, check_placement, misplaced_nodes, node_share, recorded_assignments
+from edgetl.device.placement import (
+    RECORD,
+    NodeAssignment,
+    check_placement,
+    misplaced_nodes,
+    node_share,
+    recorded_assignments,
+)
 from tests.bundles import colour_model
 
 CUDA, CPU, TENSORRT = "CUDAExecutionProvider", "CPUExecutionProvider", "TensorrtExecutionProvider"
@@ -19,14 +26,22 @@ _RECORDED = json.loads(Path(__file__).with_name("placements.json").read_text())
 
 
 def recorded(name: str) -> list[NodeAssignment]:
-    return [NodeAssignment(node, operator, f"{provider}ExecutionProvider") for node, operator, provider in _RECORDED[name]]
+    return [
+        NodeAssignment(node, operator, f"{provider}ExecutionProvider")
+        for node, operator, provider in _RECORDED[name]
+    ]
 
 
-def moved(assignments: list[NodeAssignment], operator: str, provider: str, count: int) -> list[NodeAssignment]:
+def moved(
+    assignments: list[NodeAssignment], operator: str, provider: str, count: int
+) -> list[NodeAssignment]:
     """The first `count` nodes of an operator on another provider."""
     chosen = [index for index, node in enumerate(assignments) if node.operator == operator][:count]
     assert len(chosen) == count
-    return [replace(node, provider=provider) if index in chosen else node for index, node in enumerate(assignments)]
+    return [
+        replace(node, provider=provider) if index in chosen else node
+        for index, node in enumerate(assignments)
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(_RECORDED))
@@ -49,7 +64,9 @@ def test_compute_nodes_on_the_cpu_are_named_and_counted() -> None:
     with pytest.raises(ProviderError) as caught:
         check_placement(assignments, CHAIN)
     message = str(caught.value)
-    assert message.startswith(f"{CUDA} did not take 4 of 53 compute nodes; {CPU} got Conv {names[0]}, Conv {names[1]}")
+    assert message.startswith(
+        f"{CUDA} did not take 4 of 53 compute nodes; {CPU} got Conv {names[0]}, Conv {names[1]}"
+    )
     assert f"{names[2]} and 1 more" in message
     assert names[3] not in message
     assert "--provider cpu" in message
@@ -61,14 +78,20 @@ def test_a_session_wholly_on_the_cpu_is_refused() -> None:
         check_placement(assignments, CHAIN)
 
 
-@pytest.mark.parametrize("operator", ["ConvInteger", "QLinearConv", "FusedConv", "Gemm", "MatMul", "MatMulNBits"])
+@pytest.mark.parametrize(
+    "operator", ["ConvInteger", "QLinearConv", "FusedConv", "Gemm", "MatMul", "MatMulNBits"]
+)
 def test_every_compute_operator_counts(operator: str) -> None:
     with pytest.raises(ProviderError, match=f"{operator} last"):
-        check_placement([NodeAssignment("first", "Relu", CUDA), NodeAssignment("last", operator, CPU)], CHAIN)
+        check_placement(
+            [NodeAssignment("first", "Relu", CUDA), NodeAssignment("last", operator, CPU)], CHAIN
+        )
 
 
 def test_nodes_that_tensorrt_leaves_to_cuda_pass() -> None:
-    assignments = moved([replace(node, provider=TENSORRT) for node in recorded("tensor_fp32")], "Conv", CUDA, 2)
+    assignments = moved(
+        [replace(node, provider=TENSORRT) for node in recorded("tensor_fp32")], "Conv", CUDA, 2
+    )
     check_placement(assignments, [TENSORRT, CUDA, CPU])
     with pytest.raises(ProviderError, match="did not take 2 of 53"):
         check_placement(assignments, [TENSORRT, CPU])
@@ -76,7 +99,9 @@ def test_nodes_that_tensorrt_leaves_to_cuda_pass() -> None:
 
 def test_xnnpack_may_leave_nodes_to_the_cpu_it_runs_on() -> None:
     xnnpack = "XnnpackExecutionProvider"
-    assignments = moved([replace(node, provider=xnnpack) for node in recorded("tensor_fp32")], "Conv", CPU, 2)
+    assignments = moved(
+        [replace(node, provider=xnnpack) for node in recorded("tensor_fp32")], "Conv", CPU, 2
+    )
     check_placement(assignments, [xnnpack, CPU])
     with pytest.raises(ProviderError, match="53 of 53"):
         check_placement([replace(node, provider=CPU) for node in assignments], [xnnpack, CPU])
@@ -100,7 +125,9 @@ def test_assignments_of_a_real_session_are_read() -> None:
         pytest.skip("this onnxruntime does not record its partitioning")
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry(RECORD, "1")
-    session = onnxruntime.InferenceSession(colour_model().SerializeToString(), options, providers=[CPU])
+    session = onnxruntime.InferenceSession(
+        colour_model().SerializeToString(), options, providers=[CPU]
+    )
     assignments = recorded_assignments(session)
     assert assignments is not None
     assert {"Gemm", "Softmax"} <= {node.operator for node in assignments}

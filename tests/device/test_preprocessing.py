@@ -16,18 +16,35 @@ from edgetl.device.preprocessing import preprocess
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 300), st.integers(32, 128), st.integers(0, 40), st.integers(0, 9))
+@given(
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.integers(32, 128),
+    st.integers(0, 40),
+    st.integers(0, 9),
+)
 @example(67, 33, 32, 0, 0)
-def test_equals_torchvision_on_pillow_images(height: int, width: int, crop: int, margin: int, seed: int) -> None:
+def test_equals_torchvision_on_pillow_images(
+    height: int, width: int, crop: int, margin: int, seed: int
+) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     contract = Preprocessing(crop + margin, crop)
-    classic = T.Compose([T.Resize(contract.resize), T.CenterCrop(crop), T.ToTensor(), T.Normalize(contract.mean, contract.std)])
+    classic = T.Compose(
+        [
+            T.Resize(contract.resize),
+            T.CenterCrop(crop),
+            T.ToTensor(),
+            T.Normalize(contract.mean, contract.std),
+        ]
+    )
     expected = classic(Image.fromarray(image)).numpy()
     # Pillow 13 takes the columns first where more than twice as many rows go as columns: one grey level (docs/decisions/001).
     resized_height, resized_width = contract.resized(height, width)
     columns_first = height - resized_height > 2 * (width - resized_width)
     grey_level = 1 / (255 * min(contract.std))
-    assert np.abs(preprocess(image, contract)[0] - expected).max() < (grey_level + 1e-5 if columns_first else 1e-5)
+    assert np.abs(preprocess(image, contract)[0] - expected).max() < (
+        grey_level + 1e-5 if columns_first else 1e-5
+    )
 
 
 def test_gives_a_contiguous_float_batch() -> None:
@@ -43,7 +60,10 @@ def test_contract_survives_json() -> None:
     assert Preprocessing.from_json(contract.to_json()) == contract
 
 
-@pytest.mark.parametrize("change", [{"color": "BGR"}, {"interpolation": "bicubic"}, {"mean": [0.5]}, {"crop": "x"}, {"crop": 300}])
+@pytest.mark.parametrize(
+    "change",
+    [{"color": "BGR"}, {"interpolation": "bicubic"}, {"mean": [0.5]}, {"crop": "x"}, {"crop": 300}],
+)
 def test_contract_refuses_what_it_cannot_do(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         Preprocessing.from_json({**Preprocessing(256, 224).to_json(), **change})

@@ -27,7 +27,11 @@ def test_cuda_has_the_cpu_behind_it() -> None:
 
 @pytest.mark.parametrize("provider", ["tensorrt", "nv_tensorrt_rtx"])
 def test_cuda_stands_behind_tensorrt_where_it_is_installed(provider: str) -> None:
-    assert [name for name, _ in provider_chain(provider, ALL, 2)] == [PROVIDERS[provider], CUDA[0], CPU[0]]
+    assert [name for name, _ in provider_chain(provider, ALL, 2)] == [
+        PROVIDERS[provider],
+        CUDA[0],
+        CPU[0],
+    ]
     assert [name for name, _ in provider_chain(provider, [], 2)] == [PROVIDERS[provider], CPU[0]]
 
 
@@ -41,7 +45,9 @@ def test_cuda_stands_behind_tensorrt_where_it_is_installed(provider: str) -> Non
         ("int8-weights", "False", "True"),
     ],
 )
-def test_tensorrt_computes_in_the_precision_of_the_file(precision: str | None, fp16: str, int8: str) -> None:
+def test_tensorrt_computes_in_the_precision_of_the_file(
+    precision: str | None, fp16: str, int8: str
+) -> None:
     (_, options), *_ = provider_chain("tensorrt", ALL, 2, precision)
     assert (options["trt_fp16_enable"], options["trt_int8_enable"]) == (fp16, int8)
 
@@ -59,7 +65,9 @@ def test_without_a_folder_tensorrt_keeps_nothing() -> None:
 
 
 def test_tensorrt_rtx_has_options_of_its_own() -> None:
-    assert provider_chain("nv_tensorrt_rtx", [], 2, "fp16", CACHE)[0][1] == {"nv_runtime_cache_path": "/cache/engines"}
+    assert provider_chain("nv_tensorrt_rtx", [], 2, "fp16", CACHE)[0][1] == {
+        "nv_runtime_cache_path": "/cache/engines"
+    }
 
 
 def test_option_names_are_those_of_the_installed_tensorrt_provider() -> None:

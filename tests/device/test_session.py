@@ -18,7 +18,8 @@ from tests.bundles import CONTRACT, LABELS, colour_model
 
 MODEL: bytes = colour_model().SerializeToString()
 without_gpu = pytest.mark.skipif(
-    "cuda" not in available_providers() or Path("/dev/nvidia0").exists(), reason="needs the GPU wheel without a GPU"
+    "cuda" not in available_providers() or Path("/dev/nvidia0").exists(),
+    reason="needs the GPU wheel without a GPU",
 )
 EPFail = type("EPFail", (Exception,), {})
 NO_ENGINE = (
@@ -33,7 +34,13 @@ class FakeSession:
 
     made: dict[str, Any]
 
-    def __init__(self, content: object, options: Any, providers: list[tuple[str, dict[str, str]]], **rest: Any) -> None:
+    def __init__(
+        self,
+        content: object,
+        options: Any,
+        providers: list[tuple[str, dict[str, str]]],
+        **rest: Any,
+    ) -> None:
         FakeSession.made = {"options": options, "providers": providers, **rest}
 
     def get_providers(self) -> list[str]:
@@ -68,13 +75,20 @@ def test_a_session_on_a_gpu_records_its_placement(assignments: list[NodeAssignme
     assert FakeSession.made["options"].get_session_config_entry(sessions.RECORD) == "1"
 
 
-def test_a_conv_on_the_cpu_is_refused_when_the_session_is_made(assignments: list[NodeAssignment]) -> None:
+def test_a_conv_on_the_cpu_is_refused_when_the_session_is_made(
+    assignments: list[NodeAssignment],
+) -> None:
     assignments += [NodeAssignment("features.0", "Conv", "CPUExecutionProvider")]
-    with pytest.raises(ProviderError, match=r"did not take 1 of 1 compute nodes; CPUExecutionProvider got Conv features\.0"):
+    with pytest.raises(
+        ProviderError,
+        match=r"did not take 1 of 1 compute nodes; CPUExecutionProvider got Conv features\.0",
+    ):
         create_session(MODEL, "cuda")
 
 
-def test_tensorrt_gets_precision_and_cache(assignments: list[NodeAssignment], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tensorrt_gets_precision_and_cache(
+    assignments: list[NodeAssignment], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("EDGETL_CACHE", str(tmp_path))
     create_session(MODEL, "tensorrt", precision="fp16")
     (name, options), *behind = FakeSession.made["providers"]
@@ -83,13 +97,17 @@ def test_tensorrt_gets_precision_and_cache(assignments: list[NodeAssignment], mo
     assert behind[-1] == ("CPUExecutionProvider", {})
 
 
-def test_placement_that_is_not_recorded_is_said_to_be_unknown(assignments: list[NodeAssignment], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_placement_that_is_not_recorded_is_said_to_be_unknown(
+    assignments: list[NodeAssignment], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sessions, "recorded_assignments", lambda session: None)
     with pytest.warns(UserWarning, match="does not record where it places nodes"):
         create_session(MODEL, "cuda")
 
 
-def test_a_run_that_a_provider_fails_is_an_error_in_one_sentence(assignments: list[NodeAssignment]) -> None:
+def test_a_run_that_a_provider_fails_is_an_error_in_one_sentence(
+    assignments: list[NodeAssignment],
+) -> None:
     classifier = Classifier(create_session(MODEL, "cuda"), LABELS, CONTRACT, "image")
     with pytest.raises(ProviderError) as caught:
         classifier.classify(np.zeros((8, 8, 3), np.uint8))
@@ -110,7 +128,9 @@ def test_other_errors_of_a_run_are_left_alone(assignments: list[NodeAssignment])
 
 @without_gpu
 def test_the_library_that_lacks_is_named() -> None:
-    with pytest.raises(ProviderError, match=r"CUDAExecutionProvider did not start: lib\w+\.so\.\d+ is missing\. "):
+    with pytest.raises(
+        ProviderError, match=r"CUDAExecutionProvider did not start: lib\w+\.so\.\d+ is missing\. "
+    ):
         create_session(MODEL, "cuda")
 
 

@@ -28,13 +28,24 @@ def test_cuda_has_every_mode_and_the_cpu_only_the_default() -> None:
     modes = get_args(SessionMode)
     assert [mode for mode in modes if supports("cuda", mode)] == list(modes)
     assert [mode for mode in modes if supports("cpu", mode)] == ["default"]
-    assert [provider_options("cuda", mode) for mode in modes] == [{}, {"enable_cuda_graph": "1"}, {"use_tf32": "0"}]
+    assert [provider_options("cuda", mode) for mode in modes] == [
+        {},
+        {"enable_cuda_graph": "1"},
+        {"use_tf32": "0"},
+    ]
 
 
 def test_modes_become_rows_of_their_own(make_bundle: MakeBundle) -> None:
-    config = BenchConfig(make_bundle(), providers=("cpu", "cuda"), session_modes=("default", "cuda-graph", "no-tf32"), torch_modes=())
+    config = BenchConfig(
+        make_bundle(),
+        providers=("cpu", "cuda"),
+        session_modes=("default", "cuda-graph", "no-tf32"),
+        torch_modes=(),
+    )
     target = find_target(config, (1,))
-    assert [(one.variant, one.source.provider, one.source.settings) for one in target.candidates] == [
+    assert [
+        (one.variant, one.source.provider, one.source.settings) for one in target.candidates
+    ] == [
         ("fp32", "cpu", {}),
         ("fp32", "cuda", {}),
         ("fp32-cuda-graph", "cuda", {"session_mode": "cuda-graph"}),
@@ -48,8 +59,16 @@ def test_modes_become_rows_of_their_own(make_bundle: MakeBundle) -> None:
 
 
 def test_lone_files_have_modes_too(make_bundle: MakeBundle) -> None:
-    config = BenchConfig(make_bundle() / "fp32.onnx", scopes=("model",), providers=("cuda",), session_modes=("default", "cuda-graph"))
-    assert [one.variant for one in find_target(config, (1,)).candidates] == ["fp32", "fp32-cuda-graph"]
+    config = BenchConfig(
+        make_bundle() / "fp32.onnx",
+        scopes=("model",),
+        providers=("cuda",),
+        session_modes=("default", "cuda-graph"),
+    )
+    assert [one.variant for one in find_target(config, (1,)).candidates] == [
+        "fp32",
+        "fp32-cuda-graph",
+    ]
 
 
 @pytest.mark.parametrize("mode", ["cuda-graph", "no-tf32"])
@@ -57,12 +76,17 @@ def test_a_mode_that_no_provider_has_is_refused(make_bundle: MakeBundle, mode: A
     bundle = make_bundle()
     for path in (bundle, bundle / "fp32.onnx"):
         config = BenchConfig(path, scopes=("model",), session_modes=("default", mode))
-        with pytest.raises(BenchError, match=f"--session {mode} is an option of cuda and not of cpu: add --provider cuda"):
+        with pytest.raises(
+            BenchError,
+            match=f"--session {mode} is an option of cuda and not of cpu: add --provider cuda",
+        ):
             find_target(config, (1,))
 
 
 def test_unknown_modes_are_refused_with_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--session takes default, cuda-graph, no-tf32, not 'fast'"):
+    with pytest.raises(
+        ConfigError, match="--session takes default, cuda-graph, no-tf32, not 'fast'"
+    ):
         BenchConfig(tmp_path, session_modes=("fast",))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="--session names at least one"):
         BenchConfig(tmp_path, session_modes=())
@@ -72,41 +96,68 @@ def test_unknown_modes_are_refused_with_those_there_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("This session cannot use the graph capture feature as the model has control flow nodes", r"control flow \(If, Loop or Scan\)"),
-        ("This session cannot use the graph capture feature as all the graph nodes have not been assigned", "not all of its nodes run"),
+        (
+            "This session cannot use the graph capture feature as the model has control flow nodes",
+            r"control flow \(If, Loop or Scan\)",
+        ),
+        (
+            "This session cannot use the graph capture feature as all the graph nodes have not been assigned",
+            "not all of its nodes run",
+        ),
     ],
 )
 def test_a_file_without_a_graph_says_why(
-    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch, error: type[Exception], words: str, reason: str
+    make_bundle: MakeBundle,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+    words: str,
+    reason: str,
 ) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise error(f"onnxruntime cannot load it: {words}")
 
     monkeypatch.setattr(onnx_runtime, "create_session", refuse)
-    source = Source(make_bundle() / "fp32.onnx", threads=1, provider="cuda", settings={"session_mode": "cuda-graph"})
+    source = Source(
+        make_bundle() / "fp32.onnx",
+        threads=1,
+        provider="cuda",
+        settings={"session_mode": "cuda-graph"},
+    )
     with pytest.raises(BenchError, match=rf"fp32.onnx has no CUDA graph: .*{reason}"):
         OnnxRuntimeBackend(source)
     with pytest.raises(error):
         OnnxRuntimeBackend(replace(source, settings={"session_mode": "no-tf32"}))
 
 
-def test_a_mode_opens_its_session_with_its_options(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mode_opens_its_session_with_its_options(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A CPU session stands in for CUDA's; the options that CUDA's would get are noted."""
     opened: list[dict[str, str]] = []
 
-    def note(model: Path, provider: str, threads: int, provider_options: dict[str, str], **more: Any) -> Any:
+    def note(
+        model: Path, provider: str, threads: int, provider_options: dict[str, str], **more: Any
+    ) -> Any:
         opened.append(dict(provider_options))
         return create_session(model, "cpu", threads, **more)
 
     monkeypatch.setattr(onnx_runtime, "create_session", note)
     monkeypatch.setattr(onnx_runtime, "MEMORY", {"cuda": "cpu"})
     monkeypatch.setattr(onnx_runtime, "recorded_assignments", lambda session: None)
-    source = Source(make_bundle() / "fp32.onnx", threads=1, provider="cuda", settings={"session_mode": "cuda-graph"})
+    source = Source(
+        make_bundle() / "fp32.onnx",
+        threads=1,
+        provider="cuda",
+        settings={"session_mode": "cuda-graph"},
+    )
     backend = OnnxRuntimeBackend(source)
     assert isinstance(backend._bound, GraphRun)
     (batch,) = backend.inputs(1)
     described = backend.describe(batch)
-    assert (described["session_mode"], described["provider_options"]) == ("cuda-graph", {"enable_cuda_graph": "1"})
+    assert (described["session_mode"], described["provider_options"]) == (
+        "cuda-graph",
+        {"enable_cuda_graph": "1"},
+    )
     profile = backend.profile(batch, 1)
     assert profile["clock"] == "host dispatch"
     # Profiled node by node, which a graph doesn't have.
@@ -125,13 +176,18 @@ def test_recommendation_names_file_and_provider_options() -> None:
     chosen = recommend([row("onnxruntime", [2_000_000] * 3), fast])
     assert chosen is not None
     assert chosen.latency.row == "onnxruntime-fp32-cuda-graph-model-cpu-b1-t2"
-    assert (chosen.latency.options["variant"], chosen.latency.options["provider_options"]) == ("fp32", {"enable_cuda_graph": "1"})
+    assert (chosen.latency.options["variant"], chosen.latency.options["provider_options"]) == (
+        "fp32",
+        {"enable_cuda_graph": "1"},
+    )
     plain = recommend([row("onnxruntime", [2_000_000] * 3)])
     assert plain is not None
     assert "provider_options" not in plain.latency.options
 
 
-def test_provider_options_reach_onnxruntime(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_provider_options_reach_onnxruntime(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: list[dict[str, Any]] = []
 
     def record(*arguments: object, **named: Any) -> None:

@@ -21,7 +21,11 @@ ALWAYS = ("monotonic_s", "pressure_us")
 def test_a_virtual_machine(tmp_path: Path) -> None:
     state = device_state(*build(tmp_path, VM))
     ticks = os.sysconf("SC_CLK_TCK")
-    assert state["cpu_seconds"] == {"busy": 11_050 / ticks, "total": 111_350 / ticks, "steal": 200 / ticks}
+    assert state["cpu_seconds"] == {
+        "busy": 11_050 / ticks,
+        "total": 111_350 / ticks,
+        "steal": 200 / ticks,
+    }
     assert state["load"] == [0.5, 0.4, 0.3]
     assert state["pressure_us"] == {"cpu": 1_000_000, "memory": 0, "io": 500}
     # A root group counts no throttling: that is not the same as none.
@@ -31,7 +35,10 @@ def test_a_virtual_machine(tmp_path: Path) -> None:
 
 def test_a_container_with_a_quota(tmp_path: Path) -> None:
     # A quota further up throttles too.
-    assert device_state(*build(tmp_path, CONTAINER))["throttling"] == {"periods": 11, "seconds": pytest.approx(2.501)}
+    assert device_state(*build(tmp_path, CONTAINER))["throttling"] == {
+        "periods": 11,
+        "seconds": pytest.approx(2.501),
+    }
 
 
 def test_a_container_of_cgroup_v1(tmp_path: Path) -> None:
@@ -42,12 +49,20 @@ def test_a_container_of_cgroup_v1(tmp_path: Path) -> None:
 
 def test_a_raspberry_pi(tmp_path: Path) -> None:
     state = device_state(*build(tmp_path, PI))
-    assert (state["frequency_khz"], state["frequencies_khz"]) == (1_500_000, {"cpu0": 1_500_000, "cpu1": 600_000})
+    assert (state["frequency_khz"], state["frequencies_khz"]) == (
+        1_500_000,
+        {"cpu0": 1_500_000, "cpu1": 600_000},
+    )
     assert state["frequency_limits_khz"] == [600_000, 1_500_000]
     assert (state["governors"], state["firmware_throttled"]) == (["ondemand"], "50000")
     assert (state["temperature_c"], state["temperatures_c"]) == (61.835, {"cpu-thermal": 61.835})
     assert state["swap_used_bytes"] == 10_000 * 1024
-    assert (state["throttling"], state["pressure_us"]["cpu"], state["turbo"], state["power_source"]) == (None,) * 4
+    assert (
+        state["throttling"],
+        state["pressure_us"]["cpu"],
+        state["turbo"],
+        state["power_source"],
+    ) == (None,) * 4
 
 
 @pytest.mark.parametrize(
@@ -81,7 +96,10 @@ def test_a_pi_without_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_jetson(tmp_path: Path) -> None:
     state = device_state(*build(tmp_path, JETSON))
-    assert (state["over_current_events"], state["power_mode"]) == ({"oc1": 0, "oc2": 1, "oc3": 2}, "MAXN_SUPER")
+    assert (state["over_current_events"], state["power_mode"]) == (
+        {"oc1": 0, "oc2": 1, "oc3": 2},
+        "MAXN_SUPER",
+    )
     # The sensor that is switched off is left out.
     assert state["temperatures_c"] == {"cpu-thermal": 48.5}
     assert (state["swap_used_bytes"], state["governors"]) == (0, ["schedutil"])
@@ -89,8 +107,15 @@ def test_a_jetson(tmp_path: Path) -> None:
 
 def test_a_laptop(tmp_path: Path) -> None:
     state = device_state(*build(tmp_path, LAPTOP))
-    assert (state["turbo"], state["power_source"], state["battery_percent"]) == (True, "battery", 63)
-    assert (state["temperatures_c"], state["temperature_c"]) == ({"acpitz": 40.0, "x86_pkg_temp": 71.0, "coretemp": 72.0}, 72.0)
+    assert (state["turbo"], state["power_source"], state["battery_percent"]) == (
+        True,
+        "battery",
+        63,
+    )
+    assert (state["temperatures_c"], state["temperature_c"]) == (
+        {"acpitz": 40.0, "x86_pkg_temp": 71.0, "coretemp": 72.0},
+        72.0,
+    )
     assert state["thermal_throttles"] == {"core": 3, "package": 7}
 
 
@@ -106,7 +131,9 @@ def test_a_laptop(tmp_path: Path) -> None:
         ({"AC/type": "UPS", "BAT0/type": "UPS"}, None, None),
     ],
 )
-def test_what_feeds_the_machine(tmp_path: Path, changes: dict[str, str], source: str | None, percent: int | None) -> None:
+def test_what_feeds_the_machine(
+    tmp_path: Path, changes: dict[str, str], source: str | None, percent: int | None
+) -> None:
     files = {**LAPTOP, **{f"sys/class/power_supply/{name}": text for name, text in changes.items()}}
     state = device_state(*build(tmp_path, files))
     assert (state["power_source"], state["battery_percent"]) == (source, percent)
@@ -128,7 +155,10 @@ def test_turbo(tmp_path: Path, files: dict[str, str], turbo: bool | None) -> Non
 
 
 def test_throttle_counters_are_summed(tmp_path: Path) -> None:
-    counters = {f"sys/devices/system/cpu/cpu{core}/thermal_throttle/core_throttle_count": f"{core + 2}\n" for core in range(2)}
+    counters = {
+        f"sys/devices/system/cpu/cpu{core}/thermal_throttle/core_throttle_count": f"{core + 2}\n"
+        for core in range(2)
+    }
     assert device_state(*build(tmp_path, {**VM, **counters}))["thermal_throttles"] == {"core": 5}
 
 
@@ -148,20 +178,36 @@ def test_this_machine_can_be_read() -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("garbage", ["garbage", "some garbage\nmore: garbage", "\0\0", "- -", "nan inf", "9" * 500])
-def test_what_cannot_be_understood_is_as_good_as_absent(tmp_path: Path, machine: str, garbage: str) -> None:
+@pytest.mark.parametrize(
+    "garbage", ["garbage", "some garbage\nmore: garbage", "\0\0", "- -", "nan inf", "9" * 500]
+)
+def test_what_cannot_be_understood_is_as_good_as_absent(
+    tmp_path: Path, machine: str, garbage: str
+) -> None:
     proc, sys_root = build(tmp_path, dict.fromkeys(MACHINES[machine], garbage))
     state, facts = device_state(proc, sys_root), device_facts(proc, sys_root)
     # A governor is any word.
     assert {name for name, value in state.items() if value is not None} <= {*ALWAYS, "governors"}
     assert set(state["pressure_us"].values()) == {None}
-    numbers = ("cpu_quota", "memory_bytes", "swap_total_bytes", "frequency_limits_khz", "power_mode", "gpu_driver", "cpu_flags")
+    numbers = (
+        "cpu_quota",
+        "memory_bytes",
+        "swap_total_bytes",
+        "frequency_limits_khz",
+        "power_mode",
+        "gpu_driver",
+        "cpu_flags",
+    )
     assert [facts[name] for name in numbers] == [None] * len(numbers)
     assert facts["gpus"] == []
 
 
 @settings(max_examples=150, deadline=None)
-@given(data=st.data(), content=st.binary(max_size=400) | st.text("0123456789-+.:=/ kBesomtalx\n\0", max_size=60).map(str.encode))
+@given(
+    data=st.data(),
+    content=st.binary(max_size=400)
+    | st.text("0123456789-+.:=/ kBesomtalx\n\0", max_size=60).map(str.encode),
+)
 def test_no_content_of_any_file_stops_a_reading(data: st.DataObject, content: bytes) -> None:
     files = MACHINES[data.draw(st.sampled_from(sorted(MACHINES)))]
     name = data.draw(st.sampled_from(sorted(files)))
@@ -170,6 +216,9 @@ def test_no_content_of_any_file_stops_a_reading(data: st.DataObject, content: by
         before = device_state(proc, sys_root)
         (Path(folder) / name).write_bytes(content)
         after = device_state(proc, sys_root)
-        json.dumps([after, device_facts(proc, sys_root), judge(before, after, 0.0, {}).to_json()], allow_nan=False)
+        json.dumps(
+            [after, device_facts(proc, sys_root), judge(before, after, 0.0, {}).to_json()],
+            allow_nan=False,
+        )
         assert judge(before, after, 0.0, {}).measured["disturbance"] >= 0
         assert free_memory_bytes(proc, sys_root) >= 0

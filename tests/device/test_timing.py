@@ -7,7 +7,9 @@ from itertools import chain, repeat
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.timing import Block, Measurement, measure, measure_paced
 
-PROTOCOL = BenchProtocol(slices=1, block_seconds=0.001, block_runs=7, window_seconds=0.0, window_runs=4, max_windows=5)
+PROTOCOL = BenchProtocol(
+    slices=1, block_seconds=0.001, block_runs=7, window_seconds=0.0, window_runs=4, max_windows=5
+)
 
 
 class FakeTime:
@@ -38,7 +40,12 @@ def test_a_steady_step_ends_its_warm_up_after_two_windows() -> None:
 
 def test_a_slow_step_still_gets_its_runs() -> None:
     time = FakeTime()
-    assert len(measure([("infer", time.step(repeat(10**9)))], ["a"], PROTOCOL, clock=time).latencies_ns) == PROTOCOL.block_runs
+    assert (
+        len(
+            measure([("infer", time.step(repeat(10**9)))], ["a"], PROTOCOL, clock=time).latencies_ns
+        )
+        == PROTOCOL.block_runs
+    )
 
 
 def test_warm_up_waits_until_windows_agree() -> None:
@@ -51,7 +58,9 @@ def test_warm_up_waits_until_windows_agree() -> None:
 
 def test_what_never_settles_is_measured_and_marked() -> None:
     time = FakeTime()
-    block = measure([("infer", time.step(iter(range(1000, 10**9, 500))))], ["a"], PROTOCOL, clock=time)
+    block = measure(
+        [("infer", time.step(iter(range(1000, 10**9, 500))))], ["a"], PROTOCOL, clock=time
+    )
     assert not block.steady
     assert len(block.warmup_medians_ns) == PROTOCOL.max_windows
     assert len(block.latencies_ns) >= PROTOCOL.block_runs
@@ -59,16 +68,29 @@ def test_what_never_settles_is_measured_and_marked() -> None:
 
 def test_a_warm_up_that_takes_too_long_is_cut_off_after_two_windows() -> None:
     time = FakeTime()
-    block = measure([("infer", time.step(iter(range(10**9, 10**12, 10**8))))], ["a"], replace(PROTOCOL, warmup_seconds=0.5), clock=time)
+    block = measure(
+        [("infer", time.step(iter(range(10**9, 10**12, 10**8))))],
+        ["a"],
+        replace(PROTOCOL, warmup_seconds=0.5),
+        clock=time,
+    )
     assert not block.steady
     assert len(block.warmup_medians_ns) == 2
 
 
 def test_stages_add_up_to_the_latency() -> None:
     time = FakeTime()
-    block = measure([("decode", time.step(repeat(300))), ("infer", time.step(repeat(700)))], ["a"], PROTOCOL, clock=time)
+    block = measure(
+        [("decode", time.step(repeat(300))), ("infer", time.step(repeat(700)))],
+        ["a"],
+        PROTOCOL,
+        clock=time,
+    )
     assert set(block.latencies_ns) == {1000}
-    assert {name: set(times) for name, times in block.stages_ns.items()} == {"decode": {300}, "infer": {700}}
+    assert {name: set(times) for name, times in block.stages_ns.items()} == {
+        "decode": {300},
+        "infer": {700},
+    }
     assert len(block.stages_ns["decode"]) == len(block.latencies_ns)
 
 
@@ -92,7 +114,9 @@ def paced(durations: Iterator[int], rate: float, seconds: float = 0.1, runs: int
         time.now += round(length * 1e9) + 70
 
     protocol = replace(PROTOCOL, paced_seconds=seconds, paced_runs=runs)
-    return measure_paced([("inference", time.step(durations))], ["a", "b"], protocol, rate, clock=time, sleep=sleep)
+    return measure_paced(
+        [("inference", time.step(durations))], ["a", "b"], protocol, rate, clock=time, sleep=sleep
+    )
 
 
 def test_between_arrivals_it_sleeps_and_the_timers_delay_does_not_count() -> None:

@@ -58,14 +58,19 @@ def test_a_good_bundle_passes_with_figures(bundle: Path) -> None:
     assert found.gate["max_logit_difference"] <= found.gate["tolerance"]
 
 
-def test_wrong_answers_fail_and_say_what_to_do(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_answers_fail_and_say_what_to_do(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     break_weights(bundle)
     (found,) = verify(open_bundle(bundle))
     assert not found.passed
     assert "logits differ by" in found.gate["reason"]
     assert "another onnxruntime" in found.advice
     rewrite(bundle, lambda content: content["variants"][0].update(precision="int8"))
-    for has, words in ((False, "sums products of 8 bits in 16"), (True, "right on one CPU can be wrong on another")):
+    for has, words in (
+        (False, "sums products of 8 bits in 16"),
+        (True, "right on one CPU can be wrong on another"),
+    ):
         monkeypatch.setattr(verifying, "multiplies_8_bit", lambda has=has: has)
         (found,) = verify(open_bundle(bundle))
         assert words in found.advice
@@ -76,7 +81,12 @@ def test_a_variant_that_cannot_be_run_fails_beside_those_that_can(bundle: Path) 
     shutil.copy(bundle / "fp32.onnx", bundle / "cut.onnx")
     content = (bundle / "cut.onnx").read_bytes()
     (bundle / "cut.onnx").write_bytes(content[: len(content) // 2])
-    rewrite(bundle, lambda content: content["variants"].append({**content["variants"][0], "name": "cut", "file": "cut.onnx"}))
+    rewrite(
+        bundle,
+        lambda content: content["variants"].append(
+            {**content["variants"][0], "name": "cut", "file": "cut.onnx"}
+        ),
+    )
     good, cut = verify(open_bundle(bundle))
     assert good.passed
     assert not cut.passed

@@ -23,7 +23,10 @@ METRICS: dict[str, Any] = {
     "val": {"macro_f1": 0.8, "accuracy": 0.75, "images": 4}, "best_epoch": 2, "parameters": {"trainable": 10, "total": 100},
     "peak_memory_bytes": 10**8, "peak_gpu_memory_bytes": None, "device": "cpu", "precision": "fp32", "weights": {"source": "imagenet"},
 }  # fmt: skip
-EPOCHS = [{"phase": 1, "elapsed": 3.0 * number, "train_accuracy": 0.5, "val_accuracy": 0.75} for number in (1, 2)]
+EPOCHS = [
+    {"phase": 1, "elapsed": 3.0 * number, "train_accuracy": 0.5, "val_accuracy": 0.75}
+    for number in (1, 2)
+]
 PREDICTIONS = "path,label,predicted,probability,label_probability\na,cat,cat,1,1\nb,cat,dog,1,0\nc,dog,dog,1,1\nd,dog,dog,1,1\n"
 
 
@@ -38,11 +41,15 @@ def planned(config: CompareConfig, tmp_path: Path) -> list[PlannedRun]:
     return plan_runs(config, recipe, (Network("resnet18", 64, 9),), tmp_path / "out/runs")
 
 
-def write_run(folder: Path, metrics: Any = METRICS, history: str | None = None, predictions: str = PREDICTIONS) -> None:
+def write_run(
+    folder: Path, metrics: Any = METRICS, history: str | None = None, predictions: str = PREDICTIONS
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "config.json").write_text('{"schema": 1}')
-    (folder / "history.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in EPOCHS) if history is None else history)
+    (folder / "history.jsonl").write_text(
+        "".join(json.dumps(epoch) + "\n" for epoch in EPOCHS) if history is None else history
+    )
     (folder / "predictions.csv").write_text(predictions)
 
 
@@ -90,14 +97,18 @@ def test_broken_run_is_one_sentence(planned: list[PlannedRun], files: dict[str, 
         read_run(planned[0])
 
 
-def test_mutated_plans_are_taken_or_refused(config: CompareConfig, planned: list[PlannedRun], tmp_path: Path) -> None:
+def test_mutated_plans_are_taken_or_refused(
+    config: CompareConfig, planned: list[PlannedRun], tmp_path: Path
+) -> None:
     folder = ExperimentDirectory(config.output or tmp_path)
     write_plan(folder, Plan(planned, {}, []), config, replace(planned[0].config, output=None))
     content = json.loads(folder.plan.read_text())
     finished, refused = [planned[0].name], 0
     _refuse_other_plan(folder, planned, finished)
     for seed in range(300):
-        folder.plan.write_text(json.dumps({**content, "runs": mutate_json(content["runs"], random.Random(seed))}))
+        folder.plan.write_text(
+            json.dumps({**content, "runs": mutate_json(content["runs"], random.Random(seed))})
+        )
         try:
             _refuse_other_plan(folder, planned, finished)
         except (RunError, ConfigError):

@@ -19,7 +19,14 @@ import pytest
 
 from edgetl.core.candidates import CandidatesConfig, CandidatesResult
 from edgetl.core.comparing import EQUAL_TIME, CompareConfig, PlannedRun
-from edgetl.core.errors import ArchitectureError, BenchError, ConfigError, DataError, RunError, WeightsError
+from edgetl.core.errors import (
+    ArchitectureError,
+    BenchError,
+    ConfigError,
+    DataError,
+    RunError,
+    WeightsError,
+)
 from edgetl.core.experiment import read_experiment
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import BundleDirectory, ExperimentDirectory, RunDirectory
@@ -40,7 +47,9 @@ STRATEGIES = ("head", "finetune", EQUAL_TIME, "scratch")
 @pytest.fixture
 def not_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     """No process that times steps beforehand, which takes as long as a run does here."""
-    monkeypatch.setattr(preparing, "_expected", lambda runs, watcher, scratch: {run.name: 1.0 for run in runs})
+    monkeypatch.setattr(
+        preparing, "_expected", lambda runs, watcher, scratch: {run.name: 1.0 for run in runs}
+    )
 
 
 class Watched:
@@ -56,7 +65,9 @@ class Watched:
     def measuring(self, done: int, total: int, text: str) -> None:
         pass
 
-    def planned(self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]) -> None:
+    def planned(
+        self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]
+    ) -> None:
         assert {run.name for run in runs} >= set(seconds)
 
     def started(self, run: PlannedRun) -> None:
@@ -75,7 +86,13 @@ def recipe(parts: Path, random_weights: Path) -> FinetuneConfig:
 
 
 def experiment_of(folder: Path, **more: Any) -> CompareConfig:
-    given: dict[str, Any] = {"models": (ARCHITECTURE,), "seeds": 1, "image_sizes": (IMAGE_SIZE,), "epochs": 3, "bench": False}
+    given: dict[str, Any] = {
+        "models": (ARCHITECTURE,),
+        "seeds": 1,
+        "image_sizes": (IMAGE_SIZE,),
+        "epochs": 3,
+        "bench": False,
+    }
     return CompareConfig(folder, **{**given, **more})
 
 
@@ -93,12 +110,19 @@ def command(data: Path, weights: Path, folder: Path, *more: str) -> list[str]:
 
 
 def children_of(pid: int) -> list[int]:
-    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    return [
+        int(child)
+        for path in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in path.read_text().split()
+    ]
 
 
 @pytest.fixture(scope="module")
 def gone_on(
-    forked: Callable[..., subprocess.CompletedProcess[str]], parts: Path, random_weights: Path, tmp_path_factory: pytest.TempPathFactory
+    forked: Callable[..., subprocess.CompletedProcess[str]],
+    parts: Path,
+    random_weights: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, dict[str, float], str, list[int]]:
     """An experiment killed by SIGKILL while its third run trained, then started again: folder, times of what had ended, output, orphans."""
     folder = ExperimentDirectory(tmp_path_factory.mktemp("experiment") / "pets")
@@ -113,13 +137,23 @@ def gone_on(
     first.join()
     assert children
     times = {run.path.name: run.metrics.stat().st_mtime_ns for run in ended}
-    wait_for(lambda: not any(Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes() for child in children))
+    wait_for(
+        lambda: (
+            not any(
+                Path(f"/proc/{child}/cmdline").exists()
+                and Path(f"/proc/{child}/cmdline").read_bytes()
+                for child in children
+            )
+        )
+    )
     second = forked(*asked)
     assert second.returncode == 0, second.stderr
     return folder.path, times, second.stdout + "\0" + second.stderr, children
 
 
-def wait_for(met: Callable[[], bool], alive: Callable[[], bool] | None = None, seconds: float = 120) -> None:
+def wait_for(
+    met: Callable[[], bool], alive: Callable[[], bool] | None = None, seconds: float = 120
+) -> None:
     give_up = time.monotonic() + seconds
     while not met():
         assert time.monotonic() < give_up, "it never came"
@@ -127,44 +161,73 @@ def wait_for(met: Callable[[], bool], alive: Callable[[], bool] | None = None, s
         time.sleep(0.02)
 
 
-def test_killed_in_the_middle_it_goes_on_without_repeating_a_run(gone_on: tuple[Path, dict[str, float], str, list[int]]) -> None:
+def test_killed_in_the_middle_it_goes_on_without_repeating_a_run(
+    gone_on: tuple[Path, dict[str, float], str, list[int]],
+) -> None:
     folder, times, said, _ = gone_on
     runs = ExperimentDirectory(folder).runs
     assert {name: (runs / name / "metrics.json").stat().st_mtime_ns for name in times} == times
-    assert sorted(path.name for path in runs.iterdir()) == sorted(f"{ROW}-{strategy}-s0" for strategy in STRATEGIES)
+    assert sorted(path.name for path in runs.iterdir()) == sorted(
+        f"{ROW}-{strategy}-s0" for strategy in STRATEGIES
+    )
     assert "4 runs, 2 of them ended before" in said
     assert "[1/4]" not in said.partition("\0")[2]
     found = read_experiment(ExperimentDirectory(folder).result)
     assert not found.open
     assert not found.failed
-    assert not list(folder.glob(".cache-*")) or len(list(folder.glob(".cache-*"))) == 1, "the killed one's cache alone may be left"
+    assert not list(folder.glob(".cache-*")) or len(list(folder.glob(".cache-*"))) == 1, (
+        "the killed one's cache alone may be left"
+    )
 
 
-def test_its_figures_are_those_of_the_run_directories(gone_on: tuple[Path, dict[str, float], str, list[int]]) -> None:
+def test_its_figures_are_those_of_the_run_directories(
+    gone_on: tuple[Path, dict[str, float], str, list[int]],
+) -> None:
     folder, _, said, _ = gone_on
     found = read_experiment(ExperimentDirectory(folder).result)
     printed = json.loads(said.partition("\0")[0])
     assert printed["kind"] == "compare"
-    assert [row["strategy"] for row in printed["rows"]] == ["scratch", EQUAL_TIME, "head", "finetune"]
+    assert [row["strategy"] for row in printed["rows"]] == [
+        "scratch",
+        EQUAL_TIME,
+        "head",
+        "finetune",
+    ]
     for run in found.runs:
         metrics = json.loads((folder / run.folder / "metrics.json").read_text())
-        history = [json.loads(line) for line in (folder / run.folder / "history.jsonl").read_text().splitlines()]
+        history = [
+            json.loads(line)
+            for line in (folder / run.folder / "history.jsonl").read_text().splitlines()
+        ]
         assert run.val_accuracy == pytest.approx(metrics["val"]["accuracy"])
         assert run.seconds == metrics["seconds"]["total"]
         assert [epoch.elapsed for epoch in run.epochs] == [line["elapsed"] for line in history]
-        assert (run.trainable, run.parameters) == (metrics["parameters"]["trainable"], metrics["parameters"]["total"])
+        assert (run.trainable, run.parameters) == (
+            metrics["parameters"]["trainable"],
+            metrics["parameters"]["total"],
+        )
         assert sum(map(sum, run.confusion)) == len(run.answers) == 20
-        assert metrics["frozen_blocks"]["cache"] != "reused", "one run's work must not shorten another"
+        assert metrics["frozen_blocks"]["cache"] != "reused", (
+            "one run's work must not shorten another"
+        )
     by_strategy = {run.strategy: run for run in found.runs}
     assert {len(run.epochs) for run in found.runs if run.strategy != EQUAL_TIME} == {3}
-    config = json.loads((folder / by_strategy[EQUAL_TIME].folder / "config.json").read_text())["config"]
+    config = json.loads((folder / by_strategy[EQUAL_TIME].folder / "config.json").read_text())[
+        "config"
+    ]
     assert config["budget_s"] == by_strategy["finetune"].seconds
-    assert by_strategy["head"].trainable < by_strategy["finetune"].trainable < by_strategy["scratch"].trainable
+    assert (
+        by_strategy["head"].trainable
+        < by_strategy["finetune"].trainable
+        < by_strategy["scratch"].trainable
+    )
     splits = {(folder / run.folder / "split.csv").read_text() for run in found.runs}
     assert len(splits) == 1
 
 
-def test_the_recommended_run_is_exported_and_timed_once(gone_on: tuple[Path, dict[str, float], str, list[int]]) -> None:
+def test_the_recommended_run_is_exported_and_timed_once(
+    gone_on: tuple[Path, dict[str, float], str, list[int]],
+) -> None:
     folder, _, _, _ = gone_on
     found = read_experiment(ExperimentDirectory(folder).result)
     (one,) = found.deployed
@@ -178,7 +241,9 @@ def test_the_recommended_run_is_exported_and_timed_once(gone_on: tuple[Path, dic
     assert len(list((folder / row.best.folder / "bench").glob("*.json"))) == 1
 
 
-def test_what_is_written_is_for_people_too(gone_on: tuple[Path, dict[str, float], str, list[int]]) -> None:
+def test_what_is_written_is_for_people_too(
+    gone_on: tuple[Path, dict[str, float], str, list[int]],
+) -> None:
     folder, _, _, _ = gone_on
     table = ExperimentDirectory(folder).table.read_text()
     assert f"## {ROW}, equal epochs\n" in table
@@ -186,17 +251,25 @@ def test_what_is_written_is_for_people_too(gone_on: tuple[Path, dict[str, float]
     assert "## Differences" in table
 
 
-def test_finished_it_does_nothing_more(gone_on: tuple[Path, dict[str, float], str, list[int]], recipe: FinetuneConfig) -> None:
+def test_finished_it_does_nothing_more(
+    gone_on: tuple[Path, dict[str, float], str, list[int]], recipe: FinetuneConfig
+) -> None:
     folder, _, _, _ = gone_on
     before = read_experiment(ExperimentDirectory(folder).result)
     watched = Watched()
-    again = compare(experiment_of(folder, strategies=("scratch", "head", "finetune"), bench=True), recipe, watched)
+    again = compare(
+        experiment_of(folder, strategies=("scratch", "head", "finetune"), bench=True),
+        recipe,
+        watched,
+    )
     assert watched.begun == []
     assert again.runs == before.runs
     assert again.deployed == before.deployed
 
 
-def test_another_plan_is_refused(gone_on: tuple[Path, dict[str, float], str, list[int]], recipe: FinetuneConfig) -> None:
+def test_another_plan_is_refused(
+    gone_on: tuple[Path, dict[str, float], str, list[int]], recipe: FinetuneConfig
+) -> None:
     folder, _, _, _ = gone_on
     with pytest.raises(ConfigError, match=r"another plan: .*epochs was"):
         plan_only(experiment_of(folder, epochs=5), recipe)
@@ -248,7 +321,12 @@ def test_several_seeds_share_a_split_and_a_failure_does_not_stop_the_rest(
     assert watched.begun == [f"{ROW}-head-s0", f"{ROW}-head-s1"]
     assert len({(folder.path / run.folder / "split.csv").read_text() for run in found.runs}) == 1
     assert found.runs[0].epochs != found.runs[1].epochs
-    assert [message["epoch"]["epoch"] for message in watched.messages if "epoch" in message] == [1, 2, 1, 2]
+    assert [message["epoch"]["epoch"] for message in watched.messages if "epoch" in message] == [
+        1,
+        2,
+        1,
+        2,
+    ]
     # One of the two is lost, and cannot be made again.
     lost = RunDirectory(folder.path / found.runs[1].folder)
     lost.metrics.unlink()
@@ -262,58 +340,105 @@ def test_several_seeds_share_a_split_and_a_failure_does_not_stop_the_rest(
 
 
 def test_resnet50_takes_the_same_path(parts: Path, tmp_path: Path) -> None:
-    config = CompareConfig(tmp_path / "out", ("resnet50",), ("scratch",), seeds=1, image_sizes=(32,), epochs=2, bench=False)
+    config = CompareConfig(
+        tmp_path / "out",
+        ("resnet50",),
+        ("scratch",),
+        seeds=1,
+        image_sizes=(32,),
+        epochs=2,
+        bench=False,
+    )
     (row,) = compare(config, FinetuneConfig(parts, weights="none", workers=0, device="cpu")).rows
     assert row.name == "resnet50-32-scratch"
     assert row.first.parameters == 23_508_032 + 5 * 2048 + 5
     assert row.first.trainable == row.first.parameters
 
 
-def test_a_latency_budget_drops_what_is_too_slow_before_anything_is_trained(recipe: FinetuneConfig, tmp_path: Path) -> None:
+def test_a_latency_budget_drops_what_is_too_slow_before_anything_is_trained(
+    recipe: FinetuneConfig, tmp_path: Path
+) -> None:
     folder = ExperimentDirectory(tmp_path / "out")
     folder.path.mkdir()
-    rows = (candidate(ARCHITECTURE, [2.0, 2.0], IMAGE_SIZE), candidate("resnet50", [9.0, 9.0], IMAGE_SIZE))
+    rows = (
+        candidate(ARCHITECTURE, [2.0, 2.0], IMAGE_SIZE),
+        candidate("resnet50", [9.0, 9.0], IMAGE_SIZE),
+    )
     write_result(replace(result_of(*rows), classes=5, device=device_facts()), folder.candidates)
     watched = Watched()
-    config = experiment_of(folder.path, models=(ARCHITECTURE, "resnet50"), strategies=("head",), latency_budget_ms=5.0, epochs=2)
+    config = experiment_of(
+        folder.path,
+        models=(ARCHITECTURE, "resnet50"),
+        strategies=("head",),
+        latency_budget_ms=5.0,
+        epochs=2,
+    )
     plan = plan_only(config, recipe, watched)
     assert [run.name for run in plan.runs] == [f"{ROW}-head-s0"]
     assert plan.seconds_left > 0
-    assert f"Dropped, above --latency-budget 5 ms: resnet50-{IMAGE_SIZE} (9.00 ms)." in watched.notes
+    assert (
+        f"Dropped, above --latency-budget 5 ms: resnet50-{IMAGE_SIZE} (9.00 ms)." in watched.notes
+    )
     assert plan.candidates is not None
-    assert [(one.network, one.fits) for one in candidates_of(plan.candidates)] == [(ROW, True), (f"resnet50-{IMAGE_SIZE}", False)]
-    with pytest.raises(BenchError, match=r"No network is within --latency-budget 1 ms: the fastest, .* has 2\.00 ms"):
+    assert [(one.network, one.fits) for one in candidates_of(plan.candidates)] == [
+        (ROW, True),
+        (f"resnet50-{IMAGE_SIZE}", False),
+    ]
+    with pytest.raises(
+        BenchError,
+        match=r"No network is within --latency-budget 1 ms: the fastest, .* has 2\.00 ms",
+    ):
         plan_only(replace(config, latency_budget_ms=1.0), recipe)
 
 
 @pytest.mark.usefixtures("not_estimated")
-def test_networks_are_timed_where_they_were_not_yet(recipe: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_are_timed_where_they_were_not_yet(
+    recipe: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[CandidatesConfig] = []
 
     def time_candidates(wanted: CandidatesConfig, report: object) -> CandidatesResult:
         asked.append(wanted)
-        return replace(result_of(candidate(ARCHITECTURE, [2.0, 2.0], IMAGE_SIZE), budget_ms=5.0), classes=5)
+        return replace(
+            result_of(candidate(ARCHITECTURE, [2.0, 2.0], IMAGE_SIZE), budget_ms=5.0), classes=5
+        )
 
     monkeypatch.setattr(preparing, "time_candidates", time_candidates)
     folder = ExperimentDirectory(tmp_path / "out")
     folder.path.mkdir()
-    interrupted = replace(result_of(candidate(ARCHITECTURE, [9.0, 9.0], IMAGE_SIZE)), classes=5, device=device_facts(), interrupted=True)
+    interrupted = replace(
+        result_of(candidate(ARCHITECTURE, [9.0, 9.0], IMAGE_SIZE)),
+        classes=5,
+        device=device_facts(),
+        interrupted=True,
+    )
     write_result(interrupted, folder.candidates)
-    plan = plan_only(experiment_of(folder.path, strategies=("head",), latency_budget_ms=5.0, epochs=2), recipe)
+    plan = plan_only(
+        experiment_of(folder.path, strategies=("head",), latency_budget_ms=5.0, epochs=2), recipe
+    )
     (wanted,) = asked
-    assert (wanted.architectures, wanted.image_sizes, wanted.classes) == ((ARCHITECTURE,), (IMAGE_SIZE,), 5)
+    assert (wanted.architectures, wanted.image_sizes, wanted.classes) == (
+        (ARCHITECTURE,),
+        (IMAGE_SIZE,),
+        5,
+    )
     assert (wanted.latency_budget_ms, wanted.output) == (5.0, folder.candidates)
     assert not folder.candidates.exists(), "one that was interrupted is measured again"
     assert [run.name for run in plan.runs] == [f"{ROW}-head-s0"]
 
 
-def test_what_is_wrong_is_told_before_anything_is_trained(recipe: FinetuneConfig, tmp_path: Path) -> None:
+def test_what_is_wrong_is_told_before_anything_is_trained(
+    recipe: FinetuneConfig, tmp_path: Path
+) -> None:
     with pytest.raises(ArchitectureError, match="no classifier 'mobilnet'"):
         compare(experiment_of(tmp_path / "a", models=("mobilnet",)), recipe)
     with pytest.raises(DataError):
         compare(experiment_of(tmp_path / "b"), replace(recipe, data=tmp_path / "nothing"))
     with pytest.raises(WeightsError):
-        compare(experiment_of(tmp_path / "c"), replace(recipe, weights=str(tmp_path / "none.safetensors")))
+        compare(
+            experiment_of(tmp_path / "c"),
+            replace(recipe, weights=str(tmp_path / "none.safetensors")),
+        )
     with pytest.raises(ConfigError, match="lie in each other"):
         compare(experiment_of(recipe.data / "out"), recipe)
     with pytest.raises(ConfigError, match="validation images"):
@@ -325,7 +450,9 @@ def test_what_is_wrong_is_told_before_anything_is_trained(recipe: FinetuneConfig
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 
-def test_ctrl_c_keeps_what_has_ended_and_says_how_to_go_on(parts: Path, random_weights: Path, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_has_ended_and_says_how_to_go_on(
+    parts: Path, random_weights: Path, tmp_path: Path
+) -> None:
     folder = ExperimentDirectory(tmp_path / "out")
     asked = command(parts, random_weights, folder.path, "--strategies", "head,finetune")
     process = subprocess.Popen(

@@ -16,7 +16,9 @@ from tests.conftest import ROOT
 
 def test_a_process_that_dies_leaves_its_last_words(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "run.log"
-    with pytest.raises(RunError, match=r"(?s)ended with status 1\. All it said is in .*KeyError: 'nonsense'"):
+    with pytest.raises(
+        RunError, match=r"(?s)ended with status 1\. All it said is in .*KeyError: 'nonsense'"
+    ):
         run_task({"task": "nonsense"}, log, print, tmp_path)
     assert "Traceback" in log.read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["logs"], "its cache is gone"
@@ -26,7 +28,13 @@ def test_what_the_caller_raises_ends_the_process(tmp_path: Path, parts: Path) ->
     def told(message: dict[str, Any]) -> None:
         raise KeyboardInterrupt
 
-    config = {"data": str(parts), "output": str(tmp_path / "run"), "model": "squeezenet1_1", "image_size": 64, "weights": "none"}
+    config = {
+        "data": str(parts),
+        "output": str(tmp_path / "run"),
+        "model": "squeezenet1_1",
+        "image_size": 64,
+        "weights": "none",
+    }
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run_task({"task": "train", "config": config}, tmp_path / "run.log", told, tmp_path)
@@ -45,7 +53,12 @@ def test_what_libraries_print_does_not_disturb_the_messages(tmp_path: Path) -> N
     )
     # Standard input stays open, as that of a worker does while its parent lives.
     with subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -18,12 +18,22 @@ from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 @pytest.fixture
 def export(random_weights: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     """Export as a user does, but ask PyTorch's exporter, which takes seconds, only once for equal questions."""
-    monkeypatch.setattr(exporting, "network_graph", lambda _network, *question: graph_once(random_weights, *question))
+    monkeypatch.setattr(
+        exporting,
+        "network_graph",
+        lambda _network, *question: graph_once(random_weights, *question),
+    )
     return lambda output, images=None, **options: export_architecture(
-        ARCHITECTURE, str(random_weights), ExportConfig(output=output, **options), images, IMAGE_SIZE
+        ARCHITECTURE,
+        str(random_weights),
+        ExportConfig(output=output, **options),
+        images,
+        IMAGE_SIZE,
     )
 
 
 @cache
 def graph_once(weights: Path, image_size: int, classes: int, opset: int) -> NetworkGraph:
-    return network_graph(load_stock_model(ARCHITECTURE, str(weights), image_size).network, image_size, classes, opset)
+    return network_graph(
+        load_stock_model(ARCHITECTURE, str(weights), image_size).network, image_size, classes, opset
+    )

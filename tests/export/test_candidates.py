@@ -20,7 +20,14 @@ from edgetl.export.network_graph import NetworkGraph, network_graph
 from edgetl.export.untrained import write_untrained
 from tests.conftest import ARCHITECTURE
 
-BRIEF = BenchProtocol(block_seconds=0.01, block_runs=20, window_seconds=0.002, window_runs=5, max_windows=4, random_inputs=2)
+BRIEF = BenchProtocol(
+    block_seconds=0.01,
+    block_runs=20,
+    window_seconds=0.002,
+    window_runs=5,
+    max_windows=4,
+    random_inputs=2,
+)
 SIZE = 32
 
 
@@ -37,37 +44,56 @@ def forbidden(*_: Any, **__: Any) -> Any:
 def test_every_candidate_is_timed_or_says_why_not(tmp_path: Path) -> None:
     steps: list[tuple[int, int, str]] = []
     config = CandidatesConfig(
-        (ARCHITECTURE, "inception_v3", "shufflenet_v2_x0_5", ARCHITECTURE), 3, (SIZE,), latency_budget_ms=1000, threads=1, rounds=2
+        (ARCHITECTURE, "inception_v3", "shufflenet_v2_x0_5", ARCHITECTURE),
+        3,
+        (SIZE,),
+        latency_budget_ms=1000,
+        threads=1,
+        rounds=2,
     )
     result = time_candidates(config, lambda *step: steps.append(step), BRIEF)
 
-    assert [row.name for row in result.rows] == [f"{ARCHITECTURE}-32", "inception_v3-32", "shufflenet_v2_x0_5-32"]
+    assert [row.name for row in result.rows] == [
+        f"{ARCHITECTURE}-32",
+        "inception_v3-32",
+        "shufflenet_v2_x0_5-32",
+    ]
     first, small, _ = result.rows
     assert small.failed is not None
     assert "does not take images of 32 pixels" in small.failed
     assert [row.failed for row in result.timed] == [None, None]
     assert [len(row.rounds) for row in result.rows] == [2, 0, 2]
-    assert all(len(block.latencies_ns) >= BRIEF.block_runs for row in result.timed for block in row.rounds)
-    assert {frozenset(order) for order in result.order} == {frozenset({f"{ARCHITECTURE}-32", "shufflenet_v2_x0_5-32"})}
+    assert all(
+        len(block.latencies_ns) >= BRIEF.block_runs for row in result.timed for block in row.rounds
+    )
+    assert {frozenset(order) for order in result.order} == {
+        frozenset({f"{ARCHITECTURE}-32", "shufflenet_v2_x0_5-32"})
+    }
     assert result.fitting == result.timed
     assert first.session["input"] == "uint8 1x37x37x3"
     assert first.session["intra_op_threads"] == 1
     assert first.session["node_share"] == {"CPUExecutionProvider": 1.0}
     assert first.check["max_logit_difference"] < 1e-4
     assert first.imagenet_top1 == pytest.approx(67.7, abs=0.1)
-    assert first.parameters == 927_008 + 590_848 + 1024 * 3 + 3  # MobileNetV3-Small's blocks, its first dense layer, the new one
+    assert (
+        first.parameters == 927_008 + 590_848 + 1024 * 3 + 3
+    )  # MobileNetV3-Small's blocks, its first dense layer, the new one
     assert first.file_bytes is not None
     assert abs(first.file_bytes - 4 * first.parameters) < 0.15 * first.file_bytes
 
     assert (0, 0) in [step[:2] for step in steps], "how long it will take"
-    assert next(text for done, total, text in steps if total == 0).startswith("Timing 2 candidates in 2 rounds takes about")
+    assert next(text for done, total, text in steps if total == 0).startswith(
+        "Timing 2 candidates in 2 rounds takes about"
+    )
     assert steps[-1] == (4, 4, "measured")
     assert result.path is not None
     assert json.loads(result.path.read_text()) == json.loads(json.dumps(result.to_json()))
     assert result.path.parent.resolve() == (tmp_path / "bench").resolve()
 
 
-def test_what_is_whole_is_kept_when_it_is_interrupted_and_never_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_whole_is_kept_when_it_is_interrupted_and_never_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(done: int, total: int, text: str) -> None:
         if text.startswith("round 3"):
             raise KeyboardInterrupt
@@ -84,7 +110,9 @@ def test_what_is_whole_is_kept_when_it_is_interrupted_and_never_overwritten(tmp_
         time_candidates(config, None, BRIEF)
 
 
-def test_unknown_names_are_told_together_before_anything_is_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_names_are_told_together_before_anything_is_exported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(candidates, "write_untrained", forbidden)
     with pytest.raises(ConfigError) as raised:
         time_candidates(CandidatesConfig(("mobilnet_v2", "resnet18", "shuflenet_v2_x1_0")))
@@ -97,16 +125,22 @@ def test_unknown_names_are_told_together_before_anything_is_exported(monkeypatch
 def test_more_threads_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "write_untrained", forbidden)
     with pytest.raises(BenchError, match="this process may use"):
-        time_candidates(CandidatesConfig((ARCHITECTURE,), image_sizes=(SIZE,), threads=10**6), None, BRIEF)
+        time_candidates(
+            CandidatesConfig((ARCHITECTURE,), image_sizes=(SIZE,), threads=10**6), None, BRIEF
+        )
 
 
 def test_a_provider_that_is_not_there_ends_it(tmp_path: Path) -> None:
     with pytest.raises(ProviderError):
-        time_candidates(CandidatesConfig((ARCHITECTURE,), image_sizes=(SIZE,), provider="qnn"), None, BRIEF)
+        time_candidates(
+            CandidatesConfig((ARCHITECTURE,), image_sizes=(SIZE,), provider="qnn"), None, BRIEF
+        )
     assert not (tmp_path / "bench").exists()
 
 
-def test_where_the_tracer_does_not_know_the_way_the_exporter_is_asked_and_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_tracer_does_not_know_the_way_the_exporter_is_asked_and_may_fail(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = []
 
     def refuse(*question: Any) -> NetworkGraph:
@@ -124,7 +158,11 @@ def test_where_the_tracer_does_not_know_the_way_the_exporter_is_asked_and_may_fa
 def test_another_network_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def altered(file: Path) -> onnx.ModelProto:
         model = onnx.load(file)
-        weight = next(value for value in model.graph.initializer if len(value.dims) == 4 and not value.name.startswith("pre_"))
+        weight = next(
+            value
+            for value in model.graph.initializer
+            if len(value.dims) == 4 and not value.name.startswith("pre_")
+        )
         weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 1.5, weight.name))
         return model
 
@@ -133,7 +171,9 @@ def test_another_network_is_not_timed(tmp_path: Path, monkeypatch: pytest.Monkey
         write_untrained(ARCHITECTURE, SIZE, 5, 0, 1, tmp_path / "model.onnx")
 
 
-def test_the_seed_decides_the_weights_and_the_callers_random_state_is_left_alone(tmp_path: Path) -> None:
+def test_the_seed_decides_the_weights_and_the_callers_random_state_is_left_alone(
+    tmp_path: Path,
+) -> None:
     before = torch.get_rng_state()
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
         write_untrained(ARCHITECTURE, SIZE, 5, seed, 1, tmp_path / name)
@@ -142,7 +182,9 @@ def test_the_seed_decides_the_weights_and_the_callers_random_state_is_left_alone
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_what_the_tracer_writes_otherwise_is_left_to_the_exporter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_tracer_writes_otherwise_is_left_to_the_exporter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def asked(*_: Any) -> NetworkGraph:
         raise ExportError("the exporter was asked")
 
@@ -159,12 +201,16 @@ def test_what_the_tracer_writes_otherwise_is_left_to_the_exporter(tmp_path: Path
         "resnet18", "resnext50_32x4d", "shufflenet_v2_x1_0", "squeezenet1_1",
     ],
 )  # fmt: skip
-def test_the_tracer_writes_what_the_exporter_writes(architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tracer_writes_what_the_exporter_writes(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Once optimised: the same operators, equally often."""
     operators = []
     for name in ("traced", "exported"):
         if name == "exported":
-            monkeypatch.setattr(untrained, "traced_graph", lambda *_: (_ for _ in ()).throw(ExportError("not now")))
+            monkeypatch.setattr(
+                untrained, "traced_graph", lambda *_: (_ for _ in ()).throw(ExportError("not now"))
+            )
         else:
             monkeypatch.setattr(untrained, "network_graph", forbidden)
         write_untrained(architecture, 64, 5, 0, 1, tmp_path / name)
@@ -172,6 +218,10 @@ def test_the_tracer_writes_what_the_exporter_writes(architecture: str, tmp_path:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.optimized_model_filepath = str(tmp_path / f"{name}.optimised.onnx")
-        onnxruntime.InferenceSession(str(tmp_path / name), options, providers=["CPUExecutionProvider"])
-        operators.append(Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node))
+        onnxruntime.InferenceSession(
+            str(tmp_path / name), options, providers=["CPUExecutionProvider"]
+        )
+        operators.append(
+            Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+        )
     assert operators[0] == operators[1]

@@ -15,8 +15,19 @@ from edgetl.device.bundle import Variant
 from edgetl.export.choosing import accuracy_drop, choose, closest
 
 
-def variant(name: str, p50: float | None, size: int = 100, drop: float = 0.0, verdict: str = "faster", **latency: Any) -> Variant:
-    timed = {"p50_ms": p50, "speedup": 2.0, "ci95": [1.5, 2.5], "verdict": verdict, **latency} if p50 else {"p50_ms": None, **latency}
+def variant(
+    name: str,
+    p50: float | None,
+    size: int = 100,
+    drop: float = 0.0,
+    verdict: str = "faster",
+    **latency: Any,
+) -> Variant:
+    timed = (
+        {"p50_ms": p50, "speedup": 2.0, "ci95": [1.5, 2.5], "verdict": verdict, **latency}
+        if p50
+        else {"p50_ms": None, **latency}
+    )
     return Variant(name, f"{name}.onnx", "0", size, name, "image", 18, {}, {"drop": drop}, timed)
 
 
@@ -47,7 +58,9 @@ def test_limits_that_nothing_meets() -> None:
 
 def test_what_failed_its_gate_is_out() -> None:
     variants = [variant("fp32", 4.0), variant("int8", None, reason="logits differ")]
-    assert choose(variants, ExportConfig(optimise="size")).against == {"int8": "was not timed: logits differ"}
+    assert choose(variants, ExportConfig(optimise="size")).against == {
+        "int8": "was not timed: logits differ"
+    }
 
 
 def test_where_fp32_is_too_slow_a_variant_need_not_be_shown_faster() -> None:
@@ -63,12 +76,18 @@ def test_where_fp32_is_too_slow_a_variant_need_not_be_shown_faster() -> None:
     ),
     st.floats(0, 30), st.none() | st.floats(0.1, 10), st.sampled_from(["latency", "size"]),
 )  # fmt: skip
-def test_no_limit_is_ever_broken(found: list[tuple[float, int, float, str]], drop: float, latency: float | None, goal: Any) -> None:
+def test_no_limit_is_ever_broken(
+    found: list[tuple[float, int, float, str]], drop: float, latency: float | None, goal: Any
+) -> None:
     variants = [variant("fp32", found[0][0], found[0][1], 0.0)]
     variants += [variant(f"v{index}", *figures) for index, figures in enumerate(found[1:])]
     config = ExportConfig(max_accuracy_drop=drop, max_latency_ms=latency, optimise=goal)
     choice = choose(variants, config)
-    allowed = [one for one in variants if accuracy_drop(one) <= drop and (latency is None or one.latency["p50_ms"] <= latency)]
+    allowed = [
+        one
+        for one in variants
+        if accuracy_drop(one) <= drop and (latency is None or one.latency["p50_ms"] <= latency)
+    ]
     if choice.name is None:
         assert "fp32" not in [one.name for one in allowed]
     else:
@@ -80,11 +99,16 @@ def test_no_limit_is_ever_broken(found: list[tuple[float, int, float, str]], dro
 
 
 def test_without_labels_another_label_counts_as_lost() -> None:
-    unlabelled = Variant("int8", "int8.onnx", "0", 1, "int8", "image", 18, {"path": {"top1_agreement": 0.97}})
+    unlabelled = Variant(
+        "int8", "int8.onnx", "0", 1, "int8", "image", 18, {"path": {"top1_agreement": 0.97}}
+    )
     assert accuracy_drop(unlabelled) == pytest.approx(3.0)
 
 
-@pytest.mark.parametrize(("text", "expected"), [("5", 5.0), ("5ms", 5.0), ("1.5 MS", 1.5), ("800us", 0.8), ("0.2s", 200.0)])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("5", 5.0), ("5ms", 5.0), ("1.5 MS", 1.5), ("800us", 0.8), ("0.2s", 200.0)],
+)
 def test_latencies_as_people_write_them(text: str, expected: float) -> None:
     assert parse_milliseconds(text) == pytest.approx(expected)
 

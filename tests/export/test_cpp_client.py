@@ -30,7 +30,9 @@ def include_folders() -> list[Path]:
     wanted = {"onnxruntime_cxx_api.h": ("onnxruntime",), "opencv2/imgcodecs.hpp": ("opencv4",)}
     found = []
     for header, names in wanted.items():
-        places = [Path(root, name) for root in ("/usr/include", "/usr/local/include") for name in names]
+        places = [
+            Path(root, name) for root in ("/usr/include", "/usr/local/include") for name in names
+        ]
         place = next((place for place in places if (place / header).is_file()), None)
         if place is None:
             pytest.skip(f"no {header}: apt-get install libonnxruntime-dev libopencv-imgcodecs-dev")
@@ -57,10 +59,22 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Client:
     folder = tmp_path_factory.mktemp("cpp")
     include = [f"-I{place}" for place in include_folders()]
     library = runtime_library(folder)
-    libraries = [f"-L{library}", f"-Wl,-rpath,{library}", "-lonnxruntime", "-lopencv_imgcodecs", "-lopencv_core"]
+    libraries = [
+        f"-L{library}",
+        f"-Wl,-rpath,{library}",
+        "-lonnxruntime",
+        "-lopencv_imgcodecs",
+        "-lopencv_core",
+    ]
     options = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run([compiler, *options, SOURCE, "-o", folder / "predict", *include, *libraries], check=True, timeout=120)
-    return lambda *arguments: subprocess.run([folder / "predict", *arguments], capture_output=True, text=True, timeout=120)
+    subprocess.run(
+        [compiler, *options, SOURCE, "-o", folder / "predict", *include, *libraries],
+        check=True,
+        timeout=120,
+    )
+    return lambda *arguments: subprocess.run(
+        [folder / "predict", *arguments], capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.fixture
@@ -84,7 +98,14 @@ def photos(shared: Path, tmp_path: Path) -> list[Path]:
         Image.merge("LA", (grey, seen.getchannel("A"))).save(tmp_path / "grey_alpha.png")
         palette = photo.convert("P")
         palette.save(tmp_path / "palette.png", transparency=palette.getpixel((0, 0)))
-    return [*sources, *made, *(tmp_path / name for name in ("grey.jpg", "deep.png", "alpha.png", "grey_alpha.png", "palette.png"))]
+    return [
+        *sources,
+        *made,
+        *(
+            tmp_path / name
+            for name in ("grey.jpg", "deep.png", "alpha.png", "grey_alpha.png", "palette.png")
+        ),
+    ]
 
 
 def answers(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, float]]:
@@ -93,12 +114,16 @@ def answers(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, floa
     return {path: (label, float(probability)) for path, label, probability in lines}
 
 
-def test_it_answers_as_the_python_client_does(client: Client, stock_bundle: Path, photos: list[Path]) -> None:
+def test_it_answers_as_the_python_client_does(
+    client: Client, stock_bundle: Path, photos: list[Path]
+) -> None:
     found = answers(client(stock_bundle / "fp32.onnx", *photos))
     python = [sys.executable, "-I", stock_bundle / "predict.py", *photos]
     expected = answers(subprocess.run(python, capture_output=True, text=True, check=True))
     assert list(found) == [str(photo) for photo in photos]
-    assert {path: label for path, (label, _) in found.items()} == {path: label for path, (label, _) in expected.items()}
+    assert {path: label for path, (label, _) in found.items()} == {
+        path: label for path, (label, _) in expected.items()
+    }
     assert max(abs(found[path][1] - expected[path][1]) for path in expected) <= TOLERANCE
     # Were photos not turned, or transparency dropped, these would be equal.
     probabilities = {Path(path).stem: probability for path, (_, probability) in found.items()}
@@ -109,8 +134,16 @@ def test_what_it_cannot_read_is_one_sentence_and_the_rest_is_labelled(
     client: Client, stock_bundle: Path, photos: list[Path], tmp_path: Path
 ) -> None:
     for photo in (photos[0], tmp_path / "alpha.png"):
-        (tmp_path / f"cut{photo.suffix}").write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
-    bad = [tmp_path / "cut.jpg", tmp_path / "cut.png", tmp_path / "nothing.jpg", tmp_path, stock_bundle / "README.md"]
+        (tmp_path / f"cut{photo.suffix}").write_bytes(
+            photo.read_bytes()[: photo.stat().st_size // 2]
+        )
+    bad = [
+        tmp_path / "cut.jpg",
+        tmp_path / "cut.png",
+        tmp_path / "nothing.jpg",
+        tmp_path,
+        stock_bundle / "README.md",
+    ]
     done = client(stock_bundle / "fp32.onnx", *bad, photos[0])
     assert done.returncode == 1
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [str(photos[0])]
@@ -123,14 +156,22 @@ def test_what_it_cannot_read_is_one_sentence_and_the_rest_is_labelled(
 def with_metadata(file: Path, target: Path, **changes: str) -> Path:
     model = onnx.load(file)
     kept = {entry.key: entry.value for entry in model.metadata_props}
-    onnx.helper.set_model_props(model, kept | {f"edgetl.{key}": value for key, value in changes.items()})
+    onnx.helper.set_model_props(
+        model, kept | {f"edgetl.{key}": value for key, value in changes.items()}
+    )
     onnx.save(model, target)
     return target
 
 
-def test_files_that_do_not_take_photos_are_refused(client: Client, stock_bundle: Path, photos: list[Path], tmp_path: Path) -> None:
+def test_files_that_do_not_take_photos_are_refused(
+    client: Client, stock_bundle: Path, photos: list[Path], tmp_path: Path
+) -> None:
     tensor = with_metadata(stock_bundle / "fp32.onnx", tmp_path / "tensor.onnx", input='"tensor"')
-    for file, words in ((tensor, "without --input tensor"), (tmp_path / "no.onnx", "no.onnx"), (stock_bundle / "README.md", "README.md")):
+    for file, words in (
+        (tensor, "without --input tensor"),
+        (tmp_path / "no.onnx", "no.onnx"),
+        (stock_bundle / "README.md", "README.md"),
+    ):
         done = client(file, photos[0])
         assert done.returncode == 1
         assert words in done.stderr
@@ -139,7 +180,9 @@ def test_files_that_do_not_take_photos_are_refused(client: Client, stock_bundle:
     assert "Usage: predict FILE.onnx IMAGE..." in client().stderr
 
 
-def test_labels_may_hold_anything(client: Client, stock_bundle: Path, photos: list[Path], tmp_path: Path) -> None:
+def test_labels_may_hold_anything(
+    client: Client, stock_bundle: Path, photos: list[Path], tmp_path: Path
+) -> None:
     """Written into the file as export writes them, read by a reader of its own."""
 
     model = onnx.load(stock_bundle / "fp32.onnx")
@@ -147,7 +190,11 @@ def test_labels_may_hold_anything(client: Client, stock_bundle: Path, photos: li
     (first,) = answers(client(stock_bundle / "fp32.onnx", photos[0])).values()
     odd = 'two "words", [a] \\ back\\slash, ünï/コード 🌻, u0041 \x01 bell\x07'
     labels[labels.index(first[0])] = odd
-    changed = with_metadata(stock_bundle / "fp32.onnx", tmp_path / "odd.onnx", labels=json.dumps(labels, ensure_ascii=False))
+    changed = with_metadata(
+        stock_bundle / "fp32.onnx",
+        tmp_path / "odd.onnx",
+        labels=json.dumps(labels, ensure_ascii=False),
+    )
     assert answers(client(changed, photos[0])) == {str(photos[0]): (odd, first[1])}
 
 
@@ -155,7 +202,9 @@ def test_the_source_is_short_and_in_the_bundle(stock_bundle: Path) -> None:
     assert len(SOURCE.read_text(encoding="utf-8").splitlines()) <= 110
     assert (stock_bundle / "predict.cpp").read_bytes() == SOURCE.read_bytes()
     assert read_bundle(stock_bundle).states["predict.cpp"] == "as proven"
-    assert "./predict fp32.onnx photo.jpg" in (stock_bundle / "README.md").read_text(encoding="utf-8")
+    assert "./predict fp32.onnx photo.jpg" in (stock_bundle / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_bundles_from_before_it_are_still_read(stock_bundle: Path, tmp_path: Path) -> None:

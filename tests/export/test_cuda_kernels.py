@@ -28,7 +28,9 @@ def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
 
 
-def scopes(graph: onnx.GraphProto, outer: dict[str, int] | None = None) -> Iterator[tuple[onnx.NodeProto, dict[str, int]]]:
+def scopes(
+    graph: onnx.GraphProto, outer: dict[str, int] | None = None
+) -> Iterator[tuple[onnx.NodeProto, dict[str, int]]]:
     """Every node, those of subgraphs too, with the element types of the values that it sees."""
     types = dict(outer or {})
     for value in (*graph.input, *graph.output, *graph.value_info):
@@ -58,9 +60,12 @@ def missing_kernels(model: onnx.ModelProto) -> list[str]:
         for names, parameters in ((node.input, schema.inputs), (node.output, schema.outputs)):
             for index, name in enumerate(names):
                 if name:
-                    used[parameters[min(index, len(parameters) - 1)].type_str] = type_name(types[name])
+                    used[parameters[min(index, len(parameters) - 1)].type_str] = type_name(
+                        types[name]
+                    )
         if not any(
-            first <= opsets[domain] <= last and all(used.get(key, names[0]) in names for key, names in constraints.items())
+            first <= opsets[domain] <= last
+            and all(used.get(key, names[0]) in names for key, names in constraints.items())
             for first, last, constraints in RECORDED["kernels"].get(f"{domain}:{node.op_type}", [])
         ):
             missing.append(f"{node.op_type} {used}")
@@ -130,7 +135,11 @@ def test_resize_and_slice_work_on_planes() -> None:
     assert [node.op_type for node in shrink.node] == ["Transpose", "Resize", "Slice"]
     transpose, resize, cut = shrink.node
     assert list(transpose.attribute[0].ints) == [0, 3, 1, 2]
-    assert (list(transpose.input), resize.input[0], cut.input[0]) == (["image"], transpose.output[0], resize.output[0])
+    assert (list(transpose.input), resize.input[0], cut.input[0]) == (
+        ["image"],
+        transpose.output[0],
+        resize.output[0],
+    )
     axes = next(tensor for tensor in graph.initializer if tensor.name == cut.input[3])
     assert np.array_equal(numpy_helper.to_array(axes), [2, 3])
 
@@ -138,14 +147,28 @@ def test_resize_and_slice_work_on_planes() -> None:
 def test_the_branches_compute_no_shapes() -> None:
     """A shape computed inside the If costs a copy and a wait in every call."""
     _, enlarge, shrink = branches()
-    assert not {"Concat", "Shape", "Range", "BitShift"} & {node.op_type for node in (*enlarge.node, *shrink.node)}
+    assert not {"Concat", "Shape", "Range", "BitShift"} & {
+        node.op_type for node in (*enlarge.node, *shrink.node)
+    }
 
 
 def test_sizes_and_pixels_share_no_constant() -> None:
     """One that both the host and the device read costs a copy."""
     graph, enlarge, shrink = branches()
     constants = {tensor.name for tensor in graph.initializer}
-    on_the_host = {name for node in graph.node if node.op_type in ("Div", "Sub", "Add", "Mul", "Less", "Concat") for name in node.input}
-    on_the_host &= {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.INT64}
-    on_the_device = {name for node in (*enlarge.node, *shrink.node) if node.op_type not in ("Resize", "Slice") for name in node.input}
+    on_the_host = {
+        name
+        for node in graph.node
+        if node.op_type in ("Div", "Sub", "Add", "Mul", "Less", "Concat")
+        for name in node.input
+    }
+    on_the_host &= {
+        tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.INT64
+    }
+    on_the_device = {
+        name
+        for node in (*enlarge.node, *shrink.node)
+        if node.op_type not in ("Resize", "Slice")
+        for name in node.input
+    }
     assert on_the_host & on_the_device & constants == set()

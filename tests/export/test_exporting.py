@@ -28,9 +28,19 @@ from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 def test_bundle_holds_what_the_manifest_says(stock_bundle: Path) -> None:
     manifest = json.loads((stock_bundle / "bundle.json").read_text())
-    names = {str(path.relative_to(stock_bundle)) for path in stock_bundle.rglob("*") if path.is_file()}
+    names = {
+        str(path.relative_to(stock_bundle)) for path in stock_bundle.rglob("*") if path.is_file()
+    }
     golden = {entry["file"] for entry in manifest["golden"]["images"]}
-    assert names == {"bundle.json", "fp32.onnx", "predict.cpp", "predict.py", "README.md", "golden/golden.npz", *golden}
+    assert names == {
+        "bundle.json",
+        "fp32.onnx",
+        "predict.cpp",
+        "predict.py",
+        "README.md",
+        "golden/golden.npz",
+        *golden,
+    }
     assert len(golden) == 8
     (variant,) = manifest["variants"]
     assert variant["sha256"] == sha256_file(stock_bundle / "fp32.onnx")
@@ -52,8 +62,12 @@ def test_file_explains_itself_and_holds_no_trace_of_the_machine(stock_bundle: Pa
     assert metadata["labels"] == bundle.labels
     assert metadata["preprocessing"] == bundle.preprocessing.to_json()
     assert metadata["run_id"] == bundle.run_id
-    assert not re.search(rb"site-packages|/[\w.-]+/[\w./-]+\.py", (stock_bundle / "fp32.onnx").read_bytes())
-    assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in model.graph.initializer)
+    assert not re.search(
+        rb"site-packages|/[\w.-]+/[\w./-]+\.py", (stock_bundle / "fp32.onnx").read_bytes()
+    )
+    assert all(
+        tensor.data_location == onnx.TensorProto.DEFAULT for tensor in model.graph.initializer
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 8])
@@ -73,16 +87,29 @@ def test_golden_logits_are_pytorchs(stock_bundle: Path, random_weights: Path) ->
     golden = bundle.golden()
     with torch.inference_mode():
         expected = np.concatenate(
-            [model.network(torch.from_numpy(preprocess(image, bundle.preprocessing))).numpy() for image in golden.images()]
+            [
+                model.network(torch.from_numpy(preprocess(image, bundle.preprocessing))).numpy()
+                for image in golden.images()
+            ]
         )
     assert np.allclose(golden.logits, expected, atol=1e-4)
 
 
-def test_exporting_twice_gives_equal_bytes(stock_bundle: Path, tmp_path: Path, random_weights: Path) -> None:
-    export_architecture(ARCHITECTURE, str(random_weights), ExportConfig(output=tmp_path / "again"), image_size=IMAGE_SIZE)
+def test_exporting_twice_gives_equal_bytes(
+    stock_bundle: Path, tmp_path: Path, random_weights: Path
+) -> None:
+    export_architecture(
+        ARCHITECTURE,
+        str(random_weights),
+        ExportConfig(output=tmp_path / "again"),
+        image_size=IMAGE_SIZE,
+    )
     for path in stock_bundle.rglob("*"):
         if path.is_file():
-            assert path.read_bytes() == (tmp_path / "again" / path.relative_to(stock_bundle)).read_bytes(), path.name
+            assert (
+                path.read_bytes()
+                == (tmp_path / "again" / path.relative_to(stock_bundle)).read_bytes()
+            ), path.name
 
 
 def test_tensor_input(tmp_path: Path, stock_bundle: Path, export) -> None:  # type: ignore[no-untyped-def]
@@ -91,12 +118,17 @@ def test_tensor_input(tmp_path: Path, stock_bundle: Path, export) -> None:  # ty
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert not [node for node in model.graph.node if node.op_type in ("If", "Resize")]
     photo = bundle.golden().images()[0]
-    inside, outside = open_classifier(stock_bundle).classify(photo), open_classifier(tmp_path / "tensor").classify(photo)
+    inside, outside = (
+        open_classifier(stock_bundle).classify(photo),
+        open_classifier(tmp_path / "tensor").classify(photo),
+    )
     assert np.allclose(inside, outside, atol=1e-3)
     cv2 = pytest.importorskip("cv2")
     network = cv2.dnn.readNetFromONNX(str(bundle.directory.variant("fp32")))
     network.setInput(preprocess(photo, bundle.preprocessing))
-    assert np.allclose(network.forward("logits")[0], bundle.golden().logits[0], atol=1e-2), "OpenCV takes no gate for HardSwish"
+    assert np.allclose(network.forward("logits")[0], bundle.golden().logits[0], atol=1e-2), (
+        "OpenCV takes no gate for HardSwish"
+    )
 
 
 def test_given_photos_are_what_it_is_proven_on(tmp_path: Path, export) -> None:  # type: ignore[no-untyped-def]
@@ -107,7 +139,9 @@ def test_given_photos_are_what_it_is_proven_on(tmp_path: Path, export) -> None: 
         blots.resize((131, 97), Image.Resampling.BICUBIC).save(photos / f"{number}.jpg", quality=95)
     bundle = export(tmp_path / "given", images=photos)
     assert bundle.variant().parity["network"]["images"] == 20
-    assert bundle.variant().parity["network"]["kind"] == bundle.manifest["golden"]["kind"] == "given"
+    assert (
+        bundle.variant().parity["network"]["kind"] == bundle.manifest["golden"]["kind"] == "given"
+    )
     originals = {path.read_bytes() for path in photos.rglob("*.jpg")}
     assert all(path.read_bytes() in originals for path in bundle.golden().files)
     generated = export(tmp_path / "generated", images=photos, golden="generated")
@@ -131,17 +165,27 @@ def test_existing_places_are_kept(tmp_path: Path, stock_bundle: Path, export) ->
 
 
 def _damage(model: onnx.ModelProto, name_part: str) -> onnx.ModelProto:
-    tensor = next(tensor for tensor in model.graph.initializer if name_part in tensor.name and tensor.name.endswith("weight"))
+    tensor = next(
+        tensor
+        for tensor in model.graph.initializer
+        if name_part in tensor.name and tensor.name.endswith("weight")
+    )
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.5, tensor.name))
     return model
 
 
-def test_wrong_weights_fail_the_network_part_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stock_bundle: Path, export) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(exporting, "assemble", lambda *arguments: _damage(graph.assemble(*arguments), "features.4"))
+def test_wrong_weights_fail_the_network_part_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stock_bundle: Path, export
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(
+        exporting, "assemble", lambda *arguments: _damage(graph.assemble(*arguments), "features.4")
+    )
     kept = tmp_path / "kept"
     shutil.copytree(stock_bundle, kept)
     for output, force in ((tmp_path / "new", False), (kept, True)):
-        with pytest.raises(ParityError, match=r"network part.*The first module that differs is features\.4\b") as failure:
+        with pytest.raises(
+            ParityError, match=r"network part.*The first module that differs is features\.4\b"
+        ) as failure:
             export(output, force=force)
         assert "--tolerance" in str(failure.value)
     # Nothing half-written stays, and what was there before is still whole.
@@ -149,7 +193,9 @@ def test_wrong_weights_fail_the_network_part_by_name(tmp_path: Path, monkeypatch
     assert open_bundle(kept).file(open_bundle(kept).variant())
 
 
-def test_wrong_resize_fails_the_path_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export) -> None:  # type: ignore[no-untyped-def]
+def test_wrong_resize_fails_the_path_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export
+) -> None:  # type: ignore[no-untyped-def]
     def plain_resize(*arguments: object) -> onnx.ModelProto:
         model = graph.assemble(*arguments)  # type: ignore[arg-type]
         shrink = next(node for node in model.graph.node if node.op_type == "If").attribute[1].g
@@ -165,7 +211,9 @@ def test_wrong_resize_fails_the_path_part(tmp_path: Path, monkeypatch: pytest.Mo
     assert not list(tmp_path.iterdir())
 
 
-def test_answers_that_are_not_numbers_never_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_weights: Path) -> None:
+def test_answers_that_are_not_numbers_never_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_weights: Path
+) -> None:
     model = load_stock_model(ARCHITECTURE, str(random_weights), IMAGE_SIZE)
     model.network.classifier[-1].bias.data[3] = float("nan")  # type: ignore[union-attr,index]
     monkeypatch.setattr(exporting, "load_stock_model", lambda *_: model)

@@ -32,12 +32,17 @@ from edgetl.export.golden import generated_pictures
 
 SIZE = (96, 128)
 NAME = "fixed-96x128"
-BRIEF = BenchProtocol(block_seconds=0.01, block_runs=10, window_seconds=0.005, window_runs=3, max_windows=3)
+BRIEF = BenchProtocol(
+    block_seconds=0.01, block_runs=10, window_seconds=0.005, window_runs=3, max_windows=3
+)
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
-    return [np.asarray(Image.open(path)) for path in generated_pictures(tmp_path_factory.mktemp("pictures"), 4)]
+    return [
+        np.asarray(Image.open(path))
+        for path in generated_pictures(tmp_path_factory.mktemp("pictures"), 4)
+    ]
 
 
 @pytest.fixture
@@ -48,17 +53,35 @@ def bundle(export: Any, tmp_path: Path) -> Bundle:
 
 @pytest.mark.parametrize(
     "size",
-    [(480, 640), (73, 73), (64, 64), (64, 200), (40, 31), (73, 500), (333, 517), (1200, 900), (75, 2000)],
+    [
+        (480, 640),
+        (73, 73),
+        (64, 64),
+        (64, 200),
+        (40, 31),
+        (73, 500),
+        (333, 517),
+        (1200, 900),
+        (75, 2000),
+    ],
     ids=lambda size: f"{size[0]}x{size[1]}",
 )
-def test_pixels_are_pillows_to_one_grey_level(pictures: list[np.ndarray], size: tuple[int, int]) -> None:
+def test_pixels_are_pillows_to_one_grey_level(
+    pictures: list[np.ndarray], size: tuple[int, int]
+) -> None:
     contract = Preprocessing.for_image_size(64)
     model = fixed_size_graph(contract, size, opset=18, ir_version=10)
-    model.graph.output.append(onnx.helper.make_tensor_value_info("cropped", onnx.TensorProto.FLOAT, ["batch", 3, 64, 64]))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info("cropped", onnx.TensorProto.FLOAT, ["batch", 3, 64, 64])
+    )
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     images = np.stack([resize_to(picture, size) for picture in pictures])
     (cropped,) = session.run(["cropped"], {"image": images})
-    expected = np.stack([resize_and_crop(image, contract) for image in images]).transpose(0, 3, 1, 2)
+    expected = np.stack([resize_and_crop(image, contract) for image in images]).transpose(
+        0, 3, 1, 2
+    )
     levels = np.abs(cropped - expected)
     assert levels.max() <= 1
     assert (levels > 0).mean() < 0.02
@@ -70,7 +93,9 @@ def test_weights_sum_to_one_and_are_pillows(old: int, new: int) -> None:
     assert matrix.shape == (new, old)
     np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-5)
     row = np.random.default_rng(0).random((1, old)).astype(np.float32)
-    expected = np.asarray(Image.fromarray(row, mode="F").resize((new, 1), Image.Resampling.BILINEAR))
+    expected = np.asarray(
+        Image.fromarray(row, mode="F").resize((new, 1), Image.Resampling.BILINEAR)
+    )
     np.testing.assert_allclose(row @ matrix.T, expected, atol=1e-5)
 
 
@@ -78,7 +103,9 @@ def test_the_file_has_constant_shapes_and_no_control_flow(bundle: Bundle) -> Non
     model = onnx.load(bundle.file(bundle.variant(NAME)))
     operators = {node.op_type for node in model.graph.node}
     assert not operators & {"If", "Loop", "Scan", "Resize", "Shape", "Slice"}
-    dims = [dim.dim_value or dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    dims = [
+        dim.dim_value or dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim
+    ]
     assert dims == ["batch", 96, 128, 3]
 
 
@@ -109,7 +136,9 @@ def test_verify_and_predict_judge_it_by_its_own_logits(bundle: Bundle, tmp_path:
     assert right.error is None
     assert right.top[0][0] == expected.top[0][0]
     assert wrong.top == []
-    assert "wrong.png: The image has 128 x 95 pixels; this variant takes 128 x 96 only." in (wrong.error or "")
+    assert "wrong.png: The image has 128 x 95 pixels; this variant takes 128 x 96 only." in (
+        wrong.error or ""
+    )
     with pytest.raises(DecodeError, match="takes 128 x 96 only"):
         classifier.classify(photo[:-1])
 
@@ -124,7 +153,10 @@ def test_a_wrong_fixed_size_answer_is_noticed(bundle: Bundle) -> None:
 
     manifest["golden"]["logits"]["sha256"] = sha256_file(path)
     write_json(bundle.directory.manifest, manifest)
-    assert [(one.variant, one.passed) for one in verify(open_bundle(bundle.directory.path))] == [("fp32", True), (NAME, False)]
+    assert [(one.variant, one.passed) for one in verify(open_bundle(bundle.directory.path))] == [
+        ("fp32", True),
+        (NAME, False),
+    ]
     np.savez(path, files=kept["files"], logits=kept["logits"])
     manifest["golden"]["logits"]["sha256"] = sha256_file(path)
     write_json(bundle.directory.manifest, manifest)
@@ -132,8 +164,12 @@ def test_a_wrong_fixed_size_answer_is_noticed(bundle: Bundle) -> None:
         verify(open_bundle(bundle.directory.path))
 
 
-def test_bench_measures_it_in_scope_model_in_a_cell_of_its_own(bundle: Bundle, tmp_path: Path) -> None:
-    config = BenchConfig(bundle.directory.path, rounds=2, threads=(1,), output=tmp_path / "result.json")
+def test_bench_measures_it_in_scope_model_in_a_cell_of_its_own(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    config = BenchConfig(
+        bundle.directory.path, rounds=2, threads=(1,), output=tmp_path / "result.json"
+    )
     result = bench(config, protocol=BRIEF)
     rows = {(row.variant, row.scope): row for row in result.rows}
     assert rows.keys() == {("fp32", "model"), ("fp32", "file"), (NAME, "model")}
@@ -142,7 +178,10 @@ def test_bench_measures_it_in_scope_model_in_a_cell_of_its_own(bundle: Bundle, t
     assert not any(rows[NAME, "model"].id in pair for pair in result.pairs)
     assert any("left out for fixed-96x128" in note for note in result.notes)
     with pytest.raises(BenchError, match="is measured in scope model"):
-        bench(replace(config, scopes=("file",), variants=(NAME,), output=tmp_path / "other.json"), protocol=BRIEF)
+        bench(
+            replace(config, scopes=("file",), variants=(NAME,), output=tmp_path / "other.json"),
+            protocol=BRIEF,
+        )
 
 
 def test_loadgen_refuses_it(bundle: Bundle) -> None:

@@ -35,9 +35,13 @@ def wrong_mean(model: onnx.ModelProto) -> None:
 
 def swapped_channels(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "swap"))
-    at = next(index for index, node in enumerate(model.graph.node) if node.output[0] == "pre_values")
+    at = next(
+        index for index, node in enumerate(model.graph.node) if node.output[0] == "pre_values"
+    )
     model.graph.node[at].output[0] = "pre_values_before"
-    model.graph.node.insert(at + 1, helper.make_node("Gather", ["pre_values_before", "swap"], ["pre_values"], axis=1))
+    model.graph.node.insert(
+        at + 1, helper.make_node("Gather", ["pre_values_before", "swap"], ["pre_values"], axis=1)
+    )
 
 
 def missing_antialias(model: onnx.ModelProto) -> None:
@@ -56,15 +60,23 @@ def flipped_label_order(model: onnx.ModelProto) -> None:
 
 
 FAULTS: dict[str, tuple[Plant, str]] = {
-    "wrong mean": (wrong_mean, r"normalises channel G with mean 0\.500 and std 0\.224; training did with 0\.456"),
+    "wrong mean": (
+        wrong_mean,
+        r"normalises channel G with mean 0\.500 and std 0\.224; training did with 0\.456",
+    ),
     "swapped channels": (swapped_channels, "in the order BGR instead of RGB"),
     "missing antialias": (missing_antialias, "Resize lacks antialias=1 and exclude_outside=1"),
-    "flipped label order": (flipped_label_order, r"another order of labels: output \d+ is class \d+"),
+    "flipped label order": (
+        flipped_label_order,
+        r"another order of labels: output \d+ is class \d+",
+    ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_named(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Any) -> None:
+def test_a_planted_fault_is_named(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Any
+) -> None:
     plant, message = FAULTS[fault]
 
     def assemble(*arguments: Any) -> onnx.ModelProto:
@@ -78,19 +90,25 @@ def test_a_planted_fault_is_named(fault: str, tmp_path: Path, monkeypatch: pytes
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_cut_short_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Any) -> None:
+def test_a_file_cut_short_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Any
+) -> None:
     def cut(*arguments: Any) -> Path:
         path = writing.write_model(*arguments)
         path.write_bytes(path.read_bytes()[:-1000])
         return path
 
     monkeypatch.setattr(exporting, "write_model", cut)
-    with pytest.raises(ExportError, match=r"fp32\.onnx cannot be read back .* cut short or damaged"):
+    with pytest.raises(
+        ExportError, match=r"fp32\.onnx cannot be read back .* cut short or damaged"
+    ):
         export(tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 
-def test_batch_norm_in_training_mode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Any, random_weights: Path) -> None:
+def test_batch_norm_in_training_mode_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Any, random_weights: Path
+) -> None:
     model = load_stock_model(ARCHITECTURE, str(random_weights), IMAGE_SIZE)
     model.network.features[3].train()  # type: ignore[union-attr,index]
     monkeypatch.setattr(exporting, "load_stock_model", lambda *_: model)

@@ -22,7 +22,9 @@ from edgetl.export.preprocessing_graph import preprocessing_graph
 
 @cache
 def session(contract: Preprocessing, opset: int = 18) -> onnxruntime.InferenceSession:
-    return create_session(with_outputs(preprocessing_graph(contract, opset, 10), ["cropped"]).SerializeToString())
+    return create_session(
+        with_outputs(preprocessing_graph(contract, opset, 10), ["cropped"]).SerializeToString()
+    )
 
 
 def check(images: np.ndarray, contract: Preprocessing, opset: int = 18) -> None:
@@ -44,12 +46,17 @@ def check(images: np.ndarray, contract: Preprocessing, opset: int = 18) -> None:
     st.sampled_from([1, 2, 5]),
     st.integers(0, 99),
 )
-def test_equals_pillow_at_any_size_and_batch(height: int, width: int, contract: Preprocessing, batch: int, seed: int) -> None:
+def test_equals_pillow_at_any_size_and_batch(
+    height: int, width: int, contract: Preprocessing, batch: int, seed: int
+) -> None:
     generator = np.random.default_rng(seed)
     check(np.stack([_picture(generator, height, width) for _ in range(batch)]), contract)
 
 
-@pytest.mark.parametrize(("height", "width"), [(227, 256), (195, 256), (256, 182), (240, 232), (255, 256), (1, 1), (1, 9), (33, 195)])
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(227, 256), (195, 256), (256, 182), (240, 232), (255, 256), (1, 1), (1, 9), (33, 195)],
+)
 def test_enlarging_is_exact_where_values_lie_halfway(height: int, width: int) -> None:
     """Ratios such as 9:8 put many values exactly between two grey levels; each must fall to Pillow's side."""
     check(_picture(np.random.default_rng(5), height, width)[None], Preprocessing(256, 224))
@@ -63,7 +70,13 @@ def test_equals_pillow_in_every_opset(opset: int) -> None:
 def test_equals_pillow_on_real_photos(shared: Path) -> None:
     photos = sorted((shared / "data/flowers5/val").rglob("*.jpg"))[::11]
     photos += [
-        shared / "data/odd" / name for name in ("IMG_5874.JPG", "exif_Landscape_6.jpg", "tulips_panorama_1024x187.jpg", "cat.4821.jpg")
+        shared / "data/odd" / name
+        for name in (
+            "IMG_5874.JPG",
+            "exif_Landscape_6.jpg",
+            "tulips_panorama_1024x187.jpg",
+            "cat.4821.jpg",
+        )
     ]
     assert len(photos) > 20
     for photo in photos:
@@ -79,5 +92,13 @@ def test_borders_are_right_where_the_plain_resize_is_not() -> None:
     shrink = next(node for node in model.graph.node if node.op_type == "If").attribute[1].g
     resize = next(node for node in shrink.node if node.op_type == "Resize")
     next(attribute for attribute in resize.attribute if attribute.name == "exclude_outside").i = 0
-    cropped = create_session(with_outputs(model, ["cropped"]).SerializeToString()).run(["cropped"], {"image": picture[None]})[0]
-    assert np.abs(cropped[0].transpose(1, 2, 0).astype(int) - resize_and_crop(picture, contract).astype(int)).max() > 1
+    cropped = create_session(with_outputs(model, ["cropped"]).SerializeToString()).run(
+        ["cropped"], {"image": picture[None]}
+    )[0]
+    assert (
+        np.abs(
+            cropped[0].transpose(1, 2, 0).astype(int)
+            - resize_and_crop(picture, contract).astype(int)
+        ).max()
+        > 1
+    )

@@ -82,7 +82,13 @@ def crops(count: int, seed: int = 0) -> Crops:
 @pytest.fixture
 def task() -> Task:
     images = QuantizationImages(crops(40), crops(30, 1))
-    return Task(small_network(), small_graph().module_outputs, lambda: images, 1.0, lambda step, done, total: None)
+    return Task(
+        small_network(),
+        small_graph().module_outputs,
+        lambda: images,
+        1.0,
+        lambda step, done, total: None,
+    )
 
 
 def difference(left: onnx.ModelProto, right: onnx.ModelProto) -> float:
@@ -106,7 +112,9 @@ def test_both_parts_hold_every_class_and_share_no_image(files: list[Path]) -> No
     assert (len(images.calibration), len(images.held_back)) == (36, 24)
     assert np.bincount(images.calibration.truth).min() >= 11
     assert np.bincount(images.held_back.truth).min() >= 7
-    pixels = [image.tobytes() for part in (images.calibration, images.held_back) for image in part.pixels]
+    pixels = [
+        image.tobytes() for part in (images.calibration, images.held_back) for image in part.pixels
+    ]
     assert len(set(pixels)) == 60
     again = quantization_images(files, labels, CONTRACT, "training")
     assert np.array_equal(again.calibration.pixels, images.calibration.pixels)
@@ -146,7 +154,9 @@ def test_means_are_the_channels_own() -> None:
 def test_rewritten_operators_compute_the_same() -> None:
     rewritten = rewrite(small_network())
     kinds = {node.op_type for node in rewritten.graph.node}
-    assert {"HardSwish", "HardSigmoid", "ReduceMean"} <= {node.op_type for node in small_network().graph.node}
+    assert {"HardSwish", "HardSigmoid", "ReduceMean"} <= {
+        node.op_type for node in small_network().graph.node
+    }
     assert not {"HardSwish", "HardSigmoid", "ReduceMean"} & kinds
     assert difference(small_network(), rewritten) < 1e-5
 
@@ -166,7 +176,14 @@ def test_equalised_layers_compute_the_same_with_evener_weights() -> None:
 
 
 def test_without_neighbours_there_is_nothing_to_equalise() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Conv2d(4, 4, 1), nn.SiLU(), nn.Flatten(), nn.Linear(4 * SIDE * SIDE, CLASSES))
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        nn.SiLU(),
+        nn.Conv2d(4, 4, 1),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(4 * SIDE * SIDE, CLASSES),
+    )
     assert equalise(network_graph(network.eval(), SIDE, CLASSES, 18).model) is None
 
 
@@ -189,11 +206,17 @@ def _uneven() -> onnx.ModelProto:
 
 
 @settings(max_examples=60, deadline=None)
-@given(arrays(np.float32, (3, 4, 2, 2), elements=st.floats(-100, 100, width=32)), st.booleans(), st.sampled_from([7, 8]))
+@given(
+    arrays(np.float32, (3, 4, 2, 2), elements=st.floats(-100, 100, width=32)),
+    st.booleans(),
+    st.sampled_from([7, 8]),
+)
 def test_weights_move_by_half_a_step_at_most(weight: Any, per_channel: bool, bits: int) -> None:
     peak = np.abs(weight).max(axis=(1, 2, 3) if per_channel else None, keepdims=True)
     step = np.maximum(peak, 1e-12) / {8: 127, 7: 64}[bits]
-    assert (np.abs(quantized_weight(weight, per_channel, bits) - weight) <= 0.5001 * step + 1e-9).all()
+    assert (
+        np.abs(quantized_weight(weight, per_channel, bits) - weight) <= 0.5001 * step + 1e-9
+    ).all()
 
 
 @pytest.mark.parametrize("scheme", schemes(has_vnni=False), ids=lambda scheme: scheme.name)
@@ -205,7 +228,10 @@ def test_every_scheme_gives_a_valid_network_near_to_float(scheme: Scheme) -> Non
     assert kinds.count("QuantizeLinear") >= 6
     assert sqnr_db(logits_of(small_network(), crops(20)), logits_of(quantized, crops(20))) > 8
     names = [value.name for value in quantized.graph.initializer]
-    contents = [(value.data_type, tuple(value.dims), numpy_helper.to_array(value).tobytes()) for value in quantized.graph.initializer]
+    contents = [
+        (value.data_type, tuple(value.dims), numpy_helper.to_array(value).tobytes())
+        for value in quantized.graph.initializer
+    ]
     assert len(set(names)) == len(names)
     assert len(set(contents)) == len(contents), "equal constants are shared"
 
@@ -217,7 +243,9 @@ def test_excluded_layers_stay_in_float_and_quantizing_is_deterministic() -> None
     node = next(node for node in quantized.graph.node if node.name == excluded)
     assert node.input[1] in {layer.node.input[1] for layer in layers(small_network())}
     again = quantize(small_network(), ranges, CHANNEL_WISE, [excluded])
-    assert quantized.SerializeToString(deterministic=True) == again.SerializeToString(deterministic=True)
+    assert quantized.SerializeToString(deterministic=True) == again.SerializeToString(
+        deterministic=True
+    )
 
 
 def test_the_layer_with_the_coarsest_steps_is_named_first() -> None:
@@ -254,13 +282,25 @@ def test_corrected_biases_bring_back_the_mean() -> None:
 # --- the search
 
 
-def test_the_search_records_every_candidate_and_chooses_one_that_fits(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_records_every_candidate_and_chooses_one_that_fits(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     quantized = static_int8(task)
     report = quantized.report
-    tried = [candidate for candidate in report["candidates"] if not candidate["repairs"] and not candidate["restored_layers"]]
+    tried = [
+        candidate
+        for candidate in report["candidates"]
+        if not candidate["repairs"] and not candidate["restored_layers"]
+    ]
     assert len(tried) == 12
-    assert {(c["scheme"]["method"], c["scheme"]["per_channel"], c["scheme"]["activations"]) for c in tried} == {
-        (method, wise, kind) for method in METHODS for wise in (True, False) for kind in ("uint8", "int8")
+    assert {
+        (c["scheme"]["method"], c["scheme"]["per_channel"], c["scheme"]["activations"])
+        for c in tried
+    } == {
+        (method, wise, kind)
+        for method in METHODS
+        for wise in (True, False)
+        for kind in ("uint8", "int8")
     }
     for candidate in report["candidates"]:
         assert candidate["held_back"]["ms"] > 0
@@ -270,16 +310,25 @@ def test_the_search_records_every_candidate_and_chooses_one_that_fits(task: Task
     assert quantized.kept is report["fits"] is (chosen["drop"] <= task.max_drop)
     assert (report["calibration_images"], report["held_back_images"]) == (40, 30)
     dimensions = {value.name: len(value.dims) for value in quantized.network.graph.initializer}
-    flat = [node for node in quantized.network.graph.node if node.op_type == "DequantizeLinear" and dimensions.get(node.input[0], 2) < 2]
+    flat = [
+        node
+        for node in quantized.network.graph.node
+        if node.op_type == "DequantizeLinear" and dimensions.get(node.input[0], 2) < 2
+    ]
     assert flat
-    assert all([entry.i for entry in node.attribute if entry.name == "axis"] == [0] for node in flat), "OpenCV refuses the default"
+    assert all(
+        [entry.i for entry in node.attribute if entry.name == "axis"] == [0] for node in flat
+    ), "OpenCV refuses the default"
 
 
 class Harsh(Referee):
     """Every candidate loses 50 points, less 5 for each layer in float."""
 
     def score(self, network: onnx.ModelProto) -> Score:
-        floats = sum(node.op_type in ("Conv", "Gemm") and not _is_quantized(network, node) for node in network.graph.node)
+        floats = sum(
+            node.op_type in ("Conv", "Gemm") and not _is_quantized(network, node)
+            for node in network.graph.node
+        )
         return Score(0.5, 50.0 - 5 * floats, 10.0, 1.0, 1)
 
 
@@ -302,15 +351,22 @@ def test_repairs_come_in_order_until_it_fits_or_is_given_up(
     ]
     restored = [len(candidate["restored_layers"]) for candidate in repaired[3:]]
     assert quantized.report["worst_layers"][: restored[-1]] == repaired[-1]["restored_layers"]
-    assert restored == {45.0: [1], 41.0: [1, 2], 1.0: [1, 2, 3]}[allowed], "at most half of the six layers"
+    assert restored == {45.0: [1], 41.0: [1, 2], 1.0: [1, 2, 3]}[allowed], (
+        "at most half of the six layers"
+    )
     assert quantized.kept is fits
 
 
-def test_a_correction_of_biases_is_taken_wherever_it_brings_the_network_nearer_to_float(task: Task) -> None:
+def test_a_correction_of_biases_is_taken_wherever_it_brings_the_network_nearer_to_float(
+    task: Task,
+) -> None:
     report = static_int8(replace(task, max_drop=100.0)).report
     plain, corrected = report["candidates"][:12], report["candidates"][12]
     assert corrected["repairs"] == ["bias correction"]
-    best = max((one for one in plain if one["scheme"] == corrected["scheme"]), key=lambda one: one["held_back"]["sqnr_db"])
+    best = max(
+        (one for one in plain if one["scheme"] == corrected["scheme"]),
+        key=lambda one: one["held_back"]["sqnr_db"],
+    )
     is_better = (corrected["held_back"]["drop"], -corrected["held_back"]["sqnr_db"]) < (
         best["held_back"]["drop"],
         -best["held_back"]["sqnr_db"],
@@ -320,11 +376,21 @@ def test_a_correction_of_biases_is_taken_wherever_it_brings_the_network_nearer_t
 
 
 def test_operators_that_the_quantizer_does_not_know_stay_in_float() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4 * 28 * 28, CLASSES))
-    model = onnx.shape_inference.infer_shapes(network_graph(network.eval(), SIDE, CLASSES, 18).model)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.GELU(),
+        nn.Conv2d(4, 4, 3),
+        nn.Flatten(),
+        nn.Linear(4 * 28 * 28, CLASSES),
+    )
+    model = onnx.shape_inference.infer_shapes(
+        network_graph(network.eval(), SIDE, CLASSES, 18).model
+    )
     quantized = quantize(model, Calibration(model, crops(20)).ranges("minmax"), CHANNEL_WISE)
     assert "Erf" in {node.op_type for node in quantized.graph.node}
-    assert all(_is_quantized(quantized, node) for node in quantized.graph.node if node.op_type == "Conv")
+    assert all(
+        _is_quantized(quantized, node) for node in quantized.graph.node if node.op_type == "Conv"
+    )
     times = operator_times(quantized)
     assert times["Erf"]["nodes"] == 1
     assert sum(found["share"] for found in times.values()) == pytest.approx(1)
@@ -333,7 +399,10 @@ def test_operators_that_the_quantizer_does_not_know_stay_in_float() -> None:
 def test_what_does_not_multiply_integers_is_to_blame() -> None:
     shares = {"QLinearConv": 0.5, "HardSwish": 0.3, "QLinearMul": 0.19, "Softmax": 0.01}
     said = to_blame({kind: {"nodes": 2, "share": share} for kind, share in shares.items()})
-    assert said == "HardSwish (2 nodes, 30% of the time, in float), QLinearMul (2 nodes, 19% of the time)"
+    assert (
+        said
+        == "HardSwish (2 nodes, 30% of the time, in float), QLinearMul (2 nodes, 19% of the time)"
+    )
 
 
 def test_logits_are_not_rounded_behind_a_head_that_is_a_convolution() -> None:
@@ -341,14 +410,20 @@ def test_logits_are_not_rounded_behind_a_head_that_is_a_convolution() -> None:
     head = (nn.Conv2d(8, CLASSES, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     nn.init.constant_(head[0].bias, 1.0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *head)
-    model = rewrite(onnx.shape_inference.infer_shapes(network_graph(network.eval(), SIDE, CLASSES, 18).model))
+    model = rewrite(
+        onnx.shape_inference.infer_shapes(network_graph(network.eval(), SIDE, CLASSES, 18).model)
+    )
     quantized = quantize(model, Calibration(model, crops(20)).ranges("minmax"), CHANNEL_WISE)
-    assert all(_is_quantized(quantized, node) for node in quantized.graph.node if node.op_type == "Conv")
+    assert all(
+        _is_quantized(quantized, node) for node in quantized.graph.node if node.op_type == "Conv"
+    )
     logits = logits_of(quantized, crops(40))
     assert len(np.unique(logits)) > 0.9 * logits.size, "8 bits would have given some of them twice"
 
 
-def test_scores_are_remembered_so_that_a_second_search_chooses_alike(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_remembered_so_that_a_second_search_chooses_alike(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     referee = Referee(task.network, task.images.held_back)
     first = referee.score(task.network)
     monkeypatch.setattr("edgetl.export.trial._milliseconds", lambda session, images: 1e9)
@@ -357,19 +432,42 @@ def test_scores_are_remembered_so_that_a_second_search_chooses_alike(task: Task,
 
 def test_the_first_module_that_is_lost_in_noise_is_named(task: Task) -> None:
     pixels = next(crops(4).batches())
-    wrong = {layer.node.input[1]: -layer.weight for layer in layers(task.network) if layer.name == list(layers(task.network))[1].name}
-    said = first_noisy(task.network, with_constants(task.network, wrong), task.module_outputs, pixels)
+    wrong = {
+        layer.node.input[1]: -layer.weight
+        for layer in layers(task.network)
+        if layer.name == list(layers(task.network))[1].name
+    }
+    said = first_noisy(
+        task.network, with_constants(task.network, wrong), task.module_outputs, pixels
+    )
     assert said.startswith("The first module that is lost in noise is second:")
-    assert "No single module" in first_noisy(task.network, task.network, task.module_outputs, pixels)
+    assert "No single module" in first_noisy(
+        task.network, task.network, task.module_outputs, pixels
+    )
     half: Quantized = resolve(QUANTIZERS, "fp16", "variant")(task)
-    assert "No single module" in first_noisy(task.network, half.network, task.module_outputs, pixels), "names survive the conversion"
-    quantized = quantize(rewrite(task.network), Calibration(rewrite(task.network), crops(20)).ranges("minmax"), CHANNEL_WISE)
-    assert "No single module" in first_noisy(task.network, quantized, task.module_outputs, pixels), "ReLU is left to the rounding"
-    infinite = {layer.node.input[1]: np.full_like(layer.weight, 3e38) for layer in list(layers(task.network))[2:3]}
-    assert "no longer finite is third" in first_noisy(task.network, with_constants(task.network, infinite), task.module_outputs, pixels)
+    assert "No single module" in first_noisy(
+        task.network, half.network, task.module_outputs, pixels
+    ), "names survive the conversion"
+    quantized = quantize(
+        rewrite(task.network),
+        Calibration(rewrite(task.network), crops(20)).ranges("minmax"),
+        CHANNEL_WISE,
+    )
+    assert "No single module" in first_noisy(
+        task.network, quantized, task.module_outputs, pixels
+    ), "ReLU is left to the rounding"
+    infinite = {
+        layer.node.input[1]: np.full_like(layer.weight, 3e38)
+        for layer in list(layers(task.network))[2:3]
+    }
+    assert "no longer finite is third" in first_noisy(
+        task.network, with_constants(task.network, infinite), task.module_outputs, pixels
+    )
 
 
-def test_a_network_that_the_quantizer_refuses_is_told(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_the_quantizer_refuses_is_told(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("edgetl.export.qdq.QDQQuantizer.quantize_model", lambda self: 1 / 0)
     with pytest.raises(ExportError, match=r"quantizer cannot take this network .*division by zero"):
         static_int8(task)
@@ -399,15 +497,23 @@ def test_every_variant_is_valid_and_near_to_float(task: Task, name: str) -> None
     assert [value.name for value in quantized.network.graph.input] == ["pixels"]
     assert quantized.network.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     images = crops(20)
-    assert sqnr_db(logits_of(task.network, images), logits_of(quantized.network, images)) > {"fp16": 40}.get(name, 8)
+    assert sqnr_db(logits_of(task.network, images), logits_of(quantized.network, images)) > {
+        "fp16": 40
+    }.get(name, 8)
     again: Quantized = resolve(QUANTIZERS, name, "variant")(task)
     if name != "int8":  # its search looks at the clock
-        assert again.network.SerializeToString(deterministic=True) == quantized.network.SerializeToString(deterministic=True)
+        assert again.network.SerializeToString(
+            deterministic=True
+        ) == quantized.network.SerializeToString(deterministic=True)
 
 
 def test_weights_in_int8_are_a_quarter() -> None:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 64), nn.ReLU(), nn.Linear(64, CLASSES))
-    model = onnx.shape_inference.infer_shapes(network_graph(network.eval(), SIDE, CLASSES, 18).model)
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 64), nn.ReLU(), nn.Linear(64, CLASSES)
+    )
+    model = onnx.shape_inference.infer_shapes(
+        network_graph(network.eval(), SIDE, CLASSES, 18).model
+    )
     task = Task(model, {}, lambda: QuantizationImages(crops(20), crops(20)), 1.0, lambda *_: None)
     for name in ("int8-weights", "int8-dynamic", "int8"):
         smaller: Quantized = resolve(QUANTIZERS, name, "variant")(task)
@@ -424,7 +530,12 @@ def test_what_float16_cannot_hold_is_refused(task: Task, where: str) -> None:
         weight = first.weight.copy()
         weight[0] = 0
         weight[0, 0, 0, 0] = 1e5
-        images = QuantizationImages(crops(20), Crops(np.zeros((20, SIDE, SIDE, 3), np.uint8), None, Preprocessing(36, SIDE, (0.0,) * 3)))
+        images = QuantizationImages(
+            crops(20),
+            Crops(
+                np.zeros((20, SIDE, SIDE, 3), np.uint8), None, Preprocessing(36, SIDE, (0.0,) * 3)
+            ),
+        )
         task = replace(task, load_images=lambda: images)
         changed, message = {first.node.input[1]: weight}, "fp16 would overflow: the weights"
     huge = onnx.shape_inference.infer_shapes(with_constants(task.network, changed))

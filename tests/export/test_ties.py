@@ -17,8 +17,14 @@ from edgetl.export.parity import TIE, ParityProof, PathResult
 
 def proof_that_answers(answer: list[float]) -> Any:
     proof: Any = ParityProof.__new__(ParityProof)
-    proof._image_input, proof._config, proof._contract = False, ExportConfig(input="tensor"), Preprocessing(resize=8, crop=8)
-    proof._whole_session = SimpleNamespace(run=lambda names, feed: (np.array([answer], np.float32),))
+    proof._image_input, proof._config, proof._contract = (
+        False,
+        ExportConfig(input="tensor"),
+        Preprocessing(resize=8, crop=8),
+    )
+    proof._whole_session = SimpleNamespace(
+        run=lambda names, feed: (np.array([answer], np.float32),)
+    )
     proof._path = PathResult(kind="validation images", tolerance=0.05)
     return proof
 

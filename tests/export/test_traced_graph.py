@@ -26,7 +26,9 @@ SMALLEST = {
 def assert_equal(piece: fx.GraphModule, *values: Tensor) -> None:
     expected = piece(*values)
     given_ = onnx_prefix(piece, tuple(value[:2] for value in values))(*values)
-    for value, reference in zip(given_, expected if isinstance(expected, tuple) else (expected,), strict=True):
+    for value, reference in zip(
+        given_, expected if isinstance(expected, tuple) else (expected,), strict=True
+    ):
         assert value.shape == reference.shape
         assert float((value - reference).abs().max()) <= 1e-4 * float(reference.abs().max()) + 1e-6
 
@@ -35,7 +37,9 @@ def assert_equal(piece: fx.GraphModule, *values: Tensor) -> None:
 def test_every_convolutional_family_gives_its_own_values(model: str) -> None:
     torch.manual_seed(0)
     network = torchvision.models.get_model(
-        model, weights=None, **({"init_weights": False} if model in ("googlenet", "inception_v3") else {})
+        model,
+        weights=None,
+        **({"init_weights": False} if model in ("googlenet", "inception_v3") else {}),
     )
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -50,7 +54,11 @@ def test_every_convolutional_family_gives_its_own_values(model: str) -> None:
 @pytest.mark.parametrize("model", ["convnext_tiny", "swin_t", "vit_b_16", "googlenet"])
 def test_operators_that_are_not_known_are_named(model: str) -> None:
     # GoogLeNet and Inception, as edgetl builds them, take their input apart by channels.
-    options = {"transform_input": True, "aux_logits": False, "init_weights": False} if model == "googlenet" else {}
+    options = (
+        {"transform_input": True, "aux_logits": False, "init_weights": False}
+        if model == "googlenet"
+        else {}
+    )
     network = torchvision.models.get_model(model, weights=None, **options).eval()
     with pytest.raises(ExportError, match="not known here"):
         traced_graph(fx.symbolic_trace(network), (torch.zeros(2, 3, 224, 224),), ["image"])
@@ -61,7 +69,9 @@ def test_the_conversion_is_a_matter_of_moments() -> None:
     taken = []
     for _ in range(3):
         started = time.perf_counter()
-        onnx.checker.check_model(traced_graph(piece, (torch.zeros(2, 3, 64, 64),), ["image"]), full_check=True)
+        onnx.checker.check_model(
+            traced_graph(piece, (torch.zeros(2, 3, 64, 64),), ["image"]), full_check=True
+        )
         taken.append(time.perf_counter() - started)
     assert min(taken) < 3, "PyTorch's exporter takes 6 to 20 s"
 
@@ -71,10 +81,15 @@ def test_the_conversion_is_a_matter_of_moments() -> None:
     kernel=st.integers(1, 5), stride=st.integers(1, 3), padding=st.integers(0, 2), dilation=st.integers(1, 2),
     groups=st.sampled_from([1, 2, 4]), bias=st.booleans(), side=st.integers(9, 17),
 )  # fmt: skip
-def test_any_convolution(kernel: int, stride: int, padding: int, dilation: int, groups: int, bias: bool, side: int) -> None:
+def test_any_convolution(
+    kernel: int, stride: int, padding: int, dilation: int, groups: int, bias: bool, side: int
+) -> None:
     convolution = nn.Conv2d(4, 8, kernel, stride, padding, dilation, groups, bias)
     with torch.no_grad():
-        assert_equal(fx.symbolic_trace(nn.Sequential(convolution, nn.Hardswish())), torch.randn(3, 4, side, side + 2))
+        assert_equal(
+            fx.symbolic_trace(nn.Sequential(convolution, nn.Hardswish())),
+            torch.randn(3, 4, side, side + 2),
+        )
 
 
 @settings(max_examples=40, deadline=None)
@@ -82,11 +97,17 @@ def test_any_convolution(kernel: int, stride: int, padding: int, dilation: int, 
     average=st.booleans(), kernel=st.integers(1, 4), stride=st.integers(1, 3), padding=st.integers(0, 2), ceil=st.booleans(),
     side=st.integers(7, 15),
 )  # fmt: skip
-def test_any_pooling(average: bool, kernel: int, stride: int, padding: int, ceil: bool, side: int) -> None:
+def test_any_pooling(
+    average: bool, kernel: int, stride: int, padding: int, ceil: bool, side: int
+) -> None:
     assume(padding <= kernel // 2)
     # Where windows hang over the end, onnxruntime's averages divide by other counts than PyTorch's: no torchvision network has that.
     assume(not (average and ceil))
-    pool = nn.AvgPool2d(kernel, stride, padding, ceil) if average else nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil)
+    pool = (
+        nn.AvgPool2d(kernel, stride, padding, ceil)
+        if average
+        else nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil)
+    )
     assert_equal(fx.symbolic_trace(nn.Sequential(nn.ReLU(), pool)), torch.randn(3, 2, side, side))
 
 
@@ -101,7 +122,11 @@ def test_several_values_and_one_that_passes_through() -> None:
 
 def test_pooling_to_a_size_that_has_no_operator_is_refused() -> None:
     with pytest.raises(ExportError, match="pools"):
-        traced_graph(fx.symbolic_trace(nn.Sequential(nn.AdaptiveAvgPool2d(7))), (torch.zeros(2, 3, 5, 5),), ["value"])
+        traced_graph(
+            fx.symbolic_trace(nn.Sequential(nn.AdaptiveAvgPool2d(7))),
+            (torch.zeros(2, 3, 5, 5),),
+            ["value"],
+        )
 
 
 def test_numbers_and_reshaped_batches_are_refused() -> None:

@@ -35,7 +35,11 @@ ROUNDED = 0.0002
 def photos(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Real ones, a few of each class of flowers5; turned by EXIF, in grey, inks or 16 bits, transparent, narrow, and one of many pixels."""
     folder = tmp_path_factory.mktemp("photos")
-    flowers = [path for kind in sorted((shared / "data/flowers5/val").iterdir()) for path in sorted(kind.iterdir())[:2]]
+    flowers = [
+        path
+        for kind in sorted((shared / "data/flowers5/val").iterdir())
+        for path in sorted(kind.iterdir())[:2]
+    ]
     names = (
         "exif_Landscape_6.jpg", "exif_Portrait_8.jpg", "tulips_panorama_1024x187.jpg",
         "pillow_pil_sample_cmyk.jpg", "pillow_tiff_16bit_RGB_target.png", "pillow_transparent.webp",
@@ -51,7 +55,11 @@ def photos(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
         cut.putalpha(alpha)
         cut.save(folder / "faded.png")
         image.convert("L").save(folder / "grey.jpg", quality=92)
-    return [*flowers, *odd, *(folder / name for name in ("large.jpg", "cut.png", "faded.png", "grey.jpg"))]
+    return [
+        *flowers,
+        *odd,
+        *(folder / name for name in ("large.jpg", "cut.png", "faded.png", "grey.jpg")),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +72,10 @@ def bundle(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def answers(bundle: Bundle, photos: list[Path]) -> dict[Path, dict[str, float]]:
     """Of each photo, label to probability, by onnxruntime itself; the bundle is proven equal to PyTorch."""
-    return {one.path: dict(one.top) for one in predict(bundle_classifier(bundle, "fp32"), photos, top_k=len(bundle.labels))}
+    return {
+        one.path: dict(one.top)
+        for one in predict(bundle_classifier(bundle, "fp32"), photos, top_k=len(bundle.labels))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +88,21 @@ def page(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 
 @needs_browser
-def test_real_photos_get_pytorch_s_labels(page: Page, answers: dict[Path, dict[str, float]]) -> None:
+def test_real_photos_get_pytorch_s_labels(
+    page: Page, answers: dict[Path, dict[str, float]]
+) -> None:
     ways = ("drop", "click", "keyboard")
-    right = [agrees(page.label(photo, ways[number % 3]), expected) for number, (photo, expected) in enumerate(answers.items())]
+    right = [
+        agrees(page.label(photo, ways[number % 3]), expected)
+        for number, (photo, expected) in enumerate(answers.items())
+    ]
     assert all(right)
     assert len({max(expected, key=expected.__getitem__) for expected in answers.values()}) > 4
     assert "Answered in" in page.text("timing")
     assert page.browser.complaints == []
-    assert [url for url in page.browser.requests if not url.startswith((page.url, "blob:", "data:"))] == []
+    assert [
+        url for url in page.browser.requests if not url.startswith((page.url, "blob:", "data:"))
+    ] == []
 
 
 @needs_browser
@@ -102,12 +120,20 @@ def test_a_broken_file_is_one_sentence_and_the_next_works(
     (tmp_path / "notes.jpg").write_text("no picture")
     (tmp_path / "empty.png").write_bytes(b"")
     odd = [
-        shared / "data/odd" / name for name in ("lfs_pointer_image_06734.jpg", "pillow_truncated_jpeg.jpg", "pillow_truncated_image.png")
+        shared / "data/odd" / name
+        for name in (
+            "lfs_pointer_image_06734.jpg",
+            "pillow_truncated_jpeg.jpg",
+            "pillow_truncated_image.png",
+        )
     ]
     for file in (tmp_path / "notes.jpg", tmp_path / "empty.png", *odd):
         said, shares = page.label(file, "click")
         assert shares == {}
-        assert said == f"“{file.name}” is no picture that this browser can read. Choose a JPEG, PNG or WebP file."
+        assert (
+            said
+            == f"“{file.name}” is no picture that this browser can read. Choose a JPEG, PNG or WebP file."
+        )
     assert page.label(turned, "click") == (
         f"“{turned.name}” asks to be turned, which browsers overlook in WebP files. Save it as JPEG or PNG.",
         {},
@@ -129,7 +155,9 @@ def turned(photos: list[Path], tmp_path: Path) -> Path:
 @needs_browser
 def test_of_two_pictures_the_last_is_answered(page: Page, photos: list[Path]) -> None:
     page.visit()
-    page.browser.evaluate("widths = []; show = ((old) => (...all) => { widths.push(all[1].width); old(...all); })(show)")
+    page.browser.evaluate(
+        "widths = []; show = ((old) => (...all) => { widths.push(all[1].width); old(...all); })(show)"
+    )
     large, small = next(path for path in photos if path.name == "large.jpg"), photos[0]
     page.browser.drop(large)
     page.browser.drop(small)
@@ -142,7 +170,9 @@ def test_of_two_pictures_the_last_is_answered(page: Page, photos: list[Path]) ->
 
 @needs_browser
 def test_a_picture_is_pasted(page: Page, answers: dict[Path, dict[str, float]]) -> None:
-    photo, expected = next((photo, expected) for photo, expected in answers.items() if photo.name == "cut.png")
+    photo, expected = next(
+        (photo, expected) for photo, expected in answers.items() if photo.name == "cut.png"
+    )
     page.visit()
     page.browser.evaluate(f"""{{
         const given = new DataTransfer();
@@ -155,7 +185,9 @@ def test_a_picture_is_pasted(page: Page, answers: dict[Path, dict[str, float]]) 
 
 
 @needs_browser
-def test_on_a_touch_screen_it_takes_photos(bundle: Bundle, answers: dict[Path, dict[str, float]], tmp_path: Path) -> None:
+def test_on_a_touch_screen_it_takes_photos(
+    bundle: Bundle, answers: dict[Path, dict[str, float]], tmp_path: Path
+) -> None:
     photo, expected = next(iter(answers.items()))
     with browser(tmp_path / "browser") as opened:
         page = Page(opened, bundle.directory.web)
@@ -165,7 +197,10 @@ def test_on_a_touch_screen_it_takes_photos(bundle: Bundle, answers: dict[Path, d
         opened.call("Emulation.setTouchEmulationEnabled", enabled=True)
         page.visit(360)
         assert opened.evaluate(seen) == ["Choose a picture", "Take a photo"]
-        assert opened.evaluate("document.getElementById('camera').getAttribute('capture')") == "environment"
+        assert (
+            opened.evaluate("document.getElementById('camera').getAttribute('capture')")
+            == "environment"
+        )
         assert agrees(page.label(photo, "touch"), expected)
         assert opened.complaints == []
         page.server.shutdown()
@@ -174,14 +209,26 @@ def test_on_a_touch_screen_it_takes_photos(bundle: Bundle, answers: dict[Path, d
 @needs_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1100])
-def test_it_fits_and_can_be_read(page: Page, answers: dict[Path, dict[str, float]], width: int, dark: bool, tmp_path: Path) -> None:
+def test_it_fits_and_can_be_read(
+    page: Page, answers: dict[Path, dict[str, float]], width: int, dark: bool, tmp_path: Path
+) -> None:
     page.visit(width, dark)
     page.label(next(iter(answers)), "click")
-    assert page.browser.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
-    ink, paper = (page.browser.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor"))
+    assert (
+        page.browser.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+        == 0
+    )
+    ink, paper = (
+        page.browser.evaluate(f"getComputedStyle(document.body).{name}")
+        for name in ("color", "backgroundColor")
+    )
     assert (brightness(paper) < brightness(ink)) == dark
     assert abs(brightness(paper) - brightness(ink)) > 150
-    page.browser.screenshot(Path(os.environ.get("EDGETL_SEEN", tmp_path)) / f"page-{width}-{dark}.png")
+    page.browser.screenshot(
+        Path(os.environ.get("EDGETL_SEEN", tmp_path)) / f"page-{width}-{dark}.png"
+    )
 
 
 def brightness(colour: str) -> float:
@@ -192,7 +239,9 @@ def brightness(colour: str) -> float:
 def test_opened_as_a_file_it_says_what_to_do(bundle: Bundle, tmp_path: Path) -> None:
     with browser(tmp_path / "browser") as opened:
         opened.open(bundle.directory.web / "index.html", 800, False)
-        assert "python3 -m http.server" in str(opened.evaluate("document.getElementById('status').textContent"))
+        assert "python3 -m http.server" in str(
+            opened.evaluate("document.getElementById('status').textContent")
+        )
         assert opened.complaints == []
 
 
@@ -213,13 +262,25 @@ def test_a_model_that_is_cut_short_is_told(bundle: Bundle, tmp_path: Path) -> No
 def node_client(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("node") / "web"
     shutil.copytree(bundle.directory.web, folder)
-    subprocess.run([str(NPM), "install", "--silent", "--no-audit", "--no-fund", "sharp"], cwd=folder, check=True, capture_output=True)
+    subprocess.run(
+        [str(NPM), "install", "--silent", "--no-audit", "--no-fund", "sharp"],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
     return folder
 
 
 @needs_npm
-def test_under_node_the_answers_are_the_same(node_client: Path, answers: dict[Path, dict[str, float]], tmp_path: Path) -> None:
-    done = subprocess.run([str(NODE), node_client / "predict.mjs", *answers], cwd=tmp_path, capture_output=True, text=True)
+def test_under_node_the_answers_are_the_same(
+    node_client: Path, answers: dict[Path, dict[str, float]], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [str(NODE), node_client / "predict.mjs", *answers],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert len(lines) == len(answers)
@@ -238,8 +299,16 @@ def test_under_node_what_is_wrong_is_one_sentence(
     assert (done.returncode, done.stdout.count("\n"), done.stderr.count("\n")) == (1, 2, 1)
     assert done.stderr.startswith(f"{tmp_path / 'notes.jpg'}: cannot be read as an image (")
     expected = next(iter(predict(bundle_classifier(bundle), [turned], top_k=1))).top[0]
-    assert done.stdout.splitlines()[1].split("\t") == [str(turned), expected[0], f"{expected[1]:.4f}"]
-    bare = subprocess.run([str(NODE), bundle.directory.web / "predict.mjs", tmp_path / "notes.jpg"], capture_output=True, text=True)
+    assert done.stdout.splitlines()[1].split("\t") == [
+        str(turned),
+        expected[0],
+        f"{expected[1]:.4f}",
+    ]
+    bare = subprocess.run(
+        [str(NODE), bundle.directory.web / "predict.mjs", tmp_path / "notes.jpg"],
+        capture_output=True,
+        text=True,
+    )
     assert bare.returncode == 1
     assert "npm install sharp" in bare.stderr
 
@@ -249,9 +318,16 @@ def test_the_manifest_vouches_for_every_file(bundle: Bundle) -> None:
     told = bundle.manifest["web"]
     assert told["proof"]["passed"]
     assert told["proof"]["images"] == len(bundle.golden().files)
-    assert {entry["file"] for entry in told["files"]} == {f"web/{path.name}" for path in bundle.directory.web.iterdir()}
-    assert {path for path in bundle.others() if path.parent == bundle.directory.web} == {*bundle.directory.web.iterdir()}
-    assert all(sha256_file(bundle.directory.path / entry["file"]) == entry["sha256"] for entry in told["files"])
+    assert {entry["file"] for entry in told["files"]} == {
+        f"web/{path.name}" for path in bundle.directory.web.iterdir()
+    }
+    assert {path for path in bundle.others() if path.parent == bundle.directory.web} == {
+        *bundle.directory.web.iterdir()
+    }
+    assert all(
+        sha256_file(bundle.directory.path / entry["file"]) == entry["sha256"]
+        for entry in told["files"]
+    )
 
 
 @needs_npm
@@ -270,7 +346,10 @@ def test_a_page_that_answers_otherwise_is_refused(bundle: Bundle, tmp_path: Path
     shutil.copytree(bundle.directory.path, copy.path, ignore=shutil.ignore_patterns("web"))
     with np.load(copy.golden_logits) as arrays:
         np.savez(copy.golden_logits, **{**arrays, "logits": arrays["logits"] + 0.3})
-    with pytest.raises(ParityError, match=r"onnxruntime-web .* does not answer as PyTorch does with fp32\.onnx.*--web"):
+    with pytest.raises(
+        ParityError,
+        match=r"onnxruntime-web .* does not answer as PyTorch does with fp32\.onnx.*--web",
+    ):
         web.write_web(copy, bundle.manifest, bundle.variants[0], runtime_files())
 
 
@@ -297,7 +376,9 @@ def npm_that(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None
     ],
     ids=["no network", "nothing", "another file"],
 )
-def test_npm_that_fails_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str) -> None:
+def test_npm_that_fails_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
+) -> None:
     npm_that(tmp_path / "bin", script, monkeypatch)
     with pytest.raises(ExportError, match=re.escape(said)) as caught:
         runtime_files()
@@ -312,7 +393,9 @@ def test_without_npm(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_npm
-def test_what_is_cached_needs_no_network(own_cache: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_cached_needs_no_network(
+    own_cache: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = own_cache / "onnxruntime-web" / VERSION
     kept.mkdir(parents=True)
     for name in SHA256:

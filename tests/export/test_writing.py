@@ -58,7 +58,9 @@ def old(tmp_path: Path) -> Path:
 
 
 def is_old(path: Path) -> bool:
-    return (path / "bundle.json").read_text() == OLD_MANIFEST and (path / "fp32.onnx").read_bytes() == b"old"
+    return (path / "bundle.json").read_text() == OLD_MANIFEST and (
+        path / "fp32.onnx"
+    ).read_bytes() == b"old"
 
 
 def test_the_second_of_two_processes_is_refused(old: Path) -> None:
@@ -66,7 +68,10 @@ def test_the_second_of_two_processes_is_refused(old: Path) -> None:
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "inside\n"
-        with pytest.raises(BundleError, match="Another process is writing a bundle"), new_bundle(old, force=True):
+        with (
+            pytest.raises(BundleError, match="Another process is writing a bundle"),
+            new_bundle(old, force=True),
+        ):
             pytest.fail("let in")
         assert is_old(old)
     finally:
@@ -121,7 +126,9 @@ def test_what_fails_inside_leaves_nothing(tmp_path: Path, old: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_a_move_that_fails_brings_the_old_one_back(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_move_that_fails_brings_the_old_one_back(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = Path.rename
 
     def rename(self: Path, target: Path) -> Path:
@@ -130,7 +137,10 @@ def test_a_move_that_fails_brings_the_old_one_back(old: Path, monkeypatch: pytes
         return original(self, target)
 
     monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(BundleError, match="Input/output error"), new_bundle(old, force=True) as directory:
+    with (
+        pytest.raises(BundleError, match="Input/output error"),
+        new_bundle(old, force=True) as directory,
+    ):
         directory.manifest.write_text("{}")
     assert is_old(old)
 

@@ -46,7 +46,9 @@ class Page:
 
     def label(self, photo: Path, how: str) -> tuple[str, dict[str, float]]:
         """The label shown, and the shares of those ranked; or what is wrong, and nothing."""
-        self.browser.evaluate("at('label').textContent = at('ranking').textContent = ''; at('answer').hidden = true; say('')")
+        self.browser.evaluate(
+            "at('label').textContent = at('ranking').textContent = ''; at('answer').hidden = true; say('')"
+        )
         if how == "drop":
             self.browser.drop(photo)
         else:
@@ -61,13 +63,17 @@ class Page:
                         break
                 self.browser.press("Enter")
             self.browser.choose(photo)
-        self.wait_for("(at('label').textContent && !at('answer').hidden) || at('status').classList.contains('bad')")
+        self.wait_for(
+            "(at('label').textContent && !at('answer').hidden) || at('status').classList.contains('bad')"
+        )
         if self.browser.evaluate("at('answer').hidden"):
             return self.text("status"), {}
         rows = self.browser.evaluate(
             "[...document.querySelectorAll('#ranking li')].map(row => [...row.querySelectorAll('span')].map(one => one.textContent))"
         )
-        return self.text("label"), {name: float(share.removeprefix("< ").removesuffix("%")) / 100 for name, share, _ in rows}
+        return self.text("label"), {
+            name: float(share.removeprefix("< ").removesuffix("%")) / 100 for name, share, _ in rows
+        }
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -75,9 +81,15 @@ class _Quiet(SimpleHTTPRequestHandler):
         """Nothing: what was asked for is the browser's to tell."""
 
 
-def agrees(shown: tuple[str, dict[str, float]], expected: dict[str, float], tolerance: float = ANOTHER_DECODER) -> bool:
+def agrees(
+    shown: tuple[str, dict[str, float]],
+    expected: dict[str, float],
+    tolerance: float = ANOTHER_DECODER,
+) -> bool:
     """Whether what is shown is what was computed, and the label that of PyTorch."""
     label, shares = shown
     assert shares, label
-    assert all(share == pytest.approx(expected[name], abs=tolerance) for name, share in shares.items()), (shares, expected)
+    assert all(
+        share == pytest.approx(expected[name], abs=tolerance) for name, share in shares.items()
+    ), (shares, expected)
     return label == max(expected, key=expected.__getitem__)

@@ -21,12 +21,18 @@ class Sshd:
         self.folder, self.temporary = folder, folder / "tmp"
         self.temporary.mkdir()
         for name in ("host", "user"):
-            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+            subprocess.run(
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)],
+                check=True,
+            )
         shutil.copy(folder / "user.pub", folder / "authorized_keys")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        given = " ".join(f'"{name}={value}"' for name, value in {"TMPDIR": str(self.temporary), **environment}.items())
+        given = " ".join(
+            f'"{name}={value}"'
+            for name, value in {"TMPDIR": str(self.temporary), **environment}.items()
+        )
         (folder / "sshd_config").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized_keys\n"
             f"PidFile {folder}/pid\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nSetEnv {given}\n"
@@ -34,7 +40,8 @@ class Sshd:
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # Debian's privilege separation wants it
         self.process = subprocess.Popen(
-            [str(SSHD), "-D", "-f", str(folder / "sshd_config"), "-E", str(folder / "log")], start_new_session=True
+            [str(SSHD), "-D", "-f", str(folder / "sshd_config"), "-E", str(folder / "log")],
+            start_new_session=True,
         )
         give_up = time.monotonic() + 10
         while time.monotonic() < give_up:
@@ -68,8 +75,16 @@ class Sshd:
 def _below(pid: int) -> list[int]:
     """sshd's own processes below it; what a session began is left, as an orphan."""
     try:
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        children = [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     except OSError:
         return []
-    own = [child for child in children if Path(f"/proc/{child}/cmdline").read_bytes().startswith((b"sshd", b"/usr/lib/openssh/sshd"))]
+    own = [
+        child
+        for child in children
+        if Path(f"/proc/{child}/cmdline")
+        .read_bytes()
+        .startswith((b"sshd", b"/usr/lib/openssh/sshd"))
+    ]
     return [*(deeper for child in own for deeper in _below(child)), *own]

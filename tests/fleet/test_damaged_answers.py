@@ -23,7 +23,9 @@ from edgetl.fleet.benching import Outcome, bench_hosts
 from tests.bundles import colour_logits, colour_model, write_bundle, write_pictures
 from tools.mutation import mutate_json
 
-BRIEF = BenchProtocol(block_seconds=0.01, block_runs=10, window_seconds=0.005, window_runs=3, max_windows=3)
+BRIEF = BenchProtocol(
+    block_seconds=0.01, block_runs=10, window_seconds=0.005, window_runs=3, max_windows=3
+)
 EXCEPTION = re.compile(r"^\w*Error: ")
 SSH = """import sys
 script = sys.argv[-1]
@@ -50,7 +52,11 @@ class Quiet:
 def bundle(tmp_path: Path) -> Path:
     folder = tmp_path / "bundle"
     pictures = write_pictures(folder / "golden")
-    return write_bundle(folder, {"fp32": colour_model()}, np.stack([colour_logits(load_image(path)) for path in pictures]))
+    return write_bundle(
+        folder,
+        {"fp32": colour_model()},
+        np.stack([colour_logits(load_image(path)) for path in pictures]),
+    )
 
 
 @pytest.fixture
@@ -68,7 +74,12 @@ def outcome_of(bundle: Path, folder: Path) -> Outcome:
 
 
 def test_mutated_results_are_kept_or_refused(bundle: Path, answer: Path, tmp_path: Path) -> None:
-    bench(BenchConfig(bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "whole.json"), protocol=BRIEF)
+    bench(
+        BenchConfig(
+            bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "whole.json"
+        ),
+        protocol=BRIEF,
+    )
     result = json.loads((tmp_path / "whole.json").read_text())
     kept = 0
     for seed in range(40):
@@ -78,7 +89,11 @@ def test_mutated_results_are_kept_or_refused(bundle: Path, answer: Path, tmp_pat
             part = generator.choice([*result, "status", "result"])
             holder = said if part in said else result
             mutated = mutate_json(holder[part], generator)
-            said = {**said, part: mutated} if holder is said else {**said, "result": {**result, part: mutated}}
+            said = (
+                {**said, part: mutated}
+                if holder is said
+                else {**said, "result": {**result, part: mutated}}
+            )
         answer.write_text(json.dumps(said) + "\n")
         outcome = outcome_of(bundle, tmp_path / f"results-{seed}")
         kept += outcome.result is not None
@@ -86,13 +101,24 @@ def test_mutated_results_are_kept_or_refused(bundle: Path, answer: Path, tmp_pat
     assert 1 <= kept < 40
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"[" * 100_000, b'{"edgetl": true, "status": NaN}\n', b'{"edgetl": true}\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe\x00",
+        b"[" * 100_000,
+        b'{"edgetl": true, "status": NaN}\n',
+        b'{"edgetl": true}\n',
+    ],
+)
 def test_answers_that_are_none(bundle: Path, answer: Path, tmp_path: Path, content: bytes) -> None:
     answer.write_bytes(content)
     assert outcome_of(bundle, tmp_path / "results").failed
 
 
-def test_results_that_cannot_be_kept(bundle: Path, answer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_that_cannot_be_kept(
+    bundle: Path, answer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -101,7 +127,10 @@ def test_results_that_cannot_be_kept(bundle: Path, answer: Path, tmp_path: Path,
     assert "cannot be written to" in outcome_of(bundle, tmp_path / "results").failed
 
 
-@pytest.mark.parametrize("job", ["", "[]", "{}", "[" * 100_000, '{"wheel": 1, "extra": 2, "wheels": false, "arguments": 3}'])
+@pytest.mark.parametrize(
+    "job",
+    ["", "[]", "{}", "[" * 100_000, '{"wheel": 1, "extra": 2, "wheels": false, "arguments": 3}'],
+)
 def test_a_damaged_job_is_one_answer(tmp_path: Path, job: str) -> None:
     """As the device's side prints it, which then removes its folder."""
     folder = tmp_path / "sent"
@@ -111,7 +140,13 @@ def test_a_damaged_job_is_one_answer(tmp_path: Path, job: str) -> None:
     # Its standard input stays open as long as somebody waits.
     reading, writing = os.pipe()
     try:
-        done = subprocess.run([sys.executable, str(folder / "on_device.py")], stdin=reading, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(
+            [sys.executable, str(folder / "on_device.py")],
+            stdin=reading,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
     finally:
         os.close(reading)
         os.close(writing)

@@ -38,7 +38,9 @@ from tests.conftest import ROOT
 from tests.fleet.sshd import SSHD, Sshd
 
 pytestmark = pytest.mark.skipif(SSHD is None, reason="no sshd")
-BRIEF = BenchProtocol(block_seconds=0.01, block_runs=10, window_seconds=0.005, window_runs=3, max_windows=3)
+BRIEF = BenchProtocol(
+    block_seconds=0.01, block_runs=10, window_seconds=0.005, window_runs=3, max_windows=3
+)
 QUICK = ("--scope", "model", "--rounds", "2", "--threads", "1")
 
 
@@ -46,7 +48,11 @@ QUICK = ("--scope", "model", "--rounds", "2", "--threads", "1")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "colours"
     pictures = write_pictures(folder / "golden")
-    return write_bundle(folder, {"fp32": colour_model()}, np.stack([colour_logits(load_image(path)) for path in pictures]))
+    return write_bundle(
+        folder,
+        {"fp32": colour_model()},
+        np.stack([colour_logits(load_image(path)) for path in pictures]),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +60,18 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a device needs, as a workstation fetches it for one that has no network."""
     folder = tmp_path_factory.mktemp("wheels")
     named = ["numpy", "pillow", "rich", "typer<0.29", "onnxruntime"]
-    command = [sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", "-d", str(folder), "-c", str(ROOT / "constraints.txt")]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--only-binary=:all:",
+        "-d",
+        str(folder),
+        "-c",
+        str(ROOT / "constraints.txt"),
+    ]
     subprocess.run([*command, *named], check=True)
     return folder
 
@@ -67,8 +84,14 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Sshd]]
     bare.mkdir()
     for name in ("sh", "tar", "mktemp", "rm"):
         (bare / name).symlink_to(f"/bin/{name}")
-    found = {"pi": Sshd(folder / "pi"), "jetson": Sshd(folder / "jetson"), "bare": Sshd(folder / "bare", PATH=str(bare))}
-    aliases = [host.alias(name) for name, host in found.items()] + [found["pi"].alias("stranger", "host")]
+    found = {
+        "pi": Sshd(folder / "pi"),
+        "jetson": Sshd(folder / "jetson"),
+        "bare": Sshd(folder / "bare", PATH=str(bare)),
+    }
+    aliases = [host.alias(name) for name, host in found.items()] + [
+        found["pi"].alias("stranger", "host")
+    ]
     aliases.append("Host nowhere\n HostName 127.0.0.1\n Port 1\n")
     (folder / "config").write_text("".join(aliases))
     with pytest.MonkeyPatch.context() as patch:
@@ -122,16 +145,35 @@ def program(*arguments: object) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_two_at_once_and_those_that_fail(bundle: Path, wheels: Path, hosts: dict[str, Sshd], tmp_path: Path) -> None:
-    named = [part for host in ("pi", "jetson", "bare", "stranger", "nowhere") for part in ("--host", host)]
-    process = program(bundle, *named, "--wheels", wheels, *QUICK, "--max-p99", "0.0001ms", "--json", "-o", tmp_path / "results")
+def test_two_at_once_and_those_that_fail(
+    bundle: Path, wheels: Path, hosts: dict[str, Sshd], tmp_path: Path
+) -> None:
+    named = [
+        part
+        for host in ("pi", "jetson", "bare", "stranger", "nowhere")
+        for part in ("--host", host)
+    ]
+    process = program(
+        bundle,
+        *named,
+        "--wheels",
+        wheels,
+        *QUICK,
+        "--max-p99",
+        "0.0001ms",
+        "--json",
+        "-o",
+        tmp_path / "results",
+    )
     said, told = process.communicate(timeout=280)
     assert process.returncode == 1, told
     assert said, told
     outcomes = {one["host"]: one for one in json.loads(said)["hosts"]}
     for host in ("pi", "jetson"):
         assert outcomes[host]["failed"] is None
-        assert outcomes[host]["status"] in (4, 5), "no network answers in a ten-millionth of a second"
+        assert outcomes[host]["status"] in (4, 5), (
+            "no network answers in a ten-millionth of a second"
+        )
         result = read_result(tmp_path / "results" / f"{host}.json")
         assert [row.variant for row in result.rows] == ["fp32"]
         assert all(len(row.rounds) == 2 and row.threads == 1 for row in result.rows)
@@ -139,11 +181,17 @@ def test_two_at_once_and_those_that_fail(bundle: Path, wheels: Path, hosts: dict
     assert "ssh-copy-id stranger" in outcomes["stranger"]["failed"]
     assert "ssh nowhere true" in outcomes["nowhere"]["failed"]
     assert all(outcomes[host]["file"] is None for host in ("bare", "stranger", "nowhere"))
-    assert [line for line in told.splitlines() if line.startswith("pi: ")][:3] == ["pi: copying", "pi: installing", "pi: measuring"]
+    assert [line for line in told.splitlines() if line.startswith("pi: ")][:3] == [
+        "pi: copying",
+        "pi: installing",
+        "pi: measuring",
+    ]
     assert "Traceback" not in told
 
 
-def test_one_that_dies_in_the_middle_does_not_lose_the_others(bundle: Path, wheels: Path, hosts: dict[str, Sshd], tmp_path: Path) -> None:
+def test_one_that_dies_in_the_middle_does_not_lose_the_others(
+    bundle: Path, wheels: Path, hosts: dict[str, Sshd], tmp_path: Path
+) -> None:
     dying = Sshd(tmp_path / "dying")
     config = tmp_path / "config"
     config.write_text(dying.alias("dying") + hosts["pi"].alias("pi"))
@@ -157,7 +205,9 @@ def test_one_that_dies_in_the_middle_does_not_lose_the_others(bundle: Path, whee
     watched = Killer()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SSH, f"ssh -F {config}")
-        asked = BenchConfig(bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "results")
+        asked = BenchConfig(
+            bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "results"
+        )
         dead, alive = bench_hosts(asked, ["dying", "pi"], wheels, watched)
     assert "connection was lost" in dead.failed
     assert dead.left.startswith(str(dying.temporary)), "nobody could look whether it was removed"
@@ -165,12 +215,18 @@ def test_one_that_dies_in_the_middle_does_not_lose_the_others(bundle: Path, whee
     assert alive.result is not None
     assert alive.result.path == tmp_path / "results/pi.json"
     assert {one.host for one in watched.ends} == {"dying", "pi"}
-    wait_for(lambda: not [*dying.temporary.iterdir()], 20)  # what was begun there ends with its connection, and cleans up
+    wait_for(
+        lambda: not [*dying.temporary.iterdir()], 20
+    )  # what was begun there ends with its connection, and cleans up
 
 
 @pytest.mark.parametrize("appeared", ["env/bin/python", "tmp/tmp*/pip-*.whl"])
-def test_ctrl_c_leaves_nothing_there(appeared: str, bundle: Path, wheels: Path, hosts: dict[str, Sshd], tmp_path: Path) -> None:
-    process = program(bundle, "--host", "pi", "--wheels", wheels, *QUICK, "-o", tmp_path / "results")
+def test_ctrl_c_leaves_nothing_there(
+    appeared: str, bundle: Path, wheels: Path, hosts: dict[str, Sshd], tmp_path: Path
+) -> None:
+    process = program(
+        bundle, "--host", "pi", "--wheels", wheels, *QUICK, "-o", tmp_path / "results"
+    )
     wait_for(lambda: bool([*hosts["pi"].temporary.glob(f"edgetl-*/{appeared}")]))
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=30)
@@ -178,10 +234,21 @@ def test_ctrl_c_leaves_nothing_there(appeared: str, bundle: Path, wheels: Path, 
     assert "Traceback" not in told
 
 
-def test_the_screen_at_the_end(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    result = bench(BenchConfig(bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "pi.json"), protocol=BRIEF)
+def test_the_screen_at_the_end(
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = bench(
+        BenchConfig(bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "pi.json"),
+        protocol=BRIEF,
+    )
     monkeypatch.setitem(sys.modules, "jinja2", None)  # a workstation may have the `cpu` extra alone
-    ended = [Outcome("pi", 61.0, 5, result), Outcome("nano", 3.0, failed="The connection was lost.", left="/tmp/edgetl-x")]
+    ended = [
+        Outcome("pi", 61.0, 5, result),
+        Outcome("nano", 3.0, failed="The connection was lost.", left="/tmp/edgetl-x"),
+    ]
     monkeypatch.setattr(benching, "bench_hosts", lambda *given: ended)
     with pytest.raises(typer.Exit) as caught:
         run_hosts(BenchConfig(bundle), ["pi", "nano"], None, False)
@@ -192,7 +259,11 @@ def test_the_screen_at_the_end(bundle: Path, tmp_path: Path, monkeypatch: pytest
     assert "nano: The connection was lost." in said
     assert "nano: /tmp/edgetl-x may still be there" in said
     for status, expected in ((4, 4), (5, 5), (0, 0)):
-        monkeypatch.setattr(benching, "bench_hosts", lambda *given, status=status: [Outcome("pi", 1.0, status, result)])
+        monkeypatch.setattr(
+            benching,
+            "bench_hosts",
+            lambda *given, status=status: [Outcome("pi", 1.0, status, result)],
+        )
         assert exit_status(bundle) == expected
 
 
@@ -216,10 +287,14 @@ def test_what_a_terminal_shows() -> None:
     assert re.match(r"nano +3\.0 s +failed", lines[2])
 
 
-def test_wheels_that_do_not_fit_are_that_host_s_failure(bundle: Path, hosts: dict[str, Sshd], tmp_path: Path) -> None:
+def test_wheels_that_do_not_fit_are_that_host_s_failure(
+    bundle: Path, hosts: dict[str, Sshd], tmp_path: Path
+) -> None:
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels/nothing-1-py3-none-any.whl").write_bytes(b"")
-    (found,) = bench_hosts(BenchConfig(bundle, output=tmp_path / "results"), ["pi"], tmp_path / "wheels", Watched())
+    (found,) = bench_hosts(
+        BenchConfig(bundle, output=tmp_path / "results"), ["pi"], tmp_path / "wheels", Watched()
+    )
     assert found.failed.startswith("pip could not install edgetl there.")
     assert found.left == ""
 
@@ -305,18 +380,31 @@ def test_lines_without_end_are_bounded() -> None:
 def test_a_host_that_answers_nonsense_is_one_sentence(
     bundle: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
-    fake_ssh(tmp_path, monkeypatch, f"import sys; sys.stdin.buffer.read(); sys.stdout.buffer.write({answer.encode('latin-1')!r})")
+    fake_ssh(
+        tmp_path,
+        monkeypatch,
+        f"import sys; sys.stdin.buffer.read(); sys.stdout.buffer.write({answer.encode('latin-1')!r})",
+    )
     asked = BenchConfig(bundle, rounds=2, output=tmp_path / "results")
     (outcome,) = bench_hosts(asked, ["odd"], wheels, Watched())
     assert "instead of where the parcel lies" in outcome.failed
     assert outcome.result is None
 
 
-def test_a_result_of_another_model_counts_for_nothing(bundle: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = bench(BenchConfig(bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "own.json"), protocol=BRIEF)
+def test_a_result_of_another_model_counts_for_nothing(
+    bundle: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = bench(
+        BenchConfig(
+            bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "own.json"
+        ),
+        protocol=BRIEF,
+    )
     content = result.to_json()
     content["model"] = {**content["model"], "run_id": "another"}
-    (tmp_path / "reply.json").write_text(json.dumps({"edgetl": True, "status": 0, "result": content, "left": False}))
+    (tmp_path / "reply.json").write_text(
+        json.dumps({"edgetl": True, "status": 0, "result": content, "left": False})
+    )
     fake_ssh(
         tmp_path,
         monkeypatch,

@@ -14,7 +14,9 @@ from edgetl.fleet.remote import Remote, RemoteError
         ("/etc/hostname", "cannot be started"),
     ],
 )
-def test_an_ssh_that_cannot_be_started_is_named(command: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ssh_that_cannot_be_started_is_named(
+    command: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("EDGETL_SSH", command)
     with pytest.raises(RemoteError, match=told):
         Remote("device").remove("/tmp/edgetl-x")

@@ -11,7 +11,14 @@ from edgetl.core.results import BenchResult, Noise
 from edgetl.core.rows import ColdStart, Round, Row
 from edgetl.core.sustained import Sustained, Window
 
-GATE = {"checked": True, "passed": True, "images": 8, "top1_agreement": 8, "max_logit_difference": 1.2e-5, "tolerance": 0.05}
+GATE = {
+    "checked": True,
+    "passed": True,
+    "images": 8,
+    "top1_agreement": 8,
+    "max_logit_difference": 1.2e-5,
+    "tolerance": 0.05,
+}
 STAGES = {"file": {"read": 0.3, "decode": 1.8, "preprocess": 0.7}, "image": {"preprocess": 0.7}}
 
 
@@ -32,13 +39,24 @@ def bench_row(
     blocks = []
     for index in range(rounds):
         shift = p50_ms * (1 + 0.01 * math.sin(index) + generator.gauss(0, 0.006))
-        tail = [generator.expovariate(3) * p50_ms if generator.random() < 0.04 else 0 for _ in range(runs)]
+        tail = [
+            generator.expovariate(3) * p50_ms if generator.random() < 0.04 else 0
+            for _ in range(runs)
+        ]
         infer = [int(1e6 * (shift * generator.lognormvariate(0, 0.025) + extra)) for extra in tail]
-        timed = {name: tuple(int(1e6 * value * generator.lognormvariate(0, 0.05)) for _ in range(runs)) for name, value in stages.items()}
+        timed = {
+            name: tuple(int(1e6 * value * generator.lognormvariate(0, 0.05)) for _ in range(runs))
+            for name, value in stages.items()
+        }
         if stages:
             timed["infer"] = tuple(infer)
         latencies = tuple(map(sum, zip(*timed.values(), strict=True))) if stages else tuple(infer)
-        cold = ColdStart(90.0 if runtime != "pytorch" else 1900.0, 28.0, 3 * p50_ms, 140 * 2**20 if runtime != "pytorch" else None)
+        cold = ColdStart(
+            90.0 if runtime != "pytorch" else 1900.0,
+            28.0,
+            3 * p50_ms,
+            140 * 2**20 if runtime != "pytorch" else None,
+        )
         energy = {"rapl": 0.012 * p50_ms * runs} if runtime != "pytorch" else {}
         blocks.append(
             Round(
@@ -59,12 +77,27 @@ def bench_row(
         "file_sha256": (variant.encode().hex() * 20)[:64],
         "file_bytes": {"fp32": 8_900_000, "int8": 2_400_000}.get(variant, 4_500_000),
         "gate": GATE,
-        "session": {"intra_op_threads": threads, "graph_optimization": "ORT_ENABLE_ALL", "providers": ["CPUExecutionProvider"]},
+        "session": {
+            "intra_op_threads": threads,
+            "graph_optimization": "ORT_ENABLE_ALL",
+            "providers": ["CPUExecutionProvider"],
+        },
     } | changes
-    return Row(runtime, variant, scope, batch=batch, threads=threads, rounds=tuple(blocks), rate=rate, **fields)
+    return Row(
+        runtime,
+        variant,
+        scope,
+        batch=batch,
+        threads=threads,
+        rounds=tuple(blocks),
+        rate=rate,
+        **fields,
+    )
 
 
-def device(host: str | None = "bench", cpu: str | None = "Cortex-A76", **changes: Any) -> dict[str, Any]:
+def device(
+    host: str | None = "bench", cpu: str | None = "Cortex-A76", **changes: Any
+) -> dict[str, Any]:
     state = {
         "monotonic_s": 10.5,
         "load": [0.1, 0.2, 0.3],
@@ -103,7 +136,11 @@ def sustained_run(row: Row, windows: int = 120, known: bool = True) -> Sustained
         latencies = tuple(int(slow * generator.lognormvariate(0, 0.04)) for _ in range(40))
         heat = 45 + 30 * (1 - math.exp(-index / 30)) if known else None
         clock = int(2_400_000 - 400_000 / (1 + math.exp(-(index - 45) / 7))) if known else None
-        made.append(Window(float(index), latencies, clock, heat, index // 60 if known else None, 2**20 * 150))
+        made.append(
+            Window(
+                float(index), latencies, clock, heat, index // 60 if known else None, 2**20 * 150
+            )
+        )
     return Sustained(row.id, float(windows), tuple(made))
 
 
@@ -114,7 +151,14 @@ def bench_result(rows: tuple[Row, ...], **changes: Any) -> BenchResult:
         "target": "runs/pets",
         "model": {"name": "mobilenet_v2", "run_id": "0123456789ab"},
         "device": device(),
-        "noise": Noise((), {"other_cpu": 0.004, "steal": None, "round_spread": {row.id: row.spread for row in rows if row.rounds}}),
+        "noise": Noise(
+            (),
+            {
+                "other_cpu": 0.004,
+                "steal": None,
+                "round_spread": {row.id: row.spread for row in rows if row.rounds},
+            },
+        ),
         "protocol": {"block_seconds": 1.0, "block_runs": 100, "rounds": 6, "seed": 0},
         "order": tuple(("a", "b") for _ in range(6)),
         "pairs": tuple(
@@ -132,11 +176,24 @@ def board() -> BenchResult:
     rows = tuple(
         bench_row(runtime, variant, p50, scope)
         for scope in ("model", "image", "file")
-        for runtime, variant, p50 in (("pytorch", "fp32", 24.0), ("onnxruntime", "fp32", 9.1), ("onnxruntime", "int8", 4.4))
+        for runtime, variant, p50 in (
+            ("pytorch", "fp32", 24.0),
+            ("onnxruntime", "fp32", 9.1),
+            ("onnxruntime", "int8", 4.4),
+        )
     )
-    rows += (bench_row("onnxruntime", "int8", 4.6, rate=50.0), bench_row("onnxruntime", "int8", 3.1, scope="file", rate=50.0))
+    rows += (
+        bench_row("onnxruntime", "int8", 4.6, rate=50.0),
+        bench_row("onnxruntime", "int8", 3.1, scope="file", rate=50.0),
+    )
     operators = [
-        {"operator": name, "nodes": nodes, "provider": "CPUExecutionProvider", "us": us, "share": us / 4400}
+        {
+            "operator": name,
+            "nodes": nodes,
+            "provider": "CPUExecutionProvider",
+            "us": us,
+            "share": us / 4400,
+        }
         for name, nodes, us in (
             ("QLinearConv", 52, 3400.0),
             ("Resize", 1, 420.0),
@@ -146,22 +203,52 @@ def board() -> BenchResult:
         )
     ]
     profiles = {rows[2].id: {"runs": 50, "operators": operators, "nodes": []}}
-    return bench_result(rows, sustained=sustained_run(rows[2]), profiles=profiles, notes=("The page cache was warm.",))
+    return bench_result(
+        rows,
+        sustained=sustained_run(rows[2]),
+        profiles=profiles,
+        notes=("The page cache was warm.",),
+    )
 
 
 def server() -> BenchResult:
     """A noisy sweep on a device that tells little, with one variant that failed its gate."""
     rows = tuple(
-        bench_row(runtime, variant, p50 * batch**0.9 / threads**0.7, batch=batch, threads=threads, rounds=4, runs=60)
+        bench_row(
+            runtime,
+            variant,
+            p50 * batch**0.9 / threads**0.7,
+            batch=batch,
+            threads=threads,
+            rounds=4,
+            runs=60,
+        )
         for batch in (1, 4, 16)
         for threads in (1, 2, 4)
-        for runtime, variant, p50 in (("pytorch", "fp32", 11.0), ("onnxruntime", "fp32", 3.0), ("onnxruntime", "int8", 1.5))
+        for runtime, variant, p50 in (
+            ("pytorch", "fp32", 11.0),
+            ("onnxruntime", "fp32", 3.0),
+            ("onnxruntime", "int8", 1.5),
+        )
     )
     closed = {**GATE, "passed": False, "reason": "logits differ by 3.1, tolerance 0.05"}
     rows += (replace(bench_row("onnxruntime", "fp16", 1.0), rounds=(), gate=closed),)
     facts = device(
-        "server", "A processor", machine="x86_64", cores=64, packages={"numpy": "2.1.0", "onnxruntime": "1.24.0", "torch": "2.14.0"}
+        "server",
+        "A processor",
+        machine="x86_64",
+        cores=64,
+        packages={"numpy": "2.1.0", "onnxruntime": "1.24.0", "torch": "2.14.0"},
     )
-    noise = Noise(("other processes used 12% of the CPU",), {"other_cpu": 0.12, "steal": None, "disturbance": 0.12})
+    noise = Noise(
+        ("other processes used 12% of the CPU",),
+        {"other_cpu": 0.12, "steal": None, "disturbance": 0.12},
+    )
     device_ = {**facts, "memory_bytes": None}
-    return bench_result(rows, device=device_, noise=noise, interrupted=True, sustained=sustained_run(rows[1], known=False))
+    return bench_result(
+        rows,
+        device=device_,
+        noise=noise,
+        interrupted=True,
+        sustained=sustained_run(rows[1], known=False),
+    )

@@ -13,7 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))), None)
+CHROMIUM = next(
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
+        if (found := shutil.which(name))
+    ),
+    None,
+)
 
 
 class Browser:
@@ -25,7 +32,9 @@ class Browser:
         self.requests: list[str] = []
         self.choosers: list[int] = []
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -36,13 +45,26 @@ class Browser:
         self.visit(path.absolute().as_uri(), width, dark)
 
     def visit(self, url: str, width: int, dark: bool) -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         self.call("Page.navigate", url=url)
-        self.evaluate("new Promise(done => document.readyState === 'complete' ? done(1) : addEventListener('load', () => done(1)))")
+        self.evaluate(
+            "new Promise(done => document.readyState === 'complete' ? done(1) : addEventListener('load', () => done(1)))"
+        )
 
     def evaluate(self, expression: str) -> Any:
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
@@ -51,7 +73,12 @@ class Browser:
         code = {"Tab": 9, "Enter": 13}[key]
         for kind in ("keyDown", "keyUp"):
             self.call(
-                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **(text if kind == "keyDown" else {})
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+                **(text if kind == "keyDown" else {}),
             )
 
     def click(self, name: str) -> None:
@@ -68,7 +95,9 @@ class Browser:
 
     def _middle(self, name: str) -> tuple[float, float]:
         where = f"document.getElementById('{name}').getBoundingClientRect()"
-        return self.evaluate(f"{where}.x + {where}.width / 2"), self.evaluate(f"{where}.y + {where}.height / 2")
+        return self.evaluate(f"{where}.x + {where}.width / 2"), self.evaluate(
+            f"{where}.y + {where}.height / 2"
+        )
 
     def choose(self, file: Path) -> None:
         """Answer the file dialogue that the page has opened; `Page.setInterceptFileChooserDialog` keeps it from a screen."""
@@ -76,7 +105,9 @@ class Browser:
         while not self.choosers:
             assert time.monotonic() < give_up, "no dialogue was opened"
             self.evaluate("0")
-        self.call("DOM.setFileInputFiles", files=[str(file.absolute())], backendNodeId=self.choosers.pop())
+        self.call(
+            "DOM.setFileInputFiles", files=[str(file.absolute())], backendNodeId=self.choosers.pop()
+        )
 
     def drop(self, file: Path) -> None:
         data = {"items": [], "files": [str(file.absolute())], "dragOperationsMask": 1}
@@ -89,7 +120,9 @@ class Browser:
 
     def _call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
         self._last += 1
-        message = {"id": self._last, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
+        message = {"id": self._last, "method": method, "params": parameters} | (
+            {"sessionId": session} if session else {}
+        )
         os.write(self._writing, json.dumps(message).encode() + b"\0")
         while True:
             answer = self._receive()
@@ -124,7 +157,10 @@ def browser(profile: Path) -> Iterator[Browser]:
     options = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --remote-debugging-pipe"
     command = f'exec {CHROMIUM} {options} --user-data-dir="$0" 3<&{to_read} 4>&{to_write}'
     process = subprocess.Popen(
-        ["bash", "-c", command, str(profile)], pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ["bash", "-c", command, str(profile)],
+        pass_fds=(to_read, to_write),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     os.close(to_read)
     os.close(to_write)

@@ -35,7 +35,9 @@ class Page(HTMLParser):
             if name == "id":
                 self.ids.append(value or "")
                 self.sections += [value or ""] if tag == "section" else []
-            if name in ("src", "href", "xlink:href") and not (value or "").startswith(("#", "data:")):
+            if name in ("src", "href", "xlink:href") and not (value or "").startswith(
+                ("#", "data:")
+            ):
                 self.outside.append(value or "")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -66,10 +68,14 @@ def seen_in_browser(html: str) -> int:
             for width in (1280, 390):
                 for dark in (False, True):
                     chromium.open(page, width, dark)
-                    assert chromium.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
+                    assert chromium.evaluate(
+                        "document.documentElement.scrollWidth <= innerWidth"
+                    ), width
                     papers.add(chromium.evaluate("getComputedStyle(document.body).backgroundColor"))
             assert len(papers) == 2, "light and dark"
-            assert chromium.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+            assert chromium.evaluate(
+                "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
+            )
             assert chromium.complaints == []
             assert all(url.startswith(("file:", "data:")) for url in chromium.requests)
             return int(chromium.evaluate("document.querySelectorAll('figure > svg').length"))

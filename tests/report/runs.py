@@ -38,19 +38,31 @@ def write_run(
         older: without what runs did not keep at first: predictions, elapsed times, peaks of memory.
     """
     run = RunDirectory(path)
-    counts = {"train": dict.fromkeys(classes, 40), "val": {label: sum(row) for label, row in zip(classes, confusion, strict=True)}}
+    counts = {
+        "train": dict.fromkeys(classes, 40),
+        "val": {label: sum(row) for label, row in zip(classes, confusion, strict=True)},
+    }
     write_json(
         run.config,
         {
-            "config": FinetuneConfig(data=data, weights="/weights/net.safetensors", **config).to_json(),
+            "config": FinetuneConfig(
+                data=data, weights="/weights/net.safetensors", **config
+            ).to_json(),
             "classes": list(classes),
             "preprocessing": Preprocessing.for_image_size(64).to_json(),
             "versions": {"edgetl": "0.1.0", "torch": None},
-            "data": {"fingerprint": "ab" * 32, "counts": counts, "rejected": 1, "warnings": ["2 images are in both parts."]},
+            "data": {
+                "fingerprint": "ab" * 32,
+                "counts": counts,
+                "rejected": 1,
+                "warnings": ["2 images are in both parts."],
+            },
             "weights": {"source": "/weights/net.safetensors", "sha256": "cd" * 32},
         },
     )
-    run.rejected.write_text("path,reason\ntrain/roses/broken.jpg,cannot be decoded.\n", encoding="utf-8")
+    run.rejected.write_text(
+        "path,reason\ntrain/roses/broken.jpg,cannot be decoded.\n", encoding="utf-8"
+    )
     _write_history(run, validated, older)
     if finished:
         _write_metrics(run, classes, confusion, validated, older)
@@ -67,15 +79,34 @@ def _write_history(run: RunDirectory, validated: bool, older: bool) -> None:
     lines = []
     for epoch in range(1, 8):
         accuracy = 0.5 + 0.05 * min(epoch, 6) - (0.05 if epoch == 7 else 0)
-        line = {"phase": 1 if epoch < 5 else 2, "epoch": epoch, "train_loss": 1 / epoch, "train_accuracy": accuracy + 0.1}
-        line |= {"val_loss": 1.1 / epoch if validated else None, "val_accuracy": accuracy if validated else None}
-        line |= {"lr": 1e-3, "seconds": 2.0, "images_per_second": 60.0} | ({} if older else {"elapsed": 5 + 2.0 * epoch})
+        line = {
+            "phase": 1 if epoch < 5 else 2,
+            "epoch": epoch,
+            "train_loss": 1 / epoch,
+            "train_accuracy": accuracy + 0.1,
+        }
+        line |= {
+            "val_loss": 1.1 / epoch if validated else None,
+            "val_accuracy": accuracy if validated else None,
+        }
+        line |= {"lr": 1e-3, "seconds": 2.0, "images_per_second": 60.0} | (
+            {} if older else {"elapsed": 5 + 2.0 * epoch}
+        )
         lines.append(json.dumps(line) + "\n")
     run.history.write_text("".join(lines), encoding="utf-8")
 
 
-def _write_metrics(run: RunDirectory, classes: Sequence[str], confusion: Sequence[Sequence[int]], validated: bool, older: bool) -> None:
-    total, hits = sum(map(sum, confusion)), sum(confusion[index][index] for index in range(len(classes)))
+def _write_metrics(
+    run: RunDirectory,
+    classes: Sequence[str],
+    confusion: Sequence[Sequence[int]],
+    validated: bool,
+    older: bool,
+) -> None:
+    total, hits = (
+        sum(map(sum, confusion)),
+        sum(confusion[index][index] for index in range(len(classes))),
+    )
     scores = zip(classes, class_scores(confusion), strict=True)
     val = {
         "images": total,
@@ -95,7 +126,14 @@ def _write_metrics(run: RunDirectory, classes: Sequence[str], confusion: Sequenc
             "classes": list(classes),
             "train": {"images": 120, "accuracy": 0.975},
             "val": val if validated else None,
-            "seconds": {"total": 21.5, "reading": 2.0, "frozen_blocks": 3.0, "phase1": 8.0, "phase2": 6.0, "evaluation": 1.0},
+            "seconds": {
+                "total": 21.5,
+                "reading": 2.0,
+                "frozen_blocks": 3.0,
+                "phase1": 8.0,
+                "phase2": 6.0,
+                "evaluation": 1.0,
+            },
             "parameters": {"total": 2_000_000, "trainable": 500_000},
             "device": "cpu",
             "precision": "bf16",
@@ -107,21 +145,33 @@ def _write_metrics(run: RunDirectory, classes: Sequence[str], confusion: Sequenc
     )
 
 
-def _write_predictions(run: RunDirectory, classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> None:
+def _write_predictions(
+    run: RunDirectory, classes: Sequence[str], confusion: Sequence[Sequence[int]]
+) -> None:
     rows, number = [], 0
     for true, row in enumerate(confusion):
         for predicted, count in enumerate(row):
             for _ in range(count):
                 number += 1
                 sure = 0.5 + 0.4 * (number / 40 % 1)
-                rows.append((f"val/{classes[true]}/{number}.jpg", classes[true], classes[predicted], f"{sure:.6f}", f"{1 - sure:.6f}"))
+                rows.append(
+                    (
+                        f"val/{classes[true]}/{number}.jpg",
+                        classes[true],
+                        classes[predicted],
+                        f"{sure:.6f}",
+                        f"{1 - sure:.6f}",
+                    )
+                )
     with run.predictions.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(("path", "label", "predicted", "probability", "label_probability"))
         writer.writerows(rows)
 
 
-def write_bundle(path: Path, labels: Sequence[str] = CLASSES, timed: bool = True, **changes: Any) -> BundleDirectory:
+def write_bundle(
+    path: Path, labels: Sequence[str] = CLASSES, timed: bool = True, **changes: Any
+) -> BundleDirectory:
     """Write a bundle of fp32 and int8, int8 recommended, its files a few bytes each."""
     bundle = BundleDirectory(path)
     bundle.golden.mkdir(parents=True)
@@ -171,7 +221,12 @@ def _variant(bundle: BundleDirectory, name: str, timed: bool) -> dict[str, Any]:
             "top1_agreement": 0.9 if small else 1.0,
         }
     }
-    latency: dict[str, Any] = {"p50_ms": 2.5 if small else 5.0, "threads": 2, "cpu": "Cortex-A76", "rounds": 6}
+    latency: dict[str, Any] = {
+        "p50_ms": 2.5 if small else 5.0,
+        "threads": 2,
+        "cpu": "Cortex-A76",
+        "rounds": 6,
+    }
     return {
         "name": name,
         "file": file.name,

@@ -25,8 +25,20 @@ def altered(path: Path, **changes: Any) -> Path:
 
 
 def test_a_bundle_shows_what_it_answers_and_what_was_proven(tmp_path: Path) -> None:
-    page = report(write_bundle(tmp_path / "bundle", not_recommended={"fp32": "takes 5.00 ms, 3 are allowed"}).path)
-    assert page.sections == ["summary", "variants", "proof", "contract", "labels", "golden", "provenance"]
+    page = report(
+        write_bundle(
+            tmp_path / "bundle", not_recommended={"fp32": "takes 5.00 ms, 3 are allowed"}
+        ).path
+    )
+    assert page.sections == [
+        "summary",
+        "variants",
+        "proof",
+        "contract",
+        "labels",
+        "golden",
+        "provenance",
+    ]
     assert page.outside == []
     assert page.tags.count("img") == 2
     for words in (
@@ -53,7 +65,10 @@ def test_none_recommended_and_nothing_timed(tmp_path: Path) -> None:
 
 def test_no_labelled_images_is_no_accuracy(tmp_path: Path) -> None:
     path = write_bundle(tmp_path / "bundle").path
-    variants = [{**variant, "accuracy": {}} for variant in json.loads((path / "bundle.json").read_text())["variants"]]
+    variants = [
+        {**variant, "accuracy": {}}
+        for variant in json.loads((path / "bundle.json").read_text())["variants"]
+    ]
     assert "Accuracy of int8: not measured" in report(altered(path, variants=variants)).text
 
 
@@ -62,7 +77,10 @@ def test_altered_and_missing_files_are_told(tmp_path: Path) -> None:
     bundle.variant("int8").write_bytes(b"another")
     bundle.client.unlink()
     text = report(bundle.path).text
-    assert "Not as it was proven: int8.onnx is altered and predict.py is missing. Copy or export the bundle again." in text
+    assert (
+        "Not as it was proven: int8.onnx is altered and predict.py is missing. Copy or export the bundle again."
+        in text
+    )
     assert text.count(" as proven") == 1 + 5
 
 
@@ -84,7 +102,16 @@ def test_a_file_outside_the_bundle_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"variants": []}, {"variants": [{}]}, {"labels": 3}, {"golden": {}}, {"run": "x"}, {"preprocessing": {}}, {"labels": []}]
+    "changes",
+    [
+        {"variants": []},
+        {"variants": [{}]},
+        {"labels": 3},
+        {"golden": {}},
+        {"run": "x"},
+        {"preprocessing": {}},
+        {"labels": []},
+    ],
 )
 def test_broken_manifests_are_one_sentence(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match=r"bundle\.json .* Export the bundle again"):
@@ -100,4 +127,7 @@ def test_labels_are_never_markup(tmp_path: Path) -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 def test_in_a_browser_it_is_quiet_and_fits_a_phone(tmp_path: Path) -> None:
     labels = [f"a label that is rather long {number}" for number in range(200)]
-    assert seen_in_browser(bundle_report(read_bundle(write_bundle(tmp_path / "bundle", labels).path))) == 0
+    assert (
+        seen_in_browser(bundle_report(read_bundle(write_bundle(tmp_path / "bundle", labels).path)))
+        == 0
+    )

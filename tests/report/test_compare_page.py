@@ -33,7 +33,9 @@ def write_run(folder: Path, name: str, wrong: dict[str, str]) -> None:
         writer.writerow(("path", "label", "predicted", "probability", "label_probability"))
         for index in range(20):
             path = f"val/cat/{index}.jpg"
-            writer.writerow((path, "cat", wrong.get(path, "cat"), 0.9, 0.1 if path in wrong else 0.9))
+            writer.writerow(
+                (path, "cat", wrong.get(path, "cat"), 0.9, 0.1 if path in wrong else 0.9)
+            )
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +53,23 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 def test_every_section_is_there_and_nothing_points_outside(found: Experiment) -> None:
     page = Page(compare_report(found))
-    assert page.sections == ["result", "strategies", "time", "latency", "freezing", "differences", "confusion", "mistakes", "method"]
+    assert page.sections == [
+        "result",
+        "strategies",
+        "time",
+        "latency",
+        "freezing",
+        "differences",
+        "confusion",
+        "mistakes",
+        "method",
+    ]
     assert page.outside == []
     assert "script" not in page.tags
     assert page.tags.count("img") == 1, "the recommended run's sheet; the other network's is gone"
-    assert page.tags.count("figure") == 2 + 1 + 1 + 7 + 1, "two courses, the trade-off, a sweep, confusions, the sheet"
+    assert page.tags.count("figure") == 2 + 1 + 1 + 7 + 1, (
+        "two courses, the trade-off, a sweep, confusions, the sheet"
+    )
 
 
 def test_images_that_every_pretrained_run_gets_wrong_are_named_first(found: Experiment) -> None:
@@ -71,15 +85,28 @@ def test_the_table_tells_gain_and_cost(found: Experiment) -> None:
     assert list(by_name) == ["scratch", EQUAL_TIME, "head *", "freeze-75", "freeze-50", "full"]
     head = by_name["head *"]
     assert head["validation [95%]"] == "88.0% [82.8%, 91.8%]"
-    assert (head["training"], head["gap"], head["time"], head["to 80%"]) == ("93.0%", "+5.0", "12 s", "12 s")
-    assert (head["trained / all parameters"], head["images/s"], head["peak memory"]) == ("10.0 k / 2.00 M", "100", "1.0 GB")
+    assert (head["training"], head["gap"], head["time"], head["to 80%"]) == (
+        "93.0%",
+        "+5.0",
+        "12 s",
+        "12 s",
+    )
+    assert (head["trained / all parameters"], head["images/s"], head["peak memory"]) == (
+        "10.0 k / 2.00 M",
+        "100",
+        "1.0 GB",
+    )
     assert by_name["scratch"]["to 80%"] == "not reached"
 
 
 def test_equal_time_is_what_had_been_reached_when_others_had_finished(found: Experiment) -> None:
     table = equal_time(found, M)
     assert table is not None
-    assert table.columns[1:4] == ("after 12 s (head)", "after 25 s (freeze-75)", f"after 38 s ({EQUAL_TIME})")
+    assert table.columns[1:4] == (
+        "after 12 s (head)",
+        "after 25 s (freeze-75)",
+        f"after 38 s ({EQUAL_TIME})",
+    )
     by_name = {row[0]: row[1:] for row in table.rows}
     assert by_name["scratch"] == ("—", "—", "—", "—", "15.0%", "60.0%")
     assert by_name["head"] == ("88.0%",) * 6
@@ -92,16 +119,23 @@ def test_the_sentences_say_what_to_take_and_why(found: Experiment) -> None:
     assert "`freeze-75` has 2.0 points more, which is not shown to be a difference" in first
     assert "takes 2.1 times as long" in first
     assert "Against scratch: +28.0 [" in first
-    assert "80% after 12 s, scratch not in its 4 min 0 s, what scratch ended with after 9.0 s already" in first
+    assert (
+        "80% after 12 s, scratch not in its 4 min 0 s, what scratch ended with after 9.0 s already"
+        in first
+    )
     assert "Scratch planned for the pretrained run's time reaches 45.0% in 38 s." in first
     assert second == f"{S}: Take `head`: 80.0% of 200 validation images in 9.0 s."
     assert between.startswith(f"{M} has 8.0 points more than {S} (")
-    assert between.endswith("its p50 is 2.2 times as long, which this short measurement does not show to be a difference."), "it was noisy"
+    assert between.endswith(
+        "its p50 is 2.2 times as long, which this short measurement does not show to be a difference."
+    ), "it was noisy"
 
 
 def test_seeds_are_shown_with_their_spread() -> None:
     other = made_run(M, "head", 0.84, 14.0, seed=2)
-    found = made_experiment({f"{M}/head": (0.88, 12.0), f"{M}/scratch": (0.5, 99.0)}, 2, more=(other,))
+    found = made_experiment(
+        {f"{M}/head": (0.88, 12.0), f"{M}/scratch": (0.5, 99.0)}, 2, more=(other,)
+    )
     table = results(found, M)
     assert dict(zip(table.columns, table.rows[1], strict=True))["seeds"] == "84.0% to 88.0%"
     assert "means over 3 seeds" in table.note
@@ -111,7 +145,9 @@ def test_seeds_are_shown_with_their_spread() -> None:
 
 
 def test_what_is_open_or_failed_is_said() -> None:
-    failed = made_run(S, "head", 0, 0, failed="The process ended with status -9 (often: out of memory).")
+    failed = made_run(
+        S, "head", 0, 0, failed="The process ended with status -9 (often: out of memory)."
+    )
     found = made_experiment({f"{M}/head": (0.9, 12.0)}, more=(failed,))
     found = Experiment(**{**vars_of(found), "planned": (*found.planned, f"{M}-full-s0")})
     said = conclusions(found)
@@ -131,10 +167,15 @@ def test_nothing_finished_yet_is_a_page_too() -> None:
 
 def test_markdown_holds_the_same_tables(found: Experiment) -> None:
     text = compare_markdown(found)
-    assert "| head * | 93.0% | 88.0% [82.8%, 91.8%] | +5.0 | 12 s | 12 s | 4 | 10.0 k / 2.00 M | 100 | 1.0 GB |" in text
+    assert (
+        "| head * | 93.0% | 88.0% [82.8%, 91.8%] | +5.0 | 12 s | 12 s | 4 | 10.0 k / 2.00 M | 100 | 1.0 GB |"
+        in text
+    )
     assert "## Accuracy against latency" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    blocks = "\n".join(line if line.startswith("|") else "" for line in text.splitlines()).split("\n\n")
+    blocks = "\n".join(line if line.startswith("|") else "" for line in text.splitlines()).split(
+        "\n\n"
+    )
     assert lines
     for block in filter(None, (block.strip() for block in blocks)):
         assert len({line.count("|") for line in block.splitlines()}) == 1
@@ -142,7 +183,15 @@ def test_markdown_holds_the_same_tables(found: Experiment) -> None:
 
 def test_what_users_named_is_text_not_markup(found: Experiment) -> None:
     evil = "<b>pets</b>|&"
-    html = compare_report(Experiment(**{**vars_of(found), "data": {**found.data, "folder": evil}, "classes": ("<i>cat</i>", "dog")}))
+    html = compare_report(
+        Experiment(
+            **{
+                **vars_of(found),
+                "data": {**found.data, "folder": evil},
+                "classes": ("<i>cat</i>", "dog"),
+            }
+        )
+    )
     assert "<b>pets" not in html
     assert "<i>cat" not in html
     assert evil in Page(html).text
@@ -158,5 +207,16 @@ def test_a_browser_shows_it_on_a_phone_and_a_screen(found: Experiment) -> None:
 
 
 def vars_of(found: Experiment) -> dict[str, object]:
-    names = ("created", "edgetl", "device", "config", "classes", "data", "planned", "runs", "deployed", "folder")
+    names = (
+        "created",
+        "edgetl",
+        "device",
+        "config",
+        "classes",
+        "data",
+        "planned",
+        "runs",
+        "deployed",
+        "folder",
+    )
     return {name: getattr(found, name) for name in names}

@@ -21,7 +21,14 @@ def ink(path: Path) -> float:
 
 
 def epoch(number: int, phase: int = 1, val: float | None = 0.5) -> dict[str, Any]:
-    return {"phase": phase, "epoch": number, "train_loss": 1 / number, "train_accuracy": 0.5, "val_loss": val, "val_accuracy": val}
+    return {
+        "phase": phase,
+        "epoch": number,
+        "train_loss": 1 / number,
+        "train_accuracy": 0.5,
+        "val_loss": val,
+        "val_accuracy": val,
+    }
 
 
 def mistake(true: str = "cat", predicted: str = "dog") -> Mistake:
@@ -30,9 +37,16 @@ def mistake(true: str = "cat", predicted: str = "dog") -> Mistake:
 
 @pytest.mark.parametrize(
     ("history", "best"),
-    [([epoch(1)], 1), ([epoch(1), epoch(2), epoch(3, 2)], 2), ([epoch(1, val=None), epoch(2, val=None)], 2), ([epoch(1, 2)], None)],
+    [
+        ([epoch(1)], 1),
+        ([epoch(1), epoch(2), epoch(3, 2)], 2),
+        ([epoch(1, val=None), epoch(2, val=None)], 2),
+        ([epoch(1, 2)], None),
+    ],
 )
-def test_curves_of_every_kind_of_run(tmp_path: Path, history: list[dict[str, Any]], best: int | None) -> None:
+def test_curves_of_every_kind_of_run(
+    tmp_path: Path, history: list[dict[str, Any]], best: int | None
+) -> None:
     draw_curves(tmp_path / "curves.png", history, best)
     assert ink(tmp_path / "curves.png") > 0.01
 
@@ -69,7 +83,8 @@ def test_pictures_say_when_there_is_nothing_to_show(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "length", "expected"), [("short", 10, "short"), ("abcdefghij", 5, "ab…ij"), ("abcdefghij", 10, "abcdefghij")]
+    ("name", "length", "expected"),
+    [("short", 10, "short"), ("abcdefghij", 5, "ab…ij"), ("abcdefghij", 10, "abcdefghij")],
 )
 def test_long_names_lose_their_middle(name: str, length: int, expected: str) -> None:
     assert shortened(name, length) == expected
@@ -77,6 +92,10 @@ def test_long_names_lose_their_middle(name: str, length: int, expected: str) -> 
 
 def test_confusion_of_very_many_classes_is_not_drawn(tmp_path: Path) -> None:
     classes = 1001
-    draw_confusion(tmp_path / "confusion.png", [[0] * classes] * classes, [str(number) for number in range(classes)])
+    draw_confusion(
+        tmp_path / "confusion.png",
+        [[0] * classes] * classes,
+        [str(number) for number in range(classes)],
+    )
     with Image.open(tmp_path / "confusion.png") as image:
         assert max(image.size) < 1500

@@ -9,7 +9,17 @@ from edgetl.report.run_files import Epoch
 
 def epochs(count: int, phase: int = 1, first: int = 1) -> tuple[Epoch, ...]:
     return tuple(
-        Epoch(phase, number, 1 / number, 0.5, 1 / number, 0.1 * (number % 9), 1e-3, 2.0, 100.0 * number)
+        Epoch(
+            phase,
+            number,
+            1 / number,
+            0.5,
+            1 / number,
+            0.1 * (number % 9),
+            1e-3,
+            2.0,
+            100.0 * number,
+        )
         for number in range(first, first + count)
     )
 
@@ -18,7 +28,9 @@ def test_one_phase_has_no_boundary() -> None:
     drawn = draw_over_epochs("Accuracy", "accuracy", Course("a", epochs(3), 2))
     assert "kept: epoch 2" in drawn
     assert "phase 2" not in drawn
-    assert "phase 2" in draw_over_epochs("Accuracy", "accuracy", Course("a", epochs(3) + epochs(2, 2, 4), 2))
+    assert "phase 2" in draw_over_epochs(
+        "Accuracy", "accuracy", Course("a", epochs(3) + epochs(2, 2, 4), 2)
+    )
 
 
 def test_a_single_epoch_without_validation() -> None:
@@ -30,7 +42,9 @@ def test_a_single_epoch_without_validation() -> None:
 
 def test_several_runs_are_lines_of_one_drawing_and_those_without_times_left_out() -> None:
     untimed = Course("untimed", tuple(replace(epoch, elapsed=None) for epoch in epochs(3)), 1)
-    drawn = draw_over_time("Accuracy", [Course("first", epochs(3), 2), untimed, Course("second", epochs(5), 5)])
+    drawn = draw_over_time(
+        "Accuracy", [Course("first", epochs(3), 2), untimed, Course("second", epochs(5), 5)]
+    )
     assert "of first and second" in drawn
     assert "untimed" not in drawn
     assert "training" not in drawn

@@ -59,12 +59,20 @@ def test_without_validation_the_last_epoch_counts(tmp_path: Path) -> None:
         ("config.json", '{"schema": 1}', "config.json is broken"),
         ("metrics.json", '{"schema": 1, "val": 3}', "metrics.json is broken"),
         ("metrics.json", '{"schema": 1, "val": NaN}', "metrics.json .*NaN is not a JSON number"),
-        ("metrics.json", '{"schema": 1, "train": {"images": true, "accuracy": 1}}', "metrics has no field 'val'"),
+        (
+            "metrics.json",
+            '{"schema": 1, "train": {"images": true, "accuracy": 1}}',
+            "metrics has no field 'val'",
+        ),
         ("history.jsonl", '{"phase": 1}\n', "history.jsonl is broken"),
         ("history.jsonl", "[[]}\n", "history.jsonl is broken"),
         ("history.jsonl", "[" * 100_000 + "}\n", "history.jsonl is broken"),
         ("predictions.csv", "path,label\na,b\n", "predictions.csv is broken"),
-        ("predictions.csv", "path,label,predicted,probability,label_probability\na,b,c,nan,0\n", "predictions.csv is broken"),
+        (
+            "predictions.csv",
+            "path,label,predicted,probability,label_probability\na,b,c,nan,0\n",
+            "predictions.csv is broken",
+        ),
         ("rejected.csv", "path\na\n", "rejected.csv is broken"),
     ],
 )

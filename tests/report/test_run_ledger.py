@@ -9,13 +9,22 @@ from edgetl.report.run_ledger import differing
 
 def test_only_what_departs_from_the_preset() -> None:
     assert differing(resolve(Path("photos"), "classic", None, {}).to_json()) == {}
-    changed = resolve(Path("photos"), "classic", None, {"epochs": 7, "seed": 3, "output": Path("runs/x"), "model": "resnet18"})
+    changed = resolve(
+        Path("photos"),
+        "classic",
+        None,
+        {"epochs": 7, "seed": 3, "output": Path("runs/x"), "model": "resnet18"},
+    )
     assert differing(changed.to_json()) == {"epochs": (7, 5), "seed": (3, 0)}
 
 
 def test_settings_that_edgetl_chose_stand_beside_auto() -> None:
-    assert differing(FinetuneConfig(Path("photos"), batch_size=16).to_json()) == {"batch_size": (16, None)}
+    assert differing(FinetuneConfig(Path("photos"), batch_size=16).to_json()) == {
+        "batch_size": (16, None)
+    }
 
 
 def test_configurations_of_other_versions_are_read() -> None:
-    assert differing({"preset": "one that was", "lr": 0.1, "of another version": 1}) == {"lr": (0.1, 0.002)}
+    assert differing({"preset": "one that was", "lr": 0.1, "of another version": 1}) == {
+        "lr": (0.1, 0.002)
+    }

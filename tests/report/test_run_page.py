@@ -21,7 +21,9 @@ OWN = ["result", "training", "classes", "confusion", "mistakes", "data", "recipe
 def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     run = write_run(tmp_path_factory.mktemp("runs") / "run", dropout=0.4)
     write_bundle(run.bundle)
-    result = bench_result((bench_row("pytorch", "fp32", 9.0), bench_row("onnxruntime", "fp32", 3.0)))
+    result = bench_result(
+        (bench_row("pytorch", "fp32", 9.0), bench_row("onnxruntime", "fp32", 3.0))
+    )
     return run_report(read_run(run.path), [result])
 
 
@@ -31,7 +33,16 @@ def section(html: str, anchor: str) -> str:
 
 def test_every_section_is_there_and_nothing_points_outside(html: str) -> None:
     page = Page(html)
-    assert page.sections == [*OWN, "variants", "summary", "table", "distributions", "rounds", "ledgers", "method"]
+    assert page.sections == [
+        *OWN,
+        "variants",
+        "summary",
+        "table",
+        "distributions",
+        "rounds",
+        "ledgers",
+        "method",
+    ]
     assert page.outside == []
     assert len(page.ids) == len(set(page.ids))
     assert "script" not in page.tags
@@ -102,7 +113,10 @@ def test_a_run_without_mistakes(tmp_path: Path) -> None:
 
 def test_many_classes_are_pairs_instead_of_a_matrix(tmp_path: Path) -> None:
     classes = [f"class{number}" for number in range(50)]
-    confusion = [[2 if true == predicted else int(predicted == (true + 1) % 50) for predicted in range(50)] for true in range(50)]
+    confusion = [
+        [2 if true == predicted else int(predicted == (true + 1) % 50) for predicted in range(50)]
+        for true in range(50)
+    ]
     confusion[7][8] = 5
     html = run_report(read_run(write_run(tmp_path / "run", classes, confusion).path), [])
     text = section(html, "confusion")

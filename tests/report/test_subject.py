@@ -23,9 +23,17 @@ def test_what_lies_at_a_path(places: dict[str, Path]) -> None:
     }  # fmt: skip
 
 
-def test_a_run_has_its_own_page_alone_and_shows_latencies_among_others(places: dict[str, Path]) -> None:
-    assert common_subject([places["one"]]) == common_subject([places["one"], places["one"]]) == "run"
-    assert common_subject([places["one"], places["two"]]) == common_subject([places["one"], places["missing"]]) == "bench"
+def test_a_run_has_its_own_page_alone_and_shows_latencies_among_others(
+    places: dict[str, Path],
+) -> None:
+    assert (
+        common_subject([places["one"]]) == common_subject([places["one"], places["one"]]) == "run"
+    )
+    assert (
+        common_subject([places["one"], places["two"]])
+        == common_subject([places["one"], places["missing"]])
+        == "bench"
+    )
 
 
 @pytest.mark.parametrize("other", ["one", "missing"])

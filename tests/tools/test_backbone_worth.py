@@ -28,7 +28,10 @@ def row(strategy: str, *answers: str) -> Row:
 def test_the_table_has_gains_over_random_weights_and_no_machine_s_folders() -> None:
     scratch, probe = row("scratch", "1100" * 5, "1000" * 5), row("head", "1110" * 5, "1110" * 5)
     gain = difference([run.answers for run in probe.runs], [run.answers for run in scratch.runs])
-    lines = [Line(Backbone("net", "random"), scratch, None), Line(Backbone("net", "/home/somebody/w.safetensors"), probe, gain)]
+    lines = [
+        Line(Backbone("net", "random"), scratch, None),
+        Line(Backbone("net", "/home/somebody/w.safetensors"), probe, gain),
+    ]
     text = table("flowers", lines, 60.0, "python -m tools.backbone_worth flowers")
     assert "### flowers" in text
     assert "40 training and 20 validation images; means of 2 seeds" in text
@@ -48,9 +51,16 @@ def test_an_experiment_for_each_row_ends_in_a_table_and_in_the_card(
 ) -> None:
     asked: list[tuple[CompareConfig, FinetuneConfig]] = []
 
-    def compare(settings: CompareConfig, recipe: FinetuneConfig, watcher: Watcher) -> SimpleNamespace:
+    def compare(
+        settings: CompareConfig, recipe: FinetuneConfig, watcher: Watcher
+    ) -> SimpleNamespace:
         asked.append((settings, recipe))
-        answers = {"scratch": "1000" * 5, "head": "1100" * 5, "finetune": "1110" * 5, "full": "1111" * 5}
+        answers = {
+            "scratch": "1000" * 5,
+            "head": "1100" * 5,
+            "finetune": "1110" * 5,
+            "full": "1111" * 5,
+        }
         rows = [row(strategy, answers[strategy]) for strategy in settings.expanded_strategies]
         watcher.ended(PlannedRun(Network("net", 32, 1), "head", 0, recipe), rows[0].first)
         return SimpleNamespace(rows=rows, failed=[])
@@ -80,17 +90,25 @@ def test_an_experiment_for_each_row_ends_in_a_table_and_in_the_card(
             str(card),
         ]
     )
-    assert [(settings.models, settings.strategies, recipe.weights) for settings, recipe in asked] == [
+    assert [
+        (settings.models, settings.strategies, recipe.weights) for settings, recipe in asked
+    ] == [
         (("net",), ("scratch", "head", "finetune", "full"), "builtin"),
         (("net",), ("head", "finetune", "full"), "/w/net.safetensors"),
         (("wide",), ("scratch", "head", "finetune", "full"), "imagenet"),
         (("net",), ("scratch",), "builtin"),
     ]
     assert [settings.budget_s for settings, _ in asked] == [30.0, 30.0, 30.0, 180.0]
-    assert {(settings.seeds, settings.image_sizes, settings.bench) for settings, _ in asked} == {(3, (32,), False)}
+    assert {(settings.seeds, settings.image_sizes, settings.bench) for settings, _ in asked} == {
+        (3, (32,), False)
+    }
     assert len({settings.output for settings, _ in asked}) == 4
     printed = capsys.readouterr()
-    lines = [line.split(" | ") for line in printed.out.splitlines() if line.startswith(("| net", "| wide"))]
+    lines = [
+        line.split(" | ")
+        for line in printed.out.splitlines()
+        if line.startswith(("| net", "| wide"))
+    ]
     assert [(cells[1], cells[2]) for cells in lines[:5]] == [
         ("random", "everything, from nothing"), ("random", "everything, from nothing"), ("builtin", "linear probe"),
         ("builtin", "head, then last blocks"),
@@ -105,7 +123,9 @@ def test_an_experiment_for_each_row_ends_in_a_table_and_in_the_card(
     assert " | ".join(lines[4]) in text
 
 
-def test_a_failed_run_ends_the_tool_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_ends_the_tool_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     failed = Run("net-head-s0", "net-head", "net", 32, "head", 0, "", failed="out of memory")
     monkeypatch.setattr(comparing, "compare", lambda *_: SimpleNamespace(rows=[], failed=[failed]))
     with pytest.raises(SystemExit, match="net-head-s0 failed: out of memory"):

@@ -52,16 +52,38 @@ def arguments(tmp_path: Path) -> list[str]:
     (tmp_path / "w.safetensors").write_bytes(b"weights")
     (tmp_path / "plain.py").write_text(REFERENCE)
     (tmp_path / "stub.py").write_text(EDGETL)
-    reference, stub = str(tmp_path / "plain.py"), shlex.join([sys.executable, str(tmp_path / "stub.py")])
-    return [str(tmp_path / "data"), str(tmp_path / "w.safetensors"), "--reference", reference, "--edgetl", stub]
+    reference, stub = (
+        str(tmp_path / "plain.py"),
+        shlex.join([sys.executable, str(tmp_path / "stub.py")]),
+    )
+    return [
+        str(tmp_path / "data"),
+        str(tmp_path / "w.safetensors"),
+        "--reference",
+        reference,
+        "--edgetl",
+        stub,
+    ]
 
 
 def calls(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
 
 
-def test_order_caches_ratios_and_accuracies(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([*arguments, "--runs", "2", "--options", "--workers 2", "-o", str(tmp_path / "out/result.json")])
+def test_order_caches_ratios_and_accuracies(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(
+        [
+            *arguments,
+            "--runs",
+            "2",
+            "--options",
+            "--workers 2",
+            "-o",
+            str(tmp_path / "out/result.json"),
+        ]
+    )
 
     log = calls(tmp_path)
     assert [(call["program"], call["seed"]) for call in log] == [
@@ -71,12 +93,19 @@ def test_order_caches_ratios_and_accuracies(arguments: list[str], tmp_path: Path
     _, cold0, warm0, _, cold1, warm1 = log
     assert cold0["arguments"][:4] == ["finetune", arguments[0], "--weights", arguments[1]]
     assert cold0["arguments"][-2:] == ["--workers", "2"]
-    assert [call["found"] for call in (cold0, warm0, cold1, warm1)] == [[], ["features"], [], ["features"]]
+    assert [call["found"] for call in (cold0, warm0, cold1, warm1)] == [
+        [],
+        ["features"],
+        [],
+        ["features"],
+    ]
     assert cold0["cache"] == warm0["cache"]
     assert cold1["cache"] == warm1["cache"]
     assert cold0["cache"] != cold1["cache"]
     assert len({call["output"] for call in (cold0, warm0, cold1, warm1)}) == 4
-    assert not any(Path(call[kind]).exists() for call in (cold0, warm1) for kind in ("cache", "output"))
+    assert not any(
+        Path(call[kind]).exists() for call in (cold0, warm1) for kind in ("cache", "output")
+    )
 
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert (result["schema"], result["kind"]) == (1, "finetune-comparison")
@@ -90,12 +119,21 @@ def test_order_caches_ratios_and_accuracies(arguments: list[str], tmp_path: Path
             # A file's time may come from a clock that ticks every few milliseconds.
             assert least - 0.02 <= row["seconds_to_metrics"] <= row["seconds"] - 0.1
             assert row["peak_bytes"] > 2**20
-            assert row["best_of_phase"] == {"1": pytest.approx(0.6 + run["seed"] / 100), "2": pytest.approx(0.7 + run["seed"] / 100)}
+            assert row["best_of_phase"] == {
+                "1": pytest.approx(0.6 + run["seed"] / 100),
+                "2": pytest.approx(0.7 + run["seed"] / 100),
+            }
         assert run["cold"]["cache_bytes"] == 1000
     for name in ("cold", "warm"):
-        ratios = sorted(run["reference"]["seconds"] / run[name]["seconds"] for run in result["runs"])
+        ratios = sorted(
+            run["reference"]["seconds"] / run[name]["seconds"] for run in result["runs"]
+        )
         summary = result["summary"][name]
-        assert summary["ratio"] == {"median": pytest.approx(sum(ratios) / 2), "min": ratios[0], "max": ratios[1]}
+        assert summary["ratio"] == {
+            "median": pytest.approx(sum(ratios) / 2),
+            "min": ratios[0],
+            "max": ratios[1],
+        }
         assert summary["points"] == {key: pytest.approx(20) for key in ("mean", "min", "max")}
         assert summary["val_accuracy"]["mean"] == pytest.approx(0.705)
     assert result["summary"]["reference"]["val_accuracy"]["mean"] == pytest.approx(0.505)
@@ -106,9 +144,14 @@ def test_order_caches_ratios_and_accuracies(arguments: list[str], tmp_path: Path
     assert "run 2 of 2: reference " in printed.err
 
 
-def test_without_warm_runs_and_fewer_seeds_than_runs(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_warm_runs_and_fewer_seeds_than_runs(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main([*arguments, "--runs", "2", "--seeds", "1", "--no-warm"])
-    assert [(call["program"], call["seed"]) for call in calls(tmp_path)] == [("reference", 0), ("edgetl", 0)] * 2
+    assert [(call["program"], call["seed"]) for call in calls(tmp_path)] == [
+        ("reference", 0),
+        ("edgetl", 0),
+    ] * 2
     printed = capsys.readouterr().out
     assert "Runs: 2, seeds: 1." in printed
     assert "warm" not in printed
@@ -116,22 +159,46 @@ def test_without_warm_runs_and_fewer_seeds_than_runs(arguments: list[str], tmp_p
 
 def test_a_seed_counts_once_however_often_it_ran() -> None:
     runs = [{"seed": 0}, {"seed": 1}, {"seed": 0}]
-    assert averaged(runs, [0.2, 0.8, 0.4]) == {"mean": pytest.approx(0.55), "min": pytest.approx(0.3), "max": 0.8}
+    assert averaged(runs, [0.2, 0.8, 0.4]) == {
+        "mean": pytest.approx(0.55),
+        "min": pytest.approx(0.3),
+        "max": 0.8,
+    }
     assert averaged(runs, [None, None, None]) is None
 
 
 def test_a_phase_without_epochs_has_no_best() -> None:
-    row = {"seconds": 2.0, "seconds_to_metrics": 1.5, "peak_bytes": 2**20, "val_accuracy": 0.5, "best_of_phase": {"1": 0.5, "2": None}}
-    runs = [{"seed": 0, "reference": {"seconds": 4.0, "peak_bytes": 2**20, "val_accuracy": 0.5}, "cold": row}]
+    row = {
+        "seconds": 2.0,
+        "seconds_to_metrics": 1.5,
+        "peak_bytes": 2**20,
+        "val_accuracy": 0.5,
+        "best_of_phase": {"1": 0.5, "2": None},
+    }
+    runs = [
+        {
+            "seed": 0,
+            "reference": {"seconds": 4.0, "peak_bytes": 2**20, "val_accuracy": 0.5},
+            "cold": row,
+        }
+    ]
     summary = summarise(runs)
     assert summary["cold"]["ratio"] == {"median": 2, "min": 2, "max": 2}
     assert summary["cold"]["best_of_phase"]["2"] is None
-    assert [line.split()[-1] for line in table(summary, runs).splitlines() if line.startswith("best of phase")] == ["50.00", "-"]
+    assert [
+        line.split()[-1]
+        for line in table(summary, runs).splitlines()
+        if line.startswith("best of phase")
+    ] == ["50.00", "-"]
 
 
 @pytest.mark.parametrize("program", ["plain.py", "stub.py"])
-def test_a_failing_process_ends_the_tool_with_what_it_said(arguments: list[str], tmp_path: Path, program: str) -> None:
-    (tmp_path / program).write_text("import sys\nfor line in range(100): print('line', line, file=sys.stderr)\nsys.exit('out of memory')\n")
+def test_a_failing_process_ends_the_tool_with_what_it_said(
+    arguments: list[str], tmp_path: Path, program: str
+) -> None:
+    (tmp_path / program).write_text(
+        "import sys\nfor line in range(100): print('line', line, file=sys.stderr)\nsys.exit('out of memory')\n"
+    )
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--runs", "1", "-o", str(tmp_path / "result.json")])
     # Python prints a message and ends with status 1.
@@ -146,20 +213,28 @@ def test_a_failing_process_ends_the_tool_with_what_it_said(arguments: list[str],
 @pytest.mark.parametrize(
     ("program", "text", "said"),
     [
-        ("plain.py", "print('no figures')", "val_accuracy as its last line, but printed:\nno figures"),
+        (
+            "plain.py",
+            "print('no figures')",
+            "val_accuracy as its last line, but printed:\nno figures",
+        ),
         ("plain.py", "", "val_accuracy as its last line"),
         ("stub.py", "", "FileNotFoundError"),
         ("stub.py", EDGETL.replace('{"accuracy": 0.7 + seed / 100}', "None"), "TypeError"),
     ],
 )
-def test_a_process_that_leaves_no_figures_ends_the_tool(arguments: list[str], tmp_path: Path, program: str, text: str, said: str) -> None:
+def test_a_process_that_leaves_no_figures_ends_the_tool(
+    arguments: list[str], tmp_path: Path, program: str, text: str, said: str
+) -> None:
     (tmp_path / program).write_text(text)
     with pytest.raises(SystemExit, match=said):
         main([*arguments, "--runs", "1"])
 
 
 def test_what_was_measured_before_a_failure_is_kept(arguments: list[str], tmp_path: Path) -> None:
-    (tmp_path / "plain.py").write_text(REFERENCE.replace("time.sleep(0.4)", "sys.exit('broke') if seed else None"))
+    (tmp_path / "plain.py").write_text(
+        REFERENCE.replace("time.sleep(0.4)", "sys.exit('broke') if seed else None")
+    )
     with pytest.raises(SystemExit, match="broke"):
         main([*arguments, "--runs", "2", "-o", str(tmp_path / "result.json")])
     assert len(json.loads((tmp_path / "result.json").read_text())["runs"]) == 1

@@ -45,7 +45,10 @@ def test_more_classes_of_a_family_leave_the_others_as_they_are() -> None:
 
 def described(image: Image) -> NDArray[np.float64]:
     """Colours and fineness: what survives turning and moving."""
-    colours = np.bincount((image // 64).reshape(-1, 3) @ np.array([16, 4, 1]), minlength=64) / image[..., 0].size
+    colours = (
+        np.bincount((image // 64).reshape(-1, 3) @ np.array([16, 4, 1]), minlength=64)
+        / image[..., 0].size
+    )
     spectrum = np.abs(np.fft.rfft2(image.mean(2) - image.mean()))[:24, :24]
     fineness = [np.log1p(spectrum[:at, :at].mean()) / 10 for at in (2, 4, 8, 16, 24)]
     return np.concatenate([np.sqrt(colours), fineness])
@@ -71,14 +74,22 @@ def test_a_file_of_the_pool_has_every_class_equally_often() -> None:
     recipe = small()
     assert np.bincount(shard_labels(recipe, 0)).tolist() == [3] * 8
     assert not np.array_equal(shard_labels(recipe, 0), shard_labels(recipe, 1))
-    assert np.array_equal(draw_shard(recipe, 1)[4], recipe.classes.draw(int(shard_labels(recipe, 1)[4]), 28, 32))
+    assert np.array_equal(
+        draw_shard(recipe, 1)[4], recipe.classes.draw(int(shard_labels(recipe, 1)[4]), 28, 32)
+    )
 
 
 def test_a_step_s_images_depend_on_its_number_alone(tmp_path: Path) -> None:
     folder, recipe = tmp_path, small()
     with Pool(folder / "one", recipe) as pool:
         seen = [pool.batch(step) for step in range(9)]
-        assert [pool.window(step) for step in (0, 2, 3, 6, 8)] == [range(1), range(1), range(2), range(1, 3), range(1, 3)]
+        assert [pool.window(step) for step in (0, 2, 3, 6, 8)] == [
+            range(1),
+            range(1),
+            range(2),
+            range(1, 3),
+            range(1, 3),
+        ]
         assert not shard_path(folder / "one", 0).exists(), "what no step will see is removed"
     with Pool(folder / "other", recipe, makers=2) as pool:
         images, labels = pool.batch(7)

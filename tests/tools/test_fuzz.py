@@ -33,7 +33,12 @@ def test_cases_are_seeded(target: str, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         (tmp_path / name).mkdir()
         loaded.make_case(random.Random(seed), tmp_path / "originals", tmp_path / name)
-        contents.append({path.relative_to(tmp_path / name): path.read_bytes() for path in sorted((tmp_path / name).rglob("*.*"))})
+        contents.append(
+            {
+                path.relative_to(tmp_path / name): path.read_bytes()
+                for path in sorted((tmp_path / name).rglob("*.*"))
+            }
+        )
     assert contents[0] == contents[1] != contents[2]
 
 
@@ -49,13 +54,20 @@ def test_what_is_no_proper_answer_fails(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("tools.fuzzing.worker.LIMIT_S", 3)
     monkeypatch.setattr("tools.fuzzing.worker.LIMIT_BYTES", 64 * 2**20)
-    uses = {"read": lambda case: None, "failed": lambda case: {}["a"], "memory": take_memory, "hung": hang}
+    uses = {
+        "read": lambda case: None,
+        "failed": lambda case: {}["a"],
+        "memory": take_memory,
+        "hung": hang,
+    }
     for outcome, use in uses.items():
         target = Target(lambda folder: None, lambda generator, originals, case: None, use)
         assert use_case(target, tmp_path)["outcome"] == outcome
 
 
-def test_a_process_that_dies_is_a_failed_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_process_that_dies_is_a_failed_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "dying.py").write_text(
         "import os\nfrom tools.fuzzing.target import Target\n"
         "def make_case(generator, originals, case):\n    (case / 'a').write_text(str(generator.random() < 0.5))\n"
@@ -64,7 +76,9 @@ def test_a_process_that_dies_is_a_failed_case(tmp_path: Path, monkeypatch: pytes
         "TARGET = Target(lambda folder: None, make_case, use)\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
-    (tmp_path / "sitecustomize.py").write_text("from tools.fuzzing.targets import TARGETS\nTARGETS['images'] = 'dying'\n")
+    (tmp_path / "sitecustomize.py").write_text(
+        "from tools.fuzzing.targets import TARGETS\nTARGETS['images'] = 'dying'\n"
+    )
     outcome = fuzz("images", 6, 0, tmp_path / "failures")
     assert outcome.cases == 6
     assert outcome.counts["died"] == len(outcome.failures) > 0
@@ -77,5 +91,8 @@ def test_a_process_that_dies_is_a_failed_case(tmp_path: Path, monkeypatch: pytes
 
 def test_mutated_bytes_differ() -> None:
     original = bytes(range(256)) * 8
-    changed = [mutate_bytes(original, original, np.random.default_rng(seed)) != original for seed in range(50)]
+    changed = [
+        mutate_bytes(original, original, np.random.default_rng(seed)) != original
+        for seed in range(50)
+    ]
     assert sum(changed) > 40

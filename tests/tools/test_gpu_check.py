@@ -21,7 +21,9 @@ from tools.checks.gpu_check.wheels import ROOT, install_wheels, step_variables
 
 
 def fake(name: str, limit_s: float = 30, needs: tuple[str, ...] = ()) -> Step:
-    return Step(name, f"a step that is {name}", limit_s, f"tests.tools.gpu_check_fakes:{name}", needs)
+    return Step(
+        name, f"a step that is {name}", limit_s, f"tests.tools.gpu_check_fakes:{name}", needs
+    )
 
 
 def run(tmp_path: Path, *steps: Step, budget_s: float = 100) -> list[Outcome]:
@@ -30,7 +32,12 @@ def run(tmp_path: Path, *steps: Step, budget_s: float = 100) -> list[Outcome]:
     deadline = time.monotonic() + budget_s
 
     def report(outcomes: Any) -> None:
-        write_report(tmp_path, {name: name for name in ("created", "edgetl", "device", "note")}, steps, outcomes)
+        write_report(
+            tmp_path,
+            {name: name for name in ("created", "edgetl", "device", "note")},
+            steps,
+            outcomes,
+        )
 
     return run_steps(steps, tmp_path / "settings.json", tmp_path, deadline, variables, report)
 
@@ -84,7 +91,9 @@ def test_children_left_behind_are_killed(tmp_path: Path) -> None:
 
 
 def test_step_is_skipped_when_its_limit_does_not_fit(tmp_path: Path) -> None:
-    first, second = run(tmp_path, fake("passing", limit_s=20), fake("failing", limit_s=25), budget_s=24)
+    first, second = run(
+        tmp_path, fake("passing", limit_s=20), fake("failing", limit_s=25), budget_s=24
+    )
     assert (first.status, second.status) == ("passed", "skipped")
     assert second.reason.startswith("its limit of 25 s does not fit into the")
 
@@ -111,7 +120,9 @@ def test_results_are_written_after_each_step(tmp_path: Path) -> None:
         seen.append((len(content["steps"]), content["not_run"]))
 
     variables = step_variables(tmp_path, None)
-    run_steps(steps, tmp_path / "settings.json", tmp_path, time.monotonic() + 100, variables, report)
+    run_steps(
+        steps, tmp_path / "settings.json", tmp_path, time.monotonic() + 100, variables, report
+    )
     assert seen == [(0, ["passing", "failing"]), (1, ["failing"]), (2, [])]
     page = (tmp_path / "result.md").read_text()
     assert "| passing | passed |" in page
@@ -133,7 +144,9 @@ def test_only_takes_what_a_step_needs_along() -> None:
 def test_list_shows_every_step_with_its_limit(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:3] for line in lines[:-1]] == [[s.name, f"{s.limit_s:g}", "s"] for s in STEPS]
+    assert [line.split()[:3] for line in lines[:-1]] == [
+        [s.name, f"{s.limit_s:g}", "s"] for s in STEPS
+    ]
 
 
 def test_machine_without_a_gpu_is_told_so(tmp_path: Path) -> None:
@@ -141,11 +154,16 @@ def test_machine_without_a_gpu_is_told_so(tmp_path: Path) -> None:
     check = [sys.executable, "-m", "tools.checks.gpu_check", "-o", str(tmp_path / "out")]
     done = subprocess.run(check, capture_output=True, text=True, env=variables, cwd=ROOT)
     assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout == "There is no GPU here: PyTorch sees no CUDA device, so nothing was checked.\n"
+    assert (
+        done.stdout
+        == "There is no GPU here: PyTorch sees no CUDA device, so nothing was checked.\n"
+    )
     assert not (tmp_path / "out").exists()
 
 
-def test_exit_status_tells_whether_all_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_status_tells_whether_all_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for steps, status in (([fake("passing")], 0), ([fake("passing"), fake("failing")], 1)):
         monkeypatch.setattr(command, "choose_steps", lambda _names, steps=steps: steps)
         assert command.main(["--rehearsal", "-o", str(tmp_path / str(status))]) == status
@@ -164,8 +182,17 @@ def test_wheels_are_installed_without_an_index(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_rehearsal_passes_every_step(tmp_path: Path) -> None:
-    check = [sys.executable, "-m", "tools.checks.gpu_check", "--rehearsal", "-o", str(tmp_path / "out")]
+    check = [
+        sys.executable,
+        "-m",
+        "tools.checks.gpu_check",
+        "--rehearsal",
+        "-o",
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run(check, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT)
     content = json.loads((tmp_path / "out/result.json").read_text())
-    assert {entry["step"]: entry["reason"] for entry in content["steps"] if entry["status"] != "passed"} == {}
+    assert {
+        entry["step"]: entry["reason"] for entry in content["steps"] if entry["status"] != "passed"
+    } == {}
     assert done.returncode == 0

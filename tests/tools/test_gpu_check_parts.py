@@ -59,7 +59,14 @@ def test_pieces_may_come_one_at_a_time(wheels: Path, tmp_path: Path) -> None:
     here.mkdir()
     names = sorted(path.name for path in pieces.glob("*.whl.*"))
     (pieces / wheel_pieces.LIST).rename(here / wheel_pieces.LIST)
-    script = [sys.executable, "-I", wheel_pieces.__file__, "join", str(here), str(tmp_path / "joined")]
+    script = [
+        sys.executable,
+        "-I",
+        wheel_pieces.__file__,
+        "join",
+        str(here),
+        str(tmp_path / "joined"),
+    ]
     for count, name in enumerate(names, 1):
         (pieces / name).rename(here / name)
         done = subprocess.run(script, capture_output=True, text=True)
@@ -96,7 +103,9 @@ def test_photos_are_seeded_and_as_large_as_a_cameras(tmp_path: Path) -> None:
     files = sorted(folder.glob("*/*.jpg"))
     assert [path.parent.name for path in files] == [name for name in CLASSES for _ in range(2)]
     again = write_photos(tmp_path / "again", (500, 375), 2)
-    assert [path.read_bytes() for path in files] == [path.read_bytes() for path in sorted(again.glob("*/*.jpg"))]
+    assert [path.read_bytes() for path in files] == [
+        path.read_bytes() for path in sorted(again.glob("*/*.jpg"))
+    ]
     assert len({path.read_bytes() for path in files}) == len(files)
     with Image.open(files[0]) as image:
         assert image.size == (500, 375)
@@ -151,7 +160,9 @@ def test_load_is_repeated_while_power_is_sampled() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_plain_step_trains_a_copy(variant: str) -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU6(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
     before = [parameter.clone() for parameter in network.parameters()]
     batch = ((torch.randn(2, 3, 8, 8),), torch.tensor([0, 1]))
     wall, device = plain_step_ms(variant, network, batch, 1, "cpu")
@@ -183,5 +194,7 @@ def test_refused_resize_is_antialiased_uint8_in_rows_of_pixels(tmp_path: Path) -
     onnx.checker.check_model(model, full_check=True)
     (node,) = model.graph.node
     assert node.op_type == "Resize"
-    assert {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}["antialias"] == 1
+    assert {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}[
+        "antialias"
+    ] == 1
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8

@@ -12,7 +12,9 @@ from tools.large_set import appearances, main, write_set
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in folder.rglob("*.jpg")}
+    return {
+        path.relative_to(folder).as_posix(): sha256_file(path) for path in folder.rglob("*.jpg")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_as_many_as_asked_in_every_class_and_all_decodable(made: Path) -> None:
-    counts = {split: {folder.name: len(list(folder.iterdir())) for folder in (made / split).iterdir()} for split in ("train", "val")}
+    counts = {
+        split: {folder.name: len(list(folder.iterdir())) for folder in (made / split).iterdir()}
+        for split in ("train", "val")
+    }
     names = [appearance.name for appearance in appearances(10)]
     assert len(set(names)) == 10
     assert counts == {"train": dict.fromkeys(names, 19), "val": dict.fromkeys(names, 1)}
@@ -47,7 +52,10 @@ def test_equal_seeds_give_equal_files_whatever_the_processes(made: Path, tmp_pat
 def test_images_that_do_not_divide_into_classes_and_chunks_are_all_written(tmp_path: Path) -> None:
     write_set(tmp_path / "set", 335, classes=3, size=16, workers=1)
     assert len(set(contents(tmp_path / "set").values())) == 335
-    assert [len(list((tmp_path / "set/val" / appearance.name).iterdir())) for appearance in appearances(3)] == [2, 2, 2]
+    assert [
+        len(list((tmp_path / "set/val" / appearance.name).iterdir()))
+        for appearance in appearances(3)
+    ] == [2, 2, 2]
 
 
 def test_progress_is_told_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +72,10 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
 
 
-@pytest.mark.parametrize("wrong", [["--images", "19"], ["--images", "20", "--classes", "1"], ["--images", "20", "--size", "4"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [["--images", "19"], ["--images", "20", "--classes", "1"], ["--images", "20", "--size", "4"]],
+)
 def test_a_set_that_cannot_be_made_is_refused(tmp_path: Path, wrong: list[str]) -> None:
     with pytest.raises(SystemExit, match="A set needs"):
         main([str(tmp_path / "set"), *wrong])

@@ -14,7 +14,9 @@ def test_two_thousand_mutated_photos(shared: Path) -> None:
     assert outcome.files == 2000
     assert outcome.decoded + sum(outcome.reasons.values()) == 2000
     assert 200 < outcome.decoded < 1800, "some mutations are to be harmless, most are not"
-    assert max(outcome.peak_bytes) < 5 * 2**29, "a header may declare a large image, and what is not a bomb is decoded"
+    assert max(outcome.peak_bytes) < 5 * 2**29, (
+        "a header may declare a large image, and what is not a bomb is decoded"
+    )
 
 
 def test_mutations_are_seeded_and_change_something(parts: Path, tmp_path: Path) -> None:
@@ -22,7 +24,10 @@ def test_mutations_are_seeded_and_change_something(parts: Path, tmp_path: Path) 
     assert encoded.keys() == FORMATS.keys()
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_batch(tmp_path / name, encoded, 12, seed)
-    contents = {name: [path.read_bytes() for path in sorted((tmp_path / name).rglob("0*"))] for name in "abc"}
+    contents = {
+        name: [path.read_bytes() for path in sorted((tmp_path / name).rglob("0*"))]
+        for name in "abc"
+    }
     assert contents["a"] == contents["b"] != contents["c"]
 
 

@@ -42,10 +42,34 @@ steps = 10
 
 def start(folder: Path, name: str) -> subprocess.Popen[str]:
     (folder / "tiny.toml").write_text(TINY)
-    command = [sys.executable, "-m", "tools.pretrain", "--recipe", str(folder / "tiny.toml"), "--work", str(folder / name / "work")]
-    command += ["-o", str(folder / name / "out"), "--device", "cpu", "--precision", "fp32", "--checkpoint-every", "0s"]
+    command = [
+        sys.executable,
+        "-m",
+        "tools.pretrain",
+        "--recipe",
+        str(folder / "tiny.toml"),
+        "--work",
+        str(folder / name / "work"),
+    ]
+    command += [
+        "-o",
+        str(folder / name / "out"),
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--checkpoint-every",
+        "0s",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +95,10 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(shipped: Path) -
     assert process.returncode == 0, output
     assert "Going on at step" in output
     assert "Going on at step 0" not in output
-    whole, gone_on = load_file(shipped / "out" / WEIGHTS), load_file(folder / "killed/out" / WEIGHTS)
+    whole, gone_on = (
+        load_file(shipped / "out" / WEIGHTS),
+        load_file(folder / "killed/out" / WEIGHTS),
+    )
     assert whole.keys() == gone_on.keys()
     assert [name for name in whole if not torch.equal(whole[name], gone_on[name])] == []
     curves = [[{**json.loads(line), "seconds": 0, "images_per_second": 0} for line in (one / "work/loss.jsonl").read_text().splitlines()]
@@ -84,7 +111,9 @@ def test_what_ships_is_small_checked_and_fits(shipped: Path) -> None:
     out = shipped / "out"
     tensors = load_file(out / WEIGHTS)
     assert {tensor.dtype for tensor in tensors.values() if tensor.dim() > 1} == {torch.float16}
-    assert not any(name.startswith("classifier.3.") or name.endswith("num_batches_tracked") for name in tensors)
+    assert not any(
+        name.startswith("classifier.3.") or name.endswith("num_batches_tracked") for name in tensors
+    )
     assert (out / WEIGHTS).stat().st_size < 4e6
     done = subprocess.run(["sha256sum", "-c", CHECKSUMS], cwd=out, capture_output=True, text=True)
     assert done.returncode == 0
@@ -98,7 +127,14 @@ def test_what_ships_is_small_checked_and_fits(shipped: Path) -> None:
 def test_the_card_tells_cost_and_recipe_and_takes_what_is_measured_later(shipped: Path) -> None:
     out = shipped / "out"
     text = (out / CARD).read_text()
-    for part in ("80 in 10 steps", "8 classes", "Chance is 12%", "Not measured", "steps = 10", "| 10 |"):
+    for part in (
+        "80 in 10 steps",
+        "8 classes",
+        "Chance is 12%",
+        "Not measured",
+        "steps = 10",
+        "| 10 |",
+    ):
         assert part in text
     assert read_recipe(out / RECIPE).steps == 10
     write_card(out, worth={"flowers": "| a | table |"})
@@ -108,9 +144,23 @@ def test_the_card_tells_cost_and_recipe_and_takes_what_is_measured_later(shipped
 
 def test_another_recipe_is_not_mixed_in(shipped: Path) -> None:
     (shipped.parent / "tiny.toml").write_text(TINY.replace("steps = 10", "steps = 11"))
-    command = [sys.executable, "-m", "tools.pretrain", "--recipe", str(shipped.parent / "tiny.toml"), "--work", str(shipped / "work")]
+    command = [
+        sys.executable,
+        "-m",
+        "tools.pretrain",
+        "--recipe",
+        str(shipped.parent / "tiny.toml"),
+        "--work",
+        str(shipped / "work"),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, "-o", str(shipped / "out")], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "-o", str(shipped / "out")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert "holds a training by another recipe" in done.stderr
 
@@ -121,7 +171,10 @@ def test_recipes(tmp_path: Path) -> None:
     write_recipe(tmp_path / "r.toml", recipe, 123)
     assert read_recipe(tmp_path / "r.toml") == Recipe(steps=123)
     assert read_recipe(tmp_path / "r.toml", budget_s=5.0) == Recipe(budget_s=5.0)
-    for given, message in (({}, "either steps or budget_s"), ({"steps": 1, "batch_size": 1, "lr": 0.0}, "lr must be above 0; batch_size")):
+    for given, message in (
+        ({}, "either steps or budget_s"),
+        ({"steps": 1, "batch_size": 1, "lr": 0.0}, "lr must be above 0; batch_size"),
+    ):
         with pytest.raises(ConfigError, match=message):
             read_recipe(None, **given)
     (tmp_path / "r.toml").write_text("stps = 3\n")

@@ -9,7 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgetl.train.activations import Activations, ActivationStore, Rows, activations_key, empty_activations
+from edgetl.train.activations import (
+    Activations,
+    ActivationStore,
+    Rows,
+    activations_key,
+    empty_activations,
+)
 
 ROWS = (Rows((2, 3), torch.bfloat16), Rows((4,), torch.float32))
 TRAIN, VAL = [(2, 5)] * 2, [(3,)] * 2
@@ -17,7 +23,9 @@ TRAIN, VAL = [(2, 5)] * 2, [(3,)] * 2
 
 def filled(made: Activations) -> Activations:
     for value in (*made.train, *made.val):
-        value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel())))
+        value.copy_(
+            torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel()))
+        )
     return made
 
 
@@ -25,11 +33,20 @@ def test_what_was_kept_comes_back(tmp_path: Path) -> None:
     store = ActivationStore(tmp_path / "store", 10**9)
     assert store.open("key") is None
     with store.create("key", TRAIN, VAL, ROWS) as made:
-        expected = Activations(*(tuple(value.clone() for value in part) for part in (filled(made).train, made.val)))
+        expected = Activations(
+            *(tuple(value.clone() for value in part) for part in (filled(made).train, made.val))
+        )
     found = store.open("key")
     assert found is not None
-    assert [value.dtype for value in (*found.train, *found.val)] == [torch.bfloat16, torch.float32, torch.float32, torch.float32]
-    for left, right in zip((*found.train, *found.val), (*expected.train, *expected.val), strict=True):
+    assert [value.dtype for value in (*found.train, *found.val)] == [
+        torch.bfloat16,
+        torch.float32,
+        torch.float32,
+        torch.float32,
+    ]
+    for left, right in zip(
+        (*found.train, *found.val), (*expected.train, *expected.val), strict=True
+    ):
         assert torch.equal(left, right)
     assert found.views == 2
     assert found.total_bytes == 2 * 5 * (6 * 2 + 4 * 4) + 3 * (6 + 4) * 4
@@ -72,7 +89,9 @@ def test_entries_used_longest_ago_make_room(tmp_path: Path) -> None:
     assert store.open("a") is not None, "using an entry makes it young"
     with store.create("d", TRAIN, VAL, ROWS) as made:
         filled(made)
-    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c", "d"}, "what this run has made or used stays"
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c", "d"}, (
+        "what this run has made or used stays"
+    )
     later = ActivationStore(tmp_path, 3 * one + 2000)
     assert later.open("a") is not None
     with later.create("e", TRAIN, VAL, ROWS) as made:
@@ -81,17 +100,24 @@ def test_entries_used_longest_ago_make_room(tmp_path: Path) -> None:
     assert later.open("a") is not None
 
 
-def test_a_full_disk_is_told_before_anything_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_before_anything_is_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left"), ActivationStore(tmp_path, 10**9).create("key", TRAIN, VAL, ROWS):
+    with (
+        pytest.raises(OSError, match="No space left"),
+        ActivationStore(tmp_path, 10**9).create("key", TRAIN, VAL, ROWS),
+    ):
         pytest.fail("the block must not run")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_another_run_removes_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_run_removes_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = ActivationStore(tmp_path, 10**9)
 
     def gone(*_: object, **__: object) -> None:
@@ -122,11 +148,17 @@ def test_bytes_that_are_not_what_was_written_are_not_used(tmp_path: Path) -> Non
     assert store.open("key") is None
 
 
-facts = st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=3), max_size=4)
+facts = st.dictionaries(
+    st.text(max_size=5),
+    st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=3),
+    max_size=4,
+)
 
 
 @given(facts, facts)
 @settings(deadline=None)
-def test_different_facts_have_different_keys(one: dict[str, object], other: dict[str, object]) -> None:
+def test_different_facts_have_different_keys(
+    one: dict[str, object], other: dict[str, object]
+) -> None:
     assert (activations_key(one) == activations_key(other)) == (one == other)
     assert activations_key(dict(reversed(one.items()))) == activations_key(one)

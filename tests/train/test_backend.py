@@ -37,7 +37,9 @@ from edgetl.train.models import adapt, load_run_model
 from tests.bundles import write_bundle, write_pictures
 
 CONTRACT = Preprocessing(resize=73, crop=64)
-BRIEF = BenchProtocol(block_seconds=0.01, block_runs=10, window_seconds=0.005, window_runs=3, max_windows=3)
+BRIEF = BenchProtocol(
+    block_seconds=0.01, block_runs=10, window_seconds=0.005, window_runs=3, max_windows=3
+)
 LABELS = ["bolt", "nut", "screw"]
 
 
@@ -62,9 +64,24 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     model = load_run_model(run)
     pictures = write_pictures(run.bundle / "golden")
     with torch.inference_mode():
-        logits = [model.network(torch.from_numpy(preprocess(load_image(path), CONTRACT)))[0].numpy() for path in pictures]
-    graph = assemble(network_graph(model.network, CONTRACT.crop, len(LABELS), 18).model, CONTRACT, "image", {"version": "test"})
-    write_bundle(run.bundle, {"fp32": graph}, np.stack(logits), labels=LABELS, contract=CONTRACT, run_id=model.run_id)
+        logits = [
+            model.network(torch.from_numpy(preprocess(load_image(path), CONTRACT)))[0].numpy()
+            for path in pictures
+        ]
+    graph = assemble(
+        network_graph(model.network, CONTRACT.crop, len(LABELS), 18).model,
+        CONTRACT,
+        "image",
+        {"version": "test"},
+    )
+    write_bundle(
+        run.bundle,
+        {"fp32": graph},
+        np.stack(logits),
+        labels=LABELS,
+        contract=CONTRACT,
+        run_id=model.run_id,
+    )
     return run
 
 
@@ -127,12 +144,19 @@ def test_no_baseline_on_a_gpu_that_is_not_there(exported: RunDirectory) -> None:
 def test_a_run_is_measured_against_pytorch(run: RunDirectory) -> None:
     result = bench(BenchConfig(run.path, rounds=2, threads=(1,)), protocol=BRIEF)
     runtimes, scopes = ("pytorch", "onnxruntime"), ("model", "file")
-    assert [row.id for row in result.rows] == [f"{runtime}-fp32-{scope}-cpu-b1-t1" for runtime in runtimes for scope in scopes]
+    assert [row.id for row in result.rows] == [
+        f"{runtime}-fp32-{scope}-cpu-b1-t1" for runtime in runtimes for scope in scopes
+    ]
     assert result.failed == []
     assert result.notes == ()
     assert {row.threads for row in result.rows} == {1}
-    pairs = {(comparison.baseline, comparison.candidate): comparison for comparison in result.comparisons}
-    assert set(pairs) == {(f"pytorch-fp32-{scope}-cpu-b1-t1", f"onnxruntime-fp32-{scope}-cpu-b1-t1") for scope in scopes}
+    pairs = {
+        (comparison.baseline, comparison.candidate): comparison for comparison in result.comparisons
+    }
+    assert set(pairs) == {
+        (f"pytorch-fp32-{scope}-cpu-b1-t1", f"onnxruntime-fp32-{scope}-cpu-b1-t1")
+        for scope in scopes
+    }
     for comparison in pairs.values():
         before, after = result.row(comparison.baseline), result.row(comparison.candidate)
         assert before.input == after.input
@@ -144,8 +168,14 @@ def test_a_run_is_measured_against_pytorch(run: RunDirectory) -> None:
     assert model.gate["max_logit_difference"] < 1e-3
     assert result.row("onnxruntime-fp32-model-cpu-b1-t1").gate["model_scope_difference"] < 0.05
     assert model.file_sha256 == sha256_file(run.weights)
-    assert model.cold()["import_ms"] > result.row("onnxruntime-fp32-model-cpu-b1-t1").cold()["import_ms"]
-    assert all(sorted(names) == ["onnxruntime fp32 1 thread", "pytorch fp32 1 thread"] for names in result.order)
+    assert (
+        model.cold()["import_ms"]
+        > result.row("onnxruntime-fp32-model-cpu-b1-t1").cold()["import_ms"]
+    )
+    assert all(
+        sorted(names) == ["onnxruntime fp32 1 thread", "pytorch fp32 1 thread"]
+        for names in result.order
+    )
     assert result.path is not None
     assert result.path.parent == run.bench
     assert read_result(result.path).to_json() == result.to_json()
@@ -153,7 +183,15 @@ def test_a_run_is_measured_against_pytorch(run: RunDirectory) -> None:
 
 def test_bfloat16_is_another_baseline_with_a_tolerance_of_its_own(run: RunDirectory) -> None:
     result = bench(
-        BenchConfig(run.path, scopes=("model",), rounds=2, threads=(1,), torch_modes=("eager", "bf16"), batches=(2,)), protocol=BRIEF
+        BenchConfig(
+            run.path,
+            scopes=("model",),
+            rounds=2,
+            threads=(1,),
+            torch_modes=("eager", "bf16"),
+            batches=(2,),
+        ),
+        protocol=BRIEF,
     )
     assert result.failed == []
     half = result.row("pytorch-bf16-model-cpu-b2-t1")
@@ -162,7 +200,11 @@ def test_bfloat16_is_another_baseline_with_a_tolerance_of_its_own(run: RunDirect
     pairs = {(pair.baseline, pair.candidate) for pair in result.comparisons}
     assert pairs == {
         (f"{before}-model-cpu-b2-t1", f"{after}-model-cpu-b2-t1")
-        for before, after in (("pytorch-fp32", "pytorch-bf16"), ("pytorch-fp32", "onnxruntime-fp32"), ("pytorch-bf16", "onnxruntime-fp32"))
+        for before, after in (
+            ("pytorch-fp32", "pytorch-bf16"),
+            ("pytorch-fp32", "onnxruntime-fp32"),
+            ("pytorch-bf16", "onnxruntime-fp32"),
+        )
     }
 
 
@@ -170,12 +212,20 @@ def test_bfloat16_is_another_baseline_with_a_tolerance_of_its_own(run: RunDirect
 @pytest.mark.parametrize(
     ("cause", "message"),
     [
-        (RuntimeError("no such operator.\nand a long story"), r"torch.compile does not work here: no such operator. Leave `compile` out"),
+        (
+            RuntimeError("no such operator.\nand a long story"),
+            r"torch.compile does not work here: no such operator. Leave `compile` out",
+        ),
         (AssertionError(), r"does not work here: AssertionError\. Leave"),
-        (InvalidCxxCompiler(), r"needs a C\+\+ compiler, and there is none: `sudo apt install g\+\+` adds it, or leave `compile` out"),
+        (
+            InvalidCxxCompiler(),
+            r"needs a C\+\+ compiler, and there is none: `sudo apt install g\+\+` adds it, or leave `compile` out",
+        ),
     ],
 )
-def test_what_cannot_be_compiled_is_told(exported: RunDirectory, monkeypatch: pytest.MonkeyPatch, cause: Exception, message: str) -> None:
+def test_what_cannot_be_compiled_is_told(
+    exported: RunDirectory, monkeypatch: pytest.MonkeyPatch, cause: Exception, message: str
+) -> None:
     def refuse(network: object) -> object:
         raise cause
 
@@ -188,18 +238,31 @@ def test_what_cannot_be_compiled_is_told(exported: RunDirectory, monkeypatch: py
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_network_is_a_baseline_too(run: RunDirectory) -> None:
-    result = bench(BenchConfig(run.path, scopes=("model",), rounds=2, threads=(1,), torch_modes=("eager", "compile")), protocol=BRIEF)
+    result = bench(
+        BenchConfig(
+            run.path, scopes=("model",), rounds=2, threads=(1,), torch_modes=("eager", "compile")
+        ),
+        protocol=BRIEF,
+    )
     assert result.failed == []
     assert len(result.row("pytorch-compile-model-cpu-b1-t1").rounds) == 2
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_others_are_measured(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_others_are_measured(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CXX", str(tmp_path / "absent"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    result = bench(BenchConfig(run.path, scopes=("model",), rounds=2, threads=(1,), torch_modes=("compile",)), protocol=BRIEF)
+    result = bench(
+        BenchConfig(run.path, scopes=("model",), rounds=2, threads=(1,), torch_modes=("compile",)),
+        protocol=BRIEF,
+    )
     assert [row.runtime for row in result.rows] == ["onnxruntime"]
-    assert any(note.startswith("pytorch compile") and "needs a C++ compiler" in note for note in result.notes)
+    assert any(
+        note.startswith("pytorch compile") and "needs a C++ compiler" in note
+        for note in result.notes
+    )
 
 
 @pytest.mark.usefixtures("torch_left_alone")
@@ -214,7 +277,9 @@ def test_pytorchs_own_operators_are_profiled(exported: RunDirectory) -> None:
 def test_profile_covers_every_runtime_and_names_its_clock(run: RunDirectory) -> None:
     config = BenchConfig(run.path, scopes=("model",), rounds=2, threads=(1,), profile=True)
     result = bench(config, protocol=replace(BRIEF, profiled_runs=2))
-    assert {row_id.partition("-")[0]: profile["clock"] for row_id, profile in result.profiles.items()} == {
+    assert {
+        row_id.partition("-")[0]: profile["clock"] for row_id, profile in result.profiles.items()
+    } == {
         "pytorch": "host",
         "onnxruntime": "host",
     }
@@ -230,9 +295,21 @@ def test_gpu_modes_are_refused_on_a_cpu(exported: RunDirectory, mode: Any) -> No
 
 
 def test_gpu_modes_are_candidates_on_the_gpu_alone(exported: RunDirectory) -> None:
-    config = BenchConfig(exported.path, scopes=("model",), providers=("cpu", "cuda"), torch_modes=("eager", "bf16", "fp16", "cuda-graph"))
-    candidates = [candidate for candidate in bench_target.find_target(config, (1,)).candidates if candidate.runtime == "pytorch"]
-    assert [(candidate.variant, candidate.source.provider, candidate.relative_tolerance) for candidate in candidates] == [
+    config = BenchConfig(
+        exported.path,
+        scopes=("model",),
+        providers=("cpu", "cuda"),
+        torch_modes=("eager", "bf16", "fp16", "cuda-graph"),
+    )
+    candidates = [
+        candidate
+        for candidate in bench_target.find_target(config, (1,)).candidates
+        if candidate.runtime == "pytorch"
+    ]
+    assert [
+        (candidate.variant, candidate.source.provider, candidate.relative_tolerance)
+        for candidate in candidates
+    ] == [
         ("fp32", "cpu", 0.0),
         ("fp32", "cuda", FP16_TOLERANCE),
         ("bf16", "cpu", BF16_TOLERANCE),
@@ -266,21 +343,31 @@ def test_a_captured_computation_runs_from_its_buffers(exported: RunDirectory) ->
 
 
 def test_a_bundle_in_its_run_is_measured_likewise(run: RunDirectory) -> None:
-    of_run, of_bundle = (bench_target.find_target(BenchConfig(path), (1,)) for path in (run.path, run.bundle))
+    of_run, of_bundle = (
+        bench_target.find_target(BenchConfig(path), (1,)) for path in (run.path, run.bundle)
+    )
     assert [candidate.runtime for candidate in of_bundle.candidates] == ["pytorch", "onnxruntime"]
     assert of_bundle.candidates == of_run.candidates
     assert of_bundle.results.resolve() == run.bench.resolve()
 
 
-def test_without_torch_the_run_is_measured_alone(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_target, "installed_version", lambda package: None if package == "torch" else "1")
+def test_without_torch_the_run_is_measured_alone(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        bench_target, "installed_version", lambda package: None if package == "torch" else "1"
+    )
     result = bench(BenchConfig(run.path, scopes=("model",), rounds=2), protocol=BRIEF)
     assert [row.runtime for row in result.rows] == ["onnxruntime"]
     assert result.comparisons == []
-    assert result.notes == ('PyTorch is not measured: torch not installed. `pip install "edgetl[train]"` adds the baseline.',)
+    assert result.notes == (
+        'PyTorch is not measured: torch not installed. `pip install "edgetl[train]"` adds the baseline.',
+    )
 
 
-def test_a_stale_bundle_is_not_compared_with_newer_weights(run: RunDirectory, tmp_path: Path) -> None:
+def test_a_stale_bundle_is_not_compared_with_newer_weights(
+    run: RunDirectory, tmp_path: Path
+) -> None:
     shutil.copy(write_run(tmp_path / "other", seed=1).weights, run.weights)
     with pytest.raises(BenchError, match=r"edgetl export .*--force"):
         bench(BenchConfig(run.path), protocol=BRIEF)
@@ -296,7 +383,9 @@ def test_a_run_without_a_bundle_names_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("torch_left_alone")
-def test_a_pytorch_on_a_gpu_is_taken_apart_alike(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pytorch_on_a_gpu_is_taken_apart_alike(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = PyTorchBackend(Source(run.path, threads=torch.get_num_threads()))
     assert [name for name, _ in backend.stages()] == ["inference"]
     (given,) = backend.inputs(1)

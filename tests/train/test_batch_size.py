@@ -58,7 +58,9 @@ def gpu(memory: int, saturated: int) -> tuple[list[int], object]:
         (32, 10_000, 2048, (64, "memory", [64])),
     ],
 )
-def test_the_batch_grows_until_something_ends_it(memory: int, saturated: int, largest: int, expected: tuple[int, str, list[int]]) -> None:
+def test_the_batch_grows_until_something_ends_it(
+    memory: int, saturated: int, largest: int, expected: tuple[int, str, list[int]]
+) -> None:
     tried, measure = gpu(memory, saturated)
     fit = search_batch_size(measure, 64, largest)  # type: ignore[arg-type]
     assert (fit.batch_size, fit.ended, tried) == expected
@@ -101,13 +103,19 @@ def test_learning_rates_grow_with_the_root_of_the_batch() -> None:
 
 
 def test_what_was_decided_is_told() -> None:
-    assert "256 images a step (usually 64), learning rates times 2.00" in describe_fit(BatchFit(256, 64, {}, "rate"), "cuda")
-    assert "on a CPU this is the usual batch size, 64 images a step" in describe_fit(BatchFit(64, 64), "cpu")
+    assert "256 images a step (usually 64), learning rates times 2.00" in describe_fit(
+        BatchFit(256, 64, {}, "rate"), "cuda"
+    )
+    assert "on a CPU this is the usual batch size, 64 images a step" in describe_fit(
+        BatchFit(64, 64), "cpu"
+    )
 
 
 def test_nothing_is_searched_on_a_cpu() -> None:
     adapted = adapt("mobilenet_v3_small", 32, 2, 8, 0.2, None)
-    assert fit_batch_size(adapted, PHASE, FinetuneConfig(Path("data")), CPU, 32, 10_000, 64) == BatchFit(64, 64)
+    assert fit_batch_size(
+        adapted, PHASE, FinetuneConfig(Path("data")), CPU, 32, 10_000, 64
+    ) == BatchFit(64, 64)
 
 
 def test_timing_steps_leaves_the_network_as_it_was() -> None:
@@ -117,7 +125,9 @@ def test_timing_steps_leaves_the_network_as_it_was() -> None:
     state = torch.get_rng_state()
     timer = StepTimer(adapted, PHASE, FinetuneConfig(Path("data")), CPU, 32, 2)
     assert timer(4) > 0
-    assert all(torch.equal(tensor, before[name]) for name, tensor in adapted.network.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in adapted.network.state_dict().items()
+    )
     assert all(parameter.grad is None for parameter in adapted.network.parameters())
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -127,7 +137,10 @@ def test_every_phase_trains_at_the_scaled_rate() -> None:
     plain, scaled = (plan_phases(config, "3", 64, lr_scale) for lr_scale in (1.0, 2.0))
     assert [phase.lr for phase in scaled] == [2 * phase.lr for phase in plain]
     for accuracy in (1.0, 0.9, 0.1):
-        rates = [settle(plain[1], config, accuracy, lambda: 0.0).lr, settle(scaled[1], config, accuracy, lambda: 0.0, 2.0).lr]
+        rates = [
+            settle(plain[1], config, accuracy, lambda: 0.0).lr,
+            settle(scaled[1], config, accuracy, lambda: 0.0, 2.0).lr,
+        ]
         assert rates[1] == 2 * rates[0]
     fixed = replace(config, finetune_lr=1e-4)
     assert settle(plan_phases(fixed, "3", 64, 2.0)[1], fixed, 0.5, lambda: 0.0, 2.0).lr == 2e-4
@@ -155,19 +168,27 @@ def test_auto_on_a_cpu_is_the_usual_size(config: FinetuneConfig, tmp_path: Path)
     assert auto.weights.read_bytes() == usual.weights.read_bytes()
     written, metrics = (json.loads(path.read_text()) for path in (auto.config, auto.metrics))
     assert written["asked"]["batch_size"] == "auto"
-    assert written["config"]["batch_size"] == written["batch"]["batch_size"] == written["batch"]["usual"]
+    assert (
+        written["config"]["batch_size"]
+        == written["batch"]["batch_size"]
+        == written["batch"]["usual"]
+    )
     assert metrics["batch"] == written["batch"]
     assert json.loads(usual.metrics.read_text())["batch"] is None
 
 
-def test_what_was_decided_stays_decided_on_resume(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_decided_stays_decided_on_resume(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Interrupted(Silent):
         def epoch(self, record: EpochRecord, best: bool) -> None:
             if record.epoch == 2:
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(recipe, "SAVED_EVERY_S", 0.0)
-    monkeypatch.setattr(preparing, "fit_batch_size", lambda *_: BatchFit(8, 2, {"2": 1.0, "8": 9.0}, "rate"))
+    monkeypatch.setattr(
+        preparing, "fit_batch_size", lambda *_: BatchFit(8, 2, {"2": 1.0, "8": 9.0}, "rate")
+    )
     with pytest.raises(KeyboardInterrupt):
         finetune(config, Interrupted())
     assert config.output is not None

@@ -35,7 +35,10 @@ def ship(place: Path, random_weights: Path) -> Path:
     folder.mkdir(parents=True)
     kept = {name: tensor for name, tensor in load_file(random_weights).items()
             if not name.startswith("classifier.3.") and tensor.is_floating_point()}  # fmt: skip
-    save_file({name: tensor.half() if tensor.dim() > 1 else tensor for name, tensor in kept.items()}, folder / WEIGHTS)
+    save_file(
+        {name: tensor.half() if tensor.dim() > 1 else tensor for name, tensor in kept.items()},
+        folder / WEIGHTS,
+    )
     write_checksums(folder)
     return folder
 
@@ -46,9 +49,21 @@ def shipped(tmp_path: Path, random_weights: Path, monkeypatch: pytest.MonkeyPatc
     return ship(tmp_path / "models", random_weights)
 
 
-def test_finetune_takes_them_and_the_run_says_so(shipped: Path, make_images: Callable[..., Path], tmp_path: Path) -> None:
+def test_finetune_takes_them_and_the_run_says_so(
+    shipped: Path, make_images: Callable[..., Path], tmp_path: Path
+) -> None:
     data = make_images("data", ["red", "blue"])
-    config = FinetuneConfig(data, tmp_path / "run", MODEL, "builtin", image_size=32, epochs=1, finetune_epochs=0, workers=0, device="cpu")
+    config = FinetuneConfig(
+        data,
+        tmp_path / "run",
+        MODEL,
+        "builtin",
+        image_size=32,
+        epochs=1,
+        finetune_epochs=0,
+        workers=0,
+        device="cpu",
+    )
     run: RunDirectory = finetune(config)
     assert read_json(run.metrics, AssertionError, "metrics")["weights"] == {
         "source": "builtin",
@@ -60,12 +75,23 @@ def test_finetune_takes_them_and_the_run_says_so(shipped: Path, make_images: Cal
     assert torch.equal(model.network.state_dict()["features.0.0.weight"], given.float())
 
 
-def test_a_changed_byte_is_refused_before_anything_is_written(shipped: Path, make_images: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_changed_byte_is_refused_before_anything_is_written(
+    shipped: Path, make_images: Callable[..., Path], tmp_path: Path
+) -> None:
     content = bytearray((shipped / WEIGHTS).read_bytes())
     content[-100] ^= 1
     (shipped / WEIGHTS).write_bytes(content)
     output = tmp_path / "run"
-    arguments = ["finetune", str(make_images("data", ["red", "blue"])), "--weights", "builtin", "--model", MODEL, "-o", str(output)]
+    arguments = [
+        "finetune",
+        str(make_images("data", ["red", "blue"])),
+        "--weights",
+        "builtin",
+        "--model",
+        MODEL,
+        "-o",
+        str(output),
+    ]
     result = CliRunner().invoke(program(), arguments)
     assert isinstance(result.exception, WeightsError)
     assert str(result.exception).count("\n") == 0
@@ -85,7 +111,11 @@ def test_models_lists_them(shipped: Path) -> None:
 
     listed = json.loads(CliRunner().invoke(program(), ["models", "--json"]).stdout)["models"]
     assert [row["name"] for row in listed if row["builtin"]] == [MODEL]
-    line = next(line for line in CliRunner().invoke(program(), ["models", MODEL]).stdout.splitlines() if MODEL in line)
+    line = next(
+        line
+        for line in CliRunner().invoke(program(), ["models", MODEL]).stdout.splitlines()
+        if MODEL in line
+    )
     assert "yes" in line
 
 
@@ -94,7 +124,9 @@ def test_what_ships_in_this_checkout_is_whole() -> None:
         weights = read_weights("builtin", architecture)
         assert weights is not None
         assert sum(tensor.numel() for tensor in weights.tensors.values()) > 1e5
-    assert sum(path.stat().st_size for path in (ROOT / "models").rglob("*") if path.is_file()) <= 6e6, "a checkout stays light"
+    assert (
+        sum(path.stat().st_size for path in (ROOT / "models").rglob("*") if path.is_file()) <= 6e6
+    ), "a checkout stays light"
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +135,9 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> 
     pytest.importorskip("hatchling", reason="hatchling builds the wheel: pip install -e '.[dev]'")
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    shutil.copytree(ROOT / "edgetl", source / "edgetl", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "edgetl", source / "edgetl", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source / name)
     ship(source / "models", random_weights)
@@ -119,7 +153,13 @@ def test_they_load_from_a_wheel_alone(unpacked: Path, tmp_path: Path) -> None:
     def ask() -> subprocess.CompletedProcess[str]:
         code = f"from edgetl.train.weights import read_weights; w = read_weights('builtin', {MODEL!r}); print(len(w.tensors), w.sha256)"
         environment = {**os.environ, "PYTHONPATH": str(unpacked)}
-        return subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
 
     file = unpacked / "edgetl/_models" / f"{MODEL}-builtin" / WEIGHTS
     done = ask()

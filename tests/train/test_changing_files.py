@@ -52,7 +52,10 @@ def change(photo: Path) -> None:
 @pytest.mark.parametrize("happens", [vanish, change])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_it_is_named_and_the_run_goes_on_when_it_is_back(
-    happens: Callable[[Path], None], workers: int, config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+    happens: Callable[[Path], None],
+    workers: int,
+    config: FinetuneConfig,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(recipe, "SAVED_EVERY_S", 0.0)
     settings = FinetuneConfig.from_json({**config.to_json(), "workers": workers})
@@ -64,15 +67,22 @@ def test_it_is_named_and_the_run_goes_on_when_it_is_back(
     assert str(photo) in told
     assert ("cannot be read" if happens is vanish else "has changed since training began") in told
     assert settings.output is not None
-    assert f"Put the file back as it was. `edgetl finetune --resume {settings.output}` goes on" in told
+    assert (
+        f"Put the file back as it was. `edgetl finetune --resume {settings.output}` goes on" in told
+    )
     photo.with_suffix(".away").rename(photo)
     assert resume(RunDirectory(settings.output)).metrics.exists()
 
 
 @pytest.mark.usefixtures("plots")
-def test_what_is_in_the_cache_may_go(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_in_the_cache_may_go(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = config.data
     cached: dict[str, Any] = {**config.to_json(), "cache_budget": None}
-    run = finetune(FinetuneConfig.from_json(cached), AfterTheFirstEpoch(lambda: data.rename(data.with_name("elsewhere"))))
+    run = finetune(
+        FinetuneConfig.from_json(cached),
+        AfterTheFirstEpoch(lambda: data.rename(data.with_name("elsewhere"))),
+    )
     assert run.metrics.exists()
     assert (run.plots / "mistakes.png").exists()

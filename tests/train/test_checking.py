@@ -39,7 +39,9 @@ def picture(seed: int, side: int = 96) -> Image.Image:
 
 def photo(path: Path, seed: int, side: int = 96, quality: int = 90) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture(seed, side).save(path, quality=quality) if path.suffix == ".jpg" else picture(seed, side).save(path)
+    picture(seed, side).save(path, quality=quality) if path.suffix == ".jpg" else picture(
+        seed, side
+    ).save(path)
     return path
 
 
@@ -47,10 +49,20 @@ def bomb(path: Path, width: int = 50_000, height: int = 50_000) -> Path:
     """A PNG of a few bytes that declares so many pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    content = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
     path.write_bytes(content)
     return path
 
@@ -79,7 +91,9 @@ def test_a_clean_set(clean: Path, forked: Run, tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "Nothing is wrong with any of them." in done.stdout
     assert Image.open(tmp_path / "sheet.png").format == "PNG"
-    assert {path: (sha256_file(path), path.stat().st_mtime_ns) for path in clean.rglob("*.jpg")} == before
+    assert {
+        path: (sha256_file(path), path.stat().st_mtime_ns) for path in clean.rglob("*.jpg")
+    } == before
 
 
 @pytest.fixture
@@ -129,9 +143,14 @@ FAULTS = {
 def test_every_fault_is_found_and_no_other(faulty: Path) -> None:
     found = check(faulty)
     assert kinds(found) == FAULTS
-    by_kind = {finding.kind: [[found.shown(path) for path in group] for group in finding.groups] for finding in found.findings}
+    by_kind = {
+        finding.kind: [[found.shown(path) for path in group] for group in finding.groups]
+        for finding in found.findings
+    }
     assert by_kind["duplicates across splits"] == [["train/cat/2.jpg", "val/cat/leak.png"]]
-    assert by_kind["duplicates with contradictory labels"] == [["train/cat/3.jpg", "train/dog/other.png"]]
+    assert by_kind["duplicates with contradictory labels"] == [
+        ["train/cat/3.jpg", "train/dog/other.png"]
+    ]
     assert by_kind["duplicates in a class"] == [["train/cat/1.jpg", "train/cat/again.png"]]
     assert by_kind["near duplicates across splits"] == [["train/dog/4.jpg", "val/dog/smaller.jpg"]]
     assert sorted(by_kind["unreadable"]) == [["train/cat/cut.jpg"], ["train/cat/empty.jpg"]]
@@ -140,14 +159,26 @@ def test_every_fault_is_found_and_no_other(faulty: Path) -> None:
 
 
 def test_the_command_says_it_all(faulty: Path, forked: Run, tmp_path: Path) -> None:
-    done = forked("check", faulty, "--json", "--quarantine", tmp_path / "apart", "--sheet", tmp_path / "sheet.png")
+    done = forked(
+        "check",
+        faulty,
+        "--json",
+        "--quarantine",
+        tmp_path / "apart",
+        "--sheet",
+        tmp_path / "sheet.png",
+    )
     assert done.returncode == 5
     content = json.loads(done.stdout)
     assert {finding["kind"]: finding["severity"] for finding in content["findings"]} == FAULTS
     with (tmp_path / "apart" / LIST).open() as stream:
         rows = list(csv.DictReader(stream))
-    assert {row["kind"] for row in rows} == {kind for kind, severity in FAULTS.items() if severity != "note"} - {"folders", "empty"}
-    assert all(Path(row["copy"]).read_bytes() == (faulty / row["file"]).read_bytes() for row in rows)
+    assert {row["kind"] for row in rows} == {
+        kind for kind, severity in FAULTS.items() if severity != "note"
+    } - {"folders", "empty"}
+    assert all(
+        Path(row["copy"]).read_bytes() == (faulty / row["file"]).read_bytes() for row in rows
+    )
     assert Image.open(tmp_path / "sheet.png").size[0] > 600
     printed = forked("check", faulty)
     assert printed.returncode == 5
@@ -166,7 +197,10 @@ def test_a_quarantine_never_mixes_with_anything(faulty: Path, tmp_path: Path) ->
     found = check(faulty)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").write_text("keep")
-    for folder, reason in ((tmp_path / "mine", "not empty"), (faulty / "apart", "inside the data folder")):
+    for folder, reason in (
+        (tmp_path / "mine", "not empty"),
+        (faulty / "apart", "inside the data folder"),
+    ):
         with pytest.raises(DataError, match=reason):
             quarantine(found, folder)
     assert (tmp_path / "mine/file").read_text() == "keep"
@@ -198,7 +232,9 @@ def test_names_and_links_that_nobody_expects(clean: Path, forked: Run, tmp_path:
 
 def test_ten_thousand_frames_take_no_longer_than_one(clean: Path) -> None:
     frames = [Image.new("L", (8, 8), number % 256) for number in range(10_000)]
-    frames[0].save(clean / "train/cat/long.gif", save_all=True, append_images=frames[1:], optimize=False)
+    frames[0].save(
+        clean / "train/cat/long.gif", save_all=True, append_images=frames[1:], optimize=False
+    )
     started = time.perf_counter()
     assert kinds(check(clean))["animated"] == "note"
     assert time.perf_counter() - started < 20
@@ -214,7 +250,10 @@ def test_the_worst_come_first(faulty: Path) -> None:
     assert len(chosen) == 8
     severities = [finding.severity for finding, _ in chosen]
     assert severities == sorted(severities, key=["error", "warning", "note"].index)
-    assert {finding.kind for finding, _ in chosen} >= {"duplicates across splits", "duplicates with contradictory labels"}
+    assert {finding.kind for finding, _ in chosen} >= {
+        "duplicates across splits",
+        "duplicates with contradictory labels",
+    }
 
 
 def examined(hashes: list[int], thumbnails: NDArray[np.uint8]) -> list[object]:
@@ -234,9 +273,17 @@ def test_groups_are_what_pairwise_comparison_says(hashes: list[int], seed: int) 
     generator = np.random.default_rng(seed)
     thumbnail = generator.integers(0, 256, (16, 16), np.uint8)
     # Some of them a few bits from the one before.
-    close = [value if number % 3 else hashes[max(0, number - 1)] ^ (1 << (value % 64)) for number, value in enumerate(hashes)]
+    close = [
+        value if number % 3 else hashes[max(0, number - 1)] ^ (1 << (value % 64))
+        for number, value in enumerate(hashes)
+    ]
     groups = look_alike(examined(close, np.repeat(thumbnail[None], len(close), 0)))  # type: ignore[arg-type]
-    near = {(i, j) for i in range(len(close)) for j in range(len(close)) if i != j and (close[i] ^ close[j]).bit_count() <= 6}
+    near = {
+        (i, j)
+        for i in range(len(close))
+        for j in range(len(close))
+        if i != j and (close[i] ^ close[j]).bit_count() <= 6
+    }
     grouped = {index for group in groups for index in group}
     assert grouped == {index for pair in near for index in pair}
     assert all(any((i, j) in near for j in group) for group in groups for i in group)

@@ -20,12 +20,16 @@ def test_state_comes_back_in_any_order_of_memory(tmp_path: Path) -> None:
         return network, torch.optim.AdamW(network.parameters(), fused=True)
 
     def step(network: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        network(torch.ones(1, 3, 5, 5).mul_(torch.arange(3).view(1, 3, 1, 1))).square().sum().backward()
+        network(
+            torch.ones(1, 3, 5, 5).mul_(torch.arange(3).view(1, 3, 1, 1))
+        ).square().sum().backward()
         optimiser.step()
 
     network, optimiser = parts()
     step(network, optimiser)
-    write_state(tmp_path / "s.safetensors", {"network": network, "optimiser": optimiser}, {"step": 1})
+    write_state(
+        tmp_path / "s.safetensors", {"network": network, "optimiser": optimiser}, {"step": 1}
+    )
     again, its_optimiser = parts()
     state = read_state(tmp_path / "s.safetensors")
     assert state.facts == {"step": 1}
@@ -42,9 +46,15 @@ def test_state_comes_back_in_any_order_of_memory(tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_state_with_any_bit_flipped_is_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_state_with_any_bit_flipped_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     path = tmp_path_factory.getbasetemp() / "flipped.safetensors"
-    tensors = {"a": torch.arange(20, dtype=torch.bfloat16), "b": torch.tensor(3), "c": torch.zeros(0, 4)}
+    tensors = {
+        "a": torch.arange(20, dtype=torch.bfloat16),
+        "b": torch.tensor(3),
+        "c": torch.zeros(0, 4),
+    }
     write_state(path, {"network": tensors}, {"epochs": {"done": 3}, "lr": 0.001})
     content = bytearray(path.read_bytes())
     bit = data.draw(st.integers(0, 8 * len(content) - 1))

@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from edgetl.core.choices import Choices, FrozenBlocks, differing_decisive_fields, parse_choices, read_recorded_run
+from edgetl.core.choices import (
+    Choices,
+    FrozenBlocks,
+    differing_decisive_fields,
+    parse_choices,
+    read_recorded_run,
+)
 from edgetl.core.errors import ConfigError, MissingPackageError
 from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.layout import RunDirectory
@@ -40,7 +46,12 @@ class Progress(Silent):
 
 
 @pytest.fixture
-def config(make_images: Callable[..., Path], random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FinetuneConfig:
+def config(
+    make_images: Callable[..., Path],
+    random_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> FinetuneConfig:
     monkeypatch.setenv("EDGETL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(computing, "cpu_has_bf16", lambda: True)
     return FinetuneConfig(
@@ -68,7 +79,9 @@ def recorded(run: RunDirectory) -> Choices:
     return parse_choices(json.loads(run.config.read_text()))
 
 
-def test_every_phase_s_precision_is_recorded(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_phase_s_precision_is_recorded(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # metrics.json names the last phase's alone: two runs that reported the same differed in the head's.
     monkeypatch.setattr(staging, "remembered", clock(TORCH, "bf16", "fp32"))
     run = finetune(config)
@@ -80,12 +93,17 @@ def test_every_phase_s_precision_is_recorded(config: FinetuneConfig, monkeypatch
     assert list(choices.frozen_blocks.values()) == [FrozenBlocks("pytorch-fp32", "pytorch-fp32")]
 
 
-def test_a_rerun_takes_recorded_choices(config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rerun_takes_recorded_choices(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(staging, "remembered", clock(ONNX_RUNTIME, "bf16", "bf16"))
     first = finetune(config)
     monkeypatch.setattr(staging, "remembered", clock(TORCH, "fp32", "fp32"))
     monkeypatch.setattr(preparing, "free_memory_bytes", lambda: 4_000_000)
-    assert finetune(replace(config, output=tmp_path / "anew")).weights.read_bytes() != first.weights.read_bytes()
+    assert (
+        finetune(replace(config, output=tmp_path / "anew")).weights.read_bytes()
+        != first.weights.read_bytes()
+    )
 
     monkeypatch.setattr(staging, "remembered", refuse)
     again = read_recorded_run(first.config)
@@ -94,7 +112,9 @@ def test_a_rerun_takes_recorded_choices(config: FinetuneConfig, tmp_path: Path, 
     assert recorded(run) == recorded(first)
 
 
-def test_resume_takes_recorded_choices(config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_takes_recorded_choices(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(staging, "remembered", clock(ONNX_RUNTIME, "bf16", "fp32"))
     monkeypatch.setattr(preparing, "free_memory_bytes", lambda: 2**34)
     whole = finetune(replace(config, output=tmp_path / "whole"))
@@ -113,7 +133,9 @@ def test_resume_takes_recorded_choices(config: FinetuneConfig, tmp_path: Path, m
     assert recorded(run) == recorded(whole)
 
 
-def test_deterministic_measures_nothing(config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deterministic_measures_nothing(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(staging, "remembered", refuse)
     (tmp_path / "cache").write_text("a file where the folder would be")
     weights = []
@@ -127,7 +149,9 @@ def test_deterministic_measures_nothing(config: FinetuneConfig, tmp_path: Path, 
     assert weights[0] == weights[1]
 
 
-def test_free_memory_is_recorded_as_the_cache_s_room(config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_is_recorded_as_the_cache_s_room(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(staging, "remembered", clock(TORCH, "fp32", "fp32"))
     monkeypatch.setattr(preparing, "free_memory_bytes", lambda: 10_000)
     first = finetune(config)
@@ -146,7 +170,9 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-def test_activations_of_another_thread_count_are_not_used(config: FinetuneConfig, tmp_path: Path, two_threads: None) -> None:
+def test_activations_of_another_thread_count_are_not_used(
+    config: FinetuneConfig, tmp_path: Path, two_threads: None
+) -> None:
     config = replace(config, precision="fp32", deterministic=True)
     first = finetune(config)
     assert recorded(first).threads == 2
@@ -173,8 +199,14 @@ class AnyCut(dict[str, FrozenBlocks]):
     ("choices", "message"),
     [
         (Choices(precision={"1": "bf16"}), "bf16 in phase 1"),
-        (Choices(frozen_blocks=AnyCut(any=FrozenBlocks("onnxruntime-fp32", "onnxruntime-fp32"))), "onnxruntime is not installed"),
-        (Choices(frozen_blocks=AnyCut(any=FrozenBlocks("pytorch-bf16", "pytorch-fp32"))), "pytorch-bf16 for its frozen blocks"),
+        (
+            Choices(frozen_blocks=AnyCut(any=FrozenBlocks("onnxruntime-fp32", "onnxruntime-fp32"))),
+            "onnxruntime is not installed",
+        ),
+        (
+            Choices(frozen_blocks=AnyCut(any=FrozenBlocks("pytorch-bf16", "pytorch-fp32"))),
+            "pytorch-bf16 for its frozen blocks",
+        ),
         (Choices(cached=True, views=3, cache_budget=1000), "3 cached views"),
         (Choices(steps={"1": "cuda-graph"}), "CUDA graphs in phase 1"),
         (Choices(epochs=(1,)), "The recorded epochs are of 1 phases"),
@@ -201,13 +233,19 @@ def test_a_recorded_runner_is_not_timed() -> None:
     network = torch.nn.Linear(2, 2)
     batch = ((torch.zeros(4, 2),), torch.zeros(4, dtype=torch.int64))
     plain = SimpleNamespace()
-    forward, report = fastest_forward(network, network, network, batch, plain, {}, refuse, recorded=EAGER)  # type: ignore[arg-type]
+    forward, report = fastest_forward(
+        network, network, network, batch, plain, {}, refuse, recorded=EAGER
+    )  # type: ignore[arg-type]
     assert (forward, report.runner) == (network, EAGER)
-    _, report = fastest_forward(network, network, network, batch, plain, {}, lambda *_: network, recorded=CUDA_GRAPH)  # type: ignore[arg-type]
+    _, report = fastest_forward(
+        network, network, network, batch, plain, {}, lambda *_: network, recorded=CUDA_GRAPH
+    )  # type: ignore[arg-type]
     assert (report.runner, report.milliseconds) == (CUDA_GRAPH, {})
 
 
-def test_a_budget_s_early_end_is_recorded_and_taken_again(config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_s_early_end_is_recorded_and_taken_again(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(staging, "remembered", clock(TORCH, "fp32", "fp32"))
     original = epochs.Epochs.run_one
 
@@ -227,12 +265,16 @@ def test_a_budget_s_early_end_is_recorded_and_taken_again(config: FinetuneConfig
     assert len(run.history.read_text().splitlines()) == 2
 
 
-def test_a_batch_size_is_fixed_or_taken_again(config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_size_is_fixed_or_taken_again(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(preparing, "_fit", refuse)
     config = replace(config, batch_size="auto", precision="fp32", epochs=1, finetune_epochs=0)
     fixed = finetune(replace(config, deterministic=True))
     assert recorded(fixed).batch == BatchFit(16, 16).to_json()
-    again = finetune(replace(config, output=tmp_path / "again"), choices=Choices(batch=BatchFit(8, 16).to_json()))
+    again = finetune(
+        replace(config, output=tmp_path / "again"), choices=Choices(batch=BatchFit(8, 16).to_json())
+    )
     assert json.loads(again.config.read_text())["config"]["batch_size"] == 8
 
 
@@ -249,12 +291,27 @@ def test_new_choices_are_written_once() -> None:
 
 def test_fields_that_choices_depend_on_are_named() -> None:
     config = FinetuneConfig(Path("data"))
-    assert differing_decisive_fields(config, replace(config, seed=3, lr=0.1, output=Path("other"))) == []
-    assert differing_decisive_fields(config, replace(config, precision="fp32", views=5)) == ["views", "precision"]
+    assert (
+        differing_decisive_fields(config, replace(config, seed=3, lr=0.1, output=Path("other")))
+        == []
+    )
+    assert differing_decisive_fields(config, replace(config, precision="fp32", views=5)) == [
+        "views",
+        "precision",
+    ]
 
 
 @pytest.mark.parametrize(
-    "section", [{"threads": "two"}, {"precision": {"1": "fp8"}}, {"unheard": 1}, [1], {"views": 10**9}, {"epochs": [3, -1]}, {"threads": 0}]
+    "section",
+    [
+        {"threads": "two"},
+        {"precision": {"1": "fp8"}},
+        {"unheard": 1},
+        [1],
+        {"views": 10**9},
+        {"epochs": [3, -1]},
+        {"threads": 0},
+    ],
 )
 def test_a_damaged_section_is_refused(section: Any) -> None:
     with pytest.raises(FieldError, match="choices"):

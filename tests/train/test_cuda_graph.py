@@ -55,7 +55,9 @@ def test_runner_copies_inputs_into_one_buffer() -> None:
     assert float(buffer.min()) == 7.0
 
 
-@pytest.mark.parametrize("other", [torch.ones(4, 3), torch.ones(2, 3, dtype=torch.uint8)], ids=["shape", "type"])
+@pytest.mark.parametrize(
+    "other", [torch.ones(4, 3), torch.ones(2, 3, dtype=torch.uint8)], ids=["shape", "type"]
+)
 def test_runner_captures_anew_for_another_input(other: torch.Tensor) -> None:
     capture = RecordedCapture()
     runner = GraphRunner(double, torch.device("cpu"), capture)

@@ -48,13 +48,17 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ((GPU, 1, False, False, LEAST_STEPS - 1), f"fewer than {LEAST_STEPS} steps"),
     ],
 )
-def test_steps_are_captured_only_where_that_is_sound(arguments: tuple[Any, ...], reason: str | None) -> None:
+def test_steps_are_captured_only_where_that_is_sound(
+    arguments: tuple[Any, ...], reason: str | None
+) -> None:
     assert unfit_reason(*arguments) == reason
 
 
 def test_a_graph_runs_only_full_batches_in_training() -> None:
     network = nn.Linear(3, 2).train()
-    forward = GraphedForward(lambda *_: torch.zeros(1), lambda *_: torch.ones(1), (torch.zeros(4, 3),), network)
+    forward = GraphedForward(
+        lambda *_: torch.zeros(1), lambda *_: torch.ones(1), (torch.zeros(4, 3),), network
+    )
 
     def replays(values: Tensor) -> bool:
         return bool(forward(values))
@@ -86,7 +90,11 @@ def test_steps_are_timed_in_turns_and_waited_for_in_blocks() -> None:
 
         return run
 
-    times = time_in_turns({"slow": step("s", 0.004), "fast": step("f", 0.001)}, lambda: events.append("|"), lambda: now)
+    times = time_in_turns(
+        {"slow": step("s", 0.004), "fast": step("f", 0.001)},
+        lambda: events.append("|"),
+        lambda: now,
+    )
     assert times == {"slow": pytest.approx(4.0), "fast": pytest.approx(1.0)}
     block = "|" + "s" * 10 + "|" + "|" + "f" * 10 + "|"
     assert "".join(events) == "sssfff" + 5 * block
@@ -97,7 +105,9 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 2))
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 2)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits [batch, 2] of images [batch, 3, 8, 8]."""
@@ -128,7 +138,9 @@ def test_choosing_leaves_no_trace_and_is_remembered(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(cuda_graphs, "time_in_turns", timed)
     for _ in range(2):
-        forward, report = fastest_forward(network, network, network, BATCH, FP32, {"model": "small"}, capture)
+        forward, report = fastest_forward(
+            network, network, network, BATCH, FP32, {"model": "small"}, capture
+        )
         assert (report.runner, report.milliseconds) == (CUDA_GRAPH, {EAGER: 2.0, CUDA_GRAPH: 1.0})
         assert isinstance(forward, GraphedForward)
     assert len(captures) == 2, "a graph lives as long as its process"
@@ -148,7 +160,9 @@ def test_slower_graphs_are_not_captured_again(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(cuda_graphs, "time_in_turns", lambda *_: {EAGER: 1.0, CUDA_GRAPH: 2.0})
     for _ in range(2):
-        forward, report = fastest_forward(network, network, network, BATCH, FP32, {"model": "small"}, capture)
+        forward, report = fastest_forward(
+            network, network, network, BATCH, FP32, {"model": "small"}, capture
+        )
         assert forward is network
         assert (report.runner, report.reason) == (EAGER, "measured")
     assert len(captures) == 1
@@ -165,7 +179,9 @@ def test_a_failed_capture_falls_back_and_is_tried_again() -> None:
 
     before = [buffer.clone() for buffer in network.buffers()]
     for _ in range(2):
-        forward, report = fastest_forward(network, network, network, BATCH, FP32, {"model": "small"}, capture)
+        forward, report = fastest_forward(
+            network, network, network, BATCH, FP32, {"model": "small"}, capture
+        )
         assert forward is network
         assert report.runner == EAGER
         assert report.reason == "capture failed: operation not permitted when stream is capturing"
@@ -214,10 +230,16 @@ def test_training_with_graphs_gives_the_weights_of_eager(
         monkeypatch.setattr(cuda_graphs, "time_in_turns", lambda *_: {EAGER: 2.0, CUDA_GRAPH: 1.0})
     assert runs[0].weights.read_bytes() == runs[1].weights.read_bytes()
     steps = [json.loads(run.metrics.read_text())["steps"] for run in runs]
-    assert steps[0] == {f"phase{number}": {"runner": EAGER, "milliseconds": {}, "reason": "not on a GPU"} for number in (1, 2)}
+    assert steps[0] == {
+        f"phase{number}": {"runner": EAGER, "milliseconds": {}, "reason": "not on a GPU"}
+        for number in (1, 2)
+    }
     told = [note for note in notes.notes if "CUDA graphs" in note]
     if fails:
-        assert told == [f"CUDA graphs of phase {number}: capture failed: cannot be captured. Its steps run eagerly." for number in (1, 2)]
+        assert told == [
+            f"CUDA graphs of phase {number}: capture failed: cannot be captured. Its steps run eagerly."
+            for number in (1, 2)
+        ]
         assert {step["runner"] for step in steps[1].values()} == {EAGER}
     else:
         assert not told

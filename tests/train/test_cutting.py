@@ -33,7 +33,9 @@ def adapted(model: str, size: int = 32) -> AdaptedNetwork:
 
 
 def test_every_family_has_its_test() -> None:
-    assert {architectures()[name].family for name in SMALLEST} == {one.family for one in architectures().values()} - {"maxvit"}
+    assert {architectures()[name].family for name in SMALLEST} == {
+        one.family for one in architectures().values()
+    } - {"maxvit"}
 
 
 @pytest.mark.parametrize("model", SMALLEST)
@@ -58,9 +60,11 @@ def test_nothing_that_changes_between_epochs_lies_before_the_cut() -> None:
     assert cut.name == "features_15"
     prefix, tail = traced.piece(traced.input, cut), traced.piece(cut)
     assert not any(parameter.requires_grad for parameter in prefix.parameters())
-    assert {id(parameter) for parameter in network.network.parameters() if parameter.requires_grad} <= {
-        id(parameter) for parameter in tail.parameters()
-    }, "the tail trains the network's own parameters"
+    assert {
+        id(parameter) for parameter in network.network.parameters() if parameter.requires_grad
+    } <= {id(parameter) for parameter in tail.parameters()}, (
+        "the tail trains the network's own parameters"
+    )
     network.network.train()  # nobody freezes: BatchNorm moves, and nothing is fixed
     assert not traced.blocks_before(traced.cut())
     set_trainable(network, "head").train_mode()
@@ -107,7 +111,9 @@ def test_every_runtime_gives_the_frozen_blocks_own_values(model: str) -> None:
     for name, (prefix, tolerance) in runtimes.items():
         for value, reference in zip(prefix(images), expected, strict=True):
             assert value.shape == reference.shape
-            assert float((value.float() - reference).abs().max()) <= tolerance * float(reference.abs().max()), name
+            assert float((value.float() - reference).abs().max()) <= tolerance * float(
+                reference.abs().max()
+            ), name
 
 
 def test_the_fastest_that_is_right_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,27 +124,37 @@ def test_the_fastest_that_is_right_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
     names = ["pytorch-fp32", "pytorch-bf16", "onnxruntime-fp32"]
     monkeypatch.setattr("edgetl.train.prefix.candidates", lambda computing: names)
     times = {"pytorch-fp32": 3.0, "pytorch-bf16": 1.0, "onnxruntime-fp32": 2.0}
-    monkeypatch.setattr("edgetl.train.prefix._milliseconds", lambda prefix, values, computing: times[prefix.name])
+    monkeypatch.setattr(
+        "edgetl.train.prefix._milliseconds", lambda prefix, values, computing: times[prefix.name]
+    )
     choice = fastest_prefix(piece, (images,), COMPUTING)
     assert (choice.fast, choice.exact) == ("pytorch-bf16", "onnxruntime-fp32")
     assert choice.milliseconds == times
     monkeypatch.setattr("edgetl.train.prefix._agrees", lambda *given: False)
-    assert fastest_prefix(piece, (images,), COMPUTING).fast == "pytorch-fp32", "a wrong one is out, however fast"
+    assert fastest_prefix(piece, (images,), COMPUTING).fast == "pytorch-fp32", (
+        "a wrong one is out, however fast"
+    )
 
 
 def test_a_runtime_that_does_not_know_the_network_is_left_out() -> None:
     network = adapted("convnext_tiny")
     traced = TracedNetwork(network)
     set_trainable(network, "head").train_mode()
-    choice = fastest_prefix(traced.piece(traced.input, traced.cut()), (torch.randn(4, 3, 32, 32),), COMPUTING)
+    choice = fastest_prefix(
+        traced.piece(traced.input, traced.cut()), (torch.randn(4, 3, 32, 32),), COMPUTING
+    )
     assert "onnxruntime-fp32" not in choice.milliseconds
     assert choice.exact == "pytorch-fp32"
 
 
 @pytest.mark.parametrize(("scale", "fast"), [(1.0, "pytorch-bf16"), (2.0, "pytorch-fp32")])
-def test_a_gpu_takes_16_bits_without_timing_if_values_agree(scale: float, fast: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_takes_16_bits_without_timing_if_values_agree(
+    scale: float, fast: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def make(name: str, *_: object) -> prefixes.Prefix:
-        return prefixes.Prefix(name, lambda *values: (values[0] * (scale if "bf16" in name else 1),))
+        return prefixes.Prefix(
+            name, lambda *values: (values[0] * (scale if "bf16" in name else 1),)
+        )
 
     monkeypatch.setattr(prefixes, "make_prefix", make)
     monkeypatch.setattr(prefixes, "_milliseconds", lambda *_: pytest.fail("timed"))

@@ -32,7 +32,12 @@ def parts(data: DataSet) -> dict[str, str]:
 def test_a_folder_of_classes_is_split_per_class(make_images: MakeImages) -> None:
     data = read(make_images("data", ["b", "a"], count=10))
     assert data.labels == ["a", "b"]
-    assert Counter((row.label, row.split) for row in data.rows) == {("a", "train"): 8, ("a", "val"): 2, ("b", "train"): 8, ("b", "val"): 2}
+    assert Counter((row.label, row.split) for row in data.rows) == {
+        ("a", "train"): 8,
+        ("a", "val"): 2,
+        ("b", "train"): 8,
+        ("b", "val"): 2,
+    }
     assert all(row.path.is_absolute() for row in data.rows)
     assert data.warnings == []
 
@@ -50,7 +55,10 @@ def test_the_split_depends_on_the_seed_only(make_images: MakeImages, tmp_path: P
         target = copy / file.parent.name / f"{number:03}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)
-    renamed = {f"{file.parent.name}/{number:03}.png": split[f"{file.parent.name}/{file.name}"] for number, file in enumerate(files)}
+    renamed = {
+        f"{file.parent.name}/{number:03}.png": split[f"{file.parent.name}/{file.name}"]
+        for number, file in enumerate(files)
+    }
     assert parts(read(copy)) == renamed
 
 
@@ -62,7 +70,9 @@ def test_exact_duplicates_never_cross_the_split(make_images: MakeImages) -> None
     for seed in range(5):
         split = parts(read(folder, seed=seed))
         assert all(
-            split[name] == split[str(Path(name).with_name(f"copy of {Path(name).stem}.bmp"))] for name in split if name.endswith(".png")
+            split[name] == split[str(Path(name).with_name(f"copy of {Path(name).stem}.bmp"))]
+            for name in split
+            if name.endswith(".png")
         )
         assert sum(part == "val" for part in split.values()) == 8
 
@@ -73,7 +83,9 @@ def test_contradictory_labels_are_told_and_stay_in_training(make_images: MakeIma
     for seed in range(6):
         data = read(folder, seed=seed)
         assert parts(data)["a/0.png"] == parts(data)["b/same.png"] == "train"
-    assert any("more than one label" in text and "a/0.png and b/same.png" in text for text in data.warnings)
+    assert any(
+        "more than one label" in text and "a/0.png and b/same.png" in text for text in data.warnings
+    )
 
 
 def test_a_class_of_one_image_is_trained_and_told(make_images: MakeImages) -> None:
@@ -86,7 +98,10 @@ def test_a_class_of_one_image_is_trained_and_told(make_images: MakeImages) -> No
 
 
 def test_two_images_give_one_to_validation(make_images: MakeImages) -> None:
-    assert Counter(parts(read(make_images("data", ["a", "b"], count=2))).values()) == {"train": 2, "val": 2}
+    assert Counter(parts(read(make_images("data", ["a", "b"], count=2))).values()) == {
+        "train": 2,
+        "val": 2,
+    }
 
 
 def test_val_split_0_validates_nothing(make_images: MakeImages) -> None:
@@ -102,7 +117,10 @@ def test_a_given_split_is_kept(make_images: MakeImages, name: str) -> None:
     folder = make_images("data/test", ["elsewhere"], seed=2).parent
     data = read(folder)
     assert Counter(row.split for row in data.rows) == {"train": 8, "val": 6}
-    assert all(row.path.relative_to(data.folder).parts[0].lower() in ("train", name.lower()) for row in data.rows)
+    assert all(
+        row.path.relative_to(data.folder).parts[0].lower() in ("train", name.lower())
+        for row in data.rows
+    )
 
 
 def test_a_lone_train_folder_is_split(make_images: MakeImages) -> None:
@@ -122,7 +140,10 @@ def test_leaks_between_given_parts_are_refused_unless_allowed(make_images: MakeI
     with pytest.raises(DataError, match=r"train/a/0\.png and val/a/leak\.png.*--allow-leaks"):
         read(folder)
     warnings = read(folder, allow_leaks=True).warnings
-    assert any("both in train and in val" in text and "train/a/0.png and val/a/leak.png" in text for text in warnings)
+    assert any(
+        "both in train and in val" in text and "train/a/0.png and val/a/leak.png" in text
+        for text in warnings
+    )
 
 
 def test_nested_folders_belong_to_their_class_and_loops_end(make_images: MakeImages) -> None:
@@ -136,7 +157,15 @@ def test_nested_folders_belong_to_their_class_and_loops_end(make_images: MakeIma
 
 def test_clutter_is_ignored_and_the_rest_is_listed(make_images: MakeImages) -> None:
     folder = make_images("data", ["a", "b"], count=4)
-    for clutter in (".DS_Store", "a/.DS_Store", "a/Thumbs.db", "a/desktop.ini", ".git/config", "__MACOSX/x.png", "a/.hidden/x.png"):
+    for clutter in (
+        ".DS_Store",
+        "a/.DS_Store",
+        "a/Thumbs.db",
+        "a/desktop.ini",
+        ".git/config",
+        "__MACOSX/x.png",
+        "a/.hidden/x.png",
+    ):
         (folder / clutter).parent.mkdir(exist_ok=True)
         (folder / clutter).write_bytes(b"x")
     (folder / "a/notes.txt").write_text("x")
@@ -165,7 +194,9 @@ def test_the_real_odd_files(shared: Path, make_images: MakeImages) -> None:
     data = read(folder)
     broken = {row["file"] for row in _notes(odd) if "Pillow FAILS" in row["state"]} - {".DS_Store"}
     rejected = {entry.path.name for entry in data.rejected}
-    assert {Path(name).name for name in rejected} == {"NOTES.tsv"} | {name for name in broken if (odd / name).exists()}
+    assert {Path(name).name for name in rejected} == {"NOTES.tsv"} | {
+        name for name in broken if (odd / name).exists()
+    }
     used = {row.path.name for row in data.rows}
     assert {
         "pillow_pil_sample_cmyk.jpg",
@@ -243,11 +274,18 @@ def test_unusable_folders(tmp_path: Path, make_images: MakeImages, kind: str, me
 def test_the_split_is_written_and_read_back(tmp_path: Path) -> None:
     data = tmp_path / "data"
     run = write_run(tmp_path / "run", ('a "class"', "b"), ((1, 0), (0, 1)), data=data)
-    rows = [SplitRow(data / 'a "class"/x, y.png', 'a "class"', "train"), SplitRow(data / "b/ä\n.png", "b", "val")]
+    rows = [
+        SplitRow(data / 'a "class"/x, y.png', 'a "class"', "train"),
+        SplitRow(data / "b/ä\n.png", "b", "val"),
+    ]
     write_split(run, data, rows)
     assert read_split(run) == rows
     with run.split.open(newline="") as stream:
-        assert next(csv.DictReader(stream)) == {"path": 'a "class"/x, y.png', "label": 'a "class"', "split": "train"}
+        assert next(csv.DictReader(stream)) == {
+            "path": 'a "class"/x, y.png',
+            "label": 'a "class"',
+            "split": "train",
+        }
 
 
 def test_a_file_name_that_is_no_text_is_rejected(make_images: MakeImages, tmp_path: Path) -> None:
@@ -257,7 +295,9 @@ def test_a_file_name_that_is_no_text_is_rejected(make_images: MakeImages, tmp_pa
     except OSError:
         pytest.skip("this file system takes only valid names")
     data = read(folder)
-    assert [entry.reason.startswith("the file's name is not valid UTF-8") for entry in data.rejected] == [True]
+    assert [
+        entry.reason.startswith("the file's name is not valid UTF-8") for entry in data.rejected
+    ] == [True]
     run = RunDirectory(tmp_path / "run")
     write_rejected(run, data.folder, data.rejected)
     assert "\\udcff.png" in run.rejected.read_text()
@@ -300,7 +340,9 @@ def test_a_broken_split_is_named(tmp_path: Path, content: str, told: str) -> Non
         read_split(run)
 
 
-def test_an_empty_validation_folder_is_not_silently_replaced_by_a_split(make_images: MakeImages) -> None:
+def test_an_empty_validation_folder_is_not_silently_replaced_by_a_split(
+    make_images: MakeImages,
+) -> None:
     data = make_images("data", ["train/a", "train/b"])
     (data / "val").mkdir()
     with pytest.raises(DataError, match="val has no class folders"):

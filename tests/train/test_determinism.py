@@ -57,9 +57,14 @@ def test_the_cost_is_that_of_the_step_with_over_that_without() -> None:
 
 def test_an_operator_without_one_is_refused_and_named() -> None:
     def step() -> float:
-        raise RuntimeError("adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set ...")
+        raise RuntimeError(
+            "adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set ..."
+        )
 
-    with pytest.raises(ConfigError, match="adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation"):
+    with pytest.raises(
+        ConfigError,
+        match="adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation",
+    ):
         cost(step)
 
     def broken() -> float:
@@ -69,7 +74,9 @@ def test_an_operator_without_one_is_refused_and_named() -> None:
         cost(broken)
 
 
-def test_on_a_cpu_it_says_what_it_fixes(parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cpu_it_says_what_it_fixes(
+    parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Notes(Silent):
         said = ""
 

@@ -30,7 +30,11 @@ def augmentation(strength: Augment, seed: int = 0) -> Augmentation:
 def scene(height: int, width: int, seed: int = 0) -> Pixels:
     """Waves, edges and colors, as a photo has."""
     y, x = np.mgrid[:height, :width]
-    channels = [128 + 90 * np.sin(x / (9 + seed) + y / 31), 255 * ((x // 16 + y // 12) % 2), 128 + 60 * np.sin(x / 5 + seed)]
+    channels = [
+        128 + 90 * np.sin(x / (9 + seed) + y / 31),
+        255 * ((x // 16 + y // 12) % 2),
+        128 + 60 * np.sin(x / 5 + seed),
+    ]
     return np.stack(channels, axis=2).astype(np.uint8)
 
 
@@ -107,7 +111,9 @@ def test_a_view_depends_on_its_key_alone() -> None:
 def test_seeds_views_and_images_give_other_parameters() -> None:
     first = ViewSampler(augmentation("light"), SIDE)
     crops = {
-        sampler(500, 400, *key).crop for sampler in (first, ViewSampler(augmentation("light", 1), SIDE)) for key in [(1, 0), (2, 0), (1, 1)]
+        sampler(500, 400, *key).crop
+        for sampler in (first, ViewSampler(augmentation("light", 1), SIDE))
+        for key in [(1, 0), (2, 0), (1, 1)]
     }
     assert len(crops) == 6
 
@@ -115,24 +121,42 @@ def test_seeds_views_and_images_give_other_parameters() -> None:
 def test_parameters_follow_the_pipeline_s_distributions() -> None:
     shape, views = (500, 400), 1500
     drawn = draw("medium", shape, views)
-    area = np.array([(view.crop[2] - view.crop[0]) * (view.crop[3] - view.crop[1]) for view in drawn]) / (500 * 400)
+    area = np.array(
+        [(view.crop[2] - view.crop[0]) * (view.crop[3] - view.crop[1]) for view in drawn]
+    ) / (500 * 400)
     assert 0.34 < area.min() < 0.37
     assert 0.97 < area.max() <= 1
     # A uniform share of the area, less the boxes of an aspect that does not fit into the image.
     assert 0.58 < area.mean() < 0.68
-    aspect = np.array([(view.crop[2] - view.crop[0]) / (view.crop[3] - view.crop[1]) for view in drawn])
+    aspect = np.array(
+        [(view.crop[2] - view.crop[0]) / (view.crop[3] - view.crop[1]) for view in drawn]
+    )
     assert 0.74 < aspect.min() < 0.78
     assert 1.27 < aspect.max() < 1.34
     assert abs(np.mean([view.flip for view in drawn]) - 0.5) < 0.05
     colored = [dict(view.color) for view in drawn if view.color]
     assert abs(len(colored) / views - 0.8) < 0.04
-    for operation, low, high in [("brightness", 0.8, 1.2), ("contrast", 0.8, 1.2), ("saturation", 0.8, 1.2), ("hue", -0.03, 0.03)]:
+    for operation, low, high in [
+        ("brightness", 0.8, 1.2),
+        ("contrast", 0.8, 1.2),
+        ("saturation", 0.8, 1.2),
+        ("hue", -0.03, 0.03),
+    ]:
         uniform = (np.sort([factors[operation] for factors in colored]) - low) / (high - low)  # type: ignore[index]
         # Kolmogorov-Smirnov: at 1200 draws a true uniform one exceeds 0.056 once in a thousand times.
         assert abs(uniform - np.linspace(0, 1, len(uniform))).max() < 0.056
     firsts = [view.color[0][0] for view in drawn if view.color]
-    assert all(0.2 < firsts.count(operation) / len(firsts) < 0.3 for operation in ("brightness", "contrast", "saturation", "hue"))  # type: ignore[arg-type]
-    angles = np.array([np.degrees(np.arctan2(view.affine[0, 1], view.affine[0, 0])) for view in drawn if view.affine is not None])
+    assert all(
+        0.2 < firsts.count(operation) / len(firsts) < 0.3
+        for operation in ("brightness", "contrast", "saturation", "hue")
+    )  # type: ignore[arg-type]
+    angles = np.array(
+        [
+            np.degrees(np.arctan2(view.affine[0, 1], view.affine[0, 0]))
+            for view in drawn
+            if view.affine is not None
+        ]
+    )
     assert abs(len(angles) / views - 0.5) < 0.05
     assert abs((np.sort(angles) + 15) / 30 - np.linspace(0, 1, len(angles))).max() < 0.072
 
@@ -149,7 +173,9 @@ def test_strong_draws_each_of_its_transforms() -> None:
     for expected, found in shares.values():
         assert abs(found - expected) < 0.07
     assert {len(view.holes) for view in drawn} == {0, 1, 2, 3, 4}
-    assert all(255 * 0.02 <= view.noise[0] <= 255 * 0.08 for view in drawn if view.noise is not None)
+    assert all(
+        255 * 0.02 <= view.noise[0] <= 255 * 0.08 for view in drawn if view.noise is not None
+    )
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
@@ -176,7 +202,10 @@ def test_a_pipeline_from_a_file_stays_on_the_cpu(tmp_path: Path) -> None:
 
     path = tmp_path / "flip.json"
     A.save(A.Compose([A.HorizontalFlip(p=1)]), path)
-    pipelines: list[Any] = [Augmentation("light", Preprocessing.for_image_size(SIDE), 0, path), augmentation("none")]
+    pipelines: list[Any] = [
+        Augmentation("light", Preprocessing.for_image_size(SIDE), 0, path),
+        augmentation("none"),
+    ]
     for pipeline in pipelines:
         with pytest.raises(ConfigError, match="on the CPU only"):
             ViewSampler(pipeline, SIDE)

@@ -43,7 +43,9 @@ class CountingDecoder:
 
 
 def broken(encoded: list[Tensor], device: torch.device) -> list[Tensor]:
-    raise RuntimeError("decode_jpegs_cuda, /vision/decode_jpegs_cuda.cpp:16, torchvision not compiled with nvJPEG support\nand a stack")
+    raise RuntimeError(
+        "decode_jpegs_cuda, /vision/decode_jpegs_cuda.cpp:16, torchvision not compiled with nvJPEG support\nand a stack"
+    )
 
 
 @pytest.fixture
@@ -61,13 +63,19 @@ def paths(tmp_path: Path) -> list[Path]:
 
 
 def build(
-    paths: list[Path], decoder: BatchDecoder, budget: int = 10**9, least_side: int = 64, host_budget: int = 0
+    paths: list[Path],
+    decoder: BatchDecoder,
+    budget: int = 10**9,
+    least_side: int = 64,
+    host_budget: int = 0,
 ) -> tuple[DeviceLoader, Loader, DeviceImages, list[str]]:
     contract = Preprocessing.for_image_size(SIDE)
     rows = [SplitRow(path, "ab"[number % 2], "train") for number, path in enumerate(paths)]
     decoded = DecodedImages(host_budget, least_side)
     decoded.expect(paths)
-    loader = Loader(Images(rows, ["a", "b"], Augmentation("light", contract, 0), contract, decoded), 0)
+    loader = Loader(
+        Images(rows, ["a", "b"], Augmentation("light", contract, 0), contract, decoded), 0
+    )
     notes: list[str] = []
     images = DeviceImages(decoded, CPU, budget, decoder)
     images.note = notes.append
@@ -79,7 +87,9 @@ def keys(view: int | None) -> list[list[Key]]:
 
 
 def assert_same_views(device_loader: DeviceLoader, loader: Loader, view: int | None) -> None:
-    for (found, found_labels), (expected, labels) in zip(device_loader(keys(view)), loader(keys(view)), strict=True):
+    for (found, found_labels), (expected, labels) in zip(
+        device_loader(keys(view)), loader(keys(view)), strict=True
+    ):
         assert found.dtype == torch.uint8
         assert torch.equal(found_labels, labels)
         assert (found.int() - expected.int()).abs().max() <= (0 if view is None else 1)
@@ -89,14 +99,18 @@ def test_batches_are_the_cpu_loader_s(paths: list[Path]) -> None:
     device_loader, loader, _, _ = build(paths, decode_on_cpu)
     for view in (1, 2, None):
         assert_same_views(device_loader, loader, view)
-    for (found, _), (expected, _) in zip(device_loader.evaluation([5, 3, 1], 2), loader.evaluation([5, 3, 1], 2), strict=True):
+    for (found, _), (expected, _) in zip(
+        device_loader.evaluation([5, 3, 1], 2), loader.evaluation([5, 3, 1], 2), strict=True
+    ):
         assert torch.equal(found, expected)
 
 
 def test_training_and_evaluation_batches_may_alternate(paths: list[Path]) -> None:
     device_loader, loader, _, _ = build(paths, decode_on_cpu)
     batches: list[list[Key]] = [[(1, 0), (1, 1)], [(None, 2)], [(2, 3)], [(None, 4), (None, 5)]]
-    for (found, labels), (expected, expected_labels) in zip(device_loader(batches), loader(batches), strict=True):
+    for (found, labels), (expected, expected_labels) in zip(
+        device_loader(batches), loader(batches), strict=True
+    ):
         assert (found.int() - expected.int()).abs().max() <= 1
         assert torch.equal(labels, expected_labels)
 
@@ -157,7 +171,9 @@ def test_a_decoder_that_never_works_is_told_once(paths: list[Path]) -> None:
         assert_same_views(device_loader, loader, view)
     assert images.decoder_failure is not None
     assert len(notes) == 1
-    assert notes[0] == ("The GPU cannot decode JPEG files here (torchvision not compiled with nvJPEG support): the CPU decodes them.")
+    assert notes[0] == (
+        "The GPU cannot decode JPEG files here (torchvision not compiled with nvJPEG support): the CPU decodes them."
+    )
 
 
 def test_a_decoder_that_answers_with_other_sizes_is_not_believed(paths: list[Path]) -> None:
@@ -183,7 +199,11 @@ def test_a_broken_file_is_refused_in_the_cpu_s_words(paths: list[Path], fault: s
         shutil.copy(paths[5], path)
     else:
         encoded = path.read_bytes()
-        content = {"cut": encoded[: len(encoded) // 2], "garbage": b"\xff\xd8" + bytes(range(200)) + b"\xff\xd9", "empty": b""}
+        content = {
+            "cut": encoded[: len(encoded) // 2],
+            "garbage": b"\xff\xd8" + bytes(range(200)) + b"\xff\xd9",
+            "empty": b"",
+        }
         path.unlink()
         if fault != "missing":
             path.write_bytes(content.get(fault, b"version https://git-lfs.github.com/spec/v1\n"))
@@ -210,7 +230,9 @@ def test_an_abandoned_pass_does_not_disturb_the_next(paths: list[Path]) -> None:
     assert_same_views(device_loader, loader, 2)
 
 
-def test_one_call_of_the_decoder_is_bounded(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_call_of_the_decoder_is_bounded(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("edgetl.train.device_images._DECODED_BYTES", 2 * IMAGE_BYTES)
     decoder = CountingDecoder()
     device_loader, _, _, _ = build(paths, decoder)

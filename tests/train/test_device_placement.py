@@ -106,7 +106,11 @@ def _module_to(module: nn.Module, *given: Any, **options: Any) -> nn.Module:
 
     def moved(tensor: Tensor) -> Tensor:
         wanted = {"memory_format": memory_format} if tensor.dim() == 4 and memory_format else {}
-        return tensor.detach().to(**options, **wanted) if tensor.is_floating_point() else tensor.to(options.get("device"))
+        return (
+            tensor.detach().to(**options, **wanted)
+            if tensor.is_floating_point()
+            else tensor.to(options.get("device"))
+        )
 
     for inner in module.modules():
         for name, parameter in inner.named_parameters(recurse=False):
@@ -153,7 +157,9 @@ def _patch_files(patch: pytest.MonkeyPatch, watched: Watched) -> None:
     def watched_stage(self: recipe.Training, stage: Stage, *given: Any) -> None:
         watched.feeds.append(type(stage.feed))
         watched.phases.append(stage.phase.number)
-        watched.trained_on |= {str(parameter.device) for parameter in self.adapted.network.parameters()}
+        watched.trained_on |= {
+            str(parameter.device) for parameter in self.adapted.network.parameters()
+        }
         run_stage(self, stage, *given)
 
     def write_results(prepared: Any, training: recipe.Training, last: Stage, *_: Any) -> None:
@@ -181,7 +187,9 @@ def _for_real(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def config(parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FinetuneConfig:
+def config(
+    parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> FinetuneConfig:
     monkeypatch.setenv("EDGETL_CACHE", str(tmp_path / "cache"))
     return FinetuneConfig(
         parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, epochs=1, finetune_epochs=1, batch_size=24,
@@ -189,12 +197,25 @@ def config(parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytes
     )  # fmt: skip
 
 
-MIXED: dict[str, Any] = {"mixup": 0.2, "cutmix": 0.5, "ema": 0.9, "class_weights": "balanced", "clip_gradient": 1.0}
+MIXED: dict[str, Any] = {
+    "mixup": 0.2,
+    "cutmix": 0.5,
+    "ema": 0.9,
+    "class_weights": "balanced",
+    "clip_gradient": 1.0,
+}
 
 
-@pytest.mark.parametrize(("changes", "free_bytes"), [(MIXED, 64 * GIB), ({}, 0)], ids=["values on the GPU", "values on the CPU"])
+@pytest.mark.parametrize(
+    ("changes", "free_bytes"),
+    [(MIXED, 64 * GIB), ({}, 0)],
+    ids=["values on the GPU", "values on the CPU"],
+)
 def test_cached_training_stays_on_the_gpu(
-    changes: dict[str, Any], free_bytes: int, config: FinetuneConfig, fake_gpu: Callable[..., Watched]
+    changes: dict[str, Any],
+    free_bytes: int,
+    config: FinetuneConfig,
+    fake_gpu: Callable[..., Watched],
 ) -> None:
     watched = fake_gpu(replace(config, **changes), free_bytes)
     assert watched.feeds == [CachedFeed, CachedFeed]
@@ -204,8 +225,12 @@ def test_cached_training_stays_on_the_gpu(
     assert watched.evaluated > 0
 
 
-@pytest.mark.parametrize("changes", [MIXED, {"views": 2}], ids=["new views", "views that come again"])
-def test_streamed_training_stays_on_the_gpu(changes: dict[str, Any], config: FinetuneConfig, fake_gpu: Callable[..., Watched]) -> None:
+@pytest.mark.parametrize(
+    "changes", [MIXED, {"views": 2}], ids=["new views", "views that come again"]
+)
+def test_streamed_training_stays_on_the_gpu(
+    changes: dict[str, Any], config: FinetuneConfig, fake_gpu: Callable[..., Watched]
+) -> None:
     watched = fake_gpu(replace(config, cache_budget=0, **changes))
     assert watched.feeds == [StreamedFeed, StreamedFeed]
     assert watched.trained_on == {"cuda:0"}
@@ -213,7 +238,9 @@ def test_streamed_training_stays_on_the_gpu(changes: dict[str, Any], config: Fin
     assert watched.evaluated > 0
 
 
-def test_training_from_nothing_stays_on_the_gpu(config: FinetuneConfig, fake_gpu: Callable[..., Watched]) -> None:
+def test_training_from_nothing_stays_on_the_gpu(
+    config: FinetuneConfig, fake_gpu: Callable[..., Watched]
+) -> None:
     watched = fake_gpu(replace(config, weights="none"))
     assert (watched.feeds, watched.phases) == ([StreamedFeed], [1])
     assert watched.trained_on == {"cuda:0"}
@@ -223,9 +250,17 @@ def on_the_cpu(tensor: Tensor, _: torch.device) -> Tensor:
     return tensor
 
 
-@pytest.mark.parametrize(("module", "changes"), [(feeding, {}), (optimising, MIXED)], ids=["batches", "mixing and weights"])
+@pytest.mark.parametrize(
+    ("module", "changes"),
+    [(feeding, {}), (optimising, MIXED)],
+    ids=["batches", "mixing and weights"],
+)
 def test_a_forgotten_transfer_is_found(
-    module: Any, changes: dict[str, Any], config: FinetuneConfig, fake_gpu: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+    module: Any,
+    changes: dict[str, Any],
+    config: FinetuneConfig,
+    fake_gpu: Callable[..., Watched],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "copy_to_device", on_the_cpu)
     with pytest.raises(RuntimeError, match=r"two (different )?devices|least two devices"):

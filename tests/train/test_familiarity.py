@@ -16,9 +16,14 @@ def network() -> nn.Sequential:
     return nn.Sequential(layer)
 
 
-def batches(mean: float, std: float, count: int = IMAGES // 16) -> list[tuple[tuple[Tensor], Tensor]]:
+def batches(
+    mean: float, std: float, count: int = IMAGES // 16
+) -> list[tuple[tuple[Tensor], Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    return [((mean + std * torch.randn(16, 3, 20, 20, generator=generator),), torch.zeros(16)) for _ in range(count)]
+    return [
+        ((mean + std * torch.randn(16, 3, 20, 20, generator=generator),), torch.zeros(16))
+        for _ in range(count)
+    ]
 
 
 def test_images_like_those_of_pretraining_shift_nothing() -> None:

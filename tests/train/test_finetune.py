@@ -111,8 +111,12 @@ def test_a_run_is_complete_and_its_figures_are_true(config: FinetuneConfig) -> N
     assert metrics["peak_gpu_memory_bytes"] is None
     with run.predictions.open(newline="") as stream:
         answers = list(csv.DictReader(stream))
-    assert sum(row["label"] == row["predicted"] for row in answers) / len(answers) == pytest.approx(metrics["val"]["accuracy"])
-    assert [row["path"] for row in answers] == [path_in(run, row.path) for row in read_split(run) if row.split == "val"]
+    assert sum(row["label"] == row["predicted"] for row in answers) / len(answers) == pytest.approx(
+        metrics["val"]["accuracy"]
+    )
+    assert [row["path"] for row in answers] == [
+        path_in(run, row.path) for row in read_split(run) if row.split == "val"
+    ]
     assert all(
         (row["probability"] == row["label_probability"]) == (row["label"] == row["predicted"])
         and 1 / 3 < float(row["probability"]) <= 1
@@ -125,10 +129,15 @@ def test_a_run_is_complete_and_its_figures_are_true(config: FinetuneConfig) -> N
     low, high = metrics["val"]["accuracy_ci95"]
     assert low <= metrics["val"]["accuracy"] <= high
     assert metrics["val"]["per_class"].keys() == {"blue", "green", "red"}
-    assert metrics["weights"] == {"source": config.weights, "sha256": sha256_file(Path(config.weights))}
+    assert metrics["weights"] == {
+        "source": config.weights,
+        "sha256": sha256_file(Path(config.weights)),
+    }
     assert 0 < metrics["parameters"]["trainable"] < metrics["parameters"]["total"]
     assert (metrics["train"]["images"], metrics["val"]["images"]) == (24, 6)
-    assert metrics["seconds"]["total"] >= metrics["seconds"]["phase1"] + metrics["seconds"]["phase2"]
+    assert (
+        metrics["seconds"]["total"] >= metrics["seconds"]["phase1"] + metrics["seconds"]["phase2"]
+    )
 
     # An independent road to the same accuracy: the model as export and bench load it, image by image.
     model = load_run_model(run)
@@ -136,10 +145,15 @@ def test_a_run_is_complete_and_its_figures_are_true(config: FinetuneConfig) -> N
     assert model.run_id == sha256_file(run.weights)[:12]
     for part in ("train", "val"):
         rows = [row for row in read_split(run) if row.split == part]
-        pixels = [torch.from_numpy(preprocess(load_image(row.path), model.preprocessing)) for row in rows]
+        pixels = [
+            torch.from_numpy(preprocess(load_image(row.path), model.preprocessing)) for row in rows
+        ]
         with torch.inference_mode():
             answers = [model.labels[int(model.network(one).argmax())] for one in pixels]
-        assert sum(answer == row.label for answer, row in zip(answers, rows, strict=True)) / len(rows) == metrics[part]["accuracy"]
+        assert (
+            sum(answer == row.label for answer, row in zip(answers, rows, strict=True)) / len(rows)
+            == metrics[part]["accuracy"]
+        )
 
 
 @pytest.mark.usefixtures("plots")
@@ -150,12 +164,22 @@ def test_the_configuration_is_resolved(config: FinetuneConfig) -> None:
     assert content["config"]["image_size"] == 32
     assert content["config"]["precision"] == "fp32"
     assert Path(content["config"]["data"]).is_absolute()
-    assert content["versions"].keys() >= {"edgetl", "torch", "torchvision", "albumentations", "python"}
+    assert content["versions"].keys() >= {
+        "edgetl",
+        "torch",
+        "torchvision",
+        "albumentations",
+        "python",
+    }
     assert content["data"]["counts"]["val"] == {"blue": 2, "green": 2, "red": 2}
     assert len(content["data"]["fingerprint"]) == 64
     assert content["weights"]["sha256"] == sha256_file(Path(config.weights))
     with run.split.open(newline="") as stream:
-        assert {row["path"].split("/")[0] for row in csv.DictReader(stream)} == {"blue", "green", "red"}
+        assert {row["path"].split("/")[0] for row in csv.DictReader(stream)} == {
+            "blue",
+            "green",
+            "red",
+        }
     assert not run.rejected.exists()
     for name in ("curves", "confusion_matrix", "mistakes"):
         with Image.open(run.plots / f"{name}.png") as picture:
@@ -176,7 +200,9 @@ def test_workers_change_nothing(config: FinetuneConfig, tmp_path: Path) -> None:
     assert sha256_file(once.weights) == sha256_file(again.weights) != sha256_file(other.weights)
 
 
-def test_phase_2_begins_with_phase_1_s_best_and_the_run_ends_with_the_best(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_phase_2_begins_with_phase_1_s_best_and_the_run_ends_with_the_best(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Epoch 2 of 4 is made the best one; a second phase that cannot move shows where it began.
     monkeypatch.setattr("edgetl.train.recipe.is_better", lambda record, best: record.epoch <= 2)
     run = finetune(replace(config, epochs=4, finetune_epochs=1, finetune_lr=1e-12))
@@ -216,7 +242,9 @@ def test_without_weights_everything_trains_in_one_phase(config: FinetuneConfig) 
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 32), (3, 32), (3, 4), (5, 7), (2, 1)])
-def test_awkward_numbers_of_images(make_images: MakeImages, config: FinetuneConfig, tmp_path: Path, count: int, batch_size: int) -> None:
+def test_awkward_numbers_of_images(
+    make_images: MakeImages, config: FinetuneConfig, tmp_path: Path, count: int, batch_size: int
+) -> None:
     data = make_images("few", ["a", "b", "c"], count=count)
     run = finetune(replace(config, data=data, batch_size=batch_size, val_split=0, epochs=1))
     assert metrics_of(run)["train"]["images"] == 3 * count
@@ -224,7 +252,9 @@ def test_awkward_numbers_of_images(make_images: MakeImages, config: FinetuneConf
 
 def test_the_tiny_case(make_images: MakeImages, config: FinetuneConfig) -> None:
     data = make_images("tiny", [f"class {index}" for index in range(10)], count=1, size=96)
-    run = finetune(replace(config, data=data, image_size=96, epochs=1, finetune_epochs=0, val_split=0))
+    run = finetune(
+        replace(config, data=data, image_size=96, epochs=1, finetune_epochs=0, val_split=0)
+    )
     assert metrics_of(run)["best_epoch"] == 1
     assert load_run_model(run).preprocessing.crop == 96
 
@@ -232,20 +262,28 @@ def test_the_tiny_case(make_images: MakeImages, config: FinetuneConfig) -> None:
 def test_bfloat16_trains(config: FinetuneConfig) -> None:
     run = finetune(replace(config, precision="bf16", epochs=1, finetune_epochs=1))
     assert metrics_of(run)["precision"] == "bf16"
-    assert all(parameter.dtype == torch.float32 for parameter in load_run_model(run).network.parameters())
+    assert all(
+        parameter.dtype == torch.float32 for parameter in load_run_model(run).network.parameters()
+    )
 
 
 @pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_float16_trains_with_scaled_gradients(config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: float) -> None:
+def test_float16_trains_with_scaled_gradients(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: float
+) -> None:
     # As a GPU without bfloat16 does it; a CPU emulates the arithmetic.
     computing = Computing(torch.device("cpu"), "fp16")
-    monkeypatch.setattr("edgetl.train.preparing.choose_computing", lambda device, precision: computing)
+    monkeypatch.setattr(
+        "edgetl.train.preparing.choose_computing", lambda device, precision: computing
+    )
     config = replace(config, epochs=3, finetune_epochs=1, clip_gradient=clip)
     run = finetune(config)
     assert metrics_of(run)["precision"] == "fp16"
     monkeypatch.undo()
     exact = finetune(replace(config, output=tmp_path / "exact"))
-    first, second = (json.loads(history.read_text().splitlines()[0]) for history in (run.history, exact.history))
+    first, second = (
+        json.loads(history.read_text().splitlines()[0]) for history in (run.history, exact.history)
+    )
     assert first["train_loss"] == pytest.approx(second["train_loss"], rel=0.05)
 
 
@@ -258,16 +296,25 @@ def test_float16_trains_with_scaled_gradients(config: FinetuneConfig, tmp_path: 
         {"workers": 2, "cache_budget": 0, "ema": 0.9},
     ],
 )  # fmt: skip
-def test_every_means_trains_and_exports_the_same_network(config: FinetuneConfig, change: dict[str, Any]) -> None:
+def test_every_means_trains_and_exports_the_same_network(
+    config: FinetuneConfig, change: dict[str, Any]
+) -> None:
     run = finetune(replace(config, **change))
     metrics, model = metrics_of(run), load_run_model(run)
     rows = [row for row in read_split(run) if row.split == "val"]
     with torch.inference_mode():
-        logits = [model.network(torch.from_numpy(preprocess(load_image(row.path), model.preprocessing))) for row in rows]
-    hits = [model.labels[int(one.argmax())] == row.label for one, row in zip(logits, rows, strict=True)]
+        logits = [
+            model.network(torch.from_numpy(preprocess(load_image(row.path), model.preprocessing)))
+            for row in rows
+        ]
+    hits = [
+        model.labels[int(one.argmax())] == row.label for one, row in zip(logits, rows, strict=True)
+    ]
     assert sum(hits) / len(hits) == metrics["val"]["accuracy"]
     targets = torch.tensor([model.labels.index(row.label) for row in rows])
-    assert float(torch.nn.functional.cross_entropy(torch.cat(logits), targets)) == pytest.approx(metrics["val"]["loss"], rel=1e-3)
+    assert float(torch.nn.functional.cross_entropy(torch.cat(logits), targets)) == pytest.approx(
+        metrics["val"]["loss"], rel=1e-3
+    )
 
 
 def test_training_ends_when_the_target_is_reached(config: FinetuneConfig) -> None:
@@ -301,11 +348,17 @@ def test_a_budget_is_kept(config: FinetuneConfig) -> None:
 
 
 @pytest.mark.usefixtures("plots")
-@pytest.mark.parametrize("change", [{"unfreeze": "all"}, {"cache_budget": 0}, {"weights": "none", "epochs": 0}])
-def test_a_budget_is_kept_whatever_is_trained(config: FinetuneConfig, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"unfreeze": "all"}, {"cache_budget": 0}, {"weights": "none", "epochs": 0}]
+)
+def test_a_budget_is_kept_whatever_is_trained(
+    config: FinetuneConfig, change: dict[str, Any]
+) -> None:
     watched = Recorded()
     started = time.monotonic()
-    run = finetune(replace(config, finetune_epochs=2000, budget_s=8.0, **({"epochs": 5} | change)), watched)
+    run = finetune(
+        replace(config, finetune_epochs=2000, budget_s=8.0, **({"epochs": 5} | change)), watched
+    )
     assert time.monotonic() - started < 8
     assert 1 <= len(history_of(run)) < 2000
     assert any(text.startswith("--budget: ") for text in watched.notes)
@@ -329,7 +382,12 @@ def test_metrics_of_many_classes(make_images: MakeImages, config: FinetuneConfig
     val = metrics_of(finetune(replace(config, data=data, epochs=1, finetune_epochs=0)))["val"]
     assert val["accuracy"] <= val["top5_accuracy"] <= 1
     assert 0 <= val["calibration_error"] <= 1
-    assert metrics_of(finetune(replace(config, epochs=1, finetune_epochs=0, force=True)))["val"]["top5_accuracy"] is None
+    assert (
+        metrics_of(finetune(replace(config, epochs=1, finetune_epochs=0, force=True)))["val"][
+            "top5_accuracy"
+        ]
+        is None
+    )
 
 
 def test_broken_files_are_listed_and_training_carries_on(config: FinetuneConfig) -> None:
@@ -350,7 +408,9 @@ def test_broken_files_are_listed_and_training_carries_on(config: FinetuneConfig)
         ({"model": "resnet18"}, WeightsError, "does not fit resnet18"),
     ],
 )
-def test_mistakes_leave_nothing_behind(config: FinetuneConfig, change: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_mistakes_leave_nothing_behind(
+    config: FinetuneConfig, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         finetune(replace(config, **change))
     assert config.output is not None
@@ -403,9 +463,13 @@ def test_where_a_run_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     data = tmp_path / "my photos"
     data.mkdir()
-    assert choose_output(None, data, MODEL, force=False).path == tmp_path / f"runs/my-photos-{MODEL}"
+    assert (
+        choose_output(None, data, MODEL, force=False).path == tmp_path / f"runs/my-photos-{MODEL}"
+    )
     (tmp_path / f"runs/my-photos-{MODEL}").mkdir(parents=True)
-    assert choose_output(None, data, MODEL, force=False).path == tmp_path / f"runs/my-photos-{MODEL}-2"
+    assert (
+        choose_output(None, data, MODEL, force=False).path == tmp_path / f"runs/my-photos-{MODEL}-2"
+    )
     for inside in (data, data / "run"):
         with pytest.raises(RunError, match="inside the data folder"):
             choose_output(inside, data, MODEL, force=True)
@@ -419,7 +483,9 @@ def test_the_page_of_a_run_is_no_stranger_in_it(tmp_path: Path) -> None:
     assert choose_output(run.path, tmp_path / "photos", MODEL, force=True) == run
 
 
-@pytest.mark.parametrize("kind", ["file", "stranger", "stranger with a config", "run with a stranger inside", "link"])
+@pytest.mark.parametrize(
+    "kind", ["file", "stranger", "stranger with a config", "run with a stranger inside", "link"]
+)
 def test_force_never_removes_what_is_not_a_run(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "place"
     precious = path / "precious.txt"
@@ -430,7 +496,10 @@ def test_force_never_removes_what_is_not_a_run(tmp_path: Path, kind: str) -> Non
         path.mkdir()
         precious.write_text("precious")
         if kind != "stranger":
-            write_json(path / "config.json", {} if kind == "stranger with a config" else {"versions": {"edgetl": "0.1.0"}})
+            write_json(
+                path / "config.json",
+                {} if kind == "stranger with a config" else {"versions": {"edgetl": "0.1.0"}},
+            )
         if kind == "link":
             precious.unlink()
             path.rename(tmp_path / "target")
@@ -488,7 +557,9 @@ def test_force_takes_every_file_that_edgetl_writes_for_its_own(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("failing", ["rename", "mkdtemp"])
-def test_a_run_that_cannot_be_moved_aside_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+def test_a_run_that_cannot_be_moved_aside_keeps_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
     run = write_run(tmp_path / "run")
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
 
@@ -507,7 +578,10 @@ def test_a_run_that_cannot_be_moved_aside_keeps_its_files(tmp_path: Path, monkey
 
 def test_an_empty_folder_is_a_free_place(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    assert choose_output(tmp_path / "run", tmp_path / "data", MODEL, force=False).path == tmp_path / "run"
+    assert (
+        choose_output(tmp_path / "run", tmp_path / "data", MODEL, force=False).path
+        == tmp_path / "run"
+    )
 
 
 def test_a_broken_run_is_told(config: FinetuneConfig) -> None:
@@ -538,17 +612,41 @@ def start(config: FinetuneConfig, epochs: int) -> subprocess.Popen[str]:
         "--batch-size",
         "8",
     ]
-    command += ["--weights", config.weights, "--image-size", "32", "--epochs", str(epochs), "--workers", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    command += [
+        "--weights",
+        config.weights,
+        "--image-size",
+        "32",
+        "--epochs",
+        str(epochs),
+        "--workers",
+        "2",
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_sigterm_and_sighup_keep_the_best_epoch(config: FinetuneConfig, number: signal.Signals) -> None:
+def test_sigterm_and_sighup_keep_the_best_epoch(
+    config: FinetuneConfig, number: signal.Signals
+) -> None:
     assert config.output is not None
     run = RunDirectory(config.output)
     with start(config, epochs=100_000) as process:
-        _wait(process, lambda: run.history.exists() and len(run.history.read_text().splitlines()) >= 2)
+        _wait(
+            process, lambda: run.history.exists() and len(run.history.read_text().splitlines()) >= 2
+        )
         os.killpg(process.pid, number)  # as a batch system does: to the workers, too
         out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
@@ -564,7 +662,9 @@ def test_ctrl_c_keeps_the_best_epoch(config: FinetuneConfig) -> None:
     assert config.output is not None
     run = RunDirectory(config.output)
     with start(config, epochs=100_000) as process:
-        _wait(process, lambda: run.history.exists() and len(run.history.read_text().splitlines()) >= 2)
+        _wait(
+            process, lambda: run.history.exists() and len(run.history.read_text().splitlines()) >= 2
+        )
         os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to the workers, too
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -596,7 +696,9 @@ def test_ctrl_c_before_the_first_epoch_leaves_nothing(config: FinetuneConfig) ->
     assert not config.output.exists()
 
 
-def test_force_gives_the_old_run_back_when_the_new_one_comes_to_nothing(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_force_gives_the_old_run_back_when_the_new_one_comes_to_nothing(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = finetune(config)
     before = {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
 
@@ -614,14 +716,18 @@ def test_force_gives_the_old_run_back_when_the_new_one_comes_to_nothing(config: 
     assert not list(run.path.parent.glob(".*replaced*"))
 
 
-def test_val_split_0_leaves_given_validation_images_out(parts: Path, config: FinetuneConfig) -> None:
+def test_val_split_0_leaves_given_validation_images_out(
+    parts: Path, config: FinetuneConfig
+) -> None:
     run = finetune(replace(config, data=parts, val_split=0.0))
     metrics = json.loads(run.metrics.read_text())
     assert metrics["val"] is None
     assert metrics["train"]["images"] == 40
 
 
-def test_seeds_can_share_one_split(make_images: Callable[..., Path], config: FinetuneConfig, tmp_path: Path) -> None:
+def test_seeds_can_share_one_split(
+    make_images: Callable[..., Path], config: FinetuneConfig, tmp_path: Path
+) -> None:
     data = make_images("flat", ["blue", "green", "red"], count=10, seed=5)
     short = replace(config, data=data, epochs=1, finetune_epochs=0, split_seed=7)
     runs = [finetune(replace(short, seed=seed, output=tmp_path / f"seed{seed}")) for seed in (1, 2)]

@@ -28,16 +28,35 @@ def step(freezing: Freezing) -> None:
 
 
 def norms(network: nn.Module, block: str) -> list[nn.Module]:
-    return [module for module in network.get_submodule(block).modules() if isinstance(module, nn.BatchNorm2d)]
+    return [
+        module
+        for module in network.get_submodule(block).modules()
+        if isinstance(module, nn.BatchNorm2d)
+    ]
 
 
 @pytest.mark.parametrize("unfreeze", ["head", 0, 2, "2", 14])
-def test_exactly_the_asked_blocks_and_the_head_are_trained(adapted: AdaptedNetwork, unfreeze: int | str) -> None:
+def test_exactly_the_asked_blocks_and_the_head_are_trained(
+    adapted: AdaptedNetwork, unfreeze: int | str
+) -> None:
     count = 0 if unfreeze == "head" else int(unfreeze)
     freezing = set_trainable(adapted, unfreeze)
-    trained = {name for name, parameter in adapted.network.named_parameters() if parameter.requires_grad}
-    allowed = [adapted.layer.path, *(path for block in adapted.blocks[len(adapted.blocks) - count :] for path in block.modules)]
-    expected = {name for name, _ in adapted.network.named_parameters() if any(name.startswith(f"{path}.") for path in allowed)}
+    trained = {
+        name for name, parameter in adapted.network.named_parameters() if parameter.requires_grad
+    }
+    allowed = [
+        adapted.layer.path,
+        *(
+            path
+            for block in adapted.blocks[len(adapted.blocks) - count :]
+            for path in block.modules
+        ),
+    ]
+    expected = {
+        name
+        for name, _ in adapted.network.named_parameters()
+        if any(name.startswith(f"{path}.") for path in allowed)
+    }
     assert trained == expected
     step(freezing)
     freezing.prove()
@@ -53,7 +72,9 @@ def test_all_trains_the_stem_as_well() -> None:
     assert all(parameter.requires_grad for parameter in adapted.network.parameters())
 
 
-def test_statistics_of_frozen_blocks_stand_still_even_when_trained_ones_move(adapted: AdaptedNetwork) -> None:
+def test_statistics_of_frozen_blocks_stand_still_even_when_trained_ones_move(
+    adapted: AdaptedNetwork,
+) -> None:
     freezing = set_trainable(adapted, 3, freeze_statistics=False)
     for _ in range(2):
         step(freezing)
@@ -71,7 +92,11 @@ def test_statistics_of_frozen_blocks_stand_still_even_when_trained_ones_move(ada
 def test_by_default_no_statistics_move(adapted: AdaptedNetwork) -> None:
     freezing = set_trainable(adapted, 3)
     step(freezing)
-    assert not any(module.training for module in adapted.network.modules() if isinstance(module, nn.BatchNorm2d))
+    assert not any(
+        module.training
+        for module in adapted.network.modules()
+        if isinstance(module, nn.BatchNorm2d)
+    )
     assert "features.12.1.running_mean" in freezing.digests
     assert "features.12.1.weight" not in freezing.digests
     freezing.prove()
@@ -105,7 +130,13 @@ class CloneCounter(TorchDispatchMode):
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Any = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         """Run the operator; count it if it is a copy."""
         self.count += func is torch.ops.aten.clone.default
         return func(*args, **(kwargs or {}))
@@ -141,5 +172,9 @@ def test_out_of_place_activations_compute_the_same_without_copies(model: str) ->
 def test_frozen_activations_stay_in_place(adapted: AdaptedNetwork) -> None:
     freezing = set_trainable(adapted, 2)
     frozen = {id(inner) for block in freezing.frozen_blocks for inner in block.modules()}
-    kept = {id(module) in frozen: module.inplace for module in adapted.network.modules() if isinstance(module, nn.Hardswish)}
+    kept = {
+        id(module) in frozen: module.inplace
+        for module in adapted.network.modules()
+        if isinstance(module, nn.Hardswish)
+    }
     assert kept == {True: True, False: False}

@@ -63,7 +63,9 @@ def paths(tmp_path: Path) -> list[Path]:
     return found
 
 
-def materials(paths: list[Path], seconds: float = 0.0, strength: Any = "light", **options: Any) -> Any:
+def materials(
+    paths: list[Path], seconds: float = 0.0, strength: Any = "light", **options: Any
+) -> Any:
     """Materials of a run on a GPU, with whatever the choice looks at."""
     contract = Preprocessing.for_image_size(SIDE)
     augmentation = Augmentation(strength, contract, 0)
@@ -77,7 +79,11 @@ def materials(paths: list[Path], seconds: float = 0.0, strength: Any = "light", 
         train=range(len(paths)),
         preprocessing=contract,
         computing=SimpleNamespace(device=torch.device("cuda"), name="a GPU", wait=lambda: None),
-        facts={"images": {"train": [str(path) for path in paths]}, "augmentation": augmentation.name, "versions": {}},
+        facts={
+            "images": {"train": [str(path) for path in paths]},
+            "augmentation": augmentation.name,
+            "versions": {},
+        },
         cache_budget=0,
         progress=SimpleNamespace(note=notes.append, notes=notes),
         ranks=ALONE,
@@ -110,7 +116,9 @@ def test_the_faster_path_is_taken_and_told(paths: list[Path], built: list[BatchD
     assert note.startswith("Training images are prepared on the GPU: measured ")
 
 
-def test_a_slow_device_leads_to_the_cpu(paths: list[Path], built: list[BatchDecoder], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_device_leads_to_the_cpu(
+    paths: list[Path], built: list[BatchDecoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = DeviceLoader._make_views
 
     def slow(self: DeviceLoader, *given: Any) -> tuple[Tensor, Tensor]:
@@ -125,14 +133,18 @@ def test_a_slow_device_leads_to_the_cpu(paths: list[Path], built: list[BatchDeco
     assert "on the CPU: measured" in given.progress.notes[0]
 
 
-def test_a_measurement_is_made_once_for_the_same_images(paths: list[Path], built: list[BatchDecoder]) -> None:
+def test_a_measurement_is_made_once_for_the_same_images(
+    paths: list[Path], built: list[BatchDecoder]
+) -> None:
     first = choose_loader(materials(paths, 0.05), decoder=decode_on_cpu)[1]
     again = choose_loader(materials(paths), decoder=broken)[1]
     assert again == first
     assert choose_loader(materials(paths[:-1]), decoder=decode_on_cpu)[1] != first
 
 
-def test_what_does_not_fit_counts_as_decoded_anew(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_counts_as_decoded_anew(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seconds = 0.1
 
     def slow_decoder(encoded: list[Tensor], device: torch.device) -> list[Tensor]:
@@ -142,7 +154,9 @@ def test_what_does_not_fit_counts_as_decoded_anew(paths: list[Path], monkeypatch
     def rate(budget: int) -> float:
         given = materials(paths)
         images = DeviceImages(given.loader.images.decoded, CPU, budget, slow_decoder)
-        measured = input_device._measure(given, DeviceLoader(given.loader, images, SIDE, CPU), images)
+        measured = input_device._measure(
+            given, DeviceLoader(given.loader, images, SIDE, CPU), images
+        )
         return float(measured["images_per_second"]["cuda"])
 
     assert rate(0) < BATCH / seconds < rate(10**9)
@@ -161,7 +175,9 @@ def test_a_choice_made_by_the_user_or_an_earlier_run_is_not_measured(
         assert given.progress.notes == []
 
 
-def test_a_decoder_that_does_not_work_leads_to_the_cpu_with_one_note(paths: list[Path], built: list[BatchDecoder]) -> None:
+def test_a_decoder_that_does_not_work_leads_to_the_cpu_with_one_note(
+    paths: list[Path], built: list[BatchDecoder]
+) -> None:
     given = materials(paths, 0.3)
     loader, choice = choose_loader(given, decoder=broken)
     assert loader is given.loader
@@ -191,14 +207,18 @@ def test_a_device_that_fails_leads_to_the_cpu_with_one_note(
     ]
 
 
-def test_a_broken_image_is_not_taken_for_a_failing_device(paths: list[Path], built: list[BatchDecoder]) -> None:
+def test_a_broken_image_is_not_taken_for_a_failing_device(
+    paths: list[Path], built: list[BatchDecoder]
+) -> None:
     paths[0].write_bytes(b"no image")
     with pytest.raises(DecodeError, match=r"0\.jpg"):
         choose_loader(materials(paths), decoder=decode_on_cpu)
 
 
 @pytest.mark.parametrize("case", ["cpu", "none"])
-def test_nothing_is_chosen_where_there_is_no_choice(case: str, paths: list[Path], built: list[BatchDecoder]) -> None:
+def test_nothing_is_chosen_where_there_is_no_choice(
+    case: str, paths: list[Path], built: list[BatchDecoder]
+) -> None:
     given = materials(paths, strength="none" if case == "none" else "light")
     if case == "cpu":
         given.computing.device = CPU
@@ -209,7 +229,9 @@ def test_nothing_is_chosen_where_there_is_no_choice(case: str, paths: list[Path]
     assert given.progress.notes == []
 
 
-def test_training_is_the_same_on_either_path(tmp_path: Path, parts: Path, random_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_is_the_same_on_either_path(
+    tmp_path: Path, parts: Path, random_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = FinetuneConfig(
         parts, tmp_path / "cpu", ARCHITECTURE, str(random_weights), SIDE, device="cpu", precision="fp32", workers=0,
         epochs=2, finetune_epochs=1, cache_budget=0, dropout=0.0,
@@ -239,6 +261,10 @@ def test_training_is_the_same_on_either_path(tmp_path: Path, parts: Path, random
     assert '"input": {' not in expected.metrics.read_text()
 
 
-def test_deterministic_takes_the_cpu_and_measures_nothing(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deterministic_takes_the_cpu_and_measures_nothing(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(input_device, "remembered", lambda *given: pytest.fail("measured"))
-    assert choose_loader(materials(paths, deterministic=True), decoder=decode_on_cpu)[1] == {"device": "cpu"}
+    assert choose_loader(materials(paths, deterministic=True), decoder=decode_on_cpu)[1] == {
+        "device": "cpu"
+    }

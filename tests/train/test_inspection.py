@@ -18,7 +18,10 @@ DEFECTS = [label for label in CLASSES if label != "good"]
 
 def test_writes_as_many_pictures_of_every_class(tmp_path: Path) -> None:
     generate_inspection(tmp_path, train=3, val=2, size=96)
-    counts = {split: {folder.name: len(list(folder.iterdir())) for folder in (tmp_path / split).iterdir()} for split in ("train", "val")}
+    counts = {
+        split: {folder.name: len(list(folder.iterdir())) for folder in (tmp_path / split).iterdir()}
+        for split in ("train", "val")
+    }
     assert counts == {"train": dict.fromkeys(CLASSES, 3), "val": dict.fromkeys(CLASSES, 2)}
     assert {load_image(path).shape for path in tmp_path.rglob("*.jpg")} == {(96, 96, 3)}
 
@@ -36,7 +39,10 @@ def test_equal_seeds_give_equal_bytes_and_no_two_pictures_are_the_same(tmp_path:
 def test_a_defect_is_seen_and_is_all_that_tells_a_part_from_its_twin(label: str) -> None:
     for number in range(12):
         key = (5, 0, number)
-        bad, good = (photograph(label, key, flawed=flawed)[0].astype(np.float32).mean(axis=2) for flawed in (True, False))
+        bad, good = (
+            photograph(label, key, flawed=flawed)[0].astype(np.float32).mean(axis=2)
+            for flawed in (True, False)
+        )
         changed = np.abs(bad - good) > 4
         assert 0.0008 < changed.mean() < 0.4
         assert np.abs(bad - good).max() > 10
@@ -64,4 +70,8 @@ def test_holes_lie_in_the_part_and_do_not_touch(shape: object) -> None:
             filled = blank.cover(missing=number)
             hole = (filled - drilled).sum() / (np.pi * (radius * UNIT) ** 2)
             assert 0.96 < hole < 1.2, (seed, number)
-            assert all(np.hypot(x - u, y - v) > radius + r for u, v, r in (*blank.bores, *blank.holes) if (u, v) != (x, y))
+            assert all(
+                np.hypot(x - u, y - v) > radius + r
+                for u, v, r in (*blank.bores, *blank.holes)
+                if (u, v) != (x, y)
+            )

@@ -76,7 +76,19 @@ def test_the_gpu_takes_upright_color_files(encoded: bytes) -> None:
         encode(picture())[:100],
         b"",
     ],
-    ids=["gray", "cmyk", "rgb", "png", "webp", "mpo", "turned", "mirrored", "cut", "header", "empty"],
+    ids=[
+        "gray",
+        "cmyk",
+        "rgb",
+        "png",
+        "webp",
+        "mpo",
+        "turned",
+        "mirrored",
+        "cut",
+        "header",
+        "empty",
+    ],
 )
 def test_everything_else_stays_on_the_cpu(encoded: bytes) -> None:
     assert read_header(encoded) is None
@@ -84,7 +96,9 @@ def test_everything_else_stays_on_the_cpu(encoded: bytes) -> None:
 
 @pytest.mark.parametrize("size", [(60, 90), (61, 91), (400, 300), (333, 1001), (59, 700)])
 @pytest.mark.parametrize("least_side", [8, 30, 37, 60, 500])
-def test_reduction_gives_the_size_that_the_cpu_decodes_to(size: tuple[int, int], least_side: int) -> None:
+def test_reduction_gives_the_size_that_the_cpu_decodes_to(
+    size: tuple[int, int], least_side: int
+) -> None:
     encoded = encode(picture(*size))
     header = read_header(encoded)
     assert header is not None
@@ -98,7 +112,10 @@ def test_reduction_gives_the_size_that_the_cpu_decodes_to(size: tuple[int, int],
 
 
 def test_every_photo_is_refused_or_decoded_as_by_pillow(shared: Path) -> None:
-    paths = [*sorted((shared / "data" / "flowers5" / "train").rglob("*.jpg"))[::25], *sorted((shared / "data" / "odd").iterdir())]
+    paths = [
+        *sorted((shared / "data" / "flowers5" / "train").rglob("*.jpg"))[::25],
+        *sorted((shared / "data" / "odd").iterdir()),
+    ]
     taken, refused = 0, set()
     for path in paths:
         encoded = path.read_bytes()
@@ -108,11 +125,18 @@ def test_every_photo_is_refused_or_decoded_as_by_pillow(shared: Path) -> None:
             continue
         taken += 1
         expected = load_image(path)
-        found = decode_on_cpu(to_tensors([encoded]), torch.device("cpu"))[0].permute(1, 2, 0).numpy()
+        found = (
+            decode_on_cpu(to_tensors([encoded]), torch.device("cpu"))[0].permute(1, 2, 0).numpy()
+        )
         assert found.shape == expected.shape == (header.height, header.width, 3)
         assert abs(found.astype(int) - expected).max() <= 1
     assert taken > 10
-    turned_or_gray = {"exif_Landscape_3.jpg", "exif_Portrait_5.jpg", "n02676566_acoustic_guitar_gray.JPEG", "pillow_pil_sample_cmyk.jpg"}
+    turned_or_gray = {
+        "exif_Landscape_3.jpg",
+        "exif_Portrait_5.jpg",
+        "n02676566_acoustic_guitar_gray.JPEG",
+        "pillow_pil_sample_cmyk.jpg",
+    }
     assert turned_or_gray | {"pillow_truncated_jpeg.jpg"} <= refused
 
 

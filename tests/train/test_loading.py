@@ -27,7 +27,10 @@ STRENGTHS: list[Augment] = ["light", "medium", "strong"]
 
 @pytest.fixture
 def rows(make_images: Callable[..., Path]) -> list[SplitRow]:
-    return [SplitRow(path, path.parent.name, "train") for path in sorted(make_images("data", ["a", "b"], count=5).rglob("*.png"))]
+    return [
+        SplitRow(path, path.parent.name, "train")
+        for path in sorted(make_images("data", ["a", "b"], count=5).rglob("*.png"))
+    ]
 
 
 def photo(height: int = 90, width: int = 70) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -36,22 +39,32 @@ def photo(height: int = 90, width: int = 70) -> np.ndarray[tuple[int, ...], np.d
 
 
 def test_none_is_evaluation_s_preprocessing() -> None:
-    assert np.array_equal(Augmentation("none", CONTRACT, 0)(photo(), 1, 2), resize_and_crop(photo(), CONTRACT))
+    assert np.array_equal(
+        Augmentation("none", CONTRACT, 0)(photo(), 1, 2), resize_and_crop(photo(), CONTRACT)
+    )
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("size", [(90, 70), (20, 31), (1, 1), (5, 300)])
-def test_views_have_the_network_s_size_whatever_comes_in(strength: Augment, size: tuple[int, int]) -> None:
+def test_views_have_the_network_s_size_whatever_comes_in(
+    strength: Augment, size: tuple[int, int]
+) -> None:
     view = Augmentation(strength, CONTRACT, 0)(photo(*size), 1, 0)
     assert view.shape == (32, 32, 3)
     assert view.dtype == np.uint8
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
-def test_views_differ_between_epochs_images_and_seeds_and_are_otherwise_the_same(strength: Augment) -> None:
+def test_views_differ_between_epochs_images_and_seeds_and_are_otherwise_the_same(
+    strength: Augment,
+) -> None:
     augmentation = Augmentation(strength, CONTRACT, 0)
     first = augmentation(photo(), 1, 0)
-    others = [augmentation(photo(), 2, 0), augmentation(photo(), 1, 1), Augmentation(strength, CONTRACT, 1)(photo(), 1, 0)]
+    others = [
+        augmentation(photo(), 2, 0),
+        augmentation(photo(), 1, 1),
+        Augmentation(strength, CONTRACT, 1)(photo(), 1, 0),
+    ]
     assert not any(np.array_equal(first, other) for other in others)
     assert np.array_equal(augmentation(photo(), 1, 0), first), "calls in between change nothing"
     assert np.array_equal(Augmentation(strength, CONTRACT, 0)(photo(), 1, 0), first)
@@ -64,15 +77,31 @@ def test_shrinking_is_antialiased() -> None:
     assert Augmentation("light", CONTRACT, 0)(stripes, 1, 0).std() < 40
 
 
-def images(rows: list[SplitRow], strength: Augment = "none", seed: int = 0, budget: int = 0, labels: str = "ab") -> Images:
-    return Images(rows, list(labels), Augmentation(strength, CONTRACT, seed), CONTRACT, DecodedImages(budget, 64))
+def images(
+    rows: list[SplitRow],
+    strength: Augment = "none",
+    seed: int = 0,
+    budget: int = 0,
+    labels: str = "ab",
+) -> Images:
+    return Images(
+        rows,
+        list(labels),
+        Augmentation(strength, CONTRACT, seed),
+        CONTRACT,
+        DecodedImages(budget, 64),
+    )
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
-def test_neither_workers_nor_the_cache_change_a_pixel(rows: list[SplitRow], strength: Augment) -> None:
+def test_neither_workers_nor_the_cache_change_a_pixel(
+    rows: list[SplitRow], strength: Augment
+) -> None:
     def passes(workers: int, budget: int) -> list[torch.Tensor]:
         loader = Loader(images(rows, strength, 7, budget), workers)
-        epochs = [cut_batches([(epoch, index) for index in range(len(rows))], 4) for epoch in (1, 2)]
+        epochs = [
+            cut_batches([(epoch, index) for index in range(len(rows))], 4) for epoch in (1, 2)
+        ]
         plain = torch.cat([pixels for pixels, _ in loader.evaluation(range(len(rows)), 4)])
         return [*(torch.cat([pixels for pixels, _ in loader(keys)]) for keys in epochs), plain]
 
@@ -86,14 +115,21 @@ def test_no_two_workers_and_no_two_epochs_repeat_an_augmentation(rows: list[Spli
     """albumentations left to itself gives every worker the same random numbers, and every epoch again."""
     same = [SplitRow(rows[0].path, "a", "train")] * 16
     loader = Loader(images(same, "medium"), workers=2)
-    views = [view for epoch in (1, 2) for pixels, _ in loader([[(epoch, index)] for index in range(16)]) for view in pixels]
+    views = [
+        view
+        for epoch in (1, 2)
+        for pixels, _ in loader([[(epoch, index)] for index in range(16)])
+        for view in pixels
+    ]
     assert len({view.numpy().tobytes() for view in views}) == 32
 
 
 def test_evaluation_gives_the_device_s_pixels_and_the_labels(rows: list[SplitRow]) -> None:
     found = list(Loader(images(rows, "strong", labels="ba"), 0).evaluation([9, 0], 3))
     assert torch.cat([labels for _, labels in found]).tolist() == [0, 1]
-    assert np.array_equal(found[0][0][0].numpy(), resize_and_crop(load_image(rows[9].path), CONTRACT))
+    assert np.array_equal(
+        found[0][0][0].numpy(), resize_and_crop(load_image(rows[9].path), CONTRACT)
+    )
 
 
 def test_decoded_images_stay_within_the_budget(rows: list[SplitRow]) -> None:
@@ -106,7 +142,9 @@ def test_decoded_images_stay_within_the_budget(rows: list[SplitRow]) -> None:
     assert decoded.kept_bytes == 0
 
 
-def test_decode_ahead_stops_when_the_budget_is_full(make_images: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decode_ahead_stops_when_the_budget_is_full(
+    make_images: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = sorted(make_images("many", ["a", "b"], count=50).rglob("*.png"))
     rows = [SplitRow(path, path.parent.name, "train") for path in paths]
     kept = 7
@@ -127,37 +165,66 @@ def test_large_jpegs_are_decoded_at_a_part_of_their_size_for_training_only(tmp_p
     path = tmp_path / "large.jpg"
     y, x = np.mgrid[:1600, :2000]
     # Edges, a gradient and fine stripes, as a photo has; noise alone would hide an error in its average.
-    scene = np.stack([128 + 90 * np.sin(x / 37 + y / 91), 255 * ((x // 160 + y // 120) % 2), 128 + 60 * np.sin(x / 2)], axis=2)
+    scene = np.stack(
+        [
+            128 + 90 * np.sin(x / 37 + y / 91),
+            255 * ((x // 160 + y // 120) % 2),
+            128 + 60 * np.sin(x / 2),
+        ],
+        axis=2,
+    )
     Image.fromarray(scene.astype(np.uint8)).save(path, quality=92)
     contract, full = Preprocessing.for_image_size(160), load_image(path)
     decoded = DecodedImages(10**9, 768)
     assert decoded[path].shape == (800, 1000, 3)
     # The same picture to a grey level; a random crop's edges then round to the coarser pixels, which only moves the crop.
-    assert abs(resize_and_crop(decoded[path], contract).astype(int) - resize_and_crop(full, contract)).mean() < 1
+    assert (
+        abs(
+            resize_and_crop(decoded[path], contract).astype(int) - resize_and_crop(full, contract)
+        ).mean()
+        < 1
+    )
     row = SplitRow(path, "a", "val")
-    plain = Images([row], ["a"], Augmentation("light", contract, 0), contract, decoded).view((None, 0))
+    plain = Images([row], ["a"], Augmentation("light", contract, 0), contract, decoded).view(
+        (None, 0)
+    )
     assert np.array_equal(plain, resize_and_crop(full, contract))
     decoded.offer(path, full)
-    assert decoded[path].shape == (800, 1000, 3), "a full decode must not take the place of what streaming would see"
+    assert decoded[path].shape == (800, 1000, 3), (
+        "a full decode must not take the place of what streaming would see"
+    )
 
 
 def test_a_saved_pipeline_augments(tmp_path: Path) -> None:
     def saved(name: str, *transforms: object) -> Path:
         path = tmp_path / name
-        A.save(A.Compose(list(transforms)), path, data_format="yaml" if path.suffix == ".yaml" else "json")
+        A.save(
+            A.Compose(list(transforms)),
+            path,
+            data_format="yaml" if path.suffix == ".yaml" else "json",
+        )
         return path
 
     flip = saved("flip.json", A.HorizontalFlip(p=1))
     view = Augmentation("light", CONTRACT, 0, flip)(photo(), 1, 0)
     assert np.array_equal(view, resize_and_crop(np.ascontiguousarray(photo()[:, ::-1]), CONTRACT))
     assert saved("crop.yaml", A.RandomCrop(32, 32)).is_file()
-    assert Augmentation("light", CONTRACT, 0, tmp_path / "crop.yaml")(photo(), 1, 0).shape == (32, 32, 3)
-    assert Augmentation("light", CONTRACT, 0, flip).name != Augmentation("light", CONTRACT, 0, tmp_path / "crop.yaml").name
+    assert Augmentation("light", CONTRACT, 0, tmp_path / "crop.yaml")(photo(), 1, 0).shape == (
+        32,
+        32,
+        3,
+    )
+    assert (
+        Augmentation("light", CONTRACT, 0, flip).name
+        != Augmentation("light", CONTRACT, 0, tmp_path / "crop.yaml").name
+    )
     (tmp_path / "broken.json").write_text("{}")
     deep, aliases = tmp_path / "deep.json", tmp_path / "aliases.yaml"
     deep.write_text('{"transform": ' + "[" * 100_000)
     lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
-    lines += [f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 10)}]" for number in range(1, 9)]
+    lines += [
+        f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 10)}]" for number in range(1, 9)
+    ]
     aliases.write_text("\n".join(lines))
     for path, message in [
         (tmp_path / "none.json", "no such file"),
@@ -165,8 +232,14 @@ def test_a_saved_pipeline_augments(tmp_path: Path) -> None:
         (saved("float.json", A.Normalize()), "does not give RGB images of uint8"),
         (saved("large.json", A.RandomCrop(5000, 5000)), "fails on an image"),
         (saved("huge.json", A.Resize(60_000, 60_000)), "at most 32,768, not 60000"),
-        (saved("wide.yaml", A.PadIfNeeded(5000, 5000), A.LongestMaxSize(5000)), "reach 10000 pixels a side, and 8192 are allowed"),
-        (saved("scaled.json", A.RandomScale((0, 30)), A.RandomScale((0, 30))), "reach 123008 pixels a side"),
+        (
+            saved("wide.yaml", A.PadIfNeeded(5000, 5000), A.LongestMaxSize(5000)),
+            "reach 10000 pixels a side, and 8192 are allowed",
+        ),
+        (
+            saved("scaled.json", A.RandomScale((0, 30)), A.RandomScale((0, 30))),
+            "reach 123008 pixels a side",
+        ),
         (deep, "nested too deeply"),
         (aliases, "more than 20,000 values"),
     ]:
@@ -192,7 +265,13 @@ def test_the_network_s_input_is_the_device_s() -> None:
         (False, 7, "bf16", "this GPU has no bfloat16"),
     ],
 )
-def test_the_arithmetic_of_a_gpu(monkeypatch: pytest.MonkeyPatch, has_bf16: bool, capability: int, asked: Precision, expected: str) -> None:
+def test_the_arithmetic_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+    has_bf16: bool,
+    capability: int,
+    asked: Precision,
+    expected: str,
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
@@ -210,9 +289,20 @@ def test_float16_is_for_gpus() -> None:
 
 @pytest.mark.parametrize(
     ("images", "size", "expected"),
-    [(10, 4, [4, 4, 2]), (9, 4, [4, 5]), (1, 4, [1]), (3, 4, [3]), (8, 4, [4, 4]), (5, 4, [5]), (3, 1, [1, 1, 1]), (0, 4, [])],
+    [
+        (10, 4, [4, 4, 2]),
+        (9, 4, [4, 5]),
+        (1, 4, [1]),
+        (3, 4, [3]),
+        (8, 4, [4, 4]),
+        (5, 4, [5]),
+        (3, 1, [1, 1, 1]),
+        (0, 4, []),
+    ],
 )
-def test_one_image_left_over_joins_the_batch_before(images: int, size: int, expected: list[int]) -> None:
+def test_one_image_left_over_joins_the_batch_before(
+    images: int, size: int, expected: list[int]
+) -> None:
     keys: list[Key] = [(1, index) for index in range(images)]
     cut = cut_batches(keys, size)
     assert [len(batch) for batch in cut] == expected

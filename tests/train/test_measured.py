@@ -9,7 +9,9 @@ from edgetl.train.measured import remembered
 
 
 @pytest.mark.parametrize("found", [None, [], {}, {"ms": "fast"}])
-def test_a_measurement_of_another_form_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: object) -> None:
+def test_a_measurement_of_another_form_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: object
+) -> None:
     monkeypatch.setenv("EDGETL_CACHE", str(tmp_path))
     measured: list[float] = []
 

@@ -15,11 +15,20 @@ from edgetl.train.blocks import find_blocks
 from edgetl.train.freezing import set_trainable
 from edgetl.train.heads import find_classification_layer, replace_head
 from edgetl.train.models import adapt
-from edgetl.train.networks import build_skeleton, describe, known_architecture, preprocessing_for, usual_preprocessing
+from edgetl.train.networks import (
+    build_skeleton,
+    describe,
+    known_architecture,
+    preprocessing_for,
+    usual_preprocessing,
+)
 from edgetl.train.weights import PretrainedWeights, load_into
 
 NAMES: list[str] = torchvision.models.list_models(module=torchvision.models)
-BY_FAMILY = groupby(sorted(architectures().values(), key=lambda row: (row.family, row.parameters)), key=lambda row: row.family)
+BY_FAMILY = groupby(
+    sorted(architectures().values(), key=lambda row: (row.family, row.parameters)),
+    key=lambda row: row.family,
+)
 SMALLEST = [next(rows).name for _, rows in BY_FAMILY]
 TINY = {"alexnet": 63, "inception_v3": 75, "maxvit_t": 224}
 """Smallest inputs that these take; the others take 32."""
@@ -42,11 +51,18 @@ def test_blocks_are_in_forward_order_and_hold_the_backbone(name: str) -> None:
     blocks = find_blocks(skeleton, layer.path)
     ran: list[str] = []
     for block in blocks:
-        skeleton.get_submodule(block.name).register_forward_pre_hook(lambda _module, _input, at=block.name: ran.append(at))
+        skeleton.get_submodule(block.name).register_forward_pre_hook(
+            lambda _module, _input, at=block.name: ran.append(at)
+        )
     skeleton(torch.empty(2, 3, size, size, device="meta"))
     assert ran == [block.name for block in blocks]
 
-    covered = {id(parameter) for block in blocks for path in block.modules for parameter in skeleton.get_submodule(path).parameters()}
+    covered = {
+        id(parameter)
+        for block in blocks
+        for path in block.modules
+        for parameter in skeleton.get_submodule(path).parameters()
+    }
     covered |= {id(parameter) for parameter in skeleton.get_submodule(layer.path).parameters()}
     stem = [path for path, parameter in skeleton.named_parameters() if id(parameter) not in covered]
     assert stem == (["class_token", "encoder.pos_embedding"] if name.startswith("vit") else [])
@@ -69,13 +85,18 @@ def test_a_new_head_learns_and_nothing_else_moves(name: str) -> None:
     torch.nn.functional.cross_entropy(logits, targets).backward()
     optimiser.step()
     freezing.prove()
-    assert any(not torch.equal(old, new) for old, new in zip(before, freezing.trained_parameters(), strict=True))
+    assert any(
+        not torch.equal(old, new)
+        for old, new in zip(before, freezing.trained_parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", ["mnasnet0_5", "googlenet", "squeezenet1_1"])
 def test_weights_go_into_a_network_built_anew(name: str) -> None:
     network = adapt(name, 32, 3, head_width=8, dropout=0.2, weights=None).network.eval()
-    again = adapt(name, 32, 3, head_width=8, dropout=0.2, weights=None, initialise=False).network.eval()
+    again = adapt(
+        name, 32, 3, head_width=8, dropout=0.2, weights=None, initialise=False
+    ).network.eval()
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         load_into(again, PretrainedWeights(network.state_dict(), "memory", ""), name)
@@ -84,7 +105,9 @@ def test_weights_go_into_a_network_built_anew(name: str) -> None:
 
 def test_mobilenet_v2_counts_blocks_as_its_features() -> None:
     skeleton = build_skeleton("mobilenet_v2", 224)
-    assert [block.modules for block in find_blocks(skeleton, "classifier.1")] == [(f"features.{index}",) for index in range(19)]
+    assert [block.modules for block in find_blocks(skeleton, "classifier.1")] == [
+        (f"features.{index}",) for index in range(19)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +119,9 @@ def test_mobilenet_v2_counts_blocks_as_its_features() -> None:
         ("swin_t", "features.7.1", ("features.0",)),
     ],
 )
-def test_blocks_are_the_units_that_papers_count(name: str, last: str, first: tuple[str, ...]) -> None:
+def test_blocks_are_the_units_that_papers_count(
+    name: str, last: str, first: tuple[str, ...]
+) -> None:
     row = architectures()[name]
     blocks = find_blocks(build_skeleton(name, row.image_size), row.head)
     assert blocks[-1].name == last
@@ -126,9 +151,14 @@ def test_a_name_that_the_table_lacks_is_described(monkeypatch: pytest.MonkeyPatc
     assert known_architecture("shufflenet_v2_x0_5") == expected
 
 
-@pytest.mark.parametrize(("name", "size"), [("alexnet", 32), ("vit_b_16", 100), ("maxvit_t", 96), ("inception_v3", 64)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("alexnet", 32), ("vit_b_16", 100), ("maxvit_t", 96), ("inception_v3", 64)]
+)
 def test_an_impossible_size_names_the_usual_one(name: str, size: int) -> None:
-    with pytest.raises(ArchitectureError, match=rf"{name} does not take images of {size} pixels.*usual --image-size is"):
+    with pytest.raises(
+        ArchitectureError,
+        match=rf"{name} does not take images of {size} pixels.*usual --image-size is",
+    ):
         build_skeleton(name, size)
 
 

@@ -9,9 +9,21 @@ from torch.autograd import DeviceType
 from edgetl.train.operator_times import operator_profile
 
 
-def event(key: str, device: DeviceType, count: int = 10, cpu: float = 0.0, gpu: float = 0.0, annotation: bool = False) -> Any:
+def event(
+    key: str,
+    device: DeviceType,
+    count: int = 10,
+    cpu: float = 0.0,
+    gpu: float = 0.0,
+    annotation: bool = False,
+) -> Any:
     return SimpleNamespace(
-        key=key, device_type=device, count=count, self_cpu_time_total=cpu, self_device_time_total=gpu, is_user_annotation=annotation
+        key=key,
+        device_type=device,
+        count=count,
+        self_cpu_time_total=cpu,
+        self_device_time_total=gpu,
+        is_user_annotation=annotation,
     )
 
 
@@ -28,7 +40,10 @@ LAUNCHED = [
 def test_profile_of_a_gpu_counts_gpu_time_once() -> None:
     profile = operator_profile(LAUNCHED, 10, "cuda")
     assert (profile["clock"], profile["rows"]) == ("gpu", "operators")
-    assert [(entry["operator"], entry["nodes"], entry["us"], entry["share"]) for entry in profile["operators"]] == [
+    assert [
+        (entry["operator"], entry["nodes"], entry["us"], entry["share"])
+        for entry in profile["operators"]
+    ] == [
         ("aten::cudnn_convolution", 2, 60.0, 0.75),
         ("aten::relu", 1, 20.0, 0.25),
     ]
@@ -36,14 +51,25 @@ def test_profile_of_a_gpu_counts_gpu_time_once() -> None:
 
 
 def test_profile_names_kernels_where_no_operator_launched_them() -> None:
-    replayed = [event("cudaGraphLaunch", DeviceType.CPU, cpu=50.0), *[one for one in LAUNCHED if one.device_type == DeviceType.CUDA]]
+    replayed = [
+        event("cudaGraphLaunch", DeviceType.CPU, cpu=50.0),
+        *[one for one in LAUNCHED if one.device_type == DeviceType.CUDA],
+    ]
     profile = operator_profile(replayed, 10, "cuda")
     assert (profile["clock"], profile["rows"]) == ("gpu", "kernels")
-    assert [entry["operator"] for entry in profile["operators"]] == ["sm90_xmma_fprop", "vectorized_elementwise"]
+    assert [entry["operator"] for entry in profile["operators"]] == [
+        "sm90_xmma_fprop",
+        "vectorized_elementwise",
+    ]
     assert sum(entry["share"] for entry in profile["operators"]) == pytest.approx(1)
 
 
 def test_profile_without_kernels_is_the_hosts() -> None:
-    profile = operator_profile([*LAUNCHED[:1], event("aten::conv", DeviceType.CPU, 10, cpu=100.0)], 10, "cpu")
+    profile = operator_profile(
+        [*LAUNCHED[:1], event("aten::conv", DeviceType.CPU, 10, cpu=100.0)], 10, "cpu"
+    )
     assert profile["clock"] == "host"
-    assert [(entry["operator"], entry["us"]) for entry in profile["operators"]] == [("aten::empty", 90.0), ("aten::conv", 10.0)]
+    assert [(entry["operator"], entry["us"]) for entry in profile["operators"]] == [
+        ("aten::empty", 90.0),
+        ("aten::conv", 10.0),
+    ]

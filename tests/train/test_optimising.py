@@ -28,12 +28,22 @@ def adapted() -> AdaptedNetwork:
     return adapt("mobilenet_v2", 32, 3, 8, 0.2, None)
 
 
-def test_only_matrices_decay_and_rates_fall_with_the_distance_from_the_head(adapted: AdaptedNetwork) -> None:
+def test_only_matrices_decay_and_rates_fall_with_the_distance_from_the_head(
+    adapted: AdaptedNetwork,
+) -> None:
     set_trainable(adapted, 3)
     optimiser = make_optimiser(adapted, replace(CONFIG, weight_decay=0.05, lr_decay=0.5), 1e-3)
     assert isinstance(optimiser, torch.optim.AdamW)
-    rate = {id(parameter): group["lr"] for group in optimiser.param_groups for parameter in group["params"]}
-    decay = {id(parameter): group["weight_decay"] for group in optimiser.param_groups for parameter in group["params"]}
+    rate = {
+        id(parameter): group["lr"]
+        for group in optimiser.param_groups
+        for parameter in group["params"]
+    }
+    decay = {
+        id(parameter): group["weight_decay"]
+        for group in optimiser.param_groups
+        for parameter in group["params"]
+    }
     named = dict(adapted.network.named_parameters())
     for name, parameter in named.items():
         if parameter.requires_grad:
@@ -41,7 +51,10 @@ def test_only_matrices_decay_and_rates_fall_with_the_distance_from_the_head(adap
         else:
             assert id(parameter) not in rate
     assert rate[id(named["classifier.1.1.weight"])] == 1e-3
-    assert [rate[id(named[f"features.{block}.conv.0.0.weight"])] for block in (17, 16)] == [0.25e-3, 0.125e-3]
+    assert [rate[id(named[f"features.{block}.conv.0.0.weight"])] for block in (17, 16)] == [
+        0.25e-3,
+        0.125e-3,
+    ]
     assert rate[id(named["features.18.0.weight"])] == 0.5e-3
     assert not isinstance(make_optimiser(adapted, CONFIG, 1e-3), torch.optim.AdamW)
 
@@ -68,7 +81,9 @@ def test_rates_rise_and_then_fall_along_a_cosine() -> None:
 
 @given(st.integers(1, 200), st.floats(0, 0.99), st.sampled_from(["constant", "cosine"]))
 @settings(deadline=None, max_examples=50)
-def test_rates_are_never_negative_nor_above_the_phase_s(steps: int, warmup: float, schedule: str) -> None:
+def test_rates_are_never_negative_nor_above_the_phase_s(
+    steps: int, warmup: float, schedule: str
+) -> None:
     assert all(0 <= rate <= 0.5 + 1e-12 for rate in rates(steps, warmup=warmup, schedule=schedule))
 
 
@@ -87,7 +102,9 @@ def mean(loss: Loss, mixed: Mixed) -> float:
 
 def test_the_loss_is_cross_entropy() -> None:
     cpu = torch.device("cpu")
-    assert mean(Loss(CONFIG, TARGETS, 3, cpu), whole()) == pytest.approx(float(F.cross_entropy(LOGITS, TARGETS)))
+    assert mean(Loss(CONFIG, TARGETS, 3, cpu), whole()) == pytest.approx(
+        float(F.cross_entropy(LOGITS, TARGETS))
+    )
     smoothed = mean(Loss(replace(CONFIG, label_smoothing=0.1), TARGETS, 3, cpu), whole())
     assert smoothed == pytest.approx(float(F.cross_entropy(LOGITS, TARGETS, label_smoothing=0.1)))
     weights = torch.tensor([4 / 6, 4 / 3, 4 / 3])
@@ -95,12 +112,19 @@ def test_the_loss_is_cross_entropy() -> None:
     assert balanced == pytest.approx(float(F.cross_entropy(LOGITS, TARGETS, weights)))
     partners = TARGETS.flip(0)
     mixed = mean(Loss(CONFIG, TARGETS, 3, cpu), Mixed((), TARGETS, partners, torch.full((4,), 0.7)))
-    assert mixed == pytest.approx(float(0.7 * F.cross_entropy(LOGITS, TARGETS) + 0.3 * F.cross_entropy(LOGITS, partners)))
+    assert mixed == pytest.approx(
+        float(0.7 * F.cross_entropy(LOGITS, TARGETS) + 0.3 * F.cross_entropy(LOGITS, partners))
+    )
 
 
 @pytest.mark.parametrize("class_weights", ["none", "balanced"])
 def test_an_unmixed_loss_is_the_mixed_one_with_a_share_of_1(class_weights: str) -> None:
-    loss = Loss(replace(CONFIG, class_weights=class_weights, label_smoothing=0.1), TARGETS, 3, torch.device("cpu"))  # type: ignore[arg-type]
+    loss = Loss(
+        replace(CONFIG, class_weights=class_weights, label_smoothing=0.1),
+        TARGETS,
+        3,
+        torch.device("cpu"),
+    )  # type: ignore[arg-type]
     gradients = []
     for mixed in (whole(), Mixed((), TARGETS, TARGETS.flip(0), torch.ones(4))):
         logits = LOGITS.clone().requires_grad_()
@@ -111,7 +135,9 @@ def test_an_unmixed_loss_is_the_mixed_one_with_a_share_of_1(class_weights: str) 
 
 
 def test_a_class_without_images_does_not_break_the_weights() -> None:
-    loss = Loss(replace(CONFIG, class_weights="balanced"), torch.tensor([0, 0]), 3, torch.device("cpu"))
+    loss = Loss(
+        replace(CONFIG, class_weights="balanced"), torch.tensor([0, 0]), 3, torch.device("cpu")
+    )
     assert math.isfinite(mean(loss, whole()))
 
 
@@ -132,7 +158,9 @@ def test_mixup_mixes_values_and_targets_by_one_share() -> None:
     assert mixed.partners is not None
     share = float(mixed.share[0])
     assert 0 < share < 1
-    assert torch.allclose(mixed.values[0], share * torch.eye(4) + (1 - share) * torch.eye(4)[mixed.partners])
+    assert torch.allclose(
+        mixed.values[0], share * torch.eye(4) + (1 - share) * torch.eye(4)[mixed.partners]
+    )
     again = Mixing(replace(CONFIG, mixup=1.0), 1)(values, torch.arange(4))
     assert again.partners is not None
     assert torch.equal(again.partners, mixed.partners)
@@ -169,7 +197,9 @@ def test_averaged_weights_follow_and_are_only_lent() -> None:
         average.update()
     weight = 2 / 11  # the first step counts (1 + 1) / (10 + 1): the start is not worth keeping
     with average.applied():
-        assert float(network[0].weight) == pytest.approx(weight * start + (1 - weight) * 1.0, abs=1e-6)
+        assert float(network[0].weight) == pytest.approx(
+            weight * start + (1 - weight) * 1.0, abs=1e-6
+        )
         assert float(network[1].running_mean) == pytest.approx((1 - weight) * 4.0, abs=1e-6)  # type: ignore[arg-type]
     assert float(network[0].weight) == 1.0
     for _ in range(100):
@@ -183,7 +213,11 @@ def test_shares_of_the_parameters_are_blocks(adapted: AdaptedNetwork) -> None:
     assert resolve_unfreeze("50%", adapted, 3) == "3"
     assert resolve_unfreeze("75%", adapted, 3) == "5"
     assert resolve_unfreeze("100%", adapted, 3) == "19"
-    assert [resolve_unfreeze(kept, adapted, 3) for kept in ("head", "all", "7")] == ["head", "all", "7"]
+    assert [resolve_unfreeze(kept, adapted, 3) for kept in ("head", "all", "7")] == [
+        "head",
+        "all",
+        "7",
+    ]
 
 
 def test_strided_depthwise_layers_compute_in_float32_under_autocast_only() -> None:
@@ -194,8 +228,12 @@ def test_strided_depthwise_layers_compute_in_float32_under_autocast_only() -> No
     with torch.autocast("cpu", torch.bfloat16):
         assert strided(x).dtype == torch.float32
         assert network(x).dtype == torch.bfloat16
-    expected = F.conv2d(x.bfloat16(), strided.weight.bfloat16(), strided.bias.bfloat16(), 2, 1, 1, 8)  # type: ignore[union-attr]
-    assert torch.equal(network.bfloat16()[0](x.bfloat16()), expected), "a network in bfloat16 stays one"
+    expected = F.conv2d(
+        x.bfloat16(), strided.weight.bfloat16(), strided.bias.bfloat16(), 2, 1, 1, 8
+    )  # type: ignore[union-attr]
+    assert torch.equal(network.bfloat16()[0](x.bfloat16()), expected), (
+        "a network in bfloat16 stays one"
+    )
 
 
 def test_measuring_steps_leaves_no_trace(adapted: AdaptedNetwork) -> None:
@@ -208,11 +246,15 @@ def test_measuring_steps_leaves_no_trace(adapted: AdaptedNetwork) -> None:
     assert taken.keys() == {"fp32", "bf16"}
     assert min(taken.values()) > 0
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(before[name], tensor) for name, tensor in adapted.network.state_dict().items())
+    assert all(
+        torch.equal(before[name], tensor) for name, tensor in adapted.network.state_dict().items()
+    )
     assert all(parameter.grad is None for parameter in adapted.network.parameters())
 
 
-def test_only_the_generators_in_use_are_saved(adapted: AdaptedNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_generators_in_use_are_saved(
+    adapted: AdaptedNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def visit(*_: object) -> None:
         pytest.fail("a CUDA context is made on a GPU that does not train")
 

@@ -35,7 +35,9 @@ def test_what_phase_1_left_to_learn_decides_how_far_phase_2_goes() -> None:
         ("train", 1.0, 0.05, False), ("eval", 0.5, 0.4, True),
     ],
 )  # fmt: skip
-def test_statistics_that_fit_already_stay(mode: Any, train_accuracy: float | None, shift: float, kept: bool) -> None:
+def test_statistics_that_fit_already_stay(
+    mode: Any, train_accuracy: float | None, shift: float, kept: bool
+) -> None:
     assert second(replace(CONFIG, batch_norm=mode), train_accuracy, shift).freeze_statistics is kept
 
 
@@ -43,7 +45,11 @@ def test_the_shift_is_measured_only_where_it_decides() -> None:
     def unwanted() -> float:
         raise AssertionError
 
-    for config, accuracy in ((CONFIG, 0.5), (replace(CONFIG, batch_norm="train"), 1.0), (replace(CONFIG, batch_norm="eval"), 1.0)):
+    for config, accuracy in (
+        (CONFIG, 0.5),
+        (replace(CONFIG, batch_norm="train"), 1.0),
+        (replace(CONFIG, batch_norm="eval"), 1.0),
+    ):
         settle(plan_phases(config, "3", 16)[-1], config, accuracy, unwanted)
 
 
@@ -56,26 +62,49 @@ def test_more_to_learn_never_means_less_training(one: float, other: float) -> No
 
 def test_what_was_given_stays() -> None:
     given = replace(CONFIG, finetune_epochs=5, finetune_lr=1e-4)
-    assert [(second(given, accuracy).epochs, second(given, accuracy).lr) for accuracy in (0.1, 1.0)] == [(5, 1e-4)] * 2
-    assert (second(replace(CONFIG, finetune_epochs=5), 0.1).epochs, second(replace(CONFIG, finetune_epochs=5), 0.1).lr) == (5, 1e-3)
-    assert second(CONFIG, None) == plan_phases(CONFIG, "3", 16)[-1], "without a phase 1 nothing is known"
+    assert [
+        (second(given, accuracy).epochs, second(given, accuracy).lr) for accuracy in (0.1, 1.0)
+    ] == [(5, 1e-4)] * 2
+    assert (
+        second(replace(CONFIG, finetune_epochs=5), 0.1).epochs,
+        second(replace(CONFIG, finetune_epochs=5), 0.1).lr,
+    ) == (5, 1e-3)
+    assert second(CONFIG, None) == plan_phases(CONFIG, "3", 16)[-1], (
+        "without a phase 1 nothing is known"
+    )
 
 
 def test_the_classic_recipe_to_the_letter() -> None:
-    head, tail = (settle(phase, CLASSIC, 0.1, lambda: 0.0) for phase in plan_phases(CLASSIC, "3", 32))
+    head, tail = (
+        settle(phase, CLASSIC, 0.1, lambda: 0.0) for phase in plan_phases(CLASSIC, "3", 32)
+    )
     assert head == Phase(1, 5, 1e-3, "head", freeze_statistics=True)
     assert tail == Phase(2, 5, 1e-5, "3", freeze_statistics=False)
-    assert (CLASSIC.head_width, CLASSIC.batch_size, CLASSIC.schedule, CLASSIC.augment) == (128, 32, "constant", "light")
+    assert (CLASSIC.head_width, CLASSIC.batch_size, CLASSIC.schedule, CLASSIC.augment) == (
+        128,
+        32,
+        "constant",
+        "light",
+    )
 
 
-@pytest.mark.parametrize(("images", "expected"), [(1, 16), (500, 16), (800, 32), (1000, 32), (2000, 64), (100_000, 64)])
+@pytest.mark.parametrize(
+    ("images", "expected"), [(1, 16), (500, 16), (800, 32), (1000, 32), (2000, 64), (100_000, 64)]
+)
 def test_a_batch_gives_about_32_steps(images: int, expected: int) -> None:
     assert usual_batch_size(images) == expected
 
 
 def test_from_nothing_everything_trains_in_one_phase() -> None:
     (phase,) = plan_phases(replace(CONFIG, weights="none", epochs=3, finetune_epochs=2), "3", 16)
-    assert (phase.number, phase.epochs, phase.unfreeze, phase.freeze_statistics) == (1, 5, "all", False)
+    assert (phase.number, phase.epochs, phase.unfreeze, phase.freeze_statistics) == (
+        1,
+        5,
+        "all",
+        False,
+    )
     with pytest.raises(ConfigError, match="--batch-size 2"):
         plan_phases(replace(CONFIG, weights="none"), "3", 1)
-    assert all(phase.freeze_statistics for phase in plan_phases(CONFIG, "3", 1)), "one image has no statistics"
+    assert all(phase.freeze_statistics for phase in plan_phases(CONFIG, "3", 1)), (
+        "one image has no statistics"
+    )

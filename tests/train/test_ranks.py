@@ -28,18 +28,43 @@ from tests.conftest import ARCHITECTURE, IMAGE_SIZE, ROOT
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 # Without chance in it, two processes compute what one does, up to the order of sums.
-PLAIN = ("--augment", "none", "--dropout", "0", "--batch-norm", "eval", "--epochs", 4, "--finetune-epochs", 2, "--finetune-lr", 1e-3)
+PLAIN = (
+    "--augment",
+    "none",
+    "--dropout",
+    "0",
+    "--batch-norm",
+    "eval",
+    "--epochs",
+    4,
+    "--finetune-epochs",
+    2,
+    "--finetune-lr",
+    1e-3,
+)
 CACHED, STREAMED = (), ("--cache-budget", "0", "--class-weights", "balanced")
 
 
 @contextmanager
-def torchrun(*arguments: object, cache: Path | None = None, processes: int = 2) -> Iterator[subprocess.Popen[str]]:
+def torchrun(
+    *arguments: object, cache: Path | None = None, processes: int = 2
+) -> Iterator[subprocess.Popen[str]]:
     """The program in several processes, started and not waited for; all end with the block."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **({"EDGETL_CACHE": str(cache)} if cache else {})}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        **({"EDGETL_CACHE": str(cache)} if cache else {}),
+    }
     together = ("--standalone", "--nproc-per-node", str(processes), "-m", "edgetl")
     command = [sys.executable, "-m", "torch.distributed.run", *together, *map(str, arguments)]
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     ) as started:
         try:
             yield started
@@ -53,7 +78,18 @@ def torchrun(*arguments: object, cache: Path | None = None, processes: int = 2) 
 
 
 def options(weights: Path) -> tuple[object, ...]:
-    return ("--model", ARCHITECTURE, "--weights", weights, "--image-size", IMAGE_SIZE, "--device", "cpu", "--precision", "fp32")
+    return (
+        "--model",
+        ARCHITECTURE,
+        "--weights",
+        weights,
+        "--image-size",
+        IMAGE_SIZE,
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+    )
 
 
 def workers(started: subprocess.Popen[str]) -> list[int]:
@@ -62,7 +98,9 @@ def workers(started: subprocess.Popen[str]) -> list[int]:
     for entry in Path("/proc").iterdir():
         try:
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            variables = dict(line.partition("=")[::2] for line in (entry / "environ").read_text().split("\0"))
+            variables = dict(
+                line.partition("=")[::2] for line in (entry / "environ").read_text().split("\0")
+            )
         except (OSError, ValueError, IndexError):
             continue
         if parent == started.pid and "LOCAL_RANK" in variables:
@@ -71,7 +109,9 @@ def workers(started: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.mark.parametrize("way", [CACHED, STREAMED], ids=["cached", "streamed"])
-def test_two_processes_compute_what_one_does(way: tuple[str, ...], forked: Run, parts: Path, random_weights: Path, tmp_path: Path) -> None:
+def test_two_processes_compute_what_one_does(
+    way: tuple[str, ...], forked: Run, parts: Path, random_weights: Path, tmp_path: Path
+) -> None:
     alone, together = RunDirectory(tmp_path / "alone"), RunDirectory(tmp_path / "together")
     arguments = [str(part) for part in ("finetune", parts, *options(random_weights), *PLAIN, *way)]
     done = forked(*arguments, "-o", alone.path)
@@ -82,22 +122,46 @@ def test_two_processes_compute_what_one_does(way: tuple[str, ...], forked: Run, 
     assert said.count("Next: edgetl export") == 1, "one of the two speaks"
     metrics = [json.loads(run.metrics.read_text()) for run in (alone, together)]
     assert [one["processes"] for one in metrics] == [1, 2]
-    assert metrics[0]["frozen_blocks"]["cache"] == metrics[1]["frozen_blocks"]["cache"] == ("none" if way else "filled")
-    histories = [[json.loads(line) for line in run.history.read_text().splitlines()] for run in (alone, together)]
+    assert (
+        metrics[0]["frozen_blocks"]["cache"]
+        == metrics[1]["frozen_blocks"]["cache"]
+        == ("none" if way else "filled")
+    )
+    histories = [
+        [json.loads(line) for line in run.history.read_text().splitlines()]
+        for run in (alone, together)
+    ]
     for one, two in zip(*histories, strict=True):
         for figure in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
             assert two[figure] == pytest.approx(one[figure], abs=2e-3), figure
     ours, theirs = load_file(alone.weights), load_file(together.weights)
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=2e-2, atol=2e-3)
-    rows = [[row["path"] for row in csv.DictReader(run.predictions.open())] for run in (alone, together)]
+    rows = [
+        [row["path"] for row in csv.DictReader(run.predictions.open())] for run in (alone, together)
+    ]
     assert rows[0] == rows[1]
     assert len(set(rows[1])) == len(rows[1]) == 20
 
 
-def test_moving_statistics_and_dropout_learn_as_one_process_does(parts: Path, random_weights: Path, tmp_path: Path) -> None:
+def test_moving_statistics_and_dropout_learn_as_one_process_does(
+    parts: Path, random_weights: Path, tmp_path: Path
+) -> None:
     run = RunDirectory(tmp_path / "run")
-    moving = ("--batch-norm", "train", "--ema", 0.5, "--mixup", 0.2, "--epochs", 2, "--finetune-epochs", 3, "--clip-gradient", 1)
+    moving = (
+        "--batch-norm",
+        "train",
+        "--ema",
+        0.5,
+        "--mixup",
+        0.2,
+        "--epochs",
+        2,
+        "--finetune-epochs",
+        3,
+        "--clip-gradient",
+        1,
+    )
     with torchrun("finetune", parts, *options(random_weights), *moving, "-o", run.path) as started:
         _, errors = started.communicate(timeout=200)
     assert started.returncode == 0, errors
@@ -106,7 +170,9 @@ def test_moving_statistics_and_dropout_learn_as_one_process_does(parts: Path, ra
     assert "Warning" not in errors, errors
 
 
-def test_a_process_that_dies_ends_the_other_and_both_go_on(forked: Run, parts: Path, random_weights: Path, tmp_path: Path) -> None:
+def test_a_process_that_dies_ends_the_other_and_both_go_on(
+    forked: Run, parts: Path, random_weights: Path, tmp_path: Path
+) -> None:
     run = RunDirectory(tmp_path / "run")
     many = ("--epochs", 4000, "--finetune-epochs", 1)
     with torchrun("finetune", parts, *options(random_weights), *many, "-o", run.path) as started:
@@ -154,7 +220,9 @@ def test_each_process_takes_the_gpu_of_its_local_rank(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert select_gpu(1) == torch.device("cuda", 1)
     assert taken == [1]
-    with pytest.raises(ConfigError, match="LOCAL_RANK is 2 and PyTorch sees 2 GPUs: each process needs its own"):
+    with pytest.raises(
+        ConfigError, match="LOCAL_RANK is 2 and PyTorch sees 2 GPUs: each process needs its own"
+    ):
         select_gpu(2)
     assert taken == [1]
 
@@ -163,7 +231,12 @@ def test_a_world_of_one_is_alone_on_its_gpu(monkeypatch: pytest.MonkeyPatch) -> 
     taken: list[int] = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name, value in {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"}.items():
+    for name, value in {
+        "WORLD_SIZE": "1",
+        "RANK": "0",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     with joined() as ranks:
         assert ranks is ALONE
@@ -173,7 +246,9 @@ def test_a_world_of_one_is_alone_on_its_gpu(monkeypatch: pytest.MonkeyPatch) -> 
         assert taken == [1], "a run on the CPU touches no GPU"
 
 
-def test_torchrun_with_one_process_trains_as_without_it(forked: Run, parts: Path, random_weights: Path, tmp_path: Path) -> None:
+def test_torchrun_with_one_process_trains_as_without_it(
+    forked: Run, parts: Path, random_weights: Path, tmp_path: Path
+) -> None:
     runs = [RunDirectory(tmp_path / name) for name in ("plain", "torchrun")]
     arguments = ["finetune", parts, *options(random_weights), "--epochs", 1, "--finetune-epochs", 1]
     assert forked(*arguments, "-o", runs[0].path).returncode == 0
@@ -194,12 +269,22 @@ def test_one_process_is_alone() -> None:
     assert ALONE.parallel(module) is module
 
 
-@given(st.integers(1, 5), st.integers(2, 40), st.integers(0, 120), st.sampled_from(["shuffled", "balanced"]))
-def test_together_they_have_each_image_once(world: int, batch_size: int, more: int, sampling: str) -> None:
+@given(
+    st.integers(1, 5),
+    st.integers(2, 40),
+    st.integers(0, 120),
+    st.sampled_from(["shuffled", "balanced"]),
+)
+def test_together_they_have_each_image_once(
+    world: int, batch_size: int, more: int, sampling: str
+) -> None:
     batch_size, images = max(batch_size, 2 * world), 2 * world + more
     labels = torch.arange(images) % 3
     whole = Order(labels, sampling, batch_size, seed=1, ranks=Ranks(0, 1))  # type: ignore[arg-type]
-    each = [Order(labels, sampling, batch_size, seed=1, ranks=Ranks(rank, world)) for rank in range(world)]  # type: ignore[arg-type]
+    each = [
+        Order(labels, sampling, batch_size, seed=1, ranks=Ranks(rank, world))
+        for rank in range(world)
+    ]  # type: ignore[arg-type]
     parts = [order.batches(2) for order in each]
     assert {len(part) for part in parts} == {each[0].steps}
     drawn = sorted(position for part in parts for batch in part for position in batch)
@@ -210,6 +295,10 @@ def test_together_they_have_each_image_once(world: int, batch_size: int, more: i
 
 
 def test_a_lost_connection_is_told_from_other_errors() -> None:
-    assert lost(RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234"))
+    assert lost(
+        RuntimeError(
+            "[third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234"
+        )
+    )
     assert not lost(RuntimeError("frozen tensors changed during training: features.0.weight"))
     assert not lost(ValueError("gloo"))

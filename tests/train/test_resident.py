@@ -26,12 +26,20 @@ class CountingLoader:
     def __call__(self, batches: Sequence[Sequence[Key]]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:
             self.loaded += batch
-            pixels = torch.stack([torch.full((SIDE, SIDE, 3), 100 * (view or 0) + index, dtype=torch.uint8) for view, index in batch])
+            pixels = torch.stack(
+                [
+                    torch.full((SIDE, SIDE, 3), 100 * (view or 0) + index, dtype=torch.uint8)
+                    for view, index in batch
+                ]
+            )
             yield pixels, torch.tensor([index for _, index in batch])
 
 
 def content(batches: Iterator[tuple[Tensor, Tensor]]) -> list[list[tuple[int, int]]]:
-    return [list(zip(pixels[:, 0, 0, 0].tolist(), labels.tolist(), strict=True)) for pixels, labels in batches]
+    return [
+        list(zip(pixels[:, 0, 0, 0].tolist(), labels.tolist(), strict=True))
+        for pixels, labels in batches
+    ]
 
 
 VALIDATION: list[Key] = [(None, index) for index in range(10)]
@@ -50,7 +58,10 @@ def test_a_group_is_loaded_once_if_it_fits_as_a_whole(room: int, loaded: int) ->
 
 
 @given(
-    st.lists(st.lists(st.sampled_from([*VALIDATION, *TRAINING, (2, 3)]), min_size=1, max_size=6), max_size=8),
+    st.lists(
+        st.lists(st.sampled_from([*VALIDATION, *TRAINING, (2, 3)]), min_size=1, max_size=6),
+        max_size=8,
+    ),
     st.integers(0, 31),
 )
 def test_batches_are_the_loader_s(batches: list[list[Key]], room: int) -> None:
@@ -63,7 +74,9 @@ def test_an_abandoned_pass_leaves_only_what_was_seen() -> None:
     loader = CountingLoader()
     resident = ResidentViews(loader, [VALIDATION], SIDE, DEVICE, 10 * SIZE)  # type: ignore[arg-type]
     next(resident(cut_batches(VALIDATION, 5)))
-    assert content(resident(cut_batches(VALIDATION, 5))) == content(CountingLoader()(cut_batches(VALIDATION, 5)))
+    assert content(resident(cut_batches(VALIDATION, 5))) == content(
+        CountingLoader()(cut_batches(VALIDATION, 5))
+    )
     assert loader.loaded == VALIDATION
 
 
@@ -77,7 +90,9 @@ def test_the_rows_of_a_pass_are_uploaded_at_once(monkeypatch: pytest.MonkeyPatch
         return original(content, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("edgetl.train.resident.torch.tensor", counted)
-    monkeypatch.setattr(CountingLoader, "__call__", lambda self, batches: iter(EXPECTED[: len(batches)]))
+    monkeypatch.setattr(
+        CountingLoader, "__call__", lambda self, batches: iter(EXPECTED[: len(batches)])
+    )
     for _ in range(2):
         list(resident(cut_batches(VALIDATION, 3)))
     assert created == [10, 10]

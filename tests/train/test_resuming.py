@@ -113,26 +113,33 @@ def left(run: RunDirectory) -> dict[str, Any]:
     metrics = json.loads(run.metrics.read_text())
     timed = ("seconds", "elapsed", "images_per_second")
     history = [
-        {name: value for name, value in json.loads(line).items() if name not in timed} for line in run.history.read_text().splitlines()
+        {name: value for name, value in json.loads(line).items() if name not in timed}
+        for line in run.history.read_text().splitlines()
     ]
     return {
         "weights": run.weights.read_bytes(),
         "predictions": run.predictions.read_text(),
         "history": history,
-        "metrics": {name: metrics[name] for name in ("train", "val", "best_epoch", "ended", "parameters")},
+        "metrics": {
+            name: metrics[name] for name in ("train", "val", "best_epoch", "ended", "parameters")
+        },
         "files": sorted(path.name for path in run.path.iterdir()),
     }
 
 
 @pytest.fixture(params=RECIPES)
-def config(request: pytest.FixtureRequest, parts: Path, random_weights: Path, tmp_path: Path) -> FinetuneConfig:
+def config(
+    request: pytest.FixtureRequest, parts: Path, random_weights: Path, tmp_path: Path
+) -> FinetuneConfig:
     return FinetuneConfig(
         parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", precision="fp32", workers=0, seed=3,
         **RECIPES[request.param],
     )  # fmt: skip
 
 
-def test_interrupted_in_validation_it_ends_in_the_same_bytes(config: FinetuneConfig, tmp_path: Path) -> None:
+def test_interrupted_in_validation_it_ends_in_the_same_bytes(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
     whole = replace(config, output=tmp_path / "whole")
     assert leg(whole, again=False)
     assert not leg(config, again=False, death=("validation", 3))
@@ -143,14 +150,22 @@ def test_interrupted_in_validation_it_ends_in_the_same_bytes(config: FinetuneCon
     assert left(run) == left(RunDirectory(tmp_path / "whole"))
 
 
-def test_killed_again_and_again_it_ends_in_the_same_bytes(config: FinetuneConfig, tmp_path: Path) -> None:
+def test_killed_again_and_again_it_ends_in_the_same_bytes(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
     whole = replace(config, output=tmp_path / "whole")
     assert leg(whole, again=False)
     for folder in (Path(os.environ["EDGETL_CACHE"]) / "activations").glob("*"):
         # The reference has filled it; killed while it is filled is what is wanted.
         folder.rename(tmp_path / folder.name)
     run = RunDirectory(tmp_path / "run")
-    chosen: list[tuple[str, float]] = [("prepared", 20), ("files", 1), ("half", 1), ("saved", 2), ("half", 3)]
+    chosen: list[tuple[str, float]] = [
+        ("prepared", 20),
+        ("files", 1),
+        ("half", 1),
+        ("saved", 2),
+        ("half", 3),
+    ]
     generator = random.Random(0)
     moments = [("timer", generator.uniform(0, 0.1)) for _ in range(KILLS)]
     deaths = [*(chosen if config.cache_budget != 0 else chosen[1:]), *moments]
@@ -203,7 +218,9 @@ def test_killed_before_its_pictures_it_draws_them(begun: FinetuneConfig, tmp_pat
     assert not run.checkpoint.exists()
 
 
-def test_what_a_budget_allowed_stays_planned(parts: Path, random_weights: Path, tmp_path: Path) -> None:
+def test_what_a_budget_allowed_stays_planned(
+    parts: Path, random_weights: Path, tmp_path: Path
+) -> None:
     config = FinetuneConfig(
         parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", precision="fp32", workers=0, budget_s=60.0,
     )  # fmt: skip
@@ -229,7 +246,9 @@ def test_what_changed_meanwhile_is_refused(begun: FinetuneConfig, tmp_path: Path
         resumed(begun)
     photo.write_bytes(content)
     config = json.loads((tmp_path / "run/config.json").read_text())
-    (tmp_path / "run/config.json").write_text(json.dumps({**config, "weights": {**config["weights"], "sha256": "0" * 64}}))
+    (tmp_path / "run/config.json").write_text(
+        json.dumps({**config, "weights": {**config["weights"], "sha256": "0" * 64}})
+    )
     with pytest.raises(ConfigError, match="are not those that the run began with"):
         resumed(begun)
     (tmp_path / "run/config.json").write_text(json.dumps(config))
@@ -249,7 +268,9 @@ def test_a_frozen_tensor_that_changed_is_named(begun: FinetuneConfig, tmp_path: 
     state.tensors[name] = state.tensors[name] + 1e-3
     parts = {key.partition("/")[0] for key in state.tensors}
     write_state(path, {part: state.part(part) for part in parts}, state.facts)
-    with pytest.raises(RunError, match=re.escape("frozen tensors are not what they were (features.0.0.weight)")):
+    with pytest.raises(
+        RunError, match=re.escape("frozen tensors are not what they were (features.0.0.weight)")
+    ):
         resumed(begun)
 
 
@@ -265,7 +286,12 @@ def process(*arguments: object, **options: Any) -> Iterator[subprocess.Popen[str
     """The program, started and not waited for."""
     code = "import edgetl.train.recipe as r; r.SAVED_EVERY_S = 0.0; from edgetl.cli.app import main; main()"
     with subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
     ) as started:
         try:
             yield started
@@ -281,12 +307,28 @@ def wait_for(path: Path, started: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-def test_ctrl_c_a_second_process_and_going_on(forked: Run, parts: Path, random_weights: Path, tmp_path: Path) -> None:
+def test_ctrl_c_a_second_process_and_going_on(
+    forked: Run, parts: Path, random_weights: Path, tmp_path: Path
+) -> None:
     run = RunDirectory(tmp_path / "run")
-    options = ("--model", ARCHITECTURE, "--weights", random_weights, "--image-size", IMAGE_SIZE, "--epochs", 5000, "--finetune-epochs", 1)
+    options = (
+        "--model",
+        ARCHITECTURE,
+        "--weights",
+        random_weights,
+        "--image-size",
+        IMAGE_SIZE,
+        "--epochs",
+        5000,
+        "--finetune-epochs",
+        1,
+    )
     with process("finetune", parts, "-o", run.path, *options) as started:
         wait_for(run.checkpoint, started)
-        for second in (("finetune", parts, "-o", run.path, "--force", *options), ("finetune", "--resume", run.path)):
+        for second in (
+            ("finetune", parts, "-o", run.path, "--force", *options),
+            ("finetune", "--resume", run.path),
+        ):
             done = forked(*second)
             assert done.returncode == 1
             assert "Another process trains in" in done.stderr
@@ -304,7 +346,11 @@ def test_ctrl_c_a_second_process_and_going_on(forked: Run, parts: Path, random_w
             assert started.poll() is None, started.communicate()[1]
             time.sleep(0.02)
         started.kill()
-    numbers = [json.loads(line)["epoch"] for line in run.history.read_text().splitlines() if line.endswith("}")]
+    numbers = [
+        json.loads(line)["epoch"]
+        for line in run.history.read_text().splitlines()
+        if line.endswith("}")
+    ]
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) > epochs
     refused = forked("finetune", "--resume", run.path, "--lr", 0.1)

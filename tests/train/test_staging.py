@@ -39,7 +39,9 @@ class Notes(Silent):
 
 
 @pytest.fixture
-def config(make_images: MakeImages, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FinetuneConfig:
+def config(
+    make_images: MakeImages, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> FinetuneConfig:
     monkeypatch.setenv("EDGETL_CACHE", str(tmp_path / "cache"))
     return FinetuneConfig(
         data=make_images("data", ["a", "b", "c"], count=8),
@@ -55,7 +57,9 @@ def config(make_images: MakeImages, random_weights: Path, tmp_path: Path, monkey
     )
 
 
-def stages_of(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> dict[int, list[list[Batch]]]:
+def stages_of(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> dict[int, list[list[Batch]]]:
     """Every batch that the phases are fed with: phase to epochs to batches, the validation images as the last epoch."""
     seen: dict[int, list[list[Batch]]] = {}
     kinds: set[type] = set()
@@ -66,7 +70,10 @@ def stages_of(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> dict[i
         for stage in stages:
             feed: Feed = stage.feed
             kinds.add(type(feed))
-            seen[stage.phase.number] = [list(feed.training(epoch)) for epoch in range(1, 6)] + [list(feed.validation()), list(feed.plain())]
+            seen[stage.phase.number] = [list(feed.training(epoch)) for epoch in range(1, 6)] + [
+                list(feed.validation()),
+                list(feed.plain()),
+            ]
         return stages
 
     with monkeypatch.context() as patch:
@@ -82,14 +89,20 @@ def test_cached_and_streamed_training_see_the_same_tensors(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, batch_norm: Any
 ) -> None:
     config = replace(config, batch_norm=batch_norm)
-    cached, again, streamed = (stages_of(replace(config, cache_budget=budget), monkeypatch) for budget in (None, None, 0))
+    cached, again, streamed = (
+        stages_of(replace(config, cache_budget=budget), monkeypatch) for budget in (None, None, 0)
+    )
     for phase in (1, 2):
         assert len(cached[phase]) == len(streamed[phase]) == 7
         for left, middle, right in zip(cached[phase], again[phase], streamed[phase], strict=True):
-            for (values, labels), (found, found_labels), (expected, expected_labels) in zip(left, middle, right, strict=True):
+            for (values, labels), (found, found_labels), (expected, expected_labels) in zip(
+                left, middle, right, strict=True
+            ):
                 assert torch.equal(labels, expected_labels)
                 assert torch.equal(labels, found_labels)
-                assert all(torch.equal(value, other) for value, other in zip(values, found, strict=True)), "reused as it was"
+                assert all(
+                    torch.equal(value, other) for value, other in zip(values, found, strict=True)
+                ), "reused as it was"
                 for value, other in zip(values, expected, strict=True):
                     # Batches of other sizes take other kernels: the sums' last bits differ.
                     torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4)
@@ -102,13 +115,18 @@ def epochs(run: RunDirectory) -> list[dict[str, Any]]:
 def test_both_ways_train_the_same_network(config: FinetuneConfig, tmp_path: Path) -> None:
     # Without dropout no random number is drawn differently; what is left is rounding.
     config = replace(config, dropout=0.0, augment="none")
-    cached, streamed = finetune(config), finetune(replace(config, cache_budget=0, output=tmp_path / "streamed"))
+    cached, streamed = (
+        finetune(config),
+        finetune(replace(config, cache_budget=0, output=tmp_path / "streamed")),
+    )
     for left, right in zip(epochs(cached), epochs(streamed), strict=True):
         assert left["train_loss"] == pytest.approx(right["train_loss"], rel=1e-3)
         assert left["val_loss"] == pytest.approx(right["val_loss"], rel=1e-3)
 
 
-def test_a_later_run_uses_the_cache_and_gives_the_same_weights(config: FinetuneConfig, tmp_path: Path) -> None:
+def test_a_later_run_uses_the_cache_and_gives_the_same_weights(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
     first, second = Notes(), Notes()
     once = finetune(config, first)
     again = finetune(replace(config, output=tmp_path / "again"), second)
@@ -120,8 +138,12 @@ def test_a_later_run_uses_the_cache_and_gives_the_same_weights(config: FinetuneC
     assert metrics[0]["val"] == metrics[1]["val"]
 
 
-@pytest.mark.parametrize("change", ["seed", "augment", "views", "size", "unfreeze", "image", "weights"])
-def test_what_was_made_from_something_else_is_not_used(config: FinetuneConfig, tmp_path: Path, change: str, random_weights: Path) -> None:
+@pytest.mark.parametrize(
+    "change", ["seed", "augment", "views", "size", "unfreeze", "image", "weights"]
+)
+def test_what_was_made_from_something_else_is_not_used(
+    config: FinetuneConfig, tmp_path: Path, change: str, random_weights: Path
+) -> None:
     finetune(config)
     other = replace(config, output=tmp_path / "other")
     if change == "image":
@@ -135,7 +157,12 @@ def test_what_was_made_from_something_else_is_not_used(config: FinetuneConfig, t
         save_file(tensors, tmp_path / "other.safetensors")
         other = replace(other, weights=str(tmp_path / "other.safetensors"))
     else:
-        values = {"seed": {"seed": 1}, "augment": {"augment": "medium"}, "views": {"views": 2}, "size": {"image_size": 64}}
+        values = {
+            "seed": {"seed": 1},
+            "augment": {"augment": "medium"},
+            "views": {"views": 2},
+            "size": {"image_size": 64},
+        }
         other = replace(other, **(values.get(change) or {"unfreeze": "1"}))  # type: ignore[arg-type]
     watched = Notes()
     finetune(other, watched)
@@ -152,7 +179,9 @@ def test_a_damaged_cache_is_made_anew(config: FinetuneConfig, tmp_path: Path) ->
     assert sha256_file(once.weights) == sha256_file(again.weights)
 
 
-def test_a_budget_that_is_too_small_streams_and_says_so(config: FinetuneConfig, tmp_path: Path) -> None:
+def test_a_budget_that_is_too_small_streams_and_says_so(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
     watched = Notes()
     run = finetune(replace(config, cache_budget=10_000), watched)
     assert any("the cache may take" in text and "--cache-budget" in text for text in watched.notes)
@@ -161,10 +190,16 @@ def test_a_budget_that_is_too_small_streams_and_says_so(config: FinetuneConfig, 
 
 
 def test_fewer_views_are_taken_where_fewer_fit(config: FinetuneConfig, tmp_path: Path) -> None:
-    row = (96 + 1024) * 4  # what crosses the cut of the last two blocks at 32 pixels, and the head's features
+    row = (
+        96 + 1024
+    ) * 4  # what crosses the cut of the last two blocks at 32 pixels, and the head's features
     watched = Notes()
-    finetune(replace(config, views=None, unfreeze="2", cache_budget=row * (18 * 2 + 6) + 100), watched)
-    metas = [json.loads(meta.read_text()) for meta in (tmp_path / "cache/activations").rglob("meta.json")]
+    finetune(
+        replace(config, views=None, unfreeze="2", cache_budget=row * (18 * 2 + 6) + 100), watched
+    )
+    metas = [
+        json.loads(meta.read_text()) for meta in (tmp_path / "cache/activations").rglob("meta.json")
+    ]
     assert [meta["train"][0]["shape"][:2] for meta in metas] == [[2, 18], [2, 18]]
     assert any("holds 2 of 3 views" in text for text in watched.notes)
 
@@ -177,7 +212,9 @@ def test_nothing_frozen_streams_and_says_so(config: FinetuneConfig) -> None:
     assert watched.prepared_in_all == 0
 
 
-def test_a_runtime_that_refuses_a_later_piece_gives_way_to_pytorch(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_that_refuses_a_later_piece_gives_way_to_pytorch(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refused = []
 
     def picky(name: str, piece: Any, example: Any, computing: Any) -> Prefix:
@@ -191,7 +228,9 @@ def test_a_runtime_that_refuses_a_later_piece_gives_way_to_pytorch(config: Finet
     assert refused
 
 
-def test_a_cache_that_cannot_be_written_is_kept_in_memory(config: FinetuneConfig, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_kept_in_memory(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
     (tmp_path / "cache").write_text("a file where the folder would be")
     run = finetune(config)
     assert len(epochs(run)) == 5

@@ -29,7 +29,9 @@ class Stop(Silent):
 
 
 @pytest.fixture(scope="module")
-def run(parts: Path, random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+def run(
+    parts: Path, random_weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> RunDirectory:
     """A run of four epochs that was interrupted after two of them, and what trackers know of it."""
     folder = tmp_path_factory.mktemp("tracked")
     config = FinetuneConfig(
@@ -53,10 +55,16 @@ def test_tensorboard_reads_every_epoch_once(run: RunDirectory) -> None:
 
     events = EventAccumulator(str(run.tensorboard))
     events.Reload()
-    for name, field in (("val/accuracy", "val_accuracy"), ("train/loss", "train_loss"), ("lr", "lr")):
+    for name, field in (
+        ("val/accuracy", "val_accuracy"),
+        ("train/loss", "train_loss"),
+        ("lr", "lr"),
+    ):
         found = [(event.step, event.value) for event in events.Scalars(name)]
         assert [step for step, _ in found] == [1, 2, 3, 4]
-        assert [value for _, value in found] == pytest.approx([line[field] for line in history(run)], rel=1e-6)
+        assert [value for _, value in found] == pytest.approx(
+            [line[field] for line in history(run)], rel=1e-6
+        )
 
 
 def test_mlflow_has_one_run_with_every_epoch(run: RunDirectory) -> None:
@@ -69,11 +77,16 @@ def test_mlflow_has_one_run_with_every_epoch(run: RunDirectory) -> None:
     assert found.info.run_id == known["run_id"]
     assert found.info.status == "FINISHED"
     assert found.data.params["model"] == ARCHITECTURE
-    last = {metric.step: metric.value for metric in client.get_metric_history(known["run_id"], "val/accuracy")}
+    last = {
+        metric.step: metric.value
+        for metric in client.get_metric_history(known["run_id"], "val/accuracy")
+    }
     assert last == pytest.approx({line["epoch"]: line["val_accuracy"] for line in history(run)})
 
 
-def test_a_store_that_cannot_be_used_is_said_before_training(parts: Path, random_weights: Path, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_used_is_said_before_training(
+    parts: Path, random_weights: Path, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("no folder")
     config = FinetuneConfig(
         parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", workers=0, epochs=1, finetune_epochs=0,
@@ -84,7 +97,9 @@ def test_a_store_that_cannot_be_used_is_said_before_training(parts: Path, random
     assert not (tmp_path / "run").exists()
 
 
-def test_a_tracker_that_is_not_installed(parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_not_installed(
+    parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from edgetl.core.registry import missing_package
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "mlflow"]:
@@ -126,7 +141,9 @@ def test_a_server_that_does_not_answer_is_a_warning_after_a_bounded_wait(
     assert "Training goes on without it" in warning
 
 
-def test_a_server_that_goes_away_is_one_warning(parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_goes_away_is_one_warning(
+    parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlflow
     from mlflow.exceptions import MlflowException
 

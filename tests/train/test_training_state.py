@@ -57,7 +57,15 @@ def test_a_missing_fact_is_named(tmp_path: Path, name: str) -> None:
         ({"processes": 2}, "is incomplete"),
         ({"phase": None}, "is incomplete"),
         ({"steps": {"x": {"runner": "eager", "milliseconds": {}, "reason": ""}}}, "not numbered"),
-        ({"epochs": {**STAGE, "ranks": [{"seen": 8, "totals": [1.0, 2.0], "mixing": {"bit_generator": "X"}}]}}, "NumPy's generator"),
+        (
+            {
+                "epochs": {
+                    **STAGE,
+                    "ranks": [{"seen": 8, "totals": [1.0, 2.0], "mixing": {"bit_generator": "X"}}],
+                }
+            },
+            "NumPy's generator",
+        ),
     ],
 )
 def test_a_retyped_fact_is_named(tmp_path: Path, change: dict[str, Any], told: str) -> None:

@@ -57,7 +57,9 @@ def test_none_is_none() -> None:
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "model_state_dict"])
 @pytest.mark.parametrize("ending", [".pth", ".pt"])
-def test_checkpoints_are_unwrapped(tmp_path: Path, state: dict[str, Tensor], wrapper: str | None, ending: str) -> None:
+def test_checkpoints_are_unwrapped(
+    tmp_path: Path, state: dict[str, Tensor], wrapper: str | None, ending: str
+) -> None:
     path = tmp_path / f"checkpoint{ending}"
     wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
     torch.save({wrapper: wrapped, "epoch": 3} if wrapper else wrapped, path)
@@ -90,7 +92,9 @@ def test_a_pickle_with_code_never_runs(tmp_path: Path, state: dict[str, Tensor],
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content))
-    with pytest.raises(WeightsError, match=r"run code when loaded, so it was not loaded.*safetensors"):
+    with pytest.raises(
+        WeightsError, match=r"run code when loaded, so it was not loaded.*safetensors"
+    ):
         read_weights(str(path), NAME)
     assert not trace.exists()
     torch.load(path, weights_only=False) if how == "torch" else pickle.loads(path.read_bytes())
@@ -104,9 +108,21 @@ def test_a_pickle_with_code_never_runs(tmp_path: Path, state: dict[str, Tensor],
         ("w.safetensors", b"", "cannot be read as weights"),
         ("w.safetensors", b"\xff" * 8 + b"{}", "cannot be read as weights"),
         ("w.safetensors", struct.pack("<Q", 10**9) + b"{}", "cannot be read as weights"),
-        ("w.safetensors", _lying('{"a": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]}}'), "cannot be read as weights"),
-        ("w.safetensors", _lying('{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}'), "cannot be read as weights"),
-        ("w.safetensors", _lying('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}'), "cannot be read as weights"),
+        (
+            "w.safetensors",
+            _lying('{"a": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]}}'),
+            "cannot be read as weights",
+        ),
+        (
+            "w.safetensors",
+            _lying('{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}'),
+            "cannot be read as weights",
+        ),
+        (
+            "w.safetensors",
+            _lying('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}'),
+            "cannot be read as weights",
+        ),
         ("w.pth", b"", "cannot be read|damaged"),
         ("w.pth", b"PK\x03\x04 half a zip", "cannot be read|damaged"),
         ("w.onnx", b"x", "no known ending"),
@@ -127,7 +143,9 @@ def test_a_file_of_something_else(tmp_path: Path) -> None:
 def test_missing_files_and_folders_say_what_is_there(file: Path) -> None:
     with pytest.raises(WeightsError, match="No weights at"):
         read_weights(str(file.parent / "nowhere.safetensors"), NAME)
-    with pytest.raises(WeightsError, match=r"no resnet18\.safetensors; it has: squeezenet1_1\.safetensors"):
+    with pytest.raises(
+        WeightsError, match=r"no resnet18\.safetensors; it has: squeezenet1_1\.safetensors"
+    ):
         read_weights(str(file.parent), "resnet18")
 
 
@@ -141,7 +159,11 @@ def test_misfits_are_named(state: dict[str, Tensor]) -> None:
     tensors["features.0.weight"] = torch.zeros(64, 1, 3, 3)
     with pytest.raises(WeightsError) as caught:
         load_into(network(), as_weights(tensors), NAME)
-    for part in ("1 missing (features.0.bias)", "1 unexpected (extra.weight)", "features.0.weight is 64x1x3x3, not 64x3x3x3"):
+    for part in (
+        "1 missing (features.0.bias)",
+        "1 unexpected (extra.weight)",
+        "features.0.weight is 64x1x3x3, not 64x3x3x3",
+    ):
         assert part in str(caught.value)
 
 
@@ -152,10 +174,17 @@ def test_another_architecture_s_weights_name_only_a_few(state: dict[str, Tensor]
 
 
 @pytest.mark.parametrize("classes", [None, 1000, 7])
-def test_the_classification_layer_may_be_absent_or_of_any_shape_when_it_is_replaced(state: dict[str, Tensor], classes: int | None) -> None:
-    tensors = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.1.")}
+def test_the_classification_layer_may_be_absent_or_of_any_shape_when_it_is_replaced(
+    state: dict[str, Tensor], classes: int | None
+) -> None:
+    tensors = {
+        name: tensor for name, tensor in state.items() if not name.startswith("classifier.1.")
+    }
     if classes:
-        tensors |= {"classifier.1.weight": torch.zeros(classes, 512, 1, 1), "classifier.1.bias": torch.zeros(classes)}
+        tensors |= {
+            "classifier.1.weight": torch.zeros(classes, 512, 1, 1),
+            "classifier.1.bias": torch.zeros(classes),
+        }
     adapted = adapt(NAME, 32, 3, 8, 0.2, as_weights(tensors))
     assert torch.equal(adapted.network.features[0].weight, state["features.0.weight"])
     if classes != 1000:
@@ -167,7 +196,9 @@ def test_counters_and_auxiliary_classifiers_are_optional() -> None:
     torch.manual_seed(0)
     full = torchvision.models.googlenet(init_weights=False).state_dict()
     assert any(name.startswith("aux1.") for name in full)
-    tensors = {name: tensor for name, tensor in full.items() if not name.endswith("num_batches_tracked")}
+    tensors = {
+        name: tensor for name, tensor in full.items() if not name.endswith("num_batches_tracked")
+    }
     adapted = adapt("googlenet", 32, 2, 8, 0.2, as_weights(tensors))
     assert torch.equal(adapted.network.conv1.conv.weight, full["conv1.conv.weight"])
     assert not any(name.startswith("aux") for name in adapted.network.state_dict())
@@ -190,7 +221,9 @@ def test_values_that_are_not_finite_are_refused(state: dict[str, Tensor]) -> Non
         (lambda tensor: tensor > 0, "of another type.* is bool, not float32"),
     ],
 )
-def test_tensors_that_are_no_weights_are_refused(tmp_path: Path, state: dict[str, Tensor], change: Any, told: str) -> None:
+def test_tensors_that_are_no_weights_are_refused(
+    tmp_path: Path, state: dict[str, Tensor], change: Any, told: str
+) -> None:
     name = "features.0.weight"
     path = tmp_path / "weights.pth"
     torch.save({**state, name: change(state[name])}, path)
@@ -204,21 +237,31 @@ def test_names_that_are_numbers_are_refused(tmp_path: Path, state: dict[str, Ten
         read_weights(str(tmp_path / "weights.pth"), NAME)
 
 
-def test_an_archive_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path: Path, state: dict[str, Tensor]) -> None:
+def test_an_archive_that_unpacks_to_gigabytes_is_not_unpacked(
+    tmp_path: Path, state: dict[str, Tensor]
+) -> None:
     torch.save(state, tmp_path / "plain.pth")
     path = tmp_path / "bomb.pth"
-    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
         for entry in plain.infolist():
             bomb.writestr(entry.filename, plain.read(entry))
         bomb.writestr("plain/data/zeros", bytes(200 * 2**20))
     assert path.stat().st_size < 8 * 2**20
-    with pytest.raises(WeightsError, match=r"unpacks to 2\d\d MB, and at most 87 MB are read for squeezenet1_1"):
+    with pytest.raises(
+        WeightsError, match=r"unpacks to 2\d\d MB, and at most 87 MB are read for squeezenet1_1"
+    ):
         read_weights(str(path), NAME)
 
 
 def test_old_densenet_names_are_understood(tmp_path: Path) -> None:
     state = torchvision.models.densenet121().state_dict()
-    old = {name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): tensor for name, tensor in state.items()}
+    old = {
+        name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): tensor
+        for name, tensor in state.items()
+    }
     assert old.keys() != state.keys()
     torch.save(old, tmp_path / "densenet121.pth")
     weights = read_weights(str(tmp_path / "densenet121.pth"), "densenet121")
@@ -228,8 +271,12 @@ def test_old_densenet_names_are_understood(tmp_path: Path) -> None:
 
 def test_positions_of_a_vision_transformer_are_interpolated() -> None:
     torch.manual_seed(0)
-    at_64 = torchvision.models.vision_transformer._vision_transformer(32, 2, 2, 16, 32, None, False, image_size=64)
-    at_96 = torchvision.models.vision_transformer._vision_transformer(32, 2, 2, 16, 32, None, False, image_size=96)
+    at_64 = torchvision.models.vision_transformer._vision_transformer(
+        32, 2, 2, 16, 32, None, False, image_size=64
+    )
+    at_96 = torchvision.models.vision_transformer._vision_transformer(
+        32, 2, 2, 16, 32, None, False, image_size=96
+    )
     load_into(at_96, as_weights(at_64.state_dict()), "tiny_vit")
     assert at_96.encoder.pos_embedding.shape == (1, 10, 16)
     assert torch.equal(at_96.encoder.pos_embedding[:, 0], at_64.encoder.pos_embedding[:, 0])
@@ -255,7 +302,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
 
 
 def test_a_download_is_checked_and_kept(
-    server: tuple[str, Path], state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: tuple[str, Path],
+    state: dict[str, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     url, folder = server
     torch.save(state, folder / "w.pth")
@@ -269,11 +319,15 @@ def test_a_download_is_checked_and_kept(
         assert weights is not None
         assert (weights.sha256, weights.source) == (digest, entry.url)
         assert torch.equal(weights.tensors["features.0.weight"], state["features.0.weight"])
-        (folder / f"w-{digest[:8]}.pth").unlink(missing_ok=True)  # the second time comes from the cache
+        (folder / f"w-{digest[:8]}.pth").unlink(
+            missing_ok=True
+        )  # the second time comes from the cache
     assert capsys.readouterr().out == "", "standard output is for results"
 
 
-def test_a_download_that_is_not_what_its_name_says_is_refused(server: tuple[str, Path], state: dict[str, Tensor]) -> None:
+def test_a_download_that_is_not_what_its_name_says_is_refused(
+    server: tuple[str, Path], state: dict[str, Tensor]
+) -> None:
     url, folder = server
     torch.save(state, folder / "w-00000000.pth")
     with pytest.raises(WeightsError, match="invalid hash value"):
@@ -315,8 +369,12 @@ def test_real_weights_recognise_real_photos(shared: Path) -> None:
 
     model = load_stock_model("mobilenet_v2", str(shared / "weights"))
     photos = sorted((shared / "data/catsdogs500/val/dogs").iterdir())[:20]
-    batch = torch.cat([torch.from_numpy(preprocess(load_image(photo), model.preprocessing)) for photo in photos])
+    batch = torch.cat(
+        [torch.from_numpy(preprocess(load_image(photo), model.preprocessing)) for photo in photos]
+    )
     with torch.inference_mode():
         found = model.network(batch).argmax(1)
-    assert int(((found >= 151) & (found <= 268)).sum()) >= 14, "ImageNet's classes 151 to 268 are breeds of dog"
+    assert int(((found >= 151) & (found <= 268)).sum()) >= 14, (
+        "ImageNet's classes 151 to 268 are breeds of dog"
+    )
     assert load_file(shared / "weights/mobilenet_v2.safetensors").keys() >= {"features.0.0.weight"}

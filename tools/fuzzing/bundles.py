@@ -12,7 +12,14 @@ from PIL import Image
 from edgetl.core.files import sha256_file
 from edgetl.device.bundle import open_bundle
 from edgetl.device.classifier import proven_classifier
-from tests.bundles import CONTRACT, LABELS, colour_logits, colour_model, write_bundle, write_pictures
+from tests.bundles import (
+    CONTRACT,
+    LABELS,
+    colour_logits,
+    colour_model,
+    write_bundle,
+    write_pictures,
+)
 from tools.fuzzing.target import Target, copy_originals, mutate_file, mutate_json_file
 
 
@@ -27,7 +34,13 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
     """Mutate one file; half of the time its hash in the manifest is made to fit, so that its content is looked at."""
     copy_originals(originals, case)
     manifest = case / "bundle.json"
-    path = generator.choice([manifest, manifest, *sorted(path for path in case.rglob("*") if path.is_file() and path != manifest)])
+    path = generator.choice(
+        [
+            manifest,
+            manifest,
+            *sorted(path for path in case.rglob("*") if path.is_file() and path != manifest),
+        ]
+    )
     if path == manifest:
         mutate_json_file(path, generator)
         return

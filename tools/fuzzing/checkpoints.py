@@ -37,7 +37,11 @@ def _facts() -> dict[str, Any]:
 
 
 def _write(path: Path, facts: Any) -> None:
-    parts = {"network": {"weight": torch.ones(2, 2)}, "best": {"weight": torch.ones(2, 2)}, "generator": {"0/cpu": torch.get_rng_state()}}
+    parts = {
+        "network": {"weight": torch.ones(2, 2)},
+        "best": {"weight": torch.ones(2, 2)},
+        "generator": {"0/cpu": torch.get_rng_state()},
+    }
     write_state(path, parts, facts)
 
 
@@ -54,7 +58,12 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
         path.write_bytes((originals / _NAME).read_bytes())
         mutate_file(path, generator)
     else:
-        _write(path, mutate_json(json.loads((originals / "facts.json").read_text(encoding="utf-8")), generator))
+        _write(
+            path,
+            mutate_json(
+                json.loads((originals / "facts.json").read_text(encoding="utf-8")), generator
+            ),
+        )
 
 
 def use(case: Path) -> None:

@@ -67,12 +67,16 @@ def write_batch(folder: Path, encoded: dict[str, list[bytes]], count: int, seed:
     generator = np.random.default_rng(seed)
     for label in ("a", "b"):
         (folder / label).mkdir(parents=True)
-        (folder / label / f"whole-{label}.png").write_bytes(encoded[".png"][0 if label == "a" else -1])
+        (folder / label / f"whole-{label}.png").write_bytes(
+            encoded[".png"][0 if label == "a" else -1]
+        )
     for number in range(count):
         suffix = list(FORMATS)[number % len(FORMATS)]
         of_format = encoded[suffix]
         first, second = (of_format[int(generator.integers(len(of_format)))] for _ in range(2))
-        (folder / "ab"[number % 2] / f"{number:05d}{suffix}").write_bytes(mutate_bytes(first, second, generator))
+        (folder / "ab"[number % 2] / f"{number:05d}{suffix}").write_bytes(
+            mutate_bytes(first, second, generator)
+        )
 
 
 def look_through(folder: Path, count: int, outcome: Outcome) -> None:
@@ -90,11 +94,23 @@ def look_through(folder: Path, count: int, outcome: Outcome) -> None:
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
 
-    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=LIMIT_S, preexec_fn=limited)
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        preexec_fn=limited,
+    )
     assert done.stdout.startswith("{"), f"status {done.returncode}: {done.stderr[-2000:]}"
     found = json.loads(done.stdout)
-    rejected = sum(len(finding["groups"]) for finding in found["findings"] if finding["kind"] in ("unreadable", "bombs"))
-    assert found["images"] + rejected == count + 2, f"{found['images']} images and {rejected} rejected of {count + 2} files"
+    rejected = sum(
+        len(finding["groups"])
+        for finding in found["findings"]
+        if finding["kind"] in ("unreadable", "bombs")
+    )
+    assert found["images"] + rejected == count + 2, (
+        f"{found['images']} images and {rejected} rejected of {count + 2} files"
+    )
     outcome.files += count
     outcome.decoded += found["images"] - 2
     for finding in found["findings"]:
@@ -119,7 +135,10 @@ def fuzz(photos: Path, count: int, seed: int) -> Outcome:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.fuzzing.photo_batches", description="Mutated images through `edgetl check`.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.fuzzing.photo_batches",
+        description="Mutated images through `edgetl check`.",
+    )
     parser.add_argument("photos", type=Path)
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -127,7 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     outcome = fuzz(given.photos, given.count, given.seed)
     told = ", ".join(f"{count} {reason}" for reason, count in outcome.reasons.items())
     memory = f"{min(outcome.peak_bytes) / 2**20:.0f} to {max(outcome.peak_bytes) / 2**20:.0f} MiB"
-    print(f"{outcome.files} files: {outcome.decoded} still decode, {told}; no crash, no hang, none lost; memory {memory} a batch.")
+    print(
+        f"{outcome.files} files: {outcome.decoded} still decode, {told}; no crash, no hang, none lost; memory {memory} a batch."
+    )
 
 
 if __name__ == "__main__":

@@ -29,12 +29,16 @@ def prepare(folder: Path) -> None:
         albumentations.LongestMaxSize(128), albumentations.CoarseDropout(), albumentations.Affine(scale=(0.9, 1.1)),
     ]  # fmt: skip
     for suffix in ("json", "yaml"):
-        albumentations.save(albumentations.Compose(steps), folder / f"pipeline.{suffix}", data_format=suffix)
+        albumentations.save(
+            albumentations.Compose(steps), folder / f"pipeline.{suffix}", data_format=suffix
+        )
 
 
 def make_case(generator: random.Random, originals: Path, case: Path) -> None:
     """Write one mutated file."""
-    path = case / generator.choice(["default.toml", "classic.toml", "pipeline.json", "pipeline.json", "pipeline.yaml"])
+    path = case / generator.choice(
+        ["default.toml", "classic.toml", "pipeline.json", "pipeline.json", "pipeline.yaml"]
+    )
     path.write_bytes((originals / path.name).read_bytes())
     if generator.random() < 0.2:
         mutate_file(path, generator)

@@ -22,8 +22,14 @@ def prepare(folder: Path) -> None:
         content = json.loads(json.dumps(result.to_json()))
         for row in content["rows"]:
             for block in row["rounds"]:
-                block |= {"latencies_ns": block["latencies_ns"][:_LATENCIES], "slices": [], "waited": 0}
-                block["stages_ns"] = {stage: times[:_LATENCIES] for stage, times in block["stages_ns"].items()}
+                block |= {
+                    "latencies_ns": block["latencies_ns"][:_LATENCIES],
+                    "slices": [],
+                    "waited": 0,
+                }
+                block["stages_ns"] = {
+                    stage: times[:_LATENCIES] for stage, times in block["stages_ns"].items()
+                }
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
 
 

@@ -26,7 +26,12 @@ def prepare(folder: Path) -> None:
     run = write_run(folder)
     content = json.loads(run.config.read_text(encoding="utf-8"))
     run.config.write_text(json.dumps({**content, "asked": content["config"]}), encoding="utf-8")
-    rows = [f"{part}/{label}/{number}.jpg,{label},{part}" for part in ("train", "val") for label in CLASSES for number in range(3)]
+    rows = [
+        f"{part}/{label}/{number}.jpg,{label},{part}"
+        for part in ("train", "val")
+        for label in CLASSES
+        for number in range(3)
+    ]
     run.split.write_text("path,label,split\n" + "\n".join(rows) + "\n", encoding="utf-8")
 
 
@@ -50,7 +55,11 @@ def use(case: Path) -> None:
     """Read every file, whichever of them is refused, and write the page."""
     run, refused = RunDirectory(case), []
     # A run that has finished is not gone on with, which would hide whether its files are read.
-    reads = (_report, read_split, read_run_configuration) if run.metrics.exists() else (_report, read_split, beginnings)
+    reads = (
+        (_report, read_split, read_run_configuration)
+        if run.metrics.exists()
+        else (_report, read_split, beginnings)
+    )
     for read in reads:
         try:
             read(run)

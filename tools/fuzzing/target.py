@@ -35,7 +35,9 @@ def mutate_file(path: Path, generator: random.Random, other: Path | None = None)
     """Mutate the bytes of a file, spliced with `other` or with itself."""
     content = path.read_bytes() or b"\0"
     spliced = content if other is None else other.read_bytes()
-    path.write_bytes(mutate_bytes(content, spliced, np.random.default_rng(generator.getrandbits(64))))
+    path.write_bytes(
+        mutate_bytes(content, spliced, np.random.default_rng(generator.getrandbits(64)))
+    )
 
 
 def mutate_json_file(path: Path, generator: random.Random) -> None:

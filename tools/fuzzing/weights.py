@@ -54,14 +54,20 @@ def prepare(folder: Path) -> None:
 
 def make_case(generator: random.Random, originals: Path, case: Path) -> None:
     """Write one mutated file."""
-    path = case / generator.choice(["weights.pth", "weights.pth", "weights.pt", "weights.safetensors"])
+    path = case / generator.choice(
+        ["weights.pth", "weights.pth", "weights.pt", "weights.safetensors"]
+    )
     if generator.random() < 0.5 or path.suffix == ".safetensors":
         path.write_bytes((originals / path.name).read_bytes())
         _mutate_head(path, generator)
     else:
-        torch.save(_mutated_state(generator), path, _use_new_zipfile_serialization=path.suffix == ".pth")
+        torch.save(
+            _mutated_state(generator), path, _use_new_zipfile_serialization=path.suffix == ".pth"
+        )
     if path.suffix == ".pth" and generator.random() < 0.1:
-        with suppress(zipfile.BadZipFile, NotImplementedError, OSError, ValueError):  # damaged already
+        with suppress(
+            zipfile.BadZipFile, NotImplementedError, OSError, ValueError
+        ):  # damaged already
             _deflate(path)
 
 
@@ -89,11 +95,16 @@ def _mutated_state(generator: random.Random) -> Any:
             case _ if isinstance(state[name], Tensor):
                 try:
                     state[name] = generator.choice(_CHANGES)(state[name])
-                except (RuntimeError, NotImplementedError):  # a second change that the first one's layout does not know
+                except (
+                    RuntimeError,
+                    NotImplementedError,
+                ):  # a second change that the first one's layout does not know
                     continue
             case _:
                 state[name] = torch.zeros(2)
-    return generator.choice([state, state, state, {"state_dict": state}, {"model": [state]}, [state], 3])
+    return generator.choice(
+        [state, state, state, {"state_dict": state}, {"model": [state]}, [state], 3]
+    )
 
 
 def _deflate(path: Path) -> None:

@@ -53,13 +53,17 @@ def run_cases(name: str, seed: int, first: int, count: int, failures: Path) -> N
         originals.mkdir()
         target.prepare(originals)
         for number in range(-_FIRST, 0):
-            use_case(target, _made(target, originals, Path(scratch, "warm-up"), random.Random(number)))
+            use_case(
+                target, _made(target, originals, Path(scratch, "warm-up"), random.Random(number))
+            )
         _, virtual = _memory()
         resource.setrlimit(resource.RLIMIT_AS, (virtual + _HEADROOM_BYTES, resource.RLIM_INFINITY))
         for number in range(first, first + count):
             print(json.dumps({"begun": number}), file=lines)
             # A text as the seed: each case can be made again alone.
-            case = _made(target, originals, Path(scratch, "case"), random.Random(f"{seed} {name} {number}"))
+            case = _made(
+                target, originals, Path(scratch, "case"), random.Random(f"{seed} {name} {number}")
+            )
             if failures.is_dir():
                 pending = failures / f"{name}-{seed}-{number}"
                 shutil.copytree(case, pending)
@@ -98,7 +102,12 @@ def use_case(target: Target, case: Path) -> dict[str, Any]:
     grown = max(0, peak - before)
     if outcome in ("read", "refused") and grown > LIMIT_BYTES:
         outcome, what = "memory", f"{grown / 2**20:.0f} MiB"
-    return {"outcome": outcome, "what": what, "bytes": grown, "seconds": time.perf_counter() - started}
+    return {
+        "outcome": outcome,
+        "what": what,
+        "bytes": grown,
+        "seconds": time.perf_counter() - started,
+    }
 
 
 @contextlib.contextmanager
@@ -119,7 +128,9 @@ def _memory() -> tuple[int, int]:
 
 
 def _status(name: str) -> int:
-    match = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    match = re.search(
+        rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE
+    )
     return int(match[1]) * 1024 if match else 0
 
 

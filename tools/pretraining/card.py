@@ -56,13 +56,25 @@ def card(results: Mapping[str, Any], recipe: str, weights_bytes: int) -> str:
         recipe: the text of recipe.toml.
     """
     hours = results["seconds"] / 3600
-    busy = f", {results['core_seconds'] / 3600:.2f} core hours of training" if "core_seconds" in results else ""
+    busy = (
+        f", {results['core_seconds'] / 3600:.2f} core hours of training"
+        if "core_seconds" in results
+        else ""
+    )
     facts = [
         ("images seen", f"{results['images_seen']:,} in {results['steps']:,} steps"),
         ("cost", f"{hours:.2f} hours on {results['device']} in {results['precision']}{busy}"),
-        ("made with", ", ".join(f"{name} {version}" for name, version in results["versions"].items() if version)),
+        (
+            "made with",
+            ", ".join(
+                f"{name} {version}" for name, version in results["versions"].items() if version
+            ),
+        ),
     ]
-    told = [f"{100 * accuracy:.1f}% of new ones right at {side} px" for side, accuracy in results["unseen_accuracy"].items()]
+    told = [
+        f"{100 * accuracy:.1f}% of new ones right at {side} px"
+        for side, accuracy in results["unseen_accuracy"].items()
+    ]
     return _CARD.substitute(
         model=results["model"],
         size=f"{weights_bytes / 1e6:.1f}",
@@ -71,7 +83,8 @@ def card(results: Mapping[str, Any], recipe: str, weights_bytes: int) -> str:
         facts="\n".join(f"| {name} | {value} |" for name, value in facts),
         unseen=", ".join(told),
         chance=f"{100 / results['classes']:.2g}",
-        worth="\n\n".join(results["worth"].values()) or "Not measured: `python -m tools.backbone_worth` does.",
+        worth="\n\n".join(results["worth"].values())
+        or "Not measured: `python -m tools.backbone_worth` does.",
         curve=_curve(results["curve"]),
         recipe=recipe,
     )
@@ -82,4 +95,10 @@ def _curve(lines: Sequence[Mapping[str, Any]]) -> str:
         f"| {line['step']:,} | {line['seconds'] / 60:.1f} | {line['side']} | {line['loss']:.3f} | {100 * line['accuracy']:.1f}% |"
         for line in lines
     ]
-    return "\n".join(["| step | minutes | pixels | loss | accuracy |", "| ---: | ---: | ---: | ---: | ---: |", *rows])
+    return "\n".join(
+        [
+            "| step | minutes | pixels | loss | accuracy |",
+            "| ---: | ---: | ---: | ---: | ---: |",
+            *rows,
+        ]
+    )

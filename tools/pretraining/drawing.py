@@ -47,10 +47,16 @@ class Classes:
     def draw(self, number: int, instance: int, side: int) -> Image:
         """Image `instance` of a class, uint8 [side, side, 3]; equal arguments give equal pixels."""
         name, within = self.family(number)
-        return FAMILIES[name][1](_parameters(self.seed, name, within), np.random.default_rng([self.seed, number, instance, 1]), side)
+        return FAMILIES[name][1](
+            _parameters(self.seed, name, within),
+            np.random.default_rng([self.seed, number, instance, 1]),
+            side,
+        )
 
 
 @lru_cache(maxsize=8192)
 def _parameters(seed: int, family: str, number: int) -> Any:
     # Keyed within the family: more classes of one family leave the others' as they are.
-    return FAMILIES[family][0](np.random.default_rng([seed, list(FAMILIES).index(family), number, 0]))
+    return FAMILIES[family][0](
+        np.random.default_rng([seed, list(FAMILIES).index(family), number, 0])
+    )

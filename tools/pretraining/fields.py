@@ -23,7 +23,10 @@ Field = NDArray[Any]
 def square(side: int) -> tuple[Field, Field]:
     """The pixels' centres: x (rightwards) and y (downwards) in [-1, 1]; shared, not to be changed."""
     steps = (np.arange(side, dtype=np.float32) + 0.5) * (2 / side) - 1
-    x, y = np.broadcast_to(steps, (side, side)).copy(), np.broadcast_to(steps[:, None], (side, side)).copy()
+    x, y = (
+        np.broadcast_to(steps, (side, side)).copy(),
+        np.broadcast_to(steps[:, None], (side, side)).copy(),
+    )
     x.flags.writeable = y.flags.writeable = False
     return x, y
 
@@ -35,7 +38,12 @@ def levelled(field: Field) -> Field:
 
 
 def lattice_noise(
-    generator: np.random.Generator, side: int, cells: float, octaves: int = 4, gain: float = 0.5, stretch: float = 1.0
+    generator: np.random.Generator,
+    side: int,
+    cells: float,
+    octaves: int = 4,
+    gain: float = 0.5,
+    stretch: float = 1.0,
 ) -> Field:
     """Fractional Brownian motion: octaves of noise, each twice as fine and `gain` times as strong as the one before.
 
@@ -46,9 +54,14 @@ def lattice_noise(
     total, weight = np.zeros((side, side), np.float32), 1.0
     for octave in range(octaves):
         across = cells * 2**octave
-        rows, columns = max(2, min(side, round(across + 1))), max(2, min(side, round(across / stretch + 1)))
+        rows, columns = (
+            max(2, min(side, round(across + 1))),
+            max(2, min(side, round(across / stretch + 1))),
+        )
         values = generator.standard_normal((rows, columns), np.float32)
-        total += np.float32(weight) * cv2.resize(values, (side, side), interpolation=cv2.INTER_CUBIC)
+        total += np.float32(weight) * cv2.resize(
+            values, (side, side), interpolation=cv2.INTER_CUBIC
+        )
         weight *= gain
         if across >= side:
             break
@@ -61,7 +74,9 @@ def cells(generator: np.random.Generator, side: int, count: float, kind: str) ->
     seeds = np.full((side, side), 255, np.uint8)
     at = generator.integers(0, side, (2, points))
     seeds[at[0], at[1]] = 0
-    distance, labels = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    distance, labels = cv2.distanceTransformWithLabels(
+        seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
     if kind == "distance":
         return levelled(np.minimum(distance, np.float32(1.2 * side / points**0.5)))
     greys = generator.random(points + 2, np.float32)[labels]
@@ -77,19 +92,29 @@ def waves(generator: np.random.Generator, side: int, cycles: float, kind: str) -
     phase = generator.random(4)
     pitch = np.float32(np.pi * cycles)
     if kind == "rings":
-        return 0.5 + 0.5 * np.sin(pitch * np.hypot(x - np.float32(phase[0] * 1.6 - 0.8), y - np.float32(phase[1] * 1.6 - 0.8)))
+        return 0.5 + 0.5 * np.sin(
+            pitch
+            * np.hypot(x - np.float32(phase[0] * 1.6 - 0.8), y - np.float32(phase[1] * 1.6 - 0.8))
+        )
     angle = phase[2] * tau
-    u = pitch * (x * np.float32(cos(angle)) + y * np.float32(sin(angle))) + np.float32(phase[0] * tau)
+    u = pitch * (x * np.float32(cos(angle)) + y * np.float32(sin(angle))) + np.float32(
+        phase[0] * tau
+    )
     if kind == "bars":
         return 0.5 + 0.5 * np.sin(u)
-    v = pitch * (y * np.float32(cos(angle)) - x * np.float32(sin(angle))) + np.float32(phase[1] * tau)
+    v = pitch * (y * np.float32(cos(angle)) - x * np.float32(sin(angle))) + np.float32(
+        phase[1] * tau
+    )
     if kind == "bricks":
         row = np.floor(v * np.float32(1 / tau))
         along = np.mod(u * np.float32(0.5) + row * np.float32(np.pi), tau)
         across = np.mod(v, tau)
         joint = np.minimum(along, across) < 0.7
         return np.where(
-            joint, np.float32(0.1), np.float32(0.55) + np.float32(0.4) * np.sin(row * 12.9 + np.floor(u * np.float32(0.5 / tau)))
+            joint,
+            np.float32(0.1),
+            np.float32(0.55)
+            + np.float32(0.4) * np.sin(row * 12.9 + np.floor(u * np.float32(0.5 / tau))),
         )
     product = np.sin(u) * np.sin(v)
     return 0.5 + 0.5 * product if kind == "checks" else np.clip(product * 3 - 1, 0, 1)
@@ -100,23 +125,37 @@ def turing(generator: np.random.Generator, side: int, cycles: float, bias: float
     inner = max(0.6, 0.19 * side / cycles)
     field = generator.standard_normal((side, side), np.float32)
     for _ in range(3):
-        field = cv2.GaussianBlur(field, (0, 0), inner) - cv2.GaussianBlur(field, (0, 0), 1.7 * inner)
+        field = cv2.GaussianBlur(field, (0, 0), inner) - cv2.GaussianBlur(
+            field, (0, 0), 1.7 * inner
+        )
         field = np.tanh(field * np.float32(4 / max(float(field.std()), 1e-6)) + np.float32(bias))
     return 0.5 + 0.5 * field
 
 
-def warped(field: Field, generator: np.random.Generator, amount: float, cells_across: float = 3.0) -> Field:
+def warped(
+    field: Field, generator: np.random.Generator, amount: float, cells_across: float = 3.0
+) -> Field:
     """The field as seen through an uneven pane: every pixel looked up `amount` times the side or less away."""
     side = len(field)
     rows = max(2, round(cells_across + 1))
     push = generator.standard_normal((rows, rows, 2), np.float32) * np.float32(amount * side)
     moved = cv2.resize(push, (side, side), interpolation=cv2.INTER_CUBIC)
     at = np.arange(side, dtype=np.float32)
-    return cv2.remap(field, moved[..., 0] + at, moved[..., 1] + at[:, None], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    return cv2.remap(
+        field,
+        moved[..., 0] + at,
+        moved[..., 1] + at[:, None],
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REFLECT,
+    )
 
 
 def turned(field: Field, angle: float) -> Field:
     """Rotated about the middle; what comes in from outside is mirrored."""
     side = len(field)
-    matrix = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), float(np.degrees(angle)), 1.0)
-    return cv2.warpAffine(field, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    matrix = cv2.getRotationMatrix2D(
+        ((side - 1) / 2, (side - 1) / 2), float(np.degrees(angle)), 1.0
+    )
+    return cv2.warpAffine(
+        field, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+    )

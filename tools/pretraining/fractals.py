@@ -12,7 +12,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.pretraining.textures import Image, Palette, coloured, draw_background, jittered, random_palette
+from tools.pretraining.textures import (
+    Image,
+    Palette,
+    coloured,
+    draw_background,
+    jittered,
+    random_palette,
+)
 
 _CHAINS, _SETTLING, _DRAWN = 768, 8, 20
 """Points that wander at the same time, steps until they are on the attractor, steps that are drawn."""
@@ -38,12 +45,17 @@ def random_fractal(generator: np.random.Generator) -> Fractal:
     maps = int(generator.integers(2, 7))
     for _ in range(200):
         values = np.sort(generator.uniform(0.05, 1, (maps, 2)), axis=1)[:, ::-1]
-        values *= generator.uniform(0.5 * (5 + maps), 0.5 * (6 + maps)) / float((values[:, 0] + 2 * values[:, 1]).sum())
+        values *= generator.uniform(0.5 * (5 + maps), 0.5 * (6 + maps)) / float(
+            (values[:, 0] + 2 * values[:, 1]).sum()
+        )
         if values.max() < 0.97:
             break
     else:
         values = np.minimum(values, 0.97)
-    left, right = _rotations(generator.uniform(0, 2 * np.pi, maps)), _rotations(generator.uniform(0, 2 * np.pi, maps))
+    left, right = (
+        _rotations(generator.uniform(0, 2 * np.pi, maps)),
+        _rotations(generator.uniform(0, 2 * np.pi, maps)),
+    )
     signs = generator.choice([-1.0, 1.0], (maps, 1, 2))
     linear = left @ (values[:, :, None] * right) * signs
     areas = np.maximum(np.abs(np.linalg.det(linear)), 0.02)
@@ -57,13 +69,17 @@ def random_fractal(generator: np.random.Generator) -> Fractal:
 
 
 def _rotations(angles: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.stack([np.cos(angles), -np.sin(angles), np.sin(angles), np.cos(angles)], 1).reshape(-1, 2, 2)
+    return np.stack([np.cos(angles), -np.sin(angles), np.sin(angles), np.cos(angles)], 1).reshape(
+        -1, 2, 2
+    )
 
 
 def draw_fractal(fractal: Fractal, generator: np.random.Generator, side: int) -> Image:
     """One image of a class, uint8 [side, side, 3]: the system a little changed, turned and moved, over some background."""
     scale = generator.uniform(0.85, 1.08, fractal.linear.shape).astype(np.float32)
-    points, last = _wander(np.clip(fractal.linear * scale, -0.98, 0.98), fractal.shift, fractal.chances, generator)
+    points, last = _wander(
+        np.clip(fractal.linear * scale, -0.98, 0.98), fractal.shift, fractal.chances, generator
+    )
     at = _placed(points, generator, side)
     inside = ((at >= 0) & (at < side)).all(1)
     flat = at[inside] @ np.array([1, side])
@@ -76,7 +92,11 @@ def draw_fractal(fractal: Fractal, generator: np.random.Generator, side: int) ->
     else:
         tone = density
     image = coloured(tone, jittered(fractal.colours, generator))
-    cover = np.minimum(1, density * 6) if generator.random() < 0.7 else cv2.GaussianBlur(np.minimum(1, density * 6), (3, 3), 0)
+    cover = (
+        np.minimum(1, density * 6)
+        if generator.random() < 0.7
+        else cv2.GaussianBlur(np.minimum(1, density * 6), (3, 3), 0)
+    )
     if generator.random() < 0.35:
         behind = np.full_like(image, generator.integers(0, 256, 3, dtype=np.uint8))
     else:
@@ -85,10 +105,15 @@ def draw_fractal(fractal: Fractal, generator: np.random.Generator, side: int) ->
 
 
 def _wander(
-    linear: NDArray[np.float32], shift: NDArray[np.float32], chances: NDArray[np.float64], generator: np.random.Generator
+    linear: NDArray[np.float32],
+    shift: NDArray[np.float32],
+    chances: NDArray[np.float64],
+    generator: np.random.Generator,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     # The chaos game with many short chains instead of a long one: NumPy has one Python step for all of them.
-    choices = np.searchsorted(np.cumsum(chances)[:-1], generator.random((_SETTLING + _DRAWN, _CHAINS)))
+    choices = np.searchsorted(
+        np.cumsum(chances)[:-1], generator.random((_SETTLING + _DRAWN, _CHAINS))
+    )
     x, y = generator.uniform(-1, 1, (2, _CHAINS)).astype(np.float32)
     kept = np.empty((_DRAWN, 2, _CHAINS), np.float32)
     for step, chosen in enumerate(choices):
@@ -99,7 +124,9 @@ def _wander(
     return kept.transpose(0, 2, 1).reshape(-1, 2), choices[_SETTLING:].reshape(-1)
 
 
-def _placed(points: NDArray[np.float32], generator: np.random.Generator, side: int) -> NDArray[np.int64]:
+def _placed(
+    points: NDArray[np.float32], generator: np.random.Generator, side: int
+) -> NDArray[np.int64]:
     # The middle 96% fill 60 to 110% of the frame, turned by any angle; a few points far out would shrink the rest to a dot.
     angle = generator.uniform(0, 2 * np.pi)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], np.float32)

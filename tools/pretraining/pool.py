@@ -31,7 +31,9 @@ def shard_labels(recipe: Recipe, shard: int) -> NDArray[np.int64]:
     total = recipe.classes.total
     rounds = -(-recipe.shard_images // total)
     generator = np.random.default_rng([recipe.seed, shard, 2])
-    return np.concatenate([generator.permutation(total) for _ in range(rounds)])[: recipe.shard_images].astype(np.int64)
+    return np.concatenate([generator.permutation(total) for _ in range(rounds)])[
+        : recipe.shard_images
+    ].astype(np.int64)
 
 
 def draw_shard(recipe: Recipe, shard: int) -> Image:
@@ -98,7 +100,12 @@ class Pool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for process, asked in self._makers:
             asked.close()
             process.terminate()
@@ -106,7 +113,9 @@ class Pool:
 
     def window(self, step: int) -> range:
         """The files that a step draws from."""
-        newest = self._recipe.first_shards + step * self._recipe.batch_size // (self._recipe.shard_images * self._recipe.reuse)
+        newest = self._recipe.first_shards + step * self._recipe.batch_size // (
+            self._recipe.shard_images * self._recipe.reuse
+        )
         return range(max(0, newest - self._recipe.window_shards), newest)
 
     def batch(self, step: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -122,7 +131,10 @@ class Pool:
         images = np.empty((recipe.batch_size, recipe.image_side, recipe.image_side, 3), np.uint8)
         labels = np.empty(recipe.batch_size, np.int64)
         for position, number in enumerate(chosen):
-            shard, within = window.start + int(number) // recipe.shard_images, int(number) % recipe.shard_images
+            shard, within = (
+                window.start + int(number) // recipe.shard_images,
+                int(number) % recipe.shard_images,
+            )
             images[position] = self._open[shard][within]
             labels[position] = self._labels[shard][within]
         return images, labels
@@ -138,7 +150,9 @@ class Pool:
             try:
                 made = asked.recv()
             except (EOFError, OSError) as cause:
-                raise RunError(f"A process that draws images ended with status {process.exitcode}. Run the same command again.") from cause
+                raise RunError(
+                    f"A process that draws images ended with status {process.exitcode}. Run the same command again."
+                ) from cause
             self._open[made] = np.load(shard_path(self._folder, made), mmap_mode="r")
             self._labels[made] = shard_labels(self._recipe, made)
             self._made += 1

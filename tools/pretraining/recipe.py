@@ -59,10 +59,21 @@ class Recipe:
     """Seconds of the training; 0 leaves it to `steps`."""
 
     def __post_init__(self) -> None:
-        positive = ("image_side", "shard_images", "first_shards", "window_shards", "reuse", "lr", "clip_gradient", "statistics_images")
+        positive = (
+            "image_side",
+            "shard_images",
+            "first_shards",
+            "window_shards",
+            "reuse",
+            "lr",
+            "clip_gradient",
+            "statistics_images",
+        )
         wrong = [f"{name} must be above 0" for name in positive if getattr(self, name) <= 0]
         if self.batch_size < 2:
-            wrong.append("batch_size must be 2 or more, because BatchNorm has no statistics of one image")
+            wrong.append(
+                "batch_size must be 2 or more, because BatchNorm has no statistics of one image"
+            )
         if self.classes.total < 2 or min(self.classes.counts) < 0:
             wrong.append("there must be 2 classes or more")
         if not self.sides or min(self.sides) < 32:
@@ -112,4 +123,9 @@ def write_recipe(path: Path, recipe: Recipe, steps_taken: int | None = None) -> 
         recipe = replace(recipe, steps=steps_taken, budget_s=0.0)
     # JSON's numbers, strings and lists of numbers are TOML's as well.
     lines = [f"{name} = {json.dumps(value)}" for name, value in recipe.to_json().items()]
-    write_text(path, "# Follow it with: python -m tools.pretrain --recipe recipe.toml --work DIR -o DIR\n" + "\n".join(lines) + "\n")
+    write_text(
+        path,
+        "# Follow it with: python -m tools.pretrain --recipe recipe.toml --work DIR -o DIR\n"
+        + "\n".join(lines)
+        + "\n",
+    )

@@ -90,7 +90,9 @@ def random_body(generator: np.random.Generator) -> Body:
         reach=generator.uniform(0.7, 1.15, parts).astype(np.float32),
         sizes=sizes.astype(np.float32),
         tilt=generator.uniform(0, np.pi, parts).astype(np.float32),
-        material=random_pattern(generator, ("hair", "noise", "hair", "turing", "bars", "flat"), 4.0, 28.0),
+        material=random_pattern(
+            generator, ("hair", "noise", "hair", "turing", "bars", "flat"), 4.0, 28.0
+        ),
         colours=random_palette(generator),
         marks=random_pattern(generator, ("noise", "flat", "turing", "bars"), 1.5, 6.0),
     )
@@ -103,14 +105,20 @@ def solid_height(solid: Solid, generator: np.random.Generator, side: int, radius
     middle = generator.uniform(-0.9, 0.9, 2) * max(0.15, 1 - radius)
     dx, dy = x - np.float32(middle[0]), y - np.float32(middle[1])
     u = (dx * np.float32(np.cos(angle)) + dy * np.float32(np.sin(angle))) * np.float32(1 / radius)
-    v = (dy * np.float32(np.cos(angle)) - dx * np.float32(np.sin(angle))) * np.float32(1 / (radius * shrink))
+    v = (dy * np.float32(np.cos(angle)) - dx * np.float32(np.sin(angle))) * np.float32(
+        1 / (radius * shrink)
+    )
     around = cv2.phase(u, v)
     outline = np.ones_like(around)
-    amplitudes = solid.amplitudes * generator.uniform(0.8, 1.2, len(solid.amplitudes)).astype(np.float32)
+    amplitudes = solid.amplitudes * generator.uniform(0.8, 1.2, len(solid.amplitudes)).astype(
+        np.float32
+    )
     for order, amplitude, phase in zip(solid.orders, amplitudes, solid.phases, strict=True):
         wave = np.cos(order * around + phase)
         if solid.corner:
-            wave = (1 - np.float32(solid.corner)) * wave + np.float32(solid.corner) * (1 - 2 * np.abs(wave))
+            wave = (1 - np.float32(solid.corner)) * wave + np.float32(solid.corner) * (
+                1 - 2 * np.abs(wave)
+            )
         outline += amplitude * wave
     inward = np.clip(1 - cv2.magnitude(u, v) / np.maximum(outline, np.float32(0.15)), 0, 1)
     return _risen(inward, solid.profile, float(solid.orders[0]), around) * np.float32(radius)
@@ -125,10 +133,14 @@ def _risen(inward: Field, profile: str, order: float, around: Field) -> Field:
         return np.minimum(inward * 5, 1) * np.float32(0.35)
     if profile == "ring":
         return np.sqrt(np.clip(1 - np.square(3 * inward - 1), 0, 1)) * np.float32(0.6)
-    return np.minimum(inward * 4, 1) * (0.5 + 0.15 * np.cos(np.float32(2 * order) * around) + 0.3 * inward)
+    return np.minimum(inward * 4, 1) * (
+        0.5 + 0.15 * np.cos(np.float32(2 * order) * around) + 0.3 * inward
+    )
 
 
-def body_height(body: Body, generator: np.random.Generator, side: int, radius: float) -> tuple[Field, Field]:
+def body_height(
+    body: Body, generator: np.random.Generator, side: int, radius: float
+) -> tuple[Field, Field]:
     """Height above the ground, 0 outside, and which part is seen, in [0, 1]; limbs bend by a fifth of a radian or so."""
     x, y = square(side)
     whole, flip = generator.normal(0, 0.35), generator.choice([-1.0, 1.0])
@@ -137,7 +149,9 @@ def body_height(body: Body, generator: np.random.Generator, side: int, radius: f
     for part in range(1, len(angles)):
         parent = body.joined[part]
         distance = body.reach[part] * (body.sizes[parent].mean() + 0.5 * body.sizes[part].mean())
-        places[part] = places[parent] + distance * np.array([np.cos(angles[part]), np.sin(angles[part])])
+        places[part] = places[parent] + distance * np.array(
+            [np.cos(angles[part]), np.sin(angles[part])]
+        )
     places -= (places.min(0) + places.max(0)) / 2
     extent = max(float(np.abs(places).max()) + 0.2, 0.4)
     places, sizes = places * (radius / extent), body.sizes * (radius / extent)
@@ -147,8 +161,12 @@ def body_height(body: Body, generator: np.random.Generator, side: int, radius: f
     for part, (place, size) in enumerate(zip(places, sizes, strict=True)):
         tilt = float(body.tilt[part] + whole) * flip
         dx, dy = x - np.float32(place[0]), y - np.float32(place[1])
-        u = (dx * np.float32(np.cos(tilt)) + dy * np.float32(np.sin(tilt))) * np.float32(1 / size[0])
-        v = (dy * np.float32(np.cos(tilt)) - dx * np.float32(np.sin(tilt))) * np.float32(1 / size[1])
+        u = (dx * np.float32(np.cos(tilt)) + dy * np.float32(np.sin(tilt))) * np.float32(
+            1 / size[0]
+        )
+        v = (dy * np.float32(np.cos(tilt)) - dx * np.float32(np.sin(tilt))) * np.float32(
+            1 / size[1]
+        )
         bulge = np.sqrt(np.maximum(0, 1 - u * u - v * v)) * np.float32(size.mean())
         part_seen[bulge > height] = part / max(1, len(places) - 1)
         height = np.maximum(height, bulge)
@@ -164,17 +182,24 @@ def composed(image: Image, height: Field, surface: Image, generator: np.random.G
     inside = np.minimum(height * np.float32(side / 3), 1)
     away = np.array([[1, 0, -light[0] * side * 0.1], [0, 1, -light[1] * side * 0.1]], np.float32)
     cast = cv2.GaussianBlur(cv2.warpAffine(inside, away, (side, side)), (0, 0), 0.02 * side)
-    image = cv2.multiply(image, cv2.merge([1 - np.float32(generator.uniform(0.2, 0.7)) * cast] * 3), dtype=cv2.CV_8U)
+    image = cv2.multiply(
+        image, cv2.merge([1 - np.float32(generator.uniform(0.2, 0.7)) * cast] * 3), dtype=cv2.CV_8U
+    )
     smooth = cv2.GaussianBlur(height, (3, 3), 0)
     slope = np.float32(side / 16)
-    nx, ny = cv2.Sobel(smooth, cv2.CV_32F, 1, 0) * -slope, cv2.Sobel(smooth, cv2.CV_32F, 0, 1) * -slope
+    nx, ny = (
+        cv2.Sobel(smooth, cv2.CV_32F, 1, 0) * -slope,
+        cv2.Sobel(smooth, cv2.CV_32F, 0, 1) * -slope,
+    )
     length = np.sqrt(nx * nx + ny * ny + 1)
     facing = np.maximum(0, (nx * light[0] + ny * light[1] + light[2]) / length)
     ambient = np.float32(generator.uniform(0.25, 0.6))
     shade = ambient + (1 - ambient) * np.float32(1.25) * facing
     shown = cv2.multiply(surface, cv2.merge([shade] * 3), dtype=cv2.CV_8U)
     if generator.random() < 0.4:
-        shine = np.power(facing, np.float32(generator.uniform(12, 40))) * np.float32(generator.uniform(60, 200))
+        shine = np.power(facing, np.float32(generator.uniform(12, 40))) * np.float32(
+            generator.uniform(60, 200)
+        )
         shown = cv2.add(shown, cv2.merge([cv2.convertScaleAbs(shine)] * 3))
     return cv2.blendLinear(shown, image, inside, 1 - inside)
 
@@ -204,7 +229,10 @@ def draw_body(body: Body, generator: np.random.Generator, side: int) -> Image:
     fur = draw_pattern(body.material, generator, side)
     tone = np.clip(np.float32(0.45) * marks + np.float32(0.3) * fur + np.float32(0.35) * part, 0, 1)
     surface = coloured(tone, jittered(body.colours, generator, loose=0.4))
-    return _obstructed(composed(image, height + np.float32(0.02) * fur * (height > 0), surface, generator), generator)
+    return _obstructed(
+        composed(image, height + np.float32(0.02) * fur * (height > 0), surface, generator),
+        generator,
+    )
 
 
 def _obstructed(image: Image, generator: np.random.Generator) -> Image:
@@ -214,4 +242,6 @@ def _obstructed(image: Image, generator: np.random.Generator) -> Image:
     ends = generator.integers(0, side, (2, 2))
     colour = tuple(int(value) for value in generator.integers(0, 256, 3))
     thickness = int(generator.integers(2, max(3, side // 8)))
-    return cv2.line(image, tuple(map(int, ends[0])), tuple(map(int, ends[1])), colour, thickness, cv2.LINE_AA)
+    return cv2.line(
+        image, tuple(map(int, ends[0])), tuple(map(int, ends[1])), colour, thickness, cv2.LINE_AA
+    )

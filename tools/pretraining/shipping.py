@@ -41,14 +41,20 @@ def ship(folder: Path, recipe: Recipe, pretrained: Pretrained) -> dict[str, Any]
         "steps": pretrained.steps,
         "images_seen": pretrained.steps * recipe.batch_size,
         "images_drawn": recipe.shard_images
-        * (recipe.first_shards + pretrained.steps * recipe.batch_size // (recipe.shard_images * recipe.reuse)),
+        * (
+            recipe.first_shards
+            + pretrained.steps * recipe.batch_size // (recipe.shard_images * recipe.reuse)
+        ),
         "classes": recipe.classes.total,
         "seconds": round(pretrained.seconds, 1),
         "core_seconds": round(pretrained.core_seconds, 1),
         "device": pretrained.device,
         "precision": pretrained.precision,
         "versions": versions(),
-        "unseen_accuracy": {str(side): round(unseen_accuracy(network, recipe, side), 4) for side in (recipe.sides[-1], own_side)},
+        "unseen_accuracy": {
+            str(side): round(unseen_accuracy(network, recipe, side), 4)
+            for side in (recipe.sides[-1], own_side)
+        },
         "curve": thinned(pretrained.curve),
         "worth": {},
     }
@@ -70,7 +76,14 @@ def write_card(folder: Path, **more: Any) -> None:
     """
     results = {**read_json(folder / RESULTS, ConfigError, "The backbone's results"), **more}
     write_json(folder / RESULTS, results)
-    write_text(folder / CARD, card(results, (folder / RECIPE).read_text(encoding="utf-8"), (folder / WEIGHTS).stat().st_size))
+    write_text(
+        folder / CARD,
+        card(
+            results,
+            (folder / RECIPE).read_text(encoding="utf-8"),
+            (folder / WEIGHTS).stat().st_size,
+        ),
+    )
     write_checksums(folder)
 
 
@@ -79,8 +92,15 @@ def shipped_tensors(network: nn.Module, head: str) -> dict[str, Tensor]:
 
     Statistics of BatchNorm spread over more powers of ten than fp16 has, and all vectors together are a hundredth of the file.
     """
-    kept = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(f"{head}.") and tensor.is_floating_point()}
-    return {name: (tensor.half() if tensor.dim() > 1 else tensor.float()).contiguous() for name, tensor in kept.items()}
+    kept = {
+        name: tensor
+        for name, tensor in network.state_dict().items()
+        if not name.startswith(f"{head}.") and tensor.is_floating_point()
+    }
+    return {
+        name: (tensor.half() if tensor.dim() > 1 else tensor.float()).contiguous()
+        for name, tensor in kept.items()
+    }
 
 
 @torch.no_grad()
@@ -95,7 +115,9 @@ def take_statistics(network: nn.Module, recipe: Recipe) -> None:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
-    for values, _ in _fresh(recipe, preprocessing_for(recipe.model, None).crop, recipe.statistics_images, _UNSEEN):
+    for values, _ in _fresh(
+        recipe, preprocessing_for(recipe.model, None).crop, recipe.statistics_images, _UNSEEN
+    ):
         network(values)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -117,12 +139,26 @@ def _fresh(recipe: Recipe, side: int, count: int, first: int) -> Iterator[tuple[
     chosen = np.random.default_rng([recipe.seed, first]).integers(0, recipe.classes.total, count)
     for start in range(0, count, _BATCH):
         labels = chosen[start : start + _BATCH]
-        images = np.stack([recipe.classes.draw(int(label), first + start + at, side) for at, label in enumerate(labels)])
-        yield normalised(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, preprocessing), torch.from_numpy(labels)
+        images = np.stack(
+            [
+                recipe.classes.draw(int(label), first + start + at, side)
+                for at, label in enumerate(labels)
+            ]
+        )
+        yield (
+            normalised(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, preprocessing),
+            torch.from_numpy(labels),
+        )
 
 
 def thinned(curve: Sequence[Mapping[str, Any]], points: int = 40) -> list[dict[str, Any]]:
     """About so many lines of a loss curve, evenly, its last one among them."""
     step = max(1, len(curve) // points)
     kept = [*curve[:-1][::step], *curve[-1:]]
-    return [{name: round(value, 5) if isinstance(value, float) else value for name, value in line.items()} for line in kept]
+    return [
+        {
+            name: round(value, 5) if isinstance(value, float) else value
+            for name, value in line.items()
+        }
+        for line in kept
+    ]

@@ -13,14 +13,37 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.pretraining.fields import Field, cells, lattice_noise, levelled, turing, turned, warped, waves
+from tools.pretraining.fields import (
+    Field,
+    cells,
+    lattice_noise,
+    levelled,
+    turing,
+    turned,
+    warped,
+    waves,
+)
 
 Image = NDArray[Any]
 """uint8 [side, side, 3], RGB."""
 Palette = NDArray[np.float32]
 """[colours, 3] in hue, saturation and value, each in [0, 1]: from a field's 0 to its 1."""
 
-_KINDS = ("noise", "ridges", "marble", "hair", "distance", "flat", "edges", "bars", "checks", "dots", "rings", "bricks", "turing")
+_KINDS = (
+    "noise",
+    "ridges",
+    "marble",
+    "hair",
+    "distance",
+    "flat",
+    "edges",
+    "bars",
+    "checks",
+    "dots",
+    "rings",
+    "bricks",
+    "turing",
+)
 _BROAD = ("noise", "flat", "turing", "distance", "bars")
 
 
@@ -52,7 +75,12 @@ class Texture:
     """How much light from the side shows the first pattern as bumps."""
 
 
-def random_pattern(generator: np.random.Generator, kinds: tuple[str, ...] = _KINDS, coarsest: float = 2.0, finest: float = 24.0) -> Pattern:
+def random_pattern(
+    generator: np.random.Generator,
+    kinds: tuple[str, ...] = _KINDS,
+    coarsest: float = 2.0,
+    finest: float = 24.0,
+) -> Pattern:
     """Any of the kinds, as coarse or fine as asked (features across the square)."""
     return Pattern(
         kind=str(generator.choice(kinds)),
@@ -68,8 +96,16 @@ def random_pattern(generator: np.random.Generator, kinds: tuple[str, ...] = _KIN
 def random_palette(generator: np.random.Generator) -> Palette:
     """2 to 4 colours around a hue, or around it and its opposite; values differ enough to be seen."""
     count = int(generator.integers(2, 5))
-    hues = generator.random() + generator.normal(0, 0.07, count) + 0.5 * (generator.random(count) < 0.2)
-    values = np.sort(generator.uniform(0.05, 1, count)) if generator.random() < 0.7 else generator.uniform(0.1, 1, count)
+    hues = (
+        generator.random()
+        + generator.normal(0, 0.07, count)
+        + 0.5 * (generator.random(count) < 0.2)
+    )
+    values = (
+        np.sort(generator.uniform(0.05, 1, count))
+        if generator.random() < 0.7
+        else generator.uniform(0.1, 1, count)
+    )
     values[-1] = max(values[-1], values[0] + 0.3)
     saturation = generator.uniform(0, 1) * generator.uniform(0.5, 1, count)
     return np.stack([hues % 1, saturation, np.clip(values, 0, 1)], 1).astype(np.float32)
@@ -95,7 +131,9 @@ def draw_pattern(pattern: Pattern, generator: np.random.Generator, side: int) ->
     kind = pattern.kind
     if kind in ("noise", "ridges", "marble", "hair"):
         stretch = max(pattern.stretch, 5.0) if kind == "hair" else pattern.stretch
-        field = lattice_noise(generator, side, cycles, 1 if kind == "hair" else 4, pattern.gain, stretch)
+        field = lattice_noise(
+            generator, side, cycles, 1 if kind == "hair" else 4, pattern.gain, stretch
+        )
         if kind == "ridges":
             field = 1 - np.abs(2 * field - 1)
         elif kind == "marble":
@@ -125,9 +163,17 @@ def jittered(palette: Palette, generator: np.random.Generator, loose: float = 0.
 def coloured(field: Field, palette: Palette) -> Image:
     """A field's values looked up in a palette, interpolated between its colours."""
     rgb = np.array([colorsys.hsv_to_rgb(*map(float, colour)) for colour in palette], np.float32)
-    at, stops = np.linspace(0, 1, 256, dtype=np.float32), np.linspace(0, 1, len(rgb), dtype=np.float32)
+    at, stops = (
+        np.linspace(0, 1, 256, dtype=np.float32),
+        np.linspace(0, 1, len(rgb), dtype=np.float32),
+    )
     table = np.stack([np.interp(at, stops, rgb[:, channel]) for channel in range(3)], 1)
-    looked_up: Image = cv2.merge([cv2.LUT(_levels(field), np.ascontiguousarray((table[:, c] * 255).astype(np.uint8))) for c in range(3)])
+    looked_up: Image = cv2.merge(
+        [
+            cv2.LUT(_levels(field), np.ascontiguousarray((table[:, c] * 255).astype(np.uint8)))
+            for c in range(3)
+        ]
+    )
     return looked_up
 
 
@@ -138,9 +184,9 @@ def _levels(field: Field) -> NDArray[Any]:
 def lit(image: Image, height: Field, strength: float, generator: np.random.Generator) -> Image:
     """The image as a relief of `height` under light from a random side."""
     angle = generator.uniform(0, 2 * np.pi)
-    slope = cv2.Sobel(height, cv2.CV_32F, 1, 0) * np.float32(np.cos(angle)) + cv2.Sobel(height, cv2.CV_32F, 0, 1) * np.float32(
-        np.sin(angle)
-    )
+    slope = cv2.Sobel(height, cv2.CV_32F, 1, 0) * np.float32(np.cos(angle)) + cv2.Sobel(
+        height, cv2.CV_32F, 0, 1
+    ) * np.float32(np.sin(angle))
     shade = np.clip(1 + np.float32(strength) * slope, 0.2, 1.8)
     return cv2.multiply(image, cv2.merge([shade] * 3), dtype=cv2.CV_8U)
 
@@ -150,8 +196,14 @@ def draw_texture(texture: Texture, generator: np.random.Generator, side: int) ->
     field = draw_pattern(texture.first, generator, side)
     image = coloured(field, jittered(texture.colours, generator))
     if texture.mask is not None:
-        other = coloured(draw_pattern(texture.second, generator, side), jittered(texture.more_colours, generator))
-        mask = np.clip((draw_pattern(texture.mask, generator, side) - np.float32(0.5)) * 6 + np.float32(0.5), 0, 1)
+        other = coloured(
+            draw_pattern(texture.second, generator, side), jittered(texture.more_colours, generator)
+        )
+        mask = np.clip(
+            (draw_pattern(texture.mask, generator, side) - np.float32(0.5)) * 6 + np.float32(0.5),
+            0,
+            1,
+        )
         image = cv2.blendLinear(image, other, 1 - mask, mask)
     if texture.relief:
         image = lit(image, field, texture.relief, generator)

@@ -55,7 +55,9 @@ class Pretrained:
 def new_network(recipe: Recipe) -> nn.Module:
     """The architecture with a classification layer for the recipe's classes; as random as its seed makes it."""
     torch.manual_seed(recipe.seed)
-    network = adapt(recipe.model, preprocessing_for(recipe.model, None).crop, recipe.classes.total, 0, 0.2, None).network
+    network = adapt(
+        recipe.model, preprocessing_for(recipe.model, None).crop, recipe.classes.total, 0, 0.2, None
+    ).network
     return network.to(memory_format=torch.channels_last)
 
 
@@ -83,10 +85,14 @@ def pretrain(
     """
     computing = choose_computing(device, precision)
     if computing.precision == "fp16":
-        computing = replace(computing, precision="fp32")  # its scaler would be one more state to keep, for GPUs of before 2020
+        computing = replace(
+            computing, precision="fp32"
+        )  # its scaler would be one more state to keep, for GPUs of before 2020
     training = _Training(recipe, work, computing)
     resumed = training.resume()
-    tell(f"{'Going on at' if resumed else 'Beginning'} step {training.step}, {recipe.classes.total} classes, {work}")
+    tell(
+        f"{'Going on at' if resumed else 'Beginning'} step {training.step}, {recipe.classes.total} classes, {work}"
+    )
     with Pool(work / pool_name(recipe), recipe, makers) as pool:
         if not resumed:
             training.choose_precision(pool)
@@ -113,7 +119,10 @@ class _Training:
             keep_slow_kernels_in_float32(self._network)
         parameters = list(self._network.parameters())
         groups = [
-            {"params": [one for one in parameters if one.dim() > 1], "weight_decay": recipe.weight_decay},
+            {
+                "params": [one for one in parameters if one.dim() > 1],
+                "weight_decay": recipe.weight_decay,
+            },
             {"params": [one for one in parameters if one.dim() <= 1], "weight_decay": 0.0},
         ]
         # A short memory of squared gradients: with the usual 0.999 a step that follows on a calm stretch is too long.
@@ -134,7 +143,11 @@ class _Training:
 
     @property
     def progress(self) -> float:
-        return self.step / self._recipe.steps if self._recipe.steps else self.seconds / self._recipe.budget_s
+        return (
+            self.step / self._recipe.steps
+            if self._recipe.steps
+            else self.seconds / self._recipe.budget_s
+        )
 
     def resume(self) -> bool:
         path = self._work / "state.safetensors"
@@ -143,13 +156,18 @@ class _Training:
         state = read_state(path)
         facts = state.facts
         if facts["recipe"] != self._recipe.to_json():
-            raise RunError(f"{self._work} holds a training by another recipe. Choose another --work folder, or remove it.")
+            raise RunError(
+                f"{self._work} holds a training by another recipe. Choose another --work folder, or remove it."
+            )
         for name, part in self._parts.items():
             state.restore(name, part)
         self.step, self.seconds, self._curve = facts["step"], facts["seconds"], facts["curve"]
         self._cores_before = facts["core_seconds"]
         self._sums = torch.tensor(facts["sums"], dtype=torch.float64, device=self._computing.device)
-        self._arithmetic = {int(side): replace(self._computing, precision=name) for side, name in facts["precision"].items()}
+        self._arithmetic = {
+            int(side): replace(self._computing, precision=name)
+            for side, name in facts["precision"].items()
+        }
         self._write_curve()
         return True
 
@@ -159,7 +177,9 @@ class _Training:
             "step": self.step,
             "seconds": self.seconds,
             "core_seconds": self.core_seconds,
-            "precision": {side: computing.precision for side, computing in self._arithmetic.items()},
+            "precision": {
+                side: computing.precision for side, computing in self._arithmetic.items()
+            },
             "sums": self._sums.tolist(),
             "curve": self._curve,
         }
@@ -169,15 +189,24 @@ class _Training:
         """The arithmetic that is measured fastest here for each size of image, where it is open."""
         for side in self._arithmetic if self._computing.may_use_bf16 else ():
             values, labels = self._batch(pool, side)
-            taken = step_milliseconds(self._network, self._network, (values,), labels, self._computing)
-            self._arithmetic[side] = replace(self._computing, precision="bf16" if taken["bf16"] < taken["fp32"] else "fp32")
+            taken = step_milliseconds(
+                self._network, self._network, (values,), labels, self._computing
+            )
+            self._arithmetic[side] = replace(
+                self._computing, precision="bf16" if taken["bf16"] < taken["fp32"] else "fp32"
+            )
 
     def advance(self, pool: Pool, tell: Callable[[str], None]) -> None:
         """One step."""
         now = time.monotonic()
         self.seconds, self._ticked = self.seconds + min(now - self._ticked, _LONGEST_STEP_S), now
         recipe, progress = self._recipe, min(1.0, self.progress)
-        rate = recipe.lr * min(1.0, (progress + 1e-3) / max(recipe.warmup, 1e-3)) * 0.5 * (1 + math.cos(math.pi * progress))
+        rate = (
+            recipe.lr
+            * min(1.0, (progress + 1e-3) / max(recipe.warmup, 1e-3))
+            * 0.5
+            * (1 + math.cos(math.pi * progress))
+        )
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         side = recipe.sides[min(len(recipe.sides) - 1, int(progress * len(recipe.sides)))]
@@ -192,7 +221,9 @@ class _Training:
         self._optimiser.step()
         self._average.update_parameters(self._network)
         self.step += 1
-        self._sums += torch.stack([loss.detach().double(), (logits.detach().argmax(1) == labels).double().mean()])
+        self._sums += torch.stack(
+            [loss.detach().double(), (logits.detach().argmax(1) == labels).double().mean()]
+        )
         if self.step % _TOLD_EVERY == 0 or self.step == recipe.steps:
             self._note(rate, side, tell)
 
@@ -208,14 +239,25 @@ class _Training:
         loss, accuracy = (self._sums / since).tolist()
         self._sums.zero_()
         if not math.isfinite(loss):
-            raise RunError(f"The loss is not finite at step {self.step}. Take a lower lr in the recipe, and another --work folder.")
+            raise RunError(
+                f"The loss is not finite at step {self.step}. Take a lower lr in the recipe, and another --work folder."
+            )
         before = self._curve[-1]["seconds"] if self._curve else 0.0
         speed = since * self._recipe.batch_size / max(1e-9, self.seconds - before)
-        line = {"step": self.step, "seconds": round(self.seconds, 1), "loss": loss, "accuracy": accuracy, "lr": rate, "side": side}
+        line = {
+            "step": self.step,
+            "seconds": round(self.seconds, 1),
+            "loss": loss,
+            "accuracy": accuracy,
+            "lr": rate,
+            "side": side,
+        }
         self._curve.append({**line, "images_per_second": round(speed, 1)})
         self._write_curve(append=True)
         done = f"{100 * min(1.0, self.progress):.1f}%"
-        tell(f"{done} step {self.step}, loss {loss:.3f}, accuracy {accuracy:.3f}, {side} px, {speed:.0f} images/s, {self.seconds:.0f} s")
+        tell(
+            f"{done} step {self.step}, loss {loss:.3f}, accuracy {accuracy:.3f}, {side} px, {speed:.0f} images/s, {self.seconds:.0f} s"
+        )
 
     def _write_curve(self, append: bool = False) -> None:
         path = self._work / "loss.jsonl"
@@ -227,8 +269,18 @@ class _Training:
 
     def result(self) -> Pretrained:
         network: nn.Module = self._average.module
-        used = " and ".join(dict.fromkeys(computing.precision for computing in self._arithmetic.values()))
-        return Pretrained(network.eval(), self.step, self.seconds, self.core_seconds, self._computing.name, used, self._curve)
+        used = " and ".join(
+            dict.fromkeys(computing.precision for computing in self._arithmetic.values())
+        )
+        return Pretrained(
+            network.eval(),
+            self.step,
+            self.seconds,
+            self.core_seconds,
+            self._computing.name,
+            used,
+            self._curve,
+        )
 
 
 def _key(*parts: int) -> int:

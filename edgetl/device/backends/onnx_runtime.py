@@ -15,7 +15,12 @@ from edgetl.device.backends import Source, Stage
 from edgetl.device.binding import MEMORY, BoundRun, DeviceRun, GraphRun
 from edgetl.device.bundle import read_metadata
 from edgetl.device.operators import node_times, summary
-from edgetl.device.placement import NodeAssignment, check_placement, node_share, recorded_assignments
+from edgetl.device.placement import (
+    NodeAssignment,
+    check_placement,
+    node_share,
+    recorded_assignments,
+)
 from edgetl.device.preprocessing import preprocess, resize_to
 from edgetl.device.session import create_session, refuse_failed_run
 from edgetl.device.session_modes import CUDA_GRAPH, DEFAULT, provider_options
@@ -40,7 +45,11 @@ class OnnxRuntimeBackend:
         self._options = provider_options(source.provider, self._mode)
         try:
             self._session = create_session(
-                source.model, source.provider, source.threads, precision=source.precision, provider_options=self._options
+                source.model,
+                source.provider,
+                source.threads,
+                precision=source.precision,
+                provider_options=self._options,
             )
         except EdgetlError as cause:
             if self._mode != CUDA_GRAPH or "graph capture" not in str(cause):
@@ -49,21 +58,29 @@ class OnnxRuntimeBackend:
         self._inputs = self._session.get_inputs()
         names = [node.name for node in self._session.get_outputs()]
         # A lone file that edgetl wrote says itself what it wants.
-        stated = read_metadata(self._session.get_modelmeta().custom_metadata_map).get("preprocessing")
-        self._contract = source.preprocessing or (None if stated is None else Preprocessing.from_json(stated))
+        stated = read_metadata(self._session.get_modelmeta().custom_metadata_map).get(
+            "preprocessing"
+        )
+        self._contract = source.preprocessing or (
+            None if stated is None else Preprocessing.from_json(stated)
+        )
         self._outputs = ["logits"] if "logits" in names else names
         # Bound once: the timed region holds one call.
         self._run, self._name = self._session.run, self._inputs[0].name
         memory = MEMORY.get(source.provider)
         run = GraphRun if self._mode == CUDA_GRAPH else BoundRun
-        self._bound: DeviceRun | None = None if memory is None else run(self._session, self._outputs[0], memory)
+        self._bound: DeviceRun | None = (
+            None if memory is None else run(self._session, self._outputs[0], memory)
+        )
 
     def infer(self, batch: Any) -> NDArray[np.float32]:
         """Logits, or the first output of a model that is not edgetl's."""
         try:
             if self._bound is not None:
                 return self._bound.download(self._bound.compute(self._upload(batch)))
-            logits: NDArray[np.float32] = self._run(self._outputs, batch if type(batch) is dict else {self._name: batch})[0]
+            logits: NDArray[np.float32] = self._run(
+                self._outputs, batch if type(batch) is dict else {self._name: batch}
+            )[0]
         except Exception as cause:  # onnxruntime's exceptions share no base class
             refuse_failed_run(self._session, cause)
             raise
@@ -73,7 +90,11 @@ class OnnxRuntimeBackend:
         """One call; three where the device has memory of its own."""
         if self._bound is None:
             return [("inference", self.infer)]
-        return [("to device", self._upload), ("inference", self._bound.compute), ("to host", self._bound.download)]
+        return [
+            ("to device", self._upload),
+            ("inference", self._bound.compute),
+            ("to host", self._bound.download),
+        ]
 
     def _upload(self, batch: Any) -> Any:
         assert self._bound is not None
@@ -91,7 +112,11 @@ class OnnxRuntimeBackend:
 
     def inputs(self, count: int) -> list[Any]:
         """The given values, or random ones of the model's own types and shapes; a free batch is the one asked for."""
-        found = [self._given()] if self._source.given else [self._random(np.random.default_rng(number)) for number in range(count)]
+        found = (
+            [self._given()]
+            if self._source.given
+            else [self._random(np.random.default_rng(number)) for number in range(count)]
+        )
         try:
             self.infer(found[0])
         except ProviderError:
@@ -109,7 +134,11 @@ class OnnxRuntimeBackend:
         path = self._source.given
         try:
             content = np.load(str(path), allow_pickle=False)
-            arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {self._name: content}
+            arrays = (
+                dict(content)
+                if isinstance(content, np.lib.npyio.NpzFile)
+                else {self._name: content}
+            )
         except (OSError, ValueError, EOFError) as cause:
             raise BenchError(
                 f"{path} is no .npy or .npz file of plain numbers ({cause}). Write it with numpy.save or numpy.savez."
@@ -137,13 +166,20 @@ class OnnxRuntimeBackend:
             side = contract.resize if kind == "uint8" else contract.crop
         batch, *rest = node.shape or [1]
         if isinstance(batch, int) and self._source.batch not in (batch, 1):
-            raise BenchError(f"{self._source.model} takes batches of {batch} only, not of {self._source.batch}. Leave --batch out.")
+            raise BenchError(
+                f"{self._source.model} takes batches of {batch} only, not of {self._source.batch}. Leave --batch out."
+            )
         colours = len(rest) == 3 and not isinstance(rest[-1], int) and kind == "uint8"
-        shape = [batch if isinstance(batch, int) else self._source.batch, *(size if isinstance(size, int) else side for size in rest)]
+        shape = [
+            batch if isinstance(batch, int) else self._source.batch,
+            *(size if isinstance(size, int) else side for size in rest),
+        ]
         if colours:
             shape[-1] = 3
         if kind in _RANGES:
-            return generator.integers(*_RANGES[kind], shape, np.int64, endpoint=True).astype(_TYPES[kind])
+            return generator.integers(*_RANGES[kind], shape, np.int64, endpoint=True).astype(
+                _TYPES[kind]
+            )
         return generator.random(shape, np.float32).astype(_TYPES[kind])
 
     def settle(self, batch: Any) -> dict[str, Any]:
@@ -160,15 +196,24 @@ class OnnxRuntimeBackend:
             "graph_optimization": str(options.graph_optimization_level).rpartition(".")[2],
             "providers": self._session.get_providers(),
             "io_binding": self._bound is not None,
-            **({} if self._mode == DEFAULT else {"session_mode": self._mode, "provider_options": self._options}),
+            **(
+                {}
+                if self._mode == DEFAULT
+                else {"session_mode": self._mode, "provider_options": self._options}
+            ),
             "node_share": self._node_share(batch),
         }
 
     def _node_share(self, batch: Any) -> dict[str, float]:
-        assignments = None if self._source.provider == "cpu" else recorded_assignments(self._session)
+        assignments = (
+            None if self._source.provider == "cpu" else recorded_assignments(self._session)
+        )
         if assignments is None:
             profiled = self.profile(batch, 1)["nodes"]
-            assignments = [NodeAssignment(node["node"], node["operator"], node["provider"]) for node in profiled]
+            assignments = [
+                NodeAssignment(node["node"], node["operator"], node["provider"])
+                for node in profiled
+            ]
             # Not judged yet where onnxruntime does not record its partitioning.
             check_placement(assignments, self._session.get_providers())
         return node_share(node.provider for node in assignments)

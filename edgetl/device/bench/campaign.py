@@ -41,11 +41,19 @@ class Campaign:
             if self.rounds.blocks:
                 self.stopped = cause
             elif isinstance(cause, KeyboardInterrupt):
-                raise KeyboardInterrupt("Interrupted before anything was measured: nothing was kept.") from cause
+                raise KeyboardInterrupt(
+                    "Interrupted before anything was measured: nothing was kept."
+                ) from cause
             else:
-                raise cause if isinstance(cause, EdgetlError) else BenchError(f"Nothing could be measured: {cause}.") from cause
+                raise (
+                    cause
+                    if isinstance(cause, EdgetlError)
+                    else BenchError(f"Nothing could be measured: {cause}.")
+                ) from cause
 
-    def measure(self, able: Sequence[Contender], count: int, seed: int, folder: Path, progress: Progress) -> None:
+    def measure(
+        self, able: Sequence[Contender], count: int, seed: int, folder: Path, progress: Progress
+    ) -> None:
         """Measure `count` rounds of those that may be timed; what comes after them neither dilutes their noise nor adds to it.
 
         Raises:
@@ -63,13 +71,28 @@ class Campaign:
         timed = {name: rounds for name, rounds in measured.items() if rounds}
         if not timed:
             return Noise(())
-        spreads = {name: relative_spread([block.median_ns for block in rounds]) for name, rounds in timed.items()}
-        clocks = [[block.frequency_khz for block in rounds if block.frequency_khz is not None] for rounds in timed.values()]
+        spreads = {
+            name: relative_spread([block.median_ns for block in rounds])
+            for name, rounds in timed.items()
+        }
+        clocks = [
+            [block.frequency_khz for block in rounds if block.frequency_khz is not None]
+            for rounds in timed.values()
+        ]
         gpus = [[block.gpu for block in rounds if block.gpu] for rounds in timed.values()]
         gpu_rounds = [readings for readings in gpus if readings]
-        return judge(self.states["before"], self.states["after"], self._own_cpu_s, spreads, clocks, gpu_rounds=gpu_rounds)
+        return judge(
+            self.states["before"],
+            self.states["after"],
+            self._own_cpu_s,
+            spreads,
+            clocks,
+            gpu_rounds=gpu_rounds,
+        )
 
-    def tell(self, measured: Mapping[str, Sequence[Round]], path: Path | None, notes: Sequence[str]) -> None:
+    def tell(
+        self, measured: Mapping[str, Sequence[Round]], path: Path | None, notes: Sequence[str]
+    ) -> None:
         """Raise what ended it early, with what was kept; do nothing where it came to its end.
 
         Args:

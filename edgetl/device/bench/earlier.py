@@ -31,7 +31,11 @@ def read_baseline(path: Path, scopes: Sequence[str]) -> BenchResult:
 
 
 def match_rows(
-    earlier: BenchResult, rows: Sequence[Row], model: Mapping[str, Any], device: Mapping[str, Any], any_model: bool = False
+    earlier: BenchResult,
+    rows: Sequence[Row],
+    model: Mapping[str, Any],
+    device: Mapping[str, Any],
+    any_model: bool = False,
 ) -> list[tuple[str, str, EarlierRow]]:
     """Pairs of an earlier row and one of `rows` (of ONNX Runtime): the same scope, input and network.
 
@@ -53,17 +57,36 @@ def match_rows(
         fitting = [one for one in before if not _mismatch(earlier, one, after, model, any_model)]
         exact = [one for one in fitting if one.id == after.id]
         pairs += [
-            (one.id, after.id, _earlier_row(earlier, one, device, one.id == after.id, _same_model(earlier, one, after, model)))
+            (
+                one.id,
+                after.id,
+                _earlier_row(
+                    earlier,
+                    one,
+                    device,
+                    one.id == after.id,
+                    _same_model(earlier, one, after, model),
+                ),
+            )
             for one in exact or fitting
         ]
     if not pairs:
-        reasons = [_mismatch(earlier, one, after, model, any_model) for one in before for after in rows if one.scope == after.scope]
+        reasons = [
+            _mismatch(earlier, one, after, model, any_model)
+            for one in before
+            for after in rows
+            if one.scope == after.scope
+        ]
         told = "; ".join(dict.fromkeys(filter(None, reasons))) or "no scope in common"
-        raise BenchError(f"{earlier.path} cannot be compared with: {told}. Measure alike, or leave --baseline out.")
+        raise BenchError(
+            f"{earlier.path} cannot be compared with: {told}. Measure alike, or leave --baseline out."
+        )
     return pairs
 
 
-def _mismatch(earlier: BenchResult, before: Row, after: Row, model: Mapping[str, Any], any_model: bool) -> str:
+def _mismatch(
+    earlier: BenchResult, before: Row, after: Row, model: Mapping[str, Any], any_model: bool
+) -> str:
     """Why two rows are not comparable; empty: they are."""
     if before.scope != after.scope or before.rate != after.rate:
         return f"scope and rate: then {before.scope} {before.rate or ''}, now {after.scope} {after.rate or ''}"
@@ -75,11 +98,19 @@ def _mismatch(earlier: BenchResult, before: Row, after: Row, model: Mapping[str,
 
 
 def _same_model(earlier: BenchResult, before: Row, after: Row, model: Mapping[str, Any]) -> bool:
-    same_run = model.get("run_id") is not None and model.get("run_id") == earlier.model.get("run_id")
+    same_run = model.get("run_id") is not None and model.get("run_id") == earlier.model.get(
+        "run_id"
+    )
     return same_run or before.file_sha256 == after.file_sha256
 
 
-def _earlier_row(result: BenchResult, row: Row, device: Mapping[str, Any], same_configuration: bool, same_model: bool) -> EarlierRow:
+def _earlier_row(
+    result: BenchResult,
+    row: Row,
+    device: Mapping[str, Any],
+    same_configuration: bool,
+    same_model: bool,
+) -> EarlierRow:
     return EarlierRow(
         path=str(result.path),
         created=result.created,

@@ -47,7 +47,9 @@ def prepare_pictures(bundle: Bundle, feeds: set[Feed], folder: Path) -> Pictures
     golden = bundle.golden()
     tensors = {}
     for kind, size in feeds:
-        batches = [model_input(load_image(path), bundle.preprocessing, kind, size) for path in golden.files]
+        batches = [
+            model_input(load_image(path), bundle.preprocessing, kind, size) for path in golden.files
+        ]
         name = kind if size is None else f"{kind}-{size[0]}x{size[1]}"
         tensors[kind, size] = folder / f"{name}.npy"
         # Through a buffer: NumPy's own way into a file says neither that the disk is full nor which.
@@ -55,8 +57,12 @@ def prepare_pictures(bundle: Bundle, feeds: set[Feed], folder: Path) -> Pictures
         np.save(encoded_array, np.stack(batches))
         tensors[kind, size].write_bytes(encoded_array.getbuffer())
     encoded = [path.read_bytes() for path in golden.files]
-    digest = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in encoded)).hexdigest()
-    described = f"{len(encoded)} encoded images, {sum(map(len, encoded))} bytes, sha256 {digest[:12]}"
+    digest = hashlib.sha256(
+        b"".join(hashlib.sha256(content).digest() for content in encoded)
+    ).hexdigest()
+    described = (
+        f"{len(encoded)} encoded images, {sum(map(len, encoded))} bytes, sha256 {digest[:12]}"
+    )
     files = tuple(path.resolve() for path in golden.files)
     logits: dict[tuple[int, int] | None, NDArray[np.float32]] = {None: golden.logits}
     logits |= {variant.size: golden.logits_for(variant) for variant in bundle.variants}
@@ -64,7 +70,10 @@ def prepare_pictures(bundle: Bundle, feeds: set[Feed], folder: Path) -> Pictures
 
 
 def model_input(
-    image: NDArray[np.uint8], contract: Preprocessing, kind: InputKind, size: tuple[int, int] | None = None
+    image: NDArray[np.uint8],
+    contract: Preprocessing,
+    kind: InputKind,
+    size: tuple[int, int] | None = None,
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
     """What scope `model` feeds for a decoded photo: a batch of one."""
     if kind == "tensor":

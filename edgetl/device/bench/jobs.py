@@ -76,7 +76,11 @@ class Job:
     def from_json(cls, text: str) -> Job:
         """The inverse of `to_json`."""
         content = json.loads(text)
-        source, contract, plan = content["source"], content["source"]["preprocessing"], content["loadgen"]
+        source, contract, plan = (
+            content["source"],
+            content["source"]["preprocessing"],
+            content["loadgen"],
+        )
         return cls(
             task=content["task"],
             runtime=content["runtime"],
@@ -86,7 +90,9 @@ class Job:
                     "model": Path(source["model"]),
                     "given": None if source["given"] is None else Path(source["given"]),
                     "size": None if source["size"] is None else tuple(source["size"]),
-                    "preprocessing": None if contract is None else Preprocessing.from_json(contract),
+                    "preprocessing": None
+                    if contract is None
+                    else Preprocessing.from_json(contract),
                 }
             ),
             streams=tuple(Stream(**stream) for stream in content["streams"]),
@@ -95,7 +101,9 @@ class Job:
             files=tuple(Path(name) for name in content["files"]),
             seconds=content["seconds"],
             journal=None if content["journal"] is None else Path(content["journal"]),
-            loadgen=None if plan is None else LoadgenPlan(**{**plan, "folder": Path(plan["folder"])}),
+            loadgen=None
+            if plan is None
+            else LoadgenPlan(**{**plan, "folder": Path(plan["folder"])}),
         )
 
 

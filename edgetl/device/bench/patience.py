@@ -41,7 +41,9 @@ def piece_s(job: Job, piece: str, run_s: float) -> float:
     protocol, kind = job.protocol, piece.partition(" ")[0]
     if kind == "warm-up":
         # Its time is looked at after two windows, then after each.
-        planned = protocol.warmup_seconds + 3 * max(protocol.window_seconds, protocol.window_runs * run_s)
+        planned = protocol.warmup_seconds + 3 * max(
+            protocol.window_seconds, protocol.window_runs * run_s
+        )
     elif kind == "slice":
         runs = protocol.slice_warm_runs + math.ceil(protocol.block_runs / protocol.slices)
         planned = max(protocol.block_seconds / protocol.slices, runs * run_s)

@@ -56,7 +56,14 @@ class Worker:
         question.write_text(job.to_json(), encoding="utf-8")
         with self._words.open("wb") as words:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "edgetl.device.bench.worker", str(question), str(self._answer)],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "edgetl.device.bench.worker",
+                    str(question),
+                    str(self._answer),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=words,
@@ -102,7 +109,11 @@ class Worker:
             self._process.stdin.flush()
         except BrokenPipeError:
             self._raise()
-        if not self._hear(f"in `{piece}`", patience.piece_s(self._job, piece, self._run_s), patience.pause_s(self._job, piece)):
+        if not self._hear(
+            f"in `{piece}`",
+            patience.piece_s(self._job, piece, self._run_s),
+            patience.pause_s(self._job, piece),
+        ):
             self._raise()
         wait_until_idle(self._process.pid)
 
@@ -138,14 +149,18 @@ class Worker:
         assert self._process.stdout is not None
         began = stirred = time.monotonic()
         asleep_s, spent = patience.ASLEEP_S + pause_s, None
-        while not select.select([self._process.stdout], [], [], min(_LISTEN_S, patience_s, asleep_s))[0]:
+        while not select.select(
+            [self._process.stdout], [], [], min(_LISTEN_S, patience_s, asleep_s)
+        )[0]:
             now, used = time.monotonic(), _run_ns(self._process.pid, PROC)
             if used is None or spent is None or abs(used - spent) > _STIRRED_NS:
                 stirred, spent = now, used
             if now - began >= patience_s:
                 self._give_up(f"{doing}: no answer for {_duration(now - began)}")
             if now - stirred >= asleep_s:
-                self._give_up(f"{doing}: neither an answer nor any use of the CPU for {_duration(now - stirred)}")
+                self._give_up(
+                    f"{doing}: neither an answer nor any use of the CPU for {_duration(now - stirred)}"
+                )
         return self._process.stdout.readline()
 
     def _give_up(self, doing: str) -> NoReturn:
@@ -193,13 +208,22 @@ def wait_until_idle(pid: int, proc: Path = PROC) -> None:
 
 def _run_ns(pid: int, proc: Path) -> int | None:
     """CPU time of all threads of a process."""
-    spent = [(read_text(path) or "").partition(" ")[0] for path in (proc / str(pid) / "task").glob("*/schedstat")]
+    spent = [
+        (read_text(path) or "").partition(" ")[0]
+        for path in (proc / str(pid) / "task").glob("*/schedstat")
+    ]
     return sum(map(int, spent)) if spent and all(map(str.isdigit, spent)) else None
 
 
 def worker_environment(threads: int) -> dict[str, str]:
     """This process's environment with every thread pool told the same number, and no telemetry."""
-    pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS")
+    pools = (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+    )
     environment = {
         **os.environ,
         **dict.fromkeys(pools, str(threads)),
@@ -208,8 +232,13 @@ def worker_environment(threads: int) -> dict[str, str]:
         "PYTHONUTF8": "1",
     }
     root = Path(edgetl.__file__).resolve().parents[1]
-    if root.name not in ("site-packages", "dist-packages"):  # run from a checkout: the worker must find the same edgetl
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
+    if root.name not in (
+        "site-packages",
+        "dist-packages",
+    ):  # run from a checkout: the worker must find the same edgetl
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(root), os.environ.get("PYTHONPATH", "")])
+        )
     return environment
 
 
@@ -220,8 +249,17 @@ def _duration(seconds: float) -> str:
 def _obituary(job: Job, code: int, words: str) -> str:
     cause = f"ended with status {code}"
     if code < 0:
-        name = signal.Signals(-code).name if -code in {item.value for item in signal.Signals} else str(-code)
+        name = (
+            signal.Signals(-code).name
+            if -code in {item.value for item in signal.Signals}
+            else str(-code)
+        )
         cause = f"was ended by {name}" + (" (often: out of memory)" if name == "SIGKILL" else "")
     said = [line for line in words.splitlines() if line.strip()][-LAST_LINES:]
     lines = [f"The {job.task} process of {job.runtime} {cause}.", *(said or ["It said nothing."])]
-    return "\n".join([*lines, "If memory is short, close other programs or take a smaller model; else please report the lines above."])
+    return "\n".join(
+        [
+            *lines,
+            "If memory is short, close other programs or take a smaller model; else please report the lines above.",
+        ]
+    )

@@ -48,7 +48,9 @@ class BenchProtocol:
         Such a process lives alone, so there are no turns to take. Between slices the GPU would
         fall idle, and its idle energy would count as the images'.
         """
-        return replace(self, slices=1, block_seconds=max(self.block_seconds, self.gpu_block_seconds))
+        return replace(
+            self, slices=1, block_seconds=max(self.block_seconds, self.gpu_block_seconds)
+        )
 
 
 QUICK = BenchProtocol(block_seconds=0.4)

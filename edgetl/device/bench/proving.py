@@ -81,22 +81,45 @@ def prove(
         if pictures is not None:
             expected = pictures.logits[candidate.source.size]
             tolerance = gate_tolerance(
-                expected, candidate.source.provider, pictures.tolerance, candidate.tolerance, relative=candidate.relative_tolerance
+                expected,
+                candidate.source.provider,
+                pictures.tolerance,
+                candidate.tolerance,
+                relative=candidate.relative_tolerance,
             )
-            verdict = judge_answers(np.asarray(answer["golden_logits"], np.float64), expected, tolerance)
+            verdict = judge_answers(
+                np.asarray(answer["golden_logits"], np.float64), expected, tolerance
+            )
             logits = np.asarray(answer["model_logits"], np.float64)
             reference, allowed = references.get(candidate.feed, (logits[:, 0], tolerance))
             verdict = _same_work(verdict, reference, logits, max(tolerance, allowed))
             if verdict["passed"]:
                 references.setdefault(candidate.feed, (logits[:, 0], tolerance))
-        if any(one.rows[0].id == _row(candidate, job.streams[0], "", answer, verdict).id for one in contenders):
-            left_out.append(f"{candidate.name} is not measured: the model's own batch makes it the same as another configuration.")
+        if any(
+            one.rows[0].id == _row(candidate, job.streams[0], "", answer, verdict).id
+            for one in contenders
+        ):
+            left_out.append(
+                f"{candidate.name} is not measured: the model's own batch makes it the same as another configuration."
+            )
             continue
         photos = "" if pictures is None else pictures.description
         described = {"model": answer["input"], "image": photos, "file": photos}
-        rows = tuple(_row(candidate, stream, described[stream.scope], answer, verdict) for stream in job.streams)
-        source = replace(candidate.source, settings={**candidate.source.settings, **answer["settings"]})
-        contenders.append(Contender(candidate, rows, replace(job, task="measure", source=source), answer["peak_memory_bytes"]))
+        rows = tuple(
+            _row(candidate, stream, described[stream.scope], answer, verdict)
+            for stream in job.streams
+        )
+        source = replace(
+            candidate.source, settings={**candidate.source.settings, **answer["settings"]}
+        )
+        contenders.append(
+            Contender(
+                candidate,
+                rows,
+                replace(job, task="measure", source=source),
+                answer["peak_memory_bytes"],
+            )
+        )
     if not any(contender.candidate.runtime != "pytorch" for contender in contenders):
         raise BenchError("\n".join(left_out))
     return contenders, left_out
@@ -105,10 +128,17 @@ def prove(
 def _streams(candidate: Candidate, rates: Sequence[float]) -> tuple[Stream, ...]:
     """Photos arrive one by one: only single images are paced."""
     paced = tuple(dict.fromkeys(rates)) if candidate.source.batch == 1 else ()
-    return tuple(Stream(scope, rate) for scope in dict.fromkeys(candidate.scopes) for rate in (None, *paced))
+    return tuple(
+        Stream(scope, rate) for scope in dict.fromkeys(candidate.scopes) for rate in (None, *paced)
+    )
 
 
-def _same_work(verdict: dict[str, Any], reference: NDArray[np.float64], logits: NDArray[np.float64], tolerance: float) -> dict[str, Any]:
+def _same_work(
+    verdict: dict[str, Any],
+    reference: NDArray[np.float64],
+    logits: NDArray[np.float64],
+    tolerance: float,
+) -> dict[str, Any]:
     """Scope `model` feeds tensors, not photos: there too all must give the answers of the first that was right about photos, in any batch.
 
     Args:
@@ -116,17 +146,40 @@ def _same_work(verdict: dict[str, Any], reference: NDArray[np.float64], logits: 
         logits: [batches, batch, classes]; batch i holds the images from i on.
     """
     if reference.shape != logits[:, 0].shape:
-        return {**verdict, "passed": False, "reason": verdict.get("reason", "the runtimes' answers in scope model have different shapes")}
+        return {
+            **verdict,
+            "passed": False,
+            "reason": verdict.get(
+                "reason", "the runtimes' answers in scope model have different shapes"
+            ),
+        }
     if not np.isfinite(logits).all():
-        return {**verdict, "passed": False, "reason": verdict.get("reason", "the answers in scope model are not finite numbers")}
-    difference = max(float(np.abs(logits[:, place] - np.roll(reference, -place, 0)).max()) for place in range(logits.shape[1]))
+        return {
+            **verdict,
+            "passed": False,
+            "reason": verdict.get("reason", "the answers in scope model are not finite numbers"),
+        }
+    difference = max(
+        float(np.abs(logits[:, place] - np.roll(reference, -place, 0)).max())
+        for place in range(logits.shape[1])
+    )
     verdict = {**verdict, "model_scope_difference": difference}
     if difference > tolerance and verdict["passed"]:
-        return {**verdict, "passed": False, "reason": f"in scope model logits differ by {difference:.3g} from the first runtime's"}
+        return {
+            **verdict,
+            "passed": False,
+            "reason": f"in scope model logits differ by {difference:.3g} from the first runtime's",
+        }
     return verdict
 
 
-def _row(candidate: Candidate, stream: Stream, described: str, answer: Mapping[str, Any], verdict: Mapping[str, Any]) -> Row:
+def _row(
+    candidate: Candidate,
+    stream: Stream,
+    described: str,
+    answer: Mapping[str, Any],
+    verdict: Mapping[str, Any],
+) -> Row:
     return Row(
         runtime=candidate.runtime,
         variant=candidate.variant,

@@ -39,7 +39,14 @@ class Rounds:
         self.died: dict[str, EdgetlError | OSError] = {}
         """Names of those that could not go on, with their last words; they sat out the rounds that followed."""
 
-    def measure(self, contenders: Sequence[Contender], count: int, seed: int, folder: Path, progress: Progress) -> None:
+    def measure(
+        self,
+        contenders: Sequence[Contender],
+        count: int,
+        seed: int,
+        folder: Path,
+        progress: Progress,
+    ) -> None:
         """Measure `count` rounds.
 
         Raises:
@@ -51,17 +58,29 @@ class Rounds:
             self.order.append(())
             done = number * len(contenders)
             for group in generator.sample(groups, len(groups)):
-                able = [contender for contender in group if contender.candidate.name not in self.died]
+                able = [
+                    contender for contender in group if contender.candidate.name not in self.died
+                ]
                 for place, contender in enumerate(able):
-                    progress(done + place, total, f"round {number + 1} of {count}: {contender.candidate.name}")
+                    progress(
+                        done + place,
+                        total,
+                        f"round {number + 1} of {count}: {contender.candidate.name}",
+                    )
                 self._measure_together(able, generator, folder)
                 done += len(group)
-            alive = [contender for contender in contenders if contender.candidate.name not in self.died]
-            if contenders and not any(contender.candidate.runtime != "pytorch" for contender in alive):
+            alive = [
+                contender for contender in contenders if contender.candidate.name not in self.died
+            ]
+            if contenders and not any(
+                contender.candidate.runtime != "pytorch" for contender in alive
+            ):
                 raise BenchError("\n".join(dict.fromkeys(map(str, self.died.values()))))
         progress(total, total, "measured")
 
-    def _measure_together(self, group: Sequence[Contender], generator: random.Random, folder: Path) -> None:
+    def _measure_together(
+        self, group: Sequence[Contender], generator: random.Random, folder: Path
+    ) -> None:
         with ExitStack() as stack:
             workers: dict[str, Worker] = {}
 
@@ -74,7 +93,9 @@ class Rounds:
                     return None
 
             def turns() -> list[Contender]:
-                return generator.sample(able := [one for one in group if one.candidate.name not in self.died], len(able))
+                return generator.sample(
+                    able := [one for one in group if one.candidate.name not in self.died], len(able)
+                )
 
             for contender in turns():
                 name = contender.candidate.name
@@ -85,12 +106,16 @@ class Rounds:
                     continue
                 attempt(contender, Worker.wait_until_ready)
                 self.order[-1] += (name,)
-            for stream in dict.fromkeys(stream for contender in group for stream in contender.job.streams):
+            for stream in dict.fromkeys(
+                stream for contender in group for stream in contender.job.streams
+            ):
                 for piece in _pieces(stream, group[0].job.protocol.slices):
                     for contender in turns():
                         if stream in contender.job.streams:
                             attempt(contender, methodcaller("ask", piece))
-            answers = {contender.candidate.name: attempt(contender, Worker.finish) for contender in turns()}
+            answers = {
+                contender.candidate.name: attempt(contender, Worker.finish) for contender in turns()
+            }
         for contender in group:
             answer = answers.get(contender.candidate.name)
             if answer is not None:
@@ -102,7 +127,9 @@ def together(contenders: Sequence[Contender]) -> list[list[Contender]]:
     """Groups that are kept alive together: the same threads and batch, no more than fit into the memory that is free now."""
     by_cell: dict[tuple[int, int], list[Contender]] = defaultdict(list)
     for contender in contenders:
-        by_cell[contender.candidate.source.threads, contender.candidate.source.batch].append(contender)
+        by_cell[contender.candidate.source.threads, contender.candidate.source.batch].append(
+            contender
+        )
     room = _SHARE_OF_MEMORY * free_memory_bytes()
     groups: list[list[Contender]] = []
     for cell in by_cell.values():

@@ -41,7 +41,9 @@ class _Measured(Campaign):
         self.profiles: dict[str, Any] = {}
 
 
-def bench(config: BenchConfig, progress: Progress | None = None, protocol: BenchProtocol | None = None) -> BenchResult:
+def bench(
+    config: BenchConfig, progress: Progress | None = None, protocol: BenchProtocol | None = None
+) -> BenchResult:
     """Measure what lies at `config.target` and keep the result, which is also returned with its path.
 
     Rows whose golden gate failed are in the result (`failed`) but were not timed.
@@ -69,12 +71,23 @@ def bench(config: BenchConfig, progress: Progress | None = None, protocol: Bench
         folder = Path(name)
         pictures = None
         if target.bundle is not None:
-            pictures = prepare_pictures(target.bundle, {candidate.feed for candidate in target.candidates}, folder)
+            pictures = prepare_pictures(
+                target.bundle, {candidate.feed for candidate in target.candidates}, folder
+            )
         contenders, left_out = prove(
-            target.candidates, pictures, protocol, folder, lambda text: report(0, 0, text), tuple(dict.fromkeys(config.rates))
+            target.candidates,
+            pictures,
+            protocol,
+            folder,
+            lambda text: report(0, 0, text),
+            tuple(dict.fromkeys(config.rates)),
         )
         rows = [row for contender in contenders for row in contender.rows]
-        matched = [] if earlier is None else match_rows(earlier, rows, target.model, facts, config.any_model)
+        matched = (
+            []
+            if earlier is None
+            else match_rows(earlier, rows, target.model, facts, config.any_model)
+        )
         # A baseline alone answers no question: where every ONNX variant failed nothing is timed.
         able = [contender for contender in contenders if contender.passed]
         able = able if any(contender.candidate.runtime != "pytorch" for contender in able) else []
@@ -89,14 +102,22 @@ def bench(config: BenchConfig, progress: Progress | None = None, protocol: Bench
         edgetl=edgetl.__version__,
         target=str(config.target),
         model=target.model,
-        device={**facts, "energy": {"sources": list(meter.sources), "denied": list(meter.denied)}, **measured.states},
+        device={
+            **facts,
+            "energy": {"sources": list(meter.sources), "denied": list(meter.denied)},
+            **measured.states,
+        },
         noise=_as_emulated(measured.noise(found)) if facts["emulated"] else measured.noise(found),
         protocol={**asdict(protocol), "rounds": config.rounds, "seed": config.seed},
         order=tuple(measured.rounds.order),
         rows=tuple(rows),
         pairs=tuple(_pairs(rows)),
         earlier=tuple(matched),
-        notes=(*target.notes, *left_out, *(f"{name} was given up: {error}" for name, error in measured.rounds.died.items())),
+        notes=(
+            *target.notes,
+            *left_out,
+            *(f"{name} was given up: {error}" for name, error in measured.rounds.died.items()),
+        ),
         sustained=measured.sustained,
         profiles=measured.profiles,
         limits=config.limits,
@@ -109,11 +130,21 @@ def bench(config: BenchConfig, progress: Progress | None = None, protocol: Bench
 
 def _as_emulated(noise: Noise) -> Noise:
     """As `noise`, and said first that the instructions are another processor's."""
-    return replace(noise, reasons=("the processor is emulated: no time here is a device's", *noise.reasons))
+    return replace(
+        noise, reasons=("the processor is emulated: no time here is a device's", *noise.reasons)
+    )
 
 
-def _measure_more(able: Sequence[Contender], config: BenchConfig, measured: _Measured, folder: Path, report: Progress) -> None:
-    alive = [contender for contender in able if contender.candidate.name not in measured.rounds.died]
+def _measure_more(
+    able: Sequence[Contender],
+    config: BenchConfig,
+    measured: _Measured,
+    folder: Path,
+    report: Progress,
+) -> None:
+    alive = [
+        contender for contender in able if contender.candidate.name not in measured.rounds.died
+    ]
     own = [contender for contender in alive if contender.candidate.runtime != "pytorch"]
     if config.profile:
         for contender in alive:
@@ -122,12 +153,23 @@ def _measure_more(able: Sequence[Contender], config: BenchConfig, measured: _Mea
             profile = run_job(job, folder)
             measured.profiles[contender.rows[0].id] = profile
     if config.sustained_s and own:
-        chosen = recommend(_with_rounds([row for contender in own for row in contender.rows], measured.rounds))
+        chosen = recommend(
+            _with_rounds([row for contender in own for row in contender.rows], measured.rounds)
+        )
         assert chosen is not None
         row_id = chosen.latency.row
-        contender, row = next((contender, row) for contender in own for row in contender.rows if row.id == row_id)
+        contender, row = next(
+            (contender, row) for contender in own for row in contender.rows if row.id == row_id
+        )
         report(0, 0, f"sustained, {config.sustained_s:.0f} s: {contender.candidate.name}")
-        sustain(contender.job, row_id, row.scope, config.sustained_s, folder, lambda found: setattr(measured, "sustained", found))
+        sustain(
+            contender.job,
+            row_id,
+            row.scope,
+            config.sustained_s,
+            folder,
+            lambda found: setattr(measured, "sustained", found),
+        )
 
 
 def _with_rounds(rows: Sequence[Row], rounds: Rounds) -> list[Row]:
@@ -138,7 +180,11 @@ def _pairs(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     """(baseline, candidate): every ONNX row against the PyTorch rows of its cell, or where there are none against the cell's first."""
     for row in rows:
         cell = [other for other in rows if other.cell == row.cell]
-        torch_rows = [other for other in cell if other.runtime == "pytorch" and other.provider == torch_device(row.provider)]
+        torch_rows = [
+            other
+            for other in cell
+            if other.runtime == "pytorch" and other.provider == torch_device(row.provider)
+        ]
         baselines = torch_rows or cell[:1]
         if row.runtime == "pytorch":
             baselines = [other for other in torch_rows if other.variant == EAGER]

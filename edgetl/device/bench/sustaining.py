@@ -21,7 +21,12 @@ from edgetl.device.state import device_state
 
 
 def run_sustained(
-    stages: Sequence[Stage], inputs: Sequence[Any], seconds: float, protocol: BenchProtocol, journal: Path, clock: Clock = perf_counter_ns
+    stages: Sequence[Stage],
+    inputs: Sequence[Any],
+    seconds: float,
+    protocol: BenchProtocol,
+    journal: Path,
+    clock: Clock = perf_counter_ns,
 ) -> None:
     """Measure for `seconds`, without warm-up, and add each window to `journal` as a line of JSON when it ends."""
     begin, parent = clock(), os.getppid()
@@ -36,14 +41,23 @@ def run_sustained(
                 latencies_ns=tuple(totals(marks)),
                 frequency_khz=state["frequency_khz"],
                 temperature_c=state["temperature_c"],
-                throttles=None if throttles is None else sum(count for count in throttles.values() if count is not None),
+                throttles=None
+                if throttles is None
+                else sum(count for count in throttles.values() if count is not None),
                 memory_bytes=resident_memory_bytes(),
             )
             stream.write(json.dumps(asdict(window)) + "\n")
             stream.flush()
 
 
-def sustain(job: Job, row_id: str, scope: str, seconds: float, folder: Path, tell: Callable[[Sustained], None]) -> None:
+def sustain(
+    job: Job,
+    row_id: str,
+    scope: str,
+    seconds: float,
+    folder: Path,
+    tell: Callable[[Sustained], None],
+) -> None:
     """Run `job`'s configuration for `seconds` in a fresh process.
 
     Args:
@@ -55,7 +69,12 @@ def sustain(job: Job, row_id: str, scope: str, seconds: float, folder: Path, tel
     journal = folder / "windows.jsonl"
     journal.unlink(missing_ok=True)
     try:
-        run_job(replace(job, task="sustain", streams=(Stream(scope),), seconds=seconds, journal=journal), folder)
+        run_job(
+            replace(
+                job, task="sustain", streams=(Stream(scope),), seconds=seconds, journal=journal
+            ),
+            folder,
+        )
     finally:
         windows = _read(journal)
         if windows:
@@ -67,4 +86,7 @@ def _read(journal: Path) -> tuple[Window, ...]:
     if not journal.is_file():
         return ()
     lines = journal.read_text(encoding="utf-8").split("\n")[:-1]
-    return tuple(Window(**{**found, "latencies_ns": tuple(found["latencies_ns"])}) for found in map(json.loads, lines))
+    return tuple(
+        Window(**{**found, "latencies_ns": tuple(found["latencies_ns"])})
+        for found in map(json.loads, lines)
+    )

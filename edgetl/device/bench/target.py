@@ -83,7 +83,9 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
     if config.target.suffix == ".onnx":
         return _lone_file(config, threads)
     if config.inputs is not None:
-        raise BenchError("--inputs feeds a lone ONNX file; a bundle brings its own reference images. Leave it out.")
+        raise BenchError(
+            "--inputs feeds a lone ONNX file; a bundle brings its own reference images. Leave it out."
+        )
     _check_torch_modes(config)
     _check_session_modes(config)
     bundle = open_bundle(config.target)
@@ -93,7 +95,9 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
     if fixed and "model" not in config.scopes:
         variants = [variant for variant in variants if variant.size is None]
         if not variants:
-            raise BenchError(f"{', '.join(fixed)} takes images of one size only and is measured in scope model: add it to --scope.")
+            raise BenchError(
+                f"{', '.join(fixed)} takes images of one size only and is measured in scope model: add it to --scope."
+            )
     for variant in variants:
         source = Source(
             bundle.file(variant).resolve(),
@@ -105,28 +109,53 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
         )
         # The reference images have sizes of their own: only tensors of the fixed size are the same work.
         scopes: tuple[Scope, ...] = config.scopes if variant.size is None else ("model",)
-        one = Candidate("onnxruntime", variant.name, source, variant.sha256, variant.bytes, scopes, variant.tolerance)
+        one = Candidate(
+            "onnxruntime",
+            variant.name,
+            source,
+            variant.sha256,
+            variant.bytes,
+            scopes,
+            variant.tolerance,
+        )
         contenders += _in_session_modes(one, config, threads)
     model = {"name": bundle.model, "run_id": bundle.run_id}
     photos = [scope for scope in dict.fromkeys(config.scopes) if scope != "model"]
     single = (
-        [f"Scope {', '.join(photos)} takes one image a call: add 1 to --batch to measure it."] if photos and 1 not in config.batches else []
+        [f"Scope {', '.join(photos)} takes one image a call: add 1 to --batch to measure it."]
+        if photos and 1 not in config.batches
+        else []
     )
     run, note = _run_of(config.target, bundle)
     left = (
-        [f"Scope {', '.join(photos)} is left out for {', '.join(fixed)}: the reference images have other sizes."]
+        [
+            f"Scope {', '.join(photos)} is left out for {', '.join(fixed)}: the reference images have other sizes."
+        ]
         if photos and fixed
         else []
     )
-    notes = (*single, *left, *_left_out_modes(config), *([note] if note and config.torch_modes else []))
+    notes = (
+        *single,
+        *left,
+        *_left_out_modes(config),
+        *([note] if note and config.torch_modes else []),
+    )
     if run is None or note or not config.torch_modes:
-        return Target(tuple(contenders), bundle, model, Path("bench") if run is None else run.bench, notes)
+        return Target(
+            tuple(contenders), bundle, model, Path("bench") if run is None else run.bench, notes
+        )
     baselines: list[Candidate] = []
     devices = tuple(dict.fromkeys(map(torch_device, config.providers)))
     digest, size = sha256_file(run.weights), run.weights.stat().st_size
     for name in dict.fromkeys(config.torch_modes):
         mode = TORCH_MODES[name]
-        source = Source(run.path.resolve(), 1, input=variants[0].input, preprocessing=bundle.preprocessing, settings={"mode": name})
+        source = Source(
+            run.path.resolve(),
+            1,
+            input=variants[0].input,
+            preprocessing=bundle.preprocessing,
+            settings={"mode": name},
+        )
         one = Candidate("pytorch", mode.variant, source, digest, size, config.scopes)
         for device in devices:
             if mode.gpu_only and device == "cpu":
@@ -136,13 +165,19 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
     return Target((*baselines, *contenders), bundle, model, run.bench, notes)
 
 
-def _in_session_modes(one: Candidate, config: BenchConfig, threads: Sequence[int]) -> Iterator[Candidate]:
+def _in_session_modes(
+    one: Candidate, config: BenchConfig, threads: Sequence[int]
+) -> Iterator[Candidate]:
     """Yield an ONNX file in every session mode, on the providers that have it."""
     for mode in dict.fromkeys(config.session_modes):
         providers = [provider for provider in config.providers if supports(provider, mode)]
         settings = {} if mode == DEFAULT else {"session_mode": mode}
         yield from _combined(
-            replace(one, variant=variant_name(one.variant, mode), source=replace(one.source, settings=settings)),
+            replace(
+                one,
+                variant=variant_name(one.variant, mode),
+                source=replace(one.source, settings=settings),
+            ),
             config,
             threads,
             providers,
@@ -159,7 +194,11 @@ def _check_session_modes(config: BenchConfig) -> None:
 
 
 def _left_out_modes(config: BenchConfig) -> list[str]:
-    pairs = [(mode, provider) for mode in dict.fromkeys(config.session_modes) for provider in dict.fromkeys(config.providers)]
+    pairs = [
+        (mode, provider)
+        for mode in dict.fromkeys(config.session_modes)
+        for provider in dict.fromkeys(config.providers)
+    ]
     return [
         f"Session mode {mode} is left out on {provider}, which has no such option."
         for mode, provider in pairs
@@ -177,11 +216,19 @@ def _check_torch_modes(config: BenchConfig) -> None:
         )
 
 
-def _combined(one: Candidate, config: BenchConfig, threads: Sequence[int], providers: Sequence[str]) -> Iterator[Candidate]:
-    for provider, count, batch in product(dict.fromkeys(providers), dict.fromkeys(threads), dict.fromkeys(config.batches)):
+def _combined(
+    one: Candidate, config: BenchConfig, threads: Sequence[int], providers: Sequence[str]
+) -> Iterator[Candidate]:
+    for provider, count, batch in product(
+        dict.fromkeys(providers), dict.fromkeys(threads), dict.fromkeys(config.batches)
+    ):
         # A photo is decoded and answered by itself; only tensors come in batches.
         scopes = one.scopes if batch == 1 else ("model",)
-        yield replace(one, source=replace(one.source, provider=provider, threads=count, batch=batch), scopes=scopes)
+        yield replace(
+            one,
+            source=replace(one.source, provider=provider, threads=count, batch=batch),
+            scopes=scopes,
+        )
 
 
 def _run_of(path: Path, bundle: Bundle) -> tuple[RunDirectory | None, str]:
@@ -190,40 +237,67 @@ def _run_of(path: Path, bundle: Bundle) -> tuple[RunDirectory | None, str]:
     folder = path if asked_for_run else bundle.directory.path.resolve().parent
     run = RunDirectory(folder)
     if not asked_for_run and not (run.config.is_file() and run.weights.is_file()):
-        return None, "PyTorch is not measured: the bundle lies without the run it came from. Give the run directory for a speed-up."
+        return (
+            None,
+            "PyTorch is not measured: the bundle lies without the run it came from. Give the run directory for a speed-up.",
+        )
     run = RunDirectory.open(folder)
     if sha256_file(run.weights)[:12] != bundle.run_id:
         if asked_for_run:
             raise BenchError(
                 f"The bundle in {path} was exported from other weights (run {bundle.run_id}). `edgetl export {path} --force` renews it."
             )
-        return None, f"PyTorch is not measured: the bundle comes from run {bundle.run_id}, not from the run directory around it."
-    missing = [package for package in ("torch", "torchvision", "safetensors") if installed_version(package) is None]
+        return (
+            None,
+            f"PyTorch is not measured: the bundle comes from run {bundle.run_id}, not from the run directory around it.",
+        )
+    missing = [
+        package
+        for package in ("torch", "torchvision", "safetensors")
+        if installed_version(package) is None
+    ]
     if missing:
-        return run, f'PyTorch is not measured: {", ".join(missing)} not installed. `pip install "edgetl[train]"` adds the baseline.'
+        return (
+            run,
+            f'PyTorch is not measured: {", ".join(missing)} not installed. `pip install "edgetl[train]"` adds the baseline.',
+        )
     return run, ""
 
 
 def _lone_file(config: BenchConfig, threads: Sequence[int]) -> Target:
     path = config.target
     if not path.is_file():
-        raise BundleError(f"No ONNX file at {path}. Give a run directory, a bundle, or an ONNX file.")
+        raise BundleError(
+            f"No ONNX file at {path}. Give a run directory, a bundle, or an ONNX file."
+        )
     if config.variants:
-        raise BenchError("--variant chooses within a bundle; a lone ONNX file has no variants. Leave it out.")
+        raise BenchError(
+            "--variant chooses within a bundle; a lone ONNX file has no variants. Leave it out."
+        )
     if "model" not in config.scopes:
-        raise BenchError("Scopes image and file need a bundle's reference images; a lone ONNX file is measured in scope model.")
+        raise BenchError(
+            "Scopes image and file need a bundle's reference images; a lone ONNX file is measured in scope model."
+        )
     if config.inputs is not None and config.batches != (1,):
         raise BenchError("--inputs says itself how many images a call takes; leave --batch out.")
     if config.inputs is not None and not config.inputs.is_file():
-        raise BenchError(f"No file at {config.inputs}. --inputs takes a .npy file, or an .npz file with one array for each input.")
+        raise BenchError(
+            f"No file at {config.inputs}. --inputs takes a .npy file, or an .npz file with one array for each input."
+        )
     _check_session_modes(config)
     left = [scope for scope in dict.fromkeys(config.scopes) if scope != "model"]
-    notes = [f"Scope {', '.join(left)} is left out: a lone ONNX file brings no images."] if left else []
+    notes = (
+        [f"Scope {', '.join(left)} is left out: a lone ONNX file brings no images."] if left else []
+    )
     notes += _left_out_modes(config)
     if config.torch_modes not in ((), ("eager",)):
         notes.append("PyTorch is not measured: it needs the run directory that the file came from.")
     given = None if config.inputs is None else config.inputs.resolve()
     source = Source(path.resolve(), 1, given=given)
-    one = Candidate("onnxruntime", path.stem, source, sha256_file(path), path.stat().st_size, ("model",))
+    one = Candidate(
+        "onnxruntime", path.stem, source, sha256_file(path), path.stat().st_size, ("model",)
+    )
     candidates = tuple(_in_session_modes(one, config, threads))
-    return Target(candidates, None, {"name": path.name, "run_id": None}, Path("bench"), tuple(notes))
+    return Target(
+        candidates, None, {"name": path.name, "run_id": None}, Path("bench"), tuple(notes)
+    )

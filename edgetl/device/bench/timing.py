@@ -57,7 +57,13 @@ class Measurement:
         watch: Watch | None = None,
         clock: Clock = perf_counter_ns,
     ) -> None:
-        self._stages, self._inputs, self._protocol, self._watch, self._clock = stages, inputs, protocol, watch, clock
+        self._stages, self._inputs, self._protocol, self._watch, self._clock = (
+            stages,
+            inputs,
+            protocol,
+            watch,
+            clock,
+        )
         self._marks: list[Sequence[int]] = []
         self._slices: list[int] = []
         self._warm_up_medians: list[float] = []
@@ -67,10 +73,19 @@ class Measurement:
         """Run until two windows agree, or for as long as the protocol allows."""
         protocol, medians, clock = self._protocol, self._warm_up_medians, self._clock
         give_up = clock() + int(protocol.warmup_seconds * 1e9)
-        while not self._steady and len(medians) < protocol.max_windows and (len(medians) < 2 or clock() < give_up):
-            window = run_for(self._stages, self._inputs, protocol.window_seconds, protocol.window_runs, clock)
+        while (
+            not self._steady
+            and len(medians) < protocol.max_windows
+            and (len(medians) < 2 or clock() < give_up)
+        ):
+            window = run_for(
+                self._stages, self._inputs, protocol.window_seconds, protocol.window_runs, clock
+            )
             medians.append(median(totals(window)))
-            self._steady = len(medians) > 1 and abs(medians[-1] - medians[-2]) < protocol.steady_within * medians[-2]
+            self._steady = (
+                len(medians) > 1
+                and abs(medians[-1] - medians[-2]) < protocol.steady_within * medians[-2]
+            )
 
     def run_slice(self) -> None:
         """Measure one slice; a few runs before it bring back into the caches what others have taken since the last."""
@@ -81,7 +96,13 @@ class Measurement:
         if self._watch is not None:
             self._watch.start()
         share = protocol.slices
-        marks = run_for(self._stages, inputs, protocol.block_seconds / share, -(-protocol.block_runs // share), self._clock)
+        marks = run_for(
+            self._stages,
+            inputs,
+            protocol.block_seconds / share,
+            -(-protocol.block_runs // share),
+            self._clock,
+        )
         if self._watch is not None:
             self._watch.stop()
         self._marks += marks
@@ -90,11 +111,21 @@ class Measurement:
     def block(self) -> Block:
         """What was measured so far."""
         names = [name for name, _ in self._stages] if len(self._stages) > 1 else []
-        return Block(totals(self._marks), _parts(names, self._marks), self._steady, self._warm_up_medians, slices=list(self._slices))
+        return Block(
+            totals(self._marks),
+            _parts(names, self._marks),
+            self._steady,
+            self._warm_up_medians,
+            slices=list(self._slices),
+        )
 
 
 def measure(
-    stages: Sequence[Stage], inputs: Sequence[Any], protocol: BenchProtocol, watch: Watch | None = None, clock: Clock = perf_counter_ns
+    stages: Sequence[Stage],
+    inputs: Sequence[Any],
+    protocol: BenchProtocol,
+    watch: Watch | None = None,
+    clock: Clock = perf_counter_ns,
 ) -> Block:
     """A whole block at once: warm-up, then all slices."""
     measurement = Measurement(stages, inputs, protocol, watch, clock)
@@ -150,7 +181,13 @@ def measure_paced(
     return Block(totals(marks), _parts(names, marks), True, [], waited)
 
 
-def run_for(stages: Sequence[Stage], inputs: Sequence[Any], seconds: float, runs: int, clock: Clock = perf_counter_ns) -> Marks:
+def run_for(
+    stages: Sequence[Stage],
+    inputs: Sequence[Any],
+    seconds: float,
+    runs: int,
+    clock: Clock = perf_counter_ns,
+) -> Marks:
     """Run without a pause for at least `seconds` and `runs`."""
     timed = _one_stage if len(stages) == 1 else _several_stages
     return timed(stages, inputs, seconds, runs, clock)
@@ -162,10 +199,14 @@ def totals(marks: Marks) -> list[int]:
 
 
 def _parts(names: Sequence[str], marks: Marks) -> dict[str, list[int]]:
-    return {name: [mark[index + 1] - mark[index] for mark in marks] for index, name in enumerate(names)}
+    return {
+        name: [mark[index + 1] - mark[index] for mark in marks] for index, name in enumerate(names)
+    }
 
 
-def _one_stage(stages: Sequence[Stage], inputs: Sequence[Any], seconds: float, runs: int, clock: Clock) -> Marks:
+def _one_stage(
+    stages: Sequence[Stage], inputs: Sequence[Any], seconds: float, runs: int, clock: Clock
+) -> Marks:
     step, count, done = stages[0][1], len(inputs), 0
     marks: list[tuple[int, ...]] = []
     stop = clock() + int(seconds * 1e9)
@@ -180,7 +221,9 @@ def _one_stage(stages: Sequence[Stage], inputs: Sequence[Any], seconds: float, r
             return marks
 
 
-def _several_stages(stages: Sequence[Stage], inputs: Sequence[Any], seconds: float, runs: int, clock: Clock) -> Marks:
+def _several_stages(
+    stages: Sequence[Stage], inputs: Sequence[Any], seconds: float, runs: int, clock: Clock
+) -> Marks:
     steps, count, done = [step for _, step in stages], len(inputs), 0
     marks: list[tuple[int, ...]] = []
     stop = clock() + int(seconds * 1e9)

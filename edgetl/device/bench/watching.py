@@ -6,7 +6,13 @@ from typing import Any
 
 from edgetl.device.energy import EnergyMeter
 from edgetl.device.memory import resident_memory_bytes
-from edgetl.device.nvml import GpuReader, first_cuda_device, open_nvml, read_gpu_facts, read_gpu_states
+from edgetl.device.nvml import (
+    GpuReader,
+    first_cuda_device,
+    open_nvml,
+    read_gpu_facts,
+    read_gpu_states,
+)
 
 
 class BlockWatch:
@@ -65,7 +71,9 @@ class GpuWatch:
         if not self._readings:
             return {}
         peaks = ("temperature_c", "power_w", "memory_used_bytes")
-        reasons = {reason for reading in self._readings for reason in reading["throttle_reasons"] or ()}
+        reasons = {
+            reason for reading in self._readings for reason in reading["throttle_reasons"] or ()
+        }
         return {
             "index": self._index,
             "sm_clocks_mhz": _known(self._readings, "sm_clock_mhz"),

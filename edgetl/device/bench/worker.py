@@ -40,17 +40,26 @@ def gate(job: Job) -> dict[str, Any]:
     if job.files:
         from edgetl.device.images import load_image
 
-        answers = [backend.infer(backend.prepare(load_image(path)))[0].tolist() for path in job.files]
+        answers = [
+            backend.infer(backend.prepare(load_image(path)))[0].tolist() for path in job.files
+        ]
     feed = "reference images" if job.model_inputs else "given" if job.source.given else "random"
     return {
         "settings": settings,
         "provider": backend.provider,
-        "session": {**backend.describe(inputs[0]), **settings, "freed_memory_kept": kept, "feed": feed},
+        "session": {
+            **backend.describe(inputs[0]),
+            **settings,
+            "freed_memory_kept": kept,
+            "feed": feed,
+        },
         "input": _described(inputs[0]),
         "batch": len(next(iter(inputs[0].values())) if isinstance(inputs[0], dict) else inputs[0]),
         "peak_memory_bytes": peak_memory_bytes(),
         "golden_logits": answers,
-        "model_logits": [backend.infer(batch).tolist() for batch in inputs] if job.model_inputs else [],
+        "model_logits": [backend.infer(batch).tolist() for batch in inputs]
+        if job.model_inputs
+        else [],
     }
 
 
@@ -79,9 +88,13 @@ def measured(job: Job) -> dict[str, Any]:
     meter = EnergyMeter()
     watches = {stream.name: BlockWatch(meter) for stream in job.streams}
     # A GPU that isn't measured is nobody's business here, and asking it takes milliseconds.
-    gpus = {} if job.source.provider == "cpu" else {stream.name: GpuWatch() for stream in job.streams}
+    gpus = (
+        {} if job.source.provider == "cpu" else {stream.name: GpuWatch() for stream in job.streams}
+    )
     measurements = {
-        stream.name: Measurement(*scopes[stream.scope], job.protocol, watches[stream.name]) for stream in job.streams if stream.rate is None
+        stream.name: Measurement(*scopes[stream.scope], job.protocol, watches[stream.name])
+        for stream in job.streams
+        if stream.rate is None
     }
     blocks: dict[str, Block] = {}
     clocks: dict[str, int | None] = {}
@@ -93,7 +106,9 @@ def measured(job: Job) -> dict[str, Any]:
             measurements[name].run_slice()
         else:
             stream = next(stream for stream in job.streams if stream.name == name)
-            blocks[name] = measure_paced(*scopes[stream.scope], job.protocol, stream.rate or 1.0, watches[name])
+            blocks[name] = measure_paced(
+                *scopes[stream.scope], job.protocol, stream.rate or 1.0, watches[name]
+            )
         clocks[name] = core_frequency()
         if piece != "warm-up" and name in gpus:
             gpus[name].read()
@@ -121,7 +136,9 @@ def measured(job: Job) -> dict[str, Any]:
 def profiled(job: Job) -> dict[str, Any]:
     """Where a run's time goes, operator by operator."""
     backend = _open(job)
-    found: dict[str, Any] = backend.profile(_model_inputs(backend, job)[0], job.protocol.profiled_runs)
+    found: dict[str, Any] = backend.profile(
+        _model_inputs(backend, job)[0], job.protocol.profiled_runs
+    )
     return found
 
 
@@ -181,15 +198,27 @@ def _model_inputs(backend: Backend, job: Job) -> list[Any]:
 
     images, batch = np.load(job.model_inputs, allow_pickle=False), job.source.batch
     # Batch i begins with image i: the first row of every batch is then the same image for every batch size.
-    return [np.concatenate([images[(first + place) % len(images)] for place in range(batch)]) for first in range(len(images))]
+    return [
+        np.concatenate([images[(first + place) % len(images)] for place in range(batch)])
+        for first in range(len(images))
+    ]
 
 
 def _described(given: Any) -> str:
     arrays = given if isinstance(given, dict) else {"": given}
-    return ", ".join(f"{name} {array.dtype} {'x'.join(map(str, array.shape))}".strip() for name, array in arrays.items())
+    return ", ".join(
+        f"{name} {array.dtype} {'x'.join(map(str, array.shape))}".strip()
+        for name, array in arrays.items()
+    )
 
 
-TASKS = {"gate": gate, "measure": measured, "profile": profiled, "sustain": sustained, "loadgen": driven}
+TASKS = {
+    "gate": gate,
+    "measure": measured,
+    "profile": profiled,
+    "sustain": sustained,
+    "loadgen": driven,
+}
 
 
 def main() -> None:

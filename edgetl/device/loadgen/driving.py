@@ -63,7 +63,12 @@ def drive(job: Job, backend: Backend, leave: Callable[[EdgetlError], None]) -> d
     run_for(stages, queries, 0, job.protocol.slice_warm_runs)
     after = totals(run_for(stages, queries, plan.loop_s, job.protocol.block_runs))
     steady = loop.block().steady
-    times = {"before_ns": before, "after_ns": after, "inside_ns": system.inside_ns, "model_ns": system.model_ns}
+    times = {
+        "before_ns": before,
+        "after_ns": after,
+        "inside_ns": system.inside_ns,
+        "model_ns": system.model_ns,
+    }
     return {**times, "issued": system.issued, "steady": steady}
 
 
@@ -85,13 +90,19 @@ def settings(plan: LoadgenPlan, images: int, fastest_s: float | None) -> Any:
             "LoadGen could not read its own mlperf.conf. Install the version of mlcommons-loadgen that edgetl was tested with."
         )
     chosen.scenario = getattr(mlperf_loadgen.TestScenario, name)
-    chosen.mode = mlperf_loadgen.TestMode.AccuracyOnly if plan.mode == "accuracy" else mlperf_loadgen.TestMode.PerformanceOnly
+    chosen.mode = (
+        mlperf_loadgen.TestMode.AccuracyOnly
+        if plan.mode == "accuracy"
+        else mlperf_loadgen.TestMode.PerformanceOnly
+    )
     chosen.min_duration_ms = max(1, round(plan.min_duration_s * 1000))
     if plan.scenario == "offline":
         chosen.min_query_count = min(images, _MOST_OFFLINE)
     if fastest_s is not None:
         # LoadGen makes up its queries beforehand: twice as many as fit into the time at this latency.
-        chosen.single_stream_expected_latency_ns = chosen.multi_stream_expected_latency_ns = fastest_s * 1e9
+        chosen.single_stream_expected_latency_ns = chosen.multi_stream_expected_latency_ns = (
+            fastest_s * 1e9
+        )
         chosen.offline_expected_qps = _SPARE * plan.query_samples / fastest_s
         planned = 2 * plan.query_samples * plan.min_duration_s / fastest_s
         if planned * _BYTES_A_SAMPLE > _SHARE_OF_MEMORY * free_memory_bytes():
@@ -116,9 +127,13 @@ def _test(
     logs.log_output.outdir = str(plan.folder)
     logs.log_output.copy_summary_to_stdout = False
     sut = mlperf_loadgen.ConstructSUT(_safe(system.issue, leave), _safe(system.flush, leave))
-    library_ = mlperf_loadgen.ConstructQSL(images, plan.resident, _safe(library.load, leave), _safe(library.unload, leave))
+    library_ = mlperf_loadgen.ConstructQSL(
+        images, plan.resident, _safe(library.load, leave), _safe(library.unload, leave)
+    )
     # An audit.config that happens to lie in the user's folder would change the settings unseen.
-    mlperf_loadgen.StartTestWithLogSettings(sut, library_, chosen, logs, str(plan.folder / "no-audit.config"))
+    mlperf_loadgen.StartTestWithLogSettings(
+        sut, library_, chosen, logs, str(plan.folder / "no-audit.config")
+    )
     mlperf_loadgen.DestroyQSL(library_)
     mlperf_loadgen.DestroySUT(sut)
     (plan.folder / TRACE).unlink(missing_ok=True)

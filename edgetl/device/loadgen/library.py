@@ -18,7 +18,9 @@ from edgetl.device.preprocessing import preprocess, resize_around_crop
 class Library:
     """Samples by their index in a list of files."""
 
-    def __init__(self, files: Sequence[Path], scope: str, kind: InputKind, contract: Preprocessing) -> None:
+    def __init__(
+        self, files: Sequence[Path], scope: str, kind: InputKind, contract: Preprocessing
+    ) -> None:
         self._files, self._scope, self._kind, self._contract = files, scope, kind, contract
         self.ready: dict[int, NDArray[Any]] = {}
         """Scope `image`: uint8 [height, width, 3]. Scope `model`: one batch of one, all of the same shape."""
@@ -41,14 +43,24 @@ class Library:
     def queries(self, count: int, samples: int, batch: int) -> list[list[NDArray[Any]]]:
         """The first `count` samples in turns as queries of `samples` images: for each query what its calls take."""
         self.load(range(count))
-        queries = [[self.ready[(first + place) % count] for place in range(samples)] for first in range(0, count, samples)]
+        queries = [
+            [self.ready[(first + place) % count] for place in range(samples)]
+            for first in range(0, count, samples)
+        ]
         self.unload(range(count))
         if batch == 1:
             return queries
-        return [[np.concatenate(query[place : place + batch]) for place in range(0, samples, batch)] for query in queries]
+        return [
+            [np.concatenate(query[place : place + batch]) for place in range(0, samples, batch)]
+            for query in queries
+        ]
 
     def _sample(self, path: Path) -> NDArray[Any]:
         image = load_image(path)
         if self._scope == "image":
             return image
-        return preprocess(image, self._contract) if self._kind == "tensor" else resize_around_crop(image, self._contract)[None]
+        return (
+            preprocess(image, self._contract)
+            if self._kind == "tensor"
+            else resize_around_crop(image, self._contract)[None]
+        )

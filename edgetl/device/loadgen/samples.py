@@ -32,12 +32,16 @@ class SampleSet:
     against: Literal["labels", "reference"]
     description: str
 
-    def mistakes(self, answers: Mapping[int, int], labels: Sequence[str]) -> tuple[dict[str, str], ...]:
+    def mistakes(
+        self, answers: Mapping[int, int], labels: Sequence[str]
+    ) -> tuple[dict[str, str], ...]:
         """{"file", "answer", "wanted"} for each image that has no answer or a wrong one."""
         return tuple(
             {
                 "file": str(path),
-                "answer": labels[answer] if (answer := answers.get(index, -1)) in range(len(labels)) else "none",
+                "answer": labels[answer]
+                if (answer := answers.get(index, -1)) in range(len(labels))
+                else "none",
                 "wanted": " or ".join(labels[one] for one in sorted(wanted)),
             }
             for index, (path, wanted) in enumerate(zip(self.files, self.accepted, strict=True))
@@ -53,9 +57,16 @@ def reference_samples(bundle: Bundle, variant: Variant) -> SampleSet:
     """
     golden = bundle.golden()
     tolerance = max(golden.tolerance, variant.tolerance or 0.0)
-    accepted = [frozenset(np.flatnonzero(row >= row.max() - tolerance).tolist()) for row in golden.logits]
+    accepted = [
+        frozenset(np.flatnonzero(row >= row.max() - tolerance).tolist()) for row in golden.logits
+    ]
     files = tuple(path.resolve() for path in golden.files)
-    return SampleSet(files, tuple(accepted), "reference", f"the bundle's {counted(len(files), 'reference image')}")
+    return SampleSet(
+        files,
+        tuple(accepted),
+        "reference",
+        f"the bundle's {counted(len(files), 'reference image')}",
+    )
 
 
 def labelled_samples(folder: Path, labels: Sequence[str]) -> SampleSet:
@@ -67,25 +78,46 @@ def labelled_samples(folder: Path, labels: Sequence[str]) -> SampleSet:
     inner = folder / "val"
     place = inner if inner.is_dir() and "val" not in labels else folder
     if not place.is_dir():
-        raise DataError(f"No folder at {folder}. --data takes a folder with a folder of images for each label.")
-    classes = sorted(entry for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        raise DataError(
+            f"No folder at {folder}. --data takes a folder with a folder of images for each label."
+        )
+    classes = sorted(
+        entry for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
     unknown = [entry.name for entry in classes if entry.name not in labels]
     if unknown:
-        raise DataError(f"{place} has folders that are no labels of the bundle: {', '.join(unknown)}. It knows: {', '.join(labels)}.")
-    found = [(path.resolve(), labels.index(entry.name)) for entry in classes for path in images_below(entry)]
+        raise DataError(
+            f"{place} has folders that are no labels of the bundle: {', '.join(unknown)}. It knows: {', '.join(labels)}."
+        )
+    found = [
+        (path.resolve(), labels.index(entry.name))
+        for entry in classes
+        for path in images_below(entry)
+    ]
     if not found:
-        raise DataError(f"No labelled images in {place}. --data takes a folder with a folder of images for each label.")
+        raise DataError(
+            f"No labelled images in {place}. --data takes a folder with a folder of images for each label."
+        )
     described = f"{counted(len(found), 'image')} of {counted(len(classes), 'label')} in {place}"
-    return SampleSet(tuple(path for path, _ in found), tuple(frozenset([label]) for _, label in found), "labels", described)
+    return SampleSet(
+        tuple(path for path, _ in found),
+        tuple(frozenset([label]) for _, label in found),
+        "labels",
+        described,
+    )
 
 
-def resident_count(files: Sequence[Path], scope: str, kind: InputKind, contract: Preprocessing) -> int:
+def resident_count(
+    files: Sequence[Path], scope: str, kind: InputKind, contract: Preprocessing
+) -> int:
     """How many samples fit into memory at once: LoadGen loads no more for a performance run, and part by part for an accuracy run."""
     if scope == "model":
         largest = 3 * contract.resize**2 if kind == "image" else 12 * contract.crop**2
     else:
         largest = max(map(_decoded_bytes, files))
-    return max(1, min(len(files), MOST_RESIDENT, int(_SHARE_OF_MEMORY * free_memory_bytes() / largest)))
+    return max(
+        1, min(len(files), MOST_RESIDENT, int(_SHARE_OF_MEMORY * free_memory_bytes() / largest))
+    )
 
 
 def _decoded_bytes(path: Path) -> int:

@@ -17,9 +17,17 @@ from edgetl.device.loadgen.library import Library
 class System:
     """Answers LoadGen with the class of each sample, int64, and keeps its own times beside LoadGen's."""
 
-    def __init__(self, backend: Backend, library: Library, scope: str, batch: int, loadgen: Any) -> None:
+    def __init__(
+        self, backend: Backend, library: Library, scope: str, batch: int, loadgen: Any
+    ) -> None:
         self._backend, self._library, self._batch, self._loadgen = backend, library, batch, loadgen
-        self._classes = self._of_photos if scope == "image" else self._of_one if batch == 1 else self._of_several
+        self._classes = (
+            self._of_photos
+            if scope == "image"
+            else self._of_one
+            if batch == 1
+            else self._of_several
+        )
         self._gathered: NDArray[Any] | None = None
         self._parent = os.getppid()
         self.inside_ns: list[int] = []
@@ -33,12 +41,18 @@ class System:
         """LoadGen's IssueQuery: answer all samples of a query, call by call."""
         arrived = perf_counter_ns()
         done, self._model_ns = arrived, 0
-        respond, complete, batch = self._loadgen.QuerySampleResponse, self._loadgen.QuerySamplesComplete, self._batch
+        respond, complete, batch = (
+            self._loadgen.QuerySampleResponse,
+            self._loadgen.QuerySamplesComplete,
+            self._batch,
+        )
         for first in range(0, len(query), batch):
             part = query[first : first + batch] if len(query) > batch else query
             classes = self._classes([sample.index for sample in part])
             address = classes.ctypes.data
-            answers = [respond(sample.id, address + 8 * place, 8) for place, sample in enumerate(part)]
+            answers = [
+                respond(sample.id, address + 8 * place, 8) for place, sample in enumerate(part)
+            ]
             done = perf_counter_ns()
             complete(answers)
             # Whoever waits for the result may have been ended: then nobody wants the rest.
@@ -70,7 +84,9 @@ class System:
     def _of_photos(self, indices: Sequence[int]) -> NDArray[np.int64]:
         backend, ready = self._backend, self._library.ready
         begun = perf_counter_ns()
-        classes = [int(backend.infer(backend.prepare(ready[index]))[0].argmax()) for index in indices]
+        classes = [
+            int(backend.infer(backend.prepare(ready[index]))[0].argmax()) for index in indices
+        ]
         self._model_ns += perf_counter_ns() - begun
         return np.array(classes, np.int64)
 
@@ -78,7 +94,9 @@ class System:
 def query_step(backend: Backend, scope: str, calls: int) -> Callable[[Any], Any]:
     """What edgetl's own loop times for a query of `calls` calls: the same work without LoadGen around it."""
     if scope == "image":
-        return lambda query: [int(backend.infer(backend.prepare(image))[0].argmax()) for image in query]
+        return lambda query: [
+            int(backend.infer(backend.prepare(image))[0].argmax()) for image in query
+        ]
     if calls == 1:
         return lambda query: backend.infer(query[0])
     return lambda query: [backend.infer(batch) for batch in query]

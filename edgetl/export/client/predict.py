@@ -13,14 +13,31 @@ from PIL import Image, ImageOps
 
 BUNDLE = Path(__file__).resolve().parent
 MANIFEST = json.loads((BUNDLE / "bundle.json").read_text(encoding="utf-8"))
-VARIANT = next(entry for entry in MANIFEST["variants"] if entry["name"] == (MANIFEST["recommended"] or "fp32"))
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "TGA", "PPM")  # EPS would start Ghostscript
+VARIANT = next(
+    entry for entry in MANIFEST["variants"] if entry["name"] == (MANIFEST["recommended"] or "fp32")
+)
+FORMATS = (
+    "JPEG",
+    "MPO",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "GIF",
+    "TIFF",
+    "AVIF",
+    "JPEG2000",
+    "TGA",
+    "PPM",
+)  # EPS would start Ghostscript
 
 
 def load_image(path: str) -> np.ndarray:
     """Upright RGB pixels, uint8 [height, width, 3]; transparency onto white, 16-bit grey by its high byte."""
     Image.init()
-    file = Image.open(io.BytesIO(Path(path).read_bytes()), formats=[name for name in FORMATS if name in Image.OPEN])
+    file = Image.open(
+        io.BytesIO(Path(path).read_bytes()),
+        formats=[name for name in FORMATS if name in Image.OPEN],
+    )
     try:
         image = ImageOps.exif_transpose(file)
     except Exception:  # an EXIF block too broken to rewrite
@@ -42,16 +59,25 @@ def network_input(image: np.ndarray) -> np.ndarray:
     size = [how["resize"] * side // min(height, width) for side in (width, height)]
     left, top = (round((side - how["crop"]) / 2) for side in size)
     # Rows first: the order decides the rounding, and Pillow's own choice depends on its version.
-    resized = Image.fromarray(image).resize((size[0], height), 2).resize(tuple(size), 2)  # 2: bilinear
-    crop = np.asarray(resized.crop((left, top, left + how["crop"], top + how["crop"])), np.float32) / 255
+    resized = (
+        Image.fromarray(image).resize((size[0], height), 2).resize(tuple(size), 2)
+    )  # 2: bilinear
+    crop = (
+        np.asarray(resized.crop((left, top, left + how["crop"], top + how["crop"])), np.float32)
+        / 255
+    )
     return ((crop - np.float32(how["mean"])) / np.float32(how["std"])).transpose(2, 0, 1)[None]
 
 
 def main(paths: list[str]) -> None:
     """Print path, label and probability of each image."""
-    session = onnxruntime.InferenceSession(str(BUNDLE / VARIANT["file"]), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(BUNDLE / VARIANT["file"]), providers=["CPUExecutionProvider"]
+    )
     for path in paths:
-        probabilities = session.run(["probabilities"], {session.get_inputs()[0].name: network_input(load_image(path))})[0][0]
+        probabilities = session.run(
+            ["probabilities"], {session.get_inputs()[0].name: network_input(load_image(path))}
+        )[0][0]
         best = int(probabilities.argmax())
         print(f"{path}\t{MANIFEST['labels'][best]}\t{probabilities[best]:.4f}")
 

@@ -52,7 +52,9 @@ class DataCheck:
             "classes": self.labels,
             "images": self.images,
             "counts": self.counts,
-            "shorter_side": None if self.sides is None else dict(zip(("least", "median", "largest"), self.sides, strict=True)),
+            "shorter_side": None
+            if self.sides is None
+            else dict(zip(("least", "median", "largest"), self.sides, strict=True)),
             "formats": self.formats,
             "modes": self.modes,
             "worst": self.worst,
@@ -110,7 +112,9 @@ def _counted(values: Any) -> dict[str, int]:
 def worst_files(found: DataCheck, most: int) -> list[tuple[Finding, Path]]:
     """Files to look at: of each finding some, of each group two, the worst findings first."""
     chosen: list[tuple[Finding, Path]] = []
-    about: Sequence[Finding] = [finding for severity in SEVERITIES for finding in found.of(severity) if finding.groups]
+    about: Sequence[Finding] = [
+        finding for severity in SEVERITIES for finding in found.of(severity) if finding.groups
+    ]
     share = max(2, most // max(1, len(about)))
     for finding in about:
         files = [path for group in finding.groups for path in group[:2]]

@@ -45,7 +45,9 @@ class Examined:
     """Grey [16, 16]."""
 
 
-def examine(files: Sequence[LabelledFile], report: Callable[[int, int], None]) -> tuple[list[Examined], list[Rejected]]:
+def examine(
+    files: Sequence[LabelledFile], report: Callable[[int, int], None]
+) -> tuple[list[Examined], list[Rejected]]:
     """Decode all files on all cores.
 
     Args:
@@ -86,14 +88,27 @@ def _header(encoded: bytes) -> tuple[int, int, str, str, int, bool]:
     try:
         with open_image(encoded) as image:
             if image.width * image.height > _LARGEST_PIXELS:
-                raise DecodeError(f"declares {image.width} x {image.height} pixels, which no photo has: a decompression bomb.")
+                raise DecodeError(
+                    f"declares {image.width} x {image.height} pixels, which no photo has: a decompression bomb."
+                )
             try:
                 orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-            except Exception:  # an EXIF block too broken to read says nothing about orientation either
+            except (
+                Exception
+            ):  # an EXIF block too broken to read says nothing about orientation either
                 orientation = 1
-            return image.width, image.height, image.mode, image.format or "", orientation, bool(getattr(image, "is_animated", False))
+            return (
+                image.width,
+                image.height,
+                image.mode,
+                image.format or "",
+                orientation,
+                bool(getattr(image, "is_animated", False)),
+            )
     except Image.DecompressionBombError as cause:
-        raise DecodeError("declares more pixels than any photo has: a decompression bomb.") from cause
+        raise DecodeError(
+            "declares more pixels than any photo has: a decompression bomb."
+        ) from cause
     except DecodeError:
         raise
     except Exception:

@@ -37,7 +37,12 @@ class Finding:
         return list(dict.fromkeys(path for group in self.groups for path in group))
 
 
-def find(examined: Sequence[Examined], rejected: Sequence[Rejected], labels: Sequence[str], problems: Sequence[str]) -> list[Finding]:
+def find(
+    examined: Sequence[Examined],
+    rejected: Sequence[Rejected],
+    labels: Sequence[str],
+    problems: Sequence[str],
+) -> list[Finding]:
     """Everything that is wrong, worst first.
 
     Args:
@@ -54,18 +59,36 @@ def find(examined: Sequence[Examined], rejected: Sequence[Rejected], labels: Seq
 
 
 def _unreadable(rejected: Sequence[Rejected]) -> list[Finding]:
-    strays = [entry for entry in rejected if entry.reason in ("not an image by its name", "not in a class folder")]
+    strays = [
+        entry
+        for entry in rejected
+        if entry.reason in ("not an image by its name", "not in a class folder")
+    ]
     bombs = [entry for entry in rejected if "bomb" in entry.reason]
     broken = [entry for entry in rejected if entry not in strays and entry not in bombs]
     found = []
     if broken:
         told = f"the first: {broken[0].reason}" if len(broken) > 1 else broken[0].reason
-        found.append(Finding("unreadable", "warning", f"{_files(broken)} cannot be read; {told} Replace or remove them.", _each(broken)))
+        found.append(
+            Finding(
+                "unreadable",
+                "warning",
+                f"{_files(broken)} cannot be read; {told} Replace or remove them.",
+                _each(broken),
+            )
+        )
     if bombs:
         message = f"{_files(bombs)} declare more pixels than any photo has (decompression bombs). Remove them."
         found.append(Finding("bombs", "warning", message, _each(bombs)))
     if strays:
-        found.append(Finding("strays", "note", f"{_files(strays)} not taken for images: {strays[0].reason}.", _each(strays)))
+        found.append(
+            Finding(
+                "strays",
+                "note",
+                f"{_files(strays)} not taken for images: {strays[0].reason}.",
+                _each(strays),
+            )
+        )
     return found
 
 
@@ -74,7 +97,11 @@ def _empty(examined: Sequence[Examined], labels: Sequence[str]) -> list[Finding]
     there = {(image.file.part or "", image.file.label) for image in examined}
     absent = [(part, label) for part in parts for label in labels if (part, label) not in there]
     return [
-        Finding("empty", "error", f"Class {label}{f' of {part}/' if part else ''} has no image that can be read. Add some, or remove it.")
+        Finding(
+            "empty",
+            "error",
+            f"Class {label}{f' of {part}/' if part else ''} has no image that can be read. Add some, or remove it.",
+        )
         for part, label in absent
     ]
 
@@ -83,7 +110,12 @@ def _same(examined: Sequence[Examined]) -> list[Finding]:
     by_pixels: dict[str, list[Examined]] = defaultdict(list)
     for image in examined:
         by_pixels[image.pixels].append(image)
-    return _grouped([group for group in by_pixels.values() if len(group) > 1], "the same pixels", "error", "duplicates")
+    return _grouped(
+        [group for group in by_pixels.values() if len(group) > 1],
+        "the same pixels",
+        "error",
+        "duplicates",
+    )
 
 
 def _alike(examined: Sequence[Examined]) -> list[Finding]:
@@ -92,7 +124,9 @@ def _alike(examined: Sequence[Examined]) -> list[Finding]:
     return _grouped(groups, "pictures that look alike", "warning", "near duplicates")
 
 
-def _grouped(groups: list[list[Examined]], what: str, severity: Severity, kind: str) -> list[Finding]:
+def _grouped(
+    groups: list[list[Examined]], what: str, severity: Severity, kind: str
+) -> list[Finding]:
     across = [group for group in groups if len({image.file.part for image in group}) > 1]
     contradictory = [group for group in groups if len({image.file.label for image in group}) > 1]
     within = [group for group in groups if group not in across and group not in contradictory]
@@ -101,12 +135,23 @@ def _grouped(groups: list[list[Examined]], what: str, severity: Severity, kind: 
         message = f"{_groups(across)} of {what} in both train and val: validation accuracy is flattered. Remove one of each."
         found.append(Finding(f"{kind} across splits", severity, message, _paths(across)))
     if contradictory:
-        message = f"{_groups(contradictory)} of {what} under more than one label. Correct the labels."
-        found.append(Finding(f"{kind} with contradictory labels", severity, message, _paths(contradictory)))
+        message = (
+            f"{_groups(contradictory)} of {what} under more than one label. Correct the labels."
+        )
+        found.append(
+            Finding(f"{kind} with contradictory labels", severity, message, _paths(contradictory))
+        )
     if within:
         more = sum(len(group) - 1 for group in within)
         message = f"{_groups(within)} of {what}, {more} more than needed: they count as often as they are there."
-        found.append(Finding(f"{kind} in a class", "warning" if severity == "error" else "note", message, _paths(within)))
+        found.append(
+            Finding(
+                f"{kind} in a class",
+                "warning" if severity == "error" else "note",
+                message,
+                _paths(within),
+            )
+        )
     return found
 
 
@@ -140,8 +185,17 @@ def _peculiar(examined: Sequence[Examined]) -> list[Finding]:
         found.append(Finding("animated", "note", message, _one_each(animated)))
     odd = [image for image in examined if image.mode not in ("RGB", "L")]
     if odd:
-        modes = ", ".join(f"{count} {mode}" for mode, count in Counter(image.mode for image in odd).most_common())
-        found.append(Finding("modes", "note", f"{_files(odd)} neither RGB nor grey ({modes}): converted to RGB.", _one_each(odd)))
+        modes = ", ".join(
+            f"{count} {mode}" for mode, count in Counter(image.mode for image in odd).most_common()
+        )
+        found.append(
+            Finding(
+                "modes",
+                "note",
+                f"{_files(odd)} neither RGB nor grey ({modes}): converted to RGB.",
+                _one_each(odd),
+            )
+        )
     return found
 
 

@@ -30,7 +30,9 @@ def look_alike(images: Sequence[Examined]) -> list[list[int]]:
     if not kept:
         return []
     hashes = np.array([images[index].perceptual for index in kept], np.uint64)
-    thumbnails = np.array([images[index].thumbnail for index in kept], np.float32).reshape(len(kept), -1)
+    thumbnails = np.array([images[index].thumbnail for index in kept], np.float32).reshape(
+        len(kept), -1
+    )
     thumbnails -= thumbnails.mean(axis=1, keepdims=True)
     contrast = thumbnails.std(axis=1)
     parent = list(range(len(kept)))

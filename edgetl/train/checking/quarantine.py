@@ -24,24 +24,44 @@ def quarantine(found: DataCheck, folder: Path) -> int:
     """
     folder = folder.expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder} exists and is not empty. Choose another folder for --quarantine.")
+        raise DataError(
+            f"{folder} exists and is not empty. Choose another folder for --quarantine."
+        )
     if folder.resolve().is_relative_to(found.folder.resolve()):
-        raise DataError(f"{folder} would lie inside the data folder, where a later run would take it for a class. Choose another.")
+        raise DataError(
+            f"{folder} would lie inside the data folder, where a later run would take it for a class. Choose another."
+        )
     copied = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LIST).open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
+        with (folder / LIST).open(
+            "w", newline="", encoding="utf-8", errors="backslashreplace"
+        ) as stream:
             table = csv.writer(stream)
             table.writerow(("severity", "kind", "group", "file", "copy"))
             for finding in found.of("error", "warning"):
                 for number, group in enumerate(finding.groups, 1):
                     for path in group:
-                        copy = folder / re.sub(r"\W+", "-", finding.kind) / found.shown(path).lstrip("/")
+                        copy = (
+                            folder
+                            / re.sub(r"\W+", "-", finding.kind)
+                            / found.shown(path).lstrip("/")
+                        )
                         done = _copied(path, copy)
                         copied += done
-                        table.writerow((finding.severity, finding.kind, number, found.shown(path), copy if done else "could not be copied"))
+                        table.writerow(
+                            (
+                                finding.severity,
+                                finding.kind,
+                                number,
+                                found.shown(path),
+                                copy if done else "could not be copied",
+                            )
+                        )
     except OSError as cause:
-        raise DataError(f"{folder} cannot be written ({cause.strerror or cause}). Choose another folder for --quarantine.") from cause
+        raise DataError(
+            f"{folder} cannot be written ({cause.strerror or cause}). Choose another folder for --quarantine."
+        ) from cause
     return copied
 
 

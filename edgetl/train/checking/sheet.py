@@ -24,13 +24,18 @@ def draw_worst(found: DataCheck, path: Path) -> None:
     if not chosen:
         say_only(path, "Nothing to look at", f"{found.images} images, nothing wrong with any.")
         return
-    tiles = [Tile(_tile(file), found.shown(file), ((finding.severity, finding.kind, ""),)) for finding, file in chosen]
+    tiles = [
+        Tile(_tile(file), found.shown(file), ((finding.severity, finding.kind, ""),))
+        for finding, file in chosen
+    ]
     draw_sheet(path, f"{found.folder.name}: what to look at first", tiles)
 
 
 def _tile(path: Path) -> NDArray[Any]:
     try:
-        return np.asarray(ImageOps.pad(Image.fromarray(load_image(path)), (_SIDE, _SIDE), color="white"))
+        return np.asarray(
+            ImageOps.pad(Image.fromarray(load_image(path)), (_SIDE, _SIDE), color="white")
+        )
     except DecodeError:
         blank = Image.new("RGB", (_SIDE, _SIDE), "#dddddd")
         drawing = ImageDraw.Draw(blank)

@@ -18,8 +18,13 @@ def belt(generator: np.random.Generator, size: int, direction: float) -> Plane:
     along = columns * np.float32(math.cos(direction)) + rows * np.float32(math.sin(direction))
     across = rows * np.float32(math.cos(direction)) - columns * np.float32(math.sin(direction))
     pitch = 2 * math.pi / generator.uniform(0.02, 0.1) / size
-    first, second = np.sin(along * np.float32(pitch)), np.sin(across * np.float32(pitch * generator.uniform(0.7, 1.4)))
-    pattern = (first, second, first * second, step(first * second, 0.3, 0.8), np.zeros_like(first))[generator.integers(5)]
+    first, second = (
+        np.sin(along * np.float32(pitch)),
+        np.sin(across * np.float32(pitch * generator.uniform(0.7, 1.4))),
+    )
+    pattern = (first, second, first * second, step(first * second, 0.3, 0.8), np.zeros_like(first))[
+        generator.integers(5)
+    ]
     strips = generator.standard_normal(size).astype(np.float32)
     streaks = looked_up(strips, (across + np.float32(1.5 * size)) * np.float32(0.3))
     spots = step(clouds(generator, size, int(generator.integers(6, 20))), 1.4, 2.2)
@@ -31,5 +36,7 @@ def belt(generator: np.random.Generator, size: int, direction: float) -> Plane:
         + generator.uniform(0.02, 0.07) * grain(generator, size, generator.uniform(0.3, 1))
         + generator.uniform(-0.15, 0.15) * spots
     )
-    colour = np.array(COLOURS[generator.integers(len(COLOURS))]) * generator.uniform(0.75, 1.25) + generator.uniform(-0.01, 0.02, 3)
+    colour = np.array(COLOURS[generator.integers(len(COLOURS))]) * generator.uniform(
+        0.75, 1.25
+    ) + generator.uniform(-0.01, 0.02, 3)
     return np.clip(plane(shade)[..., None] * colour.astype(np.float32), 0.005, 1)

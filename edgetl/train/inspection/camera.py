@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from edgetl.train.inspection.belt import belt
 from edgetl.train.inspection.shapes import Points
 from edgetl.train.inspection.surface import Surface
-from edgetl.train.inspection.textures import COLUMNS, FRAME, ROWS, UNIT, Plane, blur, clouds, grid, plane
+from edgetl.train.inspection.textures import (
+    COLUMNS,
+    FRAME,
+    ROWS,
+    UNIT,
+    Plane,
+    blur,
+    clouds,
+    grid,
+    plane,
+)
 
 
 @dataclass(frozen=True)
@@ -42,29 +52,47 @@ class Scene:
     """Shot noise at white and read noise, in grey levels; JPEG quality."""
 
     @classmethod
-    def around(cls, generator: np.random.Generator, size: int, outline: Points, tone: float) -> Scene:
+    def around(
+        cls, generator: np.random.Generator, size: int, outline: Points, tone: float
+    ) -> Scene:
         """Any scene that shows the whole of a part with this outline, exposed for a part of reflectance `tone`."""
         direction, azimuth = generator.uniform(0, math.pi), generator.uniform(0, 2 * math.pi)
-        tilt = generator.choice([generator.uniform(0.05, 0.3), generator.uniform(0.4, 0.95)], p=[0.45, 0.55])
+        tilt = generator.choice(
+            [generator.uniform(0.05, 0.3), generator.uniform(0.4, 0.95)], p=[0.45, 0.55]
+        )
         angle, pose = _pose(generator, size, outline)
         return cls(
             size,
             belt(generator, size, direction),
             pose,
             angle,
-            (math.sin(tilt) * math.cos(azimuth), math.sin(tilt) * math.sin(azimuth), math.cos(tilt)),
+            (
+                math.sin(tilt) * math.cos(azimuth),
+                math.sin(tilt) * math.sin(azimuth),
+                math.cos(tilt),
+            ),
             float(generator.uniform(0.1, 0.5)),
-            (float(generator.uniform(0.15, 0.4)), float(generator.uniform(0.35, 0.75)), float(generator.uniform(0.3, 1.3))),
+            (
+                float(generator.uniform(0.15, 0.4)),
+                float(generator.uniform(0.35, 0.75)),
+                float(generator.uniform(0.3, 1.3)),
+            ),
             _field(generator, size, azimuth) * np.float32((0.55 / tone) ** 0.6),
             _motion(generator, direction),
             float(generator.uniform(0.3, 0.8)),
-            (float(generator.uniform(1.5, 5)), float(generator.uniform(0.5, 2)), int(generator.integers(72, 96))),
+            (
+                float(generator.uniform(1.5, 5)),
+                float(generator.uniform(0.5, 2)),
+                int(generator.integers(72, 96)),
+            ),
         )
 
     def expose(self, surface: Surface, light: Plane) -> Plane:
         """The picture in grey levels [size, size, 3] before noise, `light` being what `shade` gives for `surface`."""
         part = cv2.merge([surface.tone * light[..., None], surface.cover])
-        seen = plane(cv2.warpPerspective(part, self.pose, (self.size, self.size), flags=cv2.INTER_LINEAR))
+        seen = plane(
+            cv2.warpPerspective(part, self.pose, (self.size, self.size), flags=cv2.INTER_LINEAR)
+        )
         cover = seen[..., 3:]
         reach = 0.028 * self.size
         shift = np.array([[1, 0, -self.lamp[0] * reach], [0, 1, -self.lamp[1] * reach]])
@@ -75,12 +103,19 @@ class Scene:
         ambient, direct, _ = self.shares
         ground = self.ground * (np.float32(ambient + direct * self.lamp[2]) * shadow)[..., None]
         radiance = blur((ground * (1 - cover) + seen[..., :3]) * self.field, self.defocus)
-        return _levels(plane(cv2.filter2D(radiance, -1, self.motion)) if len(self.motion) > 1 else radiance)
+        return _levels(
+            plane(cv2.filter2D(radiance, -1, self.motion)) if len(self.motion) > 1 else radiance
+        )
 
-    def difference(self, surface: Surface, light: Plane, other: Surface, other_light: Plane) -> Plane:
+    def difference(
+        self, surface: Surface, light: Plane, other: Surface, other_light: Plane
+    ) -> Plane:
         """Grey levels between two surfaces of a part in its frame [FRAME, FRAME], about as the lens shows them."""
         gain = np.float32(self.field[self.size // 2, self.size // 2, 1])
-        first, second = (_levels(blur(seen.tone[..., 1] * lit * gain, 1.5)) for seen, lit in ((surface, light), (other, other_light)))
+        first, second = (
+            _levels(blur(seen.tone[..., 1] * lit * gain, 1.5))
+            for seen, lit in ((surface, light), (other, other_light))
+        )
         return plane(cv2.absdiff(first, second))
 
     def develop(self, exposed: Plane, generator: np.random.Generator) -> NDArray[np.uint8]:
@@ -99,16 +134,28 @@ class Scene:
         lamp_y = np.float32(down * cosine - right * sine) - np.float32(self.near) * ROWS
         slope_x = -plane(cv2.Sobel(surface.height, cv2.CV_32F, 1, 0, scale=0.125))
         slope_y = -plane(cv2.Sobel(surface.height, cv2.CV_32F, 0, 1, scale=0.125))
-        facing = np.maximum(slope_x * lamp_x + slope_y * lamp_y + np.float32(up), 0) / np.sqrt(1 + slope_x**2 + slope_y**2)
+        facing = np.maximum(slope_x * lamp_x + slope_y * lamp_y + np.float32(up), 0) / np.sqrt(
+            1 + slope_x**2 + slope_y**2
+        )
         half = np.float32(1 + up)
         off_x, off_y = slope_x - lamp_x / half, slope_y - lamp_y / half
         across = (off_x * surface.lay[0] + off_y * surface.lay[1]) ** 2
-        along, narrow, wide = off_x**2 + off_y**2 - across, *(np.float32(-0.5 / spread**2) for spread in surface.roughness)
+        along, narrow, wide = (
+            off_x**2 + off_y**2 - across,
+            *(np.float32(-0.5 / spread**2) for spread in surface.roughness),
+        )
         highlight = np.exp(along * narrow + across * wide) * surface.gloss
         # A hall is brighter on one side: what leans towards it is seen lighter, even far from the lamp's highlight.
-        hall = 1 + np.float32(0.8) * np.tanh(np.float32(1.5) * (slope_x + np.float32(0.5) * slope_y)) * surface.gloss
+        hall = (
+            1
+            + np.float32(0.8)
+            * np.tanh(np.float32(1.5) * (slope_x + np.float32(0.5) * slope_y))
+            * surface.gloss
+        )
         ambient, direct, shine = self.shares
-        light = np.float32(ambient) * hall + np.float32(direct) * facing + np.float32(shine) * highlight
+        light = (
+            np.float32(ambient) * hall + np.float32(direct) * facing + np.float32(shine) * highlight
+        )
         return plane(light * surface.cover)
 
 
@@ -119,31 +166,42 @@ def _levels(radiance: Plane) -> Plane:
     return levels
 
 
-def _pose(generator: np.random.Generator, size: int, outline: Points) -> tuple[float, NDArray[np.float64]]:
+def _pose(
+    generator: np.random.Generator, size: int, outline: Points
+) -> tuple[float, NDArray[np.float64]]:
     """Rotation in radians, and the homography: the part as a whole is in the picture, seen a little from the side."""
     angle = float(generator.uniform(0, 2 * math.pi))
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     turned = np.array(outline) @ turn.T * UNIT
     low, high = turned.min(axis=0), turned.max(axis=0)
-    scale = min(generator.uniform(0.86, 0.96) * size / float((high - low).max()), 1.25 * size / FRAME)
+    scale = min(
+        generator.uniform(0.86, 0.96) * size / float((high - low).max()), 1.25 * size / FRAME
+    )
     room = (0.97 * size - scale * (high - low)) / 2
     shift = generator.uniform(-1, 1, 2) * room + size / 2 - scale * (low + high) / 2
     turn = scale * turn
     corners = (np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) - 0.5) * FRAME
     seen = corners @ turn.T + shift + generator.uniform(-0.022, 0.022, (4, 2)) * size
     return angle, np.asarray(
-        cv2.getPerspectiveTransform((corners + FRAME / 2 - 0.5).astype(np.float32), seen.astype(np.float32)), np.float64
+        cv2.getPerspectiveTransform(
+            (corners + FRAME / 2 - 0.5).astype(np.float32), seen.astype(np.float32)
+        ),
+        np.float64,
     )
 
 
 def _field(generator: np.random.Generator, size: int, azimuth: float) -> Plane:
     """Brighter towards the lamp, darker in the corners, warm or cold, sometimes with another machine's shadow across."""
     rows, columns = (along / np.float32(size) - np.float32(0.5) for along in grid(size))
-    slope = 1 + np.float32(generator.uniform(0, 0.5)) * (columns * np.float32(math.cos(azimuth)) + rows * np.float32(math.sin(azimuth)))
+    slope = 1 + np.float32(generator.uniform(0, 0.5)) * (
+        columns * np.float32(math.cos(azimuth)) + rows * np.float32(math.sin(azimuth))
+    )
     vignette = 1 - np.float32(generator.uniform(0, 0.6)) * (rows**2 + columns**2)
     patches = 1 + np.float32(generator.uniform(0, 0.07)) * clouds(generator, size, 3)
     warm = generator.uniform(-0.09, 0.09)
-    colour = np.array([1 + warm, 1 + generator.uniform(-0.02, 0.02), 1 - warm]) * generator.uniform(0.85, 1.3)
+    colour = np.array([1 + warm, 1 + generator.uniform(-0.02, 0.02), 1 - warm]) * generator.uniform(
+        0.85, 1.3
+    )
     return (slope * vignette * patches)[..., None] * colour.astype(np.float32)
 
 

@@ -23,7 +23,9 @@ VISIBLE_SHARE, VISIBLE_LEVELS = 0.006, 24
 """A defect must change so much of the part's frame by so many grey levels above the noise."""
 
 
-def generate_inspection(folder: Path, train: int = 100, val: int = 40, size: int = 192, seed: int = 0) -> Path:
+def generate_inspection(
+    folder: Path, train: int = 100, val: int = 40, size: int = 192, seed: int = 0
+) -> Path:
     """Write `train` and `val` JPEG images of each class, `size` pixels square, under `folder`/train/<class> and `folder`/val/<class>.
 
     Shape, metal, finish, belt, light, pose, blur and noise are drawn alike for every class. Every picture has a seed of its own,
@@ -37,7 +39,14 @@ def generate_inspection(folder: Path, train: int = 100, val: int = 40, size: int
         for split_index, (split, count) in enumerate((("train", train), ("val", val))):
             target = folder / split / label
             target.mkdir(parents=True, exist_ok=True)
-            wanted += [(label, (seed, split_index, label_index, number), target / f"{label}_{number:04d}.jpg") for number in range(count)]
+            wanted += [
+                (
+                    label,
+                    (seed, split_index, label_index, number),
+                    target / f"{label}_{number:04d}.jpg",
+                )
+                for number in range(count)
+            ]
 
     def draw(picture: tuple[str, Key, Path]) -> None:
         label, key, path = picture
@@ -51,7 +60,9 @@ def generate_inspection(folder: Path, train: int = 100, val: int = 40, size: int
     return folder
 
 
-def photograph(label: str, key: Key, size: int = 192, flawed: bool = True) -> tuple[NDArray[np.uint8], int]:
+def photograph(
+    label: str, key: Key, size: int = 192, flawed: bool = True
+) -> tuple[NDArray[np.uint8], int]:
     """The picture [size, size, 3] of the part that `key` stands for, and the JPEG quality that its camera writes.
 
     `flawed=False` gives its twin: the same part in the same light with the same noise, before the defect befell it.
@@ -68,10 +79,14 @@ def photograph(label: str, key: Key, size: int = 192, flawed: bool = True) -> tu
         light = scene.shade(surface)
         if flawed and label in SURFACE_DEFECTS:
             surface, light = _with_defect(SURFACE_DEFECTS[label], scene, surface, light, flaw)
-    return scene.develop(scene.expose(surface, light), np.random.default_rng((*key, 2))), scene.sensor[2]
+    return scene.develop(
+        scene.expose(surface, light), np.random.default_rng((*key, 2))
+    ), scene.sensor[2]
 
 
-def _with_defect(defect: Defect, scene: Scene, surface: Surface, light: Plane, generator: np.random.Generator) -> tuple[Surface, Plane]:
+def _with_defect(
+    defect: Defect, scene: Scene, surface: Surface, light: Plane, generator: np.random.Generator
+) -> tuple[Surface, Plane]:
     """The surface with the defect, and its light: stronger where this camera would not see it, for a label must be true of the picture."""
     place, strength = int(generator.integers(2**31)), generator.uniform(*STRENGTH)
     shot, read, _ = scene.sensor

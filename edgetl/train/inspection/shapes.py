@@ -37,7 +37,10 @@ class Blank:
         cv2.fillPoly(image, [_fixed(self.outline)], 255, cv2.LINE_AA, 4)
         soft = blur(plane(image) / np.float32(255), self.corner)
         image = (np.clip((soft - 0.5) * (2 * self.corner) + 0.5, 0, 1) * 255).astype(np.uint8)
-        for circle in (*self.bores, *(hole for number, hole in enumerate(self.holes) if number != missing)):
+        for circle in (
+            *self.bores,
+            *(hole for number, hole in enumerate(self.holes) if number != missing),
+        ):
             _circle(image, circle, 0)
         return plane(image) / np.float32(255)
 
@@ -74,19 +77,29 @@ def _holes(points: Points, radius: float) -> tuple[Circle, ...]:
 
 def _flange(generator: np.random.Generator) -> Blank:
     radius, bore = generator.uniform(0.85, 1.0), generator.uniform(0.18, 0.36)
-    holes = _holes(_around(int(generator.integers(4, 8)), (radius + bore) * generator.uniform(0.5, 0.56)), generator.uniform(0.095, 0.125))
+    holes = _holes(
+        _around(int(generator.integers(4, 8)), (radius + bore) * generator.uniform(0.5, 0.56)),
+        generator.uniform(0.095, 0.125),
+    )
     return Blank(_around(96, radius), ((0, 0, bore),), holes)
 
 
 def _gear(generator: np.random.Generator) -> Blank:
-    radius, teeth, depth = generator.uniform(0.9, 1.0), int(generator.integers(16, 31)), generator.uniform(0.85, 0.91)
+    radius, teeth, depth = (
+        generator.uniform(0.9, 1.0),
+        int(generator.integers(16, 31)),
+        generator.uniform(0.85, 0.91),
+    )
     outline = [
         (radius * reach * math.cos(angle), radius * reach * math.sin(angle))
         for tooth in range(teeth)
         for offset, reach in ((0.0, depth), (0.2, 1.0), (0.5, 1.0), (0.7, depth))
         for angle in [2 * math.pi * (tooth + offset) / teeth]
     ]
-    holes = _holes(_around(int(generator.integers(3, 7)), generator.uniform(0.5, 0.56)), generator.uniform(0.1, 0.14))
+    holes = _holes(
+        _around(int(generator.integers(3, 7)), generator.uniform(0.5, 0.56)),
+        generator.uniform(0.1, 0.14),
+    )
     return Blank(outline, ((0, 0, generator.uniform(0.15, 0.28)),), holes, corner=1.0)
 
 
@@ -99,7 +112,12 @@ def _plate(generator: np.random.Generator) -> Blank:
         holes += [(0, -y), (0, y)]
     bore = generator.uniform(0.14, 0.26) if generator.random() < 0.6 else 0.0
     outline = [(-width, -height), (width, -height), (width, height), (-width, height)]
-    return Blank(outline, ((0, 0, bore),) if bore else (), _holes(holes, generator.uniform(0.095, 0.13)), corner=generator.uniform(2, 10))
+    return Blank(
+        outline,
+        ((0, 0, bore),) if bore else (),
+        _holes(holes, generator.uniform(0.095, 0.13)),
+        corner=generator.uniform(2, 10),
+    )
 
 
 def _polygon(generator: np.random.Generator) -> Blank:
@@ -115,14 +133,18 @@ def _bracket(generator: np.random.Generator) -> Blank:
     last = end - generator.uniform(0.18, 0.22)
     first = last - generator.uniform(0.5, 0.6)
     holes = [(first, middle), (last, middle), (middle, first), (middle, last)]
-    return Blank(outline, (), _holes(holes, generator.uniform(0.1, 0.14)), corner=generator.uniform(2, 7))
+    return Blank(
+        outline, (), _holes(holes, generator.uniform(0.1, 0.14)), corner=generator.uniform(2, 7)
+    )
 
 
 def _strap(generator: np.random.Generator) -> Blank:
     width, count = generator.uniform(0.3, 0.42), 4
     ends = [*_around(48, width)]
     reach = 0.97 - width
-    outline = [(x + reach, y) for x, y in ends if x >= 0 and y <= 0] + [(x + reach, y) for x, y in ends if x > 0 and y > 0]
+    outline = [(x + reach, y) for x, y in ends if x >= 0 and y <= 0] + [
+        (x + reach, y) for x, y in ends if x > 0 and y > 0
+    ]
     outline = sorted(outline, key=lambda point: math.atan2(point[1], point[0] - reach))
     outline += [(-x, -y) for x, y in outline]
     holes = [(float(x), 0.0) for x in np.linspace(-reach, reach, count)]
@@ -133,7 +155,9 @@ def _lobes(generator: np.random.Generator) -> Blank:
     count, lobe = int(generator.integers(2, 5)), generator.uniform(0.2, 0.27)
     disc = generator.uniform(0.52, 0.62)
     centres = _around(count, 0.97 - lobe)
-    ring = [(x + dx, y + dy) for x, y in centres for dx, dy in _around(32, lobe)] + _around(48, disc)
+    ring = [(x + dx, y + dy) for x, y in centres for dx, dy in _around(32, lobe)] + _around(
+        48, disc
+    )
     hull = cv2.convexHull(np.array(ring, np.float32))[:, 0]
     return Blank(
         [(float(x), float(y)) for x, y in hull],
@@ -143,4 +167,12 @@ def _lobes(generator: np.random.Generator) -> Blank:
     )
 
 
-SHAPES: tuple[Callable[[np.random.Generator], Blank], ...] = (_bracket, _flange, _gear, _lobes, _plate, _polygon, _strap)
+SHAPES: tuple[Callable[[np.random.Generator], Blank], ...] = (
+    _bracket,
+    _flange,
+    _gear,
+    _lobes,
+    _plate,
+    _polygon,
+    _strap,
+)

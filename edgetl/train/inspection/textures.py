@@ -36,13 +36,21 @@ def plane(values: Any) -> Plane:
 
 def looked_up(profile: Plane, places: Plane) -> Plane:
     """`profile` at `places`, which lie inside it: interpolated to an eighth of its spacing, ten times as fast as np.interp."""
-    fine = np.interp(np.arange(8 * len(profile)) / 8, np.arange(len(profile)), profile).astype(np.float32)
+    fine = np.interp(np.arange(8 * len(profile)) / 8, np.arange(len(profile)), profile).astype(
+        np.float32
+    )
     return plane(fine[(places * 8).astype(np.int32)])
 
 
 def clouds(generator: np.random.Generator, size: int, cells: int) -> Plane:
     """Smooth noise [size, size] of about unit variance; `cells` is how many patches fit along a side."""
-    return plane(cv2.resize(generator.standard_normal((cells + 2, cells + 2), np.float32), (size, size), interpolation=cv2.INTER_CUBIC))
+    return plane(
+        cv2.resize(
+            generator.standard_normal((cells + 2, cells + 2), np.float32),
+            (size, size),
+            interpolation=cv2.INTER_CUBIC,
+        )
+    )
 
 
 def grain(generator: np.random.Generator, size: int, sigma: float) -> Plane:

@@ -25,5 +25,7 @@ def check_determinism(settings: Settings, record: Record) -> None:
     text = "two runs of one seed leave the same weights (SHA-256)"
     record.require(text, first == second, f"{first[:16]} and {second[:16]}")
     said = re.search(r"--deterministic: [^.]*(?:\.\d+[^.]*)?\.", " ".join(runs[0].output.split()))
-    record.measure(cost=said.group(0) if said else "not said", seconds=[run.seconds for run in runs])
+    record.measure(
+        cost=said.group(0) if said else "not said", seconds=[run.seconds for run in runs]
+    )
     record.require("the run says what determinism costs", said is not None)

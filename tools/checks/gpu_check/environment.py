@@ -34,7 +34,9 @@ def check_environment(settings: Settings, record: Record) -> None:
     """Step `environment`."""
     device = settings.device
     packages = {name: _version(name) for name in PACKAGES}
-    record.measure(python=platform.python_version(), packages=packages, torch_cuda=torch.version.cuda)
+    record.measure(
+        python=platform.python_version(), packages=packages, torch_cuda=torch.version.cuda
+    )
     if device == "cuda":
         record.measure(gpu=_gpu_facts(), driver=_driver())
     _check_provider(settings, record)
@@ -66,7 +68,12 @@ def _measure_copies(settings: Settings, record: Record) -> None:
     device, count = settings.device, 2**18 if settings.rehearsal else 2**28
     source = torch.zeros(count, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    record.measure(copy_on_device_gb_per_s=2 * source.nbytes / device_ms(lambda: target.copy_(source), 20, device) / 1e6)
+    record.measure(
+        copy_on_device_gb_per_s=2
+        * source.nbytes
+        / device_ms(lambda: target.copy_(source), 20, device)
+        / 1e6
+    )
     if device == "cuda":
         host = torch.empty(2**26, dtype=torch.float32, pin_memory=True)
         part = target[: len(host)]
@@ -74,7 +81,9 @@ def _measure_copies(settings: Settings, record: Record) -> None:
         down = device_ms(lambda: host.copy_(part, non_blocking=True), 5, device)
         record.measure(copy_to_device_gb_per_s=host.nbytes / up / 1e6)
         record.measure(copy_to_host_gb_per_s=host.nbytes / down / 1e6)
-    equal = bool(torch.equal(source, target)) if device == "cpu" else bool((target[2**26 :] == 0).all())
+    equal = (
+        bool(torch.equal(source, target)) if device == "cpu" else bool((target[2**26 :] == 0).all())
+    )
     record.require("copied values arrive", equal)
 
 

@@ -76,7 +76,13 @@ def check_inference(settings: Settings, record: Record) -> None:
             _compare(settings, record, [compiled], _tensors(preprocessing, size), size)
 
 
-def _open_all(settings: Settings, record: Record, files: dict[str, Path], preprocessing: Preprocessing, size: int) -> list[Contender]:
+def _open_all(
+    settings: Settings,
+    record: Record,
+    files: dict[str, Path],
+    preprocessing: Preprocessing,
+    size: int,
+) -> list[Contender]:
     contenders = []
     modes = ("eager", "bf16") if settings.rehearsal else TORCH_MODES
     for mode in modes:
@@ -89,17 +95,33 @@ def _open_all(settings: Settings, record: Record, files: dict[str, Path], prepro
         for session in sessions:
             name = f"onnxruntime {variant}, {session}"
             with record.attempt(f"batch {size}, {name} opens"):
-                source = Source(file, 1, settings.device, "tensor", preprocessing, size, settings={"session_mode": session})
+                source = Source(
+                    file,
+                    1,
+                    settings.device,
+                    "tensor",
+                    preprocessing,
+                    size,
+                    settings={"session_mode": session},
+                )
                 contenders.append(_settled(name, OnnxRuntimeBackend, source, size, preprocessing))
     return contenders
 
 
 def _torch_source(settings: Settings, preprocessing: Preprocessing, size: int, mode: str) -> Source:
     options = {"mode": mode}
-    return Source(settings.tensor_run, 1, settings.device, "tensor", preprocessing, size, settings=options)
+    return Source(
+        settings.tensor_run, 1, settings.device, "tensor", preprocessing, size, settings=options
+    )
 
 
-def _settled(name: str, kind: Callable[[Source], Backend], source: Source, size: int, preprocessing: Preprocessing) -> Contender:
+def _settled(
+    name: str,
+    kind: Callable[[Source], Backend],
+    source: Source,
+    size: int,
+    preprocessing: Preprocessing,
+) -> Contender:
     backend = kind(source)
     backend.settle(_tensors(preprocessing, size))
     return Contender(name, backend)
@@ -110,7 +132,9 @@ def _tensors(preprocessing: Preprocessing, size: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-def _compare(settings: Settings, record: Record, contenders: list[Contender], batch: NDArray[Any], size: int) -> None:
+def _compare(
+    settings: Settings, record: Record, contenders: list[Contender], batch: NDArray[Any], size: int
+) -> None:
     alive = []
     for contender in contenders:
         with record.attempt(f"batch {size}, {contender.name} answers"):
@@ -134,10 +158,14 @@ def _compare(settings: Settings, record: Record, contenders: list[Contender], ba
         record.measure(**{f"batch {size}, {contender.name}": figures})
 
 
-def _check_answer(settings: Settings, record: Record, contender: Contender, batch: NDArray[Any], size: int) -> None:
+def _check_answer(
+    settings: Settings, record: Record, contender: Contender, batch: NDArray[Any], size: int
+) -> None:
     # The reference of every answer is float32 on the CPU.
     bundle = open_bundle(settings.tensor_run)
-    source = Source(bundle.file(bundle.variant("fp32")), 4, "cpu", "tensor", bundle.preprocessing, size)
+    source = Source(
+        bundle.file(bundle.variant("fp32")), 4, "cpu", "tensor", bundle.preprocessing, size
+    )
     expected = OnnxRuntimeBackend(source).infer(batch)
     answer = contender.backend.infer(batch)
     # bf16 keeps fewer bits than TF32 and fp16; one logit decides nothing.
@@ -158,7 +186,16 @@ def _repeated(backend: Backend, batch: NDArray[Any], calls: int) -> Callable[[],
 
 def _run_bench(settings: Settings, record: Record) -> None:
     command = [sys.executable, "-m", "edgetl", "bench", str(settings.tensor_run), "--json"]
-    options = ["--scope", "model", "--provider", settings.device, "--variant", "fp32", "--rounds", "2"]
+    options = [
+        "--scope",
+        "model",
+        "--provider",
+        settings.device,
+        "--variant",
+        "fp32",
+        "--rounds",
+        "2",
+    ]
     if settings.device == "cuda":
         options += ["--session", "default,cuda-graph"]
     done = subprocess.run([*command, *options], stdout=subprocess.PIPE, text=True)

@@ -21,7 +21,16 @@ from tools.checks.gpu_check.photos import photo
 from tools.checks.gpu_check.record import Record
 from tools.checks.gpu_check.settings import Settings
 
-SIZES = ((64, 48), (224, 224), (256, 256), (300, 225), (375, 500), (480, 640), (1080, 1920), (3000, 4000))
+SIZES = (
+    (64, 48),
+    (224, 224),
+    (256, 256),
+    (300, 225),
+    (375, 500),
+    (480, 640),
+    (1080, 1920),
+    (3000, 4000),
+)
 """Height and width in pixels: smaller and larger than the network's input, upright and wide."""
 
 
@@ -58,14 +67,22 @@ def _check_variant(settings: Settings, record: Record, variant: str) -> None:
     _check_nodes(settings, record, variant, bundle.file(bundle.variant(variant)), here)
 
 
-def _check_nodes(settings: Settings, record: Record, variant: str, file: Path, classifier: Classifier) -> None:
+def _check_nodes(
+    settings: Settings, record: Record, variant: str, file: Path, classifier: Classifier
+) -> None:
     image = photo(np.random.default_rng(0), 0, (640, 480))
     name = classifier.session.get_inputs()[0].name
     open_session = partial(create_session, file, settings.device, None)
-    nodes = node_times(lambda prefix: open_session(profile_prefix=prefix), {name: classifier.feed(image)}, 1)
+    nodes = node_times(
+        lambda prefix: open_session(profile_prefix=prefix), {name: classifier.feed(image)}, 1
+    )
     placed = Counter(node.provider for node in nodes)
     record.measure(**{f"{variant} nodes": dict(placed)})
-    on_cpu = [node.name for node in nodes if node.operator in COMPUTE_OPERATORS and node.provider == PROVIDERS["cpu"]]
+    on_cpu = [
+        node.name
+        for node in nodes
+        if node.operator in COMPUTE_OPERATORS and node.provider == PROVIDERS["cpu"]
+    ]
     kept = settings.device == "cpu" or not on_cpu
     record.require(f"{variant}: no compute node is on the CPU", kept, ", ".join(on_cpu[:5]))
 
@@ -77,7 +94,9 @@ def _logits(classifier: Classifier, image: NDArray[np.uint8]) -> NDArray[np.floa
 def _check_refusal(settings: Settings, record: Record) -> None:
     # The CUDA provider takes this node and refuses it when it runs, as EPFail; onnxruntime's Python
     # would then make the session anew on the CPU and answer from there.
-    session = create_session(write_refused_resize(settings.folder / "refused.onnx"), settings.device)
+    session = create_session(
+        write_refused_resize(settings.folder / "refused.onnx"), settings.device
+    )
     image = np.zeros((1, 512, 512, 3), np.uint8)
     try:
         answer: Any = session.run(None, {"image": image})[0].shape
@@ -98,7 +117,9 @@ def write_refused_resize(path: Path) -> Path:
     image = helper.make_tensor_value_info("image", TensorProto.UINT8, shape)
     small = helper.make_tensor_value_info("small", TensorProto.UINT8, [1, 128, 128, 3])
     sizes = helper.make_tensor("sizes", TensorProto.INT64, [4], [1, 128, 128, 3])
-    node = helper.make_node("Resize", ["image", "", "", "sizes"], ["small"], mode="linear", antialias=1)
+    node = helper.make_node(
+        "Resize", ["image", "", "", "sizes"], ["small"], mode="linear", antialias=1
+    )
     graph = helper.make_graph([node], "refused", [image], [small], [sizes])
     opset = helper.make_opsetid("", 18)
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), str(path))

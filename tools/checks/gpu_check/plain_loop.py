@@ -51,7 +51,11 @@ class Photos(Dataset[tuple[Tensor, int]]):
 def split(settings: Settings) -> tuple[list[Row], list[Row]]:
     """Training and validation files with their labels: every fifth file of a class is held back, as edgetl holds back a fifth."""
     folders = sorted(path for path in settings.data.iterdir() if path.is_dir())
-    rows = [(path, number, at) for number, folder in enumerate(folders) for at, path in enumerate(sorted(folder.iterdir()))]
+    rows = [
+        (path, number, at)
+        for number, folder in enumerate(folders)
+        for at, path in enumerate(sorted(folder.iterdir()))
+    ]
     train = [(path, label) for path, label, at in rows if at % 5]
     return train, [(path, label) for path, label, at in rows if at % 5 == 0]
 
@@ -63,7 +67,11 @@ def loaders(settings: Settings) -> tuple[DataLoader[tuple[Tensor, int]], ...]:
     for rows, trained in zip(split(settings), (True, False), strict=True):
         photos = Photos(rows, settings.image_size, trained)
         pinned = settings.device == "cuda"
-        made.append(DataLoader(photos, 16, trained, num_workers=workers, pin_memory=pinned, persistent_workers=True))
+        made.append(
+            DataLoader(
+                photos, 16, trained, num_workers=workers, pin_memory=pinned, persistent_workers=True
+            )
+        )
     return tuple(made)
 
 
@@ -99,7 +107,13 @@ def trained_parameters(adapted: AdaptedNetwork, all_blocks: bool) -> list[nn.Par
     return trained
 
 
-def _step(network: nn.Module, optimizer: torch.optim.Optimizer, pixels: Tensor, labels: Tensor, device: str) -> None:
+def _step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    pixels: Tensor,
+    labels: Tensor,
+    device: str,
+) -> None:
     values, targets = _moved(pixels, device), labels.to(device, non_blocking=True)
     with torch.autocast(device, torch.bfloat16):
         loss = F.cross_entropy(network(values).float(), targets)

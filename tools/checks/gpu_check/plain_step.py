@@ -23,7 +23,9 @@ VARIANTS = (
 )
 
 
-def plain_step_ms(variant: str, network: nn.Module, batch: Batch, runs: int, device: str) -> tuple[float, float]:
+def plain_step_ms(
+    variant: str, network: nn.Module, batch: Batch, runs: int, device: str
+) -> tuple[float, float]:
     """Milliseconds of a step by the clock and by the device's events.
 
     Args:

@@ -39,10 +39,16 @@ def check_power(settings: Settings, record: Record) -> None:
             torch.mm(values, values)
         wait(settings.device)
 
-    read_power = (lambda: float(read_state()["power_w"])) if read_state is not None else (lambda: 0.0)
+    read_power = (
+        (lambda: float(read_state()["power_w"])) if read_state is not None else (lambda: 0.0)
+    )
     joules, samples, calls = measure_energy(load, read_power, EnergyMeter(), seconds)
-    record.measure(seconds=seconds, matrix_products=8 * calls, samples=len(samples), counted_j=joules)
-    record.require("power was sampled throughout", len(samples) >= seconds / SAMPLE_S / 4, len(samples))
+    record.measure(
+        seconds=seconds, matrix_products=8 * calls, samples=len(samples), counted_j=joules
+    )
+    record.require(
+        "power was sampled throughout", len(samples) >= seconds / SAMPLE_S / 4, len(samples)
+    )
     if read_state is None:
         return
     record.measure(after=read_state())
@@ -85,7 +91,10 @@ def measure_energy(
 
 def integral_j(samples: Sequence[Sample]) -> float:
     """Energy between the first and the last sample, by the trapezoidal rule."""
-    return sum((later - earlier) * (first + second) / 2 for (earlier, first), (later, second) in pairwise(samples))
+    return sum(
+        (later - earlier) * (first + second) / 2
+        for (earlier, first), (later, second) in pairwise(samples)
+    )
 
 
 def _state_reader() -> Callable[[], dict[str, Any]]:

@@ -59,7 +59,10 @@ def prepare_bundles(settings: Settings, record: Record) -> None:
     for process in exports:
         process.wait()
     record.measure(bundles_s=time.perf_counter() - started)
-    for folder, variants in ((settings.run, IMAGE_VARIANTS), (settings.tensor_run, TENSOR_VARIANTS)):
+    for folder, variants in (
+        (settings.run, IMAGE_VARIANTS),
+        (settings.tensor_run, TENSOR_VARIANTS),
+    ):
         written = sorted(file.stem for file in (folder / "bundle").glob("*.onnx"))
         text = f"{folder.name} has a bundle with {', '.join(variants)}"
         record.require(text, set(variants) <= set(written), ", ".join(written))
@@ -74,7 +77,9 @@ def export(run: Path, kind: InputKind, variants: Sequence[str]) -> None:
     """Write a run's bundle without timing its variants on the CPU, which takes most of an export."""
     exporting.variant_latencies = lambda *_: {name: dict(UNTIMED) for name in variants}  # type: ignore[attr-defined]
     # A variant may lose any accuracy: it is the runtime that is checked here.
-    config = ExportConfig(input=kind, variants=tuple(variants), max_accuracy_drop=100.0, search="quick")
+    config = ExportConfig(
+        input=kind, variants=tuple(variants), max_accuracy_drop=100.0, search="quick"
+    )
     exporting.export_run(RunDirectory.open(run), config)
 
 

@@ -44,14 +44,24 @@ def check_process_group(settings: Settings, record: Record) -> None:
 
 def _check_step(record: Record, ranks: Ranks, device: str) -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
     network.to(device)
     parallel = ranks.parallel(network)
     wrapped = isinstance(parallel, nn.parallel.DistributedDataParallel)
-    record.require("the network is wrapped in DistributedDataParallel", wrapped, type(parallel).__name__)
+    record.require(
+        "the network is wrapped in DistributedDataParallel", wrapped, type(parallel).__name__
+    )
     pixels, labels = torch.randn(8, 3, 16, 16, device=device), torch.arange(8, device=device) % 4
     F.cross_entropy(network(pixels), labels).backward()  # type: ignore[no-untyped-call]
-    alone = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
+    alone = [
+        parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None
+    ]
     network.zero_grad()
     F.cross_entropy(parallel(pixels), labels).backward()  # type: ignore[no-untyped-call]
     together = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]

@@ -31,7 +31,9 @@ def check_process_time(settings: Settings, record: Record) -> None:
                 seconds[name].append(run.seconds_to_metrics)
                 accuracies[name].append(run.accuracy)
             # After each: what was measured stays, however the turn ends.
-            record.measure(seconds_to_metrics=seconds, accuracy=accuracies, epochs=" + ".join(epochs))
+            record.measure(
+                seconds_to_metrics=seconds, accuracy=accuracies, epochs=" + ".join(epochs)
+            )
         longest_s = max(longest_s, time.monotonic() - began)
     if not all(seconds.values()):
         return
@@ -41,7 +43,9 @@ def check_process_time(settings: Settings, record: Record) -> None:
     least = max(accuracies["plain loop"]) - (1.0 if settings.rehearsal else 0.02)
     lowest = min(accuracies["edgetl, cold"] + accuracies["edgetl, warm"])
     text = "edgetl's accuracy is at most 2 points below the plain loop's"
-    record.require(text, lowest >= least, f"{lowest:.4f} against {max(accuracies['plain loop']):.4f}")
+    record.require(
+        text, lowest >= least, f"{lowest:.4f} against {max(accuracies['plain loop']):.4f}"
+    )
 
 
 def _run(settings: Settings, name: str, turn: int, epochs: tuple[str, str]) -> TrainingRun:

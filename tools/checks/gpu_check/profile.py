@@ -15,7 +15,9 @@ LAUNCHES = (
 )  # fmt: skip
 
 
-def launches_and_device_ms(call: Callable[[], Any], runs: int, device: str) -> tuple[float | None, float | None]:
+def launches_and_device_ms(
+    call: Callable[[], Any], runs: int, device: str
+) -> tuple[float | None, float | None]:
     """Launches, and milliseconds of kernels and copies on the device, both divided by `runs`; None on a CPU."""
     if device != "cuda":
         call()

@@ -10,7 +10,9 @@ from edgetl.core.files import write_json, write_text
 from tools.checks.gpu_check.runner import Outcome, Step
 
 
-def write_report(folder: Path, facts: Mapping[str, Any], steps: Sequence[Step], outcomes: Sequence[Outcome]) -> None:
+def write_report(
+    folder: Path, facts: Mapping[str, Any], steps: Sequence[Step], outcomes: Sequence[Outcome]
+) -> None:
     """Write result.json and result.md; steps without an outcome stand there as not run yet."""
     content = {
         "kind": "gpu-check",

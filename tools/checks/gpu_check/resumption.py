@@ -37,7 +37,9 @@ def check_resumption(settings: Settings, record: Record) -> None:
         record.require(text, abs(accuracies[0] - accuracies[1]) <= 0.02, accuracies)
 
 
-def _check(record: Record, place: str, epochs: int, ended: TrainingRun, resumed: TrainingRun) -> None:
+def _check(
+    record: Record, place: str, epochs: int, ended: TrainingRun, resumed: TrainingRun
+) -> None:
     phase = "within a phase" if place == WITHIN else "between phases"
     killed = ended.status == TERMINATED and ended.seconds_to_metrics is None
     record.require(f"{phase}: SIGTERM ends the run", killed, ended.status)

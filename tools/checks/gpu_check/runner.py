@@ -136,7 +136,9 @@ def run_step(step: Step, settings: Path, logs: Path, environment: Mapping[str, s
     return Outcome(step, verdict, seconds, reason, figures, requirements, log)
 
 
-def judge(status: int | None, requirements: Sequence[Mapping[str, Any]], limit_s: float) -> tuple[Status, str]:
+def judge(
+    status: int | None, requirements: Sequence[Mapping[str, Any]], limit_s: float
+) -> tuple[Status, str]:
     """The verdict on a step, with its reason where it did not pass.
 
     Args:

@@ -38,7 +38,11 @@ from tools.checks.gpu_check.timed_feed import StepTimes, TimedFeed
 
 LEAST_RATIO = 0.9
 """Of the rate on synthetic data that training from JPEG files of 500 pixels must reach."""
-DECODED, KEPT, ON_DEVICE = "decoded on the CPU every time", "decoded images kept", "decoded on the device, kept there"
+DECODED, KEPT, ON_DEVICE = (
+    "decoded on the CPU every time",
+    "decoded images kept",
+    "decoded on the device, kept there",
+)
 INPUT_PATHS = (DECODED, KEPT, ON_DEVICE)
 KEPT_BYTES = 16 * 2**30
 
@@ -62,7 +66,9 @@ def check_step_rate(settings: Settings, record: Record) -> None:
                     _measure_variant(settings, record, variant, batch_size, name)
 
 
-def _try_jpeg(settings: Settings, record: Record, batch_size: int, size: str, synthetic: float | None) -> None:
+def _try_jpeg(
+    settings: Settings, record: Record, batch_size: int, size: str, synthetic: float | None
+) -> None:
     with record.attempt(f"batch {batch_size}, {size}: training from JPEG runs"):
         if synthetic is not None:
             _from_jpeg(settings, record, batch_size, size, synthetic)
@@ -90,7 +96,9 @@ def _synthetic(settings: Settings, record: Record, batch_size: int) -> float | N
     return rates[0] if rates else None
 
 
-def _from_jpeg(settings: Settings, record: Record, batch_size: int, size: str, synthetic: float) -> None:
+def _from_jpeg(
+    settings: Settings, record: Record, batch_size: int, size: str, synthetic: float
+) -> None:
     folder = settings.data if size == "500 px" else large_photos(settings, size)
     best = 0.0
     for path in INPUT_PATHS:
@@ -102,16 +110,24 @@ def _from_jpeg(settings: Settings, record: Record, batch_size: int, size: str, s
             times, _ = train(settings, source.training, batch_size, steps)
             rate = batch_size / times.wall_ms * 1e3
             best = max(best, rate)
-            record.measure(**{name: {**figures(times, batch_size), "ratio_to_synthetic": rate / synthetic}})
+            record.measure(
+                **{name: {**figures(times, batch_size), "ratio_to_synthetic": rate / synthetic}}
+            )
     if size == "500 px":
         needed = 0.0 if settings.rehearsal else LEAST_RATIO
-        text = f"batch {batch_size}: JPEG of 500 px reaches {needed:g} of the rate on synthetic data"
+        text = (
+            f"batch {batch_size}: JPEG of 500 px reaches {needed:g} of the rate on synthetic data"
+        )
         record.require(text, best / synthetic >= needed, f"{best / synthetic:.3f}")
 
 
-def _measure_variant(settings: Settings, record: Record, variant: str, batch_size: int, name: str) -> None:
+def _measure_variant(
+    settings: Settings, record: Record, variant: str, batch_size: int, name: str
+) -> None:
     network, batch = whole_network(settings), _synthetic_batch(settings, batch_size)
-    wall, device = plain_step_ms(variant, network, batch, 1 if settings.rehearsal else 20, settings.device)
+    wall, device = plain_step_ms(
+        variant, network, batch, 1 if settings.rehearsal else 20, settings.device
+    )
     record.measure(**{name: {"wall_ms": wall, "device_ms": device}})
 
 
@@ -135,7 +151,9 @@ def make_epochs(settings: Settings, feed: Feed, images: int) -> tuple[Epochs, Tr
     run.path.mkdir(exist_ok=True)
     loss = Loss(config, torch.zeros(4, dtype=torch.int64), 4, computing.device)
     training = Training(config, run, adapted, loss, images, validated=False, progress=Silent())
-    stage = Stage(Phase(1, 1, 1e-3, "all", freeze_statistics=False), feed, adapted.network, computing)
+    stage = Stage(
+        Phase(1, 1, 1e-3, "all", freeze_statistics=False), feed, adapted.network, computing
+    )
     freezing = set_trainable(adapted, "all", freeze_statistics=False)
     training.phase = stage.phase
     return Epochs(training, stage, freezing, 1), training
@@ -147,9 +165,15 @@ def train_config(settings: Settings) -> FinetuneConfig:
     return FinetuneConfig(settings.data, device=device, weights="none", seed=settings.seed)  # type: ignore[arg-type]
 
 
-def jpeg_batches(settings: Settings, folder: Path, batch_size: int, steps: int, path: str) -> StreamedFeed:
+def jpeg_batches(
+    settings: Settings, folder: Path, batch_size: int, steps: int, path: str
+) -> StreamedFeed:
     """Feed from the files of `folder`, repeated until the steps are full, with edgetl's loader and augmentation."""
-    rows = [SplitRow(path, path.parent.name, "train") for path in sorted(folder.glob("*/*")) if path.is_file()]
+    rows = [
+        SplitRow(path, path.parent.name, "train")
+        for path in sorted(folder.glob("*/*"))
+        if path.is_file()
+    ]
     labels = sorted({row.label for row in rows})
     preprocessing = preprocessing_for("mobilenet_v2", settings.image_size)
     decoded = DecodedImages(KEPT_BYTES if path == KEPT else 0, max(768, 3 * preprocessing.resize))

@@ -72,7 +72,9 @@ def finetune_options(settings: Settings, *more: str) -> list[str]:
     ]
 
 
-def execute(command: Sequence[str], path: Path, variables: dict[str, str] | None = None) -> TrainingRun:
+def execute(
+    command: Sequence[str], path: Path, variables: dict[str, str] | None = None
+) -> TrainingRun:
     """Run a training process that writes the run directory `path`, with variables added to the environment."""
     began, started = time.time(), time.perf_counter()
     done = subprocess.run(

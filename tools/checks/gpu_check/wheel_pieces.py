@@ -55,7 +55,14 @@ def download(folder: Path, packages: Sequence[str], python: str = PYTHON) -> Non
         SystemExit: pip finds one of them nowhere.
     """
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    target = ["--no-deps", "--only-binary=:all:", "--implementation", "cp", "--python-version", python]
+    target = [
+        "--no-deps",
+        "--only-binary=:all:",
+        "--implementation",
+        "cp",
+        "--python-version",
+        python,
+    ]
     platforms = [argument for name in PLATFORMS for argument in ("--platform", name)]
     done = subprocess.run([*pip, *target, *platforms, "-d", str(folder), *packages])
     if done.returncode:
@@ -74,7 +81,9 @@ def split(wheels: Path, pieces: Path, piece_bytes: int = PIECE_BYTES) -> list[di
     pieces.mkdir(parents=True, exist_ok=True)
     entries = [_split_one(file, pieces, piece_bytes) for file in files]
     (pieces / LIST).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-    sums = [f"{piece['sha256']}  {piece['file']}\n" for entry in entries for piece in entry["pieces"]]
+    sums = [
+        f"{piece['sha256']}  {piece['file']}\n" for entry in entries for piece in entry["pieces"]
+    ]
     (pieces / SUMS).write_text("".join(sums), encoding="utf-8")
     return entries
 
@@ -124,7 +133,9 @@ def _join_one(entry: dict[str, Any], pieces: Path, wheels: Path) -> list[str]:
         piece = waiting.pop(0)
         content = (pieces / piece["file"]).read_bytes()
         if hashlib.sha256(content).hexdigest() != piece["sha256"]:
-            sys.exit(f"{piece['file']} is damaged: its SHA-256 is not the one in {LIST}. Copy it again.")
+            sys.exit(
+                f"{piece['file']} is damaged: its SHA-256 is not the one in {LIST}. Copy it again."
+            )
         with growing.open("ab") as stream:
             stream.write(content)
     if waiting:
@@ -148,8 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=description, epilog=usage, formatter_class=kind)
     parser.add_argument("command", choices=("download", "split", "join"))
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--package", action="append", help="for download, instead of the usual ones; repeat it")
-    parser.add_argument("--python", default=PYTHON, help=f"for download: a version of Python ({PYTHON})")
+    parser.add_argument(
+        "--package", action="append", help="for download, instead of the usual ones; repeat it"
+    )
+    parser.add_argument(
+        "--python", default=PYTHON, help=f"for download: a version of Python ({PYTHON})"
+    )
     options = parser.parse_args(arguments)
     if len(options.folders) != (1 if options.command == "download" else 2):
         parser.error("download takes one folder; split and join take two")
