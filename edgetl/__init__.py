@@ -26,20 +26,20 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "finetune": "edgetl.train.finetune:finetune",
-    "export_run": "edgetl.export.exporting:export_run",
-    "export_architecture": "edgetl.export.exporting:export_architecture",
-    "bench": "edgetl.device.bench.run:bench",
-    "loadgen": "edgetl.device.loadgen.run:loadgen",
-    "compare": "edgetl.experiment.comparing:compare",
-    "open_bundle": "edgetl.device.bundle:open_bundle",
-    "open_classifier": "edgetl.device.classifier:open_classifier",
-    "load_image": "edgetl.device.images:load_image",
+    "export_run": "edgetl.export.exporter:export_run",
+    "export_architecture": "edgetl.export.exporter:export_architecture",
+    "bench": "edgetl.device.bench.runner:bench",
+    "loadgen": "edgetl.device.loadgen.loadgen:loadgen",
+    "compare": "edgetl.experiment.compare:compare",
+    "open_bundle": "edgetl.device.runtime.bundle:open_bundle",
+    "open_classifier": "edgetl.device.runtime.classifier:open_classifier",
+    "load_image": "edgetl.device.runtime.images:load_image",
     "EdgetlError": "edgetl.core.errors:EdgetlError",
-    "FinetuneConfig": "edgetl.core.finetuning:FinetuneConfig",
-    "ExportConfig": "edgetl.core.config:ExportConfig",
-    "BenchConfig": "edgetl.core.benching:BenchConfig",
-    "LoadgenConfig": "edgetl.core.loadgen:LoadgenConfig",
-    "CompareConfig": "edgetl.core.comparing:CompareConfig",
+    "FinetuneConfig": "edgetl.core.config.finetune:FinetuneConfig",
+    "ExportConfig": "edgetl.core.config.export:ExportConfig",
+    "BenchConfig": "edgetl.core.config.bench:BenchConfig",
+    "LoadgenConfig": "edgetl.core.artifacts.loadgen:LoadgenConfig",
+    "CompareConfig": "edgetl.core.config.compare:CompareConfig",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.candidates import Candidate, CandidatesResult
-from edgetl.core.results import Noise
-from edgetl.core.rows import ColdStart, Round
+from edgetl.core.artifacts.bench import Noise
+from edgetl.core.artifacts.bench_rows import ColdStart, Round
+from edgetl.core.artifacts.candidates import Candidate, CandidatesResult
 
 
 def candidate(

@@ -84,8 +84,8 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def stock_bundle(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> Path:
     """A bundle of a stock architecture with 1000 classes. Read only: copy it before changing it."""
-    from edgetl.core.config import ExportConfig
-    from edgetl.export.exporting import export_architecture
+    from edgetl.core.config.export import ExportConfig
+    from edgetl.export.exporter import export_architecture
 
     output = tmp_path_factory.mktemp("stock") / "bundle"
     export_architecture(
@@ -97,7 +97,7 @@ def stock_bundle(tmp_path_factory: pytest.TempPathFactory, random_weights: Path)
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small data set of five classes with train/ and val/. Read only."""
-    from edgetl.train.inspection.pictures import generate_inspection
+    from edgetl.demo.images.dataset import generate_inspection
 
     return generate_inspection(tmp_path_factory.mktemp("data") / "parts", train=8, val=4, size=80)
 

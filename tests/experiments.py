@@ -6,8 +6,8 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgetl.core.experiment import Deployed, Experiment
-from edgetl.core.runs import Epoch, Run
+from edgetl.core.artifacts.experiment import Deployed, Experiment
+from edgetl.core.artifacts.experiment_runs import Epoch, Run
 
 IMAGES = 200
 CONFIG = {

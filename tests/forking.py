@@ -12,7 +12,7 @@ from pathlib import Path
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [
-        "edgetl.train.finetune", "edgetl.export.exporting", "albumentations", "imagehash", "onnxscript", "matplotlib.backends.backend_agg",
+        "edgetl.train.finetune", "edgetl.export.exporter", "albumentations", "imagehash", "onnxscript", "matplotlib.backends.backend_agg",
         "torch._dynamo",
     ]
 )  # fmt: skip

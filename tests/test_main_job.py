@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgetl.core.layout import RunDirectory
-from edgetl.device.images import load_image
-from edgetl.device.preprocessing import preprocess
-from edgetl.train.models import load_run_model
-from edgetl.train.splits import read_split
+from edgetl.core.paths import RunDirectory
+from edgetl.device.runtime.images import load_image
+from edgetl.device.runtime.preprocessing import preprocess
+from edgetl.train.data.splits import read_split
+from edgetl.train.model.factory import load_run_model
 from tests.device.test_images import UNREADABLE
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torchvision
 
 from edgetl.core.architectures import Architecture
-from edgetl.train.networks import describe
+from edgetl.train.model.torchvision_models import describe
 
 TABLE = Path(__file__).parents[1] / "edgetl/core/architectures.csv"
 

@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path
 
 from edgetl.cli.bench_tables import show
-from edgetl.core.benching import BenchConfig
+from edgetl.core.config.bench import BenchConfig
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.run import bench
+from edgetl.device.bench.runner import bench
 
 FEW = BenchProtocol(
     block_seconds=0.1,

@@ -19,15 +19,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from edgetl.core.comparing import CompareConfig, PlannedRun
+from edgetl.core.artifacts.experiment import Experiment
+from edgetl.core.artifacts.experiment_runs import Row, Run
+from edgetl.core.config.compare import CompareConfig, PlannedRun
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.config.options import parse_duration
 from edgetl.core.errors import ConfigError, EdgetlError
-from edgetl.core.experiment import Experiment
 from edgetl.core.files import read_json
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.options import parse_duration
-from edgetl.core.paired import Difference, difference
-from edgetl.core.runs import Row, Run
-from edgetl.core.wording import duration, percent
+from edgetl.core.formatting import duration, percent
+from edgetl.core.paired_tests import Difference, difference
 
 NAMES = {
     "scratch": "everything, from nothing",
@@ -77,7 +77,7 @@ class Line:
 
 
 class _Progress:
-    """A line on standard error for every run that ended; `edgetl.experiment.watching.Watcher` is what else it may be told."""
+    """A line on standard error for every run that ended; `edgetl.experiment.progress.Watcher` is what else it may be told."""
 
     def ended(self, run: PlannedRun, result: Run) -> None:
         """Tell it."""
@@ -105,8 +105,8 @@ def measure(
     Raises:
         EdgetlError: as `edgetl compare`, or a run that failed.
     """
-    from edgetl.experiment import comparing
-    from edgetl.experiment.watching import Silent
+    from edgetl.experiment import compare as comparing
+    from edgetl.experiment.progress import Silent
 
     class Watching(_Progress, Silent):
         pass

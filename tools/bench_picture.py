@@ -12,7 +12,7 @@ from unittest.mock import patch
 from rich.console import Console
 
 from edgetl.cli import bench_tables
-from edgetl.core.results import read_result
+from edgetl.core.artifacts.bench import read_result
 
 WIDTH = 116
 

@@ -23,18 +23,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from edgetl.core.benching import BenchConfig, Scope
+from edgetl.core.artifacts.bench import BenchResult, read_result
+from edgetl.core.config.bench import BenchConfig, Scope
 from edgetl.core.files import read_json, sha256_file, write_json
-from edgetl.core.results import BenchResult, read_result
-from edgetl.device.bench.run import bench
-from edgetl.device.bundle import open_bundle
-from edgetl.device.cores import available_cores
+from edgetl.device.bench.runner import bench
+from edgetl.device.hardware.cpu import available_cores
+from edgetl.device.runtime.bundle import open_bundle
 
 PLANTED = "planted"
 # Read by every worker when it starts: the planted variant's calls take longer by exactly this share, whatever the machine does meanwhile.
 _SLOWED = """
 from time import perf_counter_ns
-from edgetl.device.backends.onnx_runtime import OnnxRuntimeBackend
+from edgetl.device.bench.ort_backend import OnnxRuntimeBackend
 infer = OnnxRuntimeBackend.infer
 def slowed(self, batch):
     start = perf_counter_ns()

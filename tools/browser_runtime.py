@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.export.web_runtime import runtime_files
+from edgetl.export.web.runtime import runtime_files
 
 _PATIENCE_S = 300
 _PAGE = b"<!doctype html><script type='module' src='ask.mjs'></script>"

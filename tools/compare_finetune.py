@@ -25,8 +25,8 @@ from statistics import mean, median
 from typing import Any, NoReturn
 
 from edgetl.core.files import write_json
-from edgetl.core.layout import RunDirectory
-from edgetl.device.facts import device_facts
+from edgetl.core.paths import RunDirectory
+from edgetl.device.hardware.info import device_facts
 
 CACHE = "EDGETL_CACHE"
 """The environment variable that names edgetl's cache folder."""

@@ -28,7 +28,7 @@ def unresolved_libraries() -> list[str]:
     """Return the shared objects that the CUDA provider needs and this process could not give it, after edgetl's preload."""
     import onnxruntime
 
-    from edgetl.device.cuda_libraries import is_loaded, preload_cuda_libraries
+    from edgetl.device.runtime.cuda_libraries import is_loaded, preload_cuda_libraries
 
     preload_cuda_libraries()
     provider = Path(onnxruntime.__file__).parent / "capi/libonnxruntime_providers_cuda.so"

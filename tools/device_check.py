@@ -17,16 +17,16 @@ from pathlib import Path
 
 import torch
 
-from edgetl.core.config import ExportConfig
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.layout import RunDirectory
-from edgetl.device.images import load_image
-from edgetl.device.preprocessing import preprocess
-from edgetl.export.exporting import export_run
+from edgetl.core.config.export import ExportConfig
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.paths import RunDirectory
+from edgetl.demo.images.dataset import generate_inspection
+from edgetl.device.runtime.images import load_image
+from edgetl.device.runtime.preprocessing import preprocess
+from edgetl.export.exporter import export_run
+from edgetl.train.data.splits import read_split
 from edgetl.train.finetune import finetune
-from edgetl.train.inspection.pictures import generate_inspection
-from edgetl.train.models import load_run_model
-from edgetl.train.splits import read_split
+from edgetl.train.model.factory import load_run_model
 
 ROOT = Path(__file__).parents[1]
 

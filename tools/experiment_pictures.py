@@ -12,11 +12,11 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from edgetl.core.experiment import read_experiment
+from edgetl.core.artifacts.experiment import read_experiment
 from edgetl.core.files import write_text
-from edgetl.core.layout import ExperimentDirectory
-from edgetl.report import page
-from edgetl.report.compare_drawings import draw_courses, draw_sweep, draw_trade_off
+from edgetl.core.paths import ExperimentDirectory
+from edgetl.report.charts.compare import draw_courses, draw_sweep, draw_trade_off
+from edgetl.report.html import blocks
 
 WIDTH, LINE, MARGIN = 560, 18, 10
 """Pixels."""
@@ -71,7 +71,7 @@ def standalone(figure: Markup) -> str:
         parts.append(_text(MARGIN + 38, below, unescape(name)))
         below += LINE
     style = (
-        (Path(page.__file__).parent / "templates" / "page.css")
+        (Path(blocks.__file__).parent / "templates" / "page.css")
         .read_text(encoding="utf-8")
         .partition("* {")[0]
     )

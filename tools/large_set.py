@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgetl.device.cores import available_cores
+from edgetl.device.hardware.cpu import available_cores
 
 Values = NDArray[np.float32]
 Pattern = Callable[[Values, Values], Values]

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.images import load_image
-from edgetl.export.preprocessing_graph import IMAGE, PIXELS, preprocessing_graph
+from edgetl.device.runtime.images import load_image
+from edgetl.export.graph.preprocessing import IMAGE, PIXELS, preprocessing_graph
 
 SIZES = ((150, 100), (256, 192), (256, 256), (500, 375), (1920, 1080), (4032, 3024))
 """Widths and heights."""
@@ -72,7 +72,7 @@ def main() -> None:
         "--before",
         type=Path,
         metavar="FILE",
-        help="an earlier edgetl/export/preprocessing_graph.py to compare with",
+        help="an earlier edgetl/export/graph/preprocessing.py to compare with",
     )
     given = parser.parse_args()
     contract = Preprocessing.for_image_size(given.size)

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgetl.core.config.options import parse_duration
 from edgetl.core.errors import EdgetlError
-from edgetl.core.options import parse_duration
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

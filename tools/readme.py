@@ -16,13 +16,13 @@ from pathlib import Path
 
 from rich.text import Text
 
-from edgetl.core.experiment import read_experiment
+from edgetl.core.artifacts.bench_json import kept_results
+from edgetl.core.artifacts.experiment import read_experiment
 from edgetl.core.files import write_text
-from edgetl.core.layout import ExperimentDirectory, RunDirectory
-from edgetl.report.bench_drawings import draw_distributions
-from edgetl.report.bench_files import kept_results
-from edgetl.report.bench_words import row_names
-from edgetl.report.compare_drawings import draw_courses
+from edgetl.core.paths import ExperimentDirectory, RunDirectory
+from edgetl.report.charts.compare import draw_courses
+from edgetl.report.charts.latency import draw_distributions
+from edgetl.report.html.text import row_names
 from tools.bench_picture import recording, screen
 from tools.experiment_pictures import standalone
 

@@ -19,16 +19,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgetl.core.config import ExportConfig
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.layout import RunDirectory
-from edgetl.device.bundle import Bundle, Variant, open_bundle
-from edgetl.device.classifier import bundle_classifier
-from edgetl.device.preprocessing import preprocess
-from edgetl.export.exporting import export_run
-from edgetl.export.web_runtime import RUNTIME, VERSION
+from edgetl.core.config.export import ExportConfig
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.paths import RunDirectory
+from edgetl.demo.images.dataset import generate_inspection
+from edgetl.device.runtime.bundle import Bundle, Variant, open_bundle
+from edgetl.device.runtime.classifier import bundle_classifier
+from edgetl.device.runtime.preprocessing import preprocess
+from edgetl.export.exporter import export_run
+from edgetl.export.web.runtime import RUNTIME, VERSION
 from edgetl.train.finetune import finetune
-from edgetl.train.inspection.pictures import generate_inspection
 from tools.browser_runtime import browser_logits
 from tools.device_check import environment
 

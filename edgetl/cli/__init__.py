@@ -1,1 +1,1 @@
-"""One module a command: parse, call one library function, print."""
+"""One module per command: parse, call one library function, print."""

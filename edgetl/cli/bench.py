@@ -11,7 +11,7 @@ import typer
 from edgetl.cli.progress import measure_and_show
 
 if TYPE_CHECKING:
-    from edgetl.core.results import BenchResult
+    from edgetl.core.artifacts.bench import BenchResult
 
 EXIT_BROKEN, EXIT_UNDECIDED = 4, 5
 """A limit is broken; the data do not decide whether one is."""
@@ -229,8 +229,8 @@ def bench(
     5, the data do not decide whether a limit is kept.
     """
     from edgetl.core.architectures import architectures
+    from edgetl.core.config.options import numbers, words
     from edgetl.core.errors import BenchError, ConfigError
-    from edgetl.core.lists import numbers, words
 
     with_loadgen = {
         "--loadgen-mode": loadgen_mode,
@@ -239,7 +239,7 @@ def bench(
         "--min-accuracy": min_accuracy,
     }
     if loadgen is not None:
-        from edgetl.cli.bench_loadgen import run_loadgen
+        from edgetl.cli.loadgen import run_loadgen
 
         torch_asked = pytorch is not None and words(pytorch) != ("none",)
         without_loadgen = {
@@ -269,7 +269,7 @@ def bench(
         )
         return
     if any(with_loadgen.values()):
-        from edgetl.cli.bench_loadgen import refuse_without_loadgen
+        from edgetl.cli.loadgen import refuse_without_loadgen
 
         refuse_without_loadgen(with_loadgen)
     named, counts = (
@@ -314,9 +314,9 @@ def bench(
         raise ConfigError(
             "--image-size and --latency-budget belong to architectures; a model brings its own input, and --max-p99 bounds it."
         )
-    from edgetl.core.benching import BenchConfig
-    from edgetl.core.limits import Limits
-    from edgetl.core.options import parse_duration, parse_milliseconds, parse_share
+    from edgetl.core.artifacts.limits import Limits
+    from edgetl.core.config.bench import BenchConfig
+    from edgetl.core.config.options import parse_duration, parse_milliseconds, parse_share
 
     modes = words(pytorch or ["eager"])
     config = BenchConfig(
@@ -351,7 +351,7 @@ def bench(
     if wheels is not None:
         raise ConfigError("--wheels is what --host installs from: name a host too.")
     from edgetl.cli.bench_tables import show
-    from edgetl.device.bench.run import bench as measure
+    from edgetl.device.bench.runner import bench as measure
 
     result = measure_and_show(partial(measure, config), show, as_json)
     if result.failed:

@@ -16,11 +16,11 @@ from rich.text import Text
 
 from edgetl.cli.console import err, out, print_json
 from edgetl.core.files import SCHEMA
-from edgetl.core.wording import device_name, duration, milliseconds
+from edgetl.core.formatting import device_name, duration, milliseconds
 
 if TYPE_CHECKING:
-    from edgetl.core.benching import BenchConfig
-    from edgetl.fleet.benching import Outcome
+    from edgetl.core.config.bench import BenchConfig
+    from edgetl.fleet.bench import Outcome
 
 _WAITING, _LONGEST = "waiting", 70
 
@@ -101,7 +101,7 @@ def run_hosts(
     config: BenchConfig, hosts: Sequence[str], wheels: Path | None, as_json: bool
 ) -> None:
     """Measure on every host and show what came; exits with 1 where one failed, else as `edgetl bench` does by limits."""
-    from edgetl.fleet.benching import bench_hosts
+    from edgetl.fleet.bench import bench_hosts
 
     with _watching(hosts) as watcher:
         outcomes = bench_hosts(config, hosts, wheels, watcher)

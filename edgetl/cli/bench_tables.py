@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgetl.cli.console import out
-from edgetl.core.wording import (
+from edgetl.core.formatting import (
     MISSING,
     PROFILE_CLOCKS,
     counted,
@@ -18,10 +18,10 @@ from edgetl.core.wording import (
 )
 
 if TYPE_CHECKING:
-    from edgetl.core.comparisons import Comparison
-    from edgetl.core.results import BenchResult
-    from edgetl.core.rows import Row
-    from edgetl.core.sustained import Sustained
+    from edgetl.core.artifacts.bench import BenchResult
+    from edgetl.core.artifacts.bench_rows import Row
+    from edgetl.core.artifacts.comparison import Comparison
+    from edgetl.core.artifacts.sustained import Sustained
 
 VERDICT_STYLE = {
     "faster": "bold green",

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from edgetl.cli.console import out
 from edgetl.cli.progress import measure_and_show
-from edgetl.core.wording import MISSING, counted, device_name, milliseconds
+from edgetl.core.formatting import MISSING, counted, device_name, milliseconds
 
 if TYPE_CHECKING:
-    from edgetl.core.candidates import Candidate, CandidatesResult
+    from edgetl.core.artifacts.candidates import Candidate, CandidatesResult
 
 _FITS = {True: "[bold green]yes[/]", False: "[bold red]no[/]", None: "[yellow]not decided[/]"}
 
@@ -47,10 +47,9 @@ def run_candidates(
         ConfigError: values that contradict themselves, or unknown architectures.
         BenchError: not one candidate could be timed; the table with the reasons has been printed.
     """
-    from edgetl.core.candidates import CandidatesConfig
+    from edgetl.core.artifacts.candidates import CandidatesConfig
+    from edgetl.core.config.options import parse_milliseconds, words
     from edgetl.core.errors import BenchError
-    from edgetl.core.lists import words
-    from edgetl.core.options import parse_milliseconds
 
     config = CandidatesConfig(
         architectures=words(names),

@@ -11,7 +11,7 @@ from edgetl.cli.console import err, out, print_json
 from edgetl.core.files import SCHEMA
 
 if TYPE_CHECKING:
-    from edgetl.train.checking.checking import DataCheck
+    from edgetl.train.check.dataset_check import DataCheck
 
 EXIT_ERRORS, EXIT_WARNINGS = 5, 4
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -52,17 +52,17 @@ def check(
     Exit status: 0, nothing worse than notes; 4, warnings; 5, errors, which make figures wrong or training impossible.
     """
     from edgetl.cli.progress import steps
-    from edgetl.train.checking.checking import check as examine
+    from edgetl.train.check.dataset_check import check as examine
 
     with steps() as progress:
         found = examine(data, lambda done, total: progress("Decoding images", done, total))
     if sheet is not None:
-        from edgetl.train.checking.sheet import draw_worst
+        from edgetl.train.check.review import draw_worst
 
         draw_worst(found, sheet)
     copied = None
     if quarantine is not None:
-        from edgetl.train.checking.quarantine import quarantine as copy_out
+        from edgetl.train.check.review import quarantine as copy_out
 
         copied = copy_out(found, quarantine)
     if as_json:

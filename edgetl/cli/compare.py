@@ -12,9 +12,9 @@ from edgetl.cli.interruption import interrupted_status
 from edgetl.core.files import SCHEMA
 
 if TYPE_CHECKING:
-    from edgetl.core.experiment import Experiment
-    from edgetl.experiment.preparing import Plan
-    from edgetl.report.compare_tables import TextTable
+    from edgetl.core.artifacts.experiment import Experiment
+    from edgetl.experiment.plan import Plan
+    from edgetl.report.compare.tables import TextTable
 
 
 def compare(
@@ -129,11 +129,10 @@ def compare(
     The same command goes on where it was ended.
     """
     from edgetl.cli.candidates import parse_sizes
-    from edgetl.core.comparing import CompareConfig
-    from edgetl.core.layout import ExperimentDirectory
-    from edgetl.core.lists import words
-    from edgetl.core.options import parse_duration, parse_milliseconds
-    from edgetl.core.presets import resolve
+    from edgetl.core.config.compare import CompareConfig
+    from edgetl.core.config.options import parse_duration, parse_milliseconds, words
+    from edgetl.core.config.presets import resolve
+    from edgetl.core.paths import ExperimentDirectory
 
     settings = CompareConfig(
         output=(output or Path("experiments") / data.expanduser().absolute().name).expanduser(),
@@ -162,11 +161,11 @@ def compare(
         config,
         {name: value for name, value in given.items() if value is not None},
     )
-    from edgetl.cli.importing import heavy_imports
+    from edgetl.cli.console import heavy_imports
 
     with heavy_imports():
-        from edgetl.experiment import comparing
-    from edgetl.cli.compare_view import watching
+        from edgetl.experiment import compare as comparing
+    from edgetl.cli.compare_progress import watching
 
     try:
         with watching() as watcher:
@@ -201,7 +200,7 @@ def compare(
 
 def show(found: Experiment) -> None:
     """Print an experiment for people."""
-    from edgetl.report.compare_tables import all_tables, conclusions
+    from edgetl.report.compare.tables import all_tables, conclusions
 
     for table in all_tables(found):
         print_table(table)
@@ -228,9 +227,9 @@ def print_table(shown: TextTable) -> None:
 
 
 def _show_plan(plan: Plan, as_json: bool) -> None:
-    from edgetl.core.wording import duration
-    from edgetl.experiment.preparing import candidates_of
-    from edgetl.report.compare_tables import TextTable, candidates_table
+    from edgetl.core.formatting import duration
+    from edgetl.experiment.plan import candidates_of
+    from edgetl.report.compare.tables import TextTable, candidates_table
 
     if as_json:
         runs = [

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from edgetl.core.outside_text import visible, visible_json
+from edgetl.core.untrusted_text import visible, visible_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import Console
     from rich.segment import Segment
+
 
 PLAIN_WIDTH = 200
 """Columns where output goes to a file or a pipe: paths and messages are not folded for a screen that is not there."""
@@ -147,3 +152,20 @@ def print_json(content: Any, indent: int | None = None) -> None:
         visible_json(json.dumps(content, ensure_ascii=escaped, allow_nan=False, indent=indent))
         + "\n"
     )
+
+
+@contextmanager
+def heavy_imports() -> Iterator[None]:
+    """Import inside; what was made is then taken for permanent.
+
+    PyTorch's modules are half a million objects that live until the end: collecting while they are made costs a fifth of the import, and
+    every later collection would go through them again.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        # Extensions look for leaks when the interpreter ends, and would report everything that is frozen.
+        atexit.register(gc.unfreeze)

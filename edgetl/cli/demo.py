@@ -18,10 +18,10 @@ import typer
 from edgetl.cli.console import out
 
 if TYPE_CHECKING:
-    from edgetl.core.experiment import Experiment
-    from edgetl.core.layout import RunDirectory
-    from edgetl.core.results import BenchResult
-    from edgetl.core.runs import Run
+    from edgetl.core.artifacts.bench import BenchResult
+    from edgetl.core.artifacts.experiment import Experiment
+    from edgetl.core.artifacts.experiment_runs import Run
+    from edgetl.core.paths import RunDirectory
 
 PAGES = {
     "comparison.html": "what pretraining gained, image by image",
@@ -73,7 +73,7 @@ def demo(
     each step prints the command that does the same on your own images. It takes less than three minutes on two cores.
     """
     from edgetl.core.errors import DataError
-    from edgetl.core.layout import free_name
+    from edgetl.core.paths import free_name
 
     folder = keep or free_name(Path(), "edgetl-demo")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -104,11 +104,11 @@ def demo(
 
 def _check_weights(weights: str) -> None:
     """Before anything is written: downloads them where they come from a server."""
-    from edgetl.cli.importing import heavy_imports
+    from edgetl.cli.console import heavy_imports
     from edgetl.core.errors import ConfigError
 
     with heavy_imports():
-        from edgetl.train.weights import read_weights
+        from edgetl.train.model.weights import read_weights
     if read_weights(weights, SCALE.model) is None:
         raise ConfigError(
             "--weights none is what pretrained weights are compared with: give builtin, imagenet, or a file."
@@ -130,27 +130,27 @@ def _workshop(folder: Path, keep: bool) -> Iterator[Path]:
 
 
 def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
-    from edgetl.cli.compare_view import watching
-    from edgetl.cli.importing import heavy_imports
+    from edgetl.cli.compare_progress import watching
+    from edgetl.cli.console import heavy_imports
     from edgetl.cli.progress import measuring, steps
     from edgetl.cli.verify import print_verified, watched
-    from edgetl.core.benching import BenchConfig
-    from edgetl.core.comparing import CompareConfig
-    from edgetl.core.config import ExportConfig
+    from edgetl.core.config.bench import BenchConfig
+    from edgetl.core.config.compare import CompareConfig
+    from edgetl.core.config.export import ExportConfig
+    from edgetl.core.config.finetune import FinetuneConfig
+    from edgetl.core.config.options import parse_duration
     from edgetl.core.errors import BundleError
-    from edgetl.core.finetuning import FinetuneConfig
-    from edgetl.core.layout import RunDirectory
-    from edgetl.core.options import parse_duration
+    from edgetl.core.paths import RunDirectory
 
     with heavy_imports():
+        from edgetl.demo.images.dataset import CLASSES, generate_inspection
         from edgetl.device.bench.protocol import QUICK
-        from edgetl.device.bench.run import bench
-        from edgetl.device.bundle import open_bundle
-        from edgetl.device.verifying import verify
-        from edgetl.experiment.comparing import compare
-        from edgetl.export.exporting import export_run
-        from edgetl.train.checking.checking import check
-        from edgetl.train.inspection.pictures import CLASSES, generate_inspection
+        from edgetl.device.bench.runner import bench
+        from edgetl.device.runtime.bundle import open_bundle
+        from edgetl.device.verify import verify
+        from edgetl.experiment.compare import compare
+        from edgetl.export.exporter import export_run
+        from edgetl.train.check.dataset_check import check
 
     scale, data = SCALE, folder / "parts"
     _title(1, f"Parts on a conveyor: {', '.join(CLASSES)}")
@@ -226,12 +226,12 @@ def _pretrained(found: Experiment) -> Run:
 def _write_pages(folder: Path, found: Experiment, run: RunDirectory) -> None:
     from functools import partial
 
+    from edgetl.core.artifacts.bench_json import kept_results
+    from edgetl.core.artifacts.run import read_run
     from edgetl.core.files import write_text
-    from edgetl.core.layout import ExperimentDirectory
-    from edgetl.report.bench_files import kept_results
-    from edgetl.report.page import write_page
-    from edgetl.report.run_files import read_run
-    from edgetl.report.run_page import run_report
+    from edgetl.core.paths import ExperimentDirectory
+    from edgetl.report.html.blocks import write_page
+    from edgetl.report.run.page import run_report
 
     comparison, model = (folder / page for page in PAGES)
     shutil.copy(ExperimentDirectory(found.folder).page, comparison)
@@ -268,9 +268,9 @@ Put photos of your own into parts/train/CLASS and parts/val/CLASS, and the same 
 
 def _show(found: Experiment, best: Run, result: BenchResult) -> None:
     from edgetl.cli.compare import print_table
-    from edgetl.core.layout import RunDirectory
-    from edgetl.report.bundle_files import read_bundle
-    from edgetl.report.outcome import accuracy_gained, latency_gained
+    from edgetl.core.artifacts.bundle import read_bundle
+    from edgetl.core.paths import RunDirectory
+    from edgetl.demo.summary import accuracy_gained, latency_gained
 
     scratch, pretrained = (
         next(row for row in found.rows if row.first.strategy == name)

@@ -9,7 +9,7 @@ import typer
 from edgetl.cli.console import out, print_json
 
 if TYPE_CHECKING:
-    from edgetl.device.environment import Environment
+    from edgetl.device.doctor import Environment
 
 
 def doctor(
@@ -19,7 +19,7 @@ def doctor(
 
     Exit status 1 if even the device's own commands, predict and bench, cannot work.
     """
-    from edgetl.device.environment import inspect_environment
+    from edgetl.device.doctor import inspect_environment
 
     environment = inspect_environment()
     if as_json:

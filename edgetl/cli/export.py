@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from edgetl.cli.console import err, out
-from edgetl.core.wording import counted
+from edgetl.core.formatting import counted
 
 
 def export(
@@ -121,10 +121,10 @@ def export(
     It is written only if the file gives PyTorch's answers on real images; otherwise nothing is left behind.
     """
     from edgetl.core.architectures import architectures
-    from edgetl.core.config import ExportConfig
+    from edgetl.core.config.export import ExportConfig
+    from edgetl.core.config.options import parse_height_width, parse_milliseconds
     from edgetl.core.errors import ConfigError
-    from edgetl.core.layout import RunDirectory
-    from edgetl.core.options import parse_height_width, parse_milliseconds
+    from edgetl.core.paths import RunDirectory
 
     config = ExportConfig(
         output=output,
@@ -153,7 +153,7 @@ def export(
         )
 
     from edgetl.cli.progress import steps
-    from edgetl.export.exporting import export_architecture, export_run
+    from edgetl.export.exporter import export_architecture, export_run
 
     with steps() as progress:
         if is_run:
@@ -163,7 +163,7 @@ def export(
     _print(bundle)
     if bundle.recommended is None:
         from edgetl.core.errors import ExportError
-        from edgetl.export.choosing import closest
+        from edgetl.export.selection import closest
 
         raise ExportError(
             f"No variant meets the limits, so the bundle recommends none. {closest(bundle.variants, config)} "
@@ -232,7 +232,7 @@ def _print_web(bundle: Any) -> None:
 def _print_variants(bundle: Any) -> None:
     from rich.table import Table
 
-    from edgetl.export.choosing import accuracy_drop
+    from edgetl.export.selection import accuracy_drop
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("variant")

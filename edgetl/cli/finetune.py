@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgetl.cli import finetune_options as options
-from edgetl.cli.console import err, out
-from edgetl.cli.importing import heavy_imports
+from edgetl.cli.console import err, heavy_imports, out
 from edgetl.cli.interruption import interrupted_status
-from edgetl.core.choices import RecordedRun, differing_decisive_fields, read_recorded_run
+from edgetl.core.artifacts.measured_choices import (
+    RecordedRun,
+    differing_decisive_fields,
+    read_recorded_run,
+)
+from edgetl.core.config.finetune import parse_batch_size
+from edgetl.core.config.options import parse_duration, parse_size, raise_all
+from edgetl.core.config.presets import parse_augment, resolve
 from edgetl.core.errors import ConfigError
-from edgetl.core.finetuning import parse_batch_size
-from edgetl.core.layout import RunDirectory
-from edgetl.core.options import parse_duration, parse_size, raise_all
-from edgetl.core.presets import parse_augment, resolve
+from edgetl.core.paths import RunDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgetl.train.progress import Progress
+    from edgetl.train.common.progress import Progress
 
 _NO_FIELDS = ("data", "resume", "preset", "config")
 
@@ -87,8 +90,8 @@ def finetune(
     with heavy_imports():
         import edgetl.train.finetune  # noqa: F401
         from edgetl.cli.finetune_progress import open_progress
-        from edgetl.train.progress import Silent
-        from edgetl.train.ranks import speaks
+        from edgetl.train.common.distributed import speaks
+        from edgetl.train.common.progress import Silent
 
     try:
         with open_progress(err) if speaks() else nullcontext(Silent()) as progress:

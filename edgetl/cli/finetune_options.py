@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgetl.core.finetuning import (
+from edgetl.core.config.finetune import (
     BatchNorm,
     ClassWeights,
     Device,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from edgetl.train.progress import EpochRecord, Step
+    from edgetl.train.common.progress import EpochRecord, Step
 
 
 class PlainLog:

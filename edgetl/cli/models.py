@@ -21,7 +21,7 @@ def models(
 ) -> None:
     """List the architectures that `finetune --model` takes, with parameters, input size, head, and which ship with weights."""
     from edgetl.core.architectures import architectures
-    from edgetl.core.builtin import builtin_folders
+    from edgetl.core.builtin_weights import builtin_folders
     from edgetl.core.files import SCHEMA
 
     chosen = [row for row in architectures().values() if pattern.lower() in row.name]

@@ -12,10 +12,10 @@ import typer
 
 from edgetl.cli.console import err, is_followed, out, print_json
 from edgetl.core.files import SCHEMA
-from edgetl.core.outside_text import csv_cell, visible
+from edgetl.core.untrusted_text import csv_cell, visible
 
 if TYPE_CHECKING:
-    from edgetl.device.prediction import Prediction
+    from edgetl.device.predict import Prediction
 
 
 def predict(
@@ -58,9 +58,9 @@ def predict(
 
     if as_json and as_csv:
         raise ConfigError("--json and --csv exclude each other.")
-    from edgetl.device.classifier import proven_classifier
-    from edgetl.device.prediction import expand
-    from edgetl.device.prediction import predict as predict_files
+    from edgetl.device.predict import expand
+    from edgetl.device.predict import predict as predict_files
+    from edgetl.device.runtime.classifier import proven_classifier
 
     paths, problems = expand(images)
     predictions = predict_files(proven_classifier(bundle, variant, provider, threads), paths, top_k)

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from edgetl.cli.console import out
+from edgetl.core.config.presets import PRESET_NOTES, RECIPE, preset_toml
+from edgetl.core.config.presets import presets as known_presets
 from edgetl.core.files import SCHEMA
-from edgetl.core.presets import PRESET_NOTES, RECIPE, preset_toml
-from edgetl.core.presets import presets as known_presets
 
 
 def presets(

@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from edgetl.cli.console import err, out, print_json
+from edgetl.core.errors import ConfigError
+from edgetl.core.paths import BundleDirectory, ExperimentDirectory, RunDirectory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from edgetl.core.results import BenchResult
-    from edgetl.core.rows import Row
+    from edgetl.core.artifacts.bench import BenchResult
+    from edgetl.core.artifacts.bench_rows import Row
+
+
+Subject = Literal["bench", "run", "bundle", "experiment"]
+
+
+_ALONE: dict[Subject, str] = {"bundle": "a bundle", "experiment": "an experiment"}
+
+
+def subject_of(path: Path) -> Subject:
+    """What lies at one path; whatever is no run or bundle is looked into for bench results."""
+    if BundleDirectory.is_one(path):
+        return "bundle"
+    if RunDirectory.is_one(path):
+        return "run"
+    if ExperimentDirectory.is_one(path):
+        return "experiment"
+    return "bench"
+
+
+def common_subject(paths: Sequence[Path]) -> Subject:
+    """What one page can show of all paths: a run, a bundle or an experiment where it is alone, else bench results, which runs keep too.
+
+    Raises:
+        ConfigError: a bundle or an experiment is not alone.
+    """
+    subjects = {path: subject_of(path) for path in paths}
+    if len(subjects) == 1:
+        return next(iter(subjects.values()))
+    for path, subject in subjects.items():
+        if subject in _ALONE:
+            raise ConfigError(
+                f"{path} is {_ALONE[subject]}, which has a page of its own: give it alone, `edgetl report {path}`."
+            )
+    return "bench"
 
 
 _DEFAULT = Path("report.html")
@@ -54,14 +91,12 @@ def report(
     that of a bundle its variants, their proof and the preprocessing contract; that of an experiment what each strategy gains and costs;
     that of bench results what they are and what they rest on.
     """
-    from edgetl.report.subject import common_subject
-
     _SHOWN[common_subject(paths)](paths, output, force, as_json)
 
 
 def _bench(paths: Sequence[Path], output: Path | None, force: bool, as_json: bool) -> None:
-    from edgetl.report.bench_files import read_results
-    from edgetl.report.bench_page import bench_report
+    from edgetl.core.artifacts.bench_json import read_results
+    from edgetl.report.bench.page import bench_report
 
     results = read_results(paths)
     page = _write(output or _DEFAULT, lambda: bench_report(results), force)
@@ -71,10 +106,10 @@ def _bench(paths: Sequence[Path], output: Path | None, force: bool, as_json: boo
 
 
 def _run(paths: Sequence[Path], output: Path | None, force: bool, as_json: bool) -> None:
-    from edgetl.report.bench_files import kept_results
-    from edgetl.report.run_files import read_run
-    from edgetl.report.run_page import run_report
-    from edgetl.report.run_words import run_sentences, title
+    from edgetl.core.artifacts.bench_json import kept_results
+    from edgetl.core.artifacts.run import read_run
+    from edgetl.report.run.page import run_report
+    from edgetl.report.run.text import run_sentences, title
 
     run = read_run(paths[0])
     results = kept_results(run.directory)
@@ -84,8 +119,8 @@ def _run(paths: Sequence[Path], output: Path | None, force: bool, as_json: bool)
 
 
 def _bundle(paths: Sequence[Path], output: Path | None, force: bool, as_json: bool) -> None:
-    from edgetl.report.bundle_files import read_bundle
-    from edgetl.report.bundle_page import bundle_report, bundle_sentences, title
+    from edgetl.core.artifacts.bundle import read_bundle
+    from edgetl.report.bundle.page import bundle_report, bundle_sentences, title
 
     bundle = read_bundle(paths[0])
     page = _write(output or _DEFAULT, lambda: bundle_report(bundle), force)
@@ -99,9 +134,9 @@ def _bundle(paths: Sequence[Path], output: Path | None, force: bool, as_json: bo
 
 def _experiment(paths: Sequence[Path], output: Path | None, force: bool, as_json: bool) -> None:
     from edgetl.cli.compare import show as show_experiment
-    from edgetl.core.experiment import read_experiment
-    from edgetl.core.layout import ExperimentDirectory
-    from edgetl.report.compare_page import compare_report
+    from edgetl.core.artifacts.experiment import read_experiment
+    from edgetl.core.paths import ExperimentDirectory
+    from edgetl.report.compare.page import compare_report
 
     folder = ExperimentDirectory(paths[0])
     found = read_experiment(folder.result)
@@ -113,7 +148,7 @@ _SHOWN = {"bench": _bench, "run": _run, "bundle": _bundle, "experiment": _experi
 
 
 def _write(path: Path, page: Callable[[], str], force: bool) -> Path:
-    from edgetl.report.page import write_page
+    from edgetl.report.html.blocks import write_page
 
     write_page(path, page, force)
     return path
@@ -138,8 +173,8 @@ def show(results: Sequence[BenchResult]) -> None:
     from rich.markup import escape
 
     from edgetl.cli.bench_tables import plain_table
-    from edgetl.core.wording import milliseconds
-    from edgetl.report.bench_words import full_name, interval, speedup_of, titles
+    from edgetl.core.formatting import milliseconds
+    from edgetl.report.html.text import full_name, interval, speedup_of, titles
 
     table = plain_table()
     for heading in ("result", "row", "scope"):

@@ -13,7 +13,7 @@ from edgetl.cli.console import err, out, print_json
 from edgetl.core.files import SCHEMA
 
 if TYPE_CHECKING:
-    from edgetl.device.verifying import Verified
+    from edgetl.device.verify import Verified
 
 
 def verify(
@@ -42,10 +42,10 @@ def verify(
     Its reference images go through this device's own onnxruntime, provider and CPU; files that are not those that were proven are
     refused. Torch is not needed. Exit status 1 where a variant fails.
     """
-    from edgetl.device.bundle import open_bundle
-    from edgetl.device.emulation import emulated
-    from edgetl.device.facts import device_facts
-    from edgetl.device.verifying import verify as verify_bundle
+    from edgetl.device.hardware.cpu import emulated
+    from edgetl.device.hardware.info import device_facts
+    from edgetl.device.runtime.bundle import open_bundle
+    from edgetl.device.verify import verify as verify_bundle
 
     opened = open_bundle(bundle)
     with watched() as tell:

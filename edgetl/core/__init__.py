@@ -1,1 +1,1 @@
-"""What every layer shares: errors, configuration, file names, statistics, registry; standard library only."""
+"""Shared by every layer; standard library only."""

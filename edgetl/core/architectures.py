@@ -1,7 +1,7 @@
 """The classification architectures of torchvision, as a table that needs no torch to read.
 
 architectures.csv is written by tools/architecture_table.py and tested against the installed torchvision;
-an architecture that a newer torchvision brings is described on the spot (edgetl.train.networks.describe).
+an architecture that a newer torchvision brings is described on the spot (edgetl.train.model.torchvision_models.describe).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Architecture:
     head_kind: HeadKind
     """Kind of that layer."""
     blocks: int
-    """Blocks of the backbone: what `--unfreeze N` counts, see edgetl.train.blocks."""
+    """Blocks of the backbone: what `--unfreeze N` counts, see edgetl.train.model.blocks."""
     unfreeze: int
     """Blocks that phase 2 trains by default: the fewest last ones with half of the backbone's parameters.
 

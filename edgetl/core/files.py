@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.outside_text import csv_cell, csv_text
+from edgetl.core.untrusted_text import csv_cell, csv_text
 
 SCHEMA = 1
 MAX_JSON_BYTES = 256 * 2**20

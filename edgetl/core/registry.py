@@ -11,23 +11,24 @@ from typing import Any
 from edgetl.core.errors import ConfigError, MissingPackageError
 
 BACKENDS = {
-    "onnxruntime": "edgetl.device.backends.onnx_runtime:OnnxRuntimeBackend",
-    "pytorch": "edgetl.train.backend:PyTorchBackend",
+    "onnxruntime": "edgetl.device.bench.ort_backend:OnnxRuntimeBackend",
+    "pytorch": "edgetl.train.pytorch_backend:PyTorchBackend",
 }
-"""Benchmark backends: runtime name to class; see edgetl.device.backends for the protocol."""
+"""Benchmark backends: runtime name to class; see edgetl.device.bench.backend for the protocol."""
 
 PREFIXES = {
-    "onnxruntime": "edgetl.export.prefix:onnx_prefix",
+    "onnxruntime": "edgetl.train.features.extractor:onnx_prefix",
 }
-"""Runtimes for frozen blocks beside PyTorch: name to a function (module, example inputs) -> function; see edgetl.train.prefix."""
+"""Runtimes for frozen blocks beside PyTorch: name to a function (module, example inputs) -> function;
+see edgetl.train.features.extractor."""
 
 QUANTIZERS = {
-    "fp16": "edgetl.export.half:half",
-    "int8": "edgetl.export.static_int8:static_int8",
-    "int8-dynamic": "edgetl.export.weights_int8:dynamic_int8",
-    "int8-weights": "edgetl.export.weights_int8:weights_int8",
+    "fp16": "edgetl.export.quantize.fp16:half",
+    "int8": "edgetl.export.quantize.int8_search:static_int8",
+    "int8-dynamic": "edgetl.export.quantize.weight_only:dynamic_int8",
+    "int8-weights": "edgetl.export.quantize.weight_only:weights_int8",
 }
-"""Variants beside fp32: name to a function (task) -> smaller network; see edgetl.export.quantized."""
+"""Variants beside fp32: name to a function (task) -> smaller network; see edgetl.export.quantize.task."""
 
 EXTRAS = {
     "torch": "train", "torchvision": "train", "albumentations": "train", "safetensors": "train", "matplotlib": "train",

@@ -1,1 +1,1 @@
-"""What runs on the target device: numpy, Pillow and onnxruntime, never torch."""
+"""Runs on the target device: numpy, Pillow and onnxruntime, never torch."""

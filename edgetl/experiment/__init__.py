@@ -1,1 +1,1 @@
-"""`edgetl compare`: a plan of runs, each trained in a process of its own, and what they show together."""
+"""`edgetl compare`: training strategies on one data set."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.core.errors import EdgetlError
-from edgetl.device.bench.jobs import error_to_json
+from edgetl.device.bench.job import error_to_json
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _estimate(task: dict[str, Any], tell: Tell) -> None:
-    from edgetl.core.finetuning import FinetuneConfig
+    from edgetl.core.config.finetune import FinetuneConfig
     from edgetl.train.finetune import expected_seconds
 
     for content in task["configs"]:
@@ -50,16 +50,16 @@ def _estimate(task: dict[str, Any], tell: Tell) -> None:
 
 
 def _train(task: dict[str, Any], tell: Tell) -> None:
-    from edgetl.core.finetuning import FinetuneConfig
+    from edgetl.core.config.finetune import FinetuneConfig
     from edgetl.train.finetune import finetune
 
     finetune(FinetuneConfig.from_json(task["config"]), _Telling(tell))
 
 
 def _export(task: dict[str, Any], tell: Tell) -> None:
-    from edgetl.core.config import ExportConfig
-    from edgetl.core.layout import RunDirectory
-    from edgetl.export.exporting import export_run
+    from edgetl.core.config.export import ExportConfig
+    from edgetl.core.paths import RunDirectory
+    from edgetl.export.exporter import export_run
 
     export_run(RunDirectory.open(Path(task["run"])), ExportConfig(force=True))
 
@@ -72,7 +72,7 @@ _TASKS: dict[str, Callable[[dict[str, Any], Tell], None]] = {
 
 
 class _Telling:
-    # edgetl.train.progress.Progress, a message each.
+    # edgetl.train.common.progress.Progress, a message each.
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
 

@@ -1,1 +1,1 @@
-"""The workstation side of a bundle: graph, proof of parity, writing."""
+"""PyTorch to a verified ONNX bundle."""

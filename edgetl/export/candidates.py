@@ -12,22 +12,21 @@ from itertools import product
 from pathlib import Path
 
 import edgetl
-from edgetl.core.candidates import Candidate, CandidatesConfig, CandidatesResult
+from edgetl.core.artifacts.bench import write_result
+from edgetl.core.artifacts.candidates import Candidate, CandidatesConfig, CandidatesResult
+from edgetl.core.artifacts.storage import check_output, keep
 from edgetl.core.errors import EdgetlError, ProviderError
 from edgetl.core.files import sha256_file
-from edgetl.core.keeping import check_output, keep
-from edgetl.core.results import write_result
-from edgetl.device.backends import Source
 from edgetl.device.bench import target
-from edgetl.device.bench.campaign import Campaign
+from edgetl.device.bench.backend import Source
+from edgetl.device.bench.gate import Contender, prove
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.proving import Contender, prove
-from edgetl.device.bench.rounds import Progress, Rounds
-from edgetl.device.cores import intra_op_threads
-from edgetl.device.facts import device_facts
-from edgetl.device.session import check_provider
-from edgetl.export.untrained import check_names, write_untrained
-from edgetl.train.networks import known_architecture
+from edgetl.device.bench.rounds import Campaign, Progress, Rounds
+from edgetl.device.hardware.cpu import intra_op_threads
+from edgetl.device.hardware.info import device_facts
+from edgetl.device.runtime.session import check_provider
+from edgetl.export.random_init import check_names, write_untrained
+from edgetl.train.model.torchvision_models import known_architecture
 
 RESULTS = Path("bench")
 """Where results go that no --output names."""

@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.benching import BenchConfig
-from edgetl.core.rows import Row, round_ratios
+from edgetl.core.artifacts.bench_rows import Row, round_ratios
+from edgetl.core.config.bench import BenchConfig
 from edgetl.core.statistics import paired_speedup, sign_test
+from edgetl.device.bench.gate import prove
 from edgetl.device.bench.inputs import prepare_pictures
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.proving import prove
 from edgetl.device.bench.rounds import Rounds
 from edgetl.device.bench.target import find_target
-from edgetl.device.cores import available_cores
-from edgetl.device.facts import device_facts
+from edgetl.device.hardware.cpu import available_cores
+from edgetl.device.hardware.info import device_facts
 
 _ROUNDS = 6
 """The fewest in which a variant that wins every one is no accident at 5%."""

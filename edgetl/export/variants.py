@@ -11,16 +11,22 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgetl.core.config import ExportConfig
+from edgetl.core.config.export import ExportConfig
 from edgetl.core.files import sha256_file
-from edgetl.core.layout import BundleDirectory
+from edgetl.core.paths import BundleDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.registry import QUANTIZERS, resolve
 from edgetl.device.bench.inputs import model_input
-from edgetl.device.bundle import Variant
-from edgetl.device.images import load_image
-from edgetl.device.preprocessing import normalise, resize_and_crop
-from edgetl.export.accounting import (
+from edgetl.device.runtime.bundle import Variant
+from edgetl.device.runtime.images import load_image
+from edgetl.device.runtime.preprocessing import normalise, resize_and_crop
+from edgetl.device.runtime.profile import node_times, summary
+from edgetl.device.runtime.session import create_session
+from edgetl.export.bundle_writer import write_model, write_ort
+from edgetl.export.graph.assemble import assemble
+from edgetl.export.graph.preprocessing import PIXELS
+from edgetl.export.parity.divergence import first_noisy
+from edgetl.export.parity.metrics import (
     Flip,
     Logits,
     ProofImages,
@@ -31,13 +37,86 @@ from edgetl.export.accounting import (
     flips_json,
     run_all,
 )
-from edgetl.export.blame import operator_times, to_blame
-from edgetl.export.choosing import accuracy_drop
-from edgetl.export.divergence import first_noisy
-from edgetl.export.graph import assemble
-from edgetl.export.ort_format import write_ort
-from edgetl.export.quantized import Quantized, Task
-from edgetl.export.writing import write_model
+from edgetl.export.quantize.task import Quantized, Task
+from edgetl.export.selection import accuracy_drop
+from edgetl.report.plots.contact_sheet import SHOWN, Tile, draw_sheet
+from edgetl.report.plots.style import say_only
+from edgetl.train.plots import thumbnail
+
+_RUNS = 20
+_PRODUCTS = (
+    "QLinearConv",
+    "QGemm",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+    "DynamicQuantizeMatMul",
+)
+"""What integers are faster at."""
+_QUANTIZED = (
+    "QLinear", "QuantizeLinear", "DequantizeLinear", "DynamicQuantize", "MaxPool", "NhwcMaxPool",
+    "Concat", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
+)  # fmt: skip
+"""What else works on integers, converts to and from them, or moves either."""
+_NAMED, _LEAST_SHARE = 6, 0.02
+
+
+def operator_times(network: onnx.ModelProto) -> dict[str, dict[str, Any]]:
+    """Operator type, after ONNX Runtime's own fusions, to {"nodes", "share"} of the time of a run; the costliest first."""
+    sides = [
+        dimension.dim_value for dimension in network.graph.input[0].type.tensor_type.shape.dim[1:]
+    ]
+    # Times do not depend on what the picture shows.
+    image, content = np.zeros((1, *sides), np.float32), network.SerializeToString()
+    found = summary(
+        node_times(
+            lambda prefix: create_session(content, profile_prefix=prefix), {PIXELS: image}, _RUNS
+        )
+    )
+    return {
+        entry["operator"]: {"nodes": entry["nodes"], "share": entry["share"]}
+        for entry in found["operators"]
+    }
+
+
+def to_blame(times: dict[str, dict[str, Any]]) -> str:
+    """What a quantized network spends its time on besides multiplying integers, in words: the costliest operators."""
+    named = [
+        (kind, found)
+        for kind, found in times.items()
+        if not kind.startswith(_PRODUCTS) and found["share"] >= _LEAST_SHARE
+    ]
+    return ", ".join(
+        f"{kind} ({found['nodes']} nodes, {found['share']:.0%} of the time{'' if kind.startswith(_QUANTIZED) else ', in float'})"
+        for kind, found in named[:_NAMED]
+    )
+
+
+def draw_flips(path: Path, variant: str, flips: Sequence[Flip], total: int) -> None:
+    """Draw them as a PNG; where there are none the picture says so."""
+    path.parent.mkdir(exist_ok=True)
+    if not flips:
+        say_only(path, f"{variant}: no label changed", f"All {total} images get PyTorch's label.")
+        return
+    tiles = [
+        Tile(
+            thumbnail(load_image(flip.file)),
+            flip.file.name,
+            (
+                *((("true", flip.truth, ""),) if flip.truth else ()),
+                ("PyTorch", flip.expected, ""),
+                (variant, flip.found, ""),
+            ),
+        )
+        for flip in flips[:SHOWN]
+    ]
+    shown = f", {SHOWN} of them" if len(flips) > SHOWN else ""
+    draw_sheet(
+        path,
+        f"{variant} labels {len(flips)} of {total} images otherwise than PyTorch{shown}",
+        tiles,
+    )
+
 
 _FASTER = "faster"
 _LOOKED_AT = 4

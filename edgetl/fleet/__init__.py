@@ -1,1 +1,1 @@
-"""`edgetl bench --host`: a bundle measured on several devices at once, over OpenSSH."""
+"""`edgetl bench --host`: benchmarks on remote devices over OpenSSH."""

@@ -1,1 +1,1 @@
-"""Pictures and pages made from runs and results; matplotlib is loaded on use."""
+"""Reports and plots."""

@@ -1,1 +1,1 @@
-"""Images to a run directory: data set, model surgery, recipe; everything that needs torch."""
+"""Images to a run directory; needs torch."""

@@ -10,34 +10,74 @@ from functools import partial
 
 import torch
 
-from edgetl.core.choices import Choices
+from edgetl.core.artifacts.measured_choices import Choices
+from edgetl.core.artifacts.run_config import RunConfiguration, read_run_configuration
+from edgetl.core.config.finetune import Device, FinetuneConfig
 from edgetl.core.errors import ConfigError, DataError, DecodeError, RunError
-from edgetl.core.finetuning import Device, FinetuneConfig
-from edgetl.core.layout import RunDirectory
-from edgetl.core.run_configuration import RunConfiguration, read_run_configuration
-from edgetl.device.facts import device_facts
-from edgetl.train.checkpoint import State
-from edgetl.train.determinism import deterministic, tell_cost
-from edgetl.train.familiarity import statistics_shift
-from edgetl.train.feeding import CachedFeed
-from edgetl.train.filling import Materials
-from edgetl.train.freezing import set_trainable
-from edgetl.train.loading import Images, Loader
-from edgetl.train.models import AdaptedNetwork
-from edgetl.train.optimising import Loss
-from edgetl.train.output import Place, choose_output
-from edgetl.train.phases import Phase, settle
-from edgetl.train.preparing import Prepared, prepare
-from edgetl.train.progress import Progress, Silent
-from edgetl.train.ranks import hear_no_more, joined, lost
-from edgetl.train.recipe import Training
-from edgetl.train.results import write_beginnings, write_choices, write_results
-from edgetl.train.resuming import beginnings, check_unchanged
-from edgetl.train.run_choices import recorded_threads
-from edgetl.train.staging import Stage, Staging
+from edgetl.core.paths import RunDirectory
+from edgetl.device.hardware.info import device_facts
+from edgetl.train.common.distributed import hear_no_more, joined, lost
+from edgetl.train.common.progress import Progress, Silent
+from edgetl.train.common.run_choices import recorded_threads
+from edgetl.train.data.loader import Images, Loader
+from edgetl.train.engine.checkpoint import State
+from edgetl.train.engine.determinism import deterministic, tell_cost
+from edgetl.train.engine.domain_shift import statistics_shift
+from edgetl.train.engine.optim import Loss
+from edgetl.train.engine.phase_builder import Stage, Staging
+from edgetl.train.engine.phases import Phase, settle
+from edgetl.train.engine.trainer import Training
+from edgetl.train.engine.training_state import check_phases, read_training_state
+from edgetl.train.features.batches import CachedFeed
+from edgetl.train.features.cache import Materials
+from edgetl.train.model.factory import AdaptedNetwork
+from edgetl.train.model.freezing import set_trainable
+from edgetl.train.output_directory import Place, choose_output
+from edgetl.train.results import versions, write_beginnings, write_choices, write_results
+from edgetl.train.setup import Prepared, prepare
 from edgetl.train.tracking import tracked
-from edgetl.train.training_state import check_phases, read_training_state
-from edgetl.train.versions import versions
+
+
+def beginnings(run: RunDirectory) -> RunConfiguration:
+    """What config.json says of a run that has begun and not finished.
+
+    Raises:
+        RunError: there is none, or it is broken.
+    """
+    if not run.config.is_file():
+        raise RunError(
+            f"{run.path} holds no run to go on with. `edgetl finetune DATA -o {run.path}` begins one."
+        )
+    configuration = read_run_configuration(run)
+    if configuration.asked is None:
+        raise RunError(
+            f"{run.path} was begun by an edgetl that could not resume. Train anew with --force."
+        )
+    # A checkpoint beside the figures is of a run that was ended before its pictures were drawn.
+    if run.metrics.exists() and not run.checkpoint.exists():
+        raise RunError(
+            f"{run.path} has finished: there is nothing to go on with. `edgetl export {run.path}` is next."
+        )
+    return configuration
+
+
+def check_unchanged(prepared: Prepared, began: RunConfiguration) -> None:
+    """Whether images and weights are those that the run began with.
+
+    Raises:
+        DataError, ConfigError: they are not.
+    """
+    if prepared.data.fingerprint != began.data.fingerprint or prepared.data.labels != list(
+        began.classes
+    ):
+        raise DataError(
+            f"The images in {prepared.data.folder} are not those that the run began with. Put them back, or train anew with --force."
+        )
+    if (prepared.weights.sha256 if prepared.weights else None) != began.weights.sha256:
+        raise ConfigError(
+            f"The weights {began.weights.source} are not those that the run began with. Put them back, or train anew with --force."
+        )
+
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -54,8 +94,8 @@ def finetune(
         choices: what an earlier run has decided by timing or by free memory; it is taken as it is, and nothing of it is measured.
 
     Raises:
-        DataError: the images; see `edgetl.train.dataset.read_data`.
-        ArchitectureError, WeightsError: the model; see `edgetl.train.models.adapt`.
+        DataError: the images; see `edgetl.train.data.dataset.read_data`.
+        ArchitectureError, WeightsError: the model; see `edgetl.train.model.factory.adapt`.
         ConfigError: a device or precision that is not there, more blocks than the backbone has, a recorded choice that this machine
             cannot follow.
         RunError: the output exists already, another process trains there, the disk is full, or the loss became infinite.

@@ -10,15 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from edgetl.core.errors import DecodeError
-from edgetl.core.layout import RunDirectory
-from edgetl.device.images import load_image
-from edgetl.report.confusion import draw_confusion
-from edgetl.report.curves import draw_curves
-from edgetl.report.mistakes import Mistake, draw_mistakes
-from edgetl.report.sheet import SHOWN
-from edgetl.train.evaluation import Evaluation
-from edgetl.train.progress import EpochRecord
-from edgetl.train.splits import SplitRow
+from edgetl.core.paths import RunDirectory
+from edgetl.device.runtime.images import load_image
+from edgetl.report.plots.contact_sheet import SHOWN, Mistake, draw_mistakes
+from edgetl.report.plots.run_plots import draw_confusion, draw_curves
+from edgetl.train.common.progress import EpochRecord
+from edgetl.train.data.splits import SplitRow
+from edgetl.train.engine.evaluation import Evaluation
 
 
 def draw_plots(

@@ -2,25 +2,92 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
-from edgetl.core.choices import Choices
+import edgetl
+from edgetl.core.artifacts.measured_choices import Choices
 from edgetl.core.errors import RunError
-from edgetl.core.files import read_json, sha256_file, write_json
-from edgetl.core.layout import RunDirectory
-from edgetl.device.facts import peak_memory_bytes
-from edgetl.train.evaluation import evaluate
-from edgetl.train.finished import final_model
-from edgetl.train.metrics import train_metrics, val_metrics
+from edgetl.core.files import read_json, sha256_file, write_csv, write_json
+from edgetl.core.paths import RunDirectory
+from edgetl.core.statistics import class_scores, macro_f1, wilson_interval
+from edgetl.device.hardware.info import peak_memory_bytes
+from edgetl.train.data.splits import SplitRow, write_rejected, write_split
+from edgetl.train.engine.evaluation import Evaluation, evaluate
+from edgetl.train.engine.phase_builder import Stage
+from edgetl.train.engine.trainer import Training
+from edgetl.train.model.final_model import final_model
 from edgetl.train.plots import draw_plots
-from edgetl.train.predictions import write_predictions
-from edgetl.train.preparing import Prepared
-from edgetl.train.recipe import Training
-from edgetl.train.splits import write_rejected, write_split
-from edgetl.train.staging import Stage
-from edgetl.train.versions import versions
+from edgetl.train.setup import Prepared
+
+PACKAGES = ("torch", "torchvision", "albumentations", "numpy", "pillow", "safetensors")
+
+
+def versions(*more: str) -> dict[str, str | None]:
+    """Of edgetl, Python, the training packages and `more`; None for what is not installed."""
+    return {
+        "edgetl": edgetl.__version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in (*PACKAGES, *more)},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def train_metrics(train: Evaluation) -> dict[str, Any]:
+    """Accuracy on the training images, without augmentation, with the final weights."""
+    return {"images": len(train.targets), "accuracy": train.accuracy}
+
+
+def val_metrics(val: Evaluation | None, labels: Sequence[str]) -> dict[str, Any] | None:
+    """Accuracy with its 95% interval, top-5 above 5 classes, macro-F1, calibration error and every class; None without validation."""
+    if val is None:
+        return None
+    confusion = val.confusion()
+    scores = class_scores(confusion)
+    return {
+        "images": len(val.targets),
+        "accuracy": val.accuracy,
+        "accuracy_ci95": list(wilson_interval(val.hits, len(val.targets))),
+        "top5_accuracy": val.top(5) if len(labels) > 5 else None,
+        "loss": val.loss,
+        "calibration_error": val.calibration_error,
+        "macro_f1": macro_f1(confusion),
+        "per_class": {label: asdict(score) for label, score in zip(labels, scores, strict=True)},
+    }
+
+
+def write_predictions(
+    run: RunDirectory, data: Path, rows: Sequence[SplitRow], val: Evaluation, labels: Sequence[str]
+) -> None:
+    """Write predictions.csv: path as in split.csv, label, predicted class, its probability, and the label's."""
+    probabilities = val.probabilities
+    table = [
+        (
+            row.path.relative_to(data).as_posix(),
+            row.label,
+            labels[predicted],
+            f"{float(own[predicted]):.6f}",
+            f"{float(own[target]):.6f}",
+        )
+        for row, own, predicted, target in zip(
+            rows, probabilities, val.predicted.tolist(), val.targets.tolist(), strict=True
+        )
+    ]
+    write_csv(
+        run.predictions, ("path", "label", "predicted", "probability", "label_probability"), table
+    )
 
 
 def write_beginnings(prepared: Prepared) -> None:

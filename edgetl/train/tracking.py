@@ -8,11 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, RunError
 from edgetl.core.files import read_json, write_json
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.layout import RunDirectory
-from edgetl.train.progress import EpochRecord, Progress, Step
+from edgetl.core.paths import RunDirectory
+from edgetl.train.common.progress import EpochRecord, Progress, Step
 
 _EXPERIMENT = "edgetl"
 _MLFLOW_PATIENCE = {

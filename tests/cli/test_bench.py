@@ -12,9 +12,9 @@ import pytest
 
 from edgetl.cli.bench_tables import show
 from edgetl.cli.console import out
-from edgetl.core.comparisons import EarlierRow
-from edgetl.core.results import BenchResult, Noise
-from edgetl.device.images import load_image
+from edgetl.core.artifacts.bench import BenchResult, Noise
+from edgetl.core.artifacts.comparison import EarlierRow
+from edgetl.device.runtime.images import load_image
 from tests.bundles import colour_logits, colour_model, write_bundle, write_pictures
 from tests.core.test_results import result, row
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edgetl.cli.candidates import conclusion, parse_sizes, run_candidates, show_candidates
-from edgetl.core.candidates import CandidatesConfig, CandidatesResult
+from edgetl.core.artifacts.candidates import CandidatesConfig, CandidatesResult
 from edgetl.core.errors import BenchError, ConfigError
 from tests.candidates import candidate, result_of
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from edgetl.core.config import ExportConfig
+from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import ExportError, RunError
 from edgetl.core.files import sha256_file
-from edgetl.core.layout import RunDirectory
-from edgetl.export.exporting import export_run
+from edgetl.core.paths import RunDirectory
+from edgetl.export.exporter import export_run
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 

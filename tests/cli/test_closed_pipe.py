@@ -12,7 +12,7 @@ import pytest
 
 from edgetl.cli.app import COMMANDS
 from edgetl.cli.bench import EXIT_BROKEN, EXIT_UNDECIDED
-from edgetl.device.images import load_image
+from edgetl.device.runtime.images import load_image
 from tests.bundles import colour_logits, colour_model, write_bundle, write_pictures
 from tests.conftest import ROOT
 

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from edgetl.cli.app import program
-from edgetl.core.comparing import CompareConfig
-from edgetl.core.finetuning import FinetuneConfig
+from edgetl.core.config.compare import CompareConfig
+from edgetl.core.config.finetune import FinetuneConfig
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 from tests.experiments import made_experiment
 
@@ -21,7 +21,7 @@ M = "mobilenet_v2-224"
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[CompareConfig, FinetuneConfig]]:
     """What the command asks the library for."""
-    from edgetl.experiment import comparing
+    from edgetl.experiment import compare as comparing
 
     seen: list[tuple[CompareConfig, FinetuneConfig]] = []
 

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from edgetl.cli import compare_view
-from edgetl.cli.compare_view import LiveView, PlainView
-from edgetl.core.comparing import CompareConfig, Network, plan_runs
-from edgetl.core.finetuning import FinetuneConfig
+from edgetl.cli import compare_progress
+from edgetl.cli.compare_progress import LiveView, PlainView
+from edgetl.core.config.compare import CompareConfig, Network, plan_runs
+from edgetl.core.config.finetune import FinetuneConfig
 from tests.experiments import made_run
 
 RUNS = plan_runs(
@@ -27,7 +27,7 @@ SECONDS = {RUNS[0].name: 10.0, RUNS[1].name: 20.0, RUNS[2].name: 60.0}
 def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     written = io.StringIO()
     monkeypatch.setattr(
-        compare_view,
+        compare_progress,
         "err",
         Console(file=written, force_terminal=True, width=140, color_system=None),
     )
@@ -54,7 +54,7 @@ def test_a_log_says_what_begins_what_ended_and_how_long_is_left(screen: io.Strin
 
 
 def test_a_terminal_shows_all_runs_and_the_one_that_trains(screen: io.StringIO) -> None:
-    with Live(console=compare_view.err, auto_refresh=False) as live:
+    with Live(console=compare_progress.err, auto_refresh=False) as live:
         view = LiveView(live)
         view.planned(RUNS, [RUNS[0].name], SECONDS)
         view.started(RUNS[1])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgetl.cli.demo import PAGES
-from edgetl.core.layout import BundleDirectory, RunDirectory
+from edgetl.core.paths import BundleDirectory, RunDirectory
 from tests.conftest import ARCHITECTURE, ROOT
 
 SMALL = f"Scale(train=6, val=4, size=64, model={ARCHITECTURE!r}, image_size=64, budget='5s', variants='fp32', rounds=2)"

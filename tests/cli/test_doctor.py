@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.device import cuda_libraries, environment
-from edgetl.device.environment import inspect_environment
-from edgetl.device.probes import list_providers, try_provider, try_torch
+from edgetl.device import doctor
+from edgetl.device.doctor import inspect_environment, list_providers, try_provider, try_torch
+from edgetl.device.runtime import cuda_libraries
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,20 +18,20 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
     """Versions that doctor is made to find; the probes answer as if all were well."""
-    names = (*environment.DEVICE_PACKAGES, *environment.TRAIN_PACKAGES)
+    names = (*doctor.DEVICE_PACKAGES, *doctor.TRAIN_PACKAGES)
     versions: dict[str, str | None] = {
         **dict.fromkeys(names, "99.0"),
         "onnxruntime": "1.31.0",
         "onnxruntime-gpu": None,
     }
-    monkeypatch.setattr(environment, "installed_version", versions.get)
-    monkeypatch.setattr(environment, "list_providers", lambda: (["CPUExecutionProvider"], None))
-    monkeypatch.setattr(environment, "try_provider", lambda name: None)
+    monkeypatch.setattr(doctor, "installed_version", versions.get)
+    monkeypatch.setattr(doctor, "list_providers", lambda: (["CPUExecutionProvider"], None))
+    monkeypatch.setattr(doctor, "try_provider", lambda name: None)
     monkeypatch.setattr(
-        environment, "try_torch", lambda: ({"gpus": [], "cuda": None, "threads": 2}, None)
+        doctor, "try_torch", lambda: ({"gpus": [], "cuda": None, "threads": 2}, None)
     )
     monkeypatch.setattr(
-        environment.metadata,
+        doctor.metadata,
         "requires",
         lambda name: ["numpy>=1.26", 'torch>=2.11; extra == "train"', "typer<0.29,>=0.15"],
     )
@@ -72,7 +72,7 @@ def test_no_runtime_stops_a_device(installed: dict[str, str | None]) -> None:
 
 
 def test_a_device_does_without_torch(installed: dict[str, str | None]) -> None:
-    for name in environment.TRAIN_PACKAGES:
+    for name in doctor.TRAIN_PACKAGES:
         installed[name] = None
     found = inspect_environment()
     (finding,) = found.findings
@@ -92,9 +92,9 @@ def test_a_package_that_is_too_old(installed: dict[str, str | None]) -> None:
 def test_packages_that_cannot_be_imported(
     installed: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment, "list_providers", lambda: ([], "ImportError: libfoo.so"))
+    monkeypatch.setattr(doctor, "list_providers", lambda: ([], "ImportError: libfoo.so"))
     monkeypatch.setattr(
-        environment,
+        doctor,
         "try_torch",
         lambda: (None, "RuntimeError: operator torchvision::nms does not exist"),
     )
@@ -112,12 +112,12 @@ def test_a_gpu_that_onnxruntime_cannot_use(
     card.parent.mkdir(parents=True)
     card.write_text("Model: \t\t NVIDIA Imaginary 9\n")
     monkeypatch.setattr(
-        environment,
+        doctor,
         "list_providers",
         lambda: (["CUDAExecutionProvider", "CPUExecutionProvider"], None),
     )
     monkeypatch.setattr(
-        environment,
+        doctor,
         "try_provider",
         lambda name: "libcurand.so.10 is missing" if name.startswith("CUDA") else None,
     )
@@ -129,7 +129,7 @@ def test_a_gpu_that_onnxruntime_cannot_use(
     )
     assert finding.remedy == 'pip install "onnxruntime-gpu[cuda,cudnn]==1.31.1"'
     monkeypatch.setattr(
-        environment,
+        doctor,
         "try_provider",
         lambda name: "libcuda.so.1 is missing" if name.startswith("CUDA") else None,
     )

@@ -14,17 +14,17 @@ import onnx
 import pytest
 
 from edgetl.cli.app import main
-from edgetl.core.benching import BenchConfig
-from edgetl.core.config import ExportConfig
+from edgetl.core.config.bench import BenchConfig
+from edgetl.core.config.export import ExportConfig
 from edgetl.core.files import sha256_file
-from edgetl.core.layout import RunDirectory
+from edgetl.core.paths import RunDirectory
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.run import bench
-from edgetl.device.bundle import open_bundle
-from edgetl.device.classifier import bundle_classifier
-from edgetl.device.prediction import predict
+from edgetl.device.bench.runner import bench
+from edgetl.device.predict import predict
+from edgetl.device.runtime.bundle import open_bundle
+from edgetl.device.runtime.classifier import bundle_classifier
 from edgetl.export import latency
-from edgetl.export.exporting import export_run
+from edgetl.export.exporter import export_run
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 from tests.export.web_page import NPM, Page, agrees, needs_browser
 from tests.report.browser import browser

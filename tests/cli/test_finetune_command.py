@@ -18,10 +18,8 @@ from typer.testing import CliRunner
 from edgetl.cli.app import main, program
 from edgetl.cli.finetune import finetune
 from edgetl.cli.finetune_progress import Bar, PlainLog, open_progress
-from edgetl.core.choices import Choices
-from edgetl.core.errors import RunError
-from edgetl.core.files import write_json
-from edgetl.core.finetuning import (
+from edgetl.core.artifacts.measured_choices import Choices
+from edgetl.core.config.finetune import (
     Augment,
     BatchNorm,
     ClassWeights,
@@ -32,8 +30,10 @@ from edgetl.core.finetuning import (
     Sampling,
     Schedule,
 )
-from edgetl.core.presets import presets
-from edgetl.train.progress import EpochRecord, Step
+from edgetl.core.config.presets import presets
+from edgetl.core.errors import RunError
+from edgetl.core.files import write_json
+from edgetl.train.common.progress import EpochRecord, Step
 
 MakeImages = Callable[..., Path]
 Program = Callable[..., subprocess.CompletedProcess[str]]

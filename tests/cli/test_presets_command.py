@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from edgetl.cli.app import main, program
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.presets import PRESET_NOTES, RECIPE, preset_toml, presets, resolve
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.config.presets import PRESET_NOTES, RECIPE, preset_toml, presets, resolve
 
 
 def test_the_list_has_names_notes_and_only_the_values_that_differ() -> None:

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from edgetl.cli.app import program
+from edgetl.core.artifacts.bench import write_result
 from edgetl.core.errors import BenchError, BundleError, ConfigError, EdgetlError, RunError
-from edgetl.core.results import write_result
 from tests.report.benches import bench_result, bench_row, device
 from tests.report.runs import write_bundle, write_run
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edgetl.cli import app
-from edgetl.device.images import load_image
+from edgetl.device.runtime.images import load_image
 from tests.bundles import colour_logits, colour_model, write_bundle, write_pictures
 from tests.conftest import ROOT
 

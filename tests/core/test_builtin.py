@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core import builtin
-from edgetl.core.builtin import (
+from edgetl.core import builtin_weights as builtin
+from edgetl.core.builtin_weights import (
     CHECKSUMS,
     WEIGHTS,
     builtin_folders,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.candidates import CandidatesConfig
+from edgetl.core.artifacts.candidates import CandidatesConfig
+from edgetl.core.artifacts.storage import check_output, keep
 from edgetl.core.errors import BenchError, ConfigError
-from edgetl.core.keeping import check_output, keep
 from tests.candidates import candidate, result_of
 
 STEADY = (3.8, 4.2, 4.0, 3.9, 4.1, 4.0, 3.8, 4.2)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.comparing import EQUAL_TIME
+from edgetl.core.artifacts.experiment import Deployed, read_experiment
+from edgetl.core.config.compare import EQUAL_TIME
 from edgetl.core.errors import RunError
-from edgetl.core.experiment import Deployed, read_experiment
 from tests.experiments import made_experiment, made_run
 
 M, S = "mobilenet_v2-224", "squeezenet1_1-224"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from edgetl.core.config.finetune import FinetuneConfig, parse_batch_size
 from edgetl.core.errors import ConfigError
-from edgetl.core.finetuning import FinetuneConfig, parse_batch_size
 
 NAN, INFINITY = math.nan, math.inf
 

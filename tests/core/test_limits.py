@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from edgetl.core.comparisons import EarlierRow
+from edgetl.core.artifacts.bench import BenchResult, Noise
+from edgetl.core.artifacts.comparison import EarlierRow
+from edgetl.core.artifacts.limits import Limits
 from edgetl.core.errors import ConfigError
-from edgetl.core.limits import Limits
-from edgetl.core.results import BenchResult, Noise
 from tests.core.test_results import row
 
 EIGHT = [1.0, 1.01, 0.99, 1.0, 1.02, 0.98, 1.0, 1.01]

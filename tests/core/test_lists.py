@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgetl.core.config.options import numbers, words
 from edgetl.core.errors import ConfigError
-from edgetl.core.lists import numbers, words
 
 
 @given(st.lists(st.integers(-(10**9), 10**9), min_size=1))

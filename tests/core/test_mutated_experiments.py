@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from edgetl.cli.compare import show
-from edgetl.core.candidates import read_candidates
+from edgetl.core.artifacts.bundle import read_bundle
+from edgetl.core.artifacts.candidates import read_candidates
+from edgetl.core.artifacts.experiment import Candidate, Deployed, read_experiment
 from edgetl.core.errors import EdgetlError
-from edgetl.core.experiment import Candidate, Deployed, read_experiment
-from edgetl.report.bundle_files import read_bundle
-from edgetl.report.bundle_page import bundle_report, bundle_sentences
-from edgetl.report.compare_page import compare_report
+from edgetl.report.bundle.page import bundle_report, bundle_sentences
+from edgetl.report.compare.page import compare_report
 from tests.candidates import candidate, result_of
 from tests.experiments import made_experiment, made_run
 from tools.mutation import mutate_json

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from edgetl.cli.report import show
+from edgetl.core.artifacts.bench import BenchResult, read_result
 from edgetl.core.errors import BenchError
-from edgetl.core.results import BenchResult, read_result
 from tests.report.benches import board, server
 from tools.mutation import mutate_json
 

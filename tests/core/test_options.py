@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from edgetl.core.config.options import parse_duration, parse_size, raise_all
 from edgetl.core.errors import ConfigError
-from edgetl.core.options import parse_duration, parse_size, raise_all
 
 UNITS = {
     "": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from edgetl.cli import console
 from edgetl.core.files import read_csv, write_csv
-from edgetl.core.outside_text import csv_cell, csv_text, visible, visible_json
-from edgetl.report.page import render_page
+from edgetl.core.untrusted_text import csv_cell, csv_text, visible, visible_json
+from edgetl.report.html.blocks import render_page
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31mcat\u202e\r"
 DANGEROUS = set(map(chr, [*range(9), 11, 12, 13, *range(14, 32), *range(127, 160), 0x202E, 0x2066]))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from edgetl.core.paired import difference, holm, mcnemar, student_cdf, student_quantile
+from edgetl.core.paired_tests import difference, holm, mcnemar, student_cdf, student_quantile
 
 answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200)
 

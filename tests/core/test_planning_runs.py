@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from edgetl.core.comparing import EQUAL_TIME, CompareConfig, Network, PlannedRun, plan_runs
+from edgetl.core.config.compare import EQUAL_TIME, CompareConfig, Network, PlannedRun, plan_runs
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
-from edgetl.core.finetuning import FinetuneConfig
 
 RECIPE = FinetuneConfig(Path("/data"), weights="/weights")
 NETWORK = Network("mobilenet_v2", 224, 19)

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgetl.core import presets as module
-from edgetl.core.errors import ConfigError
-from edgetl.core.finetuning import Augment, BatchNorm, ClassWeights, FinetuneConfig, Schedule
-from edgetl.core.presets import (
+from edgetl.core.config import presets as module
+from edgetl.core.config.finetune import Augment, BatchNorm, ClassWeights, FinetuneConfig, Schedule
+from edgetl.core.config.presets import (
     PRESET_NOTES,
     RECIPE,
     preset_toml,
@@ -22,6 +21,7 @@ from edgetl.core.presets import (
     read_config_file,
     resolve,
 )
+from edgetl.core.errors import ConfigError
 
 DATA = Path("photos")
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetl.core.candidates import Candidate, CandidatesResult, read_candidates
+from edgetl.core.artifacts.bench import Noise, read_result, write_result
+from edgetl.core.artifacts.bench_rows import ColdStart, Round
+from edgetl.core.artifacts.candidates import Candidate, CandidatesResult, read_candidates
 from edgetl.core.errors import BenchError
-from edgetl.core.results import Noise, read_result, write_result
-from edgetl.core.rows import ColdStart, Round
 from tests.candidates import candidate, result_of
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgetl.core.recommending import recommend
-from edgetl.core.rows import Row
+from edgetl.core.artifacts.bench_rows import Row
+from edgetl.core.artifacts.recommendation import recommend
 from tests.core.test_results import block, row
 
 EIGHT = [1.0, 1.01, 0.99, 1.0, 1.02, 0.98, 1.0, 1.01]

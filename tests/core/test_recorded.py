@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 from numpy.typing import NDArray
 
-from edgetl.core.rows import ColdStart, Round, round_ratios
+from edgetl.core.artifacts.bench_rows import ColdStart, Round, round_ratios
 from edgetl.core.statistics import location, median_interval, paired_speedup, percentile
 from tests.core.test_results import row
 

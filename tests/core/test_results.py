@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.comparisons import EarlierRow, agree, verdict
+from edgetl.core.artifacts.bench import BenchResult, Noise, read_result, write_result
+from edgetl.core.artifacts.bench_rows import ColdStart, Round, Row, relative_spread, round_ratios
+from edgetl.core.artifacts.comparison import EarlierRow, agree, verdict
 from edgetl.core.errors import BenchError
-from edgetl.core.results import BenchResult, Noise, read_result, write_result
-from edgetl.core.rows import ColdStart, Round, Row, relative_spread, round_ratios
 from edgetl.core.statistics import Speedup
 
 COLD = ColdStart(import_ms=80.0, session_ms=20.0, first_inference_ms=5.0, peak_memory_bytes=10**8)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgetl.core.rows import Round
+from edgetl.core.artifacts.bench_rows import Round
 from edgetl.core.typed_json import FieldError
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from edgetl.core.artifacts.run_config import read_run_configuration
 from edgetl.core.errors import RunError
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.core.run_configuration import read_run_configuration
 from tests.report.runs import CLASSES, write_run
 
 

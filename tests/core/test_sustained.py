@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgetl.core.sustained import Sustained, Window, _least_error
+from edgetl.core.artifacts.sustained import Sustained, Window, _least_error
 
 
 def run(medians: list[float], **known: list[int | None]) -> Sustained:

@@ -4,9 +4,9 @@ from typing import get_args
 
 import pytest
 
-from edgetl.core.benching import TorchMode as Name
-from edgetl.core.results import EAGER
-from edgetl.core.torch_modes import BF16_TOLERANCE, FP16_TOLERANCE, TORCH_MODES
+from edgetl.core.artifacts.bench import EAGER
+from edgetl.core.config.bench import TorchMode as Name
+from edgetl.core.config.torch_modes import BF16_TOLERANCE, FP16_TOLERANCE, TORCH_MODES
 
 
 def test_every_mode_of_the_option_is_in_the_table() -> None:

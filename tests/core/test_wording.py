@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgetl.core.wording import counted, device_name, duration, milliseconds
+from edgetl.core.formatting import counted, device_name, duration, milliseconds
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.images import load_image
+from edgetl.device.runtime.images import load_image
 from tests.bundles import colour_logits, colour_model, write_bundle, write_pictures
 
 BRIEF = BenchProtocol(

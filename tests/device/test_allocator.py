@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import numpy as np
-from edgetl.device.allocator import keep_freed_memory
+from edgetl.device.hardware.memory import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 def work():
     for _ in range(20):

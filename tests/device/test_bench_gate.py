@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgetl.device.answers import gate_tolerance, judge_answers
-from edgetl.device.bench.proving import _same_work
+from edgetl.device.bench.gate import _same_work
+from edgetl.device.runtime.golden import gate_tolerance, judge_answers
 
 REFERENCE = np.array([[2.0, 0.0, -1.0], [0.0, 0.02, -3.0]], np.float32)
 

@@ -16,17 +16,17 @@ import numpy as np
 import onnx
 import pytest
 
-from edgetl.core.benching import BenchConfig
+from edgetl.core.artifacts.bench import read_result, write_result
+from edgetl.core.artifacts.storage import keep
+from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError, BundleError, ConfigError, ProviderError
 from edgetl.core.files import sha256_file
-from edgetl.core.keeping import keep
-from edgetl.core.results import read_result, write_result
-from edgetl.device.bench import processes, rounds
-from edgetl.device.bench.processes import Worker
+from edgetl.device.bench import rounds, worker_process
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.run import bench
-from edgetl.device.cores import available_cores
-from edgetl.device.session import available_providers
+from edgetl.device.bench.runner import bench
+from edgetl.device.bench.worker_process import Worker
+from edgetl.device.hardware.cpu import available_cores
+from edgetl.device.runtime.session import available_providers
 from tests.bundles import colour_model
 
 MakeBundle = Callable[..., Path]
@@ -267,7 +267,7 @@ def test_a_worker_that_dies_is_reported_with_its_last_words(
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\necho 'Out of tin foil' >&2\nkill -SEGV $$\n")
     fake.chmod(0o755)
-    monkeypatch.setattr(processes.sys, "executable", str(fake))
+    monkeypatch.setattr(worker_process.sys, "executable", str(fake))
     with pytest.raises(BenchError, match=r"SIGSEGV(.|\n)*Out of tin foil"):
         bench(BenchConfig(make_bundle()), protocol=brief)
 
@@ -289,7 +289,7 @@ def test_one_process_works_at_a_time_and_each_round_has_fresh_ones(
             super().ask(piece)
             asked.append((begun, time.perf_counter(), self._process.pid, piece))
 
-    monkeypatch.setattr(processes.subprocess, "Popen", Watched)
+    monkeypatch.setattr(worker_process.subprocess, "Popen", Watched)
     monkeypatch.setattr(rounds, "Worker", Asked)
     bench(
         BenchConfig(make_bundle(variants=("a", "b")), scopes=("model",), rounds=2), protocol=brief
@@ -501,7 +501,7 @@ def test_golden_images_become_squares_of_the_resized_length(
     make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
     from edgetl.device.bench.inputs import prepare_pictures
-    from edgetl.device.bundle import open_bundle
+    from edgetl.device.runtime.bundle import open_bundle
 
     pictures = prepare_pictures(
         open_bundle(make_bundle()), {("image", None), ("tensor", None)}, tmp_path

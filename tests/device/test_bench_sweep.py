@@ -14,15 +14,15 @@ import numpy as np
 import onnx
 import pytest
 
-from edgetl.core.benching import BenchConfig
+from edgetl.core.artifacts.bench import read_result
+from edgetl.core.artifacts.limits import Limits
+from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError, BundleError, ProviderError
-from edgetl.core.limits import Limits
-from edgetl.core.results import read_result
-from edgetl.device.bench import rounds, run
+from edgetl.device.bench import rounds, runner
+from edgetl.device.bench.gate import Contender
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.proving import Contender
-from edgetl.device.bench.run import bench
-from edgetl.device.session import available_providers
+from edgetl.device.bench.runner import bench
+from edgetl.device.runtime.session import available_providers
 
 MakeBundle = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
@@ -177,21 +177,21 @@ def replace_seconds(config: BenchConfig, seconds: float) -> BenchConfig:
 def test_an_interrupted_sustained_run_keeps_its_windows(
     make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    real = run.sustain
+    real = runner.sustain
 
     def interrupted(job: object, *rest: object) -> None:
-        from edgetl.device.bench import sustaining
+        from edgetl.device.bench import sustained
 
-        whole = sustaining.run_job
+        whole = sustained.run_job
 
         def cut(*arguments: object) -> None:
             whole(*arguments)  # type: ignore[arg-type]
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(sustaining, "run_job", cut)
+        monkeypatch.setattr(sustained, "run_job", cut)
         real(job, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(run, "sustain", interrupted)
+    monkeypatch.setattr(runner, "sustain", interrupted)
     config = replace_seconds(
         BenchConfig(make_bundle(), scopes=("model",), rounds=2, output=tmp_path / "kept.json"), 0.3
     )
@@ -281,8 +281,10 @@ def test_a_full_disk_loses_nothing(
     (tmp_path / "spare").mkdir()
     full = tmp_path / "full"
     full.mkdir()
-    monkeypatch.setattr("edgetl.core.keeping.tempfile.gettempdir", lambda: str(tmp_path / "spare"))
-    from edgetl.core import results
+    monkeypatch.setattr(
+        "edgetl.core.artifacts.storage.tempfile.gettempdir", lambda: str(tmp_path / "spare")
+    )
+    from edgetl.core.artifacts import bench as results
 
     real = results.write_result
 
@@ -293,7 +295,7 @@ def test_a_full_disk_loses_nothing(
             )
         real(result, path)
 
-    monkeypatch.setattr(run, "write_result", no_space)
+    monkeypatch.setattr(runner, "write_result", no_space)
     result = bench(
         BenchConfig(make_bundle(), scopes=("model",), rounds=2, output=full / "result.json"),
         protocol=brief,
@@ -306,7 +308,7 @@ def test_a_full_disk_loses_nothing(
 
 def test_dev_full_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     """A device that is always full: the real error of a real write."""
-    from edgetl.core.results import write_result
+    from edgetl.core.artifacts.bench import write_result
     from tests.core.test_results import result
 
     (tmp_path / "full.json").symlink_to("/dev/full")

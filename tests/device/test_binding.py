@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from edgetl.core.errors import ProviderError
-from edgetl.device.backends import Source, onnx_runtime
-from edgetl.device.backends.onnx_runtime import OnnxRuntimeBackend
+from edgetl.device.bench.backend import Source, onnx_runtime
+from edgetl.device.bench.ort_backend import OnnxRuntimeBackend
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.timing import Measurement
-from edgetl.device.binding import MEMORY, BoundRun, GraphRun
+from edgetl.device.runtime.io_binding import MEMORY, BoundRun, GraphRun
 from tests.bundles import colour_model
 
 ALL = ["to device", "inference", "to host"]

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from edgetl.core.errors import BundleError, DecodeError, EdgetlError
 from edgetl.core.files import sha256_file
-from edgetl.device import classifier as classifier_module
-from edgetl.device.bundle import open_bundle
-from edgetl.device.classifier import Classifier, open_classifier, proven_classifier
-from edgetl.device.images import load_image
-from edgetl.device.onnx_file import OnnxFileError, read_onnx_file
-from edgetl.device.session import create_session
-from edgetl.device.time_limit import run_within
-from edgetl.device.verifying import verify
+from edgetl.device.runtime import classifier as classifier_module
+from edgetl.device.runtime.bundle import open_bundle
+from edgetl.device.runtime.classifier import Classifier, open_classifier, proven_classifier
+from edgetl.device.runtime.images import load_image
+from edgetl.device.runtime.onnx_file import OnnxFileError, read_onnx_file
+from edgetl.device.runtime.session import create_session
+from edgetl.device.runtime.time_limit import run_within
+from edgetl.device.verify import verify
 from tests.bundles import (
     CONTRACT,
     LABELS,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgetl.core.errors import BenchError, ProviderError
-from edgetl.device.bench.campaign import Campaign
+from edgetl.device.bench.rounds import Campaign
 from tests.core.test_results import block
 
 DISK = OSError(28, "No space left on device")

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgetl.device import cuda_libraries
-from edgetl.device.cuda_libraries import missing_library, remedy
+from edgetl.device.runtime import cuda_libraries
+from edgetl.device.runtime.cuda_libraries import missing_library, remedy
 from tools.cuda_libraries_check import FROM_THE_DRIVER, unresolved_libraries
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def test_everything_that_the_provider_needs_is_found() -> None:
 def test_a_session_on_the_cpu_loads_no_cuda(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(_colour_model())
     program = (
-        "from pathlib import Path; from edgetl.device.session import create_session; "
+        "from pathlib import Path; from edgetl.device.runtime.session import create_session; "
         f"create_session(Path({str(tmp_path / 'model.onnx')!r})); print(Path('/proc/self/maps').read_text())"
     )
     assert not LIBRARIES_OF_CUDA.search(run_python(program))
@@ -67,7 +67,7 @@ def test_a_session_on_the_cpu_loads_no_cuda(tmp_path: Path) -> None:
 
 @linux
 def test_the_preload_prints_nothing() -> None:
-    program = "from edgetl.device.cuda_libraries import *; preload_cuda_libraries(); preload_cuda_libraries()"
+    program = "from edgetl.device.runtime.cuda_libraries import *; preload_cuda_libraries(); preload_cuda_libraries()"
     assert run_python(program) == ""
 
 
@@ -76,7 +76,7 @@ import sys, types
 from pathlib import Path
 sys.path[:] = [entry for entry in sys.path if "site-packages" not in entry] + [{site!r}]
 sys.modules["onnxruntime"] = types.SimpleNamespace(cuda_version="13.0")
-from edgetl.device.cuda_libraries import preload_cuda_libraries
+from edgetl.device.runtime.cuda_libraries import preload_cuda_libraries
 preload_cuda_libraries()
 print(Path("/proc/self/maps").read_text())
 """

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.limits import Limits
-from edgetl.core.results import read_result, write_result
-from edgetl.core.wording import device_name
-from edgetl.device.bench import run as bench_run
-from edgetl.device.emulation import EMULATED, emulated
-from edgetl.device.facts import device_facts
+from edgetl.core.artifacts.bench import read_result, write_result
+from edgetl.core.artifacts.limits import Limits
+from edgetl.core.formatting import device_name
+from edgetl.device.bench import runner as bench_run
+from edgetl.device.hardware.cpu import EMULATED, emulated
+from edgetl.device.hardware.info import device_facts
 from tests.core.test_limits import against, measured
 from tests.device.machines import LAPTOP, PI, build
 
@@ -80,7 +80,7 @@ def test_no_time_decides_anything(tmp_path: Path) -> None:
 def test_a_result_says_so_first(
     stock_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgetl.core.benching import BenchConfig
+    from edgetl.core.config.bench import BenchConfig
     from edgetl.device.bench.protocol import BenchProtocol
 
     monkeypatch.setenv(EMULATED, "1")

@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.timing import Measurement
-from edgetl.device.bench.watching import BlockWatch
-from edgetl.device.energy import GPU_WINDOW_SECONDS, EnergyMeter, Rail, counted
-from edgetl.device.nvml import Nvml
+from edgetl.device.bench.timing import BlockWatch, Measurement
+from edgetl.device.hardware.energy import GPU_WINDOW_SECONDS, EnergyMeter, Rail, counted
+from edgetl.device.hardware.nvml import Nvml
 from tests.device.gpus import FakePynvml
 from tests.device.machines import JETSON, LAPTOP, VM, build
 

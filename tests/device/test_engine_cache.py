@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.device import engine_cache
-from edgetl.device.engine_cache import cache_paths, open_engine_cache
+from edgetl.device.runtime import engine_cache
+from edgetl.device.runtime.engine_cache import cache_paths, open_engine_cache
 
 HERE = {"gpu": "NVIDIA A", "driver": "580.1", "onnxruntime": "1.31.1", "tensorrt": "101300"}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.device.cores import available_cores, cgroup_quota, cpu_cgroups
-from edgetl.device.facts import (
+from edgetl.device.hardware.cpu import available_cores, cgroup_quota, cpu_cgroups
+from edgetl.device.hardware.info import (
     container,
     core_frequency,
     cpu_flags,
@@ -190,7 +190,7 @@ def test_peak_memory_is_this_processs_own() -> None:
     """A small child of a large parent is small: getrusage would report the parent's memory."""
     program = (
         "import subprocess, sys; held = bytearray(400_000_000); held[::4096] = b'x' * len(held[::4096]);"
-        "code = 'from edgetl.device.facts import peak_memory_bytes; print(peak_memory_bytes())';"
+        "code = 'from edgetl.device.hardware.info import peak_memory_bytes; print(peak_memory_bytes())';"
         "print(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)"
     )
     root = str(Path(__file__).parents[2])

@@ -11,14 +11,14 @@ from pathlib import Path
 import onnx
 import pytest
 
-from edgetl.core.benching import BenchConfig
+from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError
-from edgetl.device.backends import Source
-from edgetl.device.bench import patience, processes, rounds
-from edgetl.device.bench.jobs import Job, Stream
-from edgetl.device.bench.processes import Worker, run_job
+from edgetl.device.bench import rounds, worker_process
+from edgetl.device.bench.backend import Source
+from edgetl.device.bench.job import Job, Stream
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.run import bench
+from edgetl.device.bench.runner import bench
+from edgetl.device.bench.worker_process import Worker, run_job
 from tests.bundles import colour_model
 
 PACED = Stream("model", 0.01)
@@ -50,8 +50,8 @@ def gone(pid: int) -> bool:
 def test_a_process_that_does_nothing_is_ended_and_says_where(
     deadlocked: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "ASLEEP_S", 3.0)
-    monkeypatch.setattr(processes, "_LISTEN_S", 1.0)
+    monkeypatch.setattr(worker_process, "ASLEEP_S", 3.0)
+    monkeypatch.setattr(worker_process, "_LISTEN_S", 1.0)
     with Worker(deadlocked, tmp_path) as worker, pytest.raises(BenchError) as raised:
         worker.wait_until_ready()
     said = str(raised.value)
@@ -67,8 +67,8 @@ def test_a_process_that_does_nothing_is_ended_and_says_where(
 def test_a_gate_that_takes_for_ever_is_ended(
     deadlocked: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "SPARE_S", 3.0)
-    monkeypatch.setattr(patience, "ANSWER_S", 0.0)
+    monkeypatch.setattr(worker_process, "SPARE_S", 3.0)
+    monkeypatch.setattr(worker_process, "ANSWER_S", 0.0)
     with pytest.raises(
         BenchError, match=r"gate process.* hung before its answer: no answer for 3 seconds"
     ):
@@ -90,7 +90,7 @@ def test_a_hung_configuration_does_not_end_the_others(
     asked = iter(range(100))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rounds, "Worker", Stopping)
-    monkeypatch.setattr(patience, "piece_s", lambda *piece: 2.0)
+    monkeypatch.setattr(worker_process, "piece_s", lambda *piece: 2.0)
     result = bench(
         BenchConfig(make_bundle(), batches=(1, 4), scopes=("model",), rounds=3), protocol=brief
     )
@@ -104,8 +104,8 @@ def test_a_hung_configuration_does_not_end_the_others(
 def test_a_silent_process_that_works_is_waited_for(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "ASLEEP_S", 2.0)
-    monkeypatch.setattr(processes, "_LISTEN_S", 0.5)
+    monkeypatch.setattr(worker_process, "ASLEEP_S", 2.0)
+    monkeypatch.setattr(worker_process, "_LISTEN_S", 0.5)
     busy = replace(job, protocol=replace(job.protocol, block_seconds=8.0))
     with Worker(busy, tmp_path) as worker:
         worker.wait_until_ready()
@@ -124,8 +124,8 @@ def test_a_process_that_sleeps_between_arrivals_is_waited_for(
     )
     with Worker(rare, tmp_path) as worker:
         worker.wait_until_ready()
-        monkeypatch.setattr(patience, "ASLEEP_S", 0.5)
-        monkeypatch.setattr(processes, "_LISTEN_S", 0.1)
+        monkeypatch.setattr(worker_process, "ASLEEP_S", 0.5)
+        monkeypatch.setattr(worker_process, "_LISTEN_S", 0.1)
         worker.ask("paced model@0.5")
         assert len(worker.finish()["model@0.5"]["latencies_ns"]) == 2
 
@@ -135,17 +135,22 @@ def test_the_slowest_that_still_work_are_within_the_bounds(job: Job) -> None:
     minute = 60.0
     # A large network on a small board, 10 s a run, halved by heat and shared with three others.
     for piece, runs in (("warm-up model", 20), ("slice model", 22)):
-        assert patience.piece_s(published, piece, 10.0) > 8 * runs * 10.0
+        assert worker_process.piece_s(published, piece, 10.0) > 8 * runs * 10.0
     # A quick one on a machine that suddenly does nothing else: a hundred times as long.
-    assert patience.piece_s(published, "slice model", 0.2) > 22 * 100 * 0.2
-    assert patience.piece_s(published, f"paced {PACED.name}", 0.01) > 100 + 30
-    assert patience.pause_s(published, f"paced {PACED.name}") == 100
-    assert patience.pause_s(published, "slice model") == 0
-    assert 60 * minute < patience.OPENING_S, "TensorRT's engine"
-    assert patience.task_s(replace(published, task="sustain", seconds=7200.0)) > 7200 + 60 * minute
+    assert worker_process.piece_s(published, "slice model", 0.2) > 22 * 100 * 0.2
+    assert worker_process.piece_s(published, f"paced {PACED.name}", 0.01) > 100 + 30
+    assert worker_process.pause_s(published, f"paced {PACED.name}") == 100
+    assert worker_process.pause_s(published, "slice model") == 0
+    assert 60 * minute < worker_process.OPENING_S, "TensorRT's engine"
+    assert (
+        worker_process.task_s(replace(published, task="sustain", seconds=7200.0))
+        > 7200 + 60 * minute
+    )
     gate = replace(published, task="gate", files=(Path("a.png"),) * 5)
-    assert patience.task_s(gate) > 5 * minute + 8 * 2 * len(gate.files) * 10.0
-    assert patience.task_s(gate) < 60 * minute, "a model that loops without end is not waited for"
+    assert worker_process.task_s(gate) > 5 * minute + 8 * 2 * len(gate.files) * 10.0
+    assert worker_process.task_s(gate) < 60 * minute, (
+        "a model that loops without end is not waited for"
+    )
     built = replace(gate, source=replace(gate.source, provider="tensorrt"))
-    assert patience.task_s(built) > 2 * patience.OPENING_S - 1
-    assert patience.task_s(published) >= 10 * minute
+    assert worker_process.task_s(built) > 2 * worker_process.OPENING_S - 1
+    assert worker_process.task_s(published) >= 10 * minute

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from edgetl.core.errors import DecodeError
-from edgetl.device.images import load_image
 from edgetl.device.loadgen.samples import _decoded_bytes
-from edgetl.train.checking.examining import _examine
-from edgetl.train.folders import LabelledFile, Rejected
-from edgetl.train.reading import read_bytes
+from edgetl.device.runtime.images import load_image
+from edgetl.train.check.inspect_files import _examine
+from edgetl.train.data.folders import LabelledFile, Rejected
+from edgetl.train.data.scan import read_bytes
 
 UNREADABLE = {
     ".DS_Store",

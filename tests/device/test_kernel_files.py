@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.device.kernel_files import (
+from edgetl.device.hardware.procfs import (
     exists,
     read_bytes,
     read_number,

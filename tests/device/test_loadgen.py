@@ -18,15 +18,15 @@ import onnx
 import pytest
 from PIL import Image
 
+from edgetl.core.artifacts.loadgen import LoadgenConfig, Performance, Scenario
+from edgetl.core.artifacts.loadgen_logs import Summary, parse_summary, read_answers, read_summary
 from edgetl.core.errors import BenchError, ConfigError, DecodeError
-from edgetl.core.loadgen import LoadgenConfig, Performance, Scenario
-from edgetl.core.loadgen_logs import Summary, parse_summary, read_answers, read_summary
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.images import load_image
-from edgetl.device.loadgen import run as running
-from edgetl.device.loadgen.run import loadgen
-from edgetl.device.preprocessing import resize_and_crop, resize_around_crop
+from edgetl.device.loadgen import loadgen as running
+from edgetl.device.loadgen.loadgen import loadgen
+from edgetl.device.runtime.images import load_image
+from edgetl.device.runtime.preprocessing import resize_and_crop, resize_around_crop
 from tests.bundles import LABELS, colour_logits, colour_model, write_bundle, write_pictures
 
 if not os.environ.get("CI"):  # there it must be: it is one of the packages for development

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgetl.device.memory import free_memory_bytes
+from edgetl.device.hardware.memory import free_memory_bytes
 
 
 def test_what_is_free_is_what_kernel_and_cgroup_leave(tmp_path: Path) -> None:

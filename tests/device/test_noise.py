@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from edgetl.core.results import Noise
-from edgetl.device.noise import judge
-from edgetl.device.nvml import Nvml
-from edgetl.device.state import device_state
+from edgetl.core.artifacts.bench import Noise
+from edgetl.device.hardware.noise import judge
+from edgetl.device.hardware.nvml import Nvml
+from edgetl.device.hardware.state import device_state
 from tests.device.gpus import FakePynvml, gpu_reading
 from tests.device.machines import CONTAINER, JETSON, LAPTOP, PI, STAT, VM, build
 

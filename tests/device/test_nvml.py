@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from edgetl.device.bench.watching import GpuWatch
-from edgetl.device.facts import device_facts
-from edgetl.device.nvml import (
+from edgetl.device.bench.timing import GpuWatch
+from edgetl.device.hardware.info import device_facts
+from edgetl.device.hardware.nvml import (
     Nvml,
     first_cuda_device,
     read_gpu_facts,
     read_gpu_states,
     reason_names,
 )
-from edgetl.device.state import device_state
+from edgetl.device.hardware.state import device_state
 from tests.device.gpus import FakePynvml, NVMLError
 from tests.device.machines import VM, build
 

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from edgetl.core.errors import ProviderError
-from edgetl.device.placement import (
+from edgetl.device.runtime.placement import (
     RECORD,
     NodeAssignment,
     check_placement,

@@ -12,7 +12,7 @@ from torchvision import transforms as T
 
 from edgetl.core.errors import ConfigError
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.preprocessing import preprocess
+from edgetl.device.runtime.preprocessing import preprocess
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,8 +5,8 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from edgetl.device.binding import MEMORY
-from edgetl.device.providers import CUDA_PROVIDERS, PROVIDERS, EngineCache, provider_chain
+from edgetl.device.runtime.io_binding import MEMORY
+from edgetl.device.runtime.providers import CUDA_PROVIDERS, PROVIDERS, EngineCache, provider_chain
 
 ALL = list(PROVIDERS.values())
 CPU, CUDA = ("CPUExecutionProvider", {}), ("CUDAExecutionProvider", {})

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from edgetl.core.errors import BundleError, ProviderError
-from edgetl.device import session as sessions
-from edgetl.device.classifier import Classifier
-from edgetl.device.placement import NodeAssignment
-from edgetl.device.session import available_providers, create_session, refuse_failed_run
+from edgetl.device.runtime import session as sessions
+from edgetl.device.runtime.classifier import Classifier
+from edgetl.device.runtime.placement import NodeAssignment
+from edgetl.device.runtime.session import available_providers, create_session, refuse_failed_run
 from tests.bundles import CONTRACT, LABELS, colour_model
 
 MODEL: bytes = colour_model().SerializeToString()

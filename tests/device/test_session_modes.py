@@ -10,15 +10,15 @@ from typing import Any, get_args
 import onnxruntime
 import pytest
 
-from edgetl.core.benching import BenchConfig, SessionMode
+from edgetl.core.artifacts.recommendation import recommend
+from edgetl.core.config.bench import BenchConfig, SessionMode
 from edgetl.core.errors import BenchError, BundleError, ConfigError, ProviderError
-from edgetl.core.recommending import recommend
-from edgetl.device.backends import Source, onnx_runtime
-from edgetl.device.backends.onnx_runtime import OnnxRuntimeBackend
+from edgetl.device.bench.backend import Source, onnx_runtime
+from edgetl.device.bench.ort_backend import OnnxRuntimeBackend
 from edgetl.device.bench.target import find_target
-from edgetl.device.binding import GraphRun
-from edgetl.device.session import create_session
-from edgetl.device.session_modes import provider_options, supports
+from edgetl.device.runtime.io_binding import GraphRun
+from edgetl.device.runtime.session import create_session
+from edgetl.device.runtime.session_modes import provider_options, supports
 from tests.core.test_results import row
 
 MakeBundle = Callable[..., Path]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgetl.device.facts import device_facts
-from edgetl.device.memory import free_memory_bytes
-from edgetl.device.noise import judge
-from edgetl.device.state import device_state
+from edgetl.device.hardware.info import device_facts
+from edgetl.device.hardware.memory import free_memory_bytes
+from edgetl.device.hardware.noise import judge
+from edgetl.device.hardware.state import device_state
 from tests.device.machines import CONTAINER, JETSON, LAPTOP, MACHINES, OLD_CONTAINER, PI, VM, build
 
 ALWAYS = ("monotonic_s", "pressure_us")
@@ -83,7 +83,7 @@ def test_a_pi_whose_kernel_does_not_show_the_firmwares_word(
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr("edgetl.device.state._VCGENCMD_SECONDS", 0.5)
+    monkeypatch.setattr("edgetl.device.hardware.state._VCGENCMD_SECONDS", 0.5)
     files = {name: text for name, text in PI.items() if "firmware" not in name}
     assert device_state(*build(tmp_path, files))["firmware_throttled"] == word
 

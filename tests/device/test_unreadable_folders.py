@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from edgetl.core.errors import DataError
-from edgetl.device.images import images_below
-from edgetl.device.prediction import expand
-from edgetl.train.folders import find_files
+from edgetl.device.predict import expand
+from edgetl.device.runtime.images import images_below
+from edgetl.train.data.folders import find_files
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ import pytest
 
 from edgetl.core.errors import BundleError, ProviderError
 from edgetl.core.files import sha256_file
-from edgetl.device import verifying
-from edgetl.device.bundle import open_bundle
-from edgetl.device.verifying import verify
+from edgetl.device import verify as verifying
+from edgetl.device.runtime.bundle import open_bundle
+from edgetl.device.verify import verify
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from edgetl.core.comparing import CompareConfig, Network, PlannedRun, plan_runs
+from edgetl.core.config.compare import CompareConfig, Network, PlannedRun, plan_runs
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, DataError, RunError
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.layout import ExperimentDirectory
-from edgetl.experiment.preparing import Plan, _refuse_other_plan, write_plan
-from edgetl.experiment.reading import read_run
+from edgetl.core.paths import ExperimentDirectory
+from edgetl.experiment.plan import Plan, _refuse_other_plan, read_run, write_plan
 from tools.mutation import mutate_json
 
 METRICS: dict[str, Any] = {

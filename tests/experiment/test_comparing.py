@@ -17,8 +17,12 @@ from typing import Any
 
 import pytest
 
-from edgetl.core.candidates import CandidatesConfig, CandidatesResult
-from edgetl.core.comparing import EQUAL_TIME, CompareConfig, PlannedRun
+from edgetl.core.artifacts.bench import write_result
+from edgetl.core.artifacts.candidates import CandidatesConfig, CandidatesResult
+from edgetl.core.artifacts.experiment import read_experiment
+from edgetl.core.artifacts.experiment_runs import Run
+from edgetl.core.config.compare import EQUAL_TIME, CompareConfig, PlannedRun
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import (
     ArchitectureError,
     BenchError,
@@ -27,15 +31,11 @@ from edgetl.core.errors import (
     RunError,
     WeightsError,
 )
-from edgetl.core.experiment import read_experiment
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.layout import BundleDirectory, ExperimentDirectory, RunDirectory
-from edgetl.core.results import write_result
-from edgetl.core.runs import Run
-from edgetl.device.facts import device_facts
-from edgetl.experiment import preparing
-from edgetl.experiment.comparing import compare, plan_only
-from edgetl.experiment.preparing import candidates_of, write_plan
+from edgetl.core.paths import BundleDirectory, ExperimentDirectory, RunDirectory
+from edgetl.device.hardware.info import device_facts
+from edgetl.experiment import plan as preparing
+from edgetl.experiment.compare import compare, plan_only
+from edgetl.experiment.plan import candidates_of, write_plan
 from tests import forking
 from tests.candidates import candidate, result_of
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE, ROOT

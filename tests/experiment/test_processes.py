@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgetl.core.errors import RunError
-from edgetl.experiment.processes import run_task
+from edgetl.experiment.task_process import run_task
 from tests.conftest import ROOT
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.config import ExportConfig
-from edgetl.export import exporting
-from edgetl.export.exporting import export_architecture
-from edgetl.export.network_graph import NetworkGraph, network_graph
-from edgetl.train.models import load_stock_model
+from edgetl.core.config.export import ExportConfig
+from edgetl.export import exporter
+from edgetl.export.exporter import export_architecture
+from edgetl.export.graph.torch_export import NetworkGraph, network_graph
+from edgetl.train.model.factory import load_stock_model
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 
@@ -19,7 +19,7 @@ from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 def export(random_weights: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     """Export as a user does, but ask PyTorch's exporter, which takes seconds, only once for equal questions."""
     monkeypatch.setattr(
-        exporting,
+        exporter,
         "network_graph",
         lambda _network, *question: graph_once(random_weights, *question),
     )

@@ -11,13 +11,13 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from edgetl.core.candidates import CandidatesConfig
+from edgetl.core.artifacts.candidates import CandidatesConfig
 from edgetl.core.errors import BenchError, ConfigError, ExportError, ParityError, ProviderError
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.export import candidates, untrained
+from edgetl.export import candidates, random_init
 from edgetl.export.candidates import time_candidates
-from edgetl.export.network_graph import NetworkGraph, network_graph
-from edgetl.export.untrained import write_untrained
+from edgetl.export.graph.torch_export import NetworkGraph, network_graph
+from edgetl.export.random_init import write_untrained
 from tests.conftest import ARCHITECTURE
 
 BRIEF = BenchProtocol(
@@ -147,8 +147,8 @@ def test_where_the_tracer_does_not_know_the_way_the_exporter_is_asked_and_may_fa
         asked.append(question[1:])
         raise ExportError("no such operator")
 
-    monkeypatch.setattr(untrained, "traced_graph", refuse)
-    monkeypatch.setattr(untrained, "network_graph", refuse)
+    monkeypatch.setattr(random_init, "traced_graph", refuse)
+    monkeypatch.setattr(random_init, "network_graph", refuse)
     result = time_candidates(CandidatesConfig((ARCHITECTURE, "resnet18"), 7, (SIZE,)), None, BRIEF)
     assert asked[1] == (SIZE, 7, 18)
     assert [row.failed for row in result.rows] == ["no such operator"] * 2
@@ -166,7 +166,7 @@ def test_another_network_is_not_timed(tmp_path: Path, monkeypatch: pytest.Monkey
         weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 1.5, weight.name))
         return model
 
-    monkeypatch.setattr(untrained, "read_back", altered)
+    monkeypatch.setattr(random_init, "read_back", altered)
     with pytest.raises(ParityError, match="logits differ"):
         write_untrained(ARCHITECTURE, SIZE, 5, 0, 1, tmp_path / "model.onnx")
 
@@ -188,7 +188,7 @@ def test_what_the_tracer_writes_otherwise_is_left_to_the_exporter(
     def asked(*_: Any) -> NetworkGraph:
         raise ExportError("the exporter was asked")
 
-    monkeypatch.setattr(untrained, "network_graph", asked)
+    monkeypatch.setattr(random_init, "network_graph", asked)
     with pytest.raises(ExportError, match="the exporter was asked"):
         write_untrained("densenet121", SIZE, 5, 0, 1, tmp_path / "model.onnx")
 
@@ -209,12 +209,14 @@ def test_the_tracer_writes_what_the_exporter_writes(
     for name in ("traced", "exported"):
         if name == "exported":
             monkeypatch.setattr(
-                untrained, "traced_graph", lambda *_: (_ for _ in ()).throw(ExportError("not now"))
+                random_init,
+                "traced_graph",
+                lambda *_: (_ for _ in ()).throw(ExportError("not now")),
             )
         else:
-            monkeypatch.setattr(untrained, "network_graph", forbidden)
+            monkeypatch.setattr(random_init, "network_graph", forbidden)
         write_untrained(architecture, 64, 5, 0, 1, tmp_path / name)
-        monkeypatch.setattr(untrained, "network_graph", network_graph)
+        monkeypatch.setattr(random_init, "network_graph", network_graph)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.optimized_model_filepath = str(tmp_path / f"{name}.optimised.onnx")

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetl.core.config import ExportConfig
+from edgetl.core.config.export import ExportConfig
+from edgetl.core.config.options import parse_milliseconds
 from edgetl.core.errors import ConfigError
-from edgetl.core.options import parse_milliseconds
-from edgetl.device.bundle import Variant
-from edgetl.export.choosing import accuracy_drop, choose, closest
+from edgetl.device.runtime.bundle import Variant
+from edgetl.export.selection import accuracy_drop, choose, closest
 
 
 def variant(

@@ -15,8 +15,8 @@ import onnx
 import pytest
 from PIL import Image
 
-from edgetl.device.bundle import read_metadata
-from edgetl.report.bundle_files import read_bundle
+from edgetl.core.artifacts.bundle import read_bundle
+from edgetl.device.runtime.bundle import read_metadata
 from tests.conftest import ROOT
 
 SOURCE = ROOT / "edgetl/export/client/predict.cpp"

@@ -17,7 +17,7 @@ from onnx import TensorProto, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.export.preprocessing_graph import preprocessing_graph
+from edgetl.export.graph.preprocessing import preprocessing_graph
 
 RECORDED = json.loads((Path(__file__).parent / "recorded/cuda_kernels.json").read_text())
 ON_THE_HOST = {"Constant"}

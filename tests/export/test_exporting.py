@@ -14,15 +14,16 @@ import torch
 from onnx import numpy_helper
 from PIL import Image
 
-from edgetl.core.config import ExportConfig
+from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import BundleError, ConfigError, DataError, ExportError, ParityError
 from edgetl.core.files import sha256_file
-from edgetl.device.bundle import open_bundle, read_metadata
-from edgetl.device.classifier import open_classifier
-from edgetl.device.preprocessing import preprocess
-from edgetl.export import exporting, graph
-from edgetl.export.exporting import export_architecture
-from edgetl.train.models import load_stock_model
+from edgetl.device.runtime.bundle import open_bundle, read_metadata
+from edgetl.device.runtime.classifier import open_classifier
+from edgetl.device.runtime.preprocessing import preprocess
+from edgetl.export import exporter
+from edgetl.export.exporter import export_architecture
+from edgetl.export.graph import assemble
+from edgetl.train.model.factory import load_stock_model
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 
@@ -178,7 +179,9 @@ def test_wrong_weights_fail_the_network_part_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stock_bundle: Path, export
 ) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(
-        exporting, "assemble", lambda *arguments: _damage(graph.assemble(*arguments), "features.4")
+        exporter,
+        "assemble",
+        lambda *arguments: _damage(assemble.assemble(*arguments), "features.4"),
     )
     kept = tmp_path / "kept"
     shutil.copytree(stock_bundle, kept)
@@ -197,7 +200,7 @@ def test_wrong_resize_fails_the_path_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export
 ) -> None:  # type: ignore[no-untyped-def]
     def plain_resize(*arguments: object) -> onnx.ModelProto:
-        model = graph.assemble(*arguments)  # type: ignore[arg-type]
+        model = assemble.assemble(*arguments)  # type: ignore[arg-type]
         shrink = next(node for node in model.graph.node if node.op_type == "If").attribute[1].g
         resize = next(node for node in shrink.node if node.op_type == "Resize")
         for attribute in resize.attribute:
@@ -205,7 +208,7 @@ def test_wrong_resize_fails_the_path_part(
                 attribute.i = 0
         return model
 
-    monkeypatch.setattr(exporting, "assemble", plain_resize)
+    monkeypatch.setattr(exporter, "assemble", plain_resize)
     with pytest.raises(ParityError, match=r"path part \(pixels\).*grey levels at row"):
         export(tmp_path / "new")
     assert not list(tmp_path.iterdir())
@@ -216,7 +219,7 @@ def test_answers_that_are_not_numbers_never_pass(
 ) -> None:
     model = load_stock_model(ARCHITECTURE, str(random_weights), IMAGE_SIZE)
     model.network.classifier[-1].bias.data[3] = float("nan")  # type: ignore[union-attr,index]
-    monkeypatch.setattr(exporting, "load_stock_model", lambda *_: model)
+    monkeypatch.setattr(exporter, "load_stock_model", lambda *_: model)
     with pytest.raises(ParityError, match="nan"):
         export_architecture(ARCHITECTURE, "x", ExportConfig(output=tmp_path / "new"))
 

@@ -14,21 +14,21 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from edgetl.cli.app import program
-from edgetl.core.benching import BenchConfig
-from edgetl.core.config import ExportConfig
+from edgetl.core.artifacts.loadgen import LoadgenConfig
+from edgetl.core.config.bench import BenchConfig
+from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import BenchError, BundleError, ConfigError, DecodeError
-from edgetl.core.loadgen import LoadgenConfig
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.run import bench
-from edgetl.device.bundle import Bundle, open_bundle
-from edgetl.device.classifier import bundle_classifier, proven_classifier
-from edgetl.device.loadgen.run import loadgen
-from edgetl.device.prediction import predict
-from edgetl.device.preprocessing import resize_and_crop, resize_to
-from edgetl.device.verifying import verify
-from edgetl.export.fixed_size_graph import fixed_size_graph, resampling_matrix
+from edgetl.device.bench.runner import bench
+from edgetl.device.loadgen.loadgen import loadgen
+from edgetl.device.predict import predict
+from edgetl.device.runtime.bundle import Bundle, open_bundle
+from edgetl.device.runtime.classifier import bundle_classifier, proven_classifier
+from edgetl.device.runtime.preprocessing import resize_and_crop, resize_to
+from edgetl.device.verify import verify
 from edgetl.export.golden import generated_pictures
+from edgetl.export.graph.fixed_size import fixed_size_graph, resampling_matrix
 
 SIZE = (96, 128)
 NAME = "fixed-96x128"

@@ -13,10 +13,11 @@ from onnx import helper, numpy_helper
 
 from edgetl.core.errors import ExportError, ParityError
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.preprocessing import normalise
-from edgetl.export import exporting, graph, writing
-from edgetl.export.diagnosis import about_input, about_logits, about_pixels
-from edgetl.train.models import load_stock_model
+from edgetl.device.runtime.preprocessing import normalise
+from edgetl.export import bundle_writer, exporter
+from edgetl.export.graph import assemble as graph
+from edgetl.export.parity.diagnosis import about_input, about_logits, about_pixels
+from edgetl.train.model.factory import load_stock_model
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 Plant = Callable[[onnx.ModelProto], None]
@@ -84,7 +85,7 @@ def test_a_planted_fault_is_named(
         plant(model)
         return model
 
-    monkeypatch.setattr(exporting, "assemble", assemble)
+    monkeypatch.setattr(exporter, "assemble", assemble)
     with pytest.raises(ParityError, match=message):
         export(tmp_path / "new")
     assert not list(tmp_path.iterdir())
@@ -94,11 +95,11 @@ def test_a_file_cut_short_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Any
 ) -> None:
     def cut(*arguments: Any) -> Path:
-        path = writing.write_model(*arguments)
+        path = bundle_writer.write_model(*arguments)
         path.write_bytes(path.read_bytes()[:-1000])
         return path
 
-    monkeypatch.setattr(exporting, "write_model", cut)
+    monkeypatch.setattr(exporter, "write_model", cut)
     with pytest.raises(
         ExportError, match=r"fp32\.onnx cannot be read back .* cut short or damaged"
     ):
@@ -111,7 +112,7 @@ def test_batch_norm_in_training_mode_is_named(
 ) -> None:
     model = load_stock_model(ARCHITECTURE, str(random_weights), IMAGE_SIZE)
     model.network.features[3].train()  # type: ignore[union-attr,index]
-    monkeypatch.setattr(exporting, "load_stock_model", lambda *_: model)
+    monkeypatch.setattr(exporter, "load_stock_model", lambda *_: model)
     with pytest.raises(ParityError, match=r"features\.3\.\S+ \(BatchNorm2d\) is in training mode"):
         export(tmp_path / "new")
 

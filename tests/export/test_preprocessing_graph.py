@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.images import load_image
-from edgetl.device.preprocessing import normalise, resize_and_crop
-from edgetl.device.session import create_session
+from edgetl.device.runtime.images import load_image
+from edgetl.device.runtime.preprocessing import normalise, resize_and_crop
+from edgetl.device.runtime.session import create_session
 from edgetl.export.golden import _picture
-from edgetl.export.graph import with_outputs
-from edgetl.export.preprocessing_graph import preprocessing_graph
+from edgetl.export.graph.assemble import with_outputs
+from edgetl.export.graph.preprocessing import preprocessing_graph
 
 
 @cache

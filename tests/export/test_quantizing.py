@@ -21,21 +21,21 @@ from torch import nn
 from edgetl.core.errors import ExportError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.registry import QUANTIZERS, resolve
-from edgetl.device.facts import multiplies_8_bit
-from edgetl.export import static_int8 as search
-from edgetl.export.blame import operator_times, to_blame
-from edgetl.export.calibration import METHODS, Calibration
-from edgetl.export.crops import FEWEST, Crops, QuantizationImages, quantization_images
-from edgetl.export.divergence import first_noisy
-from edgetl.export.equalisation import equalise
-from edgetl.export.layer_repair import by_error, correct_biases
-from edgetl.export.layers import layers, quantized_weight, with_constants
-from edgetl.export.network_graph import NetworkGraph, network_graph
-from edgetl.export.qdq import Scheme, quantize
-from edgetl.export.quantized import Quantized, Task
-from edgetl.export.rewriting import rewrite
-from edgetl.export.static_int8 import schemes, static_int8
-from edgetl.export.trial import Referee, Score, logits_of, sqnr_db
+from edgetl.device.hardware.info import multiplies_8_bit
+from edgetl.export.graph.torch_export import NetworkGraph, network_graph
+from edgetl.export.parity.divergence import first_noisy
+from edgetl.export.quantize import int8_search as search
+from edgetl.export.quantize.bias_correction import by_error, correct_biases
+from edgetl.export.quantize.calibration import METHODS, Calibration
+from edgetl.export.quantize.equalization import equalise
+from edgetl.export.quantize.images import FEWEST, Crops, QuantizationImages, quantization_images
+from edgetl.export.quantize.int8_search import schemes, static_int8
+from edgetl.export.quantize.layers import layers, quantized_weight, with_constants
+from edgetl.export.quantize.qdq import Scheme, quantize
+from edgetl.export.quantize.rewrites import rewrite
+from edgetl.export.quantize.scoring import Referee, Score, logits_of, sqnr_db
+from edgetl.export.quantize.task import Quantized, Task
+from edgetl.export.variants import operator_times, to_blame
 
 SIDE, CLASSES = 32, 3
 CONTRACT = Preprocessing.for_image_size(SIDE)
@@ -426,7 +426,7 @@ def test_scores_are_remembered_so_that_a_second_search_chooses_alike(
 ) -> None:
     referee = Referee(task.network, task.images.held_back)
     first = referee.score(task.network)
-    monkeypatch.setattr("edgetl.export.trial._milliseconds", lambda session, images: 1e9)
+    monkeypatch.setattr("edgetl.export.quantize.scoring._milliseconds", lambda session, images: 1e9)
     assert referee.score(task.network) == first
 
 
@@ -468,7 +468,9 @@ def test_the_first_module_that_is_lost_in_noise_is_named(task: Task) -> None:
 def test_a_network_that_the_quantizer_refuses_is_told(
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgetl.export.qdq.QDQQuantizer.quantize_model", lambda self: 1 / 0)
+    monkeypatch.setattr(
+        "edgetl.export.quantize.qdq.QDQQuantizer.quantize_model", lambda self: 1 / 0
+    )
     with pytest.raises(ExportError, match=r"quantizer cannot take this network .*division by zero"):
         static_int8(task)
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgetl.core.config import ExportConfig
+from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import ParityError
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.export.parity import TIE, ParityProof, PathResult
+from edgetl.export.parity.proof import TIE, ParityProof, PathResult
 
 
 def proof_that_answers(answer: list[float]) -> Any:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from edgetl.core.errors import ExportError
-from edgetl.export.prefix import onnx_prefix
-from edgetl.export.traced_graph import traced_graph
-from edgetl.train.folding import fold_batch_norm
+from edgetl.train.features.extractor import onnx_prefix
+from edgetl.train.features.fusion import fold_batch_norm
+from edgetl.train.features.fx_to_onnx import traced_graph
 
 SMALLEST = {
     "alexnet": 224, "densenet121": 32, "efficientnet_b0": 32, "googlenet": 64, "inception_v3": 96, "mnasnet0_5": 32, "mobilenet_v2": 32,

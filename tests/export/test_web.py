@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from edgetl.core.config import ExportConfig
+from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import BundleError, ConfigError, ExportError, ParityError
 from edgetl.core.files import sha256_file
-from edgetl.core.layout import BundleDirectory
-from edgetl.device.bundle import Bundle, open_bundle
-from edgetl.device.classifier import bundle_classifier
-from edgetl.device.prediction import predict
-from edgetl.device.verifying import verify
-from edgetl.export import web, web_runtime
-from edgetl.export.exporting import export_architecture
-from edgetl.export.web_runtime import SHA256, VERSION, runtime_files
+from edgetl.core.paths import BundleDirectory
+from edgetl.device.predict import predict
+from edgetl.device.runtime.bundle import Bundle, open_bundle
+from edgetl.device.runtime.classifier import bundle_classifier
+from edgetl.device.verify import verify
+from edgetl.export.exporter import export_architecture
+from edgetl.export.web import export, runtime
+from edgetl.export.web.runtime import SHA256, VERSION, runtime_files
 from tests.export.web_page import NODE, NPM, Page, agrees, needs_browser, needs_npm
 from tests.report.browser import browser
 
@@ -350,7 +350,7 @@ def test_a_page_that_answers_otherwise_is_refused(bundle: Bundle, tmp_path: Path
         ParityError,
         match=r"onnxruntime-web .* does not answer as PyTorch does with fp32\.onnx.*--web",
     ):
-        web.write_web(copy, bundle.manifest, bundle.variants[0], runtime_files())
+        export.write_web(copy, bundle.manifest, bundle.variants[0], runtime_files())
 
 
 @pytest.fixture
@@ -387,7 +387,7 @@ def test_npm_that_fails_is_one_sentence(
 
 
 def test_without_npm(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_runtime.shutil, "which", lambda name: None)
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
     with pytest.raises(ExportError, match="apt install npm"):
         runtime_files()
 

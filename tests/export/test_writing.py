@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from edgetl.core.errors import BundleError
-from edgetl.export.writing import new_bundle
+from edgetl.export.bundle_writer import new_bundle
 from tests.conftest import ROOT
 
 WRITER = """
 import resource, signal, sys, time
 from pathlib import Path
 from edgetl.core.errors import BundleError
-from edgetl.export.writing import new_bundle
+from edgetl.export.bundle_writer import new_bundle
 limit = int(sys.argv[2])
 if limit:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

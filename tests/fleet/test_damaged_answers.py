@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgetl.core.benching import BenchConfig
+from edgetl.core.config.bench import BenchConfig
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.run import bench
-from edgetl.device.images import load_image
-from edgetl.fleet import on_device
-from edgetl.fleet.benching import Outcome, bench_hosts
+from edgetl.device.bench.runner import bench
+from edgetl.device.runtime.images import load_image
+from edgetl.fleet import agent
+from edgetl.fleet.bench import Outcome, bench_hosts
 from tests.bundles import colour_logits, colour_model, write_bundle, write_pictures
 from tools.mutation import mutate_json
 
@@ -122,7 +122,7 @@ def test_results_that_cannot_be_kept(
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("edgetl.fleet.benching.write_json", refuse)
+    monkeypatch.setattr("edgetl.fleet.bench.write_json", refuse)
     answer.write_text('{"edgetl": true, "status": 0, "result": {}}\n')
     assert "cannot be written to" in outcome_of(bundle, tmp_path / "results").failed
 
@@ -135,7 +135,7 @@ def test_a_damaged_job_is_one_answer(tmp_path: Path, job: str) -> None:
     """As the device's side prints it, which then removes its folder."""
     folder = tmp_path / "sent"
     folder.mkdir()
-    (folder / "on_device.py").write_bytes(Path(on_device.__file__).read_bytes())
+    (folder / "on_device.py").write_bytes(Path(agent.__file__).read_bytes())
     (folder / "job.json").write_text(job)
     # Its standard input stays open as long as somebody waits.
     reading, writing = os.pipe()

@@ -21,18 +21,18 @@ import typer
 from rich.console import Console
 
 from edgetl.cli.bench_hosts import LiveFleet, run_hosts
-from edgetl.core.benching import BenchConfig
+from edgetl.core.artifacts.bench import read_result
+from edgetl.core.artifacts.limits import Limits
+from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError, ConfigError
-from edgetl.core.layout import BundleDirectory
-from edgetl.core.limits import Limits
-from edgetl.core.results import read_result
+from edgetl.core.paths import BundleDirectory
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.run import bench
-from edgetl.device.images import load_image
-from edgetl.fleet import benching
-from edgetl.fleet.benching import Outcome, bench_arguments, bench_hosts
-from edgetl.fleet.packing import Parcel, wheel_of_edgetl
-from edgetl.fleet.remote import SSH, LineReader, Remote
+from edgetl.device.bench.runner import bench
+from edgetl.device.runtime.images import load_image
+from edgetl.fleet import bench as benching
+from edgetl.fleet.bench import Outcome, bench_arguments, bench_hosts
+from edgetl.fleet.payload import Parcel, wheel_of_edgetl
+from edgetl.fleet.ssh import SSH, LineReader, Remote
 from tests.bundles import colour_logits, colour_model, write_bundle, write_pictures
 from tests.conftest import ROOT
 from tests.fleet.sshd import SSHD, Sshd

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgetl.fleet.remote import Remote, RemoteError
+from edgetl.fleet.ssh import Remote, RemoteError
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from edgetl.core.results import BenchResult, Noise
-from edgetl.core.rows import ColdStart, Round, Row
-from edgetl.core.sustained import Sustained, Window
+from edgetl.core.artifacts.bench import BenchResult, Noise
+from edgetl.core.artifacts.bench_rows import ColdStart, Round, Row
+from edgetl.core.artifacts.sustained import Sustained, Window
 
 GATE = {
     "checked": True,

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.files import sha256_file, write_json
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.layout import BundleDirectory, RunDirectory
+from edgetl.core.paths import BundleDirectory, RunDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.statistics import class_scores, macro_f1, wilson_interval
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgetl.core.limits import Limits
-from edgetl.core.results import BenchResult, Noise, read_result, write_result
-from edgetl.device.nvml import Nvml
-from edgetl.report.bench_drawings import portions
-from edgetl.report.bench_page import bench_report
-from edgetl.report.page import Section, is_own_page, paragraph, render_page
+from edgetl.core.artifacts.bench import BenchResult, Noise, read_result, write_result
+from edgetl.core.artifacts.limits import Limits
+from edgetl.device.hardware.nvml import Nvml
+from edgetl.report.bench.page import bench_report
+from edgetl.report.charts.latency import portions
+from edgetl.report.html.blocks import Section, is_own_page, paragraph, render_page
 from tests.device.gpus import FakePynvml, gpu_reading
 from tests.report.benches import bench_result, bench_row, board, device, server
 from tests.report.browser import CHROMIUM

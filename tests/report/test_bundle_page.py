@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from edgetl.core.artifacts.bundle import read_bundle
 from edgetl.core.errors import BundleError
-from edgetl.report.bundle_files import read_bundle
-from edgetl.report.bundle_page import bundle_report
+from edgetl.report.bundle.page import bundle_report
 from tests.report.browser import CHROMIUM
 from tests.report.pages import Page, seen_in_browser
 from tests.report.runs import write_bundle

@@ -7,12 +7,18 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from edgetl.core.comparing import EQUAL_TIME
-from edgetl.core.experiment import Deployed, Experiment
-from edgetl.core.layout import RunDirectory
-from edgetl.report.compare_markdown import compare_markdown
-from edgetl.report.compare_page import compare_report
-from edgetl.report.compare_tables import conclusions, equal_time, results, trade_off, verdicts
+from edgetl.core.artifacts.experiment import Deployed, Experiment
+from edgetl.core.config.compare import EQUAL_TIME
+from edgetl.core.paths import RunDirectory
+from edgetl.report.compare.page import compare_report
+from edgetl.report.compare.tables import (
+    compare_markdown,
+    conclusions,
+    equal_time,
+    results,
+    trade_off,
+    verdicts,
+)
 from tests.experiments import made_experiment, made_run
 from tests.report.browser import CHROMIUM
 from tests.report.pages import Page, seen_in_browser

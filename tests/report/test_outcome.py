@@ -7,8 +7,8 @@ from typing import cast
 
 import pytest
 
-from edgetl.report.bundle_files import BundleCard
-from edgetl.report.outcome import accuracy_gained, latency_gained
+from edgetl.core.artifacts.bundle import BundleCard
+from edgetl.demo.summary import accuracy_gained, latency_gained
 from tests.experiments import made_experiment
 from tests.report.benches import bench_result, bench_row
 

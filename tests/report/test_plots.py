@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgetl.report.confusion import draw_confusion
-from edgetl.report.curves import draw_curves
-from edgetl.report.figures import shortened
-from edgetl.report.mistakes import Mistake, draw_mistakes
-from edgetl.report.sheet import SHOWN
+from edgetl.report.plots.contact_sheet import SHOWN, Mistake, draw_mistakes
+from edgetl.report.plots.run_plots import draw_confusion, draw_curves
+from edgetl.report.plots.style import shortened
 
 
 def ink(path: Path) -> float:

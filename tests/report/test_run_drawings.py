@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgetl.report.confusion_drawing import draw_matrix, most_confused
-from edgetl.report.run_drawings import Course, draw_over_epochs, draw_over_time
-from edgetl.report.run_files import Epoch
+from edgetl.core.artifacts.run import Epoch
+from edgetl.report.charts.confusion import draw_matrix, most_confused
+from edgetl.report.charts.epochs import Course, draw_over_epochs, draw_over_time
 
 
 def epochs(count: int, phase: int = 1, first: int = 1) -> tuple[Epoch, ...]:

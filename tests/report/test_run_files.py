@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from edgetl.core.artifacts.run import read_run
 from edgetl.core.errors import RunError
-from edgetl.report.run_files import read_run
 from tests.report.runs import CLASSES, CONFUSION, write_run
 
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.presets import resolve
-from edgetl.report.run_ledger import differing
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.config.presets import resolve
+from edgetl.report.run.provenance import differing
 
 
 def test_only_what_departs_from_the_preset() -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from edgetl.core.artifacts.run import read_run
 from edgetl.core.errors import BundleError
-from edgetl.report.run_files import read_run
-from edgetl.report.run_page import run_report
+from edgetl.report.run.page import run_report
 from tests.report.benches import bench_result, bench_row
 from tests.report.browser import CHROMIUM
 from tests.report.pages import Page, seen_in_browser

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from edgetl.cli.report import common_subject, subject_of
 from edgetl.core.errors import ConfigError
-from edgetl.report.subject import common_subject, subject_of
 from tests.report.runs import write_bundle, write_run
 
 

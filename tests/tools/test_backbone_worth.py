@@ -7,15 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgetl.core.builtin import CARD
-from edgetl.core.comparing import CompareConfig, Network, PlannedRun
+from edgetl.core.artifacts.experiment_runs import Row, Run
+from edgetl.core.builtin_weights import CARD
+from edgetl.core.config.compare import CompareConfig, Network, PlannedRun
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
 from edgetl.core.files import write_json
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.paired import difference
-from edgetl.core.runs import Row, Run
-from edgetl.experiment import comparing
-from edgetl.experiment.watching import Watcher
+from edgetl.core.paired_tests import difference
+from edgetl.experiment import compare as comparing
+from edgetl.experiment.progress import Watcher
 from tools.backbone_worth import Backbone, Line, main, table
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgetl.core.files import sha256_file
-from edgetl.device.images import load_image
+from edgetl.device.runtime.images import load_image
 from tools.large_set import appearances, main, write_set
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from edgetl.core.builtin import CARD, CHECKSUMS, RECIPE, WEIGHTS
+from edgetl.core.builtin_weights import CARD, CHECKSUMS, RECIPE, WEIGHTS
 from edgetl.core.errors import ConfigError
-from edgetl.train.models import adapt
-from edgetl.train.weights import read_weights
+from edgetl.train.model.factory import adapt
+from edgetl.train.model.weights import read_weights
 from tools.pretraining.card import card
 from tools.pretraining.recipe import Recipe, read_recipe, write_recipe
 from tools.pretraining.shipping import write_card

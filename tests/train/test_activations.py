@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgetl.train.activations import (
+from edgetl.train.features.store import (
     Activations,
     ActivationStore,
     Rows,

@@ -15,25 +15,25 @@ import torch
 from safetensors.torch import save_file
 from torch._inductor.exc import InvalidCxxCompiler
 
-from edgetl.core.benching import BenchConfig
+from edgetl.core.artifacts.bench import read_result
+from edgetl.core.config.bench import BenchConfig
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.config.torch_modes import BF16_TOLERANCE, FP16_TOLERANCE
 from edgetl.core.errors import BenchError, BundleError, ProviderError
 from edgetl.core.files import sha256_file
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.layout import RunDirectory
+from edgetl.core.paths import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.core.results import read_result
-from edgetl.core.torch_modes import BF16_TOLERANCE, FP16_TOLERANCE
-from edgetl.device.backends import Source
 from edgetl.device.bench import target as bench_target
+from edgetl.device.bench.backend import Source
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.run import bench
-from edgetl.device.images import load_image
-from edgetl.device.preprocessing import normalise, preprocess
-from edgetl.export.graph import assemble
-from edgetl.export.network_graph import network_graph
-from edgetl.train.backend import CHANNELS_LAST, CONTIGUOUS, PyTorchBackend
-from edgetl.train.cuda_graph import Captured, Compute, GraphRunner
-from edgetl.train.models import adapt, load_run_model
+from edgetl.device.bench.runner import bench
+from edgetl.device.runtime.images import load_image
+from edgetl.device.runtime.preprocessing import normalise, preprocess
+from edgetl.export.graph.assemble import assemble
+from edgetl.export.graph.torch_export import network_graph
+from edgetl.train.common.cuda_graph import Captured, Compute, GraphRunner
+from edgetl.train.model.factory import adapt, load_run_model
+from edgetl.train.pytorch_backend import CHANNELS_LAST, CONTIGUOUS, PyTorchBackend
 from tests.bundles import write_bundle, write_pictures
 
 CONTRACT = Preprocessing(resize=73, crop=64)

@@ -12,10 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.layout import RunDirectory
-from edgetl.train import preparing, recipe
-from edgetl.train.batch_size import (
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.paths import RunDirectory
+from edgetl.train import setup
+from edgetl.train.common.precision import Computing
+from edgetl.train.common.progress import EpochRecord, Silent
+from edgetl.train.engine import trainer
+from edgetl.train.engine.batch_size import (
     LEAST_STEPS,
     BatchFit,
     StepTimer,
@@ -24,11 +27,9 @@ from edgetl.train.batch_size import (
     largest_batch_size,
     search_batch_size,
 )
-from edgetl.train.computing import Computing
+from edgetl.train.engine.phases import Phase, plan_phases, settle
 from edgetl.train.finetune import finetune, resume
-from edgetl.train.models import adapt
-from edgetl.train.phases import Phase, plan_phases, settle
-from edgetl.train.progress import EpochRecord, Silent
+from edgetl.train.model.factory import adapt
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 CPU = Computing(torch.device("cpu"), "fp32")
@@ -185,16 +186,16 @@ def test_what_was_decided_stays_decided_on_resume(
             if record.epoch == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipe, "SAVED_EVERY_S", 0.0)
+    monkeypatch.setattr(trainer, "SAVED_EVERY_S", 0.0)
     monkeypatch.setattr(
-        preparing, "fit_batch_size", lambda *_: BatchFit(8, 2, {"2": 1.0, "8": 9.0}, "rate")
+        setup, "fit_batch_size", lambda *_: BatchFit(8, 2, {"2": 1.0, "8": 9.0}, "rate")
     )
     with pytest.raises(KeyboardInterrupt):
         finetune(config, Interrupted())
     assert config.output is not None
     run = RunDirectory(config.output)
     assert run.checkpoint.exists()
-    monkeypatch.setattr(preparing, "fit_batch_size", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr(setup, "fit_batch_size", lambda *_: pytest.fail("searched again"))
     resume(run)
     rates = [json.loads(line)["lr"] for line in run.history.read_text().splitlines()]
     assert rates == pytest.approx([2e-3] * 3 + [2e-4])

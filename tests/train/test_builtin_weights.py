@@ -16,15 +16,15 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from edgetl.cli.app import program
-from edgetl.core import builtin
-from edgetl.core.builtin import WEIGHTS, write_checksums
+from edgetl.core import builtin_weights
+from edgetl.core.builtin_weights import WEIGHTS, write_checksums
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import WeightsError
 from edgetl.core.files import read_json, sha256_file
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.layout import RunDirectory
+from edgetl.core.paths import RunDirectory
 from edgetl.train.finetune import finetune
-from edgetl.train.models import load_run_model, load_stock_model
-from edgetl.train.weights import read_weights
+from edgetl.train.model.factory import load_run_model, load_stock_model
+from edgetl.train.model.weights import read_weights
 
 ROOT = Path(__file__).parents[2]
 MODEL = "mobilenet_v3_small"
@@ -45,7 +45,9 @@ def ship(place: Path, random_weights: Path) -> Path:
 
 @pytest.fixture
 def shipped(tmp_path: Path, random_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(builtin, "places", lambda: (tmp_path / "nowhere", tmp_path / "models"))
+    monkeypatch.setattr(
+        builtin_weights, "places", lambda: (tmp_path / "nowhere", tmp_path / "models")
+    )
     return ship(tmp_path / "models", random_weights)
 
 
@@ -120,7 +122,7 @@ def test_models_lists_them(shipped: Path) -> None:
 
 
 def test_what_ships_in_this_checkout_is_whole() -> None:
-    for architecture in builtin.builtin_folders():
+    for architecture in builtin_weights.builtin_folders():
         weights = read_weights("builtin", architecture)
         assert weights is not None
         assert sum(tensor.numel() for tensor in weights.tensors.values()) > 1e5
@@ -151,7 +153,10 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> 
 
 def test_they_load_from_a_wheel_alone(unpacked: Path, tmp_path: Path) -> None:
     def ask() -> subprocess.CompletedProcess[str]:
-        code = f"from edgetl.train.weights import read_weights; w = read_weights('builtin', {MODEL!r}); print(len(w.tensors), w.sha256)"
+        code = (
+            "from edgetl.train.model.weights import read_weights; "
+            f"w = read_weights('builtin', {MODEL!r}); print(len(w.tensors), w.sha256)"
+        )
         environment = {**os.environ, "PYTHONPATH": str(unpacked)}
         return subprocess.run(
             [sys.executable, "-P", "-c", code],

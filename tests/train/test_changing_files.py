@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import DataError
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.layout import RunDirectory
-from edgetl.train import recipe
+from edgetl.core.paths import RunDirectory
+from edgetl.train.common.progress import EpochRecord, Silent
+from edgetl.train.engine import trainer
 from edgetl.train.finetune import finetune, resume
-from edgetl.train.progress import EpochRecord, Silent
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 PHOTO = "train/good/good_0000.jpg"
@@ -57,7 +57,7 @@ def test_it_is_named_and_the_run_goes_on_when_it_is_back(
     config: FinetuneConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recipe, "SAVED_EVERY_S", 0.0)
+    monkeypatch.setattr(trainer, "SAVED_EVERY_S", 0.0)
     settings = FinetuneConfig.from_json({**config.to_json(), "workers": workers})
     photo = settings.data / PHOTO
     with pytest.raises(DataError) as refused:

@@ -22,10 +22,9 @@ from PIL import Image
 
 from edgetl.core.errors import DataError
 from edgetl.core.files import sha256_file
-from edgetl.train.checking.checking import DataCheck, check, worst_files
-from edgetl.train.checking.likeness import look_alike
-from edgetl.train.checking.quarantine import LIST, quarantine
-from edgetl.train.checking.sheet import draw_worst
+from edgetl.train.check.dataset_check import DataCheck, check, worst_files
+from edgetl.train.check.near_duplicates import look_alike
+from edgetl.train.check.review import LIST, draw_worst, quarantine
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -257,8 +256,8 @@ def test_the_worst_come_first(faulty: Path) -> None:
 
 
 def examined(hashes: list[int], thumbnails: NDArray[np.uint8]) -> list[object]:
-    from edgetl.train.checking.examining import Examined
-    from edgetl.train.folders import LabelledFile
+    from edgetl.train.check.inspect_files import Examined
+    from edgetl.train.data.folders import LabelledFile
 
     file = LabelledFile(Path("a.jpg"), "a", None)
     return [

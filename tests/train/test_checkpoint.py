@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetl.core.errors import RunError
-from edgetl.train.checkpoint import read_state, write_state
+from edgetl.train.engine.checkpoint import read_state, write_state
 
 
 def test_state_comes_back_in_any_order_of_memory(tmp_path: Path) -> None:

@@ -12,24 +12,27 @@ from typing import Any
 import pytest
 import torch
 
-from edgetl.core.choices import (
+from edgetl.core.artifacts.measured_choices import (
     Choices,
     FrozenBlocks,
     differing_decisive_fields,
     parse_choices,
     read_recorded_run,
 )
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, MissingPackageError
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.layout import RunDirectory
+from edgetl.core.paths import RunDirectory
 from edgetl.core.typed_json import FieldError
-from edgetl.train import computing, epochs, prefix, preparing, recipe, staging
-from edgetl.train.batch_size import BatchFit
-from edgetl.train.cuda_graphs import CUDA_GRAPH, EAGER, fastest_forward
+from edgetl.train import setup
+from edgetl.train.common import precision
+from edgetl.train.common.progress import Silent
+from edgetl.train.common.run_choices import RunChoices
+from edgetl.train.engine import phase_builder, phase_loop, trainer
+from edgetl.train.engine.batch_size import BatchFit
+from edgetl.train.engine.cuda_graphs import CUDA_GRAPH, EAGER, fastest_forward
+from edgetl.train.engine.trainer import Training
+from edgetl.train.features import extractor
 from edgetl.train.finetune import finetune, resume
-from edgetl.train.progress import Silent
-from edgetl.train.recipe import Training
-from edgetl.train.run_choices import RunChoices
 from tests.conftest import ARCHITECTURE
 
 TORCH = {"fast": "pytorch-fp32", "exact": "pytorch-fp32", "milliseconds": {}}
@@ -53,7 +56,7 @@ def config(
     monkeypatch: pytest.MonkeyPatch,
 ) -> FinetuneConfig:
     monkeypatch.setenv("EDGETL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(computing, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
     return FinetuneConfig(
         make_images("data", ["a", "b", "c"], count=8), tmp_path / "run", ARCHITECTURE, str(random_weights), 32, device="cpu", epochs=2,
         finetune_epochs=1, batch_size=6, workers=0,
@@ -83,7 +86,7 @@ def test_every_phase_s_precision_is_recorded(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # metrics.json names the last phase's alone: two runs that reported the same differed in the head's.
-    monkeypatch.setattr(staging, "remembered", clock(TORCH, "bf16", "fp32"))
+    monkeypatch.setattr(phase_builder, "remembered", clock(TORCH, "bf16", "fp32"))
     run = finetune(config)
     choices = recorded(run)
     assert json.loads(run.metrics.read_text())["precision"] == "fp32"
@@ -96,16 +99,16 @@ def test_every_phase_s_precision_is_recorded(
 def test_a_rerun_takes_recorded_choices(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "remembered", clock(ONNX_RUNTIME, "bf16", "bf16"))
+    monkeypatch.setattr(phase_builder, "remembered", clock(ONNX_RUNTIME, "bf16", "bf16"))
     first = finetune(config)
-    monkeypatch.setattr(staging, "remembered", clock(TORCH, "fp32", "fp32"))
-    monkeypatch.setattr(preparing, "free_memory_bytes", lambda: 4_000_000)
+    monkeypatch.setattr(phase_builder, "remembered", clock(TORCH, "fp32", "fp32"))
+    monkeypatch.setattr(setup, "free_memory_bytes", lambda: 4_000_000)
     assert (
         finetune(replace(config, output=tmp_path / "anew")).weights.read_bytes()
         != first.weights.read_bytes()
     )
 
-    monkeypatch.setattr(staging, "remembered", refuse)
+    monkeypatch.setattr(phase_builder, "remembered", refuse)
     again = read_recorded_run(first.config)
     run = finetune(replace(again.config, output=tmp_path / "again"), choices=again.choices)
     assert run.weights.read_bytes() == first.weights.read_bytes()
@@ -115,19 +118,19 @@ def test_a_rerun_takes_recorded_choices(
 def test_resume_takes_recorded_choices(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "remembered", clock(ONNX_RUNTIME, "bf16", "fp32"))
-    monkeypatch.setattr(preparing, "free_memory_bytes", lambda: 2**34)
+    monkeypatch.setattr(phase_builder, "remembered", clock(ONNX_RUNTIME, "bf16", "fp32"))
+    monkeypatch.setattr(setup, "free_memory_bytes", lambda: 2**34)
     whole = finetune(replace(config, output=tmp_path / "whole"))
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(recipe, "SAVED_EVERY_S", 0.0)
+        patch.setattr(trainer, "SAVED_EVERY_S", 0.0)
         patch.setattr(Training, "load_best", interrupt)
         with pytest.raises(KeyboardInterrupt):
             finetune(config)
-    monkeypatch.setattr(staging, "remembered", clock(TORCH, "fp32", "bf16"))
+    monkeypatch.setattr(phase_builder, "remembered", clock(TORCH, "fp32", "bf16"))
     run = resume(RunDirectory(tmp_path / "run"))
     assert run.weights.read_bytes() == whole.weights.read_bytes()
     assert recorded(run) == recorded(whole)
@@ -136,11 +139,11 @@ def test_resume_takes_recorded_choices(
 def test_deterministic_measures_nothing(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "remembered", refuse)
+    monkeypatch.setattr(phase_builder, "remembered", refuse)
     (tmp_path / "cache").write_text("a file where the folder would be")
     weights = []
     for number, free in enumerate((2**34, 4_000_000)):
-        monkeypatch.setattr(preparing, "free_memory_bytes", lambda free=free: free)
+        monkeypatch.setattr(setup, "free_memory_bytes", lambda free=free: free)
         run = finetune(replace(config, output=tmp_path / str(number), deterministic=True))
         weights.append(run.weights.read_bytes())
         assert recorded(run).precision == {"1": "fp32", "2": "fp32"}
@@ -152,11 +155,11 @@ def test_deterministic_measures_nothing(
 def test_free_memory_is_recorded_as_the_cache_s_room(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "remembered", clock(TORCH, "fp32", "fp32"))
-    monkeypatch.setattr(preparing, "free_memory_bytes", lambda: 10_000)
+    monkeypatch.setattr(phase_builder, "remembered", clock(TORCH, "fp32", "fp32"))
+    monkeypatch.setattr(setup, "free_memory_bytes", lambda: 10_000)
     first = finetune(config)
     assert recorded(first).cached is False
-    monkeypatch.setattr(preparing, "free_memory_bytes", lambda: 2**34)
+    monkeypatch.setattr(setup, "free_memory_bytes", lambda: 2**34)
     again = read_recorded_run(first.config)
     run = finetune(replace(again.config, output=tmp_path / "again"), choices=again.choices)
     assert recorded(run).cached is False
@@ -215,14 +218,14 @@ class AnyCut(dict[str, FrozenBlocks]):
 def test_what_cannot_be_followed_is_refused(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, choices: Choices, message: str
 ) -> None:
-    monkeypatch.setattr(computing, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
 
     def make_prefix(name: str, *given: Any) -> Any:
         if name.startswith("onnxruntime") and choices.frozen_blocks:
             raise MissingPackageError("onnxruntime is not installed.")
-        return prefix.make_prefix(name, *given)
+        return extractor.make_prefix(name, *given)
 
-    monkeypatch.setattr(staging, "make_prefix", make_prefix)
+    monkeypatch.setattr(phase_builder, "make_prefix", make_prefix)
     with pytest.raises(ConfigError, match=message):
         finetune(config, choices=choices)
     assert config.output is not None
@@ -246,15 +249,15 @@ def test_a_recorded_runner_is_not_timed() -> None:
 def test_a_budget_s_early_end_is_recorded_and_taken_again(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "remembered", clock(TORCH, "fp32", "fp32"))
-    original = epochs.Epochs.run_one
+    monkeypatch.setattr(phase_builder, "remembered", clock(TORCH, "fp32", "fp32"))
+    original = phase_loop.Epochs.run_one
 
-    def slow(self: epochs.Epochs) -> None:
+    def slow(self: phase_loop.Epochs) -> None:
         original(self)
         self.slowest = 1e6  # no further epoch fits
 
     with monkeypatch.context() as patch:
-        patch.setattr(epochs.Epochs, "run_one", slow)
+        patch.setattr(phase_loop.Epochs, "run_one", slow)
         first = finetune(replace(config, budget_s=60.0))
     choices = recorded(first)
     assert choices.ended_after == {"1": 1, "2": 1}
@@ -268,7 +271,7 @@ def test_a_budget_s_early_end_is_recorded_and_taken_again(
 def test_a_batch_size_is_fixed_or_taken_again(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparing, "_fit", refuse)
+    monkeypatch.setattr(setup, "_fit", refuse)
     config = replace(config, batch_size="auto", precision="fp32", epochs=1, finetune_epochs=0)
     fixed = finetune(replace(config, deterministic=True))
     assert recorded(fixed).batch == BatchFit(16, 16).to_json()

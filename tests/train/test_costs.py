@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from edgetl.train.computing import Computing
-from edgetl.train.costs import _timed
+from edgetl.train.common.precision import Computing
+from edgetl.train.engine.budget import _timed
 
 
 class RecordingComputing(Computing):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgetl.train.cuda_graph import Captured, Compute, GraphRunner, capture_cuda_graph
+from edgetl.train.common.cuda_graph import Captured, Compute, GraphRunner, capture_cuda_graph
 
 
 class RecordedCapture:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.layout import RunDirectory
-from edgetl.train import cuda_graphs, epochs
-from edgetl.train.computing import Computing
-from edgetl.train.cuda_graphs import (
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.paths import RunDirectory
+from edgetl.train.common.precision import Computing
+from edgetl.train.common.progress import Silent
+from edgetl.train.engine import cuda_graphs, phase_loop
+from edgetl.train.engine.cuda_graphs import (
     CUDA_GRAPH,
     EAGER,
     LEAST_STEPS,
@@ -25,7 +26,6 @@ from edgetl.train.cuda_graphs import (
     unfit_reason,
 )
 from edgetl.train.finetune import finetune
-from edgetl.train.progress import Silent
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 CPU, GPU = (Computing(torch.device(name), "bf16") for name in ("cpu", "cuda"))
@@ -225,7 +225,7 @@ def test_training_with_graphs_gives_the_weights_of_eager(
         )  # fmt: skip
         finetune(config, notes)
         # The second run takes graphs.
-        monkeypatch.setattr(epochs, "unfit_reason", lambda *_: None)
+        monkeypatch.setattr(phase_loop, "unfit_reason", lambda *_: None)
         monkeypatch.setattr(cuda_graphs, "capture_forward", capture)
         monkeypatch.setattr(cuda_graphs, "time_in_turns", lambda *_: {EAGER: 2.0, CUDA_GRAPH: 1.0})
     assert runs[0].weights.read_bytes() == runs[1].weights.read_bytes()

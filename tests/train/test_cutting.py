@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from edgetl.core.architectures import architectures
-from edgetl.train import prefix as prefixes
-from edgetl.train.computing import Computing, choose_computing
-from edgetl.train.cutting import TracedNetwork, check_pieces
-from edgetl.train.freezing import set_trainable
-from edgetl.train.models import AdaptedNetwork, adapt
-from edgetl.train.prefix import exact_prefix, fastest_prefix, half_prefix, make_prefix
+from edgetl.train.common.precision import Computing, choose_computing
+from edgetl.train.features import extractor as prefixes
+from edgetl.train.features.extractor import exact_prefix, fastest_prefix, half_prefix, make_prefix
+from edgetl.train.features.partition import TracedNetwork, check_pieces
+from edgetl.train.model.factory import AdaptedNetwork, adapt
+from edgetl.train.model.freezing import set_trainable
 
 SMALLEST = {
     "alexnet": 64, "convnext_tiny": 32, "densenet121": 32, "efficientnet_b0": 32, "googlenet": 64, "inception_v3": 96, "mnasnet0_5": 32,
@@ -122,15 +122,16 @@ def test_the_fastest_that_is_right_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
     set_trainable(network, "head").train_mode()
     piece, images = traced.piece(traced.input, traced.cut()), torch.randn(4, 3, 32, 32)
     names = ["pytorch-fp32", "pytorch-bf16", "onnxruntime-fp32"]
-    monkeypatch.setattr("edgetl.train.prefix.candidates", lambda computing: names)
+    monkeypatch.setattr("edgetl.train.features.extractor.candidates", lambda computing: names)
     times = {"pytorch-fp32": 3.0, "pytorch-bf16": 1.0, "onnxruntime-fp32": 2.0}
     monkeypatch.setattr(
-        "edgetl.train.prefix._milliseconds", lambda prefix, values, computing: times[prefix.name]
+        "edgetl.train.features.extractor._milliseconds",
+        lambda prefix, values, computing: times[prefix.name],
     )
     choice = fastest_prefix(piece, (images,), COMPUTING)
     assert (choice.fast, choice.exact) == ("pytorch-bf16", "onnxruntime-fp32")
     assert choice.milliseconds == times
-    monkeypatch.setattr("edgetl.train.prefix._agrees", lambda *given: False)
+    monkeypatch.setattr("edgetl.train.features.extractor._agrees", lambda *given: False)
     assert fastest_prefix(piece, (images,), COMPUTING).fast == "pytorch-fp32", (
         "a wrong one is out, however fast"
     )

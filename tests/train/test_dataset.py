@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from edgetl.core.errors import DataError, RunError
-from edgetl.core.layout import RunDirectory
-from edgetl.train.dataset import DataSet, read_data
-from edgetl.train.folders import Rejected, find_files
-from edgetl.train.splits import SplitRow, read_split, write_rejected, write_split
+from edgetl.core.paths import RunDirectory
+from edgetl.train.data.dataset import DataSet, read_data
+from edgetl.train.data.folders import Rejected, find_files
+from edgetl.train.data.splits import SplitRow, read_split, write_rejected, write_split
 from tests.report.runs import write_run
 
 MakeImages = Callable[..., Path]

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.train.computing import cudnn_autotuning
-from edgetl.train.determinism import cost, deterministic
+from edgetl.train.common.precision import cudnn_autotuning
+from edgetl.train.common.progress import Silent
+from edgetl.train.engine.determinism import cost, deterministic
 from edgetl.train.finetune import finetune
-from edgetl.train.progress import Silent
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 

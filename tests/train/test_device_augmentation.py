@@ -10,13 +10,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from edgetl.core.config.finetune import Augment
 from edgetl.core.errors import ConfigError
-from edgetl.core.finetuning import Augment
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.images import load_image
-from edgetl.train.augmentation import Augmentation
-from edgetl.train.device_augmentation import augment
-from edgetl.train.view_parameters import ViewParameters, ViewSampler
+from edgetl.device.runtime.images import load_image
+from edgetl.train.data.augmentation import Augmentation
+from edgetl.train.data.gpu_augmentation import augment
+from edgetl.train.data.view_parameters import ViewParameters, ViewSampler
 
 SIDE = 64
 STRENGTHS: list[Augment] = ["light", "medium", "strong"]

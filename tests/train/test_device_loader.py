@@ -13,14 +13,14 @@ from torch import Tensor
 
 from edgetl.core.errors import DecodeError
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.images import load_image
-from edgetl.train.augmentation import Augmentation
-from edgetl.train.decoded import DecodedImages
-from edgetl.train.device_images import DeviceImages
-from edgetl.train.device_loader import DeviceLoader
-from edgetl.train.jpeg import BatchDecoder
-from edgetl.train.loading import Images, Key, Loader, cut_batches
-from edgetl.train.splits import SplitRow
+from edgetl.device.runtime.images import load_image
+from edgetl.train.data.augmentation import Augmentation
+from edgetl.train.data.decoded_cache import DecodedImages
+from edgetl.train.data.gpu_images import DeviceImages
+from edgetl.train.data.gpu_loader import DeviceLoader
+from edgetl.train.data.jpeg import BatchDecoder
+from edgetl.train.data.loader import Images, Key, Loader, cut_batches
+from edgetl.train.data.splits import SplitRow
 from tests.train.test_jpeg import decode_on_cpu, picture
 
 SIDE = 32
@@ -233,7 +233,7 @@ def test_an_abandoned_pass_does_not_disturb_the_next(paths: list[Path]) -> None:
 def test_one_call_of_the_decoder_is_bounded(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgetl.train.device_images._DECODED_BYTES", 2 * IMAGE_BYTES)
+    monkeypatch.setattr("edgetl.train.data.gpu_images._DECODED_BYTES", 2 * IMAGE_BYTES)
     decoder = CountingDecoder()
     device_loader, _, _, _ = build(paths, decoder)
     list(device_loader([[(1, index) for index in range(IMAGES)]]))

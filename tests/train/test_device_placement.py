@@ -14,15 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.train import checkpoint, feeding, freezing, optimising, preparing, recipe
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.train import finetune as finetuning
-from edgetl.train.activations import ActivationStore
-from edgetl.train.computing import Computing
-from edgetl.train.evaluation import evaluate
-from edgetl.train.feeding import CachedFeed, StreamedFeed
+from edgetl.train import setup
+from edgetl.train.common.precision import Computing
+from edgetl.train.engine import checkpoint, optim, trainer
+from edgetl.train.engine.evaluation import evaluate
+from edgetl.train.engine.phase_builder import Stage
+from edgetl.train.features import batches
+from edgetl.train.features.batches import CachedFeed, StreamedFeed
+from edgetl.train.features.store import ActivationStore
 from edgetl.train.finetune import finetune
-from edgetl.train.staging import Stage
+from edgetl.train.model import freezing
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 GPU = torch.device("cuda", 0)
@@ -63,7 +66,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 
 def _patch_device(patch: pytest.MonkeyPatch, free_bytes: int) -> None:
-    patch.setattr(preparing, "choose_computing", lambda *_: Computing(GPU, "fp32"))
+    patch.setattr(setup, "choose_computing", lambda *_: Computing(GPU, "fp32"))
     state = torch.get_rng_state()
     for name, answer in {
         "current_device": 0,
@@ -152,9 +155,9 @@ def _patch_files(patch: pytest.MonkeyPatch, watched: Watched) -> None:
     def no_room(*_: Any) -> Any:
         raise OSError("no room")
 
-    run_stage = recipe.Training.run_stage
+    run_stage = trainer.Training.run_stage
 
-    def watched_stage(self: recipe.Training, stage: Stage, *given: Any) -> None:
+    def watched_stage(self: trainer.Training, stage: Stage, *given: Any) -> None:
         watched.feeds.append(type(stage.feed))
         watched.phases.append(stage.phase.number)
         watched.trained_on |= {
@@ -162,7 +165,7 @@ def _patch_files(patch: pytest.MonkeyPatch, watched: Watched) -> None:
         }
         run_stage(self, stage, *given)
 
-    def write_results(prepared: Any, training: recipe.Training, last: Stage, *_: Any) -> None:
+    def write_results(prepared: Any, training: trainer.Training, last: Stage, *_: Any) -> None:
         network = training.adapted.network.eval()
         assert not network.training
         train = evaluate(last.forward, last.feed.plain())
@@ -172,8 +175,8 @@ def _patch_files(patch: pytest.MonkeyPatch, watched: Watched) -> None:
     patch.setattr(finetuning, "prepare", _for_real(finetuning.prepare))
     patch.setattr(checkpoint, "save_file", save_file)
     patch.setattr(ActivationStore, "create", no_room)
-    patch.setattr(recipe, "SAVED_EVERY_S", 0.0)
-    patch.setattr(recipe.Training, "run_stage", watched_stage)
+    patch.setattr(trainer, "SAVED_EVERY_S", 0.0)
+    patch.setattr(trainer.Training, "run_stage", watched_stage)
     patch.setattr(finetuning, "write_results", write_results)
 
 
@@ -252,7 +255,7 @@ def on_the_cpu(tensor: Tensor, _: torch.device) -> Tensor:
 
 @pytest.mark.parametrize(
     ("module", "changes"),
-    [(feeding, {}), (optimising, MIXED)],
+    [(batches, {}), (optim, MIXED)],
     ids=["batches", "mixing and weights"],
 )
 def test_a_forgotten_transfer_is_found(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgetl.train.familiarity import IMAGES, statistics_shift
+from edgetl.train.engine.domain_shift import IMAGES, statistics_shift
 
 
 def network() -> nn.Sequential:

@@ -17,19 +17,19 @@ import pytest
 import torch
 from PIL import Image
 
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, DataError, RunError, WeightsError
 from edgetl.core.files import sha256_file, write_json
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.layout import RunDirectory
-from edgetl.device.images import load_image
-from edgetl.device.preprocessing import preprocess
-from edgetl.train.computing import Computing
+from edgetl.core.paths import RunDirectory
+from edgetl.device.runtime.images import load_image
+from edgetl.device.runtime.preprocessing import preprocess
+from edgetl.train.common.precision import Computing
+from edgetl.train.common.progress import EpochRecord, Silent, Step
+from edgetl.train.data.splits import read_split
+from edgetl.train.engine.trainer import is_better
 from edgetl.train.finetune import finetune
-from edgetl.train.models import load_run_model
-from edgetl.train.output import Place, choose_output
-from edgetl.train.progress import EpochRecord, Silent, Step
-from edgetl.train.recipe import is_better
-from edgetl.train.splits import read_split
+from edgetl.train.model.factory import load_run_model
+from edgetl.train.output_directory import Place, choose_output
 from tests.report.runs import write_run
 
 MakeImages = Callable[..., Path]
@@ -204,7 +204,9 @@ def test_phase_2_begins_with_phase_1_s_best_and_the_run_ends_with_the_best(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Epoch 2 of 4 is made the best one; a second phase that cannot move shows where it began.
-    monkeypatch.setattr("edgetl.train.recipe.is_better", lambda record, best: record.epoch <= 2)
+    monkeypatch.setattr(
+        "edgetl.train.engine.trainer.is_better", lambda record, best: record.epoch <= 2
+    )
     run = finetune(replace(config, epochs=4, finetune_epochs=1, finetune_lr=1e-12))
     losses = [line["val_loss"] for line in history_of(run)]
     assert losses[4] == pytest.approx(losses[1], rel=1e-4)
@@ -273,9 +275,7 @@ def test_float16_trains_with_scaled_gradients(
 ) -> None:
     # As a GPU without bfloat16 does it; a CPU emulates the arithmetic.
     computing = Computing(torch.device("cpu"), "fp16")
-    monkeypatch.setattr(
-        "edgetl.train.preparing.choose_computing", lambda device, precision: computing
-    )
+    monkeypatch.setattr("edgetl.train.setup.choose_computing", lambda device, precision: computing)
     config = replace(config, epochs=3, finetune_epochs=1, clip_gradient=clip)
     run = finetune(config)
     assert metrics_of(run)["precision"] == "fp16"
@@ -706,7 +706,7 @@ def test_force_gives_the_old_run_back_when_the_new_one_comes_to_nothing(
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("edgetl.train.recipe.Training.run_stage", explode)
+        patch.setattr("edgetl.train.engine.trainer.Training.run_stage", explode)
         with pytest.raises(RuntimeError, match="out of memory"):
             finetune(replace(config, force=True))
     assert {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == before

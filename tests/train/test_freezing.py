@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgetl.core.errors import ConfigError
-from edgetl.train.freezing import Freezing, set_trainable
-from edgetl.train.models import AdaptedNetwork, adapt
+from edgetl.train.model.factory import AdaptedNetwork, adapt
+from edgetl.train.model.freezing import Freezing, set_trainable
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.layout import RunDirectory
-from edgetl.train.checkpoint import read_state
+from edgetl.core.paths import RunDirectory
+from edgetl.train.engine.checkpoint import read_state
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE, ROOT
 
 _MIB = 1 << 20
@@ -36,7 +36,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def program(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Saving after every batch."""
-    code = "import edgetl.train.recipe as r; r.Training.save_when_due = r.Training.save; from edgetl.cli.app import main; main()"
+    code = "import edgetl.train.engine.trainer as r; r.Training.save_when_due = r.Training.save; from edgetl.cli.app import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,

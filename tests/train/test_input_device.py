@@ -13,20 +13,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import DecodeError
-from edgetl.core.finetuning import FinetuneConfig
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.train import input_device, staging
-from edgetl.train.augmentation import Augmentation
-from edgetl.train.decoded import DecodedImages
-from edgetl.train.device_images import DeviceImages
-from edgetl.train.device_loader import DeviceLoader
+from edgetl.train.common.distributed import ALONE
+from edgetl.train.data.augmentation import Augmentation
+from edgetl.train.data.decoded_cache import DecodedImages
+from edgetl.train.data.gpu_images import DeviceImages
+from edgetl.train.data.gpu_loader import DeviceLoader
+from edgetl.train.data.jpeg import BatchDecoder
+from edgetl.train.data.loader import Images, Key, Loader
+from edgetl.train.data.splits import SplitRow
+from edgetl.train.engine import input_device, phase_builder
+from edgetl.train.engine.input_device import choose_loader
 from edgetl.train.finetune import finetune
-from edgetl.train.input_device import choose_loader
-from edgetl.train.jpeg import BatchDecoder
-from edgetl.train.loading import Images, Key, Loader
-from edgetl.train.ranks import ALONE
-from edgetl.train.splits import SplitRow
 from tests.conftest import ARCHITECTURE
 from tests.train.test_device_loader import broken
 from tests.train.test_jpeg import decode_on_cpu, picture
@@ -247,7 +247,7 @@ def test_training_is_the_same_on_either_path(
         images = DeviceImages(given.loader.images.decoded, CPU, 10**9, decoder)
         return DeviceLoader(given.loader, images, given.preprocessing.crop, CPU), {"device": "cuda"}
 
-    monkeypatch.setattr(staging, "choose_loader", choose)
+    monkeypatch.setattr(phase_builder, "choose_loader", choose)
     found = finetune(replace(config, output=tmp_path / "device"))
     assert sum(decoded) == 40, "every training image once in three epochs"
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from edgetl.core.files import sha256_file
-from edgetl.device.images import load_image
-from edgetl.train.inspection.pictures import CLASSES, generate_inspection, photograph
-from edgetl.train.inspection.shapes import SHAPES
-from edgetl.train.inspection.textures import UNIT
+from edgetl.demo.images.dataset import CLASSES, generate_inspection, photograph
+from edgetl.demo.images.shapes import SHAPES
+from edgetl.demo.images.textures import UNIT
+from edgetl.device.runtime.images import load_image
 
 DEFECTS = [label for label in CLASSES if label != "good"]
 

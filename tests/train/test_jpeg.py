@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from edgetl.device.images import load_image
-from edgetl.train.jpeg import decode_with_nvjpeg, read_header, reduce, to_tensors
+from edgetl.device.runtime.images import load_image
+from edgetl.train.data.jpeg import decode_with_nvjpeg, read_header, reduce, to_tensors
 
 
 def decode_on_cpu(encoded: list[Tensor], device: torch.device) -> list[Tensor]:

@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
+from edgetl.core.config.finetune import Augment, Precision
 from edgetl.core.errors import ConfigError
-from edgetl.core.finetuning import Augment, Precision
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.images import load_image
-from edgetl.device.preprocessing import normalise, resize_and_crop
-from edgetl.train.augmentation import Augmentation
-from edgetl.train.computing import choose_computing
-from edgetl.train.decoded import DecodedImages
-from edgetl.train.loading import Images, Key, Loader, cut_batches, default_workers
-from edgetl.train.splits import SplitRow
+from edgetl.device.runtime.images import load_image
+from edgetl.device.runtime.preprocessing import normalise, resize_and_crop
+from edgetl.train.common.precision import choose_computing
+from edgetl.train.data.augmentation import Augmentation
+from edgetl.train.data.decoded_cache import DecodedImages
+from edgetl.train.data.loader import Images, Key, Loader, cut_batches, default_workers
+from edgetl.train.data.splits import SplitRow
 
 CONTRACT = Preprocessing.for_image_size(32)
 STRENGTHS: list[Augment] = ["light", "medium", "strong"]
@@ -154,8 +154,8 @@ def test_decode_ahead_stops_when_the_budget_is_full(
         decodes.append(path)
         return load_image(path, least_side)
 
-    monkeypatch.setattr("edgetl.train.decoded.load_image", counted)
-    monkeypatch.setattr("edgetl.train.loading.available_cores", lambda: 2)
+    monkeypatch.setattr("edgetl.train.data.decoded_cache.load_image", counted)
+    monkeypatch.setattr("edgetl.train.data.loader.available_cores", lambda: 2)
     images(rows, budget=kept * load_image(rows[0].path).nbytes + 1).decode_ahead()
     # The files differ by up to two rows of pixels, and each of two threads may be at one image more.
     assert kept - 1 <= len(decodes) <= kept + 2

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.train.measured import remembered
+from edgetl.train.common.autotune import remembered
 
 
 @pytest.mark.parametrize("found", [None, [], {}, {"ms": "fast"}])

@@ -11,18 +11,18 @@ from torch import nn
 
 from edgetl.core.architectures import architectures
 from edgetl.core.errors import ArchitectureError
-from edgetl.train.blocks import find_blocks
-from edgetl.train.freezing import set_trainable
-from edgetl.train.heads import find_classification_layer, replace_head
-from edgetl.train.models import adapt
-from edgetl.train.networks import (
+from edgetl.train.model.blocks import find_blocks
+from edgetl.train.model.factory import adapt
+from edgetl.train.model.freezing import set_trainable
+from edgetl.train.model.head import find_classification_layer, replace_head
+from edgetl.train.model.torchvision_models import (
     build_skeleton,
     describe,
     known_architecture,
     preprocessing_for,
     usual_preprocessing,
 )
-from edgetl.train.weights import PretrainedWeights, load_into
+from edgetl.train.model.weights import PretrainedWeights, load_into
 
 NAMES: list[str] = torchvision.models.list_models(module=torchvision.models)
 BY_FAMILY = groupby(
@@ -147,7 +147,7 @@ def test_other_kinds_of_model_are_refused(name: str) -> None:
 
 def test_a_name_that_the_table_lacks_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = architectures()["shufflenet_v2_x0_5"]
-    monkeypatch.setattr("edgetl.train.networks.architectures", dict)
+    monkeypatch.setattr("edgetl.train.model.torchvision_models.architectures", dict)
     assert known_architecture("shufflenet_v2_x0_5") == expected
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch.autograd import DeviceType
 
-from edgetl.train.operator_times import operator_profile
+from edgetl.train.common.operator_profile import operator_profile
 
 
 def event(

@@ -11,13 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.train.arithmetic import keep_slow_kernels_in_float32, step_milliseconds, undisturbed
-from edgetl.train.computing import Computing
-from edgetl.train.freezing import resolve_unfreeze, set_trainable
-from edgetl.train.models import AdaptedNetwork, adapt
-from edgetl.train.optimising import AveragedWeights, Loss, Mixed, Mixing, Rates, make_optimiser
-from edgetl.train.planning import LONGEST, Costs, plan
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.train.common.precision import (
+    Computing,
+    keep_slow_kernels_in_float32,
+    step_milliseconds,
+    undisturbed,
+)
+from edgetl.train.engine.budget import LONGEST, Costs, plan
+from edgetl.train.engine.optim import AveragedWeights, Loss, Mixed, Mixing, Rates, make_optimiser
+from edgetl.train.model.factory import AdaptedNetwork, adapt
+from edgetl.train.model.freezing import resolve_unfreeze, set_trainable
 
 CONFIG = FinetuneConfig(Path("data"), schedule="constant", warmup=0.0)
 

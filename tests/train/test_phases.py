@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.config.presets import presets
 from edgetl.core.errors import ConfigError
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.presets import presets
-from edgetl.train.phases import Phase, plan_phases, settle, usual_batch_size
+from edgetl.train.engine.phases import Phase, plan_phases, settle, usual_batch_size
 
 CONFIG = FinetuneConfig(Path("data"))
 CLASSIC = FinetuneConfig(Path("data"), **presets()["classic"])

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from edgetl.core.errors import ConfigError
-from edgetl.core.layout import RunDirectory
-from edgetl.train.feeding import Order
-from edgetl.train.ranks import ALONE, Ranks, joined, lost, select_gpu
+from edgetl.core.paths import RunDirectory
+from edgetl.train.common.distributed import ALONE, Ranks, joined, lost, select_gpu
+from edgetl.train.features.batches import Order
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE, ROOT
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgetl.train.loading import Key, cut_batches
-from edgetl.train.resident import ResidentViews
+from edgetl.train.data.loader import Key, ResidentViews, cut_batches
 
 SIDE = 2
 DEVICE = torch.device("cpu")
@@ -89,7 +88,7 @@ def test_the_rows_of_a_pass_are_uploaded_at_once(monkeypatch: pytest.MonkeyPatch
         created.append(len(content))
         return original(content, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("edgetl.train.resident.torch.tensor", counted)
+    monkeypatch.setattr("edgetl.train.data.loader.torch.tensor", counted)
     monkeypatch.setattr(
         CountingLoader, "__call__", lambda self, batches: iter(EXPECTED[: len(batches)])
     )

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, DataError, RunError
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.layout import RunDirectory
+from edgetl.core.paths import RunDirectory
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE, ROOT
 from tests.forking import PROCESSES
 
@@ -43,12 +43,14 @@ def _die(*_: object) -> None:
 
 def _work(config: dict[str, Any], again: bool, death: tuple[str, float] | None) -> None:
     # In a process of its own: train, and save after every batch; die as it was told to.
-    from edgetl.train import checkpoint, finetune, progress, recipe, results
+    from edgetl.train import finetune, results
+    from edgetl.train.common import progress
+    from edgetl.train.engine import checkpoint, trainer
 
     saves = 0
     kind, when = death or ("", 0.0)
 
-    def save(self: recipe.Training, epochs: Any) -> None:
+    def save(self: trainer.Training, epochs: Any) -> None:
         nonlocal saves
         if kind == "timer" and saves == 0:
             threading.Timer(when, _die).start()
@@ -82,12 +84,12 @@ def _work(config: dict[str, Any], again: bool, death: tuple[str, float] | None) 
         return real_evaluate(*given)
 
     if kind == "validation":
-        real_evaluate, recipe.evaluate = recipe.evaluate, evaluate
+        real_evaluate, trainer.evaluate = trainer.evaluate, evaluate
     if kind == "plots":
         results.draw_plots = _die
     real, checkpoint.save_file = checkpoint.save_file, half  # type: ignore[assignment]
     if kind != "validation":
-        recipe.Training.save_when_due = save  # type: ignore[method-assign]
+        trainer.Training.save_when_due = save  # type: ignore[method-assign]
     settings = FinetuneConfig.from_json(config)
     try:
         if again:
@@ -260,7 +262,7 @@ def test_what_changed_meanwhile_is_refused(begun: FinetuneConfig, tmp_path: Path
 
 
 def test_a_frozen_tensor_that_changed_is_named(begun: FinetuneConfig, tmp_path: Path) -> None:
-    from edgetl.train.checkpoint import read_state, write_state
+    from edgetl.train.engine.checkpoint import read_state, write_state
 
     path = RunDirectory(tmp_path / "run").checkpoint
     state = read_state(path)
@@ -284,7 +286,7 @@ def test_a_damaged_checkpoint_is_refused(begun: FinetuneConfig, tmp_path: Path) 
 @contextmanager
 def process(*arguments: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """The program, started and not waited for."""
-    code = "import edgetl.train.recipe as r; r.SAVED_EVERY_S = 0.0; from edgetl.cli.app import main; main()"
+    code = "import edgetl.train.engine.trainer as r; r.SAVED_EVERY_S = 0.0; from edgetl.cli.app import main; main()"
     with subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,

@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ExportError
 from edgetl.core.files import sha256_file
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.layout import RunDirectory
-from edgetl.train.feeding import Batch, CachedFeed, Feed, Order, StreamedFeed
+from edgetl.core.paths import RunDirectory
+from edgetl.train.common.progress import Silent
+from edgetl.train.engine.phase_builder import Staging
+from edgetl.train.features.batches import Batch, CachedFeed, Feed, Order, StreamedFeed
+from edgetl.train.features.extractor import Prefix, make_prefix
 from edgetl.train.finetune import finetune
-from edgetl.train.models import load_run_model
-from edgetl.train.prefix import Prefix, make_prefix
-from edgetl.train.progress import Silent
-from edgetl.train.staging import Staging
+from edgetl.train.model.factory import load_run_model
 
 MakeImages = Callable[..., Path]
 
@@ -223,7 +223,7 @@ def test_a_runtime_that_refuses_a_later_piece_gives_way_to_pytorch(
             raise ExportError("an operator that is not known")
         return make_prefix(name, piece, example, computing)
 
-    monkeypatch.setattr("edgetl.train.staging.make_prefix", picky)
+    monkeypatch.setattr("edgetl.train.engine.phase_builder.make_prefix", picky)
     assert len(epochs(finetune(config))) == 5
     assert refused
 

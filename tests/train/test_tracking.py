@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.layout import RunDirectory
-from edgetl.train import recipe
+from edgetl.core.paths import RunDirectory
+from edgetl.train.common.progress import EpochRecord, Silent
+from edgetl.train.engine import trainer
 from edgetl.train.finetune import finetune, resume
-from edgetl.train.progress import EpochRecord, Silent
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 
@@ -39,8 +39,8 @@ def run(
         tensorboard=True, mlflow=str(folder / "mlruns"),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "SAVED_EVERY_S", 0.0)
-        patch.setattr(recipe.Training, "save_when_due", recipe.Training.save)
+        patch.setattr(trainer, "SAVED_EVERY_S", 0.0)
+        patch.setattr(trainer.Training, "save_when_due", trainer.Training.save)
         with pytest.raises(KeyboardInterrupt):
             finetune(config, Stop())
     return resume(RunDirectory(folder / "run"))

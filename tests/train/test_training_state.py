@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from edgetl.core.errors import RunError
-from edgetl.train.checkpoint import write_state
-from edgetl.train.phases import Phase
-from edgetl.train.progress import EpochRecord
-from edgetl.train.training_state import check_phases, read_training_state
+from edgetl.train.common.progress import EpochRecord
+from edgetl.train.engine.checkpoint import write_state
+from edgetl.train.engine.phases import Phase
+from edgetl.train.engine.training_state import check_phases, read_training_state
 
 RECORD = asdict(EpochRecord(1, 1, 0.5, 0.5, 0.5, 0.5, 1e-3, 1.0, 10.0, 1.0))
 STAGE = {

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from edgetl.core.errors import WeightsError
 from edgetl.core.files import sha256_file
-from edgetl.train.models import adapt, load_stock_model
-from edgetl.train.weights import PretrainedWeights, download, load_into, read_weights
+from edgetl.train.model.factory import adapt, load_stock_model
+from edgetl.train.model.weights import PretrainedWeights, download, load_into, read_weights
 
 NAME = "squeezenet1_1"
 
@@ -364,8 +364,8 @@ def test_a_stock_model_has_imagenet_s_labels(file: Path, state: dict[str, Tensor
 
 
 def test_real_weights_recognise_real_photos(shared: Path) -> None:
-    from edgetl.device.images import load_image
-    from edgetl.device.preprocessing import preprocess
+    from edgetl.device.runtime.images import load_image
+    from edgetl.device.runtime.preprocessing import preprocess
 
     model = load_stock_model("mobilenet_v2", str(shared / "weights"))
     photos = sorted((shared / "data/catsdogs500/val/dogs").iterdir())[:20]

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from edgetl.core.files import sha256_file
-from edgetl.device.bundle import open_bundle
-from edgetl.device.classifier import proven_classifier
+from edgetl.device.runtime.bundle import open_bundle
+from edgetl.device.runtime.classifier import proven_classifier
 from tests.bundles import (
     CONTRACT,
     LABELS,

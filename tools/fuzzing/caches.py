@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from edgetl.train.activations import ActivationStore, Rows
-from edgetl.train.measured import remembered
+from edgetl.train.common.autotune import remembered
+from edgetl.train.features.store import ActivationStore, Rows
 from tools.fuzzing.target import Target, copy_originals, mutate_file, mutate_json_file
 
 _KEY = "0" * 32

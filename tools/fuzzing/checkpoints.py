@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgetl.train.checkpoint import write_state
-from edgetl.train.phases import Phase
-from edgetl.train.progress import EpochRecord
-from edgetl.train.training_state import check_phases, read_training_state
+from edgetl.train.common.progress import EpochRecord
+from edgetl.train.engine.checkpoint import write_state
+from edgetl.train.engine.phases import Phase
+from edgetl.train.engine.training_state import check_phases, read_training_state
 from tools.fuzzing.target import Target, mutate_file
 from tools.mutation import mutate_json
 

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.images import load_image
-from edgetl.device.preprocessing import resize_and_crop
+from edgetl.device.runtime.images import load_image
+from edgetl.device.runtime.preprocessing import resize_and_crop
 from tools.fuzzing.target import Target, mutate_file
 
 _SUFFIXES = (".jpg", ".png", ".webp", ".gif", ".bmp", ".tif")

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from edgetl.device.images import IMAGE_SUFFIXES
+from edgetl.device.runtime.images import IMAGE_SUFFIXES
 from tools.mutation import mutate_bytes
 
 FORMATS = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}

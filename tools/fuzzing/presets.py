@@ -7,9 +7,9 @@ from pathlib import Path
 
 import albumentations
 
+from edgetl.core.config.presets import preset_toml, resolve
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.core.presets import preset_toml, resolve
-from edgetl.train.augmentation import Augmentation
+from edgetl.train.data.augmentation import Augmentation
 from tools.fuzzing.target import Target, mutate_file, mutate_json_file, mutate_lines
 
 _VALUES = (

@@ -6,8 +6,8 @@ import json
 import random
 from pathlib import Path
 
-from edgetl.core.results import read_result
-from edgetl.report.bench_page import bench_report
+from edgetl.core.artifacts.bench import read_result
+from edgetl.report.bench.page import bench_report
 from tests.report.benches import board, server
 from tools.fuzzing.target import Target, mutate_json_file
 from tools.mutation import mutate_json

@@ -6,14 +6,14 @@ import json
 import random
 from pathlib import Path
 
+from edgetl.core.artifacts.run import read_run
+from edgetl.core.artifacts.run_config import read_run_configuration
 from edgetl.core.errors import EdgetlError
-from edgetl.core.layout import RunDirectory
-from edgetl.core.run_configuration import read_run_configuration
-from edgetl.report.run_files import read_run
-from edgetl.report.run_page import run_report
-from edgetl.report.run_words import run_sentences
-from edgetl.train.resuming import beginnings
-from edgetl.train.splits import read_split
+from edgetl.core.paths import RunDirectory
+from edgetl.report.run.page import run_report
+from edgetl.report.run.text import run_sentences
+from edgetl.train.data.splits import read_split
+from edgetl.train.finetune import beginnings
 from tests.report.runs import CLASSES, write_run
 from tools.fuzzing.target import Target, copy_originals, mutate_file, mutate_json_file, mutate_lines
 

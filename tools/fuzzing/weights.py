@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edgetl.train.networks import build_network
-from edgetl.train.weights import load_into, read_weights
+from edgetl.train.model.torchvision_models import build_network
+from edgetl.train.model.weights import load_into, read_weights
 from tools.fuzzing.target import Target, mutate_file
 from tools.mutation import VALUES
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edgetl.core.builtin import CARD, RECIPE, WEIGHTS, write_checksums
+from edgetl.core.builtin_weights import CARD, RECIPE, WEIGHTS, write_checksums
 from edgetl.core.errors import ConfigError
 from edgetl.core.files import atomic_path, read_json, write_json, write_text
-from edgetl.train.networks import known_architecture, preprocessing_for
-from edgetl.train.versions import versions
+from edgetl.train.model.torchvision_models import known_architecture, preprocessing_for
+from edgetl.train.results import versions
 from tools.pretraining.card import card
 from tools.pretraining.recipe import Recipe, write_recipe
 from tools.pretraining.training import Pretrained

@@ -17,14 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from edgetl.core.config.finetune import Device, Precision
 from edgetl.core.errors import RunError
 from edgetl.core.files import write_text
-from edgetl.core.finetuning import Device, Precision
-from edgetl.train.arithmetic import keep_slow_kernels_in_float32, step_milliseconds
-from edgetl.train.checkpoint import read_state, write_state
-from edgetl.train.computing import Computing, choose_computing
-from edgetl.train.models import adapt
-from edgetl.train.networks import preprocessing_for
+from edgetl.train.common.precision import (
+    Computing,
+    choose_computing,
+    keep_slow_kernels_in_float32,
+    step_milliseconds,
+)
+from edgetl.train.engine.checkpoint import read_state, write_state
+from edgetl.train.model.factory import adapt
+from edgetl.train.model.torchvision_models import preprocessing_for
 from tools.pretraining.pool import Pool, pool_name
 from tools.pretraining.recipe import Recipe
 from tools.pretraining.views import random_views

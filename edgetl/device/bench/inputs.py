@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgetl.core.config import InputKind
+from edgetl.core.config.export import InputKind
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.bundle import Bundle
-from edgetl.device.images import load_image
-from edgetl.device.preprocessing import normalise, resize_and_crop, resize_to
+from edgetl.device.runtime.bundle import Bundle
+from edgetl.device.runtime.images import load_image
+from edgetl.device.runtime.preprocessing import normalise, resize_and_crop, resize_to
 
 Feed = tuple[InputKind, tuple[int, int] | None]
 """What a variant takes: the kind of input, and the (height, width) of the only images that it takes."""

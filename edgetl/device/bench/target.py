@@ -8,18 +8,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.benching import BenchConfig, Scope
+from edgetl.core.config.bench import BenchConfig, Scope
+from edgetl.core.config.torch_modes import TORCH_MODES
 from edgetl.core.errors import BenchError, BundleError
 from edgetl.core.files import sha256_file
-from edgetl.core.layout import RunDirectory
-from edgetl.core.torch_modes import TORCH_MODES
-from edgetl.core.wording import counted
-from edgetl.device.backends import Source
+from edgetl.core.formatting import counted
+from edgetl.core.paths import RunDirectory
+from edgetl.device.bench.backend import Source
 from edgetl.device.bench.inputs import Feed
-from edgetl.device.bundle import Bundle, open_bundle
-from edgetl.device.facts import installed_version
-from edgetl.device.providers import CUDA_PROVIDERS
-from edgetl.device.session_modes import DEFAULT, providers_with, supports, variant_name
+from edgetl.device.hardware.info import installed_version
+from edgetl.device.runtime.bundle import Bundle, open_bundle
+from edgetl.device.runtime.providers import CUDA_PROVIDERS
+from edgetl.device.runtime.session_modes import DEFAULT, providers_with, supports, variant_name
 
 NO_GOLDEN = "a lone ONNX file brings no reference images: its answers were not checked"
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgetl.core.errors import EdgetlError
 from edgetl.core.registry import BACKENDS, resolve
-from edgetl.device.allocator import keep_freed_memory
-from edgetl.device.bench.jobs import Job, error_to_json
+from edgetl.device.bench.job import Job, error_to_json
 from edgetl.device.bench.timing import Block, Measurement, measure_paced
+from edgetl.device.hardware.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from edgetl.device.backends import Backend, Stage
+    from edgetl.device.bench.backend import Backend, Stage
 
 
 _REPLIES: io.TextIOBase = io.StringIO()
@@ -30,7 +30,7 @@ _REPLIES: io.TextIOBase = io.StringIO()
 
 def gate(job: Job) -> dict[str, Any]:
     """Logits for the reference files and for the inputs of scope `model`, best settings, configuration."""
-    from edgetl.device.facts import peak_memory_bytes
+    from edgetl.device.hardware.info import peak_memory_bytes
 
     backend = _open(job)
     inputs = _model_inputs(backend, job)
@@ -38,7 +38,7 @@ def gate(job: Job) -> dict[str, Any]:
     settings = backend.settle(inputs[0])
     answers = []
     if job.files:
-        from edgetl.device.images import load_image
+        from edgetl.device.runtime.images import load_image
 
         answers = [
             backend.infer(backend.prepare(load_image(path)))[0].tolist() for path in job.files
@@ -81,9 +81,9 @@ def measured(job: Job) -> dict[str, Any]:
 
     # Only now: the cold figures are those of a process as it comes.
     keep_freed_memory()
-    from edgetl.device.bench.watching import BlockWatch, GpuWatch
-    from edgetl.device.energy import EnergyMeter
-    from edgetl.device.facts import core_frequency, peak_memory_bytes
+    from edgetl.device.bench.timing import BlockWatch, GpuWatch
+    from edgetl.device.hardware.energy import EnergyMeter
+    from edgetl.device.hardware.info import core_frequency, peak_memory_bytes
 
     meter = EnergyMeter()
     watches = {stream.name: BlockWatch(meter) for stream in job.streams}
@@ -144,7 +144,7 @@ def profiled(job: Job) -> dict[str, Any]:
 
 def sustained(job: Job) -> dict[str, Any]:
     """One stream without a pause, window by window, into the job's journal."""
-    from edgetl.device.bench.sustaining import run_sustained
+    from edgetl.device.bench.sustained import run_sustained
 
     assert job.journal is not None
     backend = _open(job)
@@ -156,7 +156,7 @@ def sustained(job: Job) -> dict[str, Any]:
 
 def driven(job: Job) -> dict[str, Any]:
     """MLPerf LoadGen's test, and edgetl's own loop beside it."""
-    from edgetl.device.loadgen.driving import drive
+    from edgetl.device.loadgen.worker import drive
 
     def leave(error: EdgetlError) -> None:
         _write_answer({"error": error_to_json(error)})
@@ -179,7 +179,7 @@ def tell(word: str) -> None:
 def _scope(backend: Backend, job: Job, scope: str) -> tuple[list[Stage], list[Any]]:
     if scope == "model":
         return backend.stages(), _model_inputs(backend, job)
-    from edgetl.device.images import load_image
+    from edgetl.device.runtime.images import load_image
 
     stages: list[Stage] = [
         ("preprocess", backend.prepare),

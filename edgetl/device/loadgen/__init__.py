@@ -1,1 +1,1 @@
-"""MLPerf LoadGen, MLCommons' own load generator, driving a bundle; the package mlcommons-loadgen is an extra."""
+"""MLPerf LoadGen as a second load generator."""

@@ -9,13 +9,13 @@ from typing import Literal
 
 import numpy as np
 
-from edgetl.core.config import InputKind
+from edgetl.core.config.export import InputKind
 from edgetl.core.errors import DataError
+from edgetl.core.formatting import counted
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.core.wording import counted
-from edgetl.device.bundle import Bundle, Variant
-from edgetl.device.images import images_below, open_image, read_image_file
-from edgetl.device.memory import free_memory_bytes
+from edgetl.device.hardware.memory import free_memory_bytes
+from edgetl.device.runtime.bundle import Bundle, Variant
+from edgetl.device.runtime.images import images_below, open_image, read_image_file
 
 MOST_RESIDENT = 1024
 """Samples held in memory at once, as MLPerf sets it for its image classifier."""

@@ -1,1 +1,1 @@
-"""What is copied into every bundle as it stands."""
+"""Stand-alone clients that are copied into every bundle."""

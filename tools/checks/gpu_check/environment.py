@@ -23,7 +23,7 @@ PACKAGES = (
 _OPEN_SESSION = """
 import sys
 from pathlib import Path
-from edgetl.device.session import create_session
+from edgetl.device.runtime.session import create_session
 session = create_session(Path(sys.argv[1]), sys.argv[2])
 assert "torch" not in sys.modules
 print(session.get_providers()[0])

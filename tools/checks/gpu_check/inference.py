@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.answers import TF32_SHARE
-from edgetl.device.backends import Backend, Source
-from edgetl.device.backends.onnx_runtime import OnnxRuntimeBackend
-from edgetl.device.bundle import open_bundle
-from edgetl.train.backend import PyTorchBackend
+from edgetl.device.bench.backend import Backend, Source
+from edgetl.device.bench.ort_backend import OnnxRuntimeBackend
+from edgetl.device.runtime.bundle import open_bundle
+from edgetl.device.runtime.golden import TF32_SHARE
+from edgetl.train.pytorch_backend import PyTorchBackend
 from tools.checks.gpu_check.profile import launches_and_device_ms
 from tools.checks.gpu_check.record import Record
 from tools.checks.gpu_check.settings import Settings

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgetl.device.cores import available_cores
+from edgetl.device.hardware.cpu import available_cores
 
 SIZES = {"500 px": (500, 375), "1080p": (1920, 1080), "12 MP": (4000, 3000)}
 """Width and height in pixels."""

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.device.bundle import open_bundle
-from edgetl.device.classifier import Classifier, bundle_classifier
-from edgetl.device.operators import node_times
-from edgetl.device.placement import COMPUTE_OPERATORS
-from edgetl.device.providers import PROVIDERS
-from edgetl.device.session import create_session
+from edgetl.device.runtime.bundle import open_bundle
+from edgetl.device.runtime.classifier import Classifier, bundle_classifier
+from edgetl.device.runtime.placement import COMPUTE_OPERATORS
+from edgetl.device.runtime.profile import node_times
+from edgetl.device.runtime.providers import PROVIDERS
+from edgetl.device.runtime.session import create_session
 from tools.checks.gpu_check.photos import photo
 from tools.checks.gpu_check.record import Record
 from tools.checks.gpu_check.settings import Settings

@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from edgetl.device.cores import available_cores
-from edgetl.train.models import AdaptedNetwork, adapt
-from edgetl.train.weights import read_weights
+from edgetl.device.hardware.cpu import available_cores
+from edgetl.train.model.factory import AdaptedNetwork, adapt
+from edgetl.train.model.weights import read_weights
 from tools.checks.gpu_check.settings import Settings
 
 Row = tuple[Path, int]

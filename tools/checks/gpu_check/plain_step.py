@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgetl.train.feeding import Batch
+from edgetl.train.features.batches import Batch
 from tools.checks.gpu_check.clock import device_ms, wall_ms
 
 COMPILED = "torch.compile"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from edgetl.device.energy import EnergyMeter
+from edgetl.device.hardware.energy import EnergyMeter
 from tools.checks.gpu_check.clock import wait
 from tools.checks.gpu_check.record import Record
 from tools.checks.gpu_check.settings import Settings

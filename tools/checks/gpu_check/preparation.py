@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from edgetl.core.config import ExportConfig, InputKind
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.layout import RunDirectory
-from edgetl.export import exporting
+from edgetl.core.config.export import ExportConfig, InputKind
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.paths import RunDirectory
+from edgetl.export import exporter
 from edgetl.train.finetune import finetune
 from tools.checks.gpu_check.photos import SIZES, write_photos
 from tools.checks.gpu_check.record import Record
@@ -75,12 +75,12 @@ def _start_export(run: Path, kind: str, variants: Sequence[str]) -> subprocess.P
 
 def export(run: Path, kind: InputKind, variants: Sequence[str]) -> None:
     """Write a run's bundle without timing its variants on the CPU, which takes most of an export."""
-    exporting.variant_latencies = lambda *_: {name: dict(UNTIMED) for name in variants}  # type: ignore[attr-defined]
+    exporter.variant_latencies = lambda *_: {name: dict(UNTIMED) for name in variants}  # type: ignore[attr-defined]
     # A variant may lose any accuracy: it is the runtime that is checked here.
     config = ExportConfig(
         input=kind, variants=tuple(variants), max_accuracy_drop=100.0, search="quick"
     )
-    exporting.export_run(RunDirectory.open(run), config)
+    exporter.export_run(RunDirectory.open(run), config)
 
 
 def mean_kib(files: Sequence[Path]) -> float:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from edgetl.train.ranks import Ranks
+from edgetl.train.common.distributed import Ranks
 from tools.checks.gpu_check.clock import device_ms
 from tools.checks.gpu_check.record import Record
 from tools.checks.gpu_check.settings import Settings

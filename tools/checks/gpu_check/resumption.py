@@ -55,7 +55,7 @@ def _check(
 def main() -> None:
     """Run edgetl's command line, save after every batch, and send SIGTERM at the place that is asked for."""
     from edgetl.cli.app import main as edgetl
-    from edgetl.train.recipe import Training
+    from edgetl.train.engine.trainer import Training
 
     place = sys.argv.pop(1)
     saves = 0

@@ -9,26 +9,26 @@ from typing import Any
 
 import torch
 
-from edgetl.core.finetuning import FinetuneConfig
-from edgetl.core.layout import RunDirectory
-from edgetl.device.cores import available_cores
-from edgetl.train.augmentation import Augmentation
-from edgetl.train.computing import Computing, choose_computing
-from edgetl.train.decoded import DecodedImages
-from edgetl.train.device_images import DeviceImages
-from edgetl.train.device_loader import DeviceLoader
-from edgetl.train.epochs import Epochs
-from edgetl.train.feeding import Batch, BatchLoader, Feed, Order, StreamedFeed
-from edgetl.train.freezing import set_trainable
-from edgetl.train.loading import Images, Loader, default_workers
-from edgetl.train.models import adapt
-from edgetl.train.networks import preprocessing_for
-from edgetl.train.optimising import Loss
-from edgetl.train.phases import Phase
-from edgetl.train.progress import Silent
-from edgetl.train.recipe import Training
-from edgetl.train.splits import SplitRow
-from edgetl.train.staging import Stage
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.paths import RunDirectory
+from edgetl.device.hardware.cpu import available_cores
+from edgetl.train.common.precision import Computing, choose_computing
+from edgetl.train.common.progress import Silent
+from edgetl.train.data.augmentation import Augmentation
+from edgetl.train.data.decoded_cache import DecodedImages
+from edgetl.train.data.gpu_images import DeviceImages
+from edgetl.train.data.gpu_loader import DeviceLoader
+from edgetl.train.data.loader import Images, Loader, default_workers
+from edgetl.train.data.splits import SplitRow
+from edgetl.train.engine.optim import Loss
+from edgetl.train.engine.phase_builder import Stage
+from edgetl.train.engine.phase_loop import Epochs
+from edgetl.train.engine.phases import Phase
+from edgetl.train.engine.trainer import Training
+from edgetl.train.features.batches import Batch, BatchLoader, Feed, Order, StreamedFeed
+from edgetl.train.model.factory import adapt
+from edgetl.train.model.freezing import set_trainable
+from edgetl.train.model.torchvision_models import preprocessing_for
 from tools.checks.gpu_check.plain_step import COMPILED, VARIANTS, plain_step_ms
 from tools.checks.gpu_check.preparation import large_photos
 from tools.checks.gpu_check.profile import launches_and_device_ms

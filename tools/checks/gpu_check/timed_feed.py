@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from edgetl.train.feeding import Batch
+from edgetl.train.features.batches import Batch
 from tools.checks.gpu_check.clock import event, wait
 
 PLANNED_STEPS = 1000
@@ -27,7 +27,7 @@ class StepTimes:
 
 
 class TimedFeed:
-    """Batches for `edgetl.train.epochs.Epochs`, whose loop asks for the next when a step was launched."""
+    """Batches for `edgetl.train.engine.phase_loop.Epochs`, whose loop asks for the next when a step was launched."""
 
     def __init__(
         self,

@@ -1,0 +1,1 @@
+"""Files that commands write, as dataclasses that writers and readers share."""

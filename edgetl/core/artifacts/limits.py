@@ -1,0 +1,182 @@
+"""What a measurement must keep to, for CI: held, broken, or not decided by the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgetl.core.config.options import raise_all
+
+if TYPE_CHECKING:
+    from edgetl.core.artifacts.bench import BenchResult
+    from edgetl.core.artifacts.comparison import Comparison
+
+Outcome = Literal["held", "broken", "undecided"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds that a result is judged by; None is no bound."""
+
+    max_regression: float | None = None
+    """Largest share by which a configuration may be slower than in the earlier result: 0.05 is 5%."""
+    max_p99_ms: float | None = None
+    """Largest p99 of the recommended configuration in the first scope, in paced arrivals too, milliseconds."""
+    min_speedup: float | None = None
+    """Least speed-up over eager PyTorch of the recommended configuration."""
+
+    def __post_init__(self) -> None:
+        raise_all(
+            [
+                None
+                if self.max_regression is None or self.max_regression >= 0
+                else "--max-regression is at least 0%.",
+                None if self.max_p99_ms is None or self.max_p99_ms > 0 else "--max-p99 is above 0.",
+                None
+                if self.min_speedup is None or 0 < self.min_speedup < math.inf
+                else "--min-speedup is a number above 0.",
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One limit, held against one row."""
+
+    limit: str
+    """As the command line names it: `max-regression`."""
+    row: str
+    """Id of the row."""
+    bound: float
+    value: float | None
+    """What was measured, in the unit of the bound; None where it was not measured or is withheld."""
+    outcome: Outcome
+    why: str
+    """One sentence for people."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the result."""
+        return vars(self).copy()
+
+
+def judge_limits(result: BenchResult, limits: Limits) -> list[Judged]:
+    """Every limit held against every row that it is about; a limit that nothing could be held against is undecided, never kept.
+
+    Decided is only what the whole 95% interval decides, widened where the device was not quiet.
+    """
+    kinds = (
+        ("max-regression", limits.max_regression, _regressions),
+        ("max-p99", limits.max_p99_ms, _tails),
+        ("min-speedup", limits.min_speedup, _speedups),
+    )
+    found: list[Judged] = []
+    for name, bound, judge in kinds:
+        if bound is not None:
+            found += list(judge(result, bound)) or [
+                Judged(
+                    name,
+                    "",
+                    bound,
+                    None,
+                    "undecided",
+                    "nothing was measured that it could be held against",
+                )
+            ]
+    if result.emulated:
+        elsewhere = "; the processor is emulated: measure on the device"
+        return [
+            replace(judged, outcome="undecided", why=judged.why + elsewhere) for judged in found
+        ]
+    return found
+
+
+def _regressions(result: BenchResult, bound: float) -> Iterator[Judged]:
+    pairs = {
+        pair.candidate: pair
+        for pair in result.comparisons
+        if pair.earlier is not None and pair.earlier.same_configuration
+    }
+    for row in result.rows:
+        if row.runtime == "pytorch" or row.failed:
+            continue
+        pair = pairs.get(row.id)
+        if pair is None or pair.earlier is None:
+            told = f"{row.id}: the earlier result has not measured this configuration, or there are too few rounds"
+            yield Judged("max-regression", row.id, bound, None, "undecided", told)
+            continue
+        # A speed-up of r is a regression of 1/r - 1.
+        low, high = _widened(pair, result)
+        value, best, worst = (1 / ratio - 1 for ratio in (pair.speedup.ratio, high, low))
+        outcome = _decide(worst <= bound, best > bound, pair.earlier.cross_device)
+        told = f"{row.id} takes {value:+.1%} [{best:+.1%}, {worst:+.1%}] longer than before, allowed are {bound:.1%}"
+        elsewhere = "; it was measured on another device" if pair.earlier.cross_device else ""
+        yield Judged(
+            "max-regression",
+            row.id,
+            bound,
+            value,
+            outcome,
+            told + (elsewhere or _doubt(outcome, result.noise.noisy)),
+        )
+
+
+def _tails(result: BenchResult, bound: float) -> Iterator[Judged]:
+    chosen = result.recommendation
+    # Of a sweep one configuration is taken; its paced arrivals are how it will be used.
+    for row in [
+        row
+        for row in result.rows
+        if chosen is not None and replace(row, rate=None).id == chosen.latency.row
+    ]:
+        value = row.percentile_ms(99)
+        if value is None:
+            told = f"{row.id}: p99 is withheld, {len(row.latencies_ns)} runs do not support it: more --rounds"
+            yield Judged("max-p99", row.id, bound, None, "undecided", told)
+            continue
+        # Noise only ever adds: a tail within the bound on a noisy device is within it.
+        outcome = _decide(value <= bound, value > bound, result.noise.noisy and value > bound)
+        told = f"{row.id}: p99 is {value:.2f} ms, allowed are {bound:g} ms"
+        yield Judged(
+            "max-p99", row.id, bound, value, outcome, told + _doubt(outcome, result.noise.noisy)
+        )
+
+
+def _speedups(result: BenchResult, bound: float) -> Iterator[Judged]:
+    chosen = result.recommendation
+    pair = None if chosen is None else result.against_eager(chosen.latency.row)
+    if pair is None:
+        told = "there is no speed-up: eager PyTorch was not measured beside it"
+        yield Judged("min-speedup", "", bound, None, "undecided", told)
+        return
+    low, high = _widened(pair, result)
+    outcome = _decide(low >= bound, high < bound, False)
+    told = f"{pair.candidate} is {pair.speedup.ratio:.2f} [{low:.2f}, {high:.2f}] times as fast as eager PyTorch, asked for {bound:g}"
+    yield Judged(
+        "min-speedup",
+        pair.candidate,
+        bound,
+        pair.speedup.ratio,
+        outcome,
+        told + _doubt(outcome, result.noise.noisy),
+    )
+
+
+def _widened(pair: Comparison, result: BenchResult) -> tuple[float, float]:
+    widened = 1 + result.doubt(pair)
+    return pair.speedup.low / widened, pair.speedup.high * widened
+
+
+def _decide(held: bool, broken: bool, doubtful: bool) -> Outcome:
+    return "undecided" if doubtful or held == broken else "held" if held else "broken"
+
+
+def _doubt(outcome: Outcome, noisy: bool) -> str:
+    if outcome != "undecided":
+        return ""
+    return (
+        "; the device was not quiet: measure again when it is"
+        if noisy
+        else "; the interval does not decide: more --rounds"
+    )

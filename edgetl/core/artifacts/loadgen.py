@@ -1,0 +1,311 @@
+"""What `edgetl bench --loadgen` is asked to do, and what it found: MLPerf LoadGen's own figures beside edgetl's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, get_args
+
+from edgetl.core.artifacts.bench import Noise
+from edgetl.core.artifacts.loadgen_logs import Summary
+from edgetl.core.config.options import one_of, raise_all
+from edgetl.core.files import SCHEMA
+
+Scenario = Literal["single-stream", "multi-stream", "offline"]
+Mode = Literal["accuracy", "performance"]
+LoadgenScope = Literal["model", "image"]
+MULTI_STREAM_SAMPLES = 8
+"""Samples of a query, by MLPerf's rules."""
+OFFICIAL_SECONDS = 600.0
+"""Least duration of a performance run, by MLPerf's rules."""
+AGREE_WITHIN = 0.05
+"""LoadGen and edgetl agree where their ratio is off by no more."""
+MLPERF_SHARE = 0.99
+"""Of the accuracy that was proven at export, an accuracy run must reach this share, as MLPerf asks of its reference networks."""
+
+
+@dataclass(frozen=True)
+class LoadgenConfig:
+    """Options of `edgetl bench --loadgen`."""
+
+    target: Path
+    """A run directory or a bundle."""
+    scenario: Scenario
+    modes: tuple[Mode, ...] = get_args(Mode)
+    """LoadGen's modes; each runs in a process of its own."""
+    scope: LoadgenScope = "model"
+    """What a query is answered from: tensors, or decoded photos."""
+    batch: int | None = None
+    """Images a call; None takes 1 in single-stream and in scope `image`, else 8."""
+    threads: int | None = None
+    """Intra-op threads; None takes the cores available."""
+    provider: str = "cpu"
+    variant: str | None = None
+    """The bundle's file; None takes the recommended one."""
+    data: Path | None = None
+    """A folder of a folder for each label; None takes the bundle's reference images."""
+    min_duration_s: float = 10.0
+    """LoadGen's min_duration of the performance run."""
+    min_accuracy: float | None = None
+    """Least share of right answers; None: all for reference images, 99% of the accuracy at export for labelled ones."""
+    output: Path | None = None
+    """The result file to write; None chooses a new name as `edgetl bench` does."""
+    force: bool = False
+    """Measure with more threads than there are cores."""
+
+    def __post_init__(self) -> None:
+        most = {"single-stream": 1, "multi-stream": MULTI_STREAM_SAMPLES}.get(self.scenario)
+        many = self.batch is not None and self.batch > 1
+        raise_all(
+            [
+                one_of("--loadgen", self.scenario, Scenario),
+                *(one_of("--loadgen-mode", mode, Mode) for mode in self.modes),
+                None
+                if self.modes
+                else "--loadgen-mode names at least one of accuracy, performance.",
+                None
+                if self.scope in get_args(LoadgenScope)
+                else f"--loadgen takes scope model or image, not {self.scope!r}: LoadGen loads its samples before its clock starts.",
+                None
+                if self.batch is None or self.batch >= 1
+                else f"--batch is at least 1, not {self.batch}.",
+                f"--loadgen {self.scenario} asks for {most} at a time: leave --batch at {most} or less."
+                if most is not None and self.batch is not None and self.batch > most
+                else None,
+                "Photos of scope image have sizes of their own: leave --batch at 1."
+                if many and self.scope == "image"
+                else None,
+                None
+                if self.threads is None or self.threads >= 1
+                else f"--threads is at least 1, not {self.threads}.",
+                None
+                if 0 < self.min_duration_s <= 86400
+                else "--min-duration is above 0 and at most a day.",
+                None
+                if self.min_accuracy is None or 0 <= self.min_accuracy <= 1
+                else "--min-accuracy lies between 0% and 100%.",
+            ]
+        )
+
+    @property
+    def call_batch(self) -> int:
+        """Images a call of the runtime."""
+        if self.batch is not None:
+            return self.batch
+        return (
+            1 if self.scenario == "single-stream" or self.scope == "image" else MULTI_STREAM_SAMPLES
+        )
+
+    @property
+    def query_samples(self) -> int:
+        """Images that edgetl's own loop times together: a whole query, or one call where LoadGen hands over all samples at once."""
+        return {"single-stream": 1, "multi-stream": MULTI_STREAM_SAMPLES}.get(
+            self.scenario, self.call_batch
+        )
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """LoadGen's accuracy run, its answers held against what they should be."""
+
+    against: Literal["labels", "reference"]
+    """The names of the folders, or the answers of PyTorch that the bundle brings."""
+    images: int
+    wrong: tuple[Mapping[str, str], ...]
+    """{"file", "answer", "wanted"} of each image that was answered wrongly."""
+    least: float | None
+    """Share of right answers that it must reach; None where nothing says how many."""
+    summary: Summary
+
+    @property
+    def right(self) -> int:
+        """Images answered rightly."""
+        return self.images - len(self.wrong)
+
+    @property
+    def share(self) -> float:
+        """Of right answers."""
+        return self.right / self.images
+
+    @property
+    def passed(self) -> bool:
+        """Whether it reached what it must."""
+        return self.least is None or self.share >= self.least
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the result."""
+        return {**asdict(self), "right": self.right, "share": self.share, "passed": self.passed}
+
+
+@dataclass(frozen=True)
+class Performance:
+    """LoadGen's performance run beside edgetl's own figures of the same configuration, from the same process."""
+
+    scenario: Scenario
+    summary: Summary
+    before_ns: tuple[int, ...]
+    """edgetl's tight loop before LoadGen's test: every query's latency."""
+    after_ns: tuple[int, ...]
+    """The same after it."""
+    inside_ns: tuple[int, ...]
+    """Of each of LoadGen's queries the time from edgetl's being called to its handing over the answers, by edgetl's own clock."""
+    model_ns: tuple[int, ...]
+    """Of that time the part that edgetl's loop times as well: the model's own."""
+    loop_images: int
+    """Images in each query of the loop."""
+    issued: int
+    """Samples that LoadGen asked for."""
+    steady: bool = True
+    """Whether the loop's warm-up reached steadiness."""
+
+    @property
+    def per_second(self) -> bool:
+        """Whether the scenario's figure is samples a second rather than a latency."""
+        return self.scenario == "offline"
+
+    @cached_property
+    def loadgen_ns(self) -> float:
+        """LoadGen's p50 of a query; in offline its time for one sample. ns."""
+        return (
+            1e9 / self.summary.number("Samples per second")
+            if self.per_second
+            else self.summary.number("50.00 percentile latency (ns)")
+        )
+
+    @cached_property
+    def edgetl_ns(self) -> float:
+        """The same by edgetl's tight loop."""
+        return self._loop_ns((*self.before_ns, *self.after_ns))
+
+    @cached_property
+    def callback_ns(self) -> float:
+        """The same by edgetl's clock inside LoadGen's test."""
+        return sum(self.inside_ns) / self.issued if self.per_second else median(self.inside_ns)
+
+    @cached_property
+    def inference_ns(self) -> float:
+        """Of that the model's own part: what edgetl's loop measures, at the same moment as LoadGen."""
+        return sum(self.model_ns) / self.issued if self.per_second else median(self.model_ns)
+
+    @property
+    def ratio(self) -> float:
+        """LoadGen's figure over edgetl's."""
+        return (
+            self.edgetl_ns / self.loadgen_ns
+            if self.per_second
+            else self.loadgen_ns / self.edgetl_ns
+        )
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the two are within 5% of each other."""
+        return abs(self.ratio - 1) <= AGREE_WITHIN
+
+    @property
+    def disagreement(self) -> str:
+        """Why the two differ, as far as the figures tell; empty where they agree."""
+        if self.agrees:
+            return ""
+        inside, outside = self.callback_ns - self.inference_ns, self.loadgen_ns - self.callback_ns
+        if (inside + outside) / self.inference_ns <= AGREE_WITHIN:
+            before, after = self._loop_ns(self.before_ns), self._loop_ns(self.after_ns)
+            return (
+                "this machine changed its speed meanwhile, for inside LoadGen's test both clocks agree "
+                f"({self.loadgen_ns / self.inference_ns:.2f}); edgetl's loop took {before / 1e6:.3g} ms before the test and "
+                f"{after / 1e6:.3g} ms after it. Measure again when nothing else runs"
+            )
+        if outside > inside:
+            return f"{outside / 1e6:.3g} ms lie outside edgetl's callback: LoadGen, its bindings and the way into Python"
+        return f"{inside / 1e6:.3g} ms are Python in edgetl's callback, which gathers samples and hands over answers"
+
+    def _loop_ns(self, latencies: tuple[int, ...]) -> float:
+        return (
+            sum(latencies) / len(latencies) / self.loop_images
+            if self.per_second
+            else median(latencies)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the result: LoadGen's summary, raw latencies, and the figures computed from them."""
+        figures = {
+            name: getattr(self, f"{name}_ns")
+            for name in ("loadgen", "edgetl", "callback", "inference")
+        }
+        told = (
+            {f"{name}_samples_per_second": 1e9 / ns for name, ns in figures.items()}
+            if self.per_second
+            else {}
+        )
+        told = told or {f"{name}_p50_ms": ns / 1e6 for name, ns in figures.items()}
+        return {
+            **asdict(self),
+            "comparison": {
+                **told,
+                "ratio": self.ratio,
+                "agrees": self.agrees,
+                "within": AGREE_WITHIN,
+                "reason": self.disagreement or None,
+            },
+        }
+
+
+@dataclass(frozen=True)
+class LoadgenResult:
+    """One run of `edgetl bench --loadgen`."""
+
+    created: str
+    """UTC, ISO 8601."""
+    edgetl: str
+    """The version that measured."""
+    loadgen: str
+    """Version of the package mlcommons-loadgen."""
+    target: str
+    model: Mapping[str, Any]
+    """{"name", "run_id"}."""
+    scenario: Scenario
+    configuration: Mapping[str, Any]
+    """{"id", "variant", "scope", "provider", "batch", "threads", "input", "file_sha256", "gate", "session"}."""
+    samples: Mapping[str, Any]
+    """{"kind": "reference" or "labelled", "images", "resident", "description"}."""
+    min_duration_s: float
+    device: Mapping[str, Any]
+    noise: Noise
+    accuracy: Accuracy | None = None
+    performance: Performance | None = None
+    notes: tuple[str, ...] = ()
+    logs: str | None = None
+    """Folder of LoadGen's own files, beside the result."""
+    path: Path | None = field(default=None, compare=False)
+    """The file it lies in."""
+
+    @property
+    def unofficial(self) -> list[str]:
+        """Why the figures are no MLPerf result, whatever LoadGen's verdict on the run."""
+        reasons = ["network and images are not MLPerf's reference ones, and nobody reviewed it"]
+        if self.performance is not None and self.min_duration_s < OFFICIAL_SECONDS:
+            reasons.append(
+                f"a performance run lasts 10 minutes or more (--min-duration 10m), this one {self.min_duration_s:g} s"
+            )
+        return reasons
+
+    def to_json(self) -> dict[str, Any]:
+        """What `edgetl bench --loadgen ... --json` prints and the result file holds."""
+        names = ("created", "edgetl", "loadgen", "target", "scenario", "min_duration_s", "logs")
+        return {
+            "schema": SCHEMA,
+            "kind": "loadgen",
+            **{name: getattr(self, name) for name in names},
+            "model": dict(self.model),
+            "configuration": dict(self.configuration),
+            "samples": dict(self.samples),
+            "device": dict(self.device),
+            "noise": self.noise.to_json(),
+            "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
+            "performance": None if self.performance is None else self.performance.to_json(),
+            "official": False,
+            "unofficial": self.unofficial,
+            "notes": list(self.notes),
+        }

@@ -1,0 +1,1 @@
+"""The demo: images to report, offline."""

@@ -1,0 +1,1 @@
+"""Synthetic inspection images: metal parts, good or with one of four defects."""

@@ -1,0 +1,76 @@
+"""The folders in which TensorRT keeps its engines: one for each file, GPU and set of versions."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import onnxruntime
+
+from edgetl.core.cache import cache_folder, prune
+from edgetl.core.files import sha256_file
+from edgetl.device.hardware.info import gpu_identity, installed_version
+from edgetl.device.runtime.cuda_libraries import preload_cuda_libraries
+from edgetl.device.runtime.providers import EngineCache
+
+BUDGET_BYTES = 4 * 2**30
+"""What the engines of all files may take on the disk; those used longest ago go first."""
+
+
+def open_engine_cache(model: Path | bytes, provider: str) -> EngineCache | None:
+    """Make the folders for a model's engines; None where the cache folder cannot be written.
+
+    onnxruntime names an engine's file after the model's file name and the names in its graph, not after its weights
+    (`TRTGenerateId` in its source). Two models of one architecture, fine-tuned on different images, would share an engine; the
+    hash of the file keeps them apart.
+
+    Args:
+        model: an ONNX file or its bytes.
+        provider: `tensorrt` or `nv_tensorrt_rtx`.
+    """
+    digest = hashlib.sha256(model).hexdigest() if isinstance(model, bytes) else sha256_file(model)
+    root = cache_folder() / provider
+    folders = cache_paths(root, digest, versions(provider))
+    try:
+        for folder in (folders.engines, folders.timings):
+            folder.mkdir(parents=True, exist_ok=True)
+            # The time of the last use, by which `prune` chooses.
+            os.utime(folder)
+    except OSError:
+        return None
+    prune(root, BUDGET_BYTES, keep={folders.engines, folders.timings})
+    return folders
+
+
+def cache_paths(root: Path, digest: str, environment: Mapping[str, str | None]) -> EngineCache:
+    """Return the folders for a file's SHA-256 and for what an engine depends on beside the file."""
+    place = hashlib.sha256(json.dumps(dict(environment), sort_keys=True).encode()).hexdigest()[:16]
+    return EngineCache(root / f"engines-{place}-{digest[:16]}", root / f"timings-{place}")
+
+
+def versions(provider: str) -> dict[str, str | None]:
+    """Return what an engine depends on beside the file: GPU, its driver, onnxruntime and TensorRT."""
+    gpu, driver = gpu_identity()
+    library = "libtensorrt_rtx.so" if provider == "nv_tensorrt_rtx" else "libnvinfer.so.10"
+    return {
+        "gpu": gpu,
+        "driver": driver,
+        "onnxruntime": onnxruntime.__version__,
+        "tensorrt": tensorrt_version(library),
+    }
+
+
+@cache
+def tensorrt_version(library: str) -> str | None:
+    """Return the version that TensorRT's library states (`getInferLibVersion`), else that of its package, else None."""
+    preload_cuda_libraries()
+    with suppress(OSError, AttributeError):
+        return str(ctypes.CDLL(library).getInferLibVersion())
+    packages = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "onnxruntime-trt-rtx")
+    return next((found for name in packages if (found := installed_version(name))), None)

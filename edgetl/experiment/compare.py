@@ -1,0 +1,240 @@
+"""`edgetl compare`: the transfer-learning experiment on the user's own images."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import edgetl
+from edgetl.core.artifacts.experiment import Deployed, Experiment, read_experiment
+from edgetl.core.artifacts.experiment_runs import Run
+from edgetl.core.config.bench import BenchConfig
+from edgetl.core.config.compare import CompareConfig, PlannedRun
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.errors import DataError, EdgetlError, RunError
+from edgetl.core.files import write_text
+from edgetl.core.paths import BundleDirectory, ExperimentDirectory, RunDirectory
+from edgetl.device.bench.runner import bench
+from edgetl.device.hardware.info import device_facts
+from edgetl.experiment.plan import (
+    Plan,
+    asked,
+    candidates_of,
+    identity,
+    is_finished,
+    make_plan,
+    read_run,
+    write_plan,
+)
+from edgetl.experiment.progress import Silent, Watcher
+from edgetl.experiment.task_process import run_task
+from edgetl.report.compare.page import compare_report
+from edgetl.report.compare.tables import compare_markdown
+from edgetl.report.html.blocks import write_page
+
+ROUNDS = 4
+"""Of the exported file's benchmark: enough for a figure to choose by; `edgetl bench` gives one to promise."""
+
+
+def plan_only(
+    config: CompareConfig, recipe: FinetuneConfig, watcher: Watcher | None = None
+) -> Plan:
+    """What `compare` would do, with the time it is expected to take; nothing is trained.
+
+    Raises:
+        EdgetlError: as `compare`.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgetl-compare-") as scratch:
+        return make_plan(config, recipe, watcher or Silent(), Path(scratch))
+
+
+def compare(
+    config: CompareConfig, recipe: FinetuneConfig, watcher: Watcher | None = None
+) -> Experiment:
+    """Train every run of the plan that has not ended yet, export and time the best of each network, and write what they show.
+
+    Every run is trained in a process of its own, with a new cache: what one computed does not shorten another. One that fails is in the
+    result with its reason; the others go on.
+
+    Args:
+        config: which runs.
+        recipe: what they share.
+        watcher: is told how far it has come.
+
+    Raises:
+        ConfigError, ArchitectureError, DataError, WeightsError, BenchError: before anything is trained; see `make_plan`.
+        DataError: the images changed between the runs.
+        RunError: another process works on the folder.
+        KeyboardInterrupt: as it came; what has ended is kept, and the same call goes on.
+    """
+    watcher = watcher or Silent()
+    folder = ExperimentDirectory(config.output)
+    plan = plan_only(config, recipe, watcher)
+    folder.runs.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        write_plan(folder, plan, config, recipe)
+        watcher.planned(plan.runs, plan.finished, plan.seconds)
+        results: dict[str, Run] = {}
+        gathered = partial(_gather, folder, config, recipe, plan, _deployed_before(folder))
+        for run in plan.runs:
+            if run.name not in plan.finished:
+                failure = _train(run, plan.runs, folder, watcher)
+                if failure is not None:
+                    results[run.name] = Run(**identity(run), failed=failure)
+                found = gathered(results)
+                watcher.ended(run, next(one for one in found.runs if one.name == run.name))
+                _write(found, folder)
+        found = gathered(results)
+        for network in found.networks if config.bench else ():
+            found = _with_deployed(found, network, folder, watcher)
+            found.write(folder.result)
+        _write(found, folder)
+    return found
+
+
+@contextmanager
+def _alone(folder: ExperimentDirectory) -> Iterator[None]:
+    """This process alone trains in the folder; what a killed one left is removed."""
+    with (folder.path / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as cause:
+            raise RunError(
+                f"Another process works on {folder.path}. Wait for it, or choose another -o."
+            ) from cause
+        for left in folder.path.glob(".cache-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def _write(found: Experiment, folder: ExperimentDirectory) -> None:
+    found.write(folder.result)
+    write_text(folder.table, compare_markdown(found))
+    write_page(folder.page, partial(compare_report, found))
+
+
+def _train(
+    run: PlannedRun, runs: Sequence[PlannedRun], folder: ExperimentDirectory, watcher: Watcher
+) -> str | None:
+    """Why the run failed; None where it ended well."""
+    config = run.config
+    if run.timed_by is not None:
+        reference = next(other for other in runs if other.name == run.timed_by)
+        if not is_finished(reference):
+            return f"It takes the time of {run.timed_by}, which failed."
+        config = replace(config, budget_s=read_run(reference)[0].seconds)
+    watcher.started(run)
+    try:
+        run_task(
+            {"task": "train", "config": config.to_json()},
+            folder.logs / f"{run.name}.log",
+            partial(watcher.told, run),
+            folder.path,
+        )
+    except EdgetlError as error:
+        return str(error)
+    return None
+
+
+def _gather(
+    folder: ExperimentDirectory,
+    config: CompareConfig,
+    recipe: FinetuneConfig,
+    plan: Plan,
+    deployed: Sequence[Deployed],
+    failed: dict[str, Run],
+) -> Experiment:
+    found: list[Run] = []
+    data: dict[str, Any] = {}
+    classes: tuple[str, ...] = ()
+    for run in plan.runs:
+        if run.name in failed:
+            found.append(failed[run.name])
+        elif is_finished(run):
+            figures, content = read_run(run)
+            if data and content["data"]["fingerprint"] != data["fingerprint"]:
+                raise DataError(
+                    f"The images changed: {run.name} was trained on others than {found[0].name}. Put them back and remove "
+                    f"{folder.runs / run.name}, which is then trained again; or begin anew with another -o."
+                )
+            data, classes = content["data"], tuple(content["classes"])
+            found.append(figures)
+    return Experiment(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        edgetl=edgetl.__version__,
+        device=device_facts(),
+        config=asked(config, recipe),
+        classes=classes,
+        data={**data, "folder": recipe.data.name},
+        planned=tuple(run.name for run in plan.runs),
+        runs=tuple(found),
+        deployed=tuple(one for one in deployed if one.run in {run.name for run in found}),
+        candidates=() if plan.candidates is None else candidates_of(plan.candidates),
+        folder=folder.path,
+    )
+
+
+def _deployed_before(folder: ExperimentDirectory) -> tuple[Deployed, ...]:
+    try:
+        return tuple(one for one in read_experiment(folder.result).deployed if one.failed is None)
+    except RunError:  # there is none, or it is broken: it is written anew
+        return ()
+
+
+def _with_deployed(
+    found: Experiment, network: str, folder: ExperimentDirectory, watcher: Watcher
+) -> Experiment:
+    row = found.recommended(network)
+    if row is None or any(
+        (one.network, one.run) == (network, row.best.name) for one in found.deployed
+    ):
+        return found
+    others = tuple(one for one in found.deployed if one.network != network)
+    return replace(found, deployed=(*others, _deploy(network, row.best, folder, watcher)))
+
+
+def _deploy(network: str, run: Run, folder: ExperimentDirectory, watcher: Watcher) -> Deployed:
+    directory = RunDirectory(folder.path / run.folder)
+    nothing = Deployed(network, run.name, 0, None, None, noisy=False, threads=0)
+    silent: Callable[[object], None] = lambda message: None  # noqa: E731
+    try:
+        if not BundleDirectory.is_one(directory.bundle):
+            watcher.note(f"Exporting {run.name}.")
+            run_task(
+                {"task": "export", "run": str(directory.path)},
+                folder.logs / f"{run.name}-export.log",
+                silent,
+                folder.path,
+            )
+        watcher.note(f"Timing the exported file of {run.name}.")
+        result = bench(
+            BenchConfig(
+                directory.path, scopes=("model",), variants=("fp32",), torch_modes=(), rounds=ROUNDS
+            ),
+            watcher.measuring,
+        )
+    except EdgetlError as error:
+        return replace(nothing, failed=str(error))
+    row = result.rows[0]
+    size = BundleDirectory(directory.bundle).variant("fp32").stat().st_size
+    if row.failed or not row.rounds:
+        return replace(
+            nothing, file_bytes=size, failed="It does not answer on this device as PyTorch does."
+        )
+    return Deployed(
+        network,
+        run.name,
+        size,
+        row.percentile_ms(50),
+        row.p50_interval_ms,
+        result.noise.noisy,
+        row.threads,
+    )

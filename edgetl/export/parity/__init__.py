@@ -1,0 +1,1 @@
+"""Proof that ONNX equals PyTorch."""

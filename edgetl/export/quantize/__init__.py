@@ -1,0 +1,1 @@
+"""Smaller variants: fp16 and int8."""

@@ -1,0 +1,114 @@
+"""The images that quantization looks at: some to calibrate, others to score, all of them training images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl.core.errors import ExportError
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.device.runtime.images import load_image
+from edgetl.device.runtime.preprocessing import normalise, resize_and_crop
+
+MOST_CALIBRATION, MOST_HELD_BACK, FEWEST = 300, 200, 20
+_HELD_BACK_SHARE = 0.4
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Images after the evaluation preprocessing, up to normalisation."""
+
+    pixels: NDArray[np.uint8]
+    """[images, S, S, 3]."""
+    truth: NDArray[np.int64] | None
+    """[images], where labels are known."""
+    contract: Preprocessing
+
+    def __len__(self) -> int:
+        """Images."""
+        return len(self.pixels)
+
+    def batches(self, size: int = _BATCH) -> Iterator[NDArray[np.float32]]:
+        """The network's inputs: float32 [at most size, 3, S, S]."""
+        for start in range(0, len(self), size):
+            yield normalise(self.pixels[start : start + size], self.contract)
+
+    def first(self, count: int) -> Crops:
+        """At most so many of them."""
+        return Crops(
+            self.pixels[:count], None if self.truth is None else self.truth[:count], self.contract
+        )
+
+
+@dataclass(frozen=True)
+class QuantizationImages:
+    """Two disjoint parts of the training images."""
+
+    calibration: Crops
+    held_back: Crops
+    """Candidates are scored on these."""
+
+
+def quantization_images(
+    files: Sequence[Path],
+    labels: Sequence[int] | None,
+    contract: Preprocessing,
+    kind: str,
+    seed: int = 0,
+) -> QuantizationImages:
+    """Choose and decode; every class has its share in both parts, and equal arguments give equal parts.
+
+    Args:
+        kind: where the files come from, for the message.
+
+    Raises:
+        ExportError: too few images.
+        DecodeError: one cannot be read.
+    """
+    check_enough(len(files), kind)
+    order = _stratified(labels or [0] * len(files), seed)
+    held_back = min(MOST_HELD_BACK, int(len(files) * _HELD_BACK_SHARE))
+    # Two ends of one sequence in which the classes take turns.
+    return QuantizationImages(
+        _decoded(order[: len(files) - held_back][:MOST_CALIBRATION], files, labels, contract),
+        _decoded(order[len(files) - held_back :], files, labels, contract),
+    )
+
+
+def check_enough(images: int, kind: str) -> None:
+    """Raise ExportError when there are too few images to quantize by."""
+    if images < FEWEST:
+        raise ExportError(
+            f"int8 and fp16 need at least {FEWEST} images to calibrate and to score on, and there are {images} ({kind}). "
+            "Add images, or leave them out of --variants."
+        )
+
+
+def _stratified(labels: Sequence[int], seed: int) -> list[int]:
+    """All indices, each class spread evenly over the whole sequence."""
+    generator = np.random.default_rng(seed)
+    counts = np.bincount(np.asarray(labels))
+    place = np.empty(len(labels))
+    for label, count in enumerate(counts):
+        members = generator.permutation(np.flatnonzero(np.asarray(labels) == label))
+        place[members] = (np.arange(count) + generator.random()) / max(1, count)
+    return [int(index) for index in np.argsort(place, kind="stable")]
+
+
+def _decoded(
+    chosen: Sequence[int],
+    files: Sequence[Path],
+    labels: Sequence[int] | None,
+    contract: Preprocessing,
+) -> Crops:
+    pixels = np.stack([resize_and_crop(load_image(files[index]), contract) for index in chosen])
+    return Crops(
+        pixels,
+        None if labels is None else np.array([labels[index] for index in chosen], np.int64),
+        contract,
+    )

@@ -1,0 +1,1 @@
+"""Browser page and Node.js client of a bundle."""

@@ -1,0 +1,400 @@
+"""The page's first two sections: a sentence for each result, and one table over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from markupsafe import Markup
+
+from edgetl.core.artifacts.bench import EAGER, BenchResult
+from edgetl.core.artifacts.bench_rows import Row
+from edgetl.core.artifacts.comparison import Comparison
+from edgetl.core.formatting import MISSING, counted, gpu_summary, milliseconds
+from edgetl.core.statistics import PERCENTILE_SUPPORT
+from edgetl.report.html.blocks import (
+    Badge,
+    Cell,
+    Column,
+    Group,
+    Section,
+    TableRow,
+    bullets,
+    card,
+    grid,
+    paragraph,
+    table,
+)
+from edgetl.report.html.text import (
+    OUTCOME_TONES,
+    device_and_host,
+    full_name,
+    input_shape,
+    interval,
+    joined,
+    mib,
+    model_key,
+    model_name,
+    noise_badge,
+    rate,
+    row_names,
+    same_device,
+    speedup_cell,
+    speedup_of,
+    titles,
+)
+
+Entry = tuple[BenchResult, Row]
+OTHER_DEVICE = Badge("another device")
+
+
+def summary_section(results: Sequence[BenchResult]) -> Section:
+    """What each result says, with the doubts that belong to it."""
+    cards = [
+        _card(title, result, results[0])
+        for title, result in zip(titles(results), results, strict=True)
+    ]
+    return Section("summary", "Summary", (grid("cards", cards),))
+
+
+def sentence(result: BenchResult) -> str:
+    """The result in one sentence: what, where, which configuration, how fast."""
+    chosen = result.recommendation
+    if chosen is None:
+        reason = "no row passed its gate" if result.failed else "no ONNX Runtime row was timed"
+        return f"{model_name(result)} on {device_and_host(result.device)}: {reason}, so nothing is recommended."
+    row = result.row(chosen.latency.row)
+    spread = row.p50_interval_ms
+    told = "" if spread is None else f" {interval(*spread, _digits(spread[0]))}"
+    pair = speedup_of(result, row.id)
+    answers = f"{full_name(row)} answers in {milliseconds(row.percentile_ms(50))} ms (p50{told}, scope {row.scope})"
+    text = f"{model_name(result)} on {device_and_host(result.device)}: {answers}"
+    return (
+        f"{text}, {_against(result, pair)}."
+        if pair
+        else f"{text}; no baseline was measured beside it."
+    )
+
+
+def table_section(results: Sequence[BenchResult]) -> Section:
+    """Every row of every result; those that may be compared stand together."""
+    groups: dict[tuple[str, str, str], list[Entry]] = {}
+    for result in results:
+        for row in result.rows:
+            groups.setdefault((model_key(result, row), row.scope, input_shape(row)), []).append(
+                (result, row)
+            )
+    every = [entry for entries in groups.values() for entry in entries]
+    columns = [(column, cell) for column, cell, wanted in _columns() if wanted(every)]
+    body = []
+    for number, entries in enumerate(groups.values(), 1):
+        title = _group_heading(number, entries)
+        for device, result in zip(titles(results), results, strict=True):
+            rows = [row for own, row in entries if own is result]
+            if rows:
+                cells = (
+                    TableRow(
+                        tuple(cell((result, row)) for _, cell in columns),
+                        "dim" if row.failed else "",
+                    )
+                    for row in rows
+                )
+                badges = (
+                    noise_badge(result),
+                    *(() if same_device(result, results[0]) else (OTHER_DEVICE,)),
+                )
+                body.append(Group(tuple(cells), title, device, badges))
+                title = ""
+    blocks = (
+        []
+        if len(groups) == 1
+        else [
+            paragraph(
+                "Rows are comparable within a group only: the groups differ in model, scope or input."
+            )
+        ]
+    )
+    if any(not same_device(result, results[0]) for result in results):
+        blocks.append(
+            paragraph(
+                "Rows of different devices compare devices, not runtimes; a speed-up is always within one device."
+            )
+        )
+    blocks.append(table("All configurations measured", [column for column, _ in columns], body))
+    blocks.append(paragraph(" ".join(_table_notes(every)), "note"))
+    return Section("table", "All results", tuple(blocks))
+
+
+def _card(title: str, result: BenchResult, first: BenchResult) -> Markup:
+    chosen = result.recommendation
+    keys: list[tuple[str, Cell]] = []
+    if chosen is not None:
+        row = result.row(chosen.latency.row)
+        spread = row.p50_interval_ms
+        small = "" if spread is None else interval(*spread, _digits(spread[0]))
+        keys.append(
+            ("p50, one call", Cell(f"{milliseconds(row.percentile_ms(50))} ms", small=small))
+        )
+        pair = speedup_of(result, row.id)
+        if pair is not None:
+            baseline = result.row(pair.baseline)
+            keys.append((f"against {baseline.runtime} {baseline.variant}", speedup_cell(pair)))
+        keys.append(("most images/s", Cell(rate(chosen.throughput.images_per_second))))
+    badges = [noise_badge(result)]
+    badges += [] if same_device(result, first) else [OTHER_DEVICE]
+    badges += [Badge("interrupted", "warn")] if result.interrupted else []
+    badges += (
+        [Badge("not steady", "warn")]
+        if any(row.rounds and not row.steady for row in result.rows)
+        else []
+    )
+    badges += [Badge("gate failed", "bad")] if result.failed else []
+    badges += [
+        Badge(f"{judged.limit} {judged.outcome}", OUTCOME_TONES[judged.outcome])
+        for judged in result.judged
+    ]
+    blocks = [paragraph("", badges=badges), paragraph(sentence(result))]
+    doubts = [
+        *_fastest_pytorch(result),
+        *_alternatives(result),
+        *(f"Noise: {reason}." for reason in result.noise.reasons),
+        *_failures(result),
+    ]
+    return card(title, keys, [*blocks, *([bullets(doubts)] if doubts else [])])
+
+
+def _against(result: BenchResult, pair: Comparison) -> str:
+    baseline = result.row(pair.baseline)
+    against = f"{baseline.runtime} {baseline.variant}"
+    ratio = f"{pair.speedup.ratio:.2f} {interval(pair.speedup.low, pair.speedup.high, 2)} times as fast as {against}"
+    undecided = {
+        "inconclusive": "inconclusive, the interval holds 1",
+        "noisy": "not decided, the device was too noisy",
+    }
+    return f"{ratio} ({undecided.get(pair.verdict, pair.verdict)})"
+
+
+def _fastest_pytorch(result: BenchResult) -> list[str]:
+    """Hold the recommended row against the fastest PyTorch row of its cell, where that isn't eager already."""
+    chosen = result.recommendation
+    if chosen is None:
+        return []
+    pairs = [
+        pair
+        for pair in result.comparisons
+        if pair.candidate == chosen.latency.row and pair.earlier is None
+    ]
+    pairs = [pair for pair in pairs if result.row(pair.baseline).runtime == "pytorch"]
+    if not pairs:
+        return []
+    fastest = min(pairs, key=lambda pair: result.row(pair.baseline).percentile_ms(50) or 0.0)
+    row = result.row(fastest.baseline)
+    if row.variant == EAGER:
+        return []
+    p50 = milliseconds(row.percentile_ms(50))
+    return [
+        f"Fastest PyTorch baseline: {row.variant}, p50 {p50} ms; the recommended row is {_against(result, fastest)}."
+    ]
+
+
+def _alternatives(result: BenchResult) -> list[str]:
+    chosen, names = result.recommendation, row_names(result.rows)
+    if chosen is None:
+        return []
+    found = []
+    if chosen.throughput.row != chosen.latency.row:
+        found.append(
+            f"Most images a second: {names[chosen.throughput.row]}, {rate(chosen.throughput.images_per_second)} images/s."
+        )
+    if chosen.latency.as_fast:
+        found.append(
+            f"Not shown to be slower: {joined([names[row] for row in chosen.latency.as_fast])}."
+        )
+    return found
+
+
+def _failures(result: BenchResult) -> list[str]:
+    seen = {
+        f"{row.runtime} {row.variant}": str(row.gate.get("reason", "no reason is told"))
+        for row in result.failed
+    }
+    return [
+        f"{name} was not timed, its reference images did not pass: {reason}."
+        for name, reason in seen.items()
+    ]
+
+
+def _group_heading(number: int, entries: Sequence[Entry]) -> str:
+    result, row = entries[0]
+    models = dict.fromkeys(model_name(other) for other, _ in entries)
+    identity = (
+        f"run {result.model['run_id']}"
+        if result.model.get("run_id")
+        else f"file {row.file_sha256[:12]}"
+    )
+    return f"Group {number}: {joined(list(models))} ({identity}), scope {row.scope}, input {input_shape(row) or 'not told'}"
+
+
+def _columns() -> list[tuple[Column, Callable[[Entry], Cell], Callable[[Sequence[Entry]], bool]]]:
+    def always(_: Sequence[Entry]) -> bool:
+        return True
+
+    return [
+        (Column("configuration"), lambda entry: _configuration(entry[1]), always),
+        (
+            Column("p50 ms", "number", "median latency and its 95% interval"),
+            lambda entry: _p50(entry[1]),
+            always,
+        ),
+        (Column("p90 ms", "number"), lambda entry: _percentile(entry[1], 90), always),
+        (Column("p99 ms", "number"), lambda entry: _percentile(entry[1], 99), always),
+        (
+            Column("images/s", "number"),
+            lambda entry: Cell(rate(entry[1].images_per_second)),
+            always,
+        ),
+        (
+            Column("speed-up", "short", "baseline p50 / p50 with its 95% interval and verdict"),
+            _speedup,
+            always,
+        ),
+        (
+            Column(
+                "cold ms",
+                "number",
+                "import, session and first answer of a fresh process, files in the page cache",
+            ),
+            lambda entry: _cold(entry[1]),
+            always,
+        ),
+        (
+            Column("peak MiB", "number", "largest resident memory of the process"),
+            lambda entry: _peak(entry[1]),
+            always,
+        ),
+        (
+            Column("growth MiB", "number", "resident memory gained during a block, after warm-up"),
+            lambda entry: Cell(mib(entry[1].memory_growth_bytes, 1)),
+            lambda every: any(row.memory_growth_bytes is not None for _, row in every),
+        ),
+        (
+            Column("file MB", "number"),
+            lambda entry: Cell(f"{entry[1].file_bytes / 1e6:.1f}"),
+            always,
+        ),
+        (
+            Column("energy mJ/image", "short", "by the counter named, idle power included"),
+            lambda entry: _energy(entry[1]),
+            lambda every: any(row.energy_mj() for _, row in every),
+        ),
+        (
+            Column(
+                "GPU",
+                "short",
+                "right after the blocks: lowest and highest SM clock, otherwise the largest value of all rounds",
+            ),
+            lambda entry: Cell(gpu_summary(entry[1].gpu()) if entry[1].gpu() else MISSING),
+            lambda every: any(row.gpu() for _, row in every),
+        ),
+        (
+            Column("reference images", "short", "the gate before the clock"),
+            lambda entry: _gate(entry[1]),
+            always,
+        ),
+    ]
+
+
+def _p50(row: Row) -> Cell:
+    spread = row.p50_interval_ms
+    return Cell(
+        milliseconds(row.percentile_ms(50)),
+        small="" if spread is None else interval(*spread, _digits(spread[0])),
+    )
+
+
+def _percentile(row: Row, percent: int) -> Cell:
+    value = row.percentile_ms(percent)
+    withheld = (
+        f"withheld: {len(row.latencies_ns)} runs do not support a p{percent}"
+        if row.rounds
+        else "not timed"
+    )
+    return Cell(milliseconds(value), title=withheld if value is None else "")
+
+
+def _configuration(row: Row) -> Cell:
+    parts = [row.provider, f"batch {row.batch}", counted(row.threads, "thread")]
+    if row.rate is not None:
+        parts.append(f"{row.rate:g} arrivals/s, {row.waited:.0%} of them waited")
+    return Cell(f"{row.runtime} {row.variant}", small=", ".join(parts))
+
+
+def _speedup(entry: Entry) -> Cell:
+    result, row = entry
+    if row.failed:
+        return Cell("", badges=(Badge("failed", "bad"),))
+    pair = speedup_of(result, row.id)
+    if pair is not None:
+        return speedup_cell(pair)
+    baseline = any(pair.baseline == row.id and pair.earlier is None for pair in result.comparisons)
+    return Cell("1", small="baseline") if baseline else Cell(MISSING, title="not compared")
+
+
+def _cold(row: Row) -> Cell:
+    cold = row.cold()
+    return (
+        Cell(f"{cold['total_ms']:.0f}", small=f"{cold['session_ms']:.0f} session")
+        if cold
+        else Cell(MISSING, title="not measured")
+    )
+
+
+def _peak(row: Row) -> Cell:
+    return Cell(mib(row.cold().get("peak_memory_bytes")))
+
+
+def _energy(row: Row) -> Cell:
+    told = [f"{value:.1f} ({source})" for source, value in row.energy_mj().items()]
+    return Cell("; ".join(told) or MISSING)
+
+
+def _gate(row: Row) -> Cell:
+    if row.failed:
+        return Cell("", badges=(Badge("failed", "bad"),))
+    if not row.gate.get("checked"):
+        return Cell("", badges=(Badge("not checked", "warn"),))
+    difference = row.gate.get("max_logit_difference")
+    small = "" if difference is None else f"|Δlogit| {difference:.1g}"
+    return Cell(
+        f"{row.gate.get('top1_agreement', MISSING)}/{row.gate.get('images', MISSING)} agree",
+        small=small,
+    )
+
+
+def _table_notes(every: Sequence[Entry]) -> list[str]:
+    withheld = [
+        percent
+        for percent in (90, 99)
+        if any(row.rounds and row.percentile_ms(percent) is None for _, row in every)
+    ]
+    notes = ["Intervals are 95%."]
+    if any(row.rate is not None for _, row in every):
+        notes.append(
+            "Rows without arrivals/s are a single stream, in which a call follows on the one before."
+        )
+    if withheld:
+        told = joined(
+            [f"p{percent} needs {PERCENTILE_SUPPORT[percent]} runs" for percent in withheld]
+        )
+        notes.append(f"{MISSING} under p90 or p99: withheld, too few runs support it ({told}).")
+    notes.append(f"{MISSING} elsewhere: not measured, or the device does not tell.")
+    if not any(row.energy_mj() for _, row in every):
+        notes.append("No energy counter was read.")
+    runs = [len(row.latencies_ns) for _, row in every if row.rounds]
+    if runs:
+        told = f"{runs[0]:,}" if min(runs) == max(runs) else f"{min(runs):,} to {max(runs):,}"
+        notes.append(f"Each row rests on {told} runs; none is left out.")
+    return notes
+
+
+def _digits(value: float) -> int:
+    return 3 if value < 1 else 2 if value < 100 else 0

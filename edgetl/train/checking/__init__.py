@@ -1,1 +1,0 @@
-"""`edgetl check`: what is wrong with a data set, found before any training."""

@@ -1,0 +1,1 @@
+"""Code that the other training packages share."""

@@ -1,0 +1,189 @@
+"""Augmentation of training images: a function of (seed, view, image), whichever process computes it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+# albumentations asks a package registry for newer versions when it is imported.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl.core.config.finetune import Augment
+from edgetl.core.errors import ConfigError
+from edgetl.core.files import sha256_file
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.device.runtime.preprocessing import resize_and_crop
+from edgetl.train.data.pipeline_file import read_pipeline
+
+
+class Augmentation:
+    """uint8 [height, width, 3] of any size to uint8 [crop, crop, 3]; safe to call from several threads and processes."""
+
+    def __init__(
+        self, strength: Augment, preprocessing: Preprocessing, seed: int, file: Path | None = None
+    ) -> None:
+        """Build the pipeline of a strength, or the one that `A.save` wrote to `file`.
+
+        Raises:
+            ConfigError: the file is no such pipeline, or it does not give RGB uint8 images.
+        """
+        self._strength: Augment = strength
+        self._preprocessing = preprocessing
+        self._seed = seed
+        self._file = file
+        self._own = threading.local()
+        self.name = f"{file.name} {sha256_file(_existing(file))}" if file else strength
+        """What the views depend on besides seed and preprocessing."""
+        if file:
+            self._try(file)
+
+    def __call__(self, image: NDArray[np.uint8], view: int, index: int) -> NDArray[np.uint8]:
+        """View number `view` of image number `index`; `none` is exactly the preprocessing of evaluation."""
+        compose = self._compose
+        if compose is None:
+            return resize_and_crop(image, self._preprocessing)
+        compose.set_random_seed(self.view_seed(view, index))
+        try:
+            augmented: NDArray[np.uint8] = compose(image=image)["image"]
+        except Exception as cause:
+            if self._file is None:
+                raise
+            size = " x ".join(map(str, image.shape[:2]))
+            raise ConfigError(
+                f"--augment {self._file}: the pipeline fails on an image of {size} pixels: {cause}."
+            ) from cause
+        if augmented.shape[:2] != (self._preprocessing.crop,) * 2:
+            return resize_and_crop(augmented, self._preprocessing)
+        return augmented
+
+    @property
+    def strength(self) -> Augment | None:
+        """The built-in pipeline's strength, None for a pipeline from a file."""
+        return None if self._file else self._strength
+
+    def view_seed(self, view: int, index: int) -> int:
+        """Seed of a view, in [0, 2^32)."""
+        return _seed_of(self._seed, view, index)
+
+    def build_pipeline(self) -> Any:
+        """Build a new albumentations pipeline of this strength, for one thread; None for `none`."""
+        if self._file:
+            return _load(self._file)
+        return _pipeline(self._strength, self._preprocessing.crop)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_own"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _own=threading.local())
+
+    @property
+    def _compose(self) -> Any:
+        # Seeding changes the pipeline, so each thread has one of its own.
+        if not hasattr(self._own, "compose"):
+            self._own.compose = self.build_pipeline()
+        return self._own.compose
+
+    def _try(self, file: Path) -> None:
+        gradient = np.linspace(0, 255, 96 * 128 * 3).reshape(96, 128, 3).astype(np.uint8)
+        try:
+            found = self._compose(image=gradient)["image"]
+        except ConfigError:
+            raise
+        except Exception as cause:  # whatever the transforms of a stranger raise
+            raise ConfigError(
+                f"--augment {file}: the pipeline fails on an image of 96 x 128 pixels: {cause}."
+            ) from cause
+        if (
+            not isinstance(found, np.ndarray)
+            or found.dtype != np.uint8
+            or found.ndim != 3
+            or found.shape[2] != 3
+        ):
+            raise ConfigError(
+                f"--augment {file}: the pipeline does not give RGB images of uint8. "
+                "Leave Normalize and ToTensorV2 out: edgetl does their part."
+            )
+
+
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        raise ConfigError(
+            f"--augment {file}: no such file. Give none, light, medium, strong or a pipeline saved with albumentations' A.save."
+        )
+    return file
+
+
+def _load(file: Path) -> Any:
+    content = read_pipeline(file)
+    A = _albumentations()  # noqa: N806
+    try:
+        return A.from_dict(content)
+    except Exception as cause:  # whatever the constructors of transforms raise
+        raise ConfigError(
+            f"--augment {file} is not a pipeline that albumentations {A.__version__} saved: {cause}."
+        ) from cause
+
+
+def _seed_of(seed: int, view: int, index: int) -> int:
+    return int.from_bytes(
+        hashlib.blake2b(f"{seed} {view} {index}".encode(), digest_size=4).digest()
+    )
+
+
+def _albumentations() -> Any:
+    # Imported where it is used: a run that finds its activations in the cache augments nothing and saves half a second.
+    import albumentations
+    import cv2
+
+    # Views are made in parallel already; OpenCV's own threads would only wait for each other.
+    cv2.setNumThreads(1)
+    return albumentations
+
+
+def _pipeline(strength: Augment, size: int) -> Any:
+    if strength == "none":
+        return None
+    A = _albumentations()  # noqa: N806
+    scale = {"light": (0.5, 1.0), "medium": (0.35, 1.0), "strong": (0.2, 1.0)}[strength]
+    # Area interpolation when shrinking: training sees antialiased images as evaluation does.
+    steps: list[Any] = [
+        A.RandomResizedCrop((size, size), scale=scale, area_for_downscale="image"),
+        A.HorizontalFlip(p=0.5),
+    ]
+    if strength == "light":
+        return A.Compose(steps)
+    steps.append(
+        A.ColorJitter(
+            brightness=(0.8, 1.2),
+            contrast=(0.8, 1.2),
+            saturation=(0.8, 1.2),
+            hue=(-0.03, 0.03),
+            p=0.8,
+        )
+    )
+    steps.append(A.Affine(rotate=(-15, 15), border_mode=4, p=0.5))
+    if strength == "medium":
+        return A.Compose(steps)
+    hole = (max(1, size // 16), max(2, size // 5))
+    steps += [
+        A.Perspective(scale=(0.02, 0.08), border_mode=4, p=0.3),
+        A.OneOf(
+            [
+                A.GaussianBlur(sigma_limit=(0.3, 1.5), blur_limit=0),
+                A.GaussNoise(std_range=(0.02, 0.08)),
+            ],
+            p=0.4,
+        ),
+        A.ToGray(p=0.1),
+        A.CoarseDropout(
+            num_holes_range=(1, 4), hole_height_range=hole, hole_width_range=hole, p=0.4
+        ),
+    ]
+    return A.Compose(steps)

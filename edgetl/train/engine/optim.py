@@ -1,0 +1,243 @@
+"""Steps of training: parameter groups, learning rates, loss, mixing of images, averaged weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.train.common.precision import copy_to_device
+from edgetl.train.features.extractor import Values
+from edgetl.train.model.factory import AdaptedNetwork
+
+
+def make_optimiser(adapted: AdaptedNetwork, config: FinetuneConfig, lr: float) -> torch.optim.Adam:
+    """Adam, or AdamW with weight decay, over what requires gradients: a group for each rate, and for what does not decay."""
+    depth = _depths(adapted)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in adapted.network.named_parameters():
+        if parameter.requires_grad:
+            # Vectors are biases, scales and shifts of norms: decay would pull them to where they mean nothing.
+            decay = config.weight_decay if parameter.dim() > 1 else 0.0
+            groups.setdefault((lr * config.lr_decay ** depth.get(name, 0), decay), []).append(
+                parameter
+            )
+    listed = [
+        {"params": members, "lr": rate, "weight_decay": decay}
+        for (rate, decay), members in groups.items()
+    ]
+    kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
+    # One kernel for all parameters: a tenth of a CPU's step otherwise goes to many small ones.
+    return kind(listed, lr=lr, weight_decay=0.0, fused=True)
+
+
+def _depths(adapted: AdaptedNetwork) -> dict[str, int]:
+    # How many blocks lie between a parameter and the head; the stem counts as one more than the first block.
+    depth: dict[str, int] = {}
+    for name, _ in adapted.network.named_parameters():
+        inside = [
+            at
+            for at, block in enumerate(adapted.blocks)
+            for path in block.modules
+            if name == path or name.startswith(f"{path}.")
+        ]
+        if inside:
+            depth[name] = len(adapted.blocks) - inside[0]
+        elif not name.startswith(f"{adapted.layer.path}."):
+            depth[name] = len(adapted.blocks) + 1
+    return depth
+
+
+class Rates:
+    """The learning rate of every step of a phase: a linear rise, then constant or a cosine down to 0."""
+
+    def __init__(
+        self, optimiser: torch.optim.Optimizer, config: FinetuneConfig, steps: int
+    ) -> None:
+        self._optimiser = optimiser
+        self._base = [group["lr"] for group in optimiser.param_groups]
+        self._cosine = config.schedule == "cosine"
+        self._steps = max(1, steps)
+        self._warmup = round(config.warmup * self._steps)
+        self.step = 0
+        """The next one, counted from 0."""
+
+    def factor(self, step: int) -> float:
+        """Of the phase's rate, at a step counted from 0."""
+        if step < self._warmup:
+            return (step + 1) / self._warmup
+        if not self._cosine:
+            return 1.0
+        done = (step - self._warmup) / max(1, self._steps - self._warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    def advance(self) -> None:
+        """Set the rates of the next step."""
+        factor = self.factor(self.step)
+        for group, base in zip(self._optimiser.param_groups, self._base, strict=True):
+            group["lr"] = base * factor
+        self.step += 1
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A batch in which images may be mixed in pairs."""
+
+    values: Values
+    targets: Tensor
+    partners: Tensor | None = None
+    """Targets of the images that were mixed in; None where nothing was."""
+    share: Tensor | None = None
+    """Of `targets` in each image, float32 [batch]; the rest is `partners`'."""
+
+
+class Mixing:
+    """mixup, and CutMix where values have a place to cut; its own generator, so that switching them on changes no other number."""
+
+    def __init__(self, config: FinetuneConfig, phase: int) -> None:
+        self._mixup, self._cutmix = config.mixup, config.cutmix
+        self._generator = np.random.default_rng([config.seed, phase, 1])
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Of the generator, for a checkpoint."""
+        return dict(self._generator.bit_generator.state)
+
+    @state.setter
+    def state(self, state: dict[str, Any]) -> None:
+        self._generator.bit_generator.state = state
+
+    def __call__(self, values: Values, targets: Tensor) -> Mixed:
+        """Mix each image with another one of the batch, by one share for the batch."""
+        spatial = all(value.dim() == 4 and min(value.shape[2:]) > 1 for value in values)
+        if not (self._mixup or (self._cutmix and spatial)) or len(targets) < 2:
+            return Mixed(values, targets)
+        cut = (
+            self._cutmix > 0 and spatial and (not self._mixup or bool(self._generator.integers(2)))
+        )
+        alpha = self._cutmix if cut else self._mixup
+        share = float(self._generator.beta(alpha, alpha))
+        partner = copy_to_device(
+            torch.from_numpy(self._generator.permutation(len(targets))), targets.device
+        )
+        if cut:
+            values, share = self._paste(values, partner, share)
+        else:
+            values = tuple(share * value + (1 - share) * value[partner] for value in values)
+        return Mixed(
+            values,
+            targets,
+            targets[partner],
+            torch.full((len(targets),), share, device=targets.device),
+        )
+
+    def _paste(self, values: Values, partner: Tensor, share: float) -> tuple[Values, float]:
+        # One box in relative coordinates for all values: feature maps of one image differ in size, not in place.
+        side = math.sqrt(1 - share)
+        centre = self._generator.random(2)
+        low, high = np.clip(centre - side / 2, 0, 1), np.clip(centre + side / 2, 0, 1)
+        pasted, kept = [], 1.0
+        for value in values:
+            height, width = value.shape[2:]
+            top, bottom = round(low[0] * height), round(high[0] * height)
+            left, right = round(low[1] * width), round(high[1] * width)
+            value = value.clone()
+            value[:, :, top:bottom, left:right] = value[partner, :, top:bottom, left:right]
+            pasted.append(value)
+            kept = 1 - (bottom - top) * (right - left) / (height * width)
+        return tuple(pasted), kept
+
+
+class Loss:
+    """Cross-entropy with smoothed, mixed and weighted targets."""
+
+    def __init__(
+        self, config: FinetuneConfig, labels: Tensor, classes: int, device: torch.device
+    ) -> None:
+        self.device = device
+        self._smoothing = config.label_smoothing
+        self._weights: Tensor | None = None
+        if config.class_weights == "balanced":
+            counts = torch.bincount(labels, minlength=classes).clamp(min=1)
+            self._weights = copy_to_device(len(labels) / (classes * counts.float()), device)
+
+    def __call__(self, logits: Tensor, mixed: Mixed) -> tuple[Tensor, Tensor]:
+        """(sum over the batch, sum of the images' weights): their quotient is the mean, weighted by class where that was asked for."""
+
+        def each(targets: Tensor) -> Tensor:
+            return F.cross_entropy(
+                logits, targets, self._weights, label_smoothing=self._smoothing, reduction="none"
+            )
+
+        def mix(figure: Callable[[Tensor], Tensor]) -> Tensor:
+            own = figure(mixed.targets)
+            if mixed.partners is None or mixed.share is None:
+                return own
+            return mixed.share * own + (1 - mixed.share) * figure(mixed.partners)
+
+        losses, weights = mix(each), self._weights
+        if weights is None:
+            return losses.sum(), losses.new_full((), len(losses))
+        return losses.sum(), mix(lambda targets: weights[targets]).sum()
+
+
+def moving_buffers(network: nn.Module) -> list[Tensor]:
+    """Statistics that move with every batch, with the modes that are set now."""
+    training = [module for module in network.modules() if module.training]
+    return [
+        buffer
+        for module in training
+        for buffer in module.buffers(recurse=False)
+        if buffer.is_floating_point()
+    ]
+
+
+class AveragedWeights:
+    """Exponential moving average of trained parameters and of the buffers that move with them (Polyak and Juditsky, 1992)."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self.steps = 0
+        """That were averaged."""
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self._live = [*trained, *moving_buffers(network)]
+        self.average = [tensor.detach().clone() for tensor in self._live]
+        self._spare = [torch.empty_like(tensor) for tensor in self.average]
+
+    @torch.no_grad()
+    def restore(self, average: Sequence[Tensor], steps: int) -> None:
+        """Go on with an average that was saved."""
+        torch._foreach_copy_(self.average, list(average))
+        self.steps = steps
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """After a step. The decay rises with the number of steps, so that the start is forgotten soon."""
+        self.steps += 1
+        weight = 1 - min(self._decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self.average, [tensor.detach() for tensor in self._live], weight)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The network has the average's weights inside the block."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        # Copied, not exchanged: the optimizer and captured CUDA graphs hold the live tensors' addresses.
+        live = [tensor.detach() for tensor in self._live]
+        torch._foreach_copy_(self._spare, live)
+        torch._foreach_copy_(live, self.average)
+        self.average, self._spare = self._spare, self.average

@@ -1,0 +1,1 @@
+"""The frozen backbone as a feature extractor with cached outputs."""

@@ -1,0 +1,1 @@
+"""torchvision network to a network that can be fine-tuned."""

@@ -1,0 +1,144 @@
+"""What is trained and what is not; frozen means frozen, and that is proven."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from torch import Tensor, nn
+
+from edgetl.core.errors import ConfigError
+from edgetl.train.engine.checkpoint import tensor_digest
+from edgetl.train.model.blocks import last_blocks
+from edgetl.train.model.factory import AdaptedNetwork
+
+NORMS = (nn.modules.batchnorm._NormBase,)
+"""Layers whose statistics move in training mode."""
+_CLONED_IN_PLACE = (nn.Hardtanh, nn.Hardswish, nn.SiLU, nn.Mish)
+"""Activations (ReLU6 is a Hardtanh) whose derivative needs the input: in place, autograd first copies it. ReLU's needs the output."""
+
+
+@dataclass(frozen=True)
+class Freezing:
+    """A network whose parameters are split into trained and frozen ones."""
+
+    network: nn.Module
+    frozen_blocks: tuple[nn.Module, ...]
+    """Kept in evaluation mode: a frozen block is a fixed function, without moving statistics or stochastic depth."""
+    freeze_statistics: bool
+    """Keep the BatchNorm statistics of trained blocks, too."""
+    digests: Mapping[str, str]
+    """SHA-256 of every frozen parameter and buffer."""
+
+    def train_mode(self) -> None:
+        """`.train()` for what is trained; call it instead of `network.train()`."""
+        self.network.train()
+        for block in self.frozen_blocks:
+            block.eval()
+        if self.freeze_statistics:
+            for module in self.network.modules():
+                if isinstance(module, NORMS):
+                    module.eval()
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What the optimiser gets."""
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+
+    def prove(self) -> None:
+        """Raise RuntimeError, naming them, if frozen tensors changed: that would be a bug, and the run's claims would be false."""
+        now = dict(_named_tensors(self.network))
+        changed = [
+            name for name, digest in self.digests.items() if tensor_digest(now[name]) != digest
+        ]
+        if changed:
+            raise RuntimeError(
+                f"frozen tensors changed during training: {', '.join(changed[:5])} ({len(changed)} in all)"
+            )
+
+
+def set_trainable(
+    adapted: AdaptedNetwork, unfreeze: int | str, freeze_statistics: bool = True
+) -> Freezing:
+    """Split the network into frozen and trained parts; the head is always trained.
+
+    Args:
+        unfreeze: that many last blocks, `head` for none of them, `all` for everything, the stem included.
+        freeze_statistics: BatchNorm in evaluation mode everywhere, not only in frozen blocks.
+
+    Raises:
+        ConfigError: there are not that many blocks.
+    """
+    network, blocks = adapted.network, adapted.blocks
+    count = check_unfreeze(unfreeze, len(blocks))
+    frozen, trained = blocks[: len(blocks) - count], blocks[len(blocks) - count :]
+    network.requires_grad_(unfreeze == "all")
+    for path in chain([adapted.layer.path], *(block.modules for block in trained)):
+        network.get_submodule(path).requires_grad_(True)
+    frozen_modules = tuple(
+        network.get_submodule(path) for block in frozen for path in block.modules
+    )
+    use_out_of_place_activations(network, frozen_modules)
+    still = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    still |= _frozen_buffers(network, frozen_modules, freeze_statistics)
+    digests = {
+        name: tensor_digest(tensor)
+        for name, tensor in _named_tensors(network).items()
+        if name in still
+    }
+    return Freezing(network, frozen_modules, freeze_statistics, digests)
+
+
+def use_out_of_place_activations(network: nn.Module, frozen: Sequence[nn.Module] = ()) -> None:
+    """Let activations outside `frozen` write a new tensor where autograd would copy their input before overwriting it.
+
+    Values and gradients stay the same, bit by bit, and memory too: the copy took as much as the new tensor.
+    """
+    inside = {id(inner) for module in frozen for inner in module.modules()}
+    for module in network.modules():
+        if isinstance(module, _CLONED_IN_PLACE) and id(module) not in inside:
+            module.inplace = False
+
+
+def resolve_unfreeze(unfreeze: str, adapted: AdaptedNetwork, usual: int) -> str:
+    """`auto` and shares of the parameters as the number of blocks that they mean; `head` and `all` stay.
+
+    Raises:
+        ConfigError: more blocks than there are.
+    """
+    if unfreeze == "auto":
+        return str(usual)
+    if unfreeze.endswith("%"):
+        return str(last_blocks(adapted.network, adapted.blocks, float(unfreeze[:-1]) / 100))
+    check_unfreeze(unfreeze, len(adapted.blocks))
+    return unfreeze
+
+
+def check_unfreeze(unfreeze: int | str, blocks: int) -> int:
+    """How many last blocks of `blocks` are trained.
+
+    Raises:
+        ConfigError: there are not that many.
+    """
+    count = blocks if unfreeze == "all" else 0 if unfreeze == "head" else int(unfreeze)
+    if count > blocks:
+        raise ConfigError(
+            f"--unfreeze {count}: the backbone has {blocks} blocks. Give at most that many, or `all`."
+        )
+    return count
+
+
+def _frozen_buffers(
+    network: nn.Module, frozen: tuple[nn.Module, ...], freeze_statistics: bool
+) -> set[str]:
+    inside = {id(inner) for module in frozen for inner in module.modules()}
+    return {
+        f"{path}.{name}" if path else name
+        for path, module in network.named_modules()
+        for name, _ in module.named_buffers(recurse=False)
+        if id(module) in inside or (freeze_statistics and isinstance(module, NORMS))
+    }
+
+
+def _named_tensors(network: nn.Module) -> dict[str, Tensor]:
+    return dict(chain(network.named_parameters(), network.named_buffers()))
