@@ -23,7 +23,7 @@ demo: $(STAMP)  ## the whole job, offline, in under three minutes: from nothing 
 	$(BIN)/edgetl demo
 
 readme: $(STAMP)  ## run the demo and draw its pictures for the README anew
-	$(BIN)/python -m tools.readme -o docs
+	$(BIN)/python -m tools.repo.readme_images -o docs
 
 test: $(STAMP)  ## the test suite, under 20 minutes on 2 shared cores
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -32,34 +32,34 @@ test-slow: $(STAMP)  ## the tests that take minutes: the recipe's accuracy on re
 	$(BIN)/python -m pytest -m slow
 
 test-device: $(STAMP)  ## predict and bench in a fresh environments without torch; RUN=... checks a run of yours
-	$(BIN)/python -m tools.device_check $(RUN)
+	$(BIN)/python -m tools.checks.device_install $(RUN)
 
 test-gpu-libraries: $(STAMP)  ## all libraries of the CUDA provider in fresh environments of `train` and `gpu`; 7 GB while it runs
-	$(BIN)/python -m tools.cuda_libraries_check
+	$(BIN)/python -m tools.checks.cuda_libraries
 
 test-runtimes: $(STAMP)  ## fp32 and int8 in OpenVINO, OpenCV (each in a fresh environment) and Chromium; RUN=... checks a run of yours
-	$(BIN)/python -m tools.runtimes_check $(RUN)
+	$(BIN)/python -m tools.checks.other_runtimes $(RUN)
 
 test-arm64: $(STAMP)  ## verify, predict and a short bench on emulated aarch64; RUN=... checks a run of yours
-	PYTHON=$(BIN)/python PATH="$(abspath $(BIN)):$$PATH" tools/arm64_check.sh $(RUN)
+	PYTHON=$(BIN)/python PATH="$(abspath $(BIN)):$$PATH" tools/checks/arm64/check.sh $(RUN)
 
 gpu-check: $(STAMP)  ## twelve checks on a machine with a GPU, under nine minutes; ARGS="-o DIR"
 	$(BIN)/python -m tools.checks.gpu_check $(ARGS)
 
 fuzz: $(STAMP)  ## ten thousand mutated images, runs, checkpoints, weights, presets, caches, results and bundles; ARGS="--seed 1 --target runs"
-	$(BIN)/python -m tools.fuzz $(ARGS)
+	$(BIN)/python -m tools.checks.fuzz $(ARGS)
 
 check: $(STAMP)  ## lint, types, import contracts, docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m tools.docs --check
+	$(BIN)/python -m tools.repo.docs --check
 
 format: $(STAMP)  ## format the code and regenerate what is generated
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/python -m tools.docs
+	$(BIN)/python -m tools.repo.docs
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

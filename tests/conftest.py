@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import forking
+from tests.helpers import forking
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -28,10 +28,10 @@ ARCHITECTURE, IMAGE_SIZE = "mobilenet_v3_small", 64
 
 
 LONG = (
-    "experiment/test_comparing", "train/test_resuming", "cli/test_export", "train/test_ranks", "train/test_finetune", "test_main_job",
-    "train/test_backend", "cli/test_demo_command", "device/test_bench_run", "device/test_bench_sweep", "device/test_loadgen",
-    "export/test_quantizing", "export/test_web",
-    "export/test_exporting", "train/test_staging", "cli/test_bench", "cli/test_finetune_command", "tools/test_pretrain",
+    "experiment/test_compare", "train/test_resume", "cli/test_export", "train/common/test_distributed", "train/test_finetune", "e2e/test_main_job",
+    "train/test_pytorch_backend", "cli/test_demo", "device/bench/test_runner", "device/bench/test_sweep", "device/loadgen/test_loadgen",
+    "export/quantize/test_quantize", "export/web/test_export",
+    "export/test_exporter", "train/engine/test_phase_builder", "cli/test_bench", "cli/test_finetune", "tools/pretraining/test_pretrain",
 )  # fmt: skip
 """Files that take longest, the longest first: one that begins last is waited for by a worker that has nothing left to do."""
 

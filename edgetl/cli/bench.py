@@ -314,8 +314,7 @@ def bench(
         raise ConfigError(
             "--image-size and --latency-budget belong to architectures; a model brings its own input, and --max-p99 bounds it."
         )
-    from edgetl.core.artifacts.limits import Limits
-    from edgetl.core.config.bench import BenchConfig
+    from edgetl.core.config.bench import BenchConfig, Limits
     from edgetl.core.config.options import parse_duration, parse_milliseconds, parse_share
 
     modes = words(pytorch or ["eager"])

@@ -1,6 +1,6 @@
 """The classification architectures of torchvision, as a table that needs no torch to read.
 
-architectures.csv is written by tools/architecture_table.py and tested against the installed torchvision;
+architectures.csv is written by tools/repo/architecture_table.py and tested against the installed torchvision;
 an architecture that a newer torchvision brings is described on the spot (edgetl.train.model.torchvision_models.describe).
 """
 

@@ -15,8 +15,8 @@ from edgetl.cli.console import out
 from edgetl.core.artifacts.bench import BenchResult, Noise
 from edgetl.core.artifacts.comparison import EarlierRow
 from edgetl.device.runtime.images import load_image
-from tests.bundles import colour_logits, colour_model, write_bundle, write_pictures
-from tests.core.test_results import result, row
+from tests.core.artifacts.test_bench import result, row
+from tests.helpers.bundles import colour_logits, colour_model, write_bundle, write_pictures
 
 ROOT = Path(__file__).parents[2]
 

@@ -26,8 +26,8 @@ from edgetl.device.runtime.classifier import bundle_classifier
 from edgetl.export import latency
 from edgetl.export.exporter import export_run
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
-from tests.export.web_page import NPM, Page, agrees, needs_browser
-from tests.report.browser import browser
+from tests.helpers.browser import browser
+from tests.helpers.web_page import NPM, Page, agrees, needs_browser
 
 SHORT = BenchProtocol(
     block_seconds=0.05, block_runs=5, window_seconds=0.01, window_runs=2, max_windows=3

@@ -8,7 +8,7 @@ import pytest
 
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.runtime.images import load_image
-from tests.bundles import colour_logits, colour_model, write_bundle, write_pictures
+from tests.helpers.bundles import colour_logits, colour_model, write_bundle, write_pictures
 
 BRIEF = BenchProtocol(
     slices=2,

@@ -15,7 +15,7 @@ from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, DataError, RunError
 from edgetl.core.paths import ExperimentDirectory
 from edgetl.experiment.plan import Plan, _refuse_other_plan, read_run, write_plan
-from tools.mutation import mutate_json
+from tools.checks.fuzz.mutation import mutate_json
 
 METRICS: dict[str, Any] = {
     "schema": 1, "classes": ["cat", "dog"], "seconds": {"total": 9.5}, "train": {"images": 8, "accuracy": 1.0},

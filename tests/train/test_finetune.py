@@ -30,7 +30,7 @@ from edgetl.train.engine.trainer import is_better
 from edgetl.train.finetune import finetune
 from edgetl.train.model.factory import load_run_model
 from edgetl.train.output_directory import Place, choose_output
-from tests.report.runs import write_run
+from tests.helpers.runs import write_run
 
 MakeImages = Callable[..., Path]
 MODEL = "mobilenet_v3_small"

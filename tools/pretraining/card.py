@@ -39,7 +39,7 @@ $recipe```
 
 Made again by:
 
-    python -m tools.pretrain --recipe models/$model-builtin/recipe.toml --work DIR -o DIR/out
+    python -m tools.pretraining.pretrain --recipe models/$model-builtin/recipe.toml --work DIR -o DIR/out
 
 ## Limits
 
@@ -52,7 +52,7 @@ def card(results: Mapping[str, Any], recipe: str, weights_bytes: int) -> str:
     """card.md.
 
     Args:
-        results: of `shipping.ship`, and of tools/backbone_worth.py under `worth`: Markdown by data set.
+        results: of `shipping.ship`, and of tools/benchmarks/backbone_gain.py under `worth`: Markdown by data set.
         recipe: the text of recipe.toml.
     """
     hours = results["seconds"] / 3600
@@ -84,7 +84,7 @@ def card(results: Mapping[str, Any], recipe: str, weights_bytes: int) -> str:
         unseen=", ".join(told),
         chance=f"{100 / results['classes']:.2g}",
         worth="\n\n".join(results["worth"].values())
-        or "Not measured: `python -m tools.backbone_worth` does.",
+        or "Not measured: `python -m tools.benchmarks.backbone_gain` does.",
         curve=_curve(results["curve"]),
         recipe=recipe,
     )

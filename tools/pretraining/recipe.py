@@ -10,7 +10,7 @@ from typing import Any
 
 from edgetl.core.errors import ConfigError
 from edgetl.core.files import write_text
-from tools.pretraining.drawing import Classes
+from tools.pretraining.dataset import Classes
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def write_recipe(path: Path, recipe: Recipe, steps_taken: int | None = None) -> 
     lines = [f"{name} = {json.dumps(value)}" for name, value in recipe.to_json().items()]
     write_text(
         path,
-        "# Follow it with: python -m tools.pretrain --recipe recipe.toml --work DIR -o DIR\n"
+        "# Follow it with: python -m tools.pretraining.pretrain --recipe recipe.toml --work DIR -o DIR\n"
         + "\n".join(lines)
         + "\n",
     )

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.pretraining.fields import Field, square
+from tools.pretraining.noise import Field, square
 from tools.pretraining.textures import (
     Image,
     Palette,

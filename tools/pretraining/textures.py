@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.pretraining.fields import (
+from tools.pretraining.noise import (
     Field,
     cells,
     lattice_noise,

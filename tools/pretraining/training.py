@@ -29,9 +29,9 @@ from edgetl.train.common.precision import (
 from edgetl.train.engine.checkpoint import read_state, write_state
 from edgetl.train.model.factory import adapt
 from edgetl.train.model.torchvision_models import preprocessing_for
-from tools.pretraining.pool import Pool, pool_name
+from tools.pretraining.augmentation import random_views
+from tools.pretraining.prefetch import Pool, pool_name
 from tools.pretraining.recipe import Recipe
-from tools.pretraining.views import random_views
 
 _TOLD_EVERY = 50
 """Steps from one line of the loss curve to the next."""

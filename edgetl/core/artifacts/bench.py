@@ -22,9 +22,10 @@ from edgetl.core.artifacts.comparison import (
     agree,
     verdict,
 )
-from edgetl.core.artifacts.limits import Judged, Limits, judge_limits
+from edgetl.core.artifacts.limits import Judged, judge_limits
 from edgetl.core.artifacts.recommendation import Recommendation, recommend
 from edgetl.core.artifacts.sustained import Sustained
+from edgetl.core.config.bench import Limits
 from edgetl.core.errors import BenchError, ConfigError
 from edgetl.core.files import SCHEMA, read_json
 from edgetl.core.statistics import paired_speedup, unpaired_speedup

@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgetl.core.config.options import raise_all
+from edgetl.core.config.bench import Limits
 
 if TYPE_CHECKING:
     from edgetl.core.artifacts.bench import BenchResult
     from edgetl.core.artifacts.comparison import Comparison
 
 Outcome = Literal["held", "broken", "undecided"]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds that a result is judged by; None is no bound."""
-
-    max_regression: float | None = None
-    """Largest share by which a configuration may be slower than in the earlier result: 0.05 is 5%."""
-    max_p99_ms: float | None = None
-    """Largest p99 of the recommended configuration in the first scope, in paced arrivals too, milliseconds."""
-    min_speedup: float | None = None
-    """Least speed-up over eager PyTorch of the recommended configuration."""
-
-    def __post_init__(self) -> None:
-        raise_all(
-            [
-                None
-                if self.max_regression is None or self.max_regression >= 0
-                else "--max-regression is at least 0%.",
-                None if self.max_p99_ms is None or self.max_p99_ms > 0 else "--max-p99 is above 0.",
-                None
-                if self.min_speedup is None or 0 < self.min_speedup < math.inf
-                else "--min-speedup is a number above 0.",
-            ]
-        )
 
 
 @dataclass(frozen=True)

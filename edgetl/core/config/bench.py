@@ -7,13 +7,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from edgetl.core.artifacts.limits import Limits
 from edgetl.core.config.options import one_of, raise_all
 
 Scope = Literal["model", "image", "file"]
 TorchMode = Literal["eager", "bf16", "fp16", "compile", "cuda-graph", "fp16-cuda-graph"]
 SessionMode = Literal["default", "cuda-graph", "no-tf32"]
 MAX_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds that a result is judged by; None is no bound."""
+
+    max_regression: float | None = None
+    """Largest share by which a configuration may be slower than in the earlier result: 0.05 is 5%."""
+    max_p99_ms: float | None = None
+    """Largest p99 of the recommended configuration in the first scope, in paced arrivals too, milliseconds."""
+    min_speedup: float | None = None
+    """Least speed-up over eager PyTorch of the recommended configuration."""
+
+    def __post_init__(self) -> None:
+        raise_all(
+            [
+                None
+                if self.max_regression is None or self.max_regression >= 0
+                else "--max-regression is at least 0%.",
+                None if self.max_p99_ms is None or self.max_p99_ms > 0 else "--max-p99 is above 0.",
+                None
+                if self.min_speedup is None or 0 < self.min_speedup < math.inf
+                else "--min-speedup is a number above 0.",
+            ]
+        )
 
 
 @dataclass(frozen=True)

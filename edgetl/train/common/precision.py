@@ -18,9 +18,11 @@ from edgetl.core.config.finetune import Device, Precision
 from edgetl.core.errors import ConfigError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.hardware.info import cpu_flags
-from edgetl.train.features.extractor import Values
 
 Arithmetic = Literal["fp32", "bf16", "fp16"]
+Values = tuple[Tensor, ...]
+Function = Callable[..., Values]
+"""Takes the values at one cut, gives those at another; the first axis is the batch."""
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TENSOR_CORES = 7

@@ -9,11 +9,10 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from edgetl.train.common.precision import Computing, step_milliseconds
+from edgetl.train.common.precision import Computing, Values, step_milliseconds
 from edgetl.train.data.loader import Key
 from edgetl.train.engine.phases import Phase
 from edgetl.train.features.cache import Base, Materials
-from edgetl.train.features.extractor import Values
 from edgetl.train.model.freezing import set_trainable
 
 T = TypeVar("T")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from edgetl.core.errors import RunError
 from edgetl.core.files import atomic_path
+from edgetl.train.model.freezing import tensor_digest
 
 Part = nn.Module | torch.optim.Optimizer | Mapping[str, Tensor]
 _OS_ERROR = re.compile(r"os error (\d+)")
@@ -107,14 +108,6 @@ def read_state(path: Path) -> State:
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as cause:
         raise _unusable(path, cause) from cause
     return State(path, facts, tensors)
-
-
-def tensor_digest(tensor: Tensor) -> str:
-    """Return the hexadecimal SHA-256 of a tensor's type, shape and values, row by row."""
-    plain = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{plain.dtype} {tuple(plain.shape)}".encode())
-    digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _digest_of_all(facts: str, digests: Mapping[str, str]) -> str:

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgetl.train.common.autotune import remembered
-from edgetl.train.common.precision import Computing, cudnn_autotuning, undisturbed
-from edgetl.train.features.extractor import Values
+from edgetl.train.common.precision import Computing, Values, cudnn_autotuning, undisturbed
 
 Forward = Callable[..., Tensor]
 Capture = Callable[[nn.Module, Values, Computing], Forward]

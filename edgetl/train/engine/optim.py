@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgetl.core.config.finetune import FinetuneConfig
-from edgetl.train.common.precision import copy_to_device
-from edgetl.train.features.extractor import Values
+from edgetl.train.common.precision import Values, copy_to_device
 from edgetl.train.model.factory import AdaptedNetwork
 
 

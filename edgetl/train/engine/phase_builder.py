@@ -17,11 +17,13 @@ from edgetl.train.common.autotune import remembered
 from edgetl.train.common.precision import (
     Arithmetic,
     Computing,
+    Values,
     keep_slow_kernels_in_float32,
     step_milliseconds,
 )
 from edgetl.train.common.run_choices import not_available
-from edgetl.train.data.loader import Key, ResidentViews
+from edgetl.train.data.loader import Key
+from edgetl.train.data.view_cache import ResidentViews
 from edgetl.train.engine.budget import Costs, PhaseParts, Plan, measure_costs, plan
 from edgetl.train.engine.input_device import choose_loader
 from edgetl.train.engine.phases import Phase
@@ -30,7 +32,6 @@ from edgetl.train.features.cache import Base, Cache, Materials, view_keys
 from edgetl.train.features.extractor import (
     Choice,
     Prefix,
-    Values,
     candidates,
     exact_prefix,
     fastest_prefix,

@@ -13,9 +13,14 @@ from torch import Tensor
 from edgetl.core.config.finetune import Sampling
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.train.common.distributed import ALONE, Group
-from edgetl.train.common.precision import Computing, copy_to_device, cudnn_autotuning
+from edgetl.train.common.precision import (
+    Computing,
+    Function,
+    Values,
+    copy_to_device,
+    cudnn_autotuning,
+)
 from edgetl.train.data.loader import Key, cut_batches
-from edgetl.train.features.extractor import Function, Values
 from edgetl.train.features.store import Activations
 
 Batch = tuple[Values, Tensor]

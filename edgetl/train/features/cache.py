@@ -11,11 +11,11 @@ from edgetl.core.cache import cache_folder
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.train.common.distributed import ALONE, Group, Ranks
-from edgetl.train.common.precision import Computing
+from edgetl.train.common.precision import Computing, Function, Values
 from edgetl.train.common.progress import Progress
 from edgetl.train.common.run_choices import RunChoices
 from edgetl.train.data.loader import Loader
-from edgetl.train.features.extractor import Choice, Function, Prefix, Values
+from edgetl.train.features.extractor import Choice, Prefix
 from edgetl.train.features.partition import Cut
 from edgetl.train.features.store import (
     Activations,

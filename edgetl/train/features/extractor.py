@@ -11,13 +11,9 @@ from torch import Tensor, fx, nn
 
 from edgetl.core.registry import PREFIXES, resolve
 from edgetl.device.runtime.session import create_session
-from edgetl.train.common.precision import Computing
+from edgetl.train.common.precision import Computing, Function, Values
 from edgetl.train.features.fusion import fold_batch_norm, fuse_activations
 from edgetl.train.features.fx_to_onnx import traced_graph
-
-Values = tuple[Tensor, ...]
-Function = Callable[..., Values]
-"""Takes the values at one cut, gives those at another; the first axis is the batch."""
 
 _LARGEST_DIFFERENCE = 0.05
 """Of the values' own spread; bfloat16 through fifty layers stays below half of it."""

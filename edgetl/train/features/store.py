@@ -20,7 +20,7 @@ from torch import Tensor
 from edgetl.core.cache import prune, read_entry, write_entry
 from edgetl.core.files import sha256_file
 from edgetl.train.common.distributed import ALONE, Group
-from edgetl.train.features.extractor import Values
+from edgetl.train.common.precision import Values
 
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
 
 from edgetl.core.errors import ConfigError
-from edgetl.train.engine.checkpoint import tensor_digest
 from edgetl.train.model.blocks import last_blocks
 from edgetl.train.model.factory import AdaptedNetwork
 
@@ -142,3 +143,11 @@ def _frozen_buffers(
 
 def _named_tensors(network: nn.Module) -> dict[str, Tensor]:
     return dict(chain(network.named_parameters(), network.named_buffers()))
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Return the hexadecimal SHA-256 of a tensor's type, shape and values, row by row."""
+    plain = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{plain.dtype} {tuple(plain.shape)}".encode())
+    digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.live import Live
+
+from edgetl.cli import compare_progress
+from edgetl.cli.compare_progress import LiveView, PlainView
+from edgetl.core.config.compare import CompareConfig, Network, plan_runs
+from edgetl.core.config.finetune import FinetuneConfig
+from tests.helpers.experiments import made_run
+
+RUNS = plan_runs(
+    CompareConfig(Path("/out"), strategies=("head", "finetune", "full"), seeds=1),
+    FinetuneConfig(Path("/data")),
+    [Network("mobilenet_v2", 224, 19)],
+    Path("/out/runs"),
+)
+SECONDS = {RUNS[0].name: 10.0, RUNS[1].name: 20.0, RUNS[2].name: 60.0}
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    written = io.StringIO()
+    monkeypatch.setattr(
+        compare_progress,
+        "err",
+        Console(file=written, force_terminal=True, width=140, color_system=None),
+    )
+    return written
+
+
+def test_a_log_says_what_begins_what_ended_and_how_long_is_left(screen: io.StringIO) -> None:
+    view = PlainView()
+    view.planned(RUNS, [RUNS[0].name], SECONDS)
+    view.started(RUNS[1])
+    view.told(RUNS[1], {"warning": "few images"})
+    view.told(RUNS[1], {"epoch": {"epoch": 1, "val_accuracy": 0.5}})
+    view.ended(RUNS[1], made_run("mobilenet_v2-224", "finetune", 0.9, 40.0))
+    view.ended(
+        RUNS[2], made_run("mobilenet_v2-224", "full", 0, 0, failed="out of memory\nand more")
+    )
+    assert screen.getvalue().splitlines() == [
+        "3 runs, 1 of them ended before; about 80 s of training left.",
+        "[2/3] mobilenet_v2-224-finetune-s0: expected to take 20 s",
+        "Warning: mobilenet_v2-224-finetune-s0: few images",
+        "[2/3] mobilenet_v2-224-finetune-s0: validation accuracy 0.900 in 40 s; about 2 min 0 s of training left",
+        "[3/3] mobilenet_v2-224-full-s0: failed: out of memory; no runs left",
+    ]
+
+
+def test_a_terminal_shows_all_runs_and_the_one_that_trains(screen: io.StringIO) -> None:
+    with Live(console=compare_progress.err, auto_refresh=False) as live:
+        view = LiveView(live)
+        view.planned(RUNS, [RUNS[0].name], SECONDS)
+        view.started(RUNS[1])
+        assert view.time_left() == "about 80 s of training left"
+        view._running = RUNS[1], time.monotonic() - 15
+        assert view.time_left() == "about 65 s of training left"
+        view._running = RUNS[1], time.monotonic()
+        view._drawn = 0.0
+        view.told(RUNS[1], {"step": {"epoch": 3, "epochs": 16, "accuracy": 0.75}})
+    shown = screen.getvalue()
+    assert "ended before" in shown
+    assert "epoch 3 of 16, training accuracy 0.75" in shown
+    assert "waiting" in shown
+    assert "1 of 3 runs ended, about 80 s of training left" in shown

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from edgetl.core.artifacts.candidates import CandidatesConfig
+from edgetl.core.artifacts.storage import check_output, keep
+from edgetl.core.errors import BenchError, ConfigError
+from tests.helpers.candidates import candidate, result_of
+
+STEADY = (3.8, 4.2, 4.0, 3.9, 4.1, 4.0, 3.8, 4.2)
+
+
+def test_everything_wrong_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as raised:
+        CandidatesConfig(
+            (),
+            classes=1,
+            image_sizes=(16, 224, 31),
+            latency_budget_ms=float("nan"),
+            threads=0,
+            rounds=1,
+            seed=-1,
+        )
+    assert [line.split()[0] for line in str(raised.value).splitlines()] == [
+        "--candidates", "--classes", "--image-size", "--latency-budget", "--threads", "--rounds", "--seed",
+    ]  # fmt: skip
+    assert "not 16, 31" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("budget", "fits"),
+    [(5.0, True), (4.21, True), (4.04, None), (3.96, None), (3.79, False), (None, None)],
+)
+def test_the_interval_decides_whether_the_budget_is_kept(
+    budget: float | None, fits: bool | None
+) -> None:
+    row = candidate("resnet18", STEADY)
+    assert row.p50_ms == 4.0
+    assert row.ci95_ms is not None
+    low, high = row.ci95_ms
+    assert 3.8 <= low <= 3.95 < 4.05 <= high <= 4.2
+    assert row.fits(budget) is fits
+
+
+def test_a_noisy_device_decides_less() -> None:
+    row = candidate("resnet18", STEADY)
+    assert row.fits(4.25) is True
+    assert row.fits(4.25, noisy=True) is None
+    assert row.fits(5.0, noisy=True) is True
+    assert row.fits(3.0, noisy=True) is False
+    assert result_of(row, budget_ms=4.25, reasons=("steal",)).undecided == [row]
+
+
+def test_the_interval_holds_the_p50_of_all_runs() -> None:
+    # One long block pulls the pooled median away from the median of the rounds' medians.
+    row = candidate("resnet18", (1.0, 9.0))
+    assert row.ci95_ms is not None
+    assert row.p50_ms is not None
+    assert row.ci95_ms[0] <= row.p50_ms <= row.ci95_ms[1]
+
+
+def test_what_was_not_timed_has_no_figures_and_does_not_fit() -> None:
+    row = candidate("vgg11", failed="it cannot be exported")
+    assert (row.p50_ms, row.p90_ms, row.ci95_ms, row.images_per_second, row.fits(5.0)) == (
+        None,
+    ) * 5
+    for budget in (None, 5.0):
+        result = result_of(row, budget_ms=budget)
+        assert result.timed == result.fitting == result.undecided == result.most_capable == []
+
+
+def test_most_capable_are_those_that_no_other_beats_in_accuracy_and_size() -> None:
+    strong_small, strong_large = (
+        candidate("strong", [3.0] * 4, 160, 75.0),
+        candidate("strong", [9.0] * 4, 224, 75.0),
+    )
+    weak_small, weak_large = (
+        candidate("weak", [1.0] * 4, 160, 60.0),
+        candidate("weak", [2.0] * 4, 224, 60.0),
+    )
+    unknown = candidate("unknown", [1.5] * 4, 160, None)
+    rows = (strong_large, weak_small, unknown, strong_small, weak_large)
+    assert result_of(*rows).most_capable == [strong_large]
+    result = result_of(*rows, budget_ms=5.0)
+    assert result.fitting == [weak_small, unknown, weak_large, strong_small]
+    assert result.most_capable == [strong_small, weak_large]
+
+
+def test_json_holds_the_raw_latencies_and_the_figures() -> None:
+    row, failed = candidate("resnet18", STEADY), candidate("vgg11", failed="no")
+    content = json.loads(
+        json.dumps(result_of(row, failed, budget_ms=5.0).to_json(), allow_nan=False)
+    )
+    assert (content["schema"], content["kind"], content["latency_budget_ms"]) == (
+        1,
+        "candidates",
+        5.0,
+    )
+    first, second = content["rows"]
+    assert (first["id"], first["fits"], first["p50_ms"], first["failed"]) == (
+        "resnet18-224",
+        True,
+        4.0,
+        None,
+    )
+    assert len(first["rounds"]) == 8
+    assert first["rounds"][0]["latencies_ns"] == [3_800_000] * 100
+    assert first["images_per_second"] == pytest.approx(250, abs=1)
+    assert (second["failed"], second["rounds"], second["ci95_ms"], second["fits"]) == (
+        "no",
+        [],
+        None,
+        None,
+    )
+
+
+def test_results_take_a_name_that_nothing_has(tmp_path: Path) -> None:
+    created = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+    def write(path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.open("x").close()
+
+    first, second = (keep(write, None, tmp_path / "bench", created)[0] for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first.name.startswith("20260102T030405Z-")
+    assert second.stem == f"{first.stem}-2"
+    assert keep(write, tmp_path / "mine.json", tmp_path / "bench", created) == (
+        tmp_path / "mine.json",
+        (),
+    )
+
+
+def test_a_place_that_cannot_be_written_is_told_before_measuring(tmp_path: Path) -> None:
+    there = tmp_path / "there.json"
+    there.touch()
+    with pytest.raises(BenchError, match="never overwritten"):
+        check_output(there, tmp_path)
+    with pytest.raises(BenchError, match="cannot be written"):
+        check_output(there / "below.json", tmp_path)
+    check_output(None, tmp_path / "not/yet")

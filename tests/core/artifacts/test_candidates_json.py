@@ -1,0 +1,189 @@
+"""A result of candidates comes back from its file as it was written, and what is none is refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgetl.core.artifacts.bench import Noise, read_result, write_result
+from edgetl.core.artifacts.bench_rows import ColdStart, Round
+from edgetl.core.artifacts.candidates import Candidate, CandidatesResult, read_candidates
+from edgetl.core.errors import BenchError
+from tests.helpers.candidates import candidate, result_of
+
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+FACTS = st.dictionaries(
+    TEXTS,
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | NUMBERS
+    | TEXTS
+    | st.lists(st.integers(), max_size=3),
+    max_size=3,
+)
+LATENCIES = st.lists(st.integers(1, 10**12), min_size=1, max_size=4).map(tuple)
+
+
+def rounds_of(latencies: tuple[int, ...]) -> st.SearchStrategy[Round]:
+    runs = len(latencies)
+    return st.builds(
+        Round,
+        st.just(latencies),
+        st.builds(ColdStart, NUMBERS, NUMBERS, NUMBERS, st.none() | st.integers(0, 2**40)),
+        steady=st.booleans(),
+        warmup_medians_ns=st.lists(NUMBERS, max_size=2).map(tuple),
+        stages_ns=st.dictionaries(
+            TEXTS,
+            st.lists(st.integers(1, 10**12), min_size=runs, max_size=runs).map(tuple),
+            max_size=2,
+        ),
+        frequency_khz=st.none() | st.integers(1, 10**7),
+        slices=st.sampled_from([(), (runs,), (1,) * runs]),
+        waited=st.integers(0, runs),
+        memory_growth_bytes=st.none() | st.integers(-(2**40), 2**40),
+        energy_j=st.dictionaries(TEXTS, NUMBERS, max_size=2),
+    )
+
+
+ROUNDS = LATENCIES.flatmap(rounds_of)
+ROWS = st.builds(
+    Candidate,
+    TEXTS,
+    st.integers(32, 1024),
+    parameters=st.none() | st.integers(1, 10**9),
+    imagenet_top1=st.none() | st.floats(0, 100),
+    file_bytes=st.none() | st.integers(1, 10**9),
+    file_sha256=st.none() | TEXTS,
+    check=FACTS,
+    session=FACTS,
+    rounds=st.lists(ROUNDS, max_size=3).map(tuple),
+    failed=st.none() | TEXTS,
+)
+RESULTS = st.builds(
+    CandidatesResult,
+    TEXTS,
+    TEXTS,
+    FACTS,
+    st.builds(Noise, st.lists(TEXTS, max_size=2).map(tuple), FACTS),
+    FACTS,
+    st.lists(st.lists(TEXTS, max_size=2).map(tuple), max_size=2).map(tuple),
+    st.integers(2, 1000),
+    st.none() | st.floats(0.01, 1e6),
+    TEXTS,
+    st.integers(1, 256),
+    st.lists(ROWS, max_size=3).map(tuple),
+    notes=st.lists(TEXTS, max_size=2).map(tuple),
+    interrupted=st.booleans(),
+)
+
+
+@given(RESULTS)
+def test_a_result_comes_back_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, written: CandidatesResult
+) -> None:
+    path = tmp_path_factory.mktemp("results") / "result.json"
+    write_result(written, path)
+    read = read_candidates(path)
+    assert read == replace(written, path=path)
+    assert read.to_json() == written.to_json()
+
+
+def test_statistics_are_computed_on_reading(tmp_path: Path) -> None:
+    content = result_of(candidate("resnet18", (4.0, 4.1)), budget_ms=5.0).to_json()
+    content["rows"][0] |= {"p50_ms": 9.0, "fits": False, "ci95_ms": None, "id": "other"}
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    read = read_candidates(tmp_path / "result.json")
+    assert read.rows[0].p50_ms == 4.05
+    assert read.fitting == [read.rows[0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "no schema number"),
+        ('{"schema": 1, "kind": "bench"}', "of kind 'bench'.*architectures"),
+        ('{"schema": 1}', "of kind None"),
+        ('{"schema": 2, "kind": "candidates"}', "schema 2"),
+        ('{"schema": 1, "kind": "candidates"}', "broken.*Measure again"),
+        ('{"schema": 1, "kind": "candidates", "noise": 3, "rows": 7}', "broken.*Measure again"),
+    ],
+)
+def test_what_is_no_result_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(BenchError, match=message):
+        read_candidates(tmp_path / "result.json")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"cannot be read: .*absent\.json"):
+        read_candidates(tmp_path / "absent.json")
+
+
+def test_the_two_kinds_of_results_are_told_apart(tmp_path: Path) -> None:
+    write_result(result_of(candidate("resnet18", (4.0, 4.1))), tmp_path / "result.json")
+    with pytest.raises(BenchError, match="no bench result but of kind 'candidates'"):
+        read_result(tmp_path / "result.json")
+
+
+def objects(content: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(content, dict):
+        yield content
+    for value in (
+        content.values()
+        if isinstance(content, dict)
+        else content
+        if isinstance(content, list)
+        else ()
+    ):
+        yield from objects(value)
+
+
+def test_whatever_is_missing_or_of_another_kind_is_a_broken_file(tmp_path: Path) -> None:
+    whole = json.dumps(result_of(candidate("resnet18", (4.0, 4.1)), budget_ms=5.0).to_json())
+    refused = {}
+    for place, found in enumerate(objects(json.loads(whole))):
+        for name in found:
+            for damaged in (None, 3):
+                content = json.loads(whole)
+                spot = list(objects(content))[place]
+                if damaged is None:
+                    del spot[name]
+                else:
+                    spot[name] = damaged
+                (tmp_path / "result.json").write_text(json.dumps(content))
+                try:
+                    read_candidates(tmp_path / "result.json").to_json()
+                except BenchError as error:
+                    refused[name] = str(error)
+    assert {
+        "schema",
+        "kind",
+        "created",
+        "noise",
+        "rows",
+        "architecture",
+        "rounds",
+        "latencies_ns",
+        "cold",
+        "session_ms",
+    } <= refused.keys()
+    assert all("result.json" in message for message in refused.values())
+    assert not refused.keys() & {
+        "id",
+        "p50_ms",
+        "p90_ms",
+        "ci95_ms",
+        "images_per_second",
+        "fits",
+        "verdict",
+    }

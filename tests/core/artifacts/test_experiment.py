@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgetl.core.artifacts.experiment import Deployed, read_experiment
+from edgetl.core.config.compare import EQUAL_TIME
+from edgetl.core.errors import RunError
+from tests.helpers.experiments import made_experiment, made_run
+
+M, S = "mobilenet_v2-224", "squeezenet1_1-224"
+
+
+def test_the_quickest_that_is_not_shown_to_be_worse_is_recommended() -> None:
+    found = made_experiment(
+        {f"{M}/scratch": (0.6, 200), f"{M}/head": (0.90, 10), f"{M}/finetune": (0.91, 40)}
+    )
+    recommended = found.recommended(M)
+    assert recommended is not None
+    assert recommended.first.strategy == "head"
+    pair = found.pair(f"{M}-finetune", f"{M}-head")
+    assert pair is not None
+    assert pair.verdict == "no difference shown"
+    against = found.pair(f"{M}-head", f"{M}-scratch")
+    assert against is not None
+    assert against.verdict == "more accurate"
+    assert against.difference.value == pytest.approx(0.3)
+    assert against.difference.low > 0.2
+
+
+def test_what_is_worse_is_not_recommended_however_quick() -> None:
+    found = made_experiment({f"{M}/head": (0.70, 10), f"{M}/finetune": (0.91, 40)})
+    recommended = found.recommended(M)
+    assert recommended is not None
+    assert recommended.first.strategy == "finetune"
+
+
+def test_strategies_and_networks_are_compared_each_with_its_like() -> None:
+    names = [f"{network}/{strategy}" for network in (M, S) for strategy in ("scratch", "head")]
+    found = made_experiment(dict.fromkeys(names, (0.8, 10.0)))
+    pairs = {frozenset((pair.first, pair.second)) for pair in found.pairs}
+    row = {name: name.replace("/", "-") for name in names}
+    assert pairs == {
+        frozenset((row[names[0]], row[names[1]])), frozenset((row[names[2]], row[names[3]])),
+        frozenset((row[names[0]], row[names[2]])), frozenset((row[names[1]], row[names[3]])),
+    }  # fmt: skip
+
+
+def test_time_to_the_target_counts_most_of_the_seeds() -> None:
+    slow = made_run(M, "head", 0.79, 40.0, seed=2)
+    found = made_experiment({f"{M}/head": (0.9, 40.0)}, seeds=2, more=(slow,))
+    (row,) = found.rows
+    assert row.seconds_to(0.8) == 40.0, "the last of four epochs"
+    assert row.seconds_to(0.6) == 30.0
+    assert row.seconds_to(0.85) == 40.0
+    assert row.seconds_to(0.95) is None
+    assert row.accuracy_by(9.0) is None
+    assert row.accuracy_by(20.0) == pytest.approx((0.45 + 0.45 + 0.395) / 3)
+    assert row.val_range == (0.79, 0.9)
+    low, high = row.ci95
+    assert low < row.val_accuracy < high
+
+
+def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
+    deployed = (
+        Deployed(M, f"{M}-head-s0", 9_000_000, 4.2, (4.1, 4.4), noisy=True, threads=2),
+        Deployed(S, "x", 0, None, None, False, 0, "why"),
+    )
+    rows = {f"{M}/scratch": (0.5, 100.0), f"{M}/head": (0.9, 9.0)}
+    found = made_experiment(
+        rows, 2, deployed, tmp_path, (made_run(S, "head", 0, 0, failed="out of memory"),)
+    )
+    found.write(tmp_path / "compare.json")
+    assert read_experiment(tmp_path / "compare.json") == found
+    content = json.loads((tmp_path / "compare.json").read_text())
+    assert content["recommended"] == {M: f"{M}-head"}
+    assert [row["id"] for row in content["rows"]] == [f"{M}-scratch", f"{M}-head"]
+    assert content["rows"][1]["seconds_to_target"] == 9.0
+    assert {pair["verdict"] for pair in content["pairs"]} == {"more accurate"}
+    assert found.failed[0].name == f"{S}-head-s0"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"schema": 1, "kind": "bench"}', "is no experiment"),
+        ('{"schema": 1, "kind": "compare"}', "is broken"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_what_is_no_experiment_is_refused(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "compare.json"
+    path.write_text(content)
+    with pytest.raises(RunError, match=said):
+        read_experiment(path)
+
+
+def test_the_extra_run_of_scratch_is_never_recommended() -> None:
+    found = made_experiment({f"{M}/{EQUAL_TIME}": (0.90, 8.0), f"{M}/finetune": (0.91, 40)})
+    recommended = found.recommended(M)
+    assert recommended is not None
+    assert recommended.first.strategy == "finetune"
+    assert made_experiment({f"{M}/{EQUAL_TIME}": (0.90, 8.0)}).recommended(M) is None
+
+
+def test_of_equally_quick_ones_the_most_accurate_is_recommended() -> None:
+    found = made_experiment({f"{M}/head": (0.90, 58.0), f"{M}/finetune": (0.91, 60.0)})
+    recommended = found.recommended(M)
+    assert recommended is not None
+    assert recommended.first.strategy == "finetune"

@@ -1,0 +1,70 @@
+"""The statistics on latencies that were really measured: eight rounds of PyTorch and ONNX Runtime in turns, on a shared machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+from numpy.typing import NDArray
+
+from edgetl.core.artifacts.bench_rows import ColdStart, Round, round_ratios
+from edgetl.core.statistics import location, median_interval, paired_speedup, percentile
+from tests.core.artifacts.test_bench import row
+
+RECORDED = json.loads((Path(__file__).parent / "recorded/latencies.json").read_text())
+RUNTIMES = ("pytorch", "onnxruntime")
+
+
+def recorded(runtime: str) -> Any:
+    cold = ColdStart(0, 0, 0, None)
+    blocks = [
+        Round(tuple(block["latencies_ns"]), cold, slices=tuple(block["slices"]))
+        for block in RECORDED[runtime]
+    ]
+    return row(runtime, []).__class__(**{**vars(row(runtime, [])), "rounds": tuple(blocks)})
+
+
+def all_latencies(runtime: str) -> NDArray[np.int64]:
+    return np.array([latency for block in RECORDED[runtime] for latency in block["latencies_ns"]])
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("percent", [50, 90, 99])
+def test_percentiles_are_scipys(runtime: str, percent: int) -> None:
+    values = all_latencies(runtime)
+    assert percentile(values.tolist(), percent) == pytest.approx(
+        scipy.stats.scoreatpercentile(values, percent)
+    )
+
+
+def test_the_speedups_interval_is_what_scipys_test_does_not_reject() -> None:
+    ratios = np.log(round_ratios(recorded("pytorch"), recorded("onnxruntime")))
+    found = paired_speedup(np.exp(ratios).tolist())
+    low, high = np.log(found.low), np.log(found.high)
+    nudge = 1e-6 * (high - low)
+    for inside in (low + nudge, np.log(found.ratio), high - nudge):
+        assert scipy.stats.wilcoxon(ratios - inside, method="exact").pvalue >= 0.05
+    for outside in (low - nudge, high + nudge):
+        assert scipy.stats.wilcoxon(ratios - outside, method="exact").pvalue < 0.05
+    # Another way to the same place: Student's t, which SciPy has whole.
+    expected = scipy.stats.ttest_1samp(ratios, 0).confidence_interval(0.95)
+    assert location(ratios.tolist()) == pytest.approx(
+        (ratios.mean(), expected.low, expected.high), abs=(high - low)
+    )
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_neighbouring_latencies_are_alike_and_the_interval_knows(runtime: str) -> None:
+    """Latencies are no independent draws. Taken for such, as a bootstrap of single runs takes them, their interval is far too narrow."""
+    values = np.log(all_latencies(runtime))
+    following = scipy.stats.pearsonr(values[:-1], values[1:]).statistic
+    assert following > 0.2
+    low, high = median_interval([block.median_ns for block in recorded(runtime).rounds])
+    naive = scipy.stats.bootstrap(
+        (np.exp(values),), np.median, n_resamples=200, method="percentile", rng=0
+    ).confidence_interval
+    assert high - low > 2 * (naive.high - naive.low)

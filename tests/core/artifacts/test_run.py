@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgetl.core.artifacts.run import read_run
+from edgetl.core.errors import RunError
+from tests.helpers.runs import CLASSES, CONFUSION, write_run
+
+
+def test_everything_of_a_finished_run(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run").path)
+    assert run.confusion == [list(row) for row in CONFUSION]
+    assert run.metrics is not None
+    assert run.metrics.validation is not None
+    assert run.metrics.validation.per_class[CLASSES[0]].images == 10
+    assert run.metrics.gap == pytest.approx(0.975 - 25 / 30)
+    assert run.kept is not None
+    assert (run.kept.epoch, run.kept.elapsed) == (6, 17.0)
+    assert [mistake.label == mistake.predicted for mistake in run.mistakes] == [False] * 5
+    assert run.mistakes[0].probability == max(mistake.probability for mistake in run.mistakes)
+    assert run.rejected == (("train/roses/broken.jpg", "cannot be decoded."),)
+
+
+def test_older_runs_lack_predictions_times_and_peaks(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", older=True).path)
+    assert run.answers is None
+    assert run.confusion is None
+    assert run.history[0].elapsed is None
+    assert run.metrics is not None
+    assert run.metrics.peak_memory_bytes is None
+
+
+def test_an_unfinished_run_keeps_its_best_epoch_so_far(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "run", finished=False)
+    with directory.history.open("a") as stream:
+        stream.write('{"phase": 2, "epoch": 8, "train_lo')  # being written
+    run = read_run(directory.path)
+    assert run.metrics is None
+    assert run.kept is not None
+    assert (run.kept.epoch, len(run.history)) == (6, 7)
+    directory.history.unlink()
+    assert read_run(directory.path).kept is None
+
+
+def test_without_validation_the_last_epoch_counts(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", finished=False, validated=False).path)
+    assert run.kept is not None
+    assert run.kept.epoch == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("config.json", "{", "not valid JSON"),
+        ("config.json", '{"schema": 2}', "schema 2"),
+        ("config.json", '{"model": 1}', "no schema number"),
+        ("config.json", '{"schema": 1}', "config.json is broken"),
+        ("metrics.json", '{"schema": 1, "val": 3}', "metrics.json is broken"),
+        ("metrics.json", '{"schema": 1, "val": NaN}', "metrics.json .*NaN is not a JSON number"),
+        (
+            "metrics.json",
+            '{"schema": 1, "train": {"images": true, "accuracy": 1}}',
+            "metrics has no field 'val'",
+        ),
+        ("history.jsonl", '{"phase": 1}\n', "history.jsonl is broken"),
+        ("history.jsonl", "[[]}\n", "history.jsonl is broken"),
+        ("history.jsonl", "[" * 100_000 + "}\n", "history.jsonl is broken"),
+        ("predictions.csv", "path,label\na,b\n", "predictions.csv is broken"),
+        (
+            "predictions.csv",
+            "path,label,predicted,probability,label_probability\na,b,c,nan,0\n",
+            "predictions.csv is broken",
+        ),
+        ("rejected.csv", "path\na\n", "rejected.csv is broken"),
+    ],
+)
+def test_broken_files_are_named(tmp_path: Path, name: str, content: str, told: str) -> None:
+    run = write_run(tmp_path / "run")
+    (run.path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(RunError, match=told):
+        read_run(run.path)

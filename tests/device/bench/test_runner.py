@@ -1,0 +1,512 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from edgetl.core.artifacts.bench import read_result, write_result
+from edgetl.core.artifacts.storage import keep
+from edgetl.core.config.bench import BenchConfig
+from edgetl.core.errors import BenchError, BundleError, ConfigError, ProviderError
+from edgetl.core.files import sha256_file
+from edgetl.device.bench import rounds, worker_process
+from edgetl.device.bench.protocol import BenchProtocol
+from edgetl.device.bench.runner import bench
+from edgetl.device.bench.worker_process import Worker
+from edgetl.device.hardware.cpu import available_cores
+from edgetl.device.runtime.session import available_providers
+from tests.helpers.bundles import colour_model
+
+MakeBundle = Callable[..., Path]
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results of lone bundles go to bench/ under the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_bundle_without_its_run_is_measured_alone(
+    make_bundle: MakeBundle, brief: BenchProtocol
+) -> None:
+    bundle, steps = make_bundle(), []
+    result = bench(
+        BenchConfig(bundle, rounds=2, threads=(1,)), lambda *step: steps.append(step), brief
+    )
+
+    assert [row.id for row in result.rows] == [
+        "onnxruntime-fp32-model-cpu-b1-t1",
+        "onnxruntime-fp32-file-cpu-b1-t1",
+    ]
+    assert result.comparisons == []
+    assert "without the run it came from" in result.notes[0]
+    model, file = result.rows
+    assert (model.input, model.batch, model.threads, model.provider) == (
+        "uint8 1x40x40x3",
+        1,
+        1,
+        "cpu",
+    )
+    assert file.input.startswith("4 encoded images, ")
+    assert model.gate["passed"]
+    assert (model.gate["images"], model.gate["top1_agreement"]) == (4, 4)
+    assert model.gate["max_logit_difference"] < 1e-3
+    assert [len(row.rounds) for row in result.rows] == [2, 2]
+    assert all(
+        len(block.latencies_ns) >= brief.block_runs and min(block.latencies_ns) > 0
+        for row in result.rows
+        for block in row.rounds
+    )
+    assert set(file.stages_ms()) == {"read", "decode", "preprocess", "inference", "postprocess"}
+    assert sum(file.stages_ms().values()) == pytest.approx(file.percentile_ms(50), rel=0.5)
+    assert model.session["node_share"] == {"CPUExecutionProvider": 1.0}
+    assert (model.session["intra_op_threads"], model.session["inter_op_threads"]) == (1, 1)
+    assert model.file_sha256 == sha256_file(bundle / "fp32.onnx")
+    cold = model.cold()
+    assert cold["processes"] == 2
+    assert all(
+        cold[name] > 0
+        for name in ("import_ms", "session_ms", "first_inference_ms", "peak_memory_bytes")
+    )
+    assert result.device["before"]["monotonic_s"] < result.device["after"]["monotonic_s"]
+    assert steps[-1] == (2, 2, "measured")
+
+
+def test_the_result_lies_where_it_says_and_reads_back(
+    make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
+) -> None:
+    config = BenchConfig(make_bundle(), scopes=("model",), rounds=2)
+    first, second = bench(config, protocol=brief), bench(config, protocol=brief)
+    assert first.path is not None
+    assert second.path is not None
+    assert first.path != second.path
+    assert {path.resolve() for path in (tmp_path / "bench").iterdir()} == {
+        first.path.resolve(),
+        second.path.resolve(),
+    }
+    assert read_result(first.path).to_json() == first.to_json()
+    assert json.loads(json.dumps(first.to_json())) == json.loads(first.path.read_text())
+
+
+def test_output_names_the_file_and_is_refused_before_anything_is_measured(
+    make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
+) -> None:
+    config = BenchConfig(
+        make_bundle(), scopes=("model",), rounds=2, output=tmp_path / "here/result.json"
+    )
+    assert bench(config, protocol=brief).path == tmp_path / "here/result.json"
+    with pytest.raises(BenchError, match="never overwritten"):
+        bench(config, lambda *step: pytest.fail("measured"), brief)
+
+
+def test_a_place_that_cannot_be_written_is_found_before_measuring(
+    make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BenchError, match="--output"):
+        bench(
+            BenchConfig(make_bundle(), output=tmp_path / "file/result.json"),
+            lambda *step: pytest.fail("measured"),
+            brief,
+        )
+
+
+def test_variants_are_compared_with_the_first(
+    make_bundle: MakeBundle, brief: BenchProtocol
+) -> None:
+    bundle = make_bundle(variants=("fp32", "other"))
+    result = bench(BenchConfig(bundle, scopes=("model",), rounds=3, threads=(1,)), protocol=brief)
+    first, other = "onnxruntime-fp32-model-cpu-b1-t1", "onnxruntime-other-model-cpu-b1-t1"
+    assert [(pair.baseline, pair.candidate) for pair in result.comparisons] == [(first, other)]
+    comparison = result.comparisons[0]
+    assert comparison.speedup.low <= comparison.speedup.ratio <= comparison.speedup.high
+    assert sorted(result.order[0]) == ["onnxruntime fp32 1 thread", "onnxruntime other 1 thread"]
+    alone = bench(
+        BenchConfig(bundle, scopes=("model",), rounds=2, variants=("other",)), protocol=brief
+    )
+    assert [row.variant for row in alone.rows] == ["other"]
+    with pytest.raises(BundleError, match="no variant 'int8'"):
+        bench(BenchConfig(bundle, variants=("int8",)), protocol=brief)
+
+
+def test_a_bundle_that_answers_otherwise_is_not_timed(
+    make_bundle: MakeBundle, brief: BenchProtocol
+) -> None:
+    result = bench(BenchConfig(make_bundle(error=0.2), rounds=2), protocol=brief)
+    assert [row.scope for row in result.failed] == ["model", "file"]
+    assert not any(row.rounds for row in result.rows)
+    assert "differ by 0.2" in result.rows[0].gate["reason"]
+    assert read_result(result.path or Path()).failed
+
+
+def test_an_altered_file_is_refused(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
+    bundle = make_bundle()
+    with (bundle / "fp32.onnx").open("ab") as stream:
+        stream.write(b"\0")
+    with pytest.raises(BundleError, match="SHA-256"):
+        bench(BenchConfig(bundle), protocol=brief)
+
+
+def test_a_provider_that_is_not_there_measures_nothing(
+    make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
+) -> None:
+    with pytest.raises(ProviderError):
+        bench(BenchConfig(make_bundle(), providers=("coreml",)), protocol=brief)
+    with pytest.raises(ProviderError, match="Known: cpu"):
+        bench(BenchConfig(make_bundle("again"), providers=("gpu",)), protocol=brief)
+    assert not (tmp_path / "bench").exists()
+
+
+@pytest.mark.skipif(
+    "cuda" not in available_providers() or Path("/dev/nvidia0").exists(),
+    reason="needs the GPU wheel without a GPU",
+)
+def test_a_provider_that_falls_back_measures_nothing(
+    make_bundle: MakeBundle, brief: BenchProtocol
+) -> None:
+    with pytest.raises(ProviderError, match="CUDAExecutionProvider did not start"):
+        bench(BenchConfig(make_bundle(), providers=("cuda",)), protocol=brief)
+
+
+def test_more_threads_than_cores_are_refused_unless_insisted_on(
+    make_bundle: MakeBundle, brief: BenchProtocol
+) -> None:
+    bundle, too_many = make_bundle(), available_cores() + 1
+    with pytest.raises(BenchError, match=f"--threads {too_many}.*--force"):
+        bench(
+            BenchConfig(bundle, scopes=("model",), rounds=2, threads=(1, too_many)), protocol=brief
+        )
+    forced = bench(
+        BenchConfig(bundle, scopes=("model",), rounds=2, threads=(too_many,), force=True),
+        protocol=brief,
+    )
+    assert forced.rows[0].threads == too_many
+
+
+def test_a_lone_file_has_no_reference_images(brief: BenchProtocol, tmp_path: Path) -> None:
+    onnx.save(colour_model(), tmp_path / "lone.onnx")
+    result = bench(BenchConfig(tmp_path / "lone.onnx", rounds=2), protocol=brief)
+    (row,) = result.rows
+    assert (row.variant, row.input, row.session["feed"]) == ("lone", "uint8 1x256x256x3", "random")
+    assert row.gate["checked"] is False
+    assert row.gate["passed"] is None
+    assert not row.failed
+    assert any("Scope file is left out" in note for note in result.notes)
+    with pytest.raises(BenchError, match="scope model"):
+        bench(BenchConfig(tmp_path / "lone.onnx", scopes=("file",)), protocol=brief)
+
+
+@pytest.mark.parametrize(
+    ("declared", "described"),
+    [
+        ("float[batch, 3, 48, 48]", "float32 1x3x48x48"),
+        ("float[2, 3, height, width]", "float32 2x3x224x224"),
+        ("uint8[1, 32, 32, 3]", "uint8 1x32x32x3"),
+        ("int8[n, 4]", "int8 1x4"),
+        ("float16[n, 4]", "float16 1x4"),
+    ],
+)
+def test_a_third_partys_model_gets_its_own_type_and_shape(
+    brief: BenchProtocol, tmp_path: Path, declared: str, described: str
+) -> None:
+    kind, _, shape = declared.partition("[")
+    text = f'<ir_version: 8, opset_import: ["" : 18]> g ({kind}[{shape} x) => (float[{shape} y) {{ y = Cast <to: int = 1> (x) }}'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "theirs.onnx")
+    (row,) = bench(
+        BenchConfig(tmp_path / "theirs.onnx", scopes=("model",), rounds=2), protocol=brief
+    ).rows
+    assert row.input == described
+    assert row.batch == int(described.split()[1].split("x")[0])
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        ("g (string[1] x) => (string[1] y) { y = Identity (x) }", "string"),
+    ],
+)
+def test_a_model_that_is_no_classifier_is_refused(
+    brief: BenchProtocol, tmp_path: Path, graph: str, message: str
+) -> None:
+    onnx.save(
+        onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> {graph}'),
+        tmp_path / "odd.onnx",
+    )
+    with pytest.raises(BenchError, match=message):
+        bench(BenchConfig(tmp_path / "odd.onnx"), protocol=brief)
+
+
+def test_what_is_not_there_or_no_model(brief: BenchProtocol, tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"not a model")
+    with pytest.raises(BundleError, match="cannot load"):
+        bench(BenchConfig(tmp_path / "broken.onnx"), protocol=brief)
+    with pytest.raises(BundleError, match="No ONNX file"):
+        bench(BenchConfig(tmp_path / "absent.onnx"), protocol=brief)
+    with pytest.raises(BundleError, match="Nothing at"):
+        bench(BenchConfig(tmp_path / "absent"), protocol=brief)
+    with pytest.raises(ConfigError, match="--rounds"):
+        BenchConfig(tmp_path, rounds=1)
+
+
+def test_a_worker_that_dies_is_reported_with_its_last_words(
+    make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\necho 'Out of tin foil' >&2\nkill -SEGV $$\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(worker_process.sys, "executable", str(fake))
+    with pytest.raises(BenchError, match=r"SIGSEGV(.|\n)*Out of tin foil"):
+        bench(BenchConfig(make_bundle()), protocol=brief)
+
+
+def test_one_process_works_at_a_time_and_each_round_has_fresh_ones(
+    make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, asked = [], []
+    real = subprocess.Popen
+
+    class Watched(real):  # type: ignore[type-arg, misc, valid-type]
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self.pid)
+
+    class Asked(Worker):
+        def ask(self, piece: str) -> None:
+            begun = time.perf_counter()
+            super().ask(piece)
+            asked.append((begun, time.perf_counter(), self._process.pid, piece))
+
+    monkeypatch.setattr(worker_process.subprocess, "Popen", Watched)
+    monkeypatch.setattr(rounds, "Worker", Asked)
+    bench(
+        BenchConfig(make_bundle(variants=("a", "b")), scopes=("model",), rounds=2), protocol=brief
+    )
+    assert len(started) == len(set(started)) == 2 + 2 * 2
+    assert all(end <= begin for (_, end, _, _), (begin, _, _, _) in pairwise(asked))
+    slices = [pid for _, _, pid, piece in asked if piece == "slice model"]
+    assert len(slices) == 2 * 2 * brief.slices
+    first = slices[: 2 * brief.slices]
+    assert all(set(first[turn : turn + 2]) == set(first) for turn in range(0, len(first), 2)), (
+        "they take turns"
+    )
+
+
+def test_an_interrupted_run_keeps_what_it_measured(
+    make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
+) -> None:
+    def interrupt_in(block: int) -> Callable[[int, int, str], None]:
+        def progress(done: int, total: int, text: str) -> None:
+            if text.startswith("round") and done == block:
+                raise KeyboardInterrupt
+
+        return progress
+
+    config = BenchConfig(make_bundle(), scopes=("model",), rounds=5)
+    with pytest.raises(KeyboardInterrupt, match="nothing was kept"):
+        bench(config, interrupt_in(0), brief)
+    assert not (tmp_path / "bench").exists()
+    with pytest.raises(KeyboardInterrupt, match="1 of 1 rows have figures, kept in"):
+        bench(config, interrupt_in(3), brief)
+    (path,) = (tmp_path / "bench").iterdir()
+    kept = read_result(path)
+    assert kept.interrupted
+    assert [len(row.rounds) for row in kept.rows] == [3]
+
+
+def bench_until(bundle: Path, folder: Path, line: str) -> subprocess.Popen[str]:
+    """A bench of many rounds in `folder`, begun and followed up to a line of its progress."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable,
+        "-m",
+        "edgetl",
+        "bench",
+        str(bundle),
+        "--rounds",
+        "50",
+        "--scope",
+        "model",
+    ]
+    process = subprocess.Popen(
+        command, env=environment, cwd=folder, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for shown in process.stderr:
+        if shown.startswith(line):
+            break
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_worker(
+    make_bundle: MakeBundle, tmp_path: Path, number: signal.Signals
+) -> None:
+    process = bench_until(make_bundle(), tmp_path, "round 1")
+    assert process.stderr is not None
+    time.sleep(0.5)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(number)
+    words = process.stderr.read()
+    assert process.wait(20) == 128 + number
+    assert "nothing was kept" in words
+    assert children
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_sigterm_keeps_the_rounds_that_were_finished(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    process = bench_until(make_bundle(), tmp_path, "round 2")
+    assert process.stderr is not None
+    process.send_signal(signal.SIGTERM)
+    words = process.stderr.read()
+    assert process.wait(20) == 143, words
+    (path,) = (tmp_path / "bench").iterdir()
+    assert str(path.relative_to(tmp_path)) in words
+    assert read_result(path).interrupted
+
+
+def test_sighup_is_ignored_when_the_caller_ignores_it(tmp_path: Path) -> None:
+    program = """
+import os, signal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from edgetl.cli.interruption import install_handlers
+install_handlers()
+os.kill(os.getpid(), signal.SIGHUP)
+print("still here")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "still here\n")
+
+
+def test_an_earlier_result_is_a_labelled_baseline(
+    make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
+) -> None:
+    bundle = make_bundle()
+    first = bench(BenchConfig(bundle, rounds=3), protocol=brief)
+    assert first.path is not None
+    second = bench(
+        BenchConfig(bundle, scopes=("model",), rounds=3, baseline=first.path), protocol=brief
+    )
+    (comparison,) = second.to_json()["comparisons"]
+    assert (comparison["kind"], comparison["baseline"], comparison["candidate"]) == (
+        "earlier result",
+        *[first.rows[0].id] * 2,
+    )
+    assert (comparison["path"], comparison["created"]) == (str(first.path), first.created)
+    assert (comparison["cross_device"], comparison["same_model"]) == (False, True)
+    assert comparison["ci95"][0] <= comparison["speedup"] <= comparison["ci95"][1]
+    assert read_result(second.path or Path()).to_json() == second.to_json()
+
+    elsewhere = tmp_path / "elsewhere.json"
+    content = {
+        **first.to_json(),
+        "device": {**first.to_json()["device"], "cpu": "Another"},
+        "model": {"name": "x", "run_id": "ffff"},
+    }
+    for row in content["rows"]:
+        row["file_sha256"] = "00"
+    elsewhere.write_text(json.dumps(content))
+    with pytest.raises(BenchError, match="another model was measured then"):
+        bench(BenchConfig(bundle, scopes=("model",), rounds=2, baseline=elsewhere), protocol=brief)
+    third = bench(
+        BenchConfig(bundle, scopes=("model",), rounds=2, baseline=elsewhere, any_model=True),
+        protocol=brief,
+    )
+    assert third.comparisons[0].earlier is not None
+    assert third.comparisons[0].earlier.cross_device
+    assert not third.comparisons[0].earlier.same_model
+
+
+def test_unlike_things_are_not_compared(
+    make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
+) -> None:
+    bundle = make_bundle()
+    first = bench(BenchConfig(bundle, scopes=("file",), rounds=2), protocol=brief)
+    with pytest.raises(BenchError, match="measured scope file, asked for is model"):
+        bench(BenchConfig(bundle, scopes=("model",), rounds=2, baseline=first.path), protocol=brief)
+    onnx.save(colour_model(), tmp_path / "lone.onnx")
+    lone = bench(BenchConfig(tmp_path / "lone.onnx", rounds=2), protocol=brief)
+    with pytest.raises(BenchError, match="1x256x256x3"):
+        bench(BenchConfig(bundle, scopes=("model",), rounds=2, baseline=lone.path), protocol=brief)
+    with pytest.raises(BenchError, match="cannot be read"):
+        bench(BenchConfig(bundle, baseline=tmp_path / "absent.json"), protocol=brief)
+
+
+def test_two_results_in_one_second_do_not_collide(
+    make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = bench(BenchConfig(make_bundle(), scopes=("model",), rounds=2), protocol=brief)
+    path, notes = keep(
+        partial(write_result, result), None, Path("bench"), datetime.fromisoformat(result.created)
+    )
+    assert result.path is not None
+    assert (path, notes) == (result.path.with_stem(result.path.stem + "-2"), ())
+
+
+def test_workers_never_see_torch(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    """A torch that raises when it is imported stands first on every process's path."""
+    trap = tmp_path / "trap"
+    for name in ("torch", "torchvision", "safetensors"):
+        (trap / name).mkdir(parents=True)
+        (trap / name / "__init__.py").write_text(
+            "raise RuntimeError('torch was imported on the device')"
+        )
+    program = (
+        "import sys; from pathlib import Path; import numpy as np\n"
+        "from edgetl import BenchConfig, bench, open_classifier\n"
+        "from edgetl.device.bench.protocol import BenchProtocol\n"
+        "brief = BenchProtocol(0.01, 20, window_seconds=0.001, window_runs=5, max_windows=3)\n"
+        "result = bench(BenchConfig(Path(sys.argv[1]), rounds=2), protocol=brief)\n"
+        "assert len(result.rows) == 2 and all(row.rounds for row in result.rows)\n"
+        "probabilities = open_classifier(Path(sys.argv[1])).classify(np.zeros((50, 60, 3), np.uint8))\n"
+        "assert probabilities.shape == (2,)\n"
+        "assert 'torch' not in sys.modules\n"
+        "try:\n    import torch\nexcept RuntimeError:\n    print('the trap works')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(trap), str(ROOT)])}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(make_bundle())],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the trap works" in done.stdout
+
+
+def test_golden_images_become_squares_of_the_resized_length(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    from edgetl.device.bench.inputs import prepare_pictures
+    from edgetl.device.runtime.bundle import open_bundle
+
+    pictures = prepare_pictures(
+        open_bundle(make_bundle()), {("image", None), ("tensor", None)}, tmp_path
+    )
+    image, tensor = (np.load(pictures.tensors[kind, None]) for kind in ("image", "tensor"))
+    assert (image.shape, image.dtype) == ((4, 1, 40, 40, 3), np.uint8)
+    assert (tensor.shape, tensor.dtype) == ((4, 1, 3, 32, 32), np.float32)
+    assert image.std() > 1, "pictures, not blanks"

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetl.device.bench.timing import GpuWatch
+from edgetl.device.hardware.info import device_facts
+from edgetl.device.hardware.nvml import (
+    Nvml,
+    first_cuda_device,
+    read_gpu_facts,
+    read_gpu_states,
+    reason_names,
+)
+from edgetl.device.hardware.state import device_state
+from tests.helpers.gpus import FakePynvml, NVMLError
+from tests.helpers.machines import VM, build
+
+
+def test_state_of_a_gpu_has_units_and_names() -> None:
+    busy, old = Nvml(FakePynvml()).states()
+    assert busy == {
+        "graphics_clock_mhz": 1740,
+        "sm_clock_mhz": 1755,
+        "memory_clock_mhz": 2619,
+        "max_graphics_clock_mhz": 1980,
+        "max_sm_clock_mhz": 1980,
+        "max_memory_clock_mhz": 2619,
+        "throttle_reasons": ["sw power cap"],
+        "temperature_c": 54,
+        "power_w": 412.5,
+        "power_limit_w": 700.0,
+        "memory_used_bytes": 2 * 2**30,
+        "memory_total_bytes": 80 * 2**30,
+        "utilization_percent": 97,
+        "performance_state": "P0",
+        "persistence_mode": True,
+        "mig_mode": False,
+        "compute_processes": [],
+    }
+    assert old.keys() == busy.keys()
+    assert set(old.values()) == {None}
+
+
+def test_throttle_reasons_fall_back_to_the_old_name() -> None:
+    class OldDriver(FakePynvml):
+        def nvmlDeviceGetCurrentClocksEventReasons(self, handle: int) -> int:  # noqa: N802
+            raise NVMLError("Function Not Found")
+
+        def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: int) -> int:  # noqa: N802
+            return 0x48
+
+    assert Nvml(OldDriver()).states()[0]["throttle_reasons"] == [
+        "hw slowdown",
+        "hw thermal slowdown",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mask", "names"),
+    [
+        (0, []),
+        (1, ["gpu idle"]),
+        (0x80 | 0x20, ["sw thermal slowdown", "hw power brake slowdown"]),
+        (1 << 40, []),
+    ],
+)
+def test_reason_names_follow_the_bits(mask: int, names: list[str]) -> None:
+    assert reason_names(mask) == names
+
+
+def test_facts_name_driver_memory_and_capability(tmp_path: Path) -> None:
+    facts = device_facts(*build(tmp_path, VM), gpus=Nvml(FakePynvml()))
+    assert facts["gpus"] == ["NVIDIA H100 80GB HBM3", "NVIDIA K20"]
+    assert (facts["gpu_driver"], facts["cuda_driver"]) == ("580.65.06", "13.2")
+    assert facts["gpu_memory_bytes"] == [80 * 2**30, None]
+    assert facts["gpu_compute_capability"] == ["9.0", None]
+
+
+def test_device_state_holds_each_gpu_by_index(tmp_path: Path) -> None:
+    state = device_state(*build(tmp_path, VM), gpus=Nvml(FakePynvml()))
+    assert [*state["gpus"]] == ["0", "1"]
+    assert state["gpus"]["0"]["temperature_c"] == 54
+    json.dumps(state, allow_nan=False)
+
+
+def test_another_machines_files_say_nothing_of_gpus(tmp_path: Path) -> None:
+    assert device_state(*build(tmp_path, VM))["gpus"] is None
+    facts = device_facts(*build(tmp_path, VM))
+    assert (facts["cuda_driver"], facts["gpu_memory_bytes"], facts["gpu_compute_capability"]) == (
+        None,
+        None,
+        None,
+    )
+
+
+def test_nvml_without_a_driver_is_absent() -> None:
+    class NoDriver(FakePynvml):
+        def nvmlInit(self) -> None:  # noqa: N802
+            raise NVMLError("Driver Not Loaded")
+
+    with pytest.raises(OSError, match="Driver Not Loaded"):
+        Nvml(NoDriver())
+
+
+def test_nvml_without_the_package_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(OSError, match="nvidia-ml-py is not installed"):
+        Nvml()
+
+
+def test_a_driver_that_fails_later_costs_nothing() -> None:
+    class Lost(FakePynvml):
+        def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+            raise NVMLError("GPU is lost")
+
+    reader = Nvml(Lost())
+    assert (read_gpu_states(reader), read_gpu_facts(reader)) == ([], {})
+    assert (read_gpu_states(None), read_gpu_facts(None)) == ([], {})
+
+
+@pytest.mark.parametrize(
+    ("environment", "index"),
+    [
+        ({}, 0),
+        ({"CUDA_VISIBLE_DEVICES": "1,0"}, 1),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-1001"}, 1),
+        ({"CUDA_VISIBLE_DEVICES": "7"}, 0),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-1"}, 0),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 0),
+    ],
+)
+def test_first_cuda_device_follows_the_environment(environment: dict[str, str], index: int) -> None:
+    assert first_cuda_device(["GPU-1000-aaaa", "GPU-1001-aaaa"], environment) == index
+
+
+def test_gpu_watch_sums_up_what_slices_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    library = FakePynvml()
+    watch = GpuWatch(Nvml(library))
+    assert watch.summary() == {}
+    watch.read()
+    library.sm_clock_mhz, library.reasons = 1500, 0x44
+    watch.read()
+    summary: dict[str, Any] = watch.summary()
+    assert summary["sm_clocks_mhz"] == [1755, 1500]
+    assert summary["throttle_reasons"] == ["hw thermal slowdown", "sw power cap"]
+    assert (summary["index"], summary["max_sm_clock_mhz"], summary["power_w"]) == (0, 1980, 412.5)
+    assert summary["memory_used_bytes"] == 2 * 2**30
+
+
+def test_gpu_watch_on_a_silent_gpu_has_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    watch = GpuWatch(Nvml(FakePynvml()))
+    watch.read()
+    summary = watch.summary()
+    assert (summary["index"], summary["sm_clocks_mhz"], summary["throttle_reasons"]) == (1, [], [])
+    assert summary["power_w"] is None

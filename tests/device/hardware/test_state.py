@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgetl.device.hardware.info import device_facts
+from edgetl.device.hardware.memory import free_memory_bytes
+from edgetl.device.hardware.noise import judge
+from edgetl.device.hardware.state import device_state
+from tests.helpers.machines import CONTAINER, JETSON, LAPTOP, MACHINES, OLD_CONTAINER, PI, VM, build
+
+ALWAYS = ("monotonic_s", "pressure_us")
+
+
+def test_a_virtual_machine(tmp_path: Path) -> None:
+    state = device_state(*build(tmp_path, VM))
+    ticks = os.sysconf("SC_CLK_TCK")
+    assert state["cpu_seconds"] == {
+        "busy": 11_050 / ticks,
+        "total": 111_350 / ticks,
+        "steal": 200 / ticks,
+    }
+    assert state["load"] == [0.5, 0.4, 0.3]
+    assert state["pressure_us"] == {"cpu": 1_000_000, "memory": 0, "io": 500}
+    # A root group counts no throttling: that is not the same as none.
+    told = {name for name, value in state.items() if value is not None}
+    assert told == {*ALWAYS, "load", "cpu_seconds"}
+
+
+def test_a_container_with_a_quota(tmp_path: Path) -> None:
+    # A quota further up throttles too.
+    assert device_state(*build(tmp_path, CONTAINER))["throttling"] == {
+        "periods": 11,
+        "seconds": pytest.approx(2.501),
+    }
+
+
+def test_a_container_of_cgroup_v1(tmp_path: Path) -> None:
+    state = device_state(*build(tmp_path, OLD_CONTAINER))
+    assert state["throttling"] == {"periods": 3, "seconds": pytest.approx(1.5)}
+    assert state["pressure_us"] == {"cpu": None, "memory": None, "io": None}
+
+
+def test_a_raspberry_pi(tmp_path: Path) -> None:
+    state = device_state(*build(tmp_path, PI))
+    assert (state["frequency_khz"], state["frequencies_khz"]) == (
+        1_500_000,
+        {"cpu0": 1_500_000, "cpu1": 600_000},
+    )
+    assert state["frequency_limits_khz"] == [600_000, 1_500_000]
+    assert (state["governors"], state["firmware_throttled"]) == (["ondemand"], "50000")
+    assert (state["temperature_c"], state["temperatures_c"]) == (61.835, {"cpu-thermal": 61.835})
+    assert state["swap_used_bytes"] == 10_000 * 1024
+    assert (
+        state["throttling"],
+        state["pressure_us"]["cpu"],
+        state["turbo"],
+        state["power_source"],
+    ) == (None,) * 4
+
+
+@pytest.mark.parametrize(
+    ("script", "word"),
+    [
+        ("echo throttled=0x50005", "50005"),
+        ("echo throttled=0x0", "0"),
+        ("echo VCHI initialization failed; exit 255", None),
+        ("printf '\\377\\376'", None),
+        ("exec sleep 30", None),
+    ],
+)
+def test_a_pi_whose_kernel_does_not_show_the_firmwares_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, word: str | None
+) -> None:
+    tool = tmp_path / "bin/vcgencmd"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("edgetl.device.hardware.state._VCGENCMD_SECONDS", 0.5)
+    files = {name: text for name, text in PI.items() if "firmware" not in name}
+    assert device_state(*build(tmp_path, files))["firmware_throttled"] == word
+
+
+def test_a_pi_without_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    files = {name: text for name, text in PI.items() if "firmware" not in name}
+    assert device_state(*build(tmp_path, files))["firmware_throttled"] is None
+
+
+def test_a_jetson(tmp_path: Path) -> None:
+    state = device_state(*build(tmp_path, JETSON))
+    assert (state["over_current_events"], state["power_mode"]) == (
+        {"oc1": 0, "oc2": 1, "oc3": 2},
+        "MAXN_SUPER",
+    )
+    # The sensor that is switched off is left out.
+    assert state["temperatures_c"] == {"cpu-thermal": 48.5}
+    assert (state["swap_used_bytes"], state["governors"]) == (0, ["schedutil"])
+
+
+def test_a_laptop(tmp_path: Path) -> None:
+    state = device_state(*build(tmp_path, LAPTOP))
+    assert (state["turbo"], state["power_source"], state["battery_percent"]) == (
+        True,
+        "battery",
+        63,
+    )
+    assert (state["temperatures_c"], state["temperature_c"]) == (
+        {"acpitz": 40.0, "x86_pkg_temp": 71.0, "coretemp": 72.0},
+        72.0,
+    )
+    assert state["thermal_throttles"] == {"core": 3, "package": 7}
+
+
+@pytest.mark.parametrize(
+    ("changes", "source", "percent"),
+    [
+        ({"AC/online": "1"}, "mains", None),
+        ({"BAT0/status": "Charging"}, "mains", None),
+        ({"BAT0/status": "Full"}, "mains", None),
+        ({"BAT0/status": "Unknown"}, "battery", 63),
+        ({"BAT0/capacity": "900"}, "battery", None),
+        ({"AC/online": "", "BAT0/status": "Unknown"}, None, None),
+        ({"AC/type": "UPS", "BAT0/type": "UPS"}, None, None),
+    ],
+)
+def test_what_feeds_the_machine(
+    tmp_path: Path, changes: dict[str, str], source: str | None, percent: int | None
+) -> None:
+    files = {**LAPTOP, **{f"sys/class/power_supply/{name}": text for name, text in changes.items()}}
+    state = device_state(*build(tmp_path, files))
+    assert (state["power_source"], state["battery_percent"]) == (source, percent)
+
+
+@pytest.mark.parametrize(
+    ("files", "turbo"),
+    [
+        ({"intel_pstate/no_turbo": "1"}, False),
+        ({"cpufreq/boost": "1"}, True),
+        ({"cpufreq/boost": "0"}, False),
+        ({"cpufreq/boost": "7"}, None),
+        ({}, None),
+    ],
+)
+def test_turbo(tmp_path: Path, files: dict[str, str], turbo: bool | None) -> None:
+    tree = {f"sys/devices/system/cpu/{name}": text for name, text in files.items()}
+    assert device_state(*build(tmp_path, tree))["turbo"] is turbo
+
+
+def test_throttle_counters_are_summed(tmp_path: Path) -> None:
+    counters = {
+        f"sys/devices/system/cpu/cpu{core}/thermal_throttle/core_throttle_count": f"{core + 2}\n"
+        for core in range(2)
+    }
+    assert device_state(*build(tmp_path, {**VM, **counters}))["thermal_throttles"] == {"core": 5}
+
+
+def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
+    state = device_state(*build(tmp_path, {}))
+    assert {name for name, value in state.items() if value is not None} == set(ALWAYS)
+
+
+def test_this_machine_can_be_read() -> None:
+    before = device_state()
+    after = device_state()
+    json.dumps(after, allow_nan=False)
+    assert after["monotonic_s"] > before["monotonic_s"]
+    assert judge(before, after, 0.0, {}).measured["disturbance"] >= 0
+    if Path("/proc/stat").is_file():
+        assert after["cpu_seconds"]["total"] >= before["cpu_seconds"]["total"] > 0
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize(
+    "garbage", ["garbage", "some garbage\nmore: garbage", "\0\0", "- -", "nan inf", "9" * 500]
+)
+def test_what_cannot_be_understood_is_as_good_as_absent(
+    tmp_path: Path, machine: str, garbage: str
+) -> None:
+    proc, sys_root = build(tmp_path, dict.fromkeys(MACHINES[machine], garbage))
+    state, facts = device_state(proc, sys_root), device_facts(proc, sys_root)
+    # A governor is any word.
+    assert {name for name, value in state.items() if value is not None} <= {*ALWAYS, "governors"}
+    assert set(state["pressure_us"].values()) == {None}
+    numbers = (
+        "cpu_quota",
+        "memory_bytes",
+        "swap_total_bytes",
+        "frequency_limits_khz",
+        "power_mode",
+        "gpu_driver",
+        "cpu_flags",
+    )
+    assert [facts[name] for name in numbers] == [None] * len(numbers)
+    assert facts["gpus"] == []
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    data=st.data(),
+    content=st.binary(max_size=400)
+    | st.text("0123456789-+.:=/ kBesomtalx\n\0", max_size=60).map(str.encode),
+)
+def test_no_content_of_any_file_stops_a_reading(data: st.DataObject, content: bytes) -> None:
+    files = MACHINES[data.draw(st.sampled_from(sorted(MACHINES)))]
+    name = data.draw(st.sampled_from(sorted(files)))
+    with TemporaryDirectory() as folder:
+        proc, sys_root = build(Path(folder), files)
+        before = device_state(proc, sys_root)
+        (Path(folder) / name).write_bytes(content)
+        after = device_state(proc, sys_root)
+        json.dumps(
+            [after, device_facts(proc, sys_root), judge(before, after, 0.0, {}).to_json()],
+            allow_nan=False,
+        )
+        assert judge(before, after, 0.0, {}).measured["disturbance"] >= 0
+        assert free_memory_bytes(proc, sys_root) >= 0

@@ -1,0 +1,135 @@
+"""The main job on real photos with real weights, through the program itself: fine-tune, export, label with the bundle's own client."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgetl.core.paths import RunDirectory
+from edgetl.device.runtime.images import load_image
+from edgetl.device.runtime.preprocessing import preprocess
+from edgetl.train.data.splits import read_split
+from edgetl.train.model.factory import load_run_model
+from tests.device.runtime.test_images import UNREADABLE
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def finetune(
+    edgetl: Run, data: Path, weights: Path, run: Path, *options: object
+) -> dict[str, object]:
+    done = edgetl("finetune", data, "--weights", weights, "-o", run, *options)
+    assert done.returncode == 0, done.stderr
+    metrics: dict[str, object] = json.loads((run / "metrics.json").read_text())
+    return metrics
+
+
+def check_export(edgetl: Run, run: Path) -> None:
+    """The gate holds with the issue's tolerances, and the bundle's own client gives PyTorch's label on every validation image."""
+    done = edgetl("export", run)
+    assert done.returncode == 0, done.stderr
+    (variant,) = json.loads((run / "bundle/bundle.json").read_text())["variants"]
+    assert variant["parity"]["network"]["max_abs_diff"] <= 1e-3
+    assert variant["parity"]["path"]["max_abs_diff"] <= 0.05
+    assert variant["parity"]["path"]["max_grey_levels"] <= 1
+    assert variant["accuracy"]["flips"] == 0
+    model = load_run_model(RunDirectory(run))
+    images = [row.path for row in read_split(RunDirectory(run)) if row.split == "val"]
+    with torch.inference_mode():
+        tensors = (
+            torch.from_numpy(preprocess(load_image(path), model.preprocessing)) for path in images
+        )
+        expected = {
+            str(path): model.labels[int(model.network(tensor).argmax())]
+            for path, tensor in zip(images, tensors, strict=True)
+        }
+    client = [sys.executable, "-I", str(run / "bundle/predict.py"), *expected]
+    lines = subprocess.run(client, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert {path: label for path, label, _ in (line.split("\t") for line in lines)} == expected
+
+
+def check_report(edgetl: Run, run: Path) -> str:
+    """The page of a run, and that of its bundle, from files that the program wrote itself."""
+    for subject, page in ((run, run / "report.html"), (run / "bundle", run.parent / "bundle.html")):
+        if subject.is_dir():
+            done = edgetl("report", subject, *(() if subject == run else ("-o", page)))
+            assert done.returncode == 0, done.stderr
+            assert page.stat().st_size < 5_000_000
+    return (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_short_run_on_real_photos(edgetl: Run, shared: Path, tmp_path: Path) -> None:
+    options = ("--epochs", 1, "--finetune-epochs", 1)
+    metrics = finetune(
+        edgetl,
+        shared / "data/catsdogs500",
+        shared / "weights/mobilenet_v2.safetensors",
+        tmp_path / "run",
+        *options,
+    )
+    assert metrics["val"]["accuracy"] >= 0.93  # type: ignore[index]
+    check_export(edgetl, tmp_path / "run")
+    page = check_report(edgetl, tmp_path / "run")
+    assert page.count("data:image/jpeg") == 1, "the worst mistakes"
+    assert "Accuracy over time" in page
+    assert '<section id="variants">' in page
+
+
+def test_odd_files_in_a_class(edgetl: Run, shared: Path, tmp_path: Path) -> None:
+    """Training carries on with what decodes and lists the rest; the listed are exactly those that no decoder reads."""
+    for label in ("roses", "tulips"):
+        for path in sorted((shared / "data/flowers5/train" / label).iterdir())[:24]:
+            (tmp_path / "data" / label).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / "data" / label)
+    for path in (shared / "data/odd").iterdir():
+        shutil.copy(path, tmp_path / "data/roses")
+    metrics = finetune(
+        edgetl, tmp_path / "data", shared / "weights", tmp_path / "run",
+        "--model", "squeezenet1_1", "--image-size", 64, "--epochs", 1, "--finetune-epochs", 0,
+    )  # fmt: skip
+    with (tmp_path / "run/rejected.csv").open(newline="") as stream:
+        rejected = {Path(row["path"]).name for row in csv.DictReader(stream)}
+    # Hidden files belong to the system and are not worth a line; the notes are a text file.
+    assert rejected == UNREADABLE - {".DS_Store"} | {"NOTES.tsv"}
+    assert metrics["train"]["images"] + metrics["val"]["images"] == 48 + 30 - len(UNREADABLE)  # type: ignore[index]
+    page = check_report(edgetl, tmp_path / "run")
+    assert all(name in page for name in rejected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("name", "least"), [("catsdogs500", 0.95), ("flowers5", 0.84)])
+def test_the_default_recipe_on_real_photos(
+    edgetl: Run, shared: Path, tmp_path: Path, name: str, least: float
+) -> None:
+    metrics = finetune(
+        edgetl,
+        shared / "data" / name,
+        shared / "weights/mobilenet_v2.safetensors",
+        tmp_path / "run",
+    )
+    assert metrics["val"]["accuracy"] >= least  # type: ignore[index]
+    check_export(edgetl, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_classic_case_of_one_folder(edgetl: Run, shared: Path, tmp_path: Path) -> None:
+    """Five classes in one folder, split 80 to 20, 5 + 5 epochs."""
+    metrics = finetune(
+        edgetl,
+        shared / "data/flowers5/train",
+        shared / "weights/mobilenet_v2.safetensors",
+        tmp_path / "run",
+    )
+    assert metrics["val"]["images"] in range(97, 102)  # type: ignore[index]
+    assert metrics["val"]["accuracy"] >= 0.84  # type: ignore[index]
+    check_export(edgetl, tmp_path / "run")

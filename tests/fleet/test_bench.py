@@ -1,0 +1,422 @@
+"""`edgetl bench --host` against real sshds on loopback: real copies, real environments, real benches, real deaths."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from rich.console import Console
+
+from edgetl.cli.bench_hosts import LiveFleet, run_hosts
+from edgetl.core.artifacts.bench import read_result
+from edgetl.core.config.bench import BenchConfig, Limits
+from edgetl.core.errors import BenchError, ConfigError
+from edgetl.core.paths import BundleDirectory
+from edgetl.device.bench.protocol import BenchProtocol
+from edgetl.device.bench.runner import bench
+from edgetl.device.runtime.images import load_image
+from edgetl.fleet import bench as benching
+from edgetl.fleet.bench import Outcome, bench_arguments, bench_hosts
+from edgetl.fleet.payload import Parcel, wheel_of_edgetl
+from edgetl.fleet.ssh import SSH, LineReader, Remote
+from tests.conftest import ROOT
+from tests.helpers.bundles import colour_logits, colour_model, write_bundle, write_pictures
+from tests.helpers.sshd import SSHD, Sshd
+
+pytestmark = pytest.mark.skipif(SSHD is None, reason="no sshd")
+BRIEF = BenchProtocol(
+    block_seconds=0.01, block_runs=10, window_seconds=0.005, window_runs=3, max_windows=3
+)
+QUICK = ("--scope", "model", "--rounds", "2", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "colours"
+    pictures = write_pictures(folder / "golden")
+    return write_bundle(
+        folder,
+        {"fp32": colour_model()},
+        np.stack([colour_logits(load_image(path)) for path in pictures]),
+    )
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a device needs, as a workstation fetches it for one that has no network."""
+    folder = tmp_path_factory.mktemp("wheels")
+    named = ["numpy", "pillow", "rich", "typer<0.29", "onnxruntime"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--only-binary=:all:",
+        "-d",
+        str(folder),
+        "-c",
+        str(ROOT / "constraints.txt"),
+    ]
+    subprocess.run([*command, *named], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Sshd]]:
+    """Two boards, one without Python, and one that lets nobody in."""
+    folder = tmp_path_factory.mktemp("hosts")
+    bare = folder / "bare-bin"
+    bare.mkdir()
+    for name in ("sh", "tar", "mktemp", "rm"):
+        (bare / name).symlink_to(f"/bin/{name}")
+    found = {
+        "pi": Sshd(folder / "pi"),
+        "jetson": Sshd(folder / "jetson"),
+        "bare": Sshd(folder / "bare", PATH=str(bare)),
+    }
+    aliases = [host.alias(name) for name, host in found.items()] + [
+        found["pi"].alias("stranger", "host")
+    ]
+    aliases.append("Host nowhere\n HostName 127.0.0.1\n Port 1\n")
+    (folder / "config").write_text("".join(aliases))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SSH, f"ssh -F {folder}/config")
+        yield found
+    for host in found.values():
+        host.stop()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(hosts: dict[str, Sshd]) -> Iterator[None]:
+    yield
+    try:
+        wait_for(lambda: not any([*host.temporary.iterdir()] for host in hosts.values()), 30)
+    except AssertionError:
+        left = [str(path) for host in hosts.values() for path in host.temporary.rglob("*")][:20]
+        for host in hosts.values():
+            for path in host.temporary.iterdir():
+                shutil.rmtree(path, ignore_errors=True)
+        pytest.fail(f"Left on a host: {left}")
+
+
+def wait_for(met: Callable[[], bool], seconds: float = 120) -> None:
+    give_up = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < give_up, "it never came"
+        time.sleep(0.05)
+
+
+class Watched:
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, str]] = []
+        self.ends: list[Outcome] = []
+
+    def step(self, host: str, name: str) -> None:
+        self.steps.append((host, name))
+
+    def heard(self, host: str, line: str) -> None:
+        pass
+
+    def ended(self, outcome: Outcome) -> None:
+        self.ends.append(outcome)
+
+
+def program(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "edgetl", "bench", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+
+
+def test_two_at_once_and_those_that_fail(
+    bundle: Path, wheels: Path, hosts: dict[str, Sshd], tmp_path: Path
+) -> None:
+    named = [
+        part
+        for host in ("pi", "jetson", "bare", "stranger", "nowhere")
+        for part in ("--host", host)
+    ]
+    process = program(
+        bundle,
+        *named,
+        "--wheels",
+        wheels,
+        *QUICK,
+        "--max-p99",
+        "0.0001ms",
+        "--json",
+        "-o",
+        tmp_path / "results",
+    )
+    said, told = process.communicate(timeout=280)
+    assert process.returncode == 1, told
+    assert said, told
+    outcomes = {one["host"]: one for one in json.loads(said)["hosts"]}
+    for host in ("pi", "jetson"):
+        assert outcomes[host]["failed"] is None
+        assert outcomes[host]["status"] in (4, 5), (
+            "no network answers in a ten-millionth of a second"
+        )
+        result = read_result(tmp_path / "results" / f"{host}.json")
+        assert [row.variant for row in result.rows] == ["fp32"]
+        assert all(len(row.rounds) == 2 and row.threads == 1 for row in result.rows)
+    assert "apt install python3 python3-venv" in outcomes["bare"]["failed"]
+    assert "ssh-copy-id stranger" in outcomes["stranger"]["failed"]
+    assert "ssh nowhere true" in outcomes["nowhere"]["failed"]
+    assert all(outcomes[host]["file"] is None for host in ("bare", "stranger", "nowhere"))
+    assert [line for line in told.splitlines() if line.startswith("pi: ")][:3] == [
+        "pi: copying",
+        "pi: installing",
+        "pi: measuring",
+    ]
+    assert "Traceback" not in told
+
+
+def test_one_that_dies_in_the_middle_does_not_lose_the_others(
+    bundle: Path, wheels: Path, hosts: dict[str, Sshd], tmp_path: Path
+) -> None:
+    dying = Sshd(tmp_path / "dying")
+    config = tmp_path / "config"
+    config.write_text(dying.alias("dying") + hosts["pi"].alias("pi"))
+
+    class Killer(Watched):
+        def step(self, host: str, name: str) -> None:
+            super().step(host, name)
+            if (host, name) == ("dying", "measuring"):
+                dying.die()
+
+    watched = Killer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SSH, f"ssh -F {config}")
+        asked = BenchConfig(
+            bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "results"
+        )
+        dead, alive = bench_hosts(asked, ["dying", "pi"], wheels, watched)
+    assert "connection was lost" in dead.failed
+    assert dead.left.startswith(str(dying.temporary)), "nobody could look whether it was removed"
+    assert alive.failed == ""
+    assert alive.result is not None
+    assert alive.result.path == tmp_path / "results/pi.json"
+    assert {one.host for one in watched.ends} == {"dying", "pi"}
+    wait_for(
+        lambda: not [*dying.temporary.iterdir()], 20
+    )  # what was begun there ends with its connection, and cleans up
+
+
+@pytest.mark.parametrize("appeared", ["env/bin/python", "tmp/tmp*/pip-*.whl"])
+def test_ctrl_c_leaves_nothing_there(
+    appeared: str, bundle: Path, wheels: Path, hosts: dict[str, Sshd], tmp_path: Path
+) -> None:
+    process = program(
+        bundle, "--host", "pi", "--wheels", wheels, *QUICK, "-o", tmp_path / "results"
+    )
+    wait_for(lambda: bool([*hosts["pi"].temporary.glob(f"edgetl-*/{appeared}")]))
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in told
+
+
+def test_the_screen_at_the_end(
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = bench(
+        BenchConfig(bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "pi.json"),
+        protocol=BRIEF,
+    )
+    monkeypatch.setitem(sys.modules, "jinja2", None)  # a workstation may have the `cpu` extra alone
+    ended = [
+        Outcome("pi", 61.0, 5, result),
+        Outcome("nano", 3.0, failed="The connection was lost.", left="/tmp/edgetl-x"),
+    ]
+    monkeypatch.setattr(benching, "bench_hosts", lambda *given: ended)
+    with pytest.raises(typer.Exit) as caught:
+        run_hosts(BenchConfig(bundle), ["pi", "nano"], None, False)
+    assert caught.value.exit_code == 1
+    said = capsys.readouterr().out
+    assert re.search(r"^pi .* fp32 +model +1 +1 +[\d.]+ ", said, re.MULTILINE)
+    assert re.search(r"^pi +measured, a limit is undecided +61 s", said, re.MULTILINE)
+    assert "nano: The connection was lost." in said
+    assert "nano: /tmp/edgetl-x may still be there" in said
+    for status, expected in ((4, 4), (5, 5), (0, 0)):
+        monkeypatch.setattr(
+            benching,
+            "bench_hosts",
+            lambda *given, status=status: [Outcome("pi", 1.0, status, result)],
+        )
+        assert exit_status(bundle) == expected
+
+
+def exit_status(bundle: Path) -> int:
+    try:
+        run_hosts(BenchConfig(bundle), ["pi"], None, True)
+    except typer.Exit as left:
+        return left.exit_code
+    return 0
+
+
+def test_what_a_terminal_shows() -> None:
+    table = LiveFleet(["pi", "nano"])
+    table.step("pi", "measuring")
+    table.heard("pi", "round 1 of 2: onnxruntime fp32")
+    table.ended(Outcome("nano", 3.0, failed="The connection was lost."))
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(table)
+    lines = console.export_text().splitlines()
+    assert re.match(r"pi +0\.0 s +measuring +round 1 of 2", lines[1])
+    assert re.match(r"nano +3\.0 s +failed", lines[2])
+
+
+def test_wheels_that_do_not_fit_are_that_host_s_failure(
+    bundle: Path, hosts: dict[str, Sshd], tmp_path: Path
+) -> None:
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels/nothing-1-py3-none-any.whl").write_bytes(b"")
+    (found,) = bench_hosts(
+        BenchConfig(bundle, output=tmp_path / "results"), ["pi"], tmp_path / "wheels", Watched()
+    )
+    assert found.failed.startswith("pip could not install edgetl there.")
+    assert found.left == ""
+
+
+@pytest.mark.parametrize("name", ["-oProxyCommand=touch /tmp/x", "", "a b", "pi\nrm"])
+def test_names_that_are_no_hosts(name: str) -> None:
+    with pytest.raises(ConfigError, match="is no host"):
+        Remote(name)
+
+
+def test_what_makes_no_sense_is_refused(bundle: Path, tmp_path: Path) -> None:
+    asked = BenchConfig(bundle, output=tmp_path / "results")
+    with pytest.raises(ConfigError, match="named twice"):
+        bench_hosts(asked, ["pi", "pi"], None, Watched())
+    with pytest.raises(ConfigError, match="want PyTorch"):
+        bench_hosts(BenchConfig(bundle, limits=Limits(min_speedup=2.0)), ["pi"], None, Watched())
+    with pytest.raises(BenchError, match="holds no wheels"):
+        bench_hosts(asked, ["pi"], tmp_path / "none", Watched())
+    assert not (tmp_path / "results").exists()
+
+
+def test_options_reach_the_device_as_they_were_given(tmp_path: Path) -> None:
+    limits = Limits(max_regression=0.05, max_p99_ms=30.0)
+    config = BenchConfig(
+        tmp_path, ("model", "image"), (1, 4), (1, 2), ("cpu",), ("int8",), rates=(7.5,), rounds=3, sustained_s=600, profile=True,
+        baseline=tmp_path / "old.json", limits=limits, force=True,
+    )  # fmt: skip
+    assert " ".join(bench_arguments(config)) == (
+        "--scope model,image --batch 1,4 --threads 1,2 --provider cpu --variant int8 --rate 7.5 --rounds 3 --sustained 600s "
+        "--baseline baseline.json --max-regression 5% --max-p99 30ms --profile --force"
+    )
+
+
+def test_the_wheel_is_one(tmp_path: Path) -> None:
+    name, content = wheel_of_edgetl()
+    (tmp_path / name).write_bytes(content)
+    with zipfile.ZipFile(tmp_path / name) as archive:
+        names = archive.namelist()
+        record = archive.read(next(entry for entry in names if entry.endswith("/RECORD"))).decode()
+    assert "edgetl/device/bench/worker.py" in names
+    assert not [entry for entry in names if "_models" in entry or "__pycache__" in entry]
+    assert len(record.splitlines()) == len(names)
+    assert len(content) < 2_000_000
+
+
+def fake_ssh(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Let `ssh` be a Python script that is given ssh's arguments."""
+    program = folder / "fake_ssh.py"
+    program.write_text(script)
+    monkeypatch.setenv(SSH, f"{sys.executable} {program}")
+
+
+PRINTS_BEFORE_IT_READS = """
+import sys
+sys.stdout.write("noise\\n" * 200_000)
+sys.stderr.write("x" * 3_000_000)
+sys.stdout.flush()
+sys.stderr.flush()
+sys.stdin.buffer.read()
+print("python3 /tmp/edgetl-here")
+"""
+
+
+def test_a_host_that_prints_before_it_reads_does_not_hang(
+    bundle: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_ssh(tmp_path, monkeypatch, PRINTS_BEFORE_IT_READS)
+    parcel = Parcel(BundleDirectory(bundle), [], "cpu", wheels)
+    assert Remote("loud").send(parcel) == ("python3", "/tmp/edgetl-here")
+
+
+def test_lines_without_end_are_bounded() -> None:
+    reader = LineReader(io.BytesIO(b"a" * 10_000_000 + b"\n" + b"b\n" * 5000))
+    reader.join()
+    assert len(reader.lines) == 1000
+    assert set(reader.lines) == {"b"}
+    longest = LineReader(io.BytesIO(b"a" * 10_000_000 + b"\nend\n"))
+    longest.join()
+    assert [len(line) for line in longest.lines] == [4096, 3]
+
+
+@pytest.mark.parametrize("answer", ["", "\xff\xfe", "Welcome to the board!", "python3 relative"])
+def test_a_host_that_answers_nonsense_is_one_sentence(
+    bundle: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    fake_ssh(
+        tmp_path,
+        monkeypatch,
+        f"import sys; sys.stdin.buffer.read(); sys.stdout.buffer.write({answer.encode('latin-1')!r})",
+    )
+    asked = BenchConfig(bundle, rounds=2, output=tmp_path / "results")
+    (outcome,) = bench_hosts(asked, ["odd"], wheels, Watched())
+    assert "instead of where the parcel lies" in outcome.failed
+    assert outcome.result is None
+
+
+def test_a_result_of_another_model_counts_for_nothing(
+    bundle: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = bench(
+        BenchConfig(
+            bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "own.json"
+        ),
+        protocol=BRIEF,
+    )
+    content = result.to_json()
+    content["model"] = {**content["model"], "run_id": "another"}
+    (tmp_path / "reply.json").write_text(
+        json.dumps({"edgetl": True, "status": 0, "result": content, "left": False})
+    )
+    fake_ssh(
+        tmp_path,
+        monkeypatch,
+        f"""
+import sys
+if "on_device.py" in sys.argv[-1]:
+    print(open({str(tmp_path / "reply.json")!r}).read())
+else:
+    sys.stdin.buffer.read()
+    print("python3 /tmp/edgetl-here")
+""",
+    )
+    asked = BenchConfig(bundle, rounds=2, output=tmp_path / "results")
+    (outcome,) = bench_hosts(asked, ["liar"], wheels, Watched())
+    assert "another model" in outcome.failed
+    assert not [*(tmp_path / "results").iterdir()]

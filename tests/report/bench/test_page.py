@@ -1,0 +1,353 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgetl.core.artifacts.bench import BenchResult, Noise, read_result, write_result
+from edgetl.core.config.bench import Limits
+from edgetl.device.hardware.nvml import Nvml
+from edgetl.report.bench.page import bench_report
+from edgetl.report.charts.latency import portions
+from edgetl.report.html.blocks import Section, is_own_page, paragraph, render_page
+from tests.helpers.bench_results import bench_result, bench_row, board, device, server
+from tests.helpers.browser import CHROMIUM
+from tests.helpers.gpus import FakePynvml, gpu_reading
+from tests.helpers.pages import Page, seen_in_browser
+
+EVIL = "<script>alert('x')</script>\"&{{ 7 * 7 }}"
+
+
+@pytest.fixture(scope="module")
+def both() -> str:
+    return bench_report([board(), server()])
+
+
+def test_every_section_is_there_and_nothing_points_outside(both: str) -> None:
+    page = Page(both)
+    assert page.sections == [
+        "summary", "table", "distributions", "rounds", "stages", "operators", "sweeps", "sustained", "ledgers", "method",
+    ]  # fmt: skip
+    assert page.outside == []
+    assert len(page.ids) == len(set(page.ids)), "drawings do not share ids"
+    assert "script" not in page.tags
+    assert not re.search(r"url\(\s*['\"]?(?!#)", both)
+    assert "@import" not in both
+
+
+def test_a_large_sweep_is_drawn_in_parts_of_a_screens_height() -> None:
+    rows = [
+        bench_row(runtime, variant, 3.0, scope, batch, threads, rounds=2, runs=10)
+        for runtime, variant in (
+            ("pytorch", "fp32"),
+            ("onnxruntime", "fp32"),
+            ("onnxruntime", "int8"),
+        )
+        for scope, batches in (("model", (1, 4, 8)), ("file", (1,)))
+        for batch in batches
+        for threads in (1, 2, 3, 4, 6, 8)
+    ]
+    html = bench_report([bench_result(tuple(rows))])
+    drawings = re.findall(
+        r'<h4>([^<]*)</h4>.*?viewBox="0 0 ([0-9.]+) ([0-9.]+)"',
+        html.partition('id="rounds"')[0],
+        re.DOTALL,
+    )
+    titles = [title for title, *_ in drawings]
+    assert titles == [
+        *[
+            f"Scope model, batch {batch} ({number} of 6)"
+            for number, batch in enumerate((1, 1, 4, 4, 8, 8), 1)
+        ],
+        "Scope file (1 of 2)",
+        "Scope file (2 of 2)",
+    ]
+    assert all(float(height) < 1.1 * float(width) for _, width, height in drawings)
+    stages = html.partition('id="stages"')[2].partition("</section>")[0]
+    assert stages.count("<figure>") == 2
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from((1, 2, 3, 64)), st.integers(1, 40), st.sampled_from((None, 30.0))
+        ),
+        min_size=1,
+        unique=True,
+    )
+)
+def test_parts_hold_every_row_once_and_leave_a_batch_whole_where_it_fits(
+    cells: list[tuple[int, int, float | None]],
+) -> None:
+    rows = [
+        bench_row("onnxruntime", "fp32", 1.0, batch=batch, threads=threads, rate=rate, rounds=0)
+        for batch, threads, rate in cells
+    ]
+    parts = [part for _, part in portions(rows)]
+    assert sorted(row.id for part in parts for row in part) == sorted(row.id for row in rows)
+    assert all(1 <= len(part) <= 12 for part in parts)
+    for key in {(row.batch, row.rate) for row in rows}:
+        holding = [part for part in parts if any((row.batch, row.rate) == key for row in part)]
+        assert len(holding) == 1 or sum((row.batch, row.rate) == key for row in rows) > 12
+    assert len({which for which, _ in portions(rows)}) == len(parts), "no two have the same title"
+
+
+def test_the_same_results_give_the_same_page(both: str) -> None:
+    assert bench_report([board(), server()]) == both
+
+
+def test_a_result_that_was_written_and_read_gives_the_same_figures(tmp_path: Path) -> None:
+    write_result(board(), tmp_path / "board.json")
+    again = replace(read_result(tmp_path / "board.json"), path=None)
+    assert bench_report([again]) == bench_report([board()])
+
+
+def test_noise_interruptions_and_failed_gates_are_told_up_front(both: str) -> None:
+    summary = both.partition('<section id="table">')[0]
+    for word in (
+        "noisy device",
+        "other processes used 12% of the CPU",
+        "interrupted",
+        "gate failed",
+        "logits differ by 3.1",
+        "another device",
+    ):
+        assert word in summary
+
+
+def test_the_summary_names_configuration_p50_and_speedup(both: str) -> None:
+    result = board()
+    assert result.recommendation is not None
+    row = result.row(result.recommendation.latency.row)
+    pair = next(pair for pair in result.comparisons if pair.candidate == row.id)
+    text = Page(both).text
+    assert f"answers in {row.percentile_ms(50):.2f} ms" in text
+    assert (
+        f"{pair.speedup.ratio:.2f} [{pair.speedup.low:.2f}, {pair.speedup.high:.2f}] times as fast as pytorch fp32 (faster)"
+        in text
+    )
+
+
+def test_withheld_percentiles_are_dashes_with_the_reason() -> None:
+    html = bench_report(
+        [
+            bench_result(
+                (
+                    bench_row("pytorch", "fp32", 9.0, rounds=2, runs=20),
+                    bench_row("onnxruntime", "fp32", 3.0, rounds=2, runs=20),
+                )
+            )
+        ]
+    )
+    assert "withheld: 40 runs do not support a p99" in html
+    assert "p90 needs 64 runs and p99 needs 662 runs" in Page(html).text
+
+
+def test_other_models_and_inputs_are_groups_of_their_own(both: str) -> None:
+    text = Page(both).text
+    assert "Rows are comparable within a group only" in text
+    assert "Group 3" in text
+    assert "Group 4" not in text, "batches share a group: scopes model, image and file"
+    other = bench_result(
+        (bench_row("onnxruntime", "fp32", 3.0),), model={"name": "resnet18", "run_id": "ffff"}
+    )
+    assert (
+        "Group 2: resnet18 (run ffff)"
+        in Page(bench_report([bench_result((bench_row("onnxruntime", "fp32", 3.0),)), other])).text
+    )
+
+
+def test_what_the_device_does_not_tell_is_said_to_be_so() -> None:
+    bare = dict.fromkeys(device()) | {"packages": {}}
+    page = Page(
+        bench_report(
+            [bench_result((bench_row("onnxruntime", "fp32", 3.0),), device=bare, noise=Noise(()))]
+        )
+    )
+    assert "a device that does not tell its name" in page.text
+    assert "not told" in page.text
+
+
+def test_facts_that_differ_between_devices_are_marked(both: str) -> None:
+    ledger = both.partition('<section id="ledgers">')[2]
+    rows = dict(
+        re.findall(
+            r'<tr(?: class="(\w+)")?>\s*<th scope="row" class="lead-cell">(\w+)[ <]', ledger
+        )[i][::-1]
+        for i in range(12)
+    )
+    assert rows["machine"] == "differs"
+    assert rows["python"] == ""
+
+
+def test_nothing_measured_is_a_page_as_well() -> None:
+    closed = replace(
+        bench_row("onnxruntime", "fp32", 3.0),
+        rounds=(),
+        gate={"checked": True, "passed": False, "reason": "logits differ"},
+    )
+    page = Page(bench_report([bench_result((closed,), order=())]))
+    assert "no row passed its gate" in page.text
+    assert page.sections == ["summary", "table", "ledgers", "method"]
+
+
+def test_limits_are_judged_on_the_page() -> None:
+    rows = (bench_row("pytorch", "fp32", 9.0), bench_row("onnxruntime", "fp32", 3.0))
+    text = Page(bench_report([bench_result(rows, limits=Limits(min_speedup=50.0))])).text
+    assert "min-speedup broken" in text
+    assert "asked for 50" in text
+
+
+def test_text_from_a_result_is_never_markup() -> None:
+    rows = (
+        bench_row("pytorch", EVIL, 9.0, "file"),
+        bench_row("onnxruntime", EVIL, 3.0, "file", input=EVIL, provider=EVIL),
+    )
+    profile = {
+        rows[1].id: {
+            "runs": 3,
+            "operators": [
+                {"operator": EVIL, "nodes": 1, "provider": EVIL, "us": 1.0, "share": 1.0}
+            ],
+        }
+    }
+    html = bench_report([evil(EVIL, rows, profile)])
+    page = Page(html)
+    assert "script" not in page.tags
+    assert "{{ 7 * 7 }}" in page.text
+    assert EVIL in " ".join(page.words)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    text=st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=30)
+    | st.sampled_from(["</title>", "</style>", "]]>", "$x_", "-->", "'\"<a href=//x>"])
+)
+def test_no_name_breaks_out_of_its_place(text: str) -> None:
+    plain, rows = ROWS, ROWS
+    assert Page(bench_report([evil(text, rows, {})])).tags.count("td") == Page(
+        bench_report([evil("x", plain, {})])
+    ).tags.count("td")
+
+
+ROWS = (
+    bench_row("pytorch", "fp32", 9.0, "file", runs=8, rounds=2),
+    bench_row("onnxruntime", "fp32", 3.0, "file", runs=8, rounds=2),
+)
+
+
+def evil(text: str, rows: tuple, profiles: dict) -> BenchResult:  # type: ignore[type-arg]
+    return bench_result(
+        rows,
+        model={"name": text, "run_id": "0123"},
+        device=device(text or None, text or None, board=text or None, governors=[text]),
+        target=text,
+        notes=(text,),
+        noise=Noise((text,), {}),
+        profiles=profiles,
+    )
+
+
+def test_a_page_knows_its_own(tmp_path: Path) -> None:
+    (tmp_path / "own.html").write_text(
+        render_page("A page", "", [Section("a", "A", (paragraph("text"),)), Section("b", "B", ())])
+    )
+    (tmp_path / "other.html").write_text("<html></html>")
+    assert is_own_page(tmp_path / "own.html")
+    assert not is_own_page(tmp_path / "other.html")
+    assert not is_own_page(tmp_path / "missing.html")
+    assert Page((tmp_path / "own.html").read_text()).sections == ["a"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_in_a_browser_it_is_quiet_and_fits_a_phone(both: str) -> None:
+    assert seen_in_browser(both) > 8
+
+
+def gpu_result() -> BenchResult:
+    """Return a result of one row on a GPU, with the GPU's state before, after and in each round."""
+    readings = [
+        gpu_reading(sm_clocks_mhz=[1980]),
+        gpu_reading(sm_clocks_mhz=[1755], temperature_c=71, throttle_reasons=["sw power cap"]),
+    ]
+    measured = bench_row("onnxruntime", "fp32", 1.2, rounds=2, provider="cuda")
+    rounds = tuple(
+        replace(block, gpu=reading)
+        for block, reading in zip(measured.rounds, readings, strict=True)
+    )
+    library = FakePynvml()
+    states = {"gpus": {"0": Nvml(library).states()[0]}}
+    library.reasons = 0
+    facts = {"gpu_memory_bytes": [80 * 2**30], "cuda_driver": "13.2"}
+    about = device(before=states, after={"gpus": {"0": Nvml(library).states()[0]}}, **facts)
+    noise = Noise((), {"gpu_throttle_reasons": ["sw power cap"], "gpu_clock_spread": 0.11})
+    return bench_result((replace(measured, rounds=rounds),), device=about, noise=noise)
+
+
+def test_page_shows_the_state_of_the_gpu(tmp_path: Path) -> None:
+    html = bench_report([gpu_result()])
+    for words in (
+        "SM 1755 to 1980 MHz of 1980, 71 °C, 300 W, 1024 MiB, throttle reasons: sw power cap",
+        "gpus: 0: sm clock mhz",
+        "gpus: 0: throttle reasons",
+        "81920 MiB",
+        "gpu_clock_spread",
+    ):
+        assert words in html
+    assert re.search(
+        r"gpus: 0: throttle reasons.*?<td[^>]*>sw power cap.*?<td[^>]*>none", html, re.DOTALL
+    )
+    write_result(gpu_result(), tmp_path / "gpu.json")
+    assert bench_report([replace(read_result(tmp_path / "gpu.json"), path=None)]) == html
+
+
+def test_page_names_the_fastest_pytorch_baseline() -> None:
+    eager, graph = bench_row("pytorch", "fp32", 9.0), bench_row("pytorch", "cuda-graph", 4.0)
+    onnx = bench_row("onnxruntime", "fp32", 3.0)
+    text = Page(bench_report([bench_result((eager, graph, onnx))])).text
+    assert re.search(
+        r"Fastest PyTorch baseline: cuda-graph, p50 [34]\.\d\d ms; the recommended row is 1\.\d\d",
+        text,
+    )
+    assert "against pytorch fp32" in text, "the speed-up itself stands against eager"
+    assert "Fastest PyTorch baseline" not in Page(bench_report([bench_result((eager, onnx))])).text
+
+
+@pytest.mark.parametrize(
+    ("clock", "words"),
+    [
+        ("gpu", "Times are time on the GPU."),
+        ("host dispatch", "Times are host dispatch: how long the host took to launch"),
+    ],
+)
+def test_page_says_which_clock_a_profile_is(clock: str, words: str) -> None:
+    row = bench_row("onnxruntime", "fp32", 3.0)
+    operators = [
+        {
+            "operator": "Conv",
+            "nodes": 1,
+            "provider": "CUDAExecutionProvider",
+            "us": 1.0,
+            "share": 1.0,
+        }
+    ]
+    profile = {"runs": 3, "operators": operators, "nodes": []}
+    assert (
+        words
+        in Page(
+            bench_report([bench_result((row,), profiles={row.id: {**profile, "clock": clock}})])
+        ).text
+    )
+    # Results of before don't say.
+    assert (
+        "Times are"
+        not in Page(bench_report([bench_result((row,), profiles={row.id: profile})])).text
+    )
+
+
+def test_page_has_no_gpu_column_without_readings(both: str) -> None:
+    assert "throttle reasons" not in both

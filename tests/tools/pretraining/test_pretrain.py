@@ -1,0 +1,190 @@
+"""Pretraining, a few steps long: ended by force it goes on as if nothing had been, and what it ships is what fine-tuning takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from edgetl.core.builtin_weights import CARD, CHECKSUMS, RECIPE, WEIGHTS
+from edgetl.core.errors import ConfigError
+from edgetl.train.model.factory import adapt
+from edgetl.train.model.weights import read_weights
+from tools.pretraining.card import card
+from tools.pretraining.recipe import Recipe, read_recipe, write_recipe
+from tools.pretraining.release import write_card
+
+ROOT = Path(__file__).parents[3]
+TINY = """
+fractals = 2
+textures = 2
+solids = 2
+bodies = 2
+image_side = 36
+shard_images = 32
+first_shards = 1
+window_shards = 2
+reuse = 1
+sides = [32, 40]
+batch_size = 8
+statistics_images = 8
+steps = 10
+"""
+
+
+def start(folder: Path, name: str) -> subprocess.Popen[str]:
+    (folder / "tiny.toml").write_text(TINY)
+    command = [
+        sys.executable,
+        "-m",
+        "tools.pretraining.pretrain",
+        "--recipe",
+        str(folder / "tiny.toml"),
+        "--work",
+        str(folder / name / "work"),
+    ]
+    command += [
+        "-o",
+        str(folder / name / "out"),
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--checkpoint-every",
+        "0s",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrain")
+    process = start(folder, "whole")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    return folder / "whole"
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_weights(shipped: Path) -> None:
+    folder, state = shipped.parent, shipped.parent / "killed/work/state.safetensors"
+    process = start(folder, "killed")
+    deadline = time.monotonic() + 100
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it had ended before it could be killed"
+    process = start(folder, "killed")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert "Going on at step" in output
+    assert "Going on at step 0" not in output
+    whole, gone_on = (
+        load_file(shipped / "out" / WEIGHTS),
+        load_file(folder / "killed/out" / WEIGHTS),
+    )
+    assert whole.keys() == gone_on.keys()
+    assert [name for name in whole if not torch.equal(whole[name], gone_on[name])] == []
+    curves = [[{**json.loads(line), "seconds": 0, "images_per_second": 0} for line in (one / "work/loss.jsonl").read_text().splitlines()]
+              for one in (shipped, folder / "killed")]  # fmt: skip
+    assert curves[0] == curves[1]
+    assert curves[0][-1]["step"] == 10
+
+
+def test_what_ships_is_small_checked_and_fits(shipped: Path) -> None:
+    out = shipped / "out"
+    tensors = load_file(out / WEIGHTS)
+    assert {tensor.dtype for tensor in tensors.values() if tensor.dim() > 1} == {torch.float16}
+    assert not any(
+        name.startswith("classifier.3.") or name.endswith("num_batches_tracked") for name in tensors
+    )
+    assert (out / WEIGHTS).stat().st_size < 4e6
+    done = subprocess.run(["sha256sum", "-c", CHECKSUMS], cwd=out, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.count("OK") == 4
+    weights = read_weights(str(out / WEIGHTS), "mobilenet_v3_small")
+    network = adapt("mobilenet_v3_small", 64, 3, 0, 0.2, weights).network.eval()
+    with torch.no_grad():
+        assert torch.isfinite(network(torch.randn(2, 3, 64, 64))).all()
+
+
+def test_the_card_tells_cost_and_recipe_and_takes_what_is_measured_later(shipped: Path) -> None:
+    out = shipped / "out"
+    text = (out / CARD).read_text()
+    for part in (
+        "80 in 10 steps",
+        "8 classes",
+        "Chance is 12%",
+        "Not measured",
+        "steps = 10",
+        "| 10 |",
+    ):
+        assert part in text
+    assert read_recipe(out / RECIPE).steps == 10
+    write_card(out, worth={"flowers": "| a | table |"})
+    assert "| a | table |" in (out / CARD).read_text()
+    assert subprocess.run(["sha256sum", "-c", "--quiet", CHECKSUMS], cwd=out).returncode == 0
+
+
+def test_another_recipe_is_not_mixed_in(shipped: Path) -> None:
+    (shipped.parent / "tiny.toml").write_text(TINY.replace("steps = 10", "steps = 11"))
+    command = [
+        sys.executable,
+        "-m",
+        "tools.pretraining.pretrain",
+        "--recipe",
+        str(shipped.parent / "tiny.toml"),
+        "--work",
+        str(shipped / "work"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "-o", str(shipped / "out")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "holds a training by another recipe" in done.stderr
+
+
+def test_recipes(tmp_path: Path) -> None:
+    recipe = read_recipe(None, model=None, budget_s=60.0)
+    assert (recipe.model, recipe.budget_s, recipe.steps) == ("mobilenet_v3_small", 60.0, 0)
+    write_recipe(tmp_path / "r.toml", recipe, 123)
+    assert read_recipe(tmp_path / "r.toml") == Recipe(steps=123)
+    assert read_recipe(tmp_path / "r.toml", budget_s=5.0) == Recipe(budget_s=5.0)
+    for given, message in (
+        ({}, "either steps or budget_s"),
+        ({"steps": 1, "batch_size": 1, "lr": 0.0}, "lr must be above 0; batch_size"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read_recipe(None, **given)
+    (tmp_path / "r.toml").write_text("stps = 3\n")
+    with pytest.raises(ConfigError, match="unknown names: stps"):
+        read_recipe(tmp_path / "r.toml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_recipe(tmp_path / "none.toml")
+
+
+def test_a_card_without_measurements_says_so() -> None:
+    results = {"model": "m", "steps": 1, "images_seen": 1, "images_drawn": 1, "classes": 2, "seconds": 36.0, "device": "cpu",
+               "precision": "fp32", "versions": {}, "unseen_accuracy": {}, "curve": [], "worth": {}}  # fmt: skip
+    assert "0.01 hours on cpu in fp32" in card(results, "steps = 1\n", 2_000_000)

@@ -1,0 +1,354 @@
+from __future__ import annotations
+
+import csv
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgetl.core.errors import DataError, RunError
+from edgetl.core.paths import RunDirectory
+from edgetl.train.data.dataset import DataSet, read_data
+from edgetl.train.data.folders import Rejected, find_files
+from edgetl.train.data.splits import SplitRow, read_split, write_rejected, write_split
+from tests.helpers.runs import write_run
+
+MakeImages = Callable[..., Path]
+
+
+def read(data: Path, val_split: float = 0.2, seed: int = 0, allow_leaks: bool = False) -> DataSet:
+    return read_data(data, val_split, seed, lambda done, total: None, allow_leaks=allow_leaks)
+
+
+def parts(data: DataSet) -> dict[str, str]:
+    return {row.path.relative_to(data.folder).as_posix(): row.split for row in data.rows}
+
+
+def test_a_folder_of_classes_is_split_per_class(make_images: MakeImages) -> None:
+    data = read(make_images("data", ["b", "a"], count=10))
+    assert data.labels == ["a", "b"]
+    assert Counter((row.label, row.split) for row in data.rows) == {
+        ("a", "train"): 8,
+        ("a", "val"): 2,
+        ("b", "train"): 8,
+        ("b", "val"): 2,
+    }
+    assert all(row.path.is_absolute() for row in data.rows)
+    assert data.warnings == []
+
+
+def test_the_split_depends_on_the_seed_only(make_images: MakeImages, tmp_path: Path) -> None:
+    first = make_images("data", ["a", "b"], count=20)
+    split = parts(read(first))
+    assert parts(read(first)) == split
+    assert parts(read(first, seed=1)) != split
+    # The same images written in another order, under other names: every image goes where it went.
+    copy = tmp_path / "copy"
+    files = sorted(first.rglob("*.png"))
+    random.Random(3).shuffle(files)
+    for number, file in enumerate(files):
+        target = copy / file.parent.name / f"{number:03}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+    renamed = {
+        f"{file.parent.name}/{number:03}.png": split[f"{file.parent.name}/{file.name}"]
+        for number, file in enumerate(files)
+    }
+    assert parts(read(copy)) == renamed
+
+
+def test_exact_duplicates_never_cross_the_split(make_images: MakeImages) -> None:
+    folder = make_images("data", ["a", "b"], count=10)
+    for original in list(folder.rglob("*.png")):
+        # Pixel for pixel the same, in another file format under another name.
+        Image.open(original).save(original.with_name(f"copy of {original.stem}.bmp"))
+    for seed in range(5):
+        split = parts(read(folder, seed=seed))
+        assert all(
+            split[name] == split[str(Path(name).with_name(f"copy of {Path(name).stem}.bmp"))]
+            for name in split
+            if name.endswith(".png")
+        )
+        assert sum(part == "val" for part in split.values()) == 8
+
+
+def test_contradictory_labels_are_told_and_stay_in_training(make_images: MakeImages) -> None:
+    folder = make_images("data", ["a", "b"], count=10)
+    shutil.copy(folder / "a/0.png", folder / "b/same.png")
+    for seed in range(6):
+        data = read(folder, seed=seed)
+        assert parts(data)["a/0.png"] == parts(data)["b/same.png"] == "train"
+    assert any(
+        "more than one label" in text and "a/0.png and b/same.png" in text for text in data.warnings
+    )
+
+
+def test_a_class_of_one_image_is_trained_and_told(make_images: MakeImages) -> None:
+    folder = make_images("data", ["a", "b"], count=5)
+    for extra in list((folder / "b").iterdir())[1:]:
+        extra.unlink()
+    data = read(folder)
+    assert {row.split for row in data.rows if row.label == "b"} == {"train"}
+    assert any(text.startswith("b: too few different images") for text in data.warnings)
+
+
+def test_two_images_give_one_to_validation(make_images: MakeImages) -> None:
+    assert Counter(parts(read(make_images("data", ["a", "b"], count=2))).values()) == {
+        "train": 2,
+        "val": 2,
+    }
+
+
+def test_val_split_0_validates_nothing(make_images: MakeImages) -> None:
+    data = read(make_images("data", ["a", "b"]), val_split=0)
+    assert data.part("val") == []
+    assert data.warnings == []
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
+def test_a_given_split_is_kept(make_images: MakeImages, name: str) -> None:
+    make_images("data/train", ["a", "b"], count=4)
+    make_images(f"data/{name}", ["a", "b"], count=3, seed=1)
+    folder = make_images("data/test", ["elsewhere"], seed=2).parent
+    data = read(folder)
+    assert Counter(row.split for row in data.rows) == {"train": 8, "val": 6}
+    assert all(
+        row.path.relative_to(data.folder).parts[0].lower() in ("train", name.lower())
+        for row in data.rows
+    )
+
+
+def test_a_lone_train_folder_is_split(make_images: MakeImages) -> None:
+    data = read(make_images("data/train", ["a", "b"], count=10).parent)
+    assert Counter(row.split for row in data.rows) == {"train": 16, "val": 4}
+    assert data.labels == ["a", "b"]
+
+
+def test_a_class_may_be_called_train(make_images: MakeImages) -> None:
+    assert read(make_images("data", ["car", "train"])).labels == ["car", "train"]
+
+
+def test_leaks_between_given_parts_are_refused_unless_allowed(make_images: MakeImages) -> None:
+    make_images("data/train", ["a", "b"], count=4)
+    folder = make_images("data/val", ["a", "b"], count=3, seed=1).parent
+    shutil.copy(folder / "train/a/0.png", folder / "val/a/leak.png")
+    with pytest.raises(DataError, match=r"train/a/0\.png and val/a/leak\.png.*--allow-leaks"):
+        read(folder)
+    warnings = read(folder, allow_leaks=True).warnings
+    assert any(
+        "both in train and in val" in text and "train/a/0.png and val/a/leak.png" in text
+        for text in warnings
+    )
+
+
+def test_nested_folders_belong_to_their_class_and_loops_end(make_images: MakeImages) -> None:
+    folder = make_images("data", ["a", "b"], count=3)
+    (folder / "a/day 1/left").mkdir(parents=True)
+    shutil.move(folder / "a/0.png", folder / "a/day 1/left/0.png")
+    (folder / "a/loop").symlink_to(folder / "a")
+    found = find_files(folder)
+    assert sum(file.label == "a" for file in found.files) == 3
+
+
+def test_clutter_is_ignored_and_the_rest_is_listed(make_images: MakeImages) -> None:
+    folder = make_images("data", ["a", "b"], count=4)
+    for clutter in (
+        ".DS_Store",
+        "a/.DS_Store",
+        "a/Thumbs.db",
+        "a/desktop.ini",
+        ".git/config",
+        "__MACOSX/x.png",
+        "a/.hidden/x.png",
+    ):
+        (folder / clutter).parent.mkdir(exist_ok=True)
+        (folder / clutter).write_bytes(b"x")
+    (folder / "a/notes.txt").write_text("x")
+    (folder / "a/zero.jpg").write_bytes(b"")
+    (folder / "a/text.jpg").write_text("no image")
+    (folder / "loose.png").write_bytes((folder / "a/0.png").read_bytes())
+    (folder / "a/half.png").write_bytes((folder / "a/0.png").read_bytes()[:-200])
+    data = read(folder)
+    reasons = {entry.path.relative_to(folder).as_posix(): entry.reason for entry in data.rejected}
+    assert reasons.keys() == {"a/notes.txt", "a/zero.jpg", "a/text.jpg", "loose.png", "a/half.png"}
+    assert "not an image by its name" in reasons["a/notes.txt"]
+    assert "0 bytes" in reasons["a/zero.jpg"]
+    assert "not a known image format" in reasons["a/text.jpg"]
+    assert "class folder" in reasons["loose.png"]
+    assert "cannot be decoded" in reasons["a/half.png"]
+    assert not any(str(folder) in reason for reason in reasons.values())
+    assert any("5 files were left out" in text and "rejected.csv" in text for text in data.warnings)
+    assert len(data.rows) == 8
+
+
+def test_the_real_odd_files(shared: Path, make_images: MakeImages) -> None:
+    folder = make_images("data", ["a", "b"], count=4)
+    odd = shared / "data/odd"
+    for file in odd.iterdir():
+        shutil.copy(file, folder / "a" / file.name)
+    data = read(folder)
+    broken = {row["file"] for row in _notes(odd) if "Pillow FAILS" in row["state"]} - {".DS_Store"}
+    rejected = {entry.path.name for entry in data.rejected}
+    assert {Path(name).name for name in rejected} == {"NOTES.tsv"} | {
+        name for name in broken if (odd / name).exists()
+    }
+    used = {row.path.name for row in data.rows}
+    assert {
+        "pillow_pil_sample_cmyk.jpg",
+        "pillow_transparent.webp",
+        "rps_rgba_28x28.png",
+        "exif_Portrait_5.jpg",
+        "imageNotFound.gif",
+    } <= used
+
+
+def _notes(odd: Path) -> list[dict[str, str]]:
+    lines = [line.split("\t") for line in (odd / "NOTES.tsv").read_text().splitlines()]
+    return [{"file": line[0], "state": line[2]} for line in lines]
+
+
+def test_the_fingerprint_follows_content_and_split(make_images: MakeImages) -> None:
+    folder = make_images("data", ["a", "b"], count=10)
+    before = read(folder).fingerprint
+    assert read(folder).fingerprint == before
+    assert read(folder, seed=1).fingerprint != before
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "a/0.png")
+    assert read(folder).fingerprint != before
+
+
+def bad(tmp_path: Path, make_images: MakeImages, kind: str) -> Path:
+    if kind == "missing":
+        return tmp_path / "nowhere"
+    if kind == "file":
+        (tmp_path / "file").write_text("x")
+        return tmp_path / "file"
+    if kind == "empty":
+        (tmp_path / "empty").mkdir()
+        return tmp_path / "empty"
+    if kind == "one class":
+        return make_images("data", ["only"])
+    if kind == "loose images":
+        return make_images("data", ["a"]) / "a"
+    if kind in ("empty class", "undecodable class"):
+        folder = make_images("data", ["a", "b"])
+        (folder / "c").mkdir()
+        if kind == "undecodable class":
+            (folder / "c/broken.jpg").write_bytes(b"")
+        return folder
+    make_images("data/train", ["a", "b"])
+    folder = make_images("data/val", ["a", "c"] if kind == "differ" else ["a", "b"], seed=1).parent
+    if kind == "empty val class":
+        shutil.rmtree(folder / "val/b")
+        (folder / "val/b").mkdir()
+    if kind == "undecodable val class":
+        for file in (folder / "val/b").iterdir():
+            file.write_bytes(b"")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "No data folder at"),
+        ("file", "is a file"),
+        ("empty", "is empty: no class folders"),
+        ("one class", "one class only, only"),
+        ("loose images", "holds images but no class folders"),
+        ("empty class", r"class folder .*c holds no images"),
+        ("undecodable class", r"No image of the class c can be read.*0 bytes"),
+        ("differ", r"differ: b is only in train/; c is only in val/"),
+        ("empty val class", r"class folder .*b holds no images"),
+        ("undecodable val class", r"No image of the class b of val/ can be read"),
+    ],
+)
+def test_unusable_folders(tmp_path: Path, make_images: MakeImages, kind: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(bad(tmp_path, make_images, kind))
+
+
+def test_the_split_is_written_and_read_back(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    run = write_run(tmp_path / "run", ('a "class"', "b"), ((1, 0), (0, 1)), data=data)
+    rows = [
+        SplitRow(data / 'a "class"/x, y.png', 'a "class"', "train"),
+        SplitRow(data / "b/ä\n.png", "b", "val"),
+    ]
+    write_split(run, data, rows)
+    assert read_split(run) == rows
+    with run.split.open(newline="") as stream:
+        assert next(csv.DictReader(stream)) == {
+            "path": 'a "class"/x, y.png',
+            "label": 'a "class"',
+            "split": "train",
+        }
+
+
+def test_a_file_name_that_is_no_text_is_rejected(make_images: MakeImages, tmp_path: Path) -> None:
+    folder = make_images("data", ["a", "b"], count=3)
+    try:
+        (folder / "a" / "\udcff.png").write_bytes((folder / "a/0.png").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes only valid names")
+    data = read(folder)
+    assert [
+        entry.reason.startswith("the file's name is not valid UTF-8") for entry in data.rejected
+    ] == [True]
+    run = RunDirectory(tmp_path / "run")
+    write_rejected(run, data.folder, data.rejected)
+    assert "\\udcff.png" in run.rejected.read_text()
+
+
+def test_nothing_rejected_writes_nothing(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    write_rejected(run, tmp_path, [])
+    assert not run.rejected.exists()
+    write_rejected(run, tmp_path, [Rejected(tmp_path / "a", "why")])
+    assert run.rejected.read_text() == "path,reason\na,why\n"
+
+
+def test_a_run_without_its_split(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    with pytest.raises(RunError, match="split cannot be read"):
+        read_split(run)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "lists no images"),
+        ("path,label,split\n", "lists no images"),
+        ("path,label\na,daisy\n", "no column 'split'"),
+        ("path,label,split\na,weeds,train\n", "'weeds', which config.json does not list"),
+        (f"path,label,split\na,{'x' * 5000},train\n", "is of the class 'x{100}', which"),
+        ("path,label,split\na,daisy,test\n", "'test', which is neither train nor val"),
+        ("path,label,split\n../../etc/passwd,daisy,val\n", "no path inside the data folder"),
+        ("path,label,split\n/etc/passwd,daisy,val\n", "no path inside the data folder"),
+        ("path,label,split\n,daisy,val\n", "no path inside the data folder"),
+        ("path,label,split\na\0b,daisy,val\n", "split.csv is broken"),
+        ("\x1f\u008b", "split.csv is broken"),
+    ],
+)
+def test_a_broken_split_is_named(tmp_path: Path, content: str, told: str) -> None:
+    run = write_run(tmp_path / "run")
+    run.split.write_text(content, encoding="utf-8")
+    with pytest.raises(RunError, match=told):
+        read_split(run)
+
+
+def test_an_empty_validation_folder_is_not_silently_replaced_by_a_split(
+    make_images: MakeImages,
+) -> None:
+    data = make_images("data", ["train/a", "train/b"])
+    (data / "val").mkdir()
+    with pytest.raises(DataError, match="val has no class folders"):
+        find_files(data)
+
+
+def test_a_lone_validation_folder_is_told(make_images: MakeImages) -> None:
+    with pytest.raises(DataError, match="no train/"):
+        find_files(make_images("data", ["val/a", "val/b"]))

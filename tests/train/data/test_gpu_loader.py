@@ -1,0 +1,248 @@
+"""Views made from images on the device, with torchvision's CPU decoder in nvJPEG's place."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from edgetl.core.errors import DecodeError
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.device.runtime.images import load_image
+from edgetl.train.data.augmentation import Augmentation
+from edgetl.train.data.decoded_cache import DecodedImages
+from edgetl.train.data.gpu_images import DeviceImages
+from edgetl.train.data.gpu_loader import DeviceLoader
+from edgetl.train.data.jpeg import BatchDecoder
+from edgetl.train.data.loader import Images, Key, Loader, cut_batches
+from edgetl.train.data.splits import SplitRow
+from tests.train.data.test_jpeg import decode_on_cpu, picture
+
+SIDE = 32
+CPU = torch.device("cpu")
+IMAGES, IMAGE_BYTES = 8, 60 * 90 * 3
+
+
+class CountingDecoder:
+    """Decodes, and counts what it was given; refuses files of a certain length."""
+
+    def __init__(self, *refused: Path) -> None:
+        self.batches: list[int] = []
+        self._refused = {path.stat().st_size for path in refused}
+
+    def __call__(self, encoded: list[Tensor], device: torch.device) -> list[Tensor]:
+        self.batches.append(len(encoded))
+        if self._refused & {len(file) for file in encoded}:
+            raise RuntimeError("Error while decoding JPEG images")
+        return decode_on_cpu(encoded, device)
+
+
+def broken(encoded: list[Tensor], device: torch.device) -> list[Tensor]:
+    raise RuntimeError(
+        "decode_jpegs_cuda, /vision/decode_jpegs_cuda.cpp:16, torchvision not compiled with nvJPEG support\nand a stack"
+    )
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    """Seven JPEG files of different lengths and a PNG."""
+    made = []
+    for number in range(IMAGES):
+        path = tmp_path / f"{number}.{'png' if number == 3 else 'jpg'}"
+        picture(60, 90).point(lambda level, number=number: (level + 20 * number) % 256).save(
+            path, **({} if number == 3 else {"quality": 80 + number})
+        )
+        made.append(path)
+    assert len({path.stat().st_size for path in made}) == IMAGES
+    return made
+
+
+def build(
+    paths: list[Path],
+    decoder: BatchDecoder,
+    budget: int = 10**9,
+    least_side: int = 64,
+    host_budget: int = 0,
+) -> tuple[DeviceLoader, Loader, DeviceImages, list[str]]:
+    contract = Preprocessing.for_image_size(SIDE)
+    rows = [SplitRow(path, "ab"[number % 2], "train") for number, path in enumerate(paths)]
+    decoded = DecodedImages(host_budget, least_side)
+    decoded.expect(paths)
+    loader = Loader(
+        Images(rows, ["a", "b"], Augmentation("light", contract, 0), contract, decoded), 0
+    )
+    notes: list[str] = []
+    images = DeviceImages(decoded, CPU, budget, decoder)
+    images.note = notes.append
+    return DeviceLoader(loader, images, SIDE, CPU), loader, images, notes
+
+
+def keys(view: int | None) -> list[list[Key]]:
+    return cut_batches([(view, index) for index in range(IMAGES)], 3)
+
+
+def assert_same_views(device_loader: DeviceLoader, loader: Loader, view: int | None) -> None:
+    for (found, found_labels), (expected, labels) in zip(
+        device_loader(keys(view)), loader(keys(view)), strict=True
+    ):
+        assert found.dtype == torch.uint8
+        assert torch.equal(found_labels, labels)
+        assert (found.int() - expected.int()).abs().max() <= (0 if view is None else 1)
+
+
+def test_batches_are_the_cpu_loader_s(paths: list[Path]) -> None:
+    device_loader, loader, _, _ = build(paths, decode_on_cpu)
+    for view in (1, 2, None):
+        assert_same_views(device_loader, loader, view)
+    for (found, _), (expected, _) in zip(
+        device_loader.evaluation([5, 3, 1], 2), loader.evaluation([5, 3, 1], 2), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+def test_training_and_evaluation_batches_may_alternate(paths: list[Path]) -> None:
+    device_loader, loader, _, _ = build(paths, decode_on_cpu)
+    batches: list[list[Key]] = [[(1, 0), (1, 1)], [(None, 2)], [(2, 3)], [(None, 4), (None, 5)]]
+    for (found, labels), (expected, expected_labels) in zip(
+        device_loader(batches), loader(batches), strict=True
+    ):
+        assert (found.int() - expected.int()).abs().max() <= 1
+        assert torch.equal(labels, expected_labels)
+
+
+def test_images_are_decoded_once_while_they_fit(paths: list[Path]) -> None:
+    decoder = CountingDecoder()
+    device_loader, _, images, notes = build(paths, decoder)
+    for view in (1, 2, 3):
+        list(device_loader(keys(view)))
+    assert decoder.batches == [3, 2, 2], "the PNG goes another way, and later passes decode nothing"
+    assert images.kept_bytes == IMAGES * IMAGE_BYTES
+    assert notes == []
+
+
+def test_what_does_not_fit_is_decoded_in_every_epoch(paths: list[Path]) -> None:
+    decoder = CountingDecoder()
+    device_loader, loader, images, _ = build(paths, decoder, budget=5 * IMAGE_BYTES + 1)
+    for view in (1, 2, 3):
+        assert_same_views(device_loader, loader, view)
+    assert images.kept_bytes == 5 * IMAGE_BYTES
+    assert sum(decoder.batches) == 7 + 2 * 3
+
+
+def test_large_images_are_reduced_as_on_the_cpu(tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    picture(300, 400).save(path, quality=95)
+    _, _, images, _ = build([path], decode_on_cpu, least_side=64)
+    pixels = images.load([images.read(path)])[0]
+    expected = load_image(path, 64)
+    assert tuple(pixels.shape[1:]) == expected.shape[:2] == (75, 100)
+    assert images.kept_bytes == 75 * 100 * 3
+    assert abs(pixels.permute(1, 2, 0).numpy().astype(int) - expected).mean() < 2
+
+
+def test_images_that_the_host_keeps_are_not_decoded_again(paths: list[Path]) -> None:
+    decoder = CountingDecoder()
+    device_loader, loader, _, _ = build(paths, decoder, host_budget=10**9)
+    loader.images.decode_ahead()
+    assert_same_views(device_loader, loader, 1)
+    assert decoder.batches == []
+
+
+def test_a_file_that_the_device_refuses_is_decoded_by_the_cpu(paths: list[Path]) -> None:
+    decoder = CountingDecoder(paths[1])
+    device_loader, loader, images, notes = build(paths, decoder, budget=0)
+    assert_same_views(device_loader, loader, 1)
+    assert decoder.batches == [3, 1, 1, 1, 2, 2]
+    decoder.batches.clear()
+    assert_same_views(device_loader, loader, 2)
+    assert decoder.batches == [2, 2, 2], "it is not offered again"
+    assert images.decoder_failure is None
+    assert notes == []
+
+
+def test_a_decoder_that_never_works_is_told_once(paths: list[Path]) -> None:
+    device_loader, loader, images, notes = build(paths, broken)
+    for view in (1, 2):
+        assert_same_views(device_loader, loader, view)
+    assert images.decoder_failure is not None
+    assert len(notes) == 1
+    assert notes[0] == (
+        "The GPU cannot decode JPEG files here (torchvision not compiled with nvJPEG support): the CPU decodes them."
+    )
+
+
+def test_a_decoder_that_answers_with_other_sizes_is_not_believed(paths: list[Path]) -> None:
+    def turned(encoded: list[Tensor], device: torch.device) -> list[Tensor]:
+        return [image.transpose(1, 2) for image in decode_on_cpu(encoded, device)]
+
+    device_loader, loader, images, _ = build(paths, turned)
+    assert_same_views(device_loader, loader, 1)
+    assert images.decoder_failure is not None
+
+
+def sentence(device_loader: DeviceLoader | Loader) -> str:
+    with pytest.raises(DecodeError) as refused:
+        list(device_loader(keys(1)))
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("fault", ["cut", "garbage", "missing", "empty", "changed", "git-lfs"])
+def test_a_broken_file_is_refused_in_the_cpu_s_words(paths: list[Path], fault: str) -> None:
+    path = paths[4]
+    if fault == "changed":
+        device_loader, loader, _, _ = build(paths, decode_on_cpu)
+        shutil.copy(paths[5], path)
+    else:
+        encoded = path.read_bytes()
+        content = {
+            "cut": encoded[: len(encoded) // 2],
+            "garbage": b"\xff\xd8" + bytes(range(200)) + b"\xff\xd9",
+            "empty": b"",
+        }
+        path.unlink()
+        if fault != "missing":
+            path.write_bytes(content.get(fault, b"version https://git-lfs.github.com/spec/v1\n"))
+        device_loader, loader, _, _ = build(paths, decode_on_cpu)
+    assert sentence(device_loader) == sentence(loader)
+    assert str(path) in sentence(device_loader)
+
+
+def test_a_file_broken_inside_is_refused_when_the_device_fails_on_it(paths: list[Path]) -> None:
+    encoded = bytearray(paths[4].read_bytes())
+    start = len(encoded) // 2
+    # Huffman codes that do not exist; the header and the end are whole.
+    encoded[start : start + 400] = b"\xff\xda" * 200
+    paths[4].write_bytes(encoded)
+    device_loader, loader, _, _ = build(paths, CountingDecoder(paths[4]))
+    with pytest.raises(DecodeError):
+        load_image(paths[4])
+    assert sentence(device_loader) == sentence(loader)
+
+
+def test_an_abandoned_pass_does_not_disturb_the_next(paths: list[Path]) -> None:
+    device_loader, loader, _, _ = build(paths, decode_on_cpu)
+    next(device_loader(keys(1)))
+    assert_same_views(device_loader, loader, 2)
+
+
+def test_one_call_of_the_decoder_is_bounded(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgetl.train.data.gpu_images._DECODED_BYTES", 2 * IMAGE_BYTES)
+    decoder = CountingDecoder()
+    device_loader, _, _, _ = build(paths, decoder)
+    list(device_loader([[(1, index) for index in range(IMAGES)]]))
+    assert decoder.batches == [2, 2, 2, 1]
+
+
+def test_transparent_files_are_composed_by_the_cpu(tmp_path: Path) -> None:
+    path = tmp_path / "clear.png"
+    pixels = np.zeros((40, 40, 4), np.uint8)
+    Image.fromarray(pixels).save(path)
+    _, _, images, _ = build([path], broken)
+    assert int(images.load([images.read(path)])[0].min()) == 255

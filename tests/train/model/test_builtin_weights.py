@@ -1,0 +1,173 @@
+"""`--weights builtin`, with weights made on the spot: what really ships may be better or worse, or nothing yet."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from edgetl.cli.app import program
+from edgetl.core import builtin_weights
+from edgetl.core.builtin_weights import WEIGHTS, write_checksums
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.errors import WeightsError
+from edgetl.core.files import read_json, sha256_file
+from edgetl.core.paths import RunDirectory
+from edgetl.train.finetune import finetune
+from edgetl.train.model.factory import load_run_model, load_stock_model
+from edgetl.train.model.weights import read_weights
+
+ROOT = Path(__file__).parents[3]
+MODEL = "mobilenet_v3_small"
+
+
+def ship(place: Path, random_weights: Path) -> Path:
+    folder = place / f"{MODEL}-builtin"
+    folder.mkdir(parents=True)
+    kept = {name: tensor for name, tensor in load_file(random_weights).items()
+            if not name.startswith("classifier.3.") and tensor.is_floating_point()}  # fmt: skip
+    save_file(
+        {name: tensor.half() if tensor.dim() > 1 else tensor for name, tensor in kept.items()},
+        folder / WEIGHTS,
+    )
+    write_checksums(folder)
+    return folder
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, random_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(
+        builtin_weights, "places", lambda: (tmp_path / "nowhere", tmp_path / "models")
+    )
+    return ship(tmp_path / "models", random_weights)
+
+
+def test_finetune_takes_them_and_the_run_says_so(
+    shipped: Path, make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = make_images("data", ["red", "blue"])
+    config = FinetuneConfig(
+        data,
+        tmp_path / "run",
+        MODEL,
+        "builtin",
+        image_size=32,
+        epochs=1,
+        finetune_epochs=0,
+        workers=0,
+        device="cpu",
+    )
+    run: RunDirectory = finetune(config)
+    assert read_json(run.metrics, AssertionError, "metrics")["weights"] == {
+        "source": "builtin",
+        "sha256": sha256_file(shipped / WEIGHTS),
+    }
+    given = load_file(shipped / WEIGHTS)["features.0.0.weight"]
+    model = load_run_model(run)
+    assert model.weights_source == "builtin"
+    assert torch.equal(model.network.state_dict()["features.0.0.weight"], given.float())
+
+
+def test_a_changed_byte_is_refused_before_anything_is_written(
+    shipped: Path, make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    content = bytearray((shipped / WEIGHTS).read_bytes())
+    content[-100] ^= 1
+    (shipped / WEIGHTS).write_bytes(content)
+    output = tmp_path / "run"
+    arguments = [
+        "finetune",
+        str(make_images("data", ["red", "blue"])),
+        "--weights",
+        "builtin",
+        "--model",
+        MODEL,
+        "-o",
+        str(output),
+    ]
+    result = CliRunner().invoke(program(), arguments)
+    assert isinstance(result.exception, WeightsError)
+    assert str(result.exception).count("\n") == 0
+    assert "is not the file that edgetl shipped" in str(result.exception)
+    assert not output.exists()
+
+
+def test_other_architectures_and_stock_export_are_refused(shipped: Path) -> None:
+    with pytest.raises(WeightsError, match=f"no weights for resnet18, only for {MODEL}"):
+        read_weights("builtin", "resnet18")
+    with pytest.raises(WeightsError, match="edgetl finetune DATA --weights builtin"):
+        load_stock_model(MODEL, "builtin")
+
+
+def test_models_lists_them(shipped: Path) -> None:
+    import json
+
+    listed = json.loads(CliRunner().invoke(program(), ["models", "--json"]).stdout)["models"]
+    assert [row["name"] for row in listed if row["builtin"]] == [MODEL]
+    line = next(
+        line
+        for line in CliRunner().invoke(program(), ["models", MODEL]).stdout.splitlines()
+        if MODEL in line
+    )
+    assert "yes" in line
+
+
+def test_what_ships_in_this_checkout_is_whole() -> None:
+    for architecture in builtin_weights.builtin_folders():
+        weights = read_weights("builtin", architecture)
+        assert weights is not None
+        assert sum(tensor.numel() for tensor in weights.tensors.values()) > 1e5
+    assert (
+        sum(path.stat().st_size for path in (ROOT / "models").rglob("*") if path.is_file()) <= 6e6
+    ), "a checkout stays light"
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> Path:
+    """A wheel built from this checkout with weights made on the spot, unpacked."""
+    pytest.importorskip("hatchling", reason="hatchling builds the wheel: pip install -e '.[dev]'")
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    shutil.copytree(
+        ROOT / "edgetl", source / "edgetl", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source / name)
+    ship(source / "models", random_weights)
+    code = f"from hatchling.build import build_wheel; build_wheel({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "installed")
+    return folder / "installed"
+
+
+def test_they_load_from_a_wheel_alone(unpacked: Path, tmp_path: Path) -> None:
+    def ask() -> subprocess.CompletedProcess[str]:
+        code = (
+            "from edgetl.train.model.weights import read_weights; "
+            f"w = read_weights('builtin', {MODEL!r}); print(len(w.tensors), w.sha256)"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(unpacked)}
+        return subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    file = unpacked / "edgetl/_models" / f"{MODEL}-builtin" / WEIGHTS
+    done = ask()
+    assert done.stdout.split() == [str(len(load_file(file))), sha256_file(file)], done.stderr
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert "is not the file that edgetl shipped" in ask().stderr

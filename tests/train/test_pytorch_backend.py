@@ -1,0 +1,400 @@
+"""PyTorch as the baseline, and the benchmark of a whole run. One small run serves all tests here: exporting takes seconds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch._inductor.exc import InvalidCxxCompiler
+
+from edgetl.core.artifacts.bench import read_result
+from edgetl.core.config.bench import BenchConfig
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.config.torch_modes import BF16_TOLERANCE, FP16_TOLERANCE
+from edgetl.core.errors import BenchError, BundleError, ProviderError
+from edgetl.core.files import sha256_file
+from edgetl.core.paths import RunDirectory
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.device.bench import target as bench_target
+from edgetl.device.bench.backend import Source
+from edgetl.device.bench.protocol import BenchProtocol
+from edgetl.device.bench.runner import bench
+from edgetl.device.runtime.images import load_image
+from edgetl.device.runtime.preprocessing import normalise, preprocess
+from edgetl.export.graph.assemble import assemble
+from edgetl.export.graph.torch_export import network_graph
+from edgetl.train.common.cuda_graph import Captured, Compute, GraphRunner
+from edgetl.train.model.factory import adapt, load_run_model
+from edgetl.train.pytorch_backend import CHANNELS_LAST, CONTIGUOUS, PyTorchBackend
+from tests.helpers.bundles import write_bundle, write_pictures
+
+CONTRACT = Preprocessing(resize=73, crop=64)
+BRIEF = BenchProtocol(
+    block_seconds=0.01, block_runs=10, window_seconds=0.005, window_runs=3, max_windows=3
+)
+LABELS = ["bolt", "nut", "screw"]
+
+
+def write_run(folder: Path, seed: int = 0) -> RunDirectory:
+    """A run with random weights, as far as bench reads it."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(seed)
+    network = adapt("squeezenet1_1", CONTRACT.crop, len(LABELS), 16, 0.2, None).network
+    save_file(network.state_dict(), folder / "weights.safetensors")
+    config = FinetuneConfig(folder / "data", model="squeezenet1_1", head_width=16, dropout=0.2)
+    content = {
+        "schema": 1, "config": config.to_json(), "classes": LABELS, "preprocessing": CONTRACT.to_json(),
+        "versions": {}, "data": {"fingerprint": "", "counts": {}}, "weights": {"source": "none", "sha256": None},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(content))
+    return RunDirectory(folder)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    run = write_run(tmp_path_factory.mktemp("runs") / "parts")
+    model = load_run_model(run)
+    pictures = write_pictures(run.bundle / "golden")
+    with torch.inference_mode():
+        logits = [
+            model.network(torch.from_numpy(preprocess(load_image(path), CONTRACT)))[0].numpy()
+            for path in pictures
+        ]
+    graph = assemble(
+        network_graph(model.network, CONTRACT.crop, len(LABELS), 18).model,
+        CONTRACT,
+        "image",
+        {"version": "test"},
+    )
+    write_bundle(
+        run.bundle,
+        {"fp32": graph},
+        np.stack(logits),
+        labels=LABELS,
+        contract=CONTRACT,
+        run_id=model.run_id,
+    )
+    return run
+
+
+@pytest.fixture
+def run(exported: RunDirectory, tmp_path: Path) -> RunDirectory:
+    """A copy of its own for each test."""
+    shutil.copytree(exported.path, tmp_path / "run")
+    return RunDirectory(tmp_path / "run")
+
+
+@pytest.fixture
+def torch_left_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Thread numbers belong to the worker's process, not to this one."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "set_num_interop_threads", lambda number: None)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("torch_left_alone")
+@pytest.mark.parametrize("memory_format", [CONTIGUOUS, CHANNELS_LAST])
+def test_the_baseline_does_all_the_work_itself(exported: RunDirectory, memory_format: str) -> None:
+    backend = PyTorchBackend(Source(exported.path, 1, settings={"memory_format": memory_format}))
+    network = load_run_model(exported).network
+    generator = np.random.default_rng(0)
+    square = generator.integers(0, 256, (2, CONTRACT.resize, CONTRACT.resize, 3), np.uint8)
+    top, left = CONTRACT.crop_box(CONTRACT.resize, CONTRACT.resize)
+    cropped = square[:, top : top + CONTRACT.crop, left : left + CONTRACT.crop]
+    tensor = normalise(cropped, CONTRACT)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(tensor)).numpy()
+    assert np.abs(backend.infer(square) - expected).max() < 1e-4
+    assert np.abs(backend.infer(tensor) - expected).max() < 1e-4
+
+    photo = load_image(exported.bundle / "golden/0.png")
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(preprocess(photo, CONTRACT))).numpy()
+    assert np.abs(backend.infer(backend.prepare(photo)) - expected).max() < 1e-4
+
+
+@pytest.mark.usefixtures("torch_left_alone")
+def test_the_baseline_takes_the_faster_memory_format(exported: RunDirectory) -> None:
+    backend = PyTorchBackend(Source(exported.path, 1))
+    batch = backend.inputs(1)[0]
+    before = backend.infer(batch)
+    settings = backend.settle(batch)
+    assert settings["memory_format"] in (CONTIGUOUS, CHANNELS_LAST)
+    assert np.abs(backend.infer(batch) - before).max() < 1e-4
+    described = backend.describe(batch)
+    assert (described["intra_op_threads"], described["device"]) == (1, "cpu")
+
+
+@pytest.mark.usefixtures("torch_left_alone")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_no_baseline_on_a_gpu_that_is_not_there(exported: RunDirectory) -> None:
+    with pytest.raises(ProviderError, match="no CUDA device"):
+        PyTorchBackend(Source(exported.path, 1, provider="cuda"))
+
+
+def test_a_run_is_measured_against_pytorch(run: RunDirectory) -> None:
+    result = bench(BenchConfig(run.path, rounds=2, threads=(1,)), protocol=BRIEF)
+    runtimes, scopes = ("pytorch", "onnxruntime"), ("model", "file")
+    assert [row.id for row in result.rows] == [
+        f"{runtime}-fp32-{scope}-cpu-b1-t1" for runtime in runtimes for scope in scopes
+    ]
+    assert result.failed == []
+    assert result.notes == ()
+    assert {row.threads for row in result.rows} == {1}
+    pairs = {
+        (comparison.baseline, comparison.candidate): comparison for comparison in result.comparisons
+    }
+    assert set(pairs) == {
+        (f"pytorch-fp32-{scope}-cpu-b1-t1", f"onnxruntime-fp32-{scope}-cpu-b1-t1")
+        for scope in scopes
+    }
+    for comparison in pairs.values():
+        before, after = result.row(comparison.baseline), result.row(comparison.candidate)
+        assert before.input == after.input
+        assert comparison.speedup.low <= comparison.speedup.ratio <= comparison.speedup.high
+        assert comparison.verdict in ("faster", "slower", "inconclusive", "noisy")
+    model = result.row("pytorch-fp32-model-cpu-b1-t1")
+    assert (model.session["intra_op_threads"], model.session["inter_op_threads"]) == (1, 1)
+    assert model.session["memory_format"] in (CONTIGUOUS, CHANNELS_LAST)
+    assert model.gate["max_logit_difference"] < 1e-3
+    assert result.row("onnxruntime-fp32-model-cpu-b1-t1").gate["model_scope_difference"] < 0.05
+    assert model.file_sha256 == sha256_file(run.weights)
+    assert (
+        model.cold()["import_ms"]
+        > result.row("onnxruntime-fp32-model-cpu-b1-t1").cold()["import_ms"]
+    )
+    assert all(
+        sorted(names) == ["onnxruntime fp32 1 thread", "pytorch fp32 1 thread"]
+        for names in result.order
+    )
+    assert result.path is not None
+    assert result.path.parent == run.bench
+    assert read_result(result.path).to_json() == result.to_json()
+
+
+def test_bfloat16_is_another_baseline_with_a_tolerance_of_its_own(run: RunDirectory) -> None:
+    result = bench(
+        BenchConfig(
+            run.path,
+            scopes=("model",),
+            rounds=2,
+            threads=(1,),
+            torch_modes=("eager", "bf16"),
+            batches=(2,),
+        ),
+        protocol=BRIEF,
+    )
+    assert result.failed == []
+    half = result.row("pytorch-bf16-model-cpu-b2-t1")
+    assert half.session["mode"].startswith("bf16")
+    assert half.gate["max_logit_difference"] > 0
+    pairs = {(pair.baseline, pair.candidate) for pair in result.comparisons}
+    assert pairs == {
+        (f"{before}-model-cpu-b2-t1", f"{after}-model-cpu-b2-t1")
+        for before, after in (
+            ("pytorch-fp32", "pytorch-bf16"),
+            ("pytorch-fp32", "onnxruntime-fp32"),
+            ("pytorch-bf16", "onnxruntime-fp32"),
+        )
+    }
+
+
+@pytest.mark.usefixtures("torch_left_alone")
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (
+            RuntimeError("no such operator.\nand a long story"),
+            r"torch.compile does not work here: no such operator. Leave `compile` out",
+        ),
+        (AssertionError(), r"does not work here: AssertionError\. Leave"),
+        (
+            InvalidCxxCompiler(),
+            r"needs a C\+\+ compiler, and there is none: `sudo apt install g\+\+` adds it, or leave `compile` out",
+        ),
+    ],
+)
+def test_what_cannot_be_compiled_is_told(
+    exported: RunDirectory, monkeypatch: pytest.MonkeyPatch, cause: Exception, message: str
+) -> None:
+    def refuse(network: object) -> object:
+        raise cause
+
+    backend = PyTorchBackend(Source(exported.path, 1, settings={"mode": "compile"}))
+    monkeypatch.setattr(backend, "infer", refuse)
+    with pytest.raises(BenchError, match=message):
+        backend.settle(backend.inputs(1)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_is_a_baseline_too(run: RunDirectory) -> None:
+    result = bench(
+        BenchConfig(
+            run.path, scopes=("model",), rounds=2, threads=(1,), torch_modes=("eager", "compile")
+        ),
+        protocol=BRIEF,
+    )
+    assert result.failed == []
+    assert len(result.row("pytorch-compile-model-cpu-b1-t1").rounds) == 2
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_others_are_measured(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "absent"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    result = bench(
+        BenchConfig(run.path, scopes=("model",), rounds=2, threads=(1,), torch_modes=("compile",)),
+        protocol=BRIEF,
+    )
+    assert [row.runtime for row in result.rows] == ["onnxruntime"]
+    assert any(
+        note.startswith("pytorch compile") and "needs a C++ compiler" in note
+        for note in result.notes
+    )
+
+
+@pytest.mark.usefixtures("torch_left_alone")
+def test_pytorchs_own_operators_are_profiled(exported: RunDirectory) -> None:
+    backend = PyTorchBackend(Source(exported.path, 1))
+    profile = backend.profile(backend.inputs(1)[0], 3)
+    assert (profile["clock"], profile["runs"]) == ("host", 3)
+    assert any("conv" in entry["operator"] for entry in profile["operators"])
+    assert sum(entry["share"] for entry in profile["operators"]) == pytest.approx(1)
+
+
+def test_profile_covers_every_runtime_and_names_its_clock(run: RunDirectory) -> None:
+    config = BenchConfig(run.path, scopes=("model",), rounds=2, threads=(1,), profile=True)
+    result = bench(config, protocol=replace(BRIEF, profiled_runs=2))
+    assert {
+        row_id.partition("-")[0]: profile["clock"] for row_id, profile in result.profiles.items()
+    } == {
+        "pytorch": "host",
+        "onnxruntime": "host",
+    }
+
+
+@pytest.mark.usefixtures("torch_left_alone")
+@pytest.mark.parametrize("mode", ["fp16", "cuda-graph", "fp16-cuda-graph"])
+def test_gpu_modes_are_refused_on_a_cpu(exported: RunDirectory, mode: Any) -> None:
+    with pytest.raises(BenchError, match=f"{mode} runs on a GPU only: add --provider cuda"):
+        PyTorchBackend(Source(exported.path, 1, settings={"mode": mode}))
+    with pytest.raises(BenchError, match=f"--pytorch {mode} runs on a GPU only"):
+        bench_target.find_target(BenchConfig(exported.path, torch_modes=("eager", mode)), (1,))
+
+
+def test_gpu_modes_are_candidates_on_the_gpu_alone(exported: RunDirectory) -> None:
+    config = BenchConfig(
+        exported.path,
+        scopes=("model",),
+        providers=("cpu", "cuda"),
+        torch_modes=("eager", "bf16", "fp16", "cuda-graph"),
+    )
+    candidates = [
+        candidate
+        for candidate in bench_target.find_target(config, (1,)).candidates
+        if candidate.runtime == "pytorch"
+    ]
+    assert [
+        (candidate.variant, candidate.source.provider, candidate.relative_tolerance)
+        for candidate in candidates
+    ] == [
+        ("fp32", "cpu", 0.0),
+        ("fp32", "cuda", FP16_TOLERANCE),
+        ("bf16", "cpu", BF16_TOLERANCE),
+        ("bf16", "cuda", BF16_TOLERANCE),
+        ("fp16", "cuda", FP16_TOLERANCE),
+        ("cuda-graph", "cuda", FP16_TOLERANCE),
+    ]
+
+
+@pytest.mark.usefixtures("torch_left_alone")
+def test_a_captured_computation_runs_from_its_buffers(exported: RunDirectory) -> None:
+    """The capture is replaced by one that a CPU can replay; everything around it is the backend's own."""
+    backend = PyTorchBackend(Source(exported.path, threads=torch.get_num_threads()))
+    pixels = backend.inputs(2)
+    expected = [backend.infer(batch) for batch in pixels]
+    captures: list[torch.Size] = []
+
+    def capture(compute: Compute, buffer: torch.Tensor) -> Captured:
+        captures.append(buffer.shape)
+        output = compute(buffer).clone()
+
+        def replay() -> None:
+            output.copy_(compute(buffer))
+
+        return Captured(buffer, output, replay)
+
+    backend._graph = GraphRunner(backend._forward, torch.device("cpu"), capture)
+    for batch, logits in zip(pixels, expected, strict=True):
+        np.testing.assert_array_equal(backend.infer(batch), logits)
+    assert len(captures) == 1
+
+
+def test_a_bundle_in_its_run_is_measured_likewise(run: RunDirectory) -> None:
+    of_run, of_bundle = (
+        bench_target.find_target(BenchConfig(path), (1,)) for path in (run.path, run.bundle)
+    )
+    assert [candidate.runtime for candidate in of_bundle.candidates] == ["pytorch", "onnxruntime"]
+    assert of_bundle.candidates == of_run.candidates
+    assert of_bundle.results.resolve() == run.bench.resolve()
+
+
+def test_without_torch_the_run_is_measured_alone(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        bench_target, "installed_version", lambda package: None if package == "torch" else "1"
+    )
+    result = bench(BenchConfig(run.path, scopes=("model",), rounds=2), protocol=BRIEF)
+    assert [row.runtime for row in result.rows] == ["onnxruntime"]
+    assert result.comparisons == []
+    assert result.notes == (
+        'PyTorch is not measured: torch not installed. `pip install "edgetl[train]"` adds the baseline.',
+    )
+
+
+def test_a_stale_bundle_is_not_compared_with_newer_weights(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    shutil.copy(write_run(tmp_path / "other", seed=1).weights, run.weights)
+    with pytest.raises(BenchError, match=r"edgetl export .*--force"):
+        bench(BenchConfig(run.path), protocol=BRIEF)
+    target = bench_target.find_target(BenchConfig(run.bundle), (1,))
+    assert [candidate.runtime for candidate in target.candidates] == ["onnxruntime"]
+    assert "not from the run directory around it" in target.notes[0]
+
+
+def test_a_run_without_a_bundle_names_the_command(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "fresh")
+    with pytest.raises(BundleError, match=r"edgetl export .*fresh"):
+        bench(BenchConfig(run.path), protocol=BRIEF)
+
+
+@pytest.mark.usefixtures("torch_left_alone")
+def test_a_pytorch_on_a_gpu_is_taken_apart_alike(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = PyTorchBackend(Source(run.path, threads=torch.get_num_threads()))
+    assert [name for name, _ in backend.stages()] == ["inference"]
+    (given,) = backend.inputs(1)
+    whole = backend.infer(given)
+    monkeypatch.setattr(backend, "_device", torch.device("cuda"))
+    stages = backend.stages()
+    assert [name for name, _ in stages] == ["to device", "inference", "to host"]
+    monkeypatch.setattr(backend, "_device", torch.device("cpu"))
+    value: Any = given
+    for _, step in stages:
+        value = step(value)
+    np.testing.assert_array_equal(value, whole)

@@ -1,0 +1,1 @@
+"""The device install under an emulated aarch64."""

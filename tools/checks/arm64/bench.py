@@ -1,0 +1,41 @@
+"""A bench of a few runs, for where every instruction is emulated: python bench.py BUNDLE."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from edgetl.cli.bench_tables import show
+from edgetl.core.config.bench import BenchConfig
+from edgetl.device.bench.protocol import BenchProtocol
+from edgetl.device.bench.runner import bench
+
+FEW = BenchProtocol(
+    block_seconds=0.1,
+    block_runs=5,
+    slices=1,
+    slice_warm_runs=1,
+    window_seconds=0.1,
+    window_runs=2,
+    max_windows=2,
+)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        config = BenchConfig(
+            Path(sys.argv[1]),
+            scopes=("model",),
+            torch_modes=(),
+            rounds=2,
+            output=Path(folder, "result.json"),
+        )
+        result = bench(config, protocol=FEW)
+    if not result.emulated:
+        print("Not emulated: these few runs are no benchmark; `edgetl bench` is.")
+    show(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Mutated checkpoints: the facts under a valid hash, and the bytes."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgetl.train.common.progress import EpochRecord
+from edgetl.train.engine.checkpoint import write_state
+from edgetl.train.engine.phases import Phase
+from edgetl.train.engine.training_state import check_phases, read_training_state
+from tools.checks.fuzz.mutation import mutate_json
+from tools.checks.fuzz.target import Target, mutate_file
+
+_NAME = "state.safetensors"
+
+
+def _facts() -> dict[str, Any]:
+    stage = {
+        "done": 0, "since_better": 0, "slowest": 0.0, "batches": 1, "lr": 1e-3, "spent": 0.1, "step": 1, "averaged_steps": 0, "scaler": {},
+        "frozen": {"features.0.weight": "0" * 64},
+        "ranks": [{"seen": 8, "totals": [1.0, 2.0], "mixing": dict(np.random.default_rng(0).bit_generator.state)}],
+    }  # fmt: skip
+    return {
+        "processes": 1, "stage": 1,
+        "phase": asdict(Phase(2, 3, 1e-4, "all", False)), "epochs": stage,
+        "records": [asdict(EpochRecord(1, epoch, 0.5, 0.5, 0.5, 0.5, 1e-3, 1.0, 10.0, 1.0)) for epoch in (1, 2)], "best": 1,
+        "seconds": {"phase1": 1.0}, "elapsed": 1.0, "trainable": 5, "ended": None,
+        "steps": {"1": {"runner": "eager", "milliseconds": {}, "reason": "a CPU"}},
+    }  # fmt: skip
+
+
+def _write(path: Path, facts: Any) -> None:
+    parts = {
+        "network": {"weight": torch.ones(2, 2)},
+        "best": {"weight": torch.ones(2, 2)},
+        "generator": {"0/cpu": torch.get_rng_state()},
+    }
+    write_state(path, parts, facts)
+
+
+def prepare(folder: Path) -> None:
+    """Write a checkpoint, and its facts beside it."""
+    _write(folder / _NAME, _facts())
+    (folder / "facts.json").write_text(json.dumps(_facts()), encoding="utf-8")
+
+
+def make_case(generator: random.Random, originals: Path, case: Path) -> None:
+    """Write mutated facts with a hash that fits, or mutated bytes."""
+    path = case / _NAME
+    if generator.random() < 0.3:
+        path.write_bytes((originals / _NAME).read_bytes())
+        mutate_file(path, generator)
+    else:
+        _write(
+            path,
+            mutate_json(
+                json.loads((originals / "facts.json").read_text(encoding="utf-8")), generator
+            ),
+        )
+
+
+def use(case: Path) -> None:
+    """Read it."""
+    check_phases(read_training_state(case / _NAME), 2)
+
+
+TARGET = Target(prepare, make_case, use)

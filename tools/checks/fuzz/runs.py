@@ -1,0 +1,85 @@
+"""Mutated files of a run directory, read as `report`, `export` and `finetune --resume` do."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+from edgetl.core.artifacts.run import read_run
+from edgetl.core.artifacts.run_config import read_run_configuration
+from edgetl.core.errors import EdgetlError
+from edgetl.core.paths import RunDirectory
+from edgetl.report.run.page import run_report
+from edgetl.report.run.text import run_sentences
+from edgetl.train.data.splits import read_split
+from edgetl.train.finetune import beginnings
+from tests.helpers.runs import CLASSES, write_run
+from tools.checks.fuzz.target import (
+    Target,
+    copy_originals,
+    mutate_file,
+    mutate_json_file,
+    mutate_lines,
+)
+
+_CELLS = ("", "nan", "-1", "1e400", "x" * 5000, "../..", "/etc/passwd", "\0", '"', "=1+1", "train", "val", "roses", "\udcff".encode(
+    "utf-8", "surrogateescape").decode("latin-1"), "\u202e")  # fmt: skip
+
+
+def prepare(folder: Path) -> None:
+    """Write a finished run."""
+    run = write_run(folder)
+    content = json.loads(run.config.read_text(encoding="utf-8"))
+    run.config.write_text(json.dumps({**content, "asked": content["config"]}), encoding="utf-8")
+    rows = [
+        f"{part}/{label}/{number}.jpg,{label},{part}"
+        for part in ("train", "val")
+        for label in CLASSES
+        for number in range(3)
+    ]
+    run.split.write_text("path,label,split\n" + "\n".join(rows) + "\n", encoding="utf-8")
+
+
+def make_case(generator: random.Random, originals: Path, case: Path) -> None:
+    """Mutate one file."""
+    copy_originals(originals, case)
+    run = RunDirectory(case)
+    if generator.random() < 0.2:
+        run.metrics.unlink()
+    path = generator.choice([path for path in (run.config, run.config, run.metrics, run.history, run.predictions, run.split, run.rejected)
+                             if path.exists()])  # fmt: skip
+    if generator.random() < 0.2:
+        mutate_file(path, generator)
+    elif path.suffix == ".json":
+        mutate_json_file(path, generator)
+    else:
+        mutate_lines(path, generator, _CELLS)
+
+
+def use(case: Path) -> None:
+    """Read every file, whichever of them is refused, and write the page."""
+    run, refused = RunDirectory(case), []
+    # A run that has finished is not gone on with, which would hide whether its files are read.
+    reads = (
+        (_report, read_split, read_run_configuration)
+        if run.metrics.exists()
+        else (_report, read_split, beginnings)
+    )
+    for read in reads:
+        try:
+            read(run)
+        except EdgetlError as error:
+            refused.append(error)
+    if refused:
+        raise refused[0]
+
+
+def _report(run: RunDirectory) -> None:
+    trained = read_run(run.path)
+    trained.to_json()
+    run_sentences(trained)
+    run_report(trained, [])
+
+
+TARGET = Target(prepare, make_case, use)

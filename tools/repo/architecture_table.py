@@ -1,0 +1,30 @@
+"""Write edgetl/core/architectures.csv from the installed torchvision: python tools/repo/architecture_table.py."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torchvision
+
+from edgetl.core.architectures import Architecture
+from edgetl.train.model.torchvision_models import describe
+
+TABLE = Path(__file__).parents[2] / "edgetl/core/architectures.csv"
+
+
+def main() -> None:
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    rows = [describe(name) for name in names]
+    with TABLE.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(
+            stream, [field.name for field in fields(Architecture)], lineterminator="\n"
+        )
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    print(f"{len(rows)} architectures written to {TABLE}")
+
+
+if __name__ == "__main__":
+    main()
