@@ -97,9 +97,11 @@ def stock_bundle(tmp_path_factory: pytest.TempPathFactory, random_weights: Path)
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small data set of five classes with train/ and val/. Read only."""
-    from edgetl.demo.images.dataset import generate_inspection
+    from edgetl.demo.images.dataset import generate_inspection_dataset
 
-    return generate_inspection(tmp_path_factory.mktemp("data") / "parts", train=8, val=4, size=80)
+    return generate_inspection_dataset(
+        tmp_path_factory.mktemp("data") / "parts", train=8, val=4, size=80
+    )
 
 
 @pytest.fixture(scope="session")

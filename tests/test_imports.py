@@ -62,7 +62,7 @@ def test_every_public_name_resolves(name: str) -> None:
 def test_every_registry_row_resolves(table: str) -> None:
     rows = getattr(registry, table)
     for name in rows:
-        assert callable(registry.resolve(rows, name, "row"))
+        assert callable(registry.load_from_registry(rows, name, "row"))
 
 
 def test_every_module_run_by_name_exists() -> None:

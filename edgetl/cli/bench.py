@@ -13,9 +13,9 @@ from edgetl.cli.progress import measure_and_show
 if TYPE_CHECKING:
     from edgetl.core.artifacts.bench import BenchResult
 
-EXIT_BROKEN, EXIT_UNDECIDED = 4, 5
+EXIT_LIMIT_BROKEN, EXIT_LIMIT_UNDECIDED = 4, 5
 """A limit is broken; the data do not decide whether one is."""
-_ROUNDS, _CLASSES = 8, 10
+_DEFAULT_ROUNDS, _DEFAULT_CLASSES = 8, 10
 
 
 def bench(
@@ -85,7 +85,7 @@ def bench(
         typer.Option(
             help="Rounds; each runs every configuration once in a fresh process, in random order."
         ),
-    ] = _ROUNDS,
+    ] = _DEFAULT_ROUNDS,
     sustained: Annotated[
         str | None,
         typer.Option(
@@ -139,7 +139,7 @@ def bench(
     ] = None,
     classes: Annotated[
         int, typer.Option(help="For architectures: classes of the new head.")
-    ] = _CLASSES,
+    ] = _DEFAULT_CLASSES,
     image_size: Annotated[
         str | None,
         typer.Option(
@@ -228,8 +228,8 @@ def bench(
     Exit status: 0, also when the data decide nothing; 1, nothing was measured or a variant answers wrongly; 4, a limit is broken;
     5, the data do not decide whether a limit is kept.
     """
-    from edgetl.core.architectures import architectures
-    from edgetl.core.config.options import numbers, words
+    from edgetl.core.architectures import load_architectures
+    from edgetl.core.config.options import parse_numbers, split_list
     from edgetl.core.errors import BenchError, ConfigError
 
     with_loadgen = {
@@ -241,19 +241,19 @@ def bench(
     if loadgen is not None:
         from edgetl.cli.loadgen import run_loadgen
 
-        torch_asked = pytorch is not None and words(pytorch) != ("none",)
+        torch_asked = pytorch is not None and split_list(pytorch) != ("none",)
         without_loadgen = {
             "--session": session,
-            "--pytorch": torch_asked, "--rate": rate, "--rounds": rounds != _ROUNDS, "--sustained": sustained, "--profile": profile,
+            "--pytorch": torch_asked, "--rate": rate, "--rounds": rounds != _DEFAULT_ROUNDS, "--sustained": sustained, "--profile": profile,
             "--inputs": inputs, "--baseline": baseline, "--any-model": any_model, "--max-regression": max_regression,
-            "--max-p99": max_p99, "--min-speedup": min_speedup, "--candidates": candidates, "--classes": classes != _CLASSES,
+            "--max-p99": max_p99, "--min-speedup": min_speedup, "--candidates": candidates, "--classes": classes != _DEFAULT_CLASSES,
             "--image-size": image_size, "--latency-budget": latency_budget, "--host": host, "--wheels": wheels,
         }  # fmt: skip
         lists = {
-            "--scope": words(scope or []), "--batch": numbers("--batch", batch or [], int), "--provider": words(provider or []),
-            "--threads": numbers("--threads", threads or [], int), "--variant": words(variant or []),
+            "--scope": split_list(scope or []), "--batch": parse_numbers("--batch", batch or [], int), "--provider": split_list(provider or []),
+            "--threads": parse_numbers("--threads", threads or [], int), "--variant": split_list(variant or []),
         }  # fmt: skip
-        modes = words(loadgen_mode or [])
+        modes = split_list(loadgen_mode or [])
         run_loadgen(
             loadgen,
             targets or (),
@@ -269,15 +269,16 @@ def bench(
         )
         return
     if any(with_loadgen.values()):
-        from edgetl.cli.loadgen import refuse_without_loadgen
+        from edgetl.cli.loadgen import reject_loadgen_only_options
 
-        refuse_without_loadgen(with_loadgen)
+        reject_loadgen_only_options(with_loadgen)
     named, counts = (
-        [*(targets or ()), *words([candidates] if candidates else [])],
-        numbers("--threads", threads or [], int),
+        [*(targets or ()), *split_list([candidates] if candidates else [])],
+        parse_numbers("--threads", threads or [], int),
     )
     if candidates or (
-        targets and all(name in architectures() and not Path(name).exists() for name in targets)
+        targets
+        and all(name in load_architectures() and not Path(name).exists() for name in targets)
     ):
         of_a_model = {
             "--scope": scope, "--batch": batch, "--variant": variant,
@@ -317,17 +318,17 @@ def bench(
     from edgetl.core.config.bench import BenchConfig, Limits
     from edgetl.core.config.options import parse_duration, parse_milliseconds, parse_share
 
-    modes = words(pytorch or ["eager"])
+    modes = split_list(pytorch or ["eager"])
     config = BenchConfig(
         target=Path(named[0]),
-        scopes=words(scope or ["model,file"]),  # type: ignore[arg-type]
-        batches=numbers("--batch", batch or ["1"], int),
+        scopes=split_list(scope or ["model,file"]),  # type: ignore[arg-type]
+        batches=parse_numbers("--batch", batch or ["1"], int),
         threads=counts,
-        providers=words(provider or ["cpu"]),
-        variants=() if variant is None or words(variant) == ("all",) else words(variant),
-        session_modes=words(session or ["default"]),  # type: ignore[arg-type]
+        providers=split_list(provider or ["cpu"]),
+        variants=() if variant is None or split_list(variant) == ("all",) else split_list(variant),
+        session_modes=split_list(session or ["default"]),  # type: ignore[arg-type]
         torch_modes=() if modes == ("none",) else modes,  # type: ignore[arg-type]
-        rates=numbers("--rate", rate or [], float),
+        rates=parse_numbers("--rate", rate or [], float),
         rounds=rounds,
         sustained_s=parse_duration(sustained) if sustained else 0.0,
         profile=profile,
@@ -349,12 +350,14 @@ def bench(
         return
     if wheels is not None:
         raise ConfigError("--wheels is what --host installs from: name a host too.")
-    from edgetl.cli.bench_tables import show
+    from edgetl.cli.bench_tables import show_bench_result
     from edgetl.device.bench.runner import bench as measure
 
-    result = measure_and_show(partial(measure, config), show, as_json)
-    if result.failed:
-        reasons = {f"{row.runtime} {row.variant}: {row.gate['reason']}" for row in result.failed}
+    result = measure_and_show(partial(measure, config), show_bench_result, as_json)
+    if result.failed_rows:
+        reasons = {
+            f"{row.runtime} {row.variant}: {row.gate['reason']}" for row in result.failed_rows
+        }
         raise BenchError(
             f"The reference images did not pass, so it was not timed. {'; '.join(sorted(reasons))}. "
             "On this device the bundle does not answer as it was proven to: export it again, or try another --provider."
@@ -363,8 +366,8 @@ def bench(
 
 
 def _exit_by_limits(result: BenchResult) -> None:
-    outcomes: set[Any] = {judged.outcome for judged in result.judged}
+    outcomes: set[Any] = {judged.outcome for judged in result.limit_checks}
     if "broken" in outcomes:
-        raise typer.Exit(EXIT_BROKEN)
+        raise typer.Exit(EXIT_LIMIT_BROKEN)
     if "undecided" in outcomes:
-        raise typer.Exit(EXIT_UNDECIDED)
+        raise typer.Exit(EXIT_LIMIT_UNDECIDED)

@@ -16,83 +16,88 @@ from rich.text import Text
 
 from edgetl.cli.console import err, out, print_json
 from edgetl.core.files import SCHEMA
-from edgetl.core.formatting import device_name, duration, milliseconds
+from edgetl.core.formatting import describe_device, format_duration, format_milliseconds
 
 if TYPE_CHECKING:
     from edgetl.core.config.bench import BenchConfig
-    from edgetl.fleet.bench import Outcome
+    from edgetl.fleet.bench import HostResult
 
-_WAITING, _LONGEST = "waiting", 70
+_WAITING, _MAX_LINE_LENGTH = "waiting", 70
 
 
-class PlainFleet:
+class PlainFleetProgress:
     """A line for each step; the devices' own words only where one fails."""
 
-    def step(self, host: str, name: str) -> None:
+    def on_step(self, host: str, name: str) -> None:
         """Print it."""
         err.print(f"{host}: {name}", markup=False, soft_wrap=True)
 
-    def heard(self, host: str, line: str) -> None:
+    def on_output(self, host: str, line: str) -> None:
         """Nothing."""
 
-    def ended(self, outcome: Outcome) -> None:
+    def on_host_end(self, outcome: HostResult) -> None:
         """Print what became of it."""
         err.print(
-            f"{outcome.host}: {in_words(outcome)}, after {duration(outcome.seconds)}",
+            f"{outcome.host}: {describe_host_result(outcome)}, after {format_duration(outcome.seconds)}",
             markup=False,
             soft_wrap=True,
         )
 
 
-class LiveFleet:
+class LiveFleetProgress:
     """A row for each host, drawn anew twice a second."""
 
     def __init__(self, hosts: Sequence[str]) -> None:
-        self._began = time.monotonic()
-        self._rows: dict[str, tuple[str, str]] = dict.fromkeys(hosts, (_WAITING, ""))
-        self._ended: dict[str, Outcome] = {}
+        self._start_time = time.monotonic()
+        self._host_states: dict[str, tuple[str, str]] = dict.fromkeys(hosts, (_WAITING, ""))
+        self._results: dict[str, HostResult] = {}
         self._lock = threading.Lock()
 
-    def step(self, host: str, name: str) -> None:
+    def on_step(self, host: str, name: str) -> None:
         """Show it."""
         with self._lock:
-            self._rows[host] = name, ""
+            self._host_states[host] = name, ""
 
-    def heard(self, host: str, line: str) -> None:
+    def on_output(self, host: str, line: str) -> None:
         """Show the last of the device's words."""
         with self._lock:
-            self._rows[host] = self._rows[host][0], line[:_LONGEST]
+            self._host_states[host] = self._host_states[host][0], line[:_MAX_LINE_LENGTH]
 
-    def ended(self, outcome: Outcome) -> None:
+    def on_host_end(self, outcome: HostResult) -> None:
         """Show what became of it."""
         with self._lock:
-            self._ended[outcome.host] = outcome
+            self._results[outcome.host] = outcome
 
     def __rich__(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("host", "time", "step", ""):
             table.add_column(name, no_wrap=True)
         with self._lock:
-            for host, (step, words) in self._rows.items():
-                outcome = self._ended.get(host)
-                seconds = time.monotonic() - self._began if outcome is None else outcome.seconds
+            for host, (step, words) in self._host_states.items():
+                outcome = self._results.get(host)
+                seconds = (
+                    time.monotonic() - self._start_time if outcome is None else outcome.seconds
+                )
                 told = (
                     Text(step, style="dim" if step == _WAITING else "")
                     if outcome is None
-                    else _styled(outcome)
+                    else _status_text(outcome)
                 )
                 table.add_row(
-                    host, duration(seconds), told, Text("" if outcome else words, style="dim")
+                    host,
+                    format_duration(seconds),
+                    told,
+                    Text("" if outcome else words, style="dim"),
                 )
         return table
 
 
 @contextmanager
-def _watching(hosts: Sequence[str]) -> Iterator[PlainFleet | LiveFleet]:
+def _open_fleet_progress(hosts: Sequence[str]) -> Iterator[PlainFleetProgress | LiveFleetProgress]:
     if not err.is_terminal:
-        yield PlainFleet()
+        yield PlainFleetProgress()
         return
-    table = LiveFleet(hosts)
+    table = LiveFleetProgress(hosts)
     with Live(table, console=err, refresh_per_second=2, transient=True):
         yield table
 
@@ -103,7 +108,7 @@ def run_hosts(
     """Measure on every host and show what came; exits with 1 where one failed, else as `edgetl bench` does by limits."""
     from edgetl.fleet.bench import bench_hosts
 
-    with _watching(hosts) as watcher:
+    with _open_fleet_progress(hosts) as watcher:
         outcomes = bench_hosts(config, hosts, wheels, watcher)
     if as_json:
         print_json(
@@ -114,11 +119,11 @@ def run_hosts(
             }
         )
     else:
-        _show(outcomes)
-    statuses = {outcome.status for outcome in outcomes if not outcome.failed}
+        _show_host_results(outcomes)
+    statuses = {outcome.status for outcome in outcomes if not outcome.failure}
     worst = (
         1
-        if any(outcome.failed for outcome in outcomes)
+        if any(outcome.failure for outcome in outcomes)
         else 4
         if 4 in statuses
         else 5
@@ -129,16 +134,16 @@ def run_hosts(
         raise typer.Exit(worst)
 
 
-def in_words(outcome: Outcome) -> str:
+def describe_host_result(outcome: HostResult) -> str:
     """What became of a host, in a few words."""
-    if outcome.failed:
-        return f"failed: {outcome.failed}"
+    if outcome.failure:
+        return f"failed: {outcome.failure}"
     return {4: "measured, a limit is broken", 5: "measured, a limit is undecided"}.get(
         outcome.status or 0, "measured"
     )
 
 
-def _figures(outcomes: Sequence[Outcome]) -> Table:
+def _latency_table(outcomes: Sequence[HostResult]) -> Table:
     from edgetl.cli.bench_tables import plain_table
 
     table = plain_table()
@@ -151,16 +156,24 @@ def _figures(outcomes: Sequence[Outcome]) -> Table:
         rows = outcome.result.rows if outcome.result is not None else ()
         for number, row in enumerate(rows):
             assert outcome.result is not None
-            interval = " to ".join(map(milliseconds, row.p50_interval_ms or ()))
+            interval = " to ".join(map(format_milliseconds, row.p50_interval_ms or ()))
             rate = "" if row.images_per_second is None else f"{row.images_per_second:.1f}"
-            first = (outcome.host, device_name(outcome.result.device)) if not number else ("", "")
+            first = (
+                (outcome.host, describe_device(outcome.result.device)) if not number else ("", "")
+            )
             figures = (
-                milliseconds(row.percentile_ms(50)),
+                format_milliseconds(row.percentile_ms(50)),
                 interval,
-                milliseconds(row.percentile_ms(99)),
+                format_milliseconds(row.percentile_ms(99)),
                 rate,
             )
-            told = "failed" if row.failed else "noisy" if outcome.result.noise.noisy else "quiet"
+            told = (
+                "failed"
+                if row.has_failed_gate
+                else "noisy"
+                if outcome.result.noise.is_noisy
+                else "quiet"
+            )
             table.add_row(
                 *(
                     Text(cell)
@@ -178,31 +191,33 @@ def _figures(outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
-def _styled(outcome: Outcome) -> Text:
-    style = "bold red" if outcome.failed else "yellow" if outcome.status else "green"
-    return Text("failed" if outcome.failed else in_words(outcome), style=style)
+def _status_text(outcome: HostResult) -> Text:
+    style = "bold red" if outcome.failure else "yellow" if outcome.status else "green"
+    return Text("failed" if outcome.failure else describe_host_result(outcome), style=style)
 
 
-def _show(outcomes: Sequence[Outcome]) -> None:
+def _show_host_results(outcomes: Sequence[HostResult]) -> None:
     from edgetl.cli.bench_tables import plain_table
 
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
     if results:
-        out.print(_figures(outcomes))
+        out.print(_latency_table(outcomes))
         out.print()
     table = plain_table()
     for name in ("host", "outcome", "time", "result"):
         table.add_column(name, overflow="fold")
     for outcome in outcomes:
         kept = str(outcome.result.path) if outcome.result is not None else ""
-        table.add_row(outcome.host, _styled(outcome), duration(outcome.seconds), Text(kept))
+        table.add_row(
+            outcome.host, _status_text(outcome), format_duration(outcome.seconds), Text(kept)
+        )
     out.print(table)
     for outcome in outcomes:
-        if outcome.failed:
-            out.print(f"{outcome.host}: {outcome.failed}", markup=False, soft_wrap=True)
-        if outcome.left:
+        if outcome.failure:
+            out.print(f"{outcome.host}: {outcome.failure}", markup=False, soft_wrap=True)
+        if outcome.leftover_folder:
             out.print(
-                f"{outcome.host}: {outcome.left} may still be there; remove it when the host is back.",
+                f"{outcome.host}: {outcome.leftover_folder} may still be there; remove it when the host is back.",
                 markup=False,
                 soft_wrap=True,
             )

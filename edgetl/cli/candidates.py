@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 
 from edgetl.cli.console import out
 from edgetl.cli.progress import measure_and_show
-from edgetl.core.formatting import MISSING, counted, device_name, milliseconds
+from edgetl.core.formatting import MISSING_VALUE, describe_device, format_milliseconds, pluralize
 
 if TYPE_CHECKING:
-    from edgetl.core.artifacts.candidates import Candidate, CandidatesResult
+    from edgetl.core.artifacts.candidates import CandidateRow, CandidatesResult
 
-_FITS = {True: "[bold green]yes[/]", False: "[bold red]no[/]", None: "[yellow]not decided[/]"}
+_FITS_MARKUP = {
+    True: "[bold green]yes[/]",
+    False: "[bold red]no[/]",
+    None: "[yellow]not decided[/]",
+}
 
 
 def run_candidates(
@@ -48,13 +52,13 @@ def run_candidates(
         BenchError: not one candidate could be timed; the table with the reasons has been printed.
     """
     from edgetl.core.artifacts.candidates import CandidatesConfig
-    from edgetl.core.config.options import parse_milliseconds, words
+    from edgetl.core.config.options import parse_milliseconds, split_list
     from edgetl.core.errors import BenchError
 
     config = CandidatesConfig(
-        architectures=words(names),
+        architectures=split_list(names),
         classes=classes,
-        image_sizes=parse_sizes(image_sizes),
+        image_sizes=parse_image_sizes(image_sizes),
         latency_budget_ms=None if latency_budget is None else parse_milliseconds(latency_budget),
         threads=threads,
         provider=provider,
@@ -65,14 +69,14 @@ def run_candidates(
     from edgetl.export.candidates import time_candidates
 
     result = measure_and_show(partial(time_candidates, config), show_candidates, as_json)
-    if not result.timed:
+    if not result.timed_rows:
         reasons = "; ".join(
             f"{row.architecture} at {row.image_size} px: {row.failed}" for row in result.rows
         )
         raise BenchError(f"Not one candidate could be timed. {reasons}")
 
 
-def parse_sizes(text: str) -> tuple[int, ...]:
+def parse_image_sizes(text: str) -> tuple[int, ...]:
     """Pixels of `160,224`; nothing for an empty text.
 
     Raises:
@@ -95,7 +99,7 @@ def show_candidates(result: CandidatesResult) -> None:
 
     budget = "" if result.latency_budget_ms is None else f", budget {result.latency_budget_ms:g} ms"
     out.print(
-        f"[bold]Candidates[/] with {result.classes} classes on {device_name(result.device)}, {counted(result.threads, 'thread')}{budget}",
+        f"[bold]Candidates[/] with {result.classes} classes on {describe_device(result.device)}, {pluralize(result.threads, 'thread')}{budget}",
         highlight=False,
     )
     table = plain_table()
@@ -113,9 +117,9 @@ def show_candidates(result: CandidatesResult) -> None:
     if result.latency_budget_ms is not None:
         table.add_column("fits")
     failed = [row for row in result.rows if row.failed]
-    for row in (*result.timed, *failed):
-        fits = "[bold red]failed[/]" if row.failed else _FITS[result.fits(row)]
-        table.add_row(*_cells(row), *([] if result.latency_budget_ms is None else [fits]))
+    for row in (*result.timed_rows, *failed):
+        fits = "[bold red]failed[/]" if row.failed else _FITS_MARKUP[result.fits_budget(row)]
+        table.add_row(*_candidate_cells(row), *([] if result.latency_budget_ms is None else [fits]))
     out.print(table)
     out.print()
     for row in failed:
@@ -124,56 +128,58 @@ def show_candidates(result: CandidatesResult) -> None:
             markup=False,
             soft_wrap=True,
         )
-    for row in result.timed:
+    for row in result.timed_rows:
         if not row.steady:
             out.print(
                 f"[yellow]Not steady:[/] {row.name}: warm-up did not settle within 2% in every round."
             )
     for note in result.notes:
         out.print(f"Note     {note}", markup=False, soft_wrap=True)
-    if result.timed:
+    if result.timed_rows:
         quiet = (
             "[green]quiet[/]"
-            if not result.noise.noisy
+            if not result.noise.is_noisy
             else "[yellow]noisy[/]: " + "; ".join(result.noise.reasons)
         )
         out.print(f"Noise    {quiet}", soft_wrap=True)
     if result.path is not None:
         out.print(f"Result   {result.path}", markup=False, soft_wrap=True)
-    out.print(conclusion(result), markup=False, soft_wrap=True)
+    out.print(summarize_candidates(result), markup=False, soft_wrap=True)
 
 
-def conclusion(result: CandidatesResult) -> str:
+def summarize_candidates(result: CandidatesResult) -> str:
     """What the figures say, in words: what fits, the most capable of it, and the next step; or what came closest."""
-    if not result.timed:
+    if not result.timed_rows:
         return "Nothing was timed."
     said = []
     if result.latency_budget_ms is None:
-        said.append(f"Fastest is {_called(result.timed[0])}; --latency-budget 5ms says what fits.")
-    elif result.fitting:
         said.append(
-            f"Within {result.latency_budget_ms:g} ms: {', '.join(map(_called, result.fitting))}."
+            f"Fastest is {_describe_candidate(result.timed_rows[0])}; --latency-budget 5ms says what fits."
+        )
+    elif result.fitting_rows:
+        said.append(
+            f"Within {result.latency_budget_ms:g} ms: {', '.join(map(_describe_candidate, result.fitting_rows))}."
         )
     else:
         said.append(
-            f"Nothing is surely within {result.latency_budget_ms:g} ms; {_called(result.timed[0])} came closest."
+            f"Nothing is surely within {result.latency_budget_ms:g} ms; {_describe_candidate(result.timed_rows[0])} came closest."
         )
-    if result.undecided:
-        names = ", ".join(map(_called, result.undecided))
+    if result.undecided_rows:
+        names = ", ".join(map(_describe_candidate, result.undecided_rows))
         widened = (
             ", widened by how far the rounds differ on this noisy device,"
-            if result.noise.noisy
+            if result.noise.is_noisy
             else ""
         )
         said.append(
             f"Not decided: {names}, whose interval{widened} holds the budget; more --rounds or a quieter device decide."
         )
-    if not result.fitting:
+    if not result.fitting_rows:
         said.append(
             "Take smaller images (--image-size 128,160), smaller architectures (`edgetl models`), or a larger budget."
         )
         return " ".join(said)
-    best = result.most_capable
+    best = result.pareto_front
     if len(best) == 1:
         said.append(
             f"The most capable, by ImageNet accuracy and image size, is {best[0].architecture} at {best[0].image_size} px."
@@ -190,23 +196,23 @@ def conclusion(result: CandidatesResult) -> str:
     return "\n".join([" ".join([*said, "Next:"]), *steps])
 
 
-def _called(row: Candidate) -> str:
-    return f"{row.architecture} at {row.image_size} px ({milliseconds(row.p50_ms)} ms)"
+def _describe_candidate(row: CandidateRow) -> str:
+    return f"{row.architecture} at {row.image_size} px ({format_milliseconds(row.p50_ms)} ms)"
 
 
-def _cells(row: Candidate) -> list[str]:
+def _candidate_cells(row: CandidateRow) -> list[str]:
     interval = (
         ""
         if row.ci95_ms is None
-        else f" \\[{milliseconds(row.ci95_ms[0])}, {milliseconds(row.ci95_ms[1])}]"
+        else f" \\[{format_milliseconds(row.ci95_ms[0])}, {format_milliseconds(row.ci95_ms[1])}]"
     )
     return [
         row.architecture,
         str(row.image_size),
-        MISSING if row.parameters is None else f"{row.parameters / 1e6:.2f} M",
-        MISSING if row.file_bytes is None else f"{row.file_bytes / 1e6:.1f}",
-        milliseconds(row.p50_ms) + interval,
-        milliseconds(row.p90_ms),
-        MISSING if row.images_per_second is None else f"{row.images_per_second:.1f}",
-        MISSING if row.imagenet_top1 is None else f"{row.imagenet_top1:.1f}",
+        MISSING_VALUE if row.parameters is None else f"{row.parameters / 1e6:.2f} M",
+        MISSING_VALUE if row.file_bytes is None else f"{row.file_bytes / 1e6:.1f}",
+        format_milliseconds(row.p50_ms) + interval,
+        format_milliseconds(row.p90_ms),
+        MISSING_VALUE if row.images_per_second is None else f"{row.images_per_second:.1f}",
+        MISSING_VALUE if row.imagenet_top1 is None else f"{row.imagenet_top1:.1f}",
     ]

@@ -11,11 +11,11 @@ from edgetl.cli.console import err, out, print_json
 from edgetl.core.files import SCHEMA
 
 if TYPE_CHECKING:
-    from edgetl.train.check.dataset_check import DataCheck
+    from edgetl.train.check.dataset_check import DatasetReport
 
 EXIT_ERRORS, EXIT_WARNINGS = 5, 4
-_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
-_LISTED = 3
+_SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+_MAX_LISTED = 3
 """Groups of a finding that are named."""
 
 
@@ -51,15 +51,15 @@ def check(
 
     Exit status: 0, nothing worse than notes; 4, warnings; 5, errors, which make figures wrong or training impossible.
     """
-    from edgetl.cli.progress import steps
+    from edgetl.cli.progress import open_step_progress
     from edgetl.train.check.dataset_check import check as examine
 
-    with steps() as progress:
+    with open_step_progress() as progress:
         found = examine(data, lambda done, total: progress("Decoding images", done, total))
     if sheet is not None:
-        from edgetl.train.check.review import draw_worst
+        from edgetl.train.check.review import draw_worst_files
 
-        draw_worst(found, sheet)
+        draw_worst_files(found, sheet)
     copied = None
     if quarantine is not None:
         from edgetl.train.check.review import quarantine as copy_out
@@ -68,7 +68,7 @@ def check(
     if as_json:
         print_json({"schema": SCHEMA, **found.to_json()})
     else:
-        show(found)
+        show_dataset_report(found)
         if sheet is not None:
             err.print(f"Sheet  {sheet}", markup=False, soft_wrap=True)
         if copied is not None:
@@ -77,11 +77,11 @@ def check(
                 markup=False,
                 soft_wrap=True,
             )
-    if found.worst in ("error", "warning"):
-        raise typer.Exit(EXIT_ERRORS if found.worst == "error" else EXIT_WARNINGS)
+    if found.worst_severity in ("error", "warning"):
+        raise typer.Exit(EXIT_ERRORS if found.worst_severity == "error" else EXIT_WARNINGS)
 
 
-def show(found: DataCheck) -> None:
+def show_dataset_report(found: DatasetReport) -> None:
     """Print it for people."""
     from rich.markup import escape
 
@@ -100,8 +100,8 @@ def show(found: DataCheck) -> None:
         *(f"[bold]{sum(classes.values()):,}[/]" for classes in found.counts.values()),
     )
     out.print(table)
-    if found.sides is not None:
-        least, middle, largest = found.sides
+    if found.shorter_sides is not None:
+        least, middle, largest = found.shorter_sides
         formats = ", ".join(f"{count:,} {name}" for name, count in found.formats.items())
         out.print(
             f"Shorter side {least} to {largest} pixels, median {middle:g}; {formats}.",
@@ -109,19 +109,23 @@ def show(found: DataCheck) -> None:
             soft_wrap=True,
         )
     for finding in found.findings:
-        out.print(f"{finding.severity:<8}", style=_STYLES[finding.severity], end="")
+        out.print(f"{finding.severity:<8}", style=_SEVERITY_STYLES[finding.severity], end="")
         out.print(finding.message, markup=False, soft_wrap=True)
-        for group in finding.groups[:_LISTED]:
-            named = "  =  ".join(repr(found.shown(path))[1:-1] for path in group[:_LISTED])
+        for group in finding.groups[:_MAX_LISTED]:
+            named = "  =  ".join(
+                repr(found.display_path(path))[1:-1] for path in group[:_MAX_LISTED]
+            )
             out.print(
-                f"          {named}{'  ...' if len(group) > _LISTED else ''}",
+                f"          {named}{'  ...' if len(group) > _MAX_LISTED else ''}",
                 style="dim",
                 markup=False,
                 soft_wrap=True,
             )
-        if len(finding.groups) > _LISTED:
+        if len(finding.groups) > _MAX_LISTED:
             out.print(
-                f"          and {len(finding.groups) - _LISTED:,} more", style="dim", markup=False
+                f"          and {len(finding.groups) - _MAX_LISTED:,} more",
+                style="dim",
+                markup=False,
             )
     if not found.findings:
         out.print("Nothing is wrong with any of them.", style="green")

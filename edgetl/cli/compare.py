@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgetl.cli.console import err, out, print_json
-from edgetl.cli.interruption import interrupted_status
+from edgetl.cli.interruption import interrupted_exit_status
 from edgetl.core.files import SCHEMA
 
 if TYPE_CHECKING:
     from edgetl.core.artifacts.experiment import Experiment
-    from edgetl.experiment.plan import Plan
+    from edgetl.experiment.plan import ExperimentPlan
     from edgetl.report.compare.tables import TextTable
 
 
@@ -128,21 +128,21 @@ def compare(
     Every run is an ordinary run directory; beside them lie compare.json, compare.md and report.html.
     The same command goes on where it was ended.
     """
-    from edgetl.cli.candidates import parse_sizes
+    from edgetl.cli.candidates import parse_image_sizes
     from edgetl.core.config.compare import CompareConfig
-    from edgetl.core.config.options import parse_duration, parse_milliseconds, words
-    from edgetl.core.config.presets import resolve
+    from edgetl.core.config.options import parse_duration, parse_milliseconds, split_list
+    from edgetl.core.config.presets import resolve_config
     from edgetl.core.paths import ExperimentDirectory
 
     settings = CompareConfig(
         output=(output or Path("experiments") / data.expanduser().absolute().name).expanduser(),
         **{
-            name: words(value)
+            name: split_list(value)
             for name, value in (("models", models), ("strategies", strategies))
             if value is not None
         },
         seeds=seeds,
-        image_sizes=parse_sizes(image_size),
+        image_sizes=parse_image_sizes(image_size),
         epochs=epochs,
         budget_s=None if budget is None else parse_duration(budget),
         target_accuracy=target_accuracy,
@@ -155,7 +155,7 @@ def compare(
         "allow_leaks": allow_leaks or None,
         "device": device,
     }
-    recipe = resolve(
+    recipe = resolve_config(
         data.expanduser().absolute(),
         preset,
         config,
@@ -165,12 +165,12 @@ def compare(
 
     with heavy_imports():
         from edgetl.experiment import compare as comparing
-    from edgetl.cli.compare_progress import watching
+    from edgetl.cli.compare_progress import open_experiment_progress
 
     try:
-        with watching() as watcher:
+        with open_experiment_progress() as watcher:
             if dry_run:
-                plan = comparing.plan_only(settings, recipe, watcher)
+                plan = comparing.plan_experiment(settings, recipe, watcher)
             else:
                 found = comparing.compare(settings, recipe, watcher)
     except KeyboardInterrupt:
@@ -180,31 +180,31 @@ def compare(
             else f" What has ended is kept in {settings.output}; the same command goes on."
         )
         err.print(f"Interrupted.{again}", style="yellow", markup=False, soft_wrap=True)
-        raise typer.Exit(interrupted_status()) from None
+        raise typer.Exit(interrupted_exit_status()) from None
     if dry_run:
         _show_plan(plan, as_json)
         return
     if as_json:
         print_json({"schema": SCHEMA, **found.to_json()})
     else:
-        show(found)
+        show_experiment(found)
         folder = ExperimentDirectory(found.folder)
         err.print(
-            f"\nPage     {folder.page}\nTable    {folder.table}\nResult   {folder.result}",
+            f"\nPage     {folder.report}\nTable    {folder.table}\nResult   {folder.result}",
             markup=False,
             soft_wrap=True,
         )
-    if found.failed:
+    if found.failed_runs:
         raise typer.Exit(1)
 
 
-def show(found: Experiment) -> None:
+def show_experiment(found: Experiment) -> None:
     """Print an experiment for people."""
-    from edgetl.report.compare.tables import all_tables, conclusions
+    from edgetl.report.compare.tables import all_tables, conclusion_sentences
 
     for table in all_tables(found):
         print_table(table)
-    for sentence in conclusions(found):
+    for sentence in conclusion_sentences(found):
         out.print(sentence, markup=False, soft_wrap=True)
 
 
@@ -217,7 +217,9 @@ def print_table(shown: TextTable) -> None:
     out.print(f"[bold]{escape(shown.title)}[/]")
     table = plain_table()
     for heading in shown.columns:
-        table.add_column(escape(heading), justify="left" if shown.is_words(heading) else "right")
+        table.add_column(
+            escape(heading), justify="left" if shown.is_text_column(heading) else "right"
+        )
     for row in shown.rows:
         table.add_row(*map(escape, row), style="bold" if row[0].endswith(" *") else None)
     out.print(table)
@@ -226,32 +228,34 @@ def print_table(shown: TextTable) -> None:
     out.print()
 
 
-def _show_plan(plan: Plan, as_json: bool) -> None:
-    from edgetl.core.formatting import duration
-    from edgetl.experiment.plan import candidates_of
+def _show_plan(plan: ExperimentPlan, as_json: bool) -> None:
+    from edgetl.core.formatting import format_duration
+    from edgetl.experiment.plan import to_screened_networks
     from edgetl.report.compare.tables import TextTable, candidates_table
 
     if as_json:
         runs = [
             {
                 "name": run.name,
-                "seconds": plan.seconds.get(run.name),
-                "finished": run.name in plan.finished,
+                "seconds": plan.estimated_seconds.get(run.name),
+                "finished": run.name in plan.finished_runs,
             }
             for run in plan.runs
         ]
         print_json(
-            {"schema": SCHEMA, "kind": "plan", "runs": runs, "seconds_left": plan.seconds_left}
+            {"schema": SCHEMA, "kind": "plan", "runs": runs, "seconds_left": plan.remaining_seconds}
         )
         return
     rows = tuple(
         (
             run.name,
             run.config.weights if run.config.weights == "none" else "pretrained",
-            "as long as " + run.timed_by
-            if run.timed_by
+            "as long as " + run.budget_run
+            if run.budget_run
             else str(run.config.epochs + (run.config.finetune_epochs or 0)),
-            "ended" if run.name in plan.finished else duration(plan.seconds[run.name]),
+            "ended"
+            if run.name in plan.finished_runs
+            else format_duration(plan.estimated_seconds[run.name]),
         )
         for run in plan.runs
     )
@@ -261,14 +265,16 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
         note = "Each run ends within --budget, so nothing was timed; nothing was trained."
     if plan.candidates is not None:
         print_table(
-            candidates_table(candidates_of(plan.candidates), plan.candidates.latency_budget_ms)
+            candidates_table(
+                to_screened_networks(plan.candidates), plan.candidates.latency_budget_ms
+            )
         )
     print_table(
         TextTable(
             "Plan", ("run", "weights", "epochs", "expected time"), rows, note, ("weights", "epochs")
         )
     )
-    left = len(plan.runs) - len(plan.finished)
+    left = len(plan.runs) - len(plan.finished_runs)
     out.print(
-        f"{left} of {len(plan.runs)} runs to do, about {duration(plan.seconds_left)} of training in all."
+        f"{left} of {len(plan.runs)} runs to do, about {format_duration(plan.remaining_seconds)} of training in all."
     )

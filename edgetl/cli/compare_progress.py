@@ -15,113 +15,119 @@ from rich.text import Text
 from edgetl.cli.console import err
 
 if TYPE_CHECKING:
-    from edgetl.core.artifacts.experiment_runs import Run
+    from edgetl.core.artifacts.experiment_runs import StrategyRun
     from edgetl.core.config.compare import PlannedRun
 
-_REDRAWN_EVERY_S = 0.5
+_REDRAW_INTERVAL_S = 0.5
 
 
-class PlainView:
+class PlainExperimentProgress:
     """A line for each run's start and end, and for each note."""
 
     def __init__(self) -> None:
         self._runs: Sequence[PlannedRun] = ()
-        self._seconds: Mapping[str, float] = {}
-        self._left: list[str] = []
-        self._pace = [0.0, 0.0]
-        self._running: tuple[PlannedRun, float] | None = None
+        self._expected_seconds: Mapping[str, float] = {}
+        self._unfinished: list[str] = []
+        self._actual_and_expected_s = [0.0, 0.0]
+        self._current_run: tuple[PlannedRun, float] | None = None
 
     def note(self, text: str) -> None:
         """Print it."""
         err.print(text, markup=False, soft_wrap=True)
 
-    def measuring(self, done: int, total: int, text: str) -> None:
+    def on_bench_progress(self, done: int, total: int, text: str) -> None:
         """Nothing: what is measured is told by a note."""
 
-    def planned(
+    def on_plan(
         self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]
     ) -> None:
         """Print how many runs there are."""
-        self._runs, self._seconds, self._left = (
+        self._runs, self._expected_seconds, self._unfinished = (
             runs,
             seconds,
             [run.name for run in runs if run.name not in finished],
         )
         before = f", {len(finished)} of them ended before" if finished else ""
-        self.note(f"{len(runs)} runs{before}; {self.time_left()}.")
+        self.note(f"{len(runs)} runs{before}; {self.describe_time_left()}.")
 
-    def started(self, run: PlannedRun) -> None:
+    def on_run_start(self, run: PlannedRun) -> None:
         """Print its name."""
-        self._running = run, time.monotonic()
+        self._current_run = run, time.monotonic()
         self.note(
-            f"{self._number(run)} {run.name}: expected to take {_clock(self._seconds.get(run.name, 0.0))}"
+            f"{self._run_number_label(run)} {run.name}: expected to take {_format_duration(self._expected_seconds.get(run.name, 0.0))}"
         )
 
-    def told(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
+    def on_run_message(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
         """Print warnings; epochs are in the run's history."""
         if "warning" in message:
             self.note(f"Warning: {run.name}: {message['warning']}")
 
-    def ended(self, run: PlannedRun, result: Run) -> None:
+    def on_run_end(self, run: PlannedRun, result: StrategyRun) -> None:
         """Print what became of it."""
-        self._running = None
-        self._left = [name for name in self._left if name != run.name]
+        self._current_run = None
+        self._unfinished = [name for name in self._unfinished if name != run.name]
         if result.failed is None:
-            self._pace[0] += result.seconds
-            self._pace[1] += self._seconds.get(run.name, 0.0)
-        self.note(f"{self._number(run)} {run.name}: {outcome(result)}; {self.time_left()}")
+            self._actual_and_expected_s[0] += result.seconds
+            self._actual_and_expected_s[1] += self._expected_seconds.get(run.name, 0.0)
+        self.note(
+            f"{self._run_number_label(run)} {run.name}: {describe_run_result(result)}; {self.describe_time_left()}"
+        )
 
-    def time_left(self) -> str:
+    def describe_time_left(self) -> str:
         """Of the runs that have not ended, at the pace of those that have."""
-        if not self._left:
+        if not self._unfinished:
             return "no runs left"
-        pace = self._pace[0] / self._pace[1] if self._pace[1] else 1.0
-        expected = {name: pace * self._seconds.get(name, 0.0) for name in self._left}
-        if self._running is not None:
-            name = self._running[0].name
+        pace = (
+            self._actual_and_expected_s[0] / self._actual_and_expected_s[1]
+            if self._actual_and_expected_s[1]
+            else 1.0
+        )
+        expected = {name: pace * self._expected_seconds.get(name, 0.0) for name in self._unfinished}
+        if self._current_run is not None:
+            name = self._current_run[0].name
             expected[name] = max(
-                0.0, expected.get(name, 0.0) - (time.monotonic() - self._running[1])
+                0.0, expected.get(name, 0.0) - (time.monotonic() - self._current_run[1])
             )
-        return f"about {_clock(sum(expected.values()))} of training left"
+        return f"about {_format_duration(sum(expected.values()))} of training left"
 
-    def _number(self, run: PlannedRun) -> str:
+    def _run_number_label(self, run: PlannedRun) -> str:
         names = [other.name for other in self._runs]
         return f"[{names.index(run.name) + 1}/{len(names)}]"
 
 
-class LiveView(PlainView):
+class LiveExperimentProgress(PlainExperimentProgress):
     """All runs in a table that is drawn anew as they go on."""
 
     def __init__(self, live: Live) -> None:
         super().__init__()
-        self._live, self._state, self._drawn = live, {}, 0.0  # type: tuple[Live, dict[str, str], float]
-        self._note = ""
+        self._live, self._run_states, self._last_draw_time = live, {}, 0.0  # type: tuple[Live, dict[str, str], float]
+        self._last_note = ""
 
     def note(self, text: str) -> None:
         """Show it below the table until the next one."""
-        self._note = text
+        self._last_note = text
         self._draw()
 
-    def measuring(self, done: int, total: int, text: str) -> None:
+    def on_bench_progress(self, done: int, total: int, text: str) -> None:
         """Show it between blocks only: drawing would disturb what is measured."""
         if total:
-            self._note = f"{text} ({done} of {total})"
+            self._last_note = f"{text} ({done} of {total})"
             self._draw()
 
-    def planned(
+    def on_plan(
         self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]
     ) -> None:
         """Show the table."""
-        self._state = dict.fromkeys(finished, "ended before")
-        super().planned(runs, finished, seconds)
+        self._run_states = dict.fromkeys(finished, "ended before")
+        super().on_plan(runs, finished, seconds)
 
-    def started(self, run: PlannedRun) -> None:
+    def on_run_start(self, run: PlannedRun) -> None:
         """Mark it as running."""
-        self._running = run, time.monotonic()
-        self._state[run.name] = "starting"
+        self._current_run = run, time.monotonic()
+        self._run_states[run.name] = "starting"
         self._draw()
 
-    def told(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
+    def on_run_message(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
         """Show how far it has come."""
         if "warning" in message:
             err.print(
@@ -132,37 +138,39 @@ class LiveView(PlainView):
             )
         step, epoch = message.get("step"), message.get("epoch")
         if step is not None:
-            self._state[run.name] = (
+            self._run_states[run.name] = (
                 f"epoch {step['epoch']} of {step['epochs']}, training accuracy {step['accuracy']:.2f}"
             )
         if epoch is not None and epoch["val_accuracy"] is not None:
-            self._state[run.name] = (
+            self._run_states[run.name] = (
                 f"epoch {epoch['epoch']}, validation accuracy {epoch['val_accuracy']:.3f}"
             )
-        if time.monotonic() - self._drawn > _REDRAWN_EVERY_S:
+        if time.monotonic() - self._last_draw_time > _REDRAW_INTERVAL_S:
             self._draw()
 
-    def ended(self, run: PlannedRun, result: Run) -> None:
+    def on_run_end(self, run: PlannedRun, result: StrategyRun) -> None:
         """Show what became of it."""
-        self._state[run.name] = outcome(result)
-        super().ended(run, result)
+        self._run_states[run.name] = describe_run_result(result)
+        super().on_run_end(run, result)
 
     def _draw(self) -> None:
-        self._drawn = time.monotonic()
+        self._last_draw_time = time.monotonic()
         table = Table(box=None, pad_edge=False, show_header=False)
-        for run in self._window():
-            state = self._state.get(run.name)
-            is_running = self._running is not None and self._running[0] is run
+        for run in self._visible_runs():
+            state = self._run_states.get(run.name)
+            is_running = self._current_run is not None and self._current_run[0] is run
             ended = "✗" if (state or "").startswith("failed") else "✓"
             mark, style = (
                 ("▶", "bold") if is_running else ("·", "dim") if state is None else (ended, "")
             )
             taken = (
-                _clock(time.monotonic() - self._running[1]) if is_running and self._running else ""
+                _format_duration(time.monotonic() - self._current_run[1])
+                if is_running and self._current_run
+                else ""
             )
             expected = (
-                _clock(self._seconds[run.name])
-                if run.name in self._seconds and run.name in self._left
+                _format_duration(self._expected_seconds[run.name])
+                if run.name in self._expected_seconds and run.name in self._unfinished
                 else ""
             )
             table.add_row(
@@ -172,17 +180,21 @@ class LiveView(PlainView):
                 " of about ".join(filter(None, (taken, expected))),
                 style=style,
             )
-        count = len(self._runs) - len(self._left)
-        foot = f"{count} of {len(self._runs)} runs ended, {self.time_left()}" if self._runs else ""
+        count = len(self._runs) - len(self._unfinished)
+        foot = (
+            f"{count} of {len(self._runs)} runs ended, {self.describe_time_left()}"
+            if self._runs
+            else ""
+        )
         self._live.update(
-            Group(Text(foot, style="bold"), table, Text(self._note, style="dim")), refresh=True
+            Group(Text(foot, style="bold"), table, Text(self._last_note, style="dim")), refresh=True
         )
 
-    def _window(self) -> Sequence[PlannedRun]:
+    def _visible_runs(self) -> Sequence[PlannedRun]:
         """As many runs as the screen has lines for, around the one that trains."""
         room = max(3, err.size.height - 5)
         at = next(
-            (number for number, run in enumerate(self._runs) if run.name in self._left),
+            (number for number, run in enumerate(self._runs) if run.name in self._unfinished),
             len(self._runs),
         )
         first = max(0, min(at - room // 3, len(self._runs) - room))
@@ -190,23 +202,23 @@ class LiveView(PlainView):
 
 
 @contextmanager
-def watching() -> Iterator[PlainView]:
+def open_experiment_progress() -> Iterator[PlainExperimentProgress]:
     """The live table where somebody watches, lines where not."""
     if not err.is_terminal:
-        yield PlainView()
+        yield PlainExperimentProgress()
         return
     with Live(console=err, auto_refresh=False, transient=True) as live:
-        yield LiveView(live)
+        yield LiveExperimentProgress(live)
 
 
-def outcome(result: Run) -> str:
+def describe_run_result(result: StrategyRun) -> str:
     """A run's end in a few words."""
     if result.failed is not None:
         return f"failed: {result.failed.splitlines()[0]}"
-    return f"validation accuracy {result.val_accuracy:.3f} in {_clock(result.seconds)}"
+    return f"validation accuracy {result.val_accuracy:.3f} in {_format_duration(result.seconds)}"
 
 
-def _clock(seconds: float) -> str:
-    from edgetl.core.formatting import duration
+def _format_duration(seconds: float) -> str:
+    from edgetl.core.formatting import format_duration
 
-    return duration(seconds)
+    return format_duration(seconds)

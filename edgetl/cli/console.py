@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from edgetl.core.untrusted_text import visible, visible_json
+from edgetl.core.untrusted_text import escape_control_characters, escape_json_controls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,39 +21,39 @@ if TYPE_CHECKING:
     from rich.segment import Segment
 
 
-PLAIN_WIDTH = 200
+NON_TERMINAL_WIDTH = 200
 """Columns where output goes to a file or a pipe: paths and messages are not folded for a screen that is not there."""
 
 
-class _OnFirstUse:
+class _LazyConsole:
     """A rich Console that is made when something is printed: help and completion do not pay for it."""
 
     def __init__(self, stderr: bool) -> None:
         object.__setattr__(
             self,
             "_options",
-            {"stderr": stderr, "width": _width(sys.stderr if stderr else sys.stdout)},
+            {"stderr": stderr, "width": _console_width(sys.stderr if stderr else sys.stdout)},
         )
 
-    def _console(self) -> Console:
+    def _get_console(self) -> Console:
         try:
-            made: Console = object.__getattribute__(self, "_made")
+            made: Console = object.__getattribute__(self, "_instance")
         except AttributeError:
             made = _console_class()(highlight=False, **object.__getattribute__(self, "_options"))
-            object.__setattr__(self, "_made", made)
+            object.__setattr__(self, "_instance", made)
         return made
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._console(), name)
+        return getattr(self._get_console(), name)
 
     def __setattr__(self, name: str, value: object) -> None:
-        setattr(self._console(), name, value)
+        setattr(self._get_console(), name, value)
 
     def __enter__(self) -> Any:
-        return self._console().__enter__()
+        return self._get_console().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        self._console().__exit__(*error)
+        self._get_console().__exit__(*error)
 
 
 def _console_class() -> type[Console]:
@@ -65,7 +65,7 @@ def _console_class() -> type[Console]:
 
         def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
             for segment in super().render(renderable, options):
-                text = visible(segment.text)
+                text = escape_control_characters(segment.text)
                 # Segments that rich itself makes to steer the terminal are marked as such.
                 yield (
                     segment
@@ -76,35 +76,37 @@ def _console_class() -> type[Console]:
     return HarmlessConsole
 
 
-def _width(stream: TextIO | None) -> int | None:
+def _console_width(stream: TextIO | None) -> int | None:
     return (
-        None if (stream is not None and stream.isatty()) or "COLUMNS" in os.environ else PLAIN_WIDTH
+        None
+        if (stream is not None and stream.isatty()) or "COLUMNS" in os.environ
+        else NON_TERMINAL_WIDTH
     )
 
 
-out = cast("Console", _OnFirstUse(stderr=False))
+out = cast("Console", _LazyConsole(stderr=False))
 """Results."""
-err = cast("Console", _OnFirstUse(stderr=True))
+err = cast("Console", _LazyConsole(stderr=True))
 """Progress, warnings and errors: never mixed into --json."""
 
 
-class _Unread(io.FileIO):
+class _PipeTolerantStream(io.FileIO):
     """A standard stream whose reader (head, less) may leave: nothing is wrong then, and what was begun is done to its end."""
 
-    left = False
+    is_pipe_closed = False
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
-            self.left = True
+            self.is_pipe_closed = True
             return len(memoryview(data).cast("B"))
 
 
-_STREAMS: dict[str, _Unread] = {}
+_PIPE_TOLERANT_STREAMS: dict[str, _PipeTolerantStream] = {}
 
 
-def let_readers_leave() -> None:
+def tolerate_closed_pipes() -> None:
     """From now on standard output and standard error may be closed at the other end, or from the start: what is written is dropped.
 
     What their encoding lacks is written as an escape: an ASCII terminal must not end a command that has done its work.
@@ -113,7 +115,9 @@ def let_readers_leave() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and stream is getattr(sys, f"__{name}__"):
-            raw = _STREAMS[name] = _Unread(stream.fileno(), "w", closefd=False)
+            raw = _PIPE_TOLERANT_STREAMS[name] = _PipeTolerantStream(
+                stream.fileno(), "w", closefd=False
+            )
             buffered = io.BufferedWriter(raw)
             layout = {
                 key: getattr(stream, key)
@@ -140,16 +144,20 @@ def _is_unicode(encoding: str) -> bool:
     return encoding.lower().replace("-", "").replace("_", "").startswith("utf")
 
 
-def is_followed() -> bool:
+def is_stdout_open() -> bool:
     """Whether anybody may still read standard output."""
-    return not ("stdout" in _STREAMS and _STREAMS["stdout"].left)
+    return not (
+        "stdout" in _PIPE_TOLERANT_STREAMS and _PIPE_TOLERANT_STREAMS["stdout"].is_pipe_closed
+    )
 
 
 def print_json(content: Any, indent: int | None = None) -> None:
     """One JSON object on standard output, and nothing else."""
     escaped = not _is_unicode(sys.stdout.encoding or "utf-8")
     sys.stdout.write(
-        visible_json(json.dumps(content, ensure_ascii=escaped, allow_nan=False, indent=indent))
+        escape_json_controls(
+            json.dumps(content, ensure_ascii=escaped, allow_nan=False, indent=indent)
+        )
         + "\n"
     )
 

@@ -20,7 +20,7 @@ from edgetl.cli.console import out
 if TYPE_CHECKING:
     from edgetl.core.artifacts.bench import BenchResult
     from edgetl.core.artifacts.experiment import Experiment
-    from edgetl.core.artifacts.experiment_runs import Run
+    from edgetl.core.artifacts.experiment_runs import StrategyRun
     from edgetl.core.paths import RunDirectory
 
 PAGES = {
@@ -31,24 +31,24 @@ PAGES = {
 
 
 @dataclass(frozen=True)
-class Scale:
+class DemoSettings:
     """How much the demo does: it is to take less than three minutes on two cores."""
 
-    train: int = 100
-    val: int = 40
+    train_images_per_class: int = 100
+    val_images_per_class: int = 40
     """Pictures of each class."""
-    size: int = 128
+    generated_image_size: int = 128
     """Pixels of a picture's side."""
     model: str = "mobilenet_v3_small"
     strategy: str = "full"
     image_size: int = 112
-    budget: str = "40s"
+    budget_per_run: str = "40s"
     """Of each training."""
     variants: str = "fp32,int8"
     rounds: int = 4
 
 
-SCALE = Scale()
+DEMO_SETTINGS = DemoSettings()
 
 
 def demo(
@@ -73,16 +73,16 @@ def demo(
     each step prints the command that does the same on your own images. It takes less than three minutes on two cores.
     """
     from edgetl.core.errors import DataError
-    from edgetl.core.paths import free_name
+    from edgetl.core.paths import find_free_path
 
-    folder = keep or free_name(Path(), "edgetl-demo")
+    folder = keep or find_free_path(Path(), "edgetl-demo")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} exists and is not empty. Choose another folder with --keep.")
     _check_weights(weights)
     started = time.perf_counter()
-    with _workshop(folder, keep is not None) as work:
-        found, best, result = _work(work, weights)
-        _show(found, best, result)
+    with _work_directory(folder, keep is not None) as work:
+        found, best, result = _run_steps(work, weights)
+        _show_summary(found, best, result)
     out.print()
     out.print(f"Done in {time.perf_counter() - started:.0f} s. Open")
     for page, what in PAGES.items():
@@ -90,7 +90,7 @@ def demo(
     if keep is None:
         out.print("With --keep DIR the pictures, runs, bundle and results stay.")
         out.print(
-            f"On your own images: edgetl compare DATA --models {SCALE.model} --weights {weights}",
+            f"On your own images: edgetl compare DATA --models {DEMO_SETTINGS.model} --weights {weights}",
             markup=False,
             soft_wrap=True,
         )
@@ -109,14 +109,14 @@ def _check_weights(weights: str) -> None:
 
     with heavy_imports():
         from edgetl.train.model.weights import read_weights
-    if read_weights(weights, SCALE.model) is None:
+    if read_weights(weights, DEMO_SETTINGS.model) is None:
         raise ConfigError(
             "--weights none is what pretrained weights are compared with: give builtin, imagenet, or a file."
         )
 
 
 @contextmanager
-def _workshop(folder: Path, keep: bool) -> Iterator[Path]:
+def _work_directory(folder: Path, keep: bool) -> Iterator[Path]:
     """Where to work; nothing but the pages is left of it where `folder` is not to keep everything."""
     if keep:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,11 +129,11 @@ def _workshop(folder: Path, keep: bool) -> Iterator[Path]:
             shutil.copy(Path(name) / page, folder / page)
 
 
-def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
-    from edgetl.cli.compare_progress import watching
+def _run_steps(folder: Path, weights: str) -> tuple[Experiment, StrategyRun, BenchResult]:
+    from edgetl.cli.compare_progress import open_experiment_progress
     from edgetl.cli.console import heavy_imports
-    from edgetl.cli.progress import measuring, steps
-    from edgetl.cli.verify import print_verified, watched
+    from edgetl.cli.progress import open_measurement_progress, open_step_progress
+    from edgetl.cli.verify import open_verify_progress, print_verify_results
     from edgetl.core.config.bench import BenchConfig
     from edgetl.core.config.compare import CompareConfig
     from edgetl.core.config.export import ExportConfig
@@ -143,8 +143,8 @@ def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
     from edgetl.core.paths import RunDirectory
 
     with heavy_imports():
-        from edgetl.demo.images.dataset import CLASSES, generate_inspection
-        from edgetl.device.bench.protocol import QUICK
+        from edgetl.demo.images.dataset import CLASSES, generate_inspection_dataset
+        from edgetl.device.bench.protocol import QUICK_PROTOCOL
         from edgetl.device.bench.runner import bench
         from edgetl.device.runtime.bundle import open_bundle
         from edgetl.device.verify import verify
@@ -152,33 +152,35 @@ def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
         from edgetl.export.exporter import export_run
         from edgetl.train.check.dataset_check import check
 
-    scale, data = SCALE, folder / "parts"
-    _title(1, f"Parts on a conveyor: {', '.join(CLASSES)}")
-    generate_inspection(data, scale.train, scale.val, scale.size)
+    scale, data = DEMO_SETTINGS, folder / "parts"
+    _print_step_title(1, f"Parts on a conveyor: {', '.join(CLASSES)}")
+    generate_inspection_dataset(
+        data, scale.train_images_per_class, scale.val_images_per_class, scale.generated_image_size
+    )
     out.print(
-        f"{len(CLASSES) * scale.train} training and {len(CLASSES) * scale.val} validation pictures, {scale.size} pixels, drawn here."
+        f"{len(CLASSES) * scale.train_images_per_class} training and {len(CLASSES) * scale.val_images_per_class} validation pictures, {scale.generated_image_size} pixels, drawn here."
     )
 
-    _title(2, "What is wrong with them, before any training")
-    _command("check", "parts")
+    _print_step_title(2, "What is wrong with them, before any training")
+    _print_command("check", "parts")
     checked = check(data)
     for finding in checked.findings:
         out.print(f"{finding.severity}: {finding.message}", markup=False, soft_wrap=True)
     if not checked.findings:
-        out.print(f"Nothing is wrong with any of the {checked.images}.")
+        out.print(f"Nothing is wrong with any of the {checked.image_count}.")
 
-    _title(3, "From nothing and from pretrained weights, in the same time")
-    _command(
+    _print_step_title(3, "From nothing and from pretrained weights, in the same time")
+    _print_command(
         "compare", "parts", "--models", scale.model, "--weights", weights, "--strategies", f"scratch,{scale.strategy}", "--seeds", 1,
-        "--image-size", scale.image_size, "--budget", scale.budget, "--no-bench", "-o", "comparison",
+        "--image-size", scale.image_size, "--budget", scale.budget_per_run, "--no-bench", "-o", "comparison",
     )  # fmt: skip
     settings = CompareConfig(
         folder / "comparison", (scale.model,), ("scratch", scale.strategy), 1, (scale.image_size,),
-        budget_s=parse_duration(scale.budget), bench=False,
+        budget_s=parse_duration(scale.budget_per_run), bench=False,
     )  # fmt: skip
-    with watching() as watcher:
+    with open_experiment_progress() as watcher:
         found = compare(settings, FinetuneConfig(data.absolute(), weights=weights), watcher)
-    best = _pretrained(found)
+    best = _find_pretrained_run(found)
     for trained in found.runs:
         out.print(
             f"{trained.strategy:<8} {trained.val_accuracy:.1%} after {len(trained.epochs)} epochs",
@@ -187,62 +189,66 @@ def _work(folder: Path, weights: str) -> tuple[Experiment, Run, BenchResult]:
 
     run = RunDirectory(folder / "comparison" / best.folder)
     shown = run.path.relative_to(folder)
-    _title(4, "One file for the device, proven equal to PyTorch, and a smaller one in int8")
-    _command("export", shown, "--variants", scale.variants, "--search", "quick")
-    with steps() as progress:
+    _print_step_title(
+        4, "One file for the device, proven equal to PyTorch, and a smaller one in int8"
+    )
+    _print_command("export", shown, "--variants", scale.variants, "--search", "quick")
+    with open_step_progress() as progress:
         export_run(
             run, ExportConfig(variants=tuple(scale.variants.split(",")), search="quick"), progress
         )
 
-    _title(5, "Its reference images, through this machine's own ONNX Runtime")
-    _command("verify", shown)
-    with watched() as tell:
+    _print_step_title(5, "Its reference images, through this machine's own ONNX Runtime")
+    _print_command("verify", shown)
+    with open_verify_progress() as tell:
         verified = verify(open_bundle(run.bundle), progress=tell)
-    print_verified(verified)
+    print_verify_results(verified)
     if not all(one.passed for one in verified):
         raise BundleError(
             "The bundle does not answer here as it was proven to; what failed stands above."
         )
 
-    _title(6, "Timed against PyTorch")
-    _command("bench", shown, "--scope", "model", "--rounds", scale.rounds)
-    with measuring() as blocks:
-        result = bench(BenchConfig(run.path, scopes=("model",), rounds=scale.rounds), blocks, QUICK)
+    _print_step_title(6, "Timed against PyTorch")
+    _print_command("bench", shown, "--scope", "model", "--rounds", scale.rounds)
+    with open_measurement_progress() as blocks:
+        result = bench(
+            BenchConfig(run.path, scopes=("model",), rounds=scale.rounds), blocks, QUICK_PROTOCOL
+        )
 
-    _title(7, "Reports")
-    _command("report", shown)
+    _print_step_title(7, "Reports")
+    _print_command("report", shown)
     _write_pages(folder, found, run)
     return found, best, result
 
 
-def _pretrained(found: Experiment) -> Run:
+def _find_pretrained_run(found: Experiment) -> StrategyRun:
     from edgetl.core.errors import RunError
 
-    for failed in found.failed:
+    for failed in found.failed_runs:
         raise RunError(f"{failed.name} failed: {failed.failed}")
-    return next(run for run in found.runs if run.strategy == SCALE.strategy)
+    return next(run for run in found.runs if run.strategy == DEMO_SETTINGS.strategy)
 
 
 def _write_pages(folder: Path, found: Experiment, run: RunDirectory) -> None:
     from functools import partial
 
-    from edgetl.core.artifacts.bench_json import kept_results
-    from edgetl.core.artifacts.run import read_run
+    from edgetl.core.artifacts.bench_json import read_run_results
+    from edgetl.core.artifacts.run import read_run_record
     from edgetl.core.files import write_text
     from edgetl.core.paths import ExperimentDirectory
     from edgetl.report.html.blocks import write_page
-    from edgetl.report.run.page import run_report
+    from edgetl.report.run.page import render_run_report
 
     comparison, model = (folder / page for page in PAGES)
-    shutil.copy(ExperimentDirectory(found.folder).page, comparison)
-    write_page(model, partial(run_report, read_run(run.path), kept_results(run)))
+    shutil.copy(ExperimentDirectory(found.folder).report, comparison)
+    write_page(model, partial(render_run_report, read_run_record(run.path), read_run_results(run)))
     write_text(
         folder / "README.md",
-        _README.substitute(run=run.path.relative_to(folder), model=SCALE.model),
+        _README_TEMPLATE.substitute(run=run.path.relative_to(folder), model=DEMO_SETTINGS.model),
     )
 
 
-_README = Template("""\
+_README_TEMPLATE = Template("""\
 # What `edgetl demo` left
 
 | | |
@@ -266,28 +272,28 @@ Put photos of your own into parts/train/CLASS and parts/val/CLASS, and the same 
 """)
 
 
-def _show(found: Experiment, best: Run, result: BenchResult) -> None:
+def _show_summary(found: Experiment, best: StrategyRun, result: BenchResult) -> None:
     from edgetl.cli.compare import print_table
-    from edgetl.core.artifacts.bundle import read_bundle
+    from edgetl.core.artifacts.bundle import read_bundle_manifest
     from edgetl.core.paths import RunDirectory
-    from edgetl.demo.summary import accuracy_gained, latency_gained
+    from edgetl.demo.summary import accuracy_gain_table, latency_gain_table
 
     scratch, pretrained = (
-        next(row for row in found.rows if row.first.strategy == name)
-        for name in ("scratch", SCALE.strategy)
+        next(row for row in found.rows if row.first_run.strategy == name)
+        for name in ("scratch", DEMO_SETTINGS.strategy)
     )
-    bundle = read_bundle(RunDirectory(found.folder / best.folder).bundle)
+    bundle = read_bundle_manifest(RunDirectory(found.folder / best.folder).bundle)
     out.print()
-    print_table(accuracy_gained(found, scratch, pretrained))
-    print_table(latency_gained(bundle, result, best.val_accuracy))
+    print_table(accuracy_gain_table(found, scratch, pretrained))
+    print_table(latency_gain_table(bundle, result, best.val_accuracy))
 
 
-def _title(number: int, text: str) -> None:
+def _print_step_title(number: int, text: str) -> None:
     out.print()
     out.print(f"{number}  {text}", style="bold", markup=False, soft_wrap=True)
 
 
-def _command(*command: object) -> None:
+def _print_command(*command: object) -> None:
     out.print(
         "$ edgetl " + shlex.join(map(str, command)), style="dim", markup=False, soft_wrap=True
     )

@@ -25,12 +25,12 @@ def doctor(
     if as_json:
         print_json(environment.to_json(), indent=2)
     else:
-        show(environment)
-    if environment.fatal:
+        show_environment(environment)
+    if environment.fatal_findings:
         raise typer.Exit(1)
 
 
-def show(environment: Environment) -> None:
+def show_environment(environment: Environment) -> None:
     """Print an environment for people."""
     from rich.markup import escape
     from rich.table import Table
@@ -38,7 +38,7 @@ def show(environment: Environment) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _facts(environment):
+    for name, value in _environment_rows(environment):
         table.add_row(name, escape(value))
     for package, version in environment.packages.items():
         table.add_row(package, "[dim]not installed[/]" if version is None else escape(version))
@@ -52,7 +52,7 @@ def show(environment: Environment) -> None:
         out.print(f"         {finding.remedy}", markup=False, soft_wrap=True, style="cyan")
 
 
-def _facts(environment: Environment) -> list[tuple[str, str]]:
+def _environment_rows(environment: Environment) -> list[tuple[str, str]]:
     cores = environment.cores
     quota = "" if cores["quota"] is None else f", CPU quota {cores['quota']:g}"
     memory = (
@@ -66,7 +66,7 @@ def _facts(environment: Environment) -> list[tuple[str, str]]:
         ("processor", environment.cpu or "unknown"),
         ("cores", f"{cores['available']} available of {cores['logical']}{quota}"),
         ("memory", memory),
-        ("GPU", _gpu(environment)),
+        ("GPU", _describe_gpus(environment)),
         *(
             (
                 name.removesuffix("ExecutionProvider"),
@@ -77,7 +77,7 @@ def _facts(environment: Environment) -> list[tuple[str, str]]:
     ]
 
 
-def _gpu(environment: Environment) -> str:
+def _describe_gpus(environment: Environment) -> str:
     seen = ", ".join(environment.gpus) or "none"
     torch = environment.torch
     if torch is None:

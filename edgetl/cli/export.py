@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from edgetl.cli.console import err, out
-from edgetl.core.formatting import counted
+from edgetl.core.formatting import pluralize
 
 
 def export(
@@ -120,7 +120,7 @@ def export(
     The bundle is all that a device needs: model with preprocessing inside, labels, reference images, clients.
     It is written only if the file gives PyTorch's answers on real images; otherwise nothing is left behind.
     """
-    from edgetl.core.architectures import architectures
+    from edgetl.core.architectures import load_architectures
     from edgetl.core.config.export import ExportConfig
     from edgetl.core.config.options import parse_height_width, parse_milliseconds
     from edgetl.core.errors import ConfigError
@@ -144,29 +144,29 @@ def export(
         web=web,
     )
     # A folder may be called like an architecture; only a run directory, or what cannot be an architecture, is taken for a run.
-    is_run = RunDirectory.is_one(Path(model)) or (
-        model not in architectures() and (Path(model).is_dir() or "/" in model)
+    is_run = RunDirectory.exists_at(Path(model)) or (
+        model not in load_architectures() and (Path(model).is_dir() or "/" in model)
     )
     if is_run and (images or image_size or weights != "imagenet"):
         raise ConfigError(
             "--weights, --images and --image-size belong to a stock architecture; a run brings its own."
         )
 
-    from edgetl.cli.progress import steps
+    from edgetl.cli.progress import open_step_progress
     from edgetl.export.exporter import export_architecture, export_run
 
-    with steps() as progress:
+    with open_step_progress() as progress:
         if is_run:
             bundle = export_run(RunDirectory.open(Path(model)), config, progress)
         else:
             bundle = export_architecture(model, weights, config, images, image_size, progress)
-    _print(bundle)
-    if bundle.recommended is None:
+    _print_bundle(bundle)
+    if bundle.recommended_variant_name is None:
         from edgetl.core.errors import ExportError
-        from edgetl.export.selection import closest
+        from edgetl.export.selection import describe_closest_variant
 
         raise ExportError(
-            f"No variant meets the limits, so the bundle recommends none. {closest(bundle.variants, config)} "
+            f"No variant meets the limits, so the bundle recommends none. {describe_closest_variant(bundle.variants, config)} "
             "Loosen --max-latency or --max-accuracy-drop, add --variants, or train a smaller model."
         )
     err.print(
@@ -176,7 +176,7 @@ def export(
     )
 
 
-def _print(bundle: Any) -> None:
+def _print_bundle(bundle: Any) -> None:
     variant = bundle.variant("fp32")
     network, path = variant.parity["network"], variant.parity["path"]
     out.print(
@@ -191,7 +191,7 @@ def _print(bundle: Any) -> None:
         else f", pixels within {path['max_grey_levels']} grey level"
     )
     difference = f"max |Δlogit| {path['max_abs_diff']:.2g}  (at most {path['tolerance']:g})"
-    ties = f" but {counted(path['ties'], 'tie')}" if path.get("ties") else ""
+    ties = f" but {pluralize(path['ties'], 'tie')}" if path.get("ties") else ""
     out.print(f"  whole path, decoded photos   {difference}{pixels}, same top-1 on all{ties}")
     if variant.accuracy:
         low, high = variant.accuracy["ci95"]

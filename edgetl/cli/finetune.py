@@ -11,15 +11,15 @@ import typer
 
 from edgetl.cli import finetune_options as options
 from edgetl.cli.console import err, heavy_imports, out
-from edgetl.cli.interruption import interrupted_status
+from edgetl.cli.interruption import interrupted_exit_status
 from edgetl.core.artifacts.measured_choices import (
     RecordedRun,
-    differing_decisive_fields,
+    find_changed_choice_inputs,
     read_recorded_run,
 )
 from edgetl.core.config.finetune import parse_batch_size
-from edgetl.core.config.options import parse_duration, parse_size, raise_all
-from edgetl.core.config.presets import parse_augment, resolve
+from edgetl.core.config.options import parse_duration, parse_size, raise_config_errors
+from edgetl.core.config.presets import parse_augment, resolve_config
 from edgetl.core.errors import ConfigError
 from edgetl.core.paths import RunDirectory
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from edgetl.train.common.progress import Progress
 
-_NO_FIELDS = ("data", "resume", "preset", "config")
+_NON_CONFIG_PARAMETERS = ("data", "resume", "preset", "config")
 
 
 def finetune(
@@ -86,15 +86,19 @@ def finetune(
     """
     # First of all, while the parameters are the only local variables.
     parameters = dict(locals())
-    work = _resuming(resume, parameters) if resume else _beginning(parameters)
+    work = _prepare_resume(resume, parameters) if resume else _prepare_new_run(parameters)
     with heavy_imports():
         import edgetl.train.finetune  # noqa: F401
-        from edgetl.cli.finetune_progress import open_progress
-        from edgetl.train.common.distributed import speaks
-        from edgetl.train.common.progress import Silent
+        from edgetl.cli.finetune_progress import open_training_progress
+        from edgetl.train.common.distributed import is_main_process
+        from edgetl.train.common.progress import NullProgress
 
     try:
-        with open_progress(err) if speaks() else nullcontext(Silent()) as progress:
+        with (
+            open_training_progress(err)
+            if is_main_process()
+            else nullcontext(NullProgress()) as progress
+        ):
             run = work(progress)
     except KeyboardInterrupt as interrupt:
         # Typer would turn it into a bare exit status and lose what it says.
@@ -104,14 +108,14 @@ def finetune(
             markup=False,
             soft_wrap=True,
         )
-        raise typer.Exit(interrupted_status()) from None
-    if speaks():
-        _summarise(run)
+        raise typer.Exit(interrupted_exit_status()) from None
+    if is_main_process():
+        _print_summary(run)
 
 
-def _beginning(parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]:
+def _prepare_new_run(parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]:
     if (file := parameters["config"]) is not None and file.suffix == ".json":
-        return _running_again(read_recorded_run(file), parameters)
+        return _prepare_rerun(read_recorded_run(file), parameters)
     if parameters["data"] is None:
         raise ConfigError(
             "Give DATA, a folder of images, or --resume RUN to go on with a run that was ended."
@@ -119,10 +123,10 @@ def _beginning(parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]
     given = {
         name: value
         for name, value in parameters.items()
-        if value is not None and name not in _NO_FIELDS
+        if value is not None and name not in _NON_CONFIG_PARAMETERS
     }
-    settings = resolve(
-        parameters["data"], parameters["preset"], parameters["config"], _parsed(given)
+    settings = resolve_config(
+        parameters["data"], parameters["preset"], parameters["config"], _parse_options(given)
     )
 
     def work(progress: Progress) -> RunDirectory:
@@ -133,23 +137,23 @@ def _beginning(parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]
     return work
 
 
-def _running_again(
+def _prepare_rerun(
     run: RecordedRun, parameters: dict[str, Any]
 ) -> Callable[[Progress], RunDirectory]:
     """A rerun from a run's config.json: its options and choices, with other options above them."""
     if parameters["preset"] is not None:
         raise ConfigError(f"{run.path} holds every option of its run: leave --preset out.")
-    given = _parsed(
+    given = _parse_options(
         {
             name: value
             for name, value in parameters.items()
-            if value is not None and name not in _NO_FIELDS
+            if value is not None and name not in _NON_CONFIG_PARAMETERS
         }
     )
     if "augment" in given:
         given["augment_file"] = None
     settings = replace(run.config, data=parameters["data"] or run.config.data, **given)
-    changed = differing_decisive_fields(run.config, settings)
+    changed = find_changed_choice_inputs(run.config, settings)
 
     def work(progress: Progress) -> RunDirectory:
         from edgetl.train.finetune import finetune as begin
@@ -164,7 +168,7 @@ def _running_again(
     return work
 
 
-def _resuming(run: Path, parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]:
+def _prepare_resume(run: Path, parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]:
     others = [
         name
         for name, value in parameters.items()
@@ -186,7 +190,7 @@ def _resuming(run: Path, parameters: dict[str, Any]) -> Callable[[Progress], Run
     return work
 
 
-def _parsed(given: dict[str, Any]) -> dict[str, Any]:
+def _parse_options(given: dict[str, Any]) -> dict[str, Any]:
     """Field name to value, of options as they were typed."""
     parsed: dict[str, Any] = {}
     problems = []
@@ -205,21 +209,21 @@ def _parsed(given: dict[str, Any]) -> dict[str, Any]:
                 parsed[name] = value
         except ConfigError as cause:
             problems.append(f"--{name.replace('_', '-')}: {cause}")
-    raise_all(problems)
+    raise_config_errors(problems)
     return parsed
 
 
-def _summarise(run: RunDirectory) -> None:
+def _print_summary(run: RunDirectory) -> None:
     from edgetl.core.errors import RunError
     from edgetl.core.files import read_json
 
     metrics = read_json(run.metrics, RunError, "The run's metrics")
-    path = shown(run.path)
+    path = relative_to_cwd(run.path)
     out.print(
         f"\n{metrics['model']}, {len(metrics['classes'])} classes, best epoch {metrics['best_epoch']}",
         markup=False,
     )
-    out.print(_accuracy(metrics["val"]), style="bold", markup=False, soft_wrap=True)
+    out.print(_describe_accuracy(metrics["val"]), style="bold", markup=False, soft_wrap=True)
     out.print(
         f"Time: {metrics['seconds']['total']:.0f} s on {metrics['device']} ({metrics['precision']})",
         markup=False,
@@ -228,13 +232,13 @@ def _summarise(run: RunDirectory) -> None:
     out.print(f"Next: edgetl export {path}", markup=False, soft_wrap=True)
 
 
-def _accuracy(val: dict[str, Any] | None) -> str:
+def _describe_accuracy(val: dict[str, Any] | None) -> str:
     if val is None:
         return "Validation accuracy: unknown, there were no validation images."
     low, high = val["accuracy_ci95"]
     return f"Validation accuracy: {val['accuracy']:.1%} of {val['images']} images (95% interval {low:.1%} to {high:.1%})"
 
 
-def shown(path: Path) -> Path:
+def relative_to_cwd(path: Path) -> Path:
     """Relative to the current folder where it lies inside."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

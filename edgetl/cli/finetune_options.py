@@ -21,11 +21,16 @@ from edgetl.core.config.finetune import (
     Schedule,
 )
 
-_OPEN = "{}, by what phase 1 leaves to learn"
-MODEL, RECIPE, DATA, MACHINE = "Model", "Recipe", "Data and augmentation", "Machine"
+_DATA_DEPENDENT_DEFAULT = "{}, by what phase 1 leaves to learn"
+MODEL_PANEL, RECIPE_PANEL, DATA_PANEL, MACHINE_PANEL = (
+    "Model",
+    "Recipe",
+    "Data and augmentation",
+    "Machine",
+)
 
 
-def _option(panel: str, field: str, text: str, unset: str = "", **more: Any) -> Any:
+def _make_option(panel: str, field: str, text: str, unset: str = "", **more: Any) -> Any:
     """An option of that panel; `unset` says what happens without it where the field's default is None."""
     default = getattr(FinetuneConfig, field)
     if default is not None and not isinstance(default, bool):
@@ -78,14 +83,16 @@ ConfigFile = Annotated[
 
 Model = Annotated[
     str | None,
-    _option(
-        MODEL, "model", "A torchvision classification architecture; `edgetl models` lists them."
+    _make_option(
+        MODEL_PANEL,
+        "model",
+        "A torchvision classification architecture; `edgetl models` lists them.",
     ),
 ]
 Weights = Annotated[
     str | None,
-    _option(
-        MODEL,
+    _make_option(
+        MODEL_PANEL,
         "weights",
         "imagenet (torchvision's download), builtin (ships with edgetl for some models), none, a .safetensors or .pth file, or a folder of "
         "<architecture>.safetensors.",
@@ -93,44 +100,61 @@ Weights = Annotated[
 ]
 ImageSize = Annotated[
     int | None,
-    _option(
-        MODEL, "image_size", "Side of the network's square input, pixels.", "the architecture's own"
+    _make_option(
+        MODEL_PANEL,
+        "image_size",
+        "Side of the network's square input, pixels.",
+        "the architecture's own",
     ),
 ]
 HeadWidth = Annotated[
     int | None,
-    _option(
-        MODEL, "head_width", "Width of the new head's hidden layer; 0 is a single linear layer."
+    _make_option(
+        MODEL_PANEL,
+        "head_width",
+        "Width of the new head's hidden layer; 0 is a single linear layer.",
     ),
 ]
-Dropout = Annotated[float | None, _option(MODEL, "dropout", "Dropout before the new head.")]
+Dropout = Annotated[
+    float | None, _make_option(MODEL_PANEL, "dropout", "Dropout before the new head.")
+]
 
 Epochs = Annotated[
-    int | None, _option(RECIPE, "epochs", "Epochs of phase 1: the new head on the frozen backbone.")
+    int | None,
+    _make_option(RECIPE_PANEL, "epochs", "Epochs of phase 1: the new head on the frozen backbone."),
 ]
-Lr = Annotated[float | None, _option(RECIPE, "lr", "Adam's learning rate in phase 1.")]
+Lr = Annotated[float | None, _make_option(RECIPE_PANEL, "lr", "Adam's learning rate in phase 1.")]
 Unfreeze = Annotated[
     str | None,
-    _option(
-        RECIPE,
+    _make_option(
+        RECIPE_PANEL,
         "unfreeze",
         "What phase 2 trains besides the head: a number of last blocks, a share like 75% (the fewest last blocks with that much "
         "of the backbone's parameters: 5 of mobilenet_v2's 19), head (none of them), all, or auto (50%).",
     ),
 ]
 FinetuneEpochs = Annotated[
-    int | None, _option(RECIPE, "finetune_epochs", "Epochs of phase 2.", _OPEN.format("5 to 8"))
+    int | None,
+    _make_option(
+        RECIPE_PANEL,
+        "finetune_epochs",
+        "Epochs of phase 2.",
+        _DATA_DEPENDENT_DEFAULT.format("5 to 8"),
+    ),
 ]
 FinetuneLr = Annotated[
     float | None,
-    _option(
-        RECIPE, "finetune_lr", "Adam's learning rate in phase 2.", _OPEN.format("2e-4 to 1e-3")
+    _make_option(
+        RECIPE_PANEL,
+        "finetune_lr",
+        "Adam's learning rate in phase 2.",
+        _DATA_DEPENDENT_DEFAULT.format("2e-4 to 1e-3"),
     ),
 ]
 BatchSize = Annotated[
     str | None,
-    _option(
-        RECIPE,
+    _make_option(
+        RECIPE_PANEL,
         "batch_size",
         "Images a step; auto takes as many as the GPU is fastest with, and scales learning rates by the square root of the ratio.",
         "about 32 steps an epoch, 16 to 64",
@@ -139,8 +163,8 @@ BatchSize = Annotated[
 ]
 BatchNormMode = Annotated[
     BatchNorm | None,
-    _option(
-        RECIPE,
+    _make_option(
+        RECIPE_PANEL,
         "batch_norm",
         "BatchNorm of the blocks that phase 2 trains: eval keeps its statistics, train takes each batch's; auto keeps them where "
         "phase 1 left next to nothing to learn.",
@@ -148,50 +172,58 @@ BatchNormMode = Annotated[
 ]
 ScheduleKind = Annotated[
     Schedule | None,
-    _option(
-        RECIPE, "schedule", "Learning rate within a phase: constant, or down to 0 along a cosine."
+    _make_option(
+        RECIPE_PANEL,
+        "schedule",
+        "Learning rate within a phase: constant, or down to 0 along a cosine.",
     ),
 ]
 Warmup = Annotated[
     float | None,
-    _option(
-        RECIPE,
+    _make_option(
+        RECIPE_PANEL,
         "warmup",
         "Share of a phase's steps in which the learning rate rises linearly from 0, in [0, 1).",
     ),
 ]
 LrDecay = Annotated[
     float | None,
-    _option(
-        RECIPE,
+    _make_option(
+        RECIPE_PANEL,
         "lr_decay",
         "Factor on phase 2's learning rate for each block further from the head, in (0, 1].",
     ),
 ]
 WeightDecay = Annotated[
     float | None,
-    _option(RECIPE, "weight_decay", "Decoupled weight decay (AdamW) of all but norms and biases."),
+    _make_option(
+        RECIPE_PANEL, "weight_decay", "Decoupled weight decay (AdamW) of all but norms and biases."
+    ),
 ]
 ClipGradient = Annotated[
     float | None,
-    _option(RECIPE, "clip_gradient", "Largest L2 norm of a step's gradient; 0 does not clip."),
+    _make_option(
+        RECIPE_PANEL, "clip_gradient", "Largest L2 norm of a step's gradient; 0 does not clip."
+    ),
 ]
 LabelSmoothing = Annotated[
     float | None,
-    _option(RECIPE, "label_smoothing", "Share of the target spread over all classes, in [0, 1)."),
+    _make_option(
+        RECIPE_PANEL, "label_smoothing", "Share of the target spread over all classes, in [0, 1)."
+    ),
 ]
 Ema = Annotated[
     float | None,
-    _option(
-        RECIPE,
+    _make_option(
+        RECIPE_PANEL,
         "ema",
         "Decay of a moving average of the weights, which is then validated and kept, in [0, 1); 0 is off.",
     ),
 ]
 Patience = Annotated[
     int | None,
-    _option(
-        RECIPE,
+    _make_option(
+        RECIPE_PANEL,
         "patience",
         "Epochs without a better one after which a phase ends.",
         "all epochs are trained",
@@ -199,8 +231,8 @@ Patience = Annotated[
 ]
 TargetAccuracy = Annotated[
     float | None,
-    _option(
-        RECIPE,
+    _make_option(
+        RECIPE_PANEL,
         "target_accuracy",
         "Validation accuracy at which training ends, in (0, 1].",
         "all epochs are trained",
@@ -213,14 +245,14 @@ Budget = Annotated[
         metavar="TIME",
         help="Time in which the whole run is to finish, as 90s, 25m or 1h30m; epochs and views are then set from measured steps.",
         show_default="no limit",
-        rich_help_panel=RECIPE,
+        rich_help_panel=RECIPE_PANEL,
     ),
 ]
 
 Augmentation = Annotated[
     str | None,
-    _option(
-        DATA,
+    _make_option(
+        DATA_PANEL,
         "augment",
         "Augmentation of training images: none, light, medium, strong, or a FILE, a pipeline saved by albumentations (A.save).",
         metavar="STRENGTH|FILE",
@@ -228,8 +260,8 @@ Augmentation = Annotated[
 ]
 Views = Annotated[
     int | None,
-    _option(
-        DATA,
+    _make_option(
+        DATA_PANEL,
         "views",
         "Views of each image that the epochs go through in turn: the image itself, then augmented ones.",
         "3 where they are cached, else a new one each epoch",
@@ -237,58 +269,62 @@ Views = Annotated[
 ]
 Mixup = Annotated[
     float | None,
-    _option(
-        DATA,
+    _make_option(
+        DATA_PANEL,
         "mixup",
         "Alpha of mixup where training begins (pixels, or cached activations); 0 is off.",
     ),
 ]
 Cutmix = Annotated[
     float | None,
-    _option(
-        DATA,
+    _make_option(
+        DATA_PANEL,
         "cutmix",
         "Alpha of CutMix, at the same place; with mixup, each step takes one by chance; 0 is off.",
     ),
 ]
 ClassWeighting = Annotated[
     ClassWeights | None,
-    _option(
-        DATA,
+    _make_option(
+        DATA_PANEL,
         "class_weights",
         "`balanced` weights the loss by the inverse of each class's share of the images.",
     ),
 ]
 SamplingKind = Annotated[
     Sampling | None,
-    _option(
-        DATA, "sampling", "`balanced` draws every class equally often; an epoch stays as long."
+    _make_option(
+        DATA_PANEL,
+        "sampling",
+        "`balanced` draws every class equally often; an epoch stays as long.",
     ),
 ]
 ValSplit = Annotated[
     float | None,
-    _option(
-        DATA,
+    _make_option(
+        DATA_PANEL,
         "val_split",
         "Share of each class held back for validation where DATA has no val/ of its own; 0 trains without validation.",
     ),
 ]
 AllowLeaks = Annotated[
     bool | None,
-    _option(
-        DATA,
+    _make_option(
+        DATA_PANEL,
         "allow_leaks",
         "Train though images are in both train/ and val/; accuracy is then flattered.",
     ),
 ]
 Seed = Annotated[
     int | None,
-    _option(DATA, "seed", "Seed of the head, the order of images, the augmentation and the split."),
+    _make_option(
+        DATA_PANEL, "seed", "Seed of the head, the order of images, the augmentation and the split."
+    ),
 ]
 SplitSeed = Annotated[
     int | None,
-    _option(
-        DATA,
+    _make_option(
+        DATA_PANEL,
         "split_seed",
         "Seed of the split alone: runs of several seeds on the same validation images.",
         "that of --seed",
@@ -296,28 +332,29 @@ SplitSeed = Annotated[
 ]
 
 DeviceKind = Annotated[
-    Device | None, _option(MACHINE, "device", "Where to train; auto takes CUDA where there is one.")
+    Device | None,
+    _make_option(MACHINE_PANEL, "device", "Where to train; auto takes CUDA where there is one."),
 ]
 PrecisionKind = Annotated[
     Precision | None,
-    _option(
-        MACHINE,
+    _make_option(
+        MACHINE_PANEL,
         "precision",
         "Arithmetic; auto is bf16 on GPUs that have it, fp16 on older ones with tensor cores, on CPUs with bf16 what is measured faster.",
     ),
 ]
 InputDeviceKind = Annotated[
     InputDevice | None,
-    _option(
-        MACHINE,
+    _make_option(
+        MACHINE_PANEL,
         "input_device",
         "Where training images are decoded and augmented; auto measures both when training on a GPU and takes the faster.",
     ),
 ]
 Workers = Annotated[
     int | None,
-    _option(
-        MACHINE,
+    _make_option(
+        MACHINE_PANEL,
         "workers",
         "Processes that decode and augment; 0 works in the training process.",
         "the cores that training leaves",
@@ -325,8 +362,8 @@ Workers = Annotated[
 ]
 CacheBudget = Annotated[
     str | None,
-    _option(
-        MACHINE,
+    _make_option(
+        MACHINE_PANEL,
         "cache_budget",
         "Room for activations of frozen blocks, and as much for decoded images until those are there: 500MB, 2GB; 0 caches nothing.",
         "a quarter of the free memory",
@@ -339,24 +376,30 @@ Compile = Annotated[
         "--compile/--no-compile",
         help="Compile what is trained with torch.compile.",
         show_default="compile" if FinetuneConfig.compile else "no-compile",
-        rich_help_panel=MACHINE,
+        rich_help_panel=MACHINE_PANEL,
     ),
 ]
 Deterministic = Annotated[
     bool | None,
-    _option(
-        MACHINE,
+    _make_option(
+        MACHINE_PANEL,
         "deterministic",
         "Decide nothing by timing or free memory, and on a GPU take only algorithms that compute the same again; says what that costs.",
     ),
 ]
 TensorBoard = Annotated[
     bool | None,
-    _option(MACHINE, "tensorboard", "Write event files for TensorBoard into RUN/tensorboard."),
+    _make_option(
+        MACHINE_PANEL, "tensorboard", "Write event files for TensorBoard into RUN/tensorboard."
+    ),
 ]
 MLflow = Annotated[
     str | None,
-    _option(
-        MACHINE, "mlflow", "Give every epoch's figures to MLflow.", "none", metavar="FOLDER|URL"
+    _make_option(
+        MACHINE_PANEL,
+        "mlflow",
+        "Give every epoch's figures to MLflow.",
+        "none",
+        metavar="FOLDER|URL",
     ),
 ]

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from edgetl.train.common.progress import EpochRecord, Step
+    from edgetl.train.common.progress import EpochRecord, StepProgress
 
 
-class PlainLog:
+class PlainTrainingProgress:
     """Notes, warnings and one line an epoch."""
 
     def __init__(self, console: Console) -> None:
@@ -27,16 +27,16 @@ class PlainLog:
         """Print it, marked."""
         self._console.print(f"Warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
-    def files(self, done: int, total: int) -> None:
+    def on_files_checked(self, done: int, total: int) -> None:
         """Nothing: the number of images follows as a note."""
 
-    def prepared(self, done: int, total: int) -> None:
+    def on_features_computed(self, done: int, total: int) -> None:
         """Nothing: it is over in seconds."""
 
-    def step(self, step: Step) -> None:
+    def on_step_end(self, step: StepProgress) -> None:
         """Nothing: a log grows by epochs."""
 
-    def epoch(self, record: EpochRecord, best: bool) -> None:
+    def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
         """Print its figures."""
         parts = [
             f"epoch {record.epoch} (phase {record.phase})",
@@ -49,7 +49,7 @@ class PlainLog:
         self.note(", ".join(parts) + (" *" if best and record.val_accuracy is not None else ""))
 
 
-class Bar(PlainLog):
+class LiveTrainingProgress(PlainTrainingProgress):
     """As the log, with a bar below that shows the running epoch and the time left for all of them."""
 
     def __init__(self, console: Console, bar: Progress) -> None:
@@ -57,15 +57,15 @@ class Bar(PlainLog):
         self._bar = bar
         self._task: TaskID | None = None
 
-    def files(self, done: int, total: int) -> None:
+    def on_files_checked(self, done: int, total: int) -> None:
         """Move the bar of files."""
-        self._count("checking images", done, total)
+        self._update_count("checking images", done, total)
 
-    def prepared(self, done: int, total: int) -> None:
+    def on_features_computed(self, done: int, total: int) -> None:
         """Move the bar of views."""
-        self._count("running frozen blocks", done, total)
+        self._update_count("running frozen blocks", done, total)
 
-    def _count(self, what: str, done: int, total: int) -> None:
+    def _update_count(self, what: str, done: int, total: int) -> None:
         if self._task is None:
             self._task = self._bar.add_task(what, total=total, figures="")
         self._bar.update(self._task, completed=done)
@@ -73,7 +73,7 @@ class Bar(PlainLog):
             self._bar.remove_task(self._task)
             self._task = None
 
-    def step(self, step: Step) -> None:
+    def on_step_end(self, step: StepProgress) -> None:
         """Move the bar of all epochs, one step an image."""
         if self._task is None:
             self._task = self._bar.add_task(
@@ -90,10 +90,10 @@ class Bar(PlainLog):
 
 
 @contextmanager
-def open_progress(console: Console) -> Iterator[PlainLog]:
+def open_training_progress(console: Console) -> Iterator[PlainTrainingProgress]:
     """A bar where somebody watches, a plain log where not."""
     if not console.is_terminal:
-        yield PlainLog(console)
+        yield PlainTrainingProgress(console)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -104,4 +104,4 @@ def open_progress(console: Console) -> Iterator[PlainLog]:
         TextColumn("left"),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        yield Bar(bar.console, bar)
+        yield LiveTrainingProgress(bar.console, bar)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-_received: list[int] = []
+_received_signals: list[int] = []
 
 
-def install_handlers() -> None:
+def install_signal_handlers() -> None:
     """Let SIGTERM and SIGHUP do what SIGINT does at that moment; a signal that is ignored stays so.
 
     `nohup` and some supervisors start a program with SIGHUP ignored: it then outlives its terminal,
@@ -19,13 +19,13 @@ def install_handlers() -> None:
             signal.signal(number, _forward_to_sigint)
 
 
-def interrupted_status() -> int:
+def interrupted_exit_status() -> int:
     """Return the exit status of an interrupted command: 128 and the signal's number, 130 for Ctrl-C."""
-    return 128 + (_received[0] if _received else signal.SIGINT)
+    return 128 + (_received_signals[0] if _received_signals else signal.SIGINT)
 
 
 def _forward_to_sigint(number: int, frame: FrameType | None) -> None:
-    _received.append(number)
+    _received_signals.append(number)
     handler = signal.getsignal(signal.SIGINT)
     if callable(handler):
         handler(signal.SIGINT, frame)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from edgetl.cli.console import out
 from edgetl.cli.progress import measure_and_show
-from edgetl.core.formatting import counted, device_name, milliseconds, percent
+from edgetl.core.formatting import describe_device, format_milliseconds, format_percent, pluralize
 
 if TYPE_CHECKING:
-    from edgetl.core.artifacts.loadgen import Accuracy, LoadgenResult, Performance
+    from edgetl.core.artifacts.loadgen import LoadgenAccuracy, LoadgenPerformance, LoadgenResult
 
-_SHOWN_MISTAKES = 5
+_MAX_MISTAKES_SHOWN = 5
 
 
-def refuse_without_loadgen(options: Mapping[str, Any]) -> None:
+def reject_loadgen_only_options(options: Mapping[str, Any]) -> None:
     """Options that say how LoadGen is to drive mean nothing without it.
 
     Raises:
@@ -98,29 +98,29 @@ def run_loadgen(
     )
     from edgetl.device.loadgen.loadgen import loadgen
 
-    result = measure_and_show(partial(loadgen, config), show, as_json)
+    result = measure_and_show(partial(loadgen, config), show_loadgen_result, as_json)
     accuracy = result.accuracy
     if accuracy is not None and not accuracy.passed:
         raise BenchError(
-            f"LoadGen's accuracy run fell short: {accuracy.right} of {accuracy.images} right, {percent(accuracy.least)} must be. "
+            f"LoadGen's accuracy run fell short: {accuracy.correct_images} of {accuracy.images} right, {format_percent(accuracy.least)} must be. "
             "Take another --variant, or say with --min-accuracy what is enough for these images."
         )
 
 
-def show(result: LoadgenResult) -> None:
+def show_loadgen_result(result: LoadgenResult) -> None:
     """Print a result for people; what LoadGen says stands as it says it."""
     setup = result.configuration
-    name = f"[bold]{result.model.get('name') or result.target}[/] {setup['variant']} on {device_name(result.device)}"
+    name = f"[bold]{result.model.get('name') or result.target}[/] {setup['variant']} on {describe_device(result.device)}"
     threads, batch = (
-        counted(setup["threads"], "thread"),
+        pluralize(setup["threads"], "thread"),
         f", batch {setup['batch']}" if setup["batch"] > 1 else "",
     )
     out.print(
         f"{name}, {setup['provider']}, {threads}, scope {setup['scope']}{batch}", highlight=False
     )
-    _line("LoadGen", f"{result.loadgen}, {result.scenario}, {result.samples['description']}")
+    _print_line("LoadGen", f"{result.loadgen}, {result.scenario}, {result.samples['description']}")
     gate = setup["gate"]
-    _line(
+    _print_line(
         "Gate",
         f"{gate['top1_agreement']}/{gate['images']} agree, max |Δlogit| {gate['max_logit_difference']:.2g}",
     )
@@ -128,66 +128,67 @@ def show(result: LoadgenResult) -> None:
         _show_accuracy(result.accuracy)
     if result.performance is not None:
         _show_performance(result.performance)
-    _line("Official", "no: " + "; ".join(result.unofficial))
-    quiet = "quiet" if not result.noise.noisy else "noisy: " + "; ".join(result.noise.reasons)
-    _line("Noise", quiet)
+    _print_line("Official", "no: " + "; ".join(result.unofficial_reasons))
+    quiet = "quiet" if not result.noise.is_noisy else "noisy: " + "; ".join(result.noise.reasons)
+    _print_line("Noise", quiet)
     for note in result.notes:
-        _line("Note", note)
+        _print_line("Note", note)
     if result.path is not None:
-        _line("Result", str(result.path))
-        _line("Logs", f"{result.path.parent / str(result.logs)} (LoadGen's own files)")
+        _print_line("Result", str(result.path))
+        _print_line("Logs", f"{result.path.parent / str(result.logs)} (LoadGen's own files)")
 
 
-def _show_accuracy(accuracy: Accuracy) -> None:
+def _show_accuracy(accuracy: LoadgenAccuracy) -> None:
     against = "their labels" if accuracy.against == "labels" else "PyTorch's answers"
     least = (
         ""
         if accuracy.least is None
-        else f", at least {percent(accuracy.least)} must be: {'passed' if accuracy.passed else 'FAILED'}"
+        else f", at least {format_percent(accuracy.least)} must be: {'passed' if accuracy.passed else 'FAILED'}"
     )
-    _line(
+    _print_line(
         "Accuracy",
-        f"{accuracy.right} of {accuracy.images} as {against} ({percent(accuracy.share)}){least}",
+        f"{accuracy.correct_images} of {accuracy.images} as {against} ({format_percent(accuracy.accuracy)}){least}",
     )
-    for mistake in accuracy.wrong[:_SHOWN_MISTAKES]:
-        _line("", f"{mistake['file']}: {mistake['answer']}, not {mistake['wanted']}")
-    if len(accuracy.wrong) > _SHOWN_MISTAKES:
-        _line("", f"and {len(accuracy.wrong) - _SHOWN_MISTAKES} more, in the result")
+    for mistake in accuracy.wrong[:_MAX_MISTAKES_SHOWN]:
+        _print_line("", f"{mistake['file']}: {mistake['answer']}, not {mistake['wanted']}")
+    if len(accuracy.wrong) > _MAX_MISTAKES_SHOWN:
+        _print_line("", f"and {len(accuracy.wrong) - _MAX_MISTAKES_SHOWN} more, in the result")
 
 
-def _show_performance(performance: Performance) -> None:
+def _show_performance(performance: LoadgenPerformance) -> None:
     summary = performance.summary
-    _line("Verdict", f"Result is : {summary.result} (LoadGen's words)")
+    _print_line("Verdict", f"Result is : {summary.result} (LoadGen's words)")
     main = {
         "single-stream": "90.0th percentile latency (ns)",
         "multi-stream": "99.0th percentile latency (ns)",
     }
     figure = main.get(performance.scenario, "Samples per second")
     told = summary.figures.get(figure, "")
-    _line("", f"{figure} : {told}")
+    _print_line("", f"{figure} : {told}")
     for words in (*summary.remarks, *summary.messages):
-        _line("", words)
+        _print_line("", words)
     times = (
         performance.loadgen_ns,
         performance.edgetl_ns,
         performance.callback_ns,
         performance.inference_ns,
     )
-    kind, unit = ("", "samples/s") if performance.per_second else ("p50 ", "ms")
+    kind, unit = ("", "samples/s") if performance.is_throughput else ("p50 ", "ms")
     loadgen, own, inside, model = (
-        f"{1e9 / ns:.1f}" if performance.per_second else milliseconds(ns / 1e6) for ns in times
+        f"{1e9 / ns:.1f}" if performance.is_throughput else format_milliseconds(ns / 1e6)
+        for ns in times
     )
-    _line(
+    _print_line(
         "Beside", f"LoadGen {kind}{loadgen} {unit}, edgetl {own} {unit} ({performance.ratio:.2f})"
     )
-    _line(
+    _print_line(
         "", f"edgetl's clock inside LoadGen's test: {inside} {unit}, the model alone {model} {unit}"
     )
-    if not performance.agrees:
-        _line("", f"They disagree by more than 5%: {performance.disagreement}.")
+    if not performance.is_within_tolerance:
+        _print_line("", f"They disagree by more than 5%: {performance.disagreement}.")
     if not performance.steady:
-        _line("", "edgetl's loop had not become steady when it began to measure.")
+        _print_line("", "edgetl's loop had not become steady when it began to measure.")
 
 
-def _line(head: str, text: str) -> None:
+def _print_line(head: str, text: str) -> None:
     out.print(f"{head:<9}{text}", markup=False, soft_wrap=True)

@@ -20,12 +20,12 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the architectures that `finetune --model` takes, with parameters, input size, head, and which ship with weights."""
-    from edgetl.core.architectures import architectures
-    from edgetl.core.builtin_weights import builtin_folders
+    from edgetl.core.architectures import load_architectures
+    from edgetl.core.builtin_weights import find_builtin_folders
     from edgetl.core.files import SCHEMA
 
-    chosen = [row for row in architectures().values() if pattern.lower() in row.name]
-    shipped = builtin_folders()
+    chosen = [row for row in load_architectures().values() if pattern.lower() in row.name]
+    shipped = find_builtin_folders()
     if as_json:
         listed = [{**row.to_json(), "builtin": row.name in shipped} for row in chosen]
         typer.echo(json.dumps({"schema": SCHEMA, "kind": "models", "models": listed}, indent=2))

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgetl.cli.console import err, is_followed, out, print_json
+from edgetl.cli.console import err, is_stdout_open, out, print_json
 from edgetl.core.files import SCHEMA
-from edgetl.core.untrusted_text import csv_cell, visible
+from edgetl.core.untrusted_text import escape_control_characters, escape_csv_cell
 
 if TYPE_CHECKING:
     from edgetl.device.predict import Prediction
@@ -58,13 +58,15 @@ def predict(
 
     if as_json and as_csv:
         raise ConfigError("--json and --csv exclude each other.")
-    from edgetl.device.predict import expand
+    from edgetl.device.predict import expand_paths
     from edgetl.device.predict import predict as predict_files
-    from edgetl.device.runtime.classifier import proven_classifier
+    from edgetl.device.runtime.classifier import open_verified_classifier
 
-    paths, problems = expand(images)
-    predictions = predict_files(proven_classifier(bundle, variant, provider, threads), paths, top_k)
-    done = (_csv if as_csv else _json if as_json else _table)(predictions)
+    paths, problems = expand_paths(images)
+    predictions = predict_files(
+        open_verified_classifier(bundle, variant, provider, threads), paths, top_k
+    )
+    done = (_print_csv if as_csv else _print_json if as_json else _print_table)(predictions)
     problems += [prediction.error for prediction in done if prediction.error]
     if problems:
         for problem in problems:
@@ -75,7 +77,7 @@ def predict(
         )
 
 
-def _table(predictions: Iterable[Prediction]) -> list[Prediction]:
+def _print_table(predictions: Iterable[Prediction]) -> list[Prediction]:
     from rich.table import Table
     from rich.text import Text
 
@@ -85,7 +87,7 @@ def _table(predictions: Iterable[Prediction]) -> list[Prediction]:
     table.add_column("probability", justify="right")
     done = list(predictions)
     for prediction in done:
-        for rank, (label, probability) in enumerate(prediction.top):
+        for rank, (label, probability) in enumerate(prediction.top_labels):
             name = Text("" if rank else str(prediction.path))
             table.add_row(
                 name, Text(label, style="" if rank else "bold green"), f"{probability:.4f}"
@@ -95,14 +97,14 @@ def _table(predictions: Iterable[Prediction]) -> list[Prediction]:
     return done
 
 
-def _json(predictions: Iterable[Prediction]) -> list[Prediction]:
+def _print_json(predictions: Iterable[Prediction]) -> list[Prediction]:
     done = list(predictions)
     content = [
         {
             "path": str(prediction.path),
             "top": [
                 {"label": label, "probability": probability}
-                for label, probability in prediction.top
+                for label, probability in prediction.top_labels
             ],
             "error": prediction.error,
         }
@@ -112,22 +114,32 @@ def _json(predictions: Iterable[Prediction]) -> list[Prediction]:
     return done
 
 
-def _cell(content: Path | str) -> str:
-    return csv_cell(visible(str(content)))
+def _format_csv_cell(content: Path | str) -> str:
+    return escape_csv_cell(escape_control_characters(str(content)))
 
 
-def _csv(predictions: Iterable[Prediction]) -> list[Prediction]:
+def _print_csv(predictions: Iterable[Prediction]) -> list[Prediction]:
     """Written as it goes: a long list can be followed, and what was done survives an interruption."""
     writer = csv.writer(sys.stdout)
     writer.writerow(["path", "rank", "label", "probability", "error"])
     done = []
     for prediction in predictions:
-        for rank, (label, probability) in enumerate(prediction.top, start=1):
-            writer.writerow([_cell(prediction.path), rank, _cell(label), f"{probability:.6f}", ""])
+        for rank, (label, probability) in enumerate(prediction.top_labels, start=1):
+            writer.writerow(
+                [
+                    _format_csv_cell(prediction.path),
+                    rank,
+                    _format_csv_cell(label),
+                    f"{probability:.6f}",
+                    "",
+                ]
+            )
         if prediction.error:
-            writer.writerow([_cell(prediction.path), "", "", "", _cell(prediction.error)])
+            writer.writerow(
+                [_format_csv_cell(prediction.path), "", "", "", _format_csv_cell(prediction.error)]
+            )
         sys.stdout.flush()
         done.append(prediction)
-        if not is_followed():
+        if not is_stdout_open():
             break
     return done

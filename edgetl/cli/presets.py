@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from edgetl.cli.console import out
-from edgetl.core.config.presets import PRESET_NOTES, RECIPE, preset_toml
-from edgetl.core.config.presets import presets as known_presets
+from edgetl.core.config.presets import PRESET_DESCRIPTIONS, RECIPE_FIELDS, format_preset_toml
+from edgetl.core.config.presets import get_presets as known_presets
 from edgetl.core.files import SCHEMA
 
 
@@ -23,11 +23,12 @@ def presets(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the recipes that `finetune --preset` takes, or print one as TOML to edit."""
-    text = preset_toml(name) if name is not None else ""
+    text = format_preset_toml(name) if name is not None else ""
     chosen = {key: values for key, values in known_presets().items() if name in (None, key)}
     if as_json:
         rows = {
-            key: {"note": PRESET_NOTES[key], "values": values} for key, values in chosen.items()
+            key: {"note": PRESET_DESCRIPTIONS[key], "values": values}
+            for key, values in chosen.items()
         }
         typer.echo(json.dumps({"schema": SCHEMA, "kind": "presets", "presets": rows}, indent=2))
         return
@@ -37,12 +38,12 @@ def presets(
     from rich.table import Table
 
     for key in chosen:
-        out.print(f"[bold]{key}[/]  {PRESET_NOTES[key]}", soft_wrap=True)
+        out.print(f"[bold]{key}[/]  {PRESET_DESCRIPTIONS[key]}", soft_wrap=True)
     table = Table(caption="`edgetl presets NAME` prints every value.", caption_justify="left")
     table.add_column("Where they differ", no_wrap=True)
     for key in chosen:
         table.add_column(key, no_wrap=True)
-    for field in RECIPE:
+    for field in RECIPE_FIELDS:
         values = [
             "auto" if values[field] is None else str(values[field]) for values in chosen.values()
         ]

@@ -10,10 +10,10 @@ from typing import Any, Protocol, TypeVar
 import typer
 
 from edgetl.cli.console import err, print_json
-from edgetl.cli.interruption import interrupted_status
+from edgetl.cli.interruption import interrupted_exit_status
 
 
-class _Result(Protocol):
+class _MeasurementResult(Protocol):
     """What a measurement gives."""
 
     @property
@@ -25,11 +25,11 @@ class _Result(Protocol):
     def to_json(self) -> dict[str, Any]: ...
 
 
-Kept = TypeVar("Kept", bound=_Result)
+ResultT = TypeVar("ResultT", bound=_MeasurementResult)
 
 
 @contextmanager
-def steps() -> Iterator[Callable[[str, int, int], None]]:
+def open_step_progress() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a callback (step, done, total); total 0 means that nothing is counted."""
     if not err.is_terminal:
         seen: set[str] = set()
@@ -68,7 +68,7 @@ def steps() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def blocks() -> Iterator[Callable[[int, int, str], None]]:
+def open_block_progress() -> Iterator[Callable[[int, int, str], None]]:
     """A bar on a terminal, a line a step elsewhere; it is drawn between blocks only, never while one is measured."""
     if not err.is_terminal:
         yield lambda done, total, text: err.print(text, markup=False)
@@ -92,10 +92,10 @@ def blocks() -> Iterator[Callable[[int, int, str], None]]:
 
 
 @contextmanager
-def measuring() -> Iterator[Callable[[int, int, str], None]]:
+def open_measurement_progress() -> Iterator[Callable[[int, int, str], None]]:
     """`blocks` for a measurement that Ctrl-C ends with what it says of the figures kept, and its exit status."""
     try:
-        with blocks() as progress:
+        with open_block_progress() as progress:
             yield progress
     except KeyboardInterrupt as interrupt:
         err.print(
@@ -104,14 +104,14 @@ def measuring() -> Iterator[Callable[[int, int, str], None]]:
             markup=False,
             soft_wrap=True,
         )
-        raise typer.Exit(interrupted_status()) from None
+        raise typer.Exit(interrupted_exit_status()) from None
 
 
 def measure_and_show(
-    measure: Callable[[Callable[[int, int, str], None]], Kept],
-    show: Callable[[Kept], None],
+    measure: Callable[[Callable[[int, int, str], None]], ResultT],
+    show: Callable[[ResultT], None],
     as_json: bool,
-) -> Kept:
+) -> ResultT:
     """Measure, and print the result for people or as one JSON object.
 
     Raises:
@@ -119,7 +119,7 @@ def measure_and_show(
     """
     from edgetl.core.errors import BenchError
 
-    with measuring() as progress:
+    with open_measurement_progress() as progress:
         result = measure(progress)
     if as_json:
         print_json(result.to_json())

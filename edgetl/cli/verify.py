@@ -13,7 +13,7 @@ from edgetl.cli.console import err, out, print_json
 from edgetl.core.files import SCHEMA
 
 if TYPE_CHECKING:
-    from edgetl.device.verify import Verified
+    from edgetl.device.verify import VerifyResult
 
 
 def verify(
@@ -42,16 +42,16 @@ def verify(
     Its reference images go through this device's own onnxruntime, provider and CPU; files that are not those that were proven are
     refused. Torch is not needed. Exit status 1 where a variant fails.
     """
-    from edgetl.device.hardware.cpu import emulated
-    from edgetl.device.hardware.info import device_facts
+    from edgetl.device.hardware.cpu import is_emulated
+    from edgetl.device.hardware.info import collect_device_info
     from edgetl.device.runtime.bundle import open_bundle
     from edgetl.device.verify import verify as verify_bundle
 
     opened = open_bundle(bundle)
-    with watched() as tell:
+    with open_verify_progress() as tell:
         found = verify_bundle(opened, variant or (), provider or ("cpu",), threads, tell)
     if as_json:
-        device = device_facts()
+        device = collect_device_info()
         content = {
             "schema": SCHEMA,
             "kind": "verification",
@@ -60,8 +60,8 @@ def verify(
         }
         print_json({**content, "variants": [one.to_json() for one in found]}, indent=2)
     else:
-        print_verified(found)
-        if emulated():
+        print_verify_results(found)
+        if is_emulated():
             out.print(
                 "\nThis processor is emulated: what is right here is yet to be verified on the device.",
                 soft_wrap=True,
@@ -71,7 +71,7 @@ def verify(
 
 
 @contextmanager
-def watched() -> Iterator[Callable[[str], None]]:
+def open_verify_progress() -> Iterator[Callable[[str], None]]:
     """What is called with each variant that is begun; shown where somebody looks at it."""
     if not err.is_terminal:
         yield lambda text: None
@@ -80,7 +80,7 @@ def watched() -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(f"Verifying {text}")
 
 
-def print_verified(found: Sequence[Verified]) -> None:
+def print_verify_results(found: Sequence[VerifyResult]) -> None:
     """A table, a row for each variant, and what to do about those that failed."""
     from rich.table import Table
     from rich.text import Text

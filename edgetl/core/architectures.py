@@ -45,7 +45,7 @@ class Architecture:
 
 
 @cache
-def architectures() -> dict[str, Architecture]:
+def load_architectures() -> dict[str, Architecture]:
     """The table, by name."""
     table = files("edgetl.core").joinpath("architectures.csv").read_text(encoding="utf-8")
     return {row["name"]: _parse(row) for row in csv.DictReader(table.splitlines())}

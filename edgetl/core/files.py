@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.untrusted_text import csv_cell, csv_text
+from edgetl.core.untrusted_text import escape_csv_cell, unescape_csv_cell
 
 SCHEMA = 1
 MAX_JSON_BYTES = 256 * 2**20
@@ -66,7 +66,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) 
     quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     plain.writerow(header)
     for row in rows:
-        cells = [csv_cell(cell) for cell in row]
+        cells = [escape_csv_cell(cell) for cell in row]
         (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
     write_text(path, text.getvalue())
 
@@ -86,7 +86,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     for number, row in enumerate(rows, 1):
         if None in row or None in row.values():
             raise ValueError(f"row {number} has not as many cells as the header")
-    return [{name: csv_text(cell) for name, cell in row.items()} for row in rows]
+    return [{name: unescape_csv_cell(cell) for name, cell in row.items()} for row in rows]
 
 
 def read_json(path: Path, error: type[Exception], what: str) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def parse_json(encoded: bytes | str) -> Any:
         ValueError: no JSON, NaN or an infinity, half a surrogate pair, no UTF-8, or nested too deeply.
     """
     try:
-        content = json.loads(encoded, parse_constant=_refuse_constant)
+        content = json.loads(encoded, parse_constant=_reject_constant)
     except RecursionError as cause:
         raise ValueError("nested too deeply") from cause
     text = encoded if isinstance(encoded, str) else encoded.decode()
@@ -130,7 +130,7 @@ def parse_json(encoded: bytes | str) -> Any:
     return content
 
 
-def _refuse_constant(name: str) -> None:
+def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 

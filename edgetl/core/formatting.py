@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-MISSING = "—"
+MISSING_VALUE = "—"
 """Stands where there is no figure: not measured, or withheld; a note or a tooltip tells why."""
 
 
-PROFILE_CLOCKS = {
+PROFILE_CLOCK_DESCRIPTIONS = {
     "gpu": "time on the GPU",
     "host": "time on the host",
     "host dispatch": "host dispatch: how long the host took to launch the work, not how long the GPU worked",
@@ -17,19 +17,19 @@ PROFILE_CLOCKS = {
 """What the times of a profile are, by its field `clock`; results of before have none."""
 
 
-def milliseconds(value: float | None) -> str:
+def format_milliseconds(value: float | None) -> str:
     """Three significant digits or so; the dash where there is none."""
     if value is None:
-        return MISSING
+        return MISSING_VALUE
     return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
-def counted(count: int, thing: str, things: str = "") -> str:
+def pluralize(count: int, thing: str, things: str = "") -> str:
     """`1 thread`, `2 threads`; `things` is the plural where an s does not make it."""
     return f"{count} {thing}" if count == 1 else f"{count} {things or thing + 's'}"
 
 
-def device_name(device: Mapping[str, Any]) -> str:
+def describe_device(device: Mapping[str, Any]) -> str:
     """The device of a result as people call it: its board, or what else it tells of itself."""
     if device.get("emulated"):
         # The board is the emulator's host, and so may be the processor's name.
@@ -38,7 +38,7 @@ def device_name(device: Mapping[str, Any]) -> str:
     return str(next(filter(None, told), "a device that does not tell its name"))
 
 
-def gpu_summary(state: Mapping[str, Any]) -> str:
+def format_gpu_state(state: Mapping[str, Any]) -> str:
     """Describe a row's GPU state (`Row.gpu`): clocks, heat, power, memory, throttling."""
     clocks, limit = state["sm_clock_mhz"], state["max_sm_clock_mhz"]
     parts = []
@@ -57,12 +57,12 @@ def gpu_summary(state: Mapping[str, Any]) -> str:
     )
 
 
-def percent(share: float | None) -> str:
+def format_percent(share: float | None) -> str:
     """A share with one digit after the point, or the dash."""
-    return MISSING if share is None else f"{share:.1%}"
+    return MISSING_VALUE if share is None else f"{share:.1%}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`0.4 s`, `22 s`, `4 min 10 s`, `2 h 5 min`."""
     if seconds < 99.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"

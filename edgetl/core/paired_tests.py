@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SHOWN = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 """Largest p-value, corrected for the number of comparisons, that counts as a difference."""
-_Z = 1.959964
+_Z_975 = 1.959964
 
 
 @dataclass(frozen=True)
-class Difference:
+class AccuracyDifference:
     """Accuracy of the first minus that of the second, 0 to 1."""
 
     value: float
@@ -39,7 +39,9 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, fl
     return only_first, only_second, min(1.0, float(2 * tail / 2**decided))
 
 
-def difference(first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]]) -> Difference:
+def compute_accuracy_difference(
+    first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]]
+) -> AccuracyDifference:
     """How much more accurate the first is, over seeds [seeds][images]; as many seeds of both, and the same images in the same order.
 
     One seed: McNemar's exact p, and the interval of Agresti and Min (2005) for paired proportions; how training by another seed would
@@ -48,7 +50,7 @@ def difference(first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]]
     never less than with either alone, Student's t with the degrees of freedom of Satterthwaite (1946).
     """
     if len(first) == 1:
-        return _of_one_seed(first[0], second[0])
+        return _compare_single_seed(first[0], second[0])
     seeds, images = len(first), len(first[0])
     table = [
         [int(one) - int(other) for one, other in zip(*rows, strict=True)]
@@ -73,7 +75,7 @@ def difference(first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]]
     if (
         combined <= 0
     ):  # the same answers, or the same difference, everywhere: what is left is the chance of the images
-        return _of_one_seed(first[0], second[0])
+        return _compare_single_seed(first[0], second[0])
     degrees = combined**2 / sum(
         square**2 / max(1, count)
         for square, count in zip(mean_squares, freedom, strict=True)
@@ -81,7 +83,7 @@ def difference(first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]]
     )
     error = math.sqrt(combined / (seeds * images))
     half = student_quantile(0.975, degrees) * error
-    return Difference(
+    return AccuracyDifference(
         mean,
         max(-1.0, mean - half),
         min(1.0, mean + half),
@@ -89,7 +91,7 @@ def difference(first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]]
     )
 
 
-def holm(values: Sequence[float]) -> list[float]:
+def apply_holm_correction(values: Sequence[float]) -> list[float]:
     """p-values corrected for their number (Holm, 1979), in the order given."""
     corrected = [0.0] * len(values)
     highest = 0.0
@@ -116,16 +118,16 @@ def student_quantile(share: float, degrees: float) -> float:
     return (low + high) / 2
 
 
-def _of_one_seed(first: Sequence[bool], second: Sequence[bool]) -> Difference:
+def _compare_single_seed(first: Sequence[bool], second: Sequence[bool]) -> AccuracyDifference:
     only_first, only_second, p = mcnemar(first, second)
     images = len(first)
     # Half an image is added to each of the four fields of the table.
     centre = (only_first - only_second) / (images + 2)
-    half = _Z * math.sqrt(
+    half = _Z_975 * math.sqrt(
         max(0.0, (only_first + only_second + 1) / (images + 2) - centre**2) / (images + 2)
     )
     value = (only_first - only_second) / images
-    return Difference(
+    return AccuracyDifference(
         value, min(value, max(-1.0, centre - half)), max(value, min(1.0, centre + half)), p
     )
 

@@ -26,7 +26,7 @@ class RunDirectory:
         return self.path / "split.csv"
 
     @property
-    def rejected(self) -> Path:
+    def rejected_files(self) -> Path:
         """path,reason of every file that was left out."""
         return self.path / "rejected.csv"
 
@@ -91,7 +91,7 @@ class RunDirectory:
         return self.path / "report.html"
 
     @staticmethod
-    def is_one(path: Path) -> bool:
+    def exists_at(path: Path) -> bool:
         """Whether `path` is a run directory."""
         return (path / "config.json").is_file()
 
@@ -150,7 +150,7 @@ class BundleDirectory:
         return self.path / "predict.cpp"
 
     @property
-    def card(self) -> Path:
+    def model_card(self) -> Path:
         """The model card."""
         return self.path / "README.md"
 
@@ -164,7 +164,7 @@ class BundleDirectory:
         return self.path / f"{name}.onnx"
 
     @staticmethod
-    def is_one(path: Path) -> bool:
+    def exists_at(path: Path) -> bool:
         """Whether `path` is a complete bundle."""
         return (path / "bundle.json").is_file()
 
@@ -175,10 +175,10 @@ class BundleDirectory:
         Raises:
             BundleError: there is none, or it is incomplete.
         """
-        if cls.is_one(path):
+        if cls.exists_at(path):
             return cls(path)
-        if RunDirectory.is_one(path):
-            if cls.is_one(RunDirectory(path).bundle):
+        if RunDirectory.exists_at(path):
+            if cls.exists_at(RunDirectory(path).bundle):
                 return cls(RunDirectory(path).bundle)
             raise BundleError(
                 f"The run {path} has no bundle yet. `edgetl export {path}` writes it."
@@ -214,7 +214,7 @@ class ExperimentDirectory:
         return self.path / "compare.md"
 
     @property
-    def page(self) -> Path:
+    def report(self) -> Path:
         """Everything on one page."""
         return self.path / "report.html"
 
@@ -234,12 +234,12 @@ class ExperimentDirectory:
         return self.path / "logs"
 
     @staticmethod
-    def is_one(path: Path) -> bool:
+    def exists_at(path: Path) -> bool:
         """Whether `path` is an experiment's folder."""
         return (path / "plan.json").is_file()
 
 
-def free_name(parent: Path, stem: str) -> Path:
+def find_free_path(parent: Path, stem: str) -> Path:
     """The first of stem, stem-2, stem-3 ... that does not exist in `parent`."""
     stem = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "run"
     candidate, number = parent / stem, 1

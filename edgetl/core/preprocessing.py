@@ -49,13 +49,13 @@ class Preprocessing:
         """The classic ratio 256 : 224, for any input size."""
         return cls(resize=round(size * 256 / 224), crop=size)
 
-    def resized(self, height: int, width: int) -> tuple[int, int]:
+    def compute_resized_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) after the resize; the longer side is rounded down."""
         if height <= width:
             return self.resize, self.resize * width // height
         return self.resize * height // width, self.resize
 
-    def crop_box(self, height: int, width: int) -> tuple[int, int]:
+    def compute_crop_offset(self, height: int, width: int) -> tuple[int, int]:
         """(top, left) of the centre crop in an image already resized; halves go to the even neighbour."""
         return round((height - self.crop) / 2), round((width - self.crop) / 2)
 

@@ -16,17 +16,17 @@ BACKENDS = {
 }
 """Benchmark backends: runtime name to class; see edgetl.device.bench.backend for the protocol."""
 
-PREFIXES = {
-    "onnxruntime": "edgetl.train.features.extractor:onnx_prefix",
+FEATURE_EXTRACTORS = {
+    "onnxruntime": "edgetl.train.features.extractor:make_onnx_extractor",
 }
 """Runtimes for frozen blocks beside PyTorch: name to a function (module, example inputs) -> function;
 see edgetl.train.features.extractor."""
 
 QUANTIZERS = {
-    "fp16": "edgetl.export.quantize.fp16:half",
-    "int8": "edgetl.export.quantize.int8_search:static_int8",
-    "int8-dynamic": "edgetl.export.quantize.weight_only:dynamic_int8",
-    "int8-weights": "edgetl.export.quantize.weight_only:weights_int8",
+    "fp16": "edgetl.export.quantize.fp16:convert_to_fp16",
+    "int8": "edgetl.export.quantize.int8_search:quantize_static_int8",
+    "int8-dynamic": "edgetl.export.quantize.weight_only:quantize_dynamic_int8",
+    "int8-weights": "edgetl.export.quantize.weight_only:quantize_weights_int8",
 }
 """Variants beside fp32: name to a function (task) -> smaller network; see edgetl.export.quantize.task."""
 
@@ -39,7 +39,7 @@ EXTRAS = {
 """Which extra of edgetl brings a package."""
 
 
-def resolve(table: dict[str, str], name: str, what: str) -> Any:
+def load_from_registry(table: dict[str, str], name: str, what: str) -> Any:
     """The object behind a row.
 
     Raises:
@@ -52,10 +52,10 @@ def resolve(table: dict[str, str], name: str, what: str) -> Any:
     try:
         return getattr(import_module(module), attribute)
     except ModuleNotFoundError as cause:
-        raise missing_package(cause) from cause
+        raise convert_import_error(cause) from cause
 
 
-def missing_package(cause: ModuleNotFoundError) -> Exception:
+def convert_import_error(cause: ModuleNotFoundError) -> Exception:
     """The same fact as a message that names the command; an unknown module is a bug and comes back as it is."""
     package = (cause.name or "").partition(".")[0]
     if package not in EXTRAS:

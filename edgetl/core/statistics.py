@@ -9,9 +9,9 @@ from statistics import fmean, median, stdev, variance
 
 PERCENTILE_SUPPORT = {50: 1, 90: 64, 95: 130, 99: 662}
 """Fewest latencies that support a percentile: the least that MLPerf Inference's early-stopping criterion accepts."""
-SIGNED_RANK_FROM = 6
+MIN_SIGNED_RANK_VALUES = 6
 """Values from which on the signed-rank test can decide at 5%."""
-_COUNTED_PAIRS = 2500
+_MAX_EXACT_PAIRS = 2500
 _T_975 = (math.inf, 12.7062, 4.3027, 3.1824, 2.7764)
 """97.5% quantile of Student's t for 0, 1, 2, ... degrees of freedom."""
 
@@ -112,7 +112,7 @@ def paired_speedup(ratios: Sequence[float]) -> Speedup:
     Args:
         ratios: baseline's latency over candidate's, one a round, two or more.
     """
-    return Speedup(*map(math.exp, location([math.log(ratio) for ratio in ratios])))
+    return Speedup(*map(math.exp, estimate_location([math.log(ratio) for ratio in ratios])))
 
 
 def unpaired_speedup(baseline: Sequence[float], candidate: Sequence[float]) -> Speedup:
@@ -134,22 +134,22 @@ def unpaired_speedup(baseline: Sequence[float], candidate: Sequence[float]) -> S
 
 def median_interval(medians: Sequence[float]) -> tuple[float, float]:
     """95% interval of what the rounds' medians scatter around (`location` of their logarithms), in their unit; two rounds or more."""
-    _, low, high = location([math.log(value) for value in medians])
+    _, low, high = estimate_location([math.log(value) for value in medians])
     return math.exp(low), math.exp(high)
 
 
-def location(values: Sequence[float], tail: float = 0.025) -> tuple[float, float, float]:
+def estimate_location(values: Sequence[float], tail: float = 0.025) -> tuple[float, float, float]:
     """(centre, low, high) of two or more values from a symmetric distribution; the interval leaves out at most `tail` at either end.
 
     From six values on the median of all averages of two (Hodges and Lehmann, 1963), which one bad round does not move, with the interval
     that inverts the signed-rank test (Wilcoxon, 1945); it covers at least as often as it says. Fewer values cannot decide a rank test
     at 5%: then the median with Student's t around the mean (1908), 95%, stretched to hold it.
     """
-    if len(values) >= SIGNED_RANK_FROM:
+    if len(values) >= MIN_SIGNED_RANK_VALUES:
         averages = sorted(
             (one + other) / 2 for index, one in enumerate(values) for other in values[index:]
         )
-        cut = _lower_ranks(_signed_rank_counts(len(values)), tail) or 0
+        cut = _count_trimmed_ranks(_signed_rank_counts(len(values)), tail) or 0
         return median(averages), averages[cut], averages[-1 - cut]
     half = _T_975[len(values) - 1] * stdev(values) / math.sqrt(len(values))
     centre, middle = fmean(values), median(values)
@@ -170,11 +170,11 @@ def _signed_rank_counts(count: int) -> list[int]:
 def _rank_sum_cut(first: int, second: int) -> int | None:
     """How many of the sorted differences to leave out at either end for 95%; by the normal approximation where counting would take long."""
     pairs = first * second
-    if pairs > _COUNTED_PAIRS:
+    if pairs > _MAX_EXACT_PAIRS:
         return max(
             0, math.floor(pairs / 2 - 1.96 * math.sqrt(pairs * (first + second + 1) / 12)) - 1
         )
-    return _lower_ranks(_rank_sum_counts(first, second))
+    return _count_trimmed_ranks(_rank_sum_counts(first, second))
 
 
 def _rank_sum_counts(first: int, second: int) -> list[int]:
@@ -191,7 +191,7 @@ def _rank_sum_counts(first: int, second: int) -> list[int]:
     return counts
 
 
-def _lower_ranks(counts: Sequence[int], tail: float = 0.025) -> int | None:
+def _count_trimmed_ranks(counts: Sequence[int], tail: float = 0.025) -> int | None:
     """How many values may be left out at either end; None where even the extremes leave out more than `tail`."""
     total, seen = sum(counts), 0
     for rank, ways in enumerate(counts):

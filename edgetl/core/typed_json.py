@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 T = TypeVar("T")
 MAX_INTEGER = 2**63 - 1
 """Largest magnitude of an integer: what NumPy and SQLite hold as well."""
-_SHOWN = 60
+_MAX_VALUE_CHARACTERS = 60
 
 
 class FieldError(ValueError):
@@ -49,34 +49,34 @@ def _convert(kind: Any, value: Any, where: str, extra: str) -> Any:
     if kind is Any or kind is object:
         return value
     if dataclasses.is_dataclass(kind):
-        return _dataclass(kind, value, where, extra)
+        return _convert_dataclass(kind, value, where, extra)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return _union(arguments, value, where, extra)
+        return _convert_union(arguments, value, where, extra)
     if origin is Literal:
         if any(value == choice and type(value) is type(choice) for choice in arguments):
             return value
-        raise _wrong(where, f"one of {', '.join(map(repr, arguments))}", value)
+        raise _make_field_error(where, f"one of {', '.join(map(repr, arguments))}", value)
     if origin in (tuple, list, Sequence):
-        return _sequence(origin, arguments, value, where, extra)
+        return _convert_sequence(origin, arguments, value, where, extra)
     if origin in (dict, Mapping):
         if not isinstance(value, dict):
-            raise _wrong(where, "an object", value)
+            raise _make_field_error(where, "an object", value)
         return {
             key: _convert(arguments[1], part, f"{where}.{key}", extra)
             for key, part in value.items()
         }
-    return _scalar(kind, value, where)
+    return _convert_scalar(kind, value, where)
 
 
-def _dataclass(kind: Any, value: Any, where: str, extra: str) -> Any:
+def _convert_dataclass(kind: Any, value: Any, where: str, extra: str) -> Any:
     if not isinstance(value, dict):
-        raise _wrong(where, "an object", value)
-    hints = _hints(kind)
+        raise _make_field_error(where, "an object", value)
+    hints = _resolve_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     unknown = sorted(value.keys() - fields.keys())
     if unknown and extra == "refuse":
-        raise FieldError(f"{where} has an unknown field {unknown[0][:_SHOWN]!r}")
+        raise FieldError(f"{where} has an unknown field {unknown[0][:_MAX_VALUE_CHARACTERS]!r}")
     for name, field in fields.items():
         required = (
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -93,11 +93,11 @@ def _dataclass(kind: Any, value: Any, where: str, extra: str) -> Any:
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
+def _resolve_hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _union(choices: tuple[Any, ...], value: Any, where: str, extra: str) -> Any:
+def _convert_union(choices: tuple[Any, ...], value: Any, where: str, extra: str) -> Any:
     if value is None and type(None) in choices:
         return None
     kinds = [choice for choice in choices if choice is not type(None)]
@@ -109,9 +109,11 @@ def _union(choices: tuple[Any, ...], value: Any, where: str, extra: str) -> Any:
     return _convert(kinds[-1], value, where, extra)
 
 
-def _sequence(origin: Any, arguments: tuple[Any, ...], value: Any, where: str, extra: str) -> Any:
+def _convert_sequence(
+    origin: Any, arguments: tuple[Any, ...], value: Any, where: str, extra: str
+) -> Any:
     if not isinstance(value, list | tuple):
-        raise _wrong(where, "a list", value)
+        raise _make_field_error(where, "a list", value)
     if origin is not tuple or arguments[-1] is Ellipsis:
         kind = arguments[0]
         # Hundreds of thousands of latencies: without a message and a call for each.
@@ -124,17 +126,17 @@ def _sequence(origin: Any, arguments: tuple[Any, ...], value: Any, where: str, e
         ]
         return parts if origin is list else tuple(parts)
     if len(value) != len(arguments):
-        raise _wrong(where, f"a list of {len(arguments)} values", value)
+        raise _make_field_error(where, f"a list of {len(arguments)} values", value)
     return tuple(
         _convert(kind, part, f"{where}[{index}]", extra)
         for index, (kind, part) in enumerate(zip(arguments, value, strict=True))
     )
 
 
-def _scalar(kind: Any, value: Any, where: str) -> Any:
+def _convert_scalar(kind: Any, value: Any, where: str) -> Any:
     if kind is float and type(value) in (int, float):
         if abs(value) > MAX_INTEGER if isinstance(value, int) else not math.isfinite(value):
-            raise _wrong(where, "a finite number", value)
+            raise _make_field_error(where, "a finite number", value)
         return float(value) if isinstance(value, int) else value
     if kind is int and type(value) is int:
         if abs(value) > MAX_INTEGER:
@@ -144,7 +146,7 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
         return value
     if kind is Path and type(value) is str:
         if "\0" in value:
-            raise _wrong(where, "a path", value)
+            raise _make_field_error(where, "a path", value)
         return Path(value)
     names = {
         float: "a number",
@@ -159,15 +161,15 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
         return value
     if kind not in names:
         raise TypeError(f"{kind!r} cannot be read from JSON")
-    raise _wrong(where, names[kind], value)
+    raise _make_field_error(where, names[kind], value)
 
 
-def _wrong(where: str, expected: str, value: Any) -> FieldError:
+def _make_field_error(where: str, expected: str, value: Any) -> FieldError:
     shown = (
         repr(value)
         if not isinstance(value, dict | list)
         else f"{'an object' if isinstance(value, dict) else 'a list'}"
     )
     return FieldError(
-        f"{where} is not {expected}: {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '...'}"
+        f"{where} is not {expected}: {shown if len(shown) <= _MAX_VALUE_CHARACTERS else shown[:_MAX_VALUE_CHARACTERS] + '...'}"
     )

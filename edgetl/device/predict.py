@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgetl.core.errors import DataError, DecodeError
 from edgetl.device.runtime.classifier import Classifier
-from edgetl.device.runtime.images import IMAGE_SUFFIXES, images_below, load_image
+from edgetl.device.runtime.images import IMAGE_SUFFIXES, list_images, load_image
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,12 @@ class Prediction:
     """What the model says of one file."""
 
     path: Path
-    top: list[tuple[str, float]]
+    top_labels: list[tuple[str, float]]
     """(label, probability), best first; empty where the file could not be read."""
     error: str | None = None
 
 
-def expand(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+def expand_paths(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Files named by `arguments`, each once, and a message for every argument that names none.
 
     Files are taken as they are; of folders (all below them) and shell patterns only what is named like an image.
@@ -36,7 +36,7 @@ def expand(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
         path = Path(argument)
         if path.is_dir():
             try:
-                matches = images_below(path)
+                matches = list_images(path)
             except DataError as cause:
                 problems.append(str(cause))
                 continue

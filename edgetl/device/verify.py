@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from edgetl.core.errors import BenchError, BundleError, ProviderError
-from edgetl.device.bench.backend import Source
-from edgetl.device.bench.job import Job
+from edgetl.device.bench.backend import ModelSource
+from edgetl.device.bench.job import WorkerJob
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.worker_process import run_job
 from edgetl.device.hardware.cpu import available_cores
-from edgetl.device.hardware.info import multiplies_8_bit
+from edgetl.device.hardware.info import has_int8_dot_product
 from edgetl.device.runtime.bundle import Bundle, UnreadableModelError, Variant
-from edgetl.device.runtime.golden import Golden, gate_tolerance, judge_answers
+from edgetl.device.runtime.golden import GoldenSet, check_logits, gate_tolerance
 from edgetl.device.runtime.session import check_provider
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerifyResult:
     """One variant through one execution provider."""
 
     variant: str
@@ -56,7 +56,7 @@ def verify(
     providers: Sequence[str] = ("cpu",),
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
-) -> list[Verified]:
+) -> list[VerifyResult]:
     """Put the reference images through every variant, each in a process of its own: a crash is that variant's failure.
 
     Args:
@@ -68,16 +68,16 @@ def verify(
         BundleError: a file is missing or altered, or there is no such variant.
         ProviderError: a provider that this onnxruntime does not have.
     """
-    chosen = [bundle.variant(name) for name in dict.fromkeys(variants)] or bundle.variants
+    chosen = [bundle.select_variant(name) for name in dict.fromkeys(variants)] or bundle.variants
     for provider in providers:
         check_provider(provider)
-    golden = bundle.golden()
+    golden = bundle.load_golden()
     # Every file before any is run: a bundle that was copied badly is refused as a whole.
-    files = {variant.name: _file(bundle, variant) for variant in chosen}
-    bundle.others()
+    files = {variant.name: _path_or_error(bundle, variant) for variant in chosen}
+    bundle.companion_files()
     with tempfile.TemporaryDirectory(prefix="edgetl-verify-") as folder:
         return [
-            _verified(
+            _verify_variant(
                 bundle,
                 variant,
                 files[variant.name],
@@ -92,33 +92,33 @@ def verify(
         ]
 
 
-def _file(bundle: Bundle, variant: Variant) -> Path | UnreadableModelError:
+def _path_or_error(bundle: Bundle, variant: Variant) -> Path | UnreadableModelError:
     try:
-        return bundle.file(variant)
+        return bundle.variant_path(variant)
     except UnreadableModelError as cause:
         return cause
 
 
-def _verified(
+def _verify_variant(
     bundle: Bundle,
     variant: Variant,
     file: Path | UnreadableModelError,
     provider: str,
-    golden: Golden,
+    golden: GoldenSet,
     threads: int,
     folder: Path,
     progress: Callable[[str], None] | None,
-) -> Verified:
+) -> VerifyResult:
     if progress:
         progress(f"{variant.name} on {provider}")
     if isinstance(file, UnreadableModelError):
-        return Verified(
+        return VerifyResult(
             variant.name,
             variant.precision,
             provider,
             {"checked": False, "passed": False, "reason": str(file)},
         )
-    source = Source(
+    source = ModelSource(
         file.resolve(),
         threads,
         provider=provider,
@@ -127,7 +127,7 @@ def _verified(
         precision=variant.precision,
         size=variant.size,
     )
-    job = Job(
+    job = WorkerJob(
         "gate",
         "onnxruntime",
         source,
@@ -142,16 +142,16 @@ def _verified(
     else:
         reference = golden.logits_for(variant)
         tolerance = gate_tolerance(reference, provider, golden.tolerance, variant.tolerance)
-        gate = judge_answers(logits, reference, tolerance)
-    advice = "" if gate["passed"] else " ".join(_advice(variant, provider, gate))
-    return Verified(variant.name, variant.precision, provider, gate, advice)
+        gate = check_logits(logits, reference, tolerance)
+    advice = "" if gate["passed"] else " ".join(_failure_advice(variant, provider, gate))
+    return VerifyResult(variant.name, variant.precision, provider, gate, advice)
 
 
-def _advice(variant: Variant, provider: str, gate: dict[str, Any]) -> Iterator[str]:
+def _failure_advice(variant: Variant, provider: str, gate: dict[str, Any]) -> Iterator[str]:
     if not gate["checked"]:
         return
     if variant.precision.startswith("int8") and provider == "cpu":
-        if multiplies_8_bit():
+        if has_int8_dot_product():
             yield "An int8 file that is right on one CPU can be wrong on another: kernels round and saturate in ways of their own."
         else:
             yield "This CPU sums products of 8 bits in 16 (no VNNI, AMX or dot products), which saturates:"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.core.artifacts.candidates import CandidatesConfig, CandidatesResult, read_candidates
-from edgetl.core.artifacts.experiment import Candidate
-from edgetl.core.artifacts.experiment_runs import Run
-from edgetl.core.config.compare import CompareConfig, Network, PlannedRun, plan_runs
+from edgetl.core.artifacts.experiment import ScreenedNetwork
+from edgetl.core.artifacts.experiment_runs import StrategyRun
+from edgetl.core.config.compare import CompareConfig, NetworkSpec, PlannedRun, plan_runs
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ArchitectureError, BenchError, ConfigError, DataError, RunError
 from edgetl.core.files import (
@@ -23,15 +23,15 @@ from edgetl.core.files import (
     read_regular_file,
     write_json,
 )
-from edgetl.core.formatting import device_name
+from edgetl.core.formatting import describe_device
 from edgetl.core.paths import ExperimentDirectory, RunDirectory
 from edgetl.core.typed_json import FieldError, parse_as
-from edgetl.device.hardware.info import device_facts
-from edgetl.experiment.progress import Watcher
+from edgetl.device.hardware.info import collect_device_info
+from edgetl.experiment.progress import ExperimentProgress
 from edgetl.experiment.task_process import run_task
 from edgetl.export.candidates import time_candidates
 from edgetl.train.data.folders import find_files
-from edgetl.train.model.torchvision_models import known_architecture
+from edgetl.train.model.torchvision_models import get_architecture
 
 
 def is_finished(planned: PlannedRun) -> bool:
@@ -41,7 +41,7 @@ def is_finished(planned: PlannedRun) -> bool:
     )
 
 
-def read_run(planned: PlannedRun) -> tuple[Run, dict[str, Any]]:
+def read_strategy_run(planned: PlannedRun) -> tuple[StrategyRun, dict[str, Any]]:
     """The run's figures, and its config.json.
 
     Raises:
@@ -70,7 +70,7 @@ def read_run(planned: PlannedRun) -> tuple[Run, dict[str, Any]]:
         for label, predicted in answers:
             confusion[number[label]][number[predicted]] += 1
         figures = {
-            **identity(planned),
+            **run_identity(planned),
             "seconds": metrics["seconds"]["total"],
             "train_images": metrics["train"]["images"],
             "train_accuracy": metrics["train"]["accuracy"],
@@ -93,14 +93,14 @@ def read_run(planned: PlannedRun) -> tuple[Run, dict[str, Any]]:
             "correct": "".join("1" if label == predicted else "0" for label, predicted in answers),
             "confusion": confusion,
         }
-        return parse_as(Run, figures, "its figures"), config
+        return parse_as(StrategyRun, figures, "its figures"), config
     except (OSError, KeyError, IndexError, TypeError, ValueError) as cause:
         raise RunError(
             f"The run {run.path} is broken: {cause!r}. Remove it, and `edgetl compare` trains it again."
         ) from cause
 
 
-def identity(planned: PlannedRun) -> dict[str, Any]:
+def run_identity(planned: PlannedRun) -> dict[str, Any]:
     """What a run is called and what it is, before anything is known of its end."""
     return {
         "name": planned.name,
@@ -113,31 +113,35 @@ def identity(planned: PlannedRun) -> dict[str, Any]:
     }
 
 
-_FIRST_DECIDED = ("seed", "output")
-_DEFAULTS = {field.name: field.default for field in fields(FinetuneConfig)}
+_PER_RUN_FIELDS = ("seed", "output")
+_RECIPE_DEFAULTS = {field.name: field.default for field in fields(FinetuneConfig)}
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExperimentPlan:
     """The runs of an experiment, with what they are expected to take."""
 
     runs: list[PlannedRun]
-    seconds: dict[str, float]
+    estimated_seconds: dict[str, float]
     """For each run's name; measured here, on these images."""
-    finished: list[str]
+    finished_runs: list[str]
     """Names of runs that ended before."""
     candidates: CandidatesResult | None = None
     """The networks timed before the plan was made, where there is a latency budget."""
 
     @property
-    def seconds_left(self) -> float:
+    def remaining_seconds(self) -> float:
         """Of the runs that have not ended."""
-        return sum(self.seconds[run.name] for run in self.runs if run.name not in self.finished)
+        return sum(
+            self.estimated_seconds[run.name]
+            for run in self.runs
+            if run.name not in self.finished_runs
+        )
 
 
 def make_plan(
-    config: CompareConfig, recipe: FinetuneConfig, watcher: Watcher, scratch: Path
-) -> Plan:
+    config: CompareConfig, recipe: FinetuneConfig, watcher: ExperimentProgress, scratch: Path
+) -> ExperimentPlan:
     """Find out all that can be wrong, and what is to be done; nothing is written but what a latency budget had measured.
 
     Args:
@@ -149,53 +153,57 @@ def make_plan(
         BenchError: no network is within the latency budget.
     """
     folder = ExperimentDirectory(config.output)
-    _check_place(folder, recipe)
+    _check_output_folder(folder, recipe)
     if recipe.val_split == 0:
         raise ConfigError(
             "--val-split 0 leaves no validation images, and strategies are compared on those. Take 0.2."
         )
     labels = find_files(recipe.data.expanduser().absolute()).labels
     networks = [
-        Network(name, size or known_architecture(name).image_size, known_architecture(name).blocks)
+        NetworkSpec(name, size or get_architecture(name).image_size, get_architecture(name).blocks)
         for name, size in product(
             dict.fromkeys(config.models), dict.fromkeys(config.image_sizes) or (None,)
         )
     ]
     candidates = None
     if config.latency_budget_ms is not None:
-        candidates = _timed(config, networks, len(labels), folder, watcher)
-        networks = _within_budget(candidates, networks, watcher)
+        candidates = _time_networks(config, networks, len(labels), folder, watcher)
+        networks = _select_within_budget(candidates, networks, watcher)
     runs = plan_runs(config, recipe, networks, folder.runs)
     finished = [run.name for run in runs if is_finished(run)]
-    _refuse_other_plan(folder, runs, finished)
-    return Plan(
+    _check_plan_unchanged(folder, runs, finished)
+    return ExperimentPlan(
         runs,
-        _expected(runs, watcher, scratch) if len(finished) < len(runs) else {},
+        _estimate_run_seconds(runs, watcher, scratch) if len(finished) < len(runs) else {},
         finished,
         candidates,
     )
 
 
 def write_plan(
-    folder: ExperimentDirectory, plan: Plan, config: CompareConfig, recipe: FinetuneConfig
+    folder: ExperimentDirectory, plan: ExperimentPlan, config: CompareConfig, recipe: FinetuneConfig
 ) -> None:
     """Write plan.json: by it an experiment is known, and gone on with only as it began."""
-    runs = {**_planned_before(folder), **{run.name: _settings(run) for run in plan.runs}}
-    write_json(folder.plan, {"kind": "plan", **asked(config, recipe), "runs": runs})
+    runs = {**_read_planned_runs(folder), **{run.name: _settings(run) for run in plan.runs}}
+    write_json(folder.plan, {"kind": "plan", **request_json(config, recipe), "runs": runs})
 
 
-def candidates_of(timed: CandidatesResult) -> tuple[Candidate, ...]:
+def to_screened_networks(timed: CandidatesResult) -> tuple[ScreenedNetwork, ...]:
     """The networks timed before any was trained, fastest first, for the experiment's result."""
     rows = sorted(timed.rows, key=lambda row: math.inf if row.p50_ms is None else row.p50_ms)
     return tuple(
-        Candidate(
-            row.name, row.p50_ms, row.ci95_ms, None if row.failed else timed.fits(row), row.failed
+        ScreenedNetwork(
+            row.name,
+            row.p50_ms,
+            row.ci95_ms,
+            None if row.failed else timed.fits_budget(row),
+            row.failed,
         )
         for row in rows
     )
 
 
-def asked(config: CompareConfig, recipe: FinetuneConfig) -> dict[str, Any]:
+def request_json(config: CompareConfig, recipe: FinetuneConfig) -> dict[str, Any]:
     """What was asked for, as JSON."""
     compare = {
         name: list(value) if isinstance(value, tuple) else value
@@ -205,12 +213,12 @@ def asked(config: CompareConfig, recipe: FinetuneConfig) -> dict[str, Any]:
     return {
         "compare": compare,
         "recipe": {
-            name: value for name, value in recipe.to_json().items() if name not in _FIRST_DECIDED
+            name: value for name, value in recipe.to_json().items() if name not in _PER_RUN_FIELDS
         },
     }
 
 
-def _check_place(folder: ExperimentDirectory, recipe: FinetuneConfig) -> None:
+def _check_output_folder(folder: ExperimentDirectory, recipe: FinetuneConfig) -> None:
     path, data = folder.path.expanduser().resolve(), recipe.data.expanduser().resolve()
     if path == data or data in path.parents or path in data.parents:
         raise ConfigError(
@@ -218,7 +226,7 @@ def _check_place(folder: ExperimentDirectory, recipe: FinetuneConfig) -> None:
         )
     if (
         folder.path.exists()
-        and not folder.is_one(folder.path)
+        and not folder.exists_at(folder.path)
         and (not folder.path.is_dir() or any(folder.path.iterdir()))
     ):
         # What a latency budget measured lies there before the plan does.
@@ -231,10 +239,10 @@ def _check_place(folder: ExperimentDirectory, recipe: FinetuneConfig) -> None:
         )
 
 
-def _refuse_other_plan(
+def _check_plan_unchanged(
     folder: ExperimentDirectory, runs: Sequence[PlannedRun], finished: Sequence[str]
 ) -> None:
-    before = _planned_before(folder)
+    before = _read_planned_runs(folder)
     for run in runs:
         then, now = before.get(run.name), _settings(run)
         if run.name in finished and then is None:
@@ -245,7 +253,7 @@ def _refuse_other_plan(
         changed = (
             []
             if then is None
-            else [name for name in now if then.get(name, _DEFAULTS.get(name)) != now[name]]
+            else [name for name in now if then.get(name, _RECIPE_DEFAULTS.get(name)) != now[name]]
         )
         if run.name in finished and then is not None and changed:
             told = ", ".join(f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in changed)
@@ -254,8 +262,8 @@ def _refuse_other_plan(
             )
 
 
-def _planned_before(folder: ExperimentDirectory) -> dict[str, dict[str, Any]]:
-    if not folder.is_one(folder.path):
+def _read_planned_runs(folder: ExperimentDirectory) -> dict[str, dict[str, Any]]:
+    if not folder.exists_at(folder.path):
         return {}
     content = read_json(folder.plan, RunError, "The experiment's plan")
     try:
@@ -270,14 +278,16 @@ def _settings(run: PlannedRun) -> dict[str, Any]:
     content = run.config.to_json()
     return {
         **{name: value for name, value in content.items() if name != "output"},
-        "timed_by": run.timed_by,
+        "timed_by": run.budget_run,
     }
 
 
-def _expected(runs: Sequence[PlannedRun], watcher: Watcher, scratch: Path) -> dict[str, float]:
+def _estimate_run_seconds(
+    runs: Sequence[PlannedRun], watcher: ExperimentProgress, scratch: Path
+) -> dict[str, float]:
     # Runs that differ in their seed alone take as long; one timed by another takes as long as that.
     rows = {run.name: run.row for run in runs}
-    row_of = {run.name: rows[run.timed_by] if run.timed_by else run.row for run in runs}
+    row_of = {run.name: rows[run.budget_run] if run.budget_run else run.row for run in runs}
     open_ = {row_of[run.name] for run in runs if not is_finished(run)}
     kinds = {run.row: run for run in reversed(runs) if run.row in open_}
     if all(run.config.budget_s for run in kinds.values()):
@@ -298,12 +308,12 @@ def _expected(runs: Sequence[PlannedRun], watcher: Watcher, scratch: Path) -> di
     return {run.name: seconds[row_of[run.name]] for run in runs if row_of[run.name] in seconds}
 
 
-def _timed(
+def _time_networks(
     config: CompareConfig,
-    networks: Sequence[Network],
+    networks: Sequence[NetworkSpec],
     classes: int,
     folder: ExperimentDirectory,
-    watcher: Watcher,
+    watcher: ExperimentProgress,
 ) -> CandidatesResult:
     wanted = CandidatesConfig(
         architectures=tuple(dict.fromkeys(network.architecture for network in networks)),
@@ -324,19 +334,19 @@ def _timed(
         if (
             whole
             and before.classes == classes
-            and device_name(before.device) == device_name(device_facts())
+            and describe_device(before.device) == describe_device(collect_device_info())
         ):
             return replace(before, latency_budget_ms=config.latency_budget_ms, rows=rows)
         folder.candidates.unlink()
-    return time_candidates(wanted, watcher.measuring)
+    return time_candidates(wanted, watcher.on_bench_progress)
 
 
-def _within_budget(
-    candidates: CandidatesResult, networks: Sequence[Network], watcher: Watcher
-) -> list[Network]:
+def _select_within_budget(
+    candidates: CandidatesResult, networks: Sequence[NetworkSpec], watcher: ExperimentProgress
+) -> list[NetworkSpec]:
     rows = {row.name: row for row in candidates.rows}
     able = [network for network in networks if rows[network.name].failed is None]
-    kept = [network for network in able if candidates.fits(rows[network.name]) is not False]
+    kept = [network for network in able if candidates.fits_budget(rows[network.name]) is not False]
     dropped = [
         f"{network.name} ({rows[network.name].p50_ms:.2f} ms)"
         for network in able
@@ -347,7 +357,7 @@ def _within_budget(
         failed = next((row.failed for row in rows.values() if row.failed), None)
         if failed is not None and all(row.failed for row in rows.values()):
             raise ArchitectureError(f"No network could be timed. {failed}")
-        fastest = candidates.timed[0]
+        fastest = candidates.timed_rows[0]
         raise BenchError(
             f"No network is within {budget}: the fastest, {fastest.name}, has {fastest.p50_ms:.2f} ms. "
             "Take smaller images (--image-size), other --models, or a larger budget."
@@ -359,7 +369,7 @@ def _within_budget(
             watcher.note(
                 f"Dropped, it could not be timed: {network.name}: {rows[network.name].failed}"
             )
-    open_ = [network.name for network in kept if candidates.fits(rows[network.name]) is None]
+    open_ = [network.name for network in kept if candidates.fits_budget(rows[network.name]) is None]
     if open_:
         watcher.note(f"Kept though not decided, the interval holds the budget: {', '.join(open_)}.")
     return kept

@@ -5,53 +5,53 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from edgetl.core.artifacts.experiment_runs import Run
+from edgetl.core.artifacts.experiment_runs import StrategyRun
 from edgetl.core.config.compare import PlannedRun
 
 
-class Watcher(Protocol):
+class ExperimentProgress(Protocol):
     """Called from the thread that runs the experiment."""
 
     def note(self, text: str) -> None:
         """Something worth knowing."""
 
-    def measuring(self, done: int, total: int, text: str) -> None:
+    def on_bench_progress(self, done: int, total: int, text: str) -> None:
         """A measurement of latencies goes on; not to be disturbed by drawing."""
 
-    def planned(
+    def on_plan(
         self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]
     ) -> None:
         """The plan, the names of runs that had ended before, and what each is expected to take."""
 
-    def started(self, run: PlannedRun) -> None:
+    def on_run_start(self, run: PlannedRun) -> None:
         """Its process is about to start."""
 
-    def told(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
+    def on_run_message(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
         """A message of its process: `step`, `epoch`, `note` or `warning`."""
 
-    def ended(self, run: PlannedRun, result: Run) -> None:
+    def on_run_end(self, run: PlannedRun, result: StrategyRun) -> None:
         """It ended, or failed."""
 
 
-class Silent:
+class NullExperimentProgress:
     """An experiment that nobody watches."""
 
     def note(self, text: str) -> None:
         """Ignore it."""
 
-    def measuring(self, done: int, total: int, text: str) -> None:
+    def on_bench_progress(self, done: int, total: int, text: str) -> None:
         """Ignore it."""
 
-    def planned(
+    def on_plan(
         self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]
     ) -> None:
         """Ignore it."""
 
-    def started(self, run: PlannedRun) -> None:
+    def on_run_start(self, run: PlannedRun) -> None:
         """Ignore it."""
 
-    def told(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
+    def on_run_message(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
         """Ignore it."""
 
-    def ended(self, run: PlannedRun, result: Run) -> None:
+    def on_run_end(self, run: PlannedRun, result: StrategyRun) -> None:
         """Ignore it."""

@@ -13,11 +13,11 @@ from typing import Any
 
 from edgetl.core.errors import RunError
 from edgetl.device.bench.job import error_from_json
-from edgetl.device.bench.worker_process import worker_environment
+from edgetl.device.bench.worker_process import make_worker_environment
 from edgetl.device.hardware.cpu import available_cores
 
-_LAST_LINES = 12
-_ENDING_S = 60.0
+_LOG_TAIL_LINES = 12
+_EXIT_TIMEOUT_S = 60.0
 """For a process that has told its end, or closed its channel, to leave."""
 
 
@@ -47,7 +47,7 @@ def run_task(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=words,
-            env={**worker_environment(available_cores()), "EDGETL_CACHE": cache},
+            env={**make_worker_environment(available_cores()), "EDGETL_CACHE": cache},
             text=True,
             encoding="utf-8",
             # Ctrl-C reaches this process alone, which then ends the other.
@@ -72,7 +72,7 @@ def run_task(
         finally:
             # Closing its standard input at once would end it in the middle of its last words.
             with suppress(subprocess.TimeoutExpired):
-                process.wait(_ENDING_S)
+                process.wait(_EXIT_TIMEOUT_S)
             process.kill()
             process.communicate()
     if "error" in ended:
@@ -82,7 +82,7 @@ def run_task(
             line
             for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
             if line.strip()
-        ][-_LAST_LINES:]
+        ][-_LOG_TAIL_LINES:]
         death = f"The process ended with status {process.returncode}" + (
             " (often: out of memory)" if process.returncode == -9 else ""
         )

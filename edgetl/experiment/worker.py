@@ -19,7 +19,7 @@ from typing import Any
 from edgetl.core.errors import EdgetlError
 from edgetl.device.bench.job import error_to_json
 
-Tell = Callable[[dict[str, Any]], None]
+SendMessage = Callable[[dict[str, Any]], None]
 
 
 def main() -> None:
@@ -32,31 +32,31 @@ def main() -> None:
             channel.flush()
 
         task = json.loads(sys.stdin.readline())
-        threading.Thread(target=_end_with_the_parent, daemon=True).start()
+        threading.Thread(target=_exit_with_parent, daemon=True).start()
         try:
-            _TASKS[task["task"]](task, tell)
+            _TASK_HANDLERS[task["task"]](task, tell)
         except EdgetlError as error:
             tell({"error": error_to_json(error)})
         else:
             tell({"done": True})
 
 
-def _estimate(task: dict[str, Any], tell: Tell) -> None:
+def _estimate(task: dict[str, Any], tell: SendMessage) -> None:
     from edgetl.core.config.finetune import FinetuneConfig
-    from edgetl.train.finetune import expected_seconds
+    from edgetl.train.finetune import estimate_seconds
 
     for content in task["configs"]:
-        tell({"seconds": expected_seconds(FinetuneConfig.from_json(content))})
+        tell({"seconds": estimate_seconds(FinetuneConfig.from_json(content))})
 
 
-def _train(task: dict[str, Any], tell: Tell) -> None:
+def _train(task: dict[str, Any], tell: SendMessage) -> None:
     from edgetl.core.config.finetune import FinetuneConfig
     from edgetl.train.finetune import finetune
 
-    finetune(FinetuneConfig.from_json(task["config"]), _Telling(tell))
+    finetune(FinetuneConfig.from_json(task["config"]), _MessageProgress(tell))
 
 
-def _export(task: dict[str, Any], tell: Tell) -> None:
+def _export(task: dict[str, Any], tell: SendMessage) -> None:
     from edgetl.core.config.export import ExportConfig
     from edgetl.core.paths import RunDirectory
     from edgetl.export.exporter import export_run
@@ -64,38 +64,38 @@ def _export(task: dict[str, Any], tell: Tell) -> None:
     export_run(RunDirectory.open(Path(task["run"])), ExportConfig(force=True))
 
 
-_TASKS: dict[str, Callable[[dict[str, Any], Tell], None]] = {
+_TASK_HANDLERS: dict[str, Callable[[dict[str, Any], SendMessage], None]] = {
     "estimate": _estimate,
     "train": _train,
     "export": _export,
 }
 
 
-class _Telling:
+class _MessageProgress:
     # edgetl.train.common.progress.Progress, a message each.
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
+    def __init__(self, tell: SendMessage) -> None:
+        self._send_message = tell
 
     def note(self, text: str) -> None:
-        self._tell({"note": text})
+        self._send_message({"note": text})
 
     def warn(self, text: str) -> None:
-        self._tell({"warning": text})
+        self._send_message({"warning": text})
 
-    def files(self, done: int, total: int) -> None:
+    def on_files_checked(self, done: int, total: int) -> None:
         pass
 
-    def prepared(self, done: int, total: int) -> None:
+    def on_features_computed(self, done: int, total: int) -> None:
         pass
 
-    def step(self, step: Any) -> None:
-        self._tell({"step": asdict(step)})
+    def on_step_end(self, step: Any) -> None:
+        self._send_message({"step": asdict(step)})
 
-    def epoch(self, record: Any, best: bool) -> None:
-        self._tell({"epoch": record.to_json()})
+    def on_epoch_end(self, record: Any, best: bool) -> None:
+        self._send_message({"epoch": record.to_json()})
 
 
-def _end_with_the_parent() -> None:
+def _exit_with_parent() -> None:
     # Standard input ends when the parent does, by whatever death: no run must go on that nobody waits for.
     # Not by sys.stdin: Python aborts where a thread holds its lock at the end.
     while os.read(0, 4096):

@@ -22,8 +22,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgetl.core.artifacts.foreign_files import (
-    describe_foreign,
-    foreign_bundle_files,
+    describe_foreign_files,
+    find_foreign_bundle_files,
     read_manifest,
 )
 from edgetl.core.errors import BundleError, ExportError
@@ -84,7 +84,7 @@ def new_bundle(path: Path, force: bool) -> Iterator[BundleDirectory]:
     refuse_existing(path, force)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path):
+        with _hold_lock(path):
             # Another process may have put one there since.
             refuse_existing(path, force)
             temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
@@ -95,18 +95,18 @@ def new_bundle(path: Path, force: bool) -> Iterator[BundleDirectory]:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     except OSError as cause:
-        kept = " The bundle that was there is untouched." if BundleDirectory.is_one(path) else ""
+        kept = " The bundle that was there is untouched." if BundleDirectory.exists_at(path) else ""
         raise BundleError(
             f"The bundle cannot be written to {path} ({cause.strerror or cause}).{kept} Make room there, or choose another place with -o."
         ) from cause
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _hold_lock(path: Path) -> Iterator[None]:
     # The system lets go of the lock when its process dies, however that happens.
     lock = path.parent / f".{path.name}.lock"
     try:
-        stream = _locked(lock)
+        stream = _acquire_lock(lock)
     except BlockingIOError as cause:
         raise BundleError(
             f"Another process is writing a bundle to {path}. Wait for it, or choose another place with -o."
@@ -118,7 +118,7 @@ def _alone(path: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def _locked(path: Path) -> IO[str]:
+def _acquire_lock(path: Path) -> IO[str]:
     while True:
         stream = path.open("a")
         try:
@@ -163,10 +163,10 @@ def refuse_existing(path: Path, force: bool) -> None:
         raise BundleError(
             f"There is a bundle at {path} already. --force replaces it, -o writes elsewhere."
         )
-    foreign = foreign_bundle_files(path)
+    foreign = find_foreign_bundle_files(path)
     if foreign:
         raise BundleError(
-            f"{describe_foreign(path, foreign)}, so --force does not replace it. Move them away, or choose another place with -o."
+            f"{describe_foreign_files(path, foreign)}, so --force does not replace it. Move them away, or choose another place with -o."
         )
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import onnx
 
 from edgetl import __version__
-from edgetl.core.config.export import ExportConfig, fixed_size_name
+from edgetl.core.config.export import ExportConfig, name_fixed_size_variant
 from edgetl.core.errors import DataError
 from edgetl.core.paths import BundleDirectory, RunDirectory
-from edgetl.device.bench.protocol import QUICK
+from edgetl.device.bench.protocol import QUICK_PROTOCOL
 from edgetl.device.hardware.memory import keep_freed_memory
 from edgetl.device.runtime.bundle import Bundle, Variant, open_bundle
-from edgetl.device.runtime.images import images_below
+from edgetl.device.runtime.images import list_images
 from edgetl.export.bundle_writer import (
     GoldenImages,
     new_bundle,
@@ -30,31 +30,35 @@ from edgetl.export.bundle_writer import (
     write_manifest,
     write_model,
 )
-from edgetl.export.golden import GOLDEN_COUNT, choose_golden, generated_pictures
+from edgetl.export.golden import GOLDEN_COUNT, choose_golden, generate_images
 from edgetl.export.graph.assemble import assemble
-from edgetl.export.graph.torch_export import NetworkGraph, network_graph
-from edgetl.export.latency import variant_latencies
+from edgetl.export.graph.torch_export import NetworkGraph, export_network_graph
+from edgetl.export.latency import measure_variant_latencies
 from edgetl.export.model_card import model_card
-from edgetl.export.parity.metrics import Logits, ProofImages, accuracy
+from edgetl.export.parity.metrics import EvaluationImages, Logits, compute_accuracy
 from edgetl.export.parity.proof import Parity, ParityProof
-from edgetl.export.quantize.images import QuantizationImages, check_enough, quantization_images
-from edgetl.export.quantize.task import Task
+from edgetl.export.quantize.images import (
+    QuantizationImages,
+    check_image_count,
+    load_quantization_images,
+)
+from edgetl.export.quantize.task import QuantizationTask
 from edgetl.export.selection import choose
-from edgetl.export.variants import Made, Workshop, draw_flips, make_variant
+from edgetl.export.variants import BuiltVariant, VariantBuilder, draw_flips, make_variant
 from edgetl.export.web.export import write_web
-from edgetl.export.web.runtime import runtime_files
+from edgetl.export.web.runtime import ensure_runtime_files
 from edgetl.train.data.splits import read_split
-from edgetl.train.model.factory import RunModel, load_run_model, load_stock_model
+from edgetl.train.model.factory import LoadedModel, load_run_model, load_stock_model
 from edgetl.train.model.final_model import check_accuracy
 
-Progress = Callable[[str, int, int], None]
+ExportProgress = Callable[[str, int, int], None]
 """Told of each step in words, with done and total images; both 0 where nothing is counted."""
 
 
 @dataclass(frozen=True)
-class _Sources:
-    proof: ProofImages
-    calibration: Sequence[Path]
+class _ExportInputs:
+    evaluation_images: EvaluationImages
+    calibration_files: Sequence[Path]
     calibration_labels: Sequence[str] | None
     calibration_kind: str
     plots: Path | None = None
@@ -62,7 +66,9 @@ class _Sources:
     """Given PyTorch's accuracy on the proof images and their number; raises where the run's own figures are others."""
 
 
-def export_run(run: RunDirectory, config: ExportConfig, progress: Progress | None = None) -> Bundle:
+def export_run(
+    run: RunDirectory, config: ExportConfig, progress: ExportProgress | None = None
+) -> Bundle:
     """Export a run's best weights, proven on its validation images (its training images where it has no others).
 
     Raises:
@@ -81,13 +87,13 @@ def export_run(run: RunDirectory, config: ExportConfig, progress: Progress | Non
             f"{len(missing)} of the run's {len(chosen)} images are gone, the first is {missing[0]}. "
             "Put the data set back where it was, or correct `data` in the run's config.json."
         )
-    images = ProofImages(
+    images = EvaluationImages(
         [row.path for row in chosen],
         [row.label for row in chosen] if validation else None,
         "validation" if validation else "training",
     )
     training = [row for row in rows if row.split == "train" and row.path.is_file()]
-    sources = _Sources(
+    sources = _ExportInputs(
         images,
         [row.path for row in training],
         [row.label for row in training],
@@ -104,7 +110,7 @@ def export_architecture(
     config: ExportConfig,
     images: Path | None = None,
     image_size: int | None = None,
-    progress: Progress | None = None,
+    progress: ExportProgress | None = None,
 ) -> Bundle:
     """Export a stock ImageNet model, proven on the photos in `images`, or on generated pictures where none are given.
 
@@ -116,18 +122,18 @@ def export_architecture(
     refuse_existing(output, config.force)
     with tempfile.TemporaryDirectory() as folder:
         if images is None:
-            proof = ProofImages(generated_pictures(Path(folder), 16), None, "generated")
+            proof = EvaluationImages(generate_images(Path(folder), 16), None, "generated")
         else:
-            found = images_below(images) if images.is_dir() else [images]
+            found = list_images(images) if images.is_dir() else [images]
             if not found or not found[0].is_file():
                 raise DataError(
                     f"No images in {images}. Give a folder of photos, or leave --images away to use generated pictures."
                 )
-            proof = ProofImages(found, None, "given")
+            proof = EvaluationImages(found, None, "given")
         given = proof.files if proof.kind == "given" else []
         return _export(
             load_stock_model(architecture, weights, image_size),
-            _Sources(proof, given, None, "--images"),
+            _ExportInputs(proof, given, None, "--images"),
             output,
             config,
             progress,
@@ -135,21 +141,23 @@ def export_architecture(
 
 
 def _export(
-    model: RunModel,
-    sources: _Sources,
+    model: LoadedModel,
+    sources: _ExportInputs,
     output: Path,
     config: ExportConfig,
-    progress: Progress | None,
+    progress: ExportProgress | None,
 ) -> Bundle:
     notify = progress or (lambda step, done, total: None)
     # The proof runs PyTorch hundreds of times, and a third of that would be page faults; see docs/decisions/003.
     keep_freed_memory()
     if {"int8", "fp16"} & set(config.variants):
-        check_enough(len(sources.calibration), sources.calibration_kind)
+        check_image_count(len(sources.calibration_files), sources.calibration_kind)
     # Before anything is computed: what it may lack is told at once.
-    runtime = runtime_files() if config.web else None
+    runtime = ensure_runtime_files() if config.web else None
     notify("Writing the ONNX graph", 0, 0)
-    graph = network_graph(model.network, model.preprocessing.crop, len(model.labels), config.opset)
+    graph = export_network_graph(
+        model.model, model.preprocessing.crop, len(model.labels), config.opset
+    )
     with new_bundle(output, config.force) as directory:
         metadata = {
             "labels": model.labels,
@@ -164,33 +172,40 @@ def _export(
         )
         # Proven is what lies on the disk, read back, not what was in memory.
         proof = ParityProof(
-            model.network, graph, read_back(file), model.preprocessing, config, sources.proof.kind
+            model.model,
+            graph,
+            read_back(file),
+            model.preprocessing,
+            config,
+            sources.evaluation_images.kind,
         )
         parity = proof.prove(
-            sources.proof.files,
+            sources.evaluation_images.files,
             lambda done, total: notify("Proving it equal to PyTorch", done, total),
         )
-        reference = accuracy(
-            parity.pytorch_logits, parity.pytorch_logits, sources.proof, model.labels
+        reference = compute_accuracy(
+            parity.pytorch_logits, parity.pytorch_logits, sources.evaluation_images, model.labels
         )
         if reference and sources.check_accuracy is not None:
             sources.check_accuracy(reference["top1"], reference["images"])
-        workshop = Workshop(
+        workshop = VariantBuilder(
             directory,
             config,
             model.preprocessing,
             model.labels,
             metadata,
-            sources.proof,
+            sources.evaluation_images,
             parity.pytorch_logits,
         )
         variants = [workshop.describe("fp32", file, "fp32", parity.to_json(), parity.onnx_logits)]
-        proofs = [Proven("fp32", proof, parity)]
+        proofs = [ProvenVariant("fp32", proof, parity)]
         if config.fixed_size is not None:
             notify("Writing the graph of fixed size", 0, 0)
             fixed = _prove_fixed_size(directory, model, graph, sources, config, metadata, notify)
             proofs.append(fixed)
-        golden = _golden(directory, model.labels, proofs, sources.proof, config)
+        golden = _create_golden_images(
+            directory, model.labels, proofs, sources.evaluation_images, config
+        )
         manifest: dict[str, Any] = {
             "edgetl": __version__,
             "run": {
@@ -207,10 +222,10 @@ def _export(
                 name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript")
             },
         }
-        task = Task(
+        task = QuantizationTask(
             onnx.shape_inference.infer_shapes(graph.model),
             graph.module_outputs,
-            partial(_quantization_images, sources, model),
+            partial(_load_quantization_images, sources, model),
             config.max_accuracy_drop,
             notify,
             quick=config.search == "quick",
@@ -221,15 +236,15 @@ def _export(
             if name != "fp32"
         ]
         if made or config.max_latency_ms is not None:
-            variants = _compared(
+            variants = _add_latencies(
                 [*variants, *(one.variant for one in made)], made, task, directory, manifest
             )
             choice = choose(variants, config)
-            manifest |= {"recommended": choice.name, "not_recommended": choice.against}
+            manifest |= {"recommended": choice.name, "not_recommended": choice.rejection_reasons}
         if config.fixed_size is not None:
             # After the choice: a file that takes images of one size only is never the recommended one.
-            name = fixed_size_name(config.fixed_size)
-            at_size = replace(workshop, reference=fixed.parity.pytorch_logits)
+            name = name_fixed_size_variant(config.fixed_size)
+            at_size = replace(workshop, reference_logits=fixed.parity.pytorch_logits)
             described = at_size.describe(
                 name,
                 directory.variant(name),
@@ -246,7 +261,7 @@ def _export(
             )
             shown = smallest if config.optimise == "size" else variants[0]
             manifest["web"] = write_web(directory, manifest, shown, runtime)
-        directory.card.write_text(model_card(manifest, variants), encoding="utf-8")
+        directory.model_card.write_text(model_card(manifest, variants), encoding="utf-8")
         write_manifest(directory, variants, manifest)
     if sources.plots is not None:
         for one in made:
@@ -255,44 +270,46 @@ def _export(
                     sources.plots / f"flips_{one.variant.name}.png",
                     one.variant.name,
                     one.flips,
-                    len(sources.proof.files),
+                    len(sources.evaluation_images.files),
                 )
             except OSError as cause:  # the bundle is complete without the picture
                 notify(f"The sheet of changed labels could not be written: {cause}", 0, 0)
     return open_bundle(output)
 
 
-def _compared(
+def _add_latencies(
     variants: list[Variant],
-    made: Sequence[Made],
-    task: Task,
+    made: Sequence[BuiltVariant],
+    task: QuantizationTask,
     directory: BundleDirectory,
     manifest: dict[str, Any],
 ) -> list[Variant]:
     """The variants with their latencies, and with the operators to blame where one is not faster."""
     # The benchmark takes whole bundles; this one is moved to its place, and its manifest written anew, when all is done.
     write_manifest(directory, variants, manifest)
-    found = variant_latencies(directory.path, task.notify, QUICK if task.quick else None)
+    found = measure_variant_latencies(
+        directory.path, task.notify, QUICK_PROTOCOL if task.quick else None
+    )
     timed = [replace(variant, latency=found[variant.name]) for variant in variants]
     by_name = {one.variant.name: one for one in made}
     return [
-        replace(by_name[variant.name], variant=variant).with_blame()
+        replace(by_name[variant.name], variant=variant).with_profile()
         if variant.name in by_name
         else variant
         for variant in timed
     ]
 
 
-def _quantization_images(sources: _Sources, model: RunModel) -> QuantizationImages:
+def _load_quantization_images(sources: _ExportInputs, model: LoadedModel) -> QuantizationImages:
     labels = sources.calibration_labels
     numbers = None if labels is None else [model.labels.index(label) for label in labels]
-    return quantization_images(
-        sources.calibration, numbers, model.preprocessing, sources.calibration_kind
+    return load_quantization_images(
+        sources.calibration_files, numbers, model.preprocessing, sources.calibration_kind
     )
 
 
 @dataclass(frozen=True)
-class Proven:
+class ProvenVariant:
     """A file's proof that held."""
 
     name: str
@@ -303,39 +320,41 @@ class Proven:
 
 def _prove_fixed_size(
     directory: BundleDirectory,
-    model: RunModel,
+    model: LoadedModel,
     graph: NetworkGraph,
-    sources: _Sources,
+    sources: _ExportInputs,
     config: ExportConfig,
     metadata: dict[str, Any],
-    notify: Progress,
-) -> Proven:
+    notify: ExportProgress,
+) -> ProvenVariant:
     """Write the variant for images of one size and prove it on the proof images resized to that size."""
     assert config.fixed_size is not None
-    name = fixed_size_name(config.fixed_size)
+    name = name_fixed_size_variant(config.fixed_size)
     assembled = assemble(
         graph.model, model.preprocessing, config.input, metadata, config.fixed_size
     )
     file = write_model(directory, name, assembled)
     proof = ParityProof(
-        model.network,
+        model.model,
         graph,
         read_back(file),
         model.preprocessing,
         config,
-        sources.proof.kind,
+        sources.evaluation_images.kind,
         config.fixed_size,
     )
     shown = f"Proving {name} equal to PyTorch"
-    parity = proof.prove(sources.proof.files, lambda done, total: notify(shown, done, total))
-    return Proven(name, proof, parity)
+    parity = proof.prove(
+        sources.evaluation_images.files, lambda done, total: notify(shown, done, total)
+    )
+    return ProvenVariant(name, proof, parity)
 
 
-def _golden(
+def _create_golden_images(
     directory: BundleDirectory,
     labels: Sequence[str],
-    proofs: Sequence[Proven],
-    images: ProofImages,
+    proofs: Sequence[ProvenVariant],
+    images: EvaluationImages,
     config: ExportConfig,
 ) -> dict[str, Any]:
     """Write the reference images: some of those that the export was proven on, or generated ones, proven here."""
@@ -351,7 +370,7 @@ def _golden(
             [one.parity.pytorch_logits[chosen] for one in proofs],
         )
     with tempfile.TemporaryDirectory() as folder:
-        files = generated_pictures(Path(folder), GOLDEN_COUNT)
+        files = generate_images(Path(folder), GOLDEN_COUNT)
         logits = [one.proof.prove(files).pytorch_logits for one in proofs]
         return _write_golden(directory, labels, files, "generated", proofs, logits)
 
@@ -361,12 +380,12 @@ def _write_golden(
     labels: Sequence[str],
     files: Sequence[Path],
     kind: str,
-    proofs: Sequence[Proven],
+    proofs: Sequence[ProvenVariant],
     logits: Sequence[Logits],
 ) -> dict[str, Any]:
     # The first is fp32's, whose tolerance is the bundle's; the others' stand with their variants.
     fixed = {one.name: values for one, values in zip(proofs[1:], logits[1:], strict=True)}
     return write_golden(
         directory,
-        GoldenImages(files, labels, logits[0], kind, proofs[0].parity.path.tolerance, fixed),
+        GoldenImages(files, labels, logits[0], kind, proofs[0].parity.end_to_end.tolerance, fixed),
     )

@@ -30,7 +30,7 @@ def choose_golden(files: Sequence[Path], labels: Sequence[str] | None) -> list[i
     return chosen
 
 
-def generated_pictures(folder: Path, count: int, seed: int = 0) -> list[Path]:
+def generate_images(folder: Path, count: int, seed: int = 0) -> list[Path]:
     """Write `count` PNG pictures of varied sizes to `folder`, photo-like where it matters for resizing: edges, gradients, fine texture.
 
     They stand in where photos must not leave the house, or where there are none.
@@ -41,12 +41,12 @@ def generated_pictures(folder: Path, count: int, seed: int = 0) -> list[Path]:
     for index in range(count):
         height, width = (int(side) for side in generator.integers(160, 640, 2))
         path = folder / f"generated_{index}.png"
-        Image.fromarray(_picture(generator, height, width)).save(path)
+        Image.fromarray(_generate_image(generator, height, width)).save(path)
         paths.append(path)
     return paths
 
 
-def _picture(generator: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
+def _generate_image(generator: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
     """A lit gradient with hard-edged ellipses and bars, each with a wave texture of its own, and faint sensor noise."""
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     corners = generator.uniform(20, 235, (2, 3))

@@ -8,23 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.artifacts.bench_rows import Row, round_ratios
+from edgetl.core.artifacts.bench_rows import BenchRow, round_ratios
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.statistics import paired_speedup, sign_test
-from edgetl.device.bench.gate import prove
-from edgetl.device.bench.inputs import prepare_pictures
+from edgetl.device.bench.gate import run_gates
+from edgetl.device.bench.inputs import prepare_bench_inputs
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.rounds import Rounds
+from edgetl.device.bench.rounds import RoundRunner
 from edgetl.device.bench.target import find_target
 from edgetl.device.hardware.cpu import available_cores
-from edgetl.device.hardware.info import device_facts
+from edgetl.device.hardware.info import collect_device_info
 
 _ROUNDS = 6
 """The fewest in which a variant that wins every one is no accident at 5%."""
-_ACCIDENT = 0.05
+_SIGNIFICANCE_LEVEL = 0.05
 
 
-def variant_latencies(
+def measure_variant_latencies(
     bundle: Path, notify: Callable[[str, int, int], None], protocol: BenchProtocol | None = None
 ) -> dict[str, dict[str, Any]]:
     """Variant name to its `latency` in bundle.json: p50, and speed-up over fp32 with its 95% interval.
@@ -33,16 +33,14 @@ def variant_latencies(
     """
     threads = available_cores()
     target = find_target(BenchConfig(bundle, scopes=("model",)), (threads,))
-    candidates = [
-        candidate for candidate in target.candidates if candidate.runtime == "onnxruntime"
-    ]
+    candidates = [candidate for candidate in target.cases if candidate.runtime == "onnxruntime"]
     assert target.bundle is not None
     with tempfile.TemporaryDirectory(prefix="edgetl-latency-") as name:
         folder = Path(name)
-        pictures = prepare_pictures(
-            target.bundle, {candidate.feed for candidate in candidates}, folder
+        pictures = prepare_bench_inputs(
+            target.bundle, {candidate.input_spec for candidate in candidates}, folder
         )
-        contenders, left_out = prove(
+        contenders, left_out = run_gates(
             candidates,
             pictures,
             protocol or BenchProtocol(),
@@ -50,7 +48,7 @@ def variant_latencies(
             lambda text: notify("Timing variants", 0, 0),
         )
         able = [contender for contender in contenders if contender.passed]
-        rounds = Rounds()
+        rounds = RoundRunner()
         rounds.measure(
             able,
             _ROUNDS,
@@ -59,8 +57,8 @@ def variant_latencies(
             lambda done, total, text: notify("Timing variants", done, total),
         )
     rows = {
-        contender.candidate.variant: replace(
-            contender.rows[0], rounds=tuple(rounds.blocks.get(contender.rows[0].id, ()))
+        contender.case.variant: replace(
+            contender.rows[0], rounds=tuple(rounds.rounds_by_row.get(contender.rows[0].id, ()))
         )
         for contender in contenders
     }
@@ -69,18 +67,20 @@ def variant_latencies(
         "batch": 1,
         "threads": threads,
         "provider": "cpu",
-        "cpu": device_facts().get("cpu"),
+        "cpu": collect_device_info().get("cpu"),
         "rounds": _ROUNDS,
     }
-    found = {variant: {**about, **_figures(row, rows.get("fp32"))} for variant, row in rows.items()}
+    found = {
+        variant: {**about, **_latency_record(row, rows.get("fp32"))}
+        for variant, row in rows.items()
+    }
     gone = {
         candidate.variant: "; ".join(left_out)
         for candidate in candidates
         if candidate.variant not in rows
     }
     died = {
-        contender.candidate.variant: rounds.died.get(contender.candidate.name)
-        for contender in contenders
+        contender.case.variant: rounds.failures.get(contender.case.name) for contender in contenders
     }
     gone |= {variant: str(error) for variant, error in died.items() if error is not None}
     return found | {
@@ -88,7 +88,7 @@ def variant_latencies(
     }
 
 
-def _figures(row: Row, float32: Row | None) -> dict[str, Any]:
+def _latency_record(row: BenchRow, float32: BenchRow | None) -> dict[str, Any]:
     if not row.rounds:
         return {
             "p50_ms": None,
@@ -100,7 +100,7 @@ def _figures(row: Row, float32: Row | None) -> dict[str, Any]:
     ratios = round_ratios(float32, row)
     speedup, wins = paired_speedup(ratios), sum(ratio > 1 for ratio in ratios)
     # On a shared machine an interval from six rounds is too sure of itself: the order within the rounds has to agree.
-    shown = sign_test(ratios) < _ACCIDENT
+    shown = sign_test(ratios) < _SIGNIFICANCE_LEVEL
     decided = (
         "faster"
         if shown and speedup.low > 1

@@ -68,7 +68,7 @@ def model_card(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
         weights=manifest["run"]["weights"],
         labels=", ".join(labels[:20])
         + (f" and {len(labels) - 20} more" if len(labels) > 20 else ""),
-        accuracy=_accuracy(variant.accuracy),
+        accuracy=_accuracy_text(variant.accuracy),
         proof_images=variant.parity["network"]["images"],
         proof_kind=variant.parity["network"]["kind"],
         network_diff=f"{variant.parity['network']['max_abs_diff']:.2g}",
@@ -84,13 +84,13 @@ def model_card(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
         cpp=_CPP.substitute(file=f"{manifest['recommended'] or 'fp32'}.onnx") if inside else "",
         files="\n".join(_file_rows(variants)),
         web=_WEB.substitute(manifest["web"]) if "web" in manifest else "",
-        variants=_variants(manifest, compared) if len(compared) > 1 else "",
-        fixed="".join(map(_fixed_size, variants)),
+        variants=_variants_table(manifest, compared) if len(compared) > 1 else "",
+        fixed="".join(map(_fixed_size_text, variants)),
         golden=manifest["golden"]["kind"],
     )
 
 
-def _accuracy(accuracy: dict[str, Any]) -> str:
+def _accuracy_text(accuracy: dict[str, Any]) -> str:
     if not accuracy:
         return "not measured: there were no labelled validation images."
     low, high = accuracy["ci95"]
@@ -100,7 +100,7 @@ def _accuracy(accuracy: dict[str, Any]) -> str:
     )
 
 
-def _fixed_size(variant: Variant) -> str:
+def _fixed_size_text(variant: Variant) -> str:
     if variant.size is None:
         return ""
     height, width = variant.size
@@ -121,7 +121,7 @@ def _file_rows(variants: Sequence[Variant]) -> Iterator[str]:
                 yield f"| {entry['file']} | {entry['bytes']} | `{entry['sha256']}` |"
 
 
-def _variants(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
+def _variants_table(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
     lines = [
         "",
         "## Variants",

@@ -23,17 +23,21 @@ from edgetl.core.errors import ArchitectureError, ConfigError, ExportError, Pari
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.runtime.session import create_session
 from edgetl.export.bundle_writer import read_back
-from edgetl.export.graph.assemble import assemble, network_part
+from edgetl.export.graph.assemble import assemble, extract_network
 from edgetl.export.graph.preprocessing import PIXELS
-from edgetl.export.graph.torch_export import LOGITS, network_graph
+from edgetl.export.graph.torch_export import LOGITS, export_network_graph
 from edgetl.train.features.fusion import fold_batch_norm
-from edgetl.train.features.fx_to_onnx import traced_graph
-from edgetl.train.model.factory import adapt
-from edgetl.train.model.torchvision_models import check_name, known_architecture, preprocessing_for
+from edgetl.train.features.fx_to_onnx import convert_fx_to_onnx
+from edgetl.train.model.factory import build_adapted_model
+from edgetl.train.model.torchvision_models import (
+    check_architecture,
+    get_architecture,
+    preprocessing_for,
+)
 
-_ROWS = 4
+_BATCH_SIZE = 4
 """Random images that BatchNorm takes its statistics from, and on which the file is compared with PyTorch."""
-_TRACED = {
+_TRACEABLE_FAMILIES = {
     "efficientnet",
     "mnasnet",
     "mobilenetv2",
@@ -58,7 +62,7 @@ class UntrainedFile:
     """Percent, of torchvision's default weights at their own size, as torchvision states it."""
     check: dict[str, Any]
     """{"max_logit_difference", "tolerance"} between the file and PyTorch on identical tensors."""
-    run_s: float
+    inference_s: float
     """Seconds of one image through the network here, roughly: for saying how long a measurement will take."""
 
 
@@ -67,7 +71,7 @@ def check_names(architectures: Sequence[str]) -> None:
     problems = []
     for name in dict.fromkeys(architectures):
         try:
-            check_name(name)
+            check_architecture(name)
         except ArchitectureError as error:
             problems.append(str(error))
     if problems:
@@ -89,16 +93,16 @@ def write_untrained(
     contract = preprocessing_for(architecture, image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = adapt(
+        network = build_adapted_model(
             architecture,
             contract.crop,
             classes,
             FinetuneConfig.head_width,
             FinetuneConfig.dropout,
             None,
-        ).network
-        pixels = torch.randn(_ROWS, 3, contract.crop, contract.crop)
-        _give_statistics(network, pixels)
+        ).model
+        pixels = torch.randn(_BATCH_SIZE, 3, contract.crop, contract.crop)
+        _initialize_batch_norm_stats(network, pixels)
     metadata = {
         "labels": [f"class {number}" for number in range(classes)],
         "preprocessing": contract.to_json(),
@@ -108,10 +112,13 @@ def write_untrained(
         "model": architecture,
     }
     model = assemble(
-        _network_graph(network, architecture, contract.crop, classes), contract, "image", metadata
+        _export_untrained_graph(network, architecture, contract.crop, classes),
+        contract,
+        "image",
+        metadata,
     )
     file.write_bytes(model.SerializeToString(deterministic=True))
-    check, run_s = _checked(network, file, pixels, threads)
+    check, run_s = _check_and_time(network, file, pixels, threads)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return UntrainedFile(file, contract, parameters, imagenet_top1(architecture), check, run_s)
 
@@ -123,7 +130,7 @@ def imagenet_top1(architecture: str) -> float | None:
     return None if found is None else float(found)
 
 
-def _give_statistics(network: nn.Module, pixels: torch.Tensor) -> None:
+def _initialize_batch_norm_stats(network: nn.Module, pixels: torch.Tensor) -> None:
     """As training would: with BatchNorm as it comes values die out or grow from block to block, and a comparison of logits says little."""
     norms = [
         module
@@ -139,7 +146,7 @@ def _give_statistics(network: nn.Module, pixels: torch.Tensor) -> None:
     network.eval()
 
 
-def _network_graph(
+def _export_untrained_graph(
     network: nn.Module, architecture: str, image_size: int, classes: int
 ) -> onnx.ModelProto:
     """`pixels` -> `logits`, as `edgetl export` writes it.
@@ -148,17 +155,17 @@ def _network_graph(
     224 px: the operators after onnxruntime's optimisation are the same, equally often, and the answers are equal to the bit. AlexNet, VGG
     (pools that do nothing) and DenseNet (BatchNorm that only the exporter folds: a third slower when traced) are not the same.
     """
-    if known_architecture(architecture).family in _TRACED:
+    if get_architecture(architecture).family in _TRACEABLE_FAMILIES:
         # Whatever the tracer makes of a forward method that it was not written for: the exporter is there.
         with contextlib.suppress(Exception):
             piece = fold_batch_norm(fx.symbolic_trace(network))
-            return _as_exported(
-                traced_graph(piece, (torch.zeros(2, 3, image_size, image_size),), [PIXELS])
+            return _match_exporter_output(
+                convert_fx_to_onnx(piece, (torch.zeros(2, 3, image_size, image_size),), [PIXELS])
             )
-    return network_graph(network, image_size, classes, ExportConfig.opset).model
+    return export_network_graph(network, image_size, classes, ExportConfig.opset).model
 
 
-def _as_exported(traced: onnx.ModelProto) -> onnx.ModelProto:
+def _match_exporter_output(traced: onnx.ModelProto) -> onnx.ModelProto:
     """The traced graph with the exporter's choices: a mean for the global pool, and the last layer's own value as `logits`.
 
     onnxruntime lays out the one and the other differently; with these its optimised networks are the same, operator for operator.
@@ -178,11 +185,11 @@ def _as_exported(traced: onnx.ModelProto) -> onnx.ModelProto:
     return traced
 
 
-def _checked(
+def _check_and_time(
     network: nn.Module, file: Path, pixels: torch.Tensor, threads: int
 ) -> tuple[dict[str, Any], float]:
     session = create_session(
-        network_part(read_back(file)).SerializeToString(), threads=threads, spinning=False
+        extract_network(read_back(file)).SerializeToString(), threads=threads, spinning=False
     )
     with torch.inference_mode():
         reference = network(pixels).numpy()

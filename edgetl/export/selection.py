@@ -8,42 +8,45 @@ from dataclasses import dataclass, replace
 from edgetl.core.config.export import ExportConfig
 from edgetl.device.runtime.bundle import Variant
 
-_WHY = {
+_PRECISION_NOTES = {
     "fp16": "; CPUs compute it in float32, it is for GPUs",
     "weights int8": "; it is for size (--optimise size)",
 }
 
 
 @dataclass(frozen=True)
-class Choice:
+class VariantChoice:
     """The recommendation."""
 
     name: str | None
     """None where no variant meets the limits."""
-    against: dict[str, str]
+    rejection_reasons: dict[str, str]
     """Why a variant is not recommended: one clause each; the chosen one and runners-up have none."""
 
 
-def choose(variants: Sequence[Variant], config: ExportConfig) -> Choice:
+def choose(variants: Sequence[Variant], config: ExportConfig) -> VariantChoice:
     """The fastest or smallest of the variants that keep the accuracy and the latency asked for.
 
     For latency a variant must be shown faster than fp32, by an interval that excludes 1; for size it need not.
     """
     # Where fp32 itself is too slow, a variant within the limit need not be shown faster than it.
     fp32_fits = all(
-        not _objection(variant, config) for variant in variants if variant.name == "fp32"
+        not _unmet_limit_reason(variant, config) for variant in variants if variant.name == "fp32"
     )
     against = {
         variant.name: reason
         for variant in variants
-        if (reason := _objection(variant, config) or _not_faster(variant, config, fp32_fits))
+        if (
+            reason := _unmet_limit_reason(variant, config)
+            or _not_faster_reason(variant, config, fp32_fits)
+        )
     }
     fit = [variant for variant in variants if variant.name not in against]
     if not fit:
-        return Choice(None, against)
+        return VariantChoice(None, against)
     if config.optimise == "size":
-        return Choice(min(fit, key=lambda variant: variant.bytes).name, against)
-    return Choice(
+        return VariantChoice(min(fit, key=lambda variant: variant.bytes).name, against)
+    return VariantChoice(
         min(
             fit, key=lambda variant: (variant.latency.get("p50_ms") or 0.0, variant.name != "fp32")
         ).name,
@@ -51,7 +54,7 @@ def choose(variants: Sequence[Variant], config: ExportConfig) -> Choice:
     )
 
 
-def _objection(variant: Variant, config: ExportConfig) -> str:
+def _unmet_limit_reason(variant: Variant, config: ExportConfig) -> str:
     p50, drop = variant.latency.get("p50_ms"), accuracy_drop(variant)
     search = variant.report.get("search", {})
     if search.get("fits") is False:
@@ -68,7 +71,7 @@ def _objection(variant: Variant, config: ExportConfig) -> str:
     return ""
 
 
-def _not_faster(variant: Variant, config: ExportConfig, fp32_fits: bool) -> str:
+def _not_faster_reason(variant: Variant, config: ExportConfig, fp32_fits: bool) -> str:
     if (
         fp32_fits
         and config.optimise == "latency"
@@ -78,7 +81,7 @@ def _not_faster(variant: Variant, config: ExportConfig, fp32_fits: bool) -> str:
         low, high = variant.latency.get("ci95", (0.0, 0.0))
         won = f", faster in {variant.latency.get('rounds_won', 0)} of {variant.latency.get('rounds', 0)} rounds"
         measured = f"is not shown faster than fp32 here: {variant.latency.get('speedup', 0.0):.2f} times [{low:.2f}, {high:.2f}]{won}"
-        return f"{measured}{_WHY.get(variant.precision, '')}"
+        return f"{measured}{_PRECISION_NOTES.get(variant.precision, '')}"
     return ""
 
 
@@ -92,13 +95,13 @@ def accuracy_drop(variant: Variant) -> float:
     )
 
 
-def closest(variants: Sequence[Variant], config: ExportConfig) -> str:
+def describe_closest_variant(variants: Sequence[Variant], config: ExportConfig) -> str:
     """One sentence on the variant that came closest to limits that none meets."""
     unlimited = replace(config, max_latency_ms=None)
     within = [
         variant
         for variant in variants
-        if not _objection(variant, unlimited) and variant.latency.get("p50_ms")
+        if not _unmet_limit_reason(variant, unlimited) and variant.latency.get("p50_ms")
     ]
     if not within or config.max_latency_ms is None:
         return ""

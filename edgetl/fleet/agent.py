@@ -19,33 +19,33 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
-TEMPORARY = FOLDER / "tmp"
-_REMOVAL_SECONDS = 15
-_child: subprocess.Popen[bytes] | None = None
+TEMP_FOLDER = FOLDER / "tmp"
+_REMOVAL_TIMEOUT_S = 15
+_step_process: subprocess.Popen[bytes] | None = None
 _lock = threading.RLock()
 """Held while a step is started and while everything is ended: nothing is started after the end has begun.
 
 Reentrant, because a signal's handler runs in the thread that may already hold it."""
 
 
-def say(**content: Any) -> None:
+def send_reply(**content: Any) -> None:
     """One line for whoever waits."""
     print(json.dumps({"edgetl": True, **content}), flush=True)
 
 
-def run(*command: object) -> int:
+def run_step(*command: object) -> int:
     """A step, in a process group of its own; what it says goes to standard error."""
-    global _child
+    global _step_process
     # pip and ensurepip leave their temporary folders behind when they are killed; these are removed with the folder.
     environment = {
         **os.environ,
         "PYTHONPATH": "",
         "NO_COLOR": "1",
         "COLUMNS": "200",
-        "TMPDIR": str(TEMPORARY),
+        "TMPDIR": str(TEMP_FOLDER),
     }
     with _lock:
-        _child = subprocess.Popen(
+        _step_process = subprocess.Popen(
             [*map(str, command)],
             cwd=FOLDER,
             env=environment,
@@ -53,17 +53,17 @@ def run(*command: object) -> int:
             stdout=2,
             start_new_session=True,
         )
-    return _child.wait()
+    return _step_process.wait()
 
 
-def end(*_: object) -> None:
+def abort(*_: object) -> None:
     """End the step that runs, remove the folder and exit."""
     with _lock:
-        if _child is not None:
+        if _step_process is not None:
             for number in (signal.SIGTERM, signal.SIGKILL):
                 try:
-                    os.killpg(_child.pid, number)
-                    _child.wait(3)
+                    os.killpg(_step_process.pid, number)
+                    _step_process.wait(3)
                 except (OSError, subprocess.TimeoutExpired):
                     continue
         remove_folder()
@@ -72,7 +72,7 @@ def end(*_: object) -> None:
 
 def remove_folder() -> bool:
     """Remove the folder; whether it is gone."""
-    give_up = time.monotonic() + _REMOVAL_SECONDS
+    give_up = time.monotonic() + _REMOVAL_TIMEOUT_S
     while True:
         shutil.rmtree(FOLDER, ignore_errors=True)
         if not FOLDER.exists() or time.monotonic() > give_up:
@@ -81,25 +81,25 @@ def remove_folder() -> bool:
         time.sleep(0.1)
 
 
-def end_with_the_connection() -> None:
+def abort_on_disconnect() -> None:
     """Wait for the end of standard input."""
     while os.read(0, 4096):
         pass
-    end()
+    abort()
 
 
-def work(job: dict[str, Any]) -> dict[str, Any]:
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """The environment and the bench; what became of them."""
     python = FOLDER / "env/bin/python"
-    TEMPORARY.mkdir()
-    say(step="installing")
-    if run(sys.executable, "-m", "venv", FOLDER / "env"):
+    TEMP_FOLDER.mkdir()
+    send_reply(step="installing")
+    if run_step(sys.executable, "-m", "venv", FOLDER / "env"):
         return {
             "failed": "python3 -m venv does not work there: `sudo apt install python3-venv` adds what it lacks."
         }
     source = ["--no-index", "--find-links", FOLDER / "wheels"] if job["wheels"] else []
     wheel = f"{FOLDER / 'wheel' / job['wheel']}[{job['extra']}]"
-    if run(
+    if run_step(
         python,
         "-m",
         "pip",
@@ -111,9 +111,9 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         wheel,
     ):
         return {"failed": "pip could not install edgetl there."}
-    say(step="measuring")
+    send_reply(step="measuring")
     result = FOLDER / "result.json"
-    status = run(python, "-m", "edgetl", "bench", "bundle", *job["arguments"], "-o", result)
+    status = run_step(python, "-m", "edgetl", "bench", "bundle", *job["arguments"], "-o", result)
     found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
     return {"status": status, "result": found}
 
@@ -121,16 +121,16 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Work, say what became of it, and clean up."""
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, end)
-    threading.Thread(target=end_with_the_connection, daemon=True).start()
+        signal.signal(number, abort)
+    threading.Thread(target=abort_on_disconnect, daemon=True).start()
     try:
-        outcome = work(json.loads((FOLDER / "job.json").read_text(encoding="utf-8")))
+        outcome = run_job(json.loads((FOLDER / "job.json").read_text(encoding="utf-8")))
     except OSError as cause:
         outcome = {"failed": f"{cause.strerror or cause} ({FOLDER})."}
     except (ValueError, KeyError, TypeError, RecursionError) as cause:
         outcome = {"failed": f"Its result or the job that was sent is damaged ({cause!r})."}
     with _lock:
-        say(left=not remove_folder(), **outcome)
+        send_reply(left=not remove_folder(), **outcome)
         os._exit(0)
 
 

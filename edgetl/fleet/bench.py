@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgetl.core.artifacts.bench import BenchResult, read_result
+from edgetl.core.artifacts.bench import BenchResult, read_bench_result
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError, ConfigError
 from edgetl.core.files import write_json
-from edgetl.core.paths import free_name
+from edgetl.core.paths import find_free_path
 from edgetl.device.runtime.bundle import Bundle, open_bundle
 from edgetl.device.runtime.providers import CUDA_PROVIDERS
-from edgetl.fleet.payload import Parcel
-from edgetl.fleet.ssh import Remote, RemoteError
+from edgetl.fleet.payload import Payload
+from edgetl.fleet.ssh import RemoteError, SshHost
 
 
 @dataclass(frozen=True)
-class Outcome:
+class HostResult:
     """What became of one host."""
 
     host: str
@@ -30,9 +30,9 @@ class Outcome:
     status: int | None = None
     """The exit status of `edgetl bench` there; None where it never ran to its end."""
     result: BenchResult | None = None
-    failed: str = ""
+    failure: str = ""
     """Why there is no result, or why it counts for nothing; empty otherwise."""
-    left: str = ""
+    leftover_folder: str = ""
     """A folder on the host that could not be removed."""
 
     def to_json(self) -> dict[str, Any]:
@@ -41,8 +41,8 @@ class Outcome:
             "host": self.host,
             "seconds": self.seconds,
             "status": self.status,
-            "failed": self.failed or None,
-            "left": self.left or None,
+            "failed": self.failure or None,
+            "left": self.leftover_folder or None,
             "file": str(self.result.path)
             if self.result is not None and self.result.path is not None
             else None,
@@ -50,22 +50,22 @@ class Outcome:
         }
 
 
-class Watcher(Protocol):
+class FleetProgress(Protocol):
     """Is told what happens on every host, from that host's thread."""
 
-    def step(self, host: str, name: str) -> None:
+    def on_step(self, host: str, name: str) -> None:
         """copying, installing, measuring or cleaning begins."""
 
-    def heard(self, host: str, line: str) -> None:
+    def on_output(self, host: str, line: str) -> None:
         """The host's own words."""
 
-    def ended(self, outcome: Outcome) -> None:
+    def on_host_end(self, outcome: HostResult) -> None:
         """Its last word."""
 
 
 def bench_hosts(
-    config: BenchConfig, hosts: Sequence[str], wheels: Path | None, watcher: Watcher
-) -> list[Outcome]:
+    config: BenchConfig, hosts: Sequence[str], wheels: Path | None, watcher: FleetProgress
+) -> list[HostResult]:
     """Copy the bundle to every host, install edgetl there, measure, and fetch the results.
 
     Args:
@@ -86,7 +86,7 @@ def bench_hosts(
         raise ConfigError(
             f"--host {twice} is named twice: two benches on one device would measure each other."
         )
-    remotes = [Remote(host) for host in hosts]
+    remotes = [SshHost(host) for host in hosts]
     if config.torch_modes not in ((), ("eager",)) or config.limits.min_speedup is not None:
         raise ConfigError(
             "--pytorch and --min-speedup want PyTorch, which devices do not have; leave them out beside --host."
@@ -97,10 +97,10 @@ def bench_hosts(
         )
     bundle = open_bundle(config.target)
     extra = "gpu" if any(provider in CUDA_PROVIDERS for provider in config.providers) else "cpu"
-    parcel = Parcel(bundle.directory, bench_arguments(config), extra, wheels, config.baseline)
-    folder = config.output or free_name(Path("bench"), "hosts")
+    parcel = Payload(bundle.directory, bench_arguments(config), extra, wheels, config.baseline)
+    folder = config.output or find_free_path(Path("bench"), "hosts")
     folder.mkdir(parents=True, exist_ok=True)
-    work = [_Work(remote, parcel, bundle, folder, watcher) for remote in remotes]
+    work = [_HostTask(remote, parcel, bundle, folder, watcher) for remote in remotes]
     threads = [threading.Thread(target=one.run, daemon=True) for one in work]
     for thread in threads:
         thread.start()
@@ -110,11 +110,11 @@ def bench_hosts(
                 thread.join(0.2)
     except KeyboardInterrupt:
         for remote in remotes:
-            remote.end()
+            remote.close()
         for thread in threads:
             thread.join(10)
         raise
-    return [one.outcome for one in work]
+    return [one.result for one in work]
 
 
 def bench_arguments(config: BenchConfig) -> list[str]:
@@ -132,13 +132,13 @@ def bench_arguments(config: BenchConfig) -> list[str]:
                 yield from (option, ",".join(map(str, values)))
         yield from ("--rounds", str(config.rounds))
         if config.sustained_s:
-            yield from ("--sustained", f"{_plain(config.sustained_s)}s")
+            yield from ("--sustained", f"{_format_decimal(config.sustained_s)}s")
         if config.baseline is not None:
             yield from ("--baseline", "baseline.json")
         if limits.max_regression is not None:
-            yield from ("--max-regression", f"{_plain(100 * limits.max_regression)}%")
+            yield from ("--max-regression", f"{_format_decimal(100 * limits.max_regression)}%")
         if limits.max_p99_ms is not None:
-            yield from ("--max-p99", f"{_plain(limits.max_p99_ms)}ms")
+            yield from ("--max-p99", f"{_format_decimal(limits.max_p99_ms)}ms")
         flags = {
             "--profile": config.profile,
             "--any-model": config.any_model,
@@ -149,63 +149,70 @@ def bench_arguments(config: BenchConfig) -> list[str]:
     return list(given())
 
 
-def _plain(value: float) -> str:
+def _format_decimal(value: float) -> str:
     """Without an exponent, which options do not take."""
     return f"{value:.9f}".rstrip("0").rstrip(".")
 
 
-class _Work:
+class _HostTask:
     """One host's way, in a thread of its own."""
 
     def __init__(
-        self, remote: Remote, parcel: Parcel, bundle: Bundle, folder: Path, watcher: Watcher
+        self, remote: SshHost, parcel: Payload, bundle: Bundle, folder: Path, watcher: FleetProgress
     ) -> None:
-        self._remote, self._parcel, self._bundle, self._folder, self._watcher = (
+        self._host, self._payload, self._bundle, self._folder, self._progress = (
             remote,
             parcel,
             bundle,
             folder,
             watcher,
         )
-        self._began = time.monotonic()
-        self.outcome = Outcome(remote.host, 0.0, failed="It was not begun.")
+        self._start_s = time.monotonic()
+        self.result = HostResult(remote.address, 0.0, failure="It was not begun.")
 
     def run(self) -> None:
-        self._began = time.monotonic()
+        self._start_s = time.monotonic()
         try:
-            self.outcome = self._measured()
+            self.result = self._measure()
         except BenchError as error:
-            self.outcome = self._ended(failed=str(error))
+            self.result = self._make_host_result(failure=str(error))
         except Exception as error:  # a fault of one host's thread is that host's, and must be told
-            self.outcome = self._ended(failed=f"{type(error).__name__}: {error}")
-        self._watcher.ended(self.outcome)
+            self.result = self._make_host_result(failure=f"{type(error).__name__}: {error}")
+        self._progress.on_host_end(self.result)
 
-    def _measured(self) -> Outcome:
-        host, remote = self._remote.host, self._remote
-        self._watcher.step(host, "copying")
-        python, folder = remote.send(self._parcel)
+    def _measure(self) -> HostResult:
+        host, remote = self._host.address, self._host
+        self._progress.on_step(host, "copying")
+        python, folder = remote.send(self._payload)
         try:
-            said = remote.work(
+            said = remote.run(
                 python,
                 folder,
                 lambda reply: (
-                    self._watcher.step(host, str(reply["step"])[:20]) if "step" in reply else None
+                    self._progress.on_step(host, str(reply["step"])[:20])
+                    if "step" in reply
+                    else None
                 ),
-                lambda line: self._watcher.heard(host, line),
+                lambda line: self._progress.on_output(host, line),
             )
         except RemoteError as error:
-            self._watcher.step(host, "cleaning")
-            return self._ended(failed=str(error), left="" if remote.remove(folder) else folder)
-        result = None if said["result"] is None else self._kept(said["result"])
+            self._progress.on_step(host, "cleaning")
+            return self._make_host_result(
+                failure=str(error), leftover_folder="" if remote.remove(folder) else folder
+            )
+        result = None if said["result"] is None else self._store_result(said["result"])
         words = said["words"][-1] if said["words"] else ""
         reason = f"edgetl bench failed there: {words}" if said["status"] not in (0, 4, 5) else ""
-        return self._ended(
-            status=said["status"], result=result, failed=reason, left=folder if said["left"] else ""
+        return self._make_host_result(
+            status=said["status"],
+            result=result,
+            failure=reason,
+            leftover_folder=folder if said["left"] else "",
         )
 
-    def _kept(self, content: dict[str, Any]) -> BenchResult:
+    def _store_result(self, content: dict[str, Any]) -> BenchResult:
         stem = (
-            re.sub(r"[^\w.@-]+", "-", self._remote.host.removeprefix("ssh://")).strip("-.")
+            re.sub(r"[^\w.@-]+", "-", self._host.address.removeprefix("ssh://")).strip("-.")
             or "host"
         )
         path = self._folder / f"{stem}.json"
@@ -222,7 +229,7 @@ class _Work:
         except ValueError as cause:
             raise RemoteError(f"Its result cannot be written: {cause}.") from cause
         try:
-            result = read_result(path)
+            result = read_bench_result(path)
             self._check_model(result)
         except BenchError:
             # Nobody may take it for a measurement of this bundle later.
@@ -236,5 +243,5 @@ class _Work:
         if result.model.get("run_id") != self._bundle.run_id or not measured <= sent:
             raise RemoteError("Its result is of another model than the bundle that was sent.")
 
-    def _ended(self, **what: Any) -> Outcome:
-        return Outcome(self._remote.host, time.monotonic() - self._began, **what)
+    def _make_host_result(self, **what: Any) -> HostResult:
+        return HostResult(self._host.address, time.monotonic() - self._start_s, **what)

@@ -18,12 +18,12 @@ from edgetl.core.errors import BenchError
 from edgetl.core.files import parse_json
 from edgetl.core.paths import BundleDirectory
 
-_TIME = (1980, 1, 1, 0, 0, 0)
-_NOT_SENT = ("_models", "__pycache__")
+_ZIP_TIMESTAMP = (1980, 1, 1, 0, 0, 0)
+_EXCLUDED_PARTS = ("_models", "__pycache__")
 """Weights to begin a training with: no device trains."""
 
 
-def wheel_of_edgetl() -> tuple[str, bytes]:
+def build_edgetl_wheel() -> tuple[str, bytes]:
     """File name and content of a wheel (PyPA's binary distribution format, version 1.0) of the edgetl that runs here.
 
     It is packed from the installed files, so that the device measures by the same code, a checkout's own changes included.
@@ -42,7 +42,7 @@ def wheel_of_edgetl() -> tuple[str, bytes]:
     entries = {
         path.relative_to(package.parent).as_posix(): path.read_bytes()
         for path in sorted(package.rglob("*"))
-        if path.is_file() and not any(part in _NOT_SENT for part in path.parts)
+        if path.is_file() and not any(part in _EXCLUDED_PARTS for part in path.parts)
     }
     entries[f"{about}/METADATA"] = (installed.read_text("METADATA") or "").encode()
     entries[f"{about}/WHEEL"] = (
@@ -55,7 +55,7 @@ def wheel_of_edgetl() -> tuple[str, bytes]:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
-            archive.writestr(zipfile.ZipInfo(name, _TIME), content, zipfile.ZIP_DEFLATED)
+            archive.writestr(zipfile.ZipInfo(name, _ZIP_TIMESTAMP), content, zipfile.ZIP_DEFLATED)
     return f"edgetl-{installed.version}-py3-none-any.whl", packed.getvalue()
 
 
@@ -63,7 +63,7 @@ def _digest(content: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
 
 
-class Parcel:
+class Payload:
     """All that a device needs, written as one tar stream as often as there are devices."""
 
     def __init__(
@@ -84,15 +84,15 @@ class Parcel:
         Raises:
             BenchError: there are no wheels in `wheels`, or edgetl is not installed here.
         """
-        self._wheel, content = wheel_of_edgetl()
+        self._wheel_name, content = build_edgetl_wheel()
         job = {
-            "wheel": self._wheel,
+            "wheel": self._wheel_name,
             "extra": extra,
             "arguments": list(arguments),
             "wheels": wheels is not None,
         }
-        self._texts: Mapping[str, bytes] = {
-            f"wheel/{self._wheel}": content,
+        self._generated_files: Mapping[str, bytes] = {
+            f"wheel/{self._wheel_name}": content,
             "job.json": json.dumps(job).encode(),
             "on_device.py": (Path(__file__).parent / "on_device.py").read_bytes(),
         }
@@ -102,31 +102,31 @@ class Parcel:
             for path in sorted(bundle.path.resolve().rglob("*"))
             if path.is_file() and not path.is_relative_to(web)
         )
-        self._files: dict[str, Path] = {
+        self._copied_files: dict[str, Path] = {
             f"bundle/{path.relative_to(bundle.path.resolve()).as_posix()}": path for path in found
         }
         if wheels is not None:
-            self._files |= {f"wheels/{path.name}": path for path in _wheels(wheels)}
+            self._copied_files |= {f"wheels/{path.name}": path for path in _list_wheels(wheels)}
         if baseline is not None:
-            self._files["baseline.json"] = baseline
+            self._copied_files["baseline.json"] = baseline
 
     def write(self, stream: IO[bytes]) -> None:
         """Write the tar archive."""
         with tarfile.open(fileobj=stream, mode="w|") as archive:
-            for name, content in self._texts.items():
-                archive.addfile(_entry(name, len(content)), io.BytesIO(content))
-            for name, path in self._files.items():
+            for name, content in self._generated_files.items():
+                archive.addfile(_tar_entry(name, len(content)), io.BytesIO(content))
+            for name, path in self._copied_files.items():
                 with path.open("rb") as source:
-                    archive.addfile(_entry(name, path.stat().st_size), source)
+                    archive.addfile(_tar_entry(name, path.stat().st_size), source)
 
 
-def _entry(name: str, size: int) -> tarfile.TarInfo:
+def _tar_entry(name: str, size: int) -> tarfile.TarInfo:
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode = size, 0o644
     return entry
 
 
-def _wheels(folder: Path) -> Iterator[Path]:
+def _list_wheels(folder: Path) -> Iterator[Path]:
     found = sorted(folder.glob("*.whl")) if folder.is_dir() else []
     if not found:
         raise BenchError(
@@ -136,7 +136,7 @@ def _wheels(folder: Path) -> Iterator[Path]:
     yield from found
 
 
-def reply(line: str) -> dict[str, Any] | None:
+def parse_reply(line: str) -> dict[str, Any] | None:
     """What the device's side says in a line of its standard output; None where it is something else's word."""
     try:
         content = parse_json(line)

@@ -10,35 +10,35 @@ from functools import partial
 
 import torch
 
-from edgetl.core.artifacts.measured_choices import Choices
+from edgetl.core.artifacts.measured_choices import AutoChoices
 from edgetl.core.artifacts.run_config import RunConfiguration, read_run_configuration
 from edgetl.core.config.finetune import Device, FinetuneConfig
 from edgetl.core.errors import ConfigError, DataError, DecodeError, RunError
 from edgetl.core.paths import RunDirectory
-from edgetl.device.hardware.info import device_facts
-from edgetl.train.common.distributed import hear_no_more, joined, lost
-from edgetl.train.common.progress import Progress, Silent
-from edgetl.train.common.run_choices import recorded_threads
-from edgetl.train.data.loader import Images, Loader
-from edgetl.train.engine.checkpoint import State
-from edgetl.train.engine.determinism import deterministic, tell_cost
-from edgetl.train.engine.domain_shift import statistics_shift
+from edgetl.device.hardware.info import collect_device_info
+from edgetl.train.common.distributed import ignore_sigterm, init_distributed, is_peer_failure
+from edgetl.train.common.progress import NullProgress, Progress
+from edgetl.train.common.run_choices import use_recorded_threads
+from edgetl.train.data.loader import ImageDataset, ImageLoader
+from edgetl.train.engine.checkpoint import Checkpoint
+from edgetl.train.engine.determinism import deterministic_algorithms, report_determinism_cost
+from edgetl.train.engine.domain_shift import batch_norm_shift
 from edgetl.train.engine.optim import Loss
-from edgetl.train.engine.phase_builder import Stage, Staging
-from edgetl.train.engine.phases import Phase, settle
-from edgetl.train.engine.trainer import Training
-from edgetl.train.engine.training_state import check_phases, read_training_state
-from edgetl.train.features.batches import CachedFeed
-from edgetl.train.features.cache import Materials
-from edgetl.train.model.factory import AdaptedNetwork
+from edgetl.train.engine.phase_builder import PhaseBuilder, TrainablePhase
+from edgetl.train.engine.phases import Phase, resolve_phase
+from edgetl.train.engine.trainer import Trainer
+from edgetl.train.engine.training_state import check_phases, read_training_checkpoint
+from edgetl.train.features.batches import CachedBatches
+from edgetl.train.features.cache import RunContext
+from edgetl.train.model.factory import AdaptedModel
 from edgetl.train.model.freezing import set_trainable
-from edgetl.train.output_directory import Place, choose_output
-from edgetl.train.results import versions, write_beginnings, write_choices, write_results
-from edgetl.train.setup import Prepared, prepare
-from edgetl.train.tracking import tracked
+from edgetl.train.output_directory import OutputDirectory, choose_output_directory
+from edgetl.train.results import package_versions, write_choices, write_results, write_run_config
+from edgetl.train.setup import RunSetup, prepare_run
+from edgetl.train.tracking import track_progress
 
 
-def beginnings(run: RunDirectory) -> RunConfiguration:
+def read_unfinished_run(run: RunDirectory) -> RunConfiguration:
     """What config.json says of a run that has begun and not finished.
 
     Raises:
@@ -49,7 +49,7 @@ def beginnings(run: RunDirectory) -> RunConfiguration:
             f"{run.path} holds no run to go on with. `edgetl finetune DATA -o {run.path}` begins one."
         )
     configuration = read_run_configuration(run)
-    if configuration.asked is None:
+    if configuration.requested_config is None:
         raise RunError(
             f"{run.path} was begun by an edgetl that could not resume. Train anew with --force."
         )
@@ -61,7 +61,7 @@ def beginnings(run: RunDirectory) -> RunConfiguration:
     return configuration
 
 
-def check_unchanged(prepared: Prepared, began: RunConfiguration) -> None:
+def check_inputs_unchanged(prepared: RunSetup, began: RunConfiguration) -> None:
     """Whether images and weights are those that the run began with.
 
     Raises:
@@ -79,11 +79,11 @@ def check_unchanged(prepared: Prepared, began: RunConfiguration) -> None:
         )
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 def finetune(
-    config: FinetuneConfig, progress: Progress | None = None, choices: Choices | None = None
+    config: FinetuneConfig, progress: Progress | None = None, choices: AutoChoices | None = None
 ) -> RunDirectory:
     """Adapt a pretrained classifier to a folder of images and write the run directory.
 
@@ -102,22 +102,28 @@ def finetune(
         KeyboardInterrupt: as it came, with a message that says what was kept.
         SystemExit: one of several processes, and another has told what is wrong.
     """
-    progress = progress or Silent()
+    progress = progress or NullProgress()
     started = time.perf_counter()
     with (
-        joined(config.device) as ranks,
-        deterministic(config.deterministic),
-        recorded_threads(choices),
+        init_distributed(config.device) as ranks,
+        deterministic_algorithms(config.deterministic),
+        use_recorded_threads(choices),
     ):
-        run = ranks.first_makes(
-            lambda: choose_output(config.output, config.data, config.model, config.force)
+        run = ranks.run_on_main(
+            lambda: choose_output_directory(config.output, config.data, config.model, config.force)
         )
-        prepared = prepare(config, run, progress, ranks, choices)
+        prepared = prepare_run(config, run, progress, ranks, choices)
         read_s = time.perf_counter() - started
         # Recorded epochs are what the clock made of the budget the first time.
         budget = config.budget_s if choices is None or choices.epochs is None else None
-        return _run(
-            prepared, Place(run) if ranks.first else None, progress, started, read_s, None, budget
+        return _run_training(
+            prepared,
+            OutputDirectory(run) if ranks.is_main else None,
+            progress,
+            started,
+            read_s,
+            None,
+            budget,
         )
 
 
@@ -131,16 +137,22 @@ def resume(path: RunDirectory, progress: Progress | None = None) -> RunDirectory
         DataError: the images are not those that the run began with.
         as `finetune`.
     """
-    progress = progress or Silent()
+    progress = progress or NullProgress()
     started = time.perf_counter()
-    with joined(_device_of(path)) as ranks:
-        began = ranks.first_makes(lambda: beginnings(path))
-        assert began.asked is not None
-        config, choices = began.asked, began.choices
-        place_again = Place.again(path) if ranks.first else nullcontext()
-        with place_again as place, deterministic(config.deterministic), recorded_threads(choices):
-            state = ranks.first_makes(
-                lambda: read_training_state(path.checkpoint) if path.checkpoint.exists() else None
+    with init_distributed(_recorded_device(path)) as ranks:
+        began = ranks.run_on_main(lambda: read_unfinished_run(path))
+        assert began.requested_config is not None
+        config, choices = began.requested_config, began.choices
+        place_again = OutputDirectory.reopen(path) if ranks.is_main else nullcontext()
+        with (
+            place_again as place,
+            deterministic_algorithms(config.deterministic),
+            use_recorded_threads(choices),
+        ):
+            state = ranks.run_on_main(
+                lambda: (
+                    read_training_checkpoint(path.checkpoint) if path.checkpoint.exists() else None
+                )
             )
             # The machine's free memory is another one now, and what it decided must stay decided.
             config = replace(
@@ -149,20 +161,20 @@ def resume(path: RunDirectory, progress: Progress | None = None) -> RunDirectory
                 cache_budget=began.config.cache_budget,
                 workers=began.config.workers,
             )
-            prepared = prepare(config, path, progress, ranks, choices)
-            _tell_where(prepared, began, state, progress)
-            return _run(
+            prepared = prepare_run(config, path, progress, ranks, choices)
+            _report_resume(prepared, began, state, progress)
+            return _run_training(
                 prepared,
                 place,
                 progress,
-                started - state.facts["elapsed"] if state else started,
+                started - state.metadata["elapsed"] if state else started,
                 0.0,
                 state,
                 config.budget_s,
             )
 
 
-def _device_of(path: RunDirectory) -> Device:
+def _recorded_device(path: RunDirectory) -> Device:
     # Asked before the processes are joined, which may use no GPU of a run on a CPU; what is wrong with the file is told later.
     try:
         return read_run_configuration(path).config.device
@@ -170,126 +182,134 @@ def _device_of(path: RunDirectory) -> Device:
         return "auto"
 
 
-def _tell_where(
-    prepared: Prepared, began: RunConfiguration, state: State | None, progress: Progress
+def _report_resume(
+    prepared: RunSetup, began: RunConfiguration, state: Checkpoint | None, progress: Progress
 ) -> None:
-    check_unchanged(prepared, began)
+    check_inputs_unchanged(prepared, began)
     if state is None:
         progress.note("There is no checkpoint yet: the run begins anew.")
     else:
         progress.note(
-            f"Going on after {state.facts['elapsed']:.0f} s, in epoch {len(state.facts['records']) + 1}."
+            f"Going on after {state.metadata['elapsed']:.0f} s, in epoch {len(state.metadata['records']) + 1}."
         )
 
 
-def _run(
-    prepared: Prepared,
-    place: Place | None,
+def _run_training(
+    prepared: RunSetup,
+    place: OutputDirectory | None,
     progress: Progress,
     started: float,
     read_s: float,
-    state: State | None,
+    state: Checkpoint | None,
     budget: float | None,
 ) -> RunDirectory:
-    run, ranks = prepared.run, prepared.ranks
+    run, ranks = prepared.run, prepared.processes
     deadline = started + budget if budget else None
-    training: Training | None = None
+    training: Trainer | None = None
     try:
-        if state is None and ranks.first:
-            write_beginnings(prepared)
-        if ranks.first:
-            prepared.choices.write = partial(write_choices, run)
-        done = len(state.facts["records"]) if state else 0
+        if state is None and ranks.is_main:
+            write_run_config(prepared)
+        if ranks.is_main:
+            prepared.choices.on_change = partial(write_choices, run)
+        done = len(state.metadata["records"]) if state else 0
         with (
-            tracked(prepared.config, run, progress, done)
-            if ranks.first
+            track_progress(prepared.config, run, progress, done)
+            if ranks.is_main
             else nullcontext(progress) as told
         ):
-            training = _training(prepared, told, started, deadline)
+            training = _build_trainer(prepared, told, started, deadline)
             training.seconds["reading"] = read_s
-            staging = _staging(prepared, told, deadline, state)
-            last = _train(prepared, training, staging, state)
+            staging = _build_phase_builder(prepared, told, deadline, state)
+            last = _train_phases(prepared, training, staging, state)
             write_results(prepared, training, last, staging.report, started)
     except BaseException as cause:
-        hear_no_more(ranks)
+        ignore_sigterm(ranks)
         if place is not None:
-            _keep_what_there_is(run, place, training)
-        if lost(cause):
+            _commit_or_rollback(run, place, training)
+        if is_peer_failure(cause):
             raise RunError(
-                f"One of the {ranks.world} processes has ended, or the job was cancelled. {_next_step(run)}"
+                f"One of the {ranks.world_size} processes has ended, or the job was cancelled. {_resume_hint(run)}"
             ) from cause
         if isinstance(cause, DecodeError):
-            raise DataError(f"{cause} Put the file back as it was. {_next_step(run)}") from cause
+            raise DataError(f"{cause} Put the file back as it was. {_resume_hint(run)}") from cause
         if isinstance(cause, KeyboardInterrupt):
-            raise KeyboardInterrupt(_interrupted(run, training)) from None
-        if isinstance(cause, OSError) and cause.errno in _FULL:
+            raise KeyboardInterrupt(_interrupt_message(run, training)) from None
+        if isinstance(cause, OSError) and cause.errno in _DISK_FULL_ERRNOS:
             raise RunError(
-                f"The disk of {run.path} is full. Make room; {_next_step(run)}"
+                f"The disk of {run.path} is full. Make room; {_resume_hint(run)}"
             ) from cause
         raise
     if place is not None:
-        place.keep()
+        place.commit()
     return run
 
 
-def _keep_what_there_is(run: RunDirectory, place: Place, training: Training | None) -> None:
+def _commit_or_rollback(
+    run: RunDirectory, place: OutputDirectory, training: Trainer | None
+) -> None:
     if training is not None and training.best is not None:
         with suppress(OSError):  # the disk may be what ended it
             training.write_best()
     if run.weights.exists() or run.checkpoint.exists():
-        place.keep()
+        place.commit()
     else:
-        place.give_back()
+        place.rollback()
 
 
-def _next_step(run: RunDirectory) -> str:
+def _resume_hint(run: RunDirectory) -> str:
     if run.checkpoint.exists():
         return f"`edgetl finetune --resume {run.path}` goes on from the last checkpoint."
     return "There is no checkpoint yet: run the same command again."
 
 
-def expected_seconds(config: FinetuneConfig, progress: Progress | None = None) -> float:
+def estimate_seconds(config: FinetuneConfig, progress: Progress | None = None) -> float:
     """How long `finetune` would take, from steps timed now on the user's images; nothing is trained or written.
 
     Raises:
         as `finetune` before it trains: what is wrong with data, weights or options is found out here too.
     """
-    progress = progress or Silent()
+    progress = progress or NullProgress()
     started = time.perf_counter()
-    prepared = prepare(
-        config, choose_output(config.output, config.data, config.model, config.force), progress
+    prepared = prepare_run(
+        config,
+        choose_output_directory(config.output, config.data, config.model, config.force),
+        progress,
     )
     read_s = time.perf_counter() - started
-    return read_s + _staging(prepared, progress, None, None).expected_seconds()
+    return read_s + _build_phase_builder(prepared, progress, None, None).estimate_seconds()
 
 
-def _training(
-    prepared: Prepared, progress: Progress, started: float, deadline: float | None
-) -> Training:
+def _build_trainer(
+    prepared: RunSetup, progress: Progress, started: float, deadline: float | None
+) -> Trainer:
     config, data = prepared.config, prepared.data
-    labels = torch.tensor([data.labels.index(row.label) for row in data.part("train")])
-    return Training(
+    labels = torch.tensor([data.labels.index(row.label) for row in data.entries_in("train")])
+    return Trainer(
         config=config,
         run=prepared.run,
-        adapted=prepared.adapted,
-        loss=Loss(config, labels, len(data.labels), prepared.computing.device),
-        images=len(labels),
-        validated=bool(data.part("val")),
+        adapted_model=prepared.adapted_model,
+        loss=Loss(config, labels, len(data.labels), prepared.compute_config.device),
+        images_per_epoch=len(labels),
+        has_validation=bool(data.entries_in("val")),
         progress=progress,
-        started=started,
+        started_at=started,
         deadline=deadline,
-        ranks=prepared.ranks,
+        processes=prepared.processes,
         choices=prepared.choices,
     )
 
 
-def _staging(
-    prepared: Prepared, progress: Progress, deadline: float | None, state: State | None
-) -> Staging:
-    config, rows, computing = prepared.config, prepared.data.rows, prepared.computing
-    prepared.adapted.network.to(device=computing.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = Images(
-        rows, prepared.data.labels, prepared.augmentation, prepared.preprocessing, prepared.decoded
+def _build_phase_builder(
+    prepared: RunSetup, progress: Progress, deadline: float | None, state: Checkpoint | None
+) -> PhaseBuilder:
+    config, rows, computing = prepared.config, prepared.data.entries, prepared.compute_config
+    prepared.adapted_model.model.to(device=computing.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = ImageDataset(
+        rows,
+        prepared.data.labels,
+        prepared.augmentation,
+        prepared.preprocessing,
+        prepared.decoded_cache,
     )
     parts = {
         part: [index for index, row in enumerate(rows) if row.split == part]
@@ -302,46 +322,46 @@ def _staging(
         "preprocessing": prepared.preprocessing.to_json(),
         "augmentation": prepared.augmentation.name,
         "seed": config.seed,
-        "device": computing.name,
+        "device": computing.device_name,
         # What CPUs compute depends on their instructions, and on how many threads a sum is split among.
-        "cpu": [device_facts().get("cpu"), torch.get_num_threads()]
+        "cpu": [collect_device_info().get("cpu"), torch.get_num_threads()]
         if computing.device.type == "cpu"
         else None,
         "deterministic": config.deterministic if computing.device.type == "cuda" else None,
-        "versions": versions("opencv-python-headless", "onnxruntime", "onnxruntime-gpu"),
+        "versions": package_versions("opencv-python-headless", "onnxruntime", "onnxruntime-gpu"),
         "images": {
-            part: [(index, prepared.data.hashes[rows[index].path]) for index in indices]
+            part: [(index, prepared.data.file_hashes[rows[index].path]) for index in indices]
             for part, indices in parts.items()
         },
     }
-    loader = Loader(images, config.workers or 0, pin_memory=computing.device.type == "cuda")
-    materials = Materials(
+    loader = ImageLoader(images, config.workers or 0, pin_memory=computing.device.type == "cuda")
+    materials = RunContext(
         config=config,
         batch_size=prepared.batch_size,
-        adapted=prepared.adapted,
+        adapted_model=prepared.adapted_model,
         loader=loader,
-        train=parts["train"],
-        val=parts["val"],
+        train_indices=parts["train"],
+        val_indices=parts["val"],
         preprocessing=prepared.preprocessing,
-        computing=computing,
-        facts=facts,
-        cache_budget=config.cache_budget or 0,
+        compute_config=computing,
+        feature_key=facts,
+        cache_budget_bytes=config.cache_budget or 0,
         # What was planned stays planned.
         deadline=deadline if prepared.choices.recorded.epochs is None and state is None else None,
         progress=progress,
-        ranks=prepared.ranks,
+        processes=prepared.processes,
         choices=prepared.choices,
     )
     planned = prepared.choices.recorded.epochs
     if state is not None:
         check_phases(state, len(prepared.phases))
     if planned is None:
-        return Staging(materials, prepared.phases)
+        return PhaseBuilder(materials, prepared.phases)
     if len(planned) != len(prepared.phases):
         raise ConfigError(
             f"The recorded epochs are of {len(planned)} phases and the run has {len(prepared.phases)}. Train anew."
         )
-    return Staging(
+    return PhaseBuilder(
         materials,
         [
             replace(phase, epochs=count)
@@ -350,36 +370,38 @@ def _staging(
     )
 
 
-def _train(prepared: Prepared, training: Training, staging: Staging, state: State | None) -> Stage:
+def _train_phases(
+    prepared: RunSetup, training: Trainer, staging: PhaseBuilder, state: Checkpoint | None
+) -> TrainablePhase:
     started = time.perf_counter()
-    stages = staging.stages()
+    stages = staging.build_phases()
     if prepared.config.deterministic:
-        tell_cost(stages[-1], prepared.adapted, training.progress)
-    if all(isinstance(stage.feed, CachedFeed) for stage in stages):
-        prepared.decoded.release()
+        report_determinism_cost(stages[-1], prepared.adapted_model, training.progress)
+    if all(isinstance(stage.batch_source, CachedBatches) for stage in stages):
+        prepared.decoded_cache.clear()
     if state is None:
         # What was measured on the way, or was not because it is remembered, has drawn from the generator.
         # Dropout in each of several processes is its own.
-        torch.manual_seed(prepared.config.seed + prepared.ranks.rank)
+        torch.manual_seed(prepared.config.seed + prepared.processes.rank)
     else:
         training.restore(state)
     training.seconds["frozen_blocks"] = (
         training.seconds.get("frozen_blocks", 0.0) + time.perf_counter() - started
     )
     for at, stage in enumerate(stages):
-        if at >= training.stage and not training.reached_target():
+        if at >= training.phase_index and not training.has_reached_target():
             inside = (
                 state
-                if state is not None and state.facts["epochs"] and at == state.facts["stage"]
+                if state is not None and state.metadata["epochs"] and at == state.metadata["stage"]
                 else None
             )
             stage = replace(
                 stage,
-                phase=Phase(**inside.facts["phase"])
+                phase=Phase(**inside.metadata["phase"])
                 if inside
-                else _settled(prepared, training, stage),
+                else _resolve_phase_from_training(prepared, training, stage),
             )
-            training.run_stage(
+            training.run_phase(
                 stage,
                 stage.phase.epochs + sum(later.phase.epochs for later in stages[at + 1 :]),
                 inside,
@@ -387,24 +409,32 @@ def _train(prepared: Prepared, training: Training, staging: Staging, state: Stat
     return stages[-1]
 
 
-def _settled(prepared: Prepared, training: Training, stage: Stage) -> Phase:
+def _resolve_phase_from_training(
+    prepared: RunSetup, training: Trainer, stage: TrainablePhase
+) -> Phase:
     config = prepared.config
     if config.budget_s:
         # The number of epochs has been planned from the time; only the rate is open.
         config = replace(config, finetune_epochs=stage.phase.epochs)
     learnt = training.records[-1].train_accuracy if training.records else None
     lr_scale = prepared.batch_fit.lr_scale if prepared.batch_fit else 1.0
-    return prepared.ranks.agree(
-        settle(stage.phase, config, learnt, partial(_shift, training.adapted, stage), lr_scale)
+    return prepared.processes.broadcast(
+        resolve_phase(
+            stage.phase,
+            config,
+            learnt,
+            partial(_measure_shift, training.adapted_model, stage),
+            lr_scale,
+        )
     )
 
 
-def _shift(adapted: AdaptedNetwork, stage: Stage) -> float:
+def _measure_shift(adapted: AdaptedModel, stage: TrainablePhase) -> float:
     set_trainable(adapted, stage.phase.unfreeze)
-    return statistics_shift(adapted.network, stage.forward, stage.feed.training(1))
+    return batch_norm_shift(adapted.model, stage.forward, stage.batch_source.iter_train_batches(1))
 
 
-def _interrupted(run: RunDirectory, training: Training | None) -> str:
+def _interrupt_message(run: RunDirectory, training: Trainer | None) -> str:
     if not run.checkpoint.exists() and not run.weights.exists():
         return "Interrupted before anything was learnt: nothing was kept."
     again = f"`edgetl finetune --resume {run.path}` goes on"

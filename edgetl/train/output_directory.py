@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from edgetl.core.artifacts.foreign_files import describe_foreign, foreign_run_files
+from edgetl.core.artifacts.foreign_files import describe_foreign_files, find_foreign_run_files
 from edgetl.core.errors import RunError
 from edgetl.core.files import move_aside, read_json
-from edgetl.core.paths import RunDirectory, free_name
+from edgetl.core.paths import RunDirectory, find_free_path
 
 
-def choose_output(output: Path | None, data: Path, model: str, force: bool) -> RunDirectory:
+def choose_output_directory(
+    output: Path | None, data: Path, model: str, force: bool
+) -> RunDirectory:
     """The run directory to write; nothing is created or removed yet.
 
     Raises:
@@ -24,7 +26,9 @@ def choose_output(output: Path | None, data: Path, model: str, force: bool) -> R
     """
     data = data.expanduser().absolute()
     path = (
-        output.expanduser() if output else free_name(Path("runs"), f"{data.resolve().name}-{model}")
+        output.expanduser()
+        if output
+        else find_free_path(Path("runs"), f"{data.resolve().name}-{model}")
     ).absolute()
     if path.resolve() == data.resolve() or data.resolve() in path.resolve().parents:
         raise RunError(
@@ -43,7 +47,7 @@ def choose_output(output: Path | None, data: Path, model: str, force: bool) -> R
     return RunDirectory(path)
 
 
-class Place:
+class OutputDirectory:
     """The place of a run, this process's alone; an older run that it replaces lies aside until the new one has something to show."""
 
     def __init__(self, run: RunDirectory) -> None:
@@ -53,73 +57,73 @@ class Place:
             RunError: it is not replaceable after all, cannot be created, or another process trains there.
         """
         self._path = run.path
-        self._older: Path | None = None
+        self._replaced_run: Path | None = None
         existed = run.path.exists()
-        self._lock = _locked(run) if existed else None
+        self._lock = _acquire_lock(run) if existed else None
         try:
             if existed:
                 _check_replaceable(run.path)
-                self._older = move_aside(run.path)
+                self._replaced_run = move_aside(run.path)
             run.path.mkdir(parents=True)
         except OSError as cause:
             # Nothing was created here, so nothing is removed: what lies at the path may be the user's only copy.
-            if self._older is not None:
-                self._restore_older()
-            self._free()
+            if self._replaced_run is not None:
+                self._restore_replaced_run()
+            self._release_lock()
             verb = "replaced" if existed else "created"
             raise RunError(
                 f"{run.path} cannot be {verb} ({cause.strerror}). Choose another run directory with -o."
             ) from cause
         except RunError:
-            self._free()
+            self._release_lock()
             raise
         try:
-            self._lock = _locked(run)
+            self._lock = _acquire_lock(run)
         except OSError as cause:
-            self.give_back()
+            self.rollback()
             raise RunError(
                 f"{run.path} cannot be locked ({cause.strerror}). Choose another run directory with -o."
             ) from cause
 
     @classmethod
     @contextmanager
-    def again(cls, run: RunDirectory) -> Iterator[Self]:
+    def reopen(cls, run: RunDirectory) -> Iterator[Self]:
         """The place of a run that is gone on with: what fails before it goes on leaves everything as it is.
 
         Raises:
             RunError: another process trains there.
         """
         place = cls.__new__(cls)
-        place._path, place._lock = run.path, _locked(run)
+        place._path, place._lock = run.path, _acquire_lock(run)
         # What a process that was killed has laid aside.
-        place._older = next(
+        place._replaced_run = next(
             iter(sorted(run.path.parent.glob(f".{run.path.name}.replaced-*/{run.path.name}"))), None
         )
         try:
             yield place
         finally:
-            place._free()
+            place._release_lock()
 
-    def keep(self) -> None:
+    def commit(self) -> None:
         """The new run stays; the older one is removed."""
-        if self._older is not None:
-            shutil.rmtree(self._older.parent, ignore_errors=True)
-        self._free()
+        if self._replaced_run is not None:
+            shutil.rmtree(self._replaced_run.parent, ignore_errors=True)
+        self._release_lock()
 
-    def give_back(self) -> None:
+    def rollback(self) -> None:
         """The new run came to nothing: it is removed, and the older one is where it was."""
         shutil.rmtree(self._path, ignore_errors=True)
-        if self._older is not None:
-            self._restore_older()
-        self._free()
+        if self._replaced_run is not None:
+            self._restore_replaced_run()
+        self._release_lock()
 
-    def _restore_older(self) -> None:
-        assert self._older is not None
-        self._older.rename(self._path)
-        self._older.parent.rmdir()
-        self._older = None
+    def _restore_replaced_run(self) -> None:
+        assert self._replaced_run is not None
+        self._replaced_run.rename(self._path)
+        self._replaced_run.parent.rmdir()
+        self._replaced_run = None
 
-    def _free(self) -> None:
+    def _release_lock(self) -> None:
         if self._lock is not None:
             # While it is held: whoever opens the next one begins with a file of its own.
             RunDirectory(self._path).lock.unlink(missing_ok=True)
@@ -127,7 +131,7 @@ class Place:
             self._lock = None
 
 
-def _locked(run: RunDirectory) -> BinaryIO:
+def _acquire_lock(run: RunDirectory) -> BinaryIO:
     """The run directory's lock, until it is closed or this process ends, whichever way; workers that it forks do not hold it.
 
     Raises:
@@ -170,8 +174,8 @@ def _check_replaceable(path: Path) -> None:
         raise RunError(
             f"{path} is not a run directory, so --force does not remove it. Choose another with -o."
         )
-    foreign = foreign_run_files(path)
+    foreign = find_foreign_run_files(path)
     if foreign:
         raise RunError(
-            f"{describe_foreign(path, foreign)}, so --force does not remove it. Move them away, or choose another run directory with -o."
+            f"{describe_foreign_files(path, foreign)}, so --force does not remove it. Move them away, or choose another run directory with -o."
         )

@@ -20,10 +20,10 @@ from edgetl.core.config.torch_modes import TORCH_MODES
 from edgetl.core.errors import BenchError, ProviderError
 from edgetl.core.paths import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.bench.backend import Source, Stage
+from edgetl.device.bench.backend import ModelSource, Stage
 from edgetl.device.runtime.preprocessing import resize_and_crop
 from edgetl.device.runtime.providers import CUDA_PROVIDERS
-from edgetl.train.common.cuda_graph import GraphRunner
+from edgetl.train.common.cuda_graph import CudaGraphRunner
 from edgetl.train.common.operator_profile import operator_profile
 from edgetl.train.model.factory import load_run_model
 
@@ -42,7 +42,7 @@ class PixelsToLogits(nn.Module):
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        self.network, self.contract, self.memory_format, self.dtype = (
+        self.model, self.preprocessing, self.memory_format, self.dtype = (
             network,
             contract,
             memory_format,
@@ -57,13 +57,13 @@ class PixelsToLogits(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Crop, scale, normalise, network."""
-        top, left = self.contract.crop_box(pixels.shape[1], pixels.shape[2])
+        top, left = self.preprocessing.compute_crop_offset(pixels.shape[1], pixels.shape[2])
         cropped = pixels[
-            :, top : top + self.contract.crop, left : left + self.contract.crop
+            :, top : top + self.preprocessing.crop, left : left + self.preprocessing.crop
         ].permute(0, 3, 1, 2)
         scaled = cropped.to(torch.float32, memory_format=self.memory_format)
         normalised = torch.addcmul(self.shift, scaled, self.scale)  # type: ignore[arg-type]
-        logits: torch.Tensor = self.network(
+        logits: torch.Tensor = self.model(
             normalised.to(self.dtype, memory_format=self.memory_format)
         )
         return logits
@@ -72,7 +72,7 @@ class PixelsToLogits(nn.Module):
 class PyTorchBackend:
     """A run's network, fed with numpy arrays and answering with them."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ModelSource) -> None:
         torch.set_num_threads(source.threads)
         if torch.get_num_interop_threads() != 1:  # may be set once in a process only
             torch.set_num_interop_threads(1)
@@ -95,29 +95,33 @@ class PyTorchBackend:
                 "high"
             )  # TF32, as ONNX Runtime's CUDA provider does by default
         loaded = load_run_model(RunDirectory.open(source.model))
-        self._contract, self._batch = loaded.preprocessing, source.batch
-        self._network = loaded.network.eval().to(self._device, self._dtype)
-        self._arrange(str(source.settings.get("memory_format", CONTIGUOUS)))
+        self._preprocessing, self._batch_size = loaded.preprocessing, source.batch
+        self._model = loaded.model.eval().to(self._device, self._dtype)
+        self._set_memory_format(str(source.settings.get("memory_format", CONTIGUOUS)))
 
-    def _arrange(self, memory_format: str) -> None:
-        self._format = _FORMATS[memory_format]
-        self._network.to(memory_format=self._format)
-        arguments = self._mode.compile_arguments(self._device.type)
-        self._called = self._network if arguments is None else _compile(self._network, arguments)
-        self._pixels: nn.Module = (
-            PixelsToLogits(self._called, self._contract, self._format, self._dtype)
+    def _set_memory_format(self, memory_format: str) -> None:
+        self._memory_format = _FORMATS[memory_format]
+        self._model.to(memory_format=self._memory_format)
+        arguments = self._mode.get_compile_arguments(self._device.type)
+        self._tensor_model = self._model if arguments is None else _compile(self._model, arguments)
+        self._image_model: nn.Module = (
+            PixelsToLogits(
+                self._tensor_model, self._preprocessing, self._memory_format, self._dtype
+            )
             .eval()
             .to(self._device)
         )
         if arguments is not None and self._device.type == "cuda":
             # As a whole: scaling and normalization are launches too.
             whole = (
-                PixelsToLogits(self._network, self._contract, self._format, self._dtype)
+                PixelsToLogits(self._model, self._preprocessing, self._memory_format, self._dtype)
                 .eval()
                 .to(self._device)
             )
-            self._pixels = _compile(whole, arguments)
-        self._graph = GraphRunner(self._forward, self._device) if self._mode.captured else None
+            self._image_model = _compile(whole, arguments)
+        self._graph_runner = (
+            CudaGraphRunner(self._forward, self._device) if self._mode.uses_cuda_graph else None
+        )
 
     def infer(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Logits for uint8 [batch, R, R, 3] or float32 [batch, 3, S, S]."""
@@ -135,22 +139,29 @@ class PyTorchBackend:
 
     def _upload(self, batch: NDArray[Any]) -> torch.Tensor:
         given = torch.from_numpy(batch)
-        given = given.to(self._device) if self._graph is None else self._graph.upload(given)
-        self._wait()
+        given = (
+            given.to(self._device)
+            if self._graph_runner is None
+            else self._graph_runner.upload(given)
+        )
+        self._synchronize()
         return given
 
     def _compute(self, given: torch.Tensor) -> torch.Tensor:
-        logits = self._forward(given) if self._graph is None else self._graph.run(given)
-        self._wait()
+        logits = (
+            self._forward(given) if self._graph_runner is None else self._graph_runner.run(given)
+        )
+        self._synchronize()
         return logits
 
     def _forward(self, given: torch.Tensor) -> torch.Tensor:
         """Launch the computation from uint8 [batch, R, R, 3] or float32 [batch, 3, S, S] to logits; don't wait for it."""
         with torch.inference_mode():
             if given.dtype == torch.uint8:
-                return cast(torch.Tensor, self._pixels(given))
+                return cast(torch.Tensor, self._image_model(given))
             return cast(
-                torch.Tensor, self._called(given.to(self._dtype, memory_format=self._format))
+                torch.Tensor,
+                self._tensor_model(given.to(self._dtype, memory_format=self._memory_format)),
             )
 
     @staticmethod
@@ -158,21 +169,21 @@ class PyTorchBackend:
         answer: NDArray[np.float32] = logits.float().cpu().numpy()
         return answer
 
-    def _wait(self) -> None:
+    def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize()
 
-    def prepare(self, image: NDArray[np.uint8]) -> NDArray[Any]:
+    def preprocess_image(self, image: NDArray[np.uint8]) -> NDArray[Any]:
         """Pillow's resize and crop; the rest is faster in torch."""
-        return np.array(resize_and_crop(image, self._contract)[None])
+        return np.array(resize_and_crop(image, self._preprocessing)[None])
 
-    def inputs(self, count: int) -> list[NDArray[Any]]:
+    def make_inputs(self, count: int) -> list[NDArray[Any]]:
         """Random pictures of the length after resize."""
-        shape = (self._batch, self._contract.resize, self._contract.resize, 3)
+        shape = (self._batch_size, self._preprocessing.resize, self._preprocessing.resize, 3)
         generator = np.random.default_rng(0)
         return [generator.integers(0, 256, shape, np.uint8) for _ in range(count)]
 
-    def settle(self, batch: NDArray[Any]) -> dict[str, Any]:
+    def autotune(self, batch: NDArray[Any]) -> dict[str, Any]:
         """The faster memory format: both take turns, and each is judged by its best turn, which other processes spoil least.
 
         A compiled network chooses its own layouts; it is only tried.
@@ -180,21 +191,23 @@ class PyTorchBackend:
         Raises:
             BenchError: it cannot be compiled here.
         """
-        if self._mode.compiled:
+        if self._mode.uses_compile:
             try:
                 self.infer(batch)
             except Exception as cause:  # the compiler's own errors and those of a missing C++ compiler share no base class
-                raise BenchError(_uncompiled(str(cause).strip() or type(cause).__name__)) from cause
+                raise BenchError(
+                    _compile_error_message(str(cause).strip() or type(cause).__name__)
+                ) from cause
             return {"memory_format": CONTIGUOUS}
         runs, turns = 8, 5
         medians: dict[str, list[float]] = {name: [] for name in _FORMATS}
         for _ in range(turns):
             for name, found in medians.items():
-                self._arrange(name)
+                self._set_memory_format(name)
                 self.infer(batch)
                 found.append(median(self._latency_ns(batch) for _ in range(runs)))
         best = min(medians, key=lambda name: min(medians[name]))
-        self._arrange(best)
+        self._set_memory_format(best)
         return {"memory_format": best}
 
     def _latency_ns(self, batch: NDArray[Any]) -> int:
@@ -219,8 +232,8 @@ class PyTorchBackend:
             "mode": f"{self._mode_name}, inference_mode",
             "dtype": self._mode.dtype,
             "tf32": self._device.type == "cuda" and self._dtype == torch.float32,
-            "cuda_graph": self._mode.captured,
-            "compile_arguments": self._mode.compile_arguments(self._device.type),
+            "cuda_graph": self._mode.uses_cuda_graph,
+            "compile_arguments": self._mode.get_compile_arguments(self._device.type),
             "intra_op_threads": torch.get_num_threads(),
             "inter_op_threads": torch.get_num_interop_threads(),
             "device": torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu",
@@ -229,7 +242,7 @@ class PyTorchBackend:
         }
 
 
-def _uncompiled(words: str) -> str:
+def _compile_error_message(words: str) -> str:
     if "No working C++ compiler" in words:
         return "torch.compile needs a C++ compiler, and there is none: `sudo apt install g++` adds it, or leave `compile` out of --pytorch."
     return f"torch.compile does not work here: {words.splitlines()[0].rstrip('.')}. Leave `compile` out of --pytorch."

@@ -6,30 +6,30 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from edgetl.core.artifacts.measured_choices import Choices
+from edgetl.core.artifacts.measured_choices import AutoChoices
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
 from edgetl.core.paths import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.hardware.memory import free_memory_bytes, keep_freed_memory
-from edgetl.train.common.distributed import ALONE, Ranks
-from edgetl.train.common.precision import Computing, choose_computing
+from edgetl.train.common.distributed import SINGLE_PROCESS, Processes
+from edgetl.train.common.precision import ComputeConfig, choose_compute_config
 from edgetl.train.common.progress import Progress
-from edgetl.train.common.run_choices import RunChoices, not_available
+from edgetl.train.common.run_choices import RunChoices, choice_unavailable_error
 from edgetl.train.data.augmentation import Augmentation
-from edgetl.train.data.dataset import DataSet, read_data
-from edgetl.train.data.decoded_cache import DecodedImages
+from edgetl.train.data.dataset import SplitDataset, read_dataset
+from edgetl.train.data.decoded_cache import DecodedImageCache
 from edgetl.train.data.folders import find_files
 from edgetl.train.data.loader import default_workers
-from edgetl.train.engine.batch_size import BatchFit, describe_fit, fit_batch_size
-from edgetl.train.engine.phases import Phase, plan_phases, usual_batch_size
-from edgetl.train.model.factory import AdaptedNetwork, adapt
+from edgetl.train.engine.batch_size import BatchSizeResult, autotune_batch_size, describe_batch_size
+from edgetl.train.engine.phases import Phase, default_batch_size, plan_phases
+from edgetl.train.model.factory import AdaptedModel, build_adapted_model
 from edgetl.train.model.freezing import resolve_unfreeze
-from edgetl.train.model.torchvision_models import known_architecture, preprocessing_for
+from edgetl.train.model.torchvision_models import get_architecture, preprocessing_for
 from edgetl.train.model.weights import PretrainedWeights, read_weights
 
-_LEAST_SIDE = 768
+_MIN_DECODED_SIDE = 768
 """Pixels that training images keep on the shorter side when JPEG files are decoded at a part of their size: the same picture to a grey
 level after the resize; with much less, a random crop's edges would round visibly."""
 
@@ -39,36 +39,36 @@ FIXED_CACHE_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True)
-class Prepared:
+class RunSetup:
     """A run that may begin."""
 
-    asked: FinetuneConfig
+    requested_config: FinetuneConfig
     """As the user gave it."""
     config: FinetuneConfig
     """With everything decided that can be before training."""
     batch_size: int
-    batch_fit: BatchFit | None
+    batch_fit: BatchSizeResult | None
     """How `--batch-size auto` was decided; None without it."""
     run: RunDirectory
-    data: DataSet
+    data: SplitDataset
     preprocessing: Preprocessing
-    computing: Computing
+    compute_config: ComputeConfig
     phases: list[Phase]
     augmentation: Augmentation
-    decoded: DecodedImages
+    decoded_cache: DecodedImageCache
     weights: PretrainedWeights | None
-    adapted: AdaptedNetwork
-    ranks: Ranks
+    adapted_model: AdaptedModel
+    processes: Processes
     choices: RunChoices
 
 
-def prepare(
+def prepare_run(
     config: FinetuneConfig,
     run: RunDirectory,
     progress: Progress,
-    ranks: Ranks = ALONE,
-    choices: Choices | None = None,
-) -> Prepared:
+    ranks: Processes = SINGLE_PROCESS,
+    choices: AutoChoices | None = None,
+) -> RunSetup:
     """Read the images and make the network.
 
     Args:
@@ -79,32 +79,34 @@ def prepare(
         ArchitectureError, WeightsError: the model; see `edgetl.train.model.factory.adapt`.
         ConfigError: a device or precision that is not there, more blocks than the backbone has, more processes than images a step.
     """
-    architecture = known_architecture(config.model)
+    architecture = get_architecture(config.model)
     run_choices = RunChoices(choices, fixed=config.deterministic)
-    computing = _computing(config, run_choices)
+    computing = _resolve_compute_config(config, run_choices)
     if computing.device.type == "cpu":
         keep_freed_memory()
     preprocessing = preprocessing_for(config.model, config.image_size)
     augmentation = Augmentation(config.augment, preprocessing, config.seed, config.augment_file)
     # Before a download of weights: a missing folder is told at once.
     find_files(config.data.expanduser().absolute())
-    with ranks.local.first_ahead():
+    with ranks.local_group.main_process_first():
         weights = read_weights(config.weights, config.model)
-    budget, room = ranks.agree(_cache_budget(config, run_choices))
-    decoded = DecodedImages(room // ranks.local.world, max(_LEAST_SIDE, 3 * preprocessing.resize))
-    data = ranks.first_makes(
-        lambda: read_data(
+    budget, room = ranks.broadcast(_cache_budget(config, run_choices))
+    decoded = DecodedImageCache(
+        room // ranks.local_group.world_size, max(_MIN_DECODED_SIDE, 3 * preprocessing.resize)
+    )
+    data = ranks.run_on_main(
+        lambda: read_dataset(
             config.data,
             config.val_split,
             config.resolved_split_seed,
-            progress.files,
+            progress.on_files_checked,
             decoded,
             config.allow_leaks,
         )
     )
-    decoded.expect(row.path for row in data.rows)
+    decoded.record_file_stamps(row.path for row in data.entries)
     torch.manual_seed(config.seed)
-    adapted = adapt(
+    adapted = build_adapted_model(
         config.model,
         preprocessing.crop,
         len(data.labels),
@@ -117,36 +119,36 @@ def prepare(
         if config.weights == "none"
         else resolve_unfreeze(config.unfreeze, adapted, architecture.unfreeze)
     )
-    usual = max(usual_batch_size(len(data.part("train"))), 2 * ranks.world)
-    _check_share(
+    usual = max(default_batch_size(len(data.entries_in("train"))), 2 * ranks.world_size)
+    _check_images_per_process(
         min(
             usual if config.batch_size in (None, "auto") else int(config.batch_size),
-            len(data.part("train")),
+            len(data.entries_in("train")),
         ),
         ranks,
     )
-    _tell(data, config, progress)
-    batch_fit: BatchFit | None = None
+    _report_setup(data, config, progress)
+    batch_fit: BatchSizeResult | None = None
     if config.batch_size == "auto":
         if run_choices.recorded.batch is not None:
-            batch_fit = BatchFit.from_json(run_choices.recorded.batch)
-        elif run_choices.fixed:
-            batch_fit = BatchFit(usual, usual)
+            batch_fit = BatchSizeResult.from_json(run_choices.recorded.batch)
+        elif run_choices.uses_fixed_rules:
+            batch_fit = BatchSizeResult(usual, usual)
         else:
-            batch_fit = _fit(
+            batch_fit = _fit_batch_size(
                 config,
                 adapted,
                 computing,
                 preprocessing.crop,
-                len(data.part("train")),
+                len(data.entries_in("train")),
                 usual,
                 unfreeze,
                 ranks,
             )
-        progress.note(describe_fit(batch_fit, computing.device.type))
+        progress.note(describe_batch_size(batch_fit, computing.device.type))
     batch_size = batch_fit.batch_size if batch_fit else int(config.batch_size or usual)
     phases = plan_phases(config, unfreeze, batch_size, batch_fit.lr_scale if batch_fit else 1.0)
-    images, cores = len(data.rows), available_cores() // ranks.local.world
+    images, cores = len(data.entries), available_cores() // ranks.local_group.world_size
     resolved = replace(
         config,
         data=data.folder,
@@ -167,32 +169,34 @@ def prepare(
         cache_budget=budget,
         batch=batch_fit.to_json() if batch_fit else None,
     )
-    return Prepared(
-        asked=config,
+    return RunSetup(
+        requested_config=config,
         config=resolved,
         batch_size=batch_size,
         batch_fit=batch_fit,
         run=run,
         data=data,
         preprocessing=preprocessing,
-        computing=computing,
+        compute_config=computing,
         phases=phases,
         augmentation=augmentation,
-        decoded=decoded,
+        decoded_cache=decoded,
         weights=weights,
-        adapted=adapted,
-        ranks=ranks,
+        adapted_model=adapted,
+        processes=ranks,
         choices=run_choices,
     )
 
 
-def _computing(config: FinetuneConfig, run_choices: RunChoices) -> Computing:
+def _resolve_compute_config(config: FinetuneConfig, run_choices: RunChoices) -> ComputeConfig:
     if config.device != "auto" or run_choices.recorded.device is None:
-        return choose_computing(config.device, config.precision)
+        return choose_compute_config(config.device, config.precision)
     try:
-        return choose_computing(run_choices.recorded.device, config.precision)
+        return choose_compute_config(run_choices.recorded.device, config.precision)
     except ConfigError as cause:
-        raise not_available(f"--device {run_choices.recorded.device}", str(cause)) from cause
+        raise choice_unavailable_error(
+            f"--device {run_choices.recorded.device}", str(cause)
+        ) from cause
 
 
 def _cache_budget(config: FinetuneConfig, run_choices: RunChoices) -> tuple[int, int]:
@@ -202,39 +206,43 @@ def _cache_budget(config: FinetuneConfig, run_choices: RunChoices) -> tuple[int,
     free = free_memory_bytes() // 4
     if run_choices.recorded.cache_budget is not None:
         return run_choices.recorded.cache_budget, min(free, run_choices.recorded.cache_budget)
-    return (FIXED_CACHE_BYTES, min(free, FIXED_CACHE_BYTES)) if run_choices.fixed else (free, free)
+    return (
+        (FIXED_CACHE_BYTES, min(free, FIXED_CACHE_BYTES))
+        if run_choices.uses_fixed_rules
+        else (free, free)
+    )
 
 
-def _fit(
+def _fit_batch_size(
     config: FinetuneConfig,
-    adapted: AdaptedNetwork,
-    computing: Computing,
+    adapted: AdaptedModel,
+    computing: ComputeConfig,
     image_size: int,
     images: int,
     usual: int,
     unfreeze: int | str,
-    ranks: Ranks,
-) -> BatchFit:
+    ranks: Processes,
+) -> BatchSizeResult:
     # The first process of all decides: the GPUs of a training are alike, or the slowest sets the pace anyway.
     phase = plan_phases(config, unfreeze, usual)[-1]
-    return ranks.first_makes(
-        lambda: fit_batch_size(
-            adapted, phase, config, computing, image_size, images, usual, ranks.world
+    return ranks.run_on_main(
+        lambda: autotune_batch_size(
+            adapted, phase, config, computing, image_size, images, usual, ranks.world_size
         )
     )
 
 
-def _check_share(images: int, ranks: Ranks) -> None:
-    if ranks.many and images < 2 * ranks.world:
+def _check_images_per_process(images: int, ranks: Processes) -> None:
+    if ranks.is_distributed and images < 2 * ranks.world_size:
         raise ConfigError(
-            f"{ranks.world} processes divide the {images} images of a step, and each needs two. Start fewer, or raise --batch-size."
+            f"{ranks.world_size} processes divide the {images} images of a step, and each needs two. Start fewer, or raise --batch-size."
         )
 
 
-def _tell(data: DataSet, config: FinetuneConfig, progress: Progress) -> None:
+def _report_setup(data: SplitDataset, config: FinetuneConfig, progress: Progress) -> None:
     for warning in data.warnings:
         progress.warn(warning)
-    train, val = len(data.part("train")), len(data.part("val"))
+    train, val = len(data.entries_in("train")), len(data.entries_in("val"))
     progress.note(f"{len(data.labels)} classes, {train} training and {val} validation images.")
     if not val:
         progress.warn(

@@ -12,10 +12,10 @@ from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, RunError
 from edgetl.core.files import read_json, write_json
 from edgetl.core.paths import RunDirectory
-from edgetl.train.common.progress import EpochRecord, Progress, Step
+from edgetl.train.common.progress import EpochRecord, Progress, StepProgress
 
 _EXPERIMENT = "edgetl"
-_MLFLOW_PATIENCE = {
+_MLFLOW_TIMEOUTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -26,14 +26,14 @@ _MLFLOW_PATIENCE = {
 class Tracker(Protocol):
     """What keeps figures."""
 
-    def epoch(self, number: int, figures: Mapping[str, float]) -> None:
+    def log_metrics(self, number: int, figures: Mapping[str, float]) -> None:
         """Those of an epoch."""
 
     def close(self, ended: bool) -> None:
         """The run ended well, or did not."""
 
 
-class Tracked:
+class TrackedProgress:
     """Progress that is told on, with every epoch's figures given to trackers."""
 
     def __init__(self, progress: Progress, trackers: list[Tracker]) -> None:
@@ -47,33 +47,33 @@ class Tracked:
         """Tell it on."""
         self._progress.warn(text)
 
-    def files(self, done: int, total: int) -> None:
+    def on_files_checked(self, done: int, total: int) -> None:
         """Tell it on."""
-        self._progress.files(done, total)
+        self._progress.on_files_checked(done, total)
 
-    def prepared(self, done: int, total: int) -> None:
+    def on_features_computed(self, done: int, total: int) -> None:
         """Tell it on."""
-        self._progress.prepared(done, total)
+        self._progress.on_features_computed(done, total)
 
-    def step(self, step: Step) -> None:
+    def on_step_end(self, step: StepProgress) -> None:
         """Tell it on."""
-        self._progress.step(step)
+        self._progress.on_step_end(step)
 
-    def epoch(self, record: EpochRecord, best: bool) -> None:
+    def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
         """Tell it on, and its figures to the trackers."""
-        self._progress.epoch(record, best)
+        self._progress.on_epoch_end(record, best)
         names = {
             "train/loss": record.train_loss, "train/accuracy": record.train_accuracy, "val/loss": record.val_loss,
             "val/accuracy": record.val_accuracy, "lr": record.lr, "images_per_second": record.images_per_second,
         }  # fmt: skip
         for tracker in self._trackers:
-            tracker.epoch(
+            tracker.log_metrics(
                 record.epoch, {name: value for name, value in names.items() if value is not None}
             )
 
 
 @contextmanager
-def tracked(
+def track_progress(
     config: FinetuneConfig, run: RunDirectory, progress: Progress, epochs: int = 0
 ) -> Iterator[Progress]:
     """Progress with the trackers that the configuration asks for.
@@ -87,10 +87,10 @@ def tracked(
     """
     trackers: list[Tracker] = []
     if config.tensorboard:
-        trackers.append(_TensorBoard(run, epochs))
+        trackers.append(_TensorBoardTracker(run, epochs))
     if config.mlflow is not None:
         try:
-            trackers.append(_MLflow(config, run, config.mlflow, progress))
+            trackers.append(_MlflowTracker(config, run, config.mlflow, progress))
         except ConfigError as cause:
             if not config.mlflow.startswith(("http://", "https://")):
                 raise
@@ -99,14 +99,14 @@ def tracked(
             )
     ended = False
     try:
-        yield Tracked(progress, trackers) if trackers else progress
+        yield TrackedProgress(progress, trackers) if trackers else progress
         ended = True
     finally:
         for tracker in trackers:
             tracker.close(ended)
 
 
-class _TensorBoard:
+class _TensorBoardTracker:
     def __init__(self, run: RunDirectory, epochs: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -114,7 +114,7 @@ class _TensorBoard:
             str(run.tensorboard), purge_step=epochs + 1 if epochs else None
         )
 
-    def epoch(self, number: int, figures: Mapping[str, float]) -> None:
+    def log_metrics(self, number: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
             self._writer.add_scalar(name, value, number)
         self._writer.flush()
@@ -123,11 +123,11 @@ class _TensorBoard:
         self._writer.close()
 
 
-class _MLflow:
+class _MlflowTracker:
     def __init__(
         self, config: FinetuneConfig, run: RunDirectory, store: str, progress: Progress
     ) -> None:
-        for name, value in _MLFLOW_PATIENCE.items():
+        for name, value in _MLFLOW_TIMEOUTS.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
@@ -136,17 +136,17 @@ class _MLflow:
             # MLflow would rather have a database; a folder is what was asked for.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             store = Path(store).expanduser().absolute().as_uri()
-        self._errors = MlflowException
-        self._store, self._progress, self._lost = store, progress, False
+        self._error_type = MlflowException
+        self._tracking_uri, self._progress, self._is_unreachable = store, progress, False
         try:
             self._client = MlflowClient(tracking_uri=store)
-            self._run_id = self._begun(run, store) or self._begin(config, run, store)
+            self._run_id = self._resume_run(run, store) or self._create_run(config, run, store)
         except MlflowException as cause:
             raise ConfigError(
                 f"--mlflow {store} cannot be used ({str(cause).splitlines()[0]}). Give a folder, or the address of a server."
             ) from cause
 
-    def _begun(self, run: RunDirectory, store: str) -> str | None:
+    def _resume_run(self, run: RunDirectory, store: str) -> str | None:
         try:
             known = read_json(run.mlflow, RunError, "The MLflow run")
             run_id: str = known["run_id"]
@@ -157,7 +157,7 @@ class _MLflow:
             pass
         return None
 
-    def _begin(self, config: FinetuneConfig, run: RunDirectory, store: str) -> str:
+    def _create_run(self, config: FinetuneConfig, run: RunDirectory, store: str) -> str:
         experiment = self._client.get_experiment_by_name(_EXPERIMENT)
         experiment_id = (
             experiment.experiment_id if experiment else self._client.create_experiment(_EXPERIMENT)
@@ -168,20 +168,20 @@ class _MLflow:
         write_json(run.mlflow, {"store": store, "run_id": run_id})
         return run_id
 
-    def epoch(self, number: int, figures: Mapping[str, float]) -> None:
-        if self._lost:
+    def log_metrics(self, number: int, figures: Mapping[str, float]) -> None:
+        if self._is_unreachable:
             return
         try:
             for name, value in figures.items():
                 self._client.log_metric(self._run_id, name, value, step=number)
-        except self._errors as cause:
-            self._lost = True
+        except self._error_type as cause:
+            self._is_unreachable = True
             self._progress.warn(
-                f"--mlflow {self._store} no longer answers ({str(cause).splitlines()[0]}). "
+                f"--mlflow {self._tracking_uri} no longer answers ({str(cause).splitlines()[0]}). "
                 "Training goes on without it; the run directory holds all figures."
             )
 
     def close(self, ended: bool) -> None:
-        if not self._lost:
-            with suppress(self._errors):  # a server that went away is no reason to lose the run
+        if not self._is_unreachable:
+            with suppress(self._error_type):  # a server that went away is no reason to lose the run
                 self._client.set_terminated(self._run_id, "FINISHED" if ended else "FAILED")

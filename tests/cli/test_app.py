@@ -99,9 +99,9 @@ def test_a_full_disk_is_told(
     def fail(asked: str) -> None:
         raise error
 
-    monkeypatch.setattr(app, "program", fail)
-    monkeypatch.setattr(app, "let_readers_leave", lambda: None)
-    monkeypatch.setattr(app, "install_handlers", lambda: None)
+    monkeypatch.setattr(app, "create_app", fail)
+    monkeypatch.setattr(app, "tolerate_closed_pipes", lambda: None)
+    monkeypatch.setattr(app, "install_signal_handlers", lambda: None)
     with pytest.raises(SystemExit) as ended:
         app.main()
     assert ended.value.code == 1

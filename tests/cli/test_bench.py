@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetl.cli.bench_tables import show
+from edgetl.cli.bench_tables import show_bench_result
 from edgetl.cli.console import out
 from edgetl.core.artifacts.bench import BenchResult, Noise
 from edgetl.core.artifacts.comparison import EarlierRow
@@ -155,7 +155,7 @@ def test_architectures_are_timed_without_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["bench", "doctor"])
 def test_help_loads_nothing_heavy(command: str, tmp_path: Path) -> None:
     program = (
-        "import sys\nfrom edgetl.cli.app import program\napp = program()\n"
+        "import sys\nfrom edgetl.cli.app import create_app\napp = create_app()\n"
         f"try:\n    app(['{command}', '--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
         "print([name for name in ('numpy', 'PIL', 'torch', 'onnxruntime', 'edgetl.device') if name in sys.modules])"
     )
@@ -168,7 +168,7 @@ def test_help_loads_nothing_heavy(command: str, tmp_path: Path) -> None:
 
 def shown(content: BenchResult) -> str:
     with out.capture() as capture:
-        show(content)
+        show_bench_result(content)
     return capture.get()
 
 

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from edgetl.cli.candidates import conclusion, parse_sizes, run_candidates, show_candidates
+from edgetl.cli.candidates import (
+    parse_image_sizes,
+    run_candidates,
+    show_candidates,
+    summarize_candidates,
+)
 from edgetl.core.artifacts.candidates import CandidatesConfig, CandidatesResult
 from edgetl.core.errors import BenchError, ConfigError
 from tests.helpers.candidates import candidate, result_of
@@ -42,28 +47,28 @@ def test_the_table_the_reasons_and_the_next_step(capsys: pytest.CaptureFixture[s
 
 
 def test_the_conclusion_says_no_more_than_the_figures() -> None:
-    assert "Within 5 ms: shufflenet_v2_x1_0 at 224 px (2.00 ms)." in conclusion(
+    assert "Within 5 ms: shufflenet_v2_x1_0 at 224 px (2.00 ms)." in summarize_candidates(
         result_of(SLOW, EDGE, FAST, budget_ms=5.0)
     )
-    assert "Not decided: mnasnet1_0 at 224 px" in conclusion(
+    assert "Not decided: mnasnet1_0 at 224 px" in summarize_candidates(
         result_of(SLOW, EDGE, FAST, budget_ms=5.0)
     )
-    assert "widened" not in conclusion(result_of(EDGE, budget_ms=5.0))
-    assert "widened by how far the rounds differ" in conclusion(
+    assert "widened" not in summarize_candidates(result_of(EDGE, budget_ms=5.0))
+    assert "widened by how far the rounds differ" in summarize_candidates(
         result_of(EDGE, budget_ms=5.0, reasons=("steal",))
     )
-    nothing = conclusion(result_of(SLOW, FAST, budget_ms=1.0))
+    nothing = summarize_candidates(result_of(SLOW, FAST, budget_ms=1.0))
     assert (
         "Nothing is surely within 1 ms; shufflenet_v2_x1_0 at 224 px (2.00 ms) came closest."
         in nothing
     )
     assert "edgetl finetune" not in nothing
-    assert "Fastest is shufflenet_v2_x1_0" in conclusion(result_of(SLOW, FAST))
+    assert "Fastest is shufflenet_v2_x1_0" in summarize_candidates(result_of(SLOW, FAST))
     small = candidate("mobilenet_v2", [3.0] * 4, 160, 72.2)
-    both = conclusion(result_of(small, FAST, budget_ms=5.0))
+    both = summarize_candidates(result_of(small, FAST, budget_ms=5.0))
     assert both.count("edgetl finetune DATA") == 2
     assert "only training decides" in both
-    assert conclusion(result_of(BROKEN)) == "Nothing was timed."
+    assert summarize_candidates(result_of(BROKEN)) == "Nothing was timed."
 
 
 def test_without_a_budget_nothing_fits_or_does_not(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,10 +77,10 @@ def test_without_a_budget_nothing_fits_or_does_not(capsys: pytest.CaptureFixture
 
 
 def test_sizes_are_whole_numbers() -> None:
-    assert parse_sizes(" 160, 224,") == (160, 224)
-    assert parse_sizes("") == ()
+    assert parse_image_sizes(" 160, 224,") == (160, 224)
+    assert parse_image_sizes("") == ()
     with pytest.raises(ConfigError, match=r"not 'big', '1\.5'"):
-        parse_sizes("160,big,1.5")
+        parse_image_sizes("160,big,1.5")
 
 
 def test_plain_values_become_a_configuration(

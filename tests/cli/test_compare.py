@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from edgetl.cli.app import program
+from edgetl.cli.app import create_app
 from edgetl.core.config.compare import CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
@@ -37,7 +37,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[CompareConfig, Finetune
 
 def run(*arguments: object) -> Any:
     return CliRunner().invoke(
-        program("compare"), ["compare", *map(str, arguments)], env={"COLUMNS": "200"}
+        create_app("compare"), ["compare", *map(str, arguments)], env={"COLUMNS": "200"}
     )
 
 

@@ -9,15 +9,15 @@ from rich.console import Console
 from rich.live import Live
 
 from edgetl.cli import compare_progress
-from edgetl.cli.compare_progress import LiveView, PlainView
-from edgetl.core.config.compare import CompareConfig, Network, plan_runs
+from edgetl.cli.compare_progress import LiveExperimentProgress, PlainExperimentProgress
+from edgetl.core.config.compare import CompareConfig, NetworkSpec, plan_runs
 from edgetl.core.config.finetune import FinetuneConfig
 from tests.helpers.experiments import made_run
 
 RUNS = plan_runs(
     CompareConfig(Path("/out"), strategies=("head", "finetune", "full"), seeds=1),
     FinetuneConfig(Path("/data")),
-    [Network("mobilenet_v2", 224, 19)],
+    [NetworkSpec("mobilenet_v2", 224, 19)],
     Path("/out/runs"),
 )
 SECONDS = {RUNS[0].name: 10.0, RUNS[1].name: 20.0, RUNS[2].name: 60.0}
@@ -35,13 +35,13 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
 
 def test_a_log_says_what_begins_what_ended_and_how_long_is_left(screen: io.StringIO) -> None:
-    view = PlainView()
-    view.planned(RUNS, [RUNS[0].name], SECONDS)
-    view.started(RUNS[1])
-    view.told(RUNS[1], {"warning": "few images"})
-    view.told(RUNS[1], {"epoch": {"epoch": 1, "val_accuracy": 0.5}})
-    view.ended(RUNS[1], made_run("mobilenet_v2-224", "finetune", 0.9, 40.0))
-    view.ended(
+    view = PlainExperimentProgress()
+    view.on_plan(RUNS, [RUNS[0].name], SECONDS)
+    view.on_run_start(RUNS[1])
+    view.on_run_message(RUNS[1], {"warning": "few images"})
+    view.on_run_message(RUNS[1], {"epoch": {"epoch": 1, "val_accuracy": 0.5}})
+    view.on_run_end(RUNS[1], made_run("mobilenet_v2-224", "finetune", 0.9, 40.0))
+    view.on_run_end(
         RUNS[2], made_run("mobilenet_v2-224", "full", 0, 0, failed="out of memory\nand more")
     )
     assert screen.getvalue().splitlines() == [
@@ -55,15 +55,15 @@ def test_a_log_says_what_begins_what_ended_and_how_long_is_left(screen: io.Strin
 
 def test_a_terminal_shows_all_runs_and_the_one_that_trains(screen: io.StringIO) -> None:
     with Live(console=compare_progress.err, auto_refresh=False) as live:
-        view = LiveView(live)
-        view.planned(RUNS, [RUNS[0].name], SECONDS)
-        view.started(RUNS[1])
-        assert view.time_left() == "about 80 s of training left"
-        view._running = RUNS[1], time.monotonic() - 15
-        assert view.time_left() == "about 65 s of training left"
-        view._running = RUNS[1], time.monotonic()
-        view._drawn = 0.0
-        view.told(RUNS[1], {"step": {"epoch": 3, "epochs": 16, "accuracy": 0.75}})
+        view = LiveExperimentProgress(live)
+        view.on_plan(RUNS, [RUNS[0].name], SECONDS)
+        view.on_run_start(RUNS[1])
+        assert view.describe_time_left() == "about 80 s of training left"
+        view._current_run = RUNS[1], time.monotonic() - 15
+        assert view.describe_time_left() == "about 65 s of training left"
+        view._current_run = RUNS[1], time.monotonic()
+        view._last_draw_time = 0.0
+        view.on_run_message(RUNS[1], {"step": {"epoch": 3, "epochs": 16, "accuracy": 0.75}})
     shown = screen.getvalue()
     assert "ended before" in shown
     assert "epoch 3 of 16, training accuracy 0.75" in shown

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgetl.cli.app import COMMANDS
-from edgetl.cli.bench import EXIT_BROKEN, EXIT_UNDECIDED
+from edgetl.cli.bench import EXIT_LIMIT_BROKEN, EXIT_LIMIT_UNDECIDED
 from edgetl.device.runtime.images import load_image
 from tests.conftest import ROOT
 from tests.helpers.bundles import colour_logits, colour_model, write_bundle, write_pictures
@@ -89,7 +89,7 @@ def test_a_measurement_is_kept_and_its_limits_are_judged(
 ) -> None:
     options = ("--scope", "model", "--rounds", "2", "--max-p99", "1us", *filter(None, [form]))
     status, said = unread("bench", bundle, *options, folder=tmp_path)
-    assert status in (EXIT_BROKEN, EXIT_UNDECIDED), "a noisy device decides nothing"
+    assert status in (EXIT_LIMIT_BROKEN, EXIT_LIMIT_UNDECIDED), "a noisy device decides nothing"
     assert "Traceback" not in said
     (path,) = (tmp_path / "bench").iterdir()
     assert unread("report", path, folder=tmp_path)[0] == 0

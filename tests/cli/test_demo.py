@@ -15,12 +15,12 @@ from edgetl.cli.demo import PAGES
 from edgetl.core.paths import BundleDirectory, RunDirectory
 from tests.conftest import ARCHITECTURE, ROOT
 
-SMALL = f"Scale(train=6, val=4, size=64, model={ARCHITECTURE!r}, image_size=64, budget='5s', variants='fp32', rounds=2)"
+SMALL = f"DemoSettings(train_images_per_class=6, val_images_per_class=4, generated_image_size=64, model={ARCHITECTURE!r}, image_size=64, budget_per_run='5s', variants='fp32', rounds=2)"
 CODE = f"""
 import sys
 from edgetl.cli import demo
-from edgetl.cli.demo import Scale
-demo.SCALE = {SMALL}
+from edgetl.cli.demo import DemoSettings
+demo.DEMO_SETTINGS = {SMALL}
 from edgetl.cli.app import main
 main()
 """
@@ -71,7 +71,7 @@ def test_the_folder_is_one_to_go_on_with(project: tuple[Path, str], edgetl: Run)
     assert [name for name, _ in commands] == ["predict", "finetune", "verify", "bench", "report"]
     assert all((folder / path).exists() for _, path in commands)
     run = next(RunDirectory(folder / path) for name, path in commands if name == "bench")
-    assert BundleDirectory.is_one(run.bundle)
+    assert BundleDirectory.exists_at(run.bundle)
     assert list(run.bench.glob("*.json"))
     picture = folder / "parts/val/scratched/scratched_0000.jpg"
     assert edgetl("predict", run.bundle, picture, "--json").returncode == 0

@@ -77,7 +77,7 @@ def test_a_device_does_without_torch(installed: dict[str, str | None]) -> None:
     found = inspect_environment()
     (finding,) = found.findings
     assert not finding.fatal
-    assert found.fatal == []
+    assert found.fatal_findings == []
     assert finding.remedy == 'pip install "edgetl[train]"'
     assert found.torch is None
 
@@ -121,7 +121,7 @@ def test_a_gpu_that_onnxruntime_cannot_use(
         "try_provider",
         lambda name: "libcurand.so.10 is missing" if name.startswith("CUDA") else None,
     )
-    monkeypatch.setattr(cuda_libraries, "_installed", {"onnxruntime-gpu": "1.31.1"}.get)
+    monkeypatch.setattr(cuda_libraries, "_installed_version", {"onnxruntime-gpu": "1.31.1"}.get)
     (finding,) = inspect_environment(proc=tmp_path).findings
     assert (
         "NVIDIA Imaginary 9 is here, but CUDAExecutionProvider does not start: libcurand.so.10 is missing"

@@ -22,7 +22,7 @@ from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.runner import bench
 from edgetl.device.predict import predict
 from edgetl.device.runtime.bundle import open_bundle
-from edgetl.device.runtime.classifier import bundle_classifier
+from edgetl.device.runtime.classifier import open_bundle_classifier
 from edgetl.export import latency
 from edgetl.export.exporter import export_run
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
@@ -153,13 +153,13 @@ def test_where_size_is_asked_for_the_page_runs_the_smallest(
     every_variant: Path, tmp_path: Path
 ) -> None:
     bundle = open_bundle(every_variant)
-    assert bundle.manifest["web"]["variant"] == bundle.recommended != "fp32"
+    assert bundle.manifest["web"]["variant"] == bundle.recommended_variant_name != "fp32"
     with browser(tmp_path / "browser") as opened:
         page = Page(opened, bundle.directory.web)
         page.visit()
-        assert f"variant {bundle.recommended}," in page.text("origin")
-        for one in predict(bundle_classifier(bundle), bundle.golden().files, top_k=5):
-            assert agrees(page.label(one.path, "click"), dict(one.top))
+        assert f"variant {bundle.recommended_variant_name}," in page.text("origin")
+        for one in predict(open_bundle_classifier(bundle), bundle.load_golden().files, top_k=5):
+            assert agrees(page.label(one.path, "click"), dict(one.top_labels))
         assert opened.complaints == []
         page.server.shutdown()
 
@@ -267,9 +267,9 @@ def test_a_stock_model_is_calibrated_on_photos_only(
 def test_the_table_of_variants_is_printed(
     every_variant: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from edgetl.cli.export import _print
+    from edgetl.cli.export import _print_bundle
 
-    _print(open_bundle(every_variant))
+    _print_bundle(open_bundle(every_variant))
     printed = capsys.readouterr().out
     for text in (
         "fp16",

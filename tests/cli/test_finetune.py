@@ -15,12 +15,16 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from edgetl.cli.app import main, program
+from edgetl.cli.app import create_app, main
 from edgetl.cli.finetune import finetune
-from edgetl.cli.finetune_progress import Bar, PlainLog, open_progress
-from edgetl.core.artifacts.measured_choices import Choices
+from edgetl.cli.finetune_progress import (
+    LiveTrainingProgress,
+    PlainTrainingProgress,
+    open_training_progress,
+)
+from edgetl.core.artifacts.measured_choices import AutoChoices
 from edgetl.core.config.finetune import (
-    Augment,
+    AugmentationStrength,
     BatchNorm,
     ClassWeights,
     Device,
@@ -30,10 +34,10 @@ from edgetl.core.config.finetune import (
     Sampling,
     Schedule,
 )
-from edgetl.core.config.presets import presets
+from edgetl.core.config.presets import get_presets
 from edgetl.core.errors import RunError
 from edgetl.core.files import write_json
-from edgetl.train.common.progress import EpochRecord, Step
+from edgetl.train.common.progress import EpochRecord, StepProgress
 
 MakeImages = Callable[..., Path]
 Program = Callable[..., subprocess.CompletedProcess[str]]
@@ -247,7 +251,11 @@ GIVEN: dict[str, tuple[str, str, Any]] = {
     "--patience": ("7", "patience", 7),
     "--target-accuracy": ("0.77", "target_accuracy", 0.77),
     "--budget": ("1h30m", "budget_s", 5400.0),
-    "--augment": (other("augment", Augment), "augment", other("augment", Augment)),
+    "--augment": (
+        other("augment", AugmentationStrength),
+        "augment",
+        other("augment", AugmentationStrength),
+    ),
     "--views": ("7", "views", 7),
     "--mixup": ("0.77", "mixup", 0.77),
     "--cutmix": ("0.77", "cutmix", 0.77),
@@ -276,7 +284,7 @@ GIVEN: dict[str, tuple[str, str, Any]] = {
 
 def finetune_options() -> dict[str, Any]:
     """Option to what the program declares of it."""
-    command = typer.main.get_command(program()).commands["finetune"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(create_app()).commands["finetune"]  # type: ignore[attr-defined]
     return {
         name: parameter
         for parameter in command.params
@@ -288,7 +296,7 @@ def finetune_options() -> dict[str, Any]:
 def test_help_shows_every_option_with_its_default() -> None:
     text = (
         CliRunner()
-        .invoke(program("finetune"), ["finetune", "--help"], env={"COLUMNS": "400"})
+        .invoke(create_app("finetune"), ["finetune", "--help"], env={"COLUMNS": "400"})
         .output
     )
     rows = {
@@ -372,7 +380,7 @@ def test_an_option_sets_its_field_and_no_other(
 ) -> None:
     text, field, value = GIVEN[option]
     assert getattr(FinetuneConfig, field) != value, "an option that is lost would not be seen"
-    more = presets()["classic"] if option == "--preset" else {}
+    more = get_presets()["classic"] if option == "--preset" else {}
     assert asked("photos", option, *[text] * bool(text)) == replace(
         FinetuneConfig(Path("photos")), **{**more, field: value}
     )
@@ -488,7 +496,7 @@ def test_the_command_is_a_function_of_python_too(requests: list[FinetuneConfig])
     assert requests == [FinetuneConfig(Path("data"), Path("run"), **some)]
 
 
-STEP = Step(
+STEP = StepProgress(
     phase=2,
     epoch=6,
     epochs=10,
@@ -503,14 +511,14 @@ RECORD = EpochRecord(2, 6, 0.25, 0.75, 0.5, 0.8, 1e-4, 12.0, 41.0, 60.0)
 
 def test_a_terminal_sees_loss_accuracy_speed_and_time_left() -> None:
     console = Console(force_terminal=True, width=120, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
-    with open_progress(console) as progress:
-        assert isinstance(progress, Bar)
-        progress.files(1, 2)
-        progress.files(2, 2)
-        progress.step(STEP)
+    with open_training_progress(console) as progress:
+        assert isinstance(progress, LiveTrainingProgress)
+        progress.on_files_checked(1, 2)
+        progress.on_files_checked(2, 2)
+        progress.on_step_end(STEP)
         progress._bar.refresh()
         console.print(progress._bar.get_renderable())
-        progress.epoch(RECORD, best=True)
+        progress.on_epoch_end(RECORD, best=True)
     text = console.export_text()
     for part in (
         "epoch 6/10 (phase 2)",
@@ -525,11 +533,11 @@ def test_a_terminal_sees_loss_accuracy_speed_and_time_left() -> None:
 
 def test_a_log_gets_a_line_an_epoch_only(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(force_terminal=False, stderr=True, width=200)
-    with open_progress(console) as progress:
-        assert type(progress) is PlainLog
-        progress.files(1, 2)
-        progress.step(STEP)
-        progress.epoch(RECORD, best=True)
+    with open_training_progress(console) as progress:
+        assert type(progress) is PlainTrainingProgress
+        progress.on_files_checked(1, 2)
+        progress.on_step_end(STEP)
+        progress.on_epoch_end(RECORD, best=True)
         progress.warn("look [here]")
     lines = capsys.readouterr().err.splitlines()
     assert (
@@ -542,8 +550,8 @@ def test_a_log_gets_a_line_an_epoch_only(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("command", ["finetune", "models", "presets"])
 def test_help_loads_nothing_heavy(command: str) -> None:
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom edgetl.cli.app import program\n"
-        f"assert CliRunner().invoke(program(), ['{command}', '--help']).exit_code == 0\n"
+        "import sys\nfrom typer.testing import CliRunner\nfrom edgetl.cli.app import create_app\n"
+        f"assert CliRunner().invoke(create_app(), ['{command}', '--help']).exit_code == 0\n"
         "print(sorted({'numpy', 'PIL', 'torch', 'onnxruntime', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -587,9 +595,9 @@ def test_a_rerun_takes_options_and_choices_of_its_run(
     changed: dict[str, Any],
     keeps_choices: bool,
 ) -> None:
-    seen: list[tuple[FinetuneConfig, Choices | None]] = []
+    seen: list[tuple[FinetuneConfig, AutoChoices | None]] = []
 
-    def stop(config: FinetuneConfig, progress: object, choices: Choices | None) -> None:
+    def stop(config: FinetuneConfig, progress: object, choices: AutoChoices | None) -> None:
         seen.append((config, choices))
         raise RunError("asked")
 
@@ -600,7 +608,7 @@ def test_a_rerun_takes_options_and_choices_of_its_run(
     assert status == 1
     ((config, choices),) = seen
     assert config == replace(FinetuneConfig(Path("photos"), seed=3, epochs=4, workers=2), **changed)
-    assert choices == (Choices(threads=2, precision={"1": "bf16"}) if keeps_choices else None)
+    assert choices == (AutoChoices(threads=2, precision={"1": "bf16"}) if keeps_choices else None)
     assert ("The recorded choices do not hold with another --precision" in err) is not keeps_choices
 
 

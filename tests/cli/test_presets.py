@@ -6,13 +6,19 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from edgetl.cli.app import main, program
+from edgetl.cli.app import create_app, main
 from edgetl.core.config.finetune import FinetuneConfig
-from edgetl.core.config.presets import PRESET_NOTES, RECIPE, preset_toml, presets, resolve
+from edgetl.core.config.presets import (
+    PRESET_DESCRIPTIONS,
+    RECIPE_FIELDS,
+    format_preset_toml,
+    get_presets,
+    resolve_config,
+)
 
 
 def test_the_list_has_names_notes_and_only_the_values_that_differ() -> None:
-    result = CliRunner().invoke(program(), ["presets"])
+    result = CliRunner().invoke(create_app(), ["presets"])
     assert result.exit_code == 0
     rows = {
         line.split("│")[1].strip(): line
@@ -21,37 +27,38 @@ def test_the_list_has_names_notes_and_only_the_values_that_differ() -> None:
     }
     differing = {
         field.replace("_", "-")
-        for field in RECIPE
-        if len({values[field] for values in presets().values()}) > 1
+        for field in RECIPE_FIELDS
+        if len({values[field] for values in get_presets().values()}) > 1
     }
     assert rows.keys() == differing
     assert "finetune-lr" in rows, "classic has a rate of its own"
-    for name, values in presets().items():
-        assert f"{name}  {PRESET_NOTES[name]}" in result.output.splitlines()
+    for name, values in get_presets().items():
+        assert f"{name}  {PRESET_DESCRIPTIONS[name]}" in result.output.splitlines()
         assert (
             f" {'auto' if values['finetune_lr'] is None else values['finetune_lr']} "
             in rows["finetune-lr"]
         )
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", get_presets())
 def test_one_preset_is_a_file_for_config_and_nothing_else(name: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(program(), ["presets", name])
+    result = CliRunner().invoke(create_app(), ["presets", name])
     assert result.exit_code == 0
-    assert result.stdout == preset_toml(name)
+    assert result.stdout == format_preset_toml(name)
     (tmp_path / "my.toml").write_text(result.stdout)
-    assert resolve(Path("photos"), None, tmp_path / "my.toml", {}) == FinetuneConfig(
-        Path("photos"), preset=name, **presets()[name]
+    assert resolve_config(Path("photos"), None, tmp_path / "my.toml", {}) == FinetuneConfig(
+        Path("photos"), preset=name, **get_presets()[name]
     )
 
 
 def test_json_is_alone_and_complete() -> None:
-    content = json.loads(CliRunner().invoke(program(), ["presets", "--json"]).stdout)
+    content = json.loads(CliRunner().invoke(create_app(), ["presets", "--json"]).stdout)
     assert content["schema"] == 1
     assert content["presets"] == {
-        name: {"note": PRESET_NOTES[name], "values": values} for name, values in presets().items()
+        name: {"note": PRESET_DESCRIPTIONS[name], "values": values}
+        for name, values in get_presets().items()
     }
-    assert json.loads(CliRunner().invoke(program(), ["presets", "classic", "--json"]).stdout)[
+    assert json.loads(CliRunner().invoke(create_app(), ["presets", "classic", "--json"]).stdout)[
         "presets"
     ].keys() == {"classic"}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from edgetl.cli.app import program
+from edgetl.cli.app import create_app
 from edgetl.core.artifacts.bench import write_result
 from edgetl.core.errors import BenchError, BundleError, ConfigError, EdgetlError, RunError
 from tests.helpers.bench_results import bench_result, bench_row, device
@@ -14,7 +14,7 @@ from tests.helpers.runs import write_bundle, write_run
 
 
 def run(*arguments: object) -> tuple[int, str, BaseException | None]:
-    done = CliRunner().invoke(program(), ["report", *map(str, arguments)])
+    done = CliRunner().invoke(create_app(), ["report", *map(str, arguments)])
     return done.exit_code, done.stdout, done.exception
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.cli.report import common_subject, subject_of
+from edgetl.cli.report import detect_common_subject, detect_subject
 from edgetl.core.errors import ConfigError
 from tests.helpers.runs import write_bundle, write_run
 
@@ -18,7 +18,7 @@ def places(tmp_path: Path) -> dict[str, Path]:
 
 
 def test_what_lies_at_a_path(places: dict[str, Path]) -> None:
-    assert {name: subject_of(path) for name, path in places.items()} == {
+    assert {name: detect_subject(path) for name, path in places.items()} == {
         "one": "run", "two": "run", "bundle": "bundle", "missing": "bench"
     }  # fmt: skip
 
@@ -27,17 +27,19 @@ def test_a_run_has_its_own_page_alone_and_shows_latencies_among_others(
     places: dict[str, Path],
 ) -> None:
     assert (
-        common_subject([places["one"]]) == common_subject([places["one"], places["one"]]) == "run"
+        detect_common_subject([places["one"]])
+        == detect_common_subject([places["one"], places["one"]])
+        == "run"
     )
     assert (
-        common_subject([places["one"], places["two"]])
-        == common_subject([places["one"], places["missing"]])
+        detect_common_subject([places["one"], places["two"]])
+        == detect_common_subject([places["one"], places["missing"]])
         == "bench"
     )
 
 
 @pytest.mark.parametrize("other", ["one", "missing"])
 def test_a_bundle_must_be_alone(places: dict[str, Path], other: str) -> None:
-    assert common_subject([places["bundle"]]) == "bundle"
+    assert detect_common_subject([places["bundle"]]) == "bundle"
     with pytest.raises(ConfigError, match="give it alone"):
-        common_subject([places[other], places["bundle"]])
+        detect_common_subject([places[other], places["bundle"]])

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from edgetl.core.architectures import architectures
+from edgetl.core.architectures import load_architectures
 
 
 def test_the_classic_recipe_is_the_default_of_mobilenet_v2() -> None:
-    row = architectures()["mobilenet_v2"]
+    row = load_architectures()["mobilenet_v2"]
     assert (row.parameters, row.image_size, row.head, row.head_kind, row.blocks, row.unfreeze) == (
         3504872,
         224,
@@ -21,8 +21,8 @@ def test_the_classic_recipe_is_the_default_of_mobilenet_v2() -> None:
 
 
 def test_every_row_is_usable() -> None:
-    assert len(architectures()) >= 80
-    for row in architectures().values():
+    assert len(load_architectures()) >= 80
+    for row in load_architectures().values():
         assert 0 < row.unfreeze <= row.blocks
         assert row.parameters > 100_000
         assert row.image_size >= 224
@@ -30,7 +30,7 @@ def test_every_row_is_usable() -> None:
 
 
 def test_the_json_entry_names_every_field() -> None:
-    assert architectures()["squeezenet1_1"].to_json() == {
+    assert load_architectures()["squeezenet1_1"].to_json() == {
         "name": "squeezenet1_1",
         "family": "squeezenet",
         "parameters": 1235496,
@@ -44,7 +44,7 @@ def test_the_json_entry_names_every_field() -> None:
 
 @pytest.mark.parametrize("module", ["edgetl.core.architectures", "edgetl.cli.models"])
 def test_the_table_needs_no_torch(module: str) -> None:
-    code = f"import sys, {module}; from edgetl.core.architectures import architectures; architectures(); print('torch' in sys.modules)"
+    code = f"import sys, {module}; from edgetl.core.architectures import load_architectures; load_architectures(); print('torch' in sys.modules)"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

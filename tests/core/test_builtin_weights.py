@@ -6,11 +6,11 @@ import pytest
 
 from edgetl.core import builtin_weights as builtin
 from edgetl.core.builtin_weights import (
-    CHECKSUMS,
-    WEIGHTS,
-    builtin_folders,
-    builtin_weights,
-    places,
+    CHECKSUMS_FILE,
+    WEIGHTS_FILE,
+    find_builtin_folders,
+    find_builtin_weights,
+    list_search_folders,
     write_checksums,
 )
 from edgetl.core.errors import WeightsError
@@ -19,7 +19,7 @@ from edgetl.core.errors import WeightsError
 def ship(place: Path, architecture: str, content: bytes = b"weights") -> Path:
     folder = place / f"{architecture}-builtin"
     folder.mkdir(parents=True)
-    (folder / WEIGHTS).write_bytes(content)
+    (folder / WEIGHTS_FILE).write_bytes(content)
     write_checksums(folder)
     return folder
 
@@ -27,12 +27,12 @@ def ship(place: Path, architecture: str, content: bytes = b"weights") -> Path:
 @pytest.fixture
 def two_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     found = tmp_path / "edgetl/_models", tmp_path / "models"
-    monkeypatch.setattr(builtin, "places", lambda: found)
+    monkeypatch.setattr(builtin, "list_search_folders", lambda: found)
     return found
 
 
 def test_a_checkout_and_an_installed_package_have_their_places() -> None:
-    installed, checkout = places()
+    installed, checkout = list_search_folders()
     assert installed.parts[-2:] == ("edgetl", "_models")
     assert (checkout.parent / "edgetl").is_dir()
     assert (checkout / "README.md").is_file()
@@ -41,12 +41,12 @@ def test_a_checkout_and_an_installed_package_have_their_places() -> None:
 def test_folders_are_found_in_both_and_the_package_s_come_first(
     two_places: tuple[Path, Path],
 ) -> None:
-    assert builtin_folders() == {}
+    assert find_builtin_folders() == {}
     ship(two_places[1], "a_net"), ship(two_places[1], "b_net")
     inside = ship(two_places[0], "a_net", b"other")
     (two_places[1] / "c_net-builtin").mkdir()
-    assert builtin_folders() == {"a_net": inside, "b_net": two_places[1] / "b_net-builtin"}
-    assert builtin_weights("a_net").read_bytes() == b"other"
+    assert find_builtin_folders() == {"a_net": inside, "b_net": two_places[1] / "b_net-builtin"}
+    assert find_builtin_weights("a_net").read_bytes() == b"other"
 
 
 def test_what_does_not_ship_names_what_does(two_places: tuple[Path, Path]) -> None:
@@ -54,12 +54,12 @@ def test_what_does_not_ship_names_what_does(two_places: tuple[Path, Path]) -> No
         WeightsError,
         match=r"ships no weights for b_net, for none in this version: give --weights imagenet, none, or a file",
     ):
-        builtin_weights("b_net")
+        find_builtin_weights("b_net")
     ship(two_places[1], "a_net")
     with pytest.raises(
         WeightsError, match=r"only for a_net: choose it with --model, or give --weights imagenet"
     ):
-        builtin_weights("b_net")
+        find_builtin_weights("b_net")
 
 
 @pytest.mark.parametrize("change", ["byte", "more", "gone", "no sum"])
@@ -67,12 +67,12 @@ def test_what_is_not_as_it_was_shipped_is_refused(
     two_places: tuple[Path, Path], change: str
 ) -> None:
     folder = ship(two_places[1], "a_net")
-    file = folder / WEIGHTS
+    file = folder / WEIGHTS_FILE
     if change == "gone":
         file.unlink()
     elif change == "no sum":
-        (folder / CHECKSUMS).write_text("")
+        (folder / CHECKSUMS_FILE).write_text("")
     else:
         file.write_bytes(b"weighty" if change == "byte" else b"weights!")
     with pytest.raises(WeightsError, match=r"Install edgetl again\.$"):
-        builtin_weights("a_net")
+        find_builtin_weights("a_net")

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.cache import cache_folder, prune, read_entry, write_entry
+from edgetl.core.cache import get_cache_folder, prune_cache, read_cache_entry, write_cache_entry
 
 
 def test_the_folder_follows_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("EDGETL_CACHE", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own"
+    assert get_cache_folder() == tmp_path / "own"
     monkeypatch.delenv("EDGETL_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg/edgetl"
+    assert get_cache_folder() == tmp_path / "xdg/edgetl"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache/edgetl"
+    assert get_cache_folder() == tmp_path / ".cache/edgetl"
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
@@ -28,18 +28,18 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
         (tmp_path / name / "values.bin").write_bytes(b"x" * 100)
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
     (tmp_path / ".being-made").mkdir()
-    prune(tmp_path / "nowhere", 0, keep=())
-    prune(tmp_path, 250, keep={tmp_path / "oldest"})
+    prune_cache(tmp_path / "nowhere", 0, keep=())
+    prune_cache(tmp_path, 250, keep={tmp_path / "oldest"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [".being-made", "new", "oldest"]
-    prune(tmp_path, 0, keep={tmp_path / "oldest"})
+    prune_cache(tmp_path, 0, keep={tmp_path / "oldest"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [".being-made", "oldest"]
 
 
 def test_an_entry_comes_back_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "entry.json"
-    assert read_entry(path) is None
-    write_entry(path, {"found": {10: 0.5, 9: 1.5}, "shape": (1, 2)})
-    assert read_entry(path) == {"found": {"10": 0.5, "9": 1.5}, "shape": [1, 2]}
+    assert read_cache_entry(path) is None
+    write_cache_entry(path, {"found": {10: 0.5, 9: 1.5}, "shape": (1, 2)})
+    assert read_cache_entry(path) == {"found": {"10": 0.5, "9": 1.5}, "shape": [1, 2]}
     content = json.loads(path.read_text())
     for changed in (
         {**content, "found": []},
@@ -49,8 +49,8 @@ def test_an_entry_comes_back_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
         "[" * 100_000,
     ):
         path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
-        assert read_entry(path) is None
+        assert read_cache_entry(path) is None
     path.write_text(json.dumps(content))
-    assert read_entry(path) is not None
+    assert read_cache_entry(path) is not None
     monkeypatch.setattr("edgetl.core.cache.__version__", "0.0.0")
-    assert read_entry(path) is None
+    assert read_cache_entry(path) is None

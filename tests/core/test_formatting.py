@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgetl.core.formatting import counted, device_name, duration, milliseconds
+from edgetl.core.formatting import describe_device, format_duration, format_milliseconds, pluralize
 
 
 @pytest.mark.parametrize(
@@ -17,11 +17,11 @@ from edgetl.core.formatting import counted, device_name, duration, milliseconds
     ],
 )
 def test_milliseconds_keep_the_digits_that_mean_something(value: float | None, told: str) -> None:
-    assert milliseconds(value) == told
+    assert format_milliseconds(value) == told
 
 
 def test_one_is_told_from_several() -> None:
-    assert [counted(count, "thread") for count in (0, 1, 2)] == [
+    assert [pluralize(count, "thread") for count in (0, 1, 2)] == [
         "0 threads",
         "1 thread",
         "2 threads",
@@ -31,8 +31,8 @@ def test_one_is_told_from_several() -> None:
 def test_a_device_is_called_by_the_best_that_it_tells() -> None:
     facts = {"host": "here", "machine": "aarch64", "cpu": "Cortex-A76", "board": "Raspberry Pi 5"}
     for name in ("board", "cpu", "machine", "host"):
-        assert device_name(facts) == facts.pop(name)
-    assert device_name({"board": None, "cpu": ""}) == "a device that does not tell its name"
+        assert describe_device(facts) == facts.pop(name)
+    assert describe_device({"board": None, "cpu": ""}) == "a device that does not tell its name"
 
 
 @pytest.mark.parametrize(
@@ -48,4 +48,4 @@ def test_a_device_is_called_by_the_best_that_it_tells() -> None:
     ],
 )
 def test_durations(seconds: float, told: str) -> None:
-    assert duration(seconds) == told
+    assert format_duration(seconds) == told

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from edgetl.core.paired_tests import difference, holm, mcnemar, student_cdf, student_quantile
+from edgetl.core.paired_tests import (
+    apply_holm_correction,
+    compute_accuracy_difference,
+    mcnemar,
+    student_cdf,
+    student_quantile,
+)
 
 answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200)
 
@@ -41,7 +47,10 @@ def test_a_difference_is_antisymmetric_and_inside_its_interval(
 ) -> None:
     rows = [random.Random(seed).sample(pairs, len(pairs)) for seed in range(seeds)]
     first, second = ([[pair[which] for pair in row] for row in rows] for which in (0, 1))
-    one, other = difference(first, second), difference(second, first)
+    one, other = (
+        compute_accuracy_difference(first, second),
+        compute_accuracy_difference(second, first),
+    )
     assert -1 <= one.low <= one.value <= one.high <= 1
     assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low))
     assert one.p == pytest.approx(other.p)
@@ -53,7 +62,7 @@ def test_a_difference_is_antisymmetric_and_inside_its_interval(
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_holm_keeps_the_order_and_never_lowers(values: list[float]) -> None:
-    corrected = holm(values)
+    corrected = apply_holm_correction(values)
     assert all(value <= after <= 1 for value, after in zip(values, corrected, strict=True))
     assert [after for _, after in sorted(zip(values, corrected, strict=True))] == sorted(corrected)
     assert min(corrected) == pytest.approx(min(1.0, min(values) * len(values)))
@@ -72,7 +81,7 @@ def test_chance_alone_is_rarely_called_a_difference(seeds: int) -> None:
             ]
             for _ in "ab"
         )
-        found = difference(first, second)
+        found = compute_accuracy_difference(first, second)
         alarms += found.p < 0.05
         covered += found.low <= 0 <= found.high
     # One seed's test knows nothing of what another seed would have given.
@@ -88,7 +97,7 @@ def test_a_planted_difference_is_found() -> None:
             [[source.random() < rate for _ in range(220)] for _ in range(3)]
             for rate in (0.90, 0.72)
         )
-        seen = difference(first, second)
+        seen = compute_accuracy_difference(first, second)
         found += seen.p < 0.05
     assert found >= 48
 

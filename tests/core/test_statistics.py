@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetl.core.statistics import (
+    MIN_SIGNED_RANK_VALUES,
     PERCENTILE_SUPPORT,
-    SIGNED_RANK_FROM,
     calibration_error,
     class_scores,
-    location,
+    estimate_location,
     macro_f1,
     median_interval,
     paired_speedup,
@@ -108,7 +108,7 @@ def test_intervals_hold_their_ratio_and_turn_round_with_it(
 def test_the_interval_of_a_median_lies_within_what_a_rank_test_can_say(values: list[float]) -> None:
     low, high = median_interval(values)
     assert low <= high
-    if len(values) >= SIGNED_RANK_FROM:
+    if len(values) >= MIN_SIGNED_RANK_VALUES:
         assert min(values) * (1 - 1e-9) <= low
         assert high <= max(values) * (1 + 1e-9)
 
@@ -135,7 +135,7 @@ def test_pairing_removes_what_both_share() -> None:
 def test_the_paired_interval_inverts_scipys_signed_rank_test(count: int, seed: int) -> None:
     """Inside the interval SciPy's exact test does not reject at 5%, outside it does."""
     values = np.random.default_rng(seed).normal(0.3, 1, count)
-    _, low, high = location(values.tolist())
+    _, low, high = estimate_location(values.tolist())
     width = high - low
     for inside in (low + 1e-6 * width, high - 1e-6 * width):
         assert scipy.stats.wilcoxon(values - inside, method="exact").pvalue >= 0.05 - 1e-12
@@ -169,7 +169,7 @@ def test_the_unpaired_interval_inverts_scipys_rank_sum_test(
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=5, unique=True))
 def test_few_rounds_get_scipys_t_interval_stretched_to_their_median(values: list[float]) -> None:
     expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    middle, low, high = location(values)
+    middle, low, high = estimate_location(values)
     assert (low, high) == pytest.approx(
         (min(expected.low, median(values)), max(expected.high, median(values))), rel=1e-3, abs=1e-9
     )

@@ -14,7 +14,12 @@ from rich.table import Table
 
 from edgetl.cli import console
 from edgetl.core.files import read_csv, write_csv
-from edgetl.core.untrusted_text import csv_cell, csv_text, visible, visible_json
+from edgetl.core.untrusted_text import (
+    escape_control_characters,
+    escape_csv_cell,
+    escape_json_controls,
+    unescape_csv_cell,
+)
 from edgetl.report.html.blocks import render_page
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31mcat\u202e\r"
@@ -23,21 +28,23 @@ DANGEROUS = set(map(chr, [*range(9), 11, 12, 13, *range(14, 32), *range(127, 160
 
 @given(st.text())
 def test_visible_text_has_no_control_characters(text: str) -> None:
-    assert not DANGEROUS & set(visible(text))
-    assert visible(visible(text)) == visible(text)
+    assert not DANGEROUS & set(escape_control_characters(text))
+    assert escape_control_characters(escape_control_characters(text)) == escape_control_characters(
+        text
+    )
 
 
 @given(st.text())
 def test_json_means_the_same(text: str) -> None:
-    encoded = visible_json(json.dumps({text: text}, ensure_ascii=False))
+    encoded = escape_json_controls(json.dumps({text: text}, ensure_ascii=False))
     assert not DANGEROUS & set(encoded)
     assert json.loads(encoded) == {text: text}
 
 
 @given(st.text() | st.text("'=+-@\t\rx", max_size=4))
 def test_cells_come_back_and_begin_no_formula(text: str) -> None:
-    cell = csv_cell(text)
-    assert csv_text(cell) == text
+    cell = escape_csv_cell(text)
+    assert unescape_csv_cell(cell) == text
     assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
-from edgetl.core.artifacts.bundle import BundleCard
-from edgetl.demo.summary import accuracy_gained, latency_gained
+from edgetl.demo.summary import accuracy_gain_table, latency_gain_table
 from tests.helpers.bench_results import bench_result, bench_row
 from tests.helpers.experiments import made_experiment
 
@@ -17,10 +16,10 @@ M = "mobilenet_v3_small-160"
 
 def test_training_from_nothing_beside_pretrained() -> None:
     found = made_experiment({f"{M}/scratch": (0.7, 40.0), f"{M}/full": (0.96, 36.0)})
-    shown = accuracy_gained(
+    shown = accuracy_gain_table(
         found,
         *(
-            next(row for row in found.rows if row.first.strategy == name)
+            next(row for row in found.rows if row.first_run.strategy == name)
             for name in ("scratch", "full")
         ),
     )
@@ -38,10 +37,10 @@ def test_training_from_nothing_beside_pretrained() -> None:
 
 def test_what_is_guessed_says_nothing_of_time() -> None:
     found = made_experiment({f"{M}/scratch": (0.5, 40.0), f"{M}/full": (0.8, 36.0)})
-    shown = accuracy_gained(
+    shown = accuracy_gain_table(
         found,
         *(
-            next(row for row in found.rows if row.first.strategy == name)
+            next(row for row in found.rows if row.first_run.strategy == name)
             for name in ("scratch", "full")
         ),
     )
@@ -52,10 +51,10 @@ def test_what_is_guessed_says_nothing_of_time() -> None:
 
 def test_a_pretrained_run_that_is_worse() -> None:
     found = made_experiment({f"{M}/scratch": (0.9, 40.0), f"{M}/full": (0.7, 36.0)})
-    shown = accuracy_gained(
+    shown = accuracy_gain_table(
         found,
         *(
-            next(row for row in found.rows if row.first.strategy == name)
+            next(row for row in found.rows if row.first_run.strategy == name)
             for name in ("scratch", "full")
         ),
     )
@@ -63,7 +62,7 @@ def test_a_pretrained_run_that_is_worse() -> None:
     assert "-20.0" in shown.rows[0][3]
 
 
-BUNDLE = cast("BundleCard", SimpleNamespace(variants=()))
+BUNDLE = cast(Any, SimpleNamespace(variants=()))
 """Nothing is known of its accuracies."""
 
 
@@ -72,7 +71,7 @@ def test_pytorch_beside_every_file() -> None:
         bench_row("pytorch", "fp32", 9.0), bench_row("onnxruntime", "fp32", 3.0), bench_row("onnxruntime", "int8", 1.5),
         bench_row("onnxruntime", "int8", 4.0, scope="file"),
     )  # fmt: skip
-    shown = latency_gained(BUNDLE, bench_result(rows), 0.875)
+    shown = latency_gain_table(BUNDLE, bench_result(rows), 0.875)
     assert [row[0] for row in shown.rows] == ["PyTorch", "ONNX fp32", "ONNX int8 *"], (
         "scope file is left out, the recommended one is marked"
     )
@@ -86,5 +85,7 @@ def test_pytorch_beside_every_file() -> None:
 def test_a_file_that_answers_wrongly_is_called_so() -> None:
     gate = {"checked": True, "passed": False, "reason": "3 of 8 images"}
     wrong = bench_row("onnxruntime", "int8", 1.0, rounds=0, gate=gate)
-    shown = latency_gained(BUNDLE, bench_result((bench_row("pytorch", "fp32", 9.0), wrong)), 0.5)
+    shown = latency_gain_table(
+        BUNDLE, bench_result((bench_row("pytorch", "fp32", 9.0), wrong)), 0.5
+    )
     assert shown.rows[1][1:4] == ("—", "", "does not answer as PyTorch")

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from edgetl.core.errors import DataError
-from edgetl.device.predict import expand
-from edgetl.device.runtime.images import images_below
+from edgetl.device.predict import expand_paths
+from edgetl.device.runtime.images import list_images
 from edgetl.train.data.folders import find_files
 
 
@@ -41,7 +41,7 @@ def test_training_data(data: Path) -> None:
 
 def test_images_to_label(data: Path) -> None:
     with pytest.raises(DataError, match="dog/closed cannot be read"):
-        images_below(data)
-    files, problems = expand([str(data / "cat"), str(data / "dog")])
+        list_images(data)
+    files, problems = expand_paths([str(data / "cat"), str(data / "dog")])
     assert len(files) == 3
     assert "dog/closed cannot be read" in problems[0]

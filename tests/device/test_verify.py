@@ -71,7 +71,7 @@ def test_wrong_answers_fail_and_say_what_to_do(
         (False, "sums products of 8 bits in 16"),
         (True, "right on one CPU can be wrong on another"),
     ):
-        monkeypatch.setattr(verifying, "multiplies_8_bit", lambda has=has: has)
+        monkeypatch.setattr(verifying, "has_int8_dot_product", lambda has=has: has)
         (found,) = verify(open_bundle(bundle))
         assert words in found.advice
         assert "Take another variant" in found.advice

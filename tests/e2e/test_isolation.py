@@ -48,9 +48,9 @@ def test_help_loads_nothing_heavy(command: str) -> None:
     code = f"""
 import sys
 sys.argv = ["edgetl", *{command.split()!r}, "--help"]
-from edgetl.cli.app import program
+from edgetl.cli.app import create_app
 try:
-    program(sys.argv[1])()
+    create_app(sys.argv[1])()
 except SystemExit as done:
     assert done.code == 0
 print("loaded:", sorted(name for name in {HEAVY!r} if name in sys.modules))
@@ -98,7 +98,7 @@ def test_a_missing_package_is_a_sentence_with_the_command(parts: Path) -> None:
 def test_exit_statuses() -> None:
     assert python("from edgetl.cli.app import main\nmain()", "--version").returncode == 0
     assert python("from edgetl.cli.app import main\nmain()", "nonsense").returncode == 2
-    broken = "def broken(): 1 / 0\nwhole = a.program()\nwhole.command()(broken)\na.program = lambda asked: whole\n"
+    broken = "def broken(): 1 / 0\nwhole = a.create_app()\nwhole.command()(broken)\na.create_app = lambda asked: whole\n"
     bug = python(f"import edgetl.cli.app as a\n{broken}a.main()", "broken")
     assert bug.returncode == 3
     assert "ZeroDivisionError" in bug.stderr

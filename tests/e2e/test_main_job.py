@@ -48,7 +48,7 @@ def check_export(edgetl: Run, run: Path) -> None:
             torch.from_numpy(preprocess(load_image(path), model.preprocessing)) for path in images
         )
         expected = {
-            str(path): model.labels[int(model.network(tensor).argmax())]
+            str(path): model.labels[int(model.model(tensor).argmax())]
             for path, tensor in zip(images, tensors, strict=True)
         }
     client = [sys.executable, "-I", str(run / "bundle/predict.py"), *expected]

@@ -10,11 +10,16 @@ from typing import Any
 
 import pytest
 
-from edgetl.core.config.compare import CompareConfig, Network, PlannedRun, plan_runs
+from edgetl.core.config.compare import CompareConfig, NetworkSpec, PlannedRun, plan_runs
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, DataError, RunError
 from edgetl.core.paths import ExperimentDirectory
-from edgetl.experiment.plan import Plan, _refuse_other_plan, read_run, write_plan
+from edgetl.experiment.plan import (
+    ExperimentPlan,
+    _check_plan_unchanged,
+    read_strategy_run,
+    write_plan,
+)
 from tools.checks.fuzz.mutation import mutate_json
 
 METRICS: dict[str, Any] = {
@@ -37,7 +42,7 @@ def config(tmp_path: Path) -> CompareConfig:
 @pytest.fixture
 def planned(config: CompareConfig, tmp_path: Path) -> list[PlannedRun]:
     recipe = FinetuneConfig(tmp_path / "data", weights="/weights")
-    return plan_runs(config, recipe, (Network("resnet18", 64, 9),), tmp_path / "out/runs")
+    return plan_runs(config, recipe, (NetworkSpec("resnet18", 64, 9),), tmp_path / "out/runs")
 
 
 def write_run(
@@ -55,7 +60,7 @@ def write_run(
 def test_run_is_read_with_its_types(planned: list[PlannedRun]) -> None:
     assert planned[0].config.output is not None
     write_run(planned[0].config.output)
-    run, _ = read_run(planned[0])
+    run, _ = read_strategy_run(planned[0])
     assert (run.correct, run.confusion, run.seconds) == ("1011", ((1, 1), (0, 2)), 9.5)
     assert [epoch.elapsed for epoch in run.epochs] == [3.0, 6.0]
 
@@ -67,7 +72,7 @@ def test_mutated_runs_are_read_or_refused(planned: list[PlannedRun]) -> None:
     for seed in range(300):
         write_run(folder, mutate_json(METRICS, random.Random(seed)))
         try:
-            run, _ = read_run(planned[0])
+            run, _ = read_strategy_run(planned[0])
         except (RunError, DataError):
             continue
         assert isinstance(run.seconds, float)
@@ -93,23 +98,25 @@ def test_broken_run_is_one_sentence(planned: list[PlannedRun], files: dict[str, 
     assert folder is not None
     write_run(folder, **files)
     with pytest.raises(RunError, match="Remove it, and `edgetl compare` trains it again"):
-        read_run(planned[0])
+        read_strategy_run(planned[0])
 
 
 def test_mutated_plans_are_taken_or_refused(
     config: CompareConfig, planned: list[PlannedRun], tmp_path: Path
 ) -> None:
     folder = ExperimentDirectory(config.output or tmp_path)
-    write_plan(folder, Plan(planned, {}, []), config, replace(planned[0].config, output=None))
+    write_plan(
+        folder, ExperimentPlan(planned, {}, []), config, replace(planned[0].config, output=None)
+    )
     content = json.loads(folder.plan.read_text())
     finished, refused = [planned[0].name], 0
-    _refuse_other_plan(folder, planned, finished)
+    _check_plan_unchanged(folder, planned, finished)
     for seed in range(300):
         folder.plan.write_text(
             json.dumps({**content, "runs": mutate_json(content["runs"], random.Random(seed))})
         )
         try:
-            _refuse_other_plan(folder, planned, finished)
+            _check_plan_unchanged(folder, planned, finished)
         except (RunError, ConfigError):
             refused += 1
     assert refused > 50

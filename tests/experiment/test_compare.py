@@ -20,7 +20,7 @@ import pytest
 from edgetl.core.artifacts.bench import write_result
 from edgetl.core.artifacts.candidates import CandidatesConfig, CandidatesResult
 from edgetl.core.artifacts.experiment import read_experiment
-from edgetl.core.artifacts.experiment_runs import Run
+from edgetl.core.artifacts.experiment_runs import StrategyRun
 from edgetl.core.config.compare import EQUAL_TIME, CompareConfig, PlannedRun
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import (
@@ -32,10 +32,10 @@ from edgetl.core.errors import (
     WeightsError,
 )
 from edgetl.core.paths import BundleDirectory, ExperimentDirectory, RunDirectory
-from edgetl.device.hardware.info import device_facts
+from edgetl.device.hardware.info import collect_device_info
 from edgetl.experiment import plan as preparing
-from edgetl.experiment.compare import compare, plan_only
-from edgetl.experiment.plan import candidates_of, write_plan
+from edgetl.experiment.compare import compare, plan_experiment
+from edgetl.experiment.plan import to_screened_networks, write_plan
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE, ROOT
 from tests.helpers import forking
 from tests.helpers.candidates import candidate, result_of
@@ -48,7 +48,9 @@ STRATEGIES = ("head", "finetune", EQUAL_TIME, "scratch")
 def not_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     """No process that times steps beforehand, which takes as long as a run does here."""
     monkeypatch.setattr(
-        preparing, "_expected", lambda runs, watcher, scratch: {run.name: 1.0 for run in runs}
+        preparing,
+        "_estimate_run_seconds",
+        lambda runs, watcher, scratch: {run.name: 1.0 for run in runs},
     )
 
 
@@ -56,27 +58,27 @@ class Watched:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.begun: list[str] = []
-        self.results: dict[str, Run] = {}
+        self.results: dict[str, StrategyRun] = {}
         self.messages: list[Mapping[str, Any]] = []
 
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def measuring(self, done: int, total: int, text: str) -> None:
+    def on_bench_progress(self, done: int, total: int, text: str) -> None:
         pass
 
-    def planned(
+    def on_plan(
         self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]
     ) -> None:
         assert {run.name for run in runs} >= set(seconds)
 
-    def started(self, run: PlannedRun) -> None:
+    def on_run_start(self, run: PlannedRun) -> None:
         self.begun.append(run.name)
 
-    def told(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
+    def on_run_message(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
         self.messages.append(message)
 
-    def ended(self, run: PlannedRun, result: Run) -> None:
+    def on_run_end(self, run: PlannedRun, result: StrategyRun) -> None:
         self.results[run.name] = result
 
 
@@ -173,8 +175,8 @@ def test_killed_in_the_middle_it_goes_on_without_repeating_a_run(
     assert "4 runs, 2 of them ended before" in said
     assert "[1/4]" not in said.partition("\0")[2]
     found = read_experiment(ExperimentDirectory(folder).result)
-    assert not found.open
-    assert not found.failed
+    assert not found.unfinished_run_names
+    assert not found.failed_runs
     assert not list(folder.glob(".cache-*")) or len(list(folder.glob(".cache-*"))) == 1, (
         "the killed one's cache alone may be left"
     )
@@ -206,7 +208,7 @@ def test_its_figures_are_those_of_the_run_directories(
             metrics["parameters"]["trainable"],
             metrics["parameters"]["total"],
         )
-        assert sum(map(sum, run.confusion)) == len(run.answers) == 20
+        assert sum(map(sum, run.confusion)) == len(run.correct_mask) == 20
         assert metrics["frozen_blocks"]["cache"] != "reused", (
             "one run's work must not shorten another"
         )
@@ -230,15 +232,15 @@ def test_the_recommended_run_is_exported_and_timed_once(
 ) -> None:
     folder, _, _, _ = gone_on
     found = read_experiment(ExperimentDirectory(folder).result)
-    (one,) = found.deployed
-    row = found.recommended(found.networks[0])
+    (one,) = found.deployed_models
+    row = found.recommend_strategy(found.networks[0])
     assert row is not None
     assert one.failed is None
-    assert one.run == row.best.name
-    bundle = BundleDirectory(folder / row.best.folder / "bundle")
+    assert one.run == row.best_run.name
+    bundle = BundleDirectory(folder / row.best_run.folder / "bundle")
     assert one.file_bytes == bundle.variant("fp32").stat().st_size
     assert one.p50_ms is not None
-    assert len(list((folder / row.best.folder / "bench").glob("*.json"))) == 1
+    assert len(list((folder / row.best_run.folder / "bench").glob("*.json"))) == 1
 
 
 def test_what_is_written_is_for_people_too(
@@ -264,7 +266,7 @@ def test_finished_it_does_nothing_more(
     )
     assert watched.begun == []
     assert again.runs == before.runs
-    assert again.deployed == before.deployed
+    assert again.deployed_models == before.deployed_models
 
 
 def test_another_plan_is_refused(
@@ -272,9 +274,9 @@ def test_another_plan_is_refused(
 ) -> None:
     folder, _, _, _ = gone_on
     with pytest.raises(ConfigError, match=r"another plan: .*epochs was"):
-        plan_only(experiment_of(folder, epochs=5), recipe)
+        plan_experiment(experiment_of(folder, epochs=5), recipe)
     with pytest.raises(ConfigError, match=r"another plan: .*batch_size was None, is 4"):
-        plan_only(experiment_of(folder), replace(recipe, batch_size=4))
+        plan_experiment(experiment_of(folder), replace(recipe, batch_size=4))
 
 
 @pytest.mark.usefixtures("not_estimated")
@@ -284,14 +286,14 @@ def test_a_plan_that_was_gone_on_with_by_others_still_knows_its_first_runs(
     folder = ExperimentDirectory(tmp_path / "copy")
     shutil.copytree(gone_on[0], folder.path)
     other = experiment_of(folder.path, strategies=("scratch",), epochs=2, image_sizes=(32,))
-    write_plan(folder, plan_only(other, recipe), other, recipe)
+    write_plan(folder, plan_experiment(other, recipe), other, recipe)
     with pytest.raises(ConfigError, match="another plan"):
-        plan_only(experiment_of(folder.path, epochs=2), recipe)
+        plan_experiment(experiment_of(folder.path, epochs=2), recipe)
     content = json.loads(folder.plan.read_text())
     del content["runs"][f"{ROW}-head-s0"]
     folder.plan.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="its plan does not know"):
-        plan_only(experiment_of(folder.path), recipe)
+        plan_experiment(experiment_of(folder.path), recipe)
 
 
 def test_a_second_process_on_the_same_folder_is_refused(
@@ -306,7 +308,7 @@ def test_a_second_process_on_the_same_folder_is_refused(
     left.mkdir()
     found = compare(experiment_of(folder.path), recipe)
     assert not left.exists()
-    assert len(found.deployed) == 1, "what was timed before is not lost by --no-bench"
+    assert len(found.deployed_models) == 1, "what was timed before is not lost by --no-bench"
 
 
 @pytest.mark.usefixtures("not_estimated")
@@ -333,10 +335,10 @@ def test_several_seeds_share_a_split_and_a_failure_does_not_stop_the_rest(
     lost.path.joinpath("stranger.txt").write_text("not edgetl's")
     again = compare(config, recipe, watched)
     assert watched.begun[2:] == [f"{ROW}-head-s1"]
-    (failed,) = again.failed
+    (failed,) = again.failed_runs
     assert "stranger.txt" in (failed.failed or "")
     assert [len(row.runs) for row in again.rows] == [1]
-    assert read_experiment(folder.result).failed == [failed]
+    assert read_experiment(folder.result).failed_runs == [failed]
 
 
 def test_resnet50_takes_the_same_path(parts: Path, tmp_path: Path) -> None:
@@ -351,8 +353,8 @@ def test_resnet50_takes_the_same_path(parts: Path, tmp_path: Path) -> None:
     )
     (row,) = compare(config, FinetuneConfig(parts, weights="none", workers=0, device="cpu")).rows
     assert row.name == "resnet50-32-scratch"
-    assert row.first.parameters == 23_508_032 + 5 * 2048 + 5
-    assert row.first.trainable == row.first.parameters
+    assert row.first_run.parameters == 23_508_032 + 5 * 2048 + 5
+    assert row.first_run.trainable == row.first_run.parameters
 
 
 def test_a_latency_budget_drops_what_is_too_slow_before_anything_is_trained(
@@ -364,7 +366,9 @@ def test_a_latency_budget_drops_what_is_too_slow_before_anything_is_trained(
         candidate(ARCHITECTURE, [2.0, 2.0], IMAGE_SIZE),
         candidate("resnet50", [9.0, 9.0], IMAGE_SIZE),
     )
-    write_result(replace(result_of(*rows), classes=5, device=device_facts()), folder.candidates)
+    write_result(
+        replace(result_of(*rows), classes=5, device=collect_device_info()), folder.candidates
+    )
     watched = Watched()
     config = experiment_of(
         folder.path,
@@ -373,14 +377,14 @@ def test_a_latency_budget_drops_what_is_too_slow_before_anything_is_trained(
         latency_budget_ms=5.0,
         epochs=2,
     )
-    plan = plan_only(config, recipe, watched)
+    plan = plan_experiment(config, recipe, watched)
     assert [run.name for run in plan.runs] == [f"{ROW}-head-s0"]
-    assert plan.seconds_left > 0
+    assert plan.remaining_seconds > 0
     assert (
         f"Dropped, above --latency-budget 5 ms: resnet50-{IMAGE_SIZE} (9.00 ms)." in watched.notes
     )
     assert plan.candidates is not None
-    assert [(one.network, one.fits) for one in candidates_of(plan.candidates)] == [
+    assert [(one.network, one.fits) for one in to_screened_networks(plan.candidates)] == [
         (ROW, True),
         (f"resnet50-{IMAGE_SIZE}", False),
     ]
@@ -388,7 +392,7 @@ def test_a_latency_budget_drops_what_is_too_slow_before_anything_is_trained(
         BenchError,
         match=r"No network is within --latency-budget 1 ms: the fastest, .* has 2\.00 ms",
     ):
-        plan_only(replace(config, latency_budget_ms=1.0), recipe)
+        plan_experiment(replace(config, latency_budget_ms=1.0), recipe)
 
 
 @pytest.mark.usefixtures("not_estimated")
@@ -409,11 +413,11 @@ def test_networks_are_timed_where_they_were_not_yet(
     interrupted = replace(
         result_of(candidate(ARCHITECTURE, [9.0, 9.0], IMAGE_SIZE)),
         classes=5,
-        device=device_facts(),
+        device=collect_device_info(),
         interrupted=True,
     )
     write_result(interrupted, folder.candidates)
-    plan = plan_only(
+    plan = plan_experiment(
         experiment_of(folder.path, strategies=("head",), latency_budget_ms=5.0, epochs=2), recipe
     )
     (wanted,) = asked
@@ -466,5 +470,5 @@ def test_ctrl_c_keeps_what_has_ended_and_says_how_to_go_on(
     assert "the same command goes on" in said
     found = read_experiment(folder.result)
     assert [run.strategy for run in found.runs] == ["head"]
-    assert len(found.open) == 1
+    assert len(found.unfinished_run_names) == 1
     assert not list(folder.path.glob(".cache-*"))

@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from edgetl.core.config.compare import EQUAL_TIME, CompareConfig, Network, PlannedRun, plan_runs
+from edgetl.core.config.compare import EQUAL_TIME, CompareConfig, NetworkSpec, PlannedRun, plan_runs
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
 
 RECIPE = FinetuneConfig(Path("/data"), weights="/weights")
-NETWORK = Network("mobilenet_v2", 224, 19)
+NETWORK = NetworkSpec("mobilenet_v2", 224, 19)
 
 
 def planned(
-    *strategies: str, networks: tuple[Network, ...] = (NETWORK,), **more: Any
+    *strategies: str, networks: tuple[NetworkSpec, ...] = (NETWORK,), **more: Any
 ) -> list[PlannedRun]:
     config = CompareConfig(Path("/out"), strategies=strategies, **{"seeds": 1, **more})
     return plan_runs(config, RECIPE, networks, Path("/out/runs"))
@@ -39,7 +39,7 @@ def test_every_run_trains_as_long_on_one_split_and_differs_in_its_strategy() -> 
 
 
 def test_seeds_share_the_split_and_the_first_seed_comes_whole() -> None:
-    runs = planned("head", "scratch", seeds=2, networks=(NETWORK, Network("resnet50", 64, 17)))
+    runs = planned("head", "scratch", seeds=2, networks=(NETWORK, NetworkSpec("resnet50", 64, 17)))
     assert [run.seed for run in runs] == [0] * 6 + [1] * 6
     assert {run.config.resolved_split_seed for run in runs} == {0}
     assert len({run.name for run in runs}) == len(runs)
@@ -51,7 +51,7 @@ def test_scratch_is_run_once_more_in_the_time_of_the_pretrained_one() -> None:
     assert [run.strategy for run in runs] == ["head", "finetune", EQUAL_TIME, "scratch"], (
         "the quick ones first"
     )
-    assert [run.timed_by for run in runs] == [None, None, "mobilenet_v2-224-finetune-s0", None]
+    assert [run.budget_run for run in runs] == [None, None, "mobilenet_v2-224-finetune-s0", None]
     assert [run.strategy for run in planned("scratch")] == ["scratch"], "nothing to be timed by"
     assert EQUAL_TIME not in {run.strategy for run in planned("scratch", "head", budget_s=60.0)}, (
         "all have the same time already"

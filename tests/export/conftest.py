@@ -10,7 +10,7 @@ import pytest
 from edgetl.core.config.export import ExportConfig
 from edgetl.export import exporter
 from edgetl.export.exporter import export_architecture
-from edgetl.export.graph.torch_export import NetworkGraph, network_graph
+from edgetl.export.graph.torch_export import NetworkGraph, export_network_graph
 from edgetl.train.model.factory import load_stock_model
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
@@ -20,7 +20,7 @@ def export(random_weights: Path, monkeypatch: pytest.MonkeyPatch):  # type: igno
     """Export as a user does, but ask PyTorch's exporter, which takes seconds, only once for equal questions."""
     monkeypatch.setattr(
         exporter,
-        "network_graph",
+        "export_network_graph",
         lambda _network, *question: graph_once(random_weights, *question),
     )
     return lambda output, images=None, **options: export_architecture(
@@ -34,6 +34,6 @@ def export(random_weights: Path, monkeypatch: pytest.MonkeyPatch):  # type: igno
 
 @cache
 def graph_once(weights: Path, image_size: int, classes: int, opset: int) -> NetworkGraph:
-    return network_graph(
-        load_stock_model(ARCHITECTURE, str(weights), image_size).network, image_size, classes, opset
+    return export_network_graph(
+        load_stock_model(ARCHITECTURE, str(weights), image_size).model, image_size, classes, opset
     )

@@ -16,7 +16,7 @@ from edgetl.core.errors import BenchError, ConfigError, ExportError, ParityError
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.export import candidates, random_init
 from edgetl.export.candidates import time_candidates
-from edgetl.export.graph.torch_export import NetworkGraph, network_graph
+from edgetl.export.graph.torch_export import NetworkGraph, export_network_graph
 from edgetl.export.random_init import write_untrained
 from tests.conftest import ARCHITECTURE
 
@@ -61,19 +61,21 @@ def test_every_candidate_is_timed_or_says_why_not(tmp_path: Path) -> None:
     first, small, _ = result.rows
     assert small.failed is not None
     assert "does not take images of 32 pixels" in small.failed
-    assert [row.failed for row in result.timed] == [None, None]
+    assert [row.failed for row in result.timed_rows] == [None, None]
     assert [len(row.rounds) for row in result.rows] == [2, 0, 2]
     assert all(
-        len(block.latencies_ns) >= BRIEF.block_runs for row in result.timed for block in row.rounds
+        len(block.latencies_ns) >= BRIEF.block_runs
+        for row in result.timed_rows
+        for block in row.rounds
     )
     assert {frozenset(order) for order in result.order} == {
         frozenset({f"{ARCHITECTURE}-32", "shufflenet_v2_x0_5-32"})
     }
-    assert result.fitting == result.timed
+    assert result.fitting_rows == result.timed_rows
     assert first.session["input"] == "uint8 1x37x37x3"
     assert first.session["intra_op_threads"] == 1
     assert first.session["node_share"] == {"CPUExecutionProvider": 1.0}
-    assert first.check["max_logit_difference"] < 1e-4
+    assert first.parity["max_logit_difference"] < 1e-4
     assert first.imagenet_top1 == pytest.approx(67.7, abs=0.1)
     assert (
         first.parameters == 927_008 + 590_848 + 1024 * 3 + 3
@@ -147,12 +149,12 @@ def test_where_the_tracer_does_not_know_the_way_the_exporter_is_asked_and_may_fa
         asked.append(question[1:])
         raise ExportError("no such operator")
 
-    monkeypatch.setattr(random_init, "traced_graph", refuse)
-    monkeypatch.setattr(random_init, "network_graph", refuse)
+    monkeypatch.setattr(random_init, "convert_fx_to_onnx", refuse)
+    monkeypatch.setattr(random_init, "export_network_graph", refuse)
     result = time_candidates(CandidatesConfig((ARCHITECTURE, "resnet18"), 7, (SIZE,)), None, BRIEF)
     assert asked[1] == (SIZE, 7, 18)
     assert [row.failed for row in result.rows] == ["no such operator"] * 2
-    assert (result.timed, result.noise.noisy, result.order) == ([], False, ())
+    assert (result.timed_rows, result.noise.is_noisy, result.order) == ([], False, ())
 
 
 def test_another_network_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +190,7 @@ def test_what_the_tracer_writes_otherwise_is_left_to_the_exporter(
     def asked(*_: Any) -> NetworkGraph:
         raise ExportError("the exporter was asked")
 
-    monkeypatch.setattr(random_init, "network_graph", asked)
+    monkeypatch.setattr(random_init, "export_network_graph", asked)
     with pytest.raises(ExportError, match="the exporter was asked"):
         write_untrained("densenet121", SIZE, 5, 0, 1, tmp_path / "model.onnx")
 
@@ -210,13 +212,13 @@ def test_the_tracer_writes_what_the_exporter_writes(
         if name == "exported":
             monkeypatch.setattr(
                 random_init,
-                "traced_graph",
+                "convert_fx_to_onnx",
                 lambda *_: (_ for _ in ()).throw(ExportError("not now")),
             )
         else:
-            monkeypatch.setattr(random_init, "network_graph", forbidden)
+            monkeypatch.setattr(random_init, "export_network_graph", forbidden)
         write_untrained(architecture, 64, 5, 0, 1, tmp_path / name)
-        monkeypatch.setattr(random_init, "network_graph", network_graph)
+        monkeypatch.setattr(random_init, "export_network_graph", export_network_graph)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.optimized_model_filepath = str(tmp_path / f"{name}.optimised.onnx")

@@ -85,12 +85,12 @@ def test_batch_is_dynamic_and_probabilities_are_softmax(stock_bundle: Path, batc
 def test_golden_logits_are_pytorchs(stock_bundle: Path, random_weights: Path) -> None:
     bundle = open_bundle(stock_bundle)
     model = load_stock_model(ARCHITECTURE, str(random_weights), IMAGE_SIZE)
-    golden = bundle.golden()
+    golden = bundle.load_golden()
     with torch.inference_mode():
         expected = np.concatenate(
             [
-                model.network(torch.from_numpy(preprocess(image, bundle.preprocessing))).numpy()
-                for image in golden.images()
+                model.model(torch.from_numpy(preprocess(image, bundle.preprocessing))).numpy()
+                for image in golden.load_images()
             ]
         )
     assert np.allclose(golden.logits, expected, atol=1e-4)
@@ -193,7 +193,7 @@ def test_wrong_weights_fail_the_network_part_by_name(
         assert "--tolerance" in str(failure.value)
     # Nothing half-written stays, and what was there before is still whole.
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
-    assert open_bundle(kept).file(open_bundle(kept).variant())
+    assert open_bundle(kept).variant_path(open_bundle(kept).select_variant())
 
 
 def test_wrong_resize_fails_the_path_part(
@@ -218,7 +218,7 @@ def test_answers_that_are_not_numbers_never_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_weights: Path
 ) -> None:
     model = load_stock_model(ARCHITECTURE, str(random_weights), IMAGE_SIZE)
-    model.network.classifier[-1].bias.data[3] = float("nan")  # type: ignore[union-attr,index]
+    model.model.classifier[-1].bias.data[3] = float("nan")  # type: ignore[union-attr,index]
     monkeypatch.setattr(exporter, "load_stock_model", lambda *_: model)
     with pytest.raises(ParityError, match="nan"):
         export_architecture(ARCHITECTURE, "x", ExportConfig(output=tmp_path / "new"))

@@ -12,7 +12,7 @@ from edgetl.core.config.export import ExportConfig
 from edgetl.core.config.options import parse_milliseconds
 from edgetl.core.errors import ConfigError
 from edgetl.device.runtime.bundle import Variant
-from edgetl.export.selection import accuracy_drop, choose, closest
+from edgetl.export.selection import accuracy_drop, choose, describe_closest_variant
 
 
 def variant(
@@ -34,7 +34,7 @@ def variant(
 def test_the_fastest_that_keeps_the_accuracy() -> None:
     variants = [variant("fp32", 4.0), variant("int8", 1.0, drop=2.0), variant("fp16", 2.0)]
     assert choose(variants, ExportConfig()).name == "fp16"
-    assert "loses 2.0 points" in choose(variants, ExportConfig()).against["int8"]
+    assert "loses 2.0 points" in choose(variants, ExportConfig()).rejection_reasons["int8"]
     assert choose(variants, ExportConfig(max_accuracy_drop=2.0)).name == "int8"
 
 
@@ -43,7 +43,10 @@ def test_what_is_not_shown_faster_is_not_recommended(verdict: str) -> None:
     variants = [variant("fp32", 4.0), variant("int8", 3.9, verdict=verdict, size=25)]
     choice = choose(variants, ExportConfig())
     assert choice.name == "fp32"
-    assert "not shown faster than fp32 here: 2.00 times [1.50, 2.50]" in choice.against["int8"]
+    assert (
+        "not shown faster than fp32 here: 2.00 times [1.50, 2.50]"
+        in choice.rejection_reasons["int8"]
+    )
     assert choose(variants, ExportConfig(optimise="size")).name == "int8", "for size it need not be"
 
 
@@ -52,13 +55,16 @@ def test_limits_that_nothing_meets() -> None:
     config = ExportConfig(max_latency_ms=2.0)
     choice = choose(variants, config)
     assert choice.name is None
-    assert choice.against.keys() == {"fp32", "int8", "fp16"}
-    assert closest(variants, config) == "fp16 came closest: 3.00 ms with 0.0 points lost."
+    assert choice.rejection_reasons.keys() == {"fp32", "int8", "fp16"}
+    assert (
+        describe_closest_variant(variants, config)
+        == "fp16 came closest: 3.00 ms with 0.0 points lost."
+    )
 
 
 def test_what_failed_its_gate_is_out() -> None:
     variants = [variant("fp32", 4.0), variant("int8", None, reason="logits differ")]
-    assert choose(variants, ExportConfig(optimise="size")).against == {
+    assert choose(variants, ExportConfig(optimise="size")).rejection_reasons == {
         "int8": "was not timed: logits differ"
     }
 
@@ -93,7 +99,7 @@ def test_no_limit_is_ever_broken(
     else:
         chosen = next(one for one in variants if one.name == choice.name)
         assert chosen in allowed
-        assert choice.name not in choice.against
+        assert choice.name not in choice.rejection_reasons
         if goal == "size":
             assert chosen.bytes == min(one.bytes for one in allowed)
 

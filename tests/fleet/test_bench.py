@@ -20,8 +20,8 @@ import pytest
 import typer
 from rich.console import Console
 
-from edgetl.cli.bench_hosts import LiveFleet, run_hosts
-from edgetl.core.artifacts.bench import read_result
+from edgetl.cli.bench_hosts import LiveFleetProgress, run_hosts
+from edgetl.core.artifacts.bench import read_bench_result
 from edgetl.core.config.bench import BenchConfig, Limits
 from edgetl.core.errors import BenchError, ConfigError
 from edgetl.core.paths import BundleDirectory
@@ -29,9 +29,9 @@ from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.runner import bench
 from edgetl.device.runtime.images import load_image
 from edgetl.fleet import bench as benching
-from edgetl.fleet.bench import Outcome, bench_arguments, bench_hosts
-from edgetl.fleet.payload import Parcel, wheel_of_edgetl
-from edgetl.fleet.ssh import SSH, LineReader, Remote
+from edgetl.fleet.bench import HostResult, bench_arguments, bench_hosts
+from edgetl.fleet.payload import Payload, build_edgetl_wheel
+from edgetl.fleet.ssh import SSH_ENV_VAR, LineReader, SshHost
 from tests.conftest import ROOT
 from tests.helpers.bundles import colour_logits, colour_model, write_bundle, write_pictures
 from tests.helpers.sshd import SSHD, Sshd
@@ -94,7 +94,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Sshd]]
     aliases.append("Host nowhere\n HostName 127.0.0.1\n Port 1\n")
     (folder / "config").write_text("".join(aliases))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(SSH, f"ssh -F {folder}/config")
+        patch.setenv(SSH_ENV_VAR, f"ssh -F {folder}/config")
         yield found
     for host in found.values():
         host.stop()
@@ -123,15 +123,15 @@ def wait_for(met: Callable[[], bool], seconds: float = 120) -> None:
 class Watched:
     def __init__(self) -> None:
         self.steps: list[tuple[str, str]] = []
-        self.ends: list[Outcome] = []
+        self.ends: list[HostResult] = []
 
-    def step(self, host: str, name: str) -> None:
+    def on_step(self, host: str, name: str) -> None:
         self.steps.append((host, name))
 
-    def heard(self, host: str, line: str) -> None:
+    def on_output(self, host: str, line: str) -> None:
         pass
 
-    def ended(self, outcome: Outcome) -> None:
+    def on_host_end(self, outcome: HostResult) -> None:
         self.ends.append(outcome)
 
 
@@ -173,7 +173,7 @@ def test_two_at_once_and_those_that_fail(
         assert outcomes[host]["status"] in (4, 5), (
             "no network answers in a ten-millionth of a second"
         )
-        result = read_result(tmp_path / "results" / f"{host}.json")
+        result = read_bench_result(tmp_path / "results" / f"{host}.json")
         assert [row.variant for row in result.rows] == ["fp32"]
         assert all(len(row.rounds) == 2 and row.threads == 1 for row in result.rows)
     assert "apt install python3 python3-venv" in outcomes["bare"]["failed"]
@@ -196,21 +196,23 @@ def test_one_that_dies_in_the_middle_does_not_lose_the_others(
     config.write_text(dying.alias("dying") + hosts["pi"].alias("pi"))
 
     class Killer(Watched):
-        def step(self, host: str, name: str) -> None:
-            super().step(host, name)
+        def on_step(self, host: str, name: str) -> None:
+            super().on_step(host, name)
             if (host, name) == ("dying", "measuring"):
                 dying.die()
 
     watched = Killer()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(SSH, f"ssh -F {config}")
+        patch.setenv(SSH_ENV_VAR, f"ssh -F {config}")
         asked = BenchConfig(
             bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "results"
         )
         dead, alive = bench_hosts(asked, ["dying", "pi"], wheels, watched)
-    assert "connection was lost" in dead.failed
-    assert dead.left.startswith(str(dying.temporary)), "nobody could look whether it was removed"
-    assert alive.failed == ""
+    assert "connection was lost" in dead.failure
+    assert dead.leftover_folder.startswith(str(dying.temporary)), (
+        "nobody could look whether it was removed"
+    )
+    assert alive.failure == ""
     assert alive.result is not None
     assert alive.result.path == tmp_path / "results/pi.json"
     assert {one.host for one in watched.ends} == {"dying", "pi"}
@@ -245,8 +247,10 @@ def test_the_screen_at_the_end(
     )
     monkeypatch.setitem(sys.modules, "jinja2", None)  # a workstation may have the `cpu` extra alone
     ended = [
-        Outcome("pi", 61.0, 5, result),
-        Outcome("nano", 3.0, failed="The connection was lost.", left="/tmp/edgetl-x"),
+        HostResult("pi", 61.0, 5, result),
+        HostResult(
+            "nano", 3.0, failure="The connection was lost.", leftover_folder="/tmp/edgetl-x"
+        ),
     ]
     monkeypatch.setattr(benching, "bench_hosts", lambda *given: ended)
     with pytest.raises(typer.Exit) as caught:
@@ -261,7 +265,7 @@ def test_the_screen_at_the_end(
         monkeypatch.setattr(
             benching,
             "bench_hosts",
-            lambda *given, status=status: [Outcome("pi", 1.0, status, result)],
+            lambda *given, status=status: [HostResult("pi", 1.0, status, result)],
         )
         assert exit_status(bundle) == expected
 
@@ -275,10 +279,10 @@ def exit_status(bundle: Path) -> int:
 
 
 def test_what_a_terminal_shows() -> None:
-    table = LiveFleet(["pi", "nano"])
-    table.step("pi", "measuring")
-    table.heard("pi", "round 1 of 2: onnxruntime fp32")
-    table.ended(Outcome("nano", 3.0, failed="The connection was lost."))
+    table = LiveFleetProgress(["pi", "nano"])
+    table.on_step("pi", "measuring")
+    table.on_output("pi", "round 1 of 2: onnxruntime fp32")
+    table.on_host_end(HostResult("nano", 3.0, failure="The connection was lost."))
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(table)
     lines = console.export_text().splitlines()
@@ -294,14 +298,14 @@ def test_wheels_that_do_not_fit_are_that_host_s_failure(
     (found,) = bench_hosts(
         BenchConfig(bundle, output=tmp_path / "results"), ["pi"], tmp_path / "wheels", Watched()
     )
-    assert found.failed.startswith("pip could not install edgetl there.")
-    assert found.left == ""
+    assert found.failure.startswith("pip could not install edgetl there.")
+    assert found.leftover_folder == ""
 
 
 @pytest.mark.parametrize("name", ["-oProxyCommand=touch /tmp/x", "", "a b", "pi\nrm"])
 def test_names_that_are_no_hosts(name: str) -> None:
     with pytest.raises(ConfigError, match="is no host"):
-        Remote(name)
+        SshHost(name)
 
 
 def test_what_makes_no_sense_is_refused(bundle: Path, tmp_path: Path) -> None:
@@ -328,7 +332,7 @@ def test_options_reach_the_device_as_they_were_given(tmp_path: Path) -> None:
 
 
 def test_the_wheel_is_one(tmp_path: Path) -> None:
-    name, content = wheel_of_edgetl()
+    name, content = build_edgetl_wheel()
     (tmp_path / name).write_bytes(content)
     with zipfile.ZipFile(tmp_path / name) as archive:
         names = archive.namelist()
@@ -343,7 +347,7 @@ def fake_ssh(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None
     """Let `ssh` be a Python script that is given ssh's arguments."""
     program = folder / "fake_ssh.py"
     program.write_text(script)
-    monkeypatch.setenv(SSH, f"{sys.executable} {program}")
+    monkeypatch.setenv(SSH_ENV_VAR, f"{sys.executable} {program}")
 
 
 PRINTS_BEFORE_IT_READS = """
@@ -361,18 +365,18 @@ def test_a_host_that_prints_before_it_reads_does_not_hang(
     bundle: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_ssh(tmp_path, monkeypatch, PRINTS_BEFORE_IT_READS)
-    parcel = Parcel(BundleDirectory(bundle), [], "cpu", wheels)
-    assert Remote("loud").send(parcel) == ("python3", "/tmp/edgetl-here")
+    parcel = Payload(BundleDirectory(bundle), [], "cpu", wheels)
+    assert SshHost("loud").send(parcel) == ("python3", "/tmp/edgetl-here")
 
 
 def test_lines_without_end_are_bounded() -> None:
     reader = LineReader(io.BytesIO(b"a" * 10_000_000 + b"\n" + b"b\n" * 5000))
     reader.join()
-    assert len(reader.lines) == 1000
-    assert set(reader.lines) == {"b"}
+    assert len(reader.last_lines) == 1000
+    assert set(reader.last_lines) == {"b"}
     longest = LineReader(io.BytesIO(b"a" * 10_000_000 + b"\nend\n"))
     longest.join()
-    assert [len(line) for line in longest.lines] == [4096, 3]
+    assert [len(line) for line in longest.last_lines] == [4096, 3]
 
 
 @pytest.mark.parametrize("answer", ["", "\xff\xfe", "Welcome to the board!", "python3 relative"])
@@ -386,7 +390,7 @@ def test_a_host_that_answers_nonsense_is_one_sentence(
     )
     asked = BenchConfig(bundle, rounds=2, output=tmp_path / "results")
     (outcome,) = bench_hosts(asked, ["odd"], wheels, Watched())
-    assert "instead of where the parcel lies" in outcome.failed
+    assert "instead of where the parcel lies" in outcome.failure
     assert outcome.result is None
 
 
@@ -418,5 +422,5 @@ else:
     )
     asked = BenchConfig(bundle, rounds=2, output=tmp_path / "results")
     (outcome,) = bench_hosts(asked, ["liar"], wheels, Watched())
-    assert "another model" in outcome.failed
+    assert "another model" in outcome.failure
     assert not [*(tmp_path / "results").iterdir()]

@@ -19,7 +19,7 @@ from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.runner import bench
 from edgetl.device.runtime.images import load_image
 from edgetl.fleet import agent
-from edgetl.fleet.bench import Outcome, bench_hosts
+from edgetl.fleet.bench import HostResult, bench_hosts
 from tests.helpers.bundles import colour_logits, colour_model, write_bundle, write_pictures
 from tools.checks.fuzz.mutation import mutate_json
 
@@ -38,13 +38,13 @@ elif "on_device.py" in script:
 
 
 class Quiet:
-    def step(self, host: str, name: str) -> None:
+    def on_step(self, host: str, name: str) -> None:
         pass
 
-    def heard(self, host: str, line: str) -> None:
+    def on_output(self, host: str, line: str) -> None:
         pass
 
-    def ended(self, outcome: Outcome) -> None:
+    def on_host_end(self, outcome: HostResult) -> None:
         pass
 
 
@@ -67,9 +67,9 @@ def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "answer"
 
 
-def outcome_of(bundle: Path, folder: Path) -> Outcome:
+def outcome_of(bundle: Path, folder: Path) -> HostResult:
     (outcome,) = bench_hosts(BenchConfig(bundle, output=folder), ["device"], None, Quiet())
-    assert not EXCEPTION.match(outcome.failed), outcome.failed
+    assert not EXCEPTION.match(outcome.failure), outcome.failure
     return outcome
 
 
@@ -97,7 +97,7 @@ def test_mutated_results_are_kept_or_refused(bundle: Path, answer: Path, tmp_pat
         answer.write_text(json.dumps(said) + "\n")
         outcome = outcome_of(bundle, tmp_path / f"results-{seed}")
         kept += outcome.result is not None
-        assert (outcome.result is None) <= bool(outcome.failed or outcome.status)
+        assert (outcome.result is None) <= bool(outcome.failure or outcome.status)
     assert 1 <= kept < 40
 
 
@@ -113,7 +113,7 @@ def test_mutated_results_are_kept_or_refused(bundle: Path, answer: Path, tmp_pat
 )
 def test_answers_that_are_none(bundle: Path, answer: Path, tmp_path: Path, content: bytes) -> None:
     answer.write_bytes(content)
-    assert outcome_of(bundle, tmp_path / "results").failed
+    assert outcome_of(bundle, tmp_path / "results").failure
 
 
 def test_results_that_cannot_be_kept(
@@ -124,7 +124,7 @@ def test_results_that_cannot_be_kept(
 
     monkeypatch.setattr("edgetl.fleet.bench.write_json", refuse)
     answer.write_text('{"edgetl": true, "status": 0, "result": {}}\n')
-    assert "cannot be written to" in outcome_of(bundle, tmp_path / "results").failed
+    assert "cannot be written to" in outcome_of(bundle, tmp_path / "results").failure
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgetl.fleet.ssh import Remote, RemoteError
+from edgetl.fleet.ssh import RemoteError, SshHost
 
 
 @pytest.mark.parametrize(
@@ -19,4 +19,4 @@ def test_an_ssh_that_cannot_be_started_is_named(
 ) -> None:
     monkeypatch.setenv("EDGETL_SSH", command)
     with pytest.raises(RemoteError, match=told):
-        Remote("device").remove("/tmp/edgetl-x")
+        SshHost("device").remove("/tmp/edgetl-x")

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from edgetl.core.artifacts.bench import BenchResult, Noise
-from edgetl.core.artifacts.bench_rows import ColdStart, Round, Row
-from edgetl.core.artifacts.sustained import Sustained, Window
+from edgetl.core.artifacts.bench_rows import BenchRow, BlockResult, ColdStart
+from edgetl.core.artifacts.sustained import LatencyWindow, SustainedResult
 
 GATE = {
     "checked": True,
@@ -33,7 +33,7 @@ def bench_row(
     runs: int = 130,
     rate: float | None = None,
     **changes: Any,
-) -> Row:
+) -> BenchRow:
     generator = random.Random(f"{runtime}{variant}{scope}{batch}{threads}{rate}")
     stages = STAGES.get(scope, {})
     blocks = []
@@ -59,7 +59,7 @@ def bench_row(
         )
         energy = {"rapl": 0.012 * p50_ms * runs} if runtime != "pytorch" else {}
         blocks.append(
-            Round(
+            BlockResult(
                 latencies,
                 cold,
                 index != 2 or batch < 8,
@@ -83,7 +83,7 @@ def bench_row(
             "providers": ["CPUExecutionProvider"],
         },
     } | changes
-    return Row(
+    return BenchRow(
         runtime,
         variant,
         scope,
@@ -127,24 +127,24 @@ def device(
     return facts | changes
 
 
-def sustained_run(row: Row, windows: int = 120, known: bool = True) -> Sustained:
+def sustained_run(row: BenchRow, windows: int = 120, known: bool = True) -> SustainedResult:
     generator = random.Random(7)
     made = []
     for index in range(windows):
         throttled = 0.22 / (1 + math.exp(-(index - 45) / 7)) if known else 0.0
-        slow = row.medians_ns[0] * (1 + throttled + 0.35 * math.exp(-index / 2))
+        slow = row.round_medians_ns[0] * (1 + throttled + 0.35 * math.exp(-index / 2))
         latencies = tuple(int(slow * generator.lognormvariate(0, 0.04)) for _ in range(40))
         heat = 45 + 30 * (1 - math.exp(-index / 30)) if known else None
         clock = int(2_400_000 - 400_000 / (1 + math.exp(-(index - 45) / 7))) if known else None
         made.append(
-            Window(
+            LatencyWindow(
                 float(index), latencies, clock, heat, index // 60 if known else None, 2**20 * 150
             )
         )
-    return Sustained(row.id, float(windows), tuple(made))
+    return SustainedResult(row.id, float(windows), tuple(made))
 
 
-def bench_result(rows: tuple[Row, ...], **changes: Any) -> BenchResult:
+def bench_result(rows: tuple[BenchRow, ...], **changes: Any) -> BenchResult:
     fields: dict[str, Any] = {
         "created": "2026-01-02T03:04:05+00:00",
         "edgetl": "0.1.0",
@@ -165,7 +165,9 @@ def bench_result(rows: tuple[Row, ...], **changes: Any) -> BenchResult:
             (base.id, row.id)
             for base in rows
             for row in rows
-            if base.runtime == "pytorch" and row.runtime != "pytorch" and row.cell == base.cell
+            if base.runtime == "pytorch"
+            and row.runtime != "pytorch"
+            and row.comparison_key == base.comparison_key
         ),
     } | changes
     return BenchResult(rows=rows, **fields)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.core.artifacts.bench import Noise
-from edgetl.core.artifacts.bench_rows import ColdStart, Round
-from edgetl.core.artifacts.candidates import Candidate, CandidatesResult
+from edgetl.core.artifacts.bench_rows import BlockResult, ColdStart
+from edgetl.core.artifacts.candidates import CandidateRow, CandidatesResult
 
 
 def candidate(
@@ -17,11 +17,12 @@ def candidate(
     image_size: int = 224,
     top1: float | None = 70.0,
     **fields: Any,
-) -> Candidate:
+) -> CandidateRow:
     rounds = tuple(
-        Round((round(value * 1e6),) * 100, ColdStart(1.0, 1.0, 1.0, None)) for value in medians_ms
+        BlockResult((round(value * 1e6),) * 100, ColdStart(1.0, 1.0, 1.0, None))
+        for value in medians_ms
     )
-    return Candidate(
+    return CandidateRow(
         architecture,
         image_size,
         parameters=1_000_000,
@@ -33,7 +34,7 @@ def candidate(
 
 
 def result_of(
-    *rows: Candidate, budget_ms: float | None = None, reasons: tuple[str, ...] = ()
+    *rows: CandidateRow, budget_ms: float | None = None, reasons: tuple[str, ...] = ()
 ) -> CandidatesResult:
     return CandidatesResult(
         created="2026-01-01T00:00:00+00:00",

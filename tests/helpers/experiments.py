@@ -6,8 +6,8 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgetl.core.artifacts.experiment import Deployed, Experiment
-from edgetl.core.artifacts.experiment_runs import Epoch, Run
+from edgetl.core.artifacts.experiment import DeployedModel, Experiment
+from edgetl.core.artifacts.experiment_runs import StrategyEpoch, StrategyRun
 
 IMAGES = 200
 CONFIG = {
@@ -23,7 +23,7 @@ def made_run(
     seconds: float,
     seed: int = 0,
     failed: str | None = None,
-) -> Run:
+) -> StrategyRun:
     """A run of four epochs that rises evenly to its accuracy, on images that are the same for all."""
     architecture, _, size = network.rpartition("-")
     name = f"{network}-{strategy}"
@@ -32,7 +32,7 @@ def made_run(
         "folder": f"runs/{name}-s{seed}",
     }  # fmt: skip
     if failed is not None:
-        return Run(**what, failed=failed)
+        return StrategyRun(**what, failed=failed)
     order = random.Random(f"{seed}{strategy}").sample(range(IMAGES), IMAGES)
     # Most of the images are equally hard for all; a few go by chance.
     right = {*range(round(0.8 * accuracy * IMAGES))}
@@ -46,7 +46,7 @@ def made_run(
         for which in (0, 1)
     ]
     epochs = tuple(
-        Epoch(
+        StrategyEpoch(
             1 if number < 3 else 2,
             seconds * number / 4,
             accuracy * number / 4,
@@ -54,7 +54,7 @@ def made_run(
         )
         for number in range(1, 5)
     )
-    return Run(
+    return StrategyRun(
         **what, seconds=seconds, train_images=300, train_accuracy=min(1.0, accuracy + 0.05), macro_f1=accuracy, best_epoch=4,
         trainable=10_000, parameters=2_000_000, peak_memory_bytes=10**9, device="cpu", precision="fp32", weights="imagenet", epochs=epochs,
         correct=correct, confusion=((hits[0], IMAGES // 2 - hits[0]), (IMAGES // 2 - hits[1], hits[1])),
@@ -64,9 +64,9 @@ def made_run(
 def made_experiment(
     rows: Mapping[str, tuple[float, float]],
     seeds: int = 1,
-    deployed: tuple[Deployed, ...] = (),
+    deployed: tuple[DeployedModel, ...] = (),
     folder: Path = Path(),
-    more: tuple[Run, ...] = (),
+    more: tuple[StrategyRun, ...] = (),
 ) -> Experiment:
     """An experiment of rows `network/strategy` with (accuracy, seconds)."""
     runs = tuple(
@@ -87,6 +87,6 @@ def made_experiment(
         },
         planned=tuple(run.name for run in (*runs, *more)),
         runs=(*runs, *more),
-        deployed=deployed,
+        deployed_models=deployed,
         folder=folder,
     )

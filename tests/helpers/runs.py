@@ -60,7 +60,7 @@ def write_run(
             "weights": {"source": "/weights/net.safetensors", "sha256": "cd" * 32},
         },
     )
-    run.rejected.write_text(
+    run.rejected_files.write_text(
         "path,reason\ntrain/roses/broken.jpg,cannot be decoded.\n", encoding="utf-8"
     )
     _write_history(run, validated, older)

@@ -17,13 +17,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.train import finetune as finetuning
 from edgetl.train import setup
-from edgetl.train.common.precision import Computing
+from edgetl.train.common.precision import ComputeConfig
 from edgetl.train.engine import checkpoint, optim, trainer
 from edgetl.train.engine.evaluation import evaluate
-from edgetl.train.engine.phase_builder import Stage
+from edgetl.train.engine.phase_builder import TrainablePhase
 from edgetl.train.features import batches
-from edgetl.train.features.batches import CachedFeed, StreamedFeed
-from edgetl.train.features.store import ActivationStore
+from edgetl.train.features.batches import CachedBatches, StreamingBatches
+from edgetl.train.features.store import FeatureStore
 from edgetl.train.finetune import finetune
 from edgetl.train.model import freezing
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
@@ -66,7 +66,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 
 def _patch_device(patch: pytest.MonkeyPatch, free_bytes: int) -> None:
-    patch.setattr(setup, "choose_computing", lambda *_: Computing(GPU, "fp32"))
+    patch.setattr(setup, "choose_compute_config", lambda *_: ComputeConfig(GPU, "fp32"))
     state = torch.get_rng_state()
     for name, answer in {
         "current_device": 0,
@@ -155,28 +155,30 @@ def _patch_files(patch: pytest.MonkeyPatch, watched: Watched) -> None:
     def no_room(*_: Any) -> Any:
         raise OSError("no room")
 
-    run_stage = trainer.Training.run_stage
+    run_stage = trainer.Trainer.run_phase
 
-    def watched_stage(self: trainer.Training, stage: Stage, *given: Any) -> None:
-        watched.feeds.append(type(stage.feed))
+    def watched_stage(self: trainer.Trainer, stage: TrainablePhase, *given: Any) -> None:
+        watched.feeds.append(type(stage.batch_source))
         watched.phases.append(stage.phase.number)
         watched.trained_on |= {
-            str(parameter.device) for parameter in self.adapted.network.parameters()
+            str(parameter.device) for parameter in self.adapted_model.model.parameters()
         }
         run_stage(self, stage, *given)
 
-    def write_results(prepared: Any, training: trainer.Training, last: Stage, *_: Any) -> None:
-        network = training.adapted.network.eval()
+    def write_results(
+        prepared: Any, training: trainer.Trainer, last: TrainablePhase, *_: Any
+    ) -> None:
+        network = training.adapted_model.model.eval()
         assert not network.training
-        train = evaluate(last.forward, last.feed.plain())
+        train = evaluate(last.forward, last.batch_source.iter_train_eval_batches())
         assert str(train.logits.device) == "cpu"
         watched.evaluated = len(train.targets)
 
-    patch.setattr(finetuning, "prepare", _for_real(finetuning.prepare))
+    patch.setattr(finetuning, "prepare_run", _for_real(finetuning.prepare_run))
     patch.setattr(checkpoint, "save_file", save_file)
-    patch.setattr(ActivationStore, "create", no_room)
-    patch.setattr(trainer, "SAVED_EVERY_S", 0.0)
-    patch.setattr(trainer.Training, "run_stage", watched_stage)
+    patch.setattr(FeatureStore, "create", no_room)
+    patch.setattr(trainer, "CHECKPOINT_INTERVAL_S", 0.0)
+    patch.setattr(trainer.Trainer, "run_stage", watched_stage)
     patch.setattr(finetuning, "write_results", write_results)
 
 
@@ -221,7 +223,7 @@ def test_cached_training_stays_on_the_gpu(
     fake_gpu: Callable[..., Watched],
 ) -> None:
     watched = fake_gpu(replace(config, **changes), free_bytes)
-    assert watched.feeds == [CachedFeed, CachedFeed]
+    assert watched.feeds == [CachedBatches, CachedBatches]
     assert watched.phases == [1, 2]
     assert watched.trained_on == {"cuda:0"}
     assert {"weights", "state"} <= set(watched.saved)
@@ -235,7 +237,7 @@ def test_streamed_training_stays_on_the_gpu(
     changes: dict[str, Any], config: FinetuneConfig, fake_gpu: Callable[..., Watched]
 ) -> None:
     watched = fake_gpu(replace(config, cache_budget=0, **changes))
-    assert watched.feeds == [StreamedFeed, StreamedFeed]
+    assert watched.feeds == [StreamingBatches, StreamingBatches]
     assert watched.trained_on == {"cuda:0"}
     assert {"weights", "state"} <= set(watched.saved)
     assert watched.evaluated > 0
@@ -245,7 +247,7 @@ def test_training_from_nothing_stays_on_the_gpu(
     config: FinetuneConfig, fake_gpu: Callable[..., Watched]
 ) -> None:
     watched = fake_gpu(replace(config, weights="none"))
-    assert (watched.feeds, watched.phases) == ([StreamedFeed], [1])
+    assert (watched.feeds, watched.phases) == ([StreamingBatches], [1])
     assert watched.trained_on == {"cuda:0"}
 
 

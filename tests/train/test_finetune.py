@@ -23,13 +23,13 @@ from edgetl.core.files import sha256_file, write_json
 from edgetl.core.paths import RunDirectory
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import preprocess
-from edgetl.train.common.precision import Computing
-from edgetl.train.common.progress import EpochRecord, Silent, Step
+from edgetl.train.common.precision import ComputeConfig
+from edgetl.train.common.progress import EpochRecord, NullProgress, StepProgress
 from edgetl.train.data.splits import read_split
 from edgetl.train.engine.trainer import is_better
 from edgetl.train.finetune import finetune
 from edgetl.train.model.factory import load_run_model
-from edgetl.train.output_directory import Place, choose_output
+from edgetl.train.output_directory import OutputDirectory, choose_output_directory
 from tests.helpers.runs import write_run
 
 MakeImages = Callable[..., Path]
@@ -56,11 +56,11 @@ def config(make_images: MakeImages, random_weights: Path, tmp_path: Path) -> Fin
     )
 
 
-class Recorded(Silent):
+class Recorded(NullProgress):
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.warnings: list[str] = []
-        self.steps: list[Step] = []
+        self.steps: list[StepProgress] = []
         self.epochs: list[tuple[EpochRecord, bool]] = []
 
     def note(self, text: str) -> None:
@@ -69,10 +69,10 @@ class Recorded(Silent):
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
-    def step(self, step: Step) -> None:
+    def on_step_end(self, step: StepProgress) -> None:
         self.steps.append(step)
 
-    def epoch(self, record: EpochRecord, best: bool) -> None:
+    def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
         self.epochs.append((record, best))
 
 
@@ -149,7 +149,7 @@ def test_a_run_is_complete_and_its_figures_are_true(config: FinetuneConfig) -> N
             torch.from_numpy(preprocess(load_image(row.path), model.preprocessing)) for row in rows
         ]
         with torch.inference_mode():
-            answers = [model.labels[int(model.network(one).argmax())] for one in pixels]
+            answers = [model.labels[int(model.model(one).argmax())] for one in pixels]
         assert (
             sum(answer == row.label for answer, row in zip(answers, rows, strict=True)) / len(rows)
             == metrics[part]["accuracy"]
@@ -180,7 +180,7 @@ def test_the_configuration_is_resolved(config: FinetuneConfig) -> None:
             "green",
             "red",
         }
-    assert not run.rejected.exists()
+    assert not run.rejected_files.exists()
     for name in ("curves", "confusion_matrix", "mistakes"):
         with Image.open(run.plots / f"{name}.png") as picture:
             assert min(picture.size) > 300
@@ -237,7 +237,7 @@ def test_without_weights_everything_trains_in_one_phase(config: FinetuneConfig) 
     assert metrics["weights"] == {"source": "none", "sha256": None}
     assert json.loads(run.config.read_text())["config"]["unfreeze"] == "all"
     assert any("nothing is pretrained" in text for text in watched.notes)
-    statistics = load_run_model(run).network.get_submodule("features.0.1").running_mean
+    statistics = load_run_model(run).model.get_submodule("features.0.1").running_mean
     assert float(statistics.abs().sum()) > 0  # type: ignore[operator,union-attr]
     with pytest.raises(ConfigError, match="--batch-size 2"):
         finetune(replace(config, weights="none", batch_size=1, output=run.path.parent / "other"))
@@ -265,7 +265,7 @@ def test_bfloat16_trains(config: FinetuneConfig) -> None:
     run = finetune(replace(config, precision="bf16", epochs=1, finetune_epochs=1))
     assert metrics_of(run)["precision"] == "bf16"
     assert all(
-        parameter.dtype == torch.float32 for parameter in load_run_model(run).network.parameters()
+        parameter.dtype == torch.float32 for parameter in load_run_model(run).model.parameters()
     )
 
 
@@ -274,8 +274,10 @@ def test_float16_trains_with_scaled_gradients(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: float
 ) -> None:
     # As a GPU without bfloat16 does it; a CPU emulates the arithmetic.
-    computing = Computing(torch.device("cpu"), "fp16")
-    monkeypatch.setattr("edgetl.train.setup.choose_computing", lambda device, precision: computing)
+    computing = ComputeConfig(torch.device("cpu"), "fp16")
+    monkeypatch.setattr(
+        "edgetl.train.setup.choose_compute_config", lambda device, precision: computing
+    )
     config = replace(config, epochs=3, finetune_epochs=1, clip_gradient=clip)
     run = finetune(config)
     assert metrics_of(run)["precision"] == "fp16"
@@ -304,7 +306,7 @@ def test_every_means_trains_and_exports_the_same_network(
     rows = [row for row in read_split(run) if row.split == "val"]
     with torch.inference_mode():
         logits = [
-            model.network(torch.from_numpy(preprocess(load_image(row.path), model.preprocessing)))
+            model.model(torch.from_numpy(preprocess(load_image(row.path), model.preprocessing)))
             for row in rows
         ]
     hits = [
@@ -394,7 +396,7 @@ def test_broken_files_are_listed_and_training_carries_on(config: FinetuneConfig)
     (config.data / "red/broken.jpg").write_bytes(b"")
     watched = Recorded()
     run = finetune(replace(config, epochs=1, finetune_epochs=0), watched)
-    assert run.rejected.read_text().splitlines()[1].startswith("red/broken.jpg,")
+    assert run.rejected_files.read_text().splitlines()[1].startswith("red/broken.jpg,")
     assert json.loads(run.config.read_text())["data"]["rejected"] == 1
     assert any("1 file was left out" in text for text in watched.warnings)
 
@@ -464,23 +466,25 @@ def test_where_a_run_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     data = tmp_path / "my photos"
     data.mkdir()
     assert (
-        choose_output(None, data, MODEL, force=False).path == tmp_path / f"runs/my-photos-{MODEL}"
+        choose_output_directory(None, data, MODEL, force=False).path
+        == tmp_path / f"runs/my-photos-{MODEL}"
     )
     (tmp_path / f"runs/my-photos-{MODEL}").mkdir(parents=True)
     assert (
-        choose_output(None, data, MODEL, force=False).path == tmp_path / f"runs/my-photos-{MODEL}-2"
+        choose_output_directory(None, data, MODEL, force=False).path
+        == tmp_path / f"runs/my-photos-{MODEL}-2"
     )
     for inside in (data, data / "run"):
         with pytest.raises(RunError, match="inside the data folder"):
-            choose_output(inside, data, MODEL, force=True)
+            choose_output_directory(inside, data, MODEL, force=True)
     with pytest.raises(RunError, match="lies inside"):
-        choose_output(tmp_path, data, MODEL, force=True)
+        choose_output_directory(tmp_path, data, MODEL, force=True)
 
 
 def test_the_page_of_a_run_is_no_stranger_in_it(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     run.report.write_text("<p>the page", encoding="utf-8")
-    assert choose_output(run.path, tmp_path / "photos", MODEL, force=True) == run
+    assert choose_output_directory(run.path, tmp_path / "photos", MODEL, force=True) == run
 
 
 @pytest.mark.parametrize(
@@ -507,7 +511,7 @@ def test_force_never_removes_what_is_not_a_run(tmp_path: Path, kind: str) -> Non
             precious = path / "config.json"
     for force in (False, True):
         with pytest.raises(RunError):
-            choose_output(path, tmp_path / "data", MODEL, force)
+            choose_output_directory(path, tmp_path / "data", MODEL, force)
     assert precious.exists()
 
 
@@ -530,7 +534,7 @@ def test_force_names_hidden_and_nested_files_of_the_user(tmp_path: Path, name: s
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("precious")
     with pytest.raises(RunError, match="did not write") as error:
-        choose_output(run.path, tmp_path / "photos", MODEL, force=True)
+        choose_output_directory(run.path, tmp_path / "photos", MODEL, force=True)
     assert name in str(error.value)
     assert file.read_text() == "precious"
 
@@ -553,7 +557,7 @@ def test_force_takes_every_file_that_edgetl_writes_for_its_own(tmp_path: Path) -
         file = run.path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content)
-    assert choose_output(run.path, tmp_path / "photos", MODEL, force=True) == run
+    assert choose_output_directory(run.path, tmp_path / "photos", MODEL, force=True) == run
 
 
 @pytest.mark.parametrize("failing", ["rename", "mkdtemp"])
@@ -571,7 +575,7 @@ def test_a_run_that_cannot_be_moved_aside_keeps_its_files(
     with monkeypatch.context() as patch:
         patch.setattr(target, refuse)
         with pytest.raises(RunError, match=r"cannot be replaced \(Device or resource busy\)"):
-            Place(run)
+            OutputDirectory(run)
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
@@ -579,7 +583,7 @@ def test_a_run_that_cannot_be_moved_aside_keeps_its_files(
 def test_an_empty_folder_is_a_free_place(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     assert (
-        choose_output(tmp_path / "run", tmp_path / "data", MODEL, force=False).path
+        choose_output_directory(tmp_path / "run", tmp_path / "data", MODEL, force=False).path
         == tmp_path / "run"
     )
 
@@ -686,8 +690,8 @@ def _wait(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None
 
 
 def test_ctrl_c_before_the_first_epoch_leaves_nothing(config: FinetuneConfig) -> None:
-    class Impatient(Silent):
-        def step(self, step: Step) -> None:
+    class Impatient(NullProgress):
+        def on_step_end(self, step: StepProgress) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt, match="nothing was kept"):
@@ -706,7 +710,7 @@ def test_force_gives_the_old_run_back_when_the_new_one_comes_to_nothing(
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("edgetl.train.engine.trainer.Training.run_stage", explode)
+        patch.setattr("edgetl.train.engine.trainer.Trainer.run_phase", explode)
         with pytest.raises(RuntimeError, match="out of memory"):
             finetune(replace(config, force=True))
     assert {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == before

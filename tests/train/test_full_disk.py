@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgetl.core.paths import RunDirectory
-from edgetl.train.engine.checkpoint import read_state
+from edgetl.train.engine.checkpoint import read_checkpoint
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE, ROOT
 
 _MIB = 1 << 20
@@ -81,8 +81,8 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
     assert "The disk of" in done.stderr
     assert f"`edgetl finetune --resume {run.path}` goes on" in done.stderr
     assert "Traceback" not in done.stderr
-    state = read_state(run.checkpoint)
-    assert state.facts["records"]
+    state = read_checkpoint(run.checkpoint)
+    assert state.metadata["records"]
     assert not [path for path in run.path.rglob(".*safetensors*") if path.is_file()], (
         "what was begun is gone"
     )

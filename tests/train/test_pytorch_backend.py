@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch._inductor.exc import InvalidCxxCompiler
 
-from edgetl.core.artifacts.bench import read_result
+from edgetl.core.artifacts.bench import read_bench_result
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.config.torch_modes import BF16_TOLERANCE, FP16_TOLERANCE
@@ -24,15 +24,15 @@ from edgetl.core.files import sha256_file
 from edgetl.core.paths import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.bench import target as bench_target
-from edgetl.device.bench.backend import Source
+from edgetl.device.bench.backend import ModelSource
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.runner import bench
 from edgetl.device.runtime.images import load_image
-from edgetl.device.runtime.preprocessing import normalise, preprocess
+from edgetl.device.runtime.preprocessing import normalize, preprocess
 from edgetl.export.graph.assemble import assemble
-from edgetl.export.graph.torch_export import network_graph
-from edgetl.train.common.cuda_graph import Captured, Compute, GraphRunner
-from edgetl.train.model.factory import adapt, load_run_model
+from edgetl.export.graph.torch_export import export_network_graph
+from edgetl.train.common.cuda_graph import CapturedGraph, CudaGraphRunner, InferenceFunction
+from edgetl.train.model.factory import build_adapted_model, load_run_model
 from edgetl.train.pytorch_backend import CHANNELS_LAST, CONTIGUOUS, PyTorchBackend
 from tests.helpers.bundles import write_bundle, write_pictures
 
@@ -47,7 +47,7 @@ def write_run(folder: Path, seed: int = 0) -> RunDirectory:
     """A run with random weights, as far as bench reads it."""
     folder.mkdir(parents=True)
     torch.manual_seed(seed)
-    network = adapt("squeezenet1_1", CONTRACT.crop, len(LABELS), 16, 0.2, None).network
+    network = build_adapted_model("squeezenet1_1", CONTRACT.crop, len(LABELS), 16, 0.2, None).model
     save_file(network.state_dict(), folder / "weights.safetensors")
     config = FinetuneConfig(folder / "data", model="squeezenet1_1", head_width=16, dropout=0.2)
     content = {
@@ -65,11 +65,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     pictures = write_pictures(run.bundle / "golden")
     with torch.inference_mode():
         logits = [
-            model.network(torch.from_numpy(preprocess(load_image(path), CONTRACT)))[0].numpy()
+            model.model(torch.from_numpy(preprocess(load_image(path), CONTRACT)))[0].numpy()
             for path in pictures
         ]
     graph = assemble(
-        network_graph(model.network, CONTRACT.crop, len(LABELS), 18).model,
+        export_network_graph(model.model, CONTRACT.crop, len(LABELS), 18).model,
         CONTRACT,
         "image",
         {"version": "test"},
@@ -104,13 +104,15 @@ def torch_left_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("torch_left_alone")
 @pytest.mark.parametrize("memory_format", [CONTIGUOUS, CHANNELS_LAST])
 def test_the_baseline_does_all_the_work_itself(exported: RunDirectory, memory_format: str) -> None:
-    backend = PyTorchBackend(Source(exported.path, 1, settings={"memory_format": memory_format}))
-    network = load_run_model(exported).network
+    backend = PyTorchBackend(
+        ModelSource(exported.path, 1, settings={"memory_format": memory_format})
+    )
+    network = load_run_model(exported).model
     generator = np.random.default_rng(0)
     square = generator.integers(0, 256, (2, CONTRACT.resize, CONTRACT.resize, 3), np.uint8)
-    top, left = CONTRACT.crop_box(CONTRACT.resize, CONTRACT.resize)
+    top, left = CONTRACT.compute_crop_offset(CONTRACT.resize, CONTRACT.resize)
     cropped = square[:, top : top + CONTRACT.crop, left : left + CONTRACT.crop]
-    tensor = normalise(cropped, CONTRACT)
+    tensor = normalize(cropped, CONTRACT)
     with torch.inference_mode():
         expected = network(torch.from_numpy(tensor)).numpy()
     assert np.abs(backend.infer(square) - expected).max() < 1e-4
@@ -119,15 +121,15 @@ def test_the_baseline_does_all_the_work_itself(exported: RunDirectory, memory_fo
     photo = load_image(exported.bundle / "golden/0.png")
     with torch.inference_mode():
         expected = network(torch.from_numpy(preprocess(photo, CONTRACT))).numpy()
-    assert np.abs(backend.infer(backend.prepare(photo)) - expected).max() < 1e-4
+    assert np.abs(backend.infer(backend.preprocess_image(photo)) - expected).max() < 1e-4
 
 
 @pytest.mark.usefixtures("torch_left_alone")
 def test_the_baseline_takes_the_faster_memory_format(exported: RunDirectory) -> None:
-    backend = PyTorchBackend(Source(exported.path, 1))
-    batch = backend.inputs(1)[0]
+    backend = PyTorchBackend(ModelSource(exported.path, 1))
+    batch = backend.make_inputs(1)[0]
     before = backend.infer(batch)
-    settings = backend.settle(batch)
+    settings = backend.autotune(batch)
     assert settings["memory_format"] in (CONTIGUOUS, CHANNELS_LAST)
     assert np.abs(backend.infer(batch) - before).max() < 1e-4
     described = backend.describe(batch)
@@ -138,7 +140,7 @@ def test_the_baseline_takes_the_faster_memory_format(exported: RunDirectory) -> 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_no_baseline_on_a_gpu_that_is_not_there(exported: RunDirectory) -> None:
     with pytest.raises(ProviderError, match="no CUDA device"):
-        PyTorchBackend(Source(exported.path, 1, provider="cuda"))
+        PyTorchBackend(ModelSource(exported.path, 1, provider="cuda"))
 
 
 def test_a_run_is_measured_against_pytorch(run: RunDirectory) -> None:
@@ -147,7 +149,7 @@ def test_a_run_is_measured_against_pytorch(run: RunDirectory) -> None:
     assert [row.id for row in result.rows] == [
         f"{runtime}-fp32-{scope}-cpu-b1-t1" for runtime in runtimes for scope in scopes
     ]
-    assert result.failed == []
+    assert result.failed_rows == []
     assert result.notes == ()
     assert {row.threads for row in result.rows} == {1}
     pairs = {
@@ -158,19 +160,19 @@ def test_a_run_is_measured_against_pytorch(run: RunDirectory) -> None:
         for scope in scopes
     }
     for comparison in pairs.values():
-        before, after = result.row(comparison.baseline), result.row(comparison.candidate)
+        before, after = result.get_row(comparison.baseline), result.get_row(comparison.candidate)
         assert before.input == after.input
         assert comparison.speedup.low <= comparison.speedup.ratio <= comparison.speedup.high
         assert comparison.verdict in ("faster", "slower", "inconclusive", "noisy")
-    model = result.row("pytorch-fp32-model-cpu-b1-t1")
+    model = result.get_row("pytorch-fp32-model-cpu-b1-t1")
     assert (model.session["intra_op_threads"], model.session["inter_op_threads"]) == (1, 1)
     assert model.session["memory_format"] in (CONTIGUOUS, CHANNELS_LAST)
     assert model.gate["max_logit_difference"] < 1e-3
-    assert result.row("onnxruntime-fp32-model-cpu-b1-t1").gate["model_scope_difference"] < 0.05
+    assert result.get_row("onnxruntime-fp32-model-cpu-b1-t1").gate["model_scope_difference"] < 0.05
     assert model.file_sha256 == sha256_file(run.weights)
     assert (
-        model.cold()["import_ms"]
-        > result.row("onnxruntime-fp32-model-cpu-b1-t1").cold()["import_ms"]
+        model.summarize_cold_starts()["import_ms"]
+        > result.get_row("onnxruntime-fp32-model-cpu-b1-t1").summarize_cold_starts()["import_ms"]
     )
     assert all(
         sorted(names) == ["onnxruntime fp32 1 thread", "pytorch fp32 1 thread"]
@@ -178,7 +180,7 @@ def test_a_run_is_measured_against_pytorch(run: RunDirectory) -> None:
     )
     assert result.path is not None
     assert result.path.parent == run.bench
-    assert read_result(result.path).to_json() == result.to_json()
+    assert read_bench_result(result.path).to_json() == result.to_json()
 
 
 def test_bfloat16_is_another_baseline_with_a_tolerance_of_its_own(run: RunDirectory) -> None:
@@ -193,8 +195,8 @@ def test_bfloat16_is_another_baseline_with_a_tolerance_of_its_own(run: RunDirect
         ),
         protocol=BRIEF,
     )
-    assert result.failed == []
-    half = result.row("pytorch-bf16-model-cpu-b2-t1")
+    assert result.failed_rows == []
+    half = result.get_row("pytorch-bf16-model-cpu-b2-t1")
     assert half.session["mode"].startswith("bf16")
     assert half.gate["max_logit_difference"] > 0
     pairs = {(pair.baseline, pair.candidate) for pair in result.comparisons}
@@ -229,10 +231,10 @@ def test_what_cannot_be_compiled_is_told(
     def refuse(network: object) -> object:
         raise cause
 
-    backend = PyTorchBackend(Source(exported.path, 1, settings={"mode": "compile"}))
+    backend = PyTorchBackend(ModelSource(exported.path, 1, settings={"mode": "compile"}))
     monkeypatch.setattr(backend, "infer", refuse)
     with pytest.raises(BenchError, match=message):
-        backend.settle(backend.inputs(1)[0])
+        backend.autotune(backend.make_inputs(1)[0])
 
 
 @pytest.mark.slow
@@ -244,8 +246,8 @@ def test_a_compiled_network_is_a_baseline_too(run: RunDirectory) -> None:
         ),
         protocol=BRIEF,
     )
-    assert result.failed == []
-    assert len(result.row("pytorch-compile-model-cpu-b1-t1").rounds) == 2
+    assert result.failed_rows == []
+    assert len(result.get_row("pytorch-compile-model-cpu-b1-t1").rounds) == 2
 
 
 @pytest.mark.slow
@@ -267,8 +269,8 @@ def test_without_a_compiler_the_others_are_measured(
 
 @pytest.mark.usefixtures("torch_left_alone")
 def test_pytorchs_own_operators_are_profiled(exported: RunDirectory) -> None:
-    backend = PyTorchBackend(Source(exported.path, 1))
-    profile = backend.profile(backend.inputs(1)[0], 3)
+    backend = PyTorchBackend(ModelSource(exported.path, 1))
+    profile = backend.profile(backend.make_inputs(1)[0], 3)
     assert (profile["clock"], profile["runs"]) == ("host", 3)
     assert any("conv" in entry["operator"] for entry in profile["operators"])
     assert sum(entry["share"] for entry in profile["operators"]) == pytest.approx(1)
@@ -289,7 +291,7 @@ def test_profile_covers_every_runtime_and_names_its_clock(run: RunDirectory) -> 
 @pytest.mark.parametrize("mode", ["fp16", "cuda-graph", "fp16-cuda-graph"])
 def test_gpu_modes_are_refused_on_a_cpu(exported: RunDirectory, mode: Any) -> None:
     with pytest.raises(BenchError, match=f"{mode} runs on a GPU only: add --provider cuda"):
-        PyTorchBackend(Source(exported.path, 1, settings={"mode": mode}))
+        PyTorchBackend(ModelSource(exported.path, 1, settings={"mode": mode}))
     with pytest.raises(BenchError, match=f"--pytorch {mode} runs on a GPU only"):
         bench_target.find_target(BenchConfig(exported.path, torch_modes=("eager", mode)), (1,))
 
@@ -303,7 +305,7 @@ def test_gpu_modes_are_candidates_on_the_gpu_alone(exported: RunDirectory) -> No
     )
     candidates = [
         candidate
-        for candidate in bench_target.find_target(config, (1,)).candidates
+        for candidate in bench_target.find_target(config, (1,)).cases
         if candidate.runtime == "pytorch"
     ]
     assert [
@@ -322,21 +324,21 @@ def test_gpu_modes_are_candidates_on_the_gpu_alone(exported: RunDirectory) -> No
 @pytest.mark.usefixtures("torch_left_alone")
 def test_a_captured_computation_runs_from_its_buffers(exported: RunDirectory) -> None:
     """The capture is replaced by one that a CPU can replay; everything around it is the backend's own."""
-    backend = PyTorchBackend(Source(exported.path, threads=torch.get_num_threads()))
-    pixels = backend.inputs(2)
+    backend = PyTorchBackend(ModelSource(exported.path, threads=torch.get_num_threads()))
+    pixels = backend.make_inputs(2)
     expected = [backend.infer(batch) for batch in pixels]
     captures: list[torch.Size] = []
 
-    def capture(compute: Compute, buffer: torch.Tensor) -> Captured:
+    def capture(compute: InferenceFunction, buffer: torch.Tensor) -> CapturedGraph:
         captures.append(buffer.shape)
         output = compute(buffer).clone()
 
         def replay() -> None:
             output.copy_(compute(buffer))
 
-        return Captured(buffer, output, replay)
+        return CapturedGraph(buffer, output, replay)
 
-    backend._graph = GraphRunner(backend._forward, torch.device("cpu"), capture)
+    backend._graph_runner = CudaGraphRunner(backend._forward, torch.device("cpu"), capture)
     for batch, logits in zip(pixels, expected, strict=True):
         np.testing.assert_array_equal(backend.infer(batch), logits)
     assert len(captures) == 1
@@ -346,9 +348,9 @@ def test_a_bundle_in_its_run_is_measured_likewise(run: RunDirectory) -> None:
     of_run, of_bundle = (
         bench_target.find_target(BenchConfig(path), (1,)) for path in (run.path, run.bundle)
     )
-    assert [candidate.runtime for candidate in of_bundle.candidates] == ["pytorch", "onnxruntime"]
-    assert of_bundle.candidates == of_run.candidates
-    assert of_bundle.results.resolve() == run.bench.resolve()
+    assert [candidate.runtime for candidate in of_bundle.cases] == ["pytorch", "onnxruntime"]
+    assert of_bundle.cases == of_run.cases
+    assert of_bundle.results_folder.resolve() == run.bench.resolve()
 
 
 def test_without_torch_the_run_is_measured_alone(
@@ -372,7 +374,7 @@ def test_a_stale_bundle_is_not_compared_with_newer_weights(
     with pytest.raises(BenchError, match=r"edgetl export .*--force"):
         bench(BenchConfig(run.path), protocol=BRIEF)
     target = bench_target.find_target(BenchConfig(run.bundle), (1,))
-    assert [candidate.runtime for candidate in target.candidates] == ["onnxruntime"]
+    assert [candidate.runtime for candidate in target.cases] == ["onnxruntime"]
     assert "not from the run directory around it" in target.notes[0]
 
 
@@ -386,9 +388,9 @@ def test_a_run_without_a_bundle_names_the_command(tmp_path: Path) -> None:
 def test_a_pytorch_on_a_gpu_is_taken_apart_alike(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = PyTorchBackend(Source(run.path, threads=torch.get_num_threads()))
+    backend = PyTorchBackend(ModelSource(run.path, threads=torch.get_num_threads()))
     assert [name for name, _ in backend.stages()] == ["inference"]
-    (given,) = backend.inputs(1)
+    (given,) = backend.make_inputs(1)
     whole = backend.infer(given)
     monkeypatch.setattr(backend, "_device", torch.device("cuda"))
     stages = backend.stages()

@@ -50,7 +50,7 @@ def _work(config: dict[str, Any], again: bool, death: tuple[str, float] | None) 
     saves = 0
     kind, when = death or ("", 0.0)
 
-    def save(self: trainer.Training, epochs: Any) -> None:
+    def save(self: trainer.Trainer, epochs: Any) -> None:
         nonlocal saves
         if kind == "timer" and saves == 0:
             threading.Timer(when, _die).start()
@@ -65,12 +65,12 @@ def _work(config: dict[str, Any], again: bool, death: tuple[str, float] | None) 
             os.truncate(path, path.stat().st_size // 2)
             _die()
 
-    class Watching(progress.Silent):
-        def prepared(self, done: int, total: int) -> None:
+    class Watching(progress.NullProgress):
+        def on_features_computed(self, done: int, total: int) -> None:
             if kind == "prepared" and done >= when:
                 _die()
 
-        def files(self, done: int, total: int) -> None:
+        def on_files_checked(self, done: int, total: int) -> None:
             if kind == "files" and done >= when:
                 _die()
 
@@ -89,7 +89,7 @@ def _work(config: dict[str, Any], again: bool, death: tuple[str, float] | None) 
         results.draw_plots = _die
     real, checkpoint.save_file = checkpoint.save_file, half  # type: ignore[assignment]
     if kind != "validation":
-        trainer.Training.save_when_due = save  # type: ignore[method-assign]
+        trainer.Trainer.save_if_due = save  # type: ignore[method-assign]
     settings = FinetuneConfig.from_json(config)
     try:
         if again:
@@ -262,14 +262,14 @@ def test_what_changed_meanwhile_is_refused(begun: FinetuneConfig, tmp_path: Path
 
 
 def test_a_frozen_tensor_that_changed_is_named(begun: FinetuneConfig, tmp_path: Path) -> None:
-    from edgetl.train.engine.checkpoint import read_state, write_state
+    from edgetl.train.engine.checkpoint import read_checkpoint, write_checkpoint
 
     path = RunDirectory(tmp_path / "run").checkpoint
-    state = read_state(path)
+    state = read_checkpoint(path)
     name = "network/features.0.0.weight"
     state.tensors[name] = state.tensors[name] + 1e-3
     parts = {key.partition("/")[0] for key in state.tensors}
-    write_state(path, {part: state.part(part) for part in parts}, state.facts)
+    write_checkpoint(path, {part: state.part_tensors(part) for part in parts}, state.metadata)
     with pytest.raises(
         RunError, match=re.escape("frozen tensors are not what they were (features.0.0.weight)")
     ):

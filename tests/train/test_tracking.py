@@ -14,16 +14,16 @@ import pytest
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
 from edgetl.core.paths import RunDirectory
-from edgetl.train.common.progress import EpochRecord, Silent
+from edgetl.train.common.progress import EpochRecord, NullProgress
 from edgetl.train.engine import trainer
 from edgetl.train.finetune import finetune, resume
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 
-class Stop(Silent):
+class Stop(NullProgress):
     """Asks to stop after the second epoch."""
 
-    def epoch(self, record: EpochRecord, best: bool) -> None:
+    def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
         if record.epoch == 2:
             raise KeyboardInterrupt
 
@@ -39,8 +39,8 @@ def run(
         tensorboard=True, mlflow=str(folder / "mlruns"),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "SAVED_EVERY_S", 0.0)
-        patch.setattr(trainer.Training, "save_when_due", trainer.Training.save)
+        patch.setattr(trainer, "CHECKPOINT_INTERVAL_S", 0.0)
+        patch.setattr(trainer.Trainer, "save_when_due", trainer.Trainer.save)
         with pytest.raises(KeyboardInterrupt):
             finetune(config, Stop())
     return resume(RunDirectory(folder / "run"))
@@ -100,7 +100,7 @@ def test_a_store_that_cannot_be_used_is_said_before_training(
 def test_a_tracker_that_is_not_installed(
     parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgetl.core.registry import missing_package
+    from edgetl.core.registry import convert_import_error
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "mlflow"]:
         monkeypatch.delitem(sys.modules, name)
@@ -111,10 +111,10 @@ def test_a_tracker_that_is_not_installed(
     )  # fmt: skip
     with pytest.raises(ModuleNotFoundError) as raised:
         finetune(config)
-    assert 'pip install "edgetl[mlflow]"' in str(missing_package(raised.value))
+    assert 'pip install "edgetl[mlflow]"' in str(convert_import_error(raised.value))
 
 
-class Warned(Silent):
+class Warned(NullProgress):
     def __init__(self) -> None:
         self.warnings: list[str] = []
 

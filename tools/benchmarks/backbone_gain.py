@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from edgetl.core.artifacts.experiment import Experiment
-from edgetl.core.artifacts.experiment_runs import Row, Run
+from edgetl.core.artifacts.experiment_runs import StrategyResult, StrategyRun
 from edgetl.core.config.compare import CompareConfig, PlannedRun
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.config.options import parse_duration
 from edgetl.core.errors import ConfigError, EdgetlError
 from edgetl.core.files import read_json
-from edgetl.core.formatting import duration, percent
-from edgetl.core.paired_tests import Difference, difference
+from edgetl.core.formatting import format_duration, format_percent
+from edgetl.core.paired_tests import AccuracyDifference, compute_accuracy_difference
 
 NAMES = {
     "scratch": "everything, from nothing",
@@ -71,17 +71,20 @@ class Line:
     """A row of the table."""
 
     backbone: Backbone
-    row: Row
-    against_scratch: Difference | None
+    row: StrategyResult
+    against_scratch: AccuracyDifference | None
     """None for scratch itself."""
 
 
 class _Progress:
     """A line on standard error for every run that ended; `edgetl.experiment.progress.Watcher` is what else it may be told."""
 
-    def ended(self, run: PlannedRun, result: Run) -> None:
+    def ended(self, run: PlannedRun, result: StrategyRun) -> None:
         """Tell it."""
-        told = result.failed or f"{percent(result.val_accuracy)}, {duration(result.seconds)}"
+        told = (
+            result.failed
+            or f"{format_percent(result.val_accuracy)}, {format_duration(result.seconds)}"
+        )
         print(f"{run.name}: {told}", file=sys.stderr, flush=True)
 
 
@@ -106,9 +109,9 @@ def measure(
         EdgetlError: as `edgetl compare`, or a run that failed.
     """
     from edgetl.experiment import compare as comparing
-    from edgetl.experiment.progress import Silent
+    from edgetl.experiment.progress import NullExperimentProgress
 
-    class Watching(_Progress, Silent):
+    class Watching(_Progress, NullExperimentProgress):
         pass
 
     def compare(
@@ -129,7 +132,7 @@ def measure(
         return found
 
     lines: list[Line] = []
-    scratch: dict[str, Row] = {}
+    scratch: dict[str, StrategyResult] = {}
     for number, backbone in enumerate(backbones):
         strategies = (
             ("head", "finetune", "full")
@@ -140,7 +143,7 @@ def measure(
         for row in compare(
             folder, backbone.architecture, strategies, backbone.weights, budget_s
         ).rows:
-            if row.first.strategy == "scratch":
+            if row.first_run.strategy == "scratch":
                 scratch[backbone.architecture] = row
                 lines.append(Line(Backbone(backbone.architecture, "random"), row, None))
             else:
@@ -164,12 +167,14 @@ def measure(
 
 
 def _refuse_failures(found: Experiment) -> None:
-    if found.failed:
-        raise ConfigError(f"{found.failed[0].name} failed: {found.failed[0].failed}")
+    if found.failed_runs:
+        raise ConfigError(f"{found.failed_runs[0].name} failed: {found.failed_runs[0].failed}")
 
 
-def _difference(row: Row, scratch: Row) -> Difference:
-    return difference([run.answers for run in row.runs], [run.answers for run in scratch.runs])
+def _difference(row: StrategyResult, scratch: StrategyResult) -> AccuracyDifference:
+    return compute_accuracy_difference(
+        [run.correct_mask for run in row.runs], [run.correct_mask for run in scratch.runs]
+    )
 
 
 def table(
@@ -194,8 +199,8 @@ def table(
         [
             f"### {data}",
             "",
-            f"{first.first.train_images} training and {len(first.first.answers)} validation images; means of {len(first.runs)} seeds on "
-            f"one split; every run was given {duration(budget_s)}, reading the images included{_longer(scratch_budget_s)}.",
+            f"{first.first_run.train_images} training and {len(first.first_run.correct_mask)} validation images; means of {len(first.runs)} seeds on "
+            f"one split; every run was given {format_duration(budget_s)}, reading the images included{_longer(scratch_budget_s)}.",
             "",
             f"| {' | '.join(columns)} |",
             "| --- | --- | --- | ---: | ---: | ---: | ---: |",
@@ -210,7 +215,7 @@ def _longer(scratch_budget_s: float | None) -> str:
     return (
         ""
         if scratch_budget_s is None
-        else f"; the second row is the first in {duration(scratch_budget_s)}"
+        else f"; the second row is the first in {format_duration(scratch_budget_s)}"
     )
 
 
@@ -218,15 +223,15 @@ def _cells(line: Line) -> Iterator[str]:
     row, gain = line.row, line.against_scratch
     yield line.backbone.architecture
     yield line.backbone.name
-    yield NAMES[row.first.strategy]
-    yield percent(row.val_accuracy)
-    yield f"{percent(row.val_range[0])} to {percent(row.val_range[1])}"
+    yield NAMES[row.first_run.strategy]
+    yield format_percent(row.val_accuracy)
+    yield f"{format_percent(row.val_range[0])} to {format_percent(row.val_range[1])}"
     yield (
         ""
         if gain is None
         else f"{100 * gain.value:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
     )
-    yield duration(row.seconds)
+    yield format_duration(row.seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from edgetl.core.artifacts.bench import BenchResult, read_result
-from edgetl.core.config.bench import BenchConfig, Scope
+from edgetl.core.artifacts.bench import BenchResult, read_bench_result
+from edgetl.core.config.bench import BenchConfig, BenchScope
 from edgetl.core.files import read_json, sha256_file, write_json
 from edgetl.device.bench.runner import bench
 from edgetl.device.hardware.cpu import available_cores
@@ -49,7 +49,7 @@ OnnxRuntimeBackend.infer = slowed
 
 
 def coverage(arguments: argparse.Namespace) -> None:
-    scopes: tuple[Scope, ...] = ("model", "file") if arguments.default else ("model",)
+    scopes: tuple[BenchScope, ...] = ("model", "file") if arguments.default else ("model",)
     config = BenchConfig(arguments.target, scopes=scopes, variants=("fp32",))
     results = list(_trials(config, arguments.trials, arguments.keep))
     speedups = [result.comparisons[0].speedup for result in results]
@@ -62,7 +62,7 @@ def coverage(arguments: argparse.Namespace) -> None:
     print(
         f"the interval held it {held} of {len(speedups)} times; half-widths {widths[0]:.1%}, median {median(widths):.1%}, {widths[-1]:.1%}"
     )
-    print(f"noisy by their own account: {sum(result.noise.noisy for result in results)}")
+    print(f"noisy by their own account: {sum(result.noise.is_noisy for result in results)}")
 
 
 def planted(arguments: argparse.Namespace) -> None:
@@ -90,7 +90,7 @@ def planted(arguments: argparse.Namespace) -> None:
 
 def plain(arguments: argparse.Namespace) -> None:
     bundle, threads = open_bundle(arguments.target), arguments.threads or available_cores()
-    file = bundle.file(bundle.variant("fp32"))
+    file = bundle.variant_path(bundle.select_variant("fp32"))
     side = str(bundle.preprocessing.resize)
     command = [
         sys.executable,
@@ -142,7 +142,7 @@ def _trials(config: BenchConfig, count: int, keep: Path | None) -> Iterator[Benc
                     else f"{pair.ratio:.3f} [{pair.low:.3f}, {pair.high:.3f}] {result.comparisons[0].verdict}, "
                 )
                 print(f"trial {number + 1}: {told}{time.monotonic() - started:.0f} s", flush=True)
-            yield read_result(path)
+            yield read_bench_result(path)
 
 
 def _with_a_twin(source: Path, folder: Path) -> Path:

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 from edgetl.core.files import write_json
 from edgetl.core.paths import RunDirectory
-from edgetl.device.hardware.info import device_facts
+from edgetl.device.hardware.info import collect_device_info
 
 CACHE = "EDGETL_CACHE"
 """The environment variable that names edgetl's cache folder."""
@@ -324,7 +324,7 @@ def table(summary: dict[str, Row], runs: Sequence[Row]) -> str:
 
 def result(comparison: Comparison, runs: Sequence[Row]) -> Row:
     """Everything, as it stands in the JSON file after its schema number."""
-    facts = device_facts()
+    facts = collect_device_info()
     return {
         "kind": "finetune-comparison",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -36,9 +36,9 @@ ROUNDS, SECONDS = 9, 0.6
 
 def classic(image: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.float32]:
     """What people write: one `Image.resize`, a crop, and NumPy."""
-    height, width = contract.resized(*image.shape[:2])
+    height, width = contract.compute_resized_size(*image.shape[:2])
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    top, left = contract.crop_box(height, width)
+    top, left = contract.compute_crop_offset(height, width)
     crop = np.asarray(resized.crop((left, top, left + contract.crop, top + contract.crop)))
     scaled = crop.astype(np.float32) / np.float32(255)
     normalised = (scaled - np.asarray(contract.mean, np.float32)) / np.asarray(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.export.web.runtime import runtime_files
+from edgetl.export.web.runtime import ensure_runtime_files
 
 _PATIENCE_S = 300
 _PAGE = b"<!doctype html><script type='module' src='ask.mjs'></script>"
@@ -66,7 +66,7 @@ def browser_logits(model: Path, inputs: NDArray[np.float32]) -> NDArray[np.float
     program = chromium()
     if program is None:
         raise RuntimeError("there is no Chromium: apt install chromium")
-    kept = runtime_files()
+    kept = ensure_runtime_files()
     pages = {
         "/": _PAGE,
         "/ask.mjs": _ASK,

@@ -20,7 +20,7 @@ import torch
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.paths import RunDirectory
-from edgetl.demo.images.dataset import generate_inspection
+from edgetl.demo.images.dataset import generate_inspection_dataset
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import preprocess
 from edgetl.export.exporter import export_run
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def small_run(folder: Path, variants: tuple[str, ...] = ("fp32",)) -> RunDirectory:
-    data = generate_inspection(folder / "data", train=20, val=10, size=96)
+    data = generate_inspection_dataset(folder / "data", train=20, val=10, size=96)
     config = FinetuneConfig(
         data, folder / "run", "mobilenet_v2", "none", image_size=64, epochs=3, finetune_epochs=0
     )
@@ -59,7 +59,7 @@ def pytorch_labels(run: RunDirectory) -> dict[str, str]:
     labels = {}
     with torch.inference_mode():
         for row in chosen:
-            logits = model.network(
+            logits = model.model(
                 torch.from_numpy(preprocess(load_image(row.path), model.preprocessing))
             )
             labels[str(row.path)] = model.labels[int(logits.argmax())]

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.paths import RunDirectory
-from edgetl.demo.images.dataset import generate_inspection
+from edgetl.demo.images.dataset import generate_inspection_dataset
 from edgetl.device.runtime.bundle import Bundle, Variant, open_bundle
-from edgetl.device.runtime.classifier import bundle_classifier
+from edgetl.device.runtime.classifier import open_bundle_classifier
 from edgetl.device.runtime.preprocessing import preprocess
 from edgetl.export.exporter import export_run
 from edgetl.export.web.runtime import RUNTIME, VERSION
@@ -94,7 +94,7 @@ RUNTIMES = (
 
 def small_run(folder: Path, architecture: str) -> RunDirectory:
     """A run that knows a little: untrained logits would differ by nothing worth comparing."""
-    data = generate_inspection(folder / "data", train=40, val=16, size=96)
+    data = generate_inspection_dataset(folder / "data", train=40, val=16, size=96)
     weights = "builtin" if architecture == "mobilenet_v3_small" else "none"
     return finetune(
         FinetuneConfig(
@@ -120,11 +120,13 @@ def compare(found: NDArray[np.float32], expected: NDArray[np.float32]) -> tuple[
 
 def check(bundle: Bundle, variant: Variant, pythons: dict[str, Path], folder: Path) -> list[str]:
     """A line for each runtime; those that fail begin with FAILED."""
-    file = bundle.file(variant)
+    file = bundle.variant_path(variant)
     onnx.checker.check_model(onnx.load(file), full_check=True)
-    golden = bundle.golden()
-    inputs = np.concatenate([preprocess(image, bundle.preprocessing) for image in golden.images()])
-    classifier = bundle_classifier(bundle, variant.name)
+    golden = bundle.load_golden()
+    inputs = np.concatenate(
+        [preprocess(image, bundle.preprocessing) for image in golden.load_images()]
+    )
+    classifier = open_bundle_classifier(bundle, variant.name)
     expected = np.concatenate([classifier.run(image[None])[0] for image in inputs])
     lines = [f"{variant.name}: onnx.checker, full: passed"]
     for runtime in RUNTIMES:

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edgetl.core.builtin_weights import CARD, RECIPE, WEIGHTS, write_checksums
+from edgetl.core.builtin_weights import CARD_FILE, RECIPE_FILE, WEIGHTS_FILE, write_checksums
 from edgetl.core.errors import ConfigError
 from edgetl.core.files import atomic_path, read_json, write_json, write_text
-from edgetl.train.model.torchvision_models import known_architecture, preprocessing_for
-from edgetl.train.results import versions
+from edgetl.train.model.torchvision_models import get_architecture, preprocessing_for
+from edgetl.train.results import package_versions
 from tools.pretraining.augmentation import normalised
 from tools.pretraining.card import card
 from tools.pretraining.recipe import Recipe, write_recipe
@@ -50,7 +50,7 @@ def ship(folder: Path, recipe: Recipe, pretrained: Pretrained) -> dict[str, Any]
         "core_seconds": round(pretrained.core_seconds, 1),
         "device": pretrained.device,
         "precision": pretrained.precision,
-        "versions": versions(),
+        "versions": package_versions(),
         "unseen_accuracy": {
             str(side): round(unseen_accuracy(network, recipe, side), 4)
             for side in (recipe.sides[-1], own_side)
@@ -59,10 +59,10 @@ def ship(folder: Path, recipe: Recipe, pretrained: Pretrained) -> dict[str, Any]
         "worth": {},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = shipped_tensors(network, known_architecture(recipe.model).head)
-    with atomic_path(folder / WEIGHTS) as temporary:
+    tensors = shipped_tensors(network, get_architecture(recipe.model).head)
+    with atomic_path(folder / WEIGHTS_FILE) as temporary:
         save_file(tensors, temporary, {"model": recipe.model})
-    write_recipe(folder / RECIPE, recipe, pretrained.steps)
+    write_recipe(folder / RECIPE_FILE, recipe, pretrained.steps)
     write_json(folder / RESULTS, results)
     write_card(folder)
     return results
@@ -77,11 +77,11 @@ def write_card(folder: Path, **more: Any) -> None:
     results = {**read_json(folder / RESULTS, ConfigError, "The backbone's results"), **more}
     write_json(folder / RESULTS, results)
     write_text(
-        folder / CARD,
+        folder / CARD_FILE,
         card(
             results,
-            (folder / RECIPE).read_text(encoding="utf-8"),
-            (folder / WEIGHTS).stat().st_size,
+            (folder / RECIPE_FILE).read_text(encoding="utf-8"),
+            (folder / WEIGHTS_FILE).stat().st_size,
         ),
     )
     write_checksums(folder)

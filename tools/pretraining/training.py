@@ -21,13 +21,13 @@ from edgetl.core.config.finetune import Device, Precision
 from edgetl.core.errors import RunError
 from edgetl.core.files import write_text
 from edgetl.train.common.precision import (
-    Computing,
-    choose_computing,
+    ComputeConfig,
+    choose_compute_config,
     keep_slow_kernels_in_float32,
-    step_milliseconds,
+    measure_step_ms,
 )
-from edgetl.train.engine.checkpoint import read_state, write_state
-from edgetl.train.model.factory import adapt
+from edgetl.train.engine.checkpoint import read_checkpoint, write_checkpoint
+from edgetl.train.model.factory import build_adapted_model
 from edgetl.train.model.torchvision_models import preprocessing_for
 from tools.pretraining.augmentation import random_views
 from tools.pretraining.prefetch import Pool, pool_name
@@ -59,9 +59,9 @@ class Pretrained:
 def new_network(recipe: Recipe) -> nn.Module:
     """The architecture with a classification layer for the recipe's classes; as random as its seed makes it."""
     torch.manual_seed(recipe.seed)
-    network = adapt(
+    network = build_adapted_model(
         recipe.model, preprocessing_for(recipe.model, None).crop, recipe.classes.total, 0, 0.2, None
-    ).network
+    ).model
     return network.to(memory_format=torch.channels_last)
 
 
@@ -87,7 +87,7 @@ def pretrain(
         RunError: `work` holds another recipe's training or a damaged one, or the loss is no longer finite.
         ConfigError: a device or precision that is not there.
     """
-    computing = choose_computing(device, precision)
+    computing = choose_compute_config(device, precision)
     if computing.precision == "fp16":
         computing = replace(
             computing, precision="fp32"
@@ -112,7 +112,7 @@ def pretrain(
 
 
 class _Training:
-    def __init__(self, recipe: Recipe, work: Path, computing: Computing) -> None:
+    def __init__(self, recipe: Recipe, work: Path, computing: ComputeConfig) -> None:
         self._recipe, self._work, self._computing = recipe, work, computing
         self._arithmetic = dict.fromkeys(recipe.sides, computing)
         self._preprocessing = preprocessing_for(recipe.model, None)
@@ -157,8 +157,8 @@ class _Training:
         path = self._work / "state.safetensors"
         if not path.exists():
             return False
-        state = read_state(path)
-        facts = state.facts
+        state = read_checkpoint(path)
+        facts = state.metadata
         if facts["recipe"] != self._recipe.to_json():
             raise RunError(
                 f"{self._work} holds a training by another recipe. Choose another --work folder, or remove it."
@@ -187,13 +187,13 @@ class _Training:
             "sums": self._sums.tolist(),
             "curve": self._curve,
         }
-        write_state(self._work / "state.safetensors", self._parts, facts)
+        write_checkpoint(self._work / "state.safetensors", self._parts, facts)
 
     def choose_precision(self, pool: Pool) -> None:
         """The arithmetic that is measured fastest here for each size of image, where it is open."""
         for side in self._arithmetic if self._computing.may_use_bf16 else ():
             values, labels = self._batch(pool, side)
-            taken = step_milliseconds(
+            taken = measure_step_ms(
                 self._network, self._network, (values,), labels, self._computing
             )
             self._arithmetic[side] = replace(
@@ -216,7 +216,7 @@ class _Training:
         side = recipe.sides[min(len(recipe.sides) - 1, int(progress * len(recipe.sides)))]
         values, labels = self._batch(pool, side)
         torch.manual_seed(_key(recipe.seed, self.step, 5))  # dropout
-        with self._arithmetic[side].arithmetic():
+        with self._arithmetic[side].autocast():
             logits = self._network(values)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
         self._optimiser.zero_grad()
@@ -281,7 +281,7 @@ class _Training:
             self.step,
             self.seconds,
             self.core_seconds,
-            self._computing.name,
+            self._computing.device_name,
             used,
             self._curve,
         )

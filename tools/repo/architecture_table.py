@@ -9,14 +9,14 @@ from pathlib import Path
 import torchvision
 
 from edgetl.core.architectures import Architecture
-from edgetl.train.model.torchvision_models import describe
+from edgetl.train.model.torchvision_models import describe_architecture
 
 TABLE = Path(__file__).parents[2] / "edgetl/core/architectures.csv"
 
 
 def main() -> None:
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
-    rows = [describe(name) for name in names]
+    rows = [describe_architecture(name) for name in names]
     with TABLE.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(
             stream, [field.name for field in fields(Architecture)], lineterminator="\n"

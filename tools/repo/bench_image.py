@@ -12,7 +12,7 @@ from unittest.mock import patch
 from rich.console import Console
 
 from edgetl.cli import bench_tables
-from edgetl.core.artifacts.bench import read_result
+from edgetl.core.artifacts.bench import read_bench_result
 
 WIDTH = 116
 
@@ -20,9 +20,9 @@ WIDTH = 116
 def main() -> None:
     source, target = map(Path, sys.argv[1:3])
     recorder = recording(WIDTH)
-    result = read_result(source)
+    result = read_bench_result(source)
     with patch.object(bench_tables, "out", recorder):
-        bench_tables.show(replace(result, path=Path("bench") / source.name))
+        bench_tables.show_bench_result(replace(result, path=Path("bench") / source.name))
     target.write_text(screen(recorder, f"edgetl bench {result.target}", "bench"), encoding="utf-8")
 
 

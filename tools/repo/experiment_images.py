@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from edgetl.core.artifacts.experiment import read_experiment
 from edgetl.core.files import write_text
 from edgetl.core.paths import ExperimentDirectory
-from edgetl.report.charts.compare import draw_courses, draw_sweep, draw_trade_off
+from edgetl.report.charts.compare import draw_freeze_sweep, draw_strategy_curves, draw_trade_off
 from edgetl.report.html import blocks
 
 WIDTH, LINE, MARGIN = 560, 18, 10
@@ -32,14 +32,14 @@ def main() -> None:
     for folder in arguments.experiments:
         found = read_experiment(ExperimentDirectory(folder).result)
         for network in found.networks:
-            rows = found.rows_of(network)
+            rows = found.select_rows(network)
             _write(
                 arguments.output / f"experiment-{folder.name}-{network}-time.svg",
-                draw_courses(network, rows, found.target_accuracy),
+                draw_strategy_curves(network, rows, found.target_accuracy),
             )
             _write(
                 arguments.output / f"experiment-{folder.name}-{network}-freezing.svg",
-                draw_sweep(network, rows),
+                draw_freeze_sweep(network, rows),
             )
         _write(
             arguments.output / f"experiment-{folder.name}-latency.svg",

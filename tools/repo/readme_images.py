@@ -16,11 +16,11 @@ from pathlib import Path
 
 from rich.text import Text
 
-from edgetl.core.artifacts.bench_json import kept_results
+from edgetl.core.artifacts.bench_json import read_run_results
 from edgetl.core.artifacts.experiment import read_experiment
 from edgetl.core.files import write_text
 from edgetl.core.paths import ExperimentDirectory, RunDirectory
-from edgetl.report.charts.compare import draw_courses
+from edgetl.report.charts.compare import draw_strategy_curves
 from edgetl.report.charts.latency import draw_distributions
 from edgetl.report.html.text import row_names
 from tools.repo.bench_image import recording, screen
@@ -73,9 +73,9 @@ def run_demo(folder: Path) -> str:
 def draw(folder: Path, output: Path) -> None:
     """The two figures: accuracy over time from nothing and pretrained, and the distribution of latencies."""
     found = read_experiment(ExperimentDirectory(folder / "comparison").result)
-    best = max(found.rows, key=lambda row: row.first.weights != "none")
-    courses = draw_courses("Accuracy over time", found.rows, found.target_accuracy)
-    (result,) = kept_results(RunDirectory(found.folder / best.first.folder))
+    best = max(found.rows, key=lambda row: row.first_run.weights != "none")
+    courses = draw_strategy_curves("Accuracy over time", found.rows, found.target_accuracy)
+    (result,) = read_run_results(RunDirectory(found.folder / best.first_run.folder))
     (latencies,) = draw_distributions("Latency of one image", result.rows, row_names(result.rows))
     write_text(output / "demo-time.svg", standalone(courses))
     write_text(output / "demo-latency.svg", standalone(latencies))

@@ -13,31 +13,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgetl.core.artifacts.bench_rows import Row, relative_spread, round_ratios
+from edgetl.core.artifacts.bench_rows import BenchRow, relative_spread, round_ratios
 from edgetl.core.artifacts.comparison import (
     EARLIER_RESULT,
     SAME_RUN,
-    Comparison,
     EarlierRow,
-    agree,
-    verdict,
+    RowComparison,
+    are_ratios_consistent,
+    decide_verdict,
 )
-from edgetl.core.artifacts.limits import Judged, judge_limits
+from edgetl.core.artifacts.limits import LimitCheck, check_limits
 from edgetl.core.artifacts.recommendation import Recommendation, recommend
-from edgetl.core.artifacts.sustained import Sustained
+from edgetl.core.artifacts.sustained import SustainedResult
 from edgetl.core.config.bench import Limits
 from edgetl.core.errors import BenchError, ConfigError
 from edgetl.core.files import SCHEMA, read_json
 from edgetl.core.statistics import paired_speedup, unpaired_speedup
 from edgetl.core.typed_json import parse_as
 
-EAGER = "fp32"
+EAGER_VARIANT = "fp32"
 """The variant of the PyTorch row that speed-ups are taken against: eager, as it was trained."""
 MIN_ROUNDS = 2
 """Fewer rounds have no interval."""
 
 
-_DISTURBANCES = ("disturbance", "other_cpu", "steal", "cpu_pressure")
+_DISTURBANCE_KEYS = ("disturbance", "other_cpu", "steal", "cpu_pressure")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Noise:
     """The figures behind the reasons; None where the device does not tell."""
 
     @property
-    def noisy(self) -> bool:
+    def is_noisy(self) -> bool:
         """Whether there is any reason to doubt."""
         return bool(self.reasons)
 
@@ -58,13 +58,17 @@ class Noise:
     def disturbance(self) -> float:
         """The largest share of the CPU's time that something else took; 0 where the device does not tell."""
         # Results from before it was recorded have its parts.
-        parts = _DISTURBANCES[:1] if _DISTURBANCES[0] in self.measured else _DISTURBANCES[1:]
+        parts = (
+            _DISTURBANCE_KEYS[:1]
+            if _DISTURBANCE_KEYS[0] in self.measured
+            else _DISTURBANCE_KEYS[1:]
+        )
         return max(float(self.measured.get(part) or 0.0) for part in parts)
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the result."""
         return {
-            "verdict": "noisy" if self.noisy else "quiet",
+            "verdict": "noisy" if self.is_noisy else "quiet",
             "reasons": list(self.reasons),
             "measured": dict(self.measured),
         }
@@ -78,7 +82,7 @@ class Noise:
         """
         noise = parse_as(cls, {name: content[name] for name in ("reasons", "measured")}, "noise")
         for name, value in noise.measured.items():
-            if name in _DISTURBANCES:
+            if name in _DISTURBANCE_KEYS:
                 parse_as(float | None, value, f"noise.measured.{name}")  # type: ignore[arg-type]
         return noise
 
@@ -99,13 +103,13 @@ class BenchResult:
     protocol: Mapping[str, Any]
     order: tuple[tuple[str, ...], ...]
     """For each round, in which order the processes ran."""
-    rows: tuple[Row, ...]
+    rows: tuple[BenchRow, ...]
     pairs: tuple[tuple[str, str], ...]
     """(baseline, candidate) row ids that ran side by side."""
-    earlier: tuple[tuple[str, str, EarlierRow], ...] = ()
+    earlier_pairs: tuple[tuple[str, str, EarlierRow], ...] = ()
     """(its row id, candidate row id, the earlier row)."""
     notes: tuple[str, ...] = ()
-    sustained: Sustained | None = None
+    sustained: SustainedResult | None = None
     profiles: Mapping[str, Any] = field(default_factory=dict)
     """Row id to where its time goes: {"runs", "clock", "operators": [{"operator", "nodes", "provider", "us", "share"}], "nodes": [...]}.
 
@@ -117,17 +121,17 @@ class BenchResult:
     path: Path | None = None
     """The file it lies in."""
 
-    def row(self, row_id: str) -> Row:
+    def get_row(self, row_id: str) -> BenchRow:
         """The row of that id."""
         return next(row for row in self.rows if row.id == row_id)
 
     @property
-    def failed(self) -> list[Row]:
+    def failed_rows(self) -> list[BenchRow]:
         """Rows whose gate was closed."""
-        return [row for row in self.rows if row.failed]
+        return [row for row in self.rows if row.has_failed_gate]
 
     @property
-    def emulated(self) -> bool:
+    def is_emulated(self) -> bool:
         """Whether another kind of processor played this one: it works, and its times are nobody's."""
         return bool(self.device.get("emulated"))
 
@@ -137,60 +141,67 @@ class BenchResult:
         return recommend(self.rows)
 
     @cached_property
-    def judged(self) -> list[Judged]:
+    def limit_checks(self) -> list[LimitCheck]:
         """The limits held against what was measured."""
-        return judge_limits(self, self.limits)
+        return check_limits(self, self.limits)
 
     @cached_property
-    def comparisons(self) -> list[Comparison]:
+    def comparisons(self) -> list[RowComparison]:
         """Speed-ups of all pairs that were measured."""
-        return list(self._compare())
+        return list(self._iterate_comparisons())
 
-    def against_eager(self, row_id: str) -> Comparison | None:
+    def find_eager_comparison(self, row_id: str) -> RowComparison | None:
         """The comparison of a row with eager PyTorch in this run."""
         return next(
             (
                 pair
                 for pair in self.comparisons
-                if pair.earlier is None and pair.candidate == row_id and self._is_eager(pair)
+                if pair.earlier_row is None and pair.candidate == row_id and self._is_eager(pair)
             ),
             None,
         )
 
-    def _is_eager(self, pair: Comparison) -> bool:
-        base = self.row(pair.baseline)
-        return (base.runtime, base.variant) == ("pytorch", EAGER)
+    def _is_eager(self, pair: RowComparison) -> bool:
+        base = self.get_row(pair.baseline)
+        return (base.runtime, base.variant) == ("pytorch", EAGER_VARIANT)
 
-    def doubt(self, pair: Comparison) -> float:
+    def compute_noise_margin(self, pair: RowComparison) -> float:
         """By which share noise may have favoured one of the two; 0 on a quiet device."""
-        earlier = pair.earlier
+        earlier = pair.earlier_row
         if earlier is None:
-            return self.noise.disturbance if self.noise.noisy else 0.0
-        if not (self.noise.noisy or earlier.noisy):
+            return self.noise.disturbance if self.noise.is_noisy else 0.0
+        if not (self.noise.is_noisy or earlier.noisy):
             return 0.0
         # Measured at different times: nothing says that the device was as fast then as it is now.
-        return relative_spread(earlier.round_medians_ns) + self.row(pair.candidate).spread
+        return relative_spread(earlier.round_medians_ns) + self.get_row(pair.candidate).spread
 
-    def _compare(self) -> Iterator[Comparison]:
+    def _iterate_comparisons(self) -> Iterator[RowComparison]:
         for baseline, candidate in self.pairs:
-            before, after = self.row(baseline), self.row(candidate)
+            before, after = self.get_row(baseline), self.get_row(candidate)
             # An interruption may have left one of them without its last round.
             ratios = round_ratios(before, after)
             if len(ratios) >= MIN_ROUNDS:
                 speedup = paired_speedup(ratios)
                 decided = (
                     "noisy"
-                    if self.emulated
-                    else verdict(speedup, self.noise.noisy, self.noise.disturbance, agree(ratios))
+                    if self.is_emulated
+                    else decide_verdict(
+                        speedup,
+                        self.noise.is_noisy,
+                        self.noise.disturbance,
+                        are_ratios_consistent(ratios),
+                    )
                 )
-                yield Comparison(baseline, candidate, speedup, decided)
-        for baseline, candidate, earlier in self.earlier:
-            after = self.row(candidate)
+                yield RowComparison(baseline, candidate, speedup, decided)
+        for baseline, candidate, earlier in self.earlier_pairs:
+            after = self.get_row(candidate)
             if min(len(earlier.round_medians_ns), len(after.rounds)) >= MIN_ROUNDS:
-                speedup = unpaired_speedup(earlier.round_medians_ns, after.medians_ns)
-                pair = Comparison(baseline, candidate, speedup, "inconclusive", earlier)
-                decided = verdict(speedup, self.noise.noisy or earlier.noisy, self.doubt(pair))
-                yield replace(pair, verdict="noisy" if self.emulated else decided)
+                speedup = unpaired_speedup(earlier.round_medians_ns, after.round_medians_ns)
+                pair = RowComparison(baseline, candidate, speedup, "inconclusive", earlier)
+                decided = decide_verdict(
+                    speedup, self.noise.is_noisy or earlier.noisy, self.compute_noise_margin(pair)
+                )
+                yield replace(pair, verdict="noisy" if self.is_emulated else decided)
 
     def to_json(self) -> dict[str, Any]:
         """What `edgetl bench --json` prints and the result file holds."""
@@ -214,14 +225,14 @@ class BenchResult:
             else self.recommendation.to_json(),
             "limits": {
                 **asdict(self.limits),
-                "judged": [judged.to_json() for judged in self.judged],
+                "judged": [judged.to_json() for judged in self.limit_checks],
             },
             "sustained": None if self.sustained is None else self.sustained.to_json(),
             "profiles": dict(self.profiles),
         }
 
 
-def read_result(path: Path) -> BenchResult:
+def read_bench_result(path: Path) -> BenchResult:
     """A result file, its statistics computed from the raw latencies.
 
     Raises:
@@ -234,7 +245,7 @@ def read_result(path: Path) -> BenchResult:
         )
     try:
         rows = {
-            entry["id"]: Row.from_json(entry)
+            entry["id"]: BenchRow.from_json(entry)
             for entry in parse_as(list[dict[str, Any]], content["rows"], "rows")
         }
         # Ids are read through the rows: those of an earlier edgetl were shorter.
@@ -260,14 +271,14 @@ def read_result(path: Path) -> BenchResult:
                 for entry in comparisons
                 if entry["kind"] == SAME_RUN
             ),
-            earlier=tuple(
+            earlier_pairs=tuple(
                 (entry["baseline"], entry["candidate"], EarlierRow.from_json(entry))
                 for entry in comparisons
                 if entry["kind"] == EARLIER_RESULT
             ),
             notes=parse_as(tuple[str, ...], content["notes"], "notes"),
-            sustained=None if sustained is None else Sustained.from_json(sustained),
-            profiles=_checked_profiles(content.get("profiles", {})),
+            sustained=None if sustained is None else SustainedResult.from_json(sustained),
+            profiles=_parse_profiles(content.get("profiles", {})),
             limits=parse_as(
                 Limits, {name: limits.get(name) for name in Limits.__dataclass_fields__}, "limits"
             ),
@@ -295,7 +306,7 @@ class _NodeTime:
     share: float
 
 
-def _checked_profiles(content: Any) -> dict[str, Any]:
+def _parse_profiles(content: Any) -> dict[str, Any]:
     profiles = parse_as(dict[str, dict[str, Any]], content, "profiles")
     for name, profile in profiles.items():
         parse_as(int, profile["runs"], f"profiles.{name}.runs")
@@ -304,14 +315,14 @@ def _checked_profiles(content: Any) -> dict[str, Any]:
     return profiles
 
 
-class Kept(Protocol):
+class JsonSerializable(Protocol):
     """What a result file is made from."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that the file holds."""
 
 
-def write_result(result: Kept, path: Path) -> None:
+def write_result(result: JsonSerializable, path: Path) -> None:
     """Write a result to a file that does not exist yet.
 
     Raises:

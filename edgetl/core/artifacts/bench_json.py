@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from edgetl.core.artifacts.bench import BenchResult, read_result
+from edgetl.core.artifacts.bench import BenchResult, read_bench_result
 from edgetl.core.errors import BenchError
 from edgetl.core.files import MAX_JSON_BYTES, parse_json, read_regular_file
 from edgetl.core.paths import RunDirectory
@@ -17,8 +17,8 @@ def read_results(paths: Sequence[Path]) -> list[BenchResult]:
     Raises:
         BenchError: nothing there, no result in a folder, or a file that is no result.
     """
-    files = dict.fromkeys(file for path in paths for file in _files(path))
-    return [read_result(file) for file in files]
+    files = dict.fromkeys(file for path in paths for file in _list_result_files(path))
+    return [read_bench_result(file) for file in files]
 
 
 def _is_result(path: Path) -> bool:
@@ -30,7 +30,7 @@ def _is_result(path: Path) -> bool:
     return not isinstance(content, dict) or content.get("kind", "bench") == "bench"
 
 
-def _files(path: Path) -> Iterator[Path]:
+def _list_result_files(path: Path) -> Iterator[Path]:
     if not path.exists():
         raise BenchError(
             f"Nothing at {path}. Give a run, a bundle, or results that `edgetl bench` wrote."
@@ -40,11 +40,11 @@ def _files(path: Path) -> Iterator[Path]:
         return
     folder = (
         RunDirectory(path).bench
-        if RunDirectory.is_one(path) and RunDirectory(path).bench.is_dir()
+        if RunDirectory.exists_at(path) and RunDirectory(path).bench.is_dir()
         else path
     )
     found = [file for file in sorted(folder.glob("*.json")) if _is_result(file)]
-    if RunDirectory.is_one(path) and (folder == path or not found):
+    if RunDirectory.exists_at(path) and (folder == path or not found):
         raise BenchError(
             f"No bench results in {folder}. `edgetl bench {path}` makes one; given alone, the run has a page of its own."
         )
@@ -55,10 +55,12 @@ def _files(path: Path) -> Iterator[Path]:
     yield from found
 
 
-def kept_results(run: RunDirectory) -> list[BenchResult]:
+def read_run_results(run: RunDirectory) -> list[BenchResult]:
     """The results that a run keeps, none where it was never measured.
 
     Raises:
         BenchError: one of them cannot be read.
     """
-    return [read_result(file) for file in sorted(run.bench.glob("*.json")) if _is_result(file)]
+    return [
+        read_bench_result(file) for file in sorted(run.bench.glob("*.json")) if _is_result(file)
+    ]

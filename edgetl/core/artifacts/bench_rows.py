@@ -40,7 +40,7 @@ class _GpuReading:
 
 
 @dataclass(frozen=True)
-class Round:
+class BlockResult:
     """One block: one row measured in one process."""
 
     latencies_ns: tuple[int, ...]
@@ -81,7 +81,7 @@ class Round:
         ]
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Round:
+    def from_json(cls, content: dict[str, Any]) -> BlockResult:
         """Read what `asdict` gave, after a trip through JSON.
 
         Raises:
@@ -103,7 +103,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One runtime, variant and scope, with every latency measured."""
 
     runtime: str
@@ -121,7 +121,7 @@ class Row:
     """The golden images' verdict: {"checked", "passed", ...}; a row that failed was not timed."""
     session: Mapping[str, Any]
     """How the runtime was configured."""
-    rounds: tuple[Round, ...] = ()
+    rounds: tuple[BlockResult, ...] = ()
     rate: float | None = None
     """Arrivals a second; None is a single stream, in which a call follows on the one before."""
 
@@ -132,12 +132,12 @@ class Row:
         return f"{self.runtime}-{self.variant}-{self.scope}-{self.provider}-b{self.batch}-t{self.threads}{paced}"
 
     @property
-    def cell(self) -> tuple[str, str, int, int, float | None]:
+    def comparison_key(self) -> tuple[str, str, int, int, float | None]:
         """What two rows of one result must have in common to be compared."""
         return self.scope, self.input, self.batch, self.threads, self.rate
 
     @property
-    def failed(self) -> bool:
+    def has_failed_gate(self) -> bool:
         """Whether the gate was closed."""
         return self.gate.get("passed") is False
 
@@ -154,7 +154,7 @@ class Row:
     @cached_property
     def p50_interval_ms(self) -> tuple[float, float] | None:
         """95% interval of p50, from the rounds' medians; None for fewer than two rounds."""
-        found = median_interval(self.medians_ns) if len(self.rounds) > 1 else None
+        found = median_interval(self.round_medians_ns) if len(self.rounds) > 1 else None
         return None if found is None else (found[0] / 1e6, found[1] / 1e6)
 
     @property
@@ -167,21 +167,21 @@ class Row:
         )
 
     @property
-    def medians_ns(self) -> list[float]:
+    def round_medians_ns(self) -> list[float]:
         """One median a round."""
         return [block.median_ns for block in self.rounds]
 
     @property
     def spread(self) -> float:
         """(largest - smallest) / median of the rounds' medians; 0 without rounds."""
-        return relative_spread(self.medians_ns)
+        return relative_spread(self.round_medians_ns)
 
     @property
     def steady(self) -> bool:
         """Whether every round's warm-up reached steadiness."""
         return all(block.steady for block in self.rounds)
 
-    def cold(self) -> dict[str, Any]:
+    def summarize_cold_starts(self) -> dict[str, Any]:
         """Medians over the rounds' fresh processes, and the largest memory; empty when not measured."""
         if not self.rounds:
             return {}
@@ -200,7 +200,7 @@ class Row:
             "processes": len(starts),
         }
 
-    def stages_ms(self) -> dict[str, float]:
+    def summarize_stages_ms(self) -> dict[str, float]:
         """Median of each stage over all rounds."""
         names = self.rounds[0].stages_ns if self.rounds else ()
         return {
@@ -209,7 +209,7 @@ class Row:
         }
 
     @property
-    def waited(self) -> float:
+    def waiting_share(self) -> float:
         """Share of paced arrivals that found the one before still being answered."""
         return (
             sum(block.waited for block in self.rounds) / len(self.latencies_ns)
@@ -227,7 +227,7 @@ class Row:
         ]
         return round(median(grown)) if grown else None
 
-    def gpu(self) -> dict[str, Any]:
+    def summarize_gpu(self) -> dict[str, Any]:
         """Summarize the GPU's state over the rounds: range of SM clocks, hottest, most memory and power, all throttle reasons.
 
         Empty where it wasn't read.
@@ -251,7 +251,7 @@ class Row:
             "throttle_reasons": sorted(reasons),
         }
 
-    def energy_mj(self) -> dict[str, float]:
+    def summarize_energy_mj(self) -> dict[str, float]:
         """Millijoules an image by counter, median over the rounds, idle power included."""
         names = {name for block in self.rounds for name in block.energy_j}
         by_round = {
@@ -287,12 +287,12 @@ class Row:
             "p50_ci95_ms": None if interval is None else list(interval),
             "images_per_second": self.images_per_second,
             "steady": self.steady,
-            "stages_ms": self.stages_ms(),
-            "waited": self.waited,
+            "stages_ms": self.summarize_stages_ms(),
+            "waited": self.waiting_share,
             "memory_growth_bytes": self.memory_growth_bytes,
-            "energy_mj": self.energy_mj(),
-            "gpu": self.gpu(),
-            "cold": self.cold(),
+            "energy_mj": self.summarize_energy_mj(),
+            "gpu": self.summarize_gpu(),
+            "cold": self.summarize_cold_starts(),
             "session": dict(self.session),
             "file_sha256": self.file_sha256,
             "file_bytes": self.file_bytes,
@@ -300,7 +300,7 @@ class Row:
         }
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Row:
+    def from_json(cls, content: dict[str, Any]) -> BenchRow:
         """Read what `to_json` gave; its statistics are ignored.
 
         Raises:
@@ -317,21 +317,23 @@ class Row:
             parse_as(float | None, row.gate.get(name), f"gate.{name}")  # type: ignore[arg-type]
         if row.batch < 1 or row.threads < 1:
             raise FieldError(f"row {row.id} has a batch or number of threads below 1")
-        blocks = tuple(Round.from_json(block) for block in rounds)
+        blocks = tuple(BlockResult.from_json(block) for block in rounds)
         if len({frozenset(block.stages_ns) for block in blocks}) > 1:
             raise FieldError(f"row {row.id} has rounds with different stages")
         return replace(row, rounds=blocks)
 
 
-def round_ratios(before: Row, after: Row) -> list[float]:
+def round_ratios(before: BenchRow, after: BenchRow) -> list[float]:
     """For each round that both rows have, how many times as fast `after` was.
 
     Of slices that took turns it is the median of their ratios: a machine that changes its speed between two slices does not touch it.
     """
-    return [_ratio(one, other) for one, other in zip(before.rounds, after.rounds, strict=False)]
+    return [
+        _compute_ratio(one, other) for one, other in zip(before.rounds, after.rounds, strict=False)
+    ]
 
 
-def _ratio(before: Round, after: Round) -> float:
+def _compute_ratio(before: BlockResult, after: BlockResult) -> float:
     if len(before.slices) != len(after.slices):
         return before.median_ns / after.median_ns
     return median(

@@ -14,11 +14,11 @@ from edgetl.core.files import read_json, sha256_file
 from edgetl.core.paths import BundleDirectory
 from edgetl.core.preprocessing import Preprocessing
 
-State = Literal["as proven", "altered", "missing"]
+FileStatus = Literal["as proven", "altered", "missing"]
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class VariantAccuracy:
     """What a variant's file got right itself."""
 
     split: str
@@ -33,7 +33,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Latency:
+class VariantLatency:
     """How fast a variant was where it was exported."""
 
     p50_ms: float | None
@@ -48,7 +48,7 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Proof:
+class ParityRecord:
     """One part of the proof against PyTorch."""
 
     images: int
@@ -61,7 +61,7 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class BundledVariant:
+class VariantRecord:
     """One ONNX file."""
 
     name: str
@@ -71,12 +71,12 @@ class BundledVariant:
     precision: str
     input: str
     opset: int
-    network: Proof | None
+    network: ParityRecord | None
     """On identical tensors; of fp32 alone."""
-    path: Proof | None
+    path: ParityRecord | None
     """From decoded photo to logits."""
-    accuracy: Accuracy | None
-    latency: Latency
+    accuracy: VariantAccuracy | None
+    latency: VariantLatency
     made_of: str
     """How it was quantized, in words."""
     slow_because: str
@@ -84,7 +84,7 @@ class BundledVariant:
 
 
 @dataclass(frozen=True)
-class BundleCard:
+class BundleManifest:
     """What a bundle says of itself."""
 
     directory: BundleDirectory
@@ -94,20 +94,20 @@ class BundleCard:
     edgetl: str
     labels: list[str]
     preprocessing: Preprocessing
-    variants: tuple[BundledVariant, ...]
+    variants: tuple[VariantRecord, ...]
     recommended: str | None
     against: Mapping[str, str]
     """Why a variant is not recommended."""
     golden_kind: str
     golden_tolerance: float
-    golden: Mapping[str, str]
+    golden_files: Mapping[str, str]
     """File to SHA-256, the logits' file not among them."""
-    others: Mapping[str, str]
+    other_files: Mapping[str, str]
     """Clients, logits, the page for browsers and files in ONNX Runtime's own format: file to SHA-256."""
     versions: Mapping[str, Any]
 
     @property
-    def best(self) -> BundledVariant:
+    def primary_variant(self) -> VariantRecord:
         """The recommended variant, or the first where none is."""
         return next(
             (variant for variant in self.variants if variant.name == self.recommended),
@@ -116,7 +116,7 @@ class BundleCard:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the hashes, with plain names and values."""
-        left_out = ("directory", "golden", "others")
+        left_out = ("directory", "golden_files", "other_files")
         told = {
             field.name: getattr(self, field.name)
             for field in fields(self)
@@ -128,10 +128,10 @@ class BundleCard:
             **told,
             "preprocessing": self.preprocessing.to_json(),
             "variants": variants,
-            "files": self.states,
+            "files": self.file_statuses,
         }
 
-    def place(self, file: str) -> Path:
+    def resolve_path(self, file: str) -> Path:
         """Where a file of the bundle lies.
 
         Raises:
@@ -145,25 +145,28 @@ class BundleCard:
         return path
 
     @property
-    def files(self) -> dict[str, str]:
+    def file_hashes(self) -> dict[str, str]:
         """Every file that the manifest vouches for: name to SHA-256."""
         return {
             **{variant.file: variant.sha256 for variant in self.variants},
-            **self.others,
-            **self.golden,
+            **self.other_files,
+            **self.golden_files,
         }
 
     @cached_property
-    def states(self) -> dict[str, State]:
+    def file_statuses(self) -> dict[str, FileStatus]:
         """Whether each of `files` is the one that was proven.
 
         Raises:
             BundleError: see `place`, or it cannot be read.
         """
-        return {file: self._state(self.place(file), sha256) for file, sha256 in self.files.items()}
+        return {
+            file: self._check_file(self.resolve_path(file), sha256)
+            for file, sha256 in self.file_hashes.items()
+        }
 
     @staticmethod
-    def _state(path: Path, sha256: str) -> State:
+    def _check_file(path: Path, sha256: str) -> FileStatus:
         if not path.is_file():
             return "missing"
         try:
@@ -174,7 +177,7 @@ class BundleCard:
             ) from cause
 
 
-def read_bundle(path: Path) -> BundleCard:
+def read_bundle_manifest(path: Path) -> BundleManifest:
     """The bundle at `path`, its files not looked at yet.
 
     Raises:
@@ -195,7 +198,7 @@ def read_bundle(path: Path) -> BundleCard:
             golden["logits"],
             *(entry["report"].get("ort") for entry in manifest["variants"]),
         ]
-        card = BundleCard(
+        card = BundleManifest(
             directory=directory,
             model=str(manifest["run"]["model"]),
             run_id=str(manifest["run"]["id"]),
@@ -203,7 +206,7 @@ def read_bundle(path: Path) -> BundleCard:
             edgetl=str(manifest["edgetl"]),
             labels=[str(label) for label in manifest["labels"]],
             preprocessing=Preprocessing.from_json(manifest["preprocessing"]),
-            variants=tuple(_variant(entry) for entry in manifest["variants"]),
+            variants=tuple(_parse_variant(entry) for entry in manifest["variants"]),
             recommended=manifest.get("recommended", manifest["variants"][0]["name"]),
             against={
                 str(name): str(reason)
@@ -211,8 +214,8 @@ def read_bundle(path: Path) -> BundleCard:
             },
             golden_kind=str(golden["kind"]),
             golden_tolerance=float(golden["tolerance"]),
-            golden={str(image["file"]): str(image["sha256"]) for image in golden["images"]},
-            others={str(entry["file"]): str(entry["sha256"]) for entry in others if entry},
+            golden_files={str(image["file"]): str(image["sha256"]) for image in golden["images"]},
+            other_files={str(entry["file"]): str(entry["sha256"]) for entry in others if entry},
             versions=dict(manifest.get("versions", {})),
         )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, ConfigError) as cause:
@@ -226,45 +229,48 @@ def read_bundle(path: Path) -> BundleCard:
     return card
 
 
-def _variant(entry: Mapping[str, Any]) -> BundledVariant:
+def _parse_variant(entry: Mapping[str, Any]) -> VariantRecord:
     report, parity = entry["report"], entry["parity"]
-    return BundledVariant(
+    return VariantRecord(
         **{name: str(entry[name]) for name in ("name", "file", "sha256", "precision", "input")},
         bytes=int(entry["bytes"]),
         opset=int(entry["opset"]),
-        network=_proof(parity.get("network")),
-        path=_proof(parity.get("path")),
-        accuracy=_accuracy(entry["accuracy"]),
-        latency=_latency(entry["latency"]),
+        network=_parse_parity(parity.get("network")),
+        path=_parse_parity(parity.get("path")),
+        accuracy=_parse_accuracy(entry["accuracy"]),
+        latency=_parse_latency(entry["latency"]),
         made_of=str(report.get("chosen") or ""),
         slow_because=str(report.get("slow_because", {}).get("to_blame") or ""),
     )
 
 
-def _proof(entry: Mapping[str, Any] | None) -> Proof | None:
+def _parse_parity(entry: Mapping[str, Any] | None) -> ParityRecord | None:
     if not entry:
         return None
-    tolerance, agreement = _maybe(entry.get("tolerance")), _maybe(entry.get("top1_agreement"))
-    return Proof(
+    tolerance, agreement = (
+        _optional_float(entry.get("tolerance")),
+        _optional_float(entry.get("top1_agreement")),
+    )
+    return ParityRecord(
         int(entry["images"]), str(entry["kind"]), float(entry["max_abs_diff"]), tolerance, agreement
     )
 
 
-def _accuracy(entry: Mapping[str, Any]) -> Accuracy | None:
+def _parse_accuracy(entry: Mapping[str, Any]) -> VariantAccuracy | None:
     if not entry:
         return None
     low, high = entry["ci95"]
-    return Accuracy(
+    return VariantAccuracy(
         str(entry["split"]), int(entry["images"]), float(entry["top1"]), (float(low), float(high)), float(entry["macro_f1"]),
         float(entry["drop"]), int(entry["flips"]),
     )  # fmt: skip
 
 
-def _latency(entry: Mapping[str, Any]) -> Latency:
+def _parse_latency(entry: Mapping[str, Any]) -> VariantLatency:
     spread = entry.get("ci95")
-    return Latency(
-        p50_ms=_maybe(entry.get("p50_ms")),
-        speedup=_maybe(entry.get("speedup")),
+    return VariantLatency(
+        p50_ms=_optional_float(entry.get("p50_ms")),
+        speedup=_optional_float(entry.get("speedup")),
         interval=None if spread is None else (float(spread[0]), float(spread[1])),
         verdict=entry.get("verdict"),
         threads=entry.get("threads"),
@@ -273,5 +279,5 @@ def _latency(entry: Mapping[str, Any]) -> Latency:
     )
 
 
-def _maybe(value: Any) -> float | None:
+def _optional_float(value: Any) -> float | None:
     return None if value is None else float(value)

@@ -10,16 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.core.artifacts.bench import Noise
-from edgetl.core.artifacts.bench_rows import Round, relative_spread
-from edgetl.core.config.options import raise_all
+from edgetl.core.artifacts.bench_rows import BlockResult, relative_spread
+from edgetl.core.config.options import raise_config_errors
 from edgetl.core.errors import BenchError
 from edgetl.core.files import SCHEMA, read_json
 from edgetl.core.statistics import median_interval, percentile
 
-SMALLEST_IMAGE = 32
+MIN_IMAGE_SIZE = 32
 """Pixels; as `edgetl finetune --image-size`."""
-_ASKED = ("created", "edgetl", "classes", "latency_budget_ms", "provider", "threads", "interrupted")
-_STATED = (
+_RESULT_FIELDS = (
+    "created",
+    "edgetl",
+    "classes",
+    "latency_budget_ms",
+    "provider",
+    "threads",
+    "interrupted",
+)
+_ROW_FIELDS = (
     "architecture",
     "image_size",
     "parameters",
@@ -56,15 +64,15 @@ class CandidatesConfig:
     """Measure with more threads than there are cores."""
 
     def __post_init__(self) -> None:
-        small = [str(size) for size in self.image_sizes if size < SMALLEST_IMAGE]
+        small = [str(size) for size in self.image_sizes if size < MIN_IMAGE_SIZE]
         budget = self.latency_budget_ms
-        raise_all(
+        raise_config_errors(
             [
                 None
                 if self.architectures
                 else "--candidates names at least one architecture; `edgetl models` lists them.",
                 None if self.classes >= 2 else f"--classes is at least 2, not {self.classes}.",
-                f"--image-size is at least {SMALLEST_IMAGE} pixels, not {', '.join(small)}."
+                f"--image-size is at least {MIN_IMAGE_SIZE} pixels, not {', '.join(small)}."
                 if small
                 else None,
                 None
@@ -82,7 +90,7 @@ class CandidatesConfig:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CandidateRow:
     """One architecture at one image size: its file, and every latency measured of it."""
 
     architecture: str
@@ -94,11 +102,11 @@ class Candidate:
     """Percent, of torchvision's default weights at their own size, as torchvision states it: how capable, not how good on other images."""
     file_bytes: int | None = None
     file_sha256: str | None = None
-    check: Mapping[str, Any] = field(default_factory=dict)
+    parity: Mapping[str, Any] = field(default_factory=dict)
     """The file against PyTorch on identical tensors: {"max_logit_difference", "tolerance"}."""
     session: Mapping[str, Any] = field(default_factory=dict)
     """How the runtime was configured, and what it was given."""
-    rounds: tuple[Round, ...] = ()
+    rounds: tuple[BlockResult, ...] = ()
     failed: str | None = None
     """Why it was not timed; None where it was."""
 
@@ -147,7 +155,7 @@ class Candidate:
         """Whether every round's warm-up reached steadiness."""
         return all(block.steady for block in self.rounds)
 
-    def fits(self, budget_ms: float | None, noisy: bool = False) -> bool | None:
+    def fits_budget(self, budget_ms: float | None, noisy: bool = False) -> bool | None:
         """Whether the p50 is within the budget; None where the data do not decide, or there is nothing to decide.
 
         Args:
@@ -182,50 +190,54 @@ class CandidatesResult:
     latency_budget_ms: float | None
     provider: str
     threads: int
-    rows: tuple[Candidate, ...]
+    rows: tuple[CandidateRow, ...]
     notes: tuple[str, ...] = ()
     interrupted: bool = False
     path: Path | None = None
     """The file it lies in."""
 
-    def fits(self, row: Candidate) -> bool | None:
+    def fits_budget(self, row: CandidateRow) -> bool | None:
         """Whether a row is within the budget; None where the data do not decide, or there is no budget."""
-        return row.fits(self.latency_budget_ms, self.noise.noisy)
+        return row.fits_budget(self.latency_budget_ms, self.noise.is_noisy)
 
     @property
-    def timed(self) -> list[Candidate]:
+    def timed_rows(self) -> list[CandidateRow]:
         """Rows with latencies, fastest first."""
         return sorted(
             (row for row in self.rows if row.p50_ms is not None), key=lambda row: row.p50_ms or 0.0
         )
 
     @property
-    def fitting(self) -> list[Candidate]:
+    def fitting_rows(self) -> list[CandidateRow]:
         """Rows within the budget, fastest first; without a budget all that were timed."""
-        return [row for row in self.timed if self.latency_budget_ms is None or self.fits(row)]
-
-    @property
-    def undecided(self) -> list[Candidate]:
-        """Rows whose interval contains the budget."""
         return [
             row
-            for row in self.timed
-            if self.latency_budget_ms is not None and self.fits(row) is None
+            for row in self.timed_rows
+            if self.latency_budget_ms is None or self.fits_budget(row)
         ]
 
     @property
-    def most_capable(self) -> list[Candidate]:
+    def undecided_rows(self) -> list[CandidateRow]:
+        """Rows whose interval contains the budget."""
+        return [
+            row
+            for row in self.timed_rows
+            if self.latency_budget_ms is not None and self.fits_budget(row) is None
+        ]
+
+    @property
+    def pareto_front(self) -> list[CandidateRow]:
         """Of those that fit, each that no other one equals or beats in both ImageNet top-1 and image size; highest top-1 first.
 
         torchvision states an accuracy at one size only: how a strong network at a small size compares with a weak one at a large size
         is not known before training, so both are named.
         """
         ranked = sorted(
-            self.fitting,
+            self.fitting_rows,
             key=lambda row: (row.imagenet_top1 or 0.0, row.image_size, -(row.p50_ms or 0.0)),
             reverse=True,
         )
-        chosen: list[Candidate] = []
+        chosen: list[CandidateRow] = []
         for row in ranked:
             if all(row.image_size > better.image_size for better in chosen):
                 chosen.append(row)
@@ -236,7 +248,7 @@ class CandidatesResult:
         return {
             "schema": SCHEMA,
             "kind": "candidates",
-            **{name: getattr(self, name) for name in _ASKED},
+            **{name: getattr(self, name) for name in _RESULT_FIELDS},
             "device": dict(self.device),
             "noise": self.noise.to_json(),
             "protocol": dict(self.protocol),
@@ -245,14 +257,14 @@ class CandidatesResult:
             "rows": [self._row_to_json(row) for row in self.rows],
         }
 
-    def _row_to_json(self, row: Candidate) -> dict[str, Any]:
+    def _row_to_json(self, row: CandidateRow) -> dict[str, Any]:
         figures = ("p50_ms", "p90_ms", "images_per_second", "steady")
         return {
             "id": row.name,
-            **{name: getattr(row, name) for name in (*_STATED, *figures)},
+            **{name: getattr(row, name) for name in (*_ROW_FIELDS, *figures)},
             "ci95_ms": None if row.ci95_ms is None else list(row.ci95_ms),
-            "fits": self.fits(row),
-            "check": dict(row.check),
+            "fits": self.fits_budget(row),
+            "check": dict(row.parity),
             "session": dict(row.session),
             "rounds": [asdict(block) for block in row.rounds],
         }
@@ -271,17 +283,17 @@ def read_candidates(path: Path) -> CandidatesResult:
         )
     try:
         return CandidatesResult(
-            **{name: content[name] for name in _ASKED},
+            **{name: content[name] for name in _RESULT_FIELDS},
             device=dict(content["device"]),
             noise=Noise.from_json(content["noise"]),
             protocol=dict(content["protocol"]),
             order=tuple(tuple(names) for names in content["order"]),
             rows=tuple(
-                Candidate(
-                    **{name: row[name] for name in _STATED},
-                    check=dict(row["check"]),
+                CandidateRow(
+                    **{name: row[name] for name in _ROW_FIELDS},
+                    parity=dict(row["check"]),
                     session=dict(row["session"]),
-                    rounds=tuple(Round.from_json(block) for block in row["rounds"]),
+                    rounds=tuple(BlockResult.from_json(block) for block in row["rounds"]),
                 )
                 for row in content["rows"]
             ),

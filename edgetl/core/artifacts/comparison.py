@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from edgetl.core.statistics import Speedup, location
+from edgetl.core.statistics import Speedup, estimate_location
 from edgetl.core.typed_json import FieldError, parse_as
 
-Verdict = Literal["faster", "slower", "inconclusive", "noisy"]
+SpeedupVerdict = Literal["faster", "slower", "inconclusive", "noisy"]
 SAME_RUN, EARLIER_RESULT = "same run", "earlier result"
 
 
@@ -32,7 +32,7 @@ class EarlierRow:
     round_medians_ns: tuple[float, ...]
 
     @property
-    def labels(self) -> str:
+    def description(self) -> str:
         """What a reader of the comparison must know of it."""
         told = [
             "another device" if self.cross_device else "this device",
@@ -56,43 +56,45 @@ class EarlierRow:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RowComparison:
     """Baseline p50 / candidate p50, with the verdict that the data allow."""
 
     baseline: str
     candidate: str
     speedup: Speedup
-    verdict: Verdict
-    earlier: EarlierRow | None = None
+    verdict: SpeedupVerdict
+    earlier_row: EarlierRow | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the result."""
         return {
-            "kind": SAME_RUN if self.earlier is None else EARLIER_RESULT,
+            "kind": SAME_RUN if self.earlier_row is None else EARLIER_RESULT,
             "baseline": self.baseline,
             "candidate": self.candidate,
             "speedup": self.speedup.ratio,
             "ci95": [self.speedup.low, self.speedup.high],
             "verdict": self.verdict,
-            **({} if self.earlier is None else asdict(self.earlier)),
+            **({} if self.earlier_row is None else asdict(self.earlier_row)),
         }
 
 
-_TAIL = 0.01
+_VERDICT_TAIL = 0.01
 """A verdict wants 98%: an interval of 95% alone would be wrong once in twenty."""
-_DECIDABLE = 7
+_MIN_VERDICT_ROUNDS = 7
 """Rounds from which on a signed-rank test can be that sure."""
 
 
-def agree(ratios: Sequence[float]) -> bool:
+def are_ratios_consistent(ratios: Sequence[float]) -> bool:
     """Whether the rounds say the same clearly enough for a verdict: of eight, at most the one that says least may disagree."""
-    if len(ratios) < _DECIDABLE:
+    if len(ratios) < _MIN_VERDICT_ROUNDS:
         return True
-    _, low, high = location([math.log(ratio) for ratio in ratios], _TAIL)
+    _, low, high = estimate_location([math.log(ratio) for ratio in ratios], _VERDICT_TAIL)
     return low > 0 or high < 0
 
 
-def verdict(speedup: Speedup, noisy: bool, doubt: float, agreed: bool = True) -> Verdict:
+def decide_verdict(
+    speedup: Speedup, noisy: bool, doubt: float, agreed: bool = True
+) -> SpeedupVerdict:
     """What a speed-up's interval decides.
 
     Args:

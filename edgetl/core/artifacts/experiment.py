@@ -8,37 +8,42 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from edgetl.core.artifacts.experiment_runs import Row, Run
-from edgetl.core.config.compare import EQUAL_TIME, MEANINGS
+from edgetl.core.artifacts.experiment_runs import StrategyResult, StrategyRun
+from edgetl.core.config.compare import EQUAL_TIME, STRATEGY_DESCRIPTIONS
 from edgetl.core.errors import RunError
 from edgetl.core.files import read_json, write_json
-from edgetl.core.paired_tests import SHOWN, Difference, difference, holm
+from edgetl.core.paired_tests import (
+    SIGNIFICANCE_LEVEL,
+    AccuracyDifference,
+    apply_holm_correction,
+    compute_accuracy_difference,
+)
 from edgetl.core.typed_json import FieldError, parse_as
 
-_AS_QUICK = 1.1
-Verdict = Literal["more accurate", "less accurate", "no difference shown"]
+_MAX_TIME_RATIO = 1.1
+AccuracyVerdict = Literal["more accurate", "less accurate", "no difference shown"]
 
 
 @dataclass(frozen=True)
-class Pair:
+class StrategyComparison:
     """Two rows on the same validation images."""
 
     first: str
     second: str
-    difference: Difference
+    difference: AccuracyDifference
     p: float
     """Corrected for the number of pairs."""
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> AccuracyVerdict:
         """What the first is, against the second."""
-        if self.p >= SHOWN:
+        if self.p >= SIGNIFICANCE_LEVEL:
             return "no difference shown"
         return "more accurate" if self.difference.value > 0 else "less accurate"
 
 
 @dataclass(frozen=True)
-class Deployed:
+class DeployedModel:
     """A network's exported file, timed on this device."""
 
     network: str
@@ -53,7 +58,7 @@ class Deployed:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ScreenedNetwork:
     """A network that was timed before any was trained."""
 
     network: str
@@ -78,9 +83,9 @@ class Experiment:
     """Fingerprint and counts of the images."""
     planned: tuple[str, ...]
     """Names of all runs of the plan."""
-    runs: tuple[Run, ...]
-    deployed: tuple[Deployed, ...] = ()
-    candidates: tuple[Candidate, ...] = ()
+    runs: tuple[StrategyRun, ...]
+    deployed_models: tuple[DeployedModel, ...] = ()
+    screened_networks: tuple[ScreenedNetwork, ...] = ()
     """The networks timed before any was trained, where there was a latency budget."""
     folder: Path = field(default=Path(), compare=False)
     """Where it lies; not in the file."""
@@ -91,31 +96,32 @@ class Experiment:
         return float(self.config["compare"]["target_accuracy"])
 
     @property
-    def open(self) -> list[str]:
+    def unfinished_run_names(self) -> list[str]:
         """Runs of the plan that have not ended yet."""
         ended = {run.name for run in self.runs}
         return [name for name in self.planned if name not in ended]
 
     @property
-    def failed(self) -> list[Run]:
+    def failed_runs(self) -> list[StrategyRun]:
         """Runs that came to nothing."""
         return [run for run in self.runs if run.failed is not None]
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[StrategyResult]:
         """Rows with at least one run, network by network, strategies in the order of MEANINGS."""
-        found: dict[str, list[Run]] = {}
+        found: dict[str, list[StrategyRun]] = {}
         for run in self.runs:
             if run.failed is None:
                 found.setdefault(run.row, []).append(run)
         rows = [
-            Row(name, tuple(sorted(runs, key=lambda run: run.seed))) for name, runs in found.items()
+            StrategyResult(name, tuple(sorted(runs, key=lambda run: run.seed)))
+            for name, runs in found.items()
         ]
         networks = list(dict.fromkeys(row.network for row in rows))
-        strategies = list(MEANINGS)
+        strategies = list(STRATEGY_DESCRIPTIONS)
         return sorted(
             rows,
-            key=lambda row: (networks.index(row.network), strategies.index(row.first.strategy)),
+            key=lambda row: (networks.index(row.network), strategies.index(row.first_run.strategy)),
         )
 
     @property
@@ -123,12 +129,12 @@ class Experiment:
         """Architectures at their sizes, in the order of the rows."""
         return list(dict.fromkeys(row.network for row in self.rows))
 
-    def rows_of(self, network: str) -> list[Row]:
+    def select_rows(self, network: str) -> list[StrategyResult]:
         """The rows of one network."""
         return [row for row in self.rows if row.network == network]
 
     @cached_property
-    def pairs(self) -> list[Pair]:
+    def comparisons(self) -> list[StrategyComparison]:
         """Every two strategies of a network, and every two networks of a strategy; tested on the seeds that both have.
 
         What nobody asks is left out, for each test makes the others' p-values larger: scratch against less of scratch.
@@ -138,47 +144,54 @@ class Experiment:
             (one, other)
             for index, other in enumerate(rows)
             for one in rows[index + 1 :]
-            if _worth_asking(one.first, other.first)
+            if _is_meaningful_pair(one.first_run, other.first_run)
         ]
-        found = [(one, other, _difference(one, other)) for one, other in chosen]
+        found = [(one, other, _compare_rows(one, other)) for one, other in chosen]
         tested = [(one, other, seen) for one, other, seen in found if seen is not None]
-        corrected = holm([seen.p for _, _, seen in tested])
+        corrected = apply_holm_correction([seen.p for _, _, seen in tested])
         return [
-            Pair(one.name, other.name, seen, p)
+            StrategyComparison(one.name, other.name, seen, p)
             for (one, other, seen), p in zip(tested, corrected, strict=True)
         ]
 
-    def pair(self, first: str, second: str) -> Pair | None:
+    def find_comparison(self, first: str, second: str) -> StrategyComparison | None:
         """The comparison of two rows, seen from the first; None where they were not compared."""
-        for pair in self.pairs:
+        for pair in self.comparisons:
             if (pair.first, pair.second) == (first, second):
                 return pair
             if (pair.second, pair.first) == (first, second):
                 seen = pair.difference
-                return Pair(
-                    first, second, Difference(-seen.value, -seen.high, -seen.low, seen.p), pair.p
+                return StrategyComparison(
+                    first,
+                    second,
+                    AccuracyDifference(-seen.value, -seen.high, -seen.low, seen.p),
+                    pair.p,
                 )
         return None
 
-    def recommended(self, network: str) -> Row | None:
+    def recommend_strategy(self, network: str) -> StrategyResult | None:
         """Of the strategies that are not shown to be less accurate than the most accurate one, that with the least time.
 
         Times within a tenth of it are as good: then the most accurate. None where no strategy that could be asked for has ended.
         """
-        rows = [row for row in self.rows_of(network) if row.first.strategy != EQUAL_TIME]
+        rows = [row for row in self.select_rows(network) if row.first_run.strategy != EQUAL_TIME]
         if not rows:
             return None
         top = max(rows, key=lambda row: row.val_accuracy)
-        as_good = [row for row in rows if row is top or _not_worse(self.pair(row.name, top.name))]
+        as_good = [
+            row
+            for row in rows
+            if row is top or _is_not_worse(self.find_comparison(row.name, top.name))
+        ]
         least = min(row.seconds for row in as_good)
         return max(
-            (row for row in as_good if row.seconds <= _AS_QUICK * least),
+            (row for row in as_good if row.seconds <= _MAX_TIME_RATIO * least),
             key=lambda row: row.val_accuracy,
         )
 
-    def deployment(self, network: str) -> Deployed | None:
+    def find_deployed_model(self, network: str) -> DeployedModel | None:
         """The network's file and latency; None where it was not exported."""
-        return next((one for one in self.deployed if one.network == network), None)
+        return next((one for one in self.deployed_models if one.network == network), None)
 
     def to_json(self) -> dict[str, Any]:
         """What compare.json holds; rows, pairs and recommendations are for its readers and are computed again on reading."""
@@ -188,14 +201,16 @@ class Experiment:
                 name: getattr(self, name)
                 for name in ("created", "edgetl", "device", "config", "classes", "data", "planned")
             },
-            "unfinished": self.open,
+            "unfinished": self.unfinished_run_names,
             "rows": [self._row_to_json(row) for row in self.rows],
-            "pairs": [{**asdict(pair), "verdict": pair.verdict} for pair in self.pairs],
+            "pairs": [{**asdict(pair), "verdict": pair.verdict} for pair in self.comparisons],
             "recommended": {
-                network: row.name for network in self.networks if (row := self.recommended(network))
+                network: row.name
+                for network in self.networks
+                if (row := self.recommend_strategy(network))
             },
-            "deployed": [asdict(one) for one in self.deployed],
-            "candidates": [asdict(one) for one in self.candidates],
+            "deployed": [asdict(one) for one in self.deployed_models],
+            "candidates": [asdict(one) for one in self.screened_networks],
             "runs": [asdict(run) for run in self.runs],
         }
 
@@ -203,14 +218,14 @@ class Experiment:
         """Write compare.json."""
         write_json(path, self.to_json())
 
-    def _row_to_json(self, row: Row) -> dict[str, Any]:
+    def _row_to_json(self, row: StrategyResult) -> dict[str, Any]:
         figures = ("train_accuracy", "val_accuracy", "val_range", "ci95", "gap", "seconds")
         return {
             "id": row.name,
-            "strategy": row.first.strategy,
+            "strategy": row.first_run.strategy,
             "network": row.network,
             **{name: getattr(row, name) for name in figures},
-            "seconds_to_target": row.seconds_to(self.target_accuracy),
+            "seconds_to_target": row.seconds_to_accuracy(self.target_accuracy),
             "runs": [run.name for run in row.runs],
         }
 
@@ -227,7 +242,7 @@ def read_experiment(path: Path) -> Experiment:
             f"{path} is no experiment but {content.get('kind')!r}. Give the folder that `edgetl compare` wrote."
         )
     try:
-        stored = parse_as(_Stored, content, "compare.json", extra="ignore")
+        stored = parse_as(_StoredExperiment, content, "compare.json", extra="ignore")
         for run in stored.runs:
             _check_run(run, len(stored.classes))
         if stored.candidates and stored.config.compare.latency_budget_ms is None:
@@ -246,14 +261,14 @@ def read_experiment(path: Path) -> Experiment:
         data=content["data"],
         planned=stored.planned,
         runs=stored.runs,
-        deployed=stored.deployed,
-        candidates=stored.candidates,
+        deployed_models=stored.deployed,
+        screened_networks=stored.candidates,
         folder=path.parent,
     )
 
 
 @dataclass(frozen=True)
-class _Compare:
+class _CompareSection:
     target_accuracy: float
     seeds: int
     epochs: int | None
@@ -262,42 +277,42 @@ class _Compare:
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class _RecipeSection:
     preset: Any
     weights: Any
 
 
 @dataclass(frozen=True)
-class _Asked:
-    compare: _Compare
-    recipe: _Recipe
+class _ConfigSection:
+    compare: _CompareSection
+    recipe: _RecipeSection
 
 
 @dataclass(frozen=True)
-class _Data:
+class _DataSection:
     folder: str = ""
     fingerprint: str = ""
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _StoredExperiment:
     """compare.json, as far as it is not computed again."""
 
     created: str
     edgetl: str
     device: dict[str, Any]
-    config: _Asked
+    config: _ConfigSection
     classes: tuple[str, ...]
-    data: _Data
+    data: _DataSection
     planned: tuple[str, ...]
-    runs: tuple[Run, ...]
-    deployed: tuple[Deployed, ...]
-    candidates: tuple[Candidate, ...] = ()
+    runs: tuple[StrategyRun, ...]
+    deployed: tuple[DeployedModel, ...]
+    candidates: tuple[ScreenedNetwork, ...] = ()
 
 
-def _check_run(run: Run, classes: int) -> None:
-    if run.strategy not in MEANINGS:
+def _check_run(run: StrategyRun, classes: int) -> None:
+    if run.strategy not in STRATEGY_DESCRIPTIONS:
         raise FieldError(f"{run.name} has an unknown strategy {run.strategy!r}")
     if run.failed is not None:
         return
@@ -309,22 +324,24 @@ def _check_run(run: Run, classes: int) -> None:
         raise FieldError(f"{run.name} has no confusion matrix of {classes} x {classes} classes")
 
 
-def _difference(first: Row, second: Row) -> Difference | None:
+def _compare_rows(first: StrategyResult, second: StrategyResult) -> AccuracyDifference | None:
     """On the seeds that both have; None where they have none in common, or their images differ."""
-    others: dict[int, Run] = {run.seed: run for run in second.runs}
-    both: Sequence[tuple[Run, Run]] = [
+    others: dict[int, StrategyRun] = {run.seed: run for run in second.runs}
+    both: Sequence[tuple[StrategyRun, StrategyRun]] = [
         (run, others[run.seed]) for run in first.runs if run.seed in others
     ]
-    if not both or len({len(run.answers) for pair in both for run in pair}) > 1:
+    if not both or len({len(run.correct_mask) for pair in both for run in pair}) > 1:
         return None
-    return difference([one.answers for one, _ in both], [other.answers for _, other in both])
+    return compute_accuracy_difference(
+        [one.correct_mask for one, _ in both], [other.correct_mask for _, other in both]
+    )
 
 
-def _worth_asking(one: Run, other: Run) -> bool:
+def _is_meaningful_pair(one: StrategyRun, other: StrategyRun) -> bool:
     if (one.architecture, one.image_size) == (other.architecture, other.image_size):
         return {one.strategy, other.strategy} != {"scratch", EQUAL_TIME}
     return one.strategy == other.strategy != EQUAL_TIME
 
 
-def _not_worse(pair: Pair | None) -> bool:
+def _is_not_worse(pair: StrategyComparison | None) -> bool:
     return pair is not None and pair.verdict != "less accurate"

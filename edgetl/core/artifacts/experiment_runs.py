@@ -11,7 +11,7 @@ from edgetl.core.statistics import wilson_interval
 
 
 @dataclass(frozen=True)
-class Epoch:
+class StrategyEpoch:
     """A point of a run's course."""
 
     phase: int
@@ -23,7 +23,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Run:
+class StrategyRun:
     """One trained network: a strategy with a seed."""
 
     name: str
@@ -54,34 +54,34 @@ class Run:
     precision: str = ""
     weights: str = ""
     """What training began from."""
-    epochs: tuple[Epoch, ...] = ()
+    epochs: tuple[StrategyEpoch, ...] = ()
     correct: str = ""
     """1 or 0 for each validation image, in the order of split.csv."""
     confusion: tuple[tuple[int, ...], ...] = ()
     """Validation images [true][predicted]."""
 
     @cached_property
-    def answers(self) -> list[bool]:
+    def correct_mask(self) -> list[bool]:
         """For each validation image, whether it was answered rightly."""
         return [mark == "1" for mark in self.correct]
 
     @property
     def val_accuracy(self) -> float:
         """Share of validation images answered rightly by the weights that were kept."""
-        return sum(self.answers) / len(self.answers)
+        return sum(self.correct_mask) / len(self.correct_mask)
 
     @property
     def images_per_second(self) -> float:
         """Training images of all epochs over the whole run's time: what it took, not what a step can do."""
         return self.train_images * len(self.epochs) / self.seconds
 
-    def seconds_to(self, accuracy: float) -> float | None:
+    def seconds_to_accuracy(self, accuracy: float) -> float | None:
         """When an epoch ended that reached this validation accuracy; None where none did."""
         return next(
             (epoch.elapsed for epoch in self.epochs if epoch.val_accuracy >= accuracy), None
         )
 
-    def accuracy_by(self, seconds: float) -> float | None:
+    def best_accuracy_within(self, seconds: float) -> float | None:
         """Best validation accuracy of the epochs that had ended by then; None before the first."""
         return max(
             (epoch.val_accuracy for epoch in self.epochs if epoch.elapsed <= seconds), default=None
@@ -89,26 +89,26 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Row:
+class StrategyResult:
     """A network trained by one strategy, over all seeds that ended."""
 
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[StrategyRun, ...]
 
     @property
-    def first(self) -> Run:
+    def first_run(self) -> StrategyRun:
         """Of the lowest seed: for what is the same in all."""
         return self.runs[0]
 
     @property
-    def best(self) -> Run:
+    def best_run(self) -> StrategyRun:
         """The run with the highest validation accuracy."""
         return max(self.runs, key=lambda run: run.val_accuracy)
 
     @property
     def network(self) -> str:
         """Architecture and image size."""
-        return f"{self.first.architecture}-{self.first.image_size}"
+        return f"{self.first_run.architecture}-{self.first_run.image_size}"
 
     @property
     def val_accuracy(self) -> float:
@@ -128,7 +128,7 @@ class Row:
 
         Neither other seeds' chance is in it, nor that the epoch that was kept was chosen on these images.
         """
-        images = len(self.first.answers)
+        images = len(self.first_run.correct_mask)
         low, high = wilson_interval(round(self.val_accuracy * images), images)
         return min(low, self.val_accuracy), max(high, self.val_accuracy)
 
@@ -147,15 +147,15 @@ class Row:
         """Median over seeds."""
         return median(run.seconds for run in self.runs)
 
-    def seconds_to(self, accuracy: float) -> float | None:
+    def seconds_to_accuracy(self, accuracy: float) -> float | None:
         """Median over seeds, those that did not reach it counted as slowest; None where that is not reached."""
         found = median(
-            math.inf if (seconds := run.seconds_to(accuracy)) is None else seconds
+            math.inf if (seconds := run.seconds_to_accuracy(accuracy)) is None else seconds
             for run in self.runs
         )
         return None if math.isinf(found) else found
 
-    def accuracy_by(self, seconds: float) -> float | None:
+    def mean_accuracy_within(self, seconds: float) -> float | None:
         """Mean of what the seeds had reached; None before the first epoch of one of them."""
-        found = [run.accuracy_by(seconds) for run in self.runs]
+        found = [run.best_accuracy_within(seconds) for run in self.runs]
         return None if None in found else fmean(value for value in found if value is not None)

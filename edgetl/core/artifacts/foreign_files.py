@@ -26,44 +26,48 @@ _RUN_FILES = re.compile(
     re.VERBOSE,
 )
 """Paths below a run directory; bench results are those under the names that edgetl chooses."""
-_UNFINISHED = re.compile(r"(?P<folder>(?:[^/]+/)?)\.(?P<name>[^/]+?)\.[a-z0-9_]{8}(?:\.[a-z]+)?")
+_TEMPORARY_FILE = re.compile(
+    r"(?P<folder>(?:[^/]+/)?)\.(?P<name>[^/]+?)\.[a-z0-9_]{8}(?:\.[a-z]+)?"
+)
 """A file that an atomic write left behind when its process was killed."""
-_LISTED = 5
+_MAX_LISTED_FILES = 5
 _BUNDLE_FILES = frozenset({"bundle.json", "README.md"})
 
 
-def foreign_run_files(run: Path) -> list[str]:
+def find_foreign_run_files(run: Path) -> list[str]:
     """Return the files below a run directory that edgetl did not write, as sorted relative paths.
 
     A folder `bundle` counts as edgetl's only if `foreign_bundle_files` finds nothing in it.
     """
     bundle = run / "bundle"
-    names = [name for name in _files_below(run) if not name.startswith("bundle/")]
+    names = [name for name in _iterate_files(run) if not name.startswith("bundle/")]
     foreign = [name for name in names if not _is_run_file(name)]
     if bundle.is_symlink():
         foreign.append("bundle")
     elif bundle.is_dir():
-        foreign += [f"bundle/{name}" for name in foreign_bundle_files(bundle)]
+        foreign += [f"bundle/{name}" for name in find_foreign_bundle_files(bundle)]
     return sorted(foreign)
 
 
-def foreign_bundle_files(bundle: Path) -> list[str]:
+def find_foreign_bundle_files(bundle: Path) -> list[str]:
     """Return the files below a bundle that its manifest does not name, as sorted relative paths.
 
     Every file is foreign where `bundle.json` is not a manifest of edgetl's.
     """
-    names = list(_files_below(bundle))
+    names = list(_iterate_files(bundle))
     manifest = read_manifest(bundle / "bundle.json")
     if manifest is None:
         return sorted(names)
-    known = _BUNDLE_FILES | set(_named_files(manifest))
+    known = _BUNDLE_FILES | set(_iterate_manifest_files(manifest))
     return sorted(name for name in names if name not in known)
 
 
-def describe_foreign(path: Path, foreign: Sequence[str]) -> str:
+def describe_foreign_files(path: Path, foreign: Sequence[str]) -> str:
     """Return the beginning of a sentence that names the first foreign files and counts the rest."""
-    more = f" and {len(foreign) - _LISTED} more" if len(foreign) > _LISTED else ""
-    return f"{path} holds files that edgetl did not write ({', '.join(foreign[:_LISTED])}{more})"
+    more = (
+        f" and {len(foreign) - _MAX_LISTED_FILES} more" if len(foreign) > _MAX_LISTED_FILES else ""
+    )
+    return f"{path} holds files that edgetl did not write ({', '.join(foreign[:_MAX_LISTED_FILES])}{more})"
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -78,13 +82,13 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def _is_run_file(name: str) -> bool:
-    unfinished = _UNFINISHED.fullmatch(name)
+    unfinished = _TEMPORARY_FILE.fullmatch(name)
     if unfinished:
         name = unfinished["folder"] + unfinished["name"]
     return _RUN_FILES.fullmatch(name) is not None
 
 
-def _files_below(folder: Path) -> Iterator[str]:
+def _iterate_files(folder: Path) -> Iterator[str]:
     """Yield every file and link below `folder`; links are not followed."""
     for parent, directories, files in os.walk(folder):
         links = [name for name in directories if Path(parent, name).is_symlink()]
@@ -92,13 +96,13 @@ def _files_below(folder: Path) -> Iterator[str]:
             yield Path(parent, name).relative_to(folder).as_posix()
 
 
-def _named_files(value: Any) -> Iterator[str]:
+def _iterate_manifest_files(value: Any) -> Iterator[str]:
     """Yield the value of every key `file` in a manifest, at any depth."""
     if isinstance(value, dict):
         if isinstance(value.get("file"), str):
             yield value["file"]
         for part in value.values():
-            yield from _named_files(part)
+            yield from _iterate_manifest_files(part)
     elif isinstance(value, list):
         for part in value:
-            yield from _named_files(part)
+            yield from _iterate_manifest_files(part)

@@ -10,20 +10,20 @@ from statistics import median
 from typing import Any, Literal, get_args
 
 from edgetl.core.artifacts.bench import Noise
-from edgetl.core.artifacts.loadgen_logs import Summary
-from edgetl.core.config.options import one_of, raise_all
+from edgetl.core.artifacts.loadgen_logs import LoadgenSummary
+from edgetl.core.config.options import check_choice, raise_config_errors
 from edgetl.core.files import SCHEMA
 
 Scenario = Literal["single-stream", "multi-stream", "offline"]
-Mode = Literal["accuracy", "performance"]
+LoadgenMode = Literal["accuracy", "performance"]
 LoadgenScope = Literal["model", "image"]
 MULTI_STREAM_SAMPLES = 8
 """Samples of a query, by MLPerf's rules."""
-OFFICIAL_SECONDS = 600.0
+MLPERF_MIN_DURATION_S = 600.0
 """Least duration of a performance run, by MLPerf's rules."""
-AGREE_WITHIN = 0.05
+AGREEMENT_TOLERANCE = 0.05
 """LoadGen and edgetl agree where their ratio is off by no more."""
-MLPERF_SHARE = 0.99
+MLPERF_ACCURACY_SHARE = 0.99
 """Of the accuracy that was proven at export, an accuracy run must reach this share, as MLPerf asks of its reference networks."""
 
 
@@ -34,7 +34,7 @@ class LoadgenConfig:
     target: Path
     """A run directory or a bundle."""
     scenario: Scenario
-    modes: tuple[Mode, ...] = get_args(Mode)
+    modes: tuple[LoadgenMode, ...] = get_args(LoadgenMode)
     """LoadGen's modes; each runs in a process of its own."""
     scope: LoadgenScope = "model"
     """What a query is answered from: tensors, or decoded photos."""
@@ -59,10 +59,10 @@ class LoadgenConfig:
     def __post_init__(self) -> None:
         most = {"single-stream": 1, "multi-stream": MULTI_STREAM_SAMPLES}.get(self.scenario)
         many = self.batch is not None and self.batch > 1
-        raise_all(
+        raise_config_errors(
             [
-                one_of("--loadgen", self.scenario, Scenario),
-                *(one_of("--loadgen-mode", mode, Mode) for mode in self.modes),
+                check_choice("--loadgen", self.scenario, Scenario),
+                *(check_choice("--loadgen-mode", mode, LoadgenMode) for mode in self.modes),
                 None
                 if self.modes
                 else "--loadgen-mode names at least one of accuracy, performance.",
@@ -108,7 +108,7 @@ class LoadgenConfig:
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class LoadgenAccuracy:
     """LoadGen's accuracy run, its answers held against what they should be."""
 
     against: Literal["labels", "reference"]
@@ -118,34 +118,39 @@ class Accuracy:
     """{"file", "answer", "wanted"} of each image that was answered wrongly."""
     least: float | None
     """Share of right answers that it must reach; None where nothing says how many."""
-    summary: Summary
+    summary: LoadgenSummary
 
     @property
-    def right(self) -> int:
+    def correct_images(self) -> int:
         """Images answered rightly."""
         return self.images - len(self.wrong)
 
     @property
-    def share(self) -> float:
+    def accuracy(self) -> float:
         """Of right answers."""
-        return self.right / self.images
+        return self.correct_images / self.images
 
     @property
     def passed(self) -> bool:
         """Whether it reached what it must."""
-        return self.least is None or self.share >= self.least
+        return self.least is None or self.accuracy >= self.least
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the result."""
-        return {**asdict(self), "right": self.right, "share": self.share, "passed": self.passed}
+        return {
+            **asdict(self),
+            "right": self.correct_images,
+            "share": self.accuracy,
+            "passed": self.passed,
+        }
 
 
 @dataclass(frozen=True)
-class Performance:
+class LoadgenPerformance:
     """LoadGen's performance run beside edgetl's own figures of the same configuration, from the same process."""
 
     scenario: Scenario
-    summary: Summary
+    summary: LoadgenSummary
     before_ns: tuple[int, ...]
     """edgetl's tight loop before LoadGen's test: every query's latency."""
     after_ns: tuple[int, ...]
@@ -162,7 +167,7 @@ class Performance:
     """Whether the loop's warm-up reached steadiness."""
 
     @property
-    def per_second(self) -> bool:
+    def is_throughput(self) -> bool:
         """Whether the scenario's figure is samples a second rather than a latency."""
         return self.scenario == "offline"
 
@@ -170,48 +175,51 @@ class Performance:
     def loadgen_ns(self) -> float:
         """LoadGen's p50 of a query; in offline its time for one sample. ns."""
         return (
-            1e9 / self.summary.number("Samples per second")
-            if self.per_second
-            else self.summary.number("50.00 percentile latency (ns)")
+            1e9 / self.summary.get_figure("Samples per second")
+            if self.is_throughput
+            else self.summary.get_figure("50.00 percentile latency (ns)")
         )
 
     @cached_property
     def edgetl_ns(self) -> float:
         """The same by edgetl's tight loop."""
-        return self._loop_ns((*self.before_ns, *self.after_ns))
+        return self._compute_loop_ns((*self.before_ns, *self.after_ns))
 
     @cached_property
     def callback_ns(self) -> float:
         """The same by edgetl's clock inside LoadGen's test."""
-        return sum(self.inside_ns) / self.issued if self.per_second else median(self.inside_ns)
+        return sum(self.inside_ns) / self.issued if self.is_throughput else median(self.inside_ns)
 
     @cached_property
     def inference_ns(self) -> float:
         """Of that the model's own part: what edgetl's loop measures, at the same moment as LoadGen."""
-        return sum(self.model_ns) / self.issued if self.per_second else median(self.model_ns)
+        return sum(self.model_ns) / self.issued if self.is_throughput else median(self.model_ns)
 
     @property
     def ratio(self) -> float:
         """LoadGen's figure over edgetl's."""
         return (
             self.edgetl_ns / self.loadgen_ns
-            if self.per_second
+            if self.is_throughput
             else self.loadgen_ns / self.edgetl_ns
         )
 
     @property
-    def agrees(self) -> bool:
+    def is_within_tolerance(self) -> bool:
         """Whether the two are within 5% of each other."""
-        return abs(self.ratio - 1) <= AGREE_WITHIN
+        return abs(self.ratio - 1) <= AGREEMENT_TOLERANCE
 
     @property
     def disagreement(self) -> str:
         """Why the two differ, as far as the figures tell; empty where they agree."""
-        if self.agrees:
+        if self.is_within_tolerance:
             return ""
         inside, outside = self.callback_ns - self.inference_ns, self.loadgen_ns - self.callback_ns
-        if (inside + outside) / self.inference_ns <= AGREE_WITHIN:
-            before, after = self._loop_ns(self.before_ns), self._loop_ns(self.after_ns)
+        if (inside + outside) / self.inference_ns <= AGREEMENT_TOLERANCE:
+            before, after = (
+                self._compute_loop_ns(self.before_ns),
+                self._compute_loop_ns(self.after_ns),
+            )
             return (
                 "this machine changed its speed meanwhile, for inside LoadGen's test both clocks agree "
                 f"({self.loadgen_ns / self.inference_ns:.2f}); edgetl's loop took {before / 1e6:.3g} ms before the test and "
@@ -221,10 +229,10 @@ class Performance:
             return f"{outside / 1e6:.3g} ms lie outside edgetl's callback: LoadGen, its bindings and the way into Python"
         return f"{inside / 1e6:.3g} ms are Python in edgetl's callback, which gathers samples and hands over answers"
 
-    def _loop_ns(self, latencies: tuple[int, ...]) -> float:
+    def _compute_loop_ns(self, latencies: tuple[int, ...]) -> float:
         return (
             sum(latencies) / len(latencies) / self.loop_images
-            if self.per_second
+            if self.is_throughput
             else median(latencies)
         )
 
@@ -236,7 +244,7 @@ class Performance:
         }
         told = (
             {f"{name}_samples_per_second": 1e9 / ns for name, ns in figures.items()}
-            if self.per_second
+            if self.is_throughput
             else {}
         )
         told = told or {f"{name}_p50_ms": ns / 1e6 for name, ns in figures.items()}
@@ -245,8 +253,8 @@ class Performance:
             "comparison": {
                 **told,
                 "ratio": self.ratio,
-                "agrees": self.agrees,
-                "within": AGREE_WITHIN,
+                "agrees": self.is_within_tolerance,
+                "within": AGREEMENT_TOLERANCE,
                 "reason": self.disagreement or None,
             },
         }
@@ -273,8 +281,8 @@ class LoadgenResult:
     min_duration_s: float
     device: Mapping[str, Any]
     noise: Noise
-    accuracy: Accuracy | None = None
-    performance: Performance | None = None
+    accuracy: LoadgenAccuracy | None = None
+    performance: LoadgenPerformance | None = None
     notes: tuple[str, ...] = ()
     logs: str | None = None
     """Folder of LoadGen's own files, beside the result."""
@@ -282,10 +290,10 @@ class LoadgenResult:
     """The file it lies in."""
 
     @property
-    def unofficial(self) -> list[str]:
+    def unofficial_reasons(self) -> list[str]:
         """Why the figures are no MLPerf result, whatever LoadGen's verdict on the run."""
         reasons = ["network and images are not MLPerf's reference ones, and nobody reviewed it"]
-        if self.performance is not None and self.min_duration_s < OFFICIAL_SECONDS:
+        if self.performance is not None and self.min_duration_s < MLPERF_MIN_DURATION_S:
             reasons.append(
                 f"a performance run lasts 10 minutes or more (--min-duration 10m), this one {self.min_duration_s:g} s"
             )
@@ -306,6 +314,6 @@ class LoadgenResult:
             "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
             "performance": None if self.performance is None else self.performance.to_json(),
             "official": False,
-            "unofficial": self.unofficial,
+            "unofficial": self.unofficial_reasons,
             "notes": list(self.notes),
         }

@@ -10,19 +10,19 @@ from pathlib import Path
 
 from edgetl.core.errors import BenchError
 
-SUMMARY, DETAIL, ACCURACY, TRACE = (
+SUMMARY_FILE, DETAIL_FILE, ACCURACY_FILE, TRACE_FILE = (
     "mlperf_log_summary.txt",
     "mlperf_log_detail.txt",
     "mlperf_log_accuracy.json",
     "mlperf_log_trace.json",
 )
-_PARAMETERS = "Test Parameters Used"
-_EARLY = "Early Stopping Result"
-_LINE = re.compile(r"\s*(\S.*?)\s*:\s*(\S.*?)\s*")
+_PARAMETERS_HEADING = "Test Parameters Used"
+_EARLY_STOPPING_HEADING = "Early Stopping Result"
+_FIGURE_LINE = re.compile(r"\s*(\S.*?)\s*:\s*(\S.*?)\s*")
 
 
 @dataclass(frozen=True)
-class Summary:
+class LoadgenSummary:
     """mlperf_log_summary.txt; names and words are LoadGen's own."""
 
     result: str | None
@@ -36,7 +36,7 @@ class Summary:
     messages: tuple[str, ...]
     """How many warnings and errors there were."""
 
-    def number(self, name: str) -> float:
+    def get_figure(self, name: str) -> float:
         """The figure of that name.
 
         Raises:
@@ -50,7 +50,7 @@ class Summary:
         return value
 
 
-def parse_summary(text: str) -> Summary:
+def parse_summary(text: str) -> LoadgenSummary:
     """What the summary says; a text of other lines gives an empty one."""
     figures: dict[str, float | str] = {}
     parameters: dict[str, float | str] = {}
@@ -69,12 +69,14 @@ def parse_summary(text: str) -> Summary:
             messages.append(line.strip())
         elif speaking or line.lstrip().startswith("*"):
             remarks.append(line.strip())
-        elif line.strip() == f"{_EARLY}:":
+        elif line.strip() == f"{_EARLY_STOPPING_HEADING}:":
             speaking = True
-        elif found := _LINE.fullmatch(line):
-            (parameters if section == _PARAMETERS else figures)[found[1]] = _value(found[2])
+        elif found := _FIGURE_LINE.fullmatch(line):
+            (parameters if section == _PARAMETERS_HEADING else figures)[found[1]] = _parse_value(
+                found[2]
+            )
     result = figures.pop("Result is", None)
-    return Summary(
+    return LoadgenSummary(
         None if result is None else str(result),
         figures,
         parameters,
@@ -83,24 +85,24 @@ def parse_summary(text: str) -> Summary:
     )
 
 
-def read_summary(folder: Path) -> Summary:
+def read_summary(folder: Path) -> LoadgenSummary:
     """The summary that LoadGen wrote into a folder.
 
     Raises:
         BenchError: there is none.
     """
-    return parse_summary(_read(folder / SUMMARY))
+    return parse_summary(_read_log(folder / SUMMARY_FILE))
 
 
-def read_answers(folder: Path) -> dict[int, int]:
+def read_predictions(folder: Path) -> dict[int, int]:
     """Sample to class, of an accuracy run whose system answered with int64; a sample that filled up a query counts once.
 
     Raises:
         BenchError: there is no such file, or it is cut short.
     """
-    path = folder / ACCURACY
+    path = folder / ACCURACY_FILE
     try:
-        entries = json.loads(_read(path))
+        entries = json.loads(_read_log(path))
         answers: dict[int, int] = {}
         for entry in entries:
             answers.setdefault(
@@ -108,11 +110,13 @@ def read_answers(folder: Path) -> dict[int, int]:
                 int.from_bytes(bytes.fromhex(entry["data"]), "little", signed=True),
             )
     except (ValueError, KeyError, TypeError) as cause:
-        raise BenchError(f"LoadGen's {ACCURACY} is broken: {cause!r}. Run it again.") from cause
+        raise BenchError(
+            f"LoadGen's {ACCURACY_FILE} is broken: {cause!r}. Run it again."
+        ) from cause
     return answers
 
 
-def _read(path: Path) -> str:
+def _read_log(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as cause:
@@ -121,7 +125,7 @@ def _read(path: Path) -> str:
         ) from cause
 
 
-def _value(text: str) -> float | str:
+def _parse_value(text: str) -> float | str:
     for kind in (int, float):
         try:
             return kind(text)

@@ -12,11 +12,11 @@ from edgetl.core.errors import ConfigError
 from edgetl.core.files import read_json
 from edgetl.core.typed_json import FieldError, parse_as
 
-_MOST_THREADS = 4096
+_MAX_THREADS = 4096
 
 
 @dataclass(frozen=True)
-class FrozenBlocks:
+class FrozenBlockRuntimes:
     """Names of the runtimes that compute the frozen blocks, such as `pytorch-bf16` or `onnxruntime-fp32`."""
 
     fast: str
@@ -26,7 +26,7 @@ class FrozenBlocks:
 
 
 @dataclass(frozen=True)
-class Choices:
+class AutoChoices:
     """Every decision that depends on a clock, on free memory or on the machine, and that changes the trained weights.
 
     What is None or absent has not been decided yet.
@@ -40,7 +40,7 @@ class Choices:
     """Bytes for activations."""
     batch: Mapping[str, Any] | None = None
     """How `--batch-size auto` was decided; see `edgetl.train.engine.batch_size.BatchFit`."""
-    frozen_blocks: Mapping[str, FrozenBlocks] = field(default_factory=dict)
+    frozen_blocks: Mapping[str, FrozenBlockRuntimes] = field(default_factory=dict)
     """By the name of the cut that they lead to."""
     cached: bool | None = None
     """Whether epochs read cached activations; otherwise every epoch computes them from the images."""
@@ -69,18 +69,18 @@ class RecordedRun:
     path: Path
     config: FinetuneConfig
     """As the user gave it."""
-    choices: Choices
+    choices: AutoChoices
 
 
-def parse_choices(content: Mapping[str, Any]) -> Choices:
+def parse_choices(content: Mapping[str, Any]) -> AutoChoices:
     """Read the section `choices` of a run's config.json; empty where the run ended before it decided anything.
 
     Raises:
         FieldError: the section is not what edgetl writes.
     """
-    choices = parse_as(Choices, content.get("choices") or {}, "choices")
+    choices = parse_as(AutoChoices, content.get("choices") or {}, "choices")
     numbers = {
-        "threads": (choices.threads, 1, _MOST_THREADS),
+        "threads": (choices.threads, 1, _MAX_THREADS),
         "cache_budget": (choices.cache_budget, 0, 2**62),
         "views": (choices.views, 0, MAX_VIEWS),
         **{
@@ -120,16 +120,17 @@ def read_recorded_run(path: Path) -> RecordedRun:
     return RecordedRun(path, config, choices)
 
 
-def differing_decisive_fields(recorded: FinetuneConfig, config: FinetuneConfig) -> list[str]:
+def find_changed_choice_inputs(recorded: FinetuneConfig, config: FinetuneConfig) -> list[str]:
     """Return the fields that choices depend on and in which `config` differs from the recorded run."""
     return [
         item.name
         for item in fields(FinetuneConfig)
-        if item.name in _DECISIVE and getattr(recorded, item.name) != getattr(config, item.name)
+        if item.name in _CHOICE_INPUTS
+        and getattr(recorded, item.name) != getattr(config, item.name)
     ]
 
 
-_DECISIVE = frozenset({
+_CHOICE_INPUTS = frozenset({
     "model", "image_size", "epochs", "unfreeze", "finetune_epochs", "batch_size", "batch_norm", "budget_s", "head_width", "augment",
     "augment_file", "views", "device", "input_device", "precision", "cache_budget", "compile", "deterministic",
 })  # fmt: skip

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from edgetl.core.artifacts.bench_rows import Row, round_ratios
+from edgetl.core.artifacts.bench_rows import BenchRow, round_ratios
 from edgetl.core.statistics import paired_speedup
 
 
 @dataclass(frozen=True)
-class Choice:
+class RecommendedConfig:
     """One configuration."""
 
     row: str
@@ -29,9 +29,9 @@ class Choice:
 class Recommendation:
     """The fastest that passed the gate."""
 
-    latency: Choice
+    latency: RecommendedConfig
     """Lowest p50 of one image (of the smallest batch measured)."""
-    throughput: Choice
+    throughput: RecommendedConfig
     """Most images a second, whatever the batch."""
 
     def to_json(self) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class Recommendation:
         return asdict(self)
 
 
-def recommend(rows: Sequence[Row]) -> Recommendation | None:
+def recommend(rows: Sequence[BenchRow]) -> Recommendation | None:
     """Choose among the ONNX Runtime rows of the first scope whose gate was not closed; None where none was timed.
 
     Where the data do not tell two apart, the one with fewer threads is taken, then the smaller file: it leaves more to others.
@@ -47,21 +47,21 @@ def recommend(rows: Sequence[Row]) -> Recommendation | None:
     able = [
         row
         for row in rows
-        if row.rounds and row.runtime != "pytorch" and not row.failed and row.rate is None
+        if row.rounds and row.runtime != "pytorch" and not row.has_failed_gate and row.rate is None
     ]
     able = [row for row in able if row.scope == able[0].scope]
     if not able:
         return None
     smallest = min(row.batch for row in able)
     single = [row for row in able if row.batch == smallest]
-    return Recommendation(_choice(single), _choice(able))
+    return Recommendation(_choose_config(single), _choose_config(able))
 
 
-def _choice(rows: Sequence[Row]) -> Choice:
-    best = min(rows, key=_ns_an_image)
-    alike = [row for row in rows if row is best or _no_slower(row, best)]
-    chosen = min(alike, key=lambda row: (row.threads, row.file_bytes, _ns_an_image(row)))
-    return Choice(
+def _choose_config(rows: Sequence[BenchRow]) -> RecommendedConfig:
+    best = min(rows, key=_compute_ns_per_image)
+    alike = [row for row in rows if row is best or _is_not_slower(row, best)]
+    chosen = min(alike, key=lambda row: (row.threads, row.file_bytes, _compute_ns_per_image(row)))
+    return RecommendedConfig(
         chosen.id,
         chosen.percentile_ms(50) or 0.0,
         chosen.images_per_second or 0.0,
@@ -82,10 +82,10 @@ def _choice(rows: Sequence[Row]) -> Choice:
     )
 
 
-def _ns_an_image(row: Row) -> float:
-    return median(row.medians_ns) / row.batch
+def _compute_ns_per_image(row: BenchRow) -> float:
+    return median(row.round_medians_ns) / row.batch
 
 
-def _no_slower(row: Row, best: Row) -> bool:
+def _is_not_slower(row: BenchRow, best: BenchRow) -> bool:
     ratios = [ratio * row.batch / best.batch for ratio in round_ratios(best, row)]
     return len(ratios) > 1 and paired_speedup(ratios).high >= 1

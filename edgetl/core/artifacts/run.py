@@ -16,13 +16,13 @@ from edgetl.core.paths import RunDirectory
 from edgetl.core.statistics import ClassScore
 from edgetl.core.typed_json import parse_as
 
-_BROKEN = (KeyError, ValueError)
-_LONGEST_REASON = 200
+_PARSE_ERRORS = (KeyError, ValueError)
+_MAX_REASON_LENGTH = 200
 """Characters: a broken cell may hold the whole file."""
 
 
 @dataclass(frozen=True)
-class Epoch:
+class HistoryEpoch:
     """A line of history.jsonl."""
 
     phase: int
@@ -38,7 +38,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Answer:
+class PredictionRecord:
     """A line of predictions.csv: one validation image."""
 
     path: str
@@ -49,12 +49,12 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Validation:
+class ValidationMetrics:
     """How well the kept weights do on the validation images."""
 
     images: int
     accuracy: float
-    interval: tuple[float, float]
+    accuracy_interval: tuple[float, float]
     top5_accuracy: float | None
     calibration_error: float | None
     macro_f1: float
@@ -62,21 +62,21 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class RunMetrics:
     """metrics.json: there once a run has finished."""
 
     train_images: int
     train_accuracy: float
-    validation: Validation | None
+    validation: ValidationMetrics | None
     seconds: Mapping[str, float]
     """`total`, and what it went to."""
-    parameters: int
-    trained: int
+    total_parameters: int
+    trainable_parameters: int
     """Parameters that the last phase trained."""
     device: str
     precision: str
     best_epoch: int
-    ended: str | None
+    stop_reason: str | None
     peak_memory_bytes: int | None
     peak_gpu_memory_bytes: int | None
     content: Mapping[str, Any]
@@ -89,7 +89,7 @@ class Metrics:
 
 
 @dataclass(frozen=True)
-class TrainedRun:
+class RunRecord:
     """What a run directory tells; what it does not hold is None or empty."""
 
     directory: RunDirectory
@@ -101,10 +101,10 @@ class TrainedRun:
     """Counts, fingerprint, warnings."""
     weights: Mapping[str, Any]
     """Source and SHA-256 of the pretrained weights."""
-    metrics: Metrics | None
-    history: tuple[Epoch, ...]
-    answers: tuple[Answer, ...] | None
-    rejected: tuple[tuple[str, str], ...]
+    metrics: RunMetrics | None
+    history: tuple[HistoryEpoch, ...]
+    predictions: tuple[PredictionRecord, ...] | None
+    rejected_files: tuple[tuple[str, str], ...]
     """Path and reason."""
 
     @property
@@ -113,7 +113,7 @@ class TrainedRun:
         return str(self.config["model"])
 
     @property
-    def kept(self) -> Epoch | None:
+    def best_epoch(self) -> HistoryEpoch | None:
         """The epoch whose weights are kept: the best so far where the run has not finished."""
         if self.metrics is not None:
             return next(
@@ -127,17 +127,17 @@ class TrainedRun:
         )
 
     @property
-    def mistakes(self) -> list[Answer]:
+    def mistakes(self) -> list[PredictionRecord]:
         """The wrong answers, the surest first."""
-        wrong = (answer for answer in self.answers or () if answer.predicted != answer.label)
+        wrong = (answer for answer in self.predictions or () if answer.predicted != answer.label)
         return sorted(wrong, key=lambda answer: -answer.probability)
 
     @property
     def confusion(self) -> list[list[int]] | None:
         """Counts [true][predicted] of the validation images; None without predictions.csv."""
-        if not self.answers:
+        if not self.predictions:
             return None
-        counts = Counter((answer.label, answer.predicted) for answer in self.answers)
+        counts = Counter((answer.label, answer.predicted) for answer in self.predictions)
         return [[counts[true, predicted] for predicted in self.classes] for true in self.classes]
 
     def to_json(self) -> dict[str, Any]:
@@ -148,14 +148,14 @@ class TrainedRun:
             "config": self.config,
             "classes": self.classes,
             "data": self.data,
-            "kept_epoch": None if self.kept is None else self.kept.epoch,
+            "kept_epoch": None if self.best_epoch is None else self.best_epoch.epoch,
             "epochs": [asdict(epoch) for epoch in self.history],
             "metrics": None if self.metrics is None else self.metrics.content,
             "gap": None if self.metrics is None else self.metrics.gap,
         }
 
 
-def read_run(path: Path) -> TrainedRun:
+def read_run_record(path: Path) -> RunRecord:
     """The run directory at `path`, as far as it has come.
 
     Raises:
@@ -164,7 +164,7 @@ def read_run(path: Path) -> TrainedRun:
     run = RunDirectory(path)
     configuration = read_run_configuration(run)
     content = configuration.content
-    return TrainedRun(
+    return RunRecord(
         directory=run,
         config=content["config"],
         classes=list(configuration.classes),
@@ -172,21 +172,21 @@ def read_run(path: Path) -> TrainedRun:
         versions=configuration.versions,
         data={**content["data"], **asdict(configuration.data)},
         weights=content["weights"],
-        metrics=_metrics(run, configuration.classes),
-        history=_history(run),
-        answers=_answers(run),
-        rejected=_rejected(run.rejected),
+        metrics=_read_metrics(run, configuration.classes),
+        history=_read_history(run),
+        predictions=_read_predictions(run),
+        rejected_files=_read_rejected_files(run.rejected_files),
     )
 
 
 @dataclass(frozen=True)
-class _TrainFigures:
+class _TrainMetrics:
     images: int
     accuracy: float
 
 
 @dataclass(frozen=True)
-class _ValFigures:
+class _ValMetrics:
     images: int
     accuracy: float
     accuracy_ci95: tuple[float, float]
@@ -197,17 +197,17 @@ class _ValFigures:
 
 
 @dataclass(frozen=True)
-class _Parameters:
+class _ParameterCounts:
     total: int
     trainable: int
 
 
 @dataclass(frozen=True)
 class _MetricsFile:
-    train: _TrainFigures
-    val: _ValFigures | None
+    train: _TrainMetrics
+    val: _ValMetrics | None
     seconds: dict[str, float]
-    parameters: _Parameters
+    parameters: _ParameterCounts
     device: str
     precision: str
     best_epoch: int
@@ -216,7 +216,7 @@ class _MetricsFile:
     peak_gpu_memory_bytes: int | None = None
 
 
-def _metrics(run: RunDirectory, classes: Sequence[str]) -> Metrics | None:
+def _read_metrics(run: RunDirectory, classes: Sequence[str]) -> RunMetrics | None:
     if not run.metrics.exists():
         return None
     content = read_json(run.metrics, RunError, "The run's metrics")
@@ -227,29 +227,29 @@ def _metrics(run: RunDirectory, classes: Sequence[str]) -> Metrics | None:
         if file.val is not None and file.val.per_class.keys() != set(classes):
             raise ValueError("metrics.val.per_class has other classes than config.json")
     except ValueError as cause:
-        raise _broken(run.metrics, cause) from cause
-    return Metrics(
+        raise _broken_file_error(run.metrics, cause) from cause
+    return RunMetrics(
         train_images=file.train.images,
         train_accuracy=file.train.accuracy,
-        validation=None if file.val is None else _validation(file.val),
+        validation=None if file.val is None else _to_validation_metrics(file.val),
         seconds=file.seconds,
-        parameters=file.parameters.total,
-        trained=file.parameters.trainable,
+        total_parameters=file.parameters.total,
+        trainable_parameters=file.parameters.trainable,
         device=file.device,
         precision=file.precision,
         best_epoch=file.best_epoch,
-        ended=file.ended,
+        stop_reason=file.ended,
         peak_memory_bytes=file.peak_memory_bytes,
         peak_gpu_memory_bytes=file.peak_gpu_memory_bytes,
         content=content,
     )
 
 
-def _validation(val: _ValFigures) -> Validation:
-    return Validation(
+def _to_validation_metrics(val: _ValMetrics) -> ValidationMetrics:
+    return ValidationMetrics(
         images=val.images,
         accuracy=val.accuracy,
-        interval=val.accuracy_ci95,
+        accuracy_interval=val.accuracy_ci95,
         top5_accuracy=val.top5_accuracy,
         calibration_error=val.calibration_error,
         macro_f1=val.macro_f1,
@@ -257,7 +257,7 @@ def _validation(val: _ValFigures) -> Validation:
     )
 
 
-def _history(run: RunDirectory) -> tuple[Epoch, ...]:
+def _read_history(run: RunDirectory) -> tuple[HistoryEpoch, ...]:
     try:
         text = (
             read_regular_file(run.history, MAX_JSON_BYTES).decode() if run.history.exists() else ""
@@ -265,53 +265,53 @@ def _history(run: RunDirectory) -> tuple[Epoch, ...]:
         # A run that is being trained may be in the middle of its last line.
         whole = [line for line in text.splitlines() if line.strip().endswith("}")]
         return tuple(
-            parse_as(Epoch, parse_json(line), f"line {number}", extra="ignore")
+            parse_as(HistoryEpoch, parse_json(line), f"line {number}", extra="ignore")
             for number, line in enumerate(whole, 1)
         )
     except (OSError, ValueError) as cause:
-        raise _broken(run.history, cause) from cause
+        raise _broken_file_error(run.history, cause) from cause
 
 
-def _answers(run: RunDirectory) -> tuple[Answer, ...] | None:
+def _read_predictions(run: RunDirectory) -> tuple[PredictionRecord, ...] | None:
     if not run.predictions.exists():
         return None
     try:
         return tuple(
-            Answer(
+            PredictionRecord(
                 row["path"],
                 row["label"],
                 row["predicted"],
-                _finite(row["probability"]),
-                _finite(row["label_probability"]),
+                _parse_finite(row["probability"]),
+                _parse_finite(row["label_probability"]),
             )
             for row in read_csv(run.predictions)
         )
-    except (OSError, *_BROKEN) as cause:
-        raise _broken(run.predictions, cause) from cause
+    except (OSError, *_PARSE_ERRORS) as cause:
+        raise _broken_file_error(run.predictions, cause) from cause
 
 
-def _rejected(path: Path) -> tuple[tuple[str, str], ...]:
+def _read_rejected_files(path: Path) -> tuple[tuple[str, str], ...]:
     try:
         return (
             tuple((row["path"], row["reason"]) for row in read_csv(path)) if path.exists() else ()
         )
-    except (OSError, *_BROKEN) as cause:
-        raise _broken(path, cause) from cause
+    except (OSError, *_PARSE_ERRORS) as cause:
+        raise _broken_file_error(path, cause) from cause
 
 
-def _finite(value: Any) -> float:
+def _parse_finite(value: Any) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"{value} is no figure")
     return number
 
 
-def _broken(path: Path, cause: BaseException) -> RunError:
+def _broken_file_error(path: Path, cause: BaseException) -> RunError:
     return RunError(
-        f"{path} is broken: {_reason(cause)}. Restore the file, or train again with `edgetl finetune`."
+        f"{path} is broken: {_short_reason(cause)}. Restore the file, or train again with `edgetl finetune`."
     )
 
 
-def _reason(cause: BaseException) -> str:
+def _short_reason(cause: BaseException) -> str:
     reason = f"it has no column {cause}" if isinstance(cause, KeyError) else str(cause)
-    return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."
+    return reason if len(reason) <= _MAX_REASON_LENGTH else f"{reason[:_MAX_REASON_LENGTH]}..."

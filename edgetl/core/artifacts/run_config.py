@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from edgetl.core.artifacts.measured_choices import Choices, parse_choices
+from edgetl.core.artifacts.measured_choices import AutoChoices, parse_choices
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, RunError
 from edgetl.core.files import read_json
@@ -19,7 +19,7 @@ MAX_CLASSES = 2**16
 
 
 @dataclass(frozen=True)
-class DataFacts:
+class DatasetInfo:
     """The images of a run."""
 
     fingerprint: str
@@ -33,7 +33,7 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
-class WeightsFacts:
+class WeightsInfo:
     """The weights that training began from."""
 
     source: str
@@ -43,7 +43,7 @@ class WeightsFacts:
 
 
 @dataclass(frozen=True)
-class BatchFacts:
+class BatchSizeInfo:
     """A batch size as `--batch-size auto` decided it."""
 
     batch_size: int
@@ -63,12 +63,12 @@ class RunConfiguration:
     """In the order of the logits."""
     preprocessing: Preprocessing
     versions: dict[str, str | None]
-    data: DataFacts
-    weights: WeightsFacts
-    asked: FinetuneConfig | None
+    data: DatasetInfo
+    weights: WeightsInfo
+    requested_config: FinetuneConfig | None
     """As the user gave it; None in a run of an edgetl that could not resume."""
-    batch: BatchFacts | None
-    choices: Choices
+    batch: BatchSizeInfo | None
+    choices: AutoChoices
     """Decisions by timing or by free memory; empty where the run ended before it decided anything."""
     content: Mapping[str, Any] = field(repr=False)
     """As it stands in the file."""
@@ -83,16 +83,18 @@ def read_run_configuration(run: RunDirectory) -> RunConfiguration:
     content = read_json(run.config, RunError, "The run's configuration")
     try:
         configuration = RunConfiguration(
-            config=_finetune_config(content, "config"),
+            config=_parse_finetune_config(content, "config"),
             classes=parse_as(tuple[str, ...], content["classes"], "classes"),
             preprocessing=Preprocessing.from_json(
                 parse_as(dict[str, Any], content["preprocessing"], "preprocessing")
             ),
             versions=parse_as(dict[str, str | None], content["versions"], "versions"),
-            data=parse_as(DataFacts, content["data"], "data", extra="ignore"),
-            weights=parse_as(WeightsFacts, content["weights"], "weights", extra="ignore"),
-            asked=_finetune_config(content, "asked") if "asked" in content else None,
-            batch=parse_as(BatchFacts | None, content.get("batch"), "batch"),  # type: ignore[arg-type]
+            data=parse_as(DatasetInfo, content["data"], "data", extra="ignore"),
+            weights=parse_as(WeightsInfo, content["weights"], "weights", extra="ignore"),
+            requested_config=_parse_finetune_config(content, "asked")
+            if "asked" in content
+            else None,
+            batch=parse_as(BatchSizeInfo | None, content.get("batch"), "batch"),  # type: ignore[arg-type]
             choices=parse_choices(content),
             content=content,
         )
@@ -109,7 +111,7 @@ def read_run_configuration(run: RunDirectory) -> RunConfiguration:
     return configuration
 
 
-def _finetune_config(content: Mapping[str, Any], name: str) -> FinetuneConfig:
+def _parse_finetune_config(content: Mapping[str, Any], name: str) -> FinetuneConfig:
     # A field of another edgetl is left out: what it did is in the weights.
     return parse_as(FinetuneConfig, content[name], name, extra="ignore")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from edgetl.core.errors import BenchError
 
 
-def check_output(output: Path | None, folder: Path) -> None:
+def check_output_path(output: Path | None, folder: Path) -> None:
     """Minutes of measuring must not end at a folder that cannot be written.
 
     Args:
@@ -37,7 +37,7 @@ def check_output(output: Path | None, folder: Path) -> None:
         )
 
 
-def keep(
+def store_result(
     write: Callable[[Path], None], output: Path | None, folder: Path, created: datetime
 ) -> tuple[Path | None, tuple[str, ...]]:
     """Write under the name asked for, or under the first free one in `folder`; where that fails, in the temporary folder.
@@ -52,11 +52,11 @@ def keep(
         The path, and in words where it lies if not where it was asked for; the path is None where there is space nowhere.
     """
     host = re.sub(r"[^\w.-]+", "-", platform.node()).strip("-.") or "device"
-    path = output or _free(folder, f"{created:%Y%m%dT%H%M%SZ}-{host}")
+    path = output or _find_free_path(folder, f"{created:%Y%m%dT%H%M%SZ}-{host}")
     try:
         write(path)
     except BenchError as error:
-        spare = _free(Path(tempfile.gettempdir()), f"edgetl-{path.stem}")
+        spare = _find_free_path(Path(tempfile.gettempdir()), f"edgetl-{path.stem}")
         try:
             write(spare)
         except BenchError:
@@ -67,7 +67,7 @@ def keep(
     return path, ()
 
 
-def _free(folder: Path, stem: str) -> Path:
+def _find_free_path(folder: Path, stem: str) -> Path:
     path, number = folder / f"{stem}.json", 1
     while path.exists():
         number += 1

@@ -13,12 +13,12 @@ from typing import Any, Literal
 from edgetl.core.statistics import percentile
 from edgetl.core.typed_json import FieldError, parse_as
 
-DRIFT = 0.02
+DRIFT_THRESHOLD = 0.02
 """Change of p50 from the run's first quarter to its last that is worth a word."""
 
 
 @dataclass(frozen=True)
-class Window:
+class LatencyWindow:
     """About a second of the run."""
 
     start_s: float
@@ -48,22 +48,22 @@ class Drift:
     @property
     def verdict(self) -> Literal["steady", "slower over time", "faster over time"]:
         """Steady unless the interval excludes 1 and the change is worth a word."""
-        if self.low <= 1 <= self.high or abs(self.ratio - 1) < DRIFT:
+        if self.low <= 1 <= self.high or abs(self.ratio - 1) < DRIFT_THRESHOLD:
             return "steady"
         return "slower over time" if self.ratio > 1 else "faster over time"
 
 
 @dataclass(frozen=True)
-class Sustained:
+class SustainedResult:
     """One configuration measured for minutes."""
 
     row: str
     """Id of the row whose configuration it is."""
     asked_s: float
-    windows: tuple[Window, ...]
+    windows: tuple[LatencyWindow, ...]
 
     @cached_property
-    def settled(self) -> int | None:
+    def settled_index(self) -> int | None:
         """The window from which on the run was steady; None where it never was.
 
         MSER (White, 1997): as many windows are left out at the start as make the standard error of the rest's mean smallest;
@@ -72,15 +72,15 @@ class Sustained:
         values = [window.median_ns for window in self.windows]
         if len(values) < 4:
             return 0
-        best = _least_error(values)
+        best = _find_mser_cut(values)
         return None if best == len(values) // 2 else best
 
-    def steady_ms(self, percent: int) -> float | None:
+    def steady_percentile_ms(self, percent: int) -> float | None:
         """A percentile of the steady part, or of everything where there is none; None where too few runs support it."""
         value = percentile(
             [
                 latency
-                for window in self.windows[self.settled or 0 :]
+                for window in self.windows[self.settled_index or 0 :]
                 for latency in window.latencies_ns
             ],
             percent,
@@ -103,14 +103,14 @@ class Sustained:
         )
         generator = random.Random(0)
         ratios = sorted(
-            median(_blocks(last, generator)) / median(_blocks(first, generator))
+            median(_resample_blocks(last, generator)) / median(_resample_blocks(first, generator))
             for _ in range(2000)
         )
         ratio = median(last) / median(first)
         return Drift(ratio, min(ratio, ratios[49]), max(ratio, ratios[1949]))
 
     @property
-    def reasons(self) -> list[str]:
+    def processor_events(self) -> list[str]:
         """What happened to the processor meanwhile, in words; empty where nothing was seen."""
         found = []
         throttles = [window.throttles for window in self.windows if window.throttles is not None]
@@ -135,7 +135,7 @@ class Sustained:
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the result."""
-        settled, drift = self.settled, self.drift
+        settled, drift = self.settled_index, self.drift
         return {
             "row": self.row,
             "asked_s": self.asked_s,
@@ -143,17 +143,19 @@ class Sustained:
             if settled is None or not self.windows
             else self.windows[settled].start_s,
             **{
-                f"steady_p{percent}_ms": self.steady_ms(percent) if self.windows else None
+                f"steady_p{percent}_ms": self.steady_percentile_ms(percent)
+                if self.windows
+                else None
                 for percent in (50, 90, 99)
             },
             "drift": None if drift is None else {**asdict(drift), "verdict": drift.verdict},
-            "reasons": self.reasons,
+            "reasons": self.processor_events,
             "memory_growth_bytes": self.memory_growth_bytes,
             "windows": [asdict(window) for window in self.windows],
         }
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Sustained:
+    def from_json(cls, content: Mapping[str, Any]) -> SustainedResult:
         """Read what `to_json` gave; its statistics are ignored.
 
         Raises:
@@ -167,7 +169,7 @@ class Sustained:
         return sustained
 
 
-def _least_error(values: Sequence[float]) -> int:
+def _find_mser_cut(values: Sequence[float]) -> int:
     """The cut, at most in the middle, whose rest has the smallest squared standard error; sums run from the end: hours take no longer."""
     middle, best, least = len(values) // 2, 0, math.inf
     shift = values[-1]
@@ -181,7 +183,7 @@ def _least_error(values: Sequence[float]) -> int:
     return best
 
 
-def _blocks(values: Sequence[float], generator: random.Random) -> list[float]:
+def _resample_blocks(values: Sequence[float], generator: random.Random) -> list[float]:
     length = max(1, round(len(values) ** (1 / 3)))
     drawn: list[float] = []
     while len(drawn) < len(values):

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from edgetl.core.config.options import one_of, raise_all
+from edgetl.core.config.options import check_choice, raise_config_errors
 
-Scope = Literal["model", "image", "file"]
-TorchMode = Literal["eager", "bf16", "fp16", "compile", "cuda-graph", "fp16-cuda-graph"]
+BenchScope = Literal["model", "image", "file"]
+TorchModeName = Literal["eager", "bf16", "fp16", "compile", "cuda-graph", "fp16-cuda-graph"]
 SessionMode = Literal["default", "cuda-graph", "no-tf32"]
 MAX_BATCH = 4096
 
@@ -27,7 +27,7 @@ class Limits:
     """Least speed-up over eager PyTorch of the recommended configuration."""
 
     def __post_init__(self) -> None:
-        raise_all(
+        raise_config_errors(
             [
                 None
                 if self.max_regression is None or self.max_regression >= 0
@@ -46,7 +46,7 @@ class BenchConfig:
 
     target: Path
     """A run directory, a bundle, or one ONNX file."""
-    scopes: tuple[Scope, ...] = ("model", "file")
+    scopes: tuple[BenchScope, ...] = ("model", "file")
     """What is timed: tensors to logits, a decoded image to its label, or an encoded file to its label."""
     batches: tuple[int, ...] = (1,)
     """Images a call, in scope `model`; the other scopes take one."""
@@ -58,7 +58,7 @@ class BenchConfig:
     """Variants of the bundle to measure; none takes all."""
     session_modes: tuple[SessionMode, ...] = ("default",)
     """Ways to run ONNX Runtime's sessions, by provider options (`edgetl.device.runtime.session_modes`)."""
-    torch_modes: tuple[TorchMode, ...] = ("eager",)
+    torch_modes: tuple[TorchModeName, ...] = ("eager",)
     """The PyTorch baselines (`edgetl.core.config.torch_modes`); none leaves PyTorch out."""
     rates: tuple[float, ...] = ()
     """Arrivals a second: each is measured beside the single stream, in which a call follows on the one before."""
@@ -84,15 +84,15 @@ class BenchConfig:
     """Measure with more threads than there are cores."""
 
     def __post_init__(self) -> None:
-        raise_all(
+        raise_config_errors(
             [
-                *(one_of("--scope", scope, Scope) for scope in self.scopes),
-                *(one_of("--session", mode, SessionMode) for mode in self.session_modes),
+                *(check_choice("--scope", scope, BenchScope) for scope in self.scopes),
+                *(check_choice("--session", mode, SessionMode) for mode in self.session_modes),
                 None
                 if self.session_modes
                 else "--session names at least one of default, cuda-graph, no-tf32.",
                 None if self.scopes else "--scope names at least one of model, image, file.",
-                *(one_of("--pytorch", mode, TorchMode) for mode in self.torch_modes),
+                *(check_choice("--pytorch", mode, TorchModeName) for mode in self.torch_modes),
                 *(
                     None if count >= 1 else f"--threads is at least 1, not {count}."
                     for count in self.threads

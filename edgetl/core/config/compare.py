@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.core.config.finetune import FinetuneConfig
-from edgetl.core.config.options import raise_all
+from edgetl.core.config.options import raise_config_errors
 from edgetl.core.errors import ConfigError
 
 STRATEGIES = ("scratch", "head", "finetune", "full", "freeze-sweep")
 """What can be asked for."""
 EQUAL_TIME = "scratch-equal-time"
 """From nothing, in the time that a pretrained strategy took."""
-MEANINGS = {
+STRATEGY_DESCRIPTIONS = {
     "scratch": "random weights, everything trained",
     EQUAL_TIME: "random weights, everything trained, planned for the time that the pretrained network took; one epoch is the least",
     "head": "pretrained, backbone frozen, only the new head trained",
@@ -27,10 +27,10 @@ MEANINGS = {
     "full": "pretrained, the head, then everything",
 }
 """What each strategy is, in the order of tables."""
-SWEEP = ("head", "freeze-75", "freeze-50", "freeze-25", "full")
+FREEZE_SWEEP = ("head", "freeze-75", "freeze-50", "freeze-25", "full")
 """Fine-tuning with all, 3/4, 1/2, 1/4 and none of the blocks frozen."""
-_REFERENCES = ("finetune", "full", "head")
-_HEAD_SHARE = 10 / 16
+_REFERENCE_STRATEGIES = ("finetune", "full", "head")
+_HEAD_PHASE_SHARE = 10 / 16
 """Of the epochs of a strategy with two phases, the first phase's: as in the default recipe."""
 
 
@@ -60,7 +60,7 @@ class CompareConfig:
     def __post_init__(self) -> None:
         unknown = [name for name in self.strategies if name not in STRATEGIES]
         budget, latency = self.budget_s, self.latency_budget_ms
-        raise_all(
+        raise_config_errors(
             [
                 None
                 if self.models
@@ -96,15 +96,19 @@ class CompareConfig:
         wanted = {
             one
             for name in self.strategies
-            for one in (SWEEP if name == "freeze-sweep" else (name,))
+            for one in (FREEZE_SWEEP if name == "freeze-sweep" else (name,))
         }
-        if "scratch" in wanted and wanted.intersection(_REFERENCES) and self.budget_s is None:
+        if (
+            "scratch" in wanted
+            and wanted.intersection(_REFERENCE_STRATEGIES)
+            and self.budget_s is None
+        ):
             wanted.add(EQUAL_TIME)
-        return tuple(name for name in MEANINGS if name in wanted)
+        return tuple(name for name in STRATEGY_DESCRIPTIONS if name in wanted)
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkSpec:
     """An architecture at an image size."""
 
     architecture: str
@@ -123,11 +127,11 @@ class Network:
 class PlannedRun:
     """One run of the experiment."""
 
-    network: Network
+    network: NetworkSpec
     strategy: str
     seed: int
     config: FinetuneConfig
-    timed_by: str | None = None
+    budget_run: str | None = None
     """The run whose total time is this one's budget."""
 
     @property
@@ -142,7 +146,7 @@ class PlannedRun:
 
 
 def plan_runs(
-    config: CompareConfig, recipe: FinetuneConfig, networks: Sequence[Network], folder: Path
+    config: CompareConfig, recipe: FinetuneConfig, networks: Sequence[NetworkSpec], folder: Path
 ) -> list[PlannedRun]:
     """Every run in the order in which they are run: a whole experiment of the first seed first, and what is quick before what is slow.
 
@@ -165,13 +169,13 @@ def plan_runs(
         run
         for seed in range(config.seeds)
         for network in networks
-        for run in _of_network(config, recipe, network, seed)
+        for run in _plan_network_runs(config, recipe, network, seed)
     ]
     return [replace(run, config=replace(run.config, output=folder / run.name)) for run in runs]
 
 
-def _of_network(
-    config: CompareConfig, recipe: FinetuneConfig, network: Network, seed: int
+def _plan_network_runs(
+    config: CompareConfig, recipe: FinetuneConfig, network: NetworkSpec, seed: int
 ) -> Iterator[PlannedRun]:
     strategies = config.expanded_strategies
     base = replace(
@@ -185,7 +189,7 @@ def _of_network(
         patience=None,
         force=True,
     )
-    head_epochs = min(config.epochs - 1, max(1, round(_HEAD_SHARE * config.epochs)))
+    head_epochs = min(config.epochs - 1, max(1, round(_HEAD_PHASE_SHARE * config.epochs)))
     one_phase: dict[str, Any] = {"epochs": config.epochs, "finetune_epochs": 0}
     two_phases: dict[str, Any] = {
         "epochs": head_epochs,
@@ -193,9 +197,12 @@ def _of_network(
     }
     unfreeze = {
         "full": "all",
-        **{f"freeze-{share}": str(_unfrozen(share, network.blocks)) for share in (25, 50, 75)},
+        **{
+            f"freeze-{share}": str(_count_unfrozen_blocks(share, network.blocks))
+            for share in (25, 50, 75)
+        },
     }
-    reference = next((name for name in _REFERENCES if name in strategies), None)
+    reference = next((name for name in _REFERENCE_STRATEGIES if name in strategies), None)
     last = (EQUAL_TIME, "scratch")
     for strategy in [
         *(name for name in strategies if name not in last),
@@ -211,5 +218,5 @@ def _of_network(
         yield PlannedRun(network, strategy, seed, own, timed_by)
 
 
-def _unfrozen(share: int, blocks: int) -> int:
+def _count_unfrozen_blocks(share: int, blocks: int) -> int:
     return blocks - round(blocks * share / 100)

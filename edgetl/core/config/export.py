@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgetl.core.config.options import one_of, raise_all
+from edgetl.core.config.options import check_choice, raise_config_errors
 from edgetl.core.registry import QUANTIZERS
 
 InputKind = Literal["image", "tensor"]
 GoldenKind = Literal["validation", "generated"]
-Goal = Literal["latency", "size"]
-Search = Literal["thorough", "quick"]
-FIXED_SIDES = (16, 8192)
+OptimizationGoal = Literal["latency", "size"]
+SearchMode = Literal["thorough", "quick"]
+FIXED_SIZE_RANGE = (16, 8192)
 """Smallest and largest side of a fixed size, pixels."""
 
 
@@ -44,9 +44,9 @@ class ExportConfig:
     """Points of top-1 that a variant may lose against PyTorch."""
     max_latency_ms: float | None = None
     """Largest p50 of the recommended variant on this machine, one image, network only."""
-    optimise: Goal = "latency"
+    optimise: OptimizationGoal = "latency"
     """What the recommended variant is best at, of those within the two limits."""
-    search: Search = "thorough"
+    search: SearchMode = "thorough"
     """For int8: `thorough` tries every way to quantize and repairs what loses too much; `quick` tries what is chosen most often."""
     ort_format: bool = False
     """Write each variant in ONNX Runtime's own format as well, for minimal builds."""
@@ -56,22 +56,22 @@ class ExportConfig:
     def __post_init__(self) -> None:
         known = ("fp32", *QUANTIZERS)
         unknown = [name for name in self.variants if name not in known]
-        raise_all(
+        raise_config_errors(
             [
                 f"--variants knows {', '.join(known)}, not {', '.join(map(repr, unknown))}."
                 if unknown
                 else None,
-                one_of("--optimise", self.optimise, Goal),
-                one_of("--search", self.search, Search),
+                check_choice("--optimise", self.optimise, OptimizationGoal),
+                check_choice("--search", self.search, SearchMode),
                 None
                 if 0 <= self.max_accuracy_drop <= 100
                 else f"--max-accuracy-drop is 0 to 100 points, not {self.max_accuracy_drop:g}.",
                 None
                 if self.max_latency_ms is None or self.max_latency_ms > 0
                 else "--max-latency is above 0.",
-                one_of("--input", self.input, InputKind),
-                one_of("--golden", self.golden, GoldenKind),
-                *self._fixed_size_problems(),
+                check_choice("--input", self.input, InputKind),
+                check_choice("--golden", self.golden, GoldenKind),
+                *self._check_fixed_size(),
                 "--web feeds the page's photos to the file as they are: leave out --input tensor."
                 if self.web and self.input == "tensor"
                 else None,
@@ -84,10 +84,10 @@ class ExportConfig:
             ]
         )
 
-    def _fixed_size_problems(self) -> list[str | None]:
+    def _check_fixed_size(self) -> list[str | None]:
         if self.fixed_size is None:
             return []
-        low, high = FIXED_SIDES
+        low, high = FIXED_SIZE_RANGE
         fits = all(low <= side <= high for side in self.fixed_size)
         shown = "x".join(map(str, self.fixed_size))
         return [
@@ -100,6 +100,6 @@ class ExportConfig:
         ]
 
 
-def fixed_size_name(size: tuple[int, int]) -> str:
+def name_fixed_size_variant(size: tuple[int, int]) -> str:
     """Return the name of the variant for images of (height, width)."""
     return f"fixed-{size[0]}x{size[1]}"

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgetl.core.config.options import json_ready, one_of, raise_all
+from edgetl.core.config.options import check_choice, config_to_json, raise_config_errors
 from edgetl.core.errors import ConfigError
 from edgetl.core.preprocessing import MAX_RESIZE
 from edgetl.core.typed_json import parse_as
 
-Augment = Literal["none", "light", "medium", "strong"]
+AugmentationStrength = Literal["none", "light", "medium", "strong"]
 BatchNorm = Literal["auto", "eval", "train"]
 ClassWeights = Literal["none", "balanced"]
 Sampling = Literal["shuffled", "balanced"]
@@ -97,7 +97,7 @@ class FinetuneConfig:
     """Width of the new head's hidden layer; 0 is a single linear layer."""
     dropout: float = 0.2
     """Dropout before the new head."""
-    augment: Augment = "light"
+    augment: AugmentationStrength = "light"
     """Strength of the augmentation of training images."""
     augment_file: Path | None = None
     """A pipeline saved by albumentations (`A.save`), instead of `augment`."""
@@ -135,9 +135,15 @@ class FinetuneConfig:
     """Replace an existing run directory."""
 
     def __post_init__(self) -> None:
-        raise_all([*self._training_problems(), *self._recipe_problems(), *self._machine_problems()])
+        raise_config_errors(
+            [
+                *self._check_training_options(),
+                *self._check_recipe_options(),
+                *self._check_machine_options(),
+            ]
+        )
 
-    def _training_problems(self) -> list[str | None]:
+    def _check_training_options(self) -> list[str | None]:
         rates = [rate for rate in (self.lr, self.finetune_lr) if rate is not None]
         blocks = self.unfreeze in ("auto", "head", "all") or re.fullmatch(
             r"[0-9]+|[1-9][0-9]?%|100%", self.unfreeze
@@ -146,8 +152,8 @@ class FinetuneConfig:
             None
             if self.image_size is None or 32 <= self.image_size <= MAX_IMAGE_SIZE
             else f"--image-size is 32 to {MAX_IMAGE_SIZE} pixels, not {self.image_size}.",
-            _within("--epochs", self.epochs, MAX_EPOCHS),
-            _within("--finetune-epochs", self.finetune_epochs, MAX_EPOCHS),
+            _check_range("--epochs", self.epochs, MAX_EPOCHS),
+            _check_range("--finetune-epochs", self.finetune_epochs, MAX_EPOCHS),
             "--epochs and --finetune-epochs are both 0: nothing would be trained."
             if self.epochs == self.finetune_epochs == 0
             else None,
@@ -162,20 +168,20 @@ class FinetuneConfig:
             if 0 <= (self.split_seed or 0) < 2**63
             else f"--split-seed lies in [0, 2^63), not {self.split_seed}.",
             None
-            if self.batch_size in (None, "auto") or self._batch_size_is_positive
-            else _BATCH_SIZE.format(self.batch_size),
+            if self.batch_size in (None, "auto") or self._has_positive_batch_size
+            else _BATCH_SIZE_ERROR.format(self.batch_size),
             None
             if 0 <= self.val_split < 1
             else f"--val-split lies in [0, 1), not {self.val_split}.",
-            _within("--head-width", self.head_width, MAX_HEAD_WIDTH),
-            one_of("--augment", self.augment, Augment),
-            one_of("--batch-norm", self.batch_norm, BatchNorm),
-            one_of("--schedule", self.schedule, Schedule),
-            one_of("--class-weights", self.class_weights, ClassWeights),
-            one_of("--sampling", self.sampling, Sampling),
+            _check_range("--head-width", self.head_width, MAX_HEAD_WIDTH),
+            check_choice("--augment", self.augment, AugmentationStrength),
+            check_choice("--batch-norm", self.batch_norm, BatchNorm),
+            check_choice("--schedule", self.schedule, Schedule),
+            check_choice("--class-weights", self.class_weights, ClassWeights),
+            check_choice("--sampling", self.sampling, Sampling),
         ]
 
-    def _recipe_problems(self) -> list[str | None]:
+    def _check_recipe_options(self) -> list[str | None]:
         below_one = {
             "warmup": "--warmup",
             "label_smoothing": "--label-smoothing",
@@ -206,10 +212,10 @@ class FinetuneConfig:
             else f"--target-accuracy lies in (0, 1], not {self.target_accuracy}.",
             None
             if self.class_weights == "none" or self.sampling == "shuffled"
-            else _BALANCED_TWICE,
+            else _BALANCED_TWICE_ERROR,
         ]
 
-    def _machine_problems(self) -> list[str | None]:
+    def _check_machine_options(self) -> list[str | None]:
         return [
             None
             if self.budget_s is None or 0 < self.budget_s < math.inf
@@ -217,20 +223,24 @@ class FinetuneConfig:
             None
             if self.views is None or 2 <= self.views <= MAX_VIEWS
             else f"--views is 2 (the first is the image itself) to {MAX_VIEWS}, not {self.views}.",
-            _within("--workers", self.workers, MAX_WORKERS),
+            _check_range("--workers", self.workers, MAX_WORKERS),
             None
             if self.cache_budget is None or self.cache_budget >= 0
             else f"--cache-budget is not negative, not {self.cache_budget}.",
-            one_of("--device", self.device, Device),
-            one_of("--input-device", self.input_device, InputDevice),
-            one_of("--precision", self.precision, Precision),
-            None if self.input_device != "cuda" or self.device != "cpu" else _INPUT_WITHOUT_GPU,
-            None if self.input_device != "cuda" or self.augment_file is None else _FILE_ON_GPU,
-            None if self.budget_s is None or not self.deterministic else _TIMED_AND_DETERMINISTIC,
+            check_choice("--device", self.device, Device),
+            check_choice("--input-device", self.input_device, InputDevice),
+            check_choice("--precision", self.precision, Precision),
+            None if self.input_device != "cuda" or self.device != "cpu" else _INPUT_DEVICE_ERROR,
+            None
+            if self.input_device != "cuda" or self.augment_file is None
+            else _AUGMENT_FILE_ON_GPU_ERROR,
+            None
+            if self.budget_s is None or not self.deterministic
+            else _BUDGET_WITH_DETERMINISTIC_ERROR,
         ]
 
     @property
-    def _batch_size_is_positive(self) -> bool:
+    def _has_positive_batch_size(self) -> bool:
         return isinstance(self.batch_size, int) and self.batch_size >= 1
 
     @property
@@ -239,13 +249,13 @@ class FinetuneConfig:
         return self.seed if self.split_seed is None else self.split_seed
 
     @property
-    def augments(self) -> bool:
+    def uses_augmentation(self) -> bool:
         """Whether training images differ from what evaluation sees."""
         return self.augment != "none" or self.augment_file is not None
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in config.json."""
-        return json_ready(self)
+        return config_to_json(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> FinetuneConfig:
@@ -258,7 +268,7 @@ class FinetuneConfig:
         return parse_as(cls, content, "config")
 
 
-def _within(option: str, value: int | None, most: int) -> str | None:
+def _check_range(option: str, value: int | None, most: int) -> str | None:
     if value is None or 0 <= value <= most:
         return None
     return (
@@ -281,14 +291,14 @@ def parse_batch_size(text: str) -> int | Literal["auto"]:
     return int(text)
 
 
-_BATCH_SIZE = "--batch-size is at least 1, or auto, not {}."
-_INPUT_WITHOUT_GPU = "--input-device cuda needs --device cuda or auto, got --device cpu."
-_FILE_ON_GPU = (
+_BATCH_SIZE_ERROR = "--batch-size is at least 1, or auto, not {}."
+_INPUT_DEVICE_ERROR = "--input-device cuda needs --device cuda or auto, got --device cpu."
+_AUGMENT_FILE_ON_GPU_ERROR = (
     "--input-device cuda cannot run a pipeline file: its transforms are known on the CPU only. "
     "Take --input-device cpu, or --augment light, medium or strong."
 )
-_TIMED_AND_DETERMINISTIC = (
+_BUDGET_WITH_DETERMINISTIC_ERROR = (
     "--budget sets epochs from measured times, and --deterministic measures nothing. "
     "Leave one out, or give --epochs and --finetune-epochs."
 )
-_BALANCED_TWICE = "--class-weights balanced and --sampling balanced both make up for rare classes. Take one of the two."
+_BALANCED_TWICE_ERROR = "--class-weights balanced and --sampling balanced both make up for rare classes. Take one of the two."

@@ -14,21 +14,23 @@ from edgetl.core.errors import ConfigError
 Number = TypeVar("Number", int, float)
 
 
-def words(texts: Iterable[str]) -> tuple[str, ...]:
+def split_list(texts: Iterable[str]) -> tuple[str, ...]:
     """Every word of texts that are separated by commas, without repetitions."""
     return tuple(
         dict.fromkeys(word.strip() for text in texts for word in text.split(",") if word.strip())
     )
 
 
-def numbers(option: str, texts: Sequence[str], kind: Callable[[str], Number]) -> tuple[Number, ...]:
+def parse_numbers(
+    option: str, texts: Sequence[str], kind: Callable[[str], Number]
+) -> tuple[Number, ...]:
     """The numbers of texts that are separated by commas, without repetitions.
 
     Raises:
         ConfigError: one is no such number, or a text holds none.
     """
     try:
-        found = tuple(dict.fromkeys(kind(word) for word in words(texts)))
+        found = tuple(dict.fromkeys(kind(word) for word in split_list(texts)))
     except ValueError:
         found = ()
     if texts and not found:
@@ -39,7 +41,7 @@ def numbers(option: str, texts: Sequence[str], kind: Callable[[str], Number]) ->
 
 
 _NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,15})?"
-_BYTES = {
+_BYTES_PER_UNIT = {
     "b": 1,
     "kb": 10**3,
     "mb": 10**6,
@@ -52,20 +54,20 @@ _BYTES = {
 }
 
 
-def raise_all(problems: Iterable[str | None]) -> None:
+def raise_config_errors(problems: Iterable[str | None]) -> None:
     """Raise ConfigError with every problem that is not None, a line each."""
     found = [problem for problem in problems if problem]
     if found:
         raise ConfigError("\n".join(found))
 
 
-def one_of(option: str, value: str, literal: Any) -> str | None:
+def check_choice(option: str, value: str, literal: Any) -> str | None:
     """The problem with `value` where it is none of the literal type's."""
     known = get_args(literal)
     return None if value in known else f"{option} takes {', '.join(known)}, not {value!r}."
 
 
-def json_ready(config: Any) -> dict[str, Any]:
+def config_to_json(config: Any) -> dict[str, Any]:
     """A configuration's fields, paths as text."""
     return {
         key: str(value) if isinstance(value, Path) else value
@@ -111,10 +113,10 @@ def parse_size(text: str) -> int:
         ConfigError: anything else.
     """
     found = re.fullmatch(rf"({_NUMBER})\s*([a-z]*)", text.strip().lower())
-    if not found or (found[2] or "b") not in _BYTES:
+    if not found or (found[2] or "b") not in _BYTES_PER_UNIT:
         raise ConfigError(f"{text!r} is no size. Write it as 500MB, 2GB or 1.5GiB.")
     # In floats 2.01 * 10**6 is less than 2010000.
-    return int(Fraction(found[1]) * _BYTES[found[2] or "b"])
+    return int(Fraction(found[1]) * _BYTES_PER_UNIT[found[2] or "b"])
 
 
 def parse_share(text: str) -> float:

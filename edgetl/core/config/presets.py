@@ -9,13 +9,13 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from edgetl.core.config.finetune import Augment, FinetuneConfig
+from edgetl.core.config.finetune import AugmentationStrength, FinetuneConfig
 from edgetl.core.config.options import parse_duration, parse_size
 from edgetl.core.errors import ConfigError
 from edgetl.core.files import read_regular_file
 from edgetl.core.typed_json import MAX_INTEGER
 
-RECIPE = (
+RECIPE_FIELDS = (
     "epochs", "lr", "unfreeze", "finetune_epochs", "finetune_lr", "batch_size", "batch_norm", "schedule", "warmup", "lr_decay",
     "weight_decay", "clip_gradient", "label_smoothing", "mixup", "cutmix", "ema", "class_weights", "sampling", "head_width", "dropout",
     "augment", "views",
@@ -24,20 +24,20 @@ RECIPE = (
 _AUTO = "auto"
 _USUAL = "usual"
 _MAX_CONFIG_BYTES = 2**20
-_SHOWN = 60
-_NOT_IN_FILES = ("data", "output", "force")
+_MAX_VALUE_CHARACTERS = 60
+_FIELDS_NOT_IN_FILES = ("data", "output", "force")
 _DEFAULTS = {
     field.name: field.default for field in fields(FinetuneConfig) if field.default is not MISSING
 }
 
 
-def presets() -> dict[str, dict[str, Any]]:
+def get_presets() -> dict[str, dict[str, Any]]:
     """Name to the value of every field in RECIPE."""
-    default = {name: _DEFAULTS[name] for name in RECIPE}
+    default = {name: _DEFAULTS[name] for name in RECIPE_FIELDS}
     return {"default": default, "classic": {**default, **_CLASSIC}}
 
 
-PRESET_NOTES = {
+PRESET_DESCRIPTIONS = {
     "default": "The recipe that did best on sets near to ImageNet and far from it.",
     "classic": "The classic experiment: 5 epochs of the head at 1e-3, 5 of the last blocks at 1e-5, Adam at constant rates.",
 }
@@ -51,7 +51,7 @@ _CLASSIC: dict[str, Any] = {
 }  # fmt: skip
 
 
-def resolve(
+def resolve_config(
     data: Path, preset: str | None, file: Path | None, given: dict[str, Any]
 ) -> FinetuneConfig:
     """A configuration from a preset, a TOML file above it, and options above both.
@@ -66,12 +66,12 @@ def resolve(
     values = read_config_file(file) if file else {}
     from_file = values.pop("preset", "default")
     name = from_file if preset is None else preset
-    if name not in presets():
-        raise ConfigError(_unknown(name))
+    if name not in get_presets():
+        raise ConfigError(_format_unknown_preset(name))
     if "augment" in given:
         # FinetuneConfig takes a pipeline before a strength: the file's would outdo the option.
         values.pop("augment_file", None)
-    return FinetuneConfig(data, preset=name, **{**presets()[name], **values, **given})
+    return FinetuneConfig(data, preset=name, **{**get_presets()[name], **values, **given})
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -97,20 +97,20 @@ def read_config_file(path: Path) -> dict[str, Any]:
     kinds = {
         name: kind
         for name, kind in get_type_hints(FinetuneConfig).items()
-        if name not in _NOT_IN_FILES
+        if name not in _FIELDS_NOT_IN_FILES
     }
     values: dict[str, Any] = {}
     problems = []
     for key, value in content.items():
         name = {"budget": "budget_s"}.get(key, key.replace("-", "_"))
         if name not in kinds:
-            problems.append(f"{path}: unknown key {_shown(key)}.")
+            problems.append(f"{path}: unknown key {_abbreviate(key)}.")
             continue
         try:
             name, value = (
                 parse_augment(value)
                 if name == "augment" and isinstance(value, str)
-                else (name, _value(name, value, kinds[name]))
+                else (name, _parse_value(name, value, kinds[name]))
             )
         except ConfigError as cause:
             problems.append(f"{path}: {key}: {cause}")
@@ -133,7 +133,7 @@ def parse_augment(text: str) -> tuple[str, str | Path]:
     Raises:
         ConfigError: neither.
     """
-    if text in get_args(Augment):
+    if text in get_args(AugmentationStrength):
         return "augment", text
     with suppress(
         OSError, ValueError
@@ -141,35 +141,35 @@ def parse_augment(text: str) -> tuple[str, str | Path]:
         if Path(text).is_file():
             return "augment_file", Path(text)
     raise ConfigError(
-        f"{_shown(text)} is neither one of {', '.join(get_args(Augment))} nor a file (a pipeline saved by albumentations)."
+        f"{_abbreviate(text)} is neither one of {', '.join(get_args(AugmentationStrength))} nor a file (a pipeline saved by albumentations)."
     )
 
 
-def preset_toml(name: str) -> str:
+def format_preset_toml(name: str) -> str:
     """A preset as a file for --config; `auto` stands for what edgetl chooses by the data, and `usual` for such a batch size.
 
     Raises:
         ConfigError: it is unknown.
     """
-    if name not in presets():
-        raise ConfigError(_unknown(name))
+    if name not in get_presets():
+        raise ConfigError(_format_unknown_preset(name))
     # A number, a text or a truth value is written in TOML as in JSON.
-    lines = [f"# {PRESET_NOTES[name]}", f'preset = "{name}"']
+    lines = [f"# {PRESET_DESCRIPTIONS[name]}", f'preset = "{name}"']
     unset = {"batch_size": _USUAL}
     lines += [
         f"{key} = {json.dumps(unset.get(key, _AUTO) if value is None else value)}"
-        for key, value in presets()[name].items()
+        for key, value in get_presets()[name].items()
     ]
     return "\n".join(lines) + "\n"
 
 
-def _unknown(preset: str) -> str:
-    return f"Unknown preset {_shown(preset)}. Known: {', '.join(presets())}; `edgetl presets` shows them."
+def _format_unknown_preset(preset: str) -> str:
+    return f"Unknown preset {_abbreviate(preset)}. Known: {', '.join(get_presets())}; `edgetl presets` shows them."
 
 
-def _value(name: str, value: Any, kind: Any) -> Any:
-    if name == "preset" and isinstance(value, str) and value not in presets():
-        raise ConfigError(_unknown(value))
+def _parse_value(name: str, value: Any, kind: Any) -> Any:
+    if name == "preset" and isinstance(value, str) and value not in get_presets():
+        raise ConfigError(_format_unknown_preset(value))
     if name == "budget_s" and isinstance(value, str):
         return parse_duration(value)
     if name == "cache_budget" and isinstance(value, str):
@@ -191,24 +191,24 @@ def _value(name: str, value: Any, kind: Any) -> Any:
         except OverflowError as cause:
             raise ConfigError("takes a finite number.") from cause
     wanted, called = next(
-        (one, called) for one, called in _KINDS.items() if one in kinds or one is str
+        (one, called) for one, called in _TYPE_NAMES.items() if one in kinds or one is str
     )
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise ConfigError(f"takes {called}, not {_shown(value)}.")
+        raise ConfigError(f"takes {called}, not {_abbreviate(value)}.")
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise ConfigError("takes a whole number of at most 64 bits.")
     return value
 
 
-def _shown(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     try:
         shown = repr(value)
     except (RecursionError, ValueError):  # nested tables, or more digits than Python writes
         shown = type(value).__name__
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+    return shown if len(shown) <= _MAX_VALUE_CHARACTERS else f"{shown[:_MAX_VALUE_CHARACTERS]}..."
 
 
-_KINDS: dict[type, str] = {
+_TYPE_NAMES: dict[type, str] = {
     bool: "true or false",
     float: "a number",
     int: "a whole number",

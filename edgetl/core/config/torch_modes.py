@@ -20,18 +20,18 @@ class TorchMode:
     """Name of its rows' variant."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of weights and activations, by torch's name."""
-    compiled: bool = False
+    uses_compile: bool = False
     """Whether torch.compile makes it."""
-    captured: bool = False
+    uses_cuda_graph: bool = False
     """Whether a CUDA graph is captured once and replayed."""
     gpu_only: bool = False
 
-    def compile_arguments(self, device: str) -> dict[str, str] | None:
+    def get_compile_arguments(self, device: str) -> dict[str, str] | None:
         """Return the arguments of torch.compile on `cpu` or `cuda`; None where it isn't compiled.
 
         On a GPU, `reduce-overhead` replays CUDA graphs; on a CPU it would change nothing.
         """
-        if not self.compiled:
+        if not self.uses_compile:
             return None
         return {"mode": "reduce-overhead"} if device == "cuda" else {}
 
@@ -49,8 +49,8 @@ TORCH_MODES: Mapping[str, TorchMode] = {
     "eager": TorchMode("fp32"),
     "bf16": TorchMode("bf16", "bfloat16"),
     "fp16": TorchMode("fp16", "float16", gpu_only=True),
-    "compile": TorchMode("compile", compiled=True),
-    "cuda-graph": TorchMode("cuda-graph", captured=True, gpu_only=True),
-    "fp16-cuda-graph": TorchMode("fp16-cuda-graph", "float16", captured=True, gpu_only=True),
+    "compile": TorchMode("compile", uses_compile=True),
+    "cuda-graph": TorchMode("cuda-graph", uses_cuda_graph=True, gpu_only=True),
+    "fp16-cuda-graph": TorchMode("fp16-cuda-graph", "float16", uses_cuda_graph=True, gpu_only=True),
 }
 """By the names that `--pytorch` takes."""

@@ -10,17 +10,25 @@ import cv2
 import numpy as np
 
 from edgetl.demo.images.surface import Surface
-from edgetl.demo.images.textures import FRAME, Plane, blur, clouds, grid, plane, step
+from edgetl.demo.images.textures import (
+    FRAME_SIZE,
+    Plane,
+    as_plane,
+    blur,
+    pixel_grid,
+    smooth_noise,
+    smoothstep,
+)
 
-STAINS = ((0.50, 0.24, 0.09), (0.12, 0.09, 0.06), (0.52, 0.38, 0.14), (0.14, 0.20, 0.34))
+STAIN_COLORS = ((0.50, 0.24, 0.09), (0.12, 0.09, 0.06), (0.52, 0.38, 0.14), (0.14, 0.20, 0.34))
 """Rust, oil, varnish, marking ink."""
-Defect = Callable[[Surface, np.random.Generator, float], Surface]
+DefectFunction = Callable[[Surface, np.random.Generator, float], Surface]
 
 
-def scratched(surface: Surface, generator: np.random.Generator, strength: float) -> Surface:
+def add_scratches(surface: Surface, generator: np.random.Generator, strength: float) -> Surface:
     """A few strokes through the surface, bent a little, deeper here than there; where they are cut the metal is bare."""
-    groove = np.zeros((FRAME, FRAME), np.float32)
-    centre = _place(surface, generator, 6)
+    groove = np.zeros((FRAME_SIZE, FRAME_SIZE), np.float32)
+    centre = _sample_point(surface, generator, 6)
     angle, length = generator.uniform(0, 2 * math.pi), generator.uniform(80, 170)
     width = generator.uniform(0.65, 1.2)
     for _ in range(int(generator.choice([2, 4, 6, 8]))):
@@ -39,81 +47,94 @@ def scratched(surface: Surface, generator: np.random.Generator, strength: float)
             0.15,
             1,
         )
-        stroke = np.zeros((FRAME, FRAME), np.uint8)
+        stroke = np.zeros((FRAME_SIZE, FRAME_SIZE), np.uint8)
         for begin, end, force in zip(points[:-1], points[1:], pressure, strict=True):
             cv2.line(stroke, begin.tolist(), end.tolist(), float(force * 255), 1, cv2.LINE_AA, 4)
-        groove = np.maximum(groove, plane(stroke) / np.float32(255))
+        groove = np.maximum(groove, as_plane(stroke) / np.float32(255))
     groove = blur(groove, width) * np.float32(1.6)
     bare = np.clip(groove * np.float32(0.5 * strength), 0, 0.8) * np.float32(
         generator.choice([1.0, 1.0, 1.0, -0.9])
     )
-    tone = np.clip(surface.tone * (1 + bare[..., None]), 0, 1)
-    return replace(surface, height=surface.height - groove * np.float32(0.9 * strength), tone=tone)
+    tone = np.clip(surface.reflectance * (1 + bare[..., None]), 0, 1)
+    return replace(
+        surface, height=surface.height - groove * np.float32(0.9 * strength), reflectance=tone
+    )
 
 
-def dented(surface: Surface, generator: np.random.Generator, strength: float) -> Surface:
+def add_dents(surface: Surface, generator: np.random.Generator, strength: float) -> Surface:
     """One to three blows' hollows, longer than wide, each with a rim thrown up around it."""
-    height, ragged = surface.height, 1 + np.float32(0.12) * clouds(generator, FRAME, 12)
+    height, ragged = surface.height, 1 + np.float32(0.12) * smooth_noise(generator, FRAME_SIZE, 12)
     for _ in range(int(generator.integers(1, 4))):
         radius = generator.uniform(11, 24)
-        place = _place(surface, generator, 0.75 * radius)
-        distance = plane(
-            _from(place, generator.uniform(0, math.pi), generator.uniform(1, 1.7)) * ragged / radius
+        place = _sample_point(surface, generator, 0.75 * radius)
+        distance = as_plane(
+            _elliptical_distance(place, generator.uniform(0, math.pi), generator.uniform(1, 1.7))
+            * ragged
+            / radius
         )
         hollow = np.exp(-(distance**2) * np.float32(2)) - np.float32(0.25) * np.exp(
             -((distance - np.float32(1.25)) ** 2) * np.float32(9)
         )
-        height = height - plane(hollow) * np.float32(strength * 0.28 * radius)
+        height = height - as_plane(hollow) * np.float32(strength * 0.28 * radius)
     return replace(surface, height=height)
 
 
-def stained(surface: Surface, generator: np.random.Generator, strength: float) -> Surface:
+def add_stain(surface: Surface, generator: np.random.Generator, strength: float) -> Surface:
     """A liquid's ragged patch, sometimes with drops beside it, darker where it dried last; it takes the shine away."""
-    colour = np.array(STAINS[generator.integers(len(STAINS))], np.float32) * np.float32(
+    colour = np.array(STAIN_COLORS[generator.integers(len(STAIN_COLORS))], np.float32) * np.float32(
         generator.uniform(0.7, 1.3)
     )
-    centre, patch = _place(surface, generator, 8), np.zeros((FRAME, FRAME), np.float32)
-    ragged = clouds(generator, FRAME, 10) * np.float32(0.22) + clouds(
-        generator, FRAME, 28
+    centre, patch = (
+        _sample_point(surface, generator, 8),
+        np.zeros((FRAME_SIZE, FRAME_SIZE), np.float32),
+    )
+    ragged = smooth_noise(generator, FRAME_SIZE, 10) * np.float32(0.22) + smooth_noise(
+        generator, FRAME_SIZE, 28
     ) * np.float32(0.1)
     soft, rim = generator.uniform(0.06, 0.3), generator.uniform(0, 0.8)
     for number in range(int(generator.choice([1, 1, 2, 4]))):
         radius = generator.uniform(26, 50) if number == 0 else generator.uniform(5, 12)
-        place = centre if number == 0 else plane(centre + generator.normal(0, 32, 2))
+        place = centre if number == 0 else as_plane(centre + generator.normal(0, 32, 2))
         distance = (
-            _from(place, generator.uniform(0, math.pi), generator.uniform(1, 2))
+            _elliptical_distance(place, generator.uniform(0, math.pi), generator.uniform(1, 2))
             / np.float32(radius)
             + ragged
         )
-        drop = step(distance, 1 + soft, 1 - soft)
+        drop = smoothstep(distance, 1 + soft, 1 - soft)
         dried = np.exp(-((distance - np.float32(0.92)) ** 2) * np.float32(60)) * np.float32(rim)
         patch = np.maximum(patch, np.minimum(drop * (np.float32(0.7) + dried), 1))
-    patch = patch * (1 + np.float32(0.15) * clouds(generator, FRAME, 16))
+    patch = patch * (1 + np.float32(0.15) * smooth_noise(generator, FRAME_SIZE, 16))
     share = np.clip(patch * np.float32(0.45 * strength), 0, 0.85)[..., None]
     tone = (
-        surface.tone * (1 - share)
-        + colour * surface.tone.mean(axis=2, keepdims=True) * np.float32(1.2) * share
+        surface.reflectance * (1 - share)
+        + colour * surface.reflectance.mean(axis=2, keepdims=True) * np.float32(1.2) * share
     )
-    return replace(surface, tone=plane(tone), gloss=surface.gloss * (1 - share[..., 0]))
+    return replace(surface, reflectance=as_plane(tone), gloss=surface.gloss * (1 - share[..., 0]))
 
 
-SURFACE_DEFECTS: dict[str, Defect] = {"dented": dented, "scratched": scratched, "stained": stained}
+SURFACE_DEFECTS: dict[str, DefectFunction] = {
+    "dented": add_dents,
+    "scratched": add_scratches,
+    "stained": add_stain,
+}
 """Class name to what does it. `missing_hole` is no matter of the surface: the part is made without."""
 
 
-def _place(surface: Surface, generator: np.random.Generator, margin: float) -> Plane:
+def _sample_point(surface: Surface, generator: np.random.Generator, margin: float) -> Plane:
     """A point of the part (column, row), at least `margin` pixels inside, or as far inside as there is."""
-    inside = surface.inside()
+    inside = surface.edge_distance()
     rows, columns = np.nonzero(inside >= min(margin, float(inside.max()) * 0.9))
     number = generator.integers(len(rows))
-    return plane([columns[number], rows[number]])
+    return as_plane([columns[number], rows[number]])
 
 
-def _from(place: Plane, angle: float, stretch: float) -> Plane:
+def _elliptical_distance(place: Plane, angle: float, stretch: float) -> Plane:
     """Pixels from `place`, counted `stretch` times slower along `angle`: an ellipse's radius."""
-    rows, columns = grid(FRAME)
+    rows, columns = pixel_grid(FRAME_SIZE)
     x, y = columns - place[0], rows - place[1]
     along = (x * np.float32(math.cos(angle)) + y * np.float32(math.sin(angle))) / np.float32(
         stretch
     )
-    return plane(np.hypot(along, y * np.float32(math.cos(angle)) - x * np.float32(math.sin(angle))))
+    return as_plane(
+        np.hypot(along, y * np.float32(math.cos(angle)) - x * np.float32(math.sin(angle)))
+    )

@@ -10,81 +10,87 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.demo.images.textures import FRAME, UNIT, Plane, blur, plane
+from edgetl.demo.images.textures import FRAME_SIZE, UNIT_PIXELS, Plane, as_plane, blur
 
 Circle = tuple[float, float, float]
 """Centre and radius, in units of `UNIT` pixels from the middle of the frame."""
-SEAT = 1.6
+SEAT_RADIUS_RATIO = 1.6
 """Radius of a screw's seat over that of its hole."""
 Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Blank:
+class PartShape:
     """What is sawn, drilled and turned."""
 
     outline: Points
-    bores: tuple[Circle, ...]
+    center_bores: tuple[Circle, ...]
     """Openings in the middle: never the ones that are missing."""
     holes: tuple[Circle, ...]
     """The pattern."""
-    corner: float = 3.0
+    corner_radius: float = 3.0
     """How round the corners are, in pixels."""
 
-    def cover(self, missing: int | None = None) -> Plane:
+    def metal_mask(self, missing: int | None = None) -> Plane:
         """Where there is metal, 0 to 1 [FRAME, FRAME]; without the hole of number `missing`."""
-        image = np.zeros((FRAME, FRAME), np.uint8)
-        cv2.fillPoly(image, [_fixed(self.outline)], 255, cv2.LINE_AA, 4)
-        soft = blur(plane(image) / np.float32(255), self.corner)
-        image = (np.clip((soft - 0.5) * (2 * self.corner) + 0.5, 0, 1) * 255).astype(np.uint8)
+        image = np.zeros((FRAME_SIZE, FRAME_SIZE), np.uint8)
+        cv2.fillPoly(image, [_to_fixed_point(self.outline)], 255, cv2.LINE_AA, 4)
+        soft = blur(as_plane(image) / np.float32(255), self.corner_radius)
+        image = (np.clip((soft - 0.5) * (2 * self.corner_radius) + 0.5, 0, 1) * 255).astype(
+            np.uint8
+        )
         for circle in (
-            *self.bores,
+            *self.center_bores,
             *(hole for number, hole in enumerate(self.holes) if number != missing),
         ):
-            _circle(image, circle, 0)
-        return plane(image) / np.float32(255)
+            _draw_circle(image, circle, 0)
+        return as_plane(image) / np.float32(255)
 
-    def seats(self) -> Plane:
+    def seat_mask(self) -> Plane:
         """Where the metal is faced for a screw's head: around every hole of the pattern, drilled or not, 0 to 1 [FRAME, FRAME]."""
-        image = np.zeros((FRAME, FRAME), np.uint8)
+        image = np.zeros((FRAME_SIZE, FRAME_SIZE), np.uint8)
         for x, y, radius in self.holes:
-            _circle(image, (x, y, SEAT * radius), 255)
-        return plane(image) / np.float32(255)
+            _draw_circle(image, (x, y, SEAT_RADIUS_RATIO * radius), 255)
+        return as_plane(image) / np.float32(255)
 
 
-def blank(generator: np.random.Generator) -> Blank:
+def sample_shape(generator: np.random.Generator) -> PartShape:
     """A part of any shape."""
     return SHAPES[generator.integers(len(SHAPES))](generator)
 
 
-def _fixed(points: Points) -> NDArray[np.int32]:
-    return np.round((np.array(points) * UNIT + (FRAME - 1) / 2) * 16).astype(np.int32)
+def _to_fixed_point(points: Points) -> NDArray[np.int32]:
+    return np.round((np.array(points) * UNIT_PIXELS + (FRAME_SIZE - 1) / 2) * 16).astype(np.int32)
 
 
-def _circle(image: NDArray[np.uint8], circle: Circle, value: int) -> None:
-    x, y = _fixed([circle[:2]])[0]
-    cv2.circle(image, (int(x), int(y)), round(circle[2] * UNIT * 16), value, -1, cv2.LINE_AA, 4)
+def _draw_circle(image: NDArray[np.uint8], circle: Circle, value: int) -> None:
+    x, y = _to_fixed_point([circle[:2]])[0]
+    cv2.circle(
+        image, (int(x), int(y)), round(circle[2] * UNIT_PIXELS * 16), value, -1, cv2.LINE_AA, 4
+    )
 
 
-def _around(count: int, radius: float, phase: float = 0.0) -> Points:
+def _points_on_circle(count: int, radius: float, phase: float = 0.0) -> Points:
     angles = [phase + 2 * math.pi * number / count for number in range(count)]
     return [(radius * math.cos(angle), radius * math.sin(angle)) for angle in angles]
 
 
-def _holes(points: Points, radius: float) -> tuple[Circle, ...]:
+def _circles_at(points: Points, radius: float) -> tuple[Circle, ...]:
     return tuple((x, y, radius) for x, y in points)
 
 
-def _flange(generator: np.random.Generator) -> Blank:
+def _flange(generator: np.random.Generator) -> PartShape:
     radius, bore = generator.uniform(0.85, 1.0), generator.uniform(0.18, 0.36)
-    holes = _holes(
-        _around(int(generator.integers(4, 8)), (radius + bore) * generator.uniform(0.5, 0.56)),
+    holes = _circles_at(
+        _points_on_circle(
+            int(generator.integers(4, 8)), (radius + bore) * generator.uniform(0.5, 0.56)
+        ),
         generator.uniform(0.095, 0.125),
     )
-    return Blank(_around(96, radius), ((0, 0, bore),), holes)
+    return PartShape(_points_on_circle(96, radius), ((0, 0, bore),), holes)
 
 
-def _gear(generator: np.random.Generator) -> Blank:
+def _gear(generator: np.random.Generator) -> PartShape:
     radius, teeth, depth = (
         generator.uniform(0.9, 1.0),
         int(generator.integers(16, 31)),
@@ -96,14 +102,14 @@ def _gear(generator: np.random.Generator) -> Blank:
         for offset, reach in ((0.0, depth), (0.2, 1.0), (0.5, 1.0), (0.7, depth))
         for angle in [2 * math.pi * (tooth + offset) / teeth]
     ]
-    holes = _holes(
-        _around(int(generator.integers(3, 7)), generator.uniform(0.5, 0.56)),
+    holes = _circles_at(
+        _points_on_circle(int(generator.integers(3, 7)), generator.uniform(0.5, 0.56)),
         generator.uniform(0.1, 0.14),
     )
-    return Blank(outline, ((0, 0, generator.uniform(0.15, 0.28)),), holes, corner=1.0)
+    return PartShape(outline, ((0, 0, generator.uniform(0.15, 0.28)),), holes, corner_radius=1.0)
 
 
-def _plate(generator: np.random.Generator) -> Blank:
+def _plate(generator: np.random.Generator) -> PartShape:
     width, height = 0.92, generator.uniform(0.55, 0.9)
     inset = generator.uniform(0.2, 0.26)
     x, y = width - inset, height - inset
@@ -112,35 +118,45 @@ def _plate(generator: np.random.Generator) -> Blank:
         holes += [(0, -y), (0, y)]
     bore = generator.uniform(0.14, 0.26) if generator.random() < 0.6 else 0.0
     outline = [(-width, -height), (width, -height), (width, height), (-width, height)]
-    return Blank(
+    return PartShape(
         outline,
         ((0, 0, bore),) if bore else (),
-        _holes(holes, generator.uniform(0.095, 0.13)),
-        corner=generator.uniform(2, 10),
+        _circles_at(holes, generator.uniform(0.095, 0.13)),
+        corner_radius=generator.uniform(2, 10),
     )
 
 
-def _polygon(generator: np.random.Generator) -> Blank:
+def _polygon(generator: np.random.Generator) -> PartShape:
     corners, bore = int(generator.choice([5, 6, 7])), generator.uniform(0.18, 0.34)
-    holes = _holes(_around(corners, generator.uniform(0.62, 0.68)), generator.uniform(0.095, 0.125))
-    return Blank(_around(corners, 0.98), ((0, 0, bore),), holes, corner=generator.uniform(2, 6))
+    holes = _circles_at(
+        _points_on_circle(corners, generator.uniform(0.62, 0.68)), generator.uniform(0.095, 0.125)
+    )
+    return PartShape(
+        _points_on_circle(corners, 0.98),
+        ((0, 0, bore),),
+        holes,
+        corner_radius=generator.uniform(2, 6),
+    )
 
 
-def _bracket(generator: np.random.Generator) -> Blank:
+def _bracket(generator: np.random.Generator) -> PartShape:
     end, width = 0.8, generator.uniform(0.52, 0.66)
     inner, middle = -end + width, -end + width / 2
     outline = [(-end, -end), (end, -end), (end, inner), (inner, inner), (inner, end), (-end, end)]
     last = end - generator.uniform(0.18, 0.22)
     first = last - generator.uniform(0.5, 0.6)
     holes = [(first, middle), (last, middle), (middle, first), (middle, last)]
-    return Blank(
-        outline, (), _holes(holes, generator.uniform(0.1, 0.14)), corner=generator.uniform(2, 7)
+    return PartShape(
+        outline,
+        (),
+        _circles_at(holes, generator.uniform(0.1, 0.14)),
+        corner_radius=generator.uniform(2, 7),
     )
 
 
-def _strap(generator: np.random.Generator) -> Blank:
+def _strap(generator: np.random.Generator) -> PartShape:
     width, count = generator.uniform(0.3, 0.42), 4
-    ends = [*_around(48, width)]
+    ends = [*_points_on_circle(48, width)]
     reach = 0.97 - width
     outline = [(x + reach, y) for x, y in ends if x >= 0 and y <= 0] + [
         (x + reach, y) for x, y in ends if x > 0 and y > 0
@@ -148,26 +164,28 @@ def _strap(generator: np.random.Generator) -> Blank:
     outline = sorted(outline, key=lambda point: math.atan2(point[1], point[0] - reach))
     outline += [(-x, -y) for x, y in outline]
     holes = [(float(x), 0.0) for x in np.linspace(-reach, reach, count)]
-    return Blank(outline, (), _holes(holes, width * generator.uniform(0.36, 0.48)), corner=1.0)
+    return PartShape(
+        outline, (), _circles_at(holes, width * generator.uniform(0.36, 0.48)), corner_radius=1.0
+    )
 
 
-def _lobes(generator: np.random.Generator) -> Blank:
+def _lobes(generator: np.random.Generator) -> PartShape:
     count, lobe = int(generator.integers(2, 5)), generator.uniform(0.2, 0.27)
     disc = generator.uniform(0.52, 0.62)
-    centres = _around(count, 0.97 - lobe)
-    ring = [(x + dx, y + dy) for x, y in centres for dx, dy in _around(32, lobe)] + _around(
-        48, disc
-    )
+    centres = _points_on_circle(count, 0.97 - lobe)
+    ring = [
+        (x + dx, y + dy) for x, y in centres for dx, dy in _points_on_circle(32, lobe)
+    ] + _points_on_circle(48, disc)
     hull = cv2.convexHull(np.array(ring, np.float32))[:, 0]
-    return Blank(
+    return PartShape(
         [(float(x), float(y)) for x, y in hull],
         ((0, 0, disc * generator.uniform(0.4, 0.62)),),
-        _holes(centres, lobe * generator.uniform(0.42, 0.56)),
+        _circles_at(centres, lobe * generator.uniform(0.42, 0.56)),
         generator.uniform(1, 4),
     )
 
 
-SHAPES: tuple[Callable[[np.random.Generator], Blank], ...] = (
+SHAPES: tuple[Callable[[np.random.Generator], PartShape], ...] = (
     _bracket,
     _flange,
     _gear,

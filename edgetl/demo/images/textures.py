@@ -10,41 +10,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 Plane = NDArray[np.float32]
-Key = tuple[int, ...]
+SeedKey = tuple[int, ...]
 
-FRAME = 200
+FRAME_SIZE = 200
 """Side in pixels of the square that parts are made in, before the camera sees them."""
-UNIT = 0.44 * FRAME
+UNIT_PIXELS = 0.44 * FRAME_SIZE
 """Pixels from a part's centre to where it ends at most: 1 in the coordinates that shapes are described in."""
 
 
 @lru_cache(maxsize=8)
-def grid(size: int) -> tuple[Plane, Plane]:
+def pixel_grid(size: int) -> tuple[Plane, Plane]:
     """Row and column of every pixel, [size, size] each; not to be written to."""
     rows = np.mgrid[0:size, 0:size][0].astype(np.float32)
     return rows, rows.T.copy()
 
 
-ROWS, COLUMNS = ((along - np.float32((FRAME - 1) / 2)) / np.float32(UNIT) for along in grid(FRAME))
+FRAME_Y, FRAME_X = (
+    (along - np.float32((FRAME_SIZE - 1) / 2)) / np.float32(UNIT_PIXELS)
+    for along in pixel_grid(FRAME_SIZE)
+)
 """Where each pixel of the frame lies, in units of `UNIT` from the part's centre: down, right."""
 
 
-def plane(values: Any) -> Plane:
+def as_plane(values: Any) -> Plane:
     """`values` as float32: OpenCV's functions are not typed."""
     return np.asarray(values, np.float32)
 
 
-def looked_up(profile: Plane, places: Plane) -> Plane:
+def sample_profile(profile: Plane, places: Plane) -> Plane:
     """`profile` at `places`, which lie inside it: interpolated to an eighth of its spacing, ten times as fast as np.interp."""
     fine = np.interp(np.arange(8 * len(profile)) / 8, np.arange(len(profile)), profile).astype(
         np.float32
     )
-    return plane(fine[(places * 8).astype(np.int32)])
+    return as_plane(fine[(places * 8).astype(np.int32)])
 
 
-def clouds(generator: np.random.Generator, size: int, cells: int) -> Plane:
+def smooth_noise(generator: np.random.Generator, size: int, cells: int) -> Plane:
     """Smooth noise [size, size] of about unit variance; `cells` is how many patches fit along a side."""
-    return plane(
+    return as_plane(
         cv2.resize(
             generator.standard_normal((cells + 2, cells + 2), np.float32),
             (size, size),
@@ -53,7 +56,7 @@ def clouds(generator: np.random.Generator, size: int, cells: int) -> Plane:
     )
 
 
-def grain(generator: np.random.Generator, size: int, sigma: float) -> Plane:
+def fine_noise(generator: np.random.Generator, size: int, sigma: float) -> Plane:
     """Fine noise [size, size] of about unit variance whose spots are `sigma` pixels wide."""
     noise = blur(generator.standard_normal((size, size), np.float32), sigma)
     return noise * np.float32(max(1.0, 2 * np.sqrt(np.pi) * sigma))
@@ -61,10 +64,10 @@ def grain(generator: np.random.Generator, size: int, sigma: float) -> Plane:
 
 def blur(image: Plane, sigma: float) -> Plane:
     """`image` [height, width] or [height, width, channels] under a Gaussian of `sigma` pixels."""
-    return plane(cv2.GaussianBlur(image, (0, 0), sigma)) if sigma > 0.15 else image
+    return as_plane(cv2.GaussianBlur(image, (0, 0), sigma)) if sigma > 0.15 else image
 
 
-def step(values: Plane, start: float, end: float) -> Plane:
+def smoothstep(values: Plane, start: float, end: float) -> Plane:
     """0 below `start`, 1 above `end`, smooth between; the other way round where `start` is the greater."""
     ramp = np.clip((values - np.float32(start)) / np.float32(end - start), 0, 1)
-    return plane(ramp * ramp * (3 - 2 * ramp))
+    return as_plane(ramp * ramp * (3 - 2 * ramp))

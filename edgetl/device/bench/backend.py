@@ -18,7 +18,7 @@ Stage = tuple[str, Callable[[Any], Any]]
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """What a backend opens, and how."""
 
     model: Path
@@ -49,7 +49,7 @@ class Backend(Protocol):
     provider: str
     """Where it really runs, by a provider's short name."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ModelSource) -> None:
         """Open the model.
 
         Raises:
@@ -62,13 +62,13 @@ class Backend(Protocol):
     def stages(self) -> list[Stage]:
         """`infer`, step by step: `inference` alone, or between `to device` and `to host` where the device has memory of its own."""
 
-    def prepare(self, image: NDArray[np.uint8]) -> NDArray[Any]:
+    def preprocess_image(self, image: NDArray[np.uint8]) -> NDArray[Any]:
         """What `infer` takes for one decoded image [height, width, 3]: the way from a photo to its answer."""
 
-    def inputs(self, count: int) -> list[Any]:
+    def make_inputs(self, count: int) -> list[Any]:
         """Given or random batches that the model takes; for models without reference images."""
 
-    def settle(self, batch: Any) -> dict[str, Any]:
+    def autotune(self, batch: Any) -> dict[str, Any]:
         """Settings that are fastest on this device; they become `Source.settings` of every later process."""
 
     def describe(self, batch: Any) -> dict[str, Any]:

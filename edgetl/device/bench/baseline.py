@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.artifacts.bench import MIN_ROUNDS, BenchResult, read_result
-from edgetl.core.artifacts.bench_rows import Row
+from edgetl.core.artifacts.bench import MIN_ROUNDS, BenchResult, read_bench_result
+from edgetl.core.artifacts.bench_rows import BenchRow
 from edgetl.core.artifacts.comparison import EarlierRow
 from edgetl.core.errors import BenchError
 
-_DEVICE = ("host", "board", "cpu", "cores", "memory_bytes")
+_DEVICE_KEYS = ("host", "board", "cpu", "cores", "memory_bytes")
 
 
 def read_baseline(path: Path, scopes: Sequence[str]) -> BenchResult:
@@ -20,7 +20,7 @@ def read_baseline(path: Path, scopes: Sequence[str]) -> BenchResult:
     Raises:
         BenchError: unreadable, or nothing in it can be compared.
     """
-    result = read_result(path)
+    result = read_bench_result(path)
     if any(row.rounds and row.scope in scopes for row in result.rows):
         return result
     measured = sorted({row.scope for row in result.rows if row.rounds})
@@ -32,7 +32,7 @@ def read_baseline(path: Path, scopes: Sequence[str]) -> BenchResult:
 
 def match_rows(
     earlier: BenchResult,
-    rows: Sequence[Row],
+    rows: Sequence[BenchRow],
     model: Mapping[str, Any],
     device: Mapping[str, Any],
     any_model: bool = False,
@@ -53,26 +53,28 @@ def match_rows(
     """
     before = [row for row in earlier.rows if len(row.rounds) >= MIN_ROUNDS]
     pairs = []
-    for after in (row for row in rows if row.runtime != "pytorch" and not row.failed):
-        fitting = [one for one in before if not _mismatch(earlier, one, after, model, any_model)]
+    for after in (row for row in rows if row.runtime != "pytorch" and not row.has_failed_gate):
+        fitting = [
+            one for one in before if not _explain_mismatch(earlier, one, after, model, any_model)
+        ]
         exact = [one for one in fitting if one.id == after.id]
         pairs += [
             (
                 one.id,
                 after.id,
-                _earlier_row(
+                _to_baseline_row(
                     earlier,
                     one,
                     device,
                     one.id == after.id,
-                    _same_model(earlier, one, after, model),
+                    _is_same_model(earlier, one, after, model),
                 ),
             )
             for one in exact or fitting
         ]
     if not pairs:
         reasons = [
-            _mismatch(earlier, one, after, model, any_model)
+            _explain_mismatch(earlier, one, after, model, any_model)
             for one in before
             for after in rows
             if one.scope == after.scope
@@ -84,29 +86,35 @@ def match_rows(
     return pairs
 
 
-def _mismatch(
-    earlier: BenchResult, before: Row, after: Row, model: Mapping[str, Any], any_model: bool
+def _explain_mismatch(
+    earlier: BenchResult,
+    before: BenchRow,
+    after: BenchRow,
+    model: Mapping[str, Any],
+    any_model: bool,
 ) -> str:
     """Why two rows are not comparable; empty: they are."""
     if before.scope != after.scope or before.rate != after.rate:
         return f"scope and rate: then {before.scope} {before.rate or ''}, now {after.scope} {after.rate or ''}"
     if (before.input, before.batch) != (after.input, after.batch):
         return f"scope {after.scope}: then {before.input} (batch {before.batch}), now {after.input} (batch {after.batch})"
-    if not any_model and not _same_model(earlier, before, after, model):
+    if not any_model and not _is_same_model(earlier, before, after, model):
         return "another model was measured then (--any-model compares all the same)"
     return ""
 
 
-def _same_model(earlier: BenchResult, before: Row, after: Row, model: Mapping[str, Any]) -> bool:
+def _is_same_model(
+    earlier: BenchResult, before: BenchRow, after: BenchRow, model: Mapping[str, Any]
+) -> bool:
     same_run = model.get("run_id") is not None and model.get("run_id") == earlier.model.get(
         "run_id"
     )
     return same_run or before.file_sha256 == after.file_sha256
 
 
-def _earlier_row(
+def _to_baseline_row(
     result: BenchResult,
-    row: Row,
+    row: BenchRow,
     device: Mapping[str, Any],
     same_configuration: bool,
     same_model: bool,
@@ -114,11 +122,11 @@ def _earlier_row(
     return EarlierRow(
         path=str(result.path),
         created=result.created,
-        cross_device=any(result.device.get(name) != device.get(name) for name in _DEVICE),
+        cross_device=any(result.device.get(name) != device.get(name) for name in _DEVICE_KEYS),
         same_model=same_model,
         same_configuration=same_configuration,
         threads=row.threads,
-        noisy=result.noise.noisy,
+        noisy=result.noise.is_noisy,
         p50_ms=row.percentile_ms(50) or 0.0,
-        round_medians_ns=tuple(row.medians_ns),
+        round_medians_ns=tuple(row.round_medians_ns),
     )

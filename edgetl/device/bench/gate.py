@@ -10,42 +10,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.artifacts.bench_rows import Row
+from edgetl.core.artifacts.bench_rows import BenchRow
 from edgetl.core.errors import BenchError, EdgetlError
-from edgetl.device.bench.inputs import Feed, Pictures
-from edgetl.device.bench.job import Job, Stream
+from edgetl.device.bench.inputs import BenchInputs, InputSpec
+from edgetl.device.bench.job import WorkerJob, Workload
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.target import NO_GOLDEN, Candidate
+from edgetl.device.bench.target import NO_GOLDEN_REASON, BenchCase
 from edgetl.device.bench.worker_process import run_job
-from edgetl.device.runtime.golden import gate_tolerance, judge_answers
-from edgetl.device.runtime.io_binding import MEMORY
+from edgetl.device.runtime.golden import check_logits, gate_tolerance
+from edgetl.device.runtime.io_binding import DEVICE_TYPES
 
 
 @dataclass(frozen=True)
-class Contender:
+class GatedCase:
     """A candidate with its gate's verdict and the job that measures it."""
 
-    candidate: Candidate
-    rows: tuple[Row, ...]
+    case: BenchCase
+    rows: tuple[BenchRow, ...]
     """One a scope, not measured yet."""
-    job: Job
-    memory_bytes: int | None = None
+    job: WorkerJob
+    peak_memory_bytes: int | None = None
     """The most that its gate's process held."""
 
     @property
     def passed(self) -> bool:
         """Whether it may be timed."""
-        return not any(row.failed for row in self.rows)
+        return not any(row.has_failed_gate for row in self.rows)
 
 
-def prove(
-    candidates: Sequence[Candidate],
-    pictures: Pictures | None,
+def run_gates(
+    candidates: Sequence[BenchCase],
+    pictures: BenchInputs | None,
     protocol: BenchProtocol,
     folder: Path,
     progress: Callable[[str], None],
     rates: Sequence[float] = (),
-) -> tuple[list[Contender], list[str]]:
+) -> tuple[list[GatedCase], list[str]]:
     """Run every candidate's gate in a process of its own.
 
     Returns:
@@ -55,19 +55,19 @@ def prove(
         ProviderError, BundleError, ...: the only candidate of ONNX Runtime cannot be opened as asked.
         BenchError: its gate's process died.
     """
-    contenders: list[Contender] = []
+    contenders: list[GatedCase] = []
     left_out: list[str] = []
-    references: dict[Feed, tuple[NDArray[np.float64], float]] = {}
+    references: dict[InputSpec, tuple[NDArray[np.float64], float]] = {}
     several = sum(candidate.runtime != "pytorch" for candidate in candidates) > 1
     for candidate in candidates:
         progress(f"gate: {candidate.name}")
-        job = Job(
+        job = WorkerJob(
             task="gate",
             runtime=candidate.runtime,
             source=candidate.source,
-            streams=_streams(candidate, rates),
-            protocol=protocol.for_gpu() if candidate.source.provider in MEMORY else protocol,
-            model_inputs=None if pictures is None else pictures.tensors[candidate.feed],
+            streams=_list_workloads(candidate, rates),
+            protocol=protocol.for_gpu() if candidate.source.provider in DEVICE_TYPES else protocol,
+            model_inputs=None if pictures is None else pictures.tensor_files[candidate.input_spec],
             files=() if pictures is None else pictures.files,
         )
         try:
@@ -77,7 +77,7 @@ def prove(
                 raise
             left_out.append(f"{candidate.name} is not measured: {error}")
             continue
-        verdict: dict[str, Any] = {"checked": False, "passed": None, "reason": NO_GOLDEN}
+        verdict: dict[str, Any] = {"checked": False, "passed": None, "reason": NO_GOLDEN_REASON}
         if pictures is not None:
             expected = pictures.logits[candidate.source.size]
             tolerance = gate_tolerance(
@@ -87,16 +87,16 @@ def prove(
                 candidate.tolerance,
                 relative=candidate.relative_tolerance,
             )
-            verdict = judge_answers(
+            verdict = check_logits(
                 np.asarray(answer["golden_logits"], np.float64), expected, tolerance
             )
             logits = np.asarray(answer["model_logits"], np.float64)
-            reference, allowed = references.get(candidate.feed, (logits[:, 0], tolerance))
-            verdict = _same_work(verdict, reference, logits, max(tolerance, allowed))
+            reference, allowed = references.get(candidate.input_spec, (logits[:, 0], tolerance))
+            verdict = _check_model_scope(verdict, reference, logits, max(tolerance, allowed))
             if verdict["passed"]:
-                references.setdefault(candidate.feed, (logits[:, 0], tolerance))
+                references.setdefault(candidate.input_spec, (logits[:, 0], tolerance))
         if any(
-            one.rows[0].id == _row(candidate, job.streams[0], "", answer, verdict).id
+            one.rows[0].id == _make_row(candidate, job.streams[0], "", answer, verdict).id
             for one in contenders
         ):
             left_out.append(
@@ -106,34 +106,36 @@ def prove(
         photos = "" if pictures is None else pictures.description
         described = {"model": answer["input"], "image": photos, "file": photos}
         rows = tuple(
-            _row(candidate, stream, described[stream.scope], answer, verdict)
+            _make_row(candidate, stream, described[stream.scope], answer, verdict)
             for stream in job.streams
         )
         source = replace(
             candidate.source, settings={**candidate.source.settings, **answer["settings"]}
         )
         contenders.append(
-            Contender(
+            GatedCase(
                 candidate,
                 rows,
                 replace(job, task="measure", source=source),
                 answer["peak_memory_bytes"],
             )
         )
-    if not any(contender.candidate.runtime != "pytorch" for contender in contenders):
+    if not any(contender.case.runtime != "pytorch" for contender in contenders):
         raise BenchError("\n".join(left_out))
     return contenders, left_out
 
 
-def _streams(candidate: Candidate, rates: Sequence[float]) -> tuple[Stream, ...]:
+def _list_workloads(candidate: BenchCase, rates: Sequence[float]) -> tuple[Workload, ...]:
     """Photos arrive one by one: only single images are paced."""
     paced = tuple(dict.fromkeys(rates)) if candidate.source.batch == 1 else ()
     return tuple(
-        Stream(scope, rate) for scope in dict.fromkeys(candidate.scopes) for rate in (None, *paced)
+        Workload(scope, rate)
+        for scope in dict.fromkeys(candidate.scopes)
+        for rate in (None, *paced)
     )
 
 
-def _same_work(
+def _check_model_scope(
     verdict: dict[str, Any],
     reference: NDArray[np.float64],
     logits: NDArray[np.float64],
@@ -173,14 +175,14 @@ def _same_work(
     return verdict
 
 
-def _row(
-    candidate: Candidate,
-    stream: Stream,
+def _make_row(
+    candidate: BenchCase,
+    stream: Workload,
     described: str,
     answer: Mapping[str, Any],
     verdict: Mapping[str, Any],
-) -> Row:
-    return Row(
+) -> BenchRow:
+    return BenchRow(
         runtime=candidate.runtime,
         variant=candidate.variant,
         scope=stream.scope,

@@ -15,18 +15,18 @@ from edgetl.core.config.export import InputKind
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.runtime.bundle import Bundle
 from edgetl.device.runtime.images import load_image
-from edgetl.device.runtime.preprocessing import normalise, resize_and_crop, resize_to
+from edgetl.device.runtime.preprocessing import normalize, resize_and_crop, resize_to
 
-Feed = tuple[InputKind, tuple[int, int] | None]
+InputSpec = tuple[InputKind, tuple[int, int] | None]
 """What a variant takes: the kind of input, and the (height, width) of the only images that it takes."""
 
 
 @dataclass(frozen=True)
-class Pictures:
+class BenchInputs:
     """A bundle's reference images as files and as tensors."""
 
     files: tuple[Path, ...]
-    tensors: dict[Feed, Path]
+    tensor_files: dict[InputSpec, Path]
     """For each kind and size of input an .npy file [n, 1, ...]."""
     logits: dict[tuple[int, int] | None, NDArray[np.float32]]
     """[n, classes]: PyTorch's answers for the files, and for those resized to a fixed size."""
@@ -35,7 +35,7 @@ class Pictures:
     """Of the encoded files: number, bytes, hash."""
 
 
-def prepare_pictures(bundle: Bundle, feeds: set[Feed], folder: Path) -> Pictures:
+def prepare_bench_inputs(bundle: Bundle, feeds: set[InputSpec], folder: Path) -> BenchInputs:
     """Decode the golden images and write the tensors of scope `model` into `folder`.
 
     For `image` they become squares of the length after resize: the resize in the graph is then the identity, and every
@@ -44,11 +44,12 @@ def prepare_pictures(bundle: Bundle, feeds: set[Feed], folder: Path) -> Pictures
     Raises:
         BundleError, DecodeError: a golden image is missing, altered or undecodable.
     """
-    golden = bundle.golden()
+    golden = bundle.load_golden()
     tensors = {}
     for kind, size in feeds:
         batches = [
-            model_input(load_image(path), bundle.preprocessing, kind, size) for path in golden.files
+            make_model_input(load_image(path), bundle.preprocessing, kind, size)
+            for path in golden.files
         ]
         name = kind if size is None else f"{kind}-{size[0]}x{size[1]}"
         tensors[kind, size] = folder / f"{name}.npy"
@@ -66,10 +67,10 @@ def prepare_pictures(bundle: Bundle, feeds: set[Feed], folder: Path) -> Pictures
     files = tuple(path.resolve() for path in golden.files)
     logits: dict[tuple[int, int] | None, NDArray[np.float32]] = {None: golden.logits}
     logits |= {variant.size: golden.logits_for(variant) for variant in bundle.variants}
-    return Pictures(files, tensors, logits, golden.tolerance, described)
+    return BenchInputs(files, tensors, logits, golden.tolerance, described)
 
 
-def model_input(
+def make_model_input(
     image: NDArray[np.uint8],
     contract: Preprocessing,
     kind: InputKind,
@@ -77,7 +78,7 @@ def model_input(
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
     """What scope `model` feeds for a decoded photo: a batch of one."""
     if kind == "tensor":
-        return normalise(resize_and_crop(image, contract)[None], contract)
+        return normalize(resize_and_crop(image, contract)[None], contract)
     if size is not None:
         return resize_to(image, size)[None]
     side = (contract.resize, contract.resize)

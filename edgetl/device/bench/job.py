@@ -11,12 +11,12 @@ from typing import Literal
 from edgetl.core import errors
 from edgetl.core.errors import BenchError, EdgetlError
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.bench.backend import Source
+from edgetl.device.bench.backend import ModelSource
 from edgetl.device.bench.protocol import BenchProtocol
 
 
 @dataclass(frozen=True)
-class Stream:
+class Workload:
     """What is fed in, and when."""
 
     scope: str
@@ -47,13 +47,13 @@ class LoadgenPlan:
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerJob:
     """One process's work: prove a model right, or measure it."""
 
     task: Literal["gate", "measure", "profile", "sustain", "loadgen"]
     runtime: str
-    source: Source
-    streams: tuple[Stream, ...]
+    source: ModelSource
+    streams: tuple[Workload, ...]
     protocol: BenchProtocol
     model_inputs: Path | None = None
     """An .npy file [n, 1, ...] of batches for scope `model`; None: random ones of the model's own shape."""
@@ -73,7 +73,7 @@ class Job:
         return json.dumps(content, default=str)
 
     @classmethod
-    def from_json(cls, text: str) -> Job:
+    def from_json(cls, text: str) -> WorkerJob:
         """The inverse of `to_json`."""
         content = json.loads(text)
         source, contract, plan = (
@@ -84,7 +84,7 @@ class Job:
         return cls(
             task=content["task"],
             runtime=content["runtime"],
-            source=Source(
+            source=ModelSource(
                 **{
                     **source,
                     "model": Path(source["model"]),
@@ -95,7 +95,7 @@ class Job:
                     else Preprocessing.from_json(contract),
                 }
             ),
-            streams=tuple(Stream(**stream) for stream in content["streams"]),
+            streams=tuple(Workload(**stream) for stream in content["streams"]),
             protocol=BenchProtocol(**content["protocol"]),
             model_inputs=None if content["model_inputs"] is None else Path(content["model_inputs"]),
             files=tuple(Path(name) for name in content["files"]),

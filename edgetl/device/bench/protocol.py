@@ -53,5 +53,5 @@ class BenchProtocol:
         )
 
 
-QUICK = BenchProtocol(block_seconds=0.4)
+QUICK_PROTOCOL = BenchProtocol(block_seconds=0.4)
 """Where a figure is to be had soon, and the number of rounds says what it is worth."""

@@ -12,23 +12,23 @@ from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from typing import Any
 
 from edgetl.core.artifacts.bench import Noise
-from edgetl.core.artifacts.bench_rows import ColdStart, Round, relative_spread
+from edgetl.core.artifacts.bench_rows import BlockResult, ColdStart, relative_spread
 from edgetl.core.errors import BenchError, EdgetlError
-from edgetl.device.bench.gate import Contender
-from edgetl.device.bench.job import Stream
+from edgetl.device.bench.gate import GatedCase
+from edgetl.device.bench.job import Workload
 from edgetl.device.bench.worker_process import Worker
 from edgetl.device.hardware.memory import free_memory_bytes
-from edgetl.device.hardware.noise import judge
-from edgetl.device.hardware.state import device_state
+from edgetl.device.hardware.noise import assess_noise
+from edgetl.device.hardware.state import read_device_state
 
-Progress = Callable[[int, int, str], None]
+BenchProgress = Callable[[int, int, str], None]
 """(blocks done, blocks in all, what comes next)."""
-_MOST_ALIVE = 8
-_SHARE_OF_MEMORY = 0.7
-_MEMORY_UNKNOWN = 2**30
+_MAX_LIVE_PROCESSES = 8
+_MAX_MEMORY_SHARE = 0.7
+_DEFAULT_PROCESS_MEMORY_BYTES = 2**30
 
 
-class Rounds:
+class RoundRunner:
     """What has been measured so far; an interruption keeps all of it but the group of processes that it ended.
 
     In a round every contender gets a fresh process. Those that will be compared are kept alive together and take turns, slice by slice: on
@@ -36,20 +36,20 @@ class Rounds:
     """
 
     def __init__(self) -> None:
-        self.order: list[tuple[str, ...]] = []
+        self.case_order: list[tuple[str, ...]] = []
         """The names of each round in the order in which they were started; the last round may be unfinished."""
-        self.blocks: dict[str, list[Round]] = {}
+        self.rounds_by_row: dict[str, list[BlockResult]] = {}
         """Row id to its rounds."""
-        self.died: dict[str, EdgetlError | OSError] = {}
+        self.failures: dict[str, EdgetlError | OSError] = {}
         """Names of those that could not go on, with their last words; they sat out the rounds that followed."""
 
     def measure(
         self,
-        contenders: Sequence[Contender],
+        contenders: Sequence[GatedCase],
         count: int,
         seed: int,
         folder: Path,
-        progress: Progress,
+        progress: BenchProgress,
     ) -> None:
         """Measure `count` rounds.
 
@@ -57,92 +57,90 @@ class Rounds:
             BenchError: not one ONNX Runtime contender can go on.
         """
         generator = random.Random(seed)
-        groups, total = together(contenders), count * len(contenders)
+        groups, total = group_cases(contenders), count * len(contenders)
         for number in range(count):
-            self.order.append(())
+            self.case_order.append(())
             done = number * len(contenders)
             for group in generator.sample(groups, len(groups)):
                 able = [
-                    contender for contender in group if contender.candidate.name not in self.died
+                    contender for contender in group if contender.case.name not in self.failures
                 ]
                 for place, contender in enumerate(able):
                     progress(
                         done + place,
                         total,
-                        f"round {number + 1} of {count}: {contender.candidate.name}",
+                        f"round {number + 1} of {count}: {contender.case.name}",
                     )
-                self._measure_together(able, generator, folder)
+                self._measure_group(able, generator, folder)
                 done += len(group)
             alive = [
-                contender for contender in contenders if contender.candidate.name not in self.died
+                contender for contender in contenders if contender.case.name not in self.failures
             ]
-            if contenders and not any(
-                contender.candidate.runtime != "pytorch" for contender in alive
-            ):
-                raise BenchError("\n".join(dict.fromkeys(map(str, self.died.values()))))
+            if contenders and not any(contender.case.runtime != "pytorch" for contender in alive):
+                raise BenchError("\n".join(dict.fromkeys(map(str, self.failures.values()))))
         progress(total, total, "measured")
 
-    def _measure_together(
-        self, group: Sequence[Contender], generator: random.Random, folder: Path
+    def _measure_group(
+        self, group: Sequence[GatedCase], generator: random.Random, folder: Path
     ) -> None:
         with ExitStack() as stack:
             workers: dict[str, Worker] = {}
 
-            def attempt(contender: Contender, what: Callable[[Worker], Any]) -> Any:
-                name = contender.candidate.name
+            def attempt(contender: GatedCase, what: Callable[[Worker], Any]) -> Any:
+                name = contender.case.name
                 try:
                     return what(workers[name])
                 except (EdgetlError, OSError) as error:
-                    self.died[name] = error
+                    self.failures[name] = error
                     return None
 
-            def turns() -> list[Contender]:
+            def turns() -> list[GatedCase]:
                 return generator.sample(
-                    able := [one for one in group if one.candidate.name not in self.died], len(able)
+                    able := [one for one in group if one.case.name not in self.failures], len(able)
                 )
 
             for contender in turns():
-                name = contender.candidate.name
+                name = contender.case.name
                 try:
                     workers[name] = stack.enter_context(Worker(contender.job, folder))
                 except OSError as error:
-                    self.died[name] = error
+                    self.failures[name] = error
                     continue
                 attempt(contender, Worker.wait_until_ready)
-                self.order[-1] += (name,)
+                self.case_order[-1] += (name,)
             for stream in dict.fromkeys(
                 stream for contender in group for stream in contender.job.streams
             ):
-                for piece in _pieces(stream, group[0].job.protocol.slices):
+                for piece in _plan_steps(stream, group[0].job.protocol.slices):
                     for contender in turns():
                         if stream in contender.job.streams:
-                            attempt(contender, methodcaller("ask", piece))
+                            attempt(contender, methodcaller("request", piece))
             answers = {
-                contender.candidate.name: attempt(contender, Worker.finish) for contender in turns()
+                contender.case.name: attempt(contender, Worker.result) for contender in turns()
             }
         for contender in group:
-            answer = answers.get(contender.candidate.name)
+            answer = answers.get(contender.case.name)
             if answer is not None:
                 for row, stream in zip(contender.rows, contender.job.streams, strict=True):
-                    self.blocks.setdefault(row.id, []).append(_round(answer[stream.name]))
+                    self.rounds_by_row.setdefault(row.id, []).append(
+                        _parse_round(answer[stream.name])
+                    )
 
 
-def together(contenders: Sequence[Contender]) -> list[list[Contender]]:
+def group_cases(contenders: Sequence[GatedCase]) -> list[list[GatedCase]]:
     """Groups that are kept alive together: the same threads and batch, no more than fit into the memory that is free now."""
-    by_cell: dict[tuple[int, int], list[Contender]] = defaultdict(list)
+    by_cell: dict[tuple[int, int], list[GatedCase]] = defaultdict(list)
     for contender in contenders:
-        by_cell[contender.candidate.source.threads, contender.candidate.source.batch].append(
-            contender
-        )
-    room = _SHARE_OF_MEMORY * free_memory_bytes()
-    groups: list[list[Contender]] = []
+        by_cell[contender.case.source.threads, contender.case.source.batch].append(contender)
+    room = _MAX_MEMORY_SHARE * free_memory_bytes()
+    groups: list[list[GatedCase]] = []
     for cell in by_cell.values():
         held = room + 1
         for contender in cell:
-            wanted = contender.memory_bytes or _MEMORY_UNKNOWN
+            wanted = contender.peak_memory_bytes or _DEFAULT_PROCESS_MEMORY_BYTES
             # How much memory a GPU has is not known here: its processes live one after the other.
-            alone = contender.candidate.source.provider != "cpu"
-            if alone or held + wanted > room or len(groups[-1]) == _MOST_ALIVE:
+            alone = contender.case.source.provider != "cpu"
+            if alone or held + wanted > room or len(groups[-1]) == _MAX_LIVE_PROCESSES:
                 groups.append([])
                 held = 0
             groups[-1].append(contender)
@@ -150,29 +148,29 @@ def together(contenders: Sequence[Contender]) -> list[list[Contender]]:
     return groups
 
 
-def _pieces(stream: Stream, slices: int) -> list[str]:
+def _plan_steps(stream: Workload, slices: int) -> list[str]:
     if stream.rate is not None:
         return [f"paced {stream.name}"]
     return [f"warm-up {stream.name}", *[f"slice {stream.name}"] * slices]
 
 
-def _round(answer: dict[str, Any]) -> Round:
-    return Round.from_json({**answer, "cold": vars(ColdStart(**answer["cold"]))})
+def _parse_round(answer: dict[str, Any]) -> BlockResult:
+    return BlockResult.from_json({**answer, "cold": vars(ColdStart(**answer["cold"]))})
 
 
-class Campaign:
+class BenchRunner:
     """One measurement; what was measured before it was ended is as good as ever."""
 
     def __init__(self) -> None:
-        self.rounds = Rounds()
-        self.stopped: BaseException | None = None
+        self.round_runner = RoundRunner()
+        self.stop_cause: BaseException | None = None
         """What ended it early."""
-        self.states: dict[str, Any] = {}
+        self.device_states: dict[str, Any] = {}
         """The device `before` and `after` the rounds."""
-        self._own_cpu_s = 0.0
+        self._process_cpu_s = 0.0
 
     @contextmanager
-    def until_stopped(self) -> Iterator[None]:
+    def capture_stop(self) -> Iterator[None]:
         """What ends the block early waits in `stopped`.
 
         Raises:
@@ -181,8 +179,8 @@ class Campaign:
         try:
             yield
         except (KeyboardInterrupt, EdgetlError, OSError) as cause:
-            if self.rounds.blocks:
-                self.stopped = cause
+            if self.round_runner.rounds_by_row:
+                self.stop_cause = cause
             elif isinstance(cause, KeyboardInterrupt):
                 raise KeyboardInterrupt(
                     "Interrupted before anything was measured: nothing was kept."
@@ -195,21 +193,26 @@ class Campaign:
                 ) from cause
 
     def measure(
-        self, able: Sequence[Contender], count: int, seed: int, folder: Path, progress: Progress
+        self,
+        able: Sequence[GatedCase],
+        count: int,
+        seed: int,
+        folder: Path,
+        progress: BenchProgress,
     ) -> None:
         """Measure `count` rounds of those that may be timed; what comes after them neither dilutes their noise nor adds to it.
 
         Raises:
             BenchError: as `Rounds.measure`.
         """
-        before, cpu_before = device_state(), own_cpu_s_so_far()
+        before, cpu_before = read_device_state(), read_process_cpu_s()
         try:
-            self.rounds.measure(able, count if able else 0, seed, folder, progress)
+            self.round_runner.measure(able, count if able else 0, seed, folder, progress)
         finally:
-            self.states = {"before": before, "after": device_state()}
-            self._own_cpu_s = own_cpu_s_so_far() - cpu_before
+            self.device_states = {"before": before, "after": read_device_state()}
+            self._process_cpu_s = read_process_cpu_s() - cpu_before
 
-    def noise(self, measured: Mapping[str, Sequence[Round]]) -> Noise:
+    def evaluate_noise(self, measured: Mapping[str, Sequence[BlockResult]]) -> Noise:
         """Whether the device was left alone, judged by its states and by each row's rounds."""
         timed = {name: rounds for name, rounds in measured.items() if rounds}
         if not timed:
@@ -224,17 +227,17 @@ class Campaign:
         ]
         gpus = [[block.gpu for block in rounds if block.gpu] for rounds in timed.values()]
         gpu_rounds = [readings for readings in gpus if readings]
-        return judge(
-            self.states["before"],
-            self.states["after"],
-            self._own_cpu_s,
+        return assess_noise(
+            self.device_states["before"],
+            self.device_states["after"],
+            self._process_cpu_s,
             spreads,
             clocks,
             gpu_rounds=gpu_rounds,
         )
 
-    def tell(
-        self, measured: Mapping[str, Sequence[Round]], path: Path | None, notes: Sequence[str]
+    def raise_if_stopped(
+        self, measured: Mapping[str, Sequence[BlockResult]], path: Path | None, notes: Sequence[str]
     ) -> None:
         """Raise what ended it early, with what was kept; do nothing where it came to its end.
 
@@ -246,16 +249,16 @@ class Campaign:
         Raises:
             KeyboardInterrupt, BenchError: it was ended early.
         """
-        if self.stopped is None:
+        if self.stop_cause is None:
             return
         kept = f"{sum(map(bool, measured.values()))} of {len(measured)} rows have figures, kept in {path}."
         told = " ".join([*([] if path is None else [kept]), *notes])
-        if isinstance(self.stopped, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"Interrupted: {told}") from self.stopped
-        raise BenchError(f"{self.stopped} {told}") from self.stopped
+        if isinstance(self.stop_cause, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"Interrupted: {told}") from self.stop_cause
+        raise BenchError(f"{self.stop_cause} {told}") from self.stop_cause
 
 
-def own_cpu_s_so_far() -> float:
+def read_process_cpu_s() -> float:
     """CPU seconds of this process and of the workers that it has waited for."""
     used = [getrusage(whose) for whose in (RUSAGE_SELF, RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in used)

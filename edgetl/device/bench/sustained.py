@@ -10,17 +10,17 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
-from edgetl.core.artifacts.sustained import Sustained, Window
+from edgetl.core.artifacts.sustained import LatencyWindow, SustainedResult
 from edgetl.device.bench.backend import Stage
-from edgetl.device.bench.job import Job, Stream
+from edgetl.device.bench.job import WorkerJob, Workload
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.timing import Clock, run_for, totals
+from edgetl.device.bench.timing import Clock, compute_latencies, run_for
 from edgetl.device.bench.worker_process import run_job
 from edgetl.device.hardware.memory import resident_memory_bytes
-from edgetl.device.hardware.state import device_state
+from edgetl.device.hardware.state import read_device_state
 
 
-def run_sustained(
+def measure_sustained(
     stages: Sequence[Stage],
     inputs: Sequence[Any],
     seconds: float,
@@ -34,11 +34,11 @@ def run_sustained(
         # Whoever asked for it may have been ended: then nobody waits for the rest.
         while (start := clock()) - begin < seconds * 1e9 and os.getppid() == parent:
             marks = run_for(stages, inputs, protocol.sustained_window_seconds, 1, clock)
-            state = device_state()
+            state = read_device_state()
             throttles = state["thermal_throttles"]
-            window = Window(
+            window = LatencyWindow(
                 start_s=(start - begin) / 1e9,
-                latencies_ns=tuple(totals(marks)),
+                latencies_ns=tuple(compute_latencies(marks)),
                 frequency_khz=state["frequency_khz"],
                 temperature_c=state["temperature_c"],
                 throttles=None
@@ -50,13 +50,13 @@ def run_sustained(
             stream.flush()
 
 
-def sustain(
-    job: Job,
+def run_sustained_job(
+    job: WorkerJob,
     row_id: str,
     scope: str,
     seconds: float,
     folder: Path,
-    tell: Callable[[Sustained], None],
+    tell: Callable[[SustainedResult], None],
 ) -> None:
     """Run `job`'s configuration for `seconds` in a fresh process.
 
@@ -71,22 +71,22 @@ def sustain(
     try:
         run_job(
             replace(
-                job, task="sustain", streams=(Stream(scope),), seconds=seconds, journal=journal
+                job, task="sustain", streams=(Workload(scope),), seconds=seconds, journal=journal
             ),
             folder,
         )
     finally:
-        windows = _read(journal)
+        windows = _read_windows(journal)
         if windows:
-            tell(Sustained(row_id, seconds, windows))
+            tell(SustainedResult(row_id, seconds, windows))
 
 
-def _read(journal: Path) -> tuple[Window, ...]:
+def _read_windows(journal: Path) -> tuple[LatencyWindow, ...]:
     """The whole lines of a journal whose writer may have been killed in the middle of one."""
     if not journal.is_file():
         return ()
     lines = journal.read_text(encoding="utf-8").split("\n")[:-1]
     return tuple(
-        Window(**{**found, "latencies_ns": tuple(found["latencies_ns"])})
+        LatencyWindow(**{**found, "latencies_ns": tuple(found["latencies_ns"])})
         for found in map(json.loads, lines)
     )

@@ -8,39 +8,44 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.config.bench import BenchConfig, Scope
+from edgetl.core.config.bench import BenchConfig, BenchScope
 from edgetl.core.config.torch_modes import TORCH_MODES
 from edgetl.core.errors import BenchError, BundleError
 from edgetl.core.files import sha256_file
-from edgetl.core.formatting import counted
+from edgetl.core.formatting import pluralize
 from edgetl.core.paths import RunDirectory
-from edgetl.device.bench.backend import Source
-from edgetl.device.bench.inputs import Feed
+from edgetl.device.bench.backend import ModelSource
+from edgetl.device.bench.inputs import InputSpec
 from edgetl.device.hardware.info import installed_version
 from edgetl.device.runtime.bundle import Bundle, open_bundle
 from edgetl.device.runtime.providers import CUDA_PROVIDERS
-from edgetl.device.runtime.session_modes import DEFAULT, providers_with, supports, variant_name
+from edgetl.device.runtime.session_modes import (
+    DEFAULT_MODE,
+    has_session_mode,
+    providers_with_mode,
+    variant_name,
+)
 
-NO_GOLDEN = "a lone ONNX file brings no reference images: its answers were not checked"
+NO_GOLDEN_REASON = "a lone ONNX file brings no reference images: its answers were not checked"
 
 
 @dataclass(frozen=True)
-class Candidate:
+class BenchCase:
     """One runtime with one model in one configuration: what a process opens."""
 
     runtime: str
     variant: str
-    source: Source
+    source: ModelSource
     file_sha256: str
     file_bytes: int
-    scopes: tuple[Scope, ...]
+    scopes: tuple[BenchScope, ...]
     tolerance: float | None = None
     """Largest |logit difference| to the reference images' logits; None takes the bundle's."""
     relative_tolerance: float = 0.0
     """The same as a share of the largest |logit|; the larger of both holds."""
 
     @property
-    def feed(self) -> Feed:
+    def input_spec(self) -> InputSpec:
         """The kind and size of what it takes."""
         return self.source.input, self.source.size
 
@@ -50,19 +55,21 @@ class Candidate:
         source = self.source
         provider = "" if source.provider == "cpu" else f" {source.provider}"
         batch = "" if source.batch == 1 else f" batch {source.batch}"
-        return f"{self.runtime} {self.variant}{provider}{batch} {counted(source.threads, 'thread')}"
+        return (
+            f"{self.runtime} {self.variant}{provider}{batch} {pluralize(source.threads, 'thread')}"
+        )
 
 
 @dataclass(frozen=True)
-class Target:
+class BenchTarget:
     """Everything at the path that is to be measured."""
 
-    candidates: tuple[Candidate, ...]
+    cases: tuple[BenchCase, ...]
     """The baselines, if any, first."""
     bundle: Bundle | None
     """None for a lone ONNX file."""
     model: Mapping[str, Any]
-    results: Path
+    results_folder: Path
     """The folder where results are kept."""
     notes: tuple[str, ...] = ()
     """What a reader must know about the choice."""
@@ -73,7 +80,7 @@ def torch_device(provider: str) -> str:
     return "cuda" if provider in CUDA_PROVIDERS else "cpu"
 
 
-def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
+def find_target(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
     """What `config` asks to measure, in every combination of threads, providers and batches.
 
     Raises:
@@ -81,7 +88,7 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
         BenchError: the bundle of a run was exported from other weights, or options do not fit a lone file.
     """
     if config.target.suffix == ".onnx":
-        return _lone_file(config, threads)
+        return _find_onnx_file(config, threads)
     if config.inputs is not None:
         raise BenchError(
             "--inputs feeds a lone ONNX file; a bundle brings its own reference images. Leave it out."
@@ -89,8 +96,10 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
     _check_torch_modes(config)
     _check_session_modes(config)
     bundle = open_bundle(config.target)
-    variants = [bundle.variant(name) for name in dict.fromkeys(config.variants)] or bundle.variants
-    contenders: list[Candidate] = []
+    variants = [
+        bundle.select_variant(name) for name in dict.fromkeys(config.variants)
+    ] or bundle.variants
+    contenders: list[BenchCase] = []
     fixed = [variant.name for variant in variants if variant.size is not None]
     if fixed and "model" not in config.scopes:
         variants = [variant for variant in variants if variant.size is None]
@@ -99,8 +108,8 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
                 f"{', '.join(fixed)} takes images of one size only and is measured in scope model: add it to --scope."
             )
     for variant in variants:
-        source = Source(
-            bundle.file(variant).resolve(),
+        source = ModelSource(
+            bundle.variant_path(variant).resolve(),
             1,
             input=variant.input,
             size=variant.size,
@@ -108,8 +117,8 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
             precision=variant.precision,
         )
         # The reference images have sizes of their own: only tensors of the fixed size are the same work.
-        scopes: tuple[Scope, ...] = config.scopes if variant.size is None else ("model",)
-        one = Candidate(
+        scopes: tuple[BenchScope, ...] = config.scopes if variant.size is None else ("model",)
+        one = BenchCase(
             "onnxruntime",
             variant.name,
             source,
@@ -118,18 +127,18 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
             scopes,
             variant.tolerance,
         )
-        contenders += _in_session_modes(one, config, threads)
+        contenders += _expand_session_modes(one, config, threads)
     model = {"name": bundle.model, "run_id": bundle.run_id}
     photos = [scope for scope in dict.fromkeys(config.scopes) if scope != "model"]
     single = (
-        [f"Scope {', '.join(photos)} takes one image a call: add 1 to --batch to measure it."]
+        [f"BenchScope {', '.join(photos)} takes one image a call: add 1 to --batch to measure it."]
         if photos and 1 not in config.batches
         else []
     )
-    run, note = _run_of(config.target, bundle)
+    run, note = _find_run(config.target, bundle)
     left = (
         [
-            f"Scope {', '.join(photos)} is left out for {', '.join(fixed)}: the reference images have other sizes."
+            f"BenchScope {', '.join(photos)} is left out for {', '.join(fixed)}: the reference images have other sizes."
         ]
         if photos and fixed
         else []
@@ -137,42 +146,42 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> Target:
     notes = (
         *single,
         *left,
-        *_left_out_modes(config),
+        *_describe_skipped_modes(config),
         *([note] if note and config.torch_modes else []),
     )
     if run is None or note or not config.torch_modes:
-        return Target(
+        return BenchTarget(
             tuple(contenders), bundle, model, Path("bench") if run is None else run.bench, notes
         )
-    baselines: list[Candidate] = []
+    baselines: list[BenchCase] = []
     devices = tuple(dict.fromkeys(map(torch_device, config.providers)))
     digest, size = sha256_file(run.weights), run.weights.stat().st_size
     for name in dict.fromkeys(config.torch_modes):
         mode = TORCH_MODES[name]
-        source = Source(
+        source = ModelSource(
             run.path.resolve(),
             1,
             input=variants[0].input,
             preprocessing=bundle.preprocessing,
             settings={"mode": name},
         )
-        one = Candidate("pytorch", mode.variant, source, digest, size, config.scopes)
+        one = BenchCase("pytorch", mode.variant, source, digest, size, config.scopes)
         for device in devices:
             if mode.gpu_only and device == "cpu":
                 continue
             tolerant = replace(one, relative_tolerance=mode.relative_tolerance(device))
-            baselines += _combined(tolerant, config, threads, (device,))
-    return Target((*baselines, *contenders), bundle, model, run.bench, notes)
+            baselines += _expand_combinations(tolerant, config, threads, (device,))
+    return BenchTarget((*baselines, *contenders), bundle, model, run.bench, notes)
 
 
-def _in_session_modes(
-    one: Candidate, config: BenchConfig, threads: Sequence[int]
-) -> Iterator[Candidate]:
+def _expand_session_modes(
+    one: BenchCase, config: BenchConfig, threads: Sequence[int]
+) -> Iterator[BenchCase]:
     """Yield an ONNX file in every session mode, on the providers that have it."""
     for mode in dict.fromkeys(config.session_modes):
-        providers = [provider for provider in config.providers if supports(provider, mode)]
-        settings = {} if mode == DEFAULT else {"session_mode": mode}
-        yield from _combined(
+        providers = [provider for provider in config.providers if has_session_mode(provider, mode)]
+        settings = {} if mode == DEFAULT_MODE else {"session_mode": mode}
+        yield from _expand_combinations(
             replace(
                 one,
                 variant=variant_name(one.variant, mode),
@@ -186,14 +195,14 @@ def _in_session_modes(
 
 def _check_session_modes(config: BenchConfig) -> None:
     for mode in config.session_modes:
-        if not any(supports(provider, mode) for provider in config.providers):
+        if not any(has_session_mode(provider, mode) for provider in config.providers):
             raise BenchError(
-                f"--session {mode} is an option of {', '.join(providers_with(mode))} and not of {', '.join(config.providers)}: "
-                f"add --provider {providers_with(mode)[0]}, or leave it out."
+                f"--session {mode} is an option of {', '.join(providers_with_mode(mode))} and not of {', '.join(config.providers)}: "
+                f"add --provider {providers_with_mode(mode)[0]}, or leave it out."
             )
 
 
-def _left_out_modes(config: BenchConfig) -> list[str]:
+def _describe_skipped_modes(config: BenchConfig) -> list[str]:
     pairs = [
         (mode, provider)
         for mode in dict.fromkeys(config.session_modes)
@@ -202,7 +211,7 @@ def _left_out_modes(config: BenchConfig) -> list[str]:
     return [
         f"Session mode {mode} is left out on {provider}, which has no such option."
         for mode, provider in pairs
-        if not supports(provider, mode)
+        if not has_session_mode(provider, mode)
     ]
 
 
@@ -216,9 +225,9 @@ def _check_torch_modes(config: BenchConfig) -> None:
         )
 
 
-def _combined(
-    one: Candidate, config: BenchConfig, threads: Sequence[int], providers: Sequence[str]
-) -> Iterator[Candidate]:
+def _expand_combinations(
+    one: BenchCase, config: BenchConfig, threads: Sequence[int], providers: Sequence[str]
+) -> Iterator[BenchCase]:
     for provider, count, batch in product(
         dict.fromkeys(providers), dict.fromkeys(threads), dict.fromkeys(config.batches)
     ):
@@ -231,9 +240,9 @@ def _combined(
         )
 
 
-def _run_of(path: Path, bundle: Bundle) -> tuple[RunDirectory | None, str]:
+def _find_run(path: Path, bundle: Bundle) -> tuple[RunDirectory | None, str]:
     """The run that the bundle came from, and why PyTorch cannot be measured (empty: it can)."""
-    asked_for_run = RunDirectory.is_one(path)
+    asked_for_run = RunDirectory.exists_at(path)
     folder = path if asked_for_run else bundle.directory.path.resolve().parent
     run = RunDirectory(folder)
     if not asked_for_run and not (run.config.is_file() and run.weights.is_file()):
@@ -264,7 +273,7 @@ def _run_of(path: Path, bundle: Bundle) -> tuple[RunDirectory | None, str]:
     return run, ""
 
 
-def _lone_file(config: BenchConfig, threads: Sequence[int]) -> Target:
+def _find_onnx_file(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
     path = config.target
     if not path.is_file():
         raise BundleError(
@@ -287,17 +296,19 @@ def _lone_file(config: BenchConfig, threads: Sequence[int]) -> Target:
     _check_session_modes(config)
     left = [scope for scope in dict.fromkeys(config.scopes) if scope != "model"]
     notes = (
-        [f"Scope {', '.join(left)} is left out: a lone ONNX file brings no images."] if left else []
+        [f"BenchScope {', '.join(left)} is left out: a lone ONNX file brings no images."]
+        if left
+        else []
     )
-    notes += _left_out_modes(config)
+    notes += _describe_skipped_modes(config)
     if config.torch_modes not in ((), ("eager",)):
         notes.append("PyTorch is not measured: it needs the run directory that the file came from.")
     given = None if config.inputs is None else config.inputs.resolve()
-    source = Source(path.resolve(), 1, given=given)
-    one = Candidate(
+    source = ModelSource(path.resolve(), 1, given=given)
+    one = BenchCase(
         "onnxruntime", path.stem, source, sha256_file(path), path.stat().st_size, ("model",)
     )
-    candidates = tuple(_in_session_modes(one, config, threads))
-    return Target(
+    candidates = tuple(_expand_session_modes(one, config, threads))
+    return BenchTarget(
         candidates, None, {"name": path.name, "run_id": None}, Path("bench"), tuple(notes)
     )

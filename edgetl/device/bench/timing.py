@@ -16,7 +16,7 @@ from edgetl.device.hardware.nvml import (
     GpuReader,
     first_cuda_device,
     open_nvml,
-    read_gpu_facts,
+    read_gpu_info,
     read_gpu_states,
 )
 
@@ -24,34 +24,38 @@ if TYPE_CHECKING:
     from edgetl.device.bench.backend import Stage
 
 
-class BlockWatch:
+class BlockMonitor:
     """Energy and growth of memory of one block, over all its slices."""
 
     def __init__(self, meter: EnergyMeter) -> None:
         self._meter = meter
-        self._held: int | None = None
-        self._slices = 0
+        self._initial_memory_bytes: int | None = None
+        self._slice_count = 0
         self.memory_growth_bytes: int | None = None
         self.energy_j: dict[str, float] = {}
 
     def start(self) -> None:
         """A slice begins; growth counts from the first one."""
-        if self._slices == 0:
-            self._held = resident_memory_bytes()
+        if self._slice_count == 0:
+            self._initial_memory_bytes = resident_memory_bytes()
         self._meter.start()
 
     def stop(self) -> None:
         """It has ended: its energy adds up."""
         used = self._meter.stop()
         # A counter that failed in one slice has not seen all images: it says nothing about the block.
-        known = used if self._slices == 0 else self.energy_j.keys() & used.keys()
+        known = used if self._slice_count == 0 else self.energy_j.keys() & used.keys()
         self.energy_j = {source: self.energy_j.get(source, 0.0) + used[source] for source in known}
-        self._slices += 1
+        self._slice_count += 1
         held = resident_memory_bytes()
-        self.memory_growth_bytes = None if held is None or self._held is None else held - self._held
+        self.memory_growth_bytes = (
+            None
+            if held is None or self._initial_memory_bytes is None
+            else held - self._initial_memory_bytes
+        )
 
 
-class GpuWatch:
+class GpuMonitor:
     """State of the GPU that CUDA programs use, read right after slices, while its clocks are still those of the work."""
 
     def __init__(self, reader: GpuReader | None = None) -> None:
@@ -61,17 +65,17 @@ class GpuWatch:
             reader: reads the GPUs; None takes NVML.
         """
         self._reader = reader or open_nvml()
-        gpus = read_gpu_facts(self._reader).get("gpus", [])
-        self._index = first_cuda_device([gpu["uuid"] for gpu in gpus])
+        gpus = read_gpu_info(self._reader).get("gpus", [])
+        self._gpu_index = first_cuda_device([gpu["uuid"] for gpu in gpus])
         self._readings: list[dict[str, Any]] = []
 
     def read(self) -> None:
         """Take one reading; do nothing without NVML."""
         states = read_gpu_states(self._reader)
-        if self._index < len(states):
-            self._readings.append(states[self._index])
+        if self._gpu_index < len(states):
+            self._readings.append(states[self._gpu_index])
 
-    def summary(self) -> dict[str, Any]:
+    def summarize(self) -> dict[str, Any]:
         """Return the readings so far in one object; empty without any.
 
         `sm_clocks_mhz` are in the order of the readings, `throttle_reasons` any reading's, and of
@@ -84,25 +88,25 @@ class GpuWatch:
             reason for reading in self._readings for reason in reading["throttle_reasons"] or ()
         }
         return {
-            "index": self._index,
-            "sm_clocks_mhz": _known(self._readings, "sm_clock_mhz"),
-            "memory_clocks_mhz": _known(self._readings, "memory_clock_mhz"),
+            "index": self._gpu_index,
+            "sm_clocks_mhz": _non_null_values(self._readings, "sm_clock_mhz"),
+            "memory_clocks_mhz": _non_null_values(self._readings, "memory_clock_mhz"),
             "max_sm_clock_mhz": self._readings[0]["max_sm_clock_mhz"],
             "throttle_reasons": sorted(reasons),
-            **{name: max(_known(self._readings, name), default=None) for name in peaks},
+            **{name: max(_non_null_values(self._readings, name), default=None) for name in peaks},
         }
 
 
-def _known(readings: list[dict[str, Any]], name: str) -> list[Any]:
+def _non_null_values(readings: list[dict[str, Any]], name: str) -> list[Any]:
     return [reading[name] for reading in readings if reading[name] is not None]
 
 
 Clock = Callable[[], int]
-Marks = Sequence[Sequence[int]]
+Timestamps = Sequence[Sequence[int]]
 """For each run the clock at its start and after each stage, ns."""
 
 
-class Watch(Protocol):
+class Monitor(Protocol):
     """Something read before and after the timed part, warm-up left out."""
 
     def start(self) -> None:
@@ -113,7 +117,7 @@ class Watch(Protocol):
 
 
 @dataclass(frozen=True)
-class Block:
+class TimedBlock:
     """What one stream took in one process."""
 
     latencies_ns: list[int]
@@ -126,7 +130,7 @@ class Block:
     """How many of the latencies each slice holds."""
 
 
-class Measurement:
+class BlockTimer:
     """A block of one stream, measured slice by slice, so that other processes can take turns with it.
 
     Every input goes through all stages, each fed with what the one before returned; the inputs take turns.
@@ -137,24 +141,24 @@ class Measurement:
         stages: Sequence[Stage],
         inputs: Sequence[Any],
         protocol: BenchProtocol,
-        watch: Watch | None = None,
+        watch: Monitor | None = None,
         clock: Clock = perf_counter_ns,
     ) -> None:
-        self._stages, self._inputs, self._protocol, self._watch, self._clock = (
+        self._stages, self._inputs, self._protocol, self._monitor, self._clock = (
             stages,
             inputs,
             protocol,
             watch,
             clock,
         )
-        self._marks: list[Sequence[int]] = []
-        self._slices: list[int] = []
-        self._warm_up_medians: list[float] = []
+        self._timestamps: list[Sequence[int]] = []
+        self._slice_lengths: list[int] = []
+        self._warmup_medians_ns: list[float] = []
         self._steady = False
 
     def warm_up(self) -> None:
         """Run until two windows agree, or for as long as the protocol allows."""
-        protocol, medians, clock = self._protocol, self._warm_up_medians, self._clock
+        protocol, medians, clock = self._protocol, self._warmup_medians_ns, self._clock
         give_up = clock() + int(protocol.warmup_seconds * 1e9)
         while (
             not self._steady
@@ -164,7 +168,7 @@ class Measurement:
             window = run_for(
                 self._stages, self._inputs, protocol.window_seconds, protocol.window_runs, clock
             )
-            medians.append(median(totals(window)))
+            medians.append(median(compute_latencies(window)))
             self._steady = (
                 len(medians) > 1
                 and abs(medians[-1] - medians[-2]) < protocol.steady_within * medians[-2]
@@ -172,12 +176,12 @@ class Measurement:
 
     def run_slice(self) -> None:
         """Measure one slice; a few runs before it bring back into the caches what others have taken since the last."""
-        protocol, turned = self._protocol, len(self._marks) % len(self._inputs)
+        protocol, turned = self._protocol, len(self._timestamps) % len(self._inputs)
         inputs = [*self._inputs[turned:], *self._inputs[:turned]]
-        if self._slices:
+        if self._slice_lengths:
             run_for(self._stages, inputs, 0, protocol.slice_warm_runs, self._clock)
-        if self._watch is not None:
-            self._watch.start()
+        if self._monitor is not None:
+            self._monitor.start()
         share = protocol.slices
         marks = run_for(
             self._stages,
@@ -186,20 +190,20 @@ class Measurement:
             -(-protocol.block_runs // share),
             self._clock,
         )
-        if self._watch is not None:
-            self._watch.stop()
-        self._marks += marks
-        self._slices.append(len(marks))
+        if self._monitor is not None:
+            self._monitor.stop()
+        self._timestamps += marks
+        self._slice_lengths.append(len(marks))
 
-    def block(self) -> Block:
+    def to_block(self) -> TimedBlock:
         """What was measured so far."""
         names = [name for name, _ in self._stages] if len(self._stages) > 1 else []
-        return Block(
-            totals(self._marks),
-            _parts(names, self._marks),
+        return TimedBlock(
+            compute_latencies(self._timestamps),
+            _compute_stage_latencies(names, self._timestamps),
             self._steady,
-            self._warm_up_medians,
-            slices=list(self._slices),
+            self._warmup_medians_ns,
+            slices=list(self._slice_lengths),
         )
 
 
@@ -207,15 +211,15 @@ def measure(
     stages: Sequence[Stage],
     inputs: Sequence[Any],
     protocol: BenchProtocol,
-    watch: Watch | None = None,
+    watch: Monitor | None = None,
     clock: Clock = perf_counter_ns,
-) -> Block:
+) -> TimedBlock:
     """A whole block at once: warm-up, then all slices."""
-    measurement = Measurement(stages, inputs, protocol, watch, clock)
+    measurement = BlockTimer(stages, inputs, protocol, watch, clock)
     measurement.warm_up()
     for _ in range(protocol.slices):
         measurement.run_slice()
-    return measurement.block()
+    return measurement.to_block()
 
 
 def measure_paced(
@@ -223,10 +227,10 @@ def measure_paced(
     inputs: Sequence[Any],
     protocol: BenchProtocol,
     rate: float,
-    watch: Watch | None = None,
+    watch: Monitor | None = None,
     clock: Clock = perf_counter_ns,
     sleep: Callable[[float], None] = time.sleep,
-) -> Block:
+) -> TimedBlock:
     """Inputs arrive `rate` times a second; between them the process sleeps, as a device waits for its camera.
 
     A latency runs from the arrival to the answer. An arrival that finds the one before still being answered waits, and its waiting
@@ -261,7 +265,9 @@ def measure_paced(
     if watch is not None:
         watch.stop()
     names = ["wait", *(name for name, _ in stages)] if len(stages) > 1 else []
-    return Block(totals(marks), _parts(names, marks), True, [], waited)
+    return TimedBlock(
+        compute_latencies(marks), _compute_stage_latencies(names, marks), True, [], waited
+    )
 
 
 def run_for(
@@ -270,26 +276,26 @@ def run_for(
     seconds: float,
     runs: int,
     clock: Clock = perf_counter_ns,
-) -> Marks:
+) -> Timestamps:
     """Run without a pause for at least `seconds` and `runs`."""
-    timed = _one_stage if len(stages) == 1 else _several_stages
+    timed = _run_single_stage if len(stages) == 1 else _run_all_stages
     return timed(stages, inputs, seconds, runs, clock)
 
 
-def totals(marks: Marks) -> list[int]:
+def compute_latencies(marks: Timestamps) -> list[int]:
     """Each run's latency, ns."""
     return [mark[-1] - mark[0] for mark in marks]
 
 
-def _parts(names: Sequence[str], marks: Marks) -> dict[str, list[int]]:
+def _compute_stage_latencies(names: Sequence[str], marks: Timestamps) -> dict[str, list[int]]:
     return {
         name: [mark[index + 1] - mark[index] for mark in marks] for index, name in enumerate(names)
     }
 
 
-def _one_stage(
+def _run_single_stage(
     stages: Sequence[Stage], inputs: Sequence[Any], seconds: float, runs: int, clock: Clock
-) -> Marks:
+) -> Timestamps:
     step, count, done = stages[0][1], len(inputs), 0
     marks: list[tuple[int, ...]] = []
     stop = clock() + int(seconds * 1e9)
@@ -304,9 +310,9 @@ def _one_stage(
             return marks
 
 
-def _several_stages(
+def _run_all_stages(
     stages: Sequence[Stage], inputs: Sequence[Any], seconds: float, runs: int, clock: Clock
-) -> Marks:
+) -> Timestamps:
     steps, count, done = [step for _, step in stages], len(inputs), 0
     marks: list[tuple[int, ...]] = []
     stop = clock() + int(seconds * 1e9)

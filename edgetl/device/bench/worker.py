@@ -16,32 +16,33 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from edgetl.core.errors import EdgetlError
-from edgetl.core.registry import BACKENDS, resolve
-from edgetl.device.bench.job import Job, error_to_json
-from edgetl.device.bench.timing import Block, Measurement, measure_paced
+from edgetl.core.registry import BACKENDS, load_from_registry
+from edgetl.device.bench.job import WorkerJob, error_to_json
+from edgetl.device.bench.timing import BlockTimer, TimedBlock, measure_paced
 from edgetl.device.hardware.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from edgetl.device.bench.backend import Backend, Stage
 
 
-_REPLIES: io.TextIOBase = io.StringIO()
+_REPLY_STREAM: io.TextIOBase = io.StringIO()
 
 
-def gate(job: Job) -> dict[str, Any]:
+def handle_gate(job: WorkerJob) -> dict[str, Any]:
     """Logits for the reference files and for the inputs of scope `model`, best settings, configuration."""
     from edgetl.device.hardware.info import peak_memory_bytes
 
-    backend = _open(job)
-    inputs = _model_inputs(backend, job)
+    backend = _open_backend(job)
+    inputs = _load_model_inputs(backend, job)
     kept = keep_freed_memory()
-    settings = backend.settle(inputs[0])
+    settings = backend.autotune(inputs[0])
     answers = []
     if job.files:
         from edgetl.device.runtime.images import load_image
 
         answers = [
-            backend.infer(backend.prepare(load_image(path)))[0].tolist() for path in job.files
+            backend.infer(backend.preprocess_image(load_image(path)))[0].tolist()
+            for path in job.files
         ]
     feed = "reference images" if job.model_inputs else "given" if job.source.given else "random"
     return {
@@ -53,7 +54,7 @@ def gate(job: Job) -> dict[str, Any]:
             "freed_memory_kept": kept,
             "feed": feed,
         },
-        "input": _described(inputs[0]),
+        "input": _describe_input(inputs[0]),
         "batch": len(next(iter(inputs[0].values())) if isinstance(inputs[0], dict) else inputs[0]),
         "peak_memory_bytes": peak_memory_bytes(),
         "golden_logits": answers,
@@ -63,14 +64,14 @@ def gate(job: Job) -> dict[str, Any]:
     }
 
 
-def measured(job: Job) -> dict[str, Any]:
+def handle_measure(job: WorkerJob) -> dict[str, Any]:
     """Cold start and one block for each stream, piece by piece as standard input asks: `warm-up S`, `slice S`, `paced S`."""
     start = perf_counter_ns()
-    backend_class = resolve(BACKENDS, job.runtime, "benchmark backend")
+    backend_class = load_from_registry(BACKENDS, job.runtime, "benchmark backend")
     imported = perf_counter_ns()
     backend: Backend = backend_class(job.source)
     opened = perf_counter_ns()
-    scopes = {stream.scope: _scope(backend, job, stream.scope) for stream in job.streams}
+    scopes = {stream.scope: _prepare_scope(backend, job, stream.scope) for stream in job.streams}
 
     stages, inputs = scopes[job.streams[0].scope]
     before_first = perf_counter_ns()
@@ -81,24 +82,26 @@ def measured(job: Job) -> dict[str, Any]:
 
     # Only now: the cold figures are those of a process as it comes.
     keep_freed_memory()
-    from edgetl.device.bench.timing import BlockWatch, GpuWatch
+    from edgetl.device.bench.timing import BlockMonitor, GpuMonitor
     from edgetl.device.hardware.energy import EnergyMeter
-    from edgetl.device.hardware.info import core_frequency, peak_memory_bytes
+    from edgetl.device.hardware.info import fastest_core_frequency_khz, peak_memory_bytes
 
     meter = EnergyMeter()
-    watches = {stream.name: BlockWatch(meter) for stream in job.streams}
+    watches = {stream.name: BlockMonitor(meter) for stream in job.streams}
     # A GPU that isn't measured is nobody's business here, and asking it takes milliseconds.
     gpus = (
-        {} if job.source.provider == "cpu" else {stream.name: GpuWatch() for stream in job.streams}
+        {}
+        if job.source.provider == "cpu"
+        else {stream.name: GpuMonitor() for stream in job.streams}
     )
     measurements = {
-        stream.name: Measurement(*scopes[stream.scope], job.protocol, watches[stream.name])
+        stream.name: BlockTimer(*scopes[stream.scope], job.protocol, watches[stream.name])
         for stream in job.streams
         if stream.rate is None
     }
-    blocks: dict[str, Block] = {}
+    blocks: dict[str, TimedBlock] = {}
     clocks: dict[str, int | None] = {}
-    tell(f"ready {(first - before_first) / 1e9}")
+    send_reply(f"ready {(first - before_first) / 1e9}")
     for piece, _, name in (line.strip().partition(" ") for line in sys.stdin):
         if piece == "warm-up":
             measurements[name].warm_up()
@@ -109,11 +112,11 @@ def measured(job: Job) -> dict[str, Any]:
             blocks[name] = measure_paced(
                 *scopes[stream.scope], job.protocol, stream.rate or 1.0, watches[name]
             )
-        clocks[name] = core_frequency()
+        clocks[name] = fastest_core_frequency_khz()
         if piece != "warm-up" and name in gpus:
             gpus[name].read()
-        tell("done")
-    blocks |= {name: measurement.block() for name, measurement in measurements.items()}
+        send_reply("done")
+    blocks |= {name: measurement.to_block() for name, measurement in measurements.items()}
     cold = {
         "import_ms": (imported - start) / 1e6,
         "session_ms": (opened - imported) / 1e6,
@@ -126,63 +129,63 @@ def measured(job: Job) -> dict[str, Any]:
             "frequency_khz": clocks.get(name),
             "memory_growth_bytes": watches[name].memory_growth_bytes,
             "energy_j": watches[name].energy_j,
-            "gpu": gpus[name].summary() if name in gpus else {},
+            "gpu": gpus[name].summarize() if name in gpus else {},
             "cold": cold,
         }
         for name, block in blocks.items()
     }
 
 
-def profiled(job: Job) -> dict[str, Any]:
+def handle_profile(job: WorkerJob) -> dict[str, Any]:
     """Where a run's time goes, operator by operator."""
-    backend = _open(job)
+    backend = _open_backend(job)
     found: dict[str, Any] = backend.profile(
-        _model_inputs(backend, job)[0], job.protocol.profiled_runs
+        _load_model_inputs(backend, job)[0], job.protocol.profiled_runs
     )
     return found
 
 
-def sustained(job: Job) -> dict[str, Any]:
+def handle_sustain(job: WorkerJob) -> dict[str, Any]:
     """One stream without a pause, window by window, into the job's journal."""
-    from edgetl.device.bench.sustained import run_sustained
+    from edgetl.device.bench.sustained import measure_sustained
 
     assert job.journal is not None
-    backend = _open(job)
+    backend = _open_backend(job)
     keep_freed_memory()
-    stages, inputs = _scope(backend, job, job.streams[0].scope)
-    run_sustained(stages, inputs, job.seconds, job.protocol, job.journal)
+    stages, inputs = _prepare_scope(backend, job, job.streams[0].scope)
+    measure_sustained(stages, inputs, job.seconds, job.protocol, job.journal)
     return {}
 
 
-def driven(job: Job) -> dict[str, Any]:
+def handle_loadgen(job: WorkerJob) -> dict[str, Any]:
     """MLPerf LoadGen's test, and edgetl's own loop beside it."""
-    from edgetl.device.loadgen.worker import drive
+    from edgetl.device.loadgen.worker import run_loadgen
 
     def leave(error: EdgetlError) -> None:
-        _write_answer({"error": error_to_json(error)})
+        _write_result({"error": error_to_json(error)})
         os._exit(0)
 
-    return drive(job, _open(job), leave)
+    return run_loadgen(job, _open_backend(job), leave)
 
 
-def _open(job: Job) -> Backend:
-    backend: Backend = resolve(BACKENDS, job.runtime, "benchmark backend")(job.source)
+def _open_backend(job: WorkerJob) -> Backend:
+    backend: Backend = load_from_registry(BACKENDS, job.runtime, "benchmark backend")(job.source)
     return backend
 
 
-def tell(word: str) -> None:
+def send_reply(word: str) -> None:
     """One line to the process that waits."""
-    _REPLIES.write(f"{word}\n")
-    _REPLIES.flush()
+    _REPLY_STREAM.write(f"{word}\n")
+    _REPLY_STREAM.flush()
 
 
-def _scope(backend: Backend, job: Job, scope: str) -> tuple[list[Stage], list[Any]]:
+def _prepare_scope(backend: Backend, job: WorkerJob, scope: str) -> tuple[list[Stage], list[Any]]:
     if scope == "model":
-        return backend.stages(), _model_inputs(backend, job)
+        return backend.stages(), _load_model_inputs(backend, job)
     from edgetl.device.runtime.images import load_image
 
     stages: list[Stage] = [
-        ("preprocess", backend.prepare),
+        ("preprocess", backend.preprocess_image),
         *backend.stages(),
         ("postprocess", lambda logits: int(logits[0].argmax())),
     ]
@@ -191,9 +194,9 @@ def _scope(backend: Backend, job: Job, scope: str) -> tuple[list[Stage], list[An
     return [("read", Path.read_bytes), ("decode", load_image), *stages], list(job.files)
 
 
-def _model_inputs(backend: Backend, job: Job) -> list[Any]:
+def _load_model_inputs(backend: Backend, job: WorkerJob) -> list[Any]:
     if job.model_inputs is None:
-        return backend.inputs(job.protocol.random_inputs)
+        return backend.make_inputs(job.protocol.random_inputs)
     import numpy as np
 
     images, batch = np.load(job.model_inputs, allow_pickle=False), job.source.batch
@@ -204,7 +207,7 @@ def _model_inputs(backend: Backend, job: Job) -> list[Any]:
     ]
 
 
-def _described(given: Any) -> str:
+def _describe_input(given: Any) -> str:
     arrays = given if isinstance(given, dict) else {"": given}
     return ", ".join(
         f"{name} {array.dtype} {'x'.join(map(str, array.shape))}".strip()
@@ -212,32 +215,32 @@ def _described(given: Any) -> str:
     )
 
 
-TASKS = {
-    "gate": gate,
-    "measure": measured,
-    "profile": profiled,
-    "sustain": sustained,
-    "loadgen": driven,
+TASK_HANDLERS = {
+    "gate": handle_gate,
+    "measure": handle_measure,
+    "profile": handle_profile,
+    "sustain": handle_sustain,
+    "loadgen": handle_loadgen,
 }
 
 
 def main() -> None:
     """Do the job; an error that the user can mend travels back in the answer, anything else ends the process."""
-    global _REPLIES
+    global _REPLY_STREAM
     # Libraries may write to standard output: what they say joins the process's other words, and replies keep a pipe to themselves.
-    _REPLIES = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    _REPLY_STREAM = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     # Asked before it is ended for having hung, it says where.
     faulthandler.register(signal.SIGUSR1, all_threads=False)
-    job = Job.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    job = WorkerJob.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
-        answer: dict[str, Any] = {"answer": TASKS[job.task](job)}
+        answer: dict[str, Any] = {"answer": TASK_HANDLERS[job.task](job)}
     except EdgetlError as error:
         answer = {"error": error_to_json(error)}
-    _write_answer(answer)
+    _write_result(answer)
 
 
-def _write_answer(answer: dict[str, Any]) -> None:
+def _write_result(answer: dict[str, Any]) -> None:
     Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")
 
 

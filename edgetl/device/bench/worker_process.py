@@ -18,34 +18,36 @@ from typing import Any, NoReturn
 
 import edgetl
 from edgetl.core.errors import BenchError
-from edgetl.device.bench.job import Job, error_from_json
+from edgetl.device.bench.job import WorkerJob, error_from_json
 from edgetl.device.hardware.procfs import PROC, read_text
 
-ASLEEP_S = 600.0
+IDLE_TIMEOUT_S = 600.0
 """Without using the CPU: compilers, drivers and swapping all use some of it in ten minutes, a deadlock does not."""
-OPENING_S = 2 * 3600.0
+STARTUP_TIMEOUT_S = 2 * 3600.0
 """Until the model has answered once: on a small board TensorRT builds an engine for half an hour, torch.compile compiles for minutes."""
-TASK_S = 4 * 3600.0
+TASK_TIMEOUT_S = 4 * 3600.0
 """Gate or profile: the model is opened more than once, and answers up to a hundred times; compilers may run before each."""
-ANSWER_S = 60.0
+INFERENCE_TIMEOUT_S = 60.0
 """For an answer of onnxruntime on a CPU, where nothing is compiled: a model that loops without end is not waited for."""
-SPARE_S = 600.0
+TIMEOUT_MARGIN_S = 600.0
 """On top of whatever is planned: a swapped-out process has to come back, and answers have to be written."""
-_SETTLING_RUNS = 10
-_SLOWER = 10
+_AUTOTUNE_RUNS = 10
+_SLOWDOWN_FACTOR = 10
 """Times as long as planned: a hot board halves its clock, and others may want the cores."""
 
 
-def task_s(job: Job) -> float:
+def job_timeout_s(job: WorkerJob) -> float:
     """For a job's answer, once everything that was asked piece by piece is done; seconds."""
     if job.task == "measure":
-        return SPARE_S
+        return TIMEOUT_MARGIN_S
     if job.task == "gate" and job.runtime == "onnxruntime" and job.source.provider == "cpu":
-        return SPARE_S + ANSWER_S * (len(job.files) * (1 + job.source.batch) + _SETTLING_RUNS)
-    return TASK_S + job.seconds
+        return TIMEOUT_MARGIN_S + INFERENCE_TIMEOUT_S * (
+            len(job.files) * (1 + job.source.batch) + _AUTOTUNE_RUNS
+        )
+    return TASK_TIMEOUT_S + job.seconds
 
 
-def piece_s(job: Job, piece: str, run_s: float) -> float:
+def step_timeout_s(job: WorkerJob, piece: str, run_s: float) -> float:
     """For one piece of a measurement; seconds.
 
     Args:
@@ -63,28 +65,28 @@ def piece_s(job: Job, piece: str, run_s: float) -> float:
         runs = protocol.slice_warm_runs + math.ceil(protocol.block_runs / protocol.slices)
         planned = max(protocol.block_seconds / protocol.slices, runs * run_s)
     else:
-        planned = protocol.paced_seconds_at_most + pause_s(job, piece) + run_s
-    return SPARE_S + _SLOWER * planned
+        planned = protocol.paced_seconds_at_most + idle_allowance_s(job, piece) + run_s
+    return TIMEOUT_MARGIN_S + _SLOWDOWN_FACTOR * planned
 
 
-def pause_s(job: Job, piece: str) -> float:
+def idle_allowance_s(job: WorkerJob, piece: str) -> float:
     """How long the process sleeps in a piece because it was asked to: between two paced arrivals; seconds."""
     rates = {stream.name: stream.rate for stream in job.streams}
     rate = rates.get(piece.partition(" ")[2])
     return 0.0 if rate is None else 1 / rate
 
 
-LAST_LINES = 12
-_LOOK_S, _IDLE_SHARE = 0.01, 0.05
-_LONGEST_SPIN_S = 0.2
-_LISTEN_S = 10.0
+STDERR_TAIL_LINES = 12
+_IDLE_POLL_S, _IDLE_CPU_SHARE = 0.01, 0.05
+_MAX_SPIN_S = 0.2
+_ACTIVITY_POLL_S = 10.0
 """Between two looks at what a silent process does: a slice is over by then, and not disturbed."""
-_STIRRED_NS = 10_000_000
-_SPEAKING_S, _DYING_S = 1.0, 10.0
-_STACK = "Stack (most recent call first):"
+_MIN_ACTIVITY_NS = 10_000_000
+_STACK_DUMP_WAIT_S, _KILL_WAIT_S = 1.0, 10.0
+_STACK_HEADER = "Stack (most recent call first):"
 
 
-def run_job(job: Job, folder: Path) -> dict[str, Any]:
+def run_job(job: WorkerJob, folder: Path) -> dict[str, Any]:
     """Run `job` in a fresh process and wait for it; nothing else of edgetl's runs meanwhile.
 
     Args:
@@ -96,18 +98,18 @@ def run_job(job: Job, folder: Path) -> dict[str, Any]:
         EdgetlError: what the worker itself found wrong, as the class that it raised.
     """
     with Worker(job, folder) as worker:
-        return worker.finish()
+        return worker.result()
 
 
 class Worker:
     """A process with one job, which it does piece by piece as it is asked to; between two pieces it sleeps."""
 
-    def __init__(self, job: Job, folder: Path) -> None:
+    def __init__(self, job: WorkerJob, folder: Path) -> None:
         self._job, self._folder = job, Path(tempfile.mkdtemp(dir=folder))
-        self._run_s = 0.0
+        self._first_inference_s = 0.0
         question = self._folder / "job.json"
         question.write_text(job.to_json(), encoding="utf-8")
-        with self._words.open("wb") as words:
+        with self._stderr_file.open("wb") as words:
             self._process = subprocess.Popen(
                 [
                     sys.executable,
@@ -115,12 +117,12 @@ class Worker:
                     "-m",
                     "edgetl.device.bench.worker",
                     str(question),
-                    str(self._answer),
+                    str(self._result_file),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=words,
-                env=worker_environment(job.source.threads),
+                env=make_worker_environment(job.source.threads),
                 # Ctrl-C reaches this process alone, which then ends the worker: the answer to it is in one place.
                 start_new_session=True,
             )
@@ -133,7 +135,7 @@ class Worker:
         self._process.kill()
         # Where a driver holds it no signal reaches it: then it is left behind.
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_DYING_S)
+            self._process.wait(_KILL_WAIT_S)
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with suppress(BrokenPipeError):
@@ -146,11 +148,13 @@ class Worker:
         Raises:
             EdgetlError: as `run_job`.
         """
-        reply = self._hear("opening the model", OPENING_S) or self._raise()
-        self._run_s = float(reply.split()[1])
+        reply = (
+            self._read_reply("opening the model", STARTUP_TIMEOUT_S) or self._raise_worker_error()
+        )
+        self._first_inference_s = float(reply.split()[1])
         wait_until_idle(self._process.pid)
 
-    def ask(self, piece: str) -> None:
+    def request(self, piece: str) -> None:
         """Do one piece of the job and wait until it is done.
 
         Raises:
@@ -161,16 +165,16 @@ class Worker:
             self._process.stdin.write(f"{piece}\n".encode())
             self._process.stdin.flush()
         except BrokenPipeError:
-            self._raise()
-        if not self._hear(
+            self._raise_worker_error()
+        if not self._read_reply(
             f"in `{piece}`",
-            piece_s(self._job, piece, self._run_s),
-            pause_s(self._job, piece),
+            step_timeout_s(self._job, piece, self._first_inference_s),
+            idle_allowance_s(self._job, piece),
         ):
-            self._raise()
+            self._raise_worker_error()
         wait_until_idle(self._process.pid)
 
-    def finish(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         """What the whole job gave.
 
         Raises:
@@ -179,67 +183,69 @@ class Worker:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
-        while self._hear("before its answer", task_s(self._job)):
+        while self._read_reply("before its answer", job_timeout_s(self._job)):
             pass
-        if self._status() != 0 or not self._answer.is_file():
-            self._raise()
-        content: dict[str, Any] = json.loads(self._answer.read_text(encoding="utf-8"))
+        if self._wait_for_exit() != 0 or not self._result_file.is_file():
+            self._raise_worker_error()
+        content: dict[str, Any] = json.loads(self._result_file.read_text(encoding="utf-8"))
         if "error" in content:
             raise error_from_json(content["error"])
         result: dict[str, Any] = content["answer"]
         return result
 
     @property
-    def _answer(self) -> Path:
+    def _result_file(self) -> Path:
         return self._folder / "answer.json"
 
     @property
-    def _words(self) -> Path:
+    def _stderr_file(self) -> Path:
         return self._folder / "words.txt"
 
-    def _hear(self, doing: str, patience_s: float, pause_s: float = 0.0) -> bytes:
+    def _read_reply(self, doing: str, patience_s: float, pause_s: float = 0.0) -> bytes:
         """The process's next line; empty where it has ended. One that hangs is ended, see `patience`."""
         assert self._process.stdout is not None
         began = stirred = time.monotonic()
-        asleep_s, spent = ASLEEP_S + pause_s, None
+        asleep_s, spent = IDLE_TIMEOUT_S + pause_s, None
         while not select.select(
-            [self._process.stdout], [], [], min(_LISTEN_S, patience_s, asleep_s)
+            [self._process.stdout], [], [], min(_ACTIVITY_POLL_S, patience_s, asleep_s)
         )[0]:
-            now, used = time.monotonic(), _run_ns(self._process.pid, PROC)
-            if used is None or spent is None or abs(used - spent) > _STIRRED_NS:
+            now, used = time.monotonic(), _read_cpu_time_ns(self._process.pid, PROC)
+            if used is None or spent is None or abs(used - spent) > _MIN_ACTIVITY_NS:
                 stirred, spent = now, used
             if now - began >= patience_s:
-                self._give_up(f"{doing}: no answer for {_duration(now - began)}")
+                self._abort_hung(f"{doing}: no answer for {_format_duration(now - began)}")
             if now - stirred >= asleep_s:
-                self._give_up(
-                    f"{doing}: neither an answer nor any use of the CPU for {_duration(now - stirred)}"
+                self._abort_hung(
+                    f"{doing}: neither an answer nor any use of the CPU for {_format_duration(now - stirred)}"
                 )
         return self._process.stdout.readline()
 
-    def _give_up(self, doing: str) -> NoReturn:
+    def _abort_hung(self, doing: str) -> NoReturn:
         self._process.send_signal(signal.SIGUSR1)
-        time.sleep(_SPEAKING_S)
+        time.sleep(_STACK_DUMP_WAIT_S)
         self._process.kill()
-        _, marked, stack = self._said().partition(_STACK)
-        where = (marked + stack).splitlines()[:LAST_LINES] or ["It did not say where."]
+        _, marked, stack = self._read_stderr().partition(_STACK_HEADER)
+        where = (marked + stack).splitlines()[:STDERR_TAIL_LINES] or ["It did not say where."]
         job, source = self._job, self._job.source
         hung = f"The {job.task} process of {job.runtime} ({source.model.name}, {source.provider}) hung {doing}. It was ended."
         told = "Try another --provider or --threads, or leave this configuration out; if it stays, please report the lines above."
         raise BenchError("\n".join([hung, *where, told]))
 
-    def _status(self) -> int:
+    def _wait_for_exit(self) -> int:
         try:
-            return self._process.wait(SPARE_S)
+            return self._process.wait(TIMEOUT_MARGIN_S)
         except subprocess.TimeoutExpired:
-            self._give_up(f"on its way out: not gone after {_duration(SPARE_S)}")
+            self._abort_hung(f"on its way out: not gone after {_format_duration(TIMEOUT_MARGIN_S)}")
 
-    def _raise(self) -> NoReturn:
-        if self._status() == 0 and self._answer.is_file():
-            raise error_from_json(json.loads(self._answer.read_text(encoding="utf-8"))["error"])
-        raise BenchError(_obituary(self._job, self._status(), self._said()))
+    def _raise_worker_error(self) -> NoReturn:
+        if self._wait_for_exit() == 0 and self._result_file.is_file():
+            raise error_from_json(
+                json.loads(self._result_file.read_text(encoding="utf-8"))["error"]
+            )
+        raise BenchError(_crash_message(self._job, self._wait_for_exit(), self._read_stderr()))
 
-    def _said(self) -> str:
-        return self._words.read_text(encoding="utf-8", errors="replace")
+    def _read_stderr(self) -> str:
+        return self._stderr_file.read_text(encoding="utf-8", errors="replace")
 
 
 def wait_until_idle(pid: int, proc: Path = PROC) -> None:
@@ -249,17 +255,21 @@ def wait_until_idle(pid: int, proc: Path = PROC) -> None:
     OpenMP's for 10, in which the next process would share a core with them. Where the kernel does not tell (proc_pid_schedstat), a
     fixed time.
     """
-    give_up = time.monotonic() + _LONGEST_SPIN_S
-    before = _run_ns(pid, proc)
+    give_up = time.monotonic() + _MAX_SPIN_S
+    before = _read_cpu_time_ns(pid, proc)
     while time.monotonic() < give_up:
-        time.sleep(_LOOK_S)
-        now = _run_ns(pid, proc)
-        if before is not None and now is not None and now - before < _IDLE_SHARE * _LOOK_S * 1e9:
+        time.sleep(_IDLE_POLL_S)
+        now = _read_cpu_time_ns(pid, proc)
+        if (
+            before is not None
+            and now is not None
+            and now - before < _IDLE_CPU_SHARE * _IDLE_POLL_S * 1e9
+        ):
             return
         before = now
 
 
-def _run_ns(pid: int, proc: Path) -> int | None:
+def _read_cpu_time_ns(pid: int, proc: Path) -> int | None:
     """CPU time of all threads of a process."""
     spent = [
         (read_text(path) or "").partition(" ")[0]
@@ -268,7 +278,7 @@ def _run_ns(pid: int, proc: Path) -> int | None:
     return sum(map(int, spent)) if spent and all(map(str.isdigit, spent)) else None
 
 
-def worker_environment(threads: int) -> dict[str, str]:
+def make_worker_environment(threads: int) -> dict[str, str]:
     """This process's environment with every thread pool told the same number, and no telemetry."""
     pools = (
         "OMP_NUM_THREADS",
@@ -295,11 +305,11 @@ def worker_environment(threads: int) -> dict[str, str]:
     return environment
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
 
 
-def _obituary(job: Job, code: int, words: str) -> str:
+def _crash_message(job: WorkerJob, code: int, words: str) -> str:
     cause = f"ended with status {code}"
     if code < 0:
         name = (
@@ -308,7 +318,7 @@ def _obituary(job: Job, code: int, words: str) -> str:
             else str(-code)
         )
         cause = f"was ended by {name}" + (" (often: out of memory)" if name == "SIGKILL" else "")
-    said = [line for line in words.splitlines() if line.strip()][-LAST_LINES:]
+    said = [line for line in words.splitlines() if line.strip()][-STDERR_TAIL_LINES:]
     lines = [f"The {job.task} process of {job.runtime} {cause}.", *(said or ["It said nothing."])]
     return "\n".join(
         [

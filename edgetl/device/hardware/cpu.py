@@ -12,9 +12,9 @@ from edgetl.core.errors import BenchError
 from edgetl.device.hardware.procfs import (
     PROC,
     SYS,
-    exists,
+    path_exists,
+    read_int,
     read_lines,
-    read_number,
     read_text,
     to_int,
 )
@@ -25,11 +25,11 @@ def available_cores(proc: Path = PROC, sys: Path = SYS) -> int:
     affinity = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    quota = cgroup_quota(proc, sys)
+    quota = cgroup_cpu_quota(proc, sys)
     return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
 
 
-def intra_op_threads(asked: Sequence[int], force: bool = False) -> tuple[int, ...]:
+def resolve_intra_op_threads(asked: Sequence[int], force: bool = False) -> tuple[int, ...]:
     """The numbers of threads to measure with: those asked for, or all cores available where none was.
 
     Raises:
@@ -45,27 +45,27 @@ def intra_op_threads(asked: Sequence[int], force: bool = False) -> tuple[int, ..
     return tuple(asked) or (cores,)
 
 
-def cgroup_quota(proc: Path = PROC, sys: Path = SYS) -> float | None:
+def cgroup_cpu_quota(proc: Path = PROC, sys: Path = SYS) -> float | None:
     """The tightest CPU quota on the way to this process's cgroup, in cores; None where there is none.
 
     Source: the kernel's documentation of cpu.max (cgroup v2) and of cpu.cfs_quota_us, where -1 is no limit (v1).
     """
     quotas = []
-    for folder in cpu_cgroups(proc, sys):
+    for folder in cpu_cgroup_folders(proc, sys):
         limit, span = (*(read_text(folder / "cpu.max") or "").split(), "", "")[:2]
-        quota = to_int(limit) if limit else read_number(folder / "cpu.cfs_quota_us")
-        period = to_int(span) if limit else read_number(folder / "cpu.cfs_period_us")
+        quota = to_int(limit) if limit else read_int(folder / "cpu.cfs_quota_us")
+        period = to_int(span) if limit else read_int(folder / "cpu.cfs_period_us")
         if quota is not None and period is not None and quota > 0 and period > 0:
             quotas.append(quota / period)
     return min(quotas, default=None)
 
 
-def cpu_cgroups(proc: Path = PROC, sys: Path = SYS) -> list[Path]:
+def cpu_cgroup_folders(proc: Path = PROC, sys: Path = SYS) -> list[Path]:
     """As `cgroups`, of the CPU controller."""
-    return cgroups("cpu", proc, sys)
+    return cgroup_folders("cpu", proc, sys)
 
 
-def cgroups(controller: str, proc: Path = PROC, sys: Path = SYS) -> list[Path]:
+def cgroup_folders(controller: str, proc: Path = PROC, sys: Path = SYS) -> list[Path]:
     """The folders of a controller from its root to this process's group, of cgroup v1 and v2; those that exist.
 
     In a container the path in /proc/self/cgroup may be the host's: the root is then the container's own group.
@@ -81,18 +81,21 @@ def cgroups(controller: str, proc: Path = PROC, sys: Path = SYS) -> list[Path]:
             continue
         parts = Path(group.strip("/")).parts
         folders = (root / Path(*parts[:depth]) for root in roots for depth in range(len(parts) + 1))
-        found += [folder for folder in folders if exists(folder) and folder not in found]
+        found += [folder for folder in folders if path_exists(folder) and folder not in found]
     return found
 
 
-EMULATED = "EDGETL_EMULATED"
+EMULATED_ENV_VAR = "EDGETL_EMULATED"
 """Set to anything, this says that the processor is emulated, where nothing in /proc would."""
-_FAMILIES = {"x86": ("x86", "i386", "i486", "i586", "i686", "amd64"), "arm": ("arm", "aarch64")}
-_CPUINFO = {"x86": "flags", "arm": "CPU implementer"}
+_ARCHITECTURE_PREFIXES = {
+    "x86": ("x86", "i386", "i486", "i586", "i686", "amd64"),
+    "arm": ("arm", "aarch64"),
+}
+_CPUINFO_FIELDS = {"x86": "flags", "arm": "CPU implementer"}
 """The line of /proc/cpuinfo that a family's kernel writes and no other."""
 
 
-def emulated(proc: Path = PROC, machine: str | None = None) -> bool:
+def is_emulated(proc: Path = PROC, machine: str | None = None) -> bool:
     """Whether programs for another kind of processor run here, as qemu-user and binfmt_misc let them.
 
     The emulator answers for `uname` but the kernel's own files stay as they are: its architecture (since Linux 6.1) and, unless
@@ -102,16 +105,21 @@ def emulated(proc: Path = PROC, machine: str | None = None) -> bool:
         proc: where /proc is.
         machine: what programs are told that the machine is; None takes what this one is told.
     """
-    if os.environ.get(EMULATED):
+    if os.environ.get(EMULATED_ENV_VAR):
         return True
-    told = _family(machine or platform.machine())
-    kernel = _family(read_text(proc / "sys/kernel/arch") or "")
+    told = _architecture_family(machine or platform.machine())
+    kernel = _architecture_family(read_text(proc / "sys/kernel/arch") or "")
     fields = {line.partition(":")[0].strip() for line in read_lines(proc / "cpuinfo")}
-    shown = next((family for family, field in _CPUINFO.items() if field in fields), None)
+    shown = next((family for family, field in _CPUINFO_FIELDS.items() if field in fields), None)
     return told is not None and any(family not in (None, told) for family in (kernel, shown))
 
 
-def _family(machine: str) -> str | None:
+def _architecture_family(machine: str) -> str | None:
     return next(
-        (family for family, starts in _FAMILIES.items() if machine.lower().startswith(starts)), None
+        (
+            family
+            for family, starts in _ARCHITECTURE_PREFIXES.items()
+            if machine.lower().startswith(starts)
+        ),
+        None,
     )

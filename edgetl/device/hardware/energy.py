@@ -12,34 +12,34 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from edgetl.device.hardware.nvml import EnergyCounters, open_nvml
-from edgetl.device.hardware.procfs import SYS, read_number, read_text
+from edgetl.device.hardware.nvml import GpuEnergyReader, open_nvml
+from edgetl.device.hardware.procfs import SYS, read_int, read_text
 
-SAMPLE_SECONDS = 0.1
+RAIL_POLL_INTERVAL_S = 0.1
 """Between two samples of power."""
-WRAP_SECONDS = 20.0
+RAPL_POLL_INTERVAL_S = 20.0
 """Between two looks at RAPL's counters: the smallest of them, 65 kJ wide, starts again after a minute at 1 kW."""
-GPU_WINDOW_SECONDS = 2.0
+MIN_GPU_WINDOW_S = 2.0
 """Least time between two readings of a GPU's counter. Recent GPUs bring it up to date every 20 to 100 ms (PETSc, PetscLogGpuEnergyMeter),
 so that each end of the window may be 0.1 s late: 5% of 2 s. Windows shorter than its period read 0 (Zeus, release 0.6.1)."""
-MAIN_RAILS = ("VDD_IN", "POM_5V_IN")
+MODULE_RAILS = ("VDD_IN", "POM_5V_IN")
 """The supply of a whole Jetson module, as its device tree labels it. AGX Orin measures only parts of itself and has neither."""
 
 Clock = Callable[[], float]
 
 
-class Source(Protocol):
+class EnergySource(Protocol):
     """One thing that tells energy."""
 
     name: str
-    every_s: float | None
+    poll_interval_s: float | None
     """How often it has to be looked at between start and stop; None: not at all."""
 
     def start(self, now: float) -> None:
         """Begin at 0 J."""
         ...
 
-    def look(self, now: float) -> None:
+    def poll(self, now: float) -> None:
         """Take a reading."""
         ...
 
@@ -60,7 +60,7 @@ class EnergyMeter:
     """
 
     def __init__(
-        self, sys: Path = SYS, nvml: EnergyCounters | None = None, clock: Clock = time.monotonic
+        self, sys: Path = SYS, nvml: GpuEnergyReader | None = None, clock: Clock = time.monotonic
     ) -> None:
         """Look for sources.
 
@@ -70,27 +70,36 @@ class EnergyMeter:
             clock: seconds.
         """
         self._clock = clock
-        rapl, self.denied = _rapl_domains(sys)
-        self._sources: list[Source] = [*rapl, *_gpus(nvml), *_rails(sys)]
-        self._stopping: threading.Event | None = None
+        rapl, self.denied_source_names = _find_rapl_counters(sys)
+        self._sources: list[EnergySource] = [
+            *rapl,
+            *_find_gpu_counters(nvml),
+            *_find_power_rails(sys),
+        ]
+        self._stop_event: threading.Event | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     @property
-    def sources(self) -> tuple[str, ...]:
+    def source_names(self) -> tuple[str, ...]:
         """What can be measured here."""
         return tuple(source.name for source in self._sources)
 
     def start(self) -> None:
         """Begin, or begin anew."""
-        self._end_thread()
+        self._stop_thread()
         for source in self._sources:
-            _quietly(source.start, self._clock())
-        periods = [source.every_s for source in self._sources if source.every_s is not None]
-        self._stopping = threading.Event()
+            _try_call(source.start, self._clock())
+        periods = [
+            source.poll_interval_s for source in self._sources if source.poll_interval_s is not None
+        ]
+        self._stop_event = threading.Event()
         if periods:
             self._thread = threading.Thread(
-                target=self._watch, args=(self._stopping, min(periods)), name="energy", daemon=True
+                target=self._poll_until_stopped,
+                args=(self._stop_event, min(periods)),
+                name="energy",
+                daemon=True,
             )
             try:
                 self._thread.start()
@@ -99,32 +108,32 @@ class EnergyMeter:
 
     def stop(self) -> dict[str, float]:
         """Joules by source since `start`; empty where nothing was started or nothing can be told."""
-        if self._stopping is None:
+        if self._stop_event is None:
             return {}
-        self._end_thread()
-        self._stopping = None
-        self._look()
-        found = ((source.name, _quietly(source.joules)) for source in self._sources)
+        self._stop_thread()
+        self._stop_event = None
+        self._poll_sources()
+        found = ((source.name, _try_call(source.joules)) for source in self._sources)
         return {name: joules for name, joules in found if joules is not None}
 
-    def _watch(self, stopping: threading.Event, seconds: float) -> None:
+    def _poll_until_stopped(self, stopping: threading.Event, seconds: float) -> None:
         while not stopping.wait(seconds):
-            self._look()
+            self._poll_sources()
 
-    def _look(self) -> None:
+    def _poll_sources(self) -> None:
         with self._lock:
             for source in self._sources:
-                _quietly(source.look, self._clock())
+                _try_call(source.poll, self._clock())
 
-    def _end_thread(self) -> None:
-        if self._stopping is not None:
-            self._stopping.set()
+    def _stop_thread(self) -> None:
+        if self._stop_event is not None:
+            self._stop_event.set()
         if self._thread is not None:
             self._thread.join(timeout=5)
             self._thread = None
 
 
-class Counter:
+class EnergyCounter:
     """A counter of energy that only grows, and starts again from 0 where it is `width` wide."""
 
     def __init__(
@@ -143,90 +152,99 @@ class Counter:
         least_s: a window shorter than this has no figure, because the counter is brought up to date too rarely.
         """
         self.name = name
-        self._least_s = least_s
-        self._begin = self._end = 0.0
-        self.every_s = WRAP_SECONDS if width else None
-        self._read, self._per_joule, self._width = read, per_joule, width
-        self._last: int | None = None
-        self._total = 0
-        self._good = False
+        self._min_window_s = least_s
+        self._start_s = self._last_poll_s = 0.0
+        self.poll_interval_s = RAPL_POLL_INTERVAL_S if width else None
+        self._read, self._counts_per_joule, self._modulus = read, per_joule, width
+        self._last_value: int | None = None
+        self._total_counts = 0
+        self._is_valid = False
 
     def start(self, now: float) -> None:
         """Begin at 0 J."""
-        self._total, self._last, self._good = 0, None, False
-        self._begin = self._end = now
-        self._last = self._read()
-        self._good = self._last is not None
+        self._total_counts, self._last_value, self._is_valid = 0, None, False
+        self._start_s = self._last_poll_s = now
+        self._last_value = self._read()
+        self._is_valid = self._last_value is not None
 
-    def look(self, now: float) -> None:
+    def poll(self, now: float) -> None:
         """Add what was counted since the reading before."""
-        self._end = now
-        self._good = False
+        self._last_poll_s = now
+        self._is_valid = False
         value = self._read()
         step = (
-            None if value is None or self._last is None else counted(self._last, value, self._width)
+            None
+            if value is None or self._last_value is None
+            else counter_delta(self._last_value, value, self._modulus)
         )
         if value is not None and step is None:  # set back by a reset: what was before is lost
-            self._last = None
+            self._last_value = None
         elif value is not None and step is not None:
-            self._total, self._last, self._good = self._total + step, value, True
+            self._total_counts, self._last_value, self._is_valid = (
+                self._total_counts + step,
+                value,
+                True,
+            )
 
     def joules(self) -> float | None:
         """From the start to the last reading; None where that was too short a time for this counter."""
-        if not self._good or self._end - self._begin < self._least_s:
+        if not self._is_valid or self._last_poll_s - self._start_s < self._min_window_s:
             return None
-        return self._total / self._per_joule
+        return self._total_counts / self._counts_per_joule
 
 
-class Rail:
+class PowerRail:
     """A supply of which volts and amperes are told, sampled."""
 
-    every_s: float | None = SAMPLE_SECONDS
+    poll_interval_s: float | None = RAIL_POLL_INTERVAL_S
 
     def __init__(self, name: str, folder: Path, channel: int) -> None:
         self.name = f"{name} (sampled)"
-        self._volts, self._amperes = folder / f"in{channel}_input", folder / f"curr{channel}_input"
-        self._last: tuple[float, float] | None = None
-        self._total = 0.0
-        self._good = False
+        self._voltage_file, self._current_file = (
+            folder / f"in{channel}_input",
+            folder / f"curr{channel}_input",
+        )
+        self._last_sample: tuple[float, float] | None = None
+        self._total_joules = 0.0
+        self._is_valid = False
 
     def watts(self) -> float | None:
         """The power right now; hwmon tells mV and mA."""
-        millivolts, milliamperes = read_number(self._volts), read_number(self._amperes)
+        millivolts, milliamperes = read_int(self._voltage_file), read_int(self._current_file)
         return (
             None if millivolts is None or milliamperes is None else millivolts * milliamperes / 1e6
         )
 
     def start(self, now: float) -> None:
         """Begin at 0 J."""
-        self._total, self._last, self._good = 0.0, None, False
-        self.look(now)
+        self._total_joules, self._last_sample, self._is_valid = 0.0, None, False
+        self.poll(now)
 
-    def look(self, now: float) -> None:
+    def poll(self, now: float) -> None:
         """Add the trapezoid since the sample before."""
-        self._good = False
+        self._is_valid = False
         watts = self.watts()
         if watts is None:
             return
-        if self._last is not None:
-            before, power = self._last
-            self._total += (now - before) * (power + watts) / 2
-            self._good = True
-        self._last = now, watts
+        if self._last_sample is not None:
+            before, power = self._last_sample
+            self._total_joules += (now - before) * (power + watts) / 2
+            self._is_valid = True
+        self._last_sample = now, watts
 
     def joules(self) -> float | None:
         """From the start to the last sample."""
-        return self._total if self._good else None
+        return self._total_joules if self._is_valid else None
 
 
-def counted(before: int, after: int, width: int | None) -> int | None:
+def counter_delta(before: int, after: int, width: int | None) -> int | None:
     """What a counter went on by; one that is `width` wide may have started again once. None: it was set back."""
     if after >= before:
         return after - before
     return None if width is None or before > width else width - before + after
 
 
-def _rapl_domains(sys: Path) -> tuple[list[Counter], tuple[str, ...]]:
+def _find_rapl_counters(sys: Path) -> tuple[list[EnergyCounter], tuple[str, ...]]:
     """Package domains and the names of those refused; sub-domains (cores, memory) are parts of them, or shown by few."""
     found, denied = [], []
     for folder in sorted((sys / "class/powercap").glob("intel-rapl:*")):
@@ -241,29 +259,31 @@ def _rapl_domains(sys: Path) -> tuple[list[Counter], tuple[str, ...]]:
         except OSError:
             continue
         else:
-            width = read_number(folder / "max_energy_range_uj")
-            if read_number(file) is not None:
-                found.append(Counter(name, partial(read_number, file), 1e6, width))
+            width = read_int(folder / "max_energy_range_uj")
+            if read_int(file) is not None:
+                found.append(EnergyCounter(name, partial(read_int, file), 1e6, width))
     return found, tuple(denied)
 
 
-def _gpus(nvml: EnergyCounters | None) -> list[Counter]:
+def _find_gpu_counters(nvml: GpuEnergyReader | None) -> list[EnergyCounter]:
     try:
         library = nvml or open_nvml()
         if library is None:
             return []
         counting = [
-            index for index in range(library.count()) if library.energy_mj(index) is not None
+            index for index in range(library.count_gpus()) if library.energy_mj(index) is not None
         ]
     except Exception:  # whatever a driver does: a device without it is measured too
         return []
     return [
-        Counter(f"nvml:{index}", partial(library.energy_mj, index), 1e3, least_s=GPU_WINDOW_SECONDS)
+        EnergyCounter(
+            f"nvml:{index}", partial(library.energy_mj, index), 1e3, least_s=MIN_GPU_WINDOW_S
+        )
         for index in counting
     ]
 
 
-def _rails(sys: Path) -> list[Rail]:
+def _find_power_rails(sys: Path) -> list[PowerRail]:
     chips = [
         folder
         for folder in sorted((sys / "class/hwmon").glob("hwmon*"))
@@ -275,14 +295,14 @@ def _rails(sys: Path) -> list[Rail]:
         for channel in (1, 2, 3)
     ]
     rails = [
-        Rail(f"ina3221:{label}", folder, channel)
+        PowerRail(f"ina3221:{label}", folder, channel)
         for label, folder, channel in places
-        if label in MAIN_RAILS
+        if label in MODULE_RAILS
     ]
     return [rail for rail in rails if rail.watts() is not None]
 
 
-def _quietly(call: Callable[..., float | None], *arguments: float) -> float | None:
+def _try_call(call: Callable[..., float | None], *arguments: float) -> float | None:
     """A source that fails must not cost the run that it watches."""
     try:
         return call(*arguments)

@@ -9,21 +9,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgetl.device.hardware.cpu import available_cores, cgroup_quota, emulated
-from edgetl.device.hardware.nvml import GpuReader, open_nvml, read_gpu_facts
+from edgetl.device.hardware.cpu import available_cores, cgroup_cpu_quota, is_emulated
+from edgetl.device.hardware.nvml import GpuReader, open_nvml, read_gpu_info
 from edgetl.device.hardware.power import power_mode
 from edgetl.device.hardware.procfs import (
     PROC,
     SYS,
-    exists,
-    read_bytes,
+    path_exists,
+    read_int,
     read_lines,
-    read_number,
+    read_size_bytes,
     read_text,
 )
 
-MEASURED_PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "torch", "torchvision")
-INFERENCE_FLAGS = (
+REPORTED_PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "torch", "torchvision")
+INFERENCE_CPU_FLAGS = (
     *(
         "avx2",
         "fma",
@@ -39,7 +39,7 @@ INFERENCE_FLAGS = (
     *("neon", "asimd", "fphp", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 )
 """The instruction sets that decide how fast a network runs, by the kernel's names: x86, then ARM (elf_hwcaps.rst)."""
-ARM_CORES = {
+ARM_CORE_NAMES = {
     ("0x41", "0xd03"): "Cortex-A53",
     ("0x41", "0xd05"): "Cortex-A55",
     ("0x41", "0xd07"): "Cortex-A57",
@@ -59,7 +59,7 @@ ARM_CORES = {
 """(implementer, part) of /proc/cpuinfo to the core's name, as util-linux's lscpu has them: 64-bit ARM kernels give no model name."""
 
 
-def device_facts(
+def collect_device_info(
     proc: Path = PROC,
     sys: Path = SYS,
     machine: str = platform.machine(),
@@ -74,41 +74,41 @@ def device_facts(
         gpus: describes the GPUs; None takes NVML on this machine, and nothing for another's files.
     """
     flags = cpu_flags(proc)
-    nvml = read_gpu_facts(open_nvml() if gpus is None and proc == PROC else gpus)
+    nvml = read_gpu_info(open_nvml() if gpus is None and proc == PROC else gpus)
     boards = nvml.get("gpus", [])
     return {
         "host": platform.node() or None,
         "board": read_text(proc / "device-tree/model")
         or read_text(sys / "class/dmi/id/product_name"),
         "machine": machine,
-        "emulated": emulated(proc, machine),
+        "emulated": is_emulated(proc, machine),
         "system": f"{platform.system()} {platform.release()}",
-        "container": container(proc),
+        "container": detect_container(proc),
         "cpu": _cpu_name(proc),
-        "cpu_flags": [flag for flag in INFERENCE_FLAGS if flag in flags] if flags else None,
+        "cpu_flags": [flag for flag in INFERENCE_CPU_FLAGS if flag in flags] if flags else None,
         "cores": os.cpu_count(),
         "cores_available": available_cores(proc, sys),
         "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "cpu_quota": cgroup_quota(proc, sys),
-        "frequency_limits_khz": frequency_limits(sys, "cpuinfo"),
-        "memory_bytes": read_bytes(proc / "meminfo", "MemTotal"),
-        "swap_total_bytes": read_bytes(proc / "meminfo", "SwapTotal"),
-        "gpus": _gpus(proc) or [gpu["name"] for gpu in boards if gpu["name"]],
-        "gpu_driver": _gpu_driver(proc, sys) or nvml.get("driver"),
+        "cpu_quota": cgroup_cpu_quota(proc, sys),
+        "frequency_limits_khz": frequency_limits_khz(sys, "cpuinfo"),
+        "memory_bytes": read_size_bytes(proc / "meminfo", "MemTotal"),
+        "swap_total_bytes": read_size_bytes(proc / "meminfo", "SwapTotal"),
+        "gpus": _gpu_names(proc) or [gpu["name"] for gpu in boards if gpu["name"]],
+        "gpu_driver": _gpu_driver_version(proc, sys) or nvml.get("driver"),
         "gpu_memory_bytes": [gpu["memory_bytes"] for gpu in boards] or None,
         "gpu_compute_capability": [gpu["compute_capability"] for gpu in boards] or None,
         "cuda_driver": nvml.get("cuda"),
         "power_mode": power_mode(proc.parent),
         "python": platform.python_version(),
         "packages": {
-            name: version for name in MEASURED_PACKAGES if (version := installed_version(name))
+            name: version for name in REPORTED_PACKAGES if (version := installed_version(name))
         },
     }
 
 
 def gpu_identity(proc: Path = PROC, sys: Path = SYS) -> tuple[str, str | None]:
     """Return the names of NVIDIA's GPUs, joined, and the driver's version: what code compiled for a GPU depends on."""
-    return ", ".join(_gpus(proc)), _gpu_driver(proc, sys)
+    return ", ".join(_gpu_names(proc)), _gpu_driver_version(proc, sys)
 
 
 def installed_version(package: str) -> str | None:
@@ -119,21 +119,21 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-def cpufreq(sys: Path, name: str) -> dict[str, int]:
+def read_cpufreq(sys: Path, name: str) -> dict[str, int]:
     """What each core's cpufreq says under this name, by the kernel's name of the core; cores in order (cpufreq.rst)."""
     paths = (sys / "devices/system/cpu").glob(f"cpu[0-9]*/cpufreq/{name}")
     ordered = sorted(paths, key=lambda path: (len(path.parts[-3]), path.parts[-3]))
-    return {path.parts[-3]: value for path in ordered if (value := read_number(path)) is not None}
+    return {path.parts[-3]: value for path in ordered if (value := read_int(path)) is not None}
 
 
-def core_frequency(sys: Path = SYS) -> int | None:
+def fastest_core_frequency_khz(sys: Path = SYS) -> int | None:
     """The clock of the fastest core right now, kHz."""
-    return max(cpufreq(sys, "scaling_cur_freq").values(), default=None)
+    return max(read_cpufreq(sys, "scaling_cur_freq").values(), default=None)
 
 
-def frequency_limits(sys: Path, limit: str) -> list[int] | None:
+def frequency_limits_khz(sys: Path, limit: str) -> list[int] | None:
     """[slowest, fastest] clock of any core, kHz: what the hardware can (limit `cpuinfo`), or what it is allowed (`scaling`)."""
-    low, high = (cpufreq(sys, f"{limit}_{end}_freq").values() for end in ("min", "max"))
+    low, high = (read_cpufreq(sys, f"{limit}_{end}_freq").values() for end in ("min", "max"))
     return [min(low), max(high)] if low and high else None
 
 
@@ -147,7 +147,7 @@ def cpu_flags(proc: Path = PROC) -> set[str]:
     return {flag for line in lines for flag in line.partition(":")[2].split()}
 
 
-def multiplies_8_bit(proc: Path = PROC) -> bool:
+def has_int8_dot_product(proc: Path = PROC) -> bool:
     """Whether products of 8 bits are summed in 32: VNNI and AMX on x86, dot products on ARM; elsewhere sums of two saturate in 16."""
     return bool(cpu_flags(proc) & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 
@@ -157,10 +157,10 @@ def peak_memory_bytes(proc: Path = PROC) -> int | None:
 
     VmHWM and not getrusage: the latter still counts what the parent held when it started this process.
     """
-    return read_bytes(proc / "self/status", "VmHWM")
+    return read_size_bytes(proc / "self/status", "VmHWM")
 
 
-def container(proc: Path = PROC) -> str | None:
+def detect_container(proc: Path = PROC) -> str | None:
     """What this process is shut in: kubernetes, podman, docker, lxc, wsl, or what the first process was told; None: nothing seen.
 
     By the marks that the runtimes leave: /.dockerenv, /run/.containerenv, the service account that Kubernetes mounts,
@@ -172,13 +172,13 @@ def container(proc: Path = PROC) -> str | None:
     # Kubernetes first: the runtime below it leaves its own marks too.
     if (
         "kubepods" in groups
-        or exists(root / "run/secrets/kubernetes.io")
-        or exists(root / "var/run/secrets/kubernetes.io")
+        or path_exists(root / "run/secrets/kubernetes.io")
+        or path_exists(root / "var/run/secrets/kubernetes.io")
     ):
         return "kubernetes"
-    if exists(root / "run/.containerenv") or "libpod" in groups:
+    if path_exists(root / "run/.containerenv") or "libpod" in groups:
         return "podman"
-    if exists(root / ".dockerenv") or re.search(r"[/:]docker[/-]", groups):
+    if path_exists(root / ".dockerenv") or re.search(r"[/:]docker[/-]", groups):
         return "docker"
     if told:
         return told.group(1)
@@ -200,7 +200,9 @@ def _cpu_name(proc: Path) -> str | None:
     implementers = (value for name, value in fields if name == "CPU implementer")
     parts = (value for name, value in fields if name == "CPU part")
     cores = dict.fromkeys(
-        ARM_CORES[key] for key in zip(implementers, parts, strict=False) if key in ARM_CORES
+        ARM_CORE_NAMES[key]
+        for key in zip(implementers, parts, strict=False)
+        if key in ARM_CORE_NAMES
     )
     # "Hardware" comes after the core: every Raspberry Pi says BCM2835 there, whatever it is.
     return " + ".join(cores) or next(
@@ -209,7 +211,7 @@ def _cpu_name(proc: Path) -> str | None:
     )
 
 
-def _gpus(proc: Path) -> list[str]:
+def _gpu_names(proc: Path) -> list[str]:
     """NVIDIA's, by name: cards from the driver, a Jetson's own by its chip in the device tree."""
     texts = (
         read_lines(path) for path in sorted((proc / "driver/nvidia/gpus").glob("*/information"))
@@ -231,7 +233,7 @@ def _gpus(proc: Path) -> list[str]:
     return [f"NVIDIA {chip.group(1)}" for chip in chips if chip]
 
 
-def _gpu_driver(proc: Path, sys: Path) -> str | None:
+def _gpu_driver_version(proc: Path, sys: Path) -> str | None:
     """The version of NVIDIA's kernel module; on a Jetson, whose driver comes with the system, that of Jetson Linux."""
     module = read_text(sys / "module/nvidia/version")
     loaded = re.search(

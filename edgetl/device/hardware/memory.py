@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-from edgetl.device.hardware.cpu import cgroups
-from edgetl.device.hardware.procfs import PROC, SYS, read_bytes, read_number, read_numbers
+from edgetl.device.hardware.cpu import cgroup_folders
+from edgetl.device.hardware.procfs import PROC, SYS, read_int, read_named_ints, read_size_bytes
 
-_UNKNOWN = 2 * 2**30
+_DEFAULT_FREE_BYTES = 2 * 2**30
 
 
 def free_memory_bytes(proc: Path = PROC, sys: Path = SYS) -> int:
@@ -17,24 +17,29 @@ def free_memory_bytes(proc: Path = PROC, sys: Path = SYS) -> int:
     Source: the kernel's documentation of MemAvailable in /proc/meminfo, of memory.max, memory.current and memory.stat (cgroup v2), and
     of memory.limit_in_bytes, memory.usage_in_bytes and memory.stat (cgroup v1, as on JetPack 5).
     """
-    left = (read_bytes(proc / "meminfo", "MemAvailable"), *map(_left, cgroups("memory", proc, sys)))
-    return max(0, min((amount for amount in left if amount is not None), default=_UNKNOWN))
+    left = (
+        read_size_bytes(proc / "meminfo", "MemAvailable"),
+        *map(_cgroup_free_bytes, cgroup_folders("memory", proc, sys)),
+    )
+    return max(
+        0, min((amount for amount in left if amount is not None), default=_DEFAULT_FREE_BYTES)
+    )
 
 
 def resident_memory_bytes(proc: Path = PROC) -> int | None:
     """What this process holds in memory now; None where the kernel does not tell."""
-    return read_bytes(proc / "self/status", "VmRSS")
+    return read_size_bytes(proc / "self/status", "VmRSS")
 
 
-def _left(group: Path) -> int | None:
+def _cgroup_free_bytes(group: Path) -> int | None:
     for limit_file, used_file, cached in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
-        limit, used = read_number(group / limit_file), read_number(group / used_file)
+        limit, used = read_int(group / limit_file), read_int(group / used_file)
         if limit is not None and used is not None:
             # Files that were read count as used, though the kernel drops them as soon as memory is wanted.
-            return limit - used + read_numbers(group / "memory.stat").get(cached, 0)
+            return limit - used + read_named_ints(group / "memory.stat").get(cached, 0)
     return None  # no such controller, or "max": no limit
 
 

@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgetl.core.artifacts.bench import Noise
-from edgetl.core.formatting import counted
+from edgetl.core.formatting import pluralize
 
-FIRMWARE_BITS = ("low voltage", "a capped clock", "throttling", "the soft temperature limit")
+FIRMWARE_THROTTLE_REASONS = (
+    "low voltage",
+    "a capped clock",
+    "throttling",
+    "the soft temperature limit",
+)
 """Raspberry Pi's get_throttled, from the lowest bit."""
-SETTINGS = {
+DEVICE_SETTINGS = {
     "governors": "the frequency governor",
     "frequency_limits_khz": "the limits of the clock",
     "turbo": "turbo",
@@ -20,7 +25,12 @@ SETTINGS = {
     "power_source": "the power source",
 }
 """What stays as it is while nobody touches it: keys of `device_state`, in words."""
-SLOWDOWNS = ("hw slowdown", "sw thermal slowdown", "hw thermal slowdown", "hw power brake slowdown")
+GPU_SLOWDOWN_REASONS = (
+    "hw slowdown",
+    "sw thermal slowdown",
+    "hw thermal slowdown",
+    "hw power brake slowdown",
+)
 """Throttle reasons of a GPU that mean trouble. Idle, chosen clocks and the power cap belong to normal work; what the cap does
 to the clock is seen in the clock."""
 
@@ -29,25 +39,25 @@ to the clock is seen in the clock."""
 class NoiseLimits:
     """Above these a run is called noisy."""
 
-    other_cpu: float = 0.05
+    other_cpu_share: float = 0.05
     """Share of all cores' time used by other processes."""
-    steal: float = 0.01
+    steal_share: float = 0.01
     """Share of all cores' time that the hypervisor gave to others."""
     cpu_pressure: float = 0.10
     """Share of the time in which some task waited for a core."""
     memory_pressure: float = 0.01
     """Share of the time in which some task waited for memory."""
-    frequency: float = 0.05
+    frequency_spread: float = 0.05
     """(fastest - slowest) / fastest clock seen right after the blocks."""
     swap_growth_bytes: int = 2**20
     """Memory that was moved to the disk meanwhile; less is a stray page."""
-    gpu_clock: float = 0.05
+    gpu_clock_spread: float = 0.05
     """(fastest - slowest) / fastest SM clock of the GPU seen right after a row's slices."""
-    spread: float = 0.10
+    round_spread: float = 0.10
     """(largest - smallest) / median of a row's round medians."""
 
 
-def judge(
+def assess_noise(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
     own_cpu_s: float,
@@ -93,49 +103,51 @@ def judge(
             for reason in reading["throttle_reasons"]
         }
     )
-    slowdowns = [reason for reason in gpu_reasons if reason in SLOWDOWNS]
+    slowdowns = [reason for reason in gpu_reasons if reason in GPU_SLOWDOWN_REASONS]
     intruders = _other_gpu_processes(before, after, gpu_rounds)
-    firmware = _firmware_words(before["firmware_throttled"], after["firmware_throttled"])
+    firmware = _firmware_throttle_text(before["firmware_throttled"], after["firmware_throttled"])
     # The kernel adds up the time of all cores' queues: as a share of the run's time it can pass 1.
     throttled = None if throttled_s is None else min(throttled_s / seconds, 1.0)
 
     reasons = [
-        f"other processes used {other:.0%} of the CPU" if _above(other, limits.other_cpu) else None,
+        f"other processes used {other:.0%} of the CPU"
+        if _exceeds(other, limits.other_cpu_share)
+        else None,
         f"the hypervisor took {steal:.1%} of the CPU (steal)"
-        if _above(steal, limits.steal)
+        if _exceeds(steal, limits.steal_share)
         else None,
         f"tasks waited for a core {pressure['cpu']:.0%} of the time"
-        if _above(pressure["cpu"], limits.cpu_pressure)
+        if _exceeds(pressure["cpu"], limits.cpu_pressure)
         else None,
         f"tasks waited for memory {pressure['memory']:.0%} of the time"
-        if _above(pressure["memory"], limits.memory_pressure)
+        if _exceeds(pressure["memory"], limits.memory_pressure)
         else None,
         f"swap grew by {(swapped or 0) / 2**20:.0f} MiB"
-        if _above(swapped, limits.swap_growth_bytes)
+        if _exceeds(swapped, limits.swap_growth_bytes)
         else None,
         f"the CPU quota throttled {periods:.0f} periods ({throttled_s or 0:.1f} s)"
-        if _above(periods, 0)
+        if _exceeds(periods, 0)
         else None,
         f"the processor throttled itself {thermal:.0f} times (heat)"
-        if _above(thermal, 0)
+        if _exceeds(thermal, 0)
         else None,
         f"the board throttled itself {currents:.0f} times (over-current or low voltage)"
-        if _above(currents, 0)
+        if _exceeds(currents, 0)
         else None,
         f"the firmware reports {firmware}" if firmware else None,
         f"the clock varied by {clock:.0%} between rounds"
-        if _above(clock, limits.frequency)
+        if _exceeds(clock, limits.frequency_spread)
         else None,
         f"the GPU was throttled ({', '.join(slowdowns)})" if slowdowns else None,
         f"the GPU's clock varied by {gpu_clock:.0%} within a row"
-        if _above(gpu_clock, limits.gpu_clock)
+        if _exceeds(gpu_clock, limits.gpu_clock_spread)
         else None,
-        f"{counted(len(intruders), 'other process', 'other processes')} used the GPU"
+        f"{pluralize(len(intruders), 'other process', 'other processes')} used the GPU"
         if intruders
         else None,
         *(
             f"{what} changed during the run"
-            for name, what in SETTINGS.items()
+            for name, what in DEVICE_SETTINGS.items()
             if before[name] != after[name]
         ),
         "it ran on battery"
@@ -144,7 +156,7 @@ def judge(
         *(
             f"the rounds of {row} differ by {spread:.0%}"
             for row, spread in spreads.items()
-            if spread > limits.spread
+            if spread > limits.round_spread
         ),
     ]
     measured = {
@@ -204,7 +216,7 @@ def _other_gpu_processes(
     return sorted({pid for pids in lists for pid in pids} - {os.getpid()}) if lists else None
 
 
-def _above(value: float | None, limit: float) -> bool:
+def _exceeds(value: float | None, limit: float) -> bool:
     return value is not None and value > limit
 
 
@@ -233,7 +245,7 @@ def _cpu_shares(
     return max(0.0, busy - own_cpu_s) / total, max(0.0, steal) / total
 
 
-def _firmware_words(before: str | None, after: str | None) -> str:
+def _firmware_throttle_text(before: str | None, after: str | None) -> str:
     """What Raspberry Pi's get_throttled tells about the run; nothing where it tells only of earlier times.
 
     The low four bits say what holds now, bits 16 to 19 what held at some time since boot (documentation of vcgencmd).
@@ -242,4 +254,4 @@ def _firmware_words(before: str | None, after: str | None) -> str:
     # Without a first reading nobody knows when a bit of the past was set.
     appeared = (end & ~start) >> 16 if before else 0
     held = start | end | appeared
-    return ", ".join(name for bit, name in enumerate(FIRMWARE_BITS) if held >> bit & 1)
+    return ", ".join(name for bit, name in enumerate(FIRMWARE_THROTTLE_REASONS) if held >> bit & 1)

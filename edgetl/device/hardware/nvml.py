@@ -19,16 +19,16 @@ CLOCK_EVENT_REASONS = {
     0x100: "display clocks",
 }
 """Bits of nvmlDeviceGetCurrentClocksEventReasons (NVML API Reference, nvmlClocksEventReasons)."""
-_GRAPHICS, _SM, _MEMORY = 0, 1, 2
+_CLOCK_GRAPHICS, _CLOCK_SM, _CLOCK_MEM = 0, 1, 2
 """nvmlClockType_t."""
-_DIE = 0
+_TEMPERATURE_GPU = 0
 """nvmlTemperatureSensors_t: the sensor on the GPU's die."""
 
 
-class EnergyCounters(Protocol):
+class GpuEnergyReader(Protocol):
     """GPUs that count the energy they take."""
 
-    def count(self) -> int:
+    def count_gpus(self) -> int:
         """How many GPUs there are."""
         ...
 
@@ -40,11 +40,11 @@ class EnergyCounters(Protocol):
 class GpuReader(Protocol):
     """Source of the GPUs' facts and state."""
 
-    def facts(self) -> dict[str, Any]:
+    def read_info(self) -> dict[str, Any]:
         """Return what stays the same while the driver is loaded."""
         ...
 
-    def states(self) -> list[dict[str, Any]]:
+    def read_states(self) -> list[dict[str, Any]]:
         """Return one reading per GPU, in NVML's order."""
         ...
 
@@ -73,7 +73,7 @@ class Nvml:
             raise OSError(f"nvmlInit failed: {cause}") from cause
         self._handles: dict[int, Any] = {}
 
-    def count(self) -> int:
+    def count_gpus(self) -> int:
         """Return the number of GPUs.
 
         Raises:
@@ -89,17 +89,17 @@ class Nvml:
         energy: int | None = self._read(index, "nvmlDeviceGetTotalEnergyConsumption")
         return energy
 
-    def facts(self) -> dict[str, Any]:
+    def read_info(self) -> dict[str, Any]:
         """Return names, UUIDs, memory and compute capability by GPU, and the driver's versions."""
         version = self._query("nvmlSystemGetCudaDriverVersion")
         return {
             "driver": self._query("nvmlSystemGetDriverVersion"),
             # 13020 is CUDA 13.2.
             "cuda": None if version is None else f"{version // 1000}.{version % 1000 // 10}",
-            "gpus": [self._gpu_facts(index) for index in range(self.count())],
+            "gpus": [self._read_gpu_info(index) for index in range(self.count_gpus())],
         }
 
-    def _gpu_facts(self, index: int) -> dict[str, Any]:
+    def _read_gpu_info(self, index: int) -> dict[str, Any]:
         memory = self._read(index, "nvmlDeviceGetMemoryInfo")
         capability = self._read(index, "nvmlDeviceGetCudaComputeCapability")
         return {
@@ -109,11 +109,11 @@ class Nvml:
             "compute_capability": None if capability is None else ".".join(map(str, capability)),
         }
 
-    def states(self) -> list[dict[str, Any]]:
+    def read_states(self) -> list[dict[str, Any]]:
         """Return the clocks, throttling, heat, power, memory, load and processes of each GPU."""
-        return [self._state(index) for index in range(self.count())]
+        return [self._read_gpu_state(index) for index in range(self.count_gpus())]
 
-    def _state(self, index: int) -> dict[str, Any]:
+    def _read_gpu_state(self, index: int) -> dict[str, Any]:
         memory = self._read(index, "nvmlDeviceGetMemoryInfo")
         load = self._read(index, "nvmlDeviceGetUtilizationRates")
         level = self._read(index, "nvmlDeviceGetPerformanceState")
@@ -121,16 +121,18 @@ class Nvml:
         persistence = self._read(index, "nvmlDeviceGetPersistenceMode")
         processes = self._read(index, "nvmlDeviceGetComputeRunningProcesses")
         return {
-            "graphics_clock_mhz": self._read(index, "nvmlDeviceGetClockInfo", _GRAPHICS),
-            "sm_clock_mhz": self._read(index, "nvmlDeviceGetClockInfo", _SM),
-            "memory_clock_mhz": self._read(index, "nvmlDeviceGetClockInfo", _MEMORY),
-            "max_graphics_clock_mhz": self._read(index, "nvmlDeviceGetMaxClockInfo", _GRAPHICS),
-            "max_sm_clock_mhz": self._read(index, "nvmlDeviceGetMaxClockInfo", _SM),
-            "max_memory_clock_mhz": self._read(index, "nvmlDeviceGetMaxClockInfo", _MEMORY),
+            "graphics_clock_mhz": self._read(index, "nvmlDeviceGetClockInfo", _CLOCK_GRAPHICS),
+            "sm_clock_mhz": self._read(index, "nvmlDeviceGetClockInfo", _CLOCK_SM),
+            "memory_clock_mhz": self._read(index, "nvmlDeviceGetClockInfo", _CLOCK_MEM),
+            "max_graphics_clock_mhz": self._read(
+                index, "nvmlDeviceGetMaxClockInfo", _CLOCK_GRAPHICS
+            ),
+            "max_sm_clock_mhz": self._read(index, "nvmlDeviceGetMaxClockInfo", _CLOCK_SM),
+            "max_memory_clock_mhz": self._read(index, "nvmlDeviceGetMaxClockInfo", _CLOCK_MEM),
             "throttle_reasons": self._throttle_reasons(index),
-            "temperature_c": self._read(index, "nvmlDeviceGetTemperature", _DIE),
-            "power_w": _thousandth(self._read(index, "nvmlDeviceGetPowerUsage")),
-            "power_limit_w": _thousandth(self._read(index, "nvmlDeviceGetEnforcedPowerLimit")),
+            "temperature_c": self._read(index, "nvmlDeviceGetTemperature", _TEMPERATURE_GPU),
+            "power_w": _from_milli(self._read(index, "nvmlDeviceGetPowerUsage")),
+            "power_limit_w": _from_milli(self._read(index, "nvmlDeviceGetEnforcedPowerLimit")),
             "memory_used_bytes": None if memory is None else memory.used,
             "memory_total_bytes": None if memory is None else memory.total,
             "utilization_percent": None if load is None else load.gpu,
@@ -144,7 +146,7 @@ class Nvml:
         mask = self._read(index, "nvmlDeviceGetCurrentClocksEventReasons")
         if mask is None:  # drivers before 535 know it by its old name
             mask = self._read(index, "nvmlDeviceGetCurrentClocksThrottleReasons")
-        return None if mask is None else reason_names(mask)
+        return None if mask is None else clock_event_reason_names(mask)
 
     def _read(self, index: int, function: str, *arguments: int) -> Any:
         if index not in self._handles:
@@ -173,15 +175,15 @@ def open_nvml() -> Nvml | None:
 def read_gpu_states(reader: GpuReader | None) -> list[dict[str, Any]]:
     """Return one reading per GPU; empty without a reader, or where it fails."""
     try:
-        return [] if reader is None else reader.states()
+        return [] if reader is None else reader.read_states()
     except Exception:  # as above
         return []
 
 
-def read_gpu_facts(reader: GpuReader | None) -> dict[str, Any]:
+def read_gpu_info(reader: GpuReader | None) -> dict[str, Any]:
     """Return the driver's versions and each GPU's facts; empty without a reader, or where it fails."""
     try:
-        return {} if reader is None else reader.facts()
+        return {} if reader is None else reader.read_info()
     except Exception:  # as above
         return {}
 
@@ -209,7 +211,7 @@ def first_cuda_device(
     return 0
 
 
-def reason_names(mask: int) -> list[str]:
+def clock_event_reason_names(mask: int) -> list[str]:
     """Return the names of the set bits of a mask of clock event reasons."""
     return [name for bit, name in CLOCK_EVENT_REASONS.items() if mask & bit]
 
@@ -222,5 +224,5 @@ def _import_pynvml() -> Any:
     return pynvml
 
 
-def _thousandth(value: int | None) -> float | None:
+def _from_milli(value: int | None) -> float | None:
     return None if value is None else value / 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from edgetl.device.hardware.procfs import SYS, read_number, read_text
+from edgetl.device.hardware.procfs import SYS, read_int, read_text
 
 
 def power_mode(root: Path = Path("/")) -> str | None:
@@ -28,9 +28,9 @@ def power_mode(root: Path = Path("/")) -> str | None:
 
 def power_source(sys: Path = SYS) -> str | None:
     """What feeds the machine, "mains" or "battery" (Documentation/power/power_supply_class.rst); None where no supply is shown."""
-    supplies = _supplies(sys)
+    supplies = _power_supply_folders(sys)
     plugs = [
-        read_number(folder / "online")
+        read_int(folder / "online")
         for folder in supplies
         if read_text(folder / "type") in ("Mains", "USB")
     ]
@@ -53,8 +53,8 @@ def battery_percent(sys: Path = SYS) -> int | None:
     if power_source(sys) != "battery":
         return None
     charges = (
-        read_number(folder / "capacity")
-        for folder in _supplies(sys)
+        read_int(folder / "capacity")
+        for folder in _power_supply_folders(sys)
         if read_text(folder / "type") == "Battery"
     )
     return min(
@@ -62,7 +62,7 @@ def battery_percent(sys: Path = SYS) -> int | None:
     )
 
 
-def _supplies(sys: Path) -> list[Path]:
+def _power_supply_folders(sys: Path) -> list[Path]:
     """Those of the machine itself: a mouse's battery has scope `Device`."""
     return [
         folder

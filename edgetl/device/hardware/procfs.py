@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 PROC, SYS = Path("/proc"), Path("/sys")
-_LARGEST = 2**64
+_MAX_COUNTER_VALUE = 2**64
 """The kernel's counters are at most this wide; what is longer is no number of its."""
 
 
@@ -23,12 +23,12 @@ def read_lines(path: Path) -> list[str]:
     return (read_text(path) or "").splitlines()
 
 
-def read_number(path: Path) -> int | None:
+def read_int(path: Path) -> int | None:
     """The whole number that the file holds, and nothing else."""
     return to_int(read_text(path))
 
 
-def read_numbers(path: Path) -> dict[str, int]:
+def read_named_ints(path: Path) -> dict[str, int]:
     """Lines of a name and a whole number, as in cgroup's cpu.stat; other lines are left out."""
     pairs = (line.split() for line in read_lines(path))
     return {
@@ -38,7 +38,7 @@ def read_numbers(path: Path) -> dict[str, int]:
     }
 
 
-def read_bytes(path: Path, name: str) -> int | None:
+def read_size_bytes(path: Path, name: str) -> int | None:
     """A line such as `MemTotal:  948000 kB` (proc_meminfo(5)), in bytes."""
     for line in read_lines(path):
         words = line.split()
@@ -54,7 +54,7 @@ def to_int(text: str | None) -> int | None:
         number = int(text or "")
     except ValueError:
         return None
-    return number if abs(number) < _LARGEST else None
+    return number if abs(number) < _MAX_COUNTER_VALUE else None
 
 
 def to_float(text: str | None) -> float | None:
@@ -66,7 +66,7 @@ def to_float(text: str | None) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def exists(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
     """Whether there is such a file; one that this process may not see is not there for it."""
     try:
         return path.exists()

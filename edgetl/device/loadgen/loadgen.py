@@ -16,43 +16,45 @@ import edgetl
 from edgetl.core.artifacts.bench import write_result
 from edgetl.core.artifacts.bench_rows import relative_spread
 from edgetl.core.artifacts.loadgen import (
-    MLPERF_SHARE,
-    Accuracy,
+    MLPERF_ACCURACY_SHARE,
+    LoadgenAccuracy,
     LoadgenConfig,
+    LoadgenPerformance,
     LoadgenResult,
-    Performance,
 )
-from edgetl.core.artifacts.loadgen_logs import read_answers, read_summary
-from edgetl.core.artifacts.storage import check_output, keep
+from edgetl.core.artifacts.loadgen_logs import read_predictions, read_summary
+from edgetl.core.artifacts.storage import check_output_path, store_result
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError
-from edgetl.core.registry import missing_package
-from edgetl.device.bench.gate import Contender, prove
-from edgetl.device.bench.inputs import prepare_pictures
-from edgetl.device.bench.job import Job, LoadgenPlan
+from edgetl.core.registry import convert_import_error
+from edgetl.device.bench.gate import GatedCase, run_gates
+from edgetl.device.bench.inputs import prepare_bench_inputs
+from edgetl.device.bench.job import LoadgenPlan, WorkerJob
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.rounds import Progress, own_cpu_s_so_far
-from edgetl.device.bench.target import Target, find_target
+from edgetl.device.bench.rounds import BenchProgress, read_process_cpu_s
+from edgetl.device.bench.target import BenchTarget, find_target
 from edgetl.device.bench.worker_process import run_job
-from edgetl.device.hardware.cpu import intra_op_threads
-from edgetl.device.hardware.info import device_facts, installed_version
-from edgetl.device.hardware.noise import judge
-from edgetl.device.hardware.state import device_state
+from edgetl.device.hardware.cpu import resolve_intra_op_threads
+from edgetl.device.hardware.info import collect_device_info, installed_version
+from edgetl.device.hardware.noise import assess_noise
+from edgetl.device.hardware.state import read_device_state
 from edgetl.device.loadgen.samples import (
     SampleSet,
-    labelled_samples,
-    reference_samples,
-    resident_count,
+    count_resident_samples,
+    load_golden_samples,
+    load_labeled_samples,
 )
 from edgetl.device.runtime.bundle import Bundle, Variant, open_bundle
 from edgetl.device.runtime.session import check_provider
 
-PACKAGE, MODULE = "mlcommons-loadgen", "mlperf_loadgen"
-_LONGEST_LOOP_S = 5.0
+LOADGEN_PACKAGE, LOADGEN_MODULE = "mlcommons-loadgen", "mlperf_loadgen"
+_MAX_LOOP_S = 5.0
 
 
 def loadgen(
-    config: LoadgenConfig, progress: Progress | None = None, protocol: BenchProtocol | None = None
+    config: LoadgenConfig,
+    progress: BenchProgress | None = None,
+    protocol: BenchProtocol | None = None,
 ) -> LoadgenResult:
     """Let LoadGen drive the bundle at `config.target` and keep the result, which is also returned with its path.
 
@@ -68,25 +70,27 @@ def loadgen(
         KeyboardInterrupt: interrupted; nothing is kept.
     """
     protocol, report = protocol or BenchProtocol(), progress or (lambda done, total, text: None)
-    version = installed_version(PACKAGE)
+    version = installed_version(LOADGEN_PACKAGE)
     if version is None:
-        raise missing_package(ModuleNotFoundError(name=MODULE))
-    threads = intra_op_threads([] if config.threads is None else [config.threads], config.force)
+        raise convert_import_error(ModuleNotFoundError(name=LOADGEN_MODULE))
+    threads = resolve_intra_op_threads(
+        [] if config.threads is None else [config.threads], config.force
+    )
     check_provider(config.provider)
     if config.target.suffix == ".onnx":
         raise BenchError(
             "--loadgen drives a bundle: a lone ONNX file brings no images to ask for. Give a run or a bundle."
         )
     bundle = open_bundle(config.target)
-    variant = bundle.variant(config.variant)
+    variant = bundle.select_variant(config.variant)
     if variant.size is not None:
         raise BenchError(
             f"{variant.name} takes images of one size only, and LoadGen's samples have their own. Choose another --variant."
         )
     samples = (
-        reference_samples(bundle, variant)
+        load_golden_samples(bundle, variant)
         if config.data is None
-        else labelled_samples(config.data, bundle.labels)
+        else load_labeled_samples(config.data, bundle.labels)
     )
     asked = BenchConfig(
         config.target,
@@ -99,27 +103,29 @@ def loadgen(
         force=config.force,
     )
     target = find_target(asked, threads)
-    check_output(config.output, target.results)
-    facts, created = device_facts(), datetime.now(UTC)
+    check_output_path(config.output, target.results_folder)
+    facts, created = collect_device_info(), datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="edgetl-loadgen-") as name:
         folder = Path(name)
-        contender = _proven(bundle, target, protocol, folder, lambda text: report(0, 0, text))
-        resident = resident_count(samples.files, config.scope, variant.input, bundle.preprocessing)
-        before, cpu_before = device_state(), own_cpu_s_so_far()
+        contender = _run_gate(bundle, target, protocol, folder, lambda text: report(0, 0, text))
+        resident = count_resident_samples(
+            samples.files, config.scope, variant.input, bundle.preprocessing
+        )
+        before, cpu_before = read_device_state(), read_process_cpu_s()
         found: dict[str, Any] = {}
         if "accuracy" in config.modes:
             report(0, 0, f"LoadGen {config.scenario}, accuracy: {len(samples.files)} samples")
-            found["accuracy"] = _accuracy(
+            found["accuracy"] = _run_accuracy(
                 config, contender.job, samples, bundle, variant, resident, folder
             )
         if "performance" in config.modes:
             report(
                 0, 0, f"LoadGen {config.scenario}, performance: {config.min_duration_s:g} s or more"
             )
-            found["performance"] = _performance(
+            found["performance"] = _run_performance(
                 config, contender.job, samples, resident, folder, protocol
             )
-        after, own_cpu_s = device_state(), own_cpu_s_so_far() - cpu_before
+        after, own_cpu_s = read_device_state(), read_process_cpu_s() - cpu_before
         row = contender.rows[0]
         names = (
             "id",
@@ -142,32 +148,39 @@ def loadgen(
             scenario=config.scenario,
             configuration={name: getattr(row, name) for name in names},
             samples={
-                "kind": samples.against,
+                "kind": samples.reference_kind,
                 "images": len(samples.files),
                 "resident": resident,
                 "description": samples.description,
             },
             min_duration_s=config.min_duration_s,
             device={**facts, "before": before, "after": after},
-            noise=judge(before, after, own_cpu_s, _spread(found.get("performance"))),
+            noise=assess_noise(before, after, own_cpu_s, _loop_spread(found.get("performance"))),
             **found,
         )
-        path, notes = keep(
-            partial(_write, result, folder / "logs"), config.output, target.results, created
+        path, notes = store_result(
+            partial(_write_with_logs, result, folder / "logs"),
+            config.output,
+            target.results_folder,
+            created,
         )
-    return replace(result, path=path, logs=None if path is None else _logs(path).name, notes=notes)
+    return replace(
+        result, path=path, logs=None if path is None else _logs_folder(path).name, notes=notes
+    )
 
 
-def _proven(
+def _run_gate(
     bundle: Bundle,
-    target: Target,
+    target: BenchTarget,
     protocol: BenchProtocol,
     folder: Path,
     report: Callable[[str], None],
-) -> Contender:
+) -> GatedCase:
     """The one candidate, once it has answered the reference images as `edgetl bench` asks."""
-    pictures = prepare_pictures(bundle, {candidate.feed for candidate in target.candidates}, folder)
-    (contender,), _ = prove(target.candidates, pictures, protocol, folder, report)
+    pictures = prepare_bench_inputs(
+        bundle, {candidate.input_spec for candidate in target.cases}, folder
+    )
+    (contender,), _ = run_gates(target.cases, pictures, protocol, folder, report)
     if not contender.passed:
         row = contender.rows[0]
         raise BenchError(
@@ -177,46 +190,48 @@ def _proven(
     return contender
 
 
-def _accuracy(
+def _run_accuracy(
     config: LoadgenConfig,
-    job: Job,
+    job: WorkerJob,
     samples: SampleSet,
     bundle: Bundle,
     variant: Variant,
     resident: int,
     folder: Path,
-) -> Accuracy:
+) -> LoadgenAccuracy:
     logs = folder / "logs/accuracy"
-    _run(config, "accuracy", job, samples, resident, logs, folder)
-    wrong = samples.mistakes(read_answers(logs), bundle.labels)
+    _run_mode(config, "accuracy", job, samples, resident, logs, folder)
+    wrong = samples.find_mistakes(read_predictions(logs), bundle.labels)
     least = config.min_accuracy
     if least is None:
         known = variant.accuracy.get("top1")
         least = (
             1.0
-            if samples.against == "reference"
+            if samples.reference_kind == "reference"
             else None
             if known is None
-            else MLPERF_SHARE * known
+            else MLPERF_ACCURACY_SHARE * known
         )
-    return Accuracy(samples.against, len(samples.files), wrong, least, read_summary(logs))
+    return LoadgenAccuracy(
+        samples.reference_kind, len(samples.files), wrong, least, read_summary(logs)
+    )
 
 
-def _performance(
+def _run_performance(
     config: LoadgenConfig,
-    job: Job,
+    job: WorkerJob,
     samples: SampleSet,
     resident: int,
     folder: Path,
     protocol: BenchProtocol,
-) -> Performance:
+) -> LoadgenPerformance:
     logs = folder / "logs/performance"
-    loop_s = max(protocol.block_seconds, min(_LONGEST_LOOP_S, config.min_duration_s / 4))
-    answer = _run(config, "performance", job, samples, resident, logs, folder, loop_s)
+    loop_s = max(protocol.block_seconds, min(_MAX_LOOP_S, config.min_duration_s / 4))
+    answer = _run_mode(config, "performance", job, samples, resident, logs, folder, loop_s)
     times = {
         name: tuple(answer[name]) for name in ("before_ns", "after_ns", "inside_ns", "model_ns")
     }
-    return Performance(
+    return LoadgenPerformance(
         config.scenario,
         read_summary(logs),
         **times,
@@ -226,10 +241,10 @@ def _performance(
     )
 
 
-def _run(
+def _run_mode(
     config: LoadgenConfig,
     mode: str,
-    job: Job,
+    job: WorkerJob,
     samples: SampleSet,
     resident: int,
     logs: Path,
@@ -253,7 +268,7 @@ def _run(
     )
 
 
-def _spread(performance: Performance | None) -> dict[str, float]:
+def _loop_spread(performance: LoadgenPerformance | None) -> dict[str, float]:
     if performance is None:
         return {}
     return {
@@ -263,13 +278,13 @@ def _spread(performance: Performance | None) -> dict[str, float]:
     }
 
 
-def _logs(path: Path) -> Path:
+def _logs_folder(path: Path) -> Path:
     """Where LoadGen's files are kept beside the result."""
     return path.with_name(f"{path.stem}-loadgen")
 
 
-def _write(result: LoadgenResult, logs: Path, path: Path) -> None:
-    folder = _logs(path)
+def _write_with_logs(result: LoadgenResult, logs: Path, path: Path) -> None:
+    folder = _logs_folder(path)
     try:
         shutil.copytree(logs, folder)
     except FileExistsError as cause:

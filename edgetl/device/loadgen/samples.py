@@ -11,15 +11,15 @@ import numpy as np
 
 from edgetl.core.config.export import InputKind
 from edgetl.core.errors import DataError
-from edgetl.core.formatting import counted
+from edgetl.core.formatting import pluralize
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.hardware.memory import free_memory_bytes
 from edgetl.device.runtime.bundle import Bundle, Variant
-from edgetl.device.runtime.images import images_below, open_image, read_image_file
+from edgetl.device.runtime.images import list_images, open_image, read_image_file
 
-MOST_RESIDENT = 1024
+MAX_RESIDENT_SAMPLES = 1024
 """Samples held in memory at once, as MLPerf sets it for its image classifier."""
-_SHARE_OF_MEMORY = 0.25
+_MAX_MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class SampleSet:
     """Images in LoadGen's order of indices."""
 
     files: tuple[Path, ...]
-    accepted: tuple[frozenset[int], ...]
+    accepted_classes: tuple[frozenset[int], ...]
     """For each image the classes that count as right: more than one where the reference itself is undecided."""
-    against: Literal["labels", "reference"]
+    reference_kind: Literal["labels", "reference"]
     description: str
 
-    def mistakes(
+    def find_mistakes(
         self, answers: Mapping[int, int], labels: Sequence[str]
     ) -> tuple[dict[str, str], ...]:
         """{"file", "answer", "wanted"} for each image that has no answer or a wrong one."""
@@ -44,18 +44,20 @@ class SampleSet:
                 else "none",
                 "wanted": " or ".join(labels[one] for one in sorted(wanted)),
             }
-            for index, (path, wanted) in enumerate(zip(self.files, self.accepted, strict=True))
+            for index, (path, wanted) in enumerate(
+                zip(self.files, self.accepted_classes, strict=True)
+            )
             if answers.get(index, -1) not in wanted
         )
 
 
-def reference_samples(bundle: Bundle, variant: Variant) -> SampleSet:
+def load_golden_samples(bundle: Bundle, variant: Variant) -> SampleSet:
     """The bundle's reference images; right is what PyTorch answers, a tie within the tolerance included.
 
     Raises:
         BundleError: a file is missing or altered.
     """
-    golden = bundle.golden()
+    golden = bundle.load_golden()
     tolerance = max(golden.tolerance, variant.tolerance or 0.0)
     accepted = [
         frozenset(np.flatnonzero(row >= row.max() - tolerance).tolist()) for row in golden.logits
@@ -65,11 +67,11 @@ def reference_samples(bundle: Bundle, variant: Variant) -> SampleSet:
         files,
         tuple(accepted),
         "reference",
-        f"the bundle's {counted(len(files), 'reference image')}",
+        f"the bundle's {pluralize(len(files), 'reference image')}",
     )
 
 
-def labelled_samples(folder: Path, labels: Sequence[str]) -> SampleSet:
+def load_labeled_samples(folder: Path, labels: Sequence[str]) -> SampleSet:
     """The images of a folder of folders, or of its val/ where it has one; a folder's name is its images' label.
 
     Raises:
@@ -92,13 +94,13 @@ def labelled_samples(folder: Path, labels: Sequence[str]) -> SampleSet:
     found = [
         (path.resolve(), labels.index(entry.name))
         for entry in classes
-        for path in images_below(entry)
+        for path in list_images(entry)
     ]
     if not found:
         raise DataError(
             f"No labelled images in {place}. --data takes a folder with a folder of images for each label."
         )
-    described = f"{counted(len(found), 'image')} of {counted(len(classes), 'label')} in {place}"
+    described = f"{pluralize(len(found), 'image')} of {pluralize(len(classes), 'label')} in {place}"
     return SampleSet(
         tuple(path for path, _ in found),
         tuple(frozenset([label]) for _, label in found),
@@ -107,7 +109,7 @@ def labelled_samples(folder: Path, labels: Sequence[str]) -> SampleSet:
     )
 
 
-def resident_count(
+def count_resident_samples(
     files: Sequence[Path], scope: str, kind: InputKind, contract: Preprocessing
 ) -> int:
     """How many samples fit into memory at once: LoadGen loads no more for a performance run, and part by part for an accuracy run."""
@@ -116,7 +118,10 @@ def resident_count(
     else:
         largest = max(map(_decoded_bytes, files))
     return max(
-        1, min(len(files), MOST_RESIDENT, int(_SHARE_OF_MEMORY * free_memory_bytes() / largest))
+        1,
+        min(
+            len(files), MAX_RESIDENT_SAMPLES, int(_MAX_MEMORY_SHARE * free_memory_bytes() / largest)
+        ),
     )
 
 

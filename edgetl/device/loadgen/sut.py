@@ -11,44 +11,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.device.bench.backend import Backend
-from edgetl.device.loadgen.qsl import Library
+from edgetl.device.loadgen.qsl import QuerySampleLibrary
 
 
-class System:
+class SystemUnderTest:
     """Answers LoadGen with the class of each sample, int64, and keeps its own times beside LoadGen's."""
 
     def __init__(
-        self, backend: Backend, library: Library, scope: str, batch: int, loadgen: Any
+        self, backend: Backend, library: QuerySampleLibrary, scope: str, batch: int, loadgen: Any
     ) -> None:
-        self._backend, self._library, self._batch, self._loadgen = backend, library, batch, loadgen
-        self._classes = (
-            self._of_photos
-            if scope == "image"
-            else self._of_one
-            if batch == 1
-            else self._of_several
+        self._backend, self._library, self._batch, self._loadgen_module = (
+            backend,
+            library,
+            batch,
+            loadgen,
         )
-        self._gathered: NDArray[Any] | None = None
-        self._parent = os.getppid()
-        self.inside_ns: list[int] = []
+        self._classify = (
+            self._classify_images
+            if scope == "image"
+            else self._classify_sample
+            if batch == 1
+            else self._classify_batch
+        )
+        self._batch_buffer: NDArray[Any] | None = None
+        self._parent_pid = os.getppid()
+        self.callback_ns: list[int] = []
         """For each query from its arrival to the handing over of its last answers."""
-        self.model_ns: list[int] = []
+        self.inference_ns: list[int] = []
         """Of each query's time the part that the bench would time: from a sample that is ready to its answer."""
-        self._model_ns = 0
-        self.issued = 0
+        self._query_inference_ns = 0
+        self.issued_samples = 0
 
-    def issue(self, query: Sequence[Any]) -> None:
+    def issue_query(self, query: Sequence[Any]) -> None:
         """LoadGen's IssueQuery: answer all samples of a query, call by call."""
         arrived = perf_counter_ns()
-        done, self._model_ns = arrived, 0
+        done, self._query_inference_ns = arrived, 0
         respond, complete, batch = (
-            self._loadgen.QuerySampleResponse,
-            self._loadgen.QuerySamplesComplete,
+            self._loadgen_module.QuerySampleResponse,
+            self._loadgen_module.QuerySamplesComplete,
             self._batch,
         )
         for first in range(0, len(query), batch):
             part = query[first : first + batch] if len(query) > batch else query
-            classes = self._classes([sample.index for sample in part])
+            classes = self._classify([sample.index for sample in part])
             address = classes.ctypes.data
             answers = [
                 respond(sample.id, address + 8 * place, 8) for place, sample in enumerate(part)
@@ -56,46 +61,47 @@ class System:
             done = perf_counter_ns()
             complete(answers)
             # Whoever waits for the result may have been ended: then nobody wants the rest.
-            if os.getppid() != self._parent:
+            if os.getppid() != self._parent_pid:
                 os._exit(1)
-        self.inside_ns.append(done - arrived)
-        self.model_ns.append(self._model_ns)
-        self.issued += len(query)
+        self.callback_ns.append(done - arrived)
+        self.inference_ns.append(self._query_inference_ns)
+        self.issued_samples += len(query)
 
-    def flush(self) -> None:
+    def flush_queries(self) -> None:
         """LoadGen's FlushQueries: nothing waits."""
 
-    def _of_one(self, indices: Sequence[int]) -> NDArray[np.int64]:
-        return self._timed(self._library.ready[indices[0]])
+    def _classify_sample(self, indices: Sequence[int]) -> NDArray[np.int64]:
+        return self._time_inference(self._library.loaded_samples[indices[0]])
 
-    def _of_several(self, indices: Sequence[int]) -> NDArray[np.int64]:
-        samples = [self._library.ready[index] for index in indices]
-        if self._gathered is None:
-            self._gathered = np.empty((self._batch, *samples[0].shape[1:]), samples[0].dtype)
-        return self._timed(np.concatenate(samples, out=self._gathered[: len(samples)]))
+    def _classify_batch(self, indices: Sequence[int]) -> NDArray[np.int64]:
+        samples = [self._library.loaded_samples[index] for index in indices]
+        if self._batch_buffer is None:
+            self._batch_buffer = np.empty((self._batch, *samples[0].shape[1:]), samples[0].dtype)
+        return self._time_inference(np.concatenate(samples, out=self._batch_buffer[: len(samples)]))
 
-    def _timed(self, batch: NDArray[Any]) -> NDArray[np.int64]:
+    def _time_inference(self, batch: NDArray[Any]) -> NDArray[np.int64]:
         begun = perf_counter_ns()
         logits = self._backend.infer(batch)
-        self._model_ns += perf_counter_ns() - begun
+        self._query_inference_ns += perf_counter_ns() - begun
         classes: NDArray[np.int64] = logits.argmax(1)
         return classes
 
-    def _of_photos(self, indices: Sequence[int]) -> NDArray[np.int64]:
-        backend, ready = self._backend, self._library.ready
+    def _classify_images(self, indices: Sequence[int]) -> NDArray[np.int64]:
+        backend, ready = self._backend, self._library.loaded_samples
         begun = perf_counter_ns()
         classes = [
-            int(backend.infer(backend.prepare(ready[index]))[0].argmax()) for index in indices
+            int(backend.infer(backend.preprocess_image(ready[index]))[0].argmax())
+            for index in indices
         ]
-        self._model_ns += perf_counter_ns() - begun
+        self._query_inference_ns += perf_counter_ns() - begun
         return np.array(classes, np.int64)
 
 
-def query_step(backend: Backend, scope: str, calls: int) -> Callable[[Any], Any]:
+def make_query_stage(backend: Backend, scope: str, calls: int) -> Callable[[Any], Any]:
     """What edgetl's own loop times for a query of `calls` calls: the same work without LoadGen around it."""
     if scope == "image":
         return lambda query: [
-            int(backend.infer(backend.prepare(image))[0].argmax()) for image in query
+            int(backend.infer(backend.preprocess_image(image))[0].argmax()) for image in query
         ]
     if calls == 1:
         return lambda query: backend.infer(query[0])

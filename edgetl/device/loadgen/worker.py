@@ -11,26 +11,28 @@ from typing import Any
 
 import mlperf_loadgen
 
-from edgetl.core.artifacts.loadgen_logs import TRACE
+from edgetl.core.artifacts.loadgen_logs import TRACE_FILE
 from edgetl.core.errors import BenchError, EdgetlError
 from edgetl.device.bench.backend import Backend
-from edgetl.device.bench.job import Job, LoadgenPlan
-from edgetl.device.bench.timing import Measurement, run_for, totals
+from edgetl.device.bench.job import LoadgenPlan, WorkerJob
+from edgetl.device.bench.timing import BlockTimer, compute_latencies, run_for
 from edgetl.device.hardware.memory import free_memory_bytes, keep_freed_memory
-from edgetl.device.loadgen.qsl import Library
-from edgetl.device.loadgen.sut import System, query_step
+from edgetl.device.loadgen.qsl import QuerySampleLibrary
+from edgetl.device.loadgen.sut import SystemUnderTest, make_query_stage
 
 SCENARIOS = {"single-stream": "SingleStream", "multi-stream": "MultiStream", "offline": "Offline"}
-_MOST_OFFLINE = 24576
+_MAX_OFFLINE_SAMPLES = 24576
 """MLPerf's rules: an offline run asks for every sample of the set, or for so many of a larger one."""
-_BYTES_A_SAMPLE = 350
+_BYTES_PER_SAMPLE = 350
 """That LoadGen holds for a sample it will ask for, before its test begins; measured with version 6.0.17: 80 to 320."""
-_SHARE_OF_MEMORY = 0.5
-_SPARE = 1.25
+_MAX_MEMORY_SHARE = 0.5
+_OFFLINE_QPS_MARGIN = 1.25
 """LoadGen decides beforehand how many offline samples fill the time: so much faster may the device become."""
 
 
-def drive(job: Job, backend: Backend, leave: Callable[[EdgetlError], None]) -> dict[str, Any]:
+def run_loadgen(
+    job: WorkerJob, backend: Backend, leave: Callable[[EdgetlError], None]
+) -> dict[str, Any]:
     """Run LoadGen's test in the mode asked for; its files lie in the plan's folder.
 
     Args:
@@ -45,33 +47,33 @@ def drive(job: Job, backend: Backend, leave: Callable[[EdgetlError], None]) -> d
     assert plan is not None
     assert job.source.preprocessing is not None
     keep_freed_memory()
-    library = Library(job.files, scope, job.source.input, job.source.preprocessing)
-    system = System(backend, library, scope, batch, mlperf_loadgen)
+    library = QuerySampleLibrary(job.files, scope, job.source.input, job.source.preprocessing)
+    system = SystemUnderTest(backend, library, scope, batch, mlperf_loadgen)
     if plan.mode == "accuracy":
-        _test(plan, len(job.files), library, system, leave)
-        return {"issued": system.issued}
+        _run_test(plan, len(job.files), library, system, leave)
+        return {"issued": system.issued_samples}
     # Photos may differ in size: the loop answers the same ones that LoadGen asks for.
-    queries = library.queries(plan.resident, plan.query_samples, batch)
-    stages = [("query", query_step(backend, scope, len(queries[0])))]
-    loop = Measurement(stages, queries, job.protocol)
+    queries = library.make_queries(plan.resident, plan.query_samples, batch)
+    stages = [("query", make_query_stage(backend, scope, len(queries[0])))]
+    loop = BlockTimer(stages, queries, job.protocol)
     loop.warm_up()
-    before = totals(run_for(stages, queries, plan.loop_s, job.protocol.block_runs))
+    before = compute_latencies(run_for(stages, queries, plan.loop_s, job.protocol.block_runs))
     # The fastest tenth: a device that is faster during the test must still be kept busy until its end.
     fastest_s = quantiles(before, n=10)[0] / 1e9
-    _test(plan, len(job.files), library, system, leave, fastest_s)
+    _run_test(plan, len(job.files), library, system, leave, fastest_s)
     run_for(stages, queries, 0, job.protocol.slice_warm_runs)
-    after = totals(run_for(stages, queries, plan.loop_s, job.protocol.block_runs))
-    steady = loop.block().steady
+    after = compute_latencies(run_for(stages, queries, plan.loop_s, job.protocol.block_runs))
+    steady = loop.to_block().steady
     times = {
         "before_ns": before,
         "after_ns": after,
-        "inside_ns": system.inside_ns,
-        "model_ns": system.model_ns,
+        "inside_ns": system.callback_ns,
+        "model_ns": system.inference_ns,
     }
-    return {**times, "issued": system.issued, "steady": steady}
+    return {**times, "issued": system.issued_samples, "steady": steady}
 
 
-def settings(plan: LoadgenPlan, images: int, fastest_s: float | None) -> Any:
+def make_test_settings(plan: LoadgenPlan, images: int, fastest_s: float | None) -> Any:
     """MLPerf's own settings of the scenario, as they come with LoadGen, and what is this run's.
 
     Args:
@@ -96,15 +98,15 @@ def settings(plan: LoadgenPlan, images: int, fastest_s: float | None) -> Any:
     )
     chosen.min_duration_ms = max(1, round(plan.min_duration_s * 1000))
     if plan.scenario == "offline":
-        chosen.min_query_count = min(images, _MOST_OFFLINE)
+        chosen.min_query_count = min(images, _MAX_OFFLINE_SAMPLES)
     if fastest_s is not None:
         # LoadGen makes up its queries beforehand: twice as many as fit into the time at this latency.
         chosen.single_stream_expected_latency_ns = chosen.multi_stream_expected_latency_ns = (
             fastest_s * 1e9
         )
-        chosen.offline_expected_qps = _SPARE * plan.query_samples / fastest_s
+        chosen.offline_expected_qps = _OFFLINE_QPS_MARGIN * plan.query_samples / fastest_s
         planned = 2 * plan.query_samples * plan.min_duration_s / fastest_s
-        if planned * _BYTES_A_SAMPLE > _SHARE_OF_MEMORY * free_memory_bytes():
+        if planned * _BYTES_PER_SAMPLE > _MAX_MEMORY_SHARE * free_memory_bytes():
             raise BenchError(
                 f"LoadGen makes up its queries beforehand: {planned / 1e6:.0f} million samples for {plan.min_duration_s:g} s, "
                 "more than there is memory for. Shorten --min-duration."
@@ -112,22 +114,27 @@ def settings(plan: LoadgenPlan, images: int, fastest_s: float | None) -> Any:
     return chosen
 
 
-def _test(
+def _run_test(
     plan: LoadgenPlan,
     images: int,
-    library: Library,
-    system: System,
+    library: QuerySampleLibrary,
+    system: SystemUnderTest,
     leave: Callable[[EdgetlError], None],
     fastest_s: float | None = None,
 ) -> None:
-    chosen = settings(plan, images, fastest_s)
+    chosen = make_test_settings(plan, images, fastest_s)
     logs = mlperf_loadgen.LogSettings()
     logs.enable_trace = False
     logs.log_output.outdir = str(plan.folder)
     logs.log_output.copy_summary_to_stdout = False
-    sut = mlperf_loadgen.ConstructSUT(_safe(system.issue, leave), _safe(system.flush, leave))
+    sut = mlperf_loadgen.ConstructSUT(
+        _exit_on_error(system.issue_query, leave), _exit_on_error(system.flush_queries, leave)
+    )
     library_ = mlperf_loadgen.ConstructQSL(
-        images, plan.resident, _safe(library.load, leave), _safe(library.unload, leave)
+        images,
+        plan.resident,
+        _exit_on_error(library.load, leave),
+        _exit_on_error(library.unload, leave),
     )
     # An audit.config that happens to lie in the user's folder would change the settings unseen.
     mlperf_loadgen.StartTestWithLogSettings(
@@ -135,10 +142,12 @@ def _test(
     )
     mlperf_loadgen.DestroyQSL(library_)
     mlperf_loadgen.DestroySUT(sut)
-    (plan.folder / TRACE).unlink(missing_ok=True)
+    (plan.folder / TRACE_FILE).unlink(missing_ok=True)
 
 
-def _safe(call: Callable[..., None], leave: Callable[[EdgetlError], None]) -> Callable[..., None]:
+def _exit_on_error(
+    call: Callable[..., None], leave: Callable[[EdgetlError], None]
+) -> Callable[..., None]:
     def called(*arguments: Any) -> None:
         try:
             call(*arguments)

@@ -12,7 +12,12 @@ from edgetl.core.files import parse_json, read_json, sha256_file
 from edgetl.core.paths import BundleDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.typed_json import FieldError, parse_as
-from edgetl.device.runtime.golden import VARIANT_TIMES, Golden, GoldenArrays, check_tolerance
+from edgetl.device.runtime.golden import (
+    VARIANT_TOLERANCE_FACTOR,
+    GoldenArchive,
+    GoldenSet,
+    check_tolerance,
+)
 from edgetl.device.runtime.onnx_file import OnnxFileError, read_onnx_file
 
 MAX_PIXELS = 2**26
@@ -118,7 +123,7 @@ class _Accuracy:
 
 
 @dataclass(frozen=True)
-class _Figures:
+class _VariantMetrics:
     """Those of a variant's figures that decide something on a device."""
 
     accuracy: _Accuracy
@@ -140,19 +145,19 @@ class Bundle:
     """`contents` as it was read, with the fields that only people read."""
 
     @property
-    def recommended(self) -> str | None:
+    def recommended_variant_name(self) -> str | None:
         """Name of the variant to take; None where none met the limits that the bundle was exported with."""
         return (
             self.contents.recommended if "recommended" in self.manifest else self.variants[0].name
         )
 
-    def variant(self, name: str | None = None) -> Variant:
+    def select_variant(self, name: str | None = None) -> Variant:
         """The variant called `name`, or the recommended one.
 
         Raises:
             BundleError: there is no such variant, or none was asked for and the bundle recommends none.
         """
-        wanted = name or self.recommended
+        wanted = name or self.recommended_variant_name
         if wanted is None:
             raise BundleError(
                 f"{self.directory.path} recommends no variant: none met the limits it was exported with. "
@@ -165,34 +170,36 @@ class Bundle:
             f"{self.directory.path} has no variant {wanted!r}; it has: {', '.join(variant.name for variant in self.variants)}."
         )
 
-    def file(self, variant: Variant) -> Path:
+    def variant_path(self, variant: Variant) -> Path:
         """The variant's ONNX file, its hash and metadata checked.
 
         Raises:
             BundleError: the file is missing, is not the one that was proven, or says other labels or preprocessing than the manifest.
         """
-        path = self._checked(FileEntry(variant.file, variant.sha256))
+        path = self._checked_path(FileEntry(variant.file, variant.sha256))
         self._check_metadata(path, variant)
         return path
 
-    def golden(self) -> Golden:
+    def load_golden(self) -> GoldenSet:
         """The reference images, their hashes checked.
 
         Raises:
             BundleError: a file is missing or altered, or the tolerance would accept any answer.
         """
         entry = self.contents.golden
-        files = [self._checked(image) for image in entry.images]
+        files = [self._checked_path(image) for image in entry.images]
         sized = [variant.name for variant in self.variants if variant.size is not None]
-        with GoldenArrays(self._checked(entry.logits), len(files), self.labels) as arrays:
-            logits = arrays.logits()
-            fixed = {name: arrays.logits(f"logits_{name}") for name in sized}
+        with GoldenArchive(self._checked_path(entry.logits), len(files), self.labels) as arrays:
+            logits = arrays.read_logits()
+            fixed = {name: arrays.read_logits(f"logits_{name}") for name in sized}
         check_tolerance(self.directory.manifest, entry.tolerance, logits)
         for variant in self.variants:
-            check_tolerance(self.directory.manifest, variant.tolerance, logits, VARIANT_TIMES)
-        return Golden(files, logits, entry.tolerance, fixed)
+            check_tolerance(
+                self.directory.manifest, variant.tolerance, logits, VARIANT_TOLERANCE_FACTOR
+            )
+        return GoldenSet(files, logits, entry.tolerance, fixed)
 
-    def others(self) -> list[Path]:
+    def companion_files(self) -> list[Path]:
         """What travels with the model and is not needed to run it: clients, and the page for browsers where there is one.
 
         Raises:
@@ -200,12 +207,12 @@ class Bundle:
         """
         contents = self.contents
         return [
-            self._checked(entry)
+            self._checked_path(entry)
             for entry in (contents.client, contents.cpp_client, *contents.web.files)
             if entry is not None
         ]
 
-    def _checked(self, entry: FileEntry) -> Path:
+    def _checked_path(self, entry: FileEntry) -> Path:
         path = self.directory.path / entry.file
         if "\0" in entry.file or not path.resolve().is_relative_to(self.directory.path.resolve()):
             raise BundleError(
@@ -266,7 +273,7 @@ def open_bundle(path: Path) -> Bundle:
         contents = parse_as(BundleContents, manifest, "bundle.json", extra="ignore")
         for variant in contents.variants:
             parse_as(
-                _Figures,
+                _VariantMetrics,
                 {"accuracy": variant.accuracy, "parity": variant.parity},
                 f"variant {variant.name}",
                 extra="ignore",

@@ -16,10 +16,10 @@ from edgetl.core.errors import BundleError, ConfigError, DecodeError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.typed_json import FieldError, parse_as
 from edgetl.device.runtime.bundle import Bundle, open_bundle, read_metadata
-from edgetl.device.runtime.golden import gate_tolerance, judge_answers
+from edgetl.device.runtime.golden import check_logits, gate_tolerance
 from edgetl.device.runtime.preprocessing import preprocess
-from edgetl.device.runtime.session import create_session, refuse_failed_run
-from edgetl.device.runtime.time_limit import run_within
+from edgetl.device.runtime.session import create_session, raise_provider_failure
+from edgetl.device.runtime.time_limit import run_with_timeout
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Classifier:
     preprocessing: Preprocessing
     input: InputKind
 
-    def feed(self, image: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.float32]:
+    def prepare_input(self, image: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.float32]:
         """The model's input for one decoded image [height, width, 3]: the image itself, or the preprocessed tensor.
 
         Raises:
@@ -39,8 +39,8 @@ class Classifier:
         """
         if self.input != "image":
             return preprocess(image, self.preprocessing)
-        if self.size is not None and image.shape[:2] != self.size:
-            height, width = self.size
+        if self.fixed_size is not None and image.shape[:2] != self.fixed_size:
+            height, width = self.fixed_size
             raise DecodeError(
                 f"The image has {image.shape[1]} x {image.shape[0]} pixels; this variant takes {width} x {height} only. "
                 "Take a variant without a fixed size, or send images of that size."
@@ -48,7 +48,7 @@ class Classifier:
         return np.expand_dims(image, 0)
 
     @cached_property
-    def size(self) -> tuple[int, int] | None:
+    def fixed_size(self) -> tuple[int, int] | None:
         """(height, width) of the only images that the model takes; None: of any size, or preprocessed tensors."""
         shape = self.session.get_inputs()[0].shape
         fixed = self.input == "image" and all(isinstance(side, int) for side in shape[1:3])
@@ -65,11 +65,13 @@ class Classifier:
         """
         feed = {self.session.get_inputs()[0].name: batch}
         try:
-            logits, probabilities = run_within(self.session, ["logits", "probabilities"], feed)
+            logits, probabilities = run_with_timeout(
+                self.session, ["logits", "probabilities"], feed
+            )
         except BundleError:
             raise
         except Exception as cause:  # onnxruntime's exceptions share no base class
-            refuse_failed_run(self.session, cause)
+            raise_provider_failure(self.session, cause)
             raise BundleError(
                 f"The model cannot be run: {' '.join(str(cause).split())} Export the bundle again."
             ) from cause
@@ -83,12 +85,12 @@ class Classifier:
 
     def classify(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities [classes] of one decoded image [height, width, 3]."""
-        probabilities: NDArray[np.float32] = self.run(self.feed(image))[1][0]
+        probabilities: NDArray[np.float32] = self.run(self.prepare_input(image))[1][0]
         return probabilities
 
 
 @dataclass(frozen=True)
-class _Metadata:
+class _ModelMetadata:
     """An ONNX file's own, as far as it is needed to answer."""
 
     labels: list[str]
@@ -115,7 +117,7 @@ def open_classifier(
                 f"{path} carries no labels and preprocessing of edgetl's. Give a bundle, or a file that edgetl exported."
             )
         try:
-            metadata = parse_as(_Metadata, stated, "its metadata", extra="ignore")
+            metadata = parse_as(_ModelMetadata, stated, "its metadata", extra="ignore")
             return Classifier(
                 session,
                 metadata.labels,
@@ -124,19 +126,21 @@ def open_classifier(
             )
         except (FieldError, ConfigError) as cause:
             raise BundleError(f"{path} is broken: {cause}. Export it again.") from cause
-    return bundle_classifier(open_bundle(path), variant, provider, threads)
+    return open_bundle_classifier(open_bundle(path), variant, provider, threads)
 
 
-def bundle_classifier(
+def open_bundle_classifier(
     bundle: Bundle, variant: str | None = None, provider: str = "cpu", threads: int | None = None
 ) -> Classifier:
     """As `open_classifier`, for a bundle already open."""
-    chosen = bundle.variant(variant)
-    session = create_session(bundle.file(chosen), provider, threads, precision=chosen.precision)
+    chosen = bundle.select_variant(variant)
+    session = create_session(
+        bundle.variant_path(chosen), provider, threads, precision=chosen.precision
+    )
     return Classifier(session, bundle.labels, bundle.preprocessing, chosen.input)
 
 
-def proven_classifier(
+def open_verified_classifier(
     path: Path, variant: str | None = None, provider: str = "cpu", threads: int | None = None
 ) -> Classifier:
     """As `open_classifier`, once a bundle's reference images have been answered right by this very session.
@@ -147,14 +151,17 @@ def proven_classifier(
     if path.suffix == ".onnx":
         return open_classifier(path, variant, provider, threads)
     bundle = open_bundle(path)
-    chosen, golden = bundle.variant(variant), bundle.golden()
-    classifier = bundle_classifier(bundle, chosen.name, provider, threads)
+    chosen, golden = bundle.select_variant(variant), bundle.load_golden()
+    classifier = open_bundle_classifier(bundle, chosen.name, provider, threads)
     logits = np.stack(
-        [classifier.run(classifier.feed(image))[0][0] for image in golden.images(chosen)]
+        [
+            classifier.run(classifier.prepare_input(image))[0][0]
+            for image in golden.load_images(chosen)
+        ]
     ).astype(np.float64)
     reference = golden.logits_for(chosen)
     tolerance = gate_tolerance(reference, provider, golden.tolerance, chosen.tolerance)
-    gate = judge_answers(logits, reference, tolerance)
+    gate = check_logits(logits, reference, tolerance)
     if not gate["passed"]:
         raise BundleError(
             f"{chosen.name} does not answer here as it was proven to: {gate['reason']}. `edgetl verify {path}` tells of all variants."

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 # Packages for CUDA 13 and later have no suffix; those for CUDA 12, and all of cuDNN and TensorRT, end in -cu and its version.
-_PACKAGES = {
+_LIBRARY_PACKAGES = {
     "libcublasLt": "nvidia-cublas",
     "libcublas": "nvidia-cublas",
     "libcudart": "nvidia-cuda-runtime",
@@ -29,8 +29,8 @@ _PACKAGES = {
     "libnvonnxparser": "tensorrt",
     "libnvrtc": "nvidia-cuda-nvrtc",
 }
-_LIBRARY = re.compile(r"\b(lib[A-Za-z]+)[\w-]*\.so(?:\.(\d+)[.\d]*)?")
-_DRIVER = "install NVIDIA's driver for this GPU; `nvidia-smi` shows whether it works"
+_LIBRARY_PATTERN = re.compile(r"\b(lib[A-Za-z]+)[\w-]*\.so(?:\.(\d+)[.\d]*)?")
+_DRIVER_REMEDY = "install NVIDIA's driver for this GPU; `nvidia-smi` shows whether it works"
 
 
 def preload_cuda_libraries() -> None:
@@ -128,7 +128,7 @@ def load_error(provider_library: Path) -> str:
     return ""
 
 
-def missing_library(message: str) -> str | None:
+def find_missing_library(message: str) -> str | None:
     """Return the shared library that a loader's message calls missing, or None."""
     for line in message.splitlines():
         if (
@@ -139,7 +139,7 @@ def missing_library(message: str) -> str | None:
             # The message begins with the library that wanted it.
             names = [
                 match.group(0)
-                for match in _LIBRARY.finditer(line)
+                for match in _LIBRARY_PATTERN.finditer(line)
                 if "onnxruntime" not in match.group(0)
             ]
             if names:
@@ -147,31 +147,31 @@ def missing_library(message: str) -> str | None:
     return None
 
 
-def remedy(problem: str) -> str:
+def suggest_remedy(problem: str) -> str:
     """Return the command that mends a CUDA or TensorRT provider which does not start.
 
     Args:
         problem: what the provider said, with the name of a library where one lacks.
     """
-    match = _LIBRARY.search(problem)
+    match = _LIBRARY_PATTERN.search(problem)
     if match is None and sys.platform == "win32" and "driver" not in problem.lower():
-        return _with_all_libraries()  # Windows does not say which library lacks.
+        return _install_all_command()  # Windows does not say which library lacks.
     if match is None or match.group(1) == "libcuda":
-        return _DRIVER
-    package = _PACKAGES.get(match.group(1))
+        return _DRIVER_REMEDY
+    package = _LIBRARY_PACKAGES.get(match.group(1))
     if package is None:
         return f"install what holds {match.group(0)}; `ldd` on onnxruntime's provider library shows all that lacks"
-    for name in (package, f"{package}-cu{cuda_major()}"):
-        version = _installed(name)
+    for name in (package, f"{package}-cu{required_cuda_major()}"):
+        version = _installed_version(name)
         if version is not None:
             return f'pip install --force-reinstall --no-deps "{name}=={version}"   (it is installed, but its files are not in place)'
     if package == "tensorrt":
         # The number behind .so is TensorRT's major version.
-        return f'pip install "tensorrt-cu{cuda_major()}=={match.group(2) or 10}.*"'
-    return _with_all_libraries()
+        return f'pip install "tensorrt-cu{required_cuda_major()}=={match.group(2) or 10}.*"'
+    return _install_all_command()
 
 
-def cuda_major() -> int:
+def required_cuda_major() -> int:
     """Return CUDA's major version that the installed onnxruntime-gpu asks for; 13 where its metadata does not say."""
     with suppress(metadata.PackageNotFoundError):
         for requirement in metadata.requires("onnxruntime-gpu") or []:
@@ -180,14 +180,14 @@ def cuda_major() -> int:
     return 13
 
 
-def _with_all_libraries() -> str:
-    version = _installed("onnxruntime-gpu")
+def _install_all_command() -> str:
+    version = _installed_version("onnxruntime-gpu")
     if version is None:
         return 'pip install "edgetl[gpu]"'
     return f'pip install "onnxruntime-gpu[cuda,cudnn]=={version}"'
 
 
-def _installed(package: str) -> str | None:
+def _installed_version(package: str) -> str | None:
     with suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
     return None

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import onnxruntime
 
-from edgetl.core.cache import cache_folder, prune
+from edgetl.core.cache import get_cache_folder, prune_cache
 from edgetl.core.files import sha256_file
 from edgetl.device.hardware.info import gpu_identity, installed_version
 from edgetl.device.runtime.cuda_libraries import preload_cuda_libraries
 from edgetl.device.runtime.providers import EngineCache
 
-BUDGET_BYTES = 4 * 2**30
+MAX_CACHE_BYTES = 4 * 2**30
 """What the engines of all files may take on the disk; those used longest ago go first."""
 
 
@@ -35,16 +35,16 @@ def open_engine_cache(model: Path | bytes, provider: str) -> EngineCache | None:
         provider: `tensorrt` or `nv_tensorrt_rtx`.
     """
     digest = hashlib.sha256(model).hexdigest() if isinstance(model, bytes) else sha256_file(model)
-    root = cache_folder() / provider
-    folders = cache_paths(root, digest, versions(provider))
+    root = get_cache_folder() / provider
+    folders = cache_paths(root, digest, collect_engine_versions(provider))
     try:
-        for folder in (folders.engines, folders.timings):
+        for folder in (folders.engine_folder, folders.timing_folder):
             folder.mkdir(parents=True, exist_ok=True)
             # The time of the last use, by which `prune` chooses.
             os.utime(folder)
     except OSError:
         return None
-    prune(root, BUDGET_BYTES, keep={folders.engines, folders.timings})
+    prune_cache(root, MAX_CACHE_BYTES, keep={folders.engine_folder, folders.timing_folder})
     return folders
 
 
@@ -54,7 +54,7 @@ def cache_paths(root: Path, digest: str, environment: Mapping[str, str | None]) 
     return EngineCache(root / f"engines-{place}-{digest[:16]}", root / f"timings-{place}")
 
 
-def versions(provider: str) -> dict[str, str | None]:
+def collect_engine_versions(provider: str) -> dict[str, str | None]:
     """Return what an engine depends on beside the file: GPU, its driver, onnxruntime and TensorRT."""
     gpu, driver = gpu_identity()
     library = "libtensorrt_rtx.so" if provider == "nv_tensorrt_rtx" else "libnvinfer.so.10"

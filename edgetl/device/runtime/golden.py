@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgetl.device.runtime.bundle import Variant
 
 
-TF32_SHARE = 0.01
+TF32_RELATIVE_TOLERANCE = 0.01
 """Of the largest |logit|: what TF32 may move a logit by."""
 
 
@@ -43,12 +43,12 @@ def gate_tolerance(
         tolerances: absolute bounds; None is none.
         relative: a bound as a share of the largest |logit|.
     """
-    share = max(relative, TF32_SHARE if provider in CUDA_PROVIDERS else 0.0)
+    share = max(relative, TF32_RELATIVE_TOLERANCE if provider in CUDA_PROVIDERS else 0.0)
     largest = float(np.abs(reference).max(initial=0.0))
     return max(share * largest, *(bound for bound in tolerances if bound is not None))
 
 
-def judge_answers(
+def check_logits(
     logits: NDArray[np.float64], reference: NDArray[np.float32], tolerance: float
 ) -> dict[str, Any]:
     """The gate's verdict on logits [n, classes] against the reference's.
@@ -89,19 +89,19 @@ def judge_answers(
     return {**verdict, **found, "passed": True}
 
 
-_LONGEST_LABEL = 4096
-_HEADER_BYTES = 65536
-VARIANT_TIMES = 4.0
+_MAX_LABEL_LENGTH = 4096
+_MAX_HEADER_BYTES = 65536
+VARIANT_TOLERANCE_FACTOR = 4.0
 """Times the largest reference logit that a smaller variant's tolerance may be: 1.25 times its largest measured difference, and answers of
 the reference's size with the opposite sign differ by twice the largest."""
-_READ_HEADER = {
+_HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 
 
 @dataclass(frozen=True)
-class Golden:
+class GoldenSet:
     """Reference images with the logits that the PyTorch model gives for them."""
 
     files: list[Path]
@@ -112,7 +112,7 @@ class Golden:
     fixed_size_logits: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     """The same for the images resized to the size of a variant of fixed size, by the variant's name."""
 
-    def images(self, variant: Variant | None = None) -> list[NDArray[np.uint8]]:
+    def load_images(self, variant: Variant | None = None) -> list[NDArray[np.uint8]]:
         """The files decoded, and resized for a variant of fixed size: uint8 [height, width, 3] each."""
         size = None if variant is None else variant.size
         return [resize_to(load_image(path), size) for path in self.files]
@@ -122,7 +122,7 @@ class Golden:
         return self.logits if variant.size is None else self.fixed_size_logits[variant.name]
 
 
-class GoldenArrays:
+class GoldenArchive:
     """golden.npz, every array's type and shape checked before it is read: a small archive can claim any number of bytes."""
 
     def __init__(self, path: Path, images: int, labels: Sequence[str]) -> None:
@@ -134,70 +134,70 @@ class GoldenArrays:
         Raises:
             BundleError: it is no archive, or was written for other labels.
         """
-        self._path, self._images, self._labels = path, images, labels
+        self._path, self._image_count, self._labels = path, images, labels
         try:
             self._archive = zipfile.ZipFile(path)
         except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as cause:
-            raise self._broken(f"cannot be read ({cause})") from cause
+            raise self._broken_error(f"cannot be read ({cause})") from cause
         # Bundles of before have no labels there.
         if "labels.npy" in self._archive.namelist():
-            stored = self._read("labels", (len(labels),), "U")
+            stored = self._read_array("labels", (len(labels),), "U")
             if [str(label) for label in stored] != list(labels):
                 raise BundleError(
                     f"{path} was written for other labels, or in another order, than bundle.json names. "
                     "One of both was changed: copy the bundle again, or export it again."
                 )
 
-    def __enter__(self) -> GoldenArrays:
+    def __enter__(self) -> GoldenArchive:
         """The archive is closed at the block's end."""
         return self
 
     def __exit__(self, *error: object) -> None:
         self._archive.close()
 
-    def logits(self, name: str = "logits") -> NDArray[np.float32]:
+    def read_logits(self, name: str = "logits") -> NDArray[np.float32]:
         """The array `name` [images, classes].
 
         Raises:
             BundleError: it is missing, of another type or shape, or not finite.
         """
-        logits: NDArray[np.float32] = self._read(
-            name, (self._images, len(self._labels)), "f"
+        logits: NDArray[np.float32] = self._read_array(
+            name, (self._image_count, len(self._labels)), "f"
         ).astype(np.float32)
         if not np.isfinite(logits).all():
-            raise self._broken(f"holds {name} that are not finite numbers")
+            raise self._broken_error(f"holds {name} that are not finite numbers")
         return logits
 
-    def _read(self, name: str, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
+    def _read_array(self, name: str, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
         if f"{name}.npy" not in self._archive.namelist():
-            raise self._broken(f"has no array {name!r}")
+            raise self._broken_error(f"has no array {name!r}")
         try:
             with self._archive.open(f"{name}.npy") as stream:
-                return self._array(stream, name, shape, kind)
+                return self._parse_array(stream, name, shape, kind)
         except BundleError:
             raise
         except Exception as cause:  # zipfile, zlib and numpy raise many kinds on broken archives
-            raise self._broken(f"has a broken array {name!r} ({cause})") from cause
+            raise self._broken_error(f"has a broken array {name!r} ({cause})") from cause
 
-    def _array(
+    def _parse_array(
         self, stream: IO[bytes], name: str, shape: tuple[int, ...], kind: str
     ) -> NDArray[Any]:
-        read_header = _READ_HEADER.get(np.lib.format.read_magic(stream))
+        read_header = _HEADER_READERS.get(np.lib.format.read_magic(stream))
         if read_header is None:
-            raise self._broken(f"has an array {name!r} of an unknown version")
-        stored, by_columns, dtype = read_header(stream, max_header_size=_HEADER_BYTES)
-        largest = 8 if kind == "f" else 4 * _LONGEST_LABEL
+            raise self._broken_error(f"has an array {name!r} of an unknown version")
+        stored, by_columns, dtype = read_header(stream, max_header_size=_MAX_HEADER_BYTES)
+        largest = 8 if kind == "f" else 4 * _MAX_LABEL_LENGTH
         if dtype.kind != kind or dtype.itemsize > largest:
-            raise self._broken(f"holds {name} of type {dtype}")
+            raise self._broken_error(f"holds {name} of type {dtype}")
         if stored != shape:
-            raise self._broken(f"holds {name} of shape {stored}, not {shape}")
+            raise self._broken_error(f"holds {name} of shape {stored}, not {shape}")
         count = math.prod(shape)
         content = stream.read(count * dtype.itemsize)
         if len(content) != count * dtype.itemsize:
-            raise self._broken(f"is cut short within {name}")
+            raise self._broken_error(f"is cut short within {name}")
         return np.frombuffer(content, dtype).reshape(shape, order="F" if by_columns else "C")
 
-    def _broken(self, what: str) -> BundleError:
+    def _broken_error(self, what: str) -> BundleError:
         return BundleError(f"{self._path} {what}. Copy the bundle again, or export it again.")
 
 

@@ -43,19 +43,31 @@ IMAGE_SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 """File names that are taken for images, in lower case."""
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "TGA", "PPM")
+IMAGE_FORMATS = (
+    "JPEG",
+    "MPO",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "GIF",
+    "TIFF",
+    "AVIF",
+    "JPEG2000",
+    "TGA",
+    "PPM",
+)
 """Pillow's names of the formats that are decoded, the most frequent first.
 
 Others are refused whatever the file is called: Pillow hands EPS to Ghostscript, which runs programs.
 """
-MAX_ASPECT = 100
+MAX_ASPECT_RATIO = 100
 """Longer side over shorter. The shorter side is resized to a fixed length, and the longer one grows with it: an image of 1 x 20000
 pixels would take 5 GB."""
 MAX_FILE_BYTES = 256 * 2**20
 """Larger files are not read: no photo has so many bytes."""
 
 
-def images_below(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> list[Path]:
     """The files below a folder whose names are those of images, sorted.
 
     Raises:
@@ -63,7 +75,7 @@ def images_below(folder: Path) -> list[Path]:
     """
     paths = (
         Path(parent, name)
-        for parent, _, names in os.walk(folder, onerror=refuse_unreadable)
+        for parent, _, names in os.walk(folder, onerror=raise_unreadable_folder)
         for name in names
     )
     return sorted(
@@ -71,7 +83,7 @@ def images_below(folder: Path) -> list[Path]:
     )
 
 
-def refuse_unreadable(cause: OSError) -> NoReturn:
+def raise_unreadable_folder(cause: OSError) -> NoReturn:
     """Raise DataError for a folder that cannot be listed; `os.walk` would pass over it in silence."""
     raise DataError(
         f"The folder {cause.filename} cannot be read ({cause.strerror or cause}). Make it readable, or move it out of the data."
@@ -110,7 +122,7 @@ def load_image(source: Path | bytes, least_side: int | None = None) -> NDArray[n
                 if least_side is not None:
                     _draft(image, least_side)
                 image.load()
-                return np.array(_upright_rgb(image))
+                return np.array(_to_upright_rgb(image))
     except DecodeError as cause:
         raise DecodeError(f"{name}: {cause}") from cause
     except Exception as cause:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more on broken files
@@ -149,10 +161,10 @@ def open_image(encoded: bytes) -> Image.Image:
     """
     image = Image.open(io.BytesIO(encoded), formats=_installed_formats())
     shorter, longer = sorted(image.size)
-    if longer > MAX_ASPECT * shorter:
+    if longer > MAX_ASPECT_RATIO * shorter:
         image.close()
         raise DecodeError(
-            f"{image.width} x {image.height} pixels: the longer side is more than {MAX_ASPECT} times the shorter."
+            f"{image.width} x {image.height} pixels: the longer side is more than {MAX_ASPECT_RATIO} times the shorter."
         )
     return image
 
@@ -161,7 +173,7 @@ def open_image(encoded: bytes) -> Image.Image:
 def _installed_formats() -> tuple[str, ...]:
     # Pillow raises a KeyError on the name of a format that it was built without.
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
 
 def _draft(image: Image.Image, least_side: int) -> None:
@@ -172,7 +184,7 @@ def _draft(image: Image.Image, least_side: int) -> None:
         )
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _to_upright_rgb(image: Image.Image) -> Image.Image:
     # Transposing copies the pixels even where there is nothing to turn, which is nearly always; and a copy is a tenth of decoding.
     with contextlib.suppress(
         Exception

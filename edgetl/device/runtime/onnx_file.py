@@ -10,23 +10,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-Field = tuple[int, int, int]
+ProtoField = tuple[int, int, int]
 """Number, and where the value begins and ends; for an integer the value itself stands in both places."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MODEL_GRAPH, _MODEL_METADATA, _MODEL_FUNCTIONS = 7, 14, 25
 # GraphProto: node, initializer, sparse_initializer. NodeProto: attribute. FunctionProto: node, attribute_proto.
 # AttributeProto: t, tensors, g, graphs, sparse_tensor, sparse_tensors. SparseTensorProto: values, indices.
-_BELOW: Mapping[str, Mapping[int, str]] = {
+_NESTED_FIELDS: Mapping[str, Mapping[int, str]] = {
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
     "node": {5: "attribute"},
     "function": {7: "node", 11: "attribute"},
     "attribute": {5: "tensor", 10: "tensor", 6: "graph", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
 }
-_DATA_LOCATION, _EXTERNAL = 14, 1
+_DATA_LOCATION, _EXTERNAL_LOCATION = 14, 1
 """TensorProto.data_location, and the value that means another file."""
-_DEEPEST = 64
+_MAX_DEPTH = 64
 
 
 class OnnxFileError(ValueError):
@@ -56,56 +56,61 @@ def read_onnx_file(path: Path) -> OnnxFile:
         except ValueError as cause:
             raise OnnxFileError("the file is empty") from cause
         with content:
-            return _Walk(content).model()
+            return _OnnxReader(content).read_model()
 
 
-class _Walk:
+class _OnnxReader:
     """The messages of onnx.proto in which a TensorProto may stand, by the fields that lead to one."""
 
     def __init__(self, content: mmap.mmap) -> None:
         self._content = content
 
-    def model(self) -> OnnxFile:
+    def read_model(self) -> OnnxFile:
         metadata: dict[str, str] = {}
         external = False
-        for number, start, end in self._fields(0, len(self._content)):
+        for number, start, end in self._iter_fields(0, len(self._content)):
             if number == _MODEL_METADATA:
                 entry = {
-                    key: self._content[begin:stop] for key, begin, stop in self._fields(start, end)
+                    key: self._content[begin:stop]
+                    for key, begin, stop in self._iter_fields(start, end)
                 }
-                metadata[self._text(entry.get(1, b""))] = self._text(entry.get(2, b""))
+                metadata[self._decode_text(entry.get(1, b""))] = self._decode_text(
+                    entry.get(2, b"")
+                )
             elif number in (_MODEL_GRAPH, _MODEL_FUNCTIONS):
                 external = (
-                    self._external("graph" if number == _MODEL_GRAPH else "function", start, end, 0)
+                    self._has_external_data(
+                        "graph" if number == _MODEL_GRAPH else "function", start, end, 0
+                    )
                     or external
                 )
         return OnnxFile(metadata, external)
 
-    def _external(self, kind: str, start: int, end: int, depth: int) -> bool:
-        if depth > _DEEPEST:
+    def _has_external_data(self, kind: str, start: int, end: int, depth: int) -> bool:
+        if depth > _MAX_DEPTH:
             raise OnnxFileError("its graphs are nested too deeply")
         if kind == "tensor":
             return any(
-                number == _DATA_LOCATION and value == _EXTERNAL
-                for number, value, _ in self._fields(start, end)
+                number == _DATA_LOCATION and value == _EXTERNAL_LOCATION
+                for number, value, _ in self._iter_fields(start, end)
             )
-        below = _BELOW[kind]
+        below = _NESTED_FIELDS[kind]
         return any(
-            self._external(below[number], begin, stop, depth + 1)
-            for number, begin, stop in self._fields(start, end)
+            self._has_external_data(below[number], begin, stop, depth + 1)
+            for number, begin, stop in self._iter_fields(start, end)
             if number in below
         )
 
-    def _fields(self, position: int, end: int) -> Iterator[Field]:
+    def _iter_fields(self, position: int, end: int) -> Iterator[ProtoField]:
         while position < end:
-            tag, position = self._varint(position, end)
+            tag, position = self._read_varint(position, end)
             number, kind = tag >> 3, tag & 7
             if kind == _VARINT:
-                value, position = self._varint(position, end)
+                value, position = self._read_varint(position, end)
                 yield number, value, value
                 continue
             if kind == _BYTES:
-                length, position = self._varint(position, end)
+                length, position = self._read_varint(position, end)
             elif kind in (_FIXED32, _FIXED64):
                 length = 4 if kind == _FIXED32 else 8
             else:
@@ -115,7 +120,7 @@ class _Walk:
             yield number, position, position + length
             position += length
 
-    def _varint(self, position: int, end: int) -> tuple[int, int]:
+    def _read_varint(self, position: int, end: int) -> tuple[int, int]:
         value = 0
         for shift in range(0, 70, 7):
             if position >= end:
@@ -128,7 +133,7 @@ class _Walk:
         raise OnnxFileError("it is no protobuf message")
 
     @staticmethod
-    def _text(content: bytes) -> str:
+    def _decode_text(content: bytes) -> str:
         try:
             return content.decode()
         except UnicodeDecodeError as cause:

@@ -10,7 +10,7 @@ import onnxruntime
 
 from edgetl.core.errors import ProviderError
 
-RECORD = "session.record_ep_graph_assignment_info"
+RECORD_ASSIGNMENT_OPTION = "session.record_ep_graph_assignment_info"
 """The session option with which a recent onnxruntime records its partitioning."""
 
 COMPUTE_OPERATORS = frozenset(
@@ -39,9 +39,9 @@ COMPUTE_OPERATORS = frozenset(
 )
 """The operators in which a network's time goes, by ONNX's names and by those that onnxruntime gives to fused ones."""
 
-_SHARES_THE_CPU = frozenset({"XnnpackExecutionProvider"})
+_CPU_SHARING_PROVIDERS = frozenset({"XnnpackExecutionProvider"})
 """Providers that compute on the CPU too: a node left to the CPU's own provider is no copy and no wrong device."""
-_LISTED = 3
+_MAX_LISTED_NODES = 3
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class NodeAssignment:
     provider: str
 
 
-def recorded_assignments(session: onnxruntime.InferenceSession) -> list[NodeAssignment] | None:
+def read_node_assignments(session: onnxruntime.InferenceSession) -> list[NodeAssignment] | None:
     """Return the assignments of a session that was created with `RECORD`; None from an onnxruntime that does not record them."""
     read = getattr(session, "get_provider_graph_assignment_info", None)
     if read is None:
@@ -92,10 +92,16 @@ def check_placement(assignments: Sequence[NodeAssignment], chain: Sequence[str])
         assignments, [name for name in chain if name != cpu or chain[0] == cpu]
     )
     total = sum(node.operator in COMPUTE_OPERATORS for node in assignments)
-    if not misplaced or (chain[0] in _SHARES_THE_CPU and len(misplaced) < total):
+    if not misplaced or (chain[0] in _CPU_SHARING_PROVIDERS and len(misplaced) < total):
         return
-    listed = ", ".join(f"{node.operator} {node.name}".strip() for node in misplaced[:_LISTED])
-    more = f" and {len(misplaced) - _LISTED} more" if len(misplaced) > _LISTED else ""
+    listed = ", ".join(
+        f"{node.operator} {node.name}".strip() for node in misplaced[:_MAX_LISTED_NODES]
+    )
+    more = (
+        f" and {len(misplaced) - _MAX_LISTED_NODES} more"
+        if len(misplaced) > _MAX_LISTED_NODES
+        else ""
+    )
     places = " and ".join(sorted({node.provider for node in misplaced}))
     raise ProviderError(
         f"{chain[0]} did not take {len(misplaced)} of {total} compute nodes; {places} got {listed}{more}. "
@@ -104,7 +110,7 @@ def check_placement(assignments: Sequence[NodeAssignment], chain: Sequence[str])
     )
 
 
-def node_share(providers: Iterable[str]) -> dict[str, float]:
+def provider_node_shares(providers: Iterable[str]) -> dict[str, float]:
     """Return the share of nodes on each provider, from one provider's name a node."""
     counts = Counter(providers)
     return {provider: count / counts.total() for provider, count in sorted(counts.items())}

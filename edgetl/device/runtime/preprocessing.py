@@ -15,8 +15,8 @@ from edgetl.core.preprocessing import Preprocessing
 
 def resize_and_crop(image: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.uint8]:
     """uint8 [height, width, 3] to uint8 [crop, crop, 3]: resize of the shorter side, centre crop."""
-    resized = _resized(image, contract)
-    top, left = contract.crop_box(resized.height, resized.width)
+    resized = _resize(image, contract)
+    top, left = contract.compute_crop_offset(resized.height, resized.width)
     return np.asarray(resized.crop((left, top, left + contract.crop, top + contract.crop)))
 
 
@@ -25,17 +25,17 @@ def resize_around_crop(image: NDArray[np.uint8], contract: Preprocessing) -> NDA
 
     `resize_and_crop` takes the same pixels from it as from the photo, because its resize changes nothing any more.
     """
-    resized, side = _resized(image, contract), contract.resize
+    resized, side = _resize(image, contract), contract.resize
     # Not simply the middle: of an odd difference the crop's own rounding decides.
-    own_top, own_left = contract.crop_box(side, side)
-    top, left = contract.crop_box(resized.height, resized.width)
+    own_top, own_left = contract.compute_crop_offset(side, side)
+    top, left = contract.compute_crop_offset(resized.height, resized.width)
     return np.asarray(
         resized.crop((left - own_left, top - own_top, left - own_left + side, top - own_top + side))
     )
 
 
-def _resized(image: NDArray[np.uint8], contract: Preprocessing) -> Image.Image:
-    height, width = contract.resized(*image.shape[:2])
+def _resize(image: NDArray[np.uint8], contract: Preprocessing) -> Image.Image:
+    height, width = contract.compute_resized_size(*image.shape[:2])
     # In two steps, since the order of the passes decides the rounding of a fifth of the pixels: rows first, as Pillow always did before
     # version 13 and as ONNX Runtime does. Pillow 13 takes the columns first where that is cheaper.
     rows = Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BILINEAR)
@@ -52,7 +52,7 @@ def resize_to(image: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
-def normalise(pixels: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.float32]:
+def normalize(pixels: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.float32]:
     """uint8 [batch, S, S, 3] to float32 [batch, 3, S, S]."""
     scaled = pixels.astype(np.float32) / np.float32(255)
     normalised = (scaled - np.asarray(contract.mean, np.float32)) / np.asarray(
@@ -63,4 +63,4 @@ def normalise(pixels: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.
 
 def preprocess(image: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.float32]:
     """uint8 [height, width, 3] to float32 [1, 3, crop, crop]."""
-    return normalise(resize_and_crop(image, contract)[None], contract)
+    return normalize(resize_and_crop(image, contract)[None], contract)

@@ -26,7 +26,7 @@ class NodeTime:
     """Median over the runs: one that another process has kept waiting is not to blame."""
 
 
-def node_times(
+def profile_nodes(
     open_session: Callable[[Path], onnxruntime.InferenceSession], feed: dict[str, Any], runs: int
 ) -> list[NodeTime]:
     """Profile `runs` runs of a new session.
@@ -52,7 +52,7 @@ def node_times(
     return [NodeTime(*key, median(durations)) for key, durations in taken.items()]
 
 
-def summary(nodes: list[NodeTime]) -> dict[str, Any]:
+def summarize_nodes(nodes: list[NodeTime]) -> dict[str, Any]:
     """Operators and nodes with their shares of the time, the costliest first."""
     total = sum(node.microseconds for node in nodes) or 1.0
     spent: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -78,8 +78,11 @@ def summary(nodes: list[NodeTime]) -> dict[str, Any]:
         }
         for node in nodes
     ]
-    return {"operators": sorted(operators, key=_cost), "nodes": sorted(listed, key=_cost)}
+    return {
+        "operators": sorted(operators, key=_descending_time),
+        "nodes": sorted(listed, key=_descending_time),
+    }
 
 
-def _cost(entry: dict[str, Any]) -> float:
+def _descending_time(entry: dict[str, Any]) -> float:
     return -float(entry["us"])

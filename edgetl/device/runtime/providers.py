@@ -22,7 +22,7 @@ PROVIDERS = {
 CUDA_PROVIDERS = ("cuda", "tensorrt", "nv_tensorrt_rtx")
 """Those that run on an NVIDIA GPU, link to CUDA's libraries and keep inputs and outputs in its memory."""
 
-_THREADS_OPTION = {"openvino": "num_of_threads", "xnnpack": "intra_op_num_threads"}
+_THREAD_COUNT_OPTIONS = {"openvino": "num_of_threads", "xnnpack": "intra_op_num_threads"}
 """Providers with a thread pool of their own, and the option that sizes it."""
 
 
@@ -30,9 +30,9 @@ _THREADS_OPTION = {"openvino": "num_of_threads", "xnnpack": "intra_op_num_thread
 class EngineCache:
     """Folders in which TensorRT keeps what it built, so that another process need not build it again."""
 
-    engines: Path
+    engine_folder: Path
     """For one file, one GPU and one set of versions."""
-    timings: Path
+    timing_folder: Path
     """Kernel timings, for one GPU and one set of versions: shared by all files."""
 
 
@@ -60,12 +60,12 @@ def provider_chain(
         cache: where TensorRT keeps engines; None keeps none.
     """
     options: dict[str, str] = {}
-    if provider in _THREADS_OPTION:
-        options[_THREADS_OPTION[provider]] = str(threads)
+    if provider in _THREAD_COUNT_OPTIONS:
+        options[_THREAD_COUNT_OPTIONS[provider]] = str(threads)
     if provider == "tensorrt":
         options |= _tensorrt_options(precision or "fp32", cache)
     if provider == "nv_tensorrt_rtx" and cache is not None:
-        options["nv_runtime_cache_path"] = str(cache.engines)
+        options["nv_runtime_cache_path"] = str(cache.engine_folder)
     chain = [(PROVIDERS[provider], options)]
     if provider in CUDA_PROVIDERS and provider != "cuda" and PROVIDERS["cuda"] in available:
         chain.append((PROVIDERS["cuda"], {}))
@@ -83,8 +83,8 @@ def _tensorrt_options(precision: str, cache: EngineCache | None) -> dict[str, st
     if cache is not None:
         options |= {
             "trt_engine_cache_enable": "True",
-            "trt_engine_cache_path": str(cache.engines),
+            "trt_engine_cache_path": str(cache.engine_folder),
             "trt_timing_cache_enable": "True",
-            "trt_timing_cache_path": str(cache.timings),
+            "trt_timing_cache_path": str(cache.timing_folder),
         }
     return options

@@ -11,19 +11,27 @@ import onnxruntime
 
 from edgetl.core.errors import BundleError, ProviderError
 from edgetl.device.hardware.cpu import available_cores
-from edgetl.device.runtime.cuda_libraries import load_error, missing_library, preload_cuda_libraries
+from edgetl.device.runtime.cuda_libraries import (
+    find_missing_library,
+    load_error,
+    preload_cuda_libraries,
+)
 from edgetl.device.runtime.engine_cache import open_engine_cache
-from edgetl.device.runtime.placement import RECORD, check_placement, recorded_assignments
+from edgetl.device.runtime.placement import (
+    RECORD_ASSIGNMENT_OPTION,
+    check_placement,
+    read_node_assignments,
+)
 from edgetl.device.runtime.providers import CUDA_PROVIDERS, PROVIDERS, provider_chain
 
-_RUN_FAILURES = ("EPFail", "Fail", "RuntimeException", "RuntimeError")
+_RUN_EXCEPTION_NAMES = ("EPFail", "Fail", "RuntimeException", "RuntimeError")
 """onnxruntime's exceptions for a run that a provider did not finish (the last with IO binding); they share no base class."""
-_CUDA_FAILURE = re.compile(r"CU\w+ failure \d+: [^;]*[^; ]")
-_NODE = re.compile(r"while running (\w+) node\. Name:'([^']*)'")
-_SOURCE_PLACE = re.compile(
+_CUDA_FAILURE_PATTERN = re.compile(r"CU\w+ failure \d+: [^;]*[^; ]")
+_NODE_PATTERN = re.compile(r"while running (\w+) node\. Name:'([^']*)'")
+_SOURCE_LOCATION_PATTERN = re.compile(
     r"^(?:\[ONNXRuntimeError\] : \d+ : \w+ : )?(?:Exception during initialization: )?(?:/\S+:\d+ .*?\) (?=[A-Z]))?"
 )
-_LONGEST_MESSAGE = 300
+_MAX_MESSAGE_LENGTH = 300
 
 
 def available_providers() -> list[str]:
@@ -85,7 +93,7 @@ def create_session(
         # Its own pool does the work; onnxruntime's would spin beside it (onnxruntime's page on XNNPACK).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if provider != "cpu":
-        options.add_session_config_entry(RECORD, "1")
+        options.add_session_config_entry(RECORD_ASSIGNMENT_OPTION, "1")
     if provider in CUDA_PROVIDERS:
         preload_cuda_libraries()
     keeps_engines = provider in CUDA_PROVIDERS and provider != "cuda"
@@ -98,18 +106,20 @@ def create_session(
         # With its fall-back on, onnxruntime's Python class makes the session anew on the CPU when a provider fails, and answers.
         session = onnxruntime.InferenceSession(content, options, providers=chain, enable_fallback=0)
     except Exception as cause:  # onnxruntime's exceptions share no base class
-        if provider != "cpu" and _loads_on_cpu(content):
-            raise ProviderError(_not_started(provider, str(cause))) from cause
+        if provider != "cpu" and _can_load_on_cpu(content):
+            raise ProviderError(_start_failure_message(provider, str(cause))) from cause
         name = "the model" if isinstance(model, bytes) else model
         raise BundleError(
             f"onnxruntime {onnxruntime.__version__} cannot load {name}: {cause}"
         ) from cause
     if session.get_providers()[0] != PROVIDERS[provider]:
         raise ProviderError(
-            _not_started(provider, f"onnxruntime gave {session.get_providers()[0]} in its place")
+            _start_failure_message(
+                provider, f"onnxruntime gave {session.get_providers()[0]} in its place"
+            )
         )
     if provider != "cpu":
-        assignments = recorded_assignments(session)
+        assignments = read_node_assignments(session)
         if assignments is None:
             warnings.warn(
                 f"onnxruntime {onnxruntime.__version__} does not record where it places nodes; "
@@ -121,43 +131,45 @@ def create_session(
     return session
 
 
-def refuse_failed_run(session: onnxruntime.InferenceSession, cause: Exception) -> None:
+def raise_provider_failure(session: onnxruntime.InferenceSession, cause: Exception) -> None:
     """Raise the error of a run that raised `cause` where a provider other than the CPU's failed; otherwise return.
 
     Raises:
         ProviderError: naming the provider, what it said, and the next step.
     """
     provider = session.get_providers()[0]
-    if type(cause).__name__ not in _RUN_FAILURES or provider == PROVIDERS["cpu"]:
+    if type(cause).__name__ not in _RUN_EXCEPTION_NAMES or provider == PROVIDERS["cpu"]:
         return
     raise ProviderError(
-        f"{provider} took the model and then failed to run it: {_one_line(str(cause))} Nothing was answered from another provider. "
+        f"{provider} took the model and then failed to run it: {_summarize_error(str(cause))} Nothing was answered from another provider. "
         "Take another variant or another --provider; `edgetl doctor` shows what this machine lacks."
     ) from cause
 
 
-def _not_started(provider: str, reason: str) -> str:
-    library = missing_library(reason)
+def _start_failure_message(provider: str, reason: str) -> str:
+    library = find_missing_library(reason)
     if library is None and provider in CUDA_PROVIDERS:
         # onnxruntime logs what the loader said and keeps it to itself otherwise.
         name = f"libonnxruntime_providers_{provider}.so"
-        library = missing_library(load_error(Path(onnxruntime.__file__).parent / "capi" / name))
-    lacking = f"{library} is missing." if library else _one_line(reason)
+        library = find_missing_library(
+            load_error(Path(onnxruntime.__file__).parent / "capi" / name)
+        )
+    lacking = f"{library} is missing." if library else _summarize_error(reason)
     return f"{PROVIDERS[provider]} did not start: {lacking} `edgetl doctor` shows what this machine lacks; nothing ran on the wrong device."
 
 
-def _one_line(message: str) -> str:
+def _summarize_error(message: str) -> str:
     """Return the part of onnxruntime's message that says what happened, as one sentence."""
-    node = _NODE.search(message)
+    node = _NODE_PATTERN.search(message)
     where = f"{node.group(1)} {node.group(2)}: " if node else ""
     sentence = " ".join(message.rpartition("Status Message: ")[2].split())
-    if failure := _CUDA_FAILURE.search(sentence):
+    if failure := _CUDA_FAILURE_PATTERN.search(sentence):
         return f"{where}{failure.group(0)}."
-    sentence = _SOURCE_PLACE.sub("", sentence)
-    return where + sentence[:_LONGEST_MESSAGE].rstrip(". ") + "."
+    sentence = _SOURCE_LOCATION_PATTERN.sub("", sentence)
+    return where + sentence[:_MAX_MESSAGE_LENGTH].rstrip(". ") + "."
 
 
-def _loads_on_cpu(content: bytes | str) -> bool:
+def _can_load_on_cpu(content: bytes | str) -> bool:
     """Tell whether a model that a provider refused is sound: then the provider is to blame and not the file."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from edgetl.core.errors import BundleError
 
-ANSWER_S = 120.0
+INFERENCE_TIMEOUT_S = 120.0
 """For one batch: hundreds of times what a lightweight model takes on a small board."""
 
 
-def run_within(
+def run_with_timeout(
     session: onnxruntime.InferenceSession,
     outputs: Sequence[str],
     feed: Mapping[str, NDArray[Any]],
-    seconds: float = ANSWER_S,
+    seconds: float = INFERENCE_TIMEOUT_S,
 ) -> list[NDArray[Any]]:
     """Run a session once; a valid model may loop without end.
 

@@ -14,7 +14,7 @@ from edgetl.core.config.export import InputKind
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.runtime.bundle import METADATA_PREFIX
 from edgetl.export.graph.fixed_size import fixed_size_graph
-from edgetl.export.graph.preprocessing import CROPPED, PIXELS, preprocessing_graph
+from edgetl.export.graph.preprocessing import CROPPED_IMAGE, PIXELS, preprocessing_graph
 from edgetl.export.graph.torch_export import LOGITS
 
 PROBABILITIES = "probabilities"
@@ -51,7 +51,7 @@ def assemble(
         model.graph.value_info.extend(
             [
                 helper.make_tensor_value_info(
-                    CROPPED, crop_type, ["batch", 3, contract.crop, contract.crop]
+                    CROPPED_IMAGE, crop_type, ["batch", 3, contract.crop, contract.crop]
                 ),
                 helper.make_tensor_value_info(
                     PIXELS, TensorProto.FLOAT, ["batch", 3, contract.crop, contract.crop]
@@ -78,7 +78,7 @@ def assemble(
     return model
 
 
-def network_part(model: onnx.ModelProto) -> onnx.ModelProto:
+def extract_network(model: onnx.ModelProto) -> onnx.ModelProto:
     """The network inside an assembled file, `pixels` -> `logits`: the very nodes that ship, without the preprocessing."""
     part: onnx.ModelProto = onnx.utils.Extractor(model).extract_model([PIXELS], [LOGITS])
     return part

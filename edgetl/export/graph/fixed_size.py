@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.export.graph.preprocessing import CROPPED, FIXED_POINT_BITS, IMAGE, PIXELS
+from edgetl.export.graph.preprocessing import CROPPED_IMAGE, FIXED_POINT_BITS, IMAGE, PIXELS
 
 
 def fixed_size_graph(
@@ -33,8 +33,8 @@ def fixed_size_graph(
         ir_version: of ONNX.
     """
     (height, width), crop = size, contract.crop
-    new_height, new_width = contract.resized(height, width)
-    top, left = contract.crop_box(new_height, new_width)
+    new_height, new_width = contract.compute_resized_size(height, width)
+    top, left = contract.compute_crop_offset(new_height, new_width)
     scale = ", ".join(repr(1 / (255 * std)) for std in contract.std)
     offset = ", ".join(
         repr(-mean / std) for mean, std in zip(contract.mean, contract.std, strict=True)
@@ -56,8 +56,8 @@ def fixed_size_graph(
             pre_wide_levels = Floor(pre_wide_up)
             pre_high = MatMul(pre_rows, pre_wide_levels)
             pre_high_up = Add(pre_high, pre_half)
-            {CROPPED} = Floor(pre_high_up)
-            pre_scaled = Mul({CROPPED}, pre_scale)
+            {CROPPED_IMAGE} = Floor(pre_high_up)
+            pre_scaled = Mul({CROPPED_IMAGE}, pre_scale)
             {PIXELS} = Add(pre_scaled, pre_offset)
         }}
     """)

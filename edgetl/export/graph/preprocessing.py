@@ -18,7 +18,7 @@ from onnx import TensorProto
 
 from edgetl.core.preprocessing import Preprocessing
 
-IMAGE, CROPPED, PIXELS = "image", "cropped", "pixels"
+IMAGE, CROPPED_IMAGE, PIXELS = "image", "cropped", "pixels"
 """Names of the graph's values: the photo, the crop that Pillow would give (uint8 [batch, 3, crop, crop]), the network's input."""
 FIXED_POINT_BITS = 22
 """Precision of the weights in Pillow's 8-bit resampling (PRECISION_BITS in Resample.c)."""
@@ -52,7 +52,7 @@ def preprocessing_graph(contract: Preprocessing, opset: int, ir_version: int) ->
             double[{crop}] pre_middles = {{{middles}}},
             int64[4] pre_along_columns = {{1, 1, {crop}, 1}}, int64[4] pre_along_rows = {{1, {crop}, 1, 1}},
             float[3, 1, 1] pre_scale = {{{scale}}}, float[3, 1, 1] pre_offset = {{{offset}}},
-            uint8[batch, 3, {crop}, {crop}] {CROPPED}
+            uint8[batch, 3, {crop}, {crop}] {CROPPED_IMAGE}
         >
         {{
             pre_batch = Shape<start = 0, end = 1>({IMAGE})
@@ -68,7 +68,7 @@ def preprocessing_graph(contract: Preprocessing, opset: int, ir_version: int) ->
             pre_end = Add(pre_start, pre_crop)
             pre_sizes = Concat<axis = 0>(pre_batch, pre_channels, pre_resized_size)
             pre_enlarge = Less(pre_shorter, pre_resize)
-            {CROPPED} = If(pre_enlarge) <
+            {CROPPED_IMAGE} = If(pre_enlarge) <
                 then_branch = enlarge () => (uint8[batch, 3, {crop}, {crop}] pre_enlarged) {{
                     {_enlarge_axis("pre_columns", IMAGE, "pre_wide", axis=2)}
                     {_enlarge_axis("pre_rows", "pre_wide", "pre_high", axis=1)}
@@ -80,7 +80,7 @@ def preprocessing_graph(contract: Preprocessing, opset: int, ir_version: int) ->
                     pre_shrunk = Slice(pre_resized, pre_start, pre_end, pre_axes)
                 }}
             >
-            pre_values = Cast<to = {FLOAT}>({CROPPED})
+            pre_values = Cast<to = {FLOAT}>({CROPPED_IMAGE})
             pre_scaled = Mul(pre_values, pre_scale)
             {PIXELS} = Add(pre_scaled, pre_offset)
         }}
@@ -118,15 +118,15 @@ def _enlarge_axis(name: str, source: str, target: str, axis: int) -> str:
         {name}_next = Add({name}_left, pre_int_one)
         {name}_last = Sub({name}_old, pre_int_one)
         {name}_right = Min({name}_next, {name}_last)
-        {_weighted(name, "left", "rest", source, axis)}
-        {_weighted(name, "right", "share", source, axis)}
+        {_weighted_neighbors(name, "left", "rest", source, axis)}
+        {_weighted_neighbors(name, "right", "share", source, axis)}
         {name}_sum = Add({name}_left_part, {name}_right_part)
         {name}_rounded = Add({name}_sum, pre_half)
         {target} = Cast<to = {UINT8}>({name}_rounded)
     """
 
 
-def _weighted(name: str, side: str, share: str, source: str, axis: int) -> str:
+def _weighted_neighbors(name: str, side: str, share: str, source: str, axis: int) -> str:
     """The neighbours on one side times Pillow's weights: multiples of 2^-22, so that products and sums in double are exact."""
     # A weight for each channel: along rows of pixels onnxruntime multiplies eight times as fast as along three channels.
     fixed_one = "pre_fixed_pixel" if axis == 2 else "pre_fixed_one"

@@ -32,14 +32,16 @@ class NetworkGraph:
     """Module path (`features.3`) to the name of the value that it yields, in graph order."""
 
 
-def network_graph(network: nn.Module, image_size: int, classes: int, opset: int) -> NetworkGraph:
+def export_network_graph(
+    network: nn.Module, image_size: int, classes: int, opset: int
+) -> NetworkGraph:
     """Export `network` (in eval mode, on the CPU) with a dynamic batch.
 
     Raises:
         ExportError: the exporter refuses the network or gives it other dimensions than [batch, classes].
     """
     # Two images: a batch of one may be specialised into the graph.
-    model = _exported(
+    model = _export_module(
         _without_inplace(network),
         (torch.zeros(2, 3, image_size, image_size),),
         [PIXELS],
@@ -52,9 +54,9 @@ def network_graph(network: nn.Module, image_size: int, classes: int, opset: int)
             f"PyTorch {torch.__version__} wrote opset {written} where {opset} was asked for. Use --opset {written}."
         )
     _assert_dimensions(model, image_size, classes)
-    module_outputs = _module_outputs(model)
-    _strip(model)
-    _keep_gates_apart(model)
+    module_outputs = _find_module_outputs(model)
+    _strip_metadata(model)
+    _prevent_hard_swish_fusion(model)
     return NetworkGraph(model, module_outputs)
 
 
@@ -67,7 +69,7 @@ def _without_inplace(network: nn.Module) -> nn.Module:
     return copied
 
 
-def _exported(
+def _export_module(
     module: nn.Module,
     example: tuple[Tensor, ...],
     inputs: list[str],
@@ -81,7 +83,7 @@ def _exported(
     """
     batch = torch.export.Dim("batch")
     try:
-        with _quiet():
+        with _silence_exporter():
             program = torch.onnx.export(
                 module,
                 example,
@@ -109,7 +111,7 @@ def _exported(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_exporter() -> Iterator[None]:
     loggers = [
         logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
     ]
@@ -141,7 +143,7 @@ def _assert_dimensions(model: onnx.ModelProto, image_size: int, classes: int) ->
         dimensions[0].dim_param = "batch"
 
 
-def _module_outputs(model: onnx.ModelProto) -> dict[str, str]:
+def _find_module_outputs(model: onnx.ModelProto) -> dict[str, str]:
     """The last node of each module names its output; graph order is topological, so later nodes overwrite earlier ones."""
     outputs: dict[str, str] = {}
     for node in model.graph.node:
@@ -159,7 +161,7 @@ def _module_outputs(model: onnx.ModelProto) -> dict[str, str]:
     return outputs
 
 
-def _strip(model: onnx.ModelProto) -> None:
+def _strip_metadata(model: onnx.ModelProto) -> None:
     """Drop the exporter's notes: they hold stack traces with this machine's paths and double the size of small graphs."""
     graph = model.graph
     for owner in (
@@ -176,7 +178,7 @@ def _strip(model: onnx.ModelProto) -> None:
     del model.functions[:]
 
 
-def _keep_gates_apart(model: onnx.ModelProto) -> None:
+def _prevent_hard_swish_fusion(model: onnx.ModelProto) -> None:
     """Write HardSigmoid's slope of a sixth as the float32 next to it, which no answer notices.
 
     OpenCV's dnn (seen in 4.14 and 5.0) takes x * HardSigmoid(y) with a slope of exactly 1/6 for HardSwish(x), whatever y is: networks with

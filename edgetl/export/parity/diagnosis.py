@@ -12,13 +12,13 @@ from torch import nn
 
 from edgetl.core.preprocessing import Preprocessing
 
-_SAME_LEVELS = 1
+_PIXEL_TOLERANCE = 1
 """Grey levels by which equal pixels may differ."""
-_SAME_INPUT = 1e-3
+_INPUT_TOLERANCE = 1e-3
 """Largest difference of equal network inputs that came from equal pixels."""
 
 
-def in_training_mode(network: nn.Module) -> str | None:
+def diagnose_training_mode(network: nn.Module) -> str | None:
     """One sentence naming the first module whose answer depends on the rest of the batch or on chance; None where all is well."""
     kinds = (nn.modules.batchnorm._BatchNorm, nn.Dropout)
     for path, module in network.named_modules():
@@ -27,12 +27,15 @@ def in_training_mode(network: nn.Module) -> str | None:
     return None
 
 
-def about_pixels(
+def diagnose_pixels(
     found: NDArray[np.uint8], expected: NDArray[np.uint8], model: onnx.ModelProto
 ) -> str:
     """A sentence on crops [batch, S, S, 3] that differ; empty where nothing is recognised."""
     for order in permutations(range(3)):
-        if order != (0, 1, 2) and _levels(found, expected[..., list(order)]) <= _SAME_LEVELS:
+        if (
+            order != (0, 1, 2)
+            and _max_pixel_difference(found, expected[..., list(order)]) <= _PIXEL_TOLERANCE
+        ):
             return f"The channels are in the order {_letters(order)} instead of RGB. "
     for node in _all_nodes(model.graph):
         if node.op_type == "Resize":
@@ -43,21 +46,24 @@ def about_pixels(
     return ""
 
 
-def about_input(
+def diagnose_input(
     found: NDArray[np.float32],
     expected: NDArray[np.float32],
     crops: NDArray[np.uint8],
     contract: Preprocessing,
 ) -> str:
     """A sentence on the network's input [batch, 3, S, S], computed in the graph from its own crops; empty where it agrees."""
-    if float(np.abs(found - expected).max()) <= _SAME_INPUT:
+    if float(np.abs(found - expected).max()) <= _INPUT_TOLERANCE:
         return ""
     for order in permutations(range(3)):
         scaled = found * np.array(contract.std, np.float32).reshape(3, 1, 1) + np.array(
             contract.mean, np.float32
         ).reshape(3, 1, 1)
         pixels = scaled.transpose(0, 2, 3, 1) * 255
-        if order != (0, 1, 2) and np.abs(pixels - crops[..., list(order)]).max() <= _SAME_LEVELS:
+        if (
+            order != (0, 1, 2)
+            and np.abs(pixels - crops[..., list(order)]).max() <= _PIXEL_TOLERANCE
+        ):
             letters = "".join("RGB"[channel] for channel in order)
             return f"After the resize the file puts the channels in the order {letters} instead of RGB. "
     for channel in range(3):
@@ -74,7 +80,7 @@ def about_input(
     return "The pixels are right and the network's input is not: the steps between them differ. "
 
 
-def about_logits(
+def diagnose_logits(
     reference: NDArray[np.float32], answer: NDArray[np.float32], tolerance: float
 ) -> str:
     """A sentence where logits [images, classes] are the right ones in another order; empty otherwise."""
@@ -105,7 +111,7 @@ def _letters(order: Sequence[int]) -> str:
     return "".join("RGB"[channel] for channel in order)
 
 
-def _levels(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> int:
+def _max_pixel_difference(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> int:
     return int(np.abs(left.astype(np.int16) - right.astype(np.int16)).max())
 
 

@@ -14,12 +14,12 @@ from edgetl.export.graph.preprocessing import PIXELS
 from edgetl.export.graph.torch_export import NetworkGraph
 from edgetl.export.quantize.scoring import sqnr_db
 
-_NOISY_DB = 10.0
+_MIN_SQNR_DB = 10.0
 """Noise of a third of the signal's size; int8 that keeps its accuracy has 15 to 40 dB everywhere."""
-_UNKNOWN = "The modules could not be told apart in the graph."
+_NO_MODULES_MESSAGE = "The modules could not be told apart in the graph."
 
 
-def first_divergence(
+def describe_first_divergence(
     network: nn.Module,
     graph: NetworkGraph,
     part: onnx.ModelProto,
@@ -35,15 +35,15 @@ def first_divergence(
         pixels: float32 [batch, 3, S, S].
         tolerance: relative to the module's largest absolute output, at least 1.
     """
-    reference = _module_outputs(network, pixels)
+    reference = _pytorch_module_outputs(network, pixels)
     modules = {
         path: value
-        for path, value in _present(graph.module_outputs, part).items()
+        for path, value in _select_existing_outputs(graph.module_outputs, part).items()
         if path in reference
     }
     if not modules:
-        return _UNKNOWN
-    values = _values(part, modules, pixels)
+        return _NO_MODULES_MESSAGE
+    values = _onnx_module_outputs(part, modules, pixels)
     for path in modules:
         expected, actual = reference[path], values[path]
         if expected.shape != actual.shape:
@@ -58,7 +58,7 @@ def first_divergence(
     return "No single module differs that much: the difference grows over the network."
 
 
-def first_noisy(
+def describe_first_noisy_module(
     network: onnx.ModelProto,
     smaller: onnx.ModelProto,
     module_outputs: dict[str, str],
@@ -71,12 +71,12 @@ def first_noisy(
         module_outputs: module path to the name of its value; see NetworkGraph.
         pixels: float32 [batch, 3, S, S].
     """
-    modules = _present(_present(module_outputs, network), smaller)
+    modules = _select_existing_outputs(_select_existing_outputs(module_outputs, network), smaller)
     if not modules:
-        return _UNKNOWN
+        return _NO_MODULES_MESSAGE
     reference, values = (
-        _values(network, modules, pixels),
-        _values(smaller, _as_passed_on(modules, smaller), pixels),
+        _onnx_module_outputs(network, modules, pixels),
+        _onnx_module_outputs(smaller, _dequantized_outputs(modules, smaller), pixels),
     )
     noise = {
         path: sqnr_db(reference[path], values[path])
@@ -86,17 +86,19 @@ def first_noisy(
     for path in modules:
         if path not in noise:
             return f"The first module whose output is no longer finite is {path}."
-        if noise[path] < _NOISY_DB:
+        if noise[path] < _MIN_SQNR_DB:
             return f"The first module that is lost in noise is {path}: {noise[path]:.1f} dB of signal to noise."
     return f"No single module is lost in noise: it grows over the network, to {list(noise.values())[-1]:.1f} dB of signal to noise."
 
 
-def _present(module_outputs: dict[str, str], network: onnx.ModelProto) -> dict[str, str]:
+def _select_existing_outputs(
+    module_outputs: dict[str, str], network: onnx.ModelProto
+) -> dict[str, str]:
     produced = {name for node in network.graph.node for name in node.output}
     return {path: value for path, value in module_outputs.items() if value in produced}
 
 
-def _as_passed_on(modules: dict[str, str], quantized: onnx.ModelProto) -> dict[str, str]:
+def _dequantized_outputs(modules: dict[str, str], quantized: onnx.ModelProto) -> dict[str, str]:
     # onnxruntime's quantizer leaves an activation to the rounding behind it: the value of that name has not been through it yet.
     produced = {name for node in quantized.graph.node for name in node.output}
     rounded = {path: f"{value}_DequantizeLinear_Output" for path, value in modules.items()}
@@ -106,7 +108,7 @@ def _as_passed_on(modules: dict[str, str], quantized: onnx.ModelProto) -> dict[s
     }
 
 
-def _values(
+def _onnx_module_outputs(
     network: onnx.ModelProto, modules: dict[str, str], pixels: NDArray[np.float32]
 ) -> dict[str, NDArray[np.float32]]:
     session = create_session(
@@ -117,7 +119,7 @@ def _values(
     return {path: np.asarray(values[name], np.float32) for path, name in modules.items()}
 
 
-def _module_outputs(
+def _pytorch_module_outputs(
     network: nn.Module, pixels: NDArray[np.float32]
 ) -> dict[str, NDArray[np.float32]]:
     outputs: dict[str, NDArray[np.float32]] = {}

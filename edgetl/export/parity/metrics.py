@@ -19,14 +19,14 @@ from edgetl.device.runtime.session import create_session
 from edgetl.export.graph.torch_export import LOGITS
 
 Logits = NDArray[np.float32]
-MARGIN = 1.25
+CROSS_DEVICE_MARGIN = 1.25
 """On another device a file may be so many times as far from PyTorch as it was here."""
-_LISTED = 50
+_MAX_LISTED_FLIPS = 50
 """Most flips that are named in bundle.json."""
 
 
 @dataclass(frozen=True)
-class ProofImages:
+class EvaluationImages:
     """The images that an export is proven on."""
 
     files: Sequence[Path]
@@ -37,22 +37,22 @@ class ProofImages:
 
 
 @dataclass(frozen=True)
-class Flip:
+class LabelFlip:
     """An image that two models label differently."""
 
     file: Path
     truth: str | None
     expected: str
     """PyTorch's label."""
-    found: str
+    predicted: str
 
 
-def answers(
-    file: Path, images: ProofImages, contract: Preprocessing, input_kind: InputKind
+def logits_for_images(
+    file: Path, images: EvaluationImages, contract: Preprocessing, input_kind: InputKind
 ) -> Logits:
     """Logits [images, classes] of a whole ONNX file for decoded photos, one at a time."""
     decoded = (load_image(path) for path in images.files)
-    return run_all(
+    return logits_for_batches(
         file,
         (
             image[None] if input_kind == "image" else preprocess(image, contract)
@@ -61,15 +61,15 @@ def answers(
     )
 
 
-def run_all(file: Path, feeds: Iterable[NDArray[np.generic]]) -> Logits:
+def logits_for_batches(file: Path, feeds: Iterable[NDArray[np.generic]]) -> Logits:
     """Logits [all rows, classes] of an ONNX file for batches of its input."""
     session = create_session(file)
     name = session.get_inputs()[0].name
     return np.concatenate([session.run([LOGITS], {name: feed})[0] for feed in feeds])
 
 
-def accuracy(
-    logits: Logits, reference: Logits, images: ProofImages, labels: Sequence[str]
+def compute_accuracy(
+    logits: Logits, reference: Logits, images: EvaluationImages, labels: Sequence[str]
 ) -> dict[str, Any]:
     """What a file itself got right; empty where there are no labels to compare with.
 
@@ -96,7 +96,9 @@ def accuracy(
     }
 
 
-def distance(logits: Logits, reference: Logits, kind: str, on_golden: float) -> dict[str, Any]:
+def compute_parity(
+    logits: Logits, reference: Logits, kind: str, on_golden: float
+) -> dict[str, Any]:
     """How far a smaller variant's answers are from PyTorch's: its `parity` in bundle.json.
 
     Args:
@@ -111,18 +113,18 @@ def distance(logits: Logits, reference: Logits, kind: str, on_golden: float) -> 
             "max_abs_diff": largest,
             "mean_abs_diff": float(difference.mean()),
             "top1_agreement": float((logits.argmax(1) == reference.argmax(1)).mean()),
-            "tolerance": MARGIN * max(largest, on_golden),
+            "tolerance": CROSS_DEVICE_MARGIN * max(largest, on_golden),
         }
     }
 
 
-def flips(
-    logits: Logits, reference: Logits, images: ProofImages, labels: Sequence[str]
-) -> list[Flip]:
+def find_label_flips(
+    logits: Logits, reference: Logits, images: EvaluationImages, labels: Sequence[str]
+) -> list[LabelFlip]:
     """The images that the file labels otherwise than PyTorch, in order."""
     found, expected = logits.argmax(1), reference.argmax(1)
     return [
-        Flip(
+        LabelFlip(
             images.files[index],
             images.labels[index] if images.labels else None,
             labels[expected[index]],
@@ -132,14 +134,14 @@ def flips(
     ]
 
 
-def flips_json(found: Sequence[Flip]) -> list[dict[str, Any]]:
+def label_flips_to_json(found: Sequence[LabelFlip]) -> list[dict[str, Any]]:
     """As they stand in bundle.json: folder and name of the file, so that no path of this machine travels."""
     return [
         {
             "image": "/".join(flip.file.parts[-2:]),
             "truth": flip.truth,
             "pytorch": flip.expected,
-            "onnx": flip.found,
+            "onnx": flip.predicted,
         }
-        for flip in found[:_LISTED]
+        for flip in found[:_MAX_LISTED_FLIPS]
     ]

@@ -23,39 +23,44 @@ from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import ParityError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.runtime.images import load_image
-from edgetl.device.runtime.preprocessing import normalise, resize_and_crop, resize_to
+from edgetl.device.runtime.preprocessing import normalize, resize_and_crop, resize_to
 from edgetl.device.runtime.session import create_session
-from edgetl.export.graph.assemble import network_part, with_outputs
-from edgetl.export.graph.preprocessing import CROPPED, IMAGE, PIXELS
+from edgetl.export.graph.assemble import extract_network, with_outputs
+from edgetl.export.graph.preprocessing import CROPPED_IMAGE, IMAGE, PIXELS
 from edgetl.export.graph.torch_export import LOGITS, NetworkGraph
-from edgetl.export.parity.diagnosis import about_input, about_logits, about_pixels, in_training_mode
-from edgetl.export.parity.divergence import first_divergence
-from edgetl.export.parity.metrics import MARGIN
+from edgetl.export.parity.diagnosis import (
+    diagnose_input,
+    diagnose_logits,
+    diagnose_pixels,
+    diagnose_training_mode,
+)
+from edgetl.export.parity.divergence import describe_first_divergence
+from edgetl.export.parity.metrics import CROSS_DEVICE_MARGIN
 
 Logits = NDArray[np.float32]
-BATCHES = (1, 2, 5)
-SIZES = ((97, 131), (333, 517), (640, 480), (1200, 900))
+BATCH_SIZES = (1, 2, 5)
+EXTRA_IMAGE_SIZES = ((97, 131), (333, 517), (640, 480), (1200, 900))
 """Heights and widths that the path part is tried at besides the photos' own: smaller and larger than the network's, odd and even."""
-RELATIVE = 0.01
+RELATIVE_TOLERANCE = 0.01
 """Of the largest |logit|: what the path part may differ by besides the tolerance."""
-GREY_LEVELS = 1
+PIXEL_TOLERANCE = 1
 """Largest difference between a pixel resized in the graph and by Pillow."""
 
 
 @dataclass
-class PartResult:
+class NetworkParity:
     """What one part of the proof found; the fields stand as they are in bundle.json."""
 
     images: int = 0
     kind: str = ""
     """Where the images came from: `validation`, `training`, `given` or `generated`."""
-    batches: tuple[int, ...] = BATCHES
+    batches: tuple[int, ...] = BATCH_SIZES
     max_abs_diff: float = 0.0
     tolerance: float = 0.0
 
 
 @dataclass
-class PathResult(PartResult):
+class EndToEndParity(NetworkParity):
     """The path part also looks at pixels and labels."""
 
     sizes: int = 0
@@ -66,7 +71,7 @@ class PathResult(PartResult):
     """Images whose two best logits PyTorch itself hardly tells apart, and of which the file prefers the other."""
 
 
-TIE = 1e-3
+TIE_TOLERANCE = 1e-3
 """Logits: nearer than that, two probabilities differ by less than a thousandth of themselves, and one grey level decides."""
 
 
@@ -74,8 +79,8 @@ TIE = 1e-3
 class Parity:
     """A proof that held."""
 
-    network: PartResult
-    path: PathResult
+    network: NetworkParity
+    end_to_end: EndToEndParity
     pytorch_logits: Logits
     """[images, classes], in the order of the images."""
     onnx_logits: Logits
@@ -83,7 +88,7 @@ class Parity:
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a variant's `parity`."""
-        return {"network": asdict(self.network), "path": asdict(self.path)}
+        return {"network": asdict(self.network), "path": asdict(self.end_to_end)}
 
 
 class ParityProof:
@@ -107,22 +112,29 @@ class ParityProof:
         Raises:
             ParityError: the PyTorch network itself is not in evaluation mode.
         """
-        mode = in_training_mode(network)
+        mode = diagnose_training_mode(network)
         if mode:
             raise ParityError(f"Parity cannot be proven: {mode} No bundle was written.")
-        self._network, self._graph, self._contract, self._config = network, graph, contract, config
+        self._network, self._graph, self._preprocessing, self._config = (
+            network,
+            graph,
+            contract,
+            config,
+        )
         self._model = model
         self._size = size
-        self._image_input = config.input == "image"
-        self._part = network_part(model)
-        self._part_session = create_session(self._part.SerializeToString(), spinning=False)
-        whole = with_outputs(model, [CROPPED, PIXELS]) if self._image_input else model
-        self._whole_session = create_session(whole.SerializeToString(), spinning=False)
-        self._parts = PartResult(kind=kind, tolerance=config.network_tolerance)
-        self._path = PathResult(
+        self._has_image_input = config.input == "image"
+        self._onnx_network = extract_network(model)
+        self._network_session = create_session(
+            self._onnx_network.SerializeToString(), spinning=False
+        )
+        whole = with_outputs(model, [CROPPED_IMAGE, PIXELS]) if self._has_image_input else model
+        self._end_to_end_session = create_session(whole.SerializeToString(), spinning=False)
+        self._network_parity = NetworkParity(kind=kind, tolerance=config.network_tolerance)
+        self._end_to_end_parity = EndToEndParity(
             kind=kind,
             tolerance=config.path_tolerance,
-            max_grey_levels=0 if self._image_input else None,
+            max_grey_levels=0 if self._has_image_input else None,
         )
 
     def prove(
@@ -136,79 +148,89 @@ class ParityProof:
         """
         pytorch_logits: list[Logits] = []
         onnx_logits: list[Logits] = []
-        for batch in batch_plan(images):
+        for batch in iterate_batches(images):
             decoded = [resize_to(load_image(path), self._size) for path in batch]
-            crops = np.stack([resize_and_crop(image, self._contract) for image in decoded])
-            reference = self._network_part(crops, batch)
-            answers = [self._path_part(np.expand_dims(image, 0), crops[i : i + 1], reference[i : i + 1], [batch[i]])
+            crops = np.stack([resize_and_crop(image, self._preprocessing) for image in decoded])
+            reference = self._check_network(crops, batch)
+            answers = [self._check_end_to_end(np.expand_dims(image, 0), crops[i : i + 1], reference[i : i + 1], [batch[i]])
                        for i, image in enumerate(decoded)]  # fmt: skip
             pytorch_logits.append(reference)
             onnx_logits.extend(answers)
-            self._parts.images += len(batch)
-            self._path.images += len(batch)
+            self._network_parity.images += len(batch)
+            self._end_to_end_parity.images += len(batch)
             if progress:
-                progress(self._parts.images, len(images))
+                progress(self._network_parity.images, len(images))
         if self._size is None:
-            self._other_sizes(images)
+            self._check_other_sizes(images)
         # Another device rounds otherwise again.
-        self._path.tolerance = max(self._path.tolerance, MARGIN * self._path.max_abs_diff)
+        self._end_to_end_parity.tolerance = max(
+            self._end_to_end_parity.tolerance,
+            CROSS_DEVICE_MARGIN * self._end_to_end_parity.max_abs_diff,
+        )
         return Parity(
-            self._parts, self._path, np.concatenate(pytorch_logits), np.concatenate(onnx_logits)
+            self._network_parity,
+            self._end_to_end_parity,
+            np.concatenate(pytorch_logits),
+            np.concatenate(onnx_logits),
         )
 
-    def _network_part(self, crops: NDArray[np.uint8], files: Sequence[Path]) -> Logits:
-        pixels = normalise(crops, self._contract)
+    def _check_network(self, crops: NDArray[np.uint8], files: Sequence[Path]) -> Logits:
+        pixels = normalize(crops, self._preprocessing)
         with torch.inference_mode():
             reference: Logits = self._network(torch.from_numpy(pixels)).numpy()
-        answer: Logits = self._part_session.run([LOGITS], {PIXELS: pixels})[0]
+        answer: Logits = self._network_session.run([LOGITS], {PIXELS: pixels})[0]
         difference = _difference(reference, answer)
-        self._parts.max_abs_diff = max(self._parts.max_abs_diff, difference)
-        if not difference <= self._parts.tolerance:
-            place = first_divergence(
-                self._network, self._graph, self._part, pixels, self._parts.tolerance
+        self._network_parity.max_abs_diff = max(self._network_parity.max_abs_diff, difference)
+        if not difference <= self._network_parity.tolerance:
+            place = describe_first_divergence(
+                self._network,
+                self._graph,
+                self._onnx_network,
+                pixels,
+                self._network_parity.tolerance,
             )
             raise ParityError(
                 f"Parity failed in the network part (identical tensors): {_describe(reference, answer, files)} "
-                f"Tolerance {self._parts.tolerance:g}. {about_logits(reference, answer, self._parts.tolerance) or f'{place} '}"
+                f"Tolerance {self._network_parity.tolerance:g}. {diagnose_logits(reference, answer, self._network_parity.tolerance) or f'{place} '}"
                 "No bundle was written. Another --opset or version of torch may help; --tolerance accepts the difference."
             )
         return reference
 
-    def _path_part(
+    def _check_end_to_end(
         self,
         images: NDArray[np.uint8],
         crops: NDArray[np.uint8],
         reference: Logits,
         files: Sequence[Path],
     ) -> Logits:
-        if self._image_input:
-            answer, planes, inputs = self._whole_session.run(
-                [LOGITS, CROPPED, PIXELS], {IMAGE: images}
+        if self._has_image_input:
+            answer, planes, inputs = self._end_to_end_session.run(
+                [LOGITS, CROPPED_IMAGE, PIXELS], {IMAGE: images}
             )
             cropped = planes.transpose(0, 2, 3, 1).astype(np.uint8)
             self._compare_pixels(cropped, crops, images.shape, files)
             self._compare_inputs(inputs, cropped, files)
         else:
-            (answer,) = self._whole_session.run(
-                [LOGITS], {PIXELS: normalise(crops, self._contract)}
+            (answer,) = self._end_to_end_session.run(
+                [LOGITS], {PIXELS: normalize(crops, self._preprocessing)}
             )
         difference = _difference(reference, answer)
-        self._path.max_abs_diff = max(self._path.max_abs_diff, difference)
+        self._end_to_end_parity.max_abs_diff = max(self._end_to_end_parity.max_abs_diff, difference)
         chosen = np.take_along_axis(reference, answer.argmax(1)[:, None], 1)[:, 0]
         lost = reference.max(1) - chosen
-        same_labels = bool((lost <= TIE).all())
-        self._path.ties += int(((lost > 0) & (lost <= TIE)).sum())
+        same_labels = bool((lost <= TIE_TOLERANCE).all())
+        self._end_to_end_parity.ties += int(((lost > 0) & (lost <= TIE_TOLERANCE)).sum())
         # Logits of 20 answer to one grey level by more than logits of 2 do; see docs/decisions/006.
-        allowed = self._config.path_tolerance + RELATIVE * float(np.abs(reference).max())
+        allowed = self._config.path_tolerance + RELATIVE_TOLERANCE * float(np.abs(reference).max())
         if not difference <= allowed or not same_labels:
             raise ParityError(
                 f"Parity failed in the path part (decoded photo {images.shape[2]} x {images.shape[1]} px to logits): "
                 f"{_describe(reference, answer, files)} Tolerance {allowed:.3g}. No bundle was written. "
-                f"{self._path_advice(reference, answer, files, difference <= allowed)}"
+                f"{self._end_to_end_advice(reference, answer, files, difference <= allowed)}"
             )
         return np.asarray(answer)
 
-    def _path_advice(
+    def _end_to_end_advice(
         self, reference: Logits, answer: Logits, files: Sequence[Path], near: bool
     ) -> str:
         if near:
@@ -218,7 +240,7 @@ class ParityProof:
                 f"The difference is small, but the top-1 label of {files[image]} is another: PyTorch's two best logits there are "
                 f"{first:.5g} and {second:.5g}. Train further, or take this image out of the validation images."
             )
-        if self._image_input:
+        if self._has_image_input:
             return (
                 "The network part and the pixels agree, so the model amplifies differences of one grey level. "
                 "--path-tolerance accepts the difference; --input tensor leaves preprocessing out of the file."
@@ -234,33 +256,37 @@ class ParityProof:
     ) -> None:
         levels = np.abs(cropped.astype(np.int16) - crops.astype(np.int16))
         worst = int(levels.max())
-        self._path.max_grey_levels = max(self._path.max_grey_levels or 0, worst)
-        if worst > GREY_LEVELS:
+        self._end_to_end_parity.max_grey_levels = max(
+            self._end_to_end_parity.max_grey_levels or 0, worst
+        )
+        if worst > PIXEL_TOLERANCE:
             other = f"onnxruntime {onnxruntime.__version__} computes Resize differently here; "
             image, row, column, channel = (
                 int(index) for index in np.unravel_index(int(levels.argmax()), levels.shape)
             )
             raise ParityError(
                 f"Parity failed in the path part (pixels): {files[image]} ({shape[2]} x {shape[1]} px), resized in the graph, differs "
-                f"from Pillow by {worst} grey levels at row {row}, column {column}, channel {'RGB'[channel]}; {GREY_LEVELS} is allowed. "
-                f"{about_pixels(cropped, crops, self._model) or other}No bundle was written; --input tensor leaves preprocessing out of it."
+                f"from Pillow by {worst} grey levels at row {row}, column {column}, channel {'RGB'[channel]}; {PIXEL_TOLERANCE} is allowed. "
+                f"{diagnose_pixels(cropped, crops, self._model) or other}No bundle was written; --input tensor leaves preprocessing out of it."
             )
 
     def _compare_inputs(
         self, inputs: NDArray[np.float32], crops: NDArray[np.uint8], files: Sequence[Path]
     ) -> None:
-        said = about_input(inputs, normalise(crops, self._contract), crops, self._contract)
+        said = diagnose_input(
+            inputs, normalize(crops, self._preprocessing), crops, self._preprocessing
+        )
         if said:
             raise ParityError(
                 f"Parity failed in the path part (normalisation) on {files[0]}. {said}No bundle was written."
             )
 
-    def _other_sizes(self, files: Sequence[Path]) -> None:
+    def _check_other_sizes(self, files: Sequence[Path]) -> None:
         """The same photos at sizes they do not have, in batches of equal size, as a video stream would feed them."""
         for index, (height, width) in enumerate(
-            ((self._contract.resize, self._contract.resize), *SIZES)
+            ((self._preprocessing.resize, self._preprocessing.resize), *EXTRA_IMAGE_SIZES)
         ):
-            count = BATCHES[index % len(BATCHES)]
+            count = BATCH_SIZES[index % len(BATCH_SIZES)]
             chosen = [files[(index + step) % len(files)] for step in range(count)]
             images = np.stack(
                 [
@@ -268,16 +294,16 @@ class ParityProof:
                     for path in chosen
                 ]
             )
-            crops = np.stack([resize_and_crop(image, self._contract) for image in images])
-            self._path_part(images, crops, self._network_part(crops, chosen), chosen)
-            self._path.sizes += 1
+            crops = np.stack([resize_and_crop(image, self._preprocessing) for image in images])
+            self._check_end_to_end(images, crops, self._check_network(crops, chosen), chosen)
+            self._end_to_end_parity.sizes += 1
 
 
-def batch_plan(images: Sequence[Path]) -> Iterator[list[Path]]:
+def iterate_batches(images: Sequence[Path]) -> Iterator[list[Path]]:
     """Every image once, in batches of 1, 2, 5, 1, 2, 5 ..."""
     position = turn = 0
     while position < len(images):
-        size = BATCHES[turn % len(BATCHES)]
+        size = BATCH_SIZES[turn % len(BATCH_SIZES)]
         yield list(images[position : position + size])
         position, turn = position + size, turn + 1
 

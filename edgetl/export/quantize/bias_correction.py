@@ -13,8 +13,8 @@ from edgetl.device.runtime.session import create_session
 from edgetl.export.graph.assemble import with_outputs
 from edgetl.export.graph.preprocessing import PIXELS
 from edgetl.export.quantize.calibration import Calibration
-from edgetl.export.quantize.images import Crops
-from edgetl.export.quantize.layers import Layer, layers, quantized_weight, with_constants
+from edgetl.export.quantize.images import CroppedImages
+from edgetl.export.quantize.layers import Layer, fake_quantize_weight, find_layers, with_constants
 from edgetl.export.quantize.qdq import Scheme
 
 _IMAGES = 16
@@ -34,21 +34,21 @@ def correct_biases(
         excluded: names of layers that stay in float and round nothing.
     """
     changed: dict[str, NDArray[np.float32]] = {}
-    for layer in layers(network):
-        seen = calibration.observed.get(layer.node.input[0])
+    for layer in find_layers(network):
+        seen = calibration.activation_stats.get(layer.node.input[0])
         if layer.bias is None or seen is None or layer.name in excluded:
             continue
         error = (
-            quantized_weight(layer.weight, scheme.per_channel, 7 if scheme.reduce_range else 8)
+            fake_quantize_weight(layer.weight, scheme.per_channel, 7 if scheme.reduce_range else 8)
             - layer.weight
         )
-        changed[layer.node.input[2]] = layer.bias - _expected(
+        changed[layer.node.input[2]] = layer.bias - _expected_output_error(
             error, seen.channel_means, layer.groups
         )
     return with_constants(network, changed)
 
 
-def _expected(
+def _expected_output_error(
     error: NDArray[np.float32], means: NDArray[np.float64], groups: int
 ) -> NDArray[np.float32]:
     # [out, in / groups, ...] times [in] -> [out]; borders are left out of account.
@@ -59,21 +59,21 @@ def _expected(
     ).astype(np.float32)
 
 
-def by_error(
-    network: onnx.ModelProto, ranges: TensorsData, scheme: Scheme, images: Crops
+def layers_by_error(
+    network: onnx.ModelProto, ranges: TensorsData, scheme: Scheme, images: CroppedImages
 ) -> list[str]:
     """Names of the layers, the one whose signal to quantization noise ratio is lowest first.
 
     Noise is what rounding does to its weights and to its inputs on a few images, each relative to its own signal.
     """
-    found = list(layers(network))
+    found = list(find_layers(network))
     sources = sorted({layer.node.input[0] for layer in found if layer.node.input[0] in ranges})
     session = create_session(
         with_outputs(network, [name for name in sources if name != PIXELS]).SerializeToString()
     )
     names = [output.name for output in session.get_outputs()]
     noise, signal = dict.fromkeys(sources, 0.0), dict.fromkeys(sources, 1e-30)
-    for batch in images.first(_IMAGES).batches(4):
+    for batch in images.take(_IMAGES).batches(4):
         values = {
             PIXELS: batch,
             **dict(zip(names, session.run(names, {PIXELS: batch}), strict=True)),
@@ -81,13 +81,15 @@ def by_error(
         for name in sources:
             low, high = (float(bound) for bound in ranges[name].range_value)
             noise[name] += float(
-                np.square(values[name] - _rounded(values[name], low, high), dtype=np.float64).sum()
+                np.square(
+                    values[name] - _fake_quantize(values[name], low, high), dtype=np.float64
+                ).sum()
             )
             signal[name] += float(np.square(values[name], dtype=np.float64).sum())
 
     def lost(layer: Layer) -> float:
         error = (
-            quantized_weight(layer.weight, scheme.per_channel, 7 if scheme.reduce_range else 8)
+            fake_quantize_weight(layer.weight, scheme.per_channel, 7 if scheme.reduce_range else 8)
             - layer.weight
         )
         weights = float(np.square(error, dtype=np.float64).sum()) / max(
@@ -99,7 +101,7 @@ def by_error(
     return [layer.name for layer in sorted(found, key=lambda layer: (-lost(layer), layer.name))]
 
 
-def _rounded(values: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
+def _fake_quantize(values: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
     # As asymmetric 8 bits, with zero among the steps.
     low, high = min(low, 0.0), max(high, 0.0)
     scale = max(high - low, 1e-12) / 255

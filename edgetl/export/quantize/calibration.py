@@ -18,27 +18,27 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 from edgetl.device.runtime.session import create_session
 from edgetl.export.graph.assemble import with_outputs
 from edgetl.export.graph.preprocessing import PIXELS
-from edgetl.export.quantize.images import Crops
+from edgetl.export.quantize.images import CroppedImages
 
-Method = Literal["minmax", "entropy", "percentile"]
+CalibrationMethodName = Literal["minmax", "entropy", "percentile"]
 """Ranges as observed; those that lose least information (Migacz, 2017); those that hold all but one value in ten thousand."""
-METHODS: tuple[Method, ...] = get_args(Method)
+CALIBRATION_METHODS: tuple[CalibrationMethodName, ...] = get_args(CalibrationMethodName)
 Range = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 _PERCENTILE = 99.99
 _BINS, _QUANTIZED_BINS = 512, 128
-_STRIDES, _FEW = (13, 11), 50_000
+_SAMPLING_STRIDES, _MAX_UNSAMPLED_VALUES = (13, 11), 50_000
 """Every so manieth value of a large batch goes into the histograms; none that divides the width, or it would see a few columns only."""
 _BATCH = 4
 
 
 @dataclass
-class Observed:
+class ActivationStats:
     """One value of the graph."""
 
     low: float = np.inf
     high: float = -np.inf
-    total: NDArray[np.float64] | None = None
+    channel_sums: NDArray[np.float64] | None = None
     """Per channel, over images and places."""
     count: int = 0
     """Values per channel in `total`."""
@@ -46,8 +46,8 @@ class Observed:
     @property
     def channel_means(self) -> NDArray[np.float64]:
         """[channels]."""
-        assert self.total is not None
-        return self.total / max(1, self.count)
+        assert self.channel_sums is not None
+        return self.channel_sums / max(1, self.count)
 
     def add(self, values: NDArray[np.float32]) -> None:
         """Values of a batch: [batch, channels, ...]."""
@@ -57,21 +57,23 @@ class Observed:
         )
         axes = tuple(axis for axis in range(values.ndim) if axis != 1)
         total = values.sum(axis=axes).astype(np.float64)
-        self.total = total if self.total is None else self.total + total
+        self.channel_sums = total if self.channel_sums is None else self.channel_sums + total
         self.count += values.size // values.shape[1]
 
 
 class Calibration:
     """Statistics of every float value inside a network."""
 
-    def __init__(self, network: onnx.ModelProto, images: Crops) -> None:
+    def __init__(self, network: onnx.ModelProto, images: CroppedImages) -> None:
         """Run the images through.
 
         Args:
             network: `pixels` -> `logits`, with the types of inner values (ONNX shape inference).
         """
         self._names = _float_values(network)
-        self.observed: dict[str, Observed] = {name: Observed() for name in self._names}
+        self.activation_stats: dict[str, ActivationStats] = {
+            name: ActivationStats() for name in self._names
+        }
         # Only min-max and histograms around zero are needed: "entropy" collects those, which the percentiles are read from as well.
         self._histograms = HistogramCollector(
             "entropy", False, _BINS, _QUANTIZED_BINS, _PERCENTILE, None
@@ -91,28 +93,33 @@ class Calibration:
 
     def _add(self, values: dict[str, NDArray[np.float32]]) -> None:
         for name, value in values.items():
-            self.observed[name].add(value)
+            self.activation_stats[name].add(value)
         with contextlib.redirect_stdout(io.StringIO()):
-            self._histograms.collect({name: _sampled(value) for name, value in values.items()})
+            self._histograms.collect(
+                {name: _sample_values(value) for name, value in values.items()}
+            )
 
-    def ranges(self, method: Method) -> TensorsData:
+    def ranges(self, method: CalibrationMethodName) -> TensorsData:
         """For onnxruntime's quantizer."""
         found: dict[str, Range] = getattr(self, f"_{method}")
         return TensorsData(CalibrationMethod.MinMax, dict(found))
 
     @property
-    def largest(self) -> tuple[str, float]:
+    def largest_activation(self) -> tuple[str, float]:
         """The value of largest magnitude, with its name."""
         name = max(
-            self._names, key=lambda name: max(-self.observed[name].low, self.observed[name].high)
+            self._names,
+            key=lambda name: max(
+                -self.activation_stats[name].low, self.activation_stats[name].high
+            ),
         )
-        return name, max(-self.observed[name].low, self.observed[name].high)
+        return name, max(-self.activation_stats[name].low, self.activation_stats[name].high)
 
     @cached_property
     def _minmax(self) -> dict[str, Range]:
         return {
             name: (np.float32(seen.low), np.float32(seen.high))  # type: ignore[misc]
-            for name, seen in self.observed.items()
+            for name, seen in self.activation_stats.items()
         }
 
     @cached_property
@@ -125,14 +132,16 @@ class Calibration:
             found[name] = self._histograms.get_entropy_threshold(
                 (counts, edges, *bounds), _QUANTIZED_BINS
             )
-        return self._within(found)
+        return self._clip_to_minmax(found)
 
     @cached_property
     def _percentile(self) -> dict[str, Range]:
         with contextlib.redirect_stdout(io.StringIO()):
-            return self._within(self._histograms.compute_percentile())
+            return self._clip_to_minmax(self._histograms.compute_percentile())
 
-    def _within(self, found: dict[str, tuple[NDArray[np.float32], ...]]) -> dict[str, Range]:
+    def _clip_to_minmax(
+        self, found: dict[str, tuple[NDArray[np.float32], ...]]
+    ) -> dict[str, Range]:
         # Thresholds are edges of bins: never wider than what was seen.
         return {
             name: (
@@ -143,14 +152,16 @@ class Calibration:
         }
 
 
-def _sampled(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _sample_values(values: NDArray[np.float32]) -> NDArray[np.float32]:
     flat = values.ravel()
     return (
         flat
-        if flat.size < _FEW
+        if flat.size < _MAX_UNSAMPLED_VALUES
         else flat[
             :: next(
-                stride for stride in _STRIDES if values.shape[-1] % stride or stride == _STRIDES[-1]
+                stride
+                for stride in _SAMPLING_STRIDES
+                if values.shape[-1] % stride or stride == _SAMPLING_STRIDES[-1]
             )
         ]
     )

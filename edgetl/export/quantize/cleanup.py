@@ -14,7 +14,7 @@ from edgetl.core.errors import ExportError
 
 
 @contextmanager
-def quantizing(quantizer: str, variant: str) -> Iterator[None]:
+def wrap_quantizer_errors(quantizer: str, variant: str) -> Iterator[None]:
     """Run one of onnxruntime's quantizers in the block: without its warnings, and with its failure as one sentence.
 
     Raises:
@@ -35,20 +35,20 @@ def quantizing(quantizer: str, variant: str) -> Iterator[None]:
         root.setLevel(level)
 
 
-def tidied(network: onnx.ModelProto) -> onnx.ModelProto:
+def clean_up_graph(network: onnx.ModelProto) -> onnx.ModelProto:
     """The network with its nodes in topological order, each constant once and no notes; it may be changed in place."""
     wrapped = ONNXModel(network)
     wrapped.topological_sort()
     model: onnx.ModelProto = wrapped.model
-    _share_constants(model)
-    _name_axes(model)
+    _deduplicate_initializers(model)
+    _set_dequantize_axes(model)
     for owner in (model, model.graph, *model.graph.node):
         owner.ClearField("doc_string")
     del model.metadata_props[:]
     return model
 
 
-def _share_constants(network: onnx.ModelProto) -> None:
+def _deduplicate_initializers(network: onnx.ModelProto) -> None:
     # Quantization writes zero points of nothing but zeros for every layer.
     first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     renamed: dict[str, str] = {}
@@ -67,7 +67,7 @@ def _share_constants(network: onnx.ModelProto) -> None:
             node.input[position] = renamed.get(name, name)
 
 
-def _name_axes(network: onnx.ModelProto) -> None:
+def _set_dequantize_axes(network: onnx.ModelProto) -> None:
     """Constants of one axis are quantized along axis 0, said aloud.
 
     ONNX's default is axis 1, which means nothing where there is one scale; OpenCV's dnn (4.14) refuses the file for it.

@@ -11,17 +11,17 @@ from collections import defaultdict
 import numpy as np
 import onnx
 
-from edgetl.export.quantize.layers import Layer, layers, with_constants
+from edgetl.export.quantize.layers import Layer, find_layers, with_constants
 
 _ROUNDS = 8
-_LIMIT = 1e3
+_MAX_FACTOR = 1e3
 """Largest factor: a channel that is all but dead in one layer must not explode in the other."""
 
 
-def equalise(network: onnx.ModelProto) -> onnx.ModelProto | None:
+def equalize(network: onnx.ModelProto) -> onnx.ModelProto | None:
     """A copy that computes the same with evener weights; None where no two layers follow each other directly or through ReLU."""
-    found = {layer.name: layer for layer in layers(network)}
-    pairs = _pairs(network, found)
+    found = {layer.name: layer for layer in find_layers(network)}
+    pairs = _find_layer_pairs(network, found)
     if not pairs:
         return None
     weight = {name: layer.weight.astype(np.float64) for name, layer in found.items()}
@@ -38,7 +38,7 @@ def equalise(network: onnx.ModelProto) -> onnx.ModelProto | None:
             other = np.abs(after).max(axis=along)
             alive = (own > 0) & (other > 0)
             factor = np.where(alive, np.sqrt(own / np.where(other > 0, other, 1.0)), 1.0)
-            factor = np.clip(np.where(factor > 0, factor, 1.0), 1 / _LIMIT, _LIMIT)
+            factor = np.clip(np.where(factor > 0, factor, 1.0), 1 / _MAX_FACTOR, _MAX_FACTOR)
             weight[first] = weight[first] / factor.reshape(-1, *[1] * (weight[first].ndim - 1))
             old = bias[first]
             bias[first] = None if old is None else old / factor
@@ -55,7 +55,7 @@ def equalise(network: onnx.ModelProto) -> onnx.ModelProto | None:
     return with_constants(network, changed)
 
 
-def _pairs(network: onnx.ModelProto, found: dict[str, Layer]) -> list[tuple[str, str]]:
+def _find_layer_pairs(network: onnx.ModelProto, found: dict[str, Layer]) -> list[tuple[str, str]]:
     """Names of layers of which the first feeds nothing but the second."""
     users: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in network.graph.node:

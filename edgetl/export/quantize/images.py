@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 from edgetl.core.errors import ExportError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.runtime.images import load_image
-from edgetl.device.runtime.preprocessing import normalise, resize_and_crop
+from edgetl.device.runtime.preprocessing import normalize, resize_and_crop
 
-MOST_CALIBRATION, MOST_HELD_BACK, FEWEST = 300, 200, 20
-_HELD_BACK_SHARE = 0.4
+MAX_CALIBRATION_IMAGES, MAX_HELD_OUT_IMAGES, MIN_QUANTIZATION_IMAGES = 300, 200, 20
+_HELD_OUT_SHARE = 0.4
 _BATCH = 16
 
 
 @dataclass(frozen=True)
-class Crops:
+class CroppedImages:
     """Images after the evaluation preprocessing, up to normalisation."""
 
     pixels: NDArray[np.uint8]
     """[images, S, S, 3]."""
-    truth: NDArray[np.int64] | None
+    labels: NDArray[np.int64] | None
     """[images], where labels are known."""
-    contract: Preprocessing
+    preprocessing: Preprocessing
 
     def __len__(self) -> int:
         """Images."""
@@ -36,12 +36,14 @@ class Crops:
     def batches(self, size: int = _BATCH) -> Iterator[NDArray[np.float32]]:
         """The network's inputs: float32 [at most size, 3, S, S]."""
         for start in range(0, len(self), size):
-            yield normalise(self.pixels[start : start + size], self.contract)
+            yield normalize(self.pixels[start : start + size], self.preprocessing)
 
-    def first(self, count: int) -> Crops:
+    def take(self, count: int) -> CroppedImages:
         """At most so many of them."""
-        return Crops(
-            self.pixels[:count], None if self.truth is None else self.truth[:count], self.contract
+        return CroppedImages(
+            self.pixels[:count],
+            None if self.labels is None else self.labels[:count],
+            self.preprocessing,
         )
 
 
@@ -49,12 +51,12 @@ class Crops:
 class QuantizationImages:
     """Two disjoint parts of the training images."""
 
-    calibration: Crops
-    held_back: Crops
+    calibration: CroppedImages
+    held_out: CroppedImages
     """Candidates are scored on these."""
 
 
-def quantization_images(
+def load_quantization_images(
     files: Sequence[Path],
     labels: Sequence[int] | None,
     contract: Preprocessing,
@@ -70,26 +72,28 @@ def quantization_images(
         ExportError: too few images.
         DecodeError: one cannot be read.
     """
-    check_enough(len(files), kind)
-    order = _stratified(labels or [0] * len(files), seed)
-    held_back = min(MOST_HELD_BACK, int(len(files) * _HELD_BACK_SHARE))
+    check_image_count(len(files), kind)
+    order = _stratified_order(labels or [0] * len(files), seed)
+    held_back = min(MAX_HELD_OUT_IMAGES, int(len(files) * _HELD_OUT_SHARE))
     # Two ends of one sequence in which the classes take turns.
     return QuantizationImages(
-        _decoded(order[: len(files) - held_back][:MOST_CALIBRATION], files, labels, contract),
-        _decoded(order[len(files) - held_back :], files, labels, contract),
+        _load_cropped_images(
+            order[: len(files) - held_back][:MAX_CALIBRATION_IMAGES], files, labels, contract
+        ),
+        _load_cropped_images(order[len(files) - held_back :], files, labels, contract),
     )
 
 
-def check_enough(images: int, kind: str) -> None:
+def check_image_count(images: int, kind: str) -> None:
     """Raise ExportError when there are too few images to quantize by."""
-    if images < FEWEST:
+    if images < MIN_QUANTIZATION_IMAGES:
         raise ExportError(
-            f"int8 and fp16 need at least {FEWEST} images to calibrate and to score on, and there are {images} ({kind}). "
+            f"int8 and fp16 need at least {MIN_QUANTIZATION_IMAGES} images to calibrate and to score on, and there are {images} ({kind}). "
             "Add images, or leave them out of --variants."
         )
 
 
-def _stratified(labels: Sequence[int], seed: int) -> list[int]:
+def _stratified_order(labels: Sequence[int], seed: int) -> list[int]:
     """All indices, each class spread evenly over the whole sequence."""
     generator = np.random.default_rng(seed)
     counts = np.bincount(np.asarray(labels))
@@ -100,14 +104,14 @@ def _stratified(labels: Sequence[int], seed: int) -> list[int]:
     return [int(index) for index in np.argsort(place, kind="stable")]
 
 
-def _decoded(
+def _load_cropped_images(
     chosen: Sequence[int],
     files: Sequence[Path],
     labels: Sequence[int] | None,
     contract: Preprocessing,
-) -> Crops:
+) -> CroppedImages:
     pixels = np.stack([resize_and_crop(load_image(files[index]), contract) for index in chosen])
-    return Crops(
+    return CroppedImages(
         pixels,
         None if labels is None else np.array([labels[index] for index in chosen], np.int64),
         contract,

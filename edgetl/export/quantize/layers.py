@@ -27,7 +27,7 @@ class Layer:
         return str(self.node.name)
 
 
-def layers(network: onnx.ModelProto) -> Iterator[Layer]:
+def find_layers(network: onnx.ModelProto) -> Iterator[Layer]:
     """Conv, and Gemm as PyTorch's exporter writes a Linear (transB=1), in graph order."""
     constants = {value.name: value for value in network.graph.initializer}
     for node in network.graph.node:
@@ -59,7 +59,7 @@ def with_constants(
     return copy
 
 
-def quantized_weight(
+def fake_quantize_weight(
     weight: NDArray[np.float32], per_channel: bool, bits: int = 8
 ) -> NDArray[np.float32]:
     """What weights become in signed symmetric integers, as floats again; the first axis is the output channel.

@@ -10,14 +10,14 @@ import onnx
 from onnxruntime.quantization import QDQQuantizer, QuantType, TensorsData
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from edgetl.export.quantize.calibration import Method
-from edgetl.export.quantize.cleanup import quantizing, tidied
-from edgetl.export.quantize.layers import layers
+from edgetl.export.quantize.calibration import CalibrationMethodName
+from edgetl.export.quantize.cleanup import clean_up_graph, wrap_quantizer_errors
+from edgetl.export.quantize.layers import find_layers
 
-OPERATORS = sorted({*QLinearOpsRegistry, *QDQRegistry})
+QUANTIZABLE_OPERATORS = sorted({*QLinearOpsRegistry, *QDQRegistry})
 """What onnxruntime quantizes; everything else stays in float."""
 
-_WITHIN_A_LAYER = ("Relu", "Clip")
+_FUSED_ACTIVATIONS = ("Relu", "Clip")
 """Activations that onnxruntime computes within the convolution before them."""
 
 
@@ -25,7 +25,7 @@ _WITHIN_A_LAYER = ("Relu", "Clip")
 class Scheme:
     """Choices of static quantization; weights are signed and symmetric."""
 
-    method: Method
+    method: CalibrationMethodName
     per_channel: bool
     """A scale for each output channel's weights, or one for all."""
     activations: Literal["uint8", "int8"]
@@ -58,7 +58,7 @@ def quantize(
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
-    with quantizing(f"quantizer cannot take this network ({scheme.name})", "int8"):
+    with wrap_quantizer_errors(f"quantizer cannot take this network ({scheme.name})", "int8"):
         quantizer = QDQQuantizer(
             copy,
             per_channel=scheme.per_channel,
@@ -67,18 +67,18 @@ def quantize(
             activation_qType=QuantType.QUInt8 if scheme.activations == "uint8" else QuantType.QInt8,
             tensors_range=ranges,
             nodes_to_quantize=[],
-            nodes_to_exclude=sorted({*excluded, *_after_last_layer(network)}),
-            op_types_to_quantize=OPERATORS,
+            nodes_to_exclude=sorted({*excluded, *_nodes_after_last_layer(network)}),
+            op_types_to_quantize=QUANTIZABLE_OPERATORS,
             # The logits are 8 bits' worst place: nothing after them could average the rounding out.
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
         )
         quantizer.quantize_model()
-    return tidied(quantizer.model.model)
+    return clean_up_graph(quantizer.model.model)
 
 
-def _after_last_layer(network: onnx.ModelProto) -> Iterator[str]:
+def _nodes_after_last_layer(network: onnx.ModelProto) -> Iterator[str]:
     # A head that is a convolution (SqueezeNet's) has its pooling behind it: a few hundred numbers, and then the logits.
     nodes = list(network.graph.node)
     names = [node.name for node in nodes]
-    last = max((names.index(layer.name) for layer in layers(network)), default=len(names))
-    yield from (node.name for node in nodes[last + 1 :] if node.op_type not in _WITHIN_A_LAYER)
+    last = max((names.index(layer.name) for layer in find_layers(network)), default=len(names))
+    yield from (node.name for node in nodes[last + 1 :] if node.op_type not in _FUSED_ACTIVATIONS)

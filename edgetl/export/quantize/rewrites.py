@@ -12,7 +12,7 @@ Rewrite = Callable[[NodeProto, onnx.GraphProto], list[NodeProto] | None]
 """The nodes that take a node's place, or None where it stays."""
 
 
-def rewrite(network: onnx.ModelProto) -> onnx.ModelProto:
+def rewrite_operators(network: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which every node that has one is replaced by its quantizable form."""
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
@@ -103,7 +103,7 @@ def _reduce_mean(node: NodeProto, graph: onnx.GraphProto) -> list[NodeProto] | N
     ]
 
 
-ROUNDS_MORE = {"HardSigmoid", "HardSwish"}
+DECOMPOSED_OPERATORS = {"HardSigmoid", "HardSwish"}
 """Operators whose quantizable form is several operators, each of which is rounded."""
 _REWRITES: dict[str, Rewrite] = {
     "HardSigmoid": _hard_sigmoid,

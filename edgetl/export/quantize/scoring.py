@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from edgetl.device.runtime.session import create_session
 from edgetl.export.graph.preprocessing import PIXELS
 from edgetl.export.graph.torch_export import LOGITS
-from edgetl.export.quantize.images import Crops
-from edgetl.train.common.autotune import remembered
+from edgetl.export.quantize.images import CroppedImages
+from edgetl.train.common.autotune import cached_measurement
 
 Logits = NDArray[np.float32]
-_WARM, _RUNS, _ROUNDS = 5, 20, 3
+_WARMUP_RUNS, _RUNS, _ROUNDS = 5, 20, 3
 
 
 @dataclass(frozen=True)
-class Score:
+class CandidateScore:
     """Figures of one candidate; the fields stand as they are in bundle.json."""
 
     top1: float | None
@@ -42,19 +42,19 @@ class Score:
         return asdict(self)
 
 
-class Referee:
+class CandidateScorer:
     """Scores candidates against the float network."""
 
-    def __init__(self, network: onnx.ModelProto, images: Crops) -> None:
+    def __init__(self, network: onnx.ModelProto, images: CroppedImages) -> None:
         self._images = images
-        self._reference = logits_of(network, images)
+        self._reference = compute_logits(network, images)
 
-    def score(self, network: onnx.ModelProto) -> Score:
+    def score(self, network: onnx.ModelProto) -> CandidateScore:
         """Run it over the held-back images, then time it."""
         content = network.SerializeToString(deterministic=True)
         session = create_session(content)
-        logits = _logits(session, self._images)
-        label, expected, truth = logits.argmax(1), self._reference.argmax(1), self._images.truth
+        logits = _run_session(session, self._images)
+        label, expected, truth = logits.argmax(1), self._reference.argmax(1), self._images.labels
         if truth is None:
             top1, drop = None, 100.0 * float((label != expected).mean())
         else:
@@ -65,30 +65,32 @@ class Referee:
             "candidate": hashlib.sha256(content).hexdigest(),
             "onnxruntime": onnxruntime.__version__,
         }
-        ms = remembered(facts, lambda: {"ms": _milliseconds(session, self._images)})["ms"]
-        return Score(top1, drop, sqnr_db(self._reference, logits), ms, len(content))
+        ms = cached_measurement(facts, lambda: {"ms": _measure_latency_ms(session, self._images)})[
+            "ms"
+        ]
+        return CandidateScore(top1, drop, sqnr_db(self._reference, logits), ms, len(content))
 
 
-def logits_of(network: onnx.ModelProto, images: Crops) -> Logits:
+def compute_logits(network: onnx.ModelProto, images: CroppedImages) -> Logits:
     """[images, classes]."""
-    return _logits(create_session(network.SerializeToString()), images)
+    return _run_session(create_session(network.SerializeToString()), images)
 
 
-def _logits(session: onnxruntime.InferenceSession, images: Crops) -> Logits:
+def _run_session(session: onnxruntime.InferenceSession, images: CroppedImages) -> Logits:
     return np.concatenate([session.run([LOGITS], {PIXELS: batch})[0] for batch in images.batches()])
 
 
-def _milliseconds(session: onnxruntime.InferenceSession, images: Crops) -> float:
+def _measure_latency_ms(session: onnxruntime.InferenceSession, images: CroppedImages) -> float:
     """Of one image: the least of the medians of a few rounds."""
-    inputs = list(images.first(4).batches(1))
+    inputs = list(images.take(4).batches(1))
     medians = []
     for _ in range(_ROUNDS):
         taken = []
-        for run in range(_WARM + _RUNS):
+        for run in range(_WARMUP_RUNS + _RUNS):
             started = time.perf_counter()
             session.run([LOGITS], {PIXELS: inputs[run % len(inputs)]})
             taken.append(time.perf_counter() - started)
-        medians.append(median(taken[_WARM:]))
+        medians.append(median(taken[_WARMUP_RUNS:]))
     return min(medians) * 1e3
 
 

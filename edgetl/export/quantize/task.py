@@ -13,7 +13,7 @@ from edgetl.export.quantize.images import QuantizationImages
 
 
 @dataclass(frozen=True)
-class Task:
+class QuantizationTask:
     """A float network to be made smaller."""
 
     network: onnx.ModelProto
@@ -21,7 +21,7 @@ class Task:
     module_outputs: dict[str, str]
     """Module path to the name of the value that it yields in `network`."""
     load_images: Callable[[], QuantizationImages]
-    max_drop: float
+    max_accuracy_drop: float
     """Points of top-1 that may be lost."""
     notify: Callable[[str, int, int], None]
     """Told of each step in words, with how much of it is done."""
@@ -39,14 +39,14 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Quantized:
+class QuantizedModel:
     """The smaller network, with the same input and output."""
 
     network: onnx.ModelProto
     precision: str
     report: dict[str, Any] = field(default_factory=dict)
     """How it was found, for bundle.json."""
-    kept: bool = True
+    is_within_limit: bool = True
     """False where it loses more than it may on the held-back images."""
-    told: str = ""
+    summary: str = ""
     """What was chosen, in a few words."""

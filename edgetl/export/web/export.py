@@ -18,7 +18,7 @@ from edgetl.core.errors import ExportError, ParityError
 from edgetl.core.files import sha256_file, write_json
 from edgetl.core.paths import BundleDirectory
 from edgetl.device.runtime.bundle import Variant
-from edgetl.device.runtime.golden import judge_answers
+from edgetl.device.runtime.golden import check_logits
 from edgetl.device.runtime.images import load_image
 from edgetl.export.web.runtime import RUNTIME, SHA256, VERSION
 
@@ -31,7 +31,7 @@ STATIC = (
     "onnxruntime-LICENSE.txt",
 )
 """Copied as they are from edgetl.export.web.page."""
-_PATIENCE_S = 600
+_TIMEOUT_S = 600
 
 
 def write_web(
@@ -56,12 +56,12 @@ def write_web(
     for name in SHA256:
         shutil.copyfile(runtime / name, web / name)
     shutil.copyfile(directory.path / variant.file, web / variant.file)
-    write_json(web / "model.json", _about(manifest, variant))
+    write_json(web / "model.json", _make_model_json(manifest, variant))
     entries = [
         {"file": f"web/{path.name}", "bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in sorted(web.iterdir())
     ]
-    proof = _proof(directory, manifest, variant)
+    proof = _prove_page(directory, manifest, variant)
     return {
         "runtime": f"{RUNTIME} {VERSION}",
         "variant": variant.name,
@@ -70,7 +70,7 @@ def write_web(
     }
 
 
-def _about(manifest: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
+def _make_model_json(manifest: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
     return {
         "kind": "web",
         "file": variant.file,
@@ -87,7 +87,7 @@ def _about(manifest: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
     }
 
 
-def _proof(
+def _prove_page(
     directory: BundleDirectory, manifest: Mapping[str, Any], variant: Variant
 ) -> dict[str, Any]:
     node = shutil.which("node")
@@ -98,11 +98,11 @@ def _proof(
             "reason": "Node.js is not installed where it was exported",
         }
     golden = manifest["golden"]
-    answers = _answers(
+    answers = _run_in_nodejs(
         node, directory, [directory.path / image["file"] for image in golden["images"]], variant
     )
     with np.load(directory.golden_logits, allow_pickle=False) as arrays:
-        verdict = judge_answers(
+        verdict = check_logits(
             answers, arrays["logits"], max(golden["tolerance"], variant.tolerance or 0.0)
         )
     if not verdict["passed"]:
@@ -113,7 +113,7 @@ def _proof(
     return verdict
 
 
-def _answers(
+def _run_in_nodejs(
     node: str, directory: BundleDirectory, images: list[Path], variant: Variant
 ) -> NDArray[np.float64]:
     """Logits [n, classes] under Node.js, from pixels that are edgetl's own."""
@@ -135,7 +135,7 @@ def _answers(
         command = [node, str(script), str(directory.web.absolute()), str(asked)]
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=_PATIENCE_S, check=True
+                command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
             )
             return np.asarray(json.loads(done.stdout), np.float64)
         except (subprocess.SubprocessError, ValueError) as cause:

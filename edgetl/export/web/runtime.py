@@ -9,7 +9,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from edgetl.core.cache import cache_folder
+from edgetl.core.cache import get_cache_folder
 from edgetl.core.errors import ExportError
 from edgetl.core.files import sha256_file
 
@@ -20,44 +20,44 @@ SHA256 = {
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
 """The WebAssembly build without GPU, its JavaScript in one piece."""
-_PATIENCE_S = 600
-_WITHOUT = "or export without --web."
+_TIMEOUT_S = 600
+_SKIP_WEB_ADVICE = "or export without --web."
 
 
-def runtime_files() -> Path:
+def ensure_runtime_files() -> Path:
     """A folder with the files named in SHA256, each of them as pinned here.
 
     Raises:
         ExportError: they are not in the cache, and npm is not there or cannot fetch them; the message says what to do.
     """
-    kept = cache_folder() / RUNTIME / VERSION
-    if _is_whole(kept):
+    kept = get_cache_folder() / RUNTIME / VERSION
+    if _is_complete(kept):
         return kept
     npm = shutil.which("npm")
     if npm is None:
         raise ExportError(
             f"--web needs {RUNTIME} {VERSION} once, and npm, which fetches it, is not installed. "
-            f"Install npm (`apt install npm`), copy {kept} from a machine that has it, {_WITHOUT}"
+            f"Install npm (`apt install npm`), copy {kept} from a machine that has it, {_SKIP_WEB_ADVICE}"
         )
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=kept.parent) as folder:
             _fetch(npm, Path(folder), kept)
             new = Path(folder, "whole")
-            if not _is_whole(new):
+            if not _is_complete(new):
                 raise ExportError(
                     f"What npm fetched as {RUNTIME} {VERSION} is not what edgetl was tested with: its SHA-256 differs. "
-                    f"Ask whoever runs your npm registry, copy {kept} from a machine that has it, {_WITHOUT}"
+                    f"Ask whoever runs your npm registry, copy {kept} from a machine that has it, {_SKIP_WEB_ADVICE}"
                 )
-            _keep(new, kept)
+            _store_in_cache(new, kept)
     except OSError as cause:
         raise ExportError(
-            f"{RUNTIME} cannot be kept in {kept} ({cause.strerror or cause}). Make room there, set $EDGETL_CACHE, {_WITHOUT}"
+            f"{RUNTIME} cannot be kept in {kept} ({cause.strerror or cause}). Make room there, set $EDGETL_CACHE, {_SKIP_WEB_ADVICE}"
         ) from cause
     return kept
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     return all(
         (folder / name).is_file() and sha256_file(folder / name) == sha256
         for name, sha256 in SHA256.items()
@@ -82,11 +82,11 @@ def _fetch(npm: str, folder: Path, kept: Path) -> None:
     ]
     try:
         done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
+            command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
         )
         said = done.stderr.splitlines() if done.returncode else []
     except subprocess.TimeoutExpired:
-        said = [f"no answer in {_PATIENCE_S} seconds"]
+        said = [f"no answer in {_TIMEOUT_S} seconds"]
     archive = next(folder.glob("*.tgz"), None)
     if said or archive is None:
         reason = next(
@@ -95,7 +95,7 @@ def _fetch(npm: str, folder: Path, kept: Path) -> None:
         )
         raise ExportError(
             f"npm could not fetch {RUNTIME} {VERSION}, which --web needs once: {reason}. "
-            f"Connect to npm's registry for this one export, copy {kept} from a machine that has it, {_WITHOUT}"
+            f"Connect to npm's registry for this one export, copy {kept} from a machine that has it, {_SKIP_WEB_ADVICE}"
         )
     (folder / "whole").mkdir()
     with suppress(tarfile.TarError, KeyError), tarfile.open(archive) as package:
@@ -104,12 +104,12 @@ def _fetch(npm: str, folder: Path, kept: Path) -> None:
                 (folder / "whole" / name).write_bytes(content.read())
 
 
-def _keep(new: Path, kept: Path) -> None:
-    if not _is_whole(kept):
+def _store_in_cache(new: Path, kept: Path) -> None:
+    if not _is_complete(kept):
         shutil.rmtree(kept, ignore_errors=True)
     try:
         new.rename(kept)
     except OSError:
         # Another process has put it there meanwhile.
-        if not _is_whole(kept):
+        if not _is_complete(kept):
             raise

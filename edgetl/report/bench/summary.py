@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from edgetl.core.artifacts.bench import EAGER, BenchResult
-from edgetl.core.artifacts.bench_rows import Row
-from edgetl.core.artifacts.comparison import Comparison
-from edgetl.core.formatting import MISSING, counted, gpu_summary, milliseconds
+from edgetl.core.artifacts.bench import EAGER_VARIANT, BenchResult
+from edgetl.core.artifacts.bench_rows import BenchRow
+from edgetl.core.artifacts.comparison import RowComparison
+from edgetl.core.formatting import MISSING_VALUE, format_gpu_state, format_milliseconds, pluralize
 from edgetl.core.statistics import PERCENTILE_SUPPORT
 from edgetl.report.html.blocks import (
     Badge,
     Cell,
     Column,
-    Group,
+    RowGroup,
     Section,
     TableRow,
     bullets,
@@ -27,49 +27,49 @@ from edgetl.report.html.blocks import (
 from edgetl.report.html.text import (
     OUTCOME_TONES,
     device_and_host,
-    full_name,
+    find_baseline_comparison,
+    format_interval,
+    format_mib,
+    format_rate,
+    full_row_name,
     input_shape,
-    interval,
-    joined,
-    mib,
+    is_same_device,
+    join_words,
     model_key,
     model_name,
     noise_badge,
-    rate,
+    result_titles,
     row_names,
-    same_device,
     speedup_cell,
-    speedup_of,
-    titles,
 )
 
-Entry = tuple[BenchResult, Row]
-OTHER_DEVICE = Badge("another device")
+ResultRowPair = tuple[BenchResult, BenchRow]
+OTHER_DEVICE_BADGE = Badge("another device")
 
 
 def summary_section(results: Sequence[BenchResult]) -> Section:
     """What each result says, with the doubts that belong to it."""
     cards = [
-        _card(title, result, results[0])
-        for title, result in zip(titles(results), results, strict=True)
+        _result_card(title, result, results[0])
+        for title, result in zip(result_titles(results), results, strict=True)
     ]
     return Section("summary", "Summary", (grid("cards", cards),))
 
 
-def sentence(result: BenchResult) -> str:
+def summary_sentence(result: BenchResult) -> str:
     """The result in one sentence: what, where, which configuration, how fast."""
     chosen = result.recommendation
     if chosen is None:
-        reason = "no row passed its gate" if result.failed else "no ONNX Runtime row was timed"
+        reason = "no row passed its gate" if result.failed_rows else "no ONNX Runtime row was timed"
         return f"{model_name(result)} on {device_and_host(result.device)}: {reason}, so nothing is recommended."
-    row = result.row(chosen.latency.row)
+    row = result.get_row(chosen.latency.row)
     spread = row.p50_interval_ms
-    told = "" if spread is None else f" {interval(*spread, _digits(spread[0]))}"
-    pair = speedup_of(result, row.id)
-    answers = f"{full_name(row)} answers in {milliseconds(row.percentile_ms(50))} ms (p50{told}, scope {row.scope})"
+    told = "" if spread is None else f" {format_interval(*spread, _digits(spread[0]))}"
+    pair = find_baseline_comparison(result, row.id)
+    answers = f"{full_row_name(row)} answers in {format_milliseconds(row.percentile_ms(50))} ms (p50{told}, scope {row.scope})"
     text = f"{model_name(result)} on {device_and_host(result.device)}: {answers}"
     return (
-        f"{text}, {_against(result, pair)}."
+        f"{text}, {_speedup_phrase(result, pair)}."
         if pair
         else f"{text}; no baseline was measured beside it."
     )
@@ -77,7 +77,7 @@ def sentence(result: BenchResult) -> str:
 
 def table_section(results: Sequence[BenchResult]) -> Section:
     """Every row of every result; those that may be compared stand together."""
-    groups: dict[tuple[str, str, str], list[Entry]] = {}
+    groups: dict[tuple[str, str, str], list[ResultRowPair]] = {}
     for result in results:
         for row in result.rows:
             groups.setdefault((model_key(result, row), row.scope, input_shape(row)), []).append(
@@ -88,21 +88,21 @@ def table_section(results: Sequence[BenchResult]) -> Section:
     body = []
     for number, entries in enumerate(groups.values(), 1):
         title = _group_heading(number, entries)
-        for device, result in zip(titles(results), results, strict=True):
+        for device, result in zip(result_titles(results), results, strict=True):
             rows = [row for own, row in entries if own is result]
             if rows:
                 cells = (
                     TableRow(
                         tuple(cell((result, row)) for _, cell in columns),
-                        "dim" if row.failed else "",
+                        "dim" if row.has_failed_gate else "",
                     )
                     for row in rows
                 )
                 badges = (
                     noise_badge(result),
-                    *(() if same_device(result, results[0]) else (OTHER_DEVICE,)),
+                    *(() if is_same_device(result, results[0]) else (OTHER_DEVICE_BADGE,)),
                 )
-                body.append(Group(tuple(cells), title, device, badges))
+                body.append(RowGroup(tuple(cells), title, device, badges))
                 title = ""
     blocks = (
         []
@@ -113,7 +113,7 @@ def table_section(results: Sequence[BenchResult]) -> Section:
             )
         ]
     )
-    if any(not same_device(result, results[0]) for result in results):
+    if any(not is_same_device(result, results[0]) for result in results):
         blocks.append(
             paragraph(
                 "Rows of different devices compare devices, not runtimes; a speed-up is always within one device."
@@ -124,48 +124,48 @@ def table_section(results: Sequence[BenchResult]) -> Section:
     return Section("table", "All results", tuple(blocks))
 
 
-def _card(title: str, result: BenchResult, first: BenchResult) -> Markup:
+def _result_card(title: str, result: BenchResult, first: BenchResult) -> Markup:
     chosen = result.recommendation
     keys: list[tuple[str, Cell]] = []
     if chosen is not None:
-        row = result.row(chosen.latency.row)
+        row = result.get_row(chosen.latency.row)
         spread = row.p50_interval_ms
-        small = "" if spread is None else interval(*spread, _digits(spread[0]))
+        small = "" if spread is None else format_interval(*spread, _digits(spread[0]))
         keys.append(
-            ("p50, one call", Cell(f"{milliseconds(row.percentile_ms(50))} ms", small=small))
+            ("p50, one call", Cell(f"{format_milliseconds(row.percentile_ms(50))} ms", small=small))
         )
-        pair = speedup_of(result, row.id)
+        pair = find_baseline_comparison(result, row.id)
         if pair is not None:
-            baseline = result.row(pair.baseline)
+            baseline = result.get_row(pair.baseline)
             keys.append((f"against {baseline.runtime} {baseline.variant}", speedup_cell(pair)))
-        keys.append(("most images/s", Cell(rate(chosen.throughput.images_per_second))))
+        keys.append(("most images/s", Cell(format_rate(chosen.throughput.images_per_second))))
     badges = [noise_badge(result)]
-    badges += [] if same_device(result, first) else [OTHER_DEVICE]
+    badges += [] if is_same_device(result, first) else [OTHER_DEVICE_BADGE]
     badges += [Badge("interrupted", "warn")] if result.interrupted else []
     badges += (
         [Badge("not steady", "warn")]
         if any(row.rounds and not row.steady for row in result.rows)
         else []
     )
-    badges += [Badge("gate failed", "bad")] if result.failed else []
+    badges += [Badge("gate failed", "bad")] if result.failed_rows else []
     badges += [
         Badge(f"{judged.limit} {judged.outcome}", OUTCOME_TONES[judged.outcome])
-        for judged in result.judged
+        for judged in result.limit_checks
     ]
-    blocks = [paragraph("", badges=badges), paragraph(sentence(result))]
+    blocks = [paragraph("", badges=badges), paragraph(summary_sentence(result))]
     doubts = [
-        *_fastest_pytorch(result),
-        *_alternatives(result),
+        *_fastest_pytorch_sentences(result),
+        *_alternative_sentences(result),
         *(f"Noise: {reason}." for reason in result.noise.reasons),
-        *_failures(result),
+        *_failure_sentences(result),
     ]
     return card(title, keys, [*blocks, *([bullets(doubts)] if doubts else [])])
 
 
-def _against(result: BenchResult, pair: Comparison) -> str:
-    baseline = result.row(pair.baseline)
+def _speedup_phrase(result: BenchResult, pair: RowComparison) -> str:
+    baseline = result.get_row(pair.baseline)
     against = f"{baseline.runtime} {baseline.variant}"
-    ratio = f"{pair.speedup.ratio:.2f} {interval(pair.speedup.low, pair.speedup.high, 2)} times as fast as {against}"
+    ratio = f"{pair.speedup.ratio:.2f} {format_interval(pair.speedup.low, pair.speedup.high, 2)} times as fast as {against}"
     undecided = {
         "inconclusive": "inconclusive, the interval holds 1",
         "noisy": "not decided, the device was too noisy",
@@ -173,7 +173,7 @@ def _against(result: BenchResult, pair: Comparison) -> str:
     return f"{ratio} ({undecided.get(pair.verdict, pair.verdict)})"
 
 
-def _fastest_pytorch(result: BenchResult) -> list[str]:
+def _fastest_pytorch_sentences(result: BenchResult) -> list[str]:
     """Hold the recommended row against the fastest PyTorch row of its cell, where that isn't eager already."""
     chosen = result.recommendation
     if chosen is None:
@@ -181,41 +181,41 @@ def _fastest_pytorch(result: BenchResult) -> list[str]:
     pairs = [
         pair
         for pair in result.comparisons
-        if pair.candidate == chosen.latency.row and pair.earlier is None
+        if pair.candidate == chosen.latency.row and pair.earlier_row is None
     ]
-    pairs = [pair for pair in pairs if result.row(pair.baseline).runtime == "pytorch"]
+    pairs = [pair for pair in pairs if result.get_row(pair.baseline).runtime == "pytorch"]
     if not pairs:
         return []
-    fastest = min(pairs, key=lambda pair: result.row(pair.baseline).percentile_ms(50) or 0.0)
-    row = result.row(fastest.baseline)
-    if row.variant == EAGER:
+    fastest = min(pairs, key=lambda pair: result.get_row(pair.baseline).percentile_ms(50) or 0.0)
+    row = result.get_row(fastest.baseline)
+    if row.variant == EAGER_VARIANT:
         return []
-    p50 = milliseconds(row.percentile_ms(50))
+    p50 = format_milliseconds(row.percentile_ms(50))
     return [
-        f"Fastest PyTorch baseline: {row.variant}, p50 {p50} ms; the recommended row is {_against(result, fastest)}."
+        f"Fastest PyTorch baseline: {row.variant}, p50 {p50} ms; the recommended row is {_speedup_phrase(result, fastest)}."
     ]
 
 
-def _alternatives(result: BenchResult) -> list[str]:
+def _alternative_sentences(result: BenchResult) -> list[str]:
     chosen, names = result.recommendation, row_names(result.rows)
     if chosen is None:
         return []
     found = []
     if chosen.throughput.row != chosen.latency.row:
         found.append(
-            f"Most images a second: {names[chosen.throughput.row]}, {rate(chosen.throughput.images_per_second)} images/s."
+            f"Most images a second: {names[chosen.throughput.row]}, {format_rate(chosen.throughput.images_per_second)} images/s."
         )
     if chosen.latency.as_fast:
         found.append(
-            f"Not shown to be slower: {joined([names[row] for row in chosen.latency.as_fast])}."
+            f"Not shown to be slower: {join_words([names[row] for row in chosen.latency.as_fast])}."
         )
     return found
 
 
-def _failures(result: BenchResult) -> list[str]:
+def _failure_sentences(result: BenchResult) -> list[str]:
     seen = {
         f"{row.runtime} {row.variant}": str(row.gate.get("reason", "no reason is told"))
-        for row in result.failed
+        for row in result.failed_rows
     }
     return [
         f"{name} was not timed, its reference images did not pass: {reason}."
@@ -223,7 +223,7 @@ def _failures(result: BenchResult) -> list[str]:
     ]
 
 
-def _group_heading(number: int, entries: Sequence[Entry]) -> str:
+def _group_heading(number: int, entries: Sequence[ResultRowPair]) -> str:
     result, row = entries[0]
     models = dict.fromkeys(model_name(other) for other, _ in entries)
     identity = (
@@ -231,30 +231,32 @@ def _group_heading(number: int, entries: Sequence[Entry]) -> str:
         if result.model.get("run_id")
         else f"file {row.file_sha256[:12]}"
     )
-    return f"Group {number}: {joined(list(models))} ({identity}), scope {row.scope}, input {input_shape(row) or 'not told'}"
+    return f"Group {number}: {join_words(list(models))} ({identity}), scope {row.scope}, input {input_shape(row) or 'not told'}"
 
 
-def _columns() -> list[tuple[Column, Callable[[Entry], Cell], Callable[[Sequence[Entry]], bool]]]:
-    def always(_: Sequence[Entry]) -> bool:
+def _columns() -> list[
+    tuple[Column, Callable[[ResultRowPair], Cell], Callable[[Sequence[ResultRowPair]], bool]]
+]:
+    def always(_: Sequence[ResultRowPair]) -> bool:
         return True
 
     return [
-        (Column("configuration"), lambda entry: _configuration(entry[1]), always),
+        (Column("configuration"), lambda entry: _configuration_cell(entry[1]), always),
         (
             Column("p50 ms", "number", "median latency and its 95% interval"),
-            lambda entry: _p50(entry[1]),
+            lambda entry: _p50_cell(entry[1]),
             always,
         ),
-        (Column("p90 ms", "number"), lambda entry: _percentile(entry[1], 90), always),
-        (Column("p99 ms", "number"), lambda entry: _percentile(entry[1], 99), always),
+        (Column("p90 ms", "number"), lambda entry: _percentile_cell(entry[1], 90), always),
+        (Column("p99 ms", "number"), lambda entry: _percentile_cell(entry[1], 99), always),
         (
             Column("images/s", "number"),
-            lambda entry: Cell(rate(entry[1].images_per_second)),
+            lambda entry: Cell(format_rate(entry[1].images_per_second)),
             always,
         ),
         (
             Column("speed-up", "short", "baseline p50 / p50 with its 95% interval and verdict"),
-            _speedup,
+            _row_speedup_cell,
             always,
         ),
         (
@@ -263,17 +265,17 @@ def _columns() -> list[tuple[Column, Callable[[Entry], Cell], Callable[[Sequence
                 "number",
                 "import, session and first answer of a fresh process, files in the page cache",
             ),
-            lambda entry: _cold(entry[1]),
+            lambda entry: _cold_start_cell(entry[1]),
             always,
         ),
         (
             Column("peak MiB", "number", "largest resident memory of the process"),
-            lambda entry: _peak(entry[1]),
+            lambda entry: _peak_memory_cell(entry[1]),
             always,
         ),
         (
             Column("growth MiB", "number", "resident memory gained during a block, after warm-up"),
-            lambda entry: Cell(mib(entry[1].memory_growth_bytes, 1)),
+            lambda entry: Cell(format_mib(entry[1].memory_growth_bytes, 1)),
             lambda every: any(row.memory_growth_bytes is not None for _, row in every),
         ),
         (
@@ -283,8 +285,8 @@ def _columns() -> list[tuple[Column, Callable[[Entry], Cell], Callable[[Sequence
         ),
         (
             Column("energy mJ/image", "short", "by the counter named, idle power included"),
-            lambda entry: _energy(entry[1]),
-            lambda every: any(row.energy_mj() for _, row in every),
+            lambda entry: _energy_cell(entry[1]),
+            lambda every: any(row.summarize_energy_mj() for _, row in every),
         ),
         (
             Column(
@@ -292,85 +294,91 @@ def _columns() -> list[tuple[Column, Callable[[Entry], Cell], Callable[[Sequence
                 "short",
                 "right after the blocks: lowest and highest SM clock, otherwise the largest value of all rounds",
             ),
-            lambda entry: Cell(gpu_summary(entry[1].gpu()) if entry[1].gpu() else MISSING),
-            lambda every: any(row.gpu() for _, row in every),
+            lambda entry: Cell(
+                format_gpu_state(entry[1].summarize_gpu())
+                if entry[1].summarize_gpu()
+                else MISSING_VALUE
+            ),
+            lambda every: any(row.summarize_gpu() for _, row in every),
         ),
         (
             Column("reference images", "short", "the gate before the clock"),
-            lambda entry: _gate(entry[1]),
+            lambda entry: _gate_cell(entry[1]),
             always,
         ),
     ]
 
 
-def _p50(row: Row) -> Cell:
+def _p50_cell(row: BenchRow) -> Cell:
     spread = row.p50_interval_ms
     return Cell(
-        milliseconds(row.percentile_ms(50)),
-        small="" if spread is None else interval(*spread, _digits(spread[0])),
+        format_milliseconds(row.percentile_ms(50)),
+        small="" if spread is None else format_interval(*spread, _digits(spread[0])),
     )
 
 
-def _percentile(row: Row, percent: int) -> Cell:
+def _percentile_cell(row: BenchRow, percent: int) -> Cell:
     value = row.percentile_ms(percent)
     withheld = (
         f"withheld: {len(row.latencies_ns)} runs do not support a p{percent}"
         if row.rounds
         else "not timed"
     )
-    return Cell(milliseconds(value), title=withheld if value is None else "")
+    return Cell(format_milliseconds(value), tooltip=withheld if value is None else "")
 
 
-def _configuration(row: Row) -> Cell:
-    parts = [row.provider, f"batch {row.batch}", counted(row.threads, "thread")]
+def _configuration_cell(row: BenchRow) -> Cell:
+    parts = [row.provider, f"batch {row.batch}", pluralize(row.threads, "thread")]
     if row.rate is not None:
-        parts.append(f"{row.rate:g} arrivals/s, {row.waited:.0%} of them waited")
+        parts.append(f"{row.rate:g} arrivals/s, {row.waiting_share:.0%} of them waited")
     return Cell(f"{row.runtime} {row.variant}", small=", ".join(parts))
 
 
-def _speedup(entry: Entry) -> Cell:
+def _row_speedup_cell(entry: ResultRowPair) -> Cell:
     result, row = entry
-    if row.failed:
+    if row.has_failed_gate:
         return Cell("", badges=(Badge("failed", "bad"),))
-    pair = speedup_of(result, row.id)
+    pair = find_baseline_comparison(result, row.id)
     if pair is not None:
         return speedup_cell(pair)
-    baseline = any(pair.baseline == row.id and pair.earlier is None for pair in result.comparisons)
-    return Cell("1", small="baseline") if baseline else Cell(MISSING, title="not compared")
+    baseline = any(
+        pair.baseline == row.id and pair.earlier_row is None for pair in result.comparisons
+    )
+    return Cell("1", small="baseline") if baseline else Cell(MISSING_VALUE, tooltip="not compared")
 
 
-def _cold(row: Row) -> Cell:
-    cold = row.cold()
+def _cold_start_cell(row: BenchRow) -> Cell:
+    cold = row.summarize_cold_starts()
     return (
         Cell(f"{cold['total_ms']:.0f}", small=f"{cold['session_ms']:.0f} session")
         if cold
-        else Cell(MISSING, title="not measured")
+        else Cell(MISSING_VALUE, tooltip="not measured")
     )
 
 
-def _peak(row: Row) -> Cell:
-    return Cell(mib(row.cold().get("peak_memory_bytes")))
+def _peak_memory_cell(row: BenchRow) -> Cell:
+    return Cell(format_mib(row.summarize_cold_starts().get("peak_memory_bytes")))
 
 
-def _energy(row: Row) -> Cell:
-    told = [f"{value:.1f} ({source})" for source, value in row.energy_mj().items()]
-    return Cell("; ".join(told) or MISSING)
+def _energy_cell(row: BenchRow) -> Cell:
+    told = [f"{value:.1f} ({source})" for source, value in row.summarize_energy_mj().items()]
+    return Cell("; ".join(told) or MISSING_VALUE)
 
 
-def _gate(row: Row) -> Cell:
-    if row.failed:
+def _gate_cell(row: BenchRow) -> Cell:
+    if row.has_failed_gate:
         return Cell("", badges=(Badge("failed", "bad"),))
     if not row.gate.get("checked"):
         return Cell("", badges=(Badge("not checked", "warn"),))
     difference = row.gate.get("max_logit_difference")
     small = "" if difference is None else f"|Δlogit| {difference:.1g}"
     return Cell(
-        f"{row.gate.get('top1_agreement', MISSING)}/{row.gate.get('images', MISSING)} agree",
+        f"{row.gate.get('top1_agreement', MISSING_VALUE)}/{row.gate.get('images', MISSING_VALUE)} agree",
         small=small,
     )
 
 
-def _table_notes(every: Sequence[Entry]) -> list[str]:
+def _table_notes(every: Sequence[ResultRowPair]) -> list[str]:
     withheld = [
         percent
         for percent in (90, 99)
@@ -382,12 +390,14 @@ def _table_notes(every: Sequence[Entry]) -> list[str]:
             "Rows without arrivals/s are a single stream, in which a call follows on the one before."
         )
     if withheld:
-        told = joined(
+        told = join_words(
             [f"p{percent} needs {PERCENTILE_SUPPORT[percent]} runs" for percent in withheld]
         )
-        notes.append(f"{MISSING} under p90 or p99: withheld, too few runs support it ({told}).")
-    notes.append(f"{MISSING} elsewhere: not measured, or the device does not tell.")
-    if not any(row.energy_mj() for _, row in every):
+        notes.append(
+            f"{MISSING_VALUE} under p90 or p99: withheld, too few runs support it ({told})."
+        )
+    notes.append(f"{MISSING_VALUE} elsewhere: not measured, or the device does not tell.")
+    if not any(row.summarize_energy_mj() for _, row in every):
         notes.append("No energy counter was read.")
     runs = [len(row.latencies_ns) for _, row in every if row.rounds]
     if runs:

@@ -8,8 +8,8 @@ from pathlib import PurePath
 
 from markupsafe import Markup
 
-from edgetl.core.artifacts.bundle import BundleCard, BundledVariant, State
-from edgetl.core.formatting import MISSING, counted, milliseconds, percent
+from edgetl.core.artifacts.bundle import BundleManifest, FileStatus, VariantRecord
+from edgetl.core.formatting import MISSING_VALUE, format_milliseconds, format_percent, pluralize
 from edgetl.report.html.blocks import (
     Badge,
     Cell,
@@ -19,8 +19,8 @@ from edgetl.report.html.blocks import (
     Tone,
     bullets,
     card,
-    facts,
-    folded,
+    definition_list,
+    details,
     grid,
     paragraph,
     photo_uri,
@@ -28,47 +28,53 @@ from edgetl.report.html.blocks import (
     table,
     thumbnails,
 )
-from edgetl.report.html.text import interval, joined, text_of, told_cell, verdict_badge
+from edgetl.report.html.text import (
+    format_interval,
+    format_value,
+    join_words,
+    value_cell,
+    verdict_badge,
+)
 
-_UNFOLDED = 60
+_MAX_VISIBLE_LABELS = 60
 """Labels that are shown at once."""
-_STATE_TONES: dict[State, Tone] = {"as proven": "good", "altered": "bad", "missing": "bad"}
+_STATUS_TONES: dict[FileStatus, Tone] = {"as proven": "good", "altered": "bad", "missing": "bad"}
 
 
-def bundle_report(bundle: BundleCard) -> str:
+def render_bundle_report(bundle: BundleManifest) -> str:
     """One self-contained HTML page; the same bundle gives the same page.
 
     Raises:
         BundleError: the manifest names a file outside the bundle, or a file cannot be read.
     """
     sections = [
-        _summary(bundle),
+        _summary_section(bundle),
         variants_section(bundle),
-        _proof(bundle),
-        _contract(bundle),
-        _labels(bundle),
-        _golden(bundle),
-        _provenance(bundle),
+        _parity_section(bundle),
+        _preprocessing_section(bundle),
+        _labels_section(bundle),
+        _golden_section(bundle),
+        _provenance_section(bundle),
     ]
     lead = f"A bundle that edgetl {bundle.edgetl} exported from run {bundle.run_id}, weights from {bundle.weights}."
-    return render_page(title(bundle), lead, sections)
+    return render_page(bundle_title(bundle), lead, sections)
 
 
-def title(bundle: BundleCard) -> str:
+def bundle_title(bundle: BundleManifest) -> str:
     """What is in the bundle."""
-    return f"Bundle of {bundle.model}, {counted(len(bundle.labels), 'class', 'classes')}"
+    return f"Bundle of {bundle.model}, {pluralize(len(bundle.labels), 'class', 'classes')}"
 
 
-def bundle_sentences(bundle: BundleCard) -> list[str]:
+def bundle_sentences(bundle: BundleManifest) -> list[str]:
     """Which file to take, its accuracy, its proof and its latency; and which files are not what was proven.
 
     Raises:
         BundleError: see `BundleCard.states`.
     """
-    best = bundle.best
+    best = bundle.primary_variant
     size = f"{best.file}, {best.bytes / 1e6:.1f} MB"
     found = [
-        f"Recommended: {best.name} ({size}), of {counted(len(bundle.variants), 'variant')}."
+        f"Recommended: {best.name} ({size}), of {pluralize(len(bundle.variants), 'variant')}."
         if bundle.recommended
         else "Recommended: none, no variant met the limits that the bundle was exported with."
     ]
@@ -77,11 +83,11 @@ def bundle_sentences(bundle: BundleCard) -> list[str]:
         for variant in ([best] if bundle.recommended else bundle.variants)
     ]
     if best.path is not None:
-        told = f"max |Δlogit| {best.path.difference:.2g} on {counted(best.path.images, f'{best.path.kind} image')}"
+        told = f"max |Δlogit| {best.path.difference:.2g} on {pluralize(best.path.images, f'{best.path.kind} image')}"
         agree = (
             ""
             if best.path.agreement is None
-            else f", PyTorch's label on {percent(best.path.agreement)}"
+            else f", PyTorch's label on {format_percent(best.path.agreement)}"
         )
         found.append(f"Against PyTorch: {told}{agree}.")
     latency = best.latency
@@ -92,24 +98,26 @@ def bundle_sentences(bundle: BundleCard) -> list[str]:
             else f", {latency.speedup:.2f} times as fast as fp32 ({latency.verdict})"
         )
         found.append(
-            f"Latency where it was exported: {milliseconds(latency.p50_ms)} ms{pair}, {_where(bundle)}."
+            f"Latency where it was exported: {format_milliseconds(latency.p50_ms)} ms{pair}, {_latency_conditions(bundle)}."
         )
     else:
         found.append(
             f"Latency: not timed at export; `edgetl bench {bundle.directory.path}` measures it on this device."
         )
-    wrong = [f"{file} is {state}" for file, state in bundle.states.items() if state != "as proven"]
+    wrong = [
+        f"{file} is {state}" for file, state in bundle.file_statuses.items() if state != "as proven"
+    ]
     return [
         *found,
         *(
-            [f"Not as it was proven: {joined(wrong)}. Copy or export the bundle again."]
+            [f"Not as it was proven: {join_words(wrong)}. Copy or export the bundle again."]
             if wrong
             else []
         ),
     ]
 
 
-def variants_section(bundle: BundleCard) -> Section:
+def variants_section(bundle: BundleManifest) -> Section:
     """Size, proof, accuracy and latency of every file; which is recommended, and why the others are not."""
     timed = any(variant.latency.p50_ms is not None for variant in bundle.variants)
     columns = [
@@ -124,7 +132,7 @@ def variants_section(bundle: BundleCard) -> Section:
     if timed:
         blocks.append(
             paragraph(
-                f"Latencies where it was exported: {_where(bundle)}. Another device has its own: run edgetl bench there.",
+                f"Latencies where it was exported: {_latency_conditions(bundle)}. Another device has its own: run edgetl bench there.",
                 "note",
             )
         )
@@ -152,12 +160,14 @@ def variants_section(bundle: BundleCard) -> Section:
     return Section("variants", "Variants", tuple(blocks))
 
 
-def _variant_cells(bundle: BundleCard, variant: BundledVariant, timed: bool) -> tuple[Cell, ...]:
+def _variant_cells(bundle: BundleManifest, variant: VariantRecord, timed: bool) -> tuple[Cell, ...]:
     accuracy, latency = variant.accuracy, variant.latency
-    top1 = Cell(MISSING, title="no labelled validation images")
+    top1 = Cell(MISSING_VALUE, tooltip="no labelled validation images")
     if accuracy is not None:
         low, high = accuracy.interval
-        top1 = Cell(percent(accuracy.top1), small=f"[{percent(low)}, {percent(high)}]")
+        top1 = Cell(
+            format_percent(accuracy.top1), small=f"[{format_percent(low)}, {format_percent(high)}]"
+        )
     cells = [
         Cell(
             variant.name,
@@ -165,36 +175,39 @@ def _variant_cells(bundle: BundleCard, variant: BundledVariant, timed: bool) -> 
         ),
         Cell(f"{variant.bytes / 1e6:.1f}"),
         top1,
-        Cell(MISSING if accuracy is None else f"{accuracy.drop:.1f}"),
-        Cell(MISSING if accuracy is None else str(accuracy.flips)),
-        Cell(MISSING if variant.path is None else f"{variant.path.difference:.2g}"),
+        Cell(MISSING_VALUE if accuracy is None else f"{accuracy.drop:.1f}"),
+        Cell(MISSING_VALUE if accuracy is None else str(accuracy.flips)),
+        Cell(MISSING_VALUE if variant.path is None else f"{variant.path.difference:.2g}"),
     ]
     if timed:
-        cells += [Cell(milliseconds(latency.p50_ms), title=latency.reason or ""), _speedup(variant)]
+        cells += [
+            Cell(format_milliseconds(latency.p50_ms), tooltip=latency.reason or ""),
+            _speedup_cell(variant),
+        ]
     return (
         *cells,
         Cell(variant.made_of or ("float32" if variant.precision == "fp32" else variant.precision)),
     )
 
 
-def _speedup(variant: BundledVariant) -> Cell:
+def _speedup_cell(variant: VariantRecord) -> Cell:
     latency = variant.latency
     if latency.speedup is None:
         return (
             Cell("1", small="baseline")
             if variant.name == "fp32" and latency.p50_ms is not None
-            else Cell(MISSING, title="not timed")
+            else Cell(MISSING_VALUE, tooltip="not timed")
         )
     badges = (verdict_badge(latency.verdict),) if latency.verdict else ()
     return Cell(
         f"{latency.speedup:.2f}×",
-        small=interval(*latency.interval, 2) if latency.interval else "",
+        small=format_interval(*latency.interval, 2) if latency.interval else "",
         badges=badges,
     )
 
 
-def _summary(bundle: BundleCard) -> Section:
-    best = bundle.best
+def _summary_section(bundle: BundleManifest) -> Section:
+    best = bundle.primary_variant
     keys = [
         ("recommended", Cell(bundle.recommended or "none")),
         ("size", Cell(f"{best.bytes / 1e6:.1f} MB")),
@@ -204,17 +217,22 @@ def _summary(bundle: BundleCard) -> Section:
         keys.append(
             (
                 "accuracy",
-                Cell(percent(best.accuracy.top1), small=f"[{percent(low)}, {percent(high)}]"),
+                Cell(
+                    format_percent(best.accuracy.top1),
+                    small=f"[{format_percent(low)}, {format_percent(high)}]",
+                ),
             )
         )
     if best.latency.p50_ms is not None:
         keys.append(
             (
                 "p50, one image",
-                Cell(f"{milliseconds(best.latency.p50_ms)} ms", small="where it was exported"),
+                Cell(
+                    f"{format_milliseconds(best.latency.p50_ms)} ms", small="where it was exported"
+                ),
             )
         )
-    sound = all(state == "as proven" for state in bundle.states.values())
+    sound = all(state == "as proven" for state in bundle.file_statuses.values())
     doubt = [] if sound else [paragraph("", badges=[Badge("not as proven", "bad")])]
     words = bullets(bundle_sentences(bundle))
     return Section(
@@ -222,32 +240,32 @@ def _summary(bundle: BundleCard) -> Section:
     )
 
 
-def _accuracy_sentence(variant: BundledVariant) -> str:
+def _accuracy_sentence(variant: VariantRecord) -> str:
     accuracy = variant.accuracy
     if accuracy is None:
         return (
             f"Accuracy of {variant.name}: not measured, there were no labelled validation images."
         )
     low, high = accuracy.interval
-    told = f"{percent(accuracy.top1)} of {counted(accuracy.images, f'{accuracy.split} image')}"
+    told = f"{format_percent(accuracy.top1)} of {pluralize(accuracy.images, f'{accuracy.split} image')}"
     drop = (
         f"{abs(accuracy.drop):.1f} points {'more' if accuracy.drop < 0 else 'less'} than PyTorch"
         if accuracy.drop
         else "as PyTorch"
     )
-    return f"Accuracy of {variant.name}: {told} (95% interval {percent(low)} to {percent(high)}), {drop}."
+    return f"Accuracy of {variant.name}: {told} (95% interval {format_percent(low)} to {format_percent(high)}), {drop}."
 
 
-def _where(bundle: BundleCard) -> str:
+def _latency_conditions(bundle: BundleManifest) -> str:
     latency = next(
         (variant.latency for variant in bundle.variants if variant.latency.threads is not None),
         bundle.variants[0].latency,
     )
-    threads = "" if latency.threads is None else f", {counted(latency.threads, 'thread')}"
+    threads = "" if latency.threads is None else f", {pluralize(latency.threads, 'thread')}"
     return f"p50 of one image, network alone{threads}, on {latency.cpu or 'a CPU that does not tell its name'}"
 
 
-def _proof(bundle: BundleCard) -> Section:
+def _parity_section(bundle: BundleManifest) -> Section:
     columns = [
         Column("variant"), Column("compared on", "short"), Column("images", "number"), Column("max |Δlogit|", "number"),
         Column("at most", "number", "what a device may show as well"), Column("same label", "number"),
@@ -259,8 +277,8 @@ def _proof(bundle: BundleCard) -> Section:
                 Cell(on),
                 Cell(str(proof.images), small=proof.kind),
                 Cell(f"{proof.difference:.2g}"),
-                Cell(MISSING if proof.tolerance is None else f"{proof.tolerance:.2g}"),
-                Cell(MISSING if proof.agreement is None else percent(proof.agreement)),
+                Cell(MISSING_VALUE if proof.tolerance is None else f"{proof.tolerance:.2g}"),
+                Cell(MISSING_VALUE if proof.agreement is None else format_percent(proof.agreement)),
             )
         )
         for variant in bundle.variants
@@ -272,7 +290,7 @@ def _proof(bundle: BundleCard) -> Section:
     )
 
 
-def _contract(bundle: BundleCard) -> Section:
+def _preprocessing_section(bundle: BundleManifest) -> Section:
     contract, first = bundle.preprocessing, bundle.variants[0]
     inside = first.input == "image"
     taken = (
@@ -284,7 +302,7 @@ def _contract(bundle: BundleCard) -> Section:
         "Decode to RGB, upright by EXIF, on a white ground where there is transparency.",
         f"Resize the shorter side to {contract.resize} pixels, antialiased {contract.interpolation}.",
         f"Cut out the centre, {contract.crop}×{contract.crop}.",
-        f"Scale to [0, 1]; subtract {_three(contract.mean)}, divide by {_three(contract.std)}, by channel.",
+        f"Scale to [0, 1]; subtract {_format_channels(contract.mean)}, divide by {_format_channels(contract.std)}, by channel.",
     ]
     where = (
         "The ONNX file does all of this but the decoding."
@@ -296,69 +314,82 @@ def _contract(bundle: BundleCard) -> Section:
         ("outputs", Cell("logits and probabilities, float32 [batch, classes]")),
         ("opset", Cell(str(first.opset))),
     ]
-    every = [(name, Cell(text_of(value))) for name, value in asdict(contract).items()]
+    every = [(name, Cell(format_value(value))) for name, value in asdict(contract).items()]
     blocks = (
-        facts(pairs),
+        definition_list(pairs),
         paragraph(where),
         bullets(steps),
-        folded("The contract as it stands in the file", [facts(every)]),
+        details("The contract as it stands in the file", [definition_list(every)]),
     )
     return Section("contract", "Input and preprocessing", blocks)
 
 
-def _three(values: Sequence[float]) -> str:
+def _format_channels(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def _labels(bundle: BundleCard) -> Section:
+def _labels_section(bundle: BundleManifest) -> Section:
     shown = paragraph(", ".join(bundle.labels))
-    count = counted(len(bundle.labels), "label")
-    blocks = (shown,) if len(bundle.labels) <= _UNFOLDED else (folded(f"All {count}", [shown]),)
+    count = pluralize(len(bundle.labels), "label")
+    blocks = (
+        (shown,)
+        if len(bundle.labels) <= _MAX_VISIBLE_LABELS
+        else (details(f"All {count}", [shown]),)
+    )
     return Section(
         "labels", "Labels", (paragraph(f"{count}, in the order of the outputs:"), *blocks)
     )
 
 
-def _golden(bundle: BundleCard) -> Section:
+def _golden_section(bundle: BundleManifest) -> Section:
     text = (
-        f"{counted(len(bundle.golden), 'image')} ({bundle.golden_kind}) with PyTorch's logits, which a device is checked with before it "
+        f"{pluralize(len(bundle.golden_files), 'image')} ({bundle.golden_kind}) with PyTorch's logits, which a device is checked with before it "
         f"is measured: fp32 may be {bundle.golden_tolerance:g} off, a smaller variant as far as its proof says."
     )
     photos = [
         (uri, PurePath(file).name)
-        for file in bundle.golden
-        if (uri := photo_uri(bundle.place(file))) is not None
+        for file in bundle.golden_files
+        if (uri := photo_uri(bundle.resolve_path(file))) is not None
     ]
-    left_out = len(bundle.golden) - len(photos)
+    left_out = len(bundle.golden_files) - len(photos)
     blocks = [paragraph(text)]
     blocks += [thumbnails(photos)] if photos else []
     if left_out:
         blocks.append(
             paragraph(
-                f"{counted(left_out, 'image')} not shown here: large, missing, or in a format that browsers do not show.",
+                f"{pluralize(left_out, 'image')} not shown here: large, missing, or in a format that browsers do not show.",
                 "note",
             )
         )
     return Section("golden", "Golden images", tuple(blocks))
 
 
-def _provenance(bundle: BundleCard) -> Section:
+def _provenance_section(bundle: BundleManifest) -> Section:
     pairs = [
         ("architecture", Cell(bundle.model)),
         ("run", Cell(bundle.run_id)),
         ("weights", Cell(bundle.weights)),
         ("edgetl", Cell(bundle.edgetl)),
-        *((name, told_cell(value)) for name, value in bundle.versions.items()),
+        *((name, value_cell(value)) for name, value in bundle.versions.items()),
     ]
     columns = [Column("file"), Column("now", "short"), Column("SHA-256", "mono")]
     rows = [
         TableRow(
             (
                 Cell(file),
-                Cell("", badges=(Badge(bundle.states[file], _STATE_TONES[bundle.states[file]]),)),
+                Cell(
+                    "",
+                    badges=(
+                        Badge(
+                            bundle.file_statuses[file], _STATUS_TONES[bundle.file_statuses[file]]
+                        ),
+                    ),
+                ),
                 Cell(sha256),
             )
         )
-        for file, sha256 in bundle.files.items()
+        for file, sha256 in bundle.file_hashes.items()
     ]
-    return Section("provenance", "Provenance", (facts(pairs), table("Files", columns, rows)))
+    return Section(
+        "provenance", "Provenance", (definition_list(pairs), table("Files", columns, rows))
+    )

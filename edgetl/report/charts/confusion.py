@@ -8,42 +8,46 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from edgetl.report.charts.svg import PAPER, draw
+from edgetl.report.charts.svg import PAPER, render_svg
 from edgetl.report.html.blocks import figure
-from edgetl.report.plots.style import BLUE, INK, literal, shortened
+from edgetl.report.plots.style import BLUE, INK, escape_mathtext, shorten_middle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DRAWN = 15
+MAX_DRAWN_CLASSES = 15
 """Most classes whose matrix can be read on a phone."""
 
 
 @dataclass(frozen=True)
-class Confused:
+class ConfusedPair:
     """A class that was taken for another."""
 
     true: str
     predicted: str
     count: int
-    images: int
+    true_class_images: int
     """Of the true class."""
 
 
-def most_confused(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> list[Confused]:
+def rank_confused_pairs(
+    confusion: Sequence[Sequence[int]], labels: Sequence[str]
+) -> list[ConfusedPair]:
     """Every pair of classes that was confused, the most frequent first, of equals the larger share of the true class."""
     pairs = [
-        Confused(labels[true], labels[predicted], count, sum(row))
+        ConfusedPair(labels[true], labels[predicted], count, sum(row))
         for true, row in enumerate(confusion)
         for predicted, count in enumerate(row)
         if count and true != predicted
     ]
-    return sorted(pairs, key=lambda pair: (-pair.count, -pair.count / pair.images))
+    return sorted(pairs, key=lambda pair: (-pair.count, -pair.count / pair.true_class_images))
 
 
-def draw_matrix(title: str, confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> Markup:
+def draw_confusion_matrix(
+    title: str, confusion: Sequence[Sequence[int]], labels: Sequence[str]
+) -> Markup:
     """Counts [true][predicted], up to DRAWN classes, shaded by the share of the true class."""
-    names = [literal(shortened(label, 16)) for label in labels]
+    names = [escape_mathtext(shorten_middle(label, 16)) for label in labels]
     places = range(len(labels))
 
     def paint(drawing: Figure) -> None:
@@ -99,4 +103,4 @@ def draw_matrix(title: str, confusion: Sequence[Sequence[int]], labels: Sequence
     hits, total = sum(confusion[index][index] for index in places), sum(map(sum, confusion))
     label = f"Confusion matrix: {hits} of {total} images right; rows are the true classes, columns the predicted"
     caption = f"{hits} of {total} validation images right. Shaded by the share of the true class."
-    return figure(title, draw(label, 1.3 + 0.34 * max(3, len(labels)), paint), (), caption)
+    return figure(title, render_svg(label, 1.3 + 0.34 * max(3, len(labels)), paint), (), caption)

@@ -8,19 +8,31 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup
 
-from edgetl.core.artifacts.run import Epoch
-from edgetl.core.formatting import duration, percent
-from edgetl.report.charts.svg import LINE, LINES, Line, accuracy_axis, draw, patch_mark, ring_mark
+from edgetl.core.artifacts.run import HistoryEpoch
+from edgetl.core.formatting import format_duration, format_percent
+from edgetl.report.charts.svg import (
+    GRID_GRAY,
+    LINE_STYLES,
+    LineStyle,
+    format_accuracy_axis,
+    legend_patch,
+    legend_ring,
+    render_svg,
+)
 from edgetl.report.html.blocks import figure
-from edgetl.report.html.text import joined, number
-from edgetl.report.plots.style import BLUE, GREY, INK, ORANGE
+from edgetl.report.html.text import format_number, join_words
+from edgetl.report.plots.style import BLUE, GRAY, INK, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_TRAINING, _VALIDATION, _BOUNDARY = Line(ORANGE, (4, 1.2)), Line(BLUE), Line(GREY, (1.2, 1.2))
-_KEPT: Any = {
+_TRAIN_STYLE, _VAL_STYLE, _PHASE_STYLE = (
+    LineStyle(ORANGE, (4, 1.2)),
+    LineStyle(BLUE),
+    LineStyle(GRAY, (1.2, 1.2)),
+)
+_BEST_EPOCH_MARKER: Any = {
     "marker": "o",
     "markersize": 10,
     "markerfacecolor": "none",
@@ -31,16 +43,16 @@ _KEPT: Any = {
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingCurve:
     """How one run went."""
 
     name: str
-    history: tuple[Epoch, ...]
-    kept: int | None
+    history: tuple[HistoryEpoch, ...]
+    best_epoch: int | None
     """The epoch whose weights were kept."""
 
     @property
-    def second_phase(self) -> Epoch | None:
+    def second_phase_start(self) -> HistoryEpoch | None:
         """Its first epoch, where a first phase came before it."""
         return (
             next((epoch for epoch in self.history if epoch.phase == 2), None)
@@ -49,50 +61,52 @@ class Course:
         )
 
     @property
-    def timed(self) -> bool:
+    def has_times(self) -> bool:
         """Whether every epoch says when it ended."""
         return bool(self.history) and all(epoch.elapsed is not None for epoch in self.history)
 
     @property
-    def validated(self) -> bool:
+    def has_validation(self) -> bool:
         """Whether there were validation images."""
         return any(epoch.val_accuracy is not None for epoch in self.history)
 
 
-def draw_over_epochs(title: str, what: Literal["accuracy", "loss"], course: Course) -> Markup:
+def draw_metric_over_epochs(
+    title: str, what: Literal["accuracy", "loss"], course: TrainingCurve
+) -> Markup:
     """Training and validation accuracy or loss after each epoch; phases and the kept epoch are marked."""
     epochs = [epoch.epoch for epoch in course.history]
     train = [getattr(epoch, f"train_{what}") for epoch in course.history]
     val = [getattr(epoch, f"val_{what}") for epoch in course.history]
-    shown = val if course.validated else train
+    shown = val if course.has_validation else train
 
     def paint(drawing: Figure) -> None:
         from matplotlib.ticker import MaxNLocator
 
         axes = drawing.subplots()
-        axes.plot(epochs, train, marker="o", markersize=3.5, **_TRAINING.style)
-        if course.validated:
-            axes.plot(epochs, val, marker="s", markersize=3.5, **_VALIDATION.style)
-        axes.plot(*_kept(course, epochs, shown), **_KEPT)
-        if course.second_phase is not None:
-            axes.axvline(course.second_phase.epoch - 0.5, **_BOUNDARY.style)
+        axes.plot(epochs, train, marker="o", markersize=3.5, **_TRAIN_STYLE.plot_kwargs)
+        if course.has_validation:
+            axes.plot(epochs, val, marker="s", markersize=3.5, **_VAL_STYLE.plot_kwargs)
+        axes.plot(*_best_epoch_point(course, epochs, shown), **_BEST_EPOCH_MARKER)
+        if course.second_phase_start is not None:
+            axes.axvline(course.second_phase_start.epoch - 0.5, **_PHASE_STYLE.plot_kwargs)
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel("epoch")
-        _vertical(axes, what)
+        _format_y_axis(axes, what)
 
-    last = percent(shown[-1]) if what == "accuracy" else number(shown[-1], 3)
+    last = format_percent(shown[-1]) if what == "accuracy" else format_number(shown[-1], 3)
     label = f"{what.capitalize()} over {len(epochs)} epochs, at the end {last}; the figures are in the table of epochs"
-    return figure(title, draw(label, 2.9, paint), _key(course))
+    return figure(title, render_svg(label, 2.9, paint), _legend_entries(course))
 
 
-def draw_over_time(title: str, courses: Sequence[Course]) -> Markup:
+def draw_accuracy_over_time(title: str, courses: Sequence[TrainingCurve]) -> Markup:
     """Accuracy over the time since the run's start: of one run training and validation, of several validation alone.
 
     Args:
         courses: at most as many as there are LINES; those without times are left out.
     """
-    timed = [course for course in courses if course.timed]
+    timed = [course for course in courses if course.has_times]
     alone = timed[0] if len(timed) == 1 else None
     longest = max(course.history[-1].elapsed or 0.0 for course in timed)
     unit, seconds = (
@@ -102,85 +116,96 @@ def draw_over_time(title: str, courses: Sequence[Course]) -> Markup:
         if longest > 600
         else ("seconds", 1)
     )
-    key = [(line.mark, course.name) for line, course in zip(LINES, timed, strict=False)]
+    key = [
+        (line.legend_line, course.name) for line, course in zip(LINE_STYLES, timed, strict=False)
+    ]
 
     def paint(drawing: Figure) -> None:
         axes = drawing.subplots()
-        for line, course in zip([_VALIDATION] if alone else LINES, timed, strict=False):
+        for line, course in zip([_VAL_STYLE] if alone else LINE_STYLES, timed, strict=False):
             times = [(epoch.elapsed or 0.0) / seconds for epoch in course.history]
             values: list[Any] = [
-                epoch.val_accuracy if course.validated else epoch.train_accuracy
+                epoch.val_accuracy if course.has_validation else epoch.train_accuracy
                 for epoch in course.history
             ]
             if alone:
-                axes.axvspan(0, (_before(course)) / seconds, color=LINE, linewidth=0)
+                axes.axvspan(
+                    0, (_seconds_before_first_epoch(course)) / seconds, color=GRID_GRAY, linewidth=0
+                )
                 axes.plot(
                     times,
                     [epoch.train_accuracy for epoch in course.history],
                     marker="o",
                     markersize=3.5,
-                    **_TRAINING.style,
+                    **_TRAIN_STYLE.plot_kwargs,
                 )
-            if course.validated or not alone:
-                axes.plot(times, values, marker="s", markersize=3.5, **line.style)
-            axes.plot(*_kept(course, times, values), **_KEPT)
-            second = course.second_phase
+            if course.has_validation or not alone:
+                axes.plot(times, values, marker="s", markersize=3.5, **line.plot_kwargs)
+            axes.plot(*_best_epoch_point(course, times, values), **_BEST_EPOCH_MARKER)
+            second = course.second_phase_start
             if alone and second is not None:
                 axes.axvline(
-                    ((second.elapsed or 0.0) - second.seconds) / seconds, **_BOUNDARY.style
+                    ((second.elapsed or 0.0) - second.seconds) / seconds, **_PHASE_STYLE.plot_kwargs
                 )
         axes.set_xlim(0, 1.03 * longest / seconds)
         axes.set_xlabel(f"{unit} since the start")
-        _vertical(axes, "accuracy")
+        _format_y_axis(axes, "accuracy")
 
-    names = joined([course.name for course in timed])
-    label = f"Accuracy over the time since the start, {duration(longest)} in all, of {names}"
-    kept = [(ring_mark(), "kept epoch")]
+    names = join_words([course.name for course in timed])
+    label = f"Accuracy over the time since the start, {format_duration(longest)} in all, of {names}"
+    kept = [(legend_ring(), "kept epoch")]
     if alone is None:
         return figure(
-            title, draw(label, 2.9, paint), [*key, *kept], "Validation accuracy after each epoch."
+            title,
+            render_svg(label, 2.9, paint),
+            [*key, *kept],
+            "Validation accuracy after each epoch.",
         )
-    caption = f"Grey: reading images and frozen blocks before the first epoch, {duration(_before(alone))}."
+    caption = f"Grey: reading images and frozen blocks before the first epoch, {format_duration(_seconds_before_first_epoch(alone))}."
     return figure(
         title,
-        draw(label, 2.9, paint),
-        [*_key(alone), (patch_mark(LINE), "before the first epoch")],
+        render_svg(label, 2.9, paint),
+        [*_legend_entries(alone), (legend_patch(GRID_GRAY), "before the first epoch")],
         caption,
     )
 
 
-def _before(course: Course) -> float:
+def _seconds_before_first_epoch(course: TrainingCurve) -> float:
     first = course.history[0]
     return max(0.0, (first.elapsed or 0.0) - first.seconds)
 
 
-def _kept(
-    course: Course, places: Sequence[float], values: Sequence[Any]
+def _best_epoch_point(
+    course: TrainingCurve, places: Sequence[float], values: Sequence[Any]
 ) -> tuple[list[float], list[Any]]:
     found = [
         (place, value)
         for place, value, epoch in zip(places, values, course.history, strict=True)
-        if epoch.epoch == course.kept
+        if epoch.epoch == course.best_epoch
     ]
     return [place for place, _ in found], [value for _, value in found]
 
 
-def _key(course: Course) -> list[tuple[Markup, str]]:
+def _legend_entries(course: TrainingCurve) -> list[tuple[Markup, str]]:
     return [
-        (_TRAINING.mark, "training (augmented)"),
-        *([(_VALIDATION.mark, "validation")] if course.validated else []),
-        *([(ring_mark(), f"kept: epoch {course.kept}")] if course.kept is not None else []),
+        (_TRAIN_STYLE.legend_line, "training (augmented)"),
+        *([(_VAL_STYLE.legend_line, "validation")] if course.has_validation else []),
         *(
-            [(_BOUNDARY.mark, "last blocks unfrozen: phase 2")]
-            if course.second_phase is not None
+            [(legend_ring(), f"kept: epoch {course.best_epoch}")]
+            if course.best_epoch is not None
+            else []
+        ),
+        *(
+            [(_PHASE_STYLE.legend_line, "last blocks unfrozen: phase 2")]
+            if course.second_phase_start is not None
             else []
         ),
     ]
 
 
-def _vertical(axes: Axes, what: str) -> None:
+def _format_y_axis(axes: Axes, what: str) -> None:
     if what == "accuracy":
-        accuracy_axis(axes)
+        format_accuracy_axis(axes)
     else:
         axes.set_ylim(bottom=0)
     axes.grid(axis="y")

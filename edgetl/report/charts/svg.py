@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from edgetl.report.plots.style import BLUE, GREY, INK, ORANGE
+from edgetl.report.plots.style import BLUE, GRAY, INK, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GREEN, PURPLE, SKY, AMBER, LINE, PAPER = (
+GREEN, PURPLE, SKY, AMBER, GRID_GRAY, PAPER = (
     "#009E73",
     "#CC79A7",
     "#56B4E9",
@@ -26,12 +26,12 @@ GREEN, PURPLE, SKY, AMBER, LINE, PAPER = (
     "#E3E3E3",
     "#FEFEFE",
 )
-_VARIABLES = {
+_CSS_VARIABLES = {
     BLUE: "blue", ORANGE: "orange", GREEN: "green", PURPLE: "purple", SKY: "sky", AMBER: "amber",
-    GREY: "grey", INK: "ink", LINE: "line", PAPER: "paper",
+    GRAY: "grey", INK: "ink", GRID_GRAY: "line", PAPER: "paper",
 }  # fmt: skip
 """What matplotlib draws with, and the page's own colour that takes its place."""
-_STYLE: Any = {
+_RC_PARAMS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "edgetl",
     "font.size": 9.5,
@@ -43,11 +43,11 @@ _STYLE: Any = {
     "axes.labelcolor": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    "axes.edgecolor": GREY,
+    "axes.edgecolor": GRAY,
     "axes.linewidth": 0.8,
     "axes.facecolor": "none",
     "figure.facecolor": "none",
-    "grid.color": LINE,
+    "grid.color": GRID_GRAY,
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
     "axes.spines.top": False,
@@ -55,24 +55,24 @@ _STYLE: Any = {
     "axes.unicode_minus": False,
     "lines.linewidth": 1.7,
 }
-WIDTH = 5.2
+FIGURE_WIDTH_INCHES = 5.2
 """Inches: narrow enough that text stays readable on a phone, where the drawing is as wide as the screen."""
 
 
 @dataclass(frozen=True)
-class Line:
+class LineStyle:
     """How one series is told from the others: by colour, and by its dashes for those who see no colour."""
 
-    colour: str
+    color: str
     dashes: tuple[float, ...] = ()
 
     @property
-    def style(self) -> dict[str, Any]:
+    def plot_kwargs(self) -> dict[str, Any]:
         """As matplotlib's keyword arguments."""
-        return {"color": self.colour, "linestyle": (0, self.dashes) if self.dashes else "-"}
+        return {"color": self.color, "linestyle": (0, self.dashes) if self.dashes else "-"}
 
     @property
-    def mark(self) -> Markup:
+    def legend_line(self) -> Markup:
         """A short piece of it for the key."""
         dashes = (
             Markup(' stroke-dasharray="{}"').format(
@@ -83,34 +83,34 @@ class Line:
         )
         return Markup(
             '<svg viewBox="0 0 30 10" aria-hidden="true"><path d="M0 5h30" fill="none" style="{}"{}/></svg>'
-        ).format(f"stroke: {_variable(self.colour)}; stroke-width: 3", dashes)
+        ).format(f"stroke: {_css_variable(self.color)}; stroke-width: 3", dashes)
 
 
-LINES = (
-    Line(ORANGE), Line(BLUE), Line(GREEN, (4, 1.2)), Line(PURPLE, (1.2, 1.2)), Line(AMBER, (6, 1.5, 1.2, 1.5)),
-    Line(SKY), Line(GREY, (3, 2)),
+LINE_STYLES = (
+    LineStyle(ORANGE), LineStyle(BLUE), LineStyle(GREEN, (4, 1.2)), LineStyle(PURPLE, (1.2, 1.2)), LineStyle(AMBER, (6, 1.5, 1.2, 1.5)),
+    LineStyle(SKY), LineStyle(GRAY, (3, 2)),
 )  # fmt: skip
 """Lines of one drawing; more than these cannot be told apart."""
-FILLS = (BLUE, ORANGE, SKY, GREEN, AMBER, PURPLE, GREY)
+FILL_COLORS = (BLUE, ORANGE, SKY, GREEN, AMBER, PURPLE, GRAY)
 """Neighbours in a stacked bar."""
 
 
-def patch_mark(colour: str) -> Markup:
+def legend_patch(colour: str) -> Markup:
     """A filled piece for the key."""
     return Markup(
         '<svg viewBox="0 0 30 10" aria-hidden="true"><path d="M4 0h22v10h-22z" style="{}"/></svg>'
-    ).format(f"fill: {_variable(colour)}")
+    ).format(f"fill: {_css_variable(colour)}")
 
 
-def ring_mark() -> Markup:
+def legend_ring() -> Markup:
     """An open circle for the key."""
     circle = Markup(
         '<svg viewBox="0 0 30 10" aria-hidden="true"><circle cx="15" cy="5" r="4" fill="none" style="{}"/></svg>'
     )
-    return circle.format(f"stroke: {_variable(INK)}; stroke-width: 1.2")
+    return circle.format(f"stroke: {_css_variable(INK)}; stroke-width: 1.2")
 
 
-def draw(label: str, height: float, paint: Callable[[Figure], None]) -> Markup:
+def render_svg(label: str, height: float, paint: Callable[[Figure], None]) -> Markup:
     """The drawing as inline SVG; the same drawing is the same text every time.
 
     Args:
@@ -122,10 +122,10 @@ def draw(label: str, height: float, paint: Callable[[Figure], None]) -> Markup:
     from matplotlib.figure import Figure
 
     written = io.StringIO()
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(_RC_PARAMS), warnings.catch_warnings():
         # A script that the measuring font lacks is drawn by the browser's own fonts.
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(FIGURE_WIDTH_INCHES, height), layout="constrained")
         paint(figure)
         figure.savefig(
             written,
@@ -133,10 +133,10 @@ def draw(label: str, height: float, paint: Callable[[Figure], None]) -> Markup:
             transparent=True,
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
-    return Markup(_inline(written.getvalue(), label))
+    return Markup(_to_inline_svg(written.getvalue(), label))
 
 
-def latency_axis(axes: Axes, low: float, high: float, which: str = "x") -> None:
+def format_latency_axis(axes: Axes, low: float, high: float, which: str = "x") -> None:
     """Milliseconds: logarithmic where the range is wide, with plain numbers on it either way."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -154,7 +154,7 @@ def latency_axis(axes: Axes, low: float, high: float, which: str = "x") -> None:
     )
 
 
-def accuracy_axis(axes: Axes) -> None:
+def format_accuracy_axis(axes: Axes) -> None:
     """Shares upwards, as percent."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -164,19 +164,19 @@ def accuracy_axis(axes: Axes) -> None:
     axes.set_ylim(top=min(1.02, axes.get_ylim()[1] + 0.01))
 
 
-def _variable(colour: str) -> str:
-    return f"var(--{_VARIABLES[colour]})"
+def _css_variable(colour: str) -> str:
+    return f"var(--{_CSS_VARIABLES[colour]})"
 
 
-def _inline(text: str, label: str) -> str:
+def _to_inline_svg(text: str, label: str) -> str:
     text = re.sub(
         r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->",
         "",
         text[text.index("<svg") :],
         flags=re.DOTALL,
     )
-    for colour in _VARIABLES:
-        text = re.sub(re.escape(colour), _variable(colour), text, flags=re.IGNORECASE)
+    for colour in _CSS_VARIABLES:
+        text = re.sub(re.escape(colour), _css_variable(colour), text, flags=re.IGNORECASE)
     # One page holds many drawings: an id must be its drawing's alone, and only what is referred to needs one.
     referred = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', text))
     used = {name for pair in referred for name in pair if name}

@@ -7,21 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from edgetl.core.artifacts.bench_rows import Row
-from edgetl.core.artifacts.sustained import Sustained, Window
-from edgetl.core.formatting import milliseconds
+from edgetl.core.artifacts.bench_rows import BenchRow
+from edgetl.core.artifacts.sustained import LatencyWindow, SustainedResult
+from edgetl.core.formatting import format_milliseconds
 from edgetl.core.statistics import percentile
-from edgetl.report.charts.svg import AMBER, LINES, draw, latency_axis, patch_mark
+from edgetl.report.charts.svg import (
+    AMBER,
+    LINE_STYLES,
+    format_latency_axis,
+    legend_patch,
+    render_svg,
+)
 from edgetl.report.html.blocks import figure
-from edgetl.report.html.text import joined
-from edgetl.report.plots.style import BLUE, GREY, INK, ORANGE
+from edgetl.report.html.text import join_words
+from edgetl.report.plots.style import BLUE, GRAY, INK, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def sweep_rows(rows: Sequence[Row]) -> list[Row]:
+def select_sweep_rows(rows: Sequence[BenchRow]) -> list[BenchRow]:
     """The single-stream rows of the scopes in which more than one batch or number of threads was measured."""
     timed = [row for row in rows if row.rounds and row.rate is None]
     swept = {
@@ -32,7 +38,7 @@ def sweep_rows(rows: Sequence[Row]) -> list[Row]:
     return [row for row in timed if row.scope in swept]
 
 
-def draw_sweeps(rows: Sequence[Row]) -> list[Markup]:
+def draw_sweeps(rows: Sequence[BenchRow]) -> list[Markup]:
     """p50 and images/s, for each scope and each value of what is not on the axis."""
     drawn = []
     for scope in dict.fromkeys(row.scope for row in rows):
@@ -44,7 +50,7 @@ def draw_sweeps(rows: Sequence[Row]) -> list[Markup]:
             if len({getattr(row, across) for row in part}) > 1:
                 where = f"scope {scope}, {fixed} {value}"
                 drawn.append(
-                    _over(
+                    _draw_series(
                         f"p50 over {across} ({where})",
                         part,
                         across,
@@ -53,7 +59,7 @@ def draw_sweeps(rows: Sequence[Row]) -> list[Markup]:
                     )
                 )
                 drawn.append(
-                    _over(
+                    _draw_series(
                         f"Images/s over {across} ({where})",
                         part,
                         across,
@@ -64,7 +70,7 @@ def draw_sweeps(rows: Sequence[Row]) -> list[Markup]:
     return drawn
 
 
-def draw_sustained(title: str, run: Sustained) -> Markup:
+def draw_sustained(title: str, run: SustainedResult) -> Markup:
     """p50 of each window with the middle 80% of its runs, the clock and the temperature beneath."""
     windows = run.windows
     beneath = [
@@ -81,27 +87,30 @@ def draw_sustained(title: str, run: Sustained) -> Markup:
         )
         if any(value is not None for value in values)
     ]
-    settled = run.settled
+    settled = run.settled_index
 
     def paint(drawing: Figure) -> None:
         panels = drawing.subplots(
             1 + len(beneath), 1, sharex=True, squeeze=False, height_ratios=[3, *[1] * len(beneath)]
         )[:, 0]
-        _latency_panel(panels[0], windows, settled)
+        _draw_latency_panel(panels[0], windows, settled)
         for axes, (name, values), colour in zip(panels[1:], beneath, (ORANGE, AMBER), strict=False):
-            _state_panel(axes, windows, values, name, colour)
+            _draw_state_panel(axes, windows, values, name, colour)
         panels[-1].set_xlabel("seconds since the start")
 
     told = (
         "it never settled" if settled is None else f"settled after {windows[settled].start_s:.0f} s"
     )
-    label = f"Latency over {windows[-1].start_s:.0f} s without a pause: {told}, p50 {milliseconds(run.steady_ms(50))} ms"
-    key = [(LINES[1].mark, "p50 of a window"), (patch_mark(GREY), "middle 80% of a window's runs")]
+    label = f"Latency over {windows[-1].start_s:.0f} s without a pause: {told}, p50 {format_milliseconds(run.steady_percentile_ms(50))} ms"
+    key = [
+        (LINE_STYLES[1].legend_line, "p50 of a window"),
+        (legend_patch(GRAY), "middle 80% of a window's runs"),
+    ]
     caption = "Dotted: from here on it is steady." if settled else ""
-    return figure(title, draw(label, 2.6 + 0.85 * len(beneath), paint), key, caption)
+    return figure(title, render_svg(label, 2.6 + 0.85 * len(beneath), paint), key, caption)
 
 
-def _latency_panel(axes: Axes, windows: Sequence[Window], settled: int | None) -> None:
+def _draw_latency_panel(axes: Axes, windows: Sequence[LatencyWindow], settled: int | None) -> None:
     times = [window.start_s for window in windows]
     low = [(percentile(window.latencies_ns, 10) or 0) / 1e6 for window in windows]
     # The mirrored 10% is the 90%; it is drawn as a band here, not stated as a figure, so it is not withheld.
@@ -110,17 +119,21 @@ def _latency_panel(axes: Axes, windows: Sequence[Window], settled: int | None) -
         for window in windows
     ]
     medians = [window.median_ns / 1e6 for window in windows]
-    axes.fill_between(times, low, high, color=GREY, alpha=0.35, linewidth=0)
+    axes.fill_between(times, low, high, color=GRAY, alpha=0.35, linewidth=0)
     axes.plot(times, medians, color=BLUE)
-    latency_axis(axes, min(low), max(high), "y")
+    format_latency_axis(axes, min(low), max(high), "y")
     if settled:
         axes.axvline(times[settled], color=INK, linestyle=":", linewidth=1.2)
     axes.set_ylabel("latency, ms")
     axes.grid(axis="y")
 
 
-def _state_panel(
-    axes: Axes, windows: Sequence[Window], values: Sequence[float | None], name: str, colour: str
+def _draw_state_panel(
+    axes: Axes,
+    windows: Sequence[LatencyWindow],
+    values: Sequence[float | None],
+    name: str,
+    colour: str,
 ) -> None:
     from matplotlib.ticker import MaxNLocator
 
@@ -140,11 +153,15 @@ def _state_panel(
     axes.set_ylim(middle - reach, middle + reach)
 
 
-def _over(
-    title: str, rows: Sequence[Row], across: str, what: str, value: Callable[[Row], float | None]
+def _draw_series(
+    title: str,
+    rows: Sequence[BenchRow],
+    across: str,
+    what: str,
+    value: Callable[[BenchRow], float | None],
 ) -> Markup:
     several = len({row.provider for row in rows if row.runtime != "pytorch"}) > 1
-    series: dict[str, list[Row]] = {}
+    series: dict[str, list[BenchRow]] = {}
     for row in rows:
         named = f"{row.runtime} {row.variant}"
         series.setdefault(f"{named}, {row.provider}" if several else named, []).append(row)
@@ -156,7 +173,7 @@ def _over(
         axes = drawing.subplots()
         for index, own in enumerate(series.values()):
             points = sorted((getattr(row, across), value(row) or 0.0) for row in own)
-            style: dict[str, Any] = LINES[index % len(LINES)].style
+            style: dict[str, Any] = LINE_STYLES[index % len(LINE_STYLES)].plot_kwargs
             axes.plot(
                 [x for x, _ in points], [y for _, y in points], marker="o", markersize=4, **style
             )
@@ -164,11 +181,14 @@ def _over(
         axes.set_xscale("log", base=2)
         axes.set_xticks(places, [str(place) for place in places])
         axes.xaxis.set_minor_locator(NullLocator())
-        latency_axis(axes, min(figures), max(figures), "y")
+        format_latency_axis(axes, min(figures), max(figures), "y")
         axes.set_xlabel(across)
         axes.set_ylabel(what)
         axes.grid()
 
-    label = f"{title}: {joined(list(series))}; the figures are in the table of all results"
-    key = [(LINES[index % len(LINES)].mark, name) for index, name in enumerate(series)]
-    return figure(title, draw(label, 2.8, paint), key)
+    label = f"{title}: {join_words(list(series))}; the figures are in the table of all results"
+    key = [
+        (LINE_STYLES[index % len(LINE_STYLES)].legend_line, name)
+        for index, name in enumerate(series)
+    ]
+    return figure(title, render_svg(label, 2.8, paint), key)

@@ -10,21 +10,21 @@ from pathlib import Path
 from markupsafe import Markup
 
 from edgetl.core.artifacts.experiment import Experiment
-from edgetl.core.artifacts.experiment_runs import Run
-from edgetl.core.config.compare import EQUAL_TIME, MEANINGS
+from edgetl.core.artifacts.experiment_runs import StrategyRun
+from edgetl.core.config.compare import EQUAL_TIME, STRATEGY_DESCRIPTIONS
 from edgetl.core.files import read_csv
-from edgetl.core.formatting import counted, device_name, duration, percent
+from edgetl.core.formatting import describe_device, format_duration, format_percent, pluralize
 from edgetl.core.paths import RunDirectory
-from edgetl.report.charts.compare import draw_courses, draw_sweep, draw_trade_off
-from edgetl.report.charts.confusion import DRAWN, draw_matrix
+from edgetl.report.charts.compare import draw_freeze_sweep, draw_strategy_curves, draw_trade_off
+from edgetl.report.charts.confusion import MAX_DRAWN_CLASSES, draw_confusion_matrix
 from edgetl.report.compare.tables import (
     TextTable,
-    conclusions,
-    equal_time,
-    results,
-    timed_before,
-    trade_off,
-    verdicts,
+    conclusion_sentences,
+    differences_table,
+    equal_time_table,
+    latency_budget_table,
+    strategies_table,
+    trade_off_table,
 )
 from edgetl.report.html.blocks import (
     Cell,
@@ -33,32 +33,32 @@ from edgetl.report.html.blocks import (
     TableRow,
     bullets,
     card,
-    facts,
-    folded,
+    definition_list,
+    details,
     grid,
     heading,
     paragraph,
     picture,
+    plot_uri,
     render_page,
-    sheet_uri,
     table,
 )
 
 
 @dataclass(frozen=True)
-class Hard:
+class HardImage:
     """An image that pretrained networks get wrong."""
 
     path: str
     """In the data folder."""
     label: str
-    answers: tuple[str, ...]
+    wrong_labels: tuple[str, ...]
     """The wrong classes, the most frequent first."""
-    wrong: int
-    runs: int
+    wrong_runs: int
+    total_runs: int
 
 
-def hard_images(folder: Path, runs: Sequence[Run]) -> list[Hard]:
+def find_hard_images(folder: Path, runs: Sequence[StrategyRun]) -> list[HardImage]:
     """Images by how many of the pretrained runs get them wrong, the most first; empty where the runs' folders are gone.
 
     Args:
@@ -79,7 +79,7 @@ def hard_images(folder: Path, runs: Sequence[Run]) -> list[Hard]:
             if row["label"] != row["predicted"]:
                 wrong[row["path"], row["label"]].append(row["predicted"])
     found = [
-        Hard(
+        HardImage(
             path,
             label,
             tuple(sorted(set(answers), key=lambda answer: -answers.count(answer))),
@@ -88,75 +88,78 @@ def hard_images(folder: Path, runs: Sequence[Run]) -> list[Hard]:
         )
         for (path, label), answers in wrong.items()
     ]
-    return sorted(found, key=lambda hard: (-hard.wrong, hard.path))
+    return sorted(found, key=lambda hard: (-hard.wrong_runs, hard.path))
 
 
-_LISTED = 12
+_MAX_LISTED_IMAGES = 12
 """Hard images that are listed by name."""
 
 
-def compare_report(found: Experiment) -> str:
+def render_compare_report(found: Experiment) -> str:
     """One self-contained HTML page; the same experiment in the same folder gives the same page."""
     counts = found.data.get("counts", {})
     images = " and ".join(f"{sum(classes.values())} {part}" for part, classes in counts.items())
-    lead = f"{found.data.get('folder')}: {counted(len(found.classes), 'class', 'classes')}, {images} images; {device_name(found.device)}."
+    lead = f"{found.data.get('folder')}: {pluralize(len(found.classes), 'class', 'classes')}, {images} images; {describe_device(found.device)}."
     return render_page(f"Transfer learning on {found.data.get('folder')}", lead, _sections(found))
 
 
 def _sections(found: Experiment) -> list[Section]:
     return [
-        _summary(found),
+        _result_section(found),
         Section(
             "strategies",
             "Strategies",
-            tuple(block for network in found.networks for block in _strategies(found, network)),
+            tuple(
+                block for network in found.networks for block in _strategy_blocks(found, network)
+            ),
         ),
-        _courses(found),
-        _figures(
+        _accuracy_over_time_section(found),
+        _figures_section(
             "latency",
             "Accuracy against latency",
             [draw_trade_off("Networks", found)],
-            trade_off(found),
+            trade_off_table(found),
         ),
-        _figures(
+        _figures_section(
             "freezing",
             "What freezing changes",
-            [draw_sweep(network, found.rows_of(network)) for network in found.networks],
+            [draw_freeze_sweep(network, found.select_rows(network)) for network in found.networks],
             None,
         ),
         Section(
             "differences",
             "Differences",
-            tuple(_table(one) for one in (verdicts(found),) if one is not None),
+            tuple(_html_table(one) for one in (differences_table(found),) if one is not None),
         ),
-        _confusion(found),
-        _mistakes(found),
-        _method(found),
+        _confusion_section(found),
+        _mistakes_section(found),
+        _method_section(found),
     ]
 
 
-def _summary(found: Experiment) -> Section:
+def _result_section(found: Experiment) -> Section:
     cards = []
-    sentences = conclusions(found)
+    sentences = conclusion_sentences(found)
     for network in found.networks:
-        row = found.recommended(network)
+        row = found.recommend_strategy(network)
         if row is None:
             continue
-        reached = row.seconds_to(found.target_accuracy)
+        reached = row.seconds_to_accuracy(found.target_accuracy)
         keys = [
             (
                 "validation accuracy",
                 Cell(
-                    percent(row.val_accuracy), f"{percent(row.ci95[0])} to {percent(row.ci95[1])}"
+                    format_percent(row.val_accuracy),
+                    f"{format_percent(row.ci95[0])} to {format_percent(row.ci95[1])}",
                 ),
             ),
-            ("time", Cell(duration(row.seconds))),
+            ("time", Cell(format_duration(row.seconds))),
             (
                 f"to {found.target_accuracy:.0%}",
-                Cell("not reached" if reached is None else duration(reached)),
+                Cell("not reached" if reached is None else format_duration(reached)),
             ),
         ]
-        one = found.deployment(network)
+        one = found.find_deployed_model(network)
         if one is not None and one.p50_ms is not None:
             keys.append(("ONNX p50", Cell(f"{one.p50_ms:.2f} ms", "noisy" if one.noisy else "")))
         said = next((sentence for sentence in sentences if sentence.startswith(f"{network}: ")), "")
@@ -168,8 +171,8 @@ def _summary(found: Experiment) -> Section:
         for sentence in sentences
         if not any(sentence.startswith(f"{network}: ") for network in found.networks)
     ]
-    before = timed_before(found)
-    budget = [] if before is None else [_table(before)]
+    before = latency_budget_table(found)
+    budget = [] if before is None else [_html_table(before)]
     return Section(
         "result",
         "Result",
@@ -177,54 +180,56 @@ def _summary(found: Experiment) -> Section:
     )
 
 
-def _strategies(found: Experiment, network: str) -> list[Markup]:
+def _strategy_blocks(found: Experiment, network: str) -> list[Markup]:
     named = [heading(network)] if len(found.networks) > 1 else []
-    later = equal_time(found, network)
-    blocks = [*named, _table(results(found, network))]
-    return blocks if later is None else [*blocks, _table(later)]
+    later = equal_time_table(found, network)
+    blocks = [*named, _html_table(strategies_table(found, network))]
+    return blocks if later is None else [*blocks, _html_table(later)]
 
 
-def _courses(found: Experiment) -> Section:
+def _accuracy_over_time_section(found: Experiment) -> Section:
     drawn = [
-        draw_courses(network, found.rows_of(network), found.target_accuracy)
+        draw_strategy_curves(network, found.select_rows(network), found.target_accuracy)
         for network in found.networks
     ]
     return Section("time", "Accuracy over time", (grid("figures", drawn),) if drawn else ())
 
 
-def _figures(
+def _figures_section(
     anchor: str, title: str, drawn: list[Markup | None], below: TextTable | None
 ) -> Section:
     shown = [one for one in drawn if one is not None]
-    blocks = (grid("figures", shown), *([_table(below)] if below is not None else []))
+    blocks = (grid("figures", shown), *([_html_table(below)] if below is not None else []))
     return Section(anchor, title, blocks if shown or below is not None else ())
 
 
-def _confusion(found: Experiment) -> Section:
-    if len(found.classes) > DRAWN:
+def _confusion_section(found: Experiment) -> Section:
+    if len(found.classes) > MAX_DRAWN_CLASSES:
         said = f"{len(found.classes)} classes are too many to draw; each run's own page lists those that are confused."
         return Section("confusion", "Confusion", (paragraph(said),))
     drawn = [
-        draw_matrix(f"{network}, {row.first.strategy}", row.best.confusion, found.classes)
+        draw_confusion_matrix(
+            f"{network}, {row.first_run.strategy}", row.best_run.confusion, found.classes
+        )
         for network in found.networks
-        for row in found.rows_of(network)
+        for row in found.select_rows(network)
     ]
     return Section("confusion", "Confusion", (grid("figures", drawn),) if drawn else ())
 
 
-def _mistakes(found: Experiment) -> Section:
-    hard = hard_images(found.folder, found.runs)
+def _mistakes_section(found: Experiment) -> Section:
+    hard = find_hard_images(found.folder, found.runs)
     blocks: list[Markup] = []
     if hard:
-        every = sum(one.wrong == one.runs for one in hard)
+        every = sum(one.wrong_runs == one.total_runs for one in hard)
         said = (
-            f"{counted(every, 'image')} that no pretrained run gets right; look at their labels first."
+            f"{pluralize(every, 'image')} that no pretrained run gets right; look at their labels first."
             if every
             else ""
         )
         blocks.append(
             paragraph(
-                f"{counted(len(hard), 'validation image')} wrong in at least one pretrained run. {said}".strip()
+                f"{pluralize(len(hard), 'validation image')} wrong in at least one pretrained run. {said}".strip()
             )
         )
         columns = (
@@ -238,11 +243,11 @@ def _mistakes(found: Experiment) -> Section:
                 (
                     Cell(one.path),
                     Cell(one.label),
-                    Cell(", ".join(one.answers)),
-                    Cell(f"{one.wrong} of {counted(one.runs, 'run')}"),
+                    Cell(", ".join(one.wrong_labels)),
+                    Cell(f"{one.wrong_runs} of {pluralize(one.total_runs, 'run')}"),
                 )
             )
-            for one in hard[:_LISTED]
+            for one in hard[:_MAX_LISTED_IMAGES]
         ]
         blocks.append(
             table(
@@ -252,16 +257,16 @@ def _mistakes(found: Experiment) -> Section:
             )
         )
     for network in found.networks:
-        row = found.recommended(network)
+        row = found.recommend_strategy(network)
         sheet = (
             None
             if row is None
-            else sheet_uri(RunDirectory(found.folder / row.best.folder).plots / "mistakes.png")
+            else plot_uri(RunDirectory(found.folder / row.best_run.folder).plots / "mistakes.png")
         )
         if row is not None and sheet is not None:
-            title = f"{network}, {row.first.strategy}: the worst mistakes"
+            title = f"{network}, {row.first_run.strategy}: the worst mistakes"
             blocks.append(
-                folded(
+                details(
                     title,
                     [picture(title, sheet, "Photos with their label and what they were taken for")],
                 )
@@ -269,11 +274,15 @@ def _mistakes(found: Experiment) -> Section:
     return Section("mistakes", "Mistakes", tuple(blocks))
 
 
-def _method(found: Experiment) -> Section:
+def _method_section(found: Experiment) -> Section:
     recipe, asked = found.config["recipe"], found.config["compare"]
     budget = asked["budget_s"]
-    strategies = {row.first.strategy for row in found.rows}
-    meanings = [(name, Cell(MEANINGS[name])) for name in MEANINGS if name in strategies]
+    strategies = {row.first_run.strategy for row in found.rows}
+    meanings = [
+        (name, Cell(STRATEGY_DESCRIPTIONS[name]))
+        for name in STRATEGY_DESCRIPTIONS
+        if name in strategies
+    ]
     shown = [
         (
             "runs",
@@ -286,7 +295,7 @@ def _method(found: Experiment) -> Section:
             Cell(
                 f"{asked['epochs']} in every run"
                 if budget is None
-                else f"as many as fit into {duration(budget)}"
+                else f"as many as fit into {format_duration(budget)}"
             ),
         ),
         ("seeds", Cell(str(asked["seeds"]), "all on one split")),
@@ -299,14 +308,14 @@ def _method(found: Experiment) -> Section:
                 "fingerprint of paths, labels, split and pixels",
             ),
         ),
-        ("device", Cell(device_name(found.device))),
+        ("device", Cell(describe_device(found.device))),
         ("created", Cell(found.created, f"edgetl {found.edgetl}")),
     ]
-    return Section("method", "How it was done", (facts(meanings), facts(shown)))
+    return Section("method", "How it was done", (definition_list(meanings), definition_list(shown)))
 
 
-def _table(one: TextTable) -> Markup:
-    columns = [Column(name, "" if one.is_words(name) else "number") for name in one.columns]
+def _html_table(one: TextTable) -> Markup:
+    columns = [Column(name, "" if one.is_text_column(name) else "number") for name in one.columns]
     rows = [TableRow(tuple(Cell(text) for text in row)) for row in one.rows]
     block = table(one.title, columns, rows)
     return block + paragraph(one.note, "note") if one.note else block

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from edgetl import __version__
 from edgetl.core.errors import ConfigError
 from edgetl.core.files import write_text
-from edgetl.core.untrusted_text import visible
+from edgetl.core.untrusted_text import escape_control_characters
 
 GENERATOR = '<meta name="generator" content="edgetl '
 """By this a page is known as one of edgetl's own."""
@@ -40,10 +40,10 @@ class Cell:
     text: str
     small: str = ""
     """A second, quieter line."""
-    title: str = ""
+    tooltip: str = ""
     """What a pointer shows on it."""
     badges: tuple[Badge, ...] = ()
-    share: float | None = None
+    bar_share: float | None = None
     """Drawn as a bar, 0 to 1."""
 
 
@@ -53,7 +53,7 @@ class Column:
 
     heading: str
     kind: Literal["number", "short", "mono", ""] = ""
-    title: str = ""
+    tooltip: str = ""
     """What a pointer shows on it."""
 
 
@@ -66,7 +66,7 @@ class TableRow:
 
 
 @dataclass(frozen=True)
-class Group:
+class RowGroup:
     """Rows under a common heading."""
 
     rows: tuple[TableRow, ...]
@@ -95,10 +95,10 @@ def render_page(title: str, lead: str, sections: Sequence[Section]) -> str:
         .get_template("page.html")
         .render(title=title, lead=lead, sections=shown, css=css, version=__version__)
     )
-    return visible(page)
+    return escape_control_characters(page)
 
 
-def is_own_page(path: Path) -> bool:
+def is_edgetl_page(path: Path) -> bool:
     """Whether the file at `path` is a page that edgetl wrote."""
     try:
         with path.open("rb") as stream:
@@ -115,7 +115,7 @@ def write_page(path: Path, page: Callable[[], str], force: bool = False) -> None
     """
     if path.is_dir():
         raise ConfigError(f"{path} is a folder. Give a file: --output {path / 'report.html'}.")
-    if path.exists() and not force and not is_own_page(path):
+    if path.exists() and not force and not is_edgetl_page(path):
         raise ConfigError(
             f"{path} exists and was not written by edgetl. Choose another --output, or overwrite it with --force."
         )
@@ -132,61 +132,64 @@ def paragraph(
     text: str, kind: Literal["note", "lead", ""] = "", badges: Sequence[Badge] = ()
 ) -> Markup:
     """Running text, badges before it."""
-    return _block("paragraph", text, kind, badges)
+    return _render_block("paragraph", text, kind, badges)
 
 
 def heading(text: str) -> Markup:
     """A heading within a section."""
-    return _block("heading", text)
+    return _render_block("heading", text)
 
 
 def bullets(items: Sequence[str]) -> Markup:
     """A list."""
-    return _block("bullets", items)
+    return _render_block("bullets", items)
 
 
-def table(label: str, columns: Sequence[Column], rows: Sequence[TableRow | Group]) -> Markup:
+def table(label: str, columns: Sequence[Column], rows: Sequence[TableRow | RowGroup]) -> Markup:
     """A table that scrolls within itself where the screen is narrow."""
     loose = tuple(row for row in rows if isinstance(row, TableRow))
-    groups = [*([Group(loose)] if loose else []), *(row for row in rows if isinstance(row, Group))]
-    return _block("table", label, columns, groups)
+    groups = [
+        *([RowGroup(loose)] if loose else []),
+        *(row for row in rows if isinstance(row, RowGroup)),
+    ]
+    return _render_block("table", label, columns, groups)
 
 
-def facts(pairs: Sequence[tuple[str, Cell]]) -> Markup:
+def definition_list(pairs: Sequence[tuple[str, Cell]]) -> Markup:
     """Names and what they are."""
-    return _block("facts", pairs)
+    return _render_block("facts", pairs)
 
 
 def card(title: str, keys: Sequence[tuple[str, Cell]], blocks: Sequence[Markup]) -> Markup:
     """A box with a few large figures and text."""
-    return _block("card", title, keys, blocks)
+    return _render_block("card", title, keys, blocks)
 
 
 def grid(kind: Literal["cards", "figures"], blocks: Sequence[Markup]) -> Markup:
     """Blocks side by side where there is room."""
-    return _block("grid", kind, blocks)
+    return _render_block("grid", kind, blocks)
 
 
 def figure(
     title: str, svg: Markup, key: Sequence[tuple[Markup, str]] = (), caption: str = ""
 ) -> Markup:
     """A drawing with its key in text that wraps."""
-    return _block("figure", title, svg, key, caption)
+    return _render_block("figure", title, svg, key, caption)
 
 
 def picture(title: str, source: str, alt: str, caption: str = "") -> Markup:
     """A photo or a sheet of them, given as a data: URI; a wide one scrolls within itself where the screen is narrow."""
-    return _block("picture", title, source, alt, caption)
+    return _render_block("picture", title, source, alt, caption)
 
 
 def thumbnails(items: Sequence[tuple[str, str]]) -> Markup:
     """Small photos side by side: (data: URI, name)."""
-    return _block("thumbnails", items)
+    return _render_block("thumbnails", items)
 
 
-def folded(summary: str, blocks: Sequence[Markup]) -> Markup:
+def details(summary: str, blocks: Sequence[Markup]) -> Markup:
     """What is shown when asked for."""
-    return _block("folded", summary, blocks)
+    return _render_block("folded", summary, blocks)
 
 
 @cache
@@ -200,11 +203,11 @@ def _environment() -> Environment:
     )
 
 
-def _block(name: str, *arguments: object) -> Markup:
+def _render_block(name: str, *arguments: object) -> Markup:
     return Markup(getattr(_environment().get_template("blocks.html").module, name)(*arguments))
 
 
-_KINDS = {
+_MIME_SUBTYPES = {
     ".png": "png",
     ".jpg": "jpeg",
     ".jpeg": "jpeg",
@@ -213,22 +216,26 @@ _KINDS = {
     ".bmp": "bmp",
 }
 """What every browser shows."""
-_SMALL = 300_000
+_MAX_EMBEDDED_BYTES = 300_000
 """Bytes of a file that is embedded as it is."""
-_QUALITY = 85
+_JPEG_QUALITY = 85
 """Of JPEG: the captions of a sheet stay sharp at a sixth of a PNG's bytes."""
 
 
 def photo_uri(path: Path) -> str | None:
     """A small photo as it is, so that the browser turns it upright; None for a large one, and for what browsers do not show."""
-    kind = _KINDS.get(path.suffix.lower())
+    kind = _MIME_SUBTYPES.get(path.suffix.lower())
     try:
-        return _uri(kind, path.read_bytes()) if kind and path.stat().st_size <= _SMALL else None
+        return (
+            _to_data_uri(kind, path.read_bytes())
+            if kind and path.stat().st_size <= _MAX_EMBEDDED_BYTES
+            else None
+        )
     except OSError:
         return None
 
 
-def sheet_uri(path: Path) -> str | None:
+def plot_uri(path: Path) -> str | None:
     """A plot of a run, as JPEG where it is large; None where it is missing or cannot be read."""
     from matplotlib.image import imread, imsave
 
@@ -237,15 +244,15 @@ def sheet_uri(path: Path) -> str | None:
         return small
     written = io.BytesIO()
     try:
-        imsave(written, imread(path), format="jpeg", pil_kwargs={"quality": _QUALITY})
+        imsave(written, imread(path), format="jpeg", pil_kwargs={"quality": _JPEG_QUALITY})
     except (
         OSError,
         SyntaxError,
         ValueError,
     ):  # what Pillow raises for files that are cut short or no pictures
         return None
-    return _uri("jpeg", written.getvalue())
+    return _to_data_uri("jpeg", written.getvalue())
 
 
-def _uri(kind: str, content: bytes) -> str:
+def _to_data_uri(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -8,15 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetl.report.plots.style import INK, literal, new_figure, save_figure, say_only, shortened
+from edgetl.report.plots.style import (
+    INK,
+    escape_mathtext,
+    new_figure,
+    save_figure,
+    save_message_figure,
+    shorten_middle,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-SHOWN = 16
+MAX_TILES = 16
 """Most photos on a sheet."""
-_COLUMNS = 4
+_MAX_COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -25,15 +32,15 @@ class Tile:
 
     image: NDArray[Any]
     """uint8 [side, side, 3]: squares of one size keep the sheet a grid."""
-    name: str
+    file_name: str
     """Of the file."""
     caption: Sequence[tuple[str, str, str]]
     """Lines of (what, label, figure): `("true", "cat", "12%")`."""
 
 
-def draw_sheet(path: Path, title: str, tiles: Sequence[Tile]) -> None:
+def save_photo_sheet(path: Path, title: str, tiles: Sequence[Tile]) -> None:
     """Draw the tiles row by row and write a PNG."""
-    columns = min(_COLUMNS, len(tiles))
+    columns = min(_MAX_COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
     figure = new_figure(max(5.5, 2.75 * columns), 0.6 + 3.3 * rows)
     engine = figure.get_layout_engine()
@@ -50,14 +57,16 @@ def draw_sheet(path: Path, title: str, tiles: Sequence[Tile]) -> None:
             continue
         axes.imshow(tile.image)
         caption = "\n".join(
-            f"{what}: {_wrapped(label)}" + (f"  ({figure})" if figure else "")
+            f"{what}: {_wrap_label(label)}" + (f"  ({figure})" if figure else "")
             for what, label, figure in tile.caption
         )
-        axes.set_title(literal(caption), loc="left", fontsize=9, color=INK, linespacing=1.25, pad=5)
+        axes.set_title(
+            escape_mathtext(caption), loc="left", fontsize=9, color=INK, linespacing=1.25, pad=5
+        )
         axes.text(
             0,
             -0.02,
-            literal(shortened(tile.name, 32)),
+            escape_mathtext(shorten_middle(tile.file_name, 32)),
             transform=axes.transAxes,
             va="top",
             fontsize=7,
@@ -66,8 +75,8 @@ def draw_sheet(path: Path, title: str, tiles: Sequence[Tile]) -> None:
     save_figure(figure, path)
 
 
-def _wrapped(label: str) -> str:
-    return "\n".join(textwrap.wrap(shortened(label, 44), 24)) or label
+def _wrap_label(label: str) -> str:
+    return "\n".join(textwrap.wrap(shorten_middle(label, 44), 24)) or label
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class Mistake:
 
     image: NDArray[Any]
     """uint8 [side, side, 3]: squares of one size keep the sheet a grid."""
-    name: str
+    file_name: str
     """Of the file."""
     true: str
     predicted: str
@@ -85,7 +94,7 @@ class Mistake:
     true_probability: float
 
 
-def draw_mistakes(path: Path, mistakes: Sequence[Mistake], wrong: int, total: int) -> None:
+def save_mistakes_sheet(path: Path, mistakes: Sequence[Mistake], wrong: int, total: int) -> None:
     """Draw the mistakes that the network was surest of.
 
     Args:
@@ -93,10 +102,12 @@ def draw_mistakes(path: Path, mistakes: Sequence[Mistake], wrong: int, total: in
         total: validation images; where there are none, or no mistakes, the picture says so.
     """
     if not total:
-        say_only(path, "No mistakes known", "The run was trained without validation images.")
+        save_message_figure(
+            path, "No mistakes known", "The run was trained without validation images."
+        )
         return
     if not mistakes:
-        say_only(path, "No mistakes", f"All {total} validation images were recognised.")
+        save_message_figure(path, "No mistakes", f"All {total} validation images were recognised.")
         return
     shown = (
         f"the {len(mistakes)} that the network was surest of"
@@ -106,7 +117,7 @@ def draw_mistakes(path: Path, mistakes: Sequence[Mistake], wrong: int, total: in
     tiles = [
         Tile(
             mistake.image,
-            mistake.name,
+            mistake.file_name,
             (
                 ("true", mistake.true, f"{mistake.true_probability:.0%}"),
                 ("predicted", mistake.predicted, f"{mistake.probability:.0%}"),
@@ -114,4 +125,4 @@ def draw_mistakes(path: Path, mistakes: Sequence[Mistake], wrong: int, total: in
         )
         for mistake in mistakes
     ]
-    draw_sheet(path, f"{wrong} of {total} validation images wrong; {shown}", tiles)
+    save_photo_sheet(path, f"{wrong} of {total} validation images wrong; {shown}", tiles)

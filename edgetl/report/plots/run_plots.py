@@ -8,22 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 from edgetl.report.plots.style import (
     BLUE,
-    GREY,
+    GRAY,
     INK,
     ORANGE,
-    literal,
+    escape_mathtext,
     new_figure,
-    plain_axes,
     save_figure,
-    say_only,
-    shortened,
+    save_message_figure,
+    shorten_middle,
+    simplify_axes,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def draw_curves(path: Path, history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> None:
+def save_training_curves(
+    path: Path, history: Sequence[Mapping[str, Any]], best_epoch: int | None
+) -> None:
     """Draw training and validation loss and accuracy.
 
     Args:
@@ -32,8 +34,8 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, Any]], best_epoch: in
     """
     figure = new_figure(9.6, 4.2)
     loss, accuracy = figure.subplots(1, 2)
-    _curve(loss, history, "loss", best_epoch)
-    _curve(accuracy, history, "accuracy", best_epoch)
+    _plot_metric(loss, history, "loss", best_epoch)
+    _plot_metric(accuracy, history, "accuracy", best_epoch)
     loss.set_title("Loss (cross-entropy)", loc="left", fontsize=11, color=INK)
     accuracy.set_title("Accuracy (top-1)", loc="left", fontsize=11, color=INK)
     loss.set_ylim(bottom=0)
@@ -44,7 +46,7 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, Any]], best_epoch: in
     save_figure(figure, path)
 
 
-def _curve(
+def _plot_metric(
     axes: Axes, history: Sequence[Mapping[str, Any]], what: str, best_epoch: int | None
 ) -> None:
     from matplotlib.ticker import MaxNLocator
@@ -83,22 +85,22 @@ def _curve(
     second = [record["epoch"] for record in history if record["phase"] == 2]
     if second and len(second) < len(history):
         axes.axvline(
-            second[0] - 0.5, color=GREY, linewidth=1, linestyle=":", label="last blocks unfrozen"
+            second[0] - 0.5, color=GRAY, linewidth=1, linestyle=":", label="last blocks unfrozen"
         )
     axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch")
-    plain_axes(axes)
+    simplify_axes(axes)
 
 
-_NUMBERED = 25
+_MAX_CLASSES_WITH_COUNTS = 25
 """Most classes for which counts fit into the cells."""
 
 _MOST_CLASSES = 1000
 """Most classes that are drawn: cells of more would be smaller than a pixel, and take minutes and gigabytes."""
 
 
-def draw_confusion(
+def save_confusion_matrix(
     path: Path, confusion: Sequence[Sequence[int]] | None, labels: Sequence[str]
 ) -> None:
     """Draw counts[true][predicted], coloured by the share of the true class.
@@ -107,11 +109,13 @@ def draw_confusion(
         confusion: None where there were no validation images; the picture then says so, as above 1000 classes.
     """
     if confusion is None:
-        say_only(path, "No confusion matrix", "The run was trained without validation images.")
+        save_message_figure(
+            path, "No confusion matrix", "The run was trained without validation images."
+        )
         return
     classes = len(labels)
     if classes > _MOST_CLASSES:
-        say_only(
+        save_message_figure(
             path,
             "No confusion matrix",
             f"{classes} classes are too many to draw. See predictions.csv.",
@@ -119,14 +123,14 @@ def draw_confusion(
         return
     side = (
         min(26.0, max(4.6, 2.6 + 0.5 * classes))
-        if classes <= _NUMBERED
+        if classes <= _MAX_CLASSES_WITH_COUNTS
         else min(26.0, 4 + 0.2 * classes)
     )
     figure = new_figure(side + 1.0, side)
     axes = figure.subplots()
     shares = [[count / max(1, sum(row)) for count in row] for row in confusion]
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if classes <= _NUMBERED:
+    if classes <= _MAX_CLASSES_WITH_COUNTS:
         for true, row in enumerate(confusion):
             for predicted, count in enumerate(row):
                 if count:
@@ -144,8 +148,8 @@ def draw_confusion(
                     )
     # With hundreds of classes only some names fit.
     step = max(1, -(-classes // 110))
-    names = [literal(shortened(label, 22)) for label in labels][::step]
-    size = 10 if classes <= _NUMBERED else 7
+    names = [escape_mathtext(shorten_middle(label, 22)) for label in labels][::step]
+    size = 10 if classes <= _MAX_CLASSES_WITH_COUNTS else 7
     upright = classes > 4 or any(len(name) > 8 for name in names)
     places = range(0, classes, step)
     axes.set_xticks(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#8A8A8A", "#222222"
+BLUE, ORANGE, GRAY, INK = "#0072B2", "#D55E00", "#8A8A8A", "#222222"
 """From the palette of Okabe and Ito (2008), which colour-blind readers can tell apart."""
 
 
@@ -28,14 +28,14 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
-def plain_axes(axes: Axes) -> None:
+def simplify_axes(axes: Axes) -> None:
     """Only the lines that carry meaning."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E3E3E3", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
-def shortened(name: str, length: int) -> str:
+def shorten_middle(name: str, length: int) -> str:
     """At most `length` characters, the middle left out."""
     if len(name) <= length:
         return name
@@ -43,16 +43,25 @@ def shortened(name: str, length: int) -> str:
     return f"{name[:head]}…{name[len(name) - (length - 1 - head) :]}"
 
 
-def literal(text: str) -> str:
+def escape_mathtext(text: str) -> str:
     """`text` as matplotlib shows it, not as it would read it: a dollar sign starts no formula."""
     return text.replace("$", r"\$")
 
 
-def say_only(path: Path, title: str, text: str) -> None:
+def save_message_figure(path: Path, title: str, text: str) -> None:
     """A picture that says in words why there is nothing to draw."""
     figure = new_figure(6, 2.4)
     figure.text(
-        0.5, 0.62, literal(title), ha="center", va="center", fontsize=13, color=INK, weight="bold"
+        0.5,
+        0.62,
+        escape_mathtext(title),
+        ha="center",
+        va="center",
+        fontsize=13,
+        color=INK,
+        weight="bold",
     )
-    figure.text(0.5, 0.38, literal(text), ha="center", va="center", fontsize=10.5, color=INK)
+    figure.text(
+        0.5, 0.38, escape_mathtext(text), ha="center", va="center", fontsize=10.5, color=INK
+    )
     save_figure(figure, path)

@@ -9,14 +9,22 @@ from pathlib import PurePath
 from markupsafe import Markup
 
 from edgetl.core.artifacts.bench import BenchResult
-from edgetl.core.artifacts.bundle import read_bundle
-from edgetl.core.artifacts.run import TrainedRun
-from edgetl.core.formatting import MISSING, counted, duration, percent
+from edgetl.core.artifacts.bundle import read_bundle_manifest
+from edgetl.core.artifacts.run import RunRecord
+from edgetl.core.formatting import MISSING_VALUE, format_duration, format_percent, pluralize
 from edgetl.core.paths import BundleDirectory
 from edgetl.report.bench.page import bench_sections
 from edgetl.report.bundle.page import variants_section
-from edgetl.report.charts.confusion import DRAWN, draw_matrix, most_confused
-from edgetl.report.charts.epochs import Course, draw_over_epochs, draw_over_time
+from edgetl.report.charts.confusion import (
+    MAX_DRAWN_CLASSES,
+    draw_confusion_matrix,
+    rank_confused_pairs,
+)
+from edgetl.report.charts.epochs import (
+    TrainingCurve,
+    draw_accuracy_over_time,
+    draw_metric_over_epochs,
+)
 from edgetl.report.html.blocks import (
     Badge,
     Cell,
@@ -25,21 +33,21 @@ from edgetl.report.html.blocks import (
     TableRow,
     bullets,
     card,
-    facts,
-    folded,
+    definition_list,
+    details,
     grid,
     paragraph,
     picture,
+    plot_uri,
     render_page,
-    sheet_uri,
     table,
 )
 from edgetl.report.run.provenance import data_section, recipe_section, versions_section
-from edgetl.report.run.text import points, run_sentences, title
+from edgetl.report.run.text import format_points, run_sentences, run_title
 
-_LISTED = 20
+_MAX_LISTED = 20
 """Mistakes and confused pairs in a table; the rest is counted."""
-_BESIDE = 5
+_MAX_PAIRS_BESIDE_MATRIX = 5
 """Confused pairs beside a matrix that shows them all."""
 _BENCH_TITLES = {
     "summary": "Latency",
@@ -50,7 +58,7 @@ _BENCH_TITLES = {
 """What sections of the bench page are called where they follow on a run's own."""
 
 
-def run_report(run: TrainedRun, results: Sequence[BenchResult]) -> str:
+def render_run_report(run: RunRecord, results: Sequence[BenchResult]) -> str:
     """One self-contained HTML page of a run with its bundle and the bench results it keeps.
 
     Raises:
@@ -58,69 +66,79 @@ def run_report(run: TrainedRun, results: Sequence[BenchResult]) -> str:
     """
     data = PurePath(str(run.config.get("data", ""))).name
     lead = f"{run.directory.path.resolve().name}: fine-tuned on {data}." if data else ""
-    return render_page(title(run), lead, [*run_sections(run), *_bundle(run), *_bench(results)])
+    return render_page(
+        run_title(run),
+        lead,
+        [*run_sections(run), *_bundle_sections(run), *_retitled_bench_sections(results)],
+    )
 
 
-def run_sections(run: TrainedRun) -> list[Section]:
+def run_sections(run: RunRecord) -> list[Section]:
     """The sections that show the run alone; those without content have no blocks."""
     return [
-        _result(run),
-        _training(run),
-        _classes(run),
-        _confusion(run),
-        _mistakes(run),
+        _result_section(run),
+        _training_section(run),
+        _classes_section(run),
+        _confusion_section(run),
+        _mistakes_section(run),
         data_section(run),
         recipe_section(run),
         versions_section(run),
     ]
 
 
-def course(run: TrainedRun, name: str = "") -> Course:
+def make_training_curve(run: RunRecord, name: str = "") -> TrainingCurve:
     """The run's epochs, ready to be drawn."""
-    return Course(
+    return TrainingCurve(
         name or run.directory.path.resolve().name,
         run.history,
-        None if run.kept is None else run.kept.epoch,
+        None if run.best_epoch is None else run.best_epoch.epoch,
     )
 
 
-def _result(run: TrainedRun) -> Section:
+def _result_section(run: RunRecord) -> Section:
     metrics, keys = run.metrics, []
     badges = [] if metrics is not None else [Badge("not finished", "warn")]
     if metrics is not None:
         val = metrics.validation
         if val is not None:
-            low, high = val.interval
+            low, high = val.accuracy_interval
             keys.append(
                 (
                     "validation accuracy",
-                    Cell(percent(val.accuracy), small=f"[{percent(low)}, {percent(high)}]"),
+                    Cell(
+                        format_percent(val.accuracy),
+                        small=f"[{format_percent(low)}, {format_percent(high)}]",
+                    ),
                 )
             )
-        gap = "" if metrics.gap is None else f"{points(metrics.gap)}"
-        keys.append(("training accuracy", Cell(percent(metrics.train_accuracy), small=gap)))
+        gap = "" if metrics.gap is None else f"{format_points(metrics.gap)}"
+        keys.append(("training accuracy", Cell(format_percent(metrics.train_accuracy), small=gap)))
         keys.append(
             (
                 "time",
                 Cell(
-                    duration(metrics.seconds["total"]),
+                    format_duration(metrics.seconds["total"]),
                     small=f"{metrics.device}, {metrics.precision}",
                 ),
             )
         )
-    elif run.kept is not None:
+    elif run.best_epoch is not None:
         keys.append(
             (
                 "validation accuracy so far",
-                Cell(percent(run.kept.val_accuracy), small=f"epoch {run.kept.epoch}"),
+                Cell(
+                    format_percent(run.best_epoch.val_accuracy),
+                    small=f"epoch {run.best_epoch.epoch}",
+                ),
             )
         )
     words = bullets(run_sentences(run))
     blocks = [card(run.model, keys, [*([paragraph("", badges=badges)] if badges else []), words])]
-    return Section("result", "Result", (grid("cards", blocks), *_figures_in_words(run)))
+    return Section("result", "Result", (grid("cards", blocks), *_metrics_blocks(run)))
 
 
-def _figures_in_words(run: TrainedRun) -> list[Markup]:
+def _metrics_blocks(run: RunRecord) -> list[Markup]:
     metrics = run.metrics
     if metrics is None:
         return []
@@ -128,7 +146,7 @@ def _figures_in_words(run: TrainedRun) -> list[Markup]:
     pairs: list[tuple[str, Cell]] = []
     if val is not None:
         pairs += (
-            [("top-5 accuracy", Cell(percent(val.top5_accuracy)))]
+            [("top-5 accuracy", Cell(format_percent(val.top5_accuracy)))]
             if val.top5_accuracy is not None
             else []
         )
@@ -136,28 +154,28 @@ def _figures_in_words(run: TrainedRun) -> list[Markup]:
         if val.calibration_error is not None:
             meant = "mean difference between how sure the network is and how often it is right"
             pairs.append(
-                ("expected calibration error", Cell(f"{val.calibration_error:.3f}", title=meant))
+                ("expected calibration error", Cell(f"{val.calibration_error:.3f}", tooltip=meant))
             )
     for name, value in (
         ("peak memory", metrics.peak_memory_bytes),
         ("peak GPU memory", metrics.peak_gpu_memory_bytes),
     ):
         pairs += [(name, Cell(f"{value / 2**20:,.0f} MiB"))] if value is not None else []
-    pairs += [("training ended by", Cell(metrics.ended))] if metrics.ended else []
-    return [facts(pairs)] if pairs else []
+    pairs += [("training ended by", Cell(metrics.stop_reason))] if metrics.stop_reason else []
+    return [definition_list(pairs)] if pairs else []
 
 
-def _training(run: TrainedRun) -> Section:
+def _training_section(run: RunRecord) -> Section:
     if not run.history:
         return Section("training", "Training", ())
-    own = course(run)
+    own = make_training_curve(run)
     drawn = [
-        draw_over_epochs("Accuracy", "accuracy", own),
-        draw_over_epochs("Loss (cross-entropy)", "loss", own),
+        draw_metric_over_epochs("Accuracy", "accuracy", own),
+        draw_metric_over_epochs("Loss (cross-entropy)", "loss", own),
     ]
     notes = []
-    if own.timed:
-        drawn.append(draw_over_time("Accuracy over time", [own]))
+    if own.has_times:
+        drawn.append(draw_accuracy_over_time("Accuracy over time", [own]))
     else:
         notes = [
             paragraph(
@@ -170,24 +188,25 @@ def _training(run: TrainedRun) -> Section:
     ]
     body = []
     for epoch in run.history:
-        val_loss = MISSING if epoch.val_loss is None else f"{epoch.val_loss:.3f}"
+        val_loss = MISSING_VALUE if epoch.val_loss is None else f"{epoch.val_loss:.3f}"
         cells = (
             Cell(
-                str(epoch.epoch), badges=(Badge("kept", "good"),) if epoch.epoch == own.kept else ()
+                str(epoch.epoch),
+                badges=(Badge("kept", "good"),) if epoch.epoch == own.best_epoch else (),
             ),
             Cell(str(epoch.phase)),
             *(
                 Cell(told)
                 for told in (
                     f"{epoch.train_loss:.3f}",
-                    percent(epoch.train_accuracy),
+                    format_percent(epoch.train_accuracy),
                     val_loss,
-                    percent(epoch.val_accuracy),
+                    format_percent(epoch.val_accuracy),
                 )
             ),
             Cell(f"{epoch.lr:.1e}"),
             Cell(f"{epoch.seconds:.1f}"),
-            Cell(MISSING if epoch.elapsed is None else f"{epoch.elapsed:.1f}"),
+            Cell(MISSING_VALUE if epoch.elapsed is None else f"{epoch.elapsed:.1f}"),
         )
         body.append(TableRow(cells))
     epochs = table(
@@ -198,11 +217,11 @@ def _training(run: TrainedRun) -> Section:
     return Section(
         "training",
         "Training",
-        (grid("figures", drawn), *notes, folded("The epochs as a table", [epochs])),
+        (grid("figures", drawn), *notes, details("The epochs as a table", [epochs])),
     )
 
 
-def _classes(run: TrainedRun) -> Section:
+def _classes_section(run: RunRecord) -> Section:
     val = None if run.metrics is None else run.metrics.validation
     if val is None:
         return Section("classes", "Classes", ())
@@ -218,25 +237,25 @@ def _classes(run: TrainedRun) -> Section:
             (
                 Cell(label),
                 Cell(str(one.images)),
-                Cell(percent(one.precision)),
-                Cell(percent(one.recall)),
-                _f1(one.f1),
+                Cell(format_percent(one.precision)),
+                Cell(format_percent(one.recall)),
+                _f1_cell(one.f1),
             )
         )
         for label, one in val.per_class.items()
     ]
     told = table(f"Validation images by class; macro-F1 {val.macro_f1:.3f}", columns, body)
-    worst = sorted(val.per_class.items(), key=lambda entry: entry[1].f1)[:_LISTED]
-    if len(val.per_class) <= 2 * _LISTED:
+    worst = sorted(val.per_class.items(), key=lambda entry: entry[1].f1)[:_MAX_LISTED]
+    if len(val.per_class) <= 2 * _MAX_LISTED:
         return Section("classes", "Classes", (told,))
     few = [
         TableRow(
             (
                 Cell(label),
                 Cell(str(one.images)),
-                Cell(percent(one.precision)),
-                Cell(percent(one.recall)),
-                _f1(one.f1),
+                Cell(format_percent(one.precision)),
+                Cell(format_percent(one.recall)),
+                _f1_cell(one.f1),
             )
         )
         for label, one in worst
@@ -245,21 +264,21 @@ def _classes(run: TrainedRun) -> Section:
         "classes",
         "Classes",
         (
-            table(f"The {_LISTED} classes with the lowest F1", columns, few),
-            folded("All classes", [told]),
+            table(f"The {_MAX_LISTED} classes with the lowest F1", columns, few),
+            details("All classes", [told]),
         ),
     )
 
 
-def _f1(value: float) -> Cell:
-    return Cell(f"{value:.3f}", share=min(1.0, max(0.0, value)))
+def _f1_cell(value: float) -> Cell:
+    return Cell(f"{value:.3f}", bar_share=min(1.0, max(0.0, value)))
 
 
-def _confusion(run: TrainedRun) -> Section:
+def _confusion_section(run: RunRecord) -> Section:
     confusion, blocks = run.confusion, []
     if confusion is None:
         drawn = (
-            sheet_uri(run.directory.plots / "confusion_matrix.png")
+            plot_uri(run.directory.plots / "confusion_matrix.png")
             if run.metrics and run.metrics.validation
             else None
         )
@@ -272,11 +291,11 @@ def _confusion(run: TrainedRun) -> Section:
                 )
             ]
         return Section("confusion", "Confusion", tuple(blocks))
-    listed = _LISTED
-    if len(run.classes) <= DRAWN:
-        blocks.append(draw_matrix("Confusion matrix", confusion, run.classes))
-        listed = _BESIDE
-    pairs = most_confused(confusion, run.classes)
+    listed = _MAX_LISTED
+    if len(run.classes) <= MAX_DRAWN_CLASSES:
+        blocks.append(draw_confusion_matrix("Confusion matrix", confusion, run.classes))
+        listed = _MAX_PAIRS_BESIDE_MATRIX
+    pairs = rank_confused_pairs(confusion, run.classes)
     if not pairs:
         return Section(
             "confusion", "Confusion", (*blocks, paragraph("No class was taken for another."))
@@ -294,27 +313,29 @@ def _confusion(run: TrainedRun) -> Section:
                     Cell(pair.true),
                     Cell(pair.predicted),
                     Cell(str(pair.count)),
-                    Cell(f"{pair.count / pair.images:.0%}"),
+                    Cell(f"{pair.count / pair.true_class_images:.0%}"),
                 )
             )
             for pair in pairs[:listed]
         ]
-        blocks.append(table(f"Confused most{_of(len(pairs), 'pair', listed)}", columns, body))
+        blocks.append(
+            table(f"Confused most{_count_phrase(len(pairs), 'pair', listed)}", columns, body)
+        )
     return Section("confusion", "Confusion", tuple(blocks))
 
 
-def _mistakes(run: TrainedRun) -> Section:
+def _mistakes_section(run: RunRecord) -> Section:
     if run.metrics is None or run.metrics.validation is None:
         return Section("mistakes", "Mistakes", ())
     blocks = []
     mistakes = run.mistakes
-    if run.answers is not None and not mistakes:
+    if run.predictions is not None and not mistakes:
         return Section(
             "mistakes",
             "Mistakes",
-            (paragraph(f"All {len(run.answers)} validation images were recognised."),),
+            (paragraph(f"All {len(run.predictions)} validation images were recognised."),),
         )
-    sheet = sheet_uri(run.directory.plots / "mistakes.png")
+    sheet = plot_uri(run.directory.plots / "mistakes.png")
     if sheet is not None:
         blocks.append(
             picture(
@@ -323,7 +344,7 @@ def _mistakes(run: TrainedRun) -> Section:
                 "The wrong answers that the network was surest of: photo, true class and predicted class",
             )
         )
-    if run.answers is None:
+    if run.predictions is None:
         blocks.append(
             paragraph("No list of wrong answers: this run did not keep its predictions.", "note")
         )
@@ -338,33 +359,37 @@ def _mistakes(run: TrainedRun) -> Section:
                     Cell(answer.path),
                     Cell(answer.label),
                     Cell(answer.predicted),
-                    Cell(percent(answer.probability)),
-                    Cell(percent(answer.label_probability)),
+                    Cell(format_percent(answer.probability)),
+                    Cell(format_percent(answer.label_probability)),
                 )
             )
-            for answer in mistakes[:_LISTED]
+            for answer in mistakes[:_MAX_LISTED]
         ]
         blocks.append(
-            table(f"Surest wrong answers{_of(len(mistakes), 'wrong answer')}", columns, body)
+            table(
+                f"Surest wrong answers{_count_phrase(len(mistakes), 'wrong answer')}", columns, body
+            )
         )
     return Section("mistakes", "Mistakes", tuple(blocks))
 
 
-def _of(count: int, thing: str, listed: int = _LISTED) -> str:
+def _count_phrase(count: int, thing: str, listed: int = _MAX_LISTED) -> str:
     return (
-        f": {listed} of {counted(count, thing)}" if count > listed else f": {counted(count, thing)}"
+        f": {listed} of {pluralize(count, thing)}"
+        if count > listed
+        else f": {pluralize(count, thing)}"
     )
 
 
-def _bundle(run: TrainedRun) -> list[Section]:
+def _bundle_sections(run: RunRecord) -> list[Section]:
     return (
-        [variants_section(read_bundle(run.directory.bundle))]
-        if BundleDirectory.is_one(run.directory.bundle)
+        [variants_section(read_bundle_manifest(run.directory.bundle))]
+        if BundleDirectory.exists_at(run.directory.bundle)
         else []
     )
 
 
-def _bench(results: Sequence[BenchResult]) -> list[Section]:
+def _retitled_bench_sections(results: Sequence[BenchResult]) -> list[Section]:
     if not results:
         return []
     return [

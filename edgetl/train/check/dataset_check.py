@@ -9,13 +9,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from edgetl.train.check.findings import SEVERITIES, Finding, Severity, find
-from edgetl.train.check.inspect_files import examine
+from edgetl.train.check.findings import SEVERITIES, Finding, Severity, find_problems
+from edgetl.train.check.inspect_files import inspect_files
 from edgetl.train.data.folders import find_files
 
 
 @dataclass(frozen=True)
-class DataCheck:
+class DatasetReport:
     """A data set as it is."""
 
     folder: Path
@@ -23,7 +23,7 @@ class DataCheck:
     labels: list[str]
     counts: dict[str, dict[str, int]]
     """Part (`all` where the folder has none) to class to images that can be read."""
-    sides: tuple[int, float, int] | None
+    shorter_sides: tuple[int, float, int] | None
     """Shortest, median and longest shorter side, pixels; None without images."""
     formats: dict[str, int]
     modes: dict[str, int]
@@ -31,16 +31,16 @@ class DataCheck:
     """Worst first."""
 
     @property
-    def images(self) -> int:
+    def image_count(self) -> int:
         """That can be read."""
         return sum(sum(classes.values()) for classes in self.counts.values())
 
     @property
-    def worst(self) -> Severity | None:
+    def worst_severity(self) -> Severity | None:
         """Severity of the worst finding."""
         return self.findings[0].severity if self.findings else None
 
-    def of(self, *severities: Severity) -> list[Finding]:
+    def findings_with_severity(self, *severities: Severity) -> list[Finding]:
         """The findings of these severities."""
         return [finding for finding in self.findings if finding.severity in severities]
 
@@ -50,32 +50,36 @@ class DataCheck:
             "kind": "check",
             "folder": str(self.folder),
             "classes": self.labels,
-            "images": self.images,
+            "images": self.image_count,
             "counts": self.counts,
             "shorter_side": None
-            if self.sides is None
-            else dict(zip(("least", "median", "largest"), self.sides, strict=True)),
+            if self.shorter_sides is None
+            else dict(zip(("least", "median", "largest"), self.shorter_sides, strict=True)),
             "formats": self.formats,
             "modes": self.modes,
-            "worst": self.worst,
+            "worst": self.worst_severity,
             "findings": [
                 {
                     "kind": finding.kind,
                     "severity": finding.severity,
                     "message": finding.message,
-                    "groups": [[self.shown(path) for path in group] for group in finding.groups],
+                    "groups": [
+                        [self.display_path(path) for path in group] for group in finding.groups
+                    ],
                 }
                 for finding in self.findings
             ],
         }
 
-    def shown(self, path: Path) -> str:
+    def display_path(self, path: Path) -> str:
         """Relative to the folder; what is no UTF-8 is escaped."""
         relative = path.relative_to(self.folder) if path.is_relative_to(self.folder) else path
         return relative.as_posix().encode("utf-8", "backslashreplace").decode()
 
 
-def check(data: Path, report: Callable[[int, int], None] = lambda done, total: None) -> DataCheck:
+def check(
+    data: Path, report: Callable[[int, int], None] = lambda done, total: None
+) -> DatasetReport:
     """Decode every image of a folder and find what is wrong with it; nothing is changed.
 
     Args:
@@ -87,33 +91,36 @@ def check(data: Path, report: Callable[[int, int], None] = lambda done, total: N
     folder = data.expanduser().absolute()
     problems: list[str] = []
     found = find_files(folder, problems)
-    examined, broken = examine(found.files, report)
+    examined, broken = inspect_files(found.files, report)
     rejected = sorted([*found.rejected, *broken], key=lambda entry: entry.path)
     counts: dict[str, dict[str, int]] = {}
     for image in examined:
-        part = counts.setdefault(image.file.part or "all", dict.fromkeys(found.labels, 0))
+        part = counts.setdefault(image.file.split or "all", dict.fromkeys(found.labels, 0))
         part[image.file.label] = part.get(image.file.label, 0) + 1
     shorter = sorted(min(image.width, image.height) for image in examined)
-    return DataCheck(
+    return DatasetReport(
         folder,
         found.labels,
         counts,
         (shorter[0], median(shorter), shorter[-1]) if shorter else None,
-        _counted(image.format for image in examined),
-        _counted(image.mode for image in examined),
-        find(examined, rejected, found.labels, problems),
+        _value_counts(image.format for image in examined),
+        _value_counts(image.mode for image in examined),
+        find_problems(examined, rejected, found.labels, problems),
     )
 
 
-def _counted(values: Any) -> dict[str, int]:
+def _value_counts(values: Any) -> dict[str, int]:
     return dict(Counter(values).most_common())
 
 
-def worst_files(found: DataCheck, most: int) -> list[tuple[Finding, Path]]:
+def worst_files(found: DatasetReport, most: int) -> list[tuple[Finding, Path]]:
     """Files to look at: of each finding some, of each group two, the worst findings first."""
     chosen: list[tuple[Finding, Path]] = []
     about: Sequence[Finding] = [
-        finding for severity in SEVERITIES for finding in found.of(severity) if finding.groups
+        finding
+        for severity in SEVERITIES
+        for finding in found.findings_with_severity(severity)
+        if finding.groups
     ]
     share = max(2, most // max(1, len(about)))
     for finding in about:

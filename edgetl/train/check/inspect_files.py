@@ -15,20 +15,20 @@ from PIL import ExifTags, Image
 from edgetl.core.errors import DecodeError
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.runtime.images import load_image, open_image
-from edgetl.train.data.folders import LabelledFile, Rejected
+from edgetl.train.data.folders import LabeledFile, RejectedFile
 from edgetl.train.data.scan import pixels_digest, read_bytes
 
-THUMBNAIL = 16
+THUMBNAIL_SIDE = 16
 """Side of the grey thumbnail that confirms a likeness."""
-_LARGEST_PIXELS = 178_956_970
+_MAX_PIXELS = 178_956_970
 """Declared pixels above which Pillow takes a file for a decompression bomb."""
 
 
 @dataclass(frozen=True)
-class Examined:
+class InspectedFile:
     """A file that decodes."""
 
-    file: LabelledFile
+    file: LabeledFile
     width: int
     height: int
     mode: str
@@ -36,58 +36,58 @@ class Examined:
     format: str
     orientation: int
     """EXIF's; 1 is upright."""
-    animated: bool
-    pixels: str
+    is_animated: bool
+    pixels_sha256: str
     """SHA-256 of the decoded pixels and their shape, as `edgetl finetune` computes it."""
-    perceptual: int
+    perceptual_hash: int
     """64 bits (Zauner, 2010): few differ between pictures that look alike."""
     thumbnail: NDArray[np.uint8]
     """Grey [16, 16]."""
 
 
-def examine(
-    files: Sequence[LabelledFile], report: Callable[[int, int], None]
-) -> tuple[list[Examined], list[Rejected]]:
+def inspect_files(
+    files: Sequence[LabeledFile], report: Callable[[int, int], None]
+) -> tuple[list[InspectedFile], list[RejectedFile]]:
     """Decode all files on all cores.
 
     Args:
         report: called with (files done, files in all).
     """
-    examined: list[Examined] = []
-    rejected: list[Rejected] = []
+    examined: list[InspectedFile] = []
+    rejected: list[RejectedFile] = []
     # load_image silences warnings, and the threads would restore each other's filters; this restores the right ones.
     with warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool:
         warnings.simplefilter("ignore")
-        for done, outcome in enumerate(pool.map(_examine, files), 1):
-            (rejected if isinstance(outcome, Rejected) else examined).append(outcome)  # type: ignore[arg-type]
+        for done, outcome in enumerate(pool.map(_inspect_file, files), 1):
+            (rejected if isinstance(outcome, RejectedFile) else examined).append(outcome)  # type: ignore[arg-type]
             report(done, len(files))
     return examined, rejected
 
 
-def _examine(file: LabelledFile) -> Examined | Rejected:
+def _inspect_file(file: LabeledFile) -> InspectedFile | RejectedFile:
     encoded = read_bytes(file.path)
-    if isinstance(encoded, Rejected):
+    if isinstance(encoded, RejectedFile):
         return encoded
     try:
         header = _header(encoded)
         pixels = load_image(encoded)
     except DecodeError as cause:
-        return Rejected(file.path, str(cause).removeprefix("the image: "))
+        return RejectedFile(file.path, str(cause).removeprefix("the image: "))
     grey = Image.fromarray(pixels).convert("L")
     small = grey.resize((32, 32), Image.Resampling.BOX)
-    return Examined(
+    return InspectedFile(
         file,
         *header,
-        pixels=pixels_digest(pixels),
-        perceptual=int(str(imagehash.phash(small)), 16),
-        thumbnail=np.asarray(small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)),
+        pixels_sha256=pixels_digest(pixels),
+        perceptual_hash=int(str(imagehash.phash(small)), 16),
+        thumbnail=np.asarray(small.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)),
     )
 
 
 def _header(encoded: bytes) -> tuple[int, int, str, str, int, bool]:
     try:
         with open_image(encoded) as image:
-            if image.width * image.height > _LARGEST_PIXELS:
+            if image.width * image.height > _MAX_PIXELS:
                 raise DecodeError(
                     f"declares {image.width} x {image.height} pixels, which no photo has: a decompression bomb."
                 )

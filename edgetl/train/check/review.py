@@ -14,43 +14,45 @@ from PIL import Image, ImageDraw, ImageOps
 
 from edgetl.core.errors import DataError, DecodeError
 from edgetl.device.runtime.images import load_image
-from edgetl.report.plots.contact_sheet import SHOWN, Tile, draw_sheet
-from edgetl.report.plots.style import say_only
-from edgetl.train.check.dataset_check import DataCheck, worst_files
+from edgetl.report.plots.contact_sheet import MAX_TILES, Tile, save_photo_sheet
+from edgetl.report.plots.style import save_message_figure
+from edgetl.train.check.dataset_check import DatasetReport, worst_files
 
-_SIDE = 200
+_TILE_SIDE = 200
 
 
-def draw_worst(found: DataCheck, path: Path) -> None:
+def draw_worst_files(found: DatasetReport, path: Path) -> None:
     """Write a PNG of the files to look at first."""
-    chosen = worst_files(found, SHOWN)
+    chosen = worst_files(found, MAX_TILES)
     if not chosen:
-        say_only(path, "Nothing to look at", f"{found.images} images, nothing wrong with any.")
+        save_message_figure(
+            path, "Nothing to look at", f"{found.image_count} images, nothing wrong with any."
+        )
         return
     tiles = [
-        Tile(_tile(file), found.shown(file), ((finding.severity, finding.kind, ""),))
+        Tile(_load_tile(file), found.display_path(file), ((finding.severity, finding.kind, ""),))
         for finding, file in chosen
     ]
-    draw_sheet(path, f"{found.folder.name}: what to look at first", tiles)
+    save_photo_sheet(path, f"{found.folder.name}: what to look at first", tiles)
 
 
-def _tile(path: Path) -> NDArray[Any]:
+def _load_tile(path: Path) -> NDArray[Any]:
     try:
         return np.asarray(
-            ImageOps.pad(Image.fromarray(load_image(path)), (_SIDE, _SIDE), color="white")
+            ImageOps.pad(Image.fromarray(load_image(path)), (_TILE_SIDE, _TILE_SIDE), color="white")
         )
     except DecodeError:
-        blank = Image.new("RGB", (_SIDE, _SIDE), "#dddddd")
+        blank = Image.new("RGB", (_TILE_SIDE, _TILE_SIDE), "#dddddd")
         drawing = ImageDraw.Draw(blank)
-        drawing.line((0, 0, _SIDE, _SIDE), fill="#999999", width=2)
-        drawing.line((0, _SIDE, _SIDE, 0), fill="#999999", width=2)
+        drawing.line((0, 0, _TILE_SIDE, _TILE_SIDE), fill="#999999", width=2)
+        drawing.line((0, _TILE_SIDE, _TILE_SIDE, 0), fill="#999999", width=2)
         return np.asarray(blank)
 
 
-LIST = "list.csv"
+LIST_FILE_NAME = "list.csv"
 
 
-def quarantine(found: DataCheck, folder: Path) -> int:
+def quarantine(found: DatasetReport, folder: Path) -> int:
     """Copy the files of errors and warnings into a new folder, one below it for each kind, with a list.
 
     Returns:
@@ -71,27 +73,27 @@ def quarantine(found: DataCheck, folder: Path) -> int:
     copied = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LIST).open(
+        with (folder / LIST_FILE_NAME).open(
             "w", newline="", encoding="utf-8", errors="backslashreplace"
         ) as stream:
             table = csv.writer(stream)
             table.writerow(("severity", "kind", "group", "file", "copy"))
-            for finding in found.of("error", "warning"):
+            for finding in found.findings_with_severity("error", "warning"):
                 for number, group in enumerate(finding.groups, 1):
                     for path in group:
                         copy = (
                             folder
                             / re.sub(r"\W+", "-", finding.kind)
-                            / found.shown(path).lstrip("/")
+                            / found.display_path(path).lstrip("/")
                         )
-                        done = _copied(path, copy)
+                        done = _try_copy(path, copy)
                         copied += done
                         table.writerow(
                             (
                                 finding.severity,
                                 finding.kind,
                                 number,
-                                found.shown(path),
+                                found.display_path(path),
                                 copy if done else "could not be copied",
                             )
                         )
@@ -102,7 +104,7 @@ def quarantine(found: DataCheck, folder: Path) -> int:
     return copied
 
 
-def _copied(path: Path, copy: Path) -> bool:
+def _try_copy(path: Path, copy: Path) -> bool:
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)

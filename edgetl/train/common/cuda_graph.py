@@ -14,12 +14,12 @@ import torch
 WARM_UP_RUNS = 3
 """Before capture, in which neither cuDNN's search for algorithms nor a library's first allocations may fall."""
 
-Compute = Callable[[torch.Tensor], torch.Tensor]
-Capture = Callable[[Compute, torch.Tensor], "Captured"]
+InferenceFunction = Callable[[torch.Tensor], torch.Tensor]
+InferenceCapture = Callable[[InferenceFunction, torch.Tensor], "CapturedGraph"]
 
 
 @dataclass(frozen=True)
-class Captured:
+class CapturedGraph:
     """One graph with the buffers that it reads and writes."""
 
     input: torch.Tensor
@@ -28,7 +28,7 @@ class Captured:
     replay: Callable[[], None]
 
 
-def capture_cuda_graph(compute: Compute, buffer: torch.Tensor) -> Captured:
+def capture_cuda_graph(compute: InferenceFunction, buffer: torch.Tensor) -> CapturedGraph:
     """Capture `compute(buffer)` on the current CUDA device.
 
     Args:
@@ -44,14 +44,17 @@ def capture_cuda_graph(compute: Compute, buffer: torch.Tensor) -> Captured:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         output = compute(buffer)
-    return Captured(buffer, output, graph.replay)
+    return CapturedGraph(buffer, output, graph.replay)
 
 
-class GraphRunner:
+class CudaGraphRunner:
     """A computation by replay; each shape and type of input has a graph of its own."""
 
     def __init__(
-        self, compute: Compute, device: torch.device, capture: Capture = capture_cuda_graph
+        self,
+        compute: InferenceFunction,
+        device: torch.device,
+        capture: InferenceCapture = capture_cuda_graph,
     ) -> None:
         """Args:
         compute: from input to output.
@@ -59,11 +62,11 @@ class GraphRunner:
         capture: records the computation on its first input.
         """
         self._compute, self._device, self._capture = compute, device, capture
-        self._graphs: dict[tuple[torch.Size, torch.dtype], Captured] = {}
+        self._graphs: dict[tuple[torch.Size, torch.dtype], CapturedGraph] = {}
 
     def upload(self, given: torch.Tensor) -> torch.Tensor:
         """Copy an input into its graph's buffer, which is returned; a new shape is captured first."""
-        graph = self._graph(given)
+        graph = self._get_or_capture(given)
         graph.input.copy_(given)
         return graph.input
 
@@ -84,7 +87,7 @@ class GraphRunner:
         graph.replay()
         return graph.output
 
-    def _graph(self, given: torch.Tensor) -> Captured:
+    def _get_or_capture(self, given: torch.Tensor) -> CapturedGraph:
         key = (given.shape, given.dtype)
         if key not in self._graphs:
             buffer = torch.empty(given.shape, dtype=given.dtype, device=self._device)

@@ -30,106 +30,106 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
-_PATIENCE = timedelta(hours=1)
+_TIMEOUT = timedelta(hours=1)
 """For one another: the first process may have many images to read."""
 
 
 @dataclass(frozen=True)
-class Group:
+class DistributedGroup:
     """Processes that work together, or one alone."""
 
     rank: int = 0
     """This one, counted from 0."""
-    world: int = 1
+    world_size: int = 1
     """How many there are."""
-    channel: ProcessGroup | None = None
+    process_group: ProcessGroup | None = None
     """Between their CPUs."""
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that decides and writes."""
         return self.rank == 0
 
     @property
-    def many(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether there are others."""
-        return self.world > 1
+        return self.world_size > 1
 
-    def own(self, count: int) -> range:
+    def shard(self, count: int) -> range:
         """This process's share of so many things: together the processes have each once."""
-        return range(self.rank, count, self.world)
+        return range(self.rank, count, self.world_size)
 
-    def agree(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The first process's value."""
-        return self.first_makes(lambda: value)
+        return self.run_on_main(lambda: value)
 
-    def first_makes(self, make: Callable[[], T]) -> T:
+    def run_on_main(self, make: Callable[[], T]) -> T:
         """What the first process makes, or the error that ended it, in every process."""
-        if not self.many:
+        if not self.is_distributed:
             return make()
         box: list[Any] = [None, None]
-        if self.first:
+        if self.is_main:
             try:
                 box[0] = make()
             except Exception as cause:
                 box[1] = cause
         dist.broadcast_object_list(
-            box, src=dist.get_global_rank(self._channel, 0), group=self._channel
+            box, src=dist.get_global_rank(self._process_group, 0), group=self._process_group
         )
         if box[1] is not None:
             raise box[1]
         made: T = box[0]
         return made
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """The value of each process, in order."""
-        if not self.many:
+        if not self.is_distributed:
             return [value]
-        found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, value, group=self._channel)
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, value, group=self._process_group)
         return found
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
+    def all_reduce_any(self, *flags: bool) -> tuple[bool, ...]:
         """Of each flag, whether it is set in any process."""
-        if not self.many:
+        if not self.is_distributed:
             return flags
         counts = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(counts, group=self._channel)
+        dist.all_reduce(counts, group=self._process_group)
         return tuple(bool(count) for count in counts)
 
     @contextmanager
-    def first_ahead(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The first process goes through the block before the others: it leaves in a cache what they find there."""
-        if not self.first:
-            self.meet()
+        if not self.is_main:
+            self.barrier()
         yield
-        if self.first:
-            self.meet()
+        if self.is_main:
+            self.barrier()
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until every process is here."""
-        if self.many:
-            dist.barrier(group=self._channel)
+        if self.is_distributed:
+            dist.barrier(group=self._process_group)
 
     @property
-    def _channel(self) -> ProcessGroup:
-        assert self.channel is not None
-        return self.channel
+    def _process_group(self) -> ProcessGroup:
+        assert self.process_group is not None
+        return self.process_group
 
 
 @dataclass(frozen=True)
-class Ranks(Group):
+class Processes(DistributedGroup):
     """All processes of a training."""
 
-    local: Group = Group()
+    local_group: DistributedGroup = DistributedGroup()
     """Those on this machine."""
 
-    def parallel(self, module: nn.Module) -> nn.Module:
+    def wrap_ddp(self, module: nn.Module) -> nn.Module:
         """The module with gradients that are the processes' mean; its trained parameters are set when this is called.
 
         Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training" (2020).
         """
-        if not self.many:
+        if not self.is_distributed:
             return module
         devices = {parameter.device for parameter in module.parameters()}
         on_gpu = any(device.type == "cuda" for device in devices)
@@ -144,13 +144,13 @@ class Ranks(Group):
             )
 
     @torch.no_grad()
-    def average(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_mean(self, tensors: Sequence[Tensor]) -> None:
         """Set each float tensor to its mean over the processes."""
-        if not self.many or not tensors:
+        if not self.is_distributed or not tensors:
             return
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
         dist.all_reduce(flat)
-        flat /= self.world
+        flat /= self.world_size
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         torch._foreach_copy_(
             list(tensors),
@@ -158,16 +158,16 @@ class Ranks(Group):
         )
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Processes()
 
 
-def speaks() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that tells the user how things go: the only one, or the first."""
-    return _number("WORLD_SIZE", 1) == 1 or _number("RANK", 0) == 0
+    return _read_env_int("WORLD_SIZE", 1) == 1 or _read_env_int("RANK", 0) == 0
 
 
 @contextmanager
-def joined(device: Device = "auto") -> Iterator[Ranks]:
+def init_distributed(device: Device = "auto") -> Iterator[Processes]:
     """The processes that torchrun has started with this one; ALONE where it has not, or has started only one.
 
     Ends together: an error of one process ends all of them, and one tells why.
@@ -180,16 +180,19 @@ def joined(device: Device = "auto") -> Iterator[Ranks]:
         RunError: the connection to the others was lost, or this process was told to end.
         SystemExit: another process has told why all of them end.
     """
-    world, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
-    local_world, local_rank = _number("LOCAL_WORLD_SIZE", world), _number("LOCAL_RANK", rank)
+    world, rank = _read_env_int("WORLD_SIZE", 1), _read_env_int("RANK", 0)
+    local_world, local_rank = (
+        _read_env_int("LOCAL_WORLD_SIZE", world),
+        _read_env_int("LOCAL_RANK", rank),
+    )
     started_by_torchrun = "LOCAL_RANK" in os.environ
     gpu = select_gpu(local_rank) if started_by_torchrun and device != "cpu" else None
     if world == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     # torchrun sets one thread a process where the user has set none.
     torch.set_num_threads(max(1, available_cores() // local_world))
-    store: Store = next(iter(rendezvous("env://", timeout=_PATIENCE)))[0]
+    store: Store = next(iter(rendezvous("env://", timeout=_TIMEOUT)))[0]
     # Tensors of a GPU go over NCCL, which is told the GPU so that it need not guess; objects and barriers go over gloo and wait for no GPU.
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
     dist.init_process_group(
@@ -197,24 +200,27 @@ def joined(device: Device = "auto") -> Iterator[Ranks]:
         store=PrefixStore("edgetl", store),
         rank=rank,
         world_size=world,
-        timeout=_PATIENCE,
+        timeout=_TIMEOUT,
         device_id=gpu,
     )
-    before = signal.signal(signal.SIGTERM, _told_to_end)
+    before = signal.signal(signal.SIGTERM, _raise_terminated)
     try:
-        channel = _channel(range(world))
+        channel = _new_process_group(range(world))
         # Every process makes the groups of all machines: that is how PyTorch numbers them.
         groups = [
-            _channel(range(start, min(start + local_world, world)))
+            _new_process_group(range(start, min(start + local_world, world)))
             for start in range(0, world, local_world)
         ]
-        yield Ranks(
-            rank, world, channel, Group(local_rank, local_world, groups[rank // local_world])
+        yield Processes(
+            rank,
+            world,
+            channel,
+            DistributedGroup(local_rank, local_world, groups[rank // local_world]),
         )
         dist.destroy_process_group()
     except BaseException as cause:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if not _is_first_to_tell(store):
+        if not _is_first_to_report(store):
             raise SystemExit(130 if isinstance(cause, KeyboardInterrupt) else 1) from cause
         raise
     finally:
@@ -239,45 +245,45 @@ def select_gpu(local_rank: int) -> torch.device | None:
     return torch.device("cuda", local_rank)
 
 
-def _channel(ranks: range) -> ProcessGroup:
-    made = dist.new_group(list(ranks), backend="gloo", timeout=_PATIENCE)
+def _new_process_group(ranks: range) -> ProcessGroup:
+    made = dist.new_group(list(ranks), backend="gloo", timeout=_TIMEOUT)
     # Where a process is not among them it is a number, which is never used.
     return cast("ProcessGroup", made)
 
 
-class EndedError(RunError):
+class TerminatedError(RunError):
     """SIGTERM came: torchrun sends it when a process has ended, and so does whoever cancels a job."""
 
 
-def lost(cause: BaseException) -> bool:
+def is_peer_failure(cause: BaseException) -> bool:
     """Whether an error says that another process cannot be reached, or that torchrun has seen it end."""
     words = str(cause).lower()
-    return isinstance(cause, (dist.DistError, EndedError)) or (
+    return isinstance(cause, (dist.DistError, TerminatedError)) or (
         isinstance(cause, RuntimeError)
         and any(word in words for word in ("gloo", "nccl", "connection closed", "connection reset"))
     )
 
 
-def hear_no_more(group: Group) -> None:
+def ignore_sigterm(group: DistributedGroup) -> None:
     """Ignore SIGTERM from now on: why this process ends is known, and torchrun would interrupt it telling so."""
-    if group.many:
+    if group.is_distributed:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _is_first_to_tell(store: Store) -> bool:
+def _is_first_to_report(store: Store) -> bool:
     try:
         return bool(store.add("edgetl-told", 1) == 1)
     except RuntimeError:  # the process that kept it has gone, and nobody knows what it said
         return True
 
 
-def _told_to_end(_number: int, _frame: FrameType | None) -> NoReturn:
+def _raise_terminated(_number: int, _frame: FrameType | None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise EndedError(
+    raise TerminatedError(
         "This training was told to end: one of its processes has ended, or the job was cancelled."
     )
 
 
-def _number(name: str, otherwise: int) -> int:
+def _read_env_int(name: str, otherwise: int) -> int:
     text = os.environ.get(name, "")
     return int(text) if text.isdigit() else otherwise

@@ -19,31 +19,31 @@ from edgetl.core.errors import ConfigError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.hardware.info import cpu_flags
 
-Arithmetic = Literal["fp32", "bf16", "fp16"]
-Values = tuple[Tensor, ...]
-Function = Callable[..., Values]
+PrecisionName = Literal["fp32", "bf16", "fp16"]
+Tensors = tuple[Tensor, ...]
+TensorFunction = Callable[..., Tensors]
 """Takes the values at one cut, gives those at another; the first axis is the batch."""
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-_TENSOR_CORES = 7
+_MIN_TENSOR_CORE_CAPABILITY = 7
 """CUDA compute capability from which on float16 is faster than float32 (Volta, Turing; newer GPUs have bfloat16)."""
 
 
 @dataclass(frozen=True)
-class Computing:
+class ComputeConfig:
     """A device with the precision of its forward and backward passes."""
 
     device: torch.device
-    precision: Arithmetic
+    precision: PrecisionName
     may_use_bf16: bool = False
     """Whether bfloat16 may be taken where it is measured faster: nothing else was asked for, and the hardware has it."""
 
     @property
-    def name(self) -> str:
+    def device_name(self) -> str:
         """As it stands in metrics.json."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
-    def arithmetic(self, cache_enabled: bool = True) -> AbstractContextManager[None]:
+    def autocast(self, cache_enabled: bool = True) -> AbstractContextManager[None]:
         """Autocast to a 16-bit type, or nothing; weights stay float32.
 
         Args:
@@ -57,11 +57,11 @@ class Computing:
             cache_enabled=cache_enabled,
         )
 
-    def gradient_scaler(self) -> torch.amp.GradScaler:
+    def make_grad_scaler(self) -> torch.amp.GradScaler:
         """Scales the loss where gradients would vanish in float16 (Micikevicius et al., 2018); does nothing otherwise."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
         """Until the device has done what it was given: before reading a clock."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -70,12 +70,12 @@ class Computing:
         """The most that PyTorch's tensors have taken of the GPU so far; None without one."""
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
 
-    def network_input(self, batch: Tensor, preprocessing: Preprocessing) -> Tensor:
+    def to_model_input(self, batch: Tensor, preprocessing: Preprocessing) -> Tensor:
         """uint8 [batch, S, S, 3] to normalised float32 [batch, 3, S, S], channels last, on the device."""
         moved = batch.to(self.device, non_blocking=True)
         images, height, width, _ = moved.shape
         # In rows of pixels: broadcasting along three channels is seven times slower.
-        mean, factor = _row(preprocessing, width, self.device)
+        mean, factor = _normalization_row(preprocessing, width, self.device)
         scaled = moved.view(images, height, 3 * width).float().sub_(mean).mul_(factor)
         return scaled.view(images, height, width, 3).permute(0, 3, 1, 2)
 
@@ -103,7 +103,9 @@ def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _row(preprocessing: Preprocessing, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _normalization_row(
+    preprocessing: Preprocessing, width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     # Kept: making them anew would have a GPU wait at every batch.
     mean, std = (
         torch.tensor(values).repeat(width) * 255
@@ -112,7 +114,7 @@ def _row(preprocessing: Preprocessing, width: int, device: torch.device) -> tupl
     return mean.to(device), (1 / std).to(device)
 
 
-def choose_computing(device: Device, precision: Precision) -> Computing:
+def choose_compute_config(device: Device, precision: Precision) -> ComputeConfig:
     """`auto` takes CUDA where there is one; there bfloat16, or float16 on tensor cores without it; on CPUs bfloat16 if measured faster.
 
     Raises:
@@ -128,7 +130,7 @@ def choose_computing(device: Device, precision: Precision) -> Computing:
             raise ConfigError(
                 "--precision fp16 is for GPUs; CPUs emulate it. Take --precision auto."
             )
-        return Computing(
+        return ComputeConfig(
             chosen,
             "bf16" if precision == "bf16" else "fp32",
             precision == "bf16" or (precision == "auto" and cpu_has_bf16()),
@@ -141,9 +143,9 @@ def choose_computing(device: Device, precision: Precision) -> Computing:
             "--precision bf16: this GPU has no bfloat16. Take --precision fp16 or fp32."
         )
     if precision == "auto":
-        has_fp16 = torch.cuda.get_device_capability(chosen)[0] >= _TENSOR_CORES
-        return Computing(chosen, "bf16" if has_bf16 else "fp16" if has_fp16 else "fp32")
-    return Computing(chosen, precision)
+        has_fp16 = torch.cuda.get_device_capability(chosen)[0] >= _MIN_TENSOR_CORE_CAPABILITY
+        return ComputeConfig(chosen, "bf16" if has_bf16 else "fp16" if has_fp16 else "fp32")
+    return ComputeConfig(chosen, precision)
 
 
 def cpu_has_bf16(proc: Path = Path("/proc")) -> bool:
@@ -159,10 +161,10 @@ def keep_slow_kernels_in_float32(network: nn.Module) -> None:
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.stride) > 1:
-            module.forward = partial(_in_float32, module)  # type: ignore[method-assign]
+            module.forward = partial(_forward_in_float32, module)  # type: ignore[method-assign]
 
 
-def _in_float32(module: nn.Conv2d, values: Tensor) -> Tensor:
+def _forward_in_float32(module: nn.Conv2d, values: Tensor) -> Tensor:
     under_autocast = torch.is_autocast_enabled(values.device.type)
     with torch.autocast(values.device.type, enabled=False):
         given = values.float() if under_autocast else values
@@ -170,39 +172,41 @@ def _in_float32(module: nn.Conv2d, values: Tensor) -> Tensor:
     return computed
 
 
-def step_milliseconds(
+def measure_step_ms(
     network: nn.Module,
     forward: Callable[..., Tensor],
-    values: Values,
+    values: Tensors,
     labels: Tensor,
-    computing: Computing,
+    computing: ComputeConfig,
 ) -> dict[str, float]:
     """Time of a forward and backward pass in each arithmetic that may be chosen; the network is left as it was."""
-    names: list[Arithmetic] = ["fp32", "bf16"] if computing.may_use_bf16 else [computing.precision]
-    with undisturbed(network), cudnn_autotuning(True):
+    names: list[PrecisionName] = (
+        ["fp32", "bf16"] if computing.may_use_bf16 else [computing.precision]
+    )
+    with preserve_model_state(network), cudnn_autotuning(True):
         return {
-            name: _fastest(forward, values, labels, replace(computing, precision=name))
+            name: _time_step_ms(forward, values, labels, replace(computing, precision=name))
             for name in names
         }
 
 
-def _fastest(
-    forward: Callable[..., Tensor], values: Values, labels: Tensor, computing: Computing
+def _time_step_ms(
+    forward: Callable[..., Tensor], values: Tensors, labels: Tensor, computing: ComputeConfig
 ) -> float:
     taken = []
     for _ in range(3):
         started = time.perf_counter()
-        with computing.arithmetic():
+        with computing.autocast():
             loss = F.cross_entropy(forward(*values).float(), labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        computing.wait()
+        computing.synchronize()
         taken.append(time.perf_counter() - started)
     # The first builds the kernels.
     return min(taken[1:]) * 1e3
 
 
 @contextmanager
-def undisturbed(network: nn.Module) -> Iterator[None]:
+def preserve_model_state(network: nn.Module) -> Iterator[None]:
     """Restore buffers, gradients (to None) and random generators after the block, so that a measurement leaves no trace.
 
     Only the generators of the CPU and of the GPU that holds the network are saved: asking for every GPU's would make a

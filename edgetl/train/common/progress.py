@@ -36,7 +36,7 @@ class EpochRecord:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepProgress:
     """How far an epoch has come."""
 
     phase: int
@@ -63,20 +63,20 @@ class Progress(Protocol):
     def warn(self, text: str) -> None:
         """Something that the user should look at."""
 
-    def files(self, done: int, total: int) -> None:
+    def on_files_checked(self, done: int, total: int) -> None:
         """Image files checked so far."""
 
-    def prepared(self, done: int, total: int) -> None:
+    def on_features_computed(self, done: int, total: int) -> None:
         """Views put through the frozen blocks so far."""
 
-    def step(self, step: Step) -> None:
+    def on_step_end(self, step: StepProgress) -> None:
         """A batch was trained; not every one is told, the last of an epoch is."""
 
-    def epoch(self, record: EpochRecord, best: bool) -> None:
+    def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
         """An epoch ended; `best` says whether its weights were kept."""
 
 
-class Silent:
+class NullProgress:
     """Progress that nobody watches."""
 
     def note(self, text: str) -> None:
@@ -85,14 +85,14 @@ class Silent:
     def warn(self, text: str) -> None:
         """Ignore it."""
 
-    def files(self, done: int, total: int) -> None:
+    def on_files_checked(self, done: int, total: int) -> None:
         """Ignore it."""
 
-    def prepared(self, done: int, total: int) -> None:
+    def on_features_computed(self, done: int, total: int) -> None:
         """Ignore it."""
 
-    def step(self, step: Step) -> None:
+    def on_step_end(self, step: StepProgress) -> None:
         """Ignore it."""
 
-    def epoch(self, record: EpochRecord, best: bool) -> None:
+    def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
         """Ignore it."""

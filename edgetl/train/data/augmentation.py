@@ -14,7 +14,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.config.finetune import Augment
+from edgetl.core.config.finetune import AugmentationStrength
 from edgetl.core.errors import ConfigError
 from edgetl.core.files import sha256_file
 from edgetl.core.preprocessing import Preprocessing
@@ -26,26 +26,30 @@ class Augmentation:
     """uint8 [height, width, 3] of any size to uint8 [crop, crop, 3]; safe to call from several threads and processes."""
 
     def __init__(
-        self, strength: Augment, preprocessing: Preprocessing, seed: int, file: Path | None = None
+        self,
+        strength: AugmentationStrength,
+        preprocessing: Preprocessing,
+        seed: int,
+        file: Path | None = None,
     ) -> None:
         """Build the pipeline of a strength, or the one that `A.save` wrote to `file`.
 
         Raises:
             ConfigError: the file is no such pipeline, or it does not give RGB uint8 images.
         """
-        self._strength: Augment = strength
+        self._strength: AugmentationStrength = strength
         self._preprocessing = preprocessing
         self._seed = seed
         self._file = file
-        self._own = threading.local()
-        self.name = f"{file.name} {sha256_file(_existing(file))}" if file else strength
+        self._thread_local = threading.local()
+        self.name = f"{file.name} {sha256_file(_require_file(file))}" if file else strength
         """What the views depend on besides seed and preprocessing."""
         if file:
-            self._try(file)
+            self._validate_pipeline(file)
 
     def __call__(self, image: NDArray[np.uint8], view: int, index: int) -> NDArray[np.uint8]:
         """View number `view` of image number `index`; `none` is exactly the preprocessing of evaluation."""
-        compose = self._compose
+        compose = self._thread_pipeline
         if compose is None:
             return resize_and_crop(image, self._preprocessing)
         compose.set_random_seed(self.view_seed(view, index))
@@ -63,37 +67,37 @@ class Augmentation:
         return augmented
 
     @property
-    def strength(self) -> Augment | None:
+    def strength(self) -> AugmentationStrength | None:
         """The built-in pipeline's strength, None for a pipeline from a file."""
         return None if self._file else self._strength
 
     def view_seed(self, view: int, index: int) -> int:
         """Seed of a view, in [0, 2^32)."""
-        return _seed_of(self._seed, view, index)
+        return _derive_seed(self._seed, view, index)
 
     def build_pipeline(self) -> Any:
         """Build a new albumentations pipeline of this strength, for one thread; None for `none`."""
         if self._file:
-            return _load(self._file)
-        return _pipeline(self._strength, self._preprocessing.crop)
+            return _load_pipeline(self._file)
+        return _build_pipeline(self._strength, self._preprocessing.crop)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_own"}
+        return {name: value for name, value in self.__dict__.items() if name != "_thread_local"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _own=threading.local())
+        self.__dict__.update(state, _thread_local=threading.local())
 
     @property
-    def _compose(self) -> Any:
+    def _thread_pipeline(self) -> Any:
         # Seeding changes the pipeline, so each thread has one of its own.
-        if not hasattr(self._own, "compose"):
-            self._own.compose = self.build_pipeline()
-        return self._own.compose
+        if not hasattr(self._thread_local, "compose"):
+            self._thread_local.compose = self.build_pipeline()
+        return self._thread_local.compose
 
-    def _try(self, file: Path) -> None:
+    def _validate_pipeline(self, file: Path) -> None:
         gradient = np.linspace(0, 255, 96 * 128 * 3).reshape(96, 128, 3).astype(np.uint8)
         try:
-            found = self._compose(image=gradient)["image"]
+            found = self._thread_pipeline(image=gradient)["image"]
         except ConfigError:
             raise
         except Exception as cause:  # whatever the transforms of a stranger raise
@@ -112,7 +116,7 @@ class Augmentation:
             )
 
 
-def _existing(file: Path) -> Path:
+def _require_file(file: Path) -> Path:
     if not file.is_file():
         raise ConfigError(
             f"--augment {file}: no such file. Give none, light, medium, strong or a pipeline saved with albumentations' A.save."
@@ -120,9 +124,9 @@ def _existing(file: Path) -> Path:
     return file
 
 
-def _load(file: Path) -> Any:
+def _load_pipeline(file: Path) -> Any:
     content = read_pipeline(file)
-    A = _albumentations()  # noqa: N806
+    A = _import_albumentations()  # noqa: N806
     try:
         return A.from_dict(content)
     except Exception as cause:  # whatever the constructors of transforms raise
@@ -131,13 +135,13 @@ def _load(file: Path) -> Any:
         ) from cause
 
 
-def _seed_of(seed: int, view: int, index: int) -> int:
+def _derive_seed(seed: int, view: int, index: int) -> int:
     return int.from_bytes(
         hashlib.blake2b(f"{seed} {view} {index}".encode(), digest_size=4).digest()
     )
 
 
-def _albumentations() -> Any:
+def _import_albumentations() -> Any:
     # Imported where it is used: a run that finds its activations in the cache augments nothing and saves half a second.
     import albumentations
     import cv2
@@ -147,10 +151,10 @@ def _albumentations() -> Any:
     return albumentations
 
 
-def _pipeline(strength: Augment, size: int) -> Any:
+def _build_pipeline(strength: AugmentationStrength, size: int) -> Any:
     if strength == "none":
         return None
-    A = _albumentations()  # noqa: N806
+    A = _import_albumentations()  # noqa: N806
     scale = {"light": (0.5, 1.0), "medium": (0.35, 1.0), "strong": (0.2, 1.0)}[strength]
     # Area interpolation when shrinking: training sees antialiased images as evaluation does.
     steps: list[Any] = [

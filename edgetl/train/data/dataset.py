@@ -11,36 +11,36 @@ from typing import Any
 
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import DataError
-from edgetl.train.data.decoded_cache import DecodedImages
-from edgetl.train.data.folders import FoundFiles, Part, Rejected, find_files
-from edgetl.train.data.scan import ReadFile, read_files
-from edgetl.train.data.splits import SplitRow, split_files
+from edgetl.train.data.decoded_cache import DecodedImageCache
+from edgetl.train.data.folders import DatasetFiles, RejectedFile, SplitName, find_files
+from edgetl.train.data.scan import ScannedFile, scan_files
+from edgetl.train.data.splits import SplitEntry, split_files
 
 
 @dataclass(frozen=True)
-class DataSet:
+class SplitDataset:
     """Labelled images, split, with what is wrong about them."""
 
     folder: Path
     """Absolute."""
     labels: list[str]
-    rows: list[SplitRow]
-    rejected: list[Rejected]
+    entries: list[SplitEntry]
+    rejected: list[RejectedFile]
     warnings: list[str]
     """Sentences for the user."""
     fingerprint: str
     """SHA-256 of every image's relative path, label, part and pixels."""
-    hashes: dict[Path, str]
+    file_hashes: dict[Path, str]
     """SHA-256 of each image's file."""
 
-    def part(self, part: Part) -> list[SplitRow]:
+    def entries_in(self, part: SplitName) -> list[SplitEntry]:
         """The images of one part."""
-        return [row for row in self.rows if row.split == part]
+        return [row for row in self.entries if row.split == part]
 
     def to_json(self) -> dict[str, Any]:
         """The entry `data` of config.json."""
         counts = {
-            part: dict(Counter(row.label for row in self.rows if row.split == part))
+            part: dict(Counter(row.label for row in self.entries if row.split == part))
             for part in ("train", "val")
         }
         return {
@@ -51,14 +51,14 @@ class DataSet:
         }
 
 
-def read_data(
+def read_dataset(
     data: Path,
     val_split: float,
     seed: int,
     report: Callable[[int, int], None],
-    decoded: DecodedImages | None = None,
+    decoded: DecodedImageCache | None = None,
     allow_leaks: bool = False,
-) -> DataSet:
+) -> SplitDataset:
     """Find, decode, check and split the images of a folder.
 
     Args:
@@ -72,19 +72,20 @@ def read_data(
     """
     folder = data.expanduser().absolute()
     found = find_files(folder)
-    ignored = found.given_split and val_split == 0
+    ignored = found.has_predefined_split and val_split == 0
     if ignored:
-        found = replace(found, files=[file for file in found.files if file.part == "train"])
-    read, broken = read_files(found.files, report, decoded or DecodedImages(0, 1))
+        found = replace(found, files=[file for file in found.files if file.split == "train"])
+    read, broken = scan_files(found.files, report, decoded or DecodedImageCache(0, 1))
     rejected = sorted([*found.rejected, *broken], key=lambda entry: entry.path)
     _check_classes(found, read, broken)
     parts = (
-        [one.file.part or "train" for one in read]
-        if found.given_split
+        [one.file.split or "train" for one in read]
+        if found.has_predefined_split
         else split_files(read, val_split, seed)
     )
     rows = [
-        SplitRow(one.file.path, one.file.label, part) for one, part in zip(read, parts, strict=True)
+        SplitEntry(one.file.path, one.file.label, part)
+        for one, part in zip(read, parts, strict=True)
     ]
     warnings = [
         *_rejected_warning(rejected),
@@ -92,11 +93,11 @@ def read_data(
     ]
     if ignored:
         warnings.append("--val-split 0: the folder's own validation images are left out.")
-    elif found.given_split and val_split != FinetuneConfig.val_split:
+    elif found.has_predefined_split and val_split != FinetuneConfig.val_split:
         warnings.append("--val-split is not used: the folder has a validation part of its own.")
-    if (found.given_split or val_split > 0) and not ignored:
+    if (found.has_predefined_split or val_split > 0) and not ignored:
         warnings += _unvalidated_warning(found.labels, rows)
-    return DataSet(
+    return SplitDataset(
         folder,
         found.labels,
         rows,
@@ -107,14 +108,16 @@ def read_data(
     )
 
 
-def _check_classes(found: FoundFiles, read: list[ReadFile], broken: list[Rejected]) -> None:
-    readable = {(one.file.part, one.file.label) for one in read}
-    for part in dict.fromkeys(file.part for file in found.files):
+def _check_classes(
+    found: DatasetFiles, read: list[ScannedFile], broken: list[RejectedFile]
+) -> None:
+    readable = {(one.file.split, one.file.label) for one in read}
+    for part in dict.fromkeys(file.split for file in found.files):
         for label in found.labels:
             if (part, label) not in readable:
                 where = f"the class {label} of {part}/" if part else f"the class {label}"
                 of_class = {
-                    file.path for file in found.files if (file.part, file.label) == (part, label)
+                    file.path for file in found.files if (file.split, file.label) == (part, label)
                 }
                 reason = next(
                     (entry.reason for entry in broken if entry.path in of_class), "unknown"
@@ -124,7 +127,7 @@ def _check_classes(found: FoundFiles, read: list[ReadFile], broken: list[Rejecte
                 )
 
 
-def _rejected_warning(rejected: list[Rejected]) -> list[str]:
+def _rejected_warning(rejected: list[RejectedFile]) -> list[str]:
     if not rejected:
         return []
     first = f"{rejected[0].path.name}: {rejected[0].reason.rstrip('.')}"
@@ -134,13 +137,13 @@ def _rejected_warning(rejected: list[Rejected]) -> list[str]:
 
 
 def _duplicate_warnings(
-    folder: Path, read: list[ReadFile], parts: list[Part], allow_leaks: bool
+    folder: Path, read: list[ScannedFile], parts: list[SplitName], allow_leaks: bool
 ) -> list[str]:
-    groups: dict[str, list[tuple[ReadFile, Part]]] = defaultdict(list)
+    groups: dict[str, list[tuple[ScannedFile, SplitName]]] = defaultdict(list)
     for one, part in zip(read, parts, strict=True):
-        groups[one.pixels].append((one, part))
+        groups[one.pixels_sha256].append((one, part))
 
-    def example(group: list[tuple[ReadFile, Part]]) -> str:
+    def example(group: list[tuple[ScannedFile, SplitName]]) -> str:
         return " and ".join(one.file.path.relative_to(folder).as_posix() for one, _ in group[:2])
 
     contradictory = [
@@ -168,7 +171,7 @@ def _duplicate_warnings(
     return messages
 
 
-def _unvalidated_warning(labels: list[str], rows: list[SplitRow]) -> list[str]:
+def _unvalidated_warning(labels: list[str], rows: list[SplitEntry]) -> list[str]:
     validated = {row.label for row in rows if row.split == "val"}
     absent = [label for label in labels if label not in validated]
     if not absent:
@@ -179,9 +182,9 @@ def _unvalidated_warning(labels: list[str], rows: list[SplitRow]) -> list[str]:
     ]
 
 
-def _fingerprint(folder: Path, rows: list[SplitRow], read: list[ReadFile]) -> str:
+def _fingerprint(folder: Path, rows: list[SplitEntry], read: list[ScannedFile]) -> str:
     lines = [
-        f"{row.path.relative_to(folder).as_posix()}\t{row.label}\t{row.split}\t{one.pixels}\n"
+        f"{row.path.relative_to(folder).as_posix()}\t{row.label}\t{row.split}\t{one.pixels_sha256}\n"
         for row, one in zip(rows, read, strict=True)
     ]
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()

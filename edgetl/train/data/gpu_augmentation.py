@@ -67,7 +67,7 @@ class _Upload:
 
     def __init__(self) -> None:
         self._arrays: list[NDArray[np.float32]] = []
-        self._sent: list[Tensor] = []
+        self._device_arrays: list[Tensor] = []
 
     def add(self, array: NDArray[np.generic] | Sequence[float]) -> int:
         """Add an array; returns its number for `get`. Integers must be below 2^24."""
@@ -78,25 +78,25 @@ class _Upload:
         """Start the copy."""
         flat = torch.from_numpy(np.concatenate([array.ravel() for array in self._arrays]))
         parts = torch.split(copy_to_device(flat, device), [array.size for array in self._arrays])
-        self._sent = [
+        self._device_arrays = [
             part.view(array.shape) for part, array in zip(parts, self._arrays, strict=True)
         ]
 
     def get(self, number: int) -> Tensor:
         """float32, of the array's shape."""
-        return self._sent[number]
+        return self._device_arrays[number]
 
 
-class _Rows:
+class _ImageSubset:
     """The images of a batch that a step changes, chosen on the host."""
 
     def __init__(self, upload: _Upload, rows: Sequence[int]) -> None:
         self._upload = upload
-        self._number = upload.add(rows)
+        self._row_handle = upload.add(rows)
 
-    def change(self, pixels: Tensor, function: Callable[[Tensor], Tensor]) -> None:
+    def apply(self, pixels: Tensor, function: Callable[[Tensor], Tensor]) -> None:
         """Replace these images by the function's values for them."""
-        rows = self._upload.get(self._number).long()
+        rows = self._upload.get(self._row_handle).long()
         pixels.index_copy_(0, rows, function(pixels.index_select(0, rows)))
 
 
@@ -110,7 +110,7 @@ def _plan_crops(
         # Aligned alike whatever else is in the batch, since a matrix's alignment may decide its kernel.
         parts.append(
             [
-                (upload.add(np.stack(ends)), _aligned(max(end[1].max() for end in ends)))
+                (upload.add(np.stack(ends)), _align_length(max(end[1].max() for end in ends)))
                 for ends in axes
             ]
         )
@@ -144,28 +144,28 @@ def _plan_resize(
     # As RandomResizedCrop chooses between INTER_LINEAR and INTER_AREA; OpenCV averages areas only where
     # no axis grows, and otherwise interpolates from a pixel's corner.
     if not (lengths > side).any():
-        axes = [_linear_places(length, side) for length in lengths]
+        axes = [_linear_positions(length, side) for length in lengths]
     elif (lengths >= side).all():
         axes = [
             np.stack([np.arange(side), np.arange(1, side + 1)]) * (length / side)
             for length in lengths
         ]
     else:
-        axes = [_corner_places(length, side) for length in lengths]
+        axes = [_corner_positions(length, side) for length in lengths]
     across, down = axes
     return (across[:, ::-1] if view.flip else across), down
 
 
-def _aligned(last: float) -> int:
+def _align_length(last: float) -> int:
     return 16 * (int(last) // 16 + 1)
 
 
-def _linear_places(length: int, side: int) -> NDArray[np.float64]:
+def _linear_positions(length: int, side: int) -> NDArray[np.float64]:
     places = (np.arange(side) + 0.5) * (length / side) - 0.5
     return np.stack([places, places]).clip(0, length - 1)
 
 
-def _corner_places(length: int, side: int) -> NDArray[np.float64]:
+def _corner_positions(length: int, side: int) -> NDArray[np.float64]:
     # In doubles with the reciprocal, as OpenCV does: where a product should be whole, its rounding
     # decides which pixel is taken.
     inverse = side / length
@@ -202,10 +202,10 @@ def _plan_colors(upload: _Upload, parameters: Sequence[ViewParameters]) -> list[
             if place < len(view.color)
         ]
         for operation, function in (
-            ("brightness", _brighten),
-            ("contrast", _contrast),
-            ("saturation", _saturate),
-            ("hue", _turn_hue),
+            ("brightness", _adjust_brightness),
+            ("contrast", _adjust_contrast),
+            ("saturation", _adjust_saturation),
+            ("hue", _adjust_hue),
         ):
             # albumentations leaves the image alone at these factors, before any rounding.
             neutral = 0.0 if operation == "hue" else 1.0
@@ -222,33 +222,33 @@ def _plan_colors(upload: _Upload, parameters: Sequence[ViewParameters]) -> list[
 def _color_step(
     upload: _Upload, rows: Sequence[tuple[int, float]], function: Callable[[Tensor, Tensor], Tensor]
 ) -> _Step:
-    images = _Rows(upload, [row for row, _ in rows])
+    images = _ImageSubset(upload, [row for row, _ in rows])
     factors = upload.add([factor for _, factor in rows])
-    return lambda pixels: images.change(
+    return lambda pixels: images.apply(
         pixels, lambda chosen: function(chosen, upload.get(factors)[:, None, None, None])
     )
 
 
-def _luminance(pixels: Tensor) -> Tensor:
+def _to_luminance(pixels: Tensor) -> Tensor:
     """Integer grey levels [batch, 1, height, width], as cv2.COLOR_RGB2GRAY gives."""
     red, green, blue = _LUMINANCE
     return (red * pixels[:, 0:1] + green * pixels[:, 1:2] + blue * pixels[:, 2:3]).round_()
 
 
-def _brighten(pixels: Tensor, factor: Tensor) -> Tensor:
+def _adjust_brightness(pixels: Tensor, factor: Tensor) -> Tensor:
     return (pixels * factor).clamp_(0, 255).floor_()
 
 
-def _contrast(pixels: Tensor, factor: Tensor) -> Tensor:
-    mean = _luminance(pixels).mean(dim=(1, 2, 3), keepdim=True)
+def _adjust_contrast(pixels: Tensor, factor: Tensor) -> Tensor:
+    mean = _to_luminance(pixels).mean(dim=(1, 2, 3), keepdim=True)
     return (pixels * factor + mean * (1 - factor)).clamp_(0, 255).floor_()
 
 
-def _saturate(pixels: Tensor, factor: Tensor) -> Tensor:
-    return (pixels * factor + _luminance(pixels) * (1 - factor)).round_().clamp_(0, 255)
+def _adjust_saturation(pixels: Tensor, factor: Tensor) -> Tensor:
+    return (pixels * factor + _to_luminance(pixels) * (1 - factor)).round_().clamp_(0, 255)
 
 
-def _turn_hue(pixels: Tensor, factor: Tensor) -> Tensor:
+def _adjust_hue(pixels: Tensor, factor: Tensor) -> Tensor:
     # As OpenCV's 8-bit HSV: hue in steps of two degrees, saturation in 255 steps.
     red, green, blue = pixels.unbind(1)
     value = pixels.amax(1)
@@ -282,7 +282,7 @@ def _plan_warp(
     ]
     if not chosen:
         return []
-    images = _Rows(upload, [row for row, _ in chosen])
+    images = _ImageSubset(upload, [row for row, _ in chosen])
     inverses = upload.add(np.stack([np.linalg.inv(matrix) for _, matrix in chosen]))
 
     def warp(pixels: Tensor) -> Tensor:
@@ -304,7 +304,7 @@ def _plan_warp(
             .clamp_(0, 255)
         )
 
-    return [lambda pixels: images.change(pixels, warp)]
+    return [lambda pixels: images.apply(pixels, warp)]
 
 
 def _plan_blur(upload: _Upload, parameters: Sequence[ViewParameters]) -> list[_Step]:
@@ -316,7 +316,7 @@ def _plan_blur(upload: _Upload, parameters: Sequence[ViewParameters]) -> list[_S
     if not chosen:
         return []
     reach = max(len(kernel) for _, kernel in chosen) // 2
-    images = _Rows(upload, [row for row, _ in chosen])
+    images = _ImageSubset(upload, [row for row, _ in chosen])
     kernels = upload.add(
         np.stack([np.pad(kernel, reach - len(kernel) // 2) for _, kernel in chosen])
     )
@@ -331,14 +331,14 @@ def _plan_blur(upload: _Upload, parameters: Sequence[ViewParameters]) -> list[_S
         down = functional.conv2d(across, kernel[:, :, :, None], groups=images_in * channels)
         return down.view(pixels.shape).round_().clamp_(0, 255)
 
-    return [lambda pixels: images.change(pixels, blur)]
+    return [lambda pixels: images.apply(pixels, blur)]
 
 
 def _plan_noise(upload: _Upload, parameters: Sequence[ViewParameters]) -> list[_Step]:
     chosen = [(row, *view.noise) for row, view in enumerate(parameters) if view.noise is not None]
     if not chosen:
         return []
-    images = _Rows(upload, [row for row, _, _ in chosen])
+    images = _ImageSubset(upload, [row for row, _, _ in chosen])
     deviations = upload.add([deviation for _, deviation, _ in chosen])
 
     def add_noise(pixels: Tensor) -> Tensor:
@@ -351,16 +351,18 @@ def _plan_noise(upload: _Upload, parameters: Sequence[ViewParameters]) -> list[_
         noise.mul_(upload.get(deviations)[:, None, None, None]).trunc_()
         return noise.add_(pixels).clamp_(0, 255)
 
-    return [lambda pixels: images.change(pixels, add_noise)]
+    return [lambda pixels: images.apply(pixels, add_noise)]
 
 
 def _plan_gray(upload: _Upload, parameters: Sequence[ViewParameters]) -> list[_Step]:
     chosen = [row for row, view in enumerate(parameters) if view.gray]
     if not chosen:
         return []
-    images = _Rows(upload, chosen)
+    images = _ImageSubset(upload, chosen)
     return [
-        lambda pixels: images.change(pixels, lambda colored: _luminance(colored).expand_as(colored))
+        lambda pixels: images.apply(
+            pixels, lambda colored: _to_luminance(colored).expand_as(colored)
+        )
     ]
 
 
@@ -370,7 +372,7 @@ def _plan_holes(upload: _Upload, parameters: Sequence[ViewParameters], side: int
         return []
     rows = sorted({row for row, _ in chosen})
     most = max(len(view.holes) for view in parameters)
-    images = _Rows(upload, rows)
+    images = _ImageSubset(upload, rows)
     # Rows without as many holes as others are filled up with empty rectangles.
     boxes = upload.add(
         np.stack(
@@ -389,4 +391,4 @@ def _plan_holes(upload: _Upload, parameters: Sequence[ViewParameters], side: int
         covered = (inside_y[..., :, None] & inside_x[..., None, :]).any(dim=1, keepdim=True)
         return pixels.masked_fill(covered, 0)
 
-    return [lambda pixels: images.change(pixels, fill)]
+    return [lambda pixels: images.apply(pixels, fill)]

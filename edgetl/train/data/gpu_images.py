@@ -15,19 +15,19 @@ from torch import Tensor
 from edgetl.core.errors import DecodeError
 from edgetl.device.runtime.images import read_image_file
 from edgetl.train.common.precision import copy_to_device
-from edgetl.train.data.decoded_cache import DecodedImages
+from edgetl.train.data.decoded_cache import DecodedImageCache
 from edgetl.train.data.jpeg import (
     BatchDecoder,
     JpegHeader,
     decode_with_nvjpeg,
     read_header,
-    reduce,
+    reduce_image,
     to_tensors,
 )
 
 _DECODER_ERRORS = (RuntimeError, ImportError, AttributeError, OSError, ValueError)
 """What a decoder raises for a file it cannot decode, or where its library or operator is missing."""
-_DECODED_BYTES = 256 * 2**20
+_MAX_DECODED_BYTES = 256 * 2**20
 """Pixels that one call of the decoder gives at most: 64 photos of 12 megapixels would take 2.3 GB at once."""
 
 
@@ -47,12 +47,12 @@ class HostImage:
     """Of the encoded file."""
 
 
-class DeviceImages:
+class DeviceImageCache:
     """Images as uint8 [3, height, width] on a device, with as much detail as `DecodedImages` leaves."""
 
     def __init__(
         self,
-        decoded: DecodedImages,
+        decoded: DecodedImageCache,
         device: torch.device,
         budget_bytes: int,
         decoder: BatchDecoder = decode_with_nvjpeg,
@@ -64,17 +64,17 @@ class DeviceImages:
             budget_bytes: device memory for images that are kept.
             decoder: decodes a batch of JPEG files on the device.
         """
-        self._decoded = decoded
+        self._decoded_cache = decoded
         self._device = device
         self._budget = budget_bytes
-        self.note: Callable[[str], None] | None = None
+        self.on_decoder_failure: Callable[[str], None] | None = None
         """Tells the user of a decoder that does not work."""
         self.decoder_failure: str | None = None
         """Why a whole batch could not be decoded by the device, file by file either; no more is tried then."""
         self._decoder: BatchDecoder | None = decoder
         self._images: dict[Path, Tensor] = {}
         self._rejected: set[Path] = set()
-        self._bytes = 0
+        self._cached_bytes = 0
 
     @property
     def budget_bytes(self) -> int:
@@ -82,9 +82,9 @@ class DeviceImages:
         return self._budget
 
     @property
-    def kept_bytes(self) -> int:
+    def cached_bytes(self) -> int:
         """Device memory of the images that are kept."""
-        return self._bytes
+        return self._cached_bytes
 
     def read(self, path: Path) -> HostImage:
         """Read what the device needs of an image, decoded if the CPU must; safe to call from several threads.
@@ -96,15 +96,15 @@ class DeviceImages:
         if image is not None:
             return HostImage(path, image.shape[1], image.shape[2])
         if (
-            self._decoded.get_kept(path) is None
+            self._decoded_cache.get_cached(path) is None
             and self._decoder is not None
             and path not in self._rejected
         ):
             encoded = _read_bytes(path)
             header = read_header(encoded)
             if header is not None:
-                self._decoded.check_unchanged(path)
-                height, width = header.reduced(self._decoded.least_side)
+                self._decoded_cache.check_unchanged(path)
+                height, width = header.reduced_size(self._decoded_cache.min_side)
                 return HostImage(path, height, width, encoded=encoded, header=header)
         return self._decode_on_cpu(path)
 
@@ -131,13 +131,13 @@ class DeviceImages:
                 pixels = decoded.get(image.path)
             if pixels is None:
                 pixels = self._upload(image)
-            self._keep(image.path, pixels)
+            self._add_to_cache(image.path, pixels)
             loaded.append(pixels)
         return loaded
 
     def _decode(self, images: dict[Path, HostImage]) -> dict[Path, Tensor]:
         decoded: dict[Path, Tensor] = {}
-        for part in _split(list(images.values())):
+        for part in _split_into_chunks(list(images.values())):
             decoded.update(self._decode_part(part))
         return decoded
 
@@ -155,10 +155,10 @@ class DeviceImages:
             except _DECODER_ERRORS:
                 self._rejected.add(image.path)
         if not decoded and len(images) > 1:
-            self.decoder_failure = _shorten(failure)
+            self.decoder_failure = _summarize_error(failure)
             self._decoder = None
-            if self.note is not None:
-                self.note(
+            if self.on_decoder_failure is not None:
+                self.on_decoder_failure(
                     f"The GPU cannot decode JPEG files here ({self.decoder_failure}): the CPU decodes them."
                 )
         self._rejected.update(image.path for image in images if image.path not in decoded)
@@ -171,11 +171,13 @@ class DeviceImages:
             assert image.header is not None
             if pixels.shape != (3, image.header.height, image.header.width):
                 raise ValueError(f"{image.path}: decoded to {tuple(pixels.shape)}.")
-            decoded[image.path] = reduce(pixels, image.header.scale(self._decoded.least_side))
+            decoded[image.path] = reduce_image(
+                pixels, image.header.reduction_factor(self._decoded_cache.min_side)
+            )
         return decoded
 
     def _decode_on_cpu(self, path: Path) -> HostImage:
-        pixels = self._decoded[path]
+        pixels = self._decoded_cache[path]
         return HostImage(path, pixels.shape[0], pixels.shape[1], pixels=pixels)
 
     def _upload(self, image: HostImage) -> Tensor:
@@ -185,13 +187,13 @@ class DeviceImages:
         host = torch.from_numpy(np.ascontiguousarray(pixels))
         return copy_to_device(host, self._device).permute(2, 0, 1).contiguous()
 
-    def _keep(self, path: Path, pixels: Tensor) -> None:
-        if path not in self._images and self._bytes + pixels.nbytes <= self._budget:
+    def _add_to_cache(self, path: Path, pixels: Tensor) -> None:
+        if path not in self._images and self._cached_bytes + pixels.nbytes <= self._budget:
             self._images[path] = pixels
-            self._bytes += pixels.nbytes
+            self._cached_bytes += pixels.nbytes
 
 
-def _shorten(failure: Exception) -> str:
+def _summarize_error(failure: Exception) -> str:
     first_line = (str(failure).splitlines() or [type(failure).__name__])[0]
     # PyTorch's C++ errors begin with the function, the file and its line.
     return re.sub(r"^.*\.(?:cpp|cu|h):\d+, ", "", first_line)
@@ -205,7 +207,7 @@ def _read_bytes(path: Path) -> bytes:
         return b""
 
 
-def _split(images: list[HostImage]) -> list[list[HostImage]]:
+def _split_into_chunks(images: list[HostImage]) -> list[list[HostImage]]:
     parts: list[list[HostImage]] = []
     room = 0
     for image in images:
@@ -213,7 +215,7 @@ def _split(images: list[HostImage]) -> list[list[HostImage]]:
         needed = 3 * image.header.height * image.header.width
         if not parts or needed > room:
             parts.append([])
-            room = _DECODED_BYTES
+            room = _MAX_DECODED_BYTES
         parts[-1].append(image)
         room -= needed
     return parts

@@ -16,7 +16,7 @@ BatchDecoder = Callable[[list[Tensor], torch.device], list[Tensor]]
 """Encoded files, uint8 [bytes] each on the CPU, to uint8 [3, height, width] each on a device."""
 
 _END_OF_IMAGE = b"\xff\xd9"
-_SAMPLINGS = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
+_CHROMA_SUBSAMPLINGS = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
 """Horizontal and vertical factors of luma over chroma that nvJPEG lists: 4:4:4, 4:2:2, 4:4:0, 4:2:0, 4:1:1."""
 _RGB_COMPONENTS = [ord(letter) for letter in "RGB"]
 
@@ -29,7 +29,7 @@ class JpegHeader:
     """Pixels, as they are stored."""
     width: int
 
-    def scale(self, least_side: int) -> int:
+    def reduction_factor(self, least_side: int) -> int:
         """Divisor, 1 to 8, at which `load_image` with `least_side` would decode the file."""
         shorter = min(self.height, self.width)
         if shorter < 2 * least_side:
@@ -38,9 +38,9 @@ class JpegHeader:
         largest = min(self.width // target[0], self.height // target[1])
         return next(scale for scale in (8, 4, 2, 1) if largest >= scale)
 
-    def reduced(self, least_side: int) -> tuple[int, int]:
+    def reduced_size(self, least_side: int) -> tuple[int, int]:
         """Height and width after reduction by `scale`."""
-        scale = self.scale(least_side)
+        scale = self.reduction_factor(least_side)
         return -(-self.height // scale), -(-self.width // scale)
 
 
@@ -73,7 +73,9 @@ def _is_ycbcr(image: JpegImagePlugin.JpegImageFile) -> bool:
     if image.info.get("adobe_transform", 1) != 1 or components == _RGB_COMPONENTS:
         return False
     luma, *chroma = [component[1:3] for component in image.layer]
-    return tuple(luma) in _SAMPLINGS and all(tuple(factors) == (1, 1) for factors in chroma)
+    return tuple(luma) in _CHROMA_SUBSAMPLINGS and all(
+        tuple(factors) == (1, 1) for factors in chroma
+    )
 
 
 def _is_upright(image: Image.Image) -> bool:
@@ -84,7 +86,7 @@ def _is_upright(image: Image.Image) -> bool:
         return True
 
 
-def reduce(image: Tensor, scale: int) -> Tensor:
+def reduce_image(image: Tensor, scale: int) -> Tensor:
     """Average squares of `scale` pixels: uint8 [3, height, width] to [3, ceil(height/scale), ceil(width/scale)].
 
     The CPU leaves the same detail out in the JPEG's frequency domain.

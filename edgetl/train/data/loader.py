@@ -25,63 +25,63 @@ from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.runtime.preprocessing import resize_and_crop
 from edgetl.train.data.augmentation import Augmentation
-from edgetl.train.data.decoded_cache import DecodedImages
-from edgetl.train.data.splits import SplitRow
+from edgetl.train.data.decoded_cache import DecodedImageCache
+from edgetl.train.data.splits import SplitEntry
 
 _GRACE_S = 20
 """Seconds that a worker goes on after SIGTERM or SIGHUP."""
 
-Key = tuple[int | None, int]
+ViewKey = tuple[int | None, int]
 """(view, index of the image); view None is evaluation's preprocessing."""
 
 
-class Images(Dataset[tuple[Tensor, int]]):
+class ImageDataset(Dataset[tuple[Tensor, int]]):
     """Decodes one image and gives one view of it: augmented for training, or as the device will see it."""
 
     def __init__(
         self,
-        rows: Sequence[SplitRow],
+        rows: Sequence[SplitEntry],
         labels: Sequence[str],
         augmentation: Augmentation,
         preprocessing: Preprocessing,
-        decoded: DecodedImages,
+        decoded: DecodedImageCache,
     ) -> None:
         number = {label: index for index, label in enumerate(labels)}
         self._files = [(row.path, number[row.label]) for row in rows]
         self._augmentation = augmentation
         self._preprocessing = preprocessing
-        self._decoded = decoded
+        self._decoded_cache = decoded
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+    def __getitem__(self, key: ViewKey) -> tuple[Tensor, int]:
         """(uint8 [S, S, 3], label)."""
-        return torch.from_numpy(np.array(self.view(key))), self._files[key[1]][1]
+        return torch.from_numpy(np.array(self.load_view(key))), self._files[key[1]][1]
 
-    def view(self, key: Key) -> NDArray[np.uint8]:
+    def load_view(self, key: ViewKey) -> NDArray[np.uint8]:
         """uint8 [S, S, 3]."""
         view, index = key
         path = self._files[index][0]
         if view is None:
-            return resize_and_crop(self._decoded.full(path), self._preprocessing)
-        return self._augmentation(self._decoded[path], view, index)
+            return resize_and_crop(self._decoded_cache.load_full(path), self._preprocessing)
+        return self._augmentation(self._decoded_cache[path], view, index)
 
-    def decode_ahead(self) -> None:
+    def fill_decoded_cache(self) -> None:
         """Decode as much as is kept, on all cores: before worker processes begin, which then share it."""
         with ThreadPoolExecutor(available_cores()) as pool:
-            for _ in pool.map(self._decoded.warm, [path for path, _ in self._files]):
+            for _ in pool.map(self._decoded_cache.preload, [path for path, _ in self._files]):
                 pass
 
-    def seal(self) -> None:
+    def stop_caching(self) -> None:
         """Keep no more decoded images in this process."""
-        self._decoded.seal()
+        self._decoded_cache.stop_caching()
 
     def path(self, index: int) -> Path:
         """The file of an image."""
         return self._files[index][0]
 
     @property
-    def decoded(self) -> DecodedImages:
+    def decoded_cache(self) -> DecodedImageCache:
         """The decoded images of this process."""
-        return self._decoded
+        return self._decoded_cache
 
     @property
     def augmentation(self) -> Augmentation:
@@ -97,73 +97,73 @@ class Images(Dataset[tuple[Tensor, int]]):
         return len(self._files)
 
 
-class _Plan(Sampler[list[Key]]):
+class _ListBatchSampler(Sampler[list[ViewKey]]):
     # The loader asks for its batches anew in every pass; what they are is set just before.
     def __init__(self) -> None:
-        self.batches: list[list[Key]] = []
+        self.batches: list[list[ViewKey]] = []
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[list[ViewKey]]:
         return iter(self.batches)
 
     def __len__(self) -> int:
         return len(self.batches)
 
 
-class Loader:
+class ImageLoader:
     """Batches of (uint8 [batch, S, S, 3], int64 [batch])."""
 
-    def __init__(self, images: Images, workers: int, pin_memory: bool = False) -> None:
+    def __init__(self, images: ImageDataset, workers: int, pin_memory: bool = False) -> None:
         """Without workers the threads of a pool prepare a batch while nothing else runs, so that there is one busy thread a core."""
         self.images = images
-        self._plan = _Plan()
-        self._workers: DataLoader[Any] | None = None
-        self._begun = False
+        self._batch_sampler = _ListBatchSampler()
+        self._data_loader: DataLoader[Any] | None = None
+        self._workers_started = False
         self._pool = None if workers else ThreadPoolExecutor(available_cores())
         if workers:
-            self._workers = DataLoader(
+            self._data_loader = DataLoader(
                 images,
-                batch_sampler=self._plan,
+                batch_sampler=self._batch_sampler,
                 num_workers=workers,
                 persistent_workers=True,
                 # Workers share the decoded images as they are; forkserver, Linux's default from Python 3.14 on, would pickle all of them
                 # for each worker. Forking after CUDA has begun is sound as long as workers never touch CUDA, and they only decode.
                 multiprocessing_context="fork" if sys.platform == "linux" else None,
-                worker_init_fn=_prepare_worker,
+                worker_init_fn=_init_worker,
                 prefetch_factor=4,
                 pin_memory=pin_memory,
                 # Its own, or every pass would draw from the generator that dropout uses, and workers would change the result.
                 generator=torch.Generator(),
             )
 
-    def __call__(self, batches: Sequence[Sequence[Key]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def __call__(self, batches: Sequence[Sequence[ViewKey]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches, in order."""
-        if self._workers is not None:
-            if not self._begun:
-                self.images.decode_ahead()
-                self._begun = True
-            self._plan.batches = [list(batch) for batch in batches]
+        if self._data_loader is not None:
+            if not self._workers_started:
+                self.images.fill_decoded_cache()
+                self._workers_started = True
+            self._batch_sampler.batches = [list(batch) for batch in batches]
             try:
-                yield from self._workers
+                yield from self._data_loader
             except DecodeError as cause:
                 # PyTorch puts the worker's traceback before what it said.
                 raise DecodeError(str(cause).strip().rpartition("DecodeError: ")[2]) from cause
             return
         assert self._pool is not None
         for batch in batches:
-            views = list(self._pool.map(self.images.view, batch))
+            views = list(self._pool.map(self.images.load_view, batch))
             yield (
                 torch.from_numpy(np.stack(views)),
                 self.images.labels([index for _, index in batch]),
             )
 
-    def evaluation(
+    def iter_eval_batches(
         self, indices: Sequence[int], batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The images once, in order, as the device will see them."""
-        return self(cut_batches([(None, index) for index in indices], batch_size))
+        return self(group_into_batches([(None, index) for index in indices], batch_size))
 
 
-def cut_batches(keys: Sequence[Key], size: int, least: int = 2) -> list[list[Key]]:
+def group_into_batches(keys: Sequence[ViewKey], size: int, least: int = 2) -> list[list[ViewKey]]:
     """Cut into batches; fewer than `least` images left over join the batch before them, since a batch of one has no statistics."""
     cut = [list(keys[start : start + size]) for start in range(0, len(keys), size)]
     if size >= least and len(cut) > 1 and len(cut[-1]) < least:
@@ -176,7 +176,7 @@ def default_workers(images: int, cores: int, device: str) -> int:
     return 0 if device == "cpu" or images < 64 else max(1, min(cores - 1, 16))
 
 
-def _prepare_worker(_worker: int) -> None:
+def _init_worker(_worker: int) -> None:
     # Ctrl-C reaches the whole process group; only the process that trains should answer it, and what it no longer takes is no error.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Batch systems send these to every process of a job: the training process needs the workers
@@ -186,8 +186,8 @@ def _prepare_worker(_worker: int) -> None:
     sys.excepthook = _ignore_lost_connections
     torch.set_num_threads(1)
     info = get_worker_info()
-    if info is not None and isinstance(info.dataset, Images):
-        info.dataset.seal()
+    if info is not None and isinstance(info.dataset, ImageDataset):
+        info.dataset.stop_caching()
 
 
 def _exit_later(_number: int, _frame: FrameType | None) -> None:

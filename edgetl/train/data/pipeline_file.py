@@ -15,10 +15,10 @@ _MAX_NUMBER = 32_768
 """Above what any transform means: color temperatures reach 15,000."""
 _MAX_BYTES, _MAX_VALUES = 2**20, 20_000
 _TRIAL_SIDE = 128
-_SIZES = frozenset(
+_SIZE_FIELDS = frozenset(
     ("height", "width", "size", "min_height", "min_width", "max_size", "max_size_hw", "padding", "px", "target_size", "cell_shape")
 )  # fmt: skip
-_SCALES = frozenset(("scale_limit", "scale", "percent"))
+_SCALE_FIELDS = frozenset(("scale_limit", "scale", "percent"))
 
 
 def read_pipeline(file: Path) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def read_pipeline(file: Path) -> dict[str, Any]:
         content = _parse(file, read_regular_file(file, _MAX_BYTES))
         if not isinstance(content, dict):
             raise ValueError("it holds no object")
-        numbers = _numbers(content)
+        numbers = _list_numbers(content)
     except OSError as cause:
         raise ConfigError(
             f"--augment {file} cannot be read ({cause.strerror or cause}). Give a pipeline saved with A.save."
@@ -45,7 +45,7 @@ def read_pipeline(file: Path) -> dict[str, Any]:
         raise ConfigError(
             f"--augment {file} is not a pipeline that albumentations saved: {reason}. Save it again with A.save."
         ) from cause
-    _check(file, numbers)
+    _check_bounds(file, numbers)
     return content
 
 
@@ -60,11 +60,11 @@ def _parse(file: Path, encoded: bytes) -> Any:
         raise ValueError(str(cause)) from cause
 
 
-def _numbers(content: Any) -> list[tuple[int, str, float]]:
+def _list_numbers(content: Any) -> list[tuple[int, str, float]]:
     """List each number as (transform, field, value)."""
     listed: list[tuple[int, str, float]] = []
     transform = 0
-    for values, (key, value) in enumerate(_values("", content)):
+    for values, (key, value) in enumerate(_walk_values("", content)):
         # Aliases of YAML unfold to more than the file's bytes.
         if values > _MAX_VALUES:
             raise ValueError(f"it holds more than {_MAX_VALUES:,} values")
@@ -75,18 +75,18 @@ def _numbers(content: Any) -> list[tuple[int, str, float]]:
     return listed
 
 
-def _values(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _walk_values(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for name, part in value.items():
-            yield from _values(str(name), part)
+            yield from _walk_values(str(name), part)
     elif isinstance(value, list | tuple):
         for part in value:
-            yield from _values(key, part)
+            yield from _walk_values(key, part)
     else:
         yield key, value
 
 
-def _check(file: Path, numbers: list[tuple[int, str, float]]) -> None:
+def _check_bounds(file: Path, numbers: list[tuple[int, str, float]]) -> None:
     sizes: dict[int, float] = {}
     scales: dict[int, float] = {}
     for transform, key, value in numbers:
@@ -94,9 +94,9 @@ def _check(file: Path, numbers: list[tuple[int, str, float]]) -> None:
             raise ConfigError(
                 f"--augment {file}: {key} is at most {_MAX_NUMBER:,}, not {value:g}. Lower it in the pipeline."
             )
-        if key in _SIZES:
+        if key in _SIZE_FIELDS:
             sizes[transform] = max(sizes.get(transform, 0), value)
-        if key in _SCALES:
+        if key in _SCALE_FIELDS:
             # `scale` is a factor, `scale_limit` what is added to 1, and `percent` a share added on both sides.
             factor = {"scale": value, "scale_limit": 1 + value, "percent": 1 + 2 * value}[key]
             scales[transform] = max(scales.get(transform, 1), factor)

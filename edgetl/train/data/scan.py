@@ -14,83 +14,85 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from edgetl.core.cache import cache_folder, read_entry, write_entry
+from edgetl.core.cache import get_cache_folder, read_cache_entry, write_cache_entry
 from edgetl.core.errors import DecodeError
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.runtime.images import load_image, read_image_file
-from edgetl.train.data.decoded_cache import DecodedImages
-from edgetl.train.data.folders import LabelledFile, Rejected
+from edgetl.train.data.decoded_cache import DecodedImageCache
+from edgetl.train.data.folders import LabeledFile, RejectedFile
 
-_DEFINITION = f"1 Pillow {PIL.__version__}"
+_CACHE_VERSION = f"1 Pillow {PIL.__version__}"
 """Of an image; what was known under another one is looked at again."""
 
 
 @dataclass(frozen=True)
-class ReadFile:
+class ScannedFile:
     """A file that decodes."""
 
-    file: LabelledFile
-    pixels: str
+    file: LabeledFile
+    pixels_sha256: str
     """SHA-256 of the decoded pixels and their shape: equal for exact duplicates, whatever the encoding."""
     sha256: str
     """Of the file."""
 
 
-def read_files(
-    files: list[LabelledFile], report: Callable[[int, int], None], decoded: DecodedImages
-) -> tuple[list[ReadFile], list[Rejected]]:
+def scan_files(
+    files: list[LabeledFile], report: Callable[[int, int], None], decoded: DecodedImageCache
+) -> tuple[list[ScannedFile], list[RejectedFile]]:
     """Decode all files on all cores (Pillow releases the interpreter's lock); files that fail are returned with the reason.
 
     Files that an earlier run has decoded, by their hashes, are not decoded again; the others are offered to `decoded`.
     """
-    known = _KnownFiles(files)
-    read: list[ReadFile] = []
-    rejected: list[Rejected] = []
+    known = _ScanCache(files)
+    read: list[ScannedFile] = []
+    rejected: list[RejectedFile] = []
 
-    def read_one(file: LabelledFile) -> ReadFile | Rejected:
-        return _read(file, known, decoded)
+    def read_one(file: LabeledFile) -> ScannedFile | RejectedFile:
+        return _scan_file(file, known, decoded)
 
     # load_image silences warnings, and the threads would restore each other's filters; this restores the right ones.
     with warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool:
         for done, outcome in enumerate(pool.map(read_one, files), 1):
-            if isinstance(outcome, Rejected):
+            if isinstance(outcome, RejectedFile):
                 rejected.append(outcome)
             else:
                 read.append(outcome)
             report(done, len(files))
-    known.remember(read)
+    known.save(read)
     return read, rejected
 
 
-def read_bytes(path: Path) -> bytes | Rejected:
+def read_bytes(path: Path) -> bytes | RejectedFile:
     """A file's bytes, or why there are none."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        return Rejected(
+        return RejectedFile(
             path,
             "the file's name is not valid UTF-8, so split.csv could not name it; rename the file.",
         )
     try:
         return read_image_file(path)
     except DecodeError as cause:
-        return Rejected(path, str(cause))
+        return RejectedFile(path, str(cause))
 
 
-def _read(file: LabelledFile, known: _KnownFiles, decoded: DecodedImages) -> ReadFile | Rejected:
+def _scan_file(
+    file: LabeledFile, known: _ScanCache, decoded: DecodedImageCache
+) -> ScannedFile | RejectedFile:
     path = file.path
     encoded = read_bytes(path)
-    if isinstance(encoded, Rejected):
+    if isinstance(encoded, RejectedFile):
         return encoded
     digest = hashlib.sha256(encoded).hexdigest()
-    if digest in known.pixels:
-        return ReadFile(file, known.pixels[digest], digest)
+    if digest in known.pixel_digests:
+        return ScannedFile(file, known.pixel_digests[digest], digest)
     try:
         pixels = load_image(encoded)
     except DecodeError as cause:
-        return Rejected(path, str(cause).removeprefix("the image: "))
-    decoded.offer(path, pixels)
-    return ReadFile(file, pixels_digest(pixels), digest)
+        return RejectedFile(path, str(cause).removeprefix("the image: "))
+    decoded.add_full_decode(path, pixels)
+    return ScannedFile(file, pixels_digest(pixels), digest)
 
 
 def pixels_digest(pixels: NDArray[np.uint8]) -> str:
@@ -100,22 +102,24 @@ def pixels_digest(pixels: NDArray[np.uint8]) -> str:
     return digest.hexdigest()
 
 
-class _KnownFiles:
+class _ScanCache:
     # A file for each data folder: many folders of many users must not meet in one.
-    def __init__(self, files: list[LabelledFile]) -> None:
+    def __init__(self, files: list[LabeledFile]) -> None:
         folder = str(files[0].path.parents[1]) if files else ""
         self._path = (
-            cache_folder() / "images" / f"{hashlib.sha256(folder.encode()).hexdigest()[:32]}.json"
+            get_cache_folder()
+            / "images"
+            / f"{hashlib.sha256(folder.encode()).hexdigest()[:32]}.json"
         )
-        self.pixels: dict[str, str] = {}
-        entry = read_entry(self._path)
-        if entry is not None and entry["definition"] == _DEFINITION:
-            self.pixels = entry["pixels"]
+        self.pixel_digests: dict[str, str] = {}
+        entry = read_cache_entry(self._path)
+        if entry is not None and entry["definition"] == _CACHE_VERSION:
+            self.pixel_digests = entry["pixels"]
 
-    def remember(self, read: list[ReadFile]) -> None:
-        pixels = {one.sha256: one.pixels for one in read}
-        if pixels != self.pixels:
+    def save(self, read: list[ScannedFile]) -> None:
+        pixels = {one.sha256: one.pixels_sha256 for one in read}
+        if pixels != self.pixel_digests:
             with contextlib.suppress(
                 OSError
             ):  # a home that cannot be written costs the decoding of each run, no more
-                write_entry(self._path, {"definition": _DEFINITION, "pixels": pixels})
+                write_cache_entry(self._path, {"definition": _CACHE_VERSION, "pixels": pixels})

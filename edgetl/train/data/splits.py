@@ -12,24 +12,24 @@ from edgetl.core.artifacts.run_config import RunConfiguration, read_run_configur
 from edgetl.core.errors import RunError
 from edgetl.core.files import read_csv, write_csv
 from edgetl.core.paths import RunDirectory
-from edgetl.train.data.folders import Part, Rejected
-from edgetl.train.data.scan import ReadFile
+from edgetl.train.data.folders import RejectedFile, SplitName
+from edgetl.train.data.scan import ScannedFile
 
-_SHOWN = 100
+_MAX_CELL_CHARACTERS = 100
 """Characters of a broken cell that a message holds."""
 
 
 @dataclass(frozen=True)
-class SplitRow:
+class SplitEntry:
     """One image of a run."""
 
     path: Path
     """Absolute."""
     label: str
-    split: Part
+    split: SplitName
 
 
-def split_files(files: Sequence[ReadFile], share: float, seed: int) -> list[Part]:
+def split_files(files: Sequence[ScannedFile], share: float, seed: int) -> list[SplitName]:
     """Hold back `share` of each class for validation; one entry a file.
 
     The order in which images are drawn is a hash of the seed and the image's pixels: it depends neither on names nor on the file
@@ -39,14 +39,14 @@ def split_files(files: Sequence[ReadFile], share: float, seed: int) -> list[Part
     labels_of: dict[str, set[str]] = defaultdict(set)
     copies: dict[tuple[str, str], int] = defaultdict(int)
     for read in files:
-        labels_of[read.pixels].add(read.file.label)
-        copies[read.file.label, read.pixels] += 1
+        labels_of[read.pixels_sha256].add(read.file.label)
+        copies[read.file.label, read.pixels_sha256] += 1
     held_back: set[str] = set()
     for label in {read.file.label for read in files} if share > 0 else ():
         own = {pixels: count for (other, pixels), count in copies.items() if other == label}
         drawn = sorted(
             (pixels for pixels in own if len(labels_of[pixels]) == 1),
-            key=lambda pixels: _draw(seed, pixels),
+            key=lambda pixels: _shuffle_key(seed, pixels),
         )
         if len(drawn) == len(own):
             drawn = drawn[:-1]
@@ -57,10 +57,10 @@ def split_files(files: Sequence[ReadFile], share: float, seed: int) -> list[Part
                 continue
             held_back.add(pixels)
             taken += own[pixels]
-    return ["val" if read.pixels in held_back else "train" for read in files]
+    return ["val" if read.pixels_sha256 in held_back else "train" for read in files]
 
 
-def write_split(run: RunDirectory, data: Path, rows: Sequence[SplitRow]) -> None:
+def write_split(run: RunDirectory, data: Path, rows: Sequence[SplitEntry]) -> None:
     """Write split.csv: path relative to the data folder with forward slashes, label, split."""
     write_csv(
         run.split,
@@ -69,17 +69,17 @@ def write_split(run: RunDirectory, data: Path, rows: Sequence[SplitRow]) -> None
     )
 
 
-def write_rejected(run: RunDirectory, data: Path, rejected: Sequence[Rejected]) -> None:
+def write_rejected(run: RunDirectory, data: Path, rejected: Sequence[RejectedFile]) -> None:
     """Write rejected.csv: path as in split.csv, and why the file was left out; no file when nothing was."""
     if rejected:
         rows = [
-            (_printable(entry.path.relative_to(data).as_posix()), entry.reason)
+            (_escape_undecodable(entry.path.relative_to(data).as_posix()), entry.reason)
             for entry in rejected
         ]
-        write_csv(run.rejected, ("path", "reason"), rows)
+        write_csv(run.rejected_files, ("path", "reason"), rows)
 
 
-def read_split(run: RunDirectory) -> list[SplitRow]:
+def read_split(run: RunDirectory) -> list[SplitEntry]:
     """The images of a run, from split.csv and the data folder that config.json names.
 
     Raises:
@@ -90,7 +90,7 @@ def read_split(run: RunDirectory) -> list[SplitRow]:
         rows = read_csv(run.split)
         if not rows:
             raise ValueError("it lists no images")
-        return [_row(configuration, row) for row in rows]
+        return [_parse_entry(configuration, row) for row in rows]
     except OSError as cause:
         raise RunError(
             f"The run's split cannot be read: {run.split} ({cause.strerror}). Run finetune again."
@@ -103,26 +103,26 @@ def read_split(run: RunDirectory) -> list[SplitRow]:
         raise RunError(f"{run.split} is broken: {cause}. Run finetune again.") from cause
 
 
-def _row(configuration: RunConfiguration, row: dict[str, str]) -> SplitRow:
+def _parse_entry(configuration: RunConfiguration, row: dict[str, str]) -> SplitEntry:
     path, label, part = row["path"], row["label"], row["split"]
     inside = PurePosixPath(path)
     # What is listed is copied into bundles as a golden image: nothing from outside the data folder.
     if not inside.parts or inside.is_absolute() or ".." in inside.parts or "\0" in path:
-        raise ValueError(f"{path[:_SHOWN]!r} is no path inside the data folder")
+        raise ValueError(f"{path[:_MAX_CELL_CHARACTERS]!r} is no path inside the data folder")
     if label not in configuration.classes:
         raise ValueError(
-            f"{path[:_SHOWN]!r} is of the class {label[:_SHOWN]!r}, which config.json does not list"
+            f"{path[:_MAX_CELL_CHARACTERS]!r} is of the class {label[:_MAX_CELL_CHARACTERS]!r}, which config.json does not list"
         )
     if part not in ("train", "val"):
         raise ValueError(
-            f"{path[:_SHOWN]!r} is in the part {part[:_SHOWN]!r}, which is neither train nor val"
+            f"{path[:_MAX_CELL_CHARACTERS]!r} is in the part {part[:_MAX_CELL_CHARACTERS]!r}, which is neither train nor val"
         )
-    return SplitRow(configuration.config.data / path, label, "val" if part == "val" else "train")
+    return SplitEntry(configuration.config.data / path, label, "val" if part == "val" else "train")
 
 
-def _draw(seed: int, pixels: str) -> bytes:
+def _shuffle_key(seed: int, pixels: str) -> bytes:
     return hashlib.sha256(f"{seed} {pixels}".encode()).digest()
 
 
-def _printable(name: str) -> str:
+def _escape_undecodable(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()

@@ -9,16 +9,16 @@ from torch import Tensor
 
 from edgetl.train.common.precision import copy_to_device
 from edgetl.train.data.gpu_loader import DeviceLoader
-from edgetl.train.data.loader import Key, Loader, cut_batches
+from edgetl.train.data.loader import ImageLoader, ViewKey, group_into_batches
 
 
-class ResidentViews:
+class GpuViewCache:
     """A loader in front of a loader: gives the same batches, from the device's memory where it has them."""
 
     def __init__(
         self,
-        loader: Loader | DeviceLoader,
-        groups: Sequence[Sequence[Key]],
+        loader: ImageLoader | DeviceLoader,
+        groups: Sequence[Sequence[ViewKey]],
         side: int,
         device: torch.device,
         budget_bytes: int,
@@ -31,18 +31,20 @@ class ResidentViews:
         """
         self._loader = loader
         self._device = device
-        self._row: dict[Key, int] = {}
+        self._row_by_key: dict[ViewKey, int] = {}
         for group in groups:
-            first = len(self._row)
+            first = len(self._row_by_key)
             if (first + len(group)) * side * side * 3 <= budget_bytes:
-                self._row.update({key: first + at for at, key in enumerate(group)})
-        self._pixels = torch.empty(len(self._row), side, side, 3, dtype=torch.uint8, device=device)
-        self._labels = torch.empty(len(self._row), dtype=torch.int64, device=device)
-        self._there: set[Key] = set()
+                self._row_by_key.update({key: first + at for at, key in enumerate(group)})
+        self._pixels = torch.empty(
+            len(self._row_by_key), side, side, 3, dtype=torch.uint8, device=device
+        )
+        self._labels = torch.empty(len(self._row_by_key), dtype=torch.int64, device=device)
+        self._cached_keys: set[ViewKey] = set()
 
-    def __call__(self, batches: Sequence[Sequence[Key]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def __call__(self, batches: Sequence[Sequence[ViewKey]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches, in order: (uint8 [batch, S, S, 3], int64 [batch])."""
-        there = [self._there.issuperset(batch) for batch in batches]
+        there = [self._cached_keys.issuperset(batch) for batch in batches]
         loaded = iter(
             self._loader([batch for batch, found in zip(batches, there, strict=True) if not found])
         )
@@ -51,32 +53,34 @@ class ResidentViews:
                 assert rows is not None
                 yield self._pixels.index_select(0, rows), self._labels.index_select(0, rows)
             else:
-                yield self._kept(batch, rows, *next(loaded))
+                yield self._cache_batch(batch, rows, *next(loaded))
 
-    def evaluation(
+    def iter_eval_batches(
         self, indices: Sequence[int], batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The images once, in order, as the device will see them."""
-        return self(cut_batches([(None, index) for index in indices], batch_size))
+        return self(group_into_batches([(None, index) for index in indices], batch_size))
 
-    def _upload_rows(self, batches: Sequence[Sequence[Key]]) -> list[Tensor | None]:
+    def _upload_rows(self, batches: Sequence[Sequence[ViewKey]]) -> list[Tensor | None]:
         """The rows of each batch, int64 [batch] on the device; None for a batch that is not kept.
 
         One upload for the whole pass: a copy from pageable memory in every step would make the host
         wait for the device.
         """
-        is_kept = [all(key in self._row for key in batch) for batch in batches]
+        is_kept = [all(key in self._row_by_key for key in batch) for batch in batches]
         kept = [batch for batch, keep in zip(batches, is_kept, strict=True) if keep]
         if not kept:
             return [None] * len(batches)
-        rows = torch.tensor([self._row[key] for batch in kept for key in batch], dtype=torch.int64)
+        rows = torch.tensor(
+            [self._row_by_key[key] for batch in kept for key in batch], dtype=torch.int64
+        )
         uploaded = iter(
             torch.split(copy_to_device(rows, self._device), [len(batch) for batch in kept])
         )
         return [next(uploaded) if keep else None for keep in is_kept]
 
-    def _kept(
-        self, batch: Sequence[Key], rows: Tensor | None, pixels: Tensor, labels: Tensor
+    def _cache_batch(
+        self, batch: Sequence[ViewKey], rows: Tensor | None, pixels: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
         pixels, labels = (
             pixels.to(self._device, non_blocking=True),
@@ -85,5 +89,5 @@ class ResidentViews:
         if rows is not None:
             self._pixels.index_copy_(0, rows, pixels)
             self._labels.index_copy_(0, rows, labels)
-            self._there.update(batch)
+            self._cached_keys.update(batch)
         return pixels, labels

@@ -63,43 +63,47 @@ class ViewSampler:
             )
         self._augmentation = augmentation
         self._side = side
-        self._thread = threading.local()
+        self._thread_local = threading.local()
 
     def __call__(self, height: int, width: int, view: int, index: int) -> ViewParameters:
         """Draw the parameters of view number `view` of image number `index`, of height x width pixels."""
-        pipeline = self._pipeline
-        self._thread.drawn = ViewParameters()
+        pipeline = self._thread_pipeline
+        self._thread_local.drawn = ViewParameters()
         # Only its shape is looked at: no memory is behind it.
         image = np.broadcast_to(np.uint8(0), (height, width, 3))
         seed = self._augmentation.view_seed(view, index)
         pipeline.set_random_seed(seed)
         pipeline(image=image)
-        drawn: ViewParameters = self._thread.drawn
+        drawn: ViewParameters = self._thread_local.drawn
         if drawn.noise is not None:
             # albumentations has 2^16 noise patterns in all; the view's own seed tells them apart.
             drawn.noise = (drawn.noise[0], seed << 16 | drawn.noise[1])
         return drawn
 
     @property
-    def _pipeline(self) -> Any:
-        if not hasattr(self._thread, "pipeline"):
+    def _thread_pipeline(self) -> Any:
+        if not hasattr(self._thread_local, "pipeline"):
             pipeline = self._augmentation.build_pipeline()
             for transform in _leaves(pipeline):
-                transform.apply_with_params = partial(self._record, type(transform).__name__)
+                transform.apply_with_params = partial(
+                    self._record_parameters, type(transform).__name__
+                )
                 if type(transform).__name__ == "GaussNoise":
                     transform.get_params_dependent_on_data = partial(_draw_noise, transform)
-            self._thread.placeholder = np.zeros((self._side, self._side, 3), np.uint8)
-            self._thread.pipeline = pipeline
-        return self._thread.pipeline
+            self._thread_local.placeholder = np.zeros((self._side, self._side, 3), np.uint8)
+            self._thread_local.pipeline = pipeline
+        return self._thread_local.pipeline
 
-    def _record(self, transform: str, params: dict[str, Any], **data: Any) -> dict[str, Any]:
+    def _record_parameters(
+        self, transform: str, params: dict[str, Any], **data: Any
+    ) -> dict[str, Any]:
         # Stands in for a transform's own application to the image.
-        drawn: ViewParameters = self._thread.drawn
+        drawn: ViewParameters = self._thread_local.drawn
         match transform:
             case "RandomResizedCrop":
                 left, top, right, bottom = map(int, params["crop_coords"])
                 drawn.crop = (left, top, right, bottom)
-                return {"image": self._thread.placeholder}
+                return {"image": self._thread_local.placeholder}
             case "HorizontalFlip":
                 drawn.flip = True
             case "ColorJitter":

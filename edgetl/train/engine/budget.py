@@ -9,132 +9,144 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from edgetl.train.common.precision import Computing, Values, step_milliseconds
-from edgetl.train.data.loader import Key
+from edgetl.train.common.precision import ComputeConfig, Tensors, measure_step_ms
+from edgetl.train.data.loader import ViewKey
 from edgetl.train.engine.phases import Phase
-from edgetl.train.features.cache import Base, Materials
+from edgetl.train.features.cache import FrozenBackbone, RunContext
 from edgetl.train.model.freezing import set_trainable
 
 T = TypeVar("T")
-_BATCHES = 4
-_WITHOUT_GRADIENTS = 1 / 3
+_TIMED_BATCHES = 4
+_FORWARD_SHARE = 1 / 3
 """Of a step's time is its forward pass."""
-_EXACT = 2.0
+_MAX_FLOAT32_SLOWDOWN = 2.0
 """float32 on the validation images takes at most so many times the fastest prefix."""
 
 
 @dataclass(frozen=True)
-class PhaseParts:
+class PhaseFunctions:
     """A phase as it will run."""
 
     phase: Phase
-    frozen: bool
+    has_frozen_blocks: bool
     """Whether anything before what it trains is frozen."""
     forward: Callable[..., Tensor]
     """From its values to logits."""
-    middle: Callable[..., Values]
+    intermediate_extractor: Callable[..., Tensors]
     """From the base's values to its own."""
 
 
-def measure_costs(
-    has: Materials, parts: Sequence[PhaseParts], base: Base | None, cached: bool
-) -> Costs:
+def measure_step_costs(
+    has: RunContext, parts: Sequence[PhaseFunctions], base: FrozenBackbone | None, cached: bool
+) -> StepCosts:
     """Time loading, the frozen blocks and a step of every phase on batches of training images.
 
     Args:
         cached: whether the frozen blocks' values will be cached.
     """
-    size = min(len(has.train), has.batch_size // has.ranks.world)
-    keys: list[list[Key]] = [[(1, index) for index in list(has.train)[:size]]] * _BATCHES
+    size = min(len(has.train_indices), has.batch_size // has.processes.world_size)
+    keys: list[list[ViewKey]] = [
+        [(1, index) for index in list(has.train_indices)[:size]]
+    ] * _TIMED_BATCHES
     # The first batch imports libraries and starts workers; and of several workers only several batches show the pace.
     next(iter(has.loader(keys[:1])))
-    batches, load = _timed(lambda: list(has.loader(keys)), has.computing)
-    load /= _BATCHES
+    batches, load = _time_call(lambda: list(has.loader(keys)), has.compute_config)
+    load /= _TIMED_BATCHES
     pixels, labels = batches[0]
-    inputs = (has.computing.network_input(pixels, has.preprocessing),)
-    prefix = base.prefix if base else (lambda *values: values)
+    inputs = (has.compute_config.to_model_input(pixels, has.preprocessing),)
+    prefix = base.train_extractor if base else (lambda *values: values)
     prefix(*inputs)
-    values, frozen = _timed(lambda: prefix(*inputs), has.computing)
-    train, val = (len(part) / has.ranks.world / size for part in (has.train, has.val))
+    values, frozen = _time_call(lambda: prefix(*inputs), has.compute_config)
+    train, val = (
+        len(part) / has.processes.world_size / size for part in (has.train_indices, has.val_indices)
+    )
     epochs = []
     plain = 0.0
     for part in parts:
-        own, passed = _timed(
-            lambda part=part: part.middle(*values) if part.frozen else inputs,  # type: ignore[misc]
-            has.computing,
+        own, passed = _time_call(
+            lambda part=part: (
+                part.intermediate_extractor(*values) if part.has_frozen_blocks else inputs
+            ),  # type: ignore[misc]
+            has.compute_config,
         )
-        set_trainable(has.adapted, part.phase.unfreeze, part.phase.freeze_statistics).train_mode()
+        set_trainable(
+            has.adapted_model, part.phase.unfreeze, part.phase.freeze_statistics
+        ).train_mode()
         given = tuple(value.float() for value in own)
         step = (
             min(
-                step_milliseconds(
-                    has.adapted.network,
+                measure_step_ms(
+                    has.adapted_model.model,
                     part.forward,
                     given,
-                    labels.to(has.computing.device),
-                    has.computing,
+                    labels.to(has.compute_config.device),
+                    has.compute_config,
                 ).values()
             )
             / 1e3
         )
-        streamed = not (cached and part.frozen)
-        before = load + _EXACT * (frozen + passed if part.frozen else 0.0) if streamed else 0.0
-        epochs.append(train * (step + before) + val * (step * _WITHOUT_GRADIENTS + before))
-        plain = train * (step * _WITHOUT_GRADIENTS + before)
+        streamed = not (cached and part.has_frozen_blocks)
+        before = (
+            load + _MAX_FLOAT32_SLOWDOWN * (frozen + passed if part.has_frozen_blocks else 0.0)
+            if streamed
+            else 0.0
+        )
+        epochs.append(train * (step + before) + val * (step * _FORWARD_SHARE + before))
+        plain = train * (step * _FORWARD_SHARE + before)
     view = train * (load + frozen) if cached else 0.0
-    fixed = val * (load + _EXACT * frozen) if cached else 0.0
+    fixed = val * (load + _MAX_FLOAT32_SLOWDOWN * frozen) if cached else 0.0
     # The last phase's way is also the one by which all training images are evaluated in the end.
-    return Costs(view, fixed + plain + FINAL_S, tuple(epochs))
+    return StepCosts(view, fixed + plain + FINALIZATION_S, tuple(epochs))
 
 
-def _timed(call: Callable[[], T], computing: Computing) -> tuple[T, float]:
+def _time_call(call: Callable[[], T], computing: ComputeConfig) -> tuple[T, float]:
     # A GPU may still be busy with a warm-up, whose time is not the call's.
-    computing.wait()
+    computing.synchronize()
     started = time.perf_counter()
     found = call()
-    computing.wait()
+    computing.synchronize()
     return found, time.perf_counter() - started
 
 
-LONGEST = 3.0
+MAX_EPOCH_SCALE = 3.0
 """Times the recipe's epochs: with more time than that is needed, more epochs would only fit the training images closer."""
-FINAL_S = 3.0
+FINALIZATION_S = 3.0
 """Kept for what follows the last epoch: final evaluation, plots and metrics."""
-_RESERVE = 0.85
+_PLANNED_SHARE = 0.85
 """Of the time left is planned for: other programs may slow a machine down after the steps were timed."""
 
 
 @dataclass(frozen=True)
-class Costs:
+class StepCosts:
     """Seconds, from measured steps."""
 
-    view: float
+    view_s: float
     """All training images once through the frozen blocks, decoding included; 0 where nothing is cached."""
-    fixed: float
+    fixed_s: float
     """Validation images through the frozen blocks, and the final evaluation."""
-    epochs: tuple[float, ...]
+    epoch_s: tuple[float, ...]
     """One epoch of each phase, validation included."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class BudgetPlan:
     """What fits."""
 
     views: int
     epochs: tuple[int, ...]
-    fits: bool
+    is_feasible: bool
     """False where even one epoch of each phase is expected to take longer; that is then what is planned."""
 
-    def seconds(self, costs: Costs) -> float:
+    def estimate_seconds(self, costs: StepCosts) -> float:
         """What it is expected to take."""
         return (
-            costs.fixed
-            + self.views * costs.view
-            + sum(count * cost for count, cost in zip(self.epochs, costs.epochs, strict=True))
+            costs.fixed_s
+            + self.views * costs.view_s
+            + sum(count * cost for count, cost in zip(self.epochs, costs.epoch_s, strict=True))
         )
 
 
-def plan(left_s: float, costs: Costs, epochs: Sequence[int], views: int) -> Plan:
+def plan_budget(left_s: float, costs: StepCosts, epochs: Sequence[int], views: int) -> BudgetPlan:
     """Scale the recipe's epochs, together, to the time that is left; views are given up first, down to two.
 
     Args:
@@ -142,16 +154,16 @@ def plan(left_s: float, costs: Costs, epochs: Sequence[int], views: int) -> Plan
         epochs: the recipe's, of each phase.
         views: the recipe's.
     """
-    planned = left_s * _RESERVE
-    wanted = sum(count * cost for count, cost in zip(epochs, costs.epochs, strict=True))
+    planned = left_s * _PLANNED_SHARE
+    wanted = sum(count * cost for count, cost in zip(epochs, costs.epoch_s, strict=True))
     for kept in range(views, 0, -1):
-        scale = (planned - costs.fixed - kept * costs.view) / max(wanted, 1e-9)
+        scale = (planned - costs.fixed_s - kept * costs.view_s) / max(wanted, 1e-9)
         if scale >= 1 or kept <= min(2, views):
             break
     if kept == 2 and scale * min(epochs) < 1:
         # One epoch of each phase on one view is better than a run that is not finished.
         kept = 1
-        scale = (planned - costs.fixed - costs.view) / max(wanted, 1e-9)
-    counts = tuple(max(1, int(count * min(scale, LONGEST))) for count in epochs)
-    found = Plan(min(kept, sum(counts)), counts, True)
-    return Plan(found.views, found.epochs, found.seconds(costs) <= left_s)
+        scale = (planned - costs.fixed_s - costs.view_s) / max(wanted, 1e-9)
+    counts = tuple(max(1, int(count * min(scale, MAX_EPOCH_SCALE))) for count in epochs)
+    found = BudgetPlan(min(kept, sum(counts)), counts, True)
+    return BudgetPlan(found.views, found.epochs, found.estimate_seconds(costs) <= left_s)

@@ -20,19 +20,19 @@ from edgetl.core.errors import RunError
 from edgetl.core.files import atomic_path
 from edgetl.train.model.freezing import tensor_digest
 
-Part = nn.Module | torch.optim.Optimizer | Mapping[str, Tensor]
+CheckpointPart = nn.Module | torch.optim.Optimizer | Mapping[str, Tensor]
 _OS_ERROR = re.compile(r"os error (\d+)")
 
 
 @dataclass(frozen=True)
-class State:
+class Checkpoint:
     """What lay in a file."""
 
     path: Path
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     tensors: dict[str, Tensor]
 
-    def part(self, name: str) -> dict[str, Tensor]:
+    def part_tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors that were saved under a name."""
         return {
             key.removeprefix(f"{name}/"): tensor
@@ -48,14 +48,16 @@ class State:
         """
         try:
             if isinstance(part, nn.Module):
-                part.load_state_dict(self.part(name))
+                part.load_state_dict(self.part_tensors(name))
             else:
-                _load_optimiser(part, self.part(name))
+                _load_optimizer(part, self.part_tensors(name))
         except (RuntimeError, ValueError, KeyError, IndexError) as cause:
-            raise _unusable(self.path, cause) from cause
+            raise _resume_error(self.path, cause) from cause
 
 
-def write_state(path: Path, parts: Mapping[str, Part], facts: Mapping[str, Any]) -> None:
+def write_checkpoint(
+    path: Path, parts: Mapping[str, CheckpointPart], facts: Mapping[str, Any]
+) -> None:
     """Write modules, optimisers and tensors by name, and facts beside them.
 
     Raises:
@@ -65,11 +67,11 @@ def write_state(path: Path, parts: Mapping[str, Part], facts: Mapping[str, Any])
     tensors = {
         f"{name}/{key}": tensor.detach().cpu()
         for name, part in parts.items()
-        for key, tensor in _tensors(part).items()
+        for key, tensor in _tensors_of_part(part).items()
     }
     content = json.dumps(facts)
     digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
-    write_tensors(path, tensors, {"facts": content, "sha256": _digest_of_all(content, digests)})
+    write_tensors(path, tensors, {"facts": content, "sha256": _checkpoint_digest(content, digests)})
 
 
 def write_tensors(
@@ -89,7 +91,7 @@ def write_tensors(
             raise OSError(int(number[1]) if number else errno.EIO, str(cause), str(path)) from cause
 
 
-def read_state(path: Path) -> State:
+def read_checkpoint(path: Path) -> Checkpoint:
     """The file's content.
 
     Raises:
@@ -102,24 +104,24 @@ def read_state(path: Path) -> State:
         digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
         if "sha256" not in metadata:
             raise ValueError("it was written by an older edgetl, without hashes")
-        if metadata["sha256"] != _digest_of_all(metadata["facts"], digests):
+        if metadata["sha256"] != _checkpoint_digest(metadata["facts"], digests):
             raise ValueError("its content is not what was written: a SHA-256 differs")
         facts = json.loads(metadata["facts"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as cause:
-        raise _unusable(path, cause) from cause
-    return State(path, facts, tensors)
+        raise _resume_error(path, cause) from cause
+    return Checkpoint(path, facts, tensors)
 
 
-def _digest_of_all(facts: str, digests: Mapping[str, str]) -> str:
+def _checkpoint_digest(facts: str, digests: Mapping[str, str]) -> str:
     listed = json.dumps([facts, sorted(digests.items())])
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
-def _unusable(path: Path, cause: Exception) -> RunError:
+def _resume_error(path: Path, cause: Exception) -> RunError:
     return RunError(f"{path} cannot be gone on with ({cause}). Begin anew in another folder.")
 
 
-def _tensors(part: Part) -> dict[str, Tensor]:
+def _tensors_of_part(part: CheckpointPart) -> dict[str, Tensor]:
     if isinstance(part, nn.Module):
         return dict(part.state_dict())
     if isinstance(part, torch.optim.Optimizer):
@@ -131,7 +133,7 @@ def _tensors(part: Part) -> dict[str, Tensor]:
     return dict(part)
 
 
-def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def _load_optimizer(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():

@@ -17,19 +17,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgetl.train.common.autotune import remembered
-from edgetl.train.common.precision import Computing, Values, cudnn_autotuning, undisturbed
+from edgetl.train.common.autotune import cached_measurement
+from edgetl.train.common.precision import (
+    ComputeConfig,
+    Tensors,
+    cudnn_autotuning,
+    preserve_model_state,
+)
 
-Forward = Callable[..., Tensor]
-Capture = Callable[[nn.Module, Values, Computing], Forward]
+ForwardFunction = Callable[..., Tensor]
+ForwardCapture = Callable[[nn.Module, Tensors, ComputeConfig], ForwardFunction]
 
 EAGER: Final = "eager"
 CUDA_GRAPH: Final = "cuda-graph"
-RECORDED = "recorded"
+RECORDED_REASON = "recorded"
 """Reason of a runner that an earlier run or process has taken."""
-LEAST_STEPS = 200
+MIN_STEPS_FOR_CAPTURE = 200
 """Steps of a phase below which capturing and timing, about 130 steps, cost more than they can save."""
-_LEAST_GAIN = 1.03
+_MIN_SPEEDUP = 1.03
 """Ratio of times from which on a graph is taken: below it a timing's noise decides."""
 _ROUNDS, _REPEATS = 5, 10
 
@@ -54,26 +59,26 @@ class GraphedForward:
     """Replays a captured pass for batches like the captured one while training, and runs any other batch eagerly."""
 
     def __init__(
-        self, eager: Forward, graphed: Forward, sample: Values, network: nn.Module
+        self, eager: ForwardFunction, graphed: ForwardFunction, sample: Tensors, network: nn.Module
     ) -> None:
         """Take a captured batch, and the network whose training flag tells training from evaluation."""
-        self._eager, self._graphed, self._network = eager, graphed, network
+        self._eager, self._graphed, self._model = eager, graphed, network
         self._signature = _signature(sample)
 
     def __call__(self, *values: Tensor) -> Tensor:
         """Compute logits [batch, classes]."""
-        is_training = self._network.training and torch.is_grad_enabled()
+        is_training = self._model.training and torch.is_grad_enabled()
         if is_training and _signature(values) == self._signature:
             return self._graphed(*values)
         return self._eager(*values)
 
 
-def _signature(values: Values) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
+def _signature(values: Tensors) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
     return [(value.shape, value.dtype, value.device) for value in values]
 
 
-def unfit_reason(
-    computing: Computing, processes: int, deterministic: bool, compiled: bool, steps: int
+def cuda_graph_skip_reason(
+    computing: ComputeConfig, processes: int, deterministic: bool, compiled: bool, steps: int
 ) -> str | None:
     """Say why the passes of a phase are not captured; None where capturing may be tried."""
     if computing.device.type != "cuda":
@@ -86,21 +91,21 @@ def unfit_reason(
         return "--deterministic"
     if compiled:
         return "--compile"
-    if steps < LEAST_STEPS:
-        return f"fewer than {LEAST_STEPS} steps"
+    if steps < MIN_STEPS_FOR_CAPTURE:
+        return f"fewer than {MIN_STEPS_FOR_CAPTURE} steps"
     return None
 
 
-def fastest_forward(
+def autotune_forward(
     network: nn.Module,
     module: nn.Module,
-    eager: Forward,
-    batch: tuple[Values, Tensor],
-    computing: Computing,
+    eager: ForwardFunction,
+    batch: tuple[Tensors, Tensor],
+    computing: ComputeConfig,
     facts: Mapping[str, Any],
-    capture: Capture | None = None,
+    capture: ForwardCapture | None = None,
     recorded: str | None = None,
-) -> tuple[Forward, StepReport]:
+) -> tuple[ForwardFunction, StepReport]:
     """Capture a training step and keep the graph if it is faster than eager launches; the network is left as it was.
 
     Args:
@@ -116,11 +121,11 @@ def fastest_forward(
         What to run in training, and why. Where the capture fails, `eager`, with the error as the reason.
     """
     if recorded == EAGER:
-        return eager, StepReport(EAGER, {}, RECORDED)
-    values, labels = tuple(_in_order(value) for value in batch[0]), batch[1]
-    forwards: dict[str, Forward] = {EAGER: eager}
+        return eager, StepReport(EAGER, {}, RECORDED_REASON)
+    values, labels = tuple(_to_channels_last(value) for value in batch[0]), batch[1]
+    forwards: dict[str, ForwardFunction] = {EAGER: eager}
 
-    def graphed() -> Forward:
+    def graphed() -> ForwardFunction:
         if CUDA_GRAPH not in forwards:
             forwards[CUDA_GRAPH] = (capture or capture_forward)(module, values, computing)
         return forwards[CUDA_GRAPH]
@@ -128,17 +133,20 @@ def fastest_forward(
     def measure() -> dict[str, Any]:
         graphed()
         steps = {
-            name: _step(forward, values, labels, computing) for name, forward in forwards.items()
+            name: _make_step(forward, values, labels, computing)
+            for name, forward in forwards.items()
         }
-        return {"milliseconds": time_in_turns(steps, computing.wait)}
+        return {"milliseconds": time_interleaved(steps, computing.synchronize)}
 
     try:
-        with undisturbed(network), cudnn_autotuning(True):
+        with preserve_model_state(network), cudnn_autotuning(True):
             if recorded == CUDA_GRAPH:
                 return GraphedForward(eager, graphed(), values, network), StepReport(
-                    CUDA_GRAPH, {}, RECORDED
+                    CUDA_GRAPH, {}, RECORDED_REASON
                 )
-            times = remembered({**facts, "choice of": [EAGER, CUDA_GRAPH]}, measure)["milliseconds"]
+            times = cached_measurement({**facts, "choice of": [EAGER, CUDA_GRAPH]}, measure)[
+                "milliseconds"
+            ]
             runner = choose_runner(times)
             if runner == EAGER:
                 return eager, StepReport(EAGER, times, "measured")
@@ -152,10 +160,10 @@ def fastest_forward(
 
 def choose_runner(milliseconds: Mapping[str, float]) -> str:
     """Choose the graph where it saves more than noise explains."""
-    return CUDA_GRAPH if milliseconds[CUDA_GRAPH] * _LEAST_GAIN <= milliseconds[EAGER] else EAGER
+    return CUDA_GRAPH if milliseconds[CUDA_GRAPH] * _MIN_SPEEDUP <= milliseconds[EAGER] else EAGER
 
 
-def time_in_turns(
+def time_interleaved(
     steps: Mapping[str, Callable[[], None]],
     wait: Callable[[], None],
     clock: Callable[[], float] = time.perf_counter,
@@ -180,7 +188,9 @@ def time_in_turns(
     return {name: median(times) for name, times in taken.items()}
 
 
-def capture_forward(module: nn.Module, values: Values, computing: Computing) -> Forward:
+def capture_forward(
+    module: nn.Module, values: Tensors, computing: ComputeConfig
+) -> ForwardFunction:
     """Capture the forward and the backward pass of `module` on the current GPU.
 
     Raises:
@@ -194,39 +204,39 @@ def capture_forward(module: nn.Module, values: Values, computing: Computing) -> 
         options["capture_error_mode"] = "thread_local"
     try:
         graphed: Any = torch.cuda.make_graphed_callables(
-            _UnderAutocast(module, computing), static, **options
+            _AutocastModule(module, computing), static, **options
         )
-        return cast("Forward", graphed)
+        return cast("ForwardFunction", graphed)
     finally:
         # A capture that fails at its begin leaves its own stream current.
         torch.cuda.set_stream(current)
 
 
-class _UnderAutocast(nn.Module):
+class _AutocastModule(nn.Module):
     # A module, since only a module's parameters get gradients from a graph; and one of its own, since its forward is replaced.
-    def __init__(self, module: nn.Module, computing: Computing) -> None:
+    def __init__(self, module: nn.Module, computing: ComputeConfig) -> None:
         super().__init__()
         self.module = module
-        self._computing = computing
+        self._compute_config = computing
 
     def forward(self, *values: Tensor) -> Tensor:
         # Casts of weights must be part of the graph: cached ones would be those of the captured step for ever.
-        with self._computing.arithmetic(cache_enabled=False):
+        with self._compute_config.autocast(cache_enabled=False):
             logits: Tensor = self.module(*values)
         return logits
 
 
-def _step(
-    forward: Forward, values: Values, labels: Tensor, computing: Computing
+def _make_step(
+    forward: ForwardFunction, values: Tensors, labels: Tensor, computing: ComputeConfig
 ) -> Callable[[], None]:
     def run() -> None:
-        with computing.arithmetic():
+        with computing.autocast():
             logits = forward(*values)
         F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
 
     return run
 
 
-def _in_order(value: Tensor) -> Tensor:
+def _to_channels_last(value: Tensor) -> Tensor:
     # Channels last, as convolutions are fastest with.
     return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value

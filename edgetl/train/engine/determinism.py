@@ -12,15 +12,15 @@ from contextlib import contextmanager
 import torch
 
 from edgetl.core.errors import ConfigError
-from edgetl.train.common.precision import step_milliseconds
+from edgetl.train.common.precision import measure_step_ms
 from edgetl.train.common.progress import Progress
-from edgetl.train.engine.phase_builder import Stage
-from edgetl.train.model.factory import AdaptedNetwork
+from edgetl.train.engine.phase_builder import TrainablePhase
+from edgetl.train.model.factory import AdaptedModel
 from edgetl.train.model.freezing import set_trainable
 
 
 @contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
     """Only deterministic algorithms inside the block, which must begin before anything is computed on a GPU."""
     before, tries = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
@@ -39,30 +39,32 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
 
 
-def tell_cost(stage: Stage, adapted: AdaptedNetwork, progress: Progress) -> None:
+def report_determinism_cost(
+    stage: TrainablePhase, adapted: AdaptedModel, progress: Progress
+) -> None:
     """Time a step with and without, and say so.
 
     Raises:
         ConfigError: an operator of the network has no deterministic algorithm.
     """
-    if stage.computing.device.type == "cpu":
+    if stage.compute_config.device.type == "cpu":
         progress.note(
             "--deterministic: nothing is decided by timing; PyTorch computes frozen blocks and training steps in one precision."
         )
         return
     set_trainable(adapted, stage.phase.unfreeze, stage.phase.freeze_statistics).train_mode()
-    values, labels = next(iter(stage.feed.training(1)))
-    ratio = cost(
+    values, labels = next(iter(stage.batch_source.iter_train_batches(1)))
+    ratio = measure_slowdown(
         lambda: min(
-            step_milliseconds(
-                adapted.network, stage.forward, values, labels, stage.computing
+            measure_step_ms(
+                adapted.model, stage.forward, values, labels, stage.compute_config
             ).values()
         )
     )
     progress.note(f"--deterministic: a step takes {ratio:.2f} times as long as without.")
 
 
-def cost(step: Callable[[], float]) -> float:
+def measure_slowdown(step: Callable[[], float]) -> float:
     """How many times as long a step takes with deterministic algorithms.
 
     Args:
@@ -72,7 +74,7 @@ def cost(step: Callable[[], float]) -> float:
         ConfigError: an operator has no deterministic algorithm.
     """
     try:
-        with deterministic(True):
+        with deterministic_algorithms(True):
             slow = step()
     except RuntimeError as cause:
         if "deterministic" not in str(cause):
@@ -80,12 +82,12 @@ def cost(step: Callable[[], float]) -> float:
         raise ConfigError(
             f"--deterministic: {str(cause).split('.')[0]}. Leave it out, or take another --model."
         ) from cause
-    with _free():
+    with _nondeterministic_algorithms():
         return slow / step()
 
 
 @contextmanager
-def _free() -> Iterator[None]:
+def _nondeterministic_algorithms() -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
     try:

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-IMAGES = 128
+NUM_IMAGES = 128
 """That tell enough: each gives every channel dozens of values."""
 
 
 @torch.no_grad()
-def statistics_shift(
+def batch_norm_shift(
     network: nn.Module,
     forward: Callable[..., Tensor],
     batches: Iterable[tuple[Sequence[Tensor], Tensor]],
@@ -41,19 +41,21 @@ def statistics_shift(
     if not layers:
         return 0.0
     sums: dict[nn.Module, Tensor] = {}
-    hooks = [layer.register_forward_pre_hook(partial(_add, sums)) for layer in layers]
+    hooks = [
+        layer.register_forward_pre_hook(partial(_accumulate_moments, sums)) for layer in layers
+    ]
     try:
         seen = 0
         for values, labels in batches:
             forward(*values)
             seen += len(labels)
-            if seen >= IMAGES:
+            if seen >= NUM_IMAGES:
                 break
     finally:
         for hook in hooks:
             hook.remove()
     # A compiled forward may not call hooks: then nothing is known, and statistics move, as they do for unfamiliar images.
-    return mean(_divergence(layer, found) for layer, found in sums.items()) if sums else math.inf
+    return mean(_kl_divergence(layer, found) for layer, found in sums.items()) if sums else math.inf
 
 
 def _is_trained(layer: nn.BatchNorm2d) -> bool:
@@ -62,14 +64,16 @@ def _is_trained(layer: nn.BatchNorm2d) -> bool:
     )
 
 
-def _add(sums: dict[nn.Module, Tensor], layer: nn.Module, given: tuple[Any, ...]) -> None:
+def _accumulate_moments(
+    sums: dict[nn.Module, Tensor], layer: nn.Module, given: tuple[Any, ...]
+) -> None:
     value: Tensor = given[0].double()
     count = torch.full_like(value[0, :, 0, 0], value.numel() / value.shape[1])
     found = torch.stack([count, value.sum((0, 2, 3)), value.square().sum((0, 2, 3))])
     sums[layer] = sums[layer] + found if layer in sums else found
 
 
-def _divergence(layer: nn.Module, sums: Tensor) -> float:
+def _kl_divergence(layer: nn.Module, sums: Tensor) -> float:
     assert isinstance(layer, nn.BatchNorm2d)
     assert layer.running_mean is not None
     assert layer.running_var is not None

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgetl.core.statistics import calibration_error
-from edgetl.train.common.distributed import ALONE, Group
+from edgetl.train.common.distributed import SINGLE_PROCESS, DistributedGroup
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class Evaluation:
         return float(F.cross_entropy(self.logits, self.targets))
 
     @property
-    def hits(self) -> int:
+    def correct_count(self) -> int:
         """Images whose highest logit is their label's."""
-        return int((self.predicted == self.targets).sum())
+        return int((self.predictions == self.targets).sum())
 
     @property
     def accuracy(self) -> float:
         """Top-1."""
-        return self.hits / len(self.targets)
+        return self.correct_count / len(self.targets)
 
     @property
-    def predicted(self) -> Tensor:
+    def predictions(self) -> Tensor:
         """int64 [images]."""
         return self.logits.argmax(1)
 
@@ -47,7 +47,7 @@ class Evaluation:
         """float32 [images, classes]."""
         return self.logits.softmax(1)
 
-    def top(self, count: int) -> float:
+    def top_k_accuracy(self, count: int) -> float:
         """Share of images whose label is among the `count` highest logits."""
         highest = self.logits.topk(min(count, self.logits.shape[1])).indices
         return float((highest == self.targets[:, None]).any(1).float().mean())
@@ -58,11 +58,11 @@ class Evaluation:
         confidences, predicted = self.probabilities.max(1)
         return calibration_error(confidences.tolist(), (predicted == self.targets).tolist())
 
-    def confusion(self) -> list[list[int]]:
+    def confusion_matrix(self) -> list[list[int]]:
         """Counts [true][predicted]."""
         classes = self.logits.shape[1]
         counts = torch.bincount(
-            self.targets * classes + self.predicted, minlength=classes * classes
+            self.targets * classes + self.predictions, minlength=classes * classes
         )
         rows: list[list[int]] = counts.view(classes, classes).tolist()
         return rows
@@ -72,7 +72,7 @@ class Evaluation:
 def evaluate(
     forward: Callable[..., Tensor],
     batches: Iterable[tuple[Sequence[Tensor], Tensor]],
-    ranks: Group = ALONE,
+    ranks: DistributedGroup = SINGLE_PROCESS,
 ) -> Evaluation:
     """Logits of batches of ((float32 values, ...), int64 labels); the caller sets the network to evaluation mode.
 
@@ -82,12 +82,15 @@ def evaluate(
     for values, labels in batches:
         logits.append(forward(*values).float().cpu())
         targets.append(labels.cpu())
-    if not ranks.many:
+    if not ranks.is_distributed:
         return Evaluation(torch.cat(logits), torch.cat(targets))
-    parts = ranks.gather((torch.cat(logits), torch.cat(targets)) if logits else None)
+    parts = ranks.all_gather((torch.cat(logits), torch.cat(targets)) if logits else None)
     found = [part for part in parts if part is not None]
     count, classes = sum(len(labels) for _, labels in found), found[0][0].shape[1]
     whole = Evaluation(torch.empty(count, classes), torch.empty(count, dtype=torch.int64))
     for rank, (own, labels) in enumerate(found):  # those without an image are the last
-        whole.logits[rank :: ranks.world], whole.targets[rank :: ranks.world] = own, labels
+        whole.logits[rank :: ranks.world_size], whole.targets[rank :: ranks.world_size] = (
+            own,
+            labels,
+        )
     return whole

@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgetl.core.config.finetune import FinetuneConfig
-from edgetl.train.common.precision import Values, copy_to_device
-from edgetl.train.model.factory import AdaptedNetwork
+from edgetl.train.common.precision import Tensors, copy_to_device
+from edgetl.train.model.factory import AdaptedModel
 
 
-def make_optimiser(adapted: AdaptedNetwork, config: FinetuneConfig, lr: float) -> torch.optim.Adam:
+def make_optimizer(adapted: AdaptedModel, config: FinetuneConfig, lr: float) -> torch.optim.Adam:
     """Adam, or AdamW with weight decay, over what requires gradients: a group for each rate, and for what does not decay."""
-    depth = _depths(adapted)
+    depth = _parameter_depths(adapted)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in adapted.network.named_parameters():
+    for name, parameter in adapted.model.named_parameters():
         if parameter.requires_grad:
             # Vectors are biases, scales and shifts of norms: decay would pull them to where they mean nothing.
             decay = config.weight_decay if parameter.dim() > 1 else 0.0
@@ -38,107 +38,111 @@ def make_optimiser(adapted: AdaptedNetwork, config: FinetuneConfig, lr: float) -
     return kind(listed, lr=lr, weight_decay=0.0, fused=True)
 
 
-def _depths(adapted: AdaptedNetwork) -> dict[str, int]:
+def _parameter_depths(adapted: AdaptedModel) -> dict[str, int]:
     # How many blocks lie between a parameter and the head; the stem counts as one more than the first block.
     depth: dict[str, int] = {}
-    for name, _ in adapted.network.named_parameters():
+    for name, _ in adapted.model.named_parameters():
         inside = [
             at
             for at, block in enumerate(adapted.blocks)
-            for path in block.modules
+            for path in block.module_paths
             if name == path or name.startswith(f"{path}.")
         ]
         if inside:
             depth[name] = len(adapted.blocks) - inside[0]
-        elif not name.startswith(f"{adapted.layer.path}."):
+        elif not name.startswith(f"{adapted.classifier_layer.path}."):
             depth[name] = len(adapted.blocks) + 1
     return depth
 
 
-class Rates:
+class LrSchedule:
     """The learning rate of every step of a phase: a linear rise, then constant or a cosine down to 0."""
 
     def __init__(
         self, optimiser: torch.optim.Optimizer, config: FinetuneConfig, steps: int
     ) -> None:
-        self._optimiser = optimiser
-        self._base = [group["lr"] for group in optimiser.param_groups]
-        self._cosine = config.schedule == "cosine"
-        self._steps = max(1, steps)
-        self._warmup = round(config.warmup * self._steps)
-        self.step = 0
+        self._optimizer = optimiser
+        self._base_lrs = [group["lr"] for group in optimiser.param_groups]
+        self._uses_cosine = config.schedule == "cosine"
+        self._total_steps = max(1, steps)
+        self._warmup_steps = round(config.warmup * self._total_steps)
+        self.next_step = 0
         """The next one, counted from 0."""
 
     def factor(self, step: int) -> float:
         """Of the phase's rate, at a step counted from 0."""
-        if step < self._warmup:
-            return (step + 1) / self._warmup
-        if not self._cosine:
+        if step < self._warmup_steps:
+            return (step + 1) / self._warmup_steps
+        if not self._uses_cosine:
             return 1.0
-        done = (step - self._warmup) / max(1, self._steps - self._warmup)
+        done = (step - self._warmup_steps) / max(1, self._total_steps - self._warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
     def advance(self) -> None:
         """Set the rates of the next step."""
-        factor = self.factor(self.step)
-        for group, base in zip(self._optimiser.param_groups, self._base, strict=True):
+        factor = self.factor(self.next_step)
+        for group, base in zip(self._optimizer.param_groups, self._base_lrs, strict=True):
             group["lr"] = base * factor
-        self.step += 1
+        self.next_step += 1
 
 
 @dataclass(frozen=True)
-class Mixed:
+class MixedBatch:
     """A batch in which images may be mixed in pairs."""
 
-    values: Values
+    values: Tensors
     targets: Tensor
-    partners: Tensor | None = None
+    partner_targets: Tensor | None = None
     """Targets of the images that were mixed in; None where nothing was."""
-    share: Tensor | None = None
+    target_share: Tensor | None = None
     """Of `targets` in each image, float32 [batch]; the rest is `partners`'."""
 
 
-class Mixing:
+class Mixup:
     """mixup, and CutMix where values have a place to cut; its own generator, so that switching them on changes no other number."""
 
     def __init__(self, config: FinetuneConfig, phase: int) -> None:
-        self._mixup, self._cutmix = config.mixup, config.cutmix
+        self._mixup_alpha, self._cutmix_alpha = config.mixup, config.cutmix
         self._generator = np.random.default_rng([config.seed, phase, 1])
 
     @property
-    def state(self) -> dict[str, Any]:
+    def generator_state(self) -> dict[str, Any]:
         """Of the generator, for a checkpoint."""
         return dict(self._generator.bit_generator.state)
 
-    @state.setter
-    def state(self, state: dict[str, Any]) -> None:
+    @generator_state.setter
+    def generator_state(self, state: dict[str, Any]) -> None:
         self._generator.bit_generator.state = state
 
-    def __call__(self, values: Values, targets: Tensor) -> Mixed:
+    def __call__(self, values: Tensors, targets: Tensor) -> MixedBatch:
         """Mix each image with another one of the batch, by one share for the batch."""
         spatial = all(value.dim() == 4 and min(value.shape[2:]) > 1 for value in values)
-        if not (self._mixup or (self._cutmix and spatial)) or len(targets) < 2:
-            return Mixed(values, targets)
+        if not (self._mixup_alpha or (self._cutmix_alpha and spatial)) or len(targets) < 2:
+            return MixedBatch(values, targets)
         cut = (
-            self._cutmix > 0 and spatial and (not self._mixup or bool(self._generator.integers(2)))
+            self._cutmix_alpha > 0
+            and spatial
+            and (not self._mixup_alpha or bool(self._generator.integers(2)))
         )
-        alpha = self._cutmix if cut else self._mixup
+        alpha = self._cutmix_alpha if cut else self._mixup_alpha
         share = float(self._generator.beta(alpha, alpha))
         partner = copy_to_device(
             torch.from_numpy(self._generator.permutation(len(targets))), targets.device
         )
         if cut:
-            values, share = self._paste(values, partner, share)
+            values, share = self._apply_cutmix(values, partner, share)
         else:
             values = tuple(share * value + (1 - share) * value[partner] for value in values)
-        return Mixed(
+        return MixedBatch(
             values,
             targets,
             targets[partner],
             torch.full((len(targets),), share, device=targets.device),
         )
 
-    def _paste(self, values: Values, partner: Tensor, share: float) -> tuple[Values, float]:
+    def _apply_cutmix(
+        self, values: Tensors, partner: Tensor, share: float
+    ) -> tuple[Tensors, float]:
         # One box in relative coordinates for all values: feature maps of one image differ in size, not in place.
         side = math.sqrt(1 - share)
         centre = self._generator.random(2)
@@ -162,33 +166,39 @@ class Loss:
         self, config: FinetuneConfig, labels: Tensor, classes: int, device: torch.device
     ) -> None:
         self.device = device
-        self._smoothing = config.label_smoothing
-        self._weights: Tensor | None = None
+        self._label_smoothing = config.label_smoothing
+        self._class_weights: Tensor | None = None
         if config.class_weights == "balanced":
             counts = torch.bincount(labels, minlength=classes).clamp(min=1)
-            self._weights = copy_to_device(len(labels) / (classes * counts.float()), device)
+            self._class_weights = copy_to_device(len(labels) / (classes * counts.float()), device)
 
-    def __call__(self, logits: Tensor, mixed: Mixed) -> tuple[Tensor, Tensor]:
+    def __call__(self, logits: Tensor, mixed: MixedBatch) -> tuple[Tensor, Tensor]:
         """(sum over the batch, sum of the images' weights): their quotient is the mean, weighted by class where that was asked for."""
 
         def each(targets: Tensor) -> Tensor:
             return F.cross_entropy(
-                logits, targets, self._weights, label_smoothing=self._smoothing, reduction="none"
+                logits,
+                targets,
+                self._class_weights,
+                label_smoothing=self._label_smoothing,
+                reduction="none",
             )
 
         def mix(figure: Callable[[Tensor], Tensor]) -> Tensor:
             own = figure(mixed.targets)
-            if mixed.partners is None or mixed.share is None:
+            if mixed.partner_targets is None or mixed.target_share is None:
                 return own
-            return mixed.share * own + (1 - mixed.share) * figure(mixed.partners)
+            return mixed.target_share * own + (1 - mixed.target_share) * figure(
+                mixed.partner_targets
+            )
 
-        losses, weights = mix(each), self._weights
+        losses, weights = mix(each), self._class_weights
         if weights is None:
             return losses.sum(), losses.new_full((), len(losses))
         return losses.sum(), mix(lambda targets: weights[targets]).sum()
 
 
-def moving_buffers(network: nn.Module) -> list[Tensor]:
+def running_stats(network: nn.Module) -> list[Tensor]:
     """Statistics that move with every batch, with the modes that are set now."""
     training = [module for module in network.modules() if module.training]
     return [
@@ -199,33 +209,35 @@ def moving_buffers(network: nn.Module) -> list[Tensor]:
     ]
 
 
-class AveragedWeights:
+class ModelEma:
     """Exponential moving average of trained parameters and of the buffers that move with them (Polyak and Juditsky, 1992)."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self._decay = decay
-        self.steps = 0
+        self.num_updates = 0
         """That were averaged."""
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self._live = [*trained, *moving_buffers(network)]
-        self.average = [tensor.detach().clone() for tensor in self._live]
-        self._spare = [torch.empty_like(tensor) for tensor in self.average]
+        self._model_tensors = [*trained, *running_stats(network)]
+        self.average = [tensor.detach().clone() for tensor in self._model_tensors]
+        self._swap_buffers = [torch.empty_like(tensor) for tensor in self.average]
 
     @torch.no_grad()
     def restore(self, average: Sequence[Tensor], steps: int) -> None:
         """Go on with an average that was saved."""
         torch._foreach_copy_(self.average, list(average))
-        self.steps = steps
+        self.num_updates = steps
 
     @torch.no_grad()
     def update(self) -> None:
         """After a step. The decay rises with the number of steps, so that the start is forgotten soon."""
-        self.steps += 1
-        weight = 1 - min(self._decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(self.average, [tensor.detach() for tensor in self._live], weight)
+        self.num_updates += 1
+        weight = 1 - min(self._decay, (1 + self.num_updates) / (10 + self.num_updates))
+        torch._foreach_lerp_(
+            self.average, [tensor.detach() for tensor in self._model_tensors], weight
+        )
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """The network has the average's weights inside the block."""
         self._swap()
         try:
@@ -236,7 +248,7 @@ class AveragedWeights:
     @torch.no_grad()
     def _swap(self) -> None:
         # Copied, not exchanged: the optimizer and captured CUDA graphs hold the live tensors' addresses.
-        live = [tensor.detach() for tensor in self._live]
-        torch._foreach_copy_(self._spare, live)
+        live = [tensor.detach() for tensor in self._model_tensors]
+        torch._foreach_copy_(self._swap_buffers, live)
         torch._foreach_copy_(live, self.average)
-        self.average, self._spare = self._spare, self.average
+        self.average, self._swap_buffers = self._swap_buffers, self.average

@@ -21,18 +21,21 @@ class Phase:
     freeze_statistics: bool
 
 
-_STEPS = 32
-_SMALLEST, _LARGEST = 16, 64
-_FAR, _NEAR = 0.2, 0.02
+_TARGET_STEPS_PER_EPOCH = 32
+_MIN_BATCH_SIZE, _MAX_BATCH_SIZE = 16, 64
+_HIGH_ERROR, _LOW_ERROR = 0.2, 0.02
 """Shares of training images that phase 1 leaves wrong."""
-_FAMILIAR = 0.15
+_MAX_FAMILIAR_SHIFT = 0.15
 """Shift of BatchNorm's statistics, in nats: pets 0.03, flowers and waste 0.07; steel 0.38 and magnetic tiles 0.55 (MobileNetV2)."""
-_LR, _EPOCHS = (2e-4, 1e-3), (5, 8)
+_LR_RANGE, _EPOCH_RANGE = (2e-4, 1e-3), (5, 8)
 
 
-def usual_batch_size(images: int) -> int:
+def default_batch_size(images: int) -> int:
     """The power of two that comes nearest to 32 steps an epoch, 16 to 64: a small set needs its steps more than large batches."""
-    return min(_LARGEST, max(_SMALLEST, 1 << round(math.log2(max(1.0, images / _STEPS)))))
+    return min(
+        _MAX_BATCH_SIZE,
+        max(_MIN_BATCH_SIZE, 1 << round(math.log2(max(1.0, images / _TARGET_STEPS_PER_EPOCH)))),
+    )
 
 
 def plan_phases(
@@ -45,7 +48,9 @@ def plan_phases(
     Args:
         lr_scale: factor on all learning rates.
     """
-    tail_epochs = sum(_EPOCHS) // 2 if config.finetune_epochs is None else config.finetune_epochs
+    tail_epochs = (
+        sum(_EPOCH_RANGE) // 2 if config.finetune_epochs is None else config.finetune_epochs
+    )
     if config.weights == "none":
         if batch_size < 2:
             raise ConfigError(
@@ -62,7 +67,7 @@ def plan_phases(
         Phase(
             2,
             tail_epochs,
-            lr_scale * (config.finetune_lr or math.sqrt(_LR[0] * _LR[1])),
+            lr_scale * (config.finetune_lr or math.sqrt(_LR_RANGE[0] * _LR_RANGE[1])),
             unfreeze,
             freeze_statistics,
         ),
@@ -70,7 +75,7 @@ def plan_phases(
     return [phase for phase in phases if phase.epochs]
 
 
-def settle(
+def resolve_phase(
     phase: Phase,
     config: FinetuneConfig,
     train_accuracy: float | None,
@@ -93,13 +98,15 @@ def settle(
         # Images mixed with others are answered wrongly by the best of networks: their accuracy says nothing.
         return phase
     wrong = 1 - train_accuracy
-    left = min(1.0, wrong / _FAR)
+    left = min(1.0, wrong / _HIGH_ERROR)
     return replace(
         phase,
-        epochs=round(_EPOCHS[0] + left * (_EPOCHS[1] - _EPOCHS[0]))
+        epochs=round(_EPOCH_RANGE[0] + left * (_EPOCH_RANGE[1] - _EPOCH_RANGE[0]))
         if config.finetune_epochs is None
         else phase.epochs,
-        lr=lr_scale * max(_LR[0], left * _LR[1]) if config.finetune_lr is None else phase.lr,
+        lr=lr_scale * max(_LR_RANGE[0], left * _LR_RANGE[1])
+        if config.finetune_lr is None
+        else phase.lr,
         freeze_statistics=phase.freeze_statistics
-        or (config.batch_norm == "auto" and wrong <= _NEAR and shift() <= _FAMILIAR),
+        or (config.batch_norm == "auto" and wrong <= _LOW_ERROR and shift() <= _MAX_FAMILIAR_SHIFT),
     )

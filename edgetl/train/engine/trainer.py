@@ -19,29 +19,34 @@ from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import RunError
 from edgetl.core.files import write_text
 from edgetl.core.paths import RunDirectory
-from edgetl.train.common.distributed import ALONE, Ranks
+from edgetl.train.common.distributed import SINGLE_PROCESS, Processes
 from edgetl.train.common.progress import EpochRecord, Progress
 from edgetl.train.common.run_choices import RunChoices
-from edgetl.train.engine.budget import FINAL_S
-from edgetl.train.engine.checkpoint import Part, State, write_state, write_tensors
+from edgetl.train.engine.budget import FINALIZATION_S
+from edgetl.train.engine.checkpoint import (
+    Checkpoint,
+    CheckpointPart,
+    write_checkpoint,
+    write_tensors,
+)
 from edgetl.train.engine.cuda_graphs import StepReport
 from edgetl.train.engine.evaluation import Evaluation, evaluate
 from edgetl.train.engine.optim import Loss
-from edgetl.train.engine.phase_builder import Stage
-from edgetl.train.engine.phase_loop import Epochs
+from edgetl.train.engine.phase_builder import TrainablePhase
+from edgetl.train.engine.phase_loop import PhaseLoop
 from edgetl.train.engine.phases import Phase
-from edgetl.train.model.factory import AdaptedNetwork
+from edgetl.train.model.factory import AdaptedModel
 from edgetl.train.model.freezing import set_trainable
-from edgetl.train.model.weights import PretrainedWeights, load_into
+from edgetl.train.model.weights import PretrainedWeights, load_weights
 
 
-class Interruption:
+class InterruptHandler:
     """Whether the user has asked to stop."""
 
-    asked = False
+    requested = False
 
     @contextmanager
-    def waits(self) -> Iterator[None]:
+    def deferred(self) -> Iterator[None]:
         """Inside, the first Ctrl-C only sets `asked`. Elsewhere, and where somebody else answers it, all is as it was."""
         mine = (
             threading.current_thread() is threading.main_thread()
@@ -50,38 +55,38 @@ class Interruption:
         if not mine:
             yield
             return
-        signal.signal(signal.SIGINT, self._answer)
+        signal.signal(signal.SIGINT, self._handle_sigint)
         try:
             yield
         finally:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _answer(self, _number: int, _frame: FrameType | None) -> None:
-        if self.asked:
+    def _handle_sigint(self, _number: int, _frame: FrameType | None) -> None:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
 
 
-_WRITTEN_EVERY_S = 2.0
-SAVED_EVERY_S = 10.0
+_WEIGHTS_INTERVAL_S = 2.0
+CHECKPOINT_INTERVAL_S = 10.0
 """Least time from one checkpoint to the next."""
 
 
 @dataclass
-class Training:
+class Trainer:
     """What the epochs share, and how far they have come."""
 
     config: FinetuneConfig
     run: RunDirectory
-    adapted: AdaptedNetwork
+    adapted_model: AdaptedModel
     loss: Loss
-    images: int
+    images_per_epoch: int
     """Of an epoch."""
-    validated: bool
+    has_validation: bool
     """Whether there are validation images."""
     progress: Progress
-    ranks: Ranks = ALONE
-    started: float = field(default_factory=time.perf_counter)
+    processes: Processes = SINGLE_PROCESS
+    started_at: float = field(default_factory=time.perf_counter)
     """When the run began, on the clock of time.perf_counter."""
     deadline: float | None = None
     """On the clock of time.perf_counter: no epoch begins that would end after it."""
@@ -89,25 +94,27 @@ class Training:
     """The epoch whose weights are kept: in weights.safetensors at the end of each stage, a moment earlier in memory."""
     records: list[EpochRecord] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    trainable: int = 0
+    trainable_parameters: int = 0
     """Parameters of the phase that trained most."""
-    ended: str = "all epochs"
+    stop_reason: str = "all epochs"
     """Why training ended."""
-    stage: int = 0
+    phase_index: int = 0
     """Which one is trained, counted from 0."""
     phase: Phase | None = None
     """Of the stage that is trained; None between two."""
-    steps: dict[int, StepReport] = field(default_factory=dict)
+    step_reports: dict[int, StepReport] = field(default_factory=dict)
     """Phase to how its steps are run."""
     choices: RunChoices = field(default_factory=RunChoices)
-    interruption: Interruption = field(default_factory=Interruption)
+    interrupt_handler: InterruptHandler = field(default_factory=InterruptHandler)
     _saved_at: float = field(default_factory=time.perf_counter)
     _saving_s: float = 0.0
-    _state: dict[str, Tensor] = field(default_factory=dict)
-    _written: bool = True
-    _written_at: float = -math.inf
+    _best_weights: dict[str, Tensor] = field(default_factory=dict)
+    _is_best_written: bool = True
+    _best_written_at: float = -math.inf
 
-    def run_stage(self, stage: Stage, epochs_left: int, state: State | None = None) -> None:
+    def run_phase(
+        self, stage: TrainablePhase, epochs_left: int, state: Checkpoint | None = None
+    ) -> None:
         """Train one stage; weights.safetensors and the network end as the best epoch so far left them.
 
         Args:
@@ -120,68 +127,71 @@ class Training:
         """
         started = time.perf_counter()
         self.phase = stage.phase
-        freezing = set_trainable(self.adapted, stage.phase.unfreeze, stage.phase.freeze_statistics)
-        self.trainable = max(
-            self.trainable, sum(parameter.numel() for parameter in freezing.trained_parameters())
+        freezing = set_trainable(
+            self.adapted_model, stage.phase.unfreeze, stage.phase.freeze_statistics
         )
-        before = state.facts["epochs"]["done"] if state else 0
-        epochs = Epochs(self, stage, freezing, len(self.records) - before + epochs_left)
+        self.trainable_parameters = max(
+            self.trainable_parameters,
+            sum(parameter.numel() for parameter in freezing.trainable_parameters()),
+        )
+        before = state.metadata["epochs"]["done"] if state else 0
+        epochs = PhaseLoop(self, stage, freezing, len(self.records) - before + epochs_left)
         if state:
             epochs.restore(state)
-        while epochs.done < stage.phase.epochs and not self._ends(epochs):
-            epochs.run_one()
-        freezing.prove()
+        while epochs.epochs_done < stage.phase.epochs and not self._should_stop(epochs):
+            epochs.run_epoch()
+        freezing.verify_unchanged()
         if self.best is not None:
             self.load_best()
         name = f"phase{stage.phase.number}"
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-        self.stage, self.phase = self.stage + 1, None
-        self.save_when_due(None)
+        self.phase_index, self.phase = self.phase_index + 1, None
+        self.save_if_due(None)
 
-    def _ends(self, epochs: Epochs) -> bool:
+    def _should_stop(self, epochs: PhaseLoop) -> bool:
         number = self.phase.number if self.phase else 0
         # A run that is computed again ends where the clock ended it the first time.
         if (
             recorded := self.choices.recorded.ended_after.get(str(number))
-        ) is not None and epochs.done >= recorded:
-            self.ended = "--budget"
+        ) is not None and epochs.epochs_done >= recorded:
+            self.stop_reason = "--budget"
             self.progress.note(f"Phase {number} ends early, as recorded (--budget).")
             return True
         late = (
             self.deadline is not None
-            and time.perf_counter() + epochs.slowest + FINAL_S > self.deadline
+            and time.perf_counter() + epochs.slowest_epoch_s + FINALIZATION_S > self.deadline
         )
-        if self.best is not None and self.ranks.agree(late):
-            self.ended = "--budget"
-            self.choices.record_entry("ended_after", str(number), epochs.done)
+        if self.best is not None and self.processes.broadcast(late):
+            self.stop_reason = "--budget"
+            self.choices.record_entry("ended_after", str(number), epochs.epochs_done)
             self.progress.note(
                 f"Phase {number} ends early: another epoch would not fit into --budget."
             )
-        elif epochs.done and self.reached_target():
-            self.ended = "--target-accuracy"
+        elif epochs.epochs_done and self.has_reached_target():
+            self.stop_reason = "--target-accuracy"
             self.progress.note(f"--target-accuracy {self.config.target_accuracy:g} is reached.")
-        elif self.config.patience and epochs.since_better >= self.config.patience:
+        elif self.config.patience and epochs.epochs_since_best >= self.config.patience:
             self.progress.note(
-                f"Phase {number} ends: {epochs.since_better} epochs without a better one (--patience)."
+                f"Phase {number} ends: {epochs.epochs_since_best} epochs without a better one (--patience)."
             )
         else:
             return False
         return True
 
-    def save_when_due(self, epochs: Epochs | None) -> None:
+    def save_if_due(self, epochs: PhaseLoop | None) -> None:
         """Write a checkpoint if the last one is old enough that writing them takes a twentieth of the time at most, or to stop.
 
         Raises:
             KeyboardInterrupt: the user asked to stop.
         """
-        due = time.perf_counter() - self._saved_at > max(SAVED_EVERY_S, 20 * self._saving_s)
-        asked, due = self.ranks.any(self.interruption.asked, due)
+        due = time.perf_counter() - self._saved_at > max(CHECKPOINT_INTERVAL_S, 20 * self._saving_s)
+        asked, due = self.processes.all_reduce_any(self.interrupt_handler.requested, due)
         if asked or due:
             self.save(epochs)
         if asked:
             raise KeyboardInterrupt
 
-    def save(self, epochs: Epochs | None) -> None:
+    def save(self, epochs: PhaseLoop | None) -> None:
         """Write a checkpoint: within a stage, or between two (None).
 
         Raises:
@@ -189,70 +199,76 @@ class Training:
         """
         started = time.perf_counter()
         facts = {
-            "processes": self.ranks.world,
-            "stage": self.stage,
+            "processes": self.processes.world_size,
+            "stage": self.phase_index,
             "phase": asdict(self.phase) if self.phase else None,
-            "epochs": epochs.facts() if epochs else None,
+            "epochs": epochs.checkpoint_metadata() if epochs else None,
             "records": [record.to_json() for record in self.records],
             "best": self.best.epoch if self.best else None,
             "seconds": self.seconds,
-            "elapsed": started - self.started,
-            "trainable": self.trainable,
-            "ended": self.ended,
-            "steps": {str(number): report.to_json() for number, report in self.steps.items()},
+            "elapsed": started - self.started_at,
+            "trainable": self.trainable_parameters,
+            "ended": self.stop_reason,
+            "steps": {
+                str(number): report.to_json() for number, report in self.step_reports.items()
+            },
         }
         own = {"cpu": torch.get_rng_state()}
         if self.loss.device.type == "cuda":
             own["cuda"] = torch.cuda.get_rng_state(self.loss.device)
         generators = {
             f"{rank}/{name}": state
-            for rank, states in enumerate(self.ranks.gather(own))
+            for rank, states in enumerate(self.processes.all_gather(own))
             for name, state in states.items()
         }
-        if self.ranks.first:
-            parts: dict[str, Part] = {
-                "network": self.adapted.network,
-                "best": self._state,
+        if self.processes.is_main:
+            parts: dict[str, CheckpointPart] = {
+                "network": self.adapted_model.model,
+                "best": self._best_weights,
                 "generator": generators,
             }
-            write_state(self.run.checkpoint, {**parts, **(epochs.parts() if epochs else {})}, facts)
+            write_checkpoint(
+                self.run.checkpoint,
+                {**parts, **(epochs.checkpoint_parts() if epochs else {})},
+                facts,
+            )
         self._saved_at = time.perf_counter()
         self._saving_s = self._saved_at - started
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: Checkpoint) -> None:
         """Go on with a checkpoint: everything but what lives as long as a stage, which `run_stage` restores.
 
         Raises:
             RunError: it belongs to another network, or another number of processes.
         """
-        facts = state.facts
-        if facts["processes"] != self.ranks.world:
+        facts = state.metadata
+        if facts["processes"] != self.processes.world_size:
             raise RunError(
-                f"{state.path} is of {facts['processes']} processes and this is one of {self.ranks.world}: go on with as many."
+                f"{state.path} is of {facts['processes']} processes and this is one of {self.processes.world_size}: go on with as many."
             )
-        state.restore("network", self.adapted.network)
+        state.restore("network", self.adapted_model.model)
         self.records = [EpochRecord(**record) for record in facts["records"]]
         self.best = next((record for record in self.records if record.epoch == facts["best"]), None)
-        self._state, self._written = state.part("best"), False
-        self.stage, self.seconds, self.trainable, self.ended = (
+        self._best_weights, self._is_best_written = state.part_tensors("best"), False
+        self.phase_index, self.seconds, self.trainable_parameters, self.stop_reason = (
             facts[name] for name in ("stage", "seconds", "trainable", "ended")
         )
-        self.steps = {
+        self.step_reports = {
             int(number): StepReport(**report) for number, report in facts.get("steps", {}).items()
         }
         self.write_best()
         # What was trained after the checkpoint is trained again.
-        if self.ranks.first:
+        if self.processes.is_main:
             write_text(
                 self.run.history,
                 "".join(json.dumps(record.to_json()) + "\n" for record in self.records),
             )
-        generators = state.part(f"generator/{self.ranks.rank}")
+        generators = state.part_tensors(f"generator/{self.processes.rank}")
         torch.set_rng_state(generators["cpu"])
         if "cuda" in generators and self.loss.device.type == "cuda":
             torch.cuda.set_rng_state(generators["cuda"], self.loss.device)
 
-    def reached_target(self) -> bool:
+    def has_reached_target(self) -> bool:
         """Whether the best epoch is as good as the user asked for."""
         target, best = self.config.target_accuracy, self.best
         return (
@@ -265,16 +281,16 @@ class Training:
     def load_best(self) -> None:
         """Set the network to the best epoch's weights, and see to it that they are in weights.safetensors."""
         self.write_best()
-        weights = PretrainedWeights(dict(self._state), str(self.run.weights), "")
-        load_into(self.adapted.network, weights, "the network being trained")
+        weights = PretrainedWeights(dict(self._best_weights), str(self.run.weights), "")
+        load_weights(self.adapted_model.model, weights, "the network being trained")
 
     def write_best(self) -> None:
         """Write the best epoch's weights if the file does not hold them yet."""
-        if self._state and not self._written and self.ranks.first:
-            write_tensors(self.run.weights, self._state)
-            self._written, self._written_at = True, time.perf_counter()
+        if self._best_weights and not self._is_best_written and self.processes.is_main:
+            write_tensors(self.run.weights, self._best_weights)
+            self._is_best_written, self._best_written_at = True, time.perf_counter()
 
-    def keep(self, record: EpochRecord) -> bool:
+    def record_epoch(self, record: EpochRecord) -> bool:
         """Note an epoch; its weights, as they are in the network now, are kept if it is the best."""
         if not math.isfinite(record.train_loss) or not math.isfinite(record.val_loss or 0.0):
             raise RunError(
@@ -283,26 +299,28 @@ class Training:
         is_best = is_better(record, self.best)
         if is_best:
             # safetensors stores row-major tensors only; the network's are channels last.
-            state = self.adapted.network.state_dict()
-            self._state = {
+            state = self.adapted_model.model.state_dict()
+            self._best_weights = {
                 name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()
             }
-            self.best, self._written = record, False
+            self.best, self._is_best_written = record, False
             # Epochs on cached features end faster than a disk takes their weights.
-            if time.perf_counter() - self._written_at > _WRITTEN_EVERY_S:
+            if time.perf_counter() - self._best_written_at > _WEIGHTS_INTERVAL_S:
                 self.write_best()
         self.records.append(record)
-        if self.ranks.first:
+        if self.processes.is_main:
             with self.run.history.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record.to_json()) + "\n")
-        self.progress.epoch(record, is_best)
+        self.progress.on_epoch_end(record, is_best)
         return is_best
 
-    def evaluate(self, stage: Stage) -> Evaluation | None:
+    def evaluate(self, stage: TrainablePhase) -> Evaluation | None:
         """The validation images, in float32 as the exported model will compute them."""
-        self.adapted.network.eval()
+        self.adapted_model.model.eval()
         return (
-            evaluate(stage.forward, stage.feed.validation(), self.ranks) if self.validated else None
+            evaluate(stage.forward, stage.batch_source.iter_val_batches(), self.processes)
+            if self.has_validation
+            else None
         )
 
 

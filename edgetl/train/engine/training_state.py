@@ -12,15 +12,15 @@ from edgetl.core.config.finetune import MAX_EPOCHS
 from edgetl.core.errors import RunError
 from edgetl.core.typed_json import parse_as
 from edgetl.train.common.progress import EpochRecord
-from edgetl.train.engine.checkpoint import State, read_state
+from edgetl.train.engine.checkpoint import Checkpoint, read_checkpoint
 from edgetl.train.engine.cuda_graphs import StepReport
 from edgetl.train.engine.phases import Phase
 
-_MOST_PHASES = 2
+_MAX_PHASES = 2
 
 
 @dataclass(frozen=True)
-class RankFacts:
+class RankState:
     """Counts of one of several processes in an epoch."""
 
     seen: int
@@ -30,7 +30,7 @@ class RankFacts:
 
 
 @dataclass(frozen=True)
-class StageFacts:
+class PhaseState:
     """How far a phase has come."""
 
     done: int
@@ -40,7 +40,7 @@ class StageFacts:
     lr: float
     spent: float
     step: int
-    ranks: tuple[RankFacts, ...]
+    ranks: tuple[RankState, ...]
     averaged_steps: int
     scaler: dict[str, Any]
     frozen: dict[str, str]
@@ -48,13 +48,13 @@ class StageFacts:
 
 
 @dataclass(frozen=True)
-class TrainingFacts:
+class TrainerState:
     """The content of a checkpoint beside its tensors; written by `Training.save`."""
 
     processes: int
     stage: int
     phase: Phase | None
-    epochs: StageFacts | None
+    epochs: PhaseState | None
     """None between two phases."""
     records: tuple[EpochRecord, ...]
     best: int | None
@@ -65,35 +65,36 @@ class TrainingFacts:
     steps: dict[str, StepReport]
 
 
-def read_training_state(path: Path) -> State:
+def read_training_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
         RunError: it is damaged, or its facts or random generators are not what a training writes.
     """
-    state = read_state(path)
+    state = read_checkpoint(path)
     try:
-        facts = {"steps": {}, **parse_as(dict[str, Any], state.facts, "facts")}
-        _check(parse_as(TrainingFacts, facts, "facts"), state)
+        facts = {"steps": {}, **parse_as(dict[str, Any], state.metadata, "facts")}
+        _check(parse_as(TrainerState, facts, "facts"), state)
     except ValueError as cause:
-        raise _unusable(state, cause) from cause
-    return replace(state, facts=facts)
+        raise _resume_error(state, cause) from cause
+    return replace(state, metadata=facts)
 
 
-def check_phases(state: State, phases: int) -> None:
+def check_phases(state: Checkpoint, phases: int) -> None:
     """Check that a checkpoint lies within a training of so many phases.
 
     Raises:
         RunError: it is not.
     """
-    if state.facts["stage"] > phases:
-        raise _unusable(
-            state, f"it is in phase {state.facts['stage'] + 1}, and config.json asks for {phases}"
+    if state.metadata["stage"] > phases:
+        raise _resume_error(
+            state,
+            f"it is in phase {state.metadata['stage'] + 1}, and config.json asks for {phases}",
         )
 
 
-def _check(facts: TrainingFacts, state: State) -> None:
-    numbers = {"stage": (facts.stage, _MOST_PHASES)}
+def _check(facts: TrainerState, state: Checkpoint) -> None:
+    numbers = {"stage": (facts.stage, _MAX_PHASES)}
     if facts.phase is not None:
         numbers["phase.epochs"] = (facts.phase.epochs, MAX_EPOCHS)
     if facts.epochs is not None:
@@ -123,7 +124,7 @@ def _check(facts: TrainingFacts, state: State) -> None:
             raise ValueError(f"it holds no state of the random generator of process {rank}")
 
 
-def _check_generator_state(ranks: tuple[RankFacts, ...]) -> None:
+def _check_generator_state(ranks: tuple[RankState, ...]) -> None:
     import numpy as np
 
     for rank in ranks:
@@ -133,5 +134,5 @@ def _check_generator_state(ranks: tuple[RankFacts, ...]) -> None:
             raise ValueError(f"its state of NumPy's generator is broken ({cause})") from cause
 
 
-def _unusable(state: State, cause: object) -> RunError:
+def _resume_error(state: Checkpoint, cause: object) -> RunError:
     return RunError(f"{state.path} cannot be gone on with ({cause}). Begin anew in another folder.")

@@ -7,183 +7,200 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgetl.core.cache import cache_folder
+from edgetl.core.cache import get_cache_folder
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.train.common.distributed import ALONE, Group, Ranks
-from edgetl.train.common.precision import Computing, Function, Values
+from edgetl.train.common.distributed import SINGLE_PROCESS, DistributedGroup, Processes
+from edgetl.train.common.precision import ComputeConfig, TensorFunction, Tensors
 from edgetl.train.common.progress import Progress
 from edgetl.train.common.run_choices import RunChoices
-from edgetl.train.data.loader import Loader
-from edgetl.train.features.extractor import Choice, Prefix
+from edgetl.train.data.loader import ImageLoader
+from edgetl.train.features.extractor import ExtractorChoice, FeatureExtractor
 from edgetl.train.features.partition import Cut
 from edgetl.train.features.store import (
-    Activations,
-    ActivationStore,
-    Rows,
-    activations_key,
-    empty_activations,
-    rows_of,
+    Features,
+    FeatureStore,
+    TensorSpec,
+    empty_features,
+    hash_feature_key,
+    tensor_specs,
 )
-from edgetl.train.model.factory import AdaptedNetwork
+from edgetl.train.model.factory import AdaptedModel
 
-_BATCH, _BATCH_OF_VALUES = 32, 128
+_IMAGE_BATCH_SIZE, _FEATURE_BATCH_SIZE = 32, 128
 
 
 @dataclass(frozen=True)
-class Materials:
+class RunContext:
     """What the stages of a run are made from."""
 
     config: FinetuneConfig
     batch_size: int
     """Images a step."""
-    adapted: AdaptedNetwork
-    loader: Loader
-    train: Sequence[int]
+    adapted_model: AdaptedModel
+    loader: ImageLoader
+    train_indices: Sequence[int]
     """Indices of the training images among the loader's."""
-    val: Sequence[int]
+    val_indices: Sequence[int]
     preprocessing: Preprocessing
-    computing: Computing
-    facts: dict[str, Any]
+    compute_config: ComputeConfig
+    feature_key: dict[str, Any]
     """What activations depend on besides the views: weights, images, transform."""
-    cache_budget: int
+    cache_budget_bytes: int
     """Bytes."""
     deadline: float | None
     """On the clock of time.perf_counter."""
     progress: Progress
-    ranks: Ranks = ALONE
+    processes: Processes = SINGLE_PROCESS
     choices: RunChoices = field(default_factory=RunChoices)
 
 
 @dataclass(frozen=True)
-class Base:
+class FrozenBackbone:
     """The earliest cut with something frozen before it."""
 
     cut: Cut
-    prefix: Prefix
+    train_extractor: FeatureExtractor
     """The fastest way to its values: for training images."""
-    exact: Prefix
+    val_extractor: FeatureExtractor
     """In float32: for validation images."""
-    rows: tuple[Rows, ...]
+    specs: tuple[TensorSpec, ...]
     """One for each value that crosses the cut."""
-    later: tuple[Rows, ...] = ()
+    later_specs: tuple[TensorSpec, ...] = ()
     """Those of later cuts, which are cached as well."""
 
     def total_bytes(self, views: int, train: int, val: int) -> int:
         """Of the cache: training values as the prefix gives them, validation values in float32."""
-        rows = (*self.rows, *self.later)
-        exact = sum(4 * row.row_bytes // row.dtype.itemsize for row in rows)
-        return views * train * sum(row.row_bytes for row in rows) + val * exact
+        rows = (*self.specs, *self.later_specs)
+        exact = sum(4 * row.bytes_per_image // row.dtype.itemsize for row in rows)
+        return views * train * sum(row.bytes_per_image for row in rows) + val * exact
 
 
-def view_keys(views: int) -> list[int | None]:
+def view_numbers(views: int) -> list[int | None]:
     """Keys of so many views; the first is evaluation's own, which also tells the accuracy on training images."""
     return [None, *range(1, views)]
 
 
-class Cache:
+class FeatureCache:
     """The store, as one run uses it."""
 
-    def __init__(self, has: Materials, base: Cut, runtimes: Choice) -> None:
+    def __init__(self, has: RunContext, base: Cut, runtimes: ExtractorChoice) -> None:
         """Take the earliest cut and the runtimes that lead to it: all are part of every key."""
-        self._has = has
-        self._facts = {**has.facts, "base": base.name, "runtimes": [runtimes.fast, runtimes.exact]}
-        self._store = ActivationStore(
-            cache_folder() / "activations", has.cache_budget, has.ranks.local
+        self._context = has
+        self._feature_key = {
+            **has.feature_key,
+            "base": base.name,
+            "runtimes": [runtimes.fast, runtimes.exact],
+        }
+        self._store = FeatureStore(
+            get_cache_folder() / "activations", has.cache_budget_bytes, has.processes.local_group
         )
 
-    def find(self, cut: Cut, views: int) -> Activations | None:
+    def find(self, cut: Cut, views: int) -> Features | None:
         """What an earlier run has left."""
-        return self._store.open(self._key(cut, views))
+        return self._store.open(self._entry_key(cut, views))
 
-    def fill(self, base: Base, views: int) -> Activations:
+    def fill(self, base: FrozenBackbone, views: int) -> Features:
         """Put every view and every validation image through the frozen blocks."""
-        return self._made(
+        return self._create_entry(
             base.cut,
             views,
-            base.rows,
-            lambda made, sharers: _compute(made, base, self._has, sharers),
+            base.specs,
+            lambda made, sharers: _extract_from_images(made, base, self._context, sharers),
         )
 
-    def add(self, cut: Cut, base: Activations, train: Function, val: Function) -> Activations:
+    def fill_later_cut(
+        self, cut: Cut, base: Features, train: TensorFunction, val: TensorFunction
+    ) -> Features:
         """The values at a later cut, by functions from the base's values to those, one for each part; written batch by batch."""
-        rows = rows_of(
-            train(*(value[0, :2].to(self._has.computing.device).float() for value in base.train))
+        rows = tensor_specs(
+            train(
+                *(
+                    value[0, :2].to(self._context.compute_config.device).float()
+                    for value in base.train
+                )
+            )
         )
 
-        def compute(made: Activations, sharers: Group) -> None:
+        def compute(made: Features, sharers: DistributedGroup) -> None:
             for view in range(base.views):
-                self._through(
+                self._extract_in_batches(
                     train,
                     tuple(value[view] for value in base.train),
                     tuple(value[view] for value in made.train),
                     sharers,
                 )
-            self._through(val, base.val, made.val, sharers)
+            self._extract_in_batches(val, base.val, made.val, sharers)
 
-        return self._made(cut, base.views, rows, compute)
+        return self._create_entry(cut, base.views, rows, compute)
 
-    def _through(self, function: Function, values: Values, into: Values, sharers: Group) -> None:
-        starts = range(0, len(values[0]), _BATCH_OF_VALUES)
-        for at in (starts[mine] for mine in sharers.own(len(starts))):
+    def _extract_in_batches(
+        self, function: TensorFunction, values: Tensors, into: Tensors, sharers: DistributedGroup
+    ) -> None:
+        starts = range(0, len(values[0]), _FEATURE_BATCH_SIZE)
+        for at in (starts[mine] for mine in sharers.shard(len(starts))):
             batch = (
-                value[at : at + _BATCH_OF_VALUES].to(self._has.computing.device).float()
+                value[at : at + _FEATURE_BATCH_SIZE].to(self._context.compute_config.device).float()
                 for value in values
             )
-            _put(function(*batch), into, at)
+            _write_batch(function(*batch), into, at)
 
-    def _made(
+    def _create_entry(
         self,
         cut: Cut,
         views: int,
-        rows: Sequence[Rows],
-        compute: Callable[[Activations, Group], None],
-    ) -> Activations:
+        rows: Sequence[TensorSpec],
+        compute: Callable[[Features, DistributedGroup], None],
+    ) -> Features:
         train, val = (
-            [(views, len(self._has.train))] * len(rows),
-            [(len(self._has.val),)] * len(rows),
+            [(views, len(self._context.train_indices))] * len(rows),
+            [(len(self._context.val_indices),)] * len(rows),
         )
-        key = self._key(cut, views)
+        key = self._entry_key(cut, views)
         with ExitStack() as stack:
             try:
                 made, sharers = (
                     stack.enter_context(self._store.create(key, train, val, rows)),
-                    self._has.ranks.local,
+                    self._context.processes.local_group,
                 )
             except OSError:
                 # No folder that can be written, or no room on its disk: memory does as well, for this run; each process has its own.
-                made, sharers = empty_activations(train, val, rows), ALONE
+                made, sharers = empty_features(train, val, rows), SINGLE_PROCESS
             compute(made, sharers)
         return self._store.open(key) or made
 
-    def _key(self, cut: Cut, views: int) -> str:
-        return activations_key({**self._facts, "cut": cut.name, "views": views})
+    def _entry_key(self, cut: Cut, views: int) -> str:
+        return hash_feature_key({**self._feature_key, "cut": cut.name, "views": views})
 
 
-def _compute(made: Activations, base: Base, has: Materials, sharers: Group) -> None:
+def _extract_from_images(
+    made: Features, base: FrozenBackbone, has: RunContext, sharers: DistributedGroup
+) -> None:
     training = [
-        (base.prefix, tuple(value[at] for value in made.train), has.train, view)
-        for at, view in enumerate(view_keys(made.views))
+        (base.train_extractor, tuple(value[at] for value in made.train), has.train_indices, view)
+        for at, view in enumerate(view_numbers(made.views))
     ]
-    parts: list[tuple[Prefix, Values, Sequence[int], int | None]] = [
+    parts: list[tuple[FeatureExtractor, Tensors, Sequence[int], int | None]] = [
         *training,
-        (base.exact, made.val, has.val, None),
+        (base.val_extractor, made.val, has.val_indices, None),
     ]
     batches = [
-        (function, into, [(view, index) for index in indices[at : at + _BATCH]], at)
+        (function, into, [(view, index) for index in indices[at : at + _IMAGE_BATCH_SIZE]], at)
         for function, into, indices, view in parts
-        for at in range(0, len(indices), _BATCH)
+        for at in range(0, len(indices), _IMAGE_BATCH_SIZE)
     ]
-    mine = [batches[at] for at in sharers.own(len(batches))]
+    mine = [batches[at] for at in sharers.shard(len(batches))]
     total, done = sum(len(keys) for _, _, keys, _ in mine), 0
     for (function, into, _, at), (pixels, _) in zip(
         mine, has.loader([keys for _, _, keys, _ in mine]), strict=True
     ):
-        _put(function(has.computing.network_input(pixels, has.preprocessing)), into, at)
+        _write_batch(
+            function(has.compute_config.to_model_input(pixels, has.preprocessing)), into, at
+        )
         done += len(pixels)
-        has.progress.prepared(done, total)
+        has.progress.on_features_computed(done, total)
 
 
-def _put(values: Values, into: Values, at: int) -> None:
+def _write_batch(values: Tensors, into: Tensors, at: int) -> None:
     for value, target in zip(values, into, strict=True):
         target[at : at + len(value)] = value.to(target.dtype)

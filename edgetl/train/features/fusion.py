@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
-_POINTWISE: dict[type[nn.Module], tuple[str, list[float]]] = {
+_FUSABLE_ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.ReLU: ("relu", []),
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
     nn.Hardswish: ("hardswish", []),
@@ -34,7 +34,7 @@ def fuse_activations(piece: fx.GraphModule) -> fx.GraphModule:
     modules = dict(piece.named_modules())
     for node in list(piece.graph.nodes):
         activation = modules.get(str(node.target)) if node.op == "call_module" else None
-        if activation is None or type(activation) not in _POINTWISE:
+        if activation is None or type(activation) not in _FUSABLE_ACTIVATIONS:
             continue
         before = node.args[0]
         convolution = (
@@ -54,7 +54,8 @@ def fuse_activations(piece: fx.GraphModule) -> fx.GraphModule:
         ):
             continue
         piece.set_submodule(
-            str(before.target), _Activated(convolution, *_POINTWISE[type(activation)])
+            str(before.target),
+            _FusedConvActivation(convolution, *_FUSABLE_ACTIVATIONS[type(activation)]),
         )
         node.replace_all_uses_with(before)
         piece.graph.erase_node(node)
@@ -62,11 +63,11 @@ def fuse_activations(piece: fx.GraphModule) -> fx.GraphModule:
     return piece
 
 
-class _Activated(nn.Module):
+class _FusedConvActivation(nn.Module):
     def __init__(self, convolution: nn.Conv2d, name: str, values: list[float]) -> None:
         super().__init__()
         self.weight, self.bias = convolution.weight, convolution.bias
-        self._geometry = (
+        self._conv_arguments = (
             convolution.padding,
             convolution.stride,
             convolution.dilation,
@@ -76,6 +77,6 @@ class _Activated(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         computed: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            value, self.weight, self.bias, *self._geometry, *self._activation
+            value, self.weight, self.bias, *self._conv_arguments, *self._activation
         )
         return computed

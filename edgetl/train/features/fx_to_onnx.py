@@ -24,7 +24,7 @@ from edgetl.core.errors import ExportError
 _OPSET = 18
 
 
-def traced_graph(
+def convert_fx_to_onnx(
     piece: fx.GraphModule, example: Sequence[Tensor], names: Sequence[str]
 ) -> onnx.ModelProto:
     """A piece (values, ...) -> (values, ...) in evaluation mode, traced down to PyTorch's modules; float32, the first axis is the batch.
@@ -38,45 +38,45 @@ def traced_graph(
     """
     with torch.no_grad():
         ShapeProp(piece).propagate(*example)
-    return _Writer(piece, names).model(len(example[0]))
+    return _Writer(piece, names).build_model(len(example[0]))
 
 
 class _Writer:
     def __init__(self, piece: fx.GraphModule, names: Sequence[str]) -> None:
-        self._piece = piece
+        self._graph_module = piece
         self._names = list(names)
         self._values: dict[fx.Node, Any] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._tensors: list[onnx.TensorProto] = []
 
-    def model(self, rows: int) -> onnx.ModelProto:
+    def build_model(self, rows: int) -> onnx.ModelProto:
         inputs: list[onnx.ValueInfoProto] = []
-        for node in self._piece.graph.nodes:
+        for node in self._graph_module.graph.nodes:
             if node.op == "placeholder":
                 self._values[node] = self._names[len(inputs)]
-                inputs.append(_described(self._names[len(inputs)], node))
+                inputs.append(_make_value_info(self._names[len(inputs)], node))
             elif node.op == "output":
                 given = node.args[0] if isinstance(node.args[0], tuple) else (node.args[0],)
-            elif _is_value(node):
+            elif _has_tensor_value(node):
                 if any(shape[:1] != (rows,) for shape in _shapes(node)):
                     raise ExportError(f"{node.name} has no row for each image.")
-                self._values[node] = self._written(node)
+                self._values[node] = self._write_node(node)
         # One value may leave twice, and an input may leave as it is: each output has a name of its own.
-        outputs = [self._add("Identity", [self._values[node]]) for node in given]
+        outputs = [self._add_node("Identity", [self._values[node]]) for node in given]
         graph = helper.make_graph(
             self._nodes,
             "piece",
             inputs,
-            [_described(name, node) for name, node in zip(outputs, given, strict=True)],
+            [_make_value_info(name, node) for name, node in zip(outputs, given, strict=True)],
             self._tensors,
         )
         return helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10
         )
 
-    def _written(self, node: fx.Node) -> Any:
+    def _write_node(self, node: fx.Node) -> Any:
         if node.op == "call_module":
-            return self._module(node, self._piece.get_submodule(str(node.target)))
+            return self._write_module(node, self._graph_module.get_submodule(str(node.target)))
         if node.op == "call_function" and node.target is operator.getitem:
             parts = self._values.get(_argument(node, 0))
             if not isinstance(parts, tuple) or not isinstance(_argument(node, 1), int):
@@ -87,7 +87,7 @@ class _Writer:
             raise ExportError(f"{node.op} {node.target} is not known here.")
         return write(self, node)
 
-    def _module(self, node: fx.Node, module: nn.Module) -> str:
+    def _write_module(self, node: fx.Node, module: nn.Module) -> str:
         write = _MODULES.get(type(module))
         if write is None:
             raise ExportError(f"{type(module).__name__} is not known here.")
@@ -97,54 +97,60 @@ class _Writer:
         return str(self._values[_argument(node, 0)])
 
     def functional(self, node: fx.Node, module: nn.Module) -> str:
-        return self._module(node, module)
+        return self._write_module(node, module)
 
-    def operands(self, node: fx.Node, operator_type: str) -> str:
+    def binary(self, node: fx.Node, operator_type: str) -> str:
         if node.kwargs or len(node.all_input_nodes) != len(set(node.args)):
             raise ExportError(f"{node.name} takes a number.")
-        return self._add(operator_type, [self._values[_argument(node, at)] for at in (0, 1)])
+        return self._add_node(operator_type, [self._values[_argument(node, at)] for at in (0, 1)])
 
-    def concatenated(self, node: fx.Node) -> str:
-        return self._add(
+    def concat(self, node: fx.Node) -> str:
+        return self._add_node(
             "Concat",
             [self._values[value] for value in _argument(node, 0)],
             axis=_argument(node, 1, "dim", 0),
         )
 
-    def parts(self, node: fx.Node) -> tuple[str, ...]:
+    def split(self, node: fx.Node) -> tuple[str, ...]:
         axis = _argument(node, 2, "dim", 0)
         sizes = [shape[axis] for shape in _shapes(node)]
         names = [f"{node.name}_{at}" for at in range(len(sizes))]
         self._nodes.append(
             helper.make_node(
-                "Split", [self.input(node), self._tensor(np.array(sizes))], names, axis=axis
+                "Split",
+                [self.input(node), self._add_initializer(np.array(sizes))],
+                names,
+                axis=axis,
             )
         )
         return tuple(names)
 
-    def reshaped(self, node: fx.Node) -> str:
+    def reshape(self, node: fx.Node) -> str:
         # 0 keeps the batch, whatever its size.
-        return self._add(
-            "Reshape", [self.input(node), self._tensor(np.array([0, *_shapes(node)[0][1:]]))]
+        return self._add_node(
+            "Reshape",
+            [self.input(node), self._add_initializer(np.array([0, *_shapes(node)[0][1:]]))],
         )
 
-    def transposed(self, node: fx.Node) -> str:
+    def transpose(self, node: fx.Node) -> str:
         order = list(range(len(_shapes(node)[0])))
         first, second = _argument(node, 1), _argument(node, 2)
         order[first], order[second] = order[second], order[first]
-        return self._add("Transpose", [self.input(node)], perm=order)
+        return self._add_node("Transpose", [self.input(node)], perm=order)
 
-    def averaged(self, node: fx.Node) -> str:
+    def mean(self, node: fx.Node) -> str:
         if node.kwargs or len(node.args) != 2:
             raise ExportError(f"{node.name} averages in a way that is not known here.")
-        return self._add(
-            "ReduceMean", [self.input(node), self._tensor(np.array(node.args[1]))], keepdims=0
+        return self._add_node(
+            "ReduceMean",
+            [self.input(node), self._add_initializer(np.array(node.args[1]))],
+            keepdims=0,
         )
 
     def convolution(self, node: fx.Node, module: nn.Conv2d) -> str:
         if module.padding_mode != "zeros" or isinstance(module.padding, str):
             raise ExportError(f"{node.name} pads in a way that is not known here.")
-        return self._add(
+        return self._add_node(
             "Conv",
             [self.input(node), *self._parameters(module.weight, module.bias)],
             kernel_shape=module.kernel_size,
@@ -157,7 +163,7 @@ class _Writer:
     def linear(self, node: fx.Node, module: nn.Linear) -> str:
         if len(_shapes(node)[0]) != 2:
             raise ExportError(f"{node.name} is a linear layer on more than rows.")
-        return self._add(
+        return self._add_node(
             "Gemm", [self.input(node), *self._parameters(module.weight, module.bias)], transB=1
         )
 
@@ -165,7 +171,7 @@ class _Writer:
         given = self._parameters(
             module.weight, module.bias, module.running_mean, module.running_var
         )
-        return self._add("BatchNormalization", [self.input(node), *given], epsilon=module.eps)
+        return self._add_node("BatchNormalization", [self.input(node), *given], epsilon=module.eps)
 
     def pool(
         self,
@@ -179,7 +185,7 @@ class _Writer:
         kernel, stride, padding = (
             _pair(value) for value in (module.kernel_size, module.stride, module.padding)
         )
-        return self._add(
+        return self._add_node(
             operator_type,
             [self.input(node)],
             kernel_shape=kernel,
@@ -195,37 +201,39 @@ class _Writer:
             return self.input(node)
         if wanted != (1, 1):
             raise ExportError(f"{node.name} pools {given} to {wanted}.")
-        return self._add("GlobalAveragePool", [self.input(node)])
+        return self._add_node("GlobalAveragePool", [self.input(node)])
 
     def silu(self, node: fx.Node) -> str:
-        return self._add("Mul", [self.input(node), self._add("Sigmoid", [self.input(node)])])
+        return self._add_node(
+            "Mul", [self.input(node), self._add_node("Sigmoid", [self.input(node)])]
+        )
 
-    def clipped(self, node: fx.Node, low: float, high: float) -> str:
-        return self._add(
+    def clip(self, node: fx.Node, low: float, high: float) -> str:
+        return self._add_node(
             "Clip",
             [
                 self.input(node),
-                *(self._tensor(np.array(bound, np.float32)) for bound in (low, high)),
+                *(self._add_initializer(np.array(bound, np.float32)) for bound in (low, high)),
             ],
         )
 
-    def simple(self, node: fx.Node, operator_type: str, **attributes: float) -> str:
-        return self._add(operator_type, [self.input(node)], **attributes)
+    def unary(self, node: fx.Node, operator_type: str, **attributes: float) -> str:
+        return self._add_node(operator_type, [self.input(node)], **attributes)
 
     def _parameters(self, *values: Tensor | None) -> list[str]:
         return [
-            self._tensor(value.detach().float().contiguous().cpu().numpy())
+            self._add_initializer(value.detach().float().contiguous().cpu().numpy())
             if value is not None
             else ""
             for value in values
         ]
 
-    def _tensor(self, value: np.ndarray[Any, Any]) -> str:
+    def _add_initializer(self, value: np.ndarray[Any, Any]) -> str:
         name = f"tensor{len(self._tensors)}"
         self._tensors.append(numpy_helper.from_array(value, name))
         return name
 
-    def _add(self, operator_type: str, inputs: Sequence[str], **attributes: Any) -> str:
+    def _add_node(self, operator_type: str, inputs: Sequence[str], **attributes: Any) -> str:
         name = f"value_{len(self._nodes)}"
         self._nodes.append(helper.make_node(operator_type, list(inputs), [name], **attributes))
         return name
@@ -235,7 +243,7 @@ def _argument(node: fx.Node, at: int, name: str = "", default: Any = None) -> An
     return node.args[at] if len(node.args) > at else node.kwargs.get(name, default)
 
 
-def _is_value(node: fx.Node) -> bool:
+def _has_tensor_value(node: fx.Node) -> bool:
     """Whether it is one tensor or several, not a size or what is reckoned from sizes."""
     return "tensor_meta" in node.meta
 
@@ -245,7 +253,7 @@ def _shapes(node: Any) -> list[tuple[int, ...]]:
     return [tuple(meta.shape)] if hasattr(meta, "shape") else [tuple(one.shape) for one in meta]
 
 
-def _described(name: str, node: fx.Node) -> onnx.ValueInfoProto:
+def _make_value_info(name: str, node: fx.Node) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *_shapes(node)[0][1:]])
 
 
@@ -253,9 +261,9 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-_Writes = Callable[..., Any]
-_SAME: _Writes = lambda writer, node, *module: writer.input(node)  # noqa: E731
-_MODULES: dict[type[nn.Module], _Writes] = {
+_NodeWriter = Callable[..., Any]
+_PASS_THROUGH: _NodeWriter = lambda writer, node, *module: writer.input(node)  # noqa: E731
+_MODULES: dict[type[nn.Module], _NodeWriter] = {
     nn.Conv2d: _Writer.convolution,
     nn.Linear: _Writer.linear,
     nn.BatchNorm2d: _Writer.batch_norm,
@@ -274,19 +282,19 @@ _MODULES: dict[type[nn.Module], _Writes] = {
     ),
     nn.Hardswish: lambda writer, node, module: writer.simple(node, "HardSwish"),
     nn.SiLU: lambda writer, node, module: writer.silu(node),
-    nn.Dropout: _SAME,
-    nn.Identity: _SAME,
-    StochasticDepth: _SAME,
+    nn.Dropout: _PASS_THROUGH,
+    nn.Identity: _PASS_THROUGH,
+    StochasticDepth: _PASS_THROUGH,
 }
-_FUNCTIONS: dict[Any, _Writes] = {
+_FUNCTIONS: dict[Any, _NodeWriter] = {
     operator.add: lambda writer, node: writer.operands(node, "Add"),
     operator.iadd: lambda writer, node: writer.operands(node, "Add"),
     torch.add: lambda writer, node: writer.operands(node, "Add"),
     operator.mul: lambda writer, node: writer.operands(node, "Mul"),
     torch.mul: lambda writer, node: writer.operands(node, "Mul"),
-    torch.cat: _Writer.concatenated,
-    torch.flatten: _Writer.reshaped,
-    torch.transpose: _Writer.transposed,
+    torch.cat: _Writer.concat,
+    torch.flatten: _Writer.reshape,
+    torch.transpose: _Writer.transpose,
     F.relu: lambda writer, node: writer.functional(node, nn.ReLU()),
     F.adaptive_avg_pool2d: lambda writer, node: writer.functional(node, nn.AdaptiveAvgPool2d(1)),
     F.avg_pool2d: lambda writer, node: writer.functional(
@@ -295,11 +303,11 @@ _FUNCTIONS: dict[Any, _Writes] = {
     F.max_pool2d: lambda writer, node: writer.functional(
         node, nn.MaxPool2d(*node.args[1:], **node.kwargs)
     ),
-    stochastic_depth: _SAME,
-    "chunk": _Writer.parts,
-    "contiguous": _SAME,
-    "flatten": _Writer.reshaped,
-    "mean": _Writer.averaged,
-    "reshape": _Writer.reshaped,
-    "view": _Writer.reshaped,
+    stochastic_depth: _PASS_THROUGH,
+    "chunk": _Writer.split,
+    "contiguous": _PASS_THROUGH,
+    "flatten": _Writer.reshape,
+    "mean": _Writer.mean,
+    "reshape": _Writer.reshape,
+    "view": _Writer.reshape,
 }

@@ -16,37 +16,40 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
-class Block:
+class BackboneBlock:
     """One unit of the backbone."""
 
-    modules: tuple[str, ...]
+    module_paths: tuple[str, ...]
     """Paths of its modules, as in `named_modules()`."""
 
     @property
     def name(self) -> str:
         """The path of its first module."""
-        return self.modules[0]
+        return self.module_paths[0]
 
 
-def find_blocks(network: nn.Module, classification_layer: str) -> list[Block]:
+def find_blocks(network: nn.Module, classification_layer: str) -> list[BackboneBlock]:
     """The blocks of everything but the classification layer, in forward order.
 
     torchvision's classifiers define their modules in the order in which they run; a test holds every family to it.
     """
     excluded = network.get_submodule(classification_layer)
-    backbone = _size(network) - _size(excluded)
-    blocks: list[Block] = []
+    backbone = _count_parameters(network) - _count_parameters(excluded)
+    blocks: list[BackboneBlock] = []
     for path, module in _units(network, "", excluded, backbone):
-        if blocks and _is_leaf(module) and not _is_weighty(module):
-            blocks[-1] = Block((*blocks[-1].modules, path))
+        if blocks and _is_leaf(module) and not _has_weight_matrix(module):
+            blocks[-1] = BackboneBlock((*blocks[-1].module_paths, path))
         else:
-            blocks.append(Block((path,)))
+            blocks.append(BackboneBlock((path,)))
     return blocks
 
 
-def last_blocks(network: nn.Module, blocks: list[Block], share: float = 0.5) -> int:
+def count_last_blocks(network: nn.Module, blocks: list[BackboneBlock], share: float = 0.5) -> int:
     """The fewest last blocks that hold this share of all blocks' parameters."""
-    sizes = [sum(_size(network.get_submodule(path)) for path in block.modules) for block in blocks]
+    sizes = [
+        sum(_count_parameters(network.get_submodule(path)) for path in block.module_paths)
+        for block in blocks
+    ]
     for count in range(1, len(blocks) + 1):
         if sum(sizes[-count:]) >= share * sum(sizes):
             return count
@@ -58,7 +61,9 @@ def _units(
 ) -> Iterator[tuple[str, nn.Module]]:
     for name, child in module.named_children():
         child_path = f"{path}.{name}" if path else name
-        if child is excluded or not (_size(child) or any(True for _ in child.buffers())):
+        if child is excluded or not (
+            _count_parameters(child) or any(True for _ in child.buffers())
+        ):
             continue
         if _is_stack(child, backbone) or any(inner is excluded for inner in child.modules()):
             yield from _units(child, child_path, excluded, backbone)
@@ -67,25 +72,25 @@ def _units(
 
 
 def _is_stack(module: nn.Module, backbone: int) -> bool:
-    children = [child for child in module.children() if _size(child)]
+    children = [child for child in module.children() if _count_parameters(child)]
     if isinstance(module, _CONTAINERS):
         return (
             any(not _is_leaf(child) for child in children)
-            or sum(_is_weighty(child) for child in children) > 1
+            or sum(_has_weight_matrix(child) for child in children) > 1
         )
     if len(children) == 1 and isinstance(children[0], nn.ModuleList):
         return True  # MaxVitBlock: nothing but a list of layers
-    return not _is_leaf(module) and 2 * _size(module) > backbone  # ViT's encoder
+    return not _is_leaf(module) and 2 * _count_parameters(module) > backbone  # ViT's encoder
 
 
 def _is_leaf(module: nn.Module) -> bool:
     return not any(True for _ in module.children())
 
 
-def _is_weighty(module: nn.Module) -> bool:
+def _has_weight_matrix(module: nn.Module) -> bool:
     # Normalisations and layer scales have vectors; convolutions, linear layers and embeddings have matrices.
     return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
 
 
-def _size(module: nn.Module) -> int:
+def _count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())

@@ -15,24 +15,24 @@ from edgetl.core.errors import RunError, WeightsError
 from edgetl.core.files import sha256_file
 from edgetl.core.paths import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.train.model.blocks import Block, find_blocks
-from edgetl.train.model.final_model import check_unchanged
-from edgetl.train.model.head import ClassificationLayer, find_classification_layer, replace_head
+from edgetl.train.model.blocks import BackboneBlock, find_blocks
+from edgetl.train.model.final_model import check_model_unchanged
+from edgetl.train.model.head import ClassifierLayer, find_classifier_layer, replace_head
 from edgetl.train.model.torchvision_models import (
-    build_network,
-    build_skeleton,
-    known_architecture,
+    build_meta_model,
+    build_model,
+    default_preprocessing,
+    get_architecture,
     preprocessing_for,
-    usual_preprocessing,
 )
-from edgetl.train.model.weights import PretrainedWeights, load_into, read_weights
+from edgetl.train.model.weights import PretrainedWeights, load_weights, read_weights
 
 
 @dataclass(frozen=True)
-class RunModel:
+class LoadedModel:
     """A classifier with everything needed to feed it and read it."""
 
-    network: nn.Module
+    model: nn.Module
     """Evaluation mode, CPU, float32: [batch, 3, S, S] to logits [batch, classes]."""
     labels: list[str]
     preprocessing: Preprocessing
@@ -44,15 +44,15 @@ class RunModel:
 
 
 @dataclass(frozen=True)
-class AdaptedNetwork:
+class AdaptedModel:
     """A network with a new head, and the structure that freezing needs."""
 
-    network: nn.Module
-    layer: ClassificationLayer
-    blocks: list[Block]
+    model: nn.Module
+    classifier_layer: ClassifierLayer
+    blocks: list[BackboneBlock]
 
 
-def adapt(
+def build_adapted_model(
     architecture: str,
     image_size: int,
     classes: int,
@@ -60,23 +60,23 @@ def adapt(
     dropout: float,
     weights: PretrainedWeights | None,
     initialise: bool = True,
-) -> AdaptedNetwork:
+) -> AdaptedModel:
     """A stock network with `weights` (None: random), its classification layer replaced by a new head for `classes`.
 
     Raises:
         ArchitectureError: unknown, cannot take images of this size, or cannot be given a new head.
         WeightsError: the weights do not fit.
     """
-    skeleton = build_skeleton(architecture, image_size)
-    layer = find_classification_layer(skeleton, image_size, architecture)
-    network = build_network(architecture, image_size, initialise and weights is None)
+    skeleton = build_meta_model(architecture, image_size)
+    layer = find_classifier_layer(skeleton, image_size, architecture)
+    network = build_model(architecture, image_size, initialise and weights is None)
     if weights is not None:
-        load_into(network, weights, architecture, replaced=layer.path)
+        load_weights(network, weights, architecture, replaced=layer.path)
     replace_head(network, layer, classes, head_width, dropout)
-    return AdaptedNetwork(network, layer, find_blocks(network, layer.path))
+    return AdaptedModel(network, layer, find_blocks(network, layer.path))
 
 
-def load_run_model(run: RunDirectory) -> RunModel:
+def load_run_model(run: RunDirectory) -> LoadedModel:
     """The model of a run, as its best epoch left it; a run that was interrupted after an epoch loads as well.
 
     Raises:
@@ -90,7 +90,7 @@ def load_run_model(run: RunDirectory) -> RunModel:
         configuration.preprocessing,
     )
     architecture, weights_source = config.model, Path(configuration.weights.source).name
-    network = adapt(
+    network = build_adapted_model(
         architecture,
         preprocessing.crop,
         len(labels),
@@ -98,22 +98,22 @@ def load_run_model(run: RunDirectory) -> RunModel:
         config.dropout,
         None,
         initialise=False,
-    ).network
+    ).model
     try:
         tensors, digest = load_file(run.weights), sha256_file(run.weights)
-        check_unchanged(run, digest, labels, preprocessing)
+        check_model_unchanged(run, digest, labels, preprocessing)
         # Assigned by hand: MNASNet's own loading asks for metadata that safetensors does not carry.
-        load_into(network, PretrainedWeights(tensors, str(run.weights), digest), architecture)
+        load_weights(network, PretrainedWeights(tensors, str(run.weights), digest), architecture)
     except (OSError, SafetensorError, WeightsError) as cause:
         raise RunError(
             f"{run.weights} does not hold the weights that config.json describes ({cause}). Run finetune again."
         ) from cause
-    return RunModel(
+    return LoadedModel(
         network.eval(), labels, preprocessing, architecture, digest[:12], weights_source
     )
 
 
-def load_stock_model(architecture: str, weights: str, image_size: int | None = None) -> RunModel:
+def load_stock_model(architecture: str, weights: str, image_size: int | None = None) -> LoadedModel:
     """A stock ImageNet classifier with its 1000 labels.
 
     Args:
@@ -129,21 +129,21 @@ def load_stock_model(architecture: str, weights: str, image_size: int | None = N
             "edgetl's builtin weights are a backbone without a classification layer, so there is nothing to export yet. "
             "Train one first: edgetl finetune DATA --weights builtin."
         )
-    size = image_size or known_architecture(architecture).image_size
-    build_skeleton(architecture, size)
+    size = image_size or get_architecture(architecture).image_size
+    build_meta_model(architecture, size)
     pretrained = read_weights(weights, architecture)
     if pretrained is None:
         raise WeightsError(
             "A model without weights is not worth exporting. Give --weights FILE or --weights imagenet."
         )
-    network = build_network(architecture, size, initialise=False)
-    load_into(network, pretrained, architecture)
+    network = build_model(architecture, size, initialise=False)
+    load_weights(network, pretrained, architecture)
     own_sizes = weights == "imagenet" and image_size is None
     preprocessing = (
-        usual_preprocessing(architecture) if own_sizes else preprocessing_for(architecture, size)
+        default_preprocessing(architecture) if own_sizes else preprocessing_for(architecture, size)
     )
     labels = list(torchvision.models.get_model_weights(architecture).DEFAULT.meta["categories"])
-    return RunModel(
+    return LoadedModel(
         network.eval(),
         labels,
         preprocessing,

@@ -45,7 +45,7 @@ def final_model(
     return asdict(FinalModel(weights_sha256, classes, preprocessing.to_json()))
 
 
-def read_finished(run: RunDirectory) -> FinishedRun | None:
+def read_finished_run(run: RunDirectory) -> FinishedRun | None:
     """metrics.json of a run; None where training has not ended.
 
     Raises:
@@ -62,7 +62,7 @@ def read_finished(run: RunDirectory) -> FinishedRun | None:
         ) from cause
 
 
-def check_unchanged(
+def check_model_unchanged(
     run: RunDirectory, weights_sha256: str, classes: list[str], preprocessing: Preprocessing
 ) -> None:
     """Compare a run's weights, classes and preprocessing with those that it ended with.
@@ -70,7 +70,7 @@ def check_unchanged(
     Raises:
         RunError: one of them was changed since.
     """
-    finished = read_finished(run)
+    finished = read_finished_run(run)
     if finished is None or finished.final is None:
         return
     final, changed = finished.final, None
@@ -90,7 +90,7 @@ def check_accuracy(run: RunDirectory, accuracy: float, images: int) -> None:
     Raises:
         ExportError: it lies outside the 95% interval of metrics.json.
     """
-    finished = read_finished(run)
+    finished = read_finished_run(run)
     if finished is None or finished.val is None:
         return
     low, high = finished.val.accuracy_ci95

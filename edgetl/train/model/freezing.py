@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from edgetl.core.errors import ConfigError
-from edgetl.train.model.blocks import last_blocks
-from edgetl.train.model.factory import AdaptedNetwork
+from edgetl.train.model.blocks import count_last_blocks
+from edgetl.train.model.factory import AdaptedModel
 
-NORMS = (nn.modules.batchnorm._NormBase,)
+NORM_LAYERS = (nn.modules.batchnorm._NormBase,)
 """Layers whose statistics move in training mode."""
-_CLONED_IN_PLACE = (nn.Hardtanh, nn.Hardswish, nn.SiLU, nn.Mish)
+_INPUT_SAVING_ACTIVATIONS = (nn.Hardtanh, nn.Hardswish, nn.SiLU, nn.Mish)
 """Activations (ReLU6 is a Hardtanh) whose derivative needs the input: in place, autograd first copies it. ReLU's needs the output."""
 
 
 @dataclass(frozen=True)
-class Freezing:
+class FrozenState:
     """A network whose parameters are split into trained and frozen ones."""
 
-    network: nn.Module
+    model: nn.Module
     frozen_blocks: tuple[nn.Module, ...]
     """Kept in evaluation mode: a frozen block is a fixed function, without moving statistics or stochastic depth."""
     freeze_statistics: bool
@@ -34,21 +34,21 @@ class Freezing:
 
     def train_mode(self) -> None:
         """`.train()` for what is trained; call it instead of `network.train()`."""
-        self.network.train()
+        self.model.train()
         for block in self.frozen_blocks:
             block.eval()
         if self.freeze_statistics:
-            for module in self.network.modules():
-                if isinstance(module, NORMS):
+            for module in self.model.modules():
+                if isinstance(module, NORM_LAYERS):
                     module.eval()
 
-    def trained_parameters(self) -> list[nn.Parameter]:
+    def trainable_parameters(self) -> list[nn.Parameter]:
         """What the optimiser gets."""
-        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    def prove(self) -> None:
+    def verify_unchanged(self) -> None:
         """Raise RuntimeError, naming them, if frozen tensors changed: that would be a bug, and the run's claims would be false."""
-        now = dict(_named_tensors(self.network))
+        now = dict(_named_tensors(self.model))
         changed = [
             name for name, digest in self.digests.items() if tensor_digest(now[name]) != digest
         ]
@@ -59,8 +59,8 @@ class Freezing:
 
 
 def set_trainable(
-    adapted: AdaptedNetwork, unfreeze: int | str, freeze_statistics: bool = True
-) -> Freezing:
+    adapted: AdaptedModel, unfreeze: int | str, freeze_statistics: bool = True
+) -> FrozenState:
     """Split the network into frozen and trained parts; the head is always trained.
 
     Args:
@@ -70,14 +70,14 @@ def set_trainable(
     Raises:
         ConfigError: there are not that many blocks.
     """
-    network, blocks = adapted.network, adapted.blocks
-    count = check_unfreeze(unfreeze, len(blocks))
+    network, blocks = adapted.model, adapted.blocks
+    count = count_unfrozen_blocks(unfreeze, len(blocks))
     frozen, trained = blocks[: len(blocks) - count], blocks[len(blocks) - count :]
     network.requires_grad_(unfreeze == "all")
-    for path in chain([adapted.layer.path], *(block.modules for block in trained)):
+    for path in chain([adapted.classifier_layer.path], *(block.module_paths for block in trained)):
         network.get_submodule(path).requires_grad_(True)
     frozen_modules = tuple(
-        network.get_submodule(path) for block in frozen for path in block.modules
+        network.get_submodule(path) for block in frozen for path in block.module_paths
     )
     use_out_of_place_activations(network, frozen_modules)
     still = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
@@ -87,7 +87,7 @@ def set_trainable(
         for name, tensor in _named_tensors(network).items()
         if name in still
     }
-    return Freezing(network, frozen_modules, freeze_statistics, digests)
+    return FrozenState(network, frozen_modules, freeze_statistics, digests)
 
 
 def use_out_of_place_activations(network: nn.Module, frozen: Sequence[nn.Module] = ()) -> None:
@@ -97,11 +97,11 @@ def use_out_of_place_activations(network: nn.Module, frozen: Sequence[nn.Module]
     """
     inside = {id(inner) for module in frozen for inner in module.modules()}
     for module in network.modules():
-        if isinstance(module, _CLONED_IN_PLACE) and id(module) not in inside:
+        if isinstance(module, _INPUT_SAVING_ACTIVATIONS) and id(module) not in inside:
             module.inplace = False
 
 
-def resolve_unfreeze(unfreeze: str, adapted: AdaptedNetwork, usual: int) -> str:
+def resolve_unfreeze(unfreeze: str, adapted: AdaptedModel, usual: int) -> str:
     """`auto` and shares of the parameters as the number of blocks that they mean; `head` and `all` stay.
 
     Raises:
@@ -110,12 +110,12 @@ def resolve_unfreeze(unfreeze: str, adapted: AdaptedNetwork, usual: int) -> str:
     if unfreeze == "auto":
         return str(usual)
     if unfreeze.endswith("%"):
-        return str(last_blocks(adapted.network, adapted.blocks, float(unfreeze[:-1]) / 100))
-    check_unfreeze(unfreeze, len(adapted.blocks))
+        return str(count_last_blocks(adapted.model, adapted.blocks, float(unfreeze[:-1]) / 100))
+    count_unfrozen_blocks(unfreeze, len(adapted.blocks))
     return unfreeze
 
 
-def check_unfreeze(unfreeze: int | str, blocks: int) -> int:
+def count_unfrozen_blocks(unfreeze: int | str, blocks: int) -> int:
     """How many last blocks of `blocks` are trained.
 
     Raises:
@@ -137,7 +137,7 @@ def _frozen_buffers(
         f"{path}.{name}" if path else name
         for path, module in network.named_modules()
         for name, _ in module.named_buffers(recurse=False)
-        if id(module) in inside or (freeze_statistics and isinstance(module, NORMS))
+        if id(module) in inside or (freeze_statistics and isinstance(module, NORM_LAYERS))
     }
 
 

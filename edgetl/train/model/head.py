@@ -27,17 +27,17 @@ _ACTIVATIONS = (
     nn.Softmax,
     nn.LogSoftmax,
 )
-_NEUTRAL = (nn.Identity, nn.Flatten, nn.Dropout, nn.AdaptiveAvgPool2d, nn.AvgPool2d)
+_PASSTHROUGH_LAYERS = (nn.Identity, nn.Flatten, nn.Dropout, nn.AdaptiveAvgPool2d, nn.AvgPool2d)
 
 
 @dataclass(frozen=True)
-class ClassificationLayer:
+class ClassifierLayer:
     """Where a network decides between its classes."""
 
     path: str
     """As in `named_modules()`."""
     kind: HeadKind
-    features: int
+    in_features: int
     """Width of its input."""
     activations: tuple[str, ...]
     """Activations that run on the logits (SqueezeNet's ReLU); they would cut off what is below zero."""
@@ -45,9 +45,7 @@ class ClassificationLayer:
     """The dropout that stands directly before it."""
 
 
-def find_classification_layer(
-    skeleton: nn.Module, image_size: int, name: str
-) -> ClassificationLayer:
+def find_classifier_layer(skeleton: nn.Module, image_size: int, name: str) -> ClassifierLayer:
     """Find and verify the classification layer of a network on the meta device; the network is left as it was.
 
     Args:
@@ -57,32 +55,34 @@ def find_classification_layer(
     Raises:
         ArchitectureError: the network cannot be adapted; the message names it and says why.
     """
-    ran, width = _watch(skeleton, image_size, name)
-    candidates = [index for index, (_, module) in enumerate(ran) if _width(module) is not None]
+    ran, width = _trace_modules(skeleton, image_size, name)
+    candidates = [
+        index for index, (_, module) in enumerate(ran) if _output_width(module) is not None
+    ]
     if not candidates:
-        raise _cannot(name, "no linear layer or convolution runs in it")
+        raise _head_error(name, "no linear layer or convolution runs in it")
     index = candidates[-1]
     path, module = ran[index]
-    if _width(module) != width:
-        raise _cannot(
+    if _output_width(module) != width:
+        raise _head_error(
             name,
-            f"its last layer, {path}, gives {_width(module)} values where the logits have {width}",
+            f"its last layer, {path}, gives {_output_width(module)} values where the logits have {width}",
         )
     if sum(other is module for _, other in ran) > 1:
-        raise _cannot(name, f"its last layer, {path}, runs more than once")
+        raise _head_error(name, f"its last layer, {path}, runs more than once")
     after = ran[index + 1 :]
     strange = [
         f"{at} ({type(later).__name__})"
         for at, later in after
-        if not isinstance(later, (*_ACTIVATIONS, *_NEUTRAL))
+        if not isinstance(later, (*_ACTIVATIONS, *_PASSTHROUGH_LAYERS))
     ]
     if strange:
-        raise _cannot(name, f"{', '.join(strange)} runs after its last layer, {path}")
+        raise _head_error(name, f"{', '.join(strange)} runs after its last layer, {path}")
     before = [entry for entry in ran[:index] if not isinstance(entry[1], (nn.Flatten, nn.Identity))]
-    layer = ClassificationLayer(
+    layer = ClassifierLayer(
         path=path,
         kind="linear" if isinstance(module, nn.Linear) else "conv",
-        features=module.in_features if isinstance(module, nn.Linear) else module.in_channels,  # type: ignore[arg-type]
+        in_features=module.in_features if isinstance(module, nn.Linear) else module.in_channels,  # type: ignore[arg-type]
         activations=tuple(at for at, later in after if isinstance(later, _ACTIVATIONS)),
         dropout=before[-1][0] if before and isinstance(before[-1][1], nn.Dropout) else None,
     )
@@ -90,7 +90,7 @@ def find_classification_layer(
     return layer
 
 
-def new_head(layer: ClassificationLayer, classes: int, width: int, dropout: float) -> nn.Sequential:
+def build_head(layer: ClassifierLayer, classes: int, width: int, dropout: float) -> nn.Sequential:
     """Dropout, a layer of `width`, ReLU, a layer of `classes`; width 0 is dropout and one layer. 1x1 convolutions where the old one is."""
     # Identity keeps the names of the weights the same whether or not the network brings its own dropout.
     first: nn.Module = nn.Identity() if layer.dropout else nn.Dropout(dropout)
@@ -101,28 +101,28 @@ def new_head(layer: ClassificationLayer, classes: int, width: int, dropout: floa
         )
 
     if not width:
-        return nn.Sequential(first, dense(layer.features, classes))
-    return nn.Sequential(first, dense(layer.features, width), nn.ReLU(), dense(width, classes))
+        return nn.Sequential(first, dense(layer.in_features, classes))
+    return nn.Sequential(first, dense(layer.in_features, width), nn.ReLU(), dense(width, classes))
 
 
 def replace_head(
     network: nn.Module,
-    layer: ClassificationLayer,
+    layer: ClassifierLayer,
     classes: int,
     width: int = 128,
     dropout: float = 0.2,
 ) -> None:
     """Put a new head where the classification layer is; activations on its logits go, a dropout before it takes the new rate."""
-    _put(network, layer.path, new_head(layer, classes, width, dropout))
+    _set_submodule(network, layer.path, build_head(layer, classes, width, dropout))
     for path in layer.activations:
-        _put(network, path, nn.Identity())
+        _set_submodule(network, path, nn.Identity())
     if layer.dropout:
         existing = network.get_submodule(layer.dropout)
         assert isinstance(existing, nn.Dropout)
         existing.p = dropout
 
 
-def _watch(
+def _trace_modules(
     skeleton: nn.Module, image_size: int, name: str
 ) -> tuple[list[tuple[str, nn.Module]], int]:
     ran: list[tuple[str, nn.Module]] = []
@@ -139,25 +139,25 @@ def _watch(
         for hook in hooks:
             hook.remove()
     if not isinstance(output, Tensor) or output.dim() != 2:
-        raise _cannot(name, "it does not give logits [batch, classes]")
+        raise _head_error(name, "it does not give logits [batch, classes]")
     return ran, output.shape[1]
 
 
 def _verify(
-    skeleton: nn.Module, layer: ClassificationLayer, image_size: int, name: str, classes: int
+    skeleton: nn.Module, layer: ClassifierLayer, image_size: int, name: str, classes: int
 ) -> None:
     original = skeleton.get_submodule(layer.path)
     with torch.device("meta"):
-        _put(skeleton, layer.path, new_head(layer, classes, 8, 0.0))
+        _set_submodule(skeleton, layer.path, build_head(layer, classes, 8, 0.0))
     try:
         output = _run(skeleton, image_size)
         fits = isinstance(output, Tensor) and tuple(output.shape) == (2, classes)
     except RuntimeError:
         fits = False
     finally:
-        _put(skeleton, layer.path, original)
+        _set_submodule(skeleton, layer.path, original)
     if not fits:
-        raise _cannot(name, f"the logits do not come from its last layer, {layer.path}")
+        raise _head_error(name, f"the logits do not come from its last layer, {layer.path}")
 
 
 def _run(skeleton: nn.Module, image_size: int) -> object:
@@ -166,18 +166,18 @@ def _run(skeleton: nn.Module, image_size: int) -> object:
         return skeleton(torch.empty(2, 3, image_size, image_size, device="meta"))
 
 
-def _put(network: nn.Module, path: str, module: nn.Module) -> None:
+def _set_submodule(network: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(network.get_submodule(parent), name, module)
 
 
-def _width(module: nn.Module) -> int | None:
+def _output_width(module: nn.Module) -> int | None:
     if isinstance(module, nn.Linear):
         return module.out_features
     return module.out_channels if isinstance(module, nn.Conv2d) else None
 
 
-def _cannot(name: str, why: str) -> ArchitectureError:
+def _head_error(name: str, why: str) -> ArchitectureError:
     return ArchitectureError(
         f"{name} cannot be given a new head: {why}. Choose another --model; `edgetl models` lists them."
     )

@@ -12,14 +12,14 @@ import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from edgetl.core.architectures import Architecture, architectures
+from edgetl.core.architectures import Architecture, load_architectures
 from edgetl.core.errors import ArchitectureError
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.train.model.blocks import find_blocks, last_blocks
-from edgetl.train.model.head import find_classification_layer
+from edgetl.train.model.blocks import count_last_blocks, find_blocks
+from edgetl.train.model.head import find_classifier_layer
 
 
-def check_name(architecture: str) -> None:
+def check_architecture(architecture: str) -> None:
     """Raise ArchitectureError, with the nearest names, unless torchvision has a classifier of this name."""
     known: list[str] = torchvision.models.list_models(module=torchvision.models)
     if architecture not in known:
@@ -30,7 +30,7 @@ def check_name(architecture: str) -> None:
         )
 
 
-def build_network(architecture: str, image_size: int, initialise: bool = True) -> nn.Module:
+def build_model(architecture: str, image_size: int, initialise: bool = True) -> nn.Module:
     """The stock network [batch, 3, image_size, image_size] -> [batch, 1000], on the CPU, without auxiliary classifiers.
 
     Args:
@@ -39,37 +39,38 @@ def build_network(architecture: str, image_size: int, initialise: bool = True) -
     Raises:
         ArchitectureError: the name is unknown, or the architecture cannot take this size.
     """
-    check_name(architecture)
+    check_architecture(architecture)
     builder = torchvision.models.get_model_builder(architecture)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             network: nn.Module = builder(
-                weights=None, **_options(family_of(builder), image_size, initialise)
+                weights=None,
+                **_builder_options(architecture_family(builder), image_size, initialise),
             )
     except (ValueError, AssertionError) as cause:
-        raise _unfit(architecture, image_size, cause) from cause
+        raise _image_size_error(architecture, image_size, cause) from cause
     return network.eval()
 
 
-def build_skeleton(architecture: str, image_size: int) -> nn.Module:
+def build_meta_model(architecture: str, image_size: int) -> nn.Module:
     """As `build_network`, but on the meta device: every shape, no memory. The input size is tried out.
 
     Raises:
         ArchitectureError: the name is unknown, or the architecture cannot take this size.
     """
-    with _ParametersOnMeta():
-        network = build_network(architecture, image_size)
+    with _MetaParameterMode():
+        network = build_model(architecture, image_size)
     network.to("meta")
     try:
         with torch.no_grad():
             network(torch.empty(2, 3, image_size, image_size, device="meta"))
     except (RuntimeError, ValueError, AssertionError) as cause:
-        raise _unfit(architecture, image_size, cause) from cause
+        raise _image_size_error(architecture, image_size, cause) from cause
     return network
 
 
-class _ParametersOnMeta(TorchFunctionMode):
+class _MetaParameterMode(TorchFunctionMode):
     # `with torch.device("meta")` would also move the small tensors that RegNet computes its widths from.
     def __torch_function__(
         self,
@@ -83,7 +84,7 @@ class _ParametersOnMeta(TorchFunctionMode):
         )
 
 
-def _options(family: str, image_size: int, initialise: bool) -> dict[str, Any]:
+def _builder_options(family: str, image_size: int, initialise: bool) -> dict[str, Any]:
     if family in ("googlenet", "inception"):
         # transform_input: torchvision's weights of both come from TensorFlow and expect its scaling of the input.
         return {"aux_logits": False, "transform_input": True, "init_weights": initialise}
@@ -96,8 +97,8 @@ def _options(family: str, image_size: int, initialise: bool) -> dict[str, Any]:
     return {}
 
 
-def _unfit(architecture: str, image_size: int, cause: Exception) -> ArchitectureError:
-    known = architectures().get(architecture)
+def _image_size_error(architecture: str, image_size: int, cause: Exception) -> ArchitectureError:
+    known = load_architectures().get(architecture)
     usual = (
         f" Its usual --image-size is {known.image_size}."
         if known
@@ -109,12 +110,12 @@ def _unfit(architecture: str, image_size: int, cause: Exception) -> Architecture
     )
 
 
-def family_of(builder: Callable[..., nn.Module]) -> str:
+def architecture_family(builder: Callable[..., nn.Module]) -> str:
     """The torchvision module that a builder comes from."""
     return builder.__module__.rpartition(".")[2]
 
 
-def usual_preprocessing(architecture: str) -> Preprocessing:
+def default_preprocessing(architecture: str) -> Preprocessing:
     """The sizes and the normalisation that torchvision's default weights were evaluated with."""
     transforms = torchvision.models.get_model_weights(architecture).DEFAULT.transforms()
     crop, resize = transforms.crop_size[0], transforms.resize_size[0]
@@ -123,39 +124,39 @@ def usual_preprocessing(architecture: str) -> Preprocessing:
 
 def preprocessing_for(architecture: str, image_size: int | None) -> Preprocessing:
     """The classic ratio 256 : 224 at `image_size` (None: the architecture's own), normalised as its default weights were."""
-    usual = usual_preprocessing(architecture)
+    usual = default_preprocessing(architecture)
     sizes = Preprocessing.for_image_size(image_size or usual.crop)
     return Preprocessing(sizes.resize, sizes.crop, usual.mean, usual.std)
 
 
-def describe(architecture: str) -> Architecture:
+def describe_architecture(architecture: str) -> Architecture:
     """The table's row of an architecture, computed from torchvision itself.
 
     Raises:
         ArchitectureError: the name is unknown, or the classification layer cannot be found.
     """
-    check_name(architecture)
-    image_size = usual_preprocessing(architecture).crop
-    skeleton = build_skeleton(architecture, image_size)
-    layer = find_classification_layer(skeleton, image_size, architecture)
+    check_architecture(architecture)
+    image_size = default_preprocessing(architecture).crop
+    skeleton = build_meta_model(architecture, image_size)
+    layer = find_classifier_layer(skeleton, image_size, architecture)
     blocks = find_blocks(skeleton, layer.path)
     return Architecture(
         name=architecture,
-        family=family_of(torchvision.models.get_model_builder(architecture)),
+        family=architecture_family(torchvision.models.get_model_builder(architecture)),
         parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
         image_size=image_size,
         head=layer.path,
         head_kind=layer.kind,
         blocks=len(blocks),
-        unfreeze=last_blocks(skeleton, blocks),
+        unfreeze=count_last_blocks(skeleton, blocks),
     )
 
 
-def known_architecture(architecture: str) -> Architecture:
+def get_architecture(architecture: str) -> Architecture:
     """The table's row, or a fresh description for what the table does not know.
 
     Raises:
         ArchitectureError: see `describe`.
     """
-    check_name(architecture)
-    return architectures().get(architecture) or describe(architecture)
+    check_architecture(architecture)
+    return load_architectures().get(architecture) or describe_architecture(architecture)

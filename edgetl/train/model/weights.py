@@ -20,23 +20,23 @@ import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from edgetl.core.architectures import architectures
-from edgetl.core.builtin_weights import builtin_weights
+from edgetl.core.architectures import load_architectures
+from edgetl.core.builtin_weights import find_builtin_weights
 from edgetl.core.errors import WeightsError
 from edgetl.core.files import sha256_file
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_OPTIONAL = re.compile(r"(^|\.)num_batches_tracked$|^(AuxLogits|aux1|aux2)\.")
+_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
+_OPTIONAL_TENSORS = re.compile(r"(^|\.)num_batches_tracked$|^(AuxLogits|aux1|aux2)\.")
 # torchvision's DenseNet files predate the ban on dots in module names; torchvision renames the same way on loading.
 _OLD_DENSENET = re.compile(
     r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$"
 )
 _TIMEOUT_S = 30
-_MOST_BYTES, _SLACK_BYTES = 8 * 2**30, 64 * 2**20
+_MAX_BYTES, _SLACK_BYTES = 8 * 2**30, 64 * 2**20
 """Read for an architecture that the table does not know; and beyond the tensors, for buffers, names and a head of more classes."""
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_INTEGERS = (torch.int64, torch.int32)
-_SHOWN = 4
+_FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGER_DTYPES = (torch.int64, torch.int32)
+_MAX_LISTED = 4
 
 
 @dataclass(frozen=True)
@@ -63,21 +63,25 @@ def read_weights(source: str, architecture: str) -> PretrainedWeights | None:
     if source == "none":
         return None
     if source == "builtin":
-        file = builtin_weights(architecture)
+        file = find_builtin_weights(architecture)
         return PretrainedWeights(
-            _tensors(_read_file(file, architecture), file, architecture), source, sha256_file(file)
+            _extract_state_dict(_read_file(file, architecture), file, architecture),
+            source,
+            sha256_file(file),
         )
     if source == "imagenet":
-        return download(
+        return download_weights(
             torchvision.models.get_model_weights(architecture).DEFAULT.url, architecture
         )
     path = _find_file(Path(source).expanduser(), architecture)
     return PretrainedWeights(
-        _tensors(_read_file(path, architecture), path, architecture), str(path), sha256_file(path)
+        _extract_state_dict(_read_file(path, architecture), path, architecture),
+        str(path),
+        sha256_file(path),
     )
 
 
-def download(url: str, architecture: str) -> PretrainedWeights:
+def download_weights(url: str, architecture: str) -> PretrainedWeights:
     """Fetch by torch.hub, which checks the hash in its name and keeps it in its cache.
 
     Raises:
@@ -100,10 +104,12 @@ def download(url: str, architecture: str) -> PretrainedWeights:
         ) from cause
     finally:
         socket.setdefaulttimeout(before)
-    return PretrainedWeights(_tensors(content, cached, architecture), url, sha256_file(cached))
+    return PretrainedWeights(
+        _extract_state_dict(content, cached, architecture), url, sha256_file(cached)
+    )
 
 
-def load_into(
+def load_weights(
     network: nn.Module, weights: PretrainedWeights, architecture: str, replaced: str | None = None
 ) -> None:
     """Copy weights into a stock network, every tensor accounted for.
@@ -114,11 +120,11 @@ def load_into(
     Raises:
         WeightsError: tensors are missing, unexpected, of another shape, or not finite; a few of them are named.
     """
-    given = _fit_positions(network, weights.tensors)
+    given = _resize_pos_embed(network, weights.tensors)
     own = network.state_dict()
 
     def free(name: str) -> bool:
-        return bool(_OPTIONAL.search(name)) or (
+        return bool(_OPTIONAL_TENSORS.search(name)) or (
             replaced is not None and name.startswith(f"{replaced}.")
         )
 
@@ -132,16 +138,22 @@ def load_into(
     retyped = [
         name
         for name in own
-        if name in given and not _has_fitting_type(given[name], own[name]) and not free(name)
+        if name in given and not _has_compatible_dtype(given[name], own[name]) and not free(name)
     ]
     if missing or unexpected or reshaped or retyped:
-        shapes = [f"{name} is {_shape(given[name])}, not {_shape(own[name])}" for name in reshaped]
-        types = [f"{name} is {_dtype(given[name])}, not {_dtype(own[name])}" for name in retyped]
+        shapes = [
+            f"{name} is {_shape_text(given[name])}, not {_shape_text(own[name])}"
+            for name in reshaped
+        ]
+        types = [
+            f"{name} is {_dtype_text(given[name])}, not {_dtype_text(own[name])}"
+            for name in retyped
+        ]
         parts = [
-            _listed("missing", missing),
-            _listed("unexpected", unexpected),
-            _listed("of another shape", shapes),
-            _listed("of another type", types),
+            _list_names("missing", missing),
+            _list_names("unexpected", unexpected),
+            _list_names("of another shape", shapes),
+            _list_names("of another type", types),
         ]
         raise WeightsError(
             f"{weights.source} does not fit {architecture}: {'; '.join(part for part in parts if part)}. "
@@ -150,7 +162,9 @@ def load_into(
     fitting = {
         name: tensor
         for name, tensor in given.items()
-        if name in own and tensor.shape == own[name].shape and _has_fitting_type(tensor, own[name])
+        if name in own
+        and tensor.shape == own[name].shape
+        and _has_compatible_dtype(tensor, own[name])
     }
     broken = [
         name
@@ -159,7 +173,7 @@ def load_into(
     ]
     if broken:
         raise WeightsError(
-            f"{weights.source} holds values that are not finite: {_listed('tensors', broken)}. Fetch the file again."
+            f"{weights.source} holds values that are not finite: {_list_names('tensors', broken)}. Fetch the file again."
         )
     with torch.no_grad():
         for name, tensor in fitting.items():
@@ -183,10 +197,10 @@ def _find_file(path: Path, architecture: str) -> Path:
     return path
 
 
-def most_bytes(architecture: str) -> int:
+def max_file_bytes(architecture: str) -> int:
     """Return how much of a weights file is read for an architecture: weights, Adam's two moments and an average, all in float32."""
-    known = architectures().get(architecture)
-    return _MOST_BYTES if known is None else 4 * 4 * known.parameters + _SLACK_BYTES
+    known = load_architectures().get(architecture)
+    return _MAX_BYTES if known is None else 4 * 4 * known.parameters + _SLACK_BYTES
 
 
 def _read_file(path: Path, architecture: str) -> Any:
@@ -229,7 +243,7 @@ def _unpacked_bytes(path: Path) -> int:
 
 
 def _check_bytes(count: int, path: Path, architecture: str) -> None:
-    most = most_bytes(architecture)
+    most = max_file_bytes(architecture)
     if count > most:
         raise WeightsError(
             f"{path} unpacks to {count / 1e6:,.0f} MB, and at most {most / 1e6:,.0f} MB are read for {architecture}. "
@@ -237,8 +251,8 @@ def _check_bytes(count: int, path: Path, architecture: str) -> None:
         )
 
 
-def _tensors(content: Any, path: Path, architecture: str) -> dict[str, Tensor]:
-    for wrapper in _WRAPPERS:
+def _extract_state_dict(content: Any, path: Path, architecture: str) -> dict[str, Tensor]:
+    for wrapper in _STATE_DICT_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
@@ -257,7 +271,7 @@ def _tensors(content: Any, path: Path, architecture: str) -> dict[str, Tensor]:
     odd = [name for name, tensor in content.items() if not _is_plain(tensor)]
     if odd:
         raise WeightsError(
-            f"{path} holds {_listed('tensors without plain values: meta, sparse, nested or quantized', odd)}. "
+            f"{path} holds {_list_names('tensors without plain values: meta, sparse, nested or quantized', odd)}. "
             "Save the state_dict() of the model on the CPU, with dense tensors."
         )
     # A view with stride 0 is larger than what the file stores of it.
@@ -266,7 +280,7 @@ def _tensors(content: Any, path: Path, architecture: str) -> dict[str, Tensor]:
         path,
         architecture,
     )
-    return dict(_renamed(content))
+    return dict(_rename_keys(content))
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -277,14 +291,14 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _rename_keys(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     wrapped = all(name.startswith("module.") for name in tensors)  # DataParallel
     for name, tensor in tensors.items():
         plain = name.removeprefix("module.") if wrapped else name
         yield _OLD_DENSENET.sub(r"\1\2", plain), tensor
 
 
-def _fit_positions(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _resize_pos_embed(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     # A vision transformer's positions belong to one input size; torchvision interpolates them to another.
     name = "encoder.pos_embedding"
     own = dict(network.named_parameters()).get(name)
@@ -306,19 +320,21 @@ def _fit_positions(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, 
     return interpolated
 
 
-def _has_fitting_type(given: Tensor, own: Tensor) -> bool:
+def _has_compatible_dtype(given: Tensor, own: Tensor) -> bool:
     # Integers and complex numbers would be converted without a word, and the network would be trained on nonsense.
-    return given.dtype in _FLOATS if own.is_floating_point() else given.dtype in _INTEGERS
+    return (
+        given.dtype in _FLOAT_DTYPES if own.is_floating_point() else given.dtype in _INTEGER_DTYPES
+    )
 
 
-def _dtype(tensor: Tensor) -> str:
+def _dtype_text(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _shape(tensor: Tensor) -> str:
+def _shape_text(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a scalar"
 
 
-def _listed(what: str, names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{more})" if names else ""
+def _list_names(what: str, names: list[str]) -> str:
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return f"{len(names)} {what} ({', '.join(names[:_MAX_LISTED])}{more})" if names else ""

@@ -6,17 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.artifacts.bench import BenchResult, Noise, read_result, write_result
-from edgetl.core.artifacts.bench_rows import ColdStart, Round, Row, relative_spread, round_ratios
-from edgetl.core.artifacts.comparison import EarlierRow, agree, verdict
+from edgetl.core.artifacts.bench import BenchResult, Noise, read_bench_result, write_result
+from edgetl.core.artifacts.bench_rows import (
+    BenchRow,
+    BlockResult,
+    ColdStart,
+    relative_spread,
+    round_ratios,
+)
+from edgetl.core.artifacts.comparison import EarlierRow, are_ratios_consistent, decide_verdict
 from edgetl.core.errors import BenchError
 from edgetl.core.statistics import Speedup
 
 COLD = ColdStart(import_ms=80.0, session_ms=20.0, first_inference_ms=5.0, peak_memory_bytes=10**8)
 
 
-def block(latency_ns: int, runs: int = 100) -> Round:
-    return Round(
+def block(latency_ns: int, runs: int = 100) -> BlockResult:
+    return BlockResult(
         latencies_ns=tuple(latency_ns + index for index in range(runs)),
         cold=COLD,
         warmup_medians_ns=(1.5, 2.5),
@@ -25,8 +31,8 @@ def block(latency_ns: int, runs: int = 100) -> Round:
     )
 
 
-def row(runtime: str, latencies_ns: list[int], scope: str = "model") -> Row:
-    return Row(
+def row(runtime: str, latencies_ns: list[int], scope: str = "model") -> BenchRow:
+    return BenchRow(
         runtime=runtime,
         variant="fp32",
         scope=scope,
@@ -73,10 +79,12 @@ def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
     earlier = EarlierRow("old.json", "2025", True, False, True, 4, True, 9.0, (9e6, 9.1e6))
     written = replace(
         result(),
-        earlier=(("pytorch-fp32-model-cpu-b1-t2", "onnxruntime-fp32-model-cpu-b1-t2", earlier),),
+        earlier_pairs=(
+            ("pytorch-fp32-model-cpu-b1-t2", "onnxruntime-fp32-model-cpu-b1-t2", earlier),
+        ),
     )
     write_result(written, tmp_path / "result.json")
-    read = read_result(tmp_path / "result.json")
+    read = read_bench_result(tmp_path / "result.json")
     assert read == replace(written, path=tmp_path / "result.json")
     assert read.to_json() == written.to_json()
 
@@ -115,8 +123,8 @@ def test_statistics_are_computed_on_reading(tmp_path: Path) -> None:
     content["rows"][1]["p50_ms"] = 0.001
     content["comparisons"][0]["speedup"] = 1000.0
     (tmp_path / "result.json").write_text(json.dumps(content))
-    read = read_result(tmp_path / "result.json")
-    assert read.row("onnxruntime-fp32-model-cpu-b1-t2").percentile_ms(50) == pytest.approx(
+    read = read_bench_result(tmp_path / "result.json")
+    assert read.get_row("onnxruntime-fp32-model-cpu-b1-t2").percentile_ms(50) == pytest.approx(
         2.0, rel=1e-3
     )
     assert read.comparisons[0].speedup.ratio == pytest.approx(4.0, rel=1e-3)
@@ -148,7 +156,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_what_is_no_result_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(BenchError, match=message):
-        read_result(tmp_path / "result.json")
+        read_bench_result(tmp_path / "result.json")
 
 
 def test_an_unmeasured_row_has_no_figures() -> None:
@@ -183,17 +191,17 @@ def test_rows_that_failed_are_not_compared() -> None:
 def test_verdict(
     interval: tuple[float, float, float], noisy: bool, spread: float, expected: str
 ) -> None:
-    assert verdict(Speedup(*interval), noisy, spread) == expected
+    assert decide_verdict(Speedup(*interval), noisy, spread) == expected
 
 
 def test_eight_rounds_decide_only_together() -> None:
-    assert agree([1.1] * 8)
-    assert agree([0.9] * 8)
-    assert agree([1.1] * 7 + [0.99]), "one may say a little of the opposite"
-    assert not agree([1.1] * 7 + [0.8])
-    assert not agree([1.1] * 6 + [0.99, 0.98])
-    assert agree([1.1, 0.9]), "so few cannot be that sure: their interval decides"
-    assert verdict(Speedup(1.2, 1.1, 1.3), False, 0.0, agreed=False) == "inconclusive"
+    assert are_ratios_consistent([1.1] * 8)
+    assert are_ratios_consistent([0.9] * 8)
+    assert are_ratios_consistent([1.1] * 7 + [0.99]), "one may say a little of the opposite"
+    assert not are_ratios_consistent([1.1] * 7 + [0.8])
+    assert not are_ratios_consistent([1.1] * 6 + [0.99, 0.98])
+    assert are_ratios_consistent([1.1, 0.9]), "so few cannot be that sure: their interval decides"
+    assert decide_verdict(Speedup(1.2, 1.1, 1.3), False, 0.0, agreed=False) == "inconclusive"
 
 
 def test_slices_that_took_turns_are_compared_with_their_neighbours() -> None:
@@ -222,8 +230,8 @@ def test_relative_spread() -> None:
 def test_rounds_without_gpu_readings_are_still_read() -> None:
     content = json.loads(json.dumps(row("onnxruntime", [2_000_000]).to_json()))
     del content["rounds"][0]["gpu"]
-    again = Row.from_json(content)
-    assert (again.gpu(), dict(again.rounds[0].gpu)) == ({}, {})
+    again = BenchRow.from_json(content)
+    assert (again.summarize_gpu(), dict(again.rounds[0].gpu)) == ({}, {})
 
 
 def test_gpu_readings_are_summed_up_over_rounds() -> None:
@@ -251,7 +259,7 @@ def test_gpu_readings_are_summed_up_over_rounds() -> None:
             for block, reading in zip(measured.rounds, readings, strict=True)
         ),
     )
-    assert Row.from_json(json.loads(json.dumps(measured.to_json()))).gpu() == {
+    assert BenchRow.from_json(json.loads(json.dumps(measured.to_json()))).summarize_gpu() == {
         "sm_clock_mhz": [1755, 1980],
         "max_sm_clock_mhz": 1980,
         "temperature_c": 61,

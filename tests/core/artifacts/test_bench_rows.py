@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgetl.core.artifacts.bench_rows import Round
+from edgetl.core.artifacts.bench_rows import BlockResult
 from edgetl.core.typed_json import FieldError
 
 
@@ -17,8 +17,10 @@ def test_a_reading_of_the_gpu_lacks_nothing_that_is_summarised() -> None:
         "sm_clocks_mhz": [1500, 1600], "max_sm_clock_mhz": 1980, "throttle_reasons": [], "temperature_c": 40, "power_w": None,
         "memory_used_bytes": 5,
     }  # fmt: skip
-    assert Round.from_json({"latencies_ns": [1, 2], "cold": cold, "gpu": reading}).gpu == reading
+    assert (
+        BlockResult.from_json({"latencies_ns": [1, 2], "cold": cold, "gpu": reading}).gpu == reading
+    )
     for name in reading:
         lacking = {key: value for key, value in reading.items() if key != name}
         with pytest.raises(FieldError, match=f"no field '{name}'"):
-            Round.from_json({"latencies_ns": [1, 2], "cold": cold, "gpu": lacking})
+            BlockResult.from_json({"latencies_ns": [1, 2], "cold": cold, "gpu": lacking})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgetl.core.artifacts.candidates import CandidatesConfig
-from edgetl.core.artifacts.storage import check_output, keep
+from edgetl.core.artifacts.storage import check_output_path, store_result
 from edgetl.core.errors import BenchError, ConfigError
 from tests.helpers.candidates import candidate, result_of
 
@@ -43,16 +43,16 @@ def test_the_interval_decides_whether_the_budget_is_kept(
     assert row.ci95_ms is not None
     low, high = row.ci95_ms
     assert 3.8 <= low <= 3.95 < 4.05 <= high <= 4.2
-    assert row.fits(budget) is fits
+    assert row.fits_budget(budget) is fits
 
 
 def test_a_noisy_device_decides_less() -> None:
     row = candidate("resnet18", STEADY)
-    assert row.fits(4.25) is True
-    assert row.fits(4.25, noisy=True) is None
-    assert row.fits(5.0, noisy=True) is True
-    assert row.fits(3.0, noisy=True) is False
-    assert result_of(row, budget_ms=4.25, reasons=("steal",)).undecided == [row]
+    assert row.fits_budget(4.25) is True
+    assert row.fits_budget(4.25, noisy=True) is None
+    assert row.fits_budget(5.0, noisy=True) is True
+    assert row.fits_budget(3.0, noisy=True) is False
+    assert result_of(row, budget_ms=4.25, reasons=("steal",)).undecided_rows == [row]
 
 
 def test_the_interval_holds_the_p50_of_all_runs() -> None:
@@ -65,12 +65,18 @@ def test_the_interval_holds_the_p50_of_all_runs() -> None:
 
 def test_what_was_not_timed_has_no_figures_and_does_not_fit() -> None:
     row = candidate("vgg11", failed="it cannot be exported")
-    assert (row.p50_ms, row.p90_ms, row.ci95_ms, row.images_per_second, row.fits(5.0)) == (
+    assert (row.p50_ms, row.p90_ms, row.ci95_ms, row.images_per_second, row.fits_budget(5.0)) == (
         None,
     ) * 5
     for budget in (None, 5.0):
         result = result_of(row, budget_ms=budget)
-        assert result.timed == result.fitting == result.undecided == result.most_capable == []
+        assert (
+            result.timed_rows
+            == result.fitting_rows
+            == result.undecided_rows
+            == result.pareto_front
+            == []
+        )
 
 
 def test_most_capable_are_those_that_no_other_beats_in_accuracy_and_size() -> None:
@@ -84,10 +90,10 @@ def test_most_capable_are_those_that_no_other_beats_in_accuracy_and_size() -> No
     )
     unknown = candidate("unknown", [1.5] * 4, 160, None)
     rows = (strong_large, weak_small, unknown, strong_small, weak_large)
-    assert result_of(*rows).most_capable == [strong_large]
+    assert result_of(*rows).pareto_front == [strong_large]
     result = result_of(*rows, budget_ms=5.0)
-    assert result.fitting == [weak_small, unknown, weak_large, strong_small]
-    assert result.most_capable == [strong_small, weak_large]
+    assert result.fitting_rows == [weak_small, unknown, weak_large, strong_small]
+    assert result.pareto_front == [strong_small, weak_large]
 
 
 def test_json_holds_the_raw_latencies_and_the_figures() -> None:
@@ -125,12 +131,12 @@ def test_results_take_a_name_that_nothing_has(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.open("x").close()
 
-    first, second = (keep(write, None, tmp_path / "bench", created)[0] for _ in range(2))
+    first, second = (store_result(write, None, tmp_path / "bench", created)[0] for _ in range(2))
     assert first is not None
     assert second is not None
     assert first.name.startswith("20260102T030405Z-")
     assert second.stem == f"{first.stem}-2"
-    assert keep(write, tmp_path / "mine.json", tmp_path / "bench", created) == (
+    assert store_result(write, tmp_path / "mine.json", tmp_path / "bench", created) == (
         tmp_path / "mine.json",
         (),
     )
@@ -140,7 +146,7 @@ def test_a_place_that_cannot_be_written_is_told_before_measuring(tmp_path: Path)
     there = tmp_path / "there.json"
     there.touch()
     with pytest.raises(BenchError, match="never overwritten"):
-        check_output(there, tmp_path)
+        check_output_path(there, tmp_path)
     with pytest.raises(BenchError, match="cannot be written"):
-        check_output(there / "below.json", tmp_path)
-    check_output(None, tmp_path / "not/yet")
+        check_output_path(there / "below.json", tmp_path)
+    check_output_path(None, tmp_path / "not/yet")

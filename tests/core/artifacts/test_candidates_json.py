@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetl.core.artifacts.bench import Noise, read_result, write_result
-from edgetl.core.artifacts.bench_rows import ColdStart, Round
-from edgetl.core.artifacts.candidates import Candidate, CandidatesResult, read_candidates
+from edgetl.core.artifacts.bench import Noise, read_bench_result, write_result
+from edgetl.core.artifacts.bench_rows import BlockResult, ColdStart
+from edgetl.core.artifacts.candidates import CandidateRow, CandidatesResult, read_candidates
 from edgetl.core.errors import BenchError
 from tests.helpers.candidates import candidate, result_of
 
@@ -33,10 +33,10 @@ FACTS = st.dictionaries(
 LATENCIES = st.lists(st.integers(1, 10**12), min_size=1, max_size=4).map(tuple)
 
 
-def rounds_of(latencies: tuple[int, ...]) -> st.SearchStrategy[Round]:
+def rounds_of(latencies: tuple[int, ...]) -> st.SearchStrategy[BlockResult]:
     runs = len(latencies)
     return st.builds(
-        Round,
+        BlockResult,
         st.just(latencies),
         st.builds(ColdStart, NUMBERS, NUMBERS, NUMBERS, st.none() | st.integers(0, 2**40)),
         steady=st.booleans(),
@@ -56,7 +56,7 @@ def rounds_of(latencies: tuple[int, ...]) -> st.SearchStrategy[Round]:
 
 ROUNDS = LATENCIES.flatmap(rounds_of)
 ROWS = st.builds(
-    Candidate,
+    CandidateRow,
     TEXTS,
     st.integers(32, 1024),
     parameters=st.none() | st.integers(1, 10**9),
@@ -103,7 +103,7 @@ def test_statistics_are_computed_on_reading(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps(content))
     read = read_candidates(tmp_path / "result.json")
     assert read.rows[0].p50_ms == 4.05
-    assert read.fitting == [read.rows[0]]
+    assert read.fitting_rows == [read.rows[0]]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_the_two_kinds_of_results_are_told_apart(tmp_path: Path) -> None:
     write_result(result_of(candidate("resnet18", (4.0, 4.1))), tmp_path / "result.json")
     with pytest.raises(BenchError, match="no bench result but of kind 'candidates'"):
-        read_result(tmp_path / "result.json")
+        read_bench_result(tmp_path / "result.json")
 
 
 def objects(content: Any) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.artifacts.experiment import Deployed, read_experiment
+from edgetl.core.artifacts.experiment import DeployedModel, read_experiment
 from edgetl.core.config.compare import EQUAL_TIME
 from edgetl.core.errors import RunError
 from tests.helpers.experiments import made_experiment, made_run
@@ -17,13 +17,13 @@ def test_the_quickest_that_is_not_shown_to_be_worse_is_recommended() -> None:
     found = made_experiment(
         {f"{M}/scratch": (0.6, 200), f"{M}/head": (0.90, 10), f"{M}/finetune": (0.91, 40)}
     )
-    recommended = found.recommended(M)
+    recommended = found.recommend_strategy(M)
     assert recommended is not None
-    assert recommended.first.strategy == "head"
-    pair = found.pair(f"{M}-finetune", f"{M}-head")
+    assert recommended.first_run.strategy == "head"
+    pair = found.find_comparison(f"{M}-finetune", f"{M}-head")
     assert pair is not None
     assert pair.verdict == "no difference shown"
-    against = found.pair(f"{M}-head", f"{M}-scratch")
+    against = found.find_comparison(f"{M}-head", f"{M}-scratch")
     assert against is not None
     assert against.verdict == "more accurate"
     assert against.difference.value == pytest.approx(0.3)
@@ -32,15 +32,15 @@ def test_the_quickest_that_is_not_shown_to_be_worse_is_recommended() -> None:
 
 def test_what_is_worse_is_not_recommended_however_quick() -> None:
     found = made_experiment({f"{M}/head": (0.70, 10), f"{M}/finetune": (0.91, 40)})
-    recommended = found.recommended(M)
+    recommended = found.recommend_strategy(M)
     assert recommended is not None
-    assert recommended.first.strategy == "finetune"
+    assert recommended.first_run.strategy == "finetune"
 
 
 def test_strategies_and_networks_are_compared_each_with_its_like() -> None:
     names = [f"{network}/{strategy}" for network in (M, S) for strategy in ("scratch", "head")]
     found = made_experiment(dict.fromkeys(names, (0.8, 10.0)))
-    pairs = {frozenset((pair.first, pair.second)) for pair in found.pairs}
+    pairs = {frozenset((pair.first, pair.second)) for pair in found.comparisons}
     row = {name: name.replace("/", "-") for name in names}
     assert pairs == {
         frozenset((row[names[0]], row[names[1]])), frozenset((row[names[2]], row[names[3]])),
@@ -52,12 +52,12 @@ def test_time_to_the_target_counts_most_of_the_seeds() -> None:
     slow = made_run(M, "head", 0.79, 40.0, seed=2)
     found = made_experiment({f"{M}/head": (0.9, 40.0)}, seeds=2, more=(slow,))
     (row,) = found.rows
-    assert row.seconds_to(0.8) == 40.0, "the last of four epochs"
-    assert row.seconds_to(0.6) == 30.0
-    assert row.seconds_to(0.85) == 40.0
-    assert row.seconds_to(0.95) is None
-    assert row.accuracy_by(9.0) is None
-    assert row.accuracy_by(20.0) == pytest.approx((0.45 + 0.45 + 0.395) / 3)
+    assert row.seconds_to_accuracy(0.8) == 40.0, "the last of four epochs"
+    assert row.seconds_to_accuracy(0.6) == 30.0
+    assert row.seconds_to_accuracy(0.85) == 40.0
+    assert row.seconds_to_accuracy(0.95) is None
+    assert row.mean_accuracy_within(9.0) is None
+    assert row.mean_accuracy_within(20.0) == pytest.approx((0.45 + 0.45 + 0.395) / 3)
     assert row.val_range == (0.79, 0.9)
     low, high = row.ci95
     assert low < row.val_accuracy < high
@@ -65,8 +65,8 @@ def test_time_to_the_target_counts_most_of_the_seeds() -> None:
 
 def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     deployed = (
-        Deployed(M, f"{M}-head-s0", 9_000_000, 4.2, (4.1, 4.4), noisy=True, threads=2),
-        Deployed(S, "x", 0, None, None, False, 0, "why"),
+        DeployedModel(M, f"{M}-head-s0", 9_000_000, 4.2, (4.1, 4.4), noisy=True, threads=2),
+        DeployedModel(S, "x", 0, None, None, False, 0, "why"),
     )
     rows = {f"{M}/scratch": (0.5, 100.0), f"{M}/head": (0.9, 9.0)}
     found = made_experiment(
@@ -79,7 +79,7 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert [row["id"] for row in content["rows"]] == [f"{M}-scratch", f"{M}-head"]
     assert content["rows"][1]["seconds_to_target"] == 9.0
     assert {pair["verdict"] for pair in content["pairs"]} == {"more accurate"}
-    assert found.failed[0].name == f"{S}-head-s0"
+    assert found.failed_runs[0].name == f"{S}-head-s0"
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,14 @@ def test_what_is_no_experiment_is_refused(tmp_path: Path, content: str, said: st
 
 def test_the_extra_run_of_scratch_is_never_recommended() -> None:
     found = made_experiment({f"{M}/{EQUAL_TIME}": (0.90, 8.0), f"{M}/finetune": (0.91, 40)})
-    recommended = found.recommended(M)
+    recommended = found.recommend_strategy(M)
     assert recommended is not None
-    assert recommended.first.strategy == "finetune"
-    assert made_experiment({f"{M}/{EQUAL_TIME}": (0.90, 8.0)}).recommended(M) is None
+    assert recommended.first_run.strategy == "finetune"
+    assert made_experiment({f"{M}/{EQUAL_TIME}": (0.90, 8.0)}).recommend_strategy(M) is None
 
 
 def test_of_equally_quick_ones_the_most_accurate_is_recommended() -> None:
     found = made_experiment({f"{M}/head": (0.90, 58.0), f"{M}/finetune": (0.91, 60.0)})
-    recommended = found.recommended(M)
+    recommended = found.recommend_strategy(M)
     assert recommended is not None
-    assert recommended.first.strategy == "finetune"
+    assert recommended.first_run.strategy == "finetune"

@@ -52,11 +52,11 @@ def against(then_ms: float, same: bool = True, **more: object) -> BenchResult:
         then_ms,
         tuple(then_ms * 1e6 * factor for factor in EIGHT),
     )
-    return replace(result, earlier=((result.rows[1].id, result.rows[1].id, earlier),))
+    return replace(result, earlier_pairs=((result.rows[1].id, result.rows[1].id, earlier),))
 
 
 def outcome(result: BenchResult, **limits: float) -> list[str]:
-    return [judged.outcome for judged in replace(result, limits=Limits(**limits)).judged]
+    return [judged.outcome for judged in replace(result, limits=Limits(**limits)).limit_checks]
 
 
 @pytest.mark.parametrize(
@@ -78,8 +78,8 @@ def test_a_regression_is_decided_by_the_whole_interval(
 def test_a_regression_on_a_noisy_device_is_not_decided() -> None:
     noisy = Noise(("other processes used 40% of the CPU",), {"disturbance": 0.4})
     result = replace(against(1.85, noise=noisy), limits=Limits(max_regression=0.0))
-    assert [judged.outcome for judged in result.judged] == ["undecided"]
-    assert "was not quiet" in result.judged[0].why
+    assert [judged.outcome for judged in result.limit_checks] == ["undecided"]
+    assert "was not quiet" in result.limit_checks[0].why
 
 
 def test_only_the_same_configuration_can_regress() -> None:
@@ -90,14 +90,14 @@ def test_only_the_same_configuration_can_regress() -> None:
 
 def test_a_regression_against_another_device_is_not_decided() -> None:
     result = against(2.0)
-    ((before, after, earlier),) = result.earlier
+    ((before, after, earlier),) = result.earlier_pairs
     elsewhere = replace(
         result,
-        earlier=((before, after, replace(earlier, cross_device=True)),),
+        earlier_pairs=((before, after, replace(earlier, cross_device=True)),),
         limits=Limits(max_regression=0.05),
     )
-    assert [judged.outcome for judged in elsewhere.judged] == ["undecided"]
-    assert "another device" in elsewhere.judged[0].why
+    assert [judged.outcome for judged in elsewhere.limit_checks] == ["undecided"]
+    assert "another device" in elsewhere.limit_checks[0].why
 
 
 def test_a_speedup_is_taken_against_eager_pytorch_alone() -> None:
@@ -152,7 +152,7 @@ def test_of_a_sweep_the_recommended_configuration_keeps_the_tail_also_where_arri
     sweep = replace(
         sweep, rows=(*sweep.rows, paced, replace(fewer, rate=30.0)), limits=Limits(max_p99_ms=3.0)
     )
-    assert [(judged.row, judged.outcome) for judged in sweep.judged] == [
+    assert [(judged.row, judged.outcome) for judged in sweep.limit_checks] == [
         (best.id, "held"),
         (paced.id, "broken"),
     ]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from edgetl.cli.report import show
-from edgetl.core.artifacts.bench import BenchResult, read_result
+from edgetl.cli.report import show_bench_results
+from edgetl.core.artifacts.bench import BenchResult, read_bench_result
 from edgetl.core.errors import BenchError
 from tests.helpers.bench_results import board, server
 from tools.checks.fuzz.mutation import mutate_json
@@ -64,13 +64,13 @@ def test_mutated_results_are_read_or_refused(
         where[part] = mutate_json(where[part], generator)
         path.write_text(json.dumps(mutated))
         try:
-            result = read_result(path)
+            result = read_bench_result(path)
         except BenchError as error:
             refused += 1
             assert "\n" not in str(error)  # noqa: PT017
             continue
         json.dumps(result.to_json(), allow_nan=False)
-        show([result])
+        show_bench_results([result])
         read += 1
     capsys.readouterr()
     assert read > 25

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from edgetl.cli.compare import show
-from edgetl.core.artifacts.bundle import read_bundle
+from edgetl.cli.compare import show_experiment
+from edgetl.core.artifacts.bundle import read_bundle_manifest
 from edgetl.core.artifacts.candidates import read_candidates
-from edgetl.core.artifacts.experiment import Candidate, Deployed, read_experiment
+from edgetl.core.artifacts.experiment import DeployedModel, ScreenedNetwork, read_experiment
 from edgetl.core.errors import EdgetlError
-from edgetl.report.bundle.page import bundle_report, bundle_sentences
-from edgetl.report.compare.page import compare_report
+from edgetl.report.bundle.page import bundle_sentences, render_bundle_report
+from edgetl.report.compare.page import render_compare_report
 from tests.helpers.candidates import candidate, result_of
 from tests.helpers.experiments import made_experiment, made_run
 from tools.checks.fuzz.mutation import mutate_json
@@ -27,8 +27,8 @@ CASES = 60
 def use_experiment(path: Path) -> None:
     experiment = read_experiment(path)
     json.dumps(experiment.to_json(), allow_nan=False)
-    compare_report(experiment)
-    show(experiment)
+    render_compare_report(experiment)
+    show_experiment(experiment)
 
 
 def use_candidates(path: Path) -> None:
@@ -36,9 +36,9 @@ def use_candidates(path: Path) -> None:
 
 
 def use_bundle(path: Path) -> None:
-    bundle = read_bundle(path.parent)
+    bundle = read_bundle_manifest(path.parent)
     json.dumps(bundle.to_json(), allow_nan=False)
-    bundle_report(bundle)
+    render_bundle_report(bundle)
     bundle_sentences(bundle)
 
 
@@ -48,12 +48,14 @@ def experiment() -> dict[str, Any]:
         "resnet18-96/finetune": (0.92, 40.0),
         "resnet18-96/scratch": (0.6, 90.0),
     }
-    deployed = (Deployed("resnet18-96", "resnet18-96-head-s0", 10**6, 3.0, (2.9, 3.1), False, 1),)
+    deployed = (
+        DeployedModel("resnet18-96", "resnet18-96-head-s0", 10**6, 3.0, (2.9, 3.1), False, 1),
+    )
     failed = made_run("resnet18-96", "finetune", 0.0, 0.0, seed=9, failed="it ended")
     made = json.loads(
         json.dumps(made_experiment(rows, seeds=2, deployed=deployed, more=(failed,)).to_json())
     )
-    made["candidates"] = [vars(Candidate("resnet18-96", 3.0, (2.9, 3.1), True))]
+    made["candidates"] = [vars(ScreenedNetwork("resnet18-96", 3.0, (2.9, 3.1), True))]
     made["config"]["compare"]["latency_budget_ms"] = 5.0
     for run in made["runs"]:
         # Mutations are to reach everything else as often.

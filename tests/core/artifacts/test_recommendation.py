@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgetl.core.artifacts.bench_rows import Row
+from edgetl.core.artifacts.bench_rows import BenchRow
 from edgetl.core.artifacts.recommendation import recommend
 from tests.core.artifacts.test_bench import block, row
 
@@ -16,7 +16,7 @@ def configuration(
     noise: float = 1.0,
     size: int = 1000,
     variant: str = "fp32",
-) -> Row:
+) -> BenchRow:
     rounds = tuple(block(int(milliseconds * 1e6 * (1 + noise * (factor - 1)))) for factor in EIGHT)
     return replace(
         row("onnxruntime", []),

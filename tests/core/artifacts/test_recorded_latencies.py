@@ -11,8 +11,8 @@ import pytest
 import scipy.stats
 from numpy.typing import NDArray
 
-from edgetl.core.artifacts.bench_rows import ColdStart, Round, round_ratios
-from edgetl.core.statistics import location, median_interval, paired_speedup, percentile
+from edgetl.core.artifacts.bench_rows import BlockResult, ColdStart, round_ratios
+from edgetl.core.statistics import estimate_location, median_interval, paired_speedup, percentile
 from tests.core.artifacts.test_bench import row
 
 RECORDED = json.loads((Path(__file__).parent / "recorded/latencies.json").read_text())
@@ -22,7 +22,7 @@ RUNTIMES = ("pytorch", "onnxruntime")
 def recorded(runtime: str) -> Any:
     cold = ColdStart(0, 0, 0, None)
     blocks = [
-        Round(tuple(block["latencies_ns"]), cold, slices=tuple(block["slices"]))
+        BlockResult(tuple(block["latencies_ns"]), cold, slices=tuple(block["slices"]))
         for block in RECORDED[runtime]
     ]
     return row(runtime, []).__class__(**{**vars(row(runtime, [])), "rounds": tuple(blocks)})
@@ -52,7 +52,7 @@ def test_the_speedups_interval_is_what_scipys_test_does_not_reject() -> None:
         assert scipy.stats.wilcoxon(ratios - outside, method="exact").pvalue < 0.05
     # Another way to the same place: Student's t, which SciPy has whole.
     expected = scipy.stats.ttest_1samp(ratios, 0).confidence_interval(0.95)
-    assert location(ratios.tolist()) == pytest.approx(
+    assert estimate_location(ratios.tolist()) == pytest.approx(
         (ratios.mean(), expected.low, expected.high), abs=(high - low)
     )
 

@@ -4,28 +4,28 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.artifacts.run import read_run
+from edgetl.core.artifacts.run import read_run_record
 from edgetl.core.errors import RunError
 from tests.helpers.runs import CLASSES, CONFUSION, write_run
 
 
 def test_everything_of_a_finished_run(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "run").path)
+    run = read_run_record(write_run(tmp_path / "run").path)
     assert run.confusion == [list(row) for row in CONFUSION]
     assert run.metrics is not None
     assert run.metrics.validation is not None
     assert run.metrics.validation.per_class[CLASSES[0]].images == 10
     assert run.metrics.gap == pytest.approx(0.975 - 25 / 30)
-    assert run.kept is not None
-    assert (run.kept.epoch, run.kept.elapsed) == (6, 17.0)
+    assert run.best_epoch is not None
+    assert (run.best_epoch.epoch, run.best_epoch.elapsed) == (6, 17.0)
     assert [mistake.label == mistake.predicted for mistake in run.mistakes] == [False] * 5
     assert run.mistakes[0].probability == max(mistake.probability for mistake in run.mistakes)
-    assert run.rejected == (("train/roses/broken.jpg", "cannot be decoded."),)
+    assert run.rejected_files == (("train/roses/broken.jpg", "cannot be decoded."),)
 
 
 def test_older_runs_lack_predictions_times_and_peaks(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "run", older=True).path)
-    assert run.answers is None
+    run = read_run_record(write_run(tmp_path / "run", older=True).path)
+    assert run.predictions is None
     assert run.confusion is None
     assert run.history[0].elapsed is None
     assert run.metrics is not None
@@ -36,18 +36,18 @@ def test_an_unfinished_run_keeps_its_best_epoch_so_far(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", finished=False)
     with directory.history.open("a") as stream:
         stream.write('{"phase": 2, "epoch": 8, "train_lo')  # being written
-    run = read_run(directory.path)
+    run = read_run_record(directory.path)
     assert run.metrics is None
-    assert run.kept is not None
-    assert (run.kept.epoch, len(run.history)) == (6, 7)
+    assert run.best_epoch is not None
+    assert (run.best_epoch.epoch, len(run.history)) == (6, 7)
     directory.history.unlink()
-    assert read_run(directory.path).kept is None
+    assert read_run_record(directory.path).best_epoch is None
 
 
 def test_without_validation_the_last_epoch_counts(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "run", finished=False, validated=False).path)
-    assert run.kept is not None
-    assert run.kept.epoch == 7
+    run = read_run_record(write_run(tmp_path / "run", finished=False, validated=False).path)
+    assert run.best_epoch is not None
+    assert run.best_epoch.epoch == 7
 
 
 @pytest.mark.parametrize(
@@ -80,4 +80,4 @@ def test_broken_files_are_named(tmp_path: Path, name: str, content: str, told: s
     run = write_run(tmp_path / "run")
     (run.path / name).write_text(content, encoding="utf-8")
     with pytest.raises(RunError, match=told):
-        read_run(run.path)
+        read_run_record(run.path)

@@ -18,7 +18,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert configuration.config.data == Path("/photos/flowers")
     assert configuration.classes == CLASSES
     assert configuration.preprocessing == Preprocessing.for_image_size(64)
-    assert configuration.asked is None
+    assert configuration.requested_config is None
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgetl.core.artifacts.sustained import Sustained, Window, _least_error
+from edgetl.core.artifacts.sustained import LatencyWindow, SustainedResult, _find_mser_cut
 
 
-def run(medians: list[float], **known: list[int | None]) -> Sustained:
+def run(medians: list[float], **known: list[int | None]) -> SustainedResult:
     """One window a second, ten latencies each around the given median."""
     generator = random.Random(0)
     windows = []
@@ -19,28 +19,28 @@ def run(medians: list[float], **known: list[int | None]) -> Sustained:
             sorted(int(middle * 1e6 * generator.uniform(0.98, 1.02)) for _ in range(101))
         )
         windows.append(
-            Window(
+            LatencyWindow(
                 float(second), latencies, **{name: values[second] for name, values in known.items()}
             )
         )  # type: ignore[arg-type]
-    return Sustained("onnxruntime-fp32-model-cpu-b1-t2", float(len(medians)), tuple(windows))
+    return SustainedResult("onnxruntime-fp32-model-cpu-b1-t2", float(len(medians)), tuple(windows))
 
 
 def test_a_steady_run_is_steady_from_the_start() -> None:
     found = run([5.0] * 60)
-    assert found.settled is not None
-    assert found.settled < 30
+    assert found.settled_index is not None
+    assert found.settled_index < 30
     assert found.drift is not None
     assert found.drift.verdict == "steady"
-    assert found.steady_ms(50) == pytest.approx(5.0, rel=0.01)
-    assert found.reasons == []
+    assert found.steady_percentile_ms(50) == pytest.approx(5.0, rel=0.01)
+    assert found.processor_events == []
 
 
 def test_a_cold_start_is_left_out_of_the_steady_state() -> None:
     found = run([9.0, 8.0, 7.0, 6.0] + [5.0] * 56)
-    assert found.settled is not None
-    assert 3 <= found.settled <= 12
-    assert found.steady_ms(50) == pytest.approx(5.0, rel=0.01)
+    assert found.settled_index is not None
+    assert 3 <= found.settled_index <= 12
+    assert found.steady_percentile_ms(50) == pytest.approx(5.0, rel=0.01)
 
 
 def test_throttling_is_found_with_its_reasons() -> None:
@@ -53,16 +53,16 @@ def test_throttling_is_found_with_its_reasons() -> None:
     assert hot.drift is not None
     assert hot.drift.verdict == "slower over time"
     assert hot.drift.ratio == pytest.approx(1.6, rel=0.02)
-    assert hot.settled is not None
-    assert 18 <= hot.settled <= 22
-    assert hot.steady_ms(50) == pytest.approx(8.0, rel=0.01)
-    words = "; ".join(hot.reasons)
+    assert hot.settled_index is not None
+    assert 18 <= hot.settled_index <= 22
+    assert hot.steady_percentile_ms(50) == pytest.approx(8.0, rel=0.01)
+    words = "; ".join(hot.processor_events)
     for told in ("throttled itself 4 times", "1.50 to 1.00 GHz", "50 to 82 °C"):
         assert told in words
 
 
 def test_what_grows_to_the_end_never_settles() -> None:
-    assert run([5.0 + 0.1 * second for second in range(60)]).settled is None
+    assert run([5.0 + 0.1 * second for second in range(60)]).settled_index is None
 
 
 def test_slow_drift_hidden_in_noise_is_called_by_its_interval() -> None:
@@ -83,10 +83,12 @@ def test_growth_of_memory_leaves_the_start_out() -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 10**9), min_size=1, max_size=5), min_size=1, max_size=40))
 def test_it_comes_back_through_json_whatever_was_measured(latencies: list[list[int]]) -> None:
-    windows = tuple(Window(float(second), tuple(values)) for second, values in enumerate(latencies))
-    found = Sustained("row", 10.0, windows)
+    windows = tuple(
+        LatencyWindow(float(second), tuple(values)) for second, values in enumerate(latencies)
+    )
+    found = SustainedResult("row", 10.0, windows)
     content = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert Sustained.from_json(content) == found
+    assert SustainedResult.from_json(content) == found
     if found.drift is not None:
         assert found.drift.low <= found.drift.ratio <= found.drift.high
 
@@ -98,6 +100,6 @@ def test_the_cut_is_the_one_that_the_definition_gives(values: list[float]) -> No
         mean = sum(rest) / len(rest)
         return sum((value - mean) ** 2 for value in rest) / len(rest) ** 2
 
-    found = _least_error(values)
+    found = _find_mser_cut(values)
     best = min(squared_error(values[cut:]) for cut in range(len(values) // 2 + 1))
     assert squared_error(values[found:]) == pytest.approx(best, rel=1e-6, abs=1e-6)

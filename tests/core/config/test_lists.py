@@ -4,20 +4,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetl.core.config.options import numbers, words
+from edgetl.core.config.options import parse_numbers, split_list
 from edgetl.core.errors import ConfigError
 
 
 @given(st.lists(st.integers(-(10**9), 10**9), min_size=1))
 def test_numbers_come_back_once_each_in_their_order(values: list[int]) -> None:
-    assert numbers("--batch", [", ".join(map(str, values))], int) == tuple(dict.fromkeys(values))
+    assert parse_numbers("--batch", [", ".join(map(str, values))], int) == tuple(
+        dict.fromkeys(values)
+    )
 
 
 @pytest.mark.parametrize("text", ["", ",", "one", "1;2", "1.5", "1,,x"])
 def test_what_is_no_list_of_numbers_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--batch takes numbers"):
-        numbers("--batch", [text], int)
+        parse_numbers("--batch", [text], int)
 
 
 def test_words_are_collected_from_repeated_options() -> None:
-    assert words(["model, file", "model", " image ,"]) == ("model", "file", "image")
+    assert split_list(["model, file", "model", " image ,"]) == ("model", "file", "image")

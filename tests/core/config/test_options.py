@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edgetl.core.config.options import parse_duration, parse_size, raise_all
+from edgetl.core.config.options import parse_duration, parse_size, raise_config_errors
 from edgetl.core.errors import ConfigError
 
 UNITS = {
@@ -95,7 +95,7 @@ def test_any_text_is_taken_or_refused(text: str) -> None:
 
 
 def test_problems_are_told_together_and_none_is_none() -> None:
-    raise_all([None, None])
+    raise_config_errors([None, None])
     with pytest.raises(ConfigError) as caught:
-        raise_all([None, "one", None, "two"])
+        raise_config_errors([None, "one", None, "two"])
     assert str(caught.value) == "one\ntwo"

@@ -12,14 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetl.core.config import presets as module
-from edgetl.core.config.finetune import Augment, BatchNorm, ClassWeights, FinetuneConfig, Schedule
+from edgetl.core.config.finetune import (
+    AugmentationStrength,
+    BatchNorm,
+    ClassWeights,
+    FinetuneConfig,
+    Schedule,
+)
 from edgetl.core.config.presets import (
-    PRESET_NOTES,
-    RECIPE,
-    preset_toml,
-    presets,
+    PRESET_DESCRIPTIONS,
+    RECIPE_FIELDS,
+    format_preset_toml,
+    get_presets,
     read_config_file,
-    resolve,
+    resolve_config,
 )
 from edgetl.core.errors import ConfigError
 
@@ -43,7 +49,7 @@ recipes = st.fixed_dictionaries(
         "views": st.none() | st.integers(2, 20), "batch_norm": named(BatchNorm),
         "schedule": named(Schedule), "warmup": shares, "lr_decay": rates, "weight_decay": amounts, "clip_gradient": amounts,
         "label_smoothing": shares, "mixup": amounts, "cutmix": amounts, "ema": shares, "class_weights": named(ClassWeights),
-        "sampling": st.just("shuffled"), "head_width": st.integers(0, 4096), "dropout": shares, "augment": named(Augment),
+        "sampling": st.just("shuffled"), "head_width": st.integers(0, 4096), "dropout": shares, "augment": named(AugmentationStrength),
     }
 )  # fmt: skip
 
@@ -61,39 +67,41 @@ def file(tmp_path: Path) -> Any:
 
 
 def recipe_of(config: FinetuneConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in RECIPE}
+    return {name: getattr(config, name) for name in RECIPE_FIELDS}
 
 
 def test_every_preset_sets_the_whole_recipe_and_has_a_note() -> None:
     known = {field.name for field in fields(FinetuneConfig)}
-    assert set(RECIPE) <= known
-    assert presets().keys() == PRESET_NOTES.keys()
-    for name, values in presets().items():
-        assert tuple(values) == RECIPE, name
+    assert set(RECIPE_FIELDS) <= known
+    assert get_presets().keys() == PRESET_DESCRIPTIONS.keys()
+    for name, values in get_presets().items():
+        assert tuple(values) == RECIPE_FIELDS, name
         assert FinetuneConfig(DATA, preset=name, **values)
 
 
 def test_the_default_preset_is_what_the_configuration_has_by_itself() -> None:
-    assert resolve(DATA, None, None, {}) == FinetuneConfig(DATA)
+    assert resolve_config(DATA, None, None, {}) == FinetuneConfig(DATA)
 
 
 def test_classic_is_pinned() -> None:
     """It reproduces a published experiment: a better default must not move it."""
-    with patch.dict(module._DEFAULTS, dict.fromkeys(RECIPE)):
-        classic = presets()["classic"]
+    with patch.dict(module._DEFAULTS, dict.fromkeys(RECIPE_FIELDS)):
+        classic = get_presets()["classic"]
     assert None not in classic.values(), "a value of classic comes from the default preset"
     assert (classic["lr"], classic["finetune_lr"], classic["schedule"]) == (1e-3, 1e-5, "constant")
 
 
-@pytest.mark.parametrize(("base", "written"), product(presets(), presets()))
+@pytest.mark.parametrize(("base", "written"), product(get_presets(), get_presets()))
 def test_a_preset_written_to_a_file_comes_back_whichever_preset_lies_below(
     base: str, written: str, file: Any
 ) -> None:
-    path = file(preset_toml(written))
-    assert resolve(DATA, None, path, {}) == FinetuneConfig(
-        DATA, preset=written, **presets()[written]
+    path = file(format_preset_toml(written))
+    assert resolve_config(DATA, None, path, {}) == FinetuneConfig(
+        DATA, preset=written, **get_presets()[written]
     )
-    assert resolve(DATA, base, path, {}) == FinetuneConfig(DATA, preset=base, **presets()[written])
+    assert resolve_config(DATA, base, path, {}) == FinetuneConfig(
+        DATA, preset=base, **get_presets()[written]
+    )
 
 
 @settings(deadline=None)
@@ -103,33 +111,36 @@ def test_any_recipe_comes_back_from_its_file_exactly(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "drawn.toml"
     with (
-        patch.object(module, "presets", lambda: {"drawn": recipe}),
-        patch.dict(PRESET_NOTES, {"drawn": "Drawn by lot."}),
+        patch.object(module, "get_presets", lambda: {"drawn": recipe}),
+        patch.dict(PRESET_DESCRIPTIONS, {"drawn": "Drawn by lot."}),
     ):
-        path.write_text(preset_toml("drawn"), encoding="utf-8")
-    assert tomllib.loads(path.read_text(encoding="utf-8")).keys() == {"preset", *RECIPE}
+        path.write_text(format_preset_toml("drawn"), encoding="utf-8")
+    assert tomllib.loads(path.read_text(encoding="utf-8")).keys() == {"preset", *RECIPE_FIELDS}
     path.write_text(
         path.read_text(encoding="utf-8").replace('preset = "drawn"', 'preset = "classic"'),
         encoding="utf-8",
     )
-    assert recipe_of(resolve(DATA, None, path, {})) == recipe
+    assert recipe_of(resolve_config(DATA, None, path, {})) == recipe
 
 
 def test_preset_then_file_then_option(file: Any) -> None:
     path = file('preset = "classic"\nfinetune-epochs = 7\nlr = 0.5\nval_split = 0.3')
-    config = resolve(DATA, None, path, {"lr": 0.25, "seed": 3})
+    config = resolve_config(DATA, None, path, {"lr": 0.25, "seed": 3})
     assert (config.preset, config.finetune_lr, config.batch_norm) == ("classic", 1e-5, "train")
     assert (config.finetune_epochs, config.val_split) == (7, 0.3)
     assert (config.lr, config.seed) == (0.25, 3)
-    assert resolve(DATA, "default", path, {}).finetune_lr == presets()["default"]["finetune_lr"]
-    assert resolve(DATA, "default", path, {}).lr == 0.5
+    assert (
+        resolve_config(DATA, "default", path, {}).finetune_lr
+        == get_presets()["default"]["finetune_lr"]
+    )
+    assert resolve_config(DATA, "default", path, {}).lr == 0.5
 
 
 @pytest.mark.parametrize(("text", "value"), [('"auto"', "auto"), ('"usual"', None), ("48", 48)])
 def test_a_batch_size_in_a_file_means_what_the_option_does(
     text: str, value: object, file: Any
 ) -> None:
-    assert resolve(DATA, None, file(f"batch-size = {text}"), {}).batch_size == value
+    assert resolve_config(DATA, None, file(f"batch-size = {text}"), {}).batch_size == value
 
 
 def test_what_a_file_may_say(file: Any) -> None:
@@ -163,11 +174,13 @@ def test_a_pipeline_in_a_file_gives_way_to_a_strength_given_as_an_option(
     pipeline.write_text("{}")
     for text in (f'augment = "{pipeline}"', f'augment = "light"\naugment-file = "{pipeline}"'):
         path = file(text)
-        assert resolve(DATA, None, path, {}).augment_file == pipeline
-        given_strength = resolve(DATA, None, path, {"augment": "strong"})
+        assert resolve_config(DATA, None, path, {}).augment_file == pipeline
+        given_strength = resolve_config(DATA, None, path, {"augment": "strong"})
         assert (given_strength.augment, given_strength.augment_file) == ("strong", None)
     assert (
-        resolve(DATA, None, file('augment = "strong"'), {"augment_file": pipeline}).augment_file
+        resolve_config(
+            DATA, None, file('augment = "strong"'), {"augment_file": pipeline}
+        ).augment_file
         == pipeline
     )
 
@@ -230,7 +243,9 @@ def test_all_mistakes_in_a_file_are_told_at_once(file: Any) -> None:
 
 def test_wrong_values_of_a_file_are_told_at_once_too(file: Any) -> None:
     with pytest.raises(ConfigError) as caught:
-        resolve(DATA, None, file('schedule = "step"\nunfreeze = -1\nwarmup = nan'), {"views": 0})
+        resolve_config(
+            DATA, None, file('schedule = "step"\nunfreeze = -1\nwarmup = nan'), {"views": 0}
+        )
     for part in ("--schedule", "--unfreeze", "--warmup", "--views"):
         assert part in str(caught.value)
 
@@ -256,7 +271,7 @@ def test_what_is_not_toml_is_told(tmp_path: Path, content: bytes) -> None:
 )
 def test_a_file_without_bounds_is_refused(file: Any, text: str, told: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        resolve(Path("data"), None, file(text), {})
+        resolve_config(Path("data"), None, file(text), {})
     assert told in str(caught.value)
     assert len(str(caught.value)) < 500
 
@@ -270,6 +285,6 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["best", "", "Classic"])
 def test_an_unknown_preset_is_told_with_the_known(name: str) -> None:
     with pytest.raises(ConfigError, match="Known: default, classic"):
-        resolve(DATA, name, None, {})
+        resolve_config(DATA, name, None, {})
     with pytest.raises(ConfigError, match="Known: default, classic"):
-        preset_toml(name)
+        format_preset_toml(name)

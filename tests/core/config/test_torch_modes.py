@@ -4,14 +4,14 @@ from typing import get_args
 
 import pytest
 
-from edgetl.core.artifacts.bench import EAGER
-from edgetl.core.config.bench import TorchMode as Name
+from edgetl.core.artifacts.bench import EAGER_VARIANT
+from edgetl.core.config.bench import TorchModeName as Name
 from edgetl.core.config.torch_modes import BF16_TOLERANCE, FP16_TOLERANCE, TORCH_MODES
 
 
 def test_every_mode_of_the_option_is_in_the_table() -> None:
     assert set(TORCH_MODES) == set(get_args(Name))
-    assert TORCH_MODES["eager"].variant == EAGER
+    assert TORCH_MODES["eager"].variant == EAGER_VARIANT
     assert len({mode.variant for mode in TORCH_MODES.values()}) == len(TORCH_MODES)
 
 
@@ -30,7 +30,7 @@ def test_modes_are_what_their_names_say(
     name: str, dtype: str, compiled: bool, captured: bool, gpu_only: bool
 ) -> None:
     mode = TORCH_MODES[name]
-    assert (mode.dtype, mode.compiled, mode.captured, mode.gpu_only) == (
+    assert (mode.dtype, mode.uses_compile, mode.uses_cuda_graph, mode.gpu_only) == (
         dtype,
         compiled,
         captured,
@@ -39,9 +39,9 @@ def test_modes_are_what_their_names_say(
 
 
 def test_compile_cuts_launches_on_a_gpu_alone() -> None:
-    assert TORCH_MODES["compile"].compile_arguments("cuda") == {"mode": "reduce-overhead"}
-    assert TORCH_MODES["compile"].compile_arguments("cpu") == {}
-    assert TORCH_MODES["eager"].compile_arguments("cuda") is None
+    assert TORCH_MODES["compile"].get_compile_arguments("cuda") == {"mode": "reduce-overhead"}
+    assert TORCH_MODES["compile"].get_compile_arguments("cpu") == {}
+    assert TORCH_MODES["eager"].get_compile_arguments("cuda") is None
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from edgetl.core.files import sha256_file
-from edgetl.demo.images.dataset import CLASSES, generate_inspection, photograph
+from edgetl.demo.images.dataset import CLASSES, generate_inspection_dataset, render_image
 from edgetl.demo.images.shapes import SHAPES
-from edgetl.demo.images.textures import UNIT
+from edgetl.demo.images.textures import UNIT_PIXELS
 from edgetl.device.runtime.images import load_image
 
 DEFECTS = [label for label in CLASSES if label != "good"]
 
 
 def test_writes_as_many_pictures_of_every_class(tmp_path: Path) -> None:
-    generate_inspection(tmp_path, train=3, val=2, size=96)
+    generate_inspection_dataset(tmp_path, train=3, val=2, size=96)
     counts = {
         split: {folder.name: len(list(folder.iterdir())) for folder in (tmp_path / split).iterdir()}
         for split in ("train", "val")
@@ -29,7 +29,7 @@ def test_writes_as_many_pictures_of_every_class(tmp_path: Path) -> None:
 def test_equal_seeds_give_equal_bytes_and_no_two_pictures_are_the_same(tmp_path: Path) -> None:
     hashes = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        folder = generate_inspection(tmp_path / name, train=3, val=3, size=96, seed=seed)
+        folder = generate_inspection_dataset(tmp_path / name, train=3, val=3, size=96, seed=seed)
         hashes.append([sha256_file(path) for path in sorted(folder.rglob("*.jpg"))])
     assert hashes[0] == hashes[1]
     assert len(set(hashes[0] + hashes[2])) == 2 * len(hashes[0])
@@ -40,7 +40,7 @@ def test_a_defect_is_seen_and_is_all_that_tells_a_part_from_its_twin(label: str)
     for number in range(12):
         key = (5, 0, number)
         bad, good = (
-            photograph(label, key, flawed=flawed)[0].astype(np.float32).mean(axis=2)
+            render_image(label, key, flawed=flawed)[0].astype(np.float32).mean(axis=2)
             for flawed in (True, False)
         )
         changed = np.abs(bad - good) > 4
@@ -53,11 +53,13 @@ def test_a_defect_is_seen_and_is_all_that_tells_a_part_from_its_twin(label: str)
 
 
 def test_a_good_part_has_no_twin_but_itself() -> None:
-    assert np.array_equal(photograph("good", (3,))[0], photograph("good", (3,), flawed=False)[0])
+    assert np.array_equal(
+        render_image("good", (3,))[0], render_image("good", (3,), flawed=False)[0]
+    )
 
 
 def test_part_and_light_do_not_depend_on_the_class() -> None:
-    twins = [photograph(label, (7,), flawed=False)[0] for label in CLASSES]
+    twins = [render_image(label, (7,), flawed=False)[0] for label in CLASSES]
     assert all(np.array_equal(twin, twins[0]) for twin in twins)
 
 
@@ -68,7 +70,7 @@ def test_holes_lie_in_the_part_and_do_not_touch(shape: object) -> None:
         drilled = blank.cover()
         for number, (x, y, radius) in enumerate(blank.holes):
             filled = blank.cover(missing=number)
-            hole = (filled - drilled).sum() / (np.pi * (radius * UNIT) ** 2)
+            hole = (filled - drilled).sum() / (np.pi * (radius * UNIT_PIXELS) ** 2)
             assert 0.96 < hole < 1.2, (seed, number)
             assert all(
                 np.hypot(x - u, y - v) > radius + r

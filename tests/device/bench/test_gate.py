@@ -3,14 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgetl.device.bench.gate import _same_work
-from edgetl.device.runtime.golden import gate_tolerance, judge_answers
+from edgetl.device.bench.gate import _check_model_scope
+from edgetl.device.runtime.golden import check_logits, gate_tolerance
 
 REFERENCE = np.array([[2.0, 0.0, -1.0], [0.0, 0.02, -3.0]], np.float32)
 
 
 def test_the_same_answers_pass() -> None:
-    verdict = judge_answers(REFERENCE.astype(np.float64) + 1e-4, REFERENCE, 0.05)
+    verdict = check_logits(REFERENCE.astype(np.float64) + 1e-4, REFERENCE, 0.05)
     assert verdict["passed"]
     assert verdict["checked"]
     assert (verdict["images"], verdict["top1_agreement"]) == (2, 2)
@@ -20,14 +20,14 @@ def test_the_same_answers_pass() -> None:
 def test_one_logit_beyond_the_tolerance_fails() -> None:
     answers = REFERENCE.astype(np.float64)
     answers[1, 2] += 0.06
-    verdict = judge_answers(answers, REFERENCE, 0.05)
+    verdict = check_logits(answers, REFERENCE, 0.05)
     assert not verdict["passed"]
     assert "differ by 0.06" in verdict["reason"]
 
 
 def test_another_class_fails_even_where_the_tolerance_is_wide() -> None:
     answers = np.array([[0.5, 1.0, -1.0], [0.0, 0.02, -3.0]])
-    verdict = judge_answers(answers, REFERENCE, 1.6)
+    verdict = check_logits(answers, REFERENCE, 1.6)
     assert not verdict["passed"]
     assert verdict["top1_agreement"] == 1
     assert "1 of 2" in verdict["reason"]
@@ -35,7 +35,7 @@ def test_another_class_fails_even_where_the_tolerance_is_wide() -> None:
 
 def test_a_tie_within_the_tolerance_is_no_mistake() -> None:
     answers = np.array([[2.0, 0.0, -1.0], [0.011, 0.01, -3.0]])
-    assert judge_answers(answers, REFERENCE, 0.05)["passed"]
+    assert check_logits(answers, REFERENCE, 0.05)["passed"]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_tie_within_the_tolerance_is_no_mistake() -> None:
     [np.full((2, 3), np.nan), np.full((2, 3), np.inf), np.zeros((2, 4)), np.zeros((1, 3))],
 )
 def test_answers_that_are_none_fail(answers: np.ndarray) -> None:
-    verdict = judge_answers(answers, REFERENCE, 0.05)
+    verdict = check_logits(answers, REFERENCE, 0.05)
     assert not verdict["passed"]
     assert verdict["reason"]
 
@@ -52,11 +52,11 @@ def test_other_work_in_scope_model_fails() -> None:
     """The same golden answers, but another crop where tensors are fed: seen by comparing the runtimes with each other."""
     passed = {"checked": True, "passed": True}
     reference = np.array([[1.0, 2.0]])
-    assert _same_work(passed, reference, reference[:, None] + 1e-6, 0.05)["passed"]
-    failed = _same_work(passed, reference, reference[:, None] + 0.2, 0.05)
+    assert _check_model_scope(passed, reference, reference[:, None] + 1e-6, 0.05)["passed"]
+    failed = _check_model_scope(passed, reference, reference[:, None] + 0.2, 0.05)
     assert not failed["passed"]
     assert failed["model_scope_difference"] == pytest.approx(0.2)
-    strange = _same_work(passed, reference, np.array([[[1.0, np.nan]]]), 0.05)
+    strange = _check_model_scope(passed, reference, np.array([[[1.0, np.nan]]]), 0.05)
     assert not strange["passed"]
     assert "not finite" in strange["reason"]
 
@@ -84,8 +84,8 @@ def test_the_widest_bound_holds() -> None:
 
 def test_the_verdict_holds_the_tolerance_that_was_used() -> None:
     answers = LARGE.astype(np.float64) + 0.4
-    on_gpu = judge_answers(answers, LARGE, gate_tolerance(LARGE, "cuda", 0.05))
-    on_cpu = judge_answers(answers, LARGE, gate_tolerance(LARGE, "cpu", 0.05))
+    on_gpu = check_logits(answers, LARGE, gate_tolerance(LARGE, "cuda", 0.05))
+    on_cpu = check_logits(answers, LARGE, gate_tolerance(LARGE, "cpu", 0.05))
     assert (on_gpu["passed"], on_gpu["tolerance"]) == (True, pytest.approx(0.5))
     assert (on_cpu["passed"], on_cpu["tolerance"]) == (False, 0.05)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgetl.core.errors import BenchError, ProviderError
-from edgetl.device.bench.rounds import Campaign
+from edgetl.device.bench.rounds import BenchRunner
 from tests.core.artifacts.test_bench import block
 
 DISK = OSError(28, "No space left on device")
@@ -24,7 +24,7 @@ DISK = OSError(28, "No space left on device")
 def test_without_figures_the_cause_is_told(
     cause: BaseException, kind: type[BaseException], message: str
 ) -> None:
-    with pytest.raises(kind, match=message), Campaign().until_stopped():
+    with pytest.raises(kind, match=message), BenchRunner().capture_stop():
         raise cause
 
 
@@ -47,22 +47,26 @@ def test_without_figures_the_cause_is_told(
 def test_figures_outlive_what_ended_their_measurement(
     cause: BaseException, kind: type[BaseException], message: str
 ) -> None:
-    campaign = Campaign()
-    campaign.rounds.blocks["row"] = [block(1000)]
-    with campaign.until_stopped():
+    campaign = BenchRunner()
+    campaign.round_runner.rounds_by_row["row"] = [block(1000)]
+    with campaign.capture_stop():
         raise cause
-    assert campaign.stopped is cause
+    assert campaign.stop_cause is cause
     with pytest.raises(kind, match=message):
-        campaign.tell({"row": [block(1000)], "other": []}, Path("kept.json"), ["A note."])
+        campaign.raise_if_stopped(
+            {"row": [block(1000)], "other": []}, Path("kept.json"), ["A note."]
+        )
     with pytest.raises(kind) as raised:
-        campaign.tell({"row": [block(1000)]}, None, ["There is no space: the result was NOT kept."])
+        campaign.raise_if_stopped(
+            {"row": [block(1000)]}, None, ["There is no space: the result was NOT kept."]
+        )
     assert str(raised.value).endswith("NOT kept.")
     assert "None" not in str(raised.value)
 
 
 def test_what_came_to_its_end_raises_nothing_and_what_was_not_timed_has_no_noise() -> None:
-    campaign = Campaign()
-    with campaign.until_stopped():
+    campaign = BenchRunner()
+    with campaign.capture_stop():
         pass
-    campaign.tell({}, None, [])
-    assert not campaign.noise({"row": []}).noisy
+    campaign.raise_if_stopped({}, None, [])
+    assert not campaign.evaluate_noise({"row": []}).is_noisy

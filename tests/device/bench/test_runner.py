@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 import pytest
 
-from edgetl.core.artifacts.bench import read_result, write_result
-from edgetl.core.artifacts.storage import keep
+from edgetl.core.artifacts.bench import read_bench_result, write_result
+from edgetl.core.artifacts.storage import store_result
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError, BundleError, ConfigError, ProviderError
 from edgetl.core.files import sha256_file
@@ -70,12 +70,20 @@ def test_a_bundle_without_its_run_is_measured_alone(
         for row in result.rows
         for block in row.rounds
     )
-    assert set(file.stages_ms()) == {"read", "decode", "preprocess", "inference", "postprocess"}
-    assert sum(file.stages_ms().values()) == pytest.approx(file.percentile_ms(50), rel=0.5)
+    assert set(file.summarize_stages_ms()) == {
+        "read",
+        "decode",
+        "preprocess",
+        "inference",
+        "postprocess",
+    }
+    assert sum(file.summarize_stages_ms().values()) == pytest.approx(
+        file.percentile_ms(50), rel=0.5
+    )
     assert model.session["node_share"] == {"CPUExecutionProvider": 1.0}
     assert (model.session["intra_op_threads"], model.session["inter_op_threads"]) == (1, 1)
     assert model.file_sha256 == sha256_file(bundle / "fp32.onnx")
-    cold = model.cold()
+    cold = model.summarize_cold_starts()
     assert cold["processes"] == 2
     assert all(
         cold[name] > 0
@@ -97,7 +105,7 @@ def test_the_result_lies_where_it_says_and_reads_back(
         first.path.resolve(),
         second.path.resolve(),
     }
-    assert read_result(first.path).to_json() == first.to_json()
+    assert read_bench_result(first.path).to_json() == first.to_json()
     assert json.loads(json.dumps(first.to_json())) == json.loads(first.path.read_text())
 
 
@@ -146,10 +154,10 @@ def test_a_bundle_that_answers_otherwise_is_not_timed(
     make_bundle: MakeBundle, brief: BenchProtocol
 ) -> None:
     result = bench(BenchConfig(make_bundle(error=0.2), rounds=2), protocol=brief)
-    assert [row.scope for row in result.failed] == ["model", "file"]
+    assert [row.scope for row in result.failed_rows] == ["model", "file"]
     assert not any(row.rounds for row in result.rows)
     assert "differ by 0.2" in result.rows[0].gate["reason"]
-    assert read_result(result.path or Path()).failed
+    assert read_bench_result(result.path or Path()).failed_rows
 
 
 def test_an_altered_file_is_refused(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
@@ -203,7 +211,7 @@ def test_a_lone_file_has_no_reference_images(brief: BenchProtocol, tmp_path: Pat
     assert (row.variant, row.input, row.session["feed"]) == ("lone", "uint8 1x256x256x3", "random")
     assert row.gate["checked"] is False
     assert row.gate["passed"] is None
-    assert not row.failed
+    assert not row.has_failed_gate
     assert any("Scope file is left out" in note for note in result.notes)
     with pytest.raises(BenchError, match="scope model"):
         bench(BenchConfig(tmp_path / "lone.onnx", scopes=("file",)), protocol=brief)
@@ -286,7 +294,7 @@ def test_one_process_works_at_a_time_and_each_round_has_fresh_ones(
     class Asked(Worker):
         def ask(self, piece: str) -> None:
             begun = time.perf_counter()
-            super().ask(piece)
+            super().request(piece)
             asked.append((begun, time.perf_counter(), self._process.pid, piece))
 
     monkeypatch.setattr(worker_process.subprocess, "Popen", Watched)
@@ -321,7 +329,7 @@ def test_an_interrupted_run_keeps_what_it_measured(
     with pytest.raises(KeyboardInterrupt, match="1 of 1 rows have figures, kept in"):
         bench(config, interrupt_in(3), brief)
     (path,) = (tmp_path / "bench").iterdir()
-    kept = read_result(path)
+    kept = read_bench_result(path)
     assert kept.interrupted
     assert [len(row.rounds) for row in kept.rows] == [3]
 
@@ -376,7 +384,7 @@ def test_sigterm_keeps_the_rounds_that_were_finished(
     assert process.wait(20) == 143, words
     (path,) = (tmp_path / "bench").iterdir()
     assert str(path.relative_to(tmp_path)) in words
-    assert read_result(path).interrupted
+    assert read_bench_result(path).interrupted
 
 
 def test_sighup_is_ignored_when_the_caller_ignores_it(tmp_path: Path) -> None:
@@ -416,7 +424,7 @@ def test_an_earlier_result_is_a_labelled_baseline(
     assert (comparison["path"], comparison["created"]) == (str(first.path), first.created)
     assert (comparison["cross_device"], comparison["same_model"]) == (False, True)
     assert comparison["ci95"][0] <= comparison["speedup"] <= comparison["ci95"][1]
-    assert read_result(second.path or Path()).to_json() == second.to_json()
+    assert read_bench_result(second.path or Path()).to_json() == second.to_json()
 
     elsewhere = tmp_path / "elsewhere.json"
     content = {
@@ -433,9 +441,9 @@ def test_an_earlier_result_is_a_labelled_baseline(
         BenchConfig(bundle, scopes=("model",), rounds=2, baseline=elsewhere, any_model=True),
         protocol=brief,
     )
-    assert third.comparisons[0].earlier is not None
-    assert third.comparisons[0].earlier.cross_device
-    assert not third.comparisons[0].earlier.same_model
+    assert third.comparisons[0].earlier_row is not None
+    assert third.comparisons[0].earlier_row.cross_device
+    assert not third.comparisons[0].earlier_row.same_model
 
 
 def test_unlike_things_are_not_compared(
@@ -457,7 +465,7 @@ def test_two_results_in_one_second_do_not_collide(
     make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = bench(BenchConfig(make_bundle(), scopes=("model",), rounds=2), protocol=brief)
-    path, notes = keep(
+    path, notes = store_result(
         partial(write_result, result), None, Path("bench"), datetime.fromisoformat(result.created)
     )
     assert result.path is not None
@@ -500,13 +508,13 @@ def test_workers_never_see_torch(make_bundle: MakeBundle, tmp_path: Path) -> Non
 def test_golden_images_become_squares_of_the_resized_length(
     make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
-    from edgetl.device.bench.inputs import prepare_pictures
+    from edgetl.device.bench.inputs import prepare_bench_inputs
     from edgetl.device.runtime.bundle import open_bundle
 
-    pictures = prepare_pictures(
+    pictures = prepare_bench_inputs(
         open_bundle(make_bundle()), {("image", None), ("tensor", None)}, tmp_path
     )
-    image, tensor = (np.load(pictures.tensors[kind, None]) for kind in ("image", "tensor"))
+    image, tensor = (np.load(pictures.tensor_files[kind, None]) for kind in ("image", "tensor"))
     assert (image.shape, image.dtype) == ((4, 1, 40, 40, 3), np.uint8)
     assert (tensor.shape, tensor.dtype) == ((4, 1, 3, 32, 32), np.float32)
     assert image.std() > 1, "pictures, not blanks"

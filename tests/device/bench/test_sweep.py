@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 import pytest
 
-from edgetl.core.artifacts.bench import read_result
+from edgetl.core.artifacts.bench import read_bench_result
 from edgetl.core.config.bench import BenchConfig, Limits
 from edgetl.core.errors import BenchError, BundleError, ProviderError
 from edgetl.device.bench import rounds, runner
-from edgetl.device.bench.gate import Contender
+from edgetl.device.bench.gate import GatedCase
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.runner import bench
 from edgetl.device.runtime.session import available_providers
@@ -51,14 +51,17 @@ def test_every_combination_is_measured_and_one_is_recommended(
     assert {row.input for row in result.rows if row.batch == 3} == {"uint8 3x40x40x3"}
     assert len(result.order[0]) == len(set(result.order[0])) == 8
     for pair in result.comparisons:
-        assert result.row(pair.baseline).cell == result.row(pair.candidate).cell
+        assert (
+            result.get_row(pair.baseline).comparison_key
+            == result.get_row(pair.candidate).comparison_key
+        )
         assert "fp32" in pair.baseline
     assert len(result.comparisons) == 6
     chosen = result.to_json()["recommendation"]
     assert chosen["latency"]["row"] in expected
     assert chosen["latency"]["options"]["inter_op_num_threads"] == 1
     assert chosen["throughput"]["images_per_second"] > 0
-    assert read_result(result.path or Path()).to_json() == result.to_json()
+    assert read_bench_result(result.path or Path()).to_json() == result.to_json()
 
 
 def test_a_batch_that_answers_otherwise_fails_its_gate(
@@ -87,7 +90,7 @@ def test_a_batch_that_answers_otherwise_fails_its_gate(
     )
     _replace_model(bundle, model)
     result = bench(BenchConfig(bundle, batches=(1, 2), scopes=("model",), rounds=2), protocol=brief)
-    assert [row.failed for row in result.rows] == [False, True]
+    assert [row.has_failed_gate for row in result.rows] == [False, True]
     assert "in scope model logits differ" in result.rows[1].gate["reason"]
     assert result.recommendation is not None
     assert result.recommendation.throughput.row == result.rows[0].id
@@ -108,8 +111,14 @@ def _replace_model(bundle: Path, model: onnx.ModelProto) -> None:
 def test_scopes_have_their_stages(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
     result = bench(BenchConfig(make_bundle(), scopes=("image", "file"), rounds=2), protocol=brief)
     image, file = result.rows
-    assert list(image.stages_ms()) == ["preprocess", "inference", "postprocess"]
-    assert list(file.stages_ms()) == ["read", "decode", "preprocess", "inference", "postprocess"]
+    assert list(image.summarize_stages_ms()) == ["preprocess", "inference", "postprocess"]
+    assert list(file.summarize_stages_ms()) == [
+        "read",
+        "decode",
+        "preprocess",
+        "inference",
+        "postprocess",
+    ]
     assert image.input == file.input
     assert image.percentile_ms(50) < file.percentile_ms(50)  # type: ignore[operator]
 
@@ -131,8 +140,8 @@ def test_paced_arrivals_stand_beside_the_single_stream(
     paced = result.rows[3]
     assert paced.id.endswith("-r200")
     assert [len(block.latencies_ns) for block in paced.rounds] == [10, 10]
-    assert next(iter(paced.stages_ms())) == "wait"
-    assert 0 <= paced.waited <= 1
+    assert next(iter(paced.summarize_stages_ms())) == "wait"
+    assert 0 <= paced.waiting_share <= 1
 
 
 def test_providers_that_are_not_there_are_refused_before_anything_runs(
@@ -164,7 +173,7 @@ def test_a_sustained_run_follows_the_rounds(make_bundle: MakeBundle, brief: Benc
     content = result.to_json()["sustained"]
     assert content["steady_p50_ms"] > 0
     assert content["drift"]["low"] <= content["drift"]["ratio"] <= content["drift"]["high"]
-    assert read_result(result.path or Path()).sustained == found
+    assert read_bench_result(result.path or Path()).sustained == found
 
 
 def replace_seconds(config: BenchConfig, seconds: float) -> BenchConfig:
@@ -176,7 +185,7 @@ def replace_seconds(config: BenchConfig, seconds: float) -> BenchConfig:
 def test_an_interrupted_sustained_run_keeps_its_windows(
     make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    real = runner.sustain
+    real = runner.run_sustained_job
 
     def interrupted(job: object, *rest: object) -> None:
         from edgetl.device.bench import sustained
@@ -190,13 +199,13 @@ def test_an_interrupted_sustained_run_keeps_its_windows(
         monkeypatch.setattr(sustained, "run_job", cut)
         real(job, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(runner, "sustain", interrupted)
+    monkeypatch.setattr(runner, "run_sustained_job", interrupted)
     config = replace_seconds(
         BenchConfig(make_bundle(), scopes=("model",), rounds=2, output=tmp_path / "kept.json"), 0.3
     )
     with pytest.raises(KeyboardInterrupt, match="kept in"):
         bench(config, protocol=replace(brief, sustained_window_seconds=0.05))
-    kept = read_result(tmp_path / "kept.json")
+    kept = read_bench_result(tmp_path / "kept.json")
     assert kept.interrupted
     assert kept.sustained is not None
     assert kept.sustained.windows
@@ -226,7 +235,7 @@ def test_one_configuration_that_dies_does_not_end_the_others(
         def ask(self, piece: str) -> None:
             if self._job.source.batch == 4 and piece.startswith("slice") and next(asked) == 3:
                 self._process.kill()
-            super().ask(piece)
+            super().request(piece)
 
     asked = iter(range(100))
     monkeypatch.setattr(rounds, "Worker", Mortal)
@@ -241,14 +250,14 @@ def test_a_device_with_little_memory_keeps_fewer_processes_alive(
     make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[str]] = []
-    real = rounds.together
+    real = rounds.group_cases
 
-    def watched(contenders: Sequence[Contender]) -> list[list[Contender]]:
+    def watched(contenders: Sequence[GatedCase]) -> list[list[GatedCase]]:
         groups = real(contenders)
-        seen.append([" + ".join(one.candidate.variant for one in group) for group in groups])
+        seen.append([" + ".join(one.case.variant for one in group) for group in groups])
         return groups
 
-    monkeypatch.setattr(rounds, "together", watched)
+    monkeypatch.setattr(rounds, "group_cases", watched)
     bundle = make_bundle(variants=("a", "b", "c"))
     bench(BenchConfig(bundle, scopes=("model",), rounds=2), protocol=brief)
     monkeypatch.setattr(rounds, "free_memory_bytes", lambda: 150 * 2**20)
@@ -269,7 +278,7 @@ def test_an_interrupted_sweep_keeps_finished_rows(
     )
     with pytest.raises(KeyboardInterrupt, match="1 of 2 rows have figures"):
         bench(config, progress, brief)
-    kept = read_result(tmp_path / "kept.json")
+    kept = read_bench_result(tmp_path / "kept.json")
     assert sorted(len(row.rounds) for row in kept.rows) == [0, 1]
     assert kept.comparisons == []
 
@@ -287,7 +296,7 @@ def test_a_full_disk_loses_nothing(
 
     real = results.write_result
 
-    def no_space(result: results.Kept, path: Path) -> None:
+    def no_space(result: results.JsonSerializable, path: Path) -> None:
         if full in path.parents:
             raise BenchError(
                 f"The result cannot be written to {path} (No space left on device). Choose another --output."
@@ -302,7 +311,7 @@ def test_a_full_disk_loses_nothing(
     assert result.path is not None
     assert result.path.parent == tmp_path / "spare"
     assert "It was kept in" in result.notes[-1]
-    assert read_result(result.path).rows[0].rounds
+    assert read_bench_result(result.path).rows[0].rounds
 
 
 def test_dev_full_is_told_and_leaves_nothing(tmp_path: Path) -> None:
@@ -327,7 +336,7 @@ def test_limits_travel_with_the_result(make_bundle: MakeBundle, brief: BenchProt
         rounds=2,
         limits=Limits(max_p99_ms=0.000001, min_speedup=2.0),
     )
-    judged = {one.limit: one.outcome for one in bench(config, protocol=brief).judged}
+    judged = {one.limit: one.outcome for one in bench(config, protocol=brief).limit_checks}
     assert judged == {"max-p99": judged["max-p99"], "min-speedup": "undecided"}, "no PyTorch"
     assert judged["max-p99"] != "held"
 

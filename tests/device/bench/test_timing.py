@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import chain, repeat
 
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.timing import Block, Measurement, measure, measure_paced
+from edgetl.device.bench.timing import BlockTimer, TimedBlock, measure, measure_paced
 
 PROTOCOL = BenchProtocol(
     slices=1, block_seconds=0.001, block_runs=7, window_seconds=0.0, window_runs=4, max_windows=5
@@ -106,7 +106,7 @@ def test_inputs_take_turns_and_stages_feed_each_other() -> None:
     assert set(seen) == {"A", "B", "C"}
 
 
-def paced(durations: Iterator[int], rate: float, seconds: float = 0.1, runs: int = 5) -> Block:
+def paced(durations: Iterator[int], rate: float, seconds: float = 0.1, runs: int = 5) -> TimedBlock:
     time = FakeTime()
 
     def sleep(length: float) -> None:
@@ -169,12 +169,12 @@ def test_a_block_is_measured_in_slices_each_after_a_few_runs_that_do_not_count()
         time.now += 1000
         seen.append(value)
 
-    measurement = Measurement([("inference", step)], ["a", "b", "c", "d"], protocol, clock=time)
+    measurement = BlockTimer([("inference", step)], ["a", "b", "c", "d"], protocol, clock=time)
     measurement.warm_up()
     seen.clear()
     for _ in range(3):
         measurement.run_slice()
-    block = measurement.block()
+    block = measurement.to_block()
     assert block.slices == [10, 10, 10]
     assert len(block.latencies_ns) == 30
     assert len(seen) == 30 + 2 * 2

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.artifacts.bench import read_result, write_result
+from edgetl.core.artifacts.bench import read_bench_result, write_result
 from edgetl.core.config.bench import Limits
-from edgetl.core.formatting import device_name
+from edgetl.core.formatting import describe_device
 from edgetl.device.bench import runner as bench_run
-from edgetl.device.hardware.cpu import EMULATED, emulated
-from edgetl.device.hardware.info import device_facts
+from edgetl.device.hardware.cpu import EMULATED_ENV_VAR, is_emulated
+from edgetl.device.hardware.info import collect_device_info
 from tests.core.artifacts.test_limits import against, measured
 from tests.helpers.machines import LAPTOP, PI, build
 
@@ -45,34 +45,34 @@ def test_the_kernel_is_of_another_kind(
     machine: str,
     expected: bool,
 ) -> None:
-    monkeypatch.delenv(EMULATED, raising=False)
-    assert emulated(build(tmp_path, files)[0], machine) is expected
+    monkeypatch.delenv(EMULATED_ENV_VAR, raising=False)
+    assert is_emulated(build(tmp_path, files)[0], machine) is expected
 
 
 def test_the_environment_can_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proc, sys_root = build(tmp_path, LAPTOP)
-    monkeypatch.setenv(EMULATED, "")
-    assert not emulated(proc, "x86_64")
-    monkeypatch.setenv(EMULATED, "1")
-    assert device_facts(proc, sys_root, "x86_64")["emulated"]
+    monkeypatch.setenv(EMULATED_ENV_VAR, "")
+    assert not is_emulated(proc, "x86_64")
+    monkeypatch.setenv(EMULATED_ENV_VAR, "1")
+    assert collect_device_info(proc, sys_root, "x86_64")["emulated"]
 
 
 def test_it_is_called_emulated_and_not_by_its_hosts_board() -> None:
     device = {"board": "Imaginary Server", "cpu": "Cortex-A72", "machine": "aarch64"}
-    assert device_name(device) == "Imaginary Server"
-    assert device_name({**device, "emulated": True}) == "emulated aarch64 (Cortex-A72)"
+    assert describe_device(device) == "Imaginary Server"
+    assert describe_device({**device, "emulated": True}) == "emulated aarch64 (Cortex-A72)"
 
 
 def test_no_time_decides_anything(tmp_path: Path) -> None:
     result = replace(measured(), limits=Limits(max_p99_ms=1000.0, min_speedup=1.1))
-    assert [judged.outcome for judged in result.judged] == ["held", "held"]
+    assert [judged.outcome for judged in result.limit_checks] == ["held", "held"]
     assert result.comparisons[0].verdict == "faster"
     there = replace(result, device={"machine": "aarch64", "emulated": True})
     write_result(there, tmp_path / "result.json")
-    for one in (there, read_result(tmp_path / "result.json")):
-        assert one.emulated
-        assert [judged.outcome for judged in one.judged] == ["undecided", "undecided"]
-        assert all("measure on the device" in judged.why for judged in one.judged)
+    for one in (there, read_bench_result(tmp_path / "result.json")):
+        assert one.is_emulated
+        assert [judged.outcome for judged in one.limit_checks] == ["undecided", "undecided"]
+        assert all("measure on the device" in judged.why for judged in one.limit_checks)
         assert [pair.verdict for pair in one.comparisons] == ["noisy"]
     assert replace(against(8.0), device={"emulated": True}).comparisons[-1].verdict == "noisy"
 
@@ -83,7 +83,7 @@ def test_a_result_says_so_first(
     from edgetl.core.config.bench import BenchConfig
     from edgetl.device.bench.protocol import BenchProtocol
 
-    monkeypatch.setenv(EMULATED, "1")
+    monkeypatch.setenv(EMULATED_ENV_VAR, "1")
     short = BenchProtocol(
         block_seconds=0.05,
         block_runs=5,
@@ -103,5 +103,5 @@ def test_a_result_says_so_first(
 
 def test_the_commands_say_so(edgetl, stock_bundle: Path) -> None:  # type: ignore[no-untyped-def]
     said = "This processor is emulated"
-    assert said in edgetl("verify", stock_bundle, env={EMULATED: "1"}).stdout
-    assert said not in edgetl("verify", stock_bundle, env={EMULATED: ""}).stdout
+    assert said in edgetl("verify", stock_bundle, env={EMULATED_ENV_VAR: "1"}).stdout
+    assert said not in edgetl("verify", stock_bundle, env={EMULATED_ENV_VAR: ""}).stdout

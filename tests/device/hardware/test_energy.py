@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.timing import BlockWatch, Measurement
-from edgetl.device.hardware.energy import GPU_WINDOW_SECONDS, EnergyMeter, Rail, counted
+from edgetl.device.bench.timing import BlockMonitor, BlockTimer
+from edgetl.device.hardware.energy import MIN_GPU_WINDOW_S, EnergyMeter, PowerRail, counter_delta
 from edgetl.device.hardware.nvml import Nvml
 from tests.helpers.gpus import FakePynvml
 from tests.helpers.machines import JETSON, LAPTOP, VM, build
@@ -27,7 +27,7 @@ class Gpus:
     def __init__(self, *energies_mj: int | None) -> None:
         self.energies_mj = list(energies_mj)
 
-    def count(self) -> int:
+    def count_gpus(self) -> int:
         return len(self.energies_mj)
 
     def energy_mj(self, index: int) -> int | None:
@@ -46,7 +46,7 @@ class Seconds:
 
 def test_a_machine_without_counters(tmp_path: Path) -> None:
     meter = EnergyMeter(build(tmp_path, VM)[1], Gpus())
-    assert (meter.sources, meter.denied) == ((), ())
+    assert (meter.source_names, meter.denied_source_names) == ((), ())
     threads = threading.active_count()
     meter.start()
     assert threading.active_count() == threads
@@ -56,7 +56,7 @@ def test_a_machine_without_counters(tmp_path: Path) -> None:
 def test_a_laptops_package(tmp_path: Path) -> None:
     meter = EnergyMeter(build(tmp_path, LAPTOP)[1], Gpus())
     # Cores are part of the package; psys is not everywhere the whole machine.
-    assert meter.sources == ("rapl:package-0",)
+    assert meter.source_names == ("rapl:package-0",)
     meter.start()
     (tmp_path / RAPL).write_text("262143300000\n")
     assert meter.stop() == {"rapl:package-0": pytest.approx(0.3)}
@@ -75,7 +75,7 @@ def test_a_counter_that_only_root_may_read(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Path, "open", refused)
     meter = EnergyMeter(sys_root, Gpus())
-    assert (meter.sources, meter.denied) == ((), ("rapl:package-0",))
+    assert (meter.source_names, meter.denied_source_names) == ((), ("rapl:package-0",))
     meter.start()
     assert meter.stop() == {}
 
@@ -83,7 +83,7 @@ def test_a_counter_that_only_root_may_read(tmp_path: Path, monkeypatch: pytest.M
 def test_gpus_that_count_and_one_that_does_not(tmp_path: Path) -> None:
     gpus, clock = Gpus(5_000, None, 7_000), Seconds()
     meter = EnergyMeter(build(tmp_path, {})[1], gpus, clock)
-    assert meter.sources == ("nvml:0", "nvml:2")
+    assert meter.source_names == ("nvml:0", "nvml:2")
     meter.start()
     clock.now += 3
     gpus.energies_mj = [6_500, None, 7_000]
@@ -104,7 +104,7 @@ def test_a_gpu_that_fails_meanwhile_is_left_out(tmp_path: Path) -> None:
 
 
 def test_nvml_is_a_source_where_it_counts(tmp_path: Path) -> None:
-    assert EnergyMeter(build(tmp_path, {})[1], Nvml(FakePynvml())).sources == ("nvml:0",)
+    assert EnergyMeter(build(tmp_path, {})[1], Nvml(FakePynvml())).source_names == ("nvml:0",)
 
 
 def test_nvml_of_another_age_does_not_count(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_nvml_of_another_age_does_not_count(tmp_path: Path) -> None:
             return super().__getattribute__(name)
 
     assert Nvml(Old()).energy_mj(0) is None
-    assert EnergyMeter(build(tmp_path, {})[1], Nvml(Old())).sources == ()
+    assert EnergyMeter(build(tmp_path, {})[1], Nvml(Old())).source_names == ()
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_gpu_energy_needs_a_long_window(
 
 def test_gpu_energy_in_short_slices_is_withheld(tmp_path: Path) -> None:
     gpus, clock = Gpus(0), Seconds()
-    watch = BlockWatch(EnergyMeter(build(tmp_path, {})[1], gpus, clock))
+    watch = BlockMonitor(EnergyMeter(build(tmp_path, {})[1], gpus, clock))
     for _ in range(20):
         watch.start()
         clock.now += 0.2
@@ -157,13 +157,13 @@ def test_a_gpu_block_is_one_window_for_the_counter(tmp_path: Path) -> None:
         return value
 
     protocol = BenchProtocol(block_seconds=1.0, block_runs=10, slices=5).for_gpu()
-    watch = BlockWatch(EnergyMeter(build(tmp_path, {})[1], Stepping(0), clock))
-    measurement = Measurement(
+    watch = BlockMonitor(EnergyMeter(build(tmp_path, {})[1], Stepping(0), clock))
+    measurement = BlockTimer(
         [("inference", infer)], ["image"], protocol, watch, lambda: int(clock.now * 1e9)
     )
     for _ in range(protocol.slices):
         measurement.run_slice()
-    block = measurement.block()
+    block = measurement.to_block()
     spent_s = sum(block.latencies_ns) / 1e9
     assert (len(block.slices), spent_s >= 2.0) == (1, True)
     assert watch.energy_j["nvml:0"] == pytest.approx(watts * spent_s, rel=0.05)
@@ -172,34 +172,34 @@ def test_a_gpu_block_is_one_window_for_the_counter(tmp_path: Path) -> None:
 def test_only_processes_on_a_gpu_get_the_long_block() -> None:
     usual = BenchProtocol()
     assert (usual.slices, usual.block_seconds) == (5, 1.0)
-    assert (usual.for_gpu().slices, usual.for_gpu().block_seconds) == (1, GPU_WINDOW_SECONDS)
+    assert (usual.for_gpu().slices, usual.for_gpu().block_seconds) == (1, MIN_GPU_WINDOW_S)
     assert BenchProtocol(block_seconds=5.0).for_gpu().block_seconds == 5.0
 
 
 def test_a_library_that_crashes_is_no_library(tmp_path: Path) -> None:
     class Broken(Gpus):
-        def count(self) -> int:
+        def count_gpus(self) -> int:
             raise OSError("nvmlDeviceGetCount_v2 answered 999")
 
-    assert EnergyMeter(build(tmp_path, {})[1], Broken(1)).sources == ()
+    assert EnergyMeter(build(tmp_path, {})[1], Broken(1)).source_names == ()
 
 
 def test_a_jetsons_supply_is_integrated(tmp_path: Path) -> None:
-    rail = Rail("ina3221:VDD_IN", build(tmp_path, JETSON)[1] / "class/hwmon/hwmon1", 1)
+    rail = PowerRail("ina3221:VDD_IN", build(tmp_path, JETSON)[1] / "class/hwmon/hwmon1", 1)
     rail.start(100.0)
     assert rail.joules() is None
-    rail.look(102.0)  # 8 W all the while
+    rail.poll(102.0)  # 8 W all the while
     (tmp_path / CURRENT).write_text("2000\n")
-    rail.look(103.0)  # from 8 W to 10 W
+    rail.poll(103.0)  # from 8 W to 10 W
     assert rail.joules() == pytest.approx(16.0 + 9.0)
 
 
 def test_a_thread_samples_between_the_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meter = EnergyMeter(build(tmp_path, JETSON)[1], Gpus())
     # The other rail is a part of the first.
-    assert meter.sources == ("ina3221:VDD_IN (sampled)",)
+    assert meter.source_names == ("ina3221:VDD_IN (sampled)",)
     taken: list[float] = []
-    monkeypatch.setattr(Rail, "watts", lambda rail: taken.append(8.0) or 8.0)
+    monkeypatch.setattr(PowerRail, "watts", lambda rail: taken.append(8.0) or 8.0)
     clock = time.monotonic
     began = clock()
     meter.start()
@@ -232,19 +232,19 @@ def test_this_machine() -> None:
     meter = EnergyMeter()
     meter.start()
     joules = meter.stop()
-    assert set(joules) <= set(meter.sources)
+    assert set(joules) <= set(meter.source_names)
     assert all(value >= 0 for value in joules.values())
 
 
 @given(width=st.integers(1, 2**64), data=st.data())
 def test_a_counter_that_starts_again(width: int, data: st.DataObject) -> None:
     before, gone = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, width - 1))
-    assert counted(before, (before + gone) % width, width) == gone
+    assert counter_delta(before, (before + gone) % width, width) == gone
 
 
 @given(st.integers(1, 2**64), st.integers(0, 2**64))
 def test_a_counter_without_a_width_that_was_set_back(before: int, after: int) -> None:
-    assert counted(before, after, None) == (after - before if after >= before else None)
+    assert counter_delta(before, after, None) == (after - before if after >= before else None)
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.device.hardware.cpu import available_cores, cgroup_quota, cpu_cgroups
+from edgetl.device.hardware.cpu import available_cores, cgroup_cpu_quota, cpu_cgroup_folders
 from edgetl.device.hardware.info import (
-    container,
-    core_frequency,
+    collect_device_info,
     cpu_flags,
-    device_facts,
+    detect_container,
+    fastest_core_frequency_khz,
     installed_version,
     peak_memory_bytes,
 )
@@ -21,7 +21,7 @@ from tests.helpers.machines import CONTAINER, JETSON, LAPTOP, OLD_CONTAINER, PI,
 
 
 def test_a_virtual_machine(tmp_path: Path) -> None:
-    facts = device_facts(*build(tmp_path, VM))
+    facts = collect_device_info(*build(tmp_path, VM))
     assert (facts["cpu"], facts["board"], facts["memory_bytes"]) == (
         "Imaginary EPYC 9000",
         "Virtual Machine",
@@ -38,14 +38,14 @@ def test_a_virtual_machine(tmp_path: Path) -> None:
 
 def test_a_container_with_a_quota(tmp_path: Path) -> None:
     proc, sys_root = build(tmp_path, CONTAINER)
-    assert cgroup_quota(proc, sys_root) == 1.5
+    assert cgroup_cpu_quota(proc, sys_root) == 1.5
     assert available_cores(proc, sys_root) == min(2, len(os.sched_getaffinity(0)))
-    assert device_facts(proc, sys_root)["container"] == "docker"
+    assert collect_device_info(proc, sys_root)["container"] == "docker"
 
 
 def test_a_container_of_cgroup_v1(tmp_path: Path) -> None:
     proc, sys_root = build(tmp_path, OLD_CONTAINER)
-    assert cgroup_quota(proc, sys_root) == 0.5
+    assert cgroup_cpu_quota(proc, sys_root) == 0.5
     assert available_cores(proc, sys_root) == 1
 
 
@@ -70,18 +70,18 @@ def test_a_container_of_cgroup_v1(tmp_path: Path) -> None:
 def test_what_the_process_is_shut_in(
     tmp_path: Path, files: dict[str, str], name: str | None
 ) -> None:
-    assert container(build(tmp_path, files)[0]) == name
+    assert detect_container(build(tmp_path, files)[0]) == name
 
 
 @pytest.mark.parametrize("quota", ["-1", "garbage"])
 def test_no_limit_in_cgroup_v1(tmp_path: Path, quota: str) -> None:
     files = {**OLD_CONTAINER, "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": f"{quota}\n"}
-    assert cgroup_quota(*build(tmp_path, files)) is None
+    assert cgroup_cpu_quota(*build(tmp_path, files)) is None
 
 
 def test_a_raspberry_pi(tmp_path: Path) -> None:
     proc, sys_root = build(tmp_path, PI)
-    facts = device_facts(proc, sys_root, "aarch64")
+    facts = collect_device_info(proc, sys_root, "aarch64")
     assert not facts["emulated"]
     assert (facts["board"], facts["cpu"], facts["cpu_flags"]) == (
         "Raspberry Pi 4 Model B Rev 1.4",
@@ -92,12 +92,12 @@ def test_a_raspberry_pi(tmp_path: Path) -> None:
         [600_000, 1_800_000],
         102_396 * 1024,
     )
-    assert core_frequency(sys_root) == 1_500_000
+    assert fastest_core_frequency_khz(sys_root) == 1_500_000
 
 
 def test_an_unknown_core_is_called_what_the_board_says(tmp_path: Path) -> None:
     files = {**PI, "proc/cpuinfo": PI["proc/cpuinfo"].replace("0xd08", "0xfff")}
-    assert device_facts(*build(tmp_path, files))["cpu"] == "BCM2835"
+    assert collect_device_info(*build(tmp_path, files))["cpu"] == "BCM2835"
 
 
 def test_big_and_little_cores(tmp_path: Path) -> None:
@@ -105,12 +105,13 @@ def test_big_and_little_cores(tmp_path: Path) -> None:
         f"CPU implementer\t: 0x41\nCPU part\t: {part}\n" for part in ("0xd05", "0xd05", "0xd0b")
     )
     assert (
-        device_facts(*build(tmp_path, {"proc/cpuinfo": cores}))["cpu"] == "Cortex-A55 + Cortex-A76"
+        collect_device_info(*build(tmp_path, {"proc/cpuinfo": cores}))["cpu"]
+        == "Cortex-A55 + Cortex-A76"
     )
 
 
 def test_a_jetson(tmp_path: Path) -> None:
-    facts = device_facts(*build(tmp_path, JETSON), "aarch64")
+    facts = collect_device_info(*build(tmp_path, JETSON), "aarch64")
     assert not facts["emulated"]
     assert (facts["cpu"], facts["cpu_flags"]) == (
         "Cortex-A78AE",
@@ -125,11 +126,11 @@ def test_a_jetson(tmp_path: Path) -> None:
 
 def test_a_power_mode_without_a_name(tmp_path: Path) -> None:
     files = {**JETSON, "var/lib/nvpmodel/status": "pmode:0007\n"}
-    assert device_facts(*build(tmp_path, files))["power_mode"] == "7"
+    assert collect_device_info(*build(tmp_path, files))["power_mode"] == "7"
 
 
 def test_a_laptop(tmp_path: Path) -> None:
-    facts = device_facts(*build(tmp_path, LAPTOP))
+    facts = collect_device_info(*build(tmp_path, LAPTOP))
     assert (facts["cpu"], facts["cpu_flags"]) == ("Imaginary Core i7", ["avx2", "fma", "avx_vnni"])
     assert facts["container"] is None
 
@@ -156,13 +157,13 @@ def test_nvidia_gpus(tmp_path: Path, files: dict[str, str], version: str) -> Non
     card = {
         "proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t\t NVIDIA Imaginary 9\nIRQ:   1\n"
     }
-    facts = device_facts(*build(tmp_path, {**VM, **card, **files}))
+    facts = collect_device_info(*build(tmp_path, {**VM, **card, **files}))
     assert (facts["gpus"], facts["gpu_driver"]) == (["NVIDIA Imaginary 9"], version)
 
 
 def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
     proc, sys_root = build(tmp_path, {})
-    facts = device_facts(proc, sys_root)
+    facts = collect_device_info(proc, sys_root)
     silent = (
         "board",
         "cpu",
@@ -174,12 +175,12 @@ def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
         "gpu_driver",
     )
     assert [facts[name] for name in (*silent, "container", "power_mode")] == [None] * 10
-    assert cpu_cgroups(proc, sys_root) == []
+    assert cpu_cgroup_folders(proc, sys_root) == []
     assert available_cores(proc, sys_root) == len(os.sched_getaffinity(0))
 
 
 def test_this_machine_can_be_read() -> None:
-    facts = device_facts()
+    facts = collect_device_info()
     assert facts["cores_available"] >= 1
     assert set(facts["cpu_flags"] or ()) <= cpu_flags()
     json.dumps(facts, allow_nan=False)

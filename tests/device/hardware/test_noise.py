@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from edgetl.core.artifacts.bench import Noise
-from edgetl.device.hardware.noise import judge
+from edgetl.device.hardware.noise import assess_noise
 from edgetl.device.hardware.nvml import Nvml
-from edgetl.device.hardware.state import device_state
+from edgetl.device.hardware.state import read_device_state
 from tests.helpers.gpus import FakePynvml, gpu_reading
 from tests.helpers.machines import CONTAINER, JETSON, LAPTOP, PI, STAT, VM, build
 
@@ -18,8 +18,8 @@ def later(
     tmp_path: Path, machine: dict[str, str], changes: dict[str, str], seconds: float = 10.0
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Two readings of a machine, `seconds` apart, between which `changes` happened."""
-    before = device_state(*build(tmp_path, machine))
-    after = device_state(*build(tmp_path, changes))
+    before = read_device_state(*build(tmp_path, machine))
+    after = read_device_state(*build(tmp_path, changes))
     return before, {**after, "monotonic_s": before["monotonic_s"] + seconds}
 
 
@@ -40,7 +40,7 @@ def judged(
     machine: dict[str, str] = VM,
     **more: Any,
 ) -> Noise:
-    return judge(
+    return assess_noise(
         *later(tmp_path, machine, changes),
         own_cpu_s,
         more.pop("spreads", {"onnxruntime-fp32-model": 0.02}),
@@ -80,8 +80,8 @@ def test_each_disturbance_is_named(tmp_path: Path, changes: dict[str, str], reas
 
 def test_the_benchmarks_own_work_is_no_noise(tmp_path: Path) -> None:
     busy = ticks(user=1990, idle=10)
-    assert not judged(tmp_path / "own", busy, own_cpu_s=19.9).noisy
-    assert judged(tmp_path / "others", busy, own_cpu_s=10.0).noisy
+    assert not judged(tmp_path / "own", busy, own_cpu_s=19.9).is_noisy
+    assert judged(tmp_path / "others", busy, own_cpu_s=10.0).is_noisy
 
 
 def test_a_throttled_container(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_hot_board(tmp_path: Path) -> None:
         "sys/devices/platform/soc/soc:firmware/get_throttled": "50005\n",
         "sys/devices/system/cpu/cpu1/cpufreq/scaling_governor": "performance\n",
     }
-    noise = judge(
+    noise = assess_noise(
         *later(tmp_path, PI, changes), 0.0, {}, [[1_500_000, 1_500_000, 1_200_000], [900_000]]
     )
     words = "; ".join(noise.reasons)
@@ -108,7 +108,9 @@ def test_a_hot_board(tmp_path: Path) -> None:
 
 
 def test_what_the_firmware_saw_before_does_not_count(tmp_path: Path) -> None:
-    assert judge(*later(tmp_path, PI, {}), 0.0, {}, [[1_500_000], [900_000], []]).reasons == ()
+    assert (
+        assess_noise(*later(tmp_path, PI, {}), 0.0, {}, [[1_500_000], [900_000], []]).reasons == ()
+    )
 
 
 FIRMWARE = "sys/devices/platform/soc/soc:firmware/get_throttled"
@@ -129,28 +131,28 @@ FIRMWARE = "sys/devices/platform/soc/soc:firmware/get_throttled"
 def test_what_the_firmware_saw_during_the_run(
     tmp_path: Path, before: str, after: str, words: str | None
 ) -> None:
-    noise = judge(*later(tmp_path, {**PI, FIRMWARE: before}, {FIRMWARE: after}), 0.0, {})
+    noise = assess_noise(*later(tmp_path, {**PI, FIRMWARE: before}, {FIRMWARE: after}), 0.0, {})
     assert noise.reasons == (() if words is None else (words,))
 
 
 def test_a_jetson_that_draws_too_much(tmp_path: Path) -> None:
     events = {"sys/class/hwmon/hwmon3/oc3_event_cnt": "30\n"}
-    noise = judge(*later(tmp_path, JETSON, events), 0.0, {})
+    noise = assess_noise(*later(tmp_path, JETSON, events), 0.0, {})
     assert noise.reasons == ("the board throttled itself 28 times (over-current or low voltage)",)
     assert noise.measured["over_current_events"] == 28
-    changed = judge(
+    changed = assess_noise(
         *later(tmp_path, JETSON, {**events, "var/lib/nvpmodel/status": "pmode:0000\n"}), 0.0, {}
     )
     assert "the power mode changed during the run" in changed.reasons
 
 
 def test_a_laptop_on_battery(tmp_path: Path) -> None:
-    assert judge(*later(tmp_path, LAPTOP, {}), 0.0, {}).reasons == ("it ran on battery",)
+    assert assess_noise(*later(tmp_path, LAPTOP, {}), 0.0, {}).reasons == ("it ran on battery",)
     plugged = {
         "sys/class/power_supply/AC/online": "1\n",
         "sys/devices/system/cpu/intel_pstate/no_turbo": "1\n",
     }
-    reasons = judge(*later(tmp_path, LAPTOP, plugged), 0.0, {}).reasons
+    reasons = assess_noise(*later(tmp_path, LAPTOP, plugged), 0.0, {}).reasons
     assert reasons == (
         "turbo changed during the run",
         "the power source changed during the run",
@@ -164,7 +166,7 @@ def test_heat_is_counted_once_a_core(tmp_path: Path) -> None:
         for core in (0, 1)
     }
     machine = {**LAPTOP, "sys/class/power_supply/AC/online": "1\n"}
-    assert judge(*later(tmp_path, machine, hot), 0.0, {}).reasons == (
+    assert assess_noise(*later(tmp_path, machine, hot), 0.0, {}).reasons == (
         "the processor throttled itself 4 times (heat)",
     )
 
@@ -174,7 +176,7 @@ def test_heat_is_counted_once_a_core(tmp_path: Path) -> None:
 )
 def test_swap_that_grows(tmp_path: Path, free: int, noisy: bool) -> None:
     changes = {"proc/meminfo": f"MemTotal: 948000 kB\nSwapTotal: 102396 kB\nSwapFree: {free} kB\n"}
-    noise = judge(*later(tmp_path, PI, changes), 0.0, {})
+    noise = assess_noise(*later(tmp_path, PI, changes), 0.0, {})
     assert noise.reasons == (("swap grew by 20 MiB",) if noisy else ())
 
 
@@ -207,7 +209,7 @@ def test_swap_that_grows(tmp_path: Path, free: int, noisy: bool) -> None:
 def test_the_largest_disturbance(
     tmp_path: Path, machine: dict[str, str], changes: dict[str, str], own_cpu_s: float, share: float
 ) -> None:
-    noise = judge(*later(tmp_path, machine, changes), own_cpu_s, {})
+    noise = assess_noise(*later(tmp_path, machine, changes), own_cpu_s, {})
     assert noise.measured["disturbance"] == pytest.approx(share)
     assert isinstance(noise.measured["disturbance"], float)
 
@@ -219,10 +221,10 @@ def test_rounds_that_disagree(tmp_path: Path) -> None:
 
 def test_a_machine_that_tells_nothing_is_judged_by_its_rounds(tmp_path: Path) -> None:
     before, after = later(tmp_path, {}, {})
-    noise = judge(before, after, 5.0, {"a": 0.01})
-    assert not noise.noisy
+    noise = assess_noise(before, after, 5.0, {"a": 0.01})
+    assert not noise.is_noisy
     assert noise.measured["other_cpu"] is None
-    assert judge(before, after, 5.0, {"a": 0.5}).noisy
+    assert assess_noise(before, after, 5.0, {"a": 0.5}).is_noisy
 
 
 def with_gpus(state: dict[str, Any], *processes: int) -> dict[str, Any]:
@@ -231,13 +233,13 @@ def with_gpus(state: dict[str, Any], *processes: int) -> dict[str, Any]:
     library.processes = list(processes)
     return {
         **state,
-        "gpus": {str(index): reading for index, reading in enumerate(Nvml(library).states())},
+        "gpus": {str(index): reading for index, reading in enumerate(Nvml(library).read_states())},
     }
 
 
 def judge_gpu(tmp_path: Path, *readings: dict[str, Any], processes: tuple[int, ...] = ()) -> Noise:
     before, after = later(tmp_path, {}, {})
-    return judge(
+    return assess_noise(
         with_gpus(before),
         with_gpus(after, *processes),
         0.0,
@@ -277,7 +279,7 @@ def test_noise_names_a_gpu_clock_that_varies(tmp_path: Path) -> None:
 def test_noise_compares_clocks_within_rows_only(tmp_path: Path) -> None:
     before, after = later(tmp_path, {}, {})
     rows = [[gpu_reading()], [gpu_reading(sm_clocks_mhz=[1200])]]
-    assert judge(with_gpus(before), with_gpus(after), 0.0, {}, gpu_rounds=rows).reasons == ()
+    assert assess_noise(with_gpus(before), with_gpus(after), 0.0, {}, gpu_rounds=rows).reasons == ()
 
 
 def test_noise_names_other_processes_on_the_gpu(tmp_path: Path) -> None:

@@ -7,22 +7,22 @@ from typing import Any
 
 import pytest
 
-from edgetl.device.bench.timing import GpuWatch
-from edgetl.device.hardware.info import device_facts
+from edgetl.device.bench.timing import GpuMonitor
+from edgetl.device.hardware.info import collect_device_info
 from edgetl.device.hardware.nvml import (
     Nvml,
+    clock_event_reason_names,
     first_cuda_device,
-    read_gpu_facts,
+    read_gpu_info,
     read_gpu_states,
-    reason_names,
 )
-from edgetl.device.hardware.state import device_state
+from edgetl.device.hardware.state import read_device_state
 from tests.helpers.gpus import FakePynvml, NVMLError
 from tests.helpers.machines import VM, build
 
 
 def test_state_of_a_gpu_has_units_and_names() -> None:
-    busy, old = Nvml(FakePynvml()).states()
+    busy, old = Nvml(FakePynvml()).read_states()
     assert busy == {
         "graphics_clock_mhz": 1740,
         "sm_clock_mhz": 1755,
@@ -54,7 +54,7 @@ def test_throttle_reasons_fall_back_to_the_old_name() -> None:
         def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: int) -> int:  # noqa: N802
             return 0x48
 
-    assert Nvml(OldDriver()).states()[0]["throttle_reasons"] == [
+    assert Nvml(OldDriver()).read_states()[0]["throttle_reasons"] == [
         "hw slowdown",
         "hw thermal slowdown",
     ]
@@ -70,11 +70,11 @@ def test_throttle_reasons_fall_back_to_the_old_name() -> None:
     ],
 )
 def test_reason_names_follow_the_bits(mask: int, names: list[str]) -> None:
-    assert reason_names(mask) == names
+    assert clock_event_reason_names(mask) == names
 
 
 def test_facts_name_driver_memory_and_capability(tmp_path: Path) -> None:
-    facts = device_facts(*build(tmp_path, VM), gpus=Nvml(FakePynvml()))
+    facts = collect_device_info(*build(tmp_path, VM), gpus=Nvml(FakePynvml()))
     assert facts["gpus"] == ["NVIDIA H100 80GB HBM3", "NVIDIA K20"]
     assert (facts["gpu_driver"], facts["cuda_driver"]) == ("580.65.06", "13.2")
     assert facts["gpu_memory_bytes"] == [80 * 2**30, None]
@@ -82,15 +82,15 @@ def test_facts_name_driver_memory_and_capability(tmp_path: Path) -> None:
 
 
 def test_device_state_holds_each_gpu_by_index(tmp_path: Path) -> None:
-    state = device_state(*build(tmp_path, VM), gpus=Nvml(FakePynvml()))
+    state = read_device_state(*build(tmp_path, VM), gpus=Nvml(FakePynvml()))
     assert [*state["gpus"]] == ["0", "1"]
     assert state["gpus"]["0"]["temperature_c"] == 54
     json.dumps(state, allow_nan=False)
 
 
 def test_another_machines_files_say_nothing_of_gpus(tmp_path: Path) -> None:
-    assert device_state(*build(tmp_path, VM))["gpus"] is None
-    facts = device_facts(*build(tmp_path, VM))
+    assert read_device_state(*build(tmp_path, VM))["gpus"] is None
+    facts = collect_device_info(*build(tmp_path, VM))
     assert (facts["cuda_driver"], facts["gpu_memory_bytes"], facts["gpu_compute_capability"]) == (
         None,
         None,
@@ -119,8 +119,8 @@ def test_a_driver_that_fails_later_costs_nothing() -> None:
             raise NVMLError("GPU is lost")
 
     reader = Nvml(Lost())
-    assert (read_gpu_states(reader), read_gpu_facts(reader)) == ([], {})
-    assert (read_gpu_states(None), read_gpu_facts(None)) == ([], {})
+    assert (read_gpu_states(reader), read_gpu_info(reader)) == ([], {})
+    assert (read_gpu_states(None), read_gpu_info(None)) == ([], {})
 
 
 @pytest.mark.parametrize(
@@ -141,12 +141,12 @@ def test_first_cuda_device_follows_the_environment(environment: dict[str, str], 
 def test_gpu_watch_sums_up_what_slices_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     library = FakePynvml()
-    watch = GpuWatch(Nvml(library))
-    assert watch.summary() == {}
+    watch = GpuMonitor(Nvml(library))
+    assert watch.summarize() == {}
     watch.read()
     library.sm_clock_mhz, library.reasons = 1500, 0x44
     watch.read()
-    summary: dict[str, Any] = watch.summary()
+    summary: dict[str, Any] = watch.summarize()
     assert summary["sm_clocks_mhz"] == [1755, 1500]
     assert summary["throttle_reasons"] == ["hw thermal slowdown", "sw power cap"]
     assert (summary["index"], summary["max_sm_clock_mhz"], summary["power_w"]) == (0, 1980, 412.5)
@@ -155,8 +155,8 @@ def test_gpu_watch_sums_up_what_slices_left(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_gpu_watch_on_a_silent_gpu_has_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    watch = GpuWatch(Nvml(FakePynvml()))
+    watch = GpuMonitor(Nvml(FakePynvml()))
     watch.read()
-    summary = watch.summary()
+    summary = watch.summarize()
     assert (summary["index"], summary["sm_clocks_mhz"], summary["throttle_reasons"]) == (1, [], [])
     assert summary["power_w"] is None

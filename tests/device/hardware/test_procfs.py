@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from edgetl.device.hardware.procfs import (
-    exists,
-    read_bytes,
-    read_number,
-    read_numbers,
+    path_exists,
+    read_int,
+    read_named_ints,
+    read_size_bytes,
     read_text,
     to_float,
 )
@@ -27,21 +27,21 @@ from edgetl.device.hardware.procfs import (
 )
 def test_a_number_or_nothing(tmp_path: Path, content: bytes, number: int | None) -> None:
     (tmp_path / "file").write_bytes(content)
-    assert read_number(tmp_path / "file") == number
+    assert read_int(tmp_path / "file") == number
 
 
 @pytest.mark.parametrize("digits", ["9" * 30, "9" * 5000])
 def test_no_counter_is_that_wide(tmp_path: Path, digits: str) -> None:
     (tmp_path / "file").write_text(digits)
-    assert read_number(tmp_path / "file") is None
+    assert read_int(tmp_path / "file") is None
 
 
 def test_what_cannot_be_read_is_absent(tmp_path: Path) -> None:
     assert read_text(tmp_path) is None
     assert read_text(tmp_path / "missing") is None
     assert read_text(tmp_path / ("x" * 5000)) is None
-    assert not exists(tmp_path / ("x" * 5000))
-    assert not exists(tmp_path / "a\0b")
+    assert not path_exists(tmp_path / ("x" * 5000))
+    assert not path_exists(tmp_path / "a\0b")
 
 
 @pytest.mark.parametrize(
@@ -50,14 +50,14 @@ def test_what_cannot_be_read_is_absent(tmp_path: Path) -> None:
 )
 def test_an_amount_needs_its_unit(tmp_path: Path, line: str) -> None:
     (tmp_path / "meminfo").write_text(line)
-    assert read_bytes(tmp_path / "meminfo", "MemTotal") is None
+    assert read_size_bytes(tmp_path / "meminfo", "MemTotal") is None
 
 
 def test_lines_that_are_no_pairs_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "cpu.stat").write_text(
         "usage_usec 5\nnr_throttled x\n\nthree words here\nnr_periods 7\n"
     )
-    assert read_numbers(tmp_path / "cpu.stat") == {"usage_usec": 5, "nr_periods": 7}
+    assert read_named_ints(tmp_path / "cpu.stat") == {"usage_usec": 5, "nr_periods": 7}
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "", None, "x"])

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgetl.device.hardware.info import device_facts
+from edgetl.device.hardware.info import collect_device_info
 from edgetl.device.hardware.memory import free_memory_bytes
-from edgetl.device.hardware.noise import judge
-from edgetl.device.hardware.state import device_state
+from edgetl.device.hardware.noise import assess_noise
+from edgetl.device.hardware.state import read_device_state
 from tests.helpers.machines import CONTAINER, JETSON, LAPTOP, MACHINES, OLD_CONTAINER, PI, VM, build
 
 ALWAYS = ("monotonic_s", "pressure_us")
 
 
 def test_a_virtual_machine(tmp_path: Path) -> None:
-    state = device_state(*build(tmp_path, VM))
+    state = read_device_state(*build(tmp_path, VM))
     ticks = os.sysconf("SC_CLK_TCK")
     assert state["cpu_seconds"] == {
         "busy": 11_050 / ticks,
@@ -35,20 +35,20 @@ def test_a_virtual_machine(tmp_path: Path) -> None:
 
 def test_a_container_with_a_quota(tmp_path: Path) -> None:
     # A quota further up throttles too.
-    assert device_state(*build(tmp_path, CONTAINER))["throttling"] == {
+    assert read_device_state(*build(tmp_path, CONTAINER))["throttling"] == {
         "periods": 11,
         "seconds": pytest.approx(2.501),
     }
 
 
 def test_a_container_of_cgroup_v1(tmp_path: Path) -> None:
-    state = device_state(*build(tmp_path, OLD_CONTAINER))
+    state = read_device_state(*build(tmp_path, OLD_CONTAINER))
     assert state["throttling"] == {"periods": 3, "seconds": pytest.approx(1.5)}
     assert state["pressure_us"] == {"cpu": None, "memory": None, "io": None}
 
 
 def test_a_raspberry_pi(tmp_path: Path) -> None:
-    state = device_state(*build(tmp_path, PI))
+    state = read_device_state(*build(tmp_path, PI))
     assert (state["frequency_khz"], state["frequencies_khz"]) == (
         1_500_000,
         {"cpu0": 1_500_000, "cpu1": 600_000},
@@ -83,19 +83,19 @@ def test_a_pi_whose_kernel_does_not_show_the_firmwares_word(
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr("edgetl.device.hardware.state._VCGENCMD_SECONDS", 0.5)
+    monkeypatch.setattr("edgetl.device.hardware.state._VCGENCMD_TIMEOUT_S", 0.5)
     files = {name: text for name, text in PI.items() if "firmware" not in name}
-    assert device_state(*build(tmp_path, files))["firmware_throttled"] == word
+    assert read_device_state(*build(tmp_path, files))["firmware_throttled"] == word
 
 
 def test_a_pi_without_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     files = {name: text for name, text in PI.items() if "firmware" not in name}
-    assert device_state(*build(tmp_path, files))["firmware_throttled"] is None
+    assert read_device_state(*build(tmp_path, files))["firmware_throttled"] is None
 
 
 def test_a_jetson(tmp_path: Path) -> None:
-    state = device_state(*build(tmp_path, JETSON))
+    state = read_device_state(*build(tmp_path, JETSON))
     assert (state["over_current_events"], state["power_mode"]) == (
         {"oc1": 0, "oc2": 1, "oc3": 2},
         "MAXN_SUPER",
@@ -106,7 +106,7 @@ def test_a_jetson(tmp_path: Path) -> None:
 
 
 def test_a_laptop(tmp_path: Path) -> None:
-    state = device_state(*build(tmp_path, LAPTOP))
+    state = read_device_state(*build(tmp_path, LAPTOP))
     assert (state["turbo"], state["power_source"], state["battery_percent"]) == (
         True,
         "battery",
@@ -135,7 +135,7 @@ def test_what_feeds_the_machine(
     tmp_path: Path, changes: dict[str, str], source: str | None, percent: int | None
 ) -> None:
     files = {**LAPTOP, **{f"sys/class/power_supply/{name}": text for name, text in changes.items()}}
-    state = device_state(*build(tmp_path, files))
+    state = read_device_state(*build(tmp_path, files))
     assert (state["power_source"], state["battery_percent"]) == (source, percent)
 
 
@@ -151,7 +151,7 @@ def test_what_feeds_the_machine(
 )
 def test_turbo(tmp_path: Path, files: dict[str, str], turbo: bool | None) -> None:
     tree = {f"sys/devices/system/cpu/{name}": text for name, text in files.items()}
-    assert device_state(*build(tmp_path, tree))["turbo"] is turbo
+    assert read_device_state(*build(tmp_path, tree))["turbo"] is turbo
 
 
 def test_throttle_counters_are_summed(tmp_path: Path) -> None:
@@ -159,20 +159,22 @@ def test_throttle_counters_are_summed(tmp_path: Path) -> None:
         f"sys/devices/system/cpu/cpu{core}/thermal_throttle/core_throttle_count": f"{core + 2}\n"
         for core in range(2)
     }
-    assert device_state(*build(tmp_path, {**VM, **counters}))["thermal_throttles"] == {"core": 5}
+    assert read_device_state(*build(tmp_path, {**VM, **counters}))["thermal_throttles"] == {
+        "core": 5
+    }
 
 
 def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
-    state = device_state(*build(tmp_path, {}))
+    state = read_device_state(*build(tmp_path, {}))
     assert {name for name, value in state.items() if value is not None} == set(ALWAYS)
 
 
 def test_this_machine_can_be_read() -> None:
-    before = device_state()
-    after = device_state()
+    before = read_device_state()
+    after = read_device_state()
     json.dumps(after, allow_nan=False)
     assert after["monotonic_s"] > before["monotonic_s"]
-    assert judge(before, after, 0.0, {}).measured["disturbance"] >= 0
+    assert assess_noise(before, after, 0.0, {}).measured["disturbance"] >= 0
     if Path("/proc/stat").is_file():
         assert after["cpu_seconds"]["total"] >= before["cpu_seconds"]["total"] > 0
 
@@ -185,7 +187,7 @@ def test_what_cannot_be_understood_is_as_good_as_absent(
     tmp_path: Path, machine: str, garbage: str
 ) -> None:
     proc, sys_root = build(tmp_path, dict.fromkeys(MACHINES[machine], garbage))
-    state, facts = device_state(proc, sys_root), device_facts(proc, sys_root)
+    state, facts = read_device_state(proc, sys_root), collect_device_info(proc, sys_root)
     # A governor is any word.
     assert {name for name, value in state.items() if value is not None} <= {*ALWAYS, "governors"}
     assert set(state["pressure_us"].values()) == {None}
@@ -213,12 +215,16 @@ def test_no_content_of_any_file_stops_a_reading(data: st.DataObject, content: by
     name = data.draw(st.sampled_from(sorted(files)))
     with TemporaryDirectory() as folder:
         proc, sys_root = build(Path(folder), files)
-        before = device_state(proc, sys_root)
+        before = read_device_state(proc, sys_root)
         (Path(folder) / name).write_bytes(content)
-        after = device_state(proc, sys_root)
+        after = read_device_state(proc, sys_root)
         json.dumps(
-            [after, device_facts(proc, sys_root), judge(before, after, 0.0, {}).to_json()],
+            [
+                after,
+                collect_device_info(proc, sys_root),
+                assess_noise(before, after, 0.0, {}).to_json(),
+            ],
             allow_nan=False,
         )
-        assert judge(before, after, 0.0, {}).measured["disturbance"] >= 0
+        assert assess_noise(before, after, 0.0, {}).measured["disturbance"] >= 0
         assert free_memory_bytes(proc, sys_root) >= 0

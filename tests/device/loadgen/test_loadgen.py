@@ -18,8 +18,13 @@ import onnx
 import pytest
 from PIL import Image
 
-from edgetl.core.artifacts.loadgen import LoadgenConfig, Performance, Scenario
-from edgetl.core.artifacts.loadgen_logs import Summary, parse_summary, read_answers, read_summary
+from edgetl.core.artifacts.loadgen import LoadgenConfig, LoadgenPerformance, Scenario
+from edgetl.core.artifacts.loadgen_logs import (
+    LoadgenSummary,
+    parse_summary,
+    read_predictions,
+    read_summary,
+)
 from edgetl.core.errors import BenchError, ConfigError, DecodeError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.bench.protocol import BenchProtocol
@@ -127,8 +132,8 @@ def test_both_modes_of_each_scenario(
     performance, accuracy = result.performance, result.accuracy
     assert performance is not None
     assert accuracy is not None
-    assert (accuracy.right, accuracy.images, accuracy.passed) == (4, 4, True)
-    assert set(read_answers(logs / "accuracy")) == {0, 1, 2, 3}
+    assert (accuracy.correct_images, accuracy.images, accuracy.passed) == (4, 4, True)
+    assert set(read_predictions(logs / "accuracy")) == {0, 1, 2, 3}
     summary = performance.summary
     assert summary == read_summary(logs / "performance")
     assert summary.result == "VALID", summary
@@ -137,7 +142,7 @@ def test_both_modes_of_each_scenario(
         "an audit.config that lies about is not obeyed"
     )
     if scenario == "offline":
-        assert summary.number("Samples per second") * 0.5 < performance.issued
+        assert summary.get_figure("Samples per second") * 0.5 < performance.issued
         assert len(performance.inside_ns) == 1
     else:
         assert summary.parameters["samples_per_query"] == batch
@@ -170,14 +175,14 @@ def test_planted_mistakes_are_counted(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # Not all fit into memory: LoadGen loads them part by part, and fills up queries of eight.
-    monkeypatch.setattr("edgetl.device.loadgen.samples.MOST_RESIDENT", 4)
+    monkeypatch.setattr("edgetl.device.loadgen.samples.MAX_RESIDENT_SAMPLES", 4)
     folder, planted = labelled
     config = LoadgenConfig(
         make_bundle(), scenario, ("accuracy",), scope, threads=1, data=folder, min_accuracy=0.8
     )  # type: ignore[arg-type]
     accuracy = loadgen(config).accuracy
     assert accuracy is not None
-    assert (accuracy.right, accuracy.images, accuracy.against) == (8, 11, "labels")
+    assert (accuracy.correct_images, accuracy.images, accuracy.against) == (8, 11, "labels")
     assert {Path(mistake["file"]).name for mistake in accuracy.wrong} == planted
     assert all(mistake["answer"] != mistake["wanted"] for mistake in accuracy.wrong)
     assert not accuracy.passed
@@ -309,12 +314,12 @@ def test_options_that_make_no_sense(
 ) -> None:
     from typer.testing import CliRunner
 
-    from edgetl.cli.app import program
+    from edgetl.cli.app import create_app
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Exception, match=message):
         CliRunner().invoke(
-            program("bench"),
+            create_app("bench"),
             ["bench", str(make_bundle()), *arguments],
             catch_exceptions=False,
             standalone_mode=False,
@@ -502,8 +507,8 @@ def test_a_summary_is_read_as_it_stands() -> None:
     summary = parse_summary(INVALID)
     assert summary.result == "INVALID"
     assert summary.figures["Min duration satisfied"] == "NO"
-    assert summary.number("QPS w/ loadgen overhead") == 462.1
-    assert summary.number("50.00 percentile latency (ns)") == 2147137
+    assert summary.get_figure("QPS w/ loadgen overhead") == 462.1
+    assert summary.get_figure("50.00 percentile latency (ns)") == 2147137
     assert summary.parameters == {"min_duration (ms)": 2000}
     assert len(summary.remarks) == 4
     assert summary.remarks[-1] == "early stopping."
@@ -513,7 +518,7 @@ def test_a_summary_is_read_as_it_stands() -> None:
     )
     assert parse_summary("").result is None
     with pytest.raises(BenchError, match="no figure 'Samples per second'"):
-        summary.number("Samples per second")
+        summary.get_figure("Samples per second")
 
 
 @pytest.mark.parametrize(
@@ -531,22 +536,22 @@ def test_a_disagreement_has_its_reason(
 ) -> None:
     given = (("before_ns", loop), ("after_ns", loop), ("model_ns", model), ("inside_ns", inside))
     times = {name: (round(ms * 1e6),) * 9 for name, ms in given}
-    summary = Summary("VALID", {"50.00 percentile latency (ns)": p50 * 1e6}, {}, (), ())
-    performance = Performance("single-stream", summary, **times, loop_images=1, issued=9)
-    assert performance.agrees == (reason == "")
+    summary = LoadgenSummary("VALID", {"50.00 percentile latency (ns)": p50 * 1e6}, {}, (), ())
+    performance = LoadgenPerformance("single-stream", summary, **times, loop_images=1, issued=9)
+    assert performance.is_within_tolerance == (reason == "")
     assert reason in performance.disagreement
-    assert bool(performance.disagreement) == (not performance.agrees)
+    assert bool(performance.disagreement) == (not performance.is_within_tolerance)
 
 
 def test_offline_compares_samples_a_second() -> None:
-    summary = Summary("VALID", {"Samples per second": 98.0}, {}, (), ())
+    summary = LoadgenSummary("VALID", {"Samples per second": 98.0}, {}, (), ())
     times = ((80_000_000,), (80_000_000,), (10_200_000_000,), (10_000_000_000,))
-    performance = Performance("offline", summary, *times, loop_images=8, issued=1000)
+    performance = LoadgenPerformance("offline", summary, *times, loop_images=8, issued=1000)
     comparison = performance.to_json()["comparison"]
     assert comparison["edgetl_samples_per_second"] == pytest.approx(100)
     assert comparison["inference_samples_per_second"] == pytest.approx(100)
     assert performance.ratio == pytest.approx(0.98)
-    assert performance.agrees
+    assert performance.is_within_tolerance
 
 
 def test_mistakes_in_the_configuration_come_at_once() -> None:

@@ -20,11 +20,11 @@ from edgetl.core.errors import BundleError, DecodeError, EdgetlError
 from edgetl.core.files import sha256_file
 from edgetl.device.runtime import classifier as classifier_module
 from edgetl.device.runtime.bundle import open_bundle
-from edgetl.device.runtime.classifier import Classifier, open_classifier, proven_classifier
+from edgetl.device.runtime.classifier import Classifier, open_classifier, open_verified_classifier
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.onnx_file import OnnxFileError, read_onnx_file
 from edgetl.device.runtime.session import create_session
-from edgetl.device.runtime.time_limit import run_within
+from edgetl.device.runtime.time_limit import run_with_timeout
 from edgetl.device.verify import verify
 from tests.helpers.bundles import (
     CONTRACT,
@@ -89,7 +89,7 @@ def logits_of(bundle: Path) -> NDArray[np.float32]:
 
 
 def test_whole_bundle_is_read(bundle: Path) -> None:
-    proven_classifier(bundle)
+    open_verified_classifier(bundle)
     assert all(one.passed for one in verify(open_bundle(bundle)))
 
 
@@ -107,7 +107,7 @@ def test_manifest_and_metadata_agree(
 ) -> None:
     edit(bundle, change)
     with pytest.raises(BundleError, match=f"do not agree on {name}"):
-        proven_classifier(bundle)
+        open_verified_classifier(bundle)
     with pytest.raises(BundleError, match=f"do not agree on {name}"):
         verify(open_bundle(bundle))
 
@@ -115,10 +115,10 @@ def test_manifest_and_metadata_agree(
 def test_golden_labels_agree(bundle: Path) -> None:
     logits = logits_of(bundle)
     replace_arrays(bundle, saved(logits=logits, labels=np.array(LABELS)))
-    proven_classifier(bundle)
+    open_verified_classifier(bundle)
     replace_arrays(bundle, saved(logits=logits, labels=np.array(LABELS[::-1])))
     with pytest.raises(BundleError, match="other labels, or in another order"):
-        proven_classifier(bundle)
+        open_verified_classifier(bundle)
 
 
 def test_external_data_is_refused(bundle: Path) -> None:
@@ -139,7 +139,7 @@ def test_external_data_is_refused(bundle: Path) -> None:
     )
     assert read_onnx_file(bundle / "fp32.onnx").has_external_data
     with pytest.raises(BundleError, match="keeps weights in other files"):
-        proven_classifier(bundle)
+        open_verified_classifier(bundle)
 
 
 def test_external_data_within_subgraphs_is_seen(tmp_path: Path) -> None:
@@ -196,14 +196,14 @@ def test_onnx_bytes_of_any_kind_are_read_or_refused(tmp_path: Path) -> None:
 def test_tolerance_is_bounded(bundle: Path, tolerance: float) -> None:
     edit(bundle, lambda manifest: manifest["golden"].update(tolerance=tolerance))
     with pytest.raises(BundleError, match="it would prove nothing"):
-        proven_classifier(bundle)
+        open_verified_classifier(bundle)
     edit(bundle, lambda manifest: manifest["golden"].update(tolerance=0.05))
     edit(
         bundle,
         lambda manifest: manifest["variants"][0].update(parity={"path": {"tolerance": tolerance}}),
     )
     with pytest.raises(BundleError, match="it would prove nothing"):
-        proven_classifier(bundle)
+        open_verified_classifier(bundle)
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999", '"0.05"', "null"])
@@ -211,7 +211,7 @@ def test_tolerance_is_a_finite_number(bundle: Path, text: str) -> None:
     path = bundle / "bundle.json"
     path.write_text(path.read_text().replace('"tolerance": 0.05', f'"tolerance": {text}'))
     with pytest.raises(BundleError):
-        proven_classifier(bundle)
+        open_verified_classifier(bundle)
 
 
 def arrays(bundle: Path, name: str) -> bytes:
@@ -254,7 +254,7 @@ def test_arrays_are_checked_before_they_are_read(bundle: Path, name: str) -> Non
     tracemalloc.start()
     try:
         with pytest.raises(BundleError, match=r"golden\.npz"):
-            proven_classifier(bundle)
+            open_verified_classifier(bundle)
         assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
     finally:
         tracemalloc.stop()
@@ -268,9 +268,9 @@ def test_retyped_manifests_are_one_sentence(bundle: Path, seed: int) -> None:
     for _ in range(60):
         path.write_text(json.dumps(mutate_json(whole, generator)))
         try:
-            proven_classifier(bundle)
+            open_verified_classifier(bundle)
             opened = open_bundle(bundle)
-            opened.others()
+            opened.companion_files()
             answered += 1
         except (BundleError, DecodeError):
             continue
@@ -347,11 +347,11 @@ def test_model_without_end_is_ended(bundle: Path, monkeypatch: pytest.MonkeyPatc
     write_bundle(bundle, {"fp32": endless_model()}, logits_of(bundle))
     monkeypatch.setattr(
         classifier_module,
-        "run_within",
-        lambda session, outputs, feed: run_within(session, outputs, feed, 1.0),
+        "run_with_timeout",
+        lambda session, outputs, feed: run_with_timeout(session, outputs, feed, 1.0),
     )
     with pytest.raises(BundleError, match="no answer within 1 seconds"):
-        proven_classifier(bundle)
+        open_verified_classifier(bundle)
 
 
 def test_ten_thousand_classes(tmp_path: Path) -> None:
@@ -380,14 +380,14 @@ def test_ten_thousand_classes(tmp_path: Path) -> None:
         [load_image(path).astype(np.float64).mean((0, 1)) @ weight3 for path in pictures]
     ).astype(np.float32)
     write_bundle(tmp_path, {"fp32": model}, logits, labels=labels)
-    best = int(proven_classifier(tmp_path).classify(load_image(pictures[0])).argmax())
+    best = int(open_verified_classifier(tmp_path).classify(load_image(pictures[0])).argmax())
     assert best == int(logits[0].argmax())
 
 
 def test_missing_rights_and_links(bundle: Path) -> None:
     edit(bundle, lambda manifest: manifest["variants"][0].update(file="fp32.onnx\0"))
     with pytest.raises(EdgetlError, match="outside the bundle"):
-        proven_classifier(bundle)
+        open_verified_classifier(bundle)
     edit(bundle, lambda manifest: manifest["variants"][0].update(file="golden"))
     with pytest.raises(BundleError, match="lacks golden"):
-        proven_classifier(bundle)
+        open_verified_classifier(bundle)

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from edgetl.device.runtime import cuda_libraries
-from edgetl.device.runtime.cuda_libraries import missing_library, remedy
+from edgetl.device.runtime.cuda_libraries import find_missing_library, suggest_remedy
 from tools.checks.cuda_libraries import FROM_THE_DRIVER, unresolved_libraries
 
 ROOT = Path(__file__).parents[3]
@@ -125,19 +125,19 @@ def test_the_words_of_the_loader_name_the_library() -> None:
         "2026 [E:onnxruntime] FAIL : Failed to load library /v/onnxruntime/capi/libonnxruntime_providers_cuda.so with error: "
         "libcurand.so.10: cannot open shared object file: No such file or directory"
     )
-    assert missing_library(words) == "libcurand.so.10"
+    assert find_missing_library(words) == "libcurand.so.10"
     assert (
-        missing_library("libonnxruntime_providers_cuda.so: undefined symbol: Provider_GetHost")
+        find_missing_library("libonnxruntime_providers_cuda.so: undefined symbol: Provider_GetHost")
         is None
     )
-    assert missing_library("CUDA failure 100: no CUDA-capable device is detected") is None
+    assert find_missing_library("CUDA failure 100: no CUDA-capable device is detected") is None
 
 
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Installed packages and their versions."""
     versions = {"onnxruntime-gpu": "1.31.1"}
-    monkeypatch.setattr(cuda_libraries, "_installed", versions.get)
+    monkeypatch.setattr(cuda_libraries, "_installed_version", versions.get)
     monkeypatch.setattr(
         cuda_libraries.metadata,
         "requires",
@@ -153,16 +153,19 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def test_a_missing_library_is_added_with_its_siblings(
     packages: dict[str, str], library: str
 ) -> None:
-    assert remedy(f"{library} is missing") == 'pip install "onnxruntime-gpu[cuda,cudnn]==1.31.1"'
+    assert (
+        suggest_remedy(f"{library} is missing")
+        == 'pip install "onnxruntime-gpu[cuda,cudnn]==1.31.1"'
+    )
 
 
 def test_a_package_that_lost_its_files_is_installed_again(packages: dict[str, str]) -> None:
     packages["nvidia-curand"] = "10.4.2.66"
-    assert remedy("libcurand.so.10 is missing").startswith(
+    assert suggest_remedy("libcurand.so.10 is missing").startswith(
         'pip install --force-reinstall --no-deps "nvidia-curand==10.4.2.66"'
     )
     packages["nvidia-cudnn-cu13"] = "9.26.0.51"
-    assert '"nvidia-cudnn-cu13==9.26.0.51"' in remedy("libcudnn.so.9 is missing")
+    assert '"nvidia-cudnn-cu13==9.26.0.51"' in suggest_remedy("libcudnn.so.9 is missing")
 
 
 @pytest.mark.usefixtures("packages")
@@ -171,19 +174,19 @@ def test_the_drivers_library_comes_with_the_driver() -> None:
         "libcuda.so.1 is missing",
         "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version",
     ):
-        assert "driver" in remedy(problem)
-        assert "pip" not in remedy(problem)
+        assert "driver" in suggest_remedy(problem)
+        assert "pip" not in suggest_remedy(problem)
 
 
 @pytest.mark.usefixtures("packages")
 def test_tensorrt_is_of_the_version_that_the_provider_links_to() -> None:
-    assert remedy("libnvinfer.so.10 is missing") == 'pip install "tensorrt-cu13==10.*"'
+    assert suggest_remedy("libnvinfer.so.10 is missing") == 'pip install "tensorrt-cu13==10.*"'
 
 
 @pytest.mark.usefixtures("packages")
 def test_an_unknown_library_is_not_guessed() -> None:
-    assert "libfoo.so.3" in remedy("libfoo.so.3 is missing")
-    assert "pip" not in remedy("libfoo.so.3 is missing")
+    assert "libfoo.so.3" in suggest_remedy("libfoo.so.3 is missing")
+    assert "pip" not in suggest_remedy("libfoo.so.3 is missing")
 
 
 def _colour_model() -> bytes:

@@ -16,8 +16,8 @@ from PIL import Image, ImageFile
 from edgetl.core.errors import DecodeError
 from edgetl.device.loadgen.samples import _decoded_bytes
 from edgetl.device.runtime.images import load_image
-from edgetl.train.check.inspect_files import _examine
-from edgetl.train.data.folders import LabelledFile, Rejected
+from edgetl.train.check.inspect_files import _inspect_file
+from edgetl.train.data.folders import LabeledFile, RejectedFile
 from edgetl.train.data.scan import read_bytes
 
 UNREADABLE = {
@@ -75,7 +75,7 @@ def test_eps_named_jpg_does_not_reach_ghostscript(
     assert Image.open(file).format == "EPS", "the file is one that Pillow would hand over"
     with pytest.raises(DecodeError, match="not a known image format"):
         load_image(file)
-    assert isinstance(_examine(LabelledFile(file, "cat", None)), Rejected)
+    assert isinstance(_inspect_file(LabeledFile(file, "cat", None)), RejectedFile)
     assert _decoded_bytes(file) == 1
     assert not (tmp_path / "ran").exists()
 
@@ -90,7 +90,7 @@ def test_pipes_devices_and_folders_are_refused_at_once(tmp_path: Path) -> None:
             DecodeError, match=rf"{name}: cannot be read \((not a regular file|Is a directory)\)"
         ):
             load_image(tmp_path / name)
-        assert isinstance(read_bytes(tmp_path / name), Rejected)
+        assert isinstance(read_bytes(tmp_path / name), RejectedFile)
 
 
 def test_a_file_that_no_photo_fills_is_not_read(tmp_path: Path) -> None:

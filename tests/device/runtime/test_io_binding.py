@@ -13,11 +13,11 @@ import torch
 
 from edgetl.core.errors import ProviderError
 from edgetl.device.bench import ort_backend
-from edgetl.device.bench.backend import Source
+from edgetl.device.bench.backend import ModelSource
 from edgetl.device.bench.ort_backend import OnnxRuntimeBackend
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.timing import Measurement
-from edgetl.device.runtime.io_binding import MEMORY, BoundRun, GraphRun
+from edgetl.device.bench.timing import BlockTimer
+from edgetl.device.runtime.io_binding import DEVICE_TYPES, IoBindingRunner, OrtCudaGraphRunner
 from tests.helpers.bundles import colour_model
 
 ALL = ["to device", "inference", "to host"]
@@ -35,7 +35,7 @@ def pictures(seed: int, *shape: int) -> np.ndarray:
 
 
 def test_every_shape_has_its_own_answer(session: onnxruntime.InferenceSession) -> None:
-    bound, name = BoundRun(session, "logits", "cpu"), session.get_inputs()[0].name
+    bound, name = IoBindingRunner(session, "logits", "cpu"), session.get_inputs()[0].name
     given = [
         pictures(0, 1, 40, 50, 3),
         pictures(1, 1, 40, 50, 3),
@@ -50,7 +50,7 @@ def test_every_shape_has_its_own_answer(session: onnxruntime.InferenceSession) -
 
 
 def test_graph_run_has_fixed_buffers_for_each_shape(session: onnxruntime.InferenceSession) -> None:
-    run, name = GraphRun(session, "logits", "cpu"), session.get_inputs()[0].name
+    run, name = OrtCudaGraphRunner(session, "logits", "cpu"), session.get_inputs()[0].name
     small, large = (1, 40, 50, 3), (2, 64, 64, 3)
     seen: dict[tuple[int, ...], set[tuple[int, int]]] = {small: set(), large: set()}
     for seed, shape in enumerate([small, large, small, large, small]):
@@ -84,7 +84,7 @@ class RecordedSession:
 
 def test_graph_run_captures_before_the_clock_starts(session: onnxruntime.InferenceSession) -> None:
     recorded, name = RecordedSession(session), session.get_inputs()[0].name
-    run = GraphRun(recorded, "logits", "cpu")
+    run = OrtCudaGraphRunner(recorded, "logits", "cpu")
     # One run without a graph to learn the output's shape, then until the graph is there.
     buffers = run.upload({name: pictures(0, 1, 40, 50, 3)})
     assert recorded.graph_ids == [-1, 1, 1, 1]
@@ -100,41 +100,41 @@ def test_graph_run_captures_before_the_clock_starts(session: onnxruntime.Inferen
 def test_what_is_timed_falls_into_three(
     make_bundle: Callable[..., Path], brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = Source(make_bundle() / "fp32.onnx", threads=1)
+    source = ModelSource(make_bundle() / "fp32.onnx", threads=1)
     plain = OnnxRuntimeBackend(source)
     assert [name for name, _ in plain.stages()] == ["inference"]
-    monkeypatch.setattr(ort_backend, "MEMORY", {"cpu": "cpu"})
+    monkeypatch.setattr(ort_backend, "DEVICE_TYPES", {"cpu": "cpu"})
     bound = OnnxRuntimeBackend(source)
-    inputs = bound.inputs(3)
+    inputs = bound.make_inputs(3)
     for one in inputs:
         np.testing.assert_array_equal(bound.infer(one), plain.infer(one))
     assert (plain.describe(inputs[0])["io_binding"], bound.describe(inputs[0])["io_binding"]) == (
         False,
         True,
     )
-    measurement = Measurement(bound.stages(), inputs, brief)
+    measurement = BlockTimer(bound.stages(), inputs, brief)
     measurement.warm_up()
     measurement.run_slice()
-    block = measurement.block()
+    block = measurement.to_block()
     assert [*block.stages_ns] == ALL
     parts = np.sum([block.stages_ns[name] for name in ALL], axis=0)
     np.testing.assert_array_equal(parts, block.latencies_ns)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("provider", MEMORY)
+@pytest.mark.parametrize("provider", DEVICE_TYPES)
 def test_without_a_gpu_nothing_runs_elsewhere(
     make_bundle: Callable[..., Path], provider: str
 ) -> None:
     with pytest.raises(ProviderError):
-        OnnxRuntimeBackend(Source(make_bundle() / "fp32.onnx", threads=1, provider=provider))
+        OnnxRuntimeBackend(ModelSource(make_bundle() / "fp32.onnx", threads=1, provider=provider))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu(make_bundle: Callable[..., Path]) -> None:
-    source = Source(make_bundle() / "fp32.onnx", threads=1)
-    bound = OnnxRuntimeBackend(Source(source.model, threads=1, provider="cuda"))
-    for given in bound.inputs(3):
+    source = ModelSource(make_bundle() / "fp32.onnx", threads=1)
+    bound = OnnxRuntimeBackend(ModelSource(source.model, threads=1, provider="cuda"))
+    for given in bound.make_inputs(3):
         np.testing.assert_allclose(
             bound.infer(given), OnnxRuntimeBackend(source).infer(given), atol=1e-2
         )
@@ -142,9 +142,9 @@ def test_on_a_gpu(make_bundle: Callable[..., Path]) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_graph_run_on_a_gpu_answers_as_a_plain_run(make_bundle: Callable[..., Path]) -> None:
-    source = Source(make_bundle() / "fp32.onnx", threads=1, provider="cuda")
+    source = ModelSource(make_bundle() / "fp32.onnx", threads=1, provider="cuda")
     captured = OnnxRuntimeBackend(replace(source, settings={"session_mode": "cuda-graph"}))
-    for given in captured.inputs(3):
+    for given in captured.make_inputs(3):
         np.testing.assert_allclose(
             captured.infer(given), OnnxRuntimeBackend(source).infer(given), atol=1e-2
         )

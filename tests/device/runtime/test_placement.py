@@ -11,12 +11,12 @@ import pytest
 
 from edgetl.core.errors import ProviderError
 from edgetl.device.runtime.placement import (
-    RECORD,
+    RECORD_ASSIGNMENT_OPTION,
     NodeAssignment,
     check_placement,
     misplaced_nodes,
-    node_share,
-    recorded_assignments,
+    provider_node_shares,
+    read_node_assignments,
 )
 from tests.helpers.bundles import colour_model
 
@@ -116,7 +116,7 @@ def test_a_graph_without_compute_nodes_is_not_judged() -> None:
 
 
 def test_shares_add_up() -> None:
-    share = node_share(node.provider for node in recorded("image_fp32"))
+    share = provider_node_shares(node.provider for node in recorded("image_fp32"))
     assert share == {CPU: pytest.approx(12 / 203), CUDA: pytest.approx(191 / 203)}
 
 
@@ -124,15 +124,15 @@ def test_assignments_of_a_real_session_are_read() -> None:
     if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
         pytest.skip("this onnxruntime does not record its partitioning")
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry(RECORD, "1")
+    options.add_session_config_entry(RECORD_ASSIGNMENT_OPTION, "1")
     session = onnxruntime.InferenceSession(
         colour_model().SerializeToString(), options, providers=[CPU]
     )
-    assignments = recorded_assignments(session)
+    assignments = read_node_assignments(session)
     assert assignments is not None
     assert {"Gemm", "Softmax"} <= {node.operator for node in assignments}
     assert {node.provider for node in assignments} == {CPU}
 
 
 def test_an_onnxruntime_without_the_record_says_nothing() -> None:
-    assert recorded_assignments(object()) is None
+    assert read_node_assignments(object()) is None

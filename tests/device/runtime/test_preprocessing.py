@@ -39,7 +39,7 @@ def test_equals_torchvision_on_pillow_images(
     )
     expected = classic(Image.fromarray(image)).numpy()
     # Pillow 13 takes the columns first where more than twice as many rows go as columns: one grey level (docs/decisions/001).
-    resized_height, resized_width = contract.resized(height, width)
+    resized_height, resized_width = contract.compute_resized_size(height, width)
     columns_first = height - resized_height > 2 * (width - resized_width)
     grey_level = 1 / (255 * min(contract.std))
     assert np.abs(preprocess(image, contract)[0] - expected).max() < (

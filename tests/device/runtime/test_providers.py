@@ -5,7 +5,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from edgetl.device.runtime.io_binding import MEMORY
+from edgetl.device.runtime.io_binding import DEVICE_TYPES
 from edgetl.device.runtime.providers import CUDA_PROVIDERS, PROVIDERS, EngineCache, provider_chain
 
 ALL = list(PROVIDERS.values())
@@ -85,4 +85,4 @@ def test_providers_with_a_pool_of_threads_are_told_its_size() -> None:
 
 
 def test_every_provider_on_an_nvidia_gpu_has_its_memory() -> None:
-    assert dict.fromkeys(CUDA_PROVIDERS, "cuda") == MEMORY
+    assert dict.fromkeys(CUDA_PROVIDERS, "cuda") == DEVICE_TYPES

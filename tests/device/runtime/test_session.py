@@ -13,7 +13,11 @@ from edgetl.core.errors import BundleError, ProviderError
 from edgetl.device.runtime import session as sessions
 from edgetl.device.runtime.classifier import Classifier
 from edgetl.device.runtime.placement import NodeAssignment
-from edgetl.device.runtime.session import available_providers, create_session, refuse_failed_run
+from edgetl.device.runtime.session import (
+    available_providers,
+    create_session,
+    raise_provider_failure,
+)
 from tests.helpers.bundles import CONTRACT, LABELS, colour_model
 
 MODEL: bytes = colour_model().SerializeToString()
@@ -60,7 +64,7 @@ def assignments(monkeypatch: pytest.MonkeyPatch) -> list[NodeAssignment]:
     monkeypatch.setattr(sessions.onnxruntime, "InferenceSession", FakeSession)
     monkeypatch.setattr(sessions, "available_providers", lambda: ["cpu", "cuda", "tensorrt"])
     monkeypatch.setattr(sessions, "preload_cuda_libraries", lambda: None)
-    monkeypatch.setattr(sessions, "recorded_assignments", lambda session: nodes)
+    monkeypatch.setattr(sessions, "read_node_assignments", lambda session: nodes)
     return nodes
 
 
@@ -72,7 +76,10 @@ def test_onnxruntime_may_not_answer_from_another_provider() -> None:
 def test_a_session_on_a_gpu_records_its_placement(assignments: list[NodeAssignment]) -> None:
     create_session(MODEL, "cuda")
     assert FakeSession.made["enable_fallback"] == 0
-    assert FakeSession.made["options"].get_session_config_entry(sessions.RECORD) == "1"
+    assert (
+        FakeSession.made["options"].get_session_config_entry(sessions.RECORD_ASSIGNMENT_OPTION)
+        == "1"
+    )
 
 
 def test_a_conv_on_the_cpu_is_refused_when_the_session_is_made(
@@ -100,7 +107,7 @@ def test_tensorrt_gets_precision_and_cache(
 def test_placement_that_is_not_recorded_is_said_to_be_unknown(
     assignments: list[NodeAssignment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions, "recorded_assignments", lambda session: None)
+    monkeypatch.setattr(sessions, "read_node_assignments", lambda session: None)
     with pytest.warns(UserWarning, match="does not record where it places nodes"):
         create_session(MODEL, "cuda")
 
@@ -121,9 +128,9 @@ def test_a_run_that_a_provider_fails_is_an_error_in_one_sentence(
 
 def test_other_errors_of_a_run_are_left_alone(assignments: list[NodeAssignment]) -> None:
     session = create_session(MODEL, "cuda")
-    refuse_failed_run(session, ValueError("wrong shape"))
+    raise_provider_failure(session, ValueError("wrong shape"))
     with pytest.raises(ProviderError):
-        refuse_failed_run(session, RuntimeError("Error in execution: " + NO_ENGINE))
+        raise_provider_failure(session, RuntimeError("Error in execution: " + NO_ENGINE))
 
 
 @without_gpu

@@ -14,12 +14,12 @@ from edgetl.core.artifacts.recommendation import recommend
 from edgetl.core.config.bench import BenchConfig, SessionMode
 from edgetl.core.errors import BenchError, BundleError, ConfigError, ProviderError
 from edgetl.device.bench import ort_backend
-from edgetl.device.bench.backend import Source
+from edgetl.device.bench.backend import ModelSource
 from edgetl.device.bench.ort_backend import OnnxRuntimeBackend
 from edgetl.device.bench.target import find_target
-from edgetl.device.runtime.io_binding import GraphRun
+from edgetl.device.runtime.io_binding import OrtCudaGraphRunner
 from edgetl.device.runtime.session import create_session
-from edgetl.device.runtime.session_modes import provider_options, supports
+from edgetl.device.runtime.session_modes import has_session_mode, provider_options
 from tests.core.artifacts.test_bench import row
 
 MakeBundle = Callable[..., Path]
@@ -27,8 +27,8 @@ MakeBundle = Callable[..., Path]
 
 def test_cuda_has_every_mode_and_the_cpu_only_the_default() -> None:
     modes = get_args(SessionMode)
-    assert [mode for mode in modes if supports("cuda", mode)] == list(modes)
-    assert [mode for mode in modes if supports("cpu", mode)] == ["default"]
+    assert [mode for mode in modes if has_session_mode("cuda", mode)] == list(modes)
+    assert [mode for mode in modes if has_session_mode("cpu", mode)] == ["default"]
     assert [provider_options("cuda", mode) for mode in modes] == [
         {},
         {"enable_cuda_graph": "1"},
@@ -44,15 +44,13 @@ def test_modes_become_rows_of_their_own(make_bundle: MakeBundle) -> None:
         torch_modes=(),
     )
     target = find_target(config, (1,))
-    assert [
-        (one.variant, one.source.provider, one.source.settings) for one in target.candidates
-    ] == [
+    assert [(one.variant, one.source.provider, one.source.settings) for one in target.cases] == [
         ("fp32", "cpu", {}),
         ("fp32", "cuda", {}),
         ("fp32-cuda-graph", "cuda", {"session_mode": "cuda-graph"}),
         ("fp32-no-tf32", "cuda", {"session_mode": "no-tf32"}),
     ]
-    assert len({one.name for one in target.candidates}) == 4
+    assert len({one.name for one in target.cases}) == 4
     assert [note for note in target.notes if "Session mode" in note] == [
         "Session mode cuda-graph is left out on cpu, which has no such option.",
         "Session mode no-tf32 is left out on cpu, which has no such option.",
@@ -66,7 +64,7 @@ def test_lone_files_have_modes_too(make_bundle: MakeBundle) -> None:
         providers=("cuda",),
         session_modes=("default", "cuda-graph"),
     )
-    assert [one.variant for one in find_target(config, (1,)).candidates] == [
+    assert [one.variant for one in find_target(config, (1,)).cases] == [
         "fp32",
         "fp32-cuda-graph",
     ]
@@ -118,7 +116,7 @@ def test_a_file_without_a_graph_says_why(
         raise error(f"onnxruntime cannot load it: {words}")
 
     monkeypatch.setattr(ort_backend, "create_session", refuse)
-    source = Source(
+    source = ModelSource(
         make_bundle() / "fp32.onnx",
         threads=1,
         provider="cuda",
@@ -143,17 +141,17 @@ def test_a_mode_opens_its_session_with_its_options(
         return create_session(model, "cpu", threads, **more)
 
     monkeypatch.setattr(ort_backend, "create_session", note)
-    monkeypatch.setattr(ort_backend, "MEMORY", {"cuda": "cpu"})
-    monkeypatch.setattr(ort_backend, "recorded_assignments", lambda session: None)
-    source = Source(
+    monkeypatch.setattr(ort_backend, "DEVICE_TYPES", {"cuda": "cpu"})
+    monkeypatch.setattr(ort_backend, "read_node_assignments", lambda session: None)
+    source = ModelSource(
         make_bundle() / "fp32.onnx",
         threads=1,
         provider="cuda",
         settings={"session_mode": "cuda-graph"},
     )
     backend = OnnxRuntimeBackend(source)
-    assert isinstance(backend._bound, GraphRun)
-    (batch,) = backend.inputs(1)
+    assert isinstance(backend._device_run, OrtCudaGraphRunner)
+    (batch,) = backend.make_inputs(1)
     described = backend.describe(batch)
     assert (described["session_mode"], described["provider_options"]) == (
         "cuda-graph",

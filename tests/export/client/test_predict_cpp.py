@@ -15,7 +15,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from edgetl.core.artifacts.bundle import read_bundle
+from edgetl.core.artifacts.bundle import read_bundle_manifest
 from edgetl.device.runtime.bundle import read_metadata
 from tests.conftest import ROOT
 
@@ -201,7 +201,7 @@ def test_labels_may_hold_anything(
 def test_the_source_is_short_and_in_the_bundle(stock_bundle: Path) -> None:
     assert len(SOURCE.read_text(encoding="utf-8").splitlines()) <= 110
     assert (stock_bundle / "predict.cpp").read_bytes() == SOURCE.read_bytes()
-    assert read_bundle(stock_bundle).states["predict.cpp"] == "as proven"
+    assert read_bundle_manifest(stock_bundle).file_statuses["predict.cpp"] == "as proven"
     assert "./predict fp32.onnx photo.jpg" in (stock_bundle / "README.md").read_text(
         encoding="utf-8"
     )
@@ -215,4 +215,4 @@ def test_bundles_from_before_it_are_still_read(stock_bundle: Path, tmp_path: Pat
     del manifest["cpp_client"]
     (old / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
     (old / "predict.cpp").unlink()
-    assert set(read_bundle(old).states.values()) == {"as proven"}
+    assert set(read_bundle_manifest(old).file_statuses.values()) == {"as proven"}

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from edgetl.cli.app import program
+from edgetl.cli.app import create_app
 from edgetl.core.artifacts.loadgen import LoadgenConfig
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.config.export import ExportConfig
@@ -24,10 +24,10 @@ from edgetl.device.bench.runner import bench
 from edgetl.device.loadgen.loadgen import loadgen
 from edgetl.device.predict import predict
 from edgetl.device.runtime.bundle import Bundle, open_bundle
-from edgetl.device.runtime.classifier import bundle_classifier, proven_classifier
+from edgetl.device.runtime.classifier import open_bundle_classifier, open_verified_classifier
 from edgetl.device.runtime.preprocessing import resize_and_crop, resize_to
 from edgetl.device.verify import verify
-from edgetl.export.golden import generated_pictures
+from edgetl.export.golden import generate_images
 from edgetl.export.graph.fixed_size import fixed_size_graph, resampling_matrix
 
 SIZE = (96, 128)
@@ -41,7 +41,7 @@ BRIEF = BenchProtocol(
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
     return [
         np.asarray(Image.open(path))
-        for path in generated_pictures(tmp_path_factory.mktemp("pictures"), 4)
+        for path in generate_images(tmp_path_factory.mktemp("pictures"), 4)
     ]
 
 
@@ -100,7 +100,7 @@ def test_weights_sum_to_one_and_are_pillows(old: int, new: int) -> None:
 
 
 def test_the_file_has_constant_shapes_and_no_control_flow(bundle: Bundle) -> None:
-    model = onnx.load(bundle.file(bundle.variant(NAME)))
+    model = onnx.load(bundle.variant_path(bundle.select_variant(NAME)))
     operators = {node.op_type for node in model.graph.node}
     assert not operators & {"If", "Loop", "Scan", "Resize", "Shape", "Slice"}
     dims = [
@@ -112,30 +112,30 @@ def test_the_file_has_constant_shapes_and_no_control_flow(bundle: Bundle) -> Non
 def test_it_is_proven_kept_beside_fp32_and_never_recommended(bundle: Bundle) -> None:
     again = open_bundle(bundle.directory.path)
     assert [variant.name for variant in again.variants] == ["fp32", NAME]
-    variant = again.variant(NAME)
+    variant = again.select_variant(NAME)
     assert variant.size == SIZE
-    assert again.variant("fp32").size is None
+    assert again.select_variant("fp32").size is None
     assert variant.parity["path"]["max_grey_levels"] <= 1
     assert variant.parity["path"]["images"] == variant.parity["network"]["images"] > 0
-    assert again.recommended == "fp32"
-    assert "128 x 96 pixels only" in again.directory.card.read_text()
-    golden = again.golden()
+    assert again.recommended_variant_name == "fp32"
+    assert "128 x 96 pixels only" in again.directory.model_card.read_text()
+    golden = again.load_golden()
     assert golden.logits_for(variant).shape == golden.logits.shape
     assert not np.array_equal(golden.logits_for(variant), golden.logits)
-    assert {image.shape for image in golden.images(variant)} == {(96, 128, 3)}
+    assert {image.shape for image in golden.load_images(variant)} == {(96, 128, 3)}
 
 
 def test_verify_and_predict_judge_it_by_its_own_logits(bundle: Bundle, tmp_path: Path) -> None:
     assert [(one.variant, one.passed) for one in verify(bundle)] == [("fp32", True), (NAME, True)]
-    classifier = proven_classifier(bundle.directory.path, NAME)
-    photo = resize_to(bundle.golden().images()[0], SIZE)
+    classifier = open_verified_classifier(bundle.directory.path, NAME)
+    photo = resize_to(bundle.load_golden().load_images()[0], SIZE)
     Image.fromarray(photo).save(tmp_path / "right.png")
     Image.fromarray(photo[:-1]).save(tmp_path / "wrong.png")
     right, wrong = predict(classifier, [tmp_path / "right.png", tmp_path / "wrong.png"], top_k=1)
-    (expected,) = predict(bundle_classifier(bundle, "fp32"), [tmp_path / "right.png"], top_k=1)
+    (expected,) = predict(open_bundle_classifier(bundle, "fp32"), [tmp_path / "right.png"], top_k=1)
     assert right.error is None
-    assert right.top[0][0] == expected.top[0][0]
-    assert wrong.top == []
+    assert right.top_labels[0][0] == expected.top_labels[0][0]
+    assert wrong.top_labels == []
     assert "wrong.png: The image has 128 x 95 pixels; this variant takes 128 x 96 only." in (
         wrong.error or ""
     )
@@ -204,6 +204,6 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> 
 
 @pytest.mark.parametrize("text", ["640", "640*480", "x", "-1x5", "480x640x3"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    result = CliRunner().invoke(program("export"), ["export", "resnet18", "--fixed-size", text])
+    result = CliRunner().invoke(create_app("export"), ["export", "resnet18", "--fixed-size", text])
     assert isinstance(result.exception, ConfigError)
     assert "must be HEIGHTxWIDTH in pixels" in str(result.exception)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.runtime.images import load_image
-from edgetl.device.runtime.preprocessing import normalise, resize_and_crop
+from edgetl.device.runtime.preprocessing import normalize, resize_and_crop
 from edgetl.device.runtime.session import create_session
-from edgetl.export.golden import _picture
+from edgetl.export.golden import _generate_image
 from edgetl.export.graph.assemble import with_outputs
 from edgetl.export.graph.preprocessing import preprocessing_graph
 
@@ -35,7 +35,7 @@ def check(images: np.ndarray, contract: Preprocessing, opset: int = 18) -> None:
     # Enlarging equals Pillow to the bit, shrinking to one grey level in a few pixels.
     assert levels.max() <= (0 if min(images.shape[1:3]) <= contract.resize else 1)
     assert (levels > 0).mean() < 0.04
-    assert np.abs(pixels - normalise(cropped, contract)).max() < 1e-5
+    assert np.abs(pixels - normalize(cropped, contract)).max() < 1e-5
 
 
 @settings(max_examples=80, deadline=None)
@@ -50,7 +50,7 @@ def test_equals_pillow_at_any_size_and_batch(
     height: int, width: int, contract: Preprocessing, batch: int, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
-    check(np.stack([_picture(generator, height, width) for _ in range(batch)]), contract)
+    check(np.stack([_generate_image(generator, height, width) for _ in range(batch)]), contract)
 
 
 @pytest.mark.parametrize(
@@ -59,12 +59,12 @@ def test_equals_pillow_at_any_size_and_batch(
 )
 def test_enlarging_is_exact_where_values_lie_halfway(height: int, width: int) -> None:
     """Ratios such as 9:8 put many values exactly between two grey levels; each must fall to Pillow's side."""
-    check(_picture(np.random.default_rng(5), height, width)[None], Preprocessing(256, 224))
+    check(_generate_image(np.random.default_rng(5), height, width)[None], Preprocessing(256, 224))
 
 
 @pytest.mark.parametrize("opset", [18, 19, 20, 21])
 def test_equals_pillow_in_every_opset(opset: int) -> None:
-    check(_picture(np.random.default_rng(1), 301, 517)[None], Preprocessing(256, 224), opset)
+    check(_generate_image(np.random.default_rng(1), 301, 517)[None], Preprocessing(256, 224), opset)
 
 
 def test_equals_pillow_on_real_photos(shared: Path) -> None:
@@ -85,7 +85,7 @@ def test_equals_pillow_on_real_photos(shared: Path) -> None:
 
 def test_borders_are_right_where_the_plain_resize_is_not() -> None:
     """The crop equals the resize here, so the borders are in view; without exclude_outside they are off by several levels."""
-    picture = _picture(np.random.default_rng(3), 900, 1200)
+    picture = _generate_image(np.random.default_rng(3), 900, 1200)
     contract = Preprocessing(224, 224)
     check(picture[None], contract)
     model = preprocessing_graph(contract, 18, 10)

@@ -13,10 +13,10 @@ from onnx import helper, numpy_helper
 
 from edgetl.core.errors import ExportError, ParityError
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.runtime.preprocessing import normalise
+from edgetl.device.runtime.preprocessing import normalize
 from edgetl.export import bundle_writer, exporter
 from edgetl.export.graph import assemble as graph
-from edgetl.export.parity.diagnosis import about_input, about_logits, about_pixels
+from edgetl.export.parity.diagnosis import diagnose_input, diagnose_logits, diagnose_pixels
 from edgetl.train.model.factory import load_stock_model
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
@@ -111,7 +111,7 @@ def test_batch_norm_in_training_mode_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Any, random_weights: Path
 ) -> None:
     model = load_stock_model(ARCHITECTURE, str(random_weights), IMAGE_SIZE)
-    model.network.features[3].train()  # type: ignore[union-attr,index]
+    model.model.features[3].train()  # type: ignore[union-attr,index]
     monkeypatch.setattr(exporter, "load_stock_model", lambda *_: model)
     with pytest.raises(ParityError, match=r"features\.3\.\S+ \(BatchNorm2d\) is in training mode"):
         export(tmp_path / "new")
@@ -121,20 +121,20 @@ def test_what_agrees_is_not_blamed() -> None:
     generator = np.random.default_rng(0)
     contract = Preprocessing.for_image_size(32)
     crops = generator.integers(0, 256, (2, 32, 32, 3), np.uint8)
-    inputs = normalise(crops, contract)
-    assert about_input(inputs, inputs, crops, contract) == ""
-    assert about_pixels(crops, crops[::-1], onnx.ModelProto()) == ""
+    inputs = normalize(crops, contract)
+    assert diagnose_input(inputs, inputs, crops, contract) == ""
+    assert diagnose_pixels(crops, crops[::-1], onnx.ModelProto()) == ""
     logits = generator.normal(size=(5, 7)).astype(np.float32)
-    assert about_logits(logits, logits + 1e-5, 1e-3) == ""
-    assert about_logits(logits, logits + 1, 1e-3) == ""
+    assert diagnose_logits(logits, logits + 1e-5, 1e-3) == ""
+    assert diagnose_logits(logits, logits + 1, 1e-3) == ""
 
 
 def test_recognised_at_a_glance() -> None:
     generator = np.random.default_rng(0)
     contract = Preprocessing.for_image_size(32)
     crops = generator.integers(0, 256, (2, 32, 32, 3), np.uint8)
-    inputs = normalise(crops, contract)
+    inputs = normalize(crops, contract)
     logits = generator.normal(size=(5, 7)).astype(np.float32)
-    assert "output 0 is class 6" in about_logits(logits, logits[:, ::-1], 1e-3)
-    assert "BGR" in about_pixels(crops[..., ::-1], crops, onnx.ModelProto())
-    assert "one constant" in about_input(np.zeros_like(inputs), inputs, crops, contract)
+    assert "output 0 is class 6" in diagnose_logits(logits, logits[:, ::-1], 1e-3)
+    assert "BGR" in diagnose_pixels(crops[..., ::-1], crops, onnx.ModelProto())
+    assert "one constant" in diagnose_input(np.zeros_like(inputs), inputs, crops, contract)

@@ -12,7 +12,7 @@ import pytest
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import ParityError
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.export.parity.proof import TIE, ParityProof, PathResult
+from edgetl.export.parity.proof import TIE_TOLERANCE, EndToEndParity, ParityProof
 
 
 def proof_that_answers(answer: list[float]) -> Any:
@@ -25,15 +25,15 @@ def proof_that_answers(answer: list[float]) -> Any:
     proof._whole_session = SimpleNamespace(
         run=lambda names, feed: (np.array([answer], np.float32),)
     )
-    proof._path = PathResult(kind="validation images", tolerance=0.05)
+    proof._path = EndToEndParity(kind="validation images", tolerance=0.05)
     return proof
 
 
-def judged(reference: list[float], answer: list[float]) -> PathResult:
+def judged(reference: list[float], answer: list[float]) -> EndToEndParity:
     proof = proof_that_answers(answer)
     images = np.zeros((1, 8, 8, 3), np.uint8)
     proof._path_part(images, images, np.array([reference], np.float32), [Path("part.png")])
-    path: PathResult = proof._path
+    path: EndToEndParity = proof._path
     return path
 
 
@@ -44,4 +44,4 @@ def test_a_tie_is_counted_and_passes() -> None:
 
 def test_another_label_is_refused() -> None:
     with pytest.raises(ParityError, match=r"the top-1 label of part\.png is another"):
-        judged([0.74 + 3 * TIE, 0.74, -3.0], [0.740, 0.745, -3.0])
+        judged([0.74 + 3 * TIE_TOLERANCE, 0.74, -3.0], [0.740, 0.745, -3.0])

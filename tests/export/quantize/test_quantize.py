@@ -20,22 +20,27 @@ from torch import nn
 
 from edgetl.core.errors import ExportError
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.core.registry import QUANTIZERS, resolve
-from edgetl.device.hardware.info import multiplies_8_bit
-from edgetl.export.graph.torch_export import NetworkGraph, network_graph
-from edgetl.export.parity.divergence import first_noisy
+from edgetl.core.registry import QUANTIZERS, load_from_registry
+from edgetl.device.hardware.info import has_int8_dot_product
+from edgetl.export.graph.torch_export import NetworkGraph, export_network_graph
+from edgetl.export.parity.divergence import describe_first_noisy_module
 from edgetl.export.quantize import int8_search as search
-from edgetl.export.quantize.bias_correction import by_error, correct_biases
-from edgetl.export.quantize.calibration import METHODS, Calibration
-from edgetl.export.quantize.equalization import equalise
-from edgetl.export.quantize.images import FEWEST, Crops, QuantizationImages, quantization_images
-from edgetl.export.quantize.int8_search import schemes, static_int8
-from edgetl.export.quantize.layers import layers, quantized_weight, with_constants
+from edgetl.export.quantize.bias_correction import correct_biases, layers_by_error
+from edgetl.export.quantize.calibration import CALIBRATION_METHODS, Calibration
+from edgetl.export.quantize.equalization import equalize
+from edgetl.export.quantize.images import (
+    MIN_QUANTIZATION_IMAGES,
+    CroppedImages,
+    QuantizationImages,
+    load_quantization_images,
+)
+from edgetl.export.quantize.int8_search import candidate_schemes, quantize_static_int8
+from edgetl.export.quantize.layers import fake_quantize_weight, find_layers, with_constants
 from edgetl.export.quantize.qdq import Scheme, quantize
-from edgetl.export.quantize.rewrites import rewrite
-from edgetl.export.quantize.scoring import Referee, Score, logits_of, sqnr_db
-from edgetl.export.quantize.task import Quantized, Task
-from edgetl.export.variants import operator_times, to_blame
+from edgetl.export.quantize.rewrites import rewrite_operators
+from edgetl.export.quantize.scoring import CandidateScore, CandidateScorer, compute_logits, sqnr_db
+from edgetl.export.quantize.task import QuantizationTask, QuantizedModel
+from edgetl.export.variants import operator_times, slowest_operators_text
 
 SIDE, CLASSES = 32, 3
 CONTRACT = Preprocessing.for_image_size(SIDE)
@@ -63,7 +68,7 @@ class Small(nn.Module):
 @cache
 def small_graph() -> NetworkGraph:
     torch.manual_seed(0)
-    return network_graph(Small().eval(), SIDE, CLASSES, 18)
+    return export_network_graph(Small().eval(), SIDE, CLASSES, 18)
 
 
 @cache
@@ -71,18 +76,18 @@ def small_network() -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(small_graph().model)
 
 
-def crops(count: int, seed: int = 0) -> Crops:
+def crops(count: int, seed: int = 0) -> CroppedImages:
     generator = np.random.default_rng(seed)
     # Smooth pictures of different colours: noise would look the same to every network.
     coarse = generator.integers(0, 256, (count, 4, 4, 3)).astype(np.uint8)
     pixels = coarse.repeat(SIDE // 4, 1).repeat(SIDE // 4, 2)
-    return Crops(pixels, generator.integers(0, CLASSES, count), CONTRACT)
+    return CroppedImages(pixels, generator.integers(0, CLASSES, count), CONTRACT)
 
 
 @pytest.fixture
-def task() -> Task:
+def task() -> QuantizationTask:
     images = QuantizationImages(crops(40), crops(30, 1))
-    return Task(
+    return QuantizationTask(
         small_network(),
         small_graph().module_outputs,
         lambda: images,
@@ -93,7 +98,7 @@ def task() -> Task:
 
 def difference(left: onnx.ModelProto, right: onnx.ModelProto) -> float:
     images = crops(8, 5)
-    return float(np.abs(logits_of(left, images) - logits_of(right, images)).max())
+    return float(np.abs(compute_logits(left, images) - compute_logits(right, images)).max())
 
 
 # --- images
@@ -106,23 +111,25 @@ def files(make_images: Callable[..., Path]) -> list[Path]:
 
 def test_both_parts_hold_every_class_and_share_no_image(files: list[Path]) -> None:
     labels = [ord(path.parent.name) - ord("a") for path in files]
-    images = quantization_images(files, labels, CONTRACT, "training")
-    assert images.calibration.truth is not None
-    assert images.held_back.truth is not None
-    assert (len(images.calibration), len(images.held_back)) == (36, 24)
-    assert np.bincount(images.calibration.truth).min() >= 11
-    assert np.bincount(images.held_back.truth).min() >= 7
+    images = load_quantization_images(files, labels, CONTRACT, "training")
+    assert images.calibration.labels is not None
+    assert images.held_out.labels is not None
+    assert (len(images.calibration), len(images.held_out)) == (36, 24)
+    assert np.bincount(images.calibration.labels).min() >= 11
+    assert np.bincount(images.held_out.labels).min() >= 7
     pixels = [
-        image.tobytes() for part in (images.calibration, images.held_back) for image in part.pixels
+        image.tobytes() for part in (images.calibration, images.held_out) for image in part.pixels
     ]
     assert len(set(pixels)) == 60
-    again = quantization_images(files, labels, CONTRACT, "training")
+    again = load_quantization_images(files, labels, CONTRACT, "training")
     assert np.array_equal(again.calibration.pixels, images.calibration.pixels)
 
 
 def test_too_few_images_are_told(files: list[Path]) -> None:
-    with pytest.raises(ExportError, match=f"at least {FEWEST} images .* there are 19"):
-        quantization_images(files[:19], None, CONTRACT, "training")
+    with pytest.raises(
+        ExportError, match=f"at least {MIN_QUANTIZATION_IMAGES} images .* there are 19"
+    ):
+        load_quantization_images(files[:19], None, CONTRACT, "training")
 
 
 # --- calibration
@@ -130,8 +137,8 @@ def test_too_few_images_are_told(files: list[Path]) -> None:
 
 def test_ranges_hold_what_was_seen() -> None:
     calibration = Calibration(small_network(), crops(20))
-    observed, exact = calibration.ranges("minmax"), calibration.observed
-    for method in METHODS:
+    observed, exact = calibration.ranges("minmax"), calibration.activation_stats
+    for method in CALIBRATION_METHODS:
         ranges = calibration.ranges(method)
         assert set(ranges.keys()) == set(exact)
         for name, seen in exact.items():
@@ -145,14 +152,14 @@ def test_means_are_the_channels_own() -> None:
     images = crops(9)
     calibration = Calibration(small_network(), images)
     expected = np.concatenate(list(images.batches())).mean((0, 2, 3))
-    assert calibration.observed["pixels"].channel_means == pytest.approx(expected, abs=1e-4)
+    assert calibration.activation_stats["pixels"].channel_means == pytest.approx(expected, abs=1e-4)
 
 
 # --- rewriting and equalisation change nothing but the form
 
 
 def test_rewritten_operators_compute_the_same() -> None:
-    rewritten = rewrite(small_network())
+    rewritten = rewrite_operators(small_network())
     kinds = {node.op_type for node in rewritten.graph.node}
     assert {"HardSwish", "HardSigmoid", "ReduceMean"} <= {
         node.op_type for node in small_network().graph.node
@@ -163,12 +170,12 @@ def test_rewritten_operators_compute_the_same() -> None:
 
 def test_equalised_layers_compute_the_same_with_evener_weights() -> None:
     uneven = _uneven()
-    evened = equalise(uneven)
+    evened = equalize(uneven)
     assert evened is not None
     assert difference(uneven, evened) < 1e-4
 
     def spread(network: onnx.ModelProto) -> float:
-        first = next(layers(network))
+        first = next(find_layers(network))
         peaks = np.abs(first.weight).reshape(len(first.weight), -1).max(1)
         return float(peaks.max() / peaks.min())
 
@@ -184,12 +191,12 @@ def test_without_neighbours_there_is_nothing_to_equalise() -> None:
         nn.Flatten(),
         nn.Linear(4 * SIDE * SIDE, CLASSES),
     )
-    assert equalise(network_graph(network.eval(), SIDE, CLASSES, 18).model) is None
+    assert equalize(export_network_graph(network.eval(), SIDE, CLASSES, 18).model) is None
 
 
 def _uneven() -> onnx.ModelProto:
     """The same function with channels of the first layers scaled against each other by up to 100."""
-    found = {layer.name: layer for layer in layers(small_network())}
+    found = {layer.name: layer for layer in find_layers(small_network())}
     first, second = list(found.values())[:2]
     factor = np.logspace(-1, 1, 8).astype(np.float32)
     return with_constants(
@@ -215,18 +222,23 @@ def test_weights_move_by_half_a_step_at_most(weight: Any, per_channel: bool, bit
     peak = np.abs(weight).max(axis=(1, 2, 3) if per_channel else None, keepdims=True)
     step = np.maximum(peak, 1e-12) / {8: 127, 7: 64}[bits]
     assert (
-        np.abs(quantized_weight(weight, per_channel, bits) - weight) <= 0.5001 * step + 1e-9
+        np.abs(fake_quantize_weight(weight, per_channel, bits) - weight) <= 0.5001 * step + 1e-9
     ).all()
 
 
-@pytest.mark.parametrize("scheme", schemes(has_vnni=False), ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize(
+    "scheme", candidate_schemes(has_vnni=False), ids=lambda scheme: scheme.name
+)
 def test_every_scheme_gives_a_valid_network_near_to_float(scheme: Scheme) -> None:
-    rewritten = rewrite(small_network())
+    rewritten = rewrite_operators(small_network())
     quantized = quantize(rewritten, Calibration(rewritten, crops(20)).ranges(scheme.method), scheme)
     onnx.checker.check_model(quantized, full_check=True)
     kinds = [node.op_type for node in quantized.graph.node]
     assert kinds.count("QuantizeLinear") >= 6
-    assert sqnr_db(logits_of(small_network(), crops(20)), logits_of(quantized, crops(20))) > 8
+    assert (
+        sqnr_db(compute_logits(small_network(), crops(20)), compute_logits(quantized, crops(20)))
+        > 8
+    )
     names = [value.name for value in quantized.graph.initializer]
     contents = [
         (value.data_type, tuple(value.dims), numpy_helper.to_array(value).tobytes())
@@ -238,10 +250,10 @@ def test_every_scheme_gives_a_valid_network_near_to_float(scheme: Scheme) -> Non
 
 def test_excluded_layers_stay_in_float_and_quantizing_is_deterministic() -> None:
     ranges = Calibration(small_network(), crops(20)).ranges("minmax")
-    excluded = next(layers(small_network())).name
+    excluded = next(find_layers(small_network())).name
     quantized = quantize(small_network(), ranges, CHANNEL_WISE, [excluded])
     node = next(node for node in quantized.graph.node if node.name == excluded)
-    assert node.input[1] in {layer.node.input[1] for layer in layers(small_network())}
+    assert node.input[1] in {layer.node.input[1] for layer in find_layers(small_network())}
     again = quantize(small_network(), ranges, CHANNEL_WISE, [excluded])
     assert quantized.SerializeToString(deterministic=True) == again.SerializeToString(
         deterministic=True
@@ -249,30 +261,30 @@ def test_excluded_layers_stay_in_float_and_quantizing_is_deterministic() -> None
 
 
 def test_the_layer_with_the_coarsest_steps_is_named_first() -> None:
-    target = list(layers(small_network()))[3]
+    target = list(find_layers(small_network()))[3]
     weight = target.weight.copy()
     weight[0] *= 300  # one channel sets the step for all others
     spoilt = with_constants(small_network(), {target.node.input[1]: weight})
     ranges = Calibration(spoilt, crops(20)).ranges("minmax")
-    order = by_error(spoilt, ranges, TENSOR_WISE, crops(20))
-    assert sorted(order) == sorted(layer.name for layer in layers(spoilt))
+    order = layers_by_error(spoilt, ranges, TENSOR_WISE, crops(20))
+    assert sorted(order) == sorted(layer.name for layer in find_layers(spoilt))
 
     def rest(name: str) -> float:
-        layer = next(layer for layer in layers(spoilt) if layer.name == name)
-        error = quantized_weight(layer.weight, False, 7) - layer.weight
+        layer = next(layer for layer in find_layers(spoilt) if layer.name == name)
+        error = fake_quantize_weight(layer.weight, False, 7) - layer.weight
         return float(np.abs(error).mean() / np.abs(layer.weight).mean())
 
     assert rest(order[0]) >= max(rest(name) for name in order) * 0.2
 
 
 def test_corrected_biases_bring_back_the_mean() -> None:
-    target = list(layers(small_network()))[2]
+    target = list(find_layers(small_network()))[2]
     images = crops(30)
     calibration = Calibration(small_network(), images)
     corrected = correct_biases(small_network(), calibration, TENSOR_WISE)
-    layer = next(layer for layer in layers(corrected) if layer.name == target.name)
-    error = (quantized_weight(target.weight, False, 7) - target.weight).reshape(8, 8)
-    means = calibration.observed[target.node.input[0]].channel_means
+    layer = next(layer for layer in find_layers(corrected) if layer.name == target.name)
+    error = (fake_quantize_weight(target.weight, False, 7) - target.weight).reshape(8, 8)
+    means = calibration.activation_stats[target.node.input[0]].channel_means
     assert layer.bias is not None
     assert target.bias is not None
     # Mean output with rounded weights and the new bias = mean output of the float layer.
@@ -283,9 +295,9 @@ def test_corrected_biases_bring_back_the_mean() -> None:
 
 
 def test_the_search_records_every_candidate_and_chooses_one_that_fits(
-    task: Task, monkeypatch: pytest.MonkeyPatch
+    task: QuantizationTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quantized = static_int8(task)
+    quantized = quantize_static_int8(task)
     report = quantized.report
     tried = [
         candidate
@@ -298,7 +310,7 @@ def test_the_search_records_every_candidate_and_chooses_one_that_fits(
         for c in tried
     } == {
         (method, wise, kind)
-        for method in METHODS
+        for method in CALIBRATION_METHODS
         for wise in (True, False)
         for kind in ("uint8", "int8")
     }
@@ -307,7 +319,7 @@ def test_the_search_records_every_candidate_and_chooses_one_that_fits(
         assert candidate["held_back"]["bytes"] > 0
         assert candidate["held_back"]["top1"] is not None
     chosen = report["candidates"][report["chosen"]]["held_back"]
-    assert quantized.kept is report["fits"] is (chosen["drop"] <= task.max_drop)
+    assert quantized.is_within_limit is report["fits"] is (chosen["drop"] <= task.max_accuracy_drop)
     assert (report["calibration_images"], report["held_back_images"]) == (40, 30)
     dimensions = {value.name: len(value.dims) for value in quantized.network.graph.initializer}
     flat = [
@@ -321,15 +333,15 @@ def test_the_search_records_every_candidate_and_chooses_one_that_fits(
     ), "OpenCV refuses the default"
 
 
-class Harsh(Referee):
+class Harsh(CandidateScorer):
     """Every candidate loses 50 points, less 5 for each layer in float."""
 
-    def score(self, network: onnx.ModelProto) -> Score:
+    def score(self, network: onnx.ModelProto) -> CandidateScore:
         floats = sum(
             node.op_type in ("Conv", "Gemm") and not _is_quantized(network, node)
             for node in network.graph.node
         )
-        return Score(0.5, 50.0 - 5 * floats, 10.0, 1.0, 1)
+        return CandidateScore(0.5, 50.0 - 5 * floats, 10.0, 1.0, 1)
 
 
 def _is_quantized(network: onnx.ModelProto, node: onnx.NodeProto) -> bool:
@@ -339,10 +351,10 @@ def _is_quantized(network: onnx.ModelProto, node: onnx.NodeProto) -> bool:
 
 @pytest.mark.parametrize(("allowed", "fits"), [(45.0, True), (41.0, True), (1.0, False)])
 def test_repairs_come_in_order_until_it_fits_or_is_given_up(
-    task: Task, monkeypatch: pytest.MonkeyPatch, allowed: float, fits: bool
+    task: QuantizationTask, monkeypatch: pytest.MonkeyPatch, allowed: float, fits: bool
 ) -> None:
-    monkeypatch.setattr(search, "Referee", Harsh)
-    quantized = static_int8(replace(task, max_drop=allowed))
+    monkeypatch.setattr(search, "CandidateScorer", Harsh)
+    quantized = quantize_static_int8(replace(task, max_accuracy_drop=allowed))
     repaired = quantized.report["candidates"][12:]
     assert [candidate["repairs"][-1] for candidate in repaired[:3]] == [
         "bias correction",
@@ -354,13 +366,13 @@ def test_repairs_come_in_order_until_it_fits_or_is_given_up(
     assert restored == {45.0: [1], 41.0: [1, 2], 1.0: [1, 2, 3]}[allowed], (
         "at most half of the six layers"
     )
-    assert quantized.kept is fits
+    assert quantized.is_within_limit is fits
 
 
 def test_a_correction_of_biases_is_taken_wherever_it_brings_the_network_nearer_to_float(
-    task: Task,
+    task: QuantizationTask,
 ) -> None:
-    report = static_int8(replace(task, max_drop=100.0)).report
+    report = quantize_static_int8(replace(task, max_accuracy_drop=100.0)).report
     plain, corrected = report["candidates"][:12], report["candidates"][12]
     assert corrected["repairs"] == ["bias correction"]
     best = max(
@@ -384,7 +396,7 @@ def test_operators_that_the_quantizer_does_not_know_stay_in_float() -> None:
         nn.Linear(4 * 28 * 28, CLASSES),
     )
     model = onnx.shape_inference.infer_shapes(
-        network_graph(network.eval(), SIDE, CLASSES, 18).model
+        export_network_graph(network.eval(), SIDE, CLASSES, 18).model
     )
     quantized = quantize(model, Calibration(model, crops(20)).ranges("minmax"), CHANNEL_WISE)
     assert "Erf" in {node.op_type for node in quantized.graph.node}
@@ -398,7 +410,9 @@ def test_operators_that_the_quantizer_does_not_know_stay_in_float() -> None:
 
 def test_what_does_not_multiply_integers_is_to_blame() -> None:
     shares = {"QLinearConv": 0.5, "HardSwish": 0.3, "QLinearMul": 0.19, "Softmax": 0.01}
-    said = to_blame({kind: {"nodes": 2, "share": share} for kind, share in shares.items()})
+    said = slowest_operators_text(
+        {kind: {"nodes": 2, "share": share} for kind, share in shares.items()}
+    )
     assert (
         said
         == "HardSwish (2 nodes, 30% of the time, in float), QLinearMul (2 nodes, 19% of the time)"
@@ -410,69 +424,73 @@ def test_logits_are_not_rounded_behind_a_head_that_is_a_convolution() -> None:
     head = (nn.Conv2d(8, CLASSES, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     nn.init.constant_(head[0].bias, 1.0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *head)
-    model = rewrite(
-        onnx.shape_inference.infer_shapes(network_graph(network.eval(), SIDE, CLASSES, 18).model)
+    model = rewrite_operators(
+        onnx.shape_inference.infer_shapes(
+            export_network_graph(network.eval(), SIDE, CLASSES, 18).model
+        )
     )
     quantized = quantize(model, Calibration(model, crops(20)).ranges("minmax"), CHANNEL_WISE)
     assert all(
         _is_quantized(quantized, node) for node in quantized.graph.node if node.op_type == "Conv"
     )
-    logits = logits_of(quantized, crops(40))
+    logits = compute_logits(quantized, crops(40))
     assert len(np.unique(logits)) > 0.9 * logits.size, "8 bits would have given some of them twice"
 
 
 def test_scores_are_remembered_so_that_a_second_search_chooses_alike(
-    task: Task, monkeypatch: pytest.MonkeyPatch
+    task: QuantizationTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    referee = Referee(task.network, task.images.held_back)
+    referee = CandidateScorer(task.network, task.images.held_out)
     first = referee.score(task.network)
-    monkeypatch.setattr("edgetl.export.quantize.scoring._milliseconds", lambda session, images: 1e9)
+    monkeypatch.setattr(
+        "edgetl.export.quantize.scoring._measure_latency_ms", lambda session, images: 1e9
+    )
     assert referee.score(task.network) == first
 
 
-def test_the_first_module_that_is_lost_in_noise_is_named(task: Task) -> None:
+def test_the_first_module_that_is_lost_in_noise_is_named(task: QuantizationTask) -> None:
     pixels = next(crops(4).batches())
     wrong = {
         layer.node.input[1]: -layer.weight
-        for layer in layers(task.network)
-        if layer.name == list(layers(task.network))[1].name
+        for layer in find_layers(task.network)
+        if layer.name == list(find_layers(task.network))[1].name
     }
-    said = first_noisy(
+    said = describe_first_noisy_module(
         task.network, with_constants(task.network, wrong), task.module_outputs, pixels
     )
     assert said.startswith("The first module that is lost in noise is second:")
-    assert "No single module" in first_noisy(
+    assert "No single module" in describe_first_noisy_module(
         task.network, task.network, task.module_outputs, pixels
     )
-    half: Quantized = resolve(QUANTIZERS, "fp16", "variant")(task)
-    assert "No single module" in first_noisy(
+    half: QuantizedModel = load_from_registry(QUANTIZERS, "fp16", "variant")(task)
+    assert "No single module" in describe_first_noisy_module(
         task.network, half.network, task.module_outputs, pixels
     ), "names survive the conversion"
     quantized = quantize(
-        rewrite(task.network),
-        Calibration(rewrite(task.network), crops(20)).ranges("minmax"),
+        rewrite_operators(task.network),
+        Calibration(rewrite_operators(task.network), crops(20)).ranges("minmax"),
         CHANNEL_WISE,
     )
-    assert "No single module" in first_noisy(
+    assert "No single module" in describe_first_noisy_module(
         task.network, quantized, task.module_outputs, pixels
     ), "ReLU is left to the rounding"
     infinite = {
         layer.node.input[1]: np.full_like(layer.weight, 3e38)
-        for layer in list(layers(task.network))[2:3]
+        for layer in list(find_layers(task.network))[2:3]
     }
-    assert "no longer finite is third" in first_noisy(
+    assert "no longer finite is third" in describe_first_noisy_module(
         task.network, with_constants(task.network, infinite), task.module_outputs, pixels
     )
 
 
 def test_a_network_that_the_quantizer_refuses_is_told(
-    task: Task, monkeypatch: pytest.MonkeyPatch
+    task: QuantizationTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "edgetl.export.quantize.qdq.QDQQuantizer.quantize_model", lambda self: 1 / 0
     )
     with pytest.raises(ExportError, match=r"quantizer cannot take this network .*division by zero"):
-        static_int8(task)
+        quantize_static_int8(task)
 
 
 @pytest.mark.parametrize(
@@ -484,25 +502,25 @@ def test_a_network_that_the_quantizer_refuses_is_told(
 )  # fmt: skip
 def test_what_a_cpu_can(tmp_path: Path, line: str, expected: bool) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\n")
-    assert multiplies_8_bit(tmp_path) is expected
-    assert multiplies_8_bit(tmp_path / "nowhere") is False
-    assert all(scheme.reduce_range is not expected for scheme in schemes(expected))
+    assert has_int8_dot_product(tmp_path) is expected
+    assert has_int8_dot_product(tmp_path / "nowhere") is False
+    assert all(scheme.reduce_range is not expected for scheme in candidate_schemes(expected))
 
 
 # --- the other variants
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
-def test_every_variant_is_valid_and_near_to_float(task: Task, name: str) -> None:
-    quantized: Quantized = resolve(QUANTIZERS, name, "variant")(task)
+def test_every_variant_is_valid_and_near_to_float(task: QuantizationTask, name: str) -> None:
+    quantized: QuantizedModel = load_from_registry(QUANTIZERS, name, "variant")(task)
     onnx.checker.check_model(quantized.network, full_check=True)
     assert [value.name for value in quantized.network.graph.input] == ["pixels"]
     assert quantized.network.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     images = crops(20)
-    assert sqnr_db(logits_of(task.network, images), logits_of(quantized.network, images)) > {
-        "fp16": 40
-    }.get(name, 8)
-    again: Quantized = resolve(QUANTIZERS, name, "variant")(task)
+    assert sqnr_db(
+        compute_logits(task.network, images), compute_logits(quantized.network, images)
+    ) > {"fp16": 40}.get(name, 8)
+    again: QuantizedModel = load_from_registry(QUANTIZERS, name, "variant")(task)
     if name != "int8":  # its search looks at the clock
         assert again.network.SerializeToString(
             deterministic=True
@@ -514,17 +532,19 @@ def test_weights_in_int8_are_a_quarter() -> None:
         nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 64), nn.ReLU(), nn.Linear(64, CLASSES)
     )
     model = onnx.shape_inference.infer_shapes(
-        network_graph(network.eval(), SIDE, CLASSES, 18).model
+        export_network_graph(network.eval(), SIDE, CLASSES, 18).model
     )
-    task = Task(model, {}, lambda: QuantizationImages(crops(20), crops(20)), 1.0, lambda *_: None)
+    task = QuantizationTask(
+        model, {}, lambda: QuantizationImages(crops(20), crops(20)), 1.0, lambda *_: None
+    )
     for name in ("int8-weights", "int8-dynamic", "int8"):
-        smaller: Quantized = resolve(QUANTIZERS, name, "variant")(task)
+        smaller: QuantizedModel = load_from_registry(QUANTIZERS, name, "variant")(task)
         assert smaller.network.ByteSize() < model.ByteSize() / 3.5, name
 
 
 @pytest.mark.parametrize("where", ["activation", "weight"])
-def test_what_float16_cannot_hold_is_refused(task: Task, where: str) -> None:
-    first = next(layers(task.network))
+def test_what_float16_cannot_hold_is_refused(task: QuantizationTask, where: str) -> None:
+    first = next(find_layers(task.network))
     if where == "activation":
         changed = {first.node.input[1]: first.weight * 1e5}
         message = "fp16 would overflow: .* reaches"
@@ -534,7 +554,7 @@ def test_what_float16_cannot_hold_is_refused(task: Task, where: str) -> None:
         weight[0, 0, 0, 0] = 1e5
         images = QuantizationImages(
             crops(20),
-            Crops(
+            CroppedImages(
                 np.zeros((20, SIDE, SIDE, 3), np.uint8), None, Preprocessing(36, SIDE, (0.0,) * 3)
             ),
         )
@@ -542,7 +562,7 @@ def test_what_float16_cannot_hold_is_refused(task: Task, where: str) -> None:
         changed, message = {first.node.input[1]: weight}, "fp16 would overflow: the weights"
     huge = onnx.shape_inference.infer_shapes(with_constants(task.network, changed))
     with pytest.raises(ExportError, match=message):
-        resolve(QUANTIZERS, "fp16", "variant")(replace(task, network=huge))
+        load_from_registry(QUANTIZERS, "fp16", "variant")(replace(task, network=huge))
 
 
 @given(arrays(np.float64, 20, elements=st.floats(-5, 5)), st.floats(0.001, 0.5))

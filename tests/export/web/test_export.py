@@ -20,11 +20,11 @@ from edgetl.core.files import sha256_file
 from edgetl.core.paths import BundleDirectory
 from edgetl.device.predict import predict
 from edgetl.device.runtime.bundle import Bundle, open_bundle
-from edgetl.device.runtime.classifier import bundle_classifier
+from edgetl.device.runtime.classifier import open_bundle_classifier
 from edgetl.device.verify import verify
 from edgetl.export.exporter import export_architecture
 from edgetl.export.web import export, runtime
-from edgetl.export.web.runtime import SHA256, VERSION, runtime_files
+from edgetl.export.web.runtime import SHA256, VERSION, ensure_runtime_files
 from tests.helpers.browser import browser
 from tests.helpers.web_page import NODE, NPM, Page, agrees, needs_browser, needs_npm
 
@@ -73,8 +73,8 @@ def bundle(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def answers(bundle: Bundle, photos: list[Path]) -> dict[Path, dict[str, float]]:
     """Of each photo, label to probability, by onnxruntime itself; the bundle is proven equal to PyTorch."""
     return {
-        one.path: dict(one.top)
-        for one in predict(bundle_classifier(bundle, "fp32"), photos, top_k=len(bundle.labels))
+        one.path: dict(one.top_labels)
+        for one in predict(open_bundle_classifier(bundle, "fp32"), photos, top_k=len(bundle.labels))
     }
 
 
@@ -107,7 +107,7 @@ def test_real_photos_get_pytorch_s_labels(
 
 @needs_browser
 def test_every_reference_image_gets_its_label(page: Page, bundle: Bundle) -> None:
-    golden = bundle.golden()
+    golden = bundle.load_golden()
     for path, logits in zip(golden.files, golden.logits, strict=True):
         label, _ = page.label(path, "click")
         assert label == bundle.labels[int(logits.argmax())]
@@ -298,7 +298,7 @@ def test_under_node_what_is_wrong_is_one_sentence(
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout.count("\n"), done.stderr.count("\n")) == (1, 2, 1)
     assert done.stderr.startswith(f"{tmp_path / 'notes.jpg'}: cannot be read as an image (")
-    expected = next(iter(predict(bundle_classifier(bundle), [turned], top_k=1))).top[0]
+    expected = next(iter(predict(open_bundle_classifier(bundle), [turned], top_k=1))).top_labels[0]
     assert done.stdout.splitlines()[1].split("\t") == [
         str(turned),
         expected[0],
@@ -317,11 +317,11 @@ def test_under_node_what_is_wrong_is_one_sentence(
 def test_the_manifest_vouches_for_every_file(bundle: Bundle) -> None:
     told = bundle.manifest["web"]
     assert told["proof"]["passed"]
-    assert told["proof"]["images"] == len(bundle.golden().files)
+    assert told["proof"]["images"] == len(bundle.load_golden().files)
     assert {entry["file"] for entry in told["files"]} == {
         f"web/{path.name}" for path in bundle.directory.web.iterdir()
     }
-    assert {path for path in bundle.others() if path.parent == bundle.directory.web} == {
+    assert {path for path in bundle.companion_files() if path.parent == bundle.directory.web} == {
         *bundle.directory.web.iterdir()
     }
     assert all(
@@ -350,7 +350,7 @@ def test_a_page_that_answers_otherwise_is_refused(bundle: Bundle, tmp_path: Path
         ParityError,
         match=r"onnxruntime-web .* does not answer as PyTorch does with fp32\.onnx.*--web",
     ):
-        export.write_web(copy, bundle.manifest, bundle.variants[0], runtime_files())
+        export.write_web(copy, bundle.manifest, bundle.variants[0], ensure_runtime_files())
 
 
 @pytest.fixture
@@ -381,7 +381,7 @@ def test_npm_that_fails_is_one_sentence(
 ) -> None:
     npm_that(tmp_path / "bin", script, monkeypatch)
     with pytest.raises(ExportError, match=re.escape(said)) as caught:
-        runtime_files()
+        ensure_runtime_files()
     assert "without --web" in str(caught.value)
     assert not list((tmp_path / "cache").rglob("*.wasm"))
 
@@ -389,7 +389,7 @@ def test_npm_that_fails_is_one_sentence(
 def test_without_npm(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
     with pytest.raises(ExportError, match="apt install npm"):
-        runtime_files()
+        ensure_runtime_files()
 
 
 @needs_npm
@@ -401,10 +401,10 @@ def test_what_is_cached_needs_no_network(
     for name in SHA256:
         shutil.copy(bundle.directory.web / name, kept / name)
     npm_that(tmp_path / "bin", "echo 'npm error code ENOTFOUND' >&2; exit 1", monkeypatch)
-    assert runtime_files() == kept
+    assert ensure_runtime_files() == kept
     (kept / next(iter(SHA256))).write_bytes(b"changed")
     with pytest.raises(ExportError, match="ENOTFOUND"):
-        runtime_files()
+        ensure_runtime_files()
 
 
 def test_tensor_and_web_exclude_each_other() -> None:

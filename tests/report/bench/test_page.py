@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgetl.core.artifacts.bench import BenchResult, Noise, read_result, write_result
+from edgetl.core.artifacts.bench import BenchResult, Noise, read_bench_result, write_result
 from edgetl.core.config.bench import Limits
 from edgetl.device.hardware.nvml import Nvml
-from edgetl.report.bench.page import bench_report
-from edgetl.report.charts.latency import portions
-from edgetl.report.html.blocks import Section, is_own_page, paragraph, render_page
+from edgetl.report.bench.page import render_bench_report
+from edgetl.report.charts.latency import split_rows
+from edgetl.report.html.blocks import Section, is_edgetl_page, paragraph, render_page
 from tests.helpers.bench_results import bench_result, bench_row, board, device, server
 from tests.helpers.browser import CHROMIUM
 from tests.helpers.gpus import FakePynvml, gpu_reading
@@ -24,7 +24,7 @@ EVIL = "<script>alert('x')</script>\"&{{ 7 * 7 }}"
 
 @pytest.fixture(scope="module")
 def both() -> str:
-    return bench_report([board(), server()])
+    return render_bench_report([board(), server()])
 
 
 def test_every_section_is_there_and_nothing_points_outside(both: str) -> None:
@@ -51,7 +51,7 @@ def test_a_large_sweep_is_drawn_in_parts_of_a_screens_height() -> None:
         for batch in batches
         for threads in (1, 2, 3, 4, 6, 8)
     ]
-    html = bench_report([bench_result(tuple(rows))])
+    html = render_bench_report([bench_result(tuple(rows))])
     drawings = re.findall(
         r'<h4>([^<]*)</h4>.*?viewBox="0 0 ([0-9.]+) ([0-9.]+)"',
         html.partition('id="rounds"')[0],
@@ -87,23 +87,23 @@ def test_parts_hold_every_row_once_and_leave_a_batch_whole_where_it_fits(
         bench_row("onnxruntime", "fp32", 1.0, batch=batch, threads=threads, rate=rate, rounds=0)
         for batch, threads, rate in cells
     ]
-    parts = [part for _, part in portions(rows)]
+    parts = [part for _, part in split_rows(rows)]
     assert sorted(row.id for part in parts for row in part) == sorted(row.id for row in rows)
     assert all(1 <= len(part) <= 12 for part in parts)
     for key in {(row.batch, row.rate) for row in rows}:
         holding = [part for part in parts if any((row.batch, row.rate) == key for row in part)]
         assert len(holding) == 1 or sum((row.batch, row.rate) == key for row in rows) > 12
-    assert len({which for which, _ in portions(rows)}) == len(parts), "no two have the same title"
+    assert len({which for which, _ in split_rows(rows)}) == len(parts), "no two have the same title"
 
 
 def test_the_same_results_give_the_same_page(both: str) -> None:
-    assert bench_report([board(), server()]) == both
+    assert render_bench_report([board(), server()]) == both
 
 
 def test_a_result_that_was_written_and_read_gives_the_same_figures(tmp_path: Path) -> None:
     write_result(board(), tmp_path / "board.json")
-    again = replace(read_result(tmp_path / "board.json"), path=None)
-    assert bench_report([again]) == bench_report([board()])
+    again = replace(read_bench_result(tmp_path / "board.json"), path=None)
+    assert render_bench_report([again]) == render_bench_report([board()])
 
 
 def test_noise_interruptions_and_failed_gates_are_told_up_front(both: str) -> None:
@@ -122,7 +122,7 @@ def test_noise_interruptions_and_failed_gates_are_told_up_front(both: str) -> No
 def test_the_summary_names_configuration_p50_and_speedup(both: str) -> None:
     result = board()
     assert result.recommendation is not None
-    row = result.row(result.recommendation.latency.row)
+    row = result.get_row(result.recommendation.latency.row)
     pair = next(pair for pair in result.comparisons if pair.candidate == row.id)
     text = Page(both).text
     assert f"answers in {row.percentile_ms(50):.2f} ms" in text
@@ -133,7 +133,7 @@ def test_the_summary_names_configuration_p50_and_speedup(both: str) -> None:
 
 
 def test_withheld_percentiles_are_dashes_with_the_reason() -> None:
-    html = bench_report(
+    html = render_bench_report(
         [
             bench_result(
                 (
@@ -157,14 +157,16 @@ def test_other_models_and_inputs_are_groups_of_their_own(both: str) -> None:
     )
     assert (
         "Group 2: resnet18 (run ffff)"
-        in Page(bench_report([bench_result((bench_row("onnxruntime", "fp32", 3.0),)), other])).text
+        in Page(
+            render_bench_report([bench_result((bench_row("onnxruntime", "fp32", 3.0),)), other])
+        ).text
     )
 
 
 def test_what_the_device_does_not_tell_is_said_to_be_so() -> None:
     bare = dict.fromkeys(device()) | {"packages": {}}
     page = Page(
-        bench_report(
+        render_bench_report(
             [bench_result((bench_row("onnxruntime", "fp32", 3.0),), device=bare, noise=Noise(()))]
         )
     )
@@ -190,14 +192,14 @@ def test_nothing_measured_is_a_page_as_well() -> None:
         rounds=(),
         gate={"checked": True, "passed": False, "reason": "logits differ"},
     )
-    page = Page(bench_report([bench_result((closed,), order=())]))
+    page = Page(render_bench_report([bench_result((closed,), order=())]))
     assert "no row passed its gate" in page.text
     assert page.sections == ["summary", "table", "ledgers", "method"]
 
 
 def test_limits_are_judged_on_the_page() -> None:
     rows = (bench_row("pytorch", "fp32", 9.0), bench_row("onnxruntime", "fp32", 3.0))
-    text = Page(bench_report([bench_result(rows, limits=Limits(min_speedup=50.0))])).text
+    text = Page(render_bench_report([bench_result(rows, limits=Limits(min_speedup=50.0))])).text
     assert "min-speedup broken" in text
     assert "asked for 50" in text
 
@@ -215,7 +217,7 @@ def test_text_from_a_result_is_never_markup() -> None:
             ],
         }
     }
-    html = bench_report([evil(EVIL, rows, profile)])
+    html = render_bench_report([evil(EVIL, rows, profile)])
     page = Page(html)
     assert "script" not in page.tags
     assert "{{ 7 * 7 }}" in page.text
@@ -229,8 +231,8 @@ def test_text_from_a_result_is_never_markup() -> None:
 )
 def test_no_name_breaks_out_of_its_place(text: str) -> None:
     plain, rows = ROWS, ROWS
-    assert Page(bench_report([evil(text, rows, {})])).tags.count("td") == Page(
-        bench_report([evil("x", plain, {})])
+    assert Page(render_bench_report([evil(text, rows, {})])).tags.count("td") == Page(
+        render_bench_report([evil("x", plain, {})])
     ).tags.count("td")
 
 
@@ -257,9 +259,9 @@ def test_a_page_knows_its_own(tmp_path: Path) -> None:
         render_page("A page", "", [Section("a", "A", (paragraph("text"),)), Section("b", "B", ())])
     )
     (tmp_path / "other.html").write_text("<html></html>")
-    assert is_own_page(tmp_path / "own.html")
-    assert not is_own_page(tmp_path / "other.html")
-    assert not is_own_page(tmp_path / "missing.html")
+    assert is_edgetl_page(tmp_path / "own.html")
+    assert not is_edgetl_page(tmp_path / "other.html")
+    assert not is_edgetl_page(tmp_path / "missing.html")
     assert Page((tmp_path / "own.html").read_text()).sections == ["a"]
 
 
@@ -280,16 +282,16 @@ def gpu_result() -> BenchResult:
         for block, reading in zip(measured.rounds, readings, strict=True)
     )
     library = FakePynvml()
-    states = {"gpus": {"0": Nvml(library).states()[0]}}
+    states = {"gpus": {"0": Nvml(library).read_states()[0]}}
     library.reasons = 0
     facts = {"gpu_memory_bytes": [80 * 2**30], "cuda_driver": "13.2"}
-    about = device(before=states, after={"gpus": {"0": Nvml(library).states()[0]}}, **facts)
+    about = device(before=states, after={"gpus": {"0": Nvml(library).read_states()[0]}}, **facts)
     noise = Noise((), {"gpu_throttle_reasons": ["sw power cap"], "gpu_clock_spread": 0.11})
     return bench_result((replace(measured, rounds=rounds),), device=about, noise=noise)
 
 
 def test_page_shows_the_state_of_the_gpu(tmp_path: Path) -> None:
-    html = bench_report([gpu_result()])
+    html = render_bench_report([gpu_result()])
     for words in (
         "SM 1755 to 1980 MHz of 1980, 71 °C, 300 W, 1024 MiB, throttle reasons: sw power cap",
         "gpus: 0: sm clock mhz",
@@ -302,19 +304,24 @@ def test_page_shows_the_state_of_the_gpu(tmp_path: Path) -> None:
         r"gpus: 0: throttle reasons.*?<td[^>]*>sw power cap.*?<td[^>]*>none", html, re.DOTALL
     )
     write_result(gpu_result(), tmp_path / "gpu.json")
-    assert bench_report([replace(read_result(tmp_path / "gpu.json"), path=None)]) == html
+    assert (
+        render_bench_report([replace(read_bench_result(tmp_path / "gpu.json"), path=None)]) == html
+    )
 
 
 def test_page_names_the_fastest_pytorch_baseline() -> None:
     eager, graph = bench_row("pytorch", "fp32", 9.0), bench_row("pytorch", "cuda-graph", 4.0)
     onnx = bench_row("onnxruntime", "fp32", 3.0)
-    text = Page(bench_report([bench_result((eager, graph, onnx))])).text
+    text = Page(render_bench_report([bench_result((eager, graph, onnx))])).text
     assert re.search(
         r"Fastest PyTorch baseline: cuda-graph, p50 [34]\.\d\d ms; the recommended row is 1\.\d\d",
         text,
     )
     assert "against pytorch fp32" in text, "the speed-up itself stands against eager"
-    assert "Fastest PyTorch baseline" not in Page(bench_report([bench_result((eager, onnx))])).text
+    assert (
+        "Fastest PyTorch baseline"
+        not in Page(render_bench_report([bench_result((eager, onnx))])).text
+    )
 
 
 @pytest.mark.parametrize(
@@ -339,13 +346,15 @@ def test_page_says_which_clock_a_profile_is(clock: str, words: str) -> None:
     assert (
         words
         in Page(
-            bench_report([bench_result((row,), profiles={row.id: {**profile, "clock": clock}})])
+            render_bench_report(
+                [bench_result((row,), profiles={row.id: {**profile, "clock": clock}})]
+            )
         ).text
     )
     # Results of before don't say.
     assert (
         "Times are"
-        not in Page(bench_report([bench_result((row,), profiles={row.id: profile})])).text
+        not in Page(render_bench_report([bench_result((row,), profiles={row.id: profile})])).text
     )
 
 

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from edgetl.core.artifacts.bundle import read_bundle
+from edgetl.core.artifacts.bundle import read_bundle_manifest
 from edgetl.core.errors import BundleError
-from edgetl.report.bundle.page import bundle_report
+from edgetl.report.bundle.page import render_bundle_report
 from tests.helpers.browser import CHROMIUM
 from tests.helpers.pages import Page, seen_in_browser
 from tests.helpers.runs import write_bundle
 
 
 def report(path: Path) -> Page:
-    return Page(bundle_report(read_bundle(path)))
+    return Page(render_bundle_report(read_bundle_manifest(path)))
 
 
 def altered(path: Path, **changes: Any) -> Path:
@@ -115,7 +115,7 @@ def test_a_file_outside_the_bundle_is_not_read(tmp_path: Path) -> None:
 )
 def test_broken_manifests_are_one_sentence(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match=r"bundle\.json .* Export the bundle again"):
-        read_bundle(altered(write_bundle(tmp_path / "bundle").path, **changes))
+        read_bundle_manifest(altered(write_bundle(tmp_path / "bundle").path, **changes))
 
 
 def test_labels_are_never_markup(tmp_path: Path) -> None:
@@ -128,6 +128,10 @@ def test_labels_are_never_markup(tmp_path: Path) -> None:
 def test_in_a_browser_it_is_quiet_and_fits_a_phone(tmp_path: Path) -> None:
     labels = [f"a label that is rather long {number}" for number in range(200)]
     assert (
-        seen_in_browser(bundle_report(read_bundle(write_bundle(tmp_path / "bundle", labels).path)))
+        seen_in_browser(
+            render_bundle_report(
+                read_bundle_manifest(write_bundle(tmp_path / "bundle", labels).path)
+            )
+        )
         == 0
     )

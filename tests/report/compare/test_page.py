@@ -7,17 +7,17 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from edgetl.core.artifacts.experiment import Deployed, Experiment
+from edgetl.core.artifacts.experiment import DeployedModel, Experiment
 from edgetl.core.config.compare import EQUAL_TIME
 from edgetl.core.paths import RunDirectory
-from edgetl.report.compare.page import compare_report
+from edgetl.report.compare.page import render_compare_report
 from edgetl.report.compare.tables import (
-    compare_markdown,
-    conclusions,
-    equal_time,
-    results,
-    trade_off,
-    verdicts,
+    conclusion_sentences,
+    differences_table,
+    equal_time_table,
+    render_compare_markdown,
+    strategies_table,
+    trade_off_table,
 )
 from tests.helpers.browser import CHROMIUM
 from tests.helpers.experiments import made_experiment, made_run
@@ -51,14 +51,14 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     write_run(folder, f"{M}-full-s0", {"val/cat/3.jpg": "dog"})
     write_run(folder, f"{M}-scratch-s0", {f"val/cat/{index}.jpg": "dog" for index in range(20)})
     deployed = (
-        Deployed(M, f"{M}-head-s0", 9_000_000, 5.41, (5.2, 5.9), noisy=True, threads=2),
-        Deployed(S, "s", 2_900_000, 2.5, (2.4, 2.6), False, 2),
+        DeployedModel(M, f"{M}-head-s0", 9_000_000, 5.41, (5.2, 5.9), noisy=True, threads=2),
+        DeployedModel(S, "s", 2_900_000, 2.5, (2.4, 2.6), False, 2),
     )
     return made_experiment({**SWEPT, f"{S}/head": (0.80, 9.0)}, 1, deployed, folder)
 
 
 def test_every_section_is_there_and_nothing_points_outside(found: Experiment) -> None:
-    page = Page(compare_report(found))
+    page = Page(render_compare_report(found))
     assert page.sections == [
         "result",
         "strategies",
@@ -79,14 +79,14 @@ def test_every_section_is_there_and_nothing_points_outside(found: Experiment) ->
 
 
 def test_images_that_every_pretrained_run_gets_wrong_are_named_first(found: Experiment) -> None:
-    text = Page(compare_report(found)).text
+    text = Page(render_compare_report(found)).text
     assert "1 image that no pretrained run gets right" in text
     assert text.index("val/cat/3.jpg") < text.index("val/cat/7.jpg")
     assert "val/cat/5.jpg" not in text, "from nothing is no judge"
 
 
 def test_the_table_tells_gain_and_cost(found: Experiment) -> None:
-    table = results(found, M)
+    table = strategies_table(found, M)
     by_name = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
     assert list(by_name) == ["scratch", EQUAL_TIME, "head *", "freeze-75", "freeze-50", "full"]
     head = by_name["head *"]
@@ -106,7 +106,7 @@ def test_the_table_tells_gain_and_cost(found: Experiment) -> None:
 
 
 def test_equal_time_is_what_had_been_reached_when_others_had_finished(found: Experiment) -> None:
-    table = equal_time(found, M)
+    table = equal_time_table(found, M)
     assert table is not None
     assert table.columns[1:4] == (
         "after 12 s (head)",
@@ -116,11 +116,11 @@ def test_equal_time_is_what_had_been_reached_when_others_had_finished(found: Exp
     by_name = {row[0]: row[1:] for row in table.rows}
     assert by_name["scratch"] == ("—", "—", "—", "—", "15.0%", "60.0%")
     assert by_name["head"] == ("88.0%",) * 6
-    assert equal_time(found, S) is None
+    assert equal_time_table(found, S) is None
 
 
 def test_the_sentences_say_what_to_take_and_why(found: Experiment) -> None:
-    first, second, between = conclusions(found)
+    first, second, between = conclusion_sentences(found)
     assert first.startswith(f"{M}: Take `head`: 88.0% of 200 validation images in 12 s.")
     assert "`freeze-75` has 2.0 points more, which is not shown to be a difference" in first
     assert "takes 2.1 times as long" in first
@@ -142,10 +142,10 @@ def test_seeds_are_shown_with_their_spread() -> None:
     found = made_experiment(
         {f"{M}/head": (0.88, 12.0), f"{M}/scratch": (0.5, 99.0)}, 2, more=(other,)
     )
-    table = results(found, M)
+    table = strategies_table(found, M)
     assert dict(zip(table.columns, table.rows[1], strict=True))["seeds"] == "84.0% to 88.0%"
     assert "means over 3 seeds" in table.note
-    told = verdicts(found)
+    told = differences_table(found)
     assert told is not None
     assert "images and seeds both as chance" in told.note
 
@@ -156,23 +156,23 @@ def test_what_is_open_or_failed_is_said() -> None:
     )
     found = made_experiment({f"{M}/head": (0.9, 12.0)}, more=(failed,))
     found = Experiment(**{**vars_of(found), "planned": (*found.planned, f"{M}-full-s0")})
-    said = conclusions(found)
+    said = conclusion_sentences(found)
     assert any(f"Not finished: {M}-full-s0" in sentence for sentence in said)
     assert any("out of memory" in sentence for sentence in said)
-    text = Page(compare_report(found)).text
+    text = Page(render_compare_report(found)).text
     assert "out of memory" in text
-    assert "differences" not in Page(compare_report(found)).sections
-    assert trade_off(found) is None
+    assert "differences" not in Page(render_compare_report(found)).sections
+    assert trade_off_table(found) is None
 
 
 def test_nothing_finished_yet_is_a_page_too() -> None:
     found = made_experiment({}, more=(made_run(M, "head", 0, 0, failed="no"),))
-    assert "Failed" in Page(compare_report(found)).text
-    assert "Failed" in compare_markdown(found)
+    assert "Failed" in Page(render_compare_report(found)).text
+    assert "Failed" in render_compare_markdown(found)
 
 
 def test_markdown_holds_the_same_tables(found: Experiment) -> None:
-    text = compare_markdown(found)
+    text = render_compare_markdown(found)
     assert (
         "| head * | 93.0% | 88.0% [82.8%, 91.8%] | +5.0 | 12 s | 12 s | 4 | 10.0 k / 2.00 M | 100 | 1.0 GB |"
         in text
@@ -189,7 +189,7 @@ def test_markdown_holds_the_same_tables(found: Experiment) -> None:
 
 def test_what_users_named_is_text_not_markup(found: Experiment) -> None:
     evil = "<b>pets</b>|&"
-    html = compare_report(
+    html = render_compare_report(
         Experiment(
             **{
                 **vars_of(found),
@@ -204,12 +204,12 @@ def test_what_users_named_is_text_not_markup(found: Experiment) -> None:
 
 
 def test_the_same_experiment_gives_the_same_page(found: Experiment) -> None:
-    assert compare_report(found) == compare_report(found)
+    assert render_compare_report(found) == render_compare_report(found)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_a_browser_shows_it_on_a_phone_and_a_screen(found: Experiment) -> None:
-    assert seen_in_browser(compare_report(found)) == 2 + 1 + 1 + 7
+    assert seen_in_browser(render_compare_report(found)) == 2 + 1 + 1 + 7
 
 
 def vars_of(found: Experiment) -> dict[str, object]:

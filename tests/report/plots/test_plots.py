@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgetl.report.plots.contact_sheet import SHOWN, Mistake, draw_mistakes
-from edgetl.report.plots.run_plots import draw_confusion, draw_curves
-from edgetl.report.plots.style import shortened
+from edgetl.report.plots.contact_sheet import MAX_TILES, Mistake, save_mistakes_sheet
+from edgetl.report.plots.run_plots import save_confusion_matrix, save_training_curves
+from edgetl.report.plots.style import shorten_middle
 
 
 def ink(path: Path) -> float:
@@ -45,7 +45,7 @@ def mistake(true: str = "cat", predicted: str = "dog") -> Mistake:
 def test_curves_of_every_kind_of_run(
     tmp_path: Path, history: list[dict[str, Any]], best: int | None
 ) -> None:
-    draw_curves(tmp_path / "curves.png", history, best)
+    save_training_curves(tmp_path / "curves.png", history, best)
     assert ink(tmp_path / "curves.png") > 0.01
 
 
@@ -54,27 +54,29 @@ def test_confusion_of_few_and_many_classes(tmp_path: Path, classes: int) -> None
     labels = [f"class $_{index} with a name that is rather long" for index in range(classes)]
     confusion = np.eye(classes, dtype=int) * 5
     confusion[0, 1] = 3
-    draw_confusion(tmp_path / "confusion.png", confusion.tolist(), labels)
+    save_confusion_matrix(tmp_path / "confusion.png", confusion.tolist(), labels)
     assert ink(tmp_path / "confusion.png") > 0.02
     with Image.open(tmp_path / "confusion.png") as picture:
         assert max(picture.size) < 5000
 
 
 def test_a_class_without_validation_images_is_drawn(tmp_path: Path) -> None:
-    draw_confusion(tmp_path / "confusion.png", [[2, 0], [0, 0]], ["a", "b"])
+    save_confusion_matrix(tmp_path / "confusion.png", [[2, 0], [0, 0]], ["a", "b"])
     assert ink(tmp_path / "confusion.png") > 0.05
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, SHOWN])
+@pytest.mark.parametrize("count", [1, 2, 5, MAX_TILES])
 def test_a_sheet_of_mistakes(tmp_path: Path, count: int) -> None:
-    draw_mistakes(tmp_path / "mistakes.png", [mistake("a $1$ note", "x" * 60)] * count, count, 100)
+    save_mistakes_sheet(
+        tmp_path / "mistakes.png", [mistake("a $1$ note", "x" * 60)] * count, count, 100
+    )
     assert ink(tmp_path / "mistakes.png") > 0.1
 
 
 def test_pictures_say_when_there_is_nothing_to_show(tmp_path: Path) -> None:
-    draw_mistakes(tmp_path / "none wrong.png", [], 0, 20)
-    draw_mistakes(tmp_path / "none known.png", [], 0, 0)
-    draw_confusion(tmp_path / "no matrix.png", None, ["a", "b"])
+    save_mistakes_sheet(tmp_path / "none wrong.png", [], 0, 20)
+    save_mistakes_sheet(tmp_path / "none known.png", [], 0, 0)
+    save_confusion_matrix(tmp_path / "no matrix.png", None, ["a", "b"])
     pictures = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(set(pictures.values())) == 3, "each says its own reason"
     assert all(ink(tmp_path / name) > 0.005 for name in pictures)
@@ -85,12 +87,12 @@ def test_pictures_say_when_there_is_nothing_to_show(tmp_path: Path) -> None:
     [("short", 10, "short"), ("abcdefghij", 5, "ab…ij"), ("abcdefghij", 10, "abcdefghij")],
 )
 def test_long_names_lose_their_middle(name: str, length: int, expected: str) -> None:
-    assert shortened(name, length) == expected
+    assert shorten_middle(name, length) == expected
 
 
 def test_confusion_of_very_many_classes_is_not_drawn(tmp_path: Path) -> None:
     classes = 1001
-    draw_confusion(
+    save_confusion_matrix(
         tmp_path / "confusion.png",
         [[0] * classes] * classes,
         [str(number) for number in range(classes)],

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.artifacts.run import read_run
+from edgetl.core.artifacts.run import read_run_record
 from edgetl.core.errors import BundleError
-from edgetl.report.run.page import run_report
+from edgetl.report.run.page import render_run_report
 from tests.helpers.bench_results import bench_result, bench_row
 from tests.helpers.browser import CHROMIUM
 from tests.helpers.pages import Page, seen_in_browser
@@ -24,7 +24,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     result = bench_result(
         (bench_row("pytorch", "fp32", 9.0), bench_row("onnxruntime", "fp32", 3.0))
     )
-    return run_report(read_run(run.path), [result])
+    return render_run_report(read_run_record(run.path), [result])
 
 
 def section(html: str, anchor: str) -> str:
@@ -79,7 +79,9 @@ def test_confusion_mistakes_data_and_recipe(html: str) -> None:
 
 
 def test_an_older_run_shows_what_it_has(tmp_path: Path) -> None:
-    page = Page(run_report(read_run(write_run(tmp_path / "run", older=True).path), []))
+    page = Page(
+        render_run_report(read_run_record(write_run(tmp_path / "run", older=True).path), [])
+    )
     assert page.sections == OWN
     assert page.tags.count("img") == 2, "the matrix and the mistakes as they were drawn"
     assert "did not record when its epochs ended" in page.text
@@ -88,25 +90,27 @@ def test_an_older_run_shows_what_it_has(tmp_path: Path) -> None:
 
 def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", finished=False)
-    page = Page(run_report(read_run(run.path), []))
+    page = Page(render_run_report(read_run_record(run.path), []))
     assert page.sections == ["result", "training", "data", "recipe", "versions"]
     assert "Not finished" in page.text
     assert "Epoch 6 is the best of the 7 epochs that ended so far" in page.text
     run.history.unlink()
-    page = Page(run_report(read_run(run.path), []))
+    page = Page(render_run_report(read_run_record(run.path), []))
     assert page.sections == ["result", "data", "recipe", "versions"]
     assert "no epoch has ended yet" in page.text
 
 
 def test_a_run_without_validation(tmp_path: Path) -> None:
-    page = Page(run_report(read_run(write_run(tmp_path / "run", validated=False).path), []))
+    page = Page(
+        render_run_report(read_run_record(write_run(tmp_path / "run", validated=False).path), [])
+    )
     assert page.sections == ["result", "training", "data", "recipe", "versions"]
     assert "unknown, there were no validation images" in page.text
 
 
 def test_a_run_without_mistakes(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", ("a", "b"), ((3, 0), (0, 3)))
-    page = Page(run_report(read_run(run.path), []))
+    page = Page(render_run_report(read_run_record(run.path), []))
     assert "All 6 validation images were recognised." in page.text
     assert "No class was taken for another." in page.text
 
@@ -118,7 +122,9 @@ def test_many_classes_are_pairs_instead_of_a_matrix(tmp_path: Path) -> None:
         for true in range(50)
     ]
     confusion[7][8] = 5
-    html = run_report(read_run(write_run(tmp_path / "run", classes, confusion).path), [])
+    html = render_run_report(
+        read_run_record(write_run(tmp_path / "run", classes, confusion).path), []
+    )
     text = section(html, "confusion")
     assert text.startswith("Confusion Confused most: 20 of 50 pairs")
     assert "images of the true class class7 class8 5 71%" in text
@@ -126,7 +132,9 @@ def test_many_classes_are_pairs_instead_of_a_matrix(tmp_path: Path) -> None:
 
 
 def test_text_from_a_run_is_never_markup(tmp_path: Path) -> None:
-    html = run_report(read_run(write_run(tmp_path / "run", (EVIL, "b"), ((3, 2), (0, 3))).path), [])
+    html = render_run_report(
+        read_run_record(write_run(tmp_path / "run", (EVIL, "b"), ((3, 2), (0, 3))).path), []
+    )
     page = Page(html)
     assert "script" not in page.tags
     assert EVIL in " ".join(page.words)
@@ -135,7 +143,7 @@ def test_text_from_a_run_is_never_markup(tmp_path: Path) -> None:
 def test_a_missing_or_broken_sheet_is_left_out(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     (run.plots / "mistakes.png").write_bytes(b"\x89PNG" + b"x" * 400_000)
-    page = Page(run_report(read_run(run.path), []))
+    page = Page(render_run_report(read_run_record(run.path), []))
     assert "img" not in page.tags
     assert "mistakes" in page.sections
 
@@ -144,7 +152,7 @@ def test_a_broken_bundle_is_told(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     write_bundle(run.bundle, labels=[])
     with pytest.raises(BundleError, match="no labels"):
-        run_report(read_run(run.path), [])
+        render_run_report(read_run_record(run.path), [])
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")

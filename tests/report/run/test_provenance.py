@@ -3,28 +3,30 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgetl.core.config.finetune import FinetuneConfig
-from edgetl.core.config.presets import resolve
-from edgetl.report.run.provenance import differing
+from edgetl.core.config.presets import resolve_config
+from edgetl.report.run.provenance import find_preset_differences
 
 
 def test_only_what_departs_from_the_preset() -> None:
-    assert differing(resolve(Path("photos"), "classic", None, {}).to_json()) == {}
-    changed = resolve(
+    assert (
+        find_preset_differences(resolve_config(Path("photos"), "classic", None, {}).to_json()) == {}
+    )
+    changed = resolve_config(
         Path("photos"),
         "classic",
         None,
         {"epochs": 7, "seed": 3, "output": Path("runs/x"), "model": "resnet18"},
     )
-    assert differing(changed.to_json()) == {"epochs": (7, 5), "seed": (3, 0)}
+    assert find_preset_differences(changed.to_json()) == {"epochs": (7, 5), "seed": (3, 0)}
 
 
 def test_settings_that_edgetl_chose_stand_beside_auto() -> None:
-    assert differing(FinetuneConfig(Path("photos"), batch_size=16).to_json()) == {
+    assert find_preset_differences(FinetuneConfig(Path("photos"), batch_size=16).to_json()) == {
         "batch_size": (16, None)
     }
 
 
 def test_configurations_of_other_versions_are_read() -> None:
-    assert differing({"preset": "one that was", "lr": 0.1, "of another version": 1}) == {
-        "lr": (0.1, 0.002)
-    }
+    assert find_preset_differences(
+        {"preset": "one that was", "lr": 0.1, "of another version": 1}
+    ) == {"lr": (0.1, 0.002)}

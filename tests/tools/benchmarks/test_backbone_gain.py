@@ -7,27 +7,29 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgetl.core.artifacts.experiment_runs import Row, Run
-from edgetl.core.builtin_weights import CARD
-from edgetl.core.config.compare import CompareConfig, Network, PlannedRun
+from edgetl.core.artifacts.experiment_runs import StrategyResult, StrategyRun
+from edgetl.core.builtin_weights import CARD_FILE
+from edgetl.core.config.compare import CompareConfig, NetworkSpec, PlannedRun
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
 from edgetl.core.files import write_json
-from edgetl.core.paired_tests import difference
+from edgetl.core.paired_tests import compute_accuracy_difference
 from edgetl.experiment import compare as comparing
-from edgetl.experiment.progress import Watcher
+from edgetl.experiment.progress import ExperimentProgress
 from tools.benchmarks.backbone_gain import Backbone, Line, main, table
 
 
-def row(strategy: str, *answers: str) -> Row:
-    runs = [Run(f"{strategy}-{seed}", strategy, "net", 224, strategy, seed, "", seconds=61.0, train_images=40, correct=correct)
+def row(strategy: str, *answers: str) -> StrategyResult:
+    runs = [StrategyRun(f"{strategy}-{seed}", strategy, "net", 224, strategy, seed, "", seconds=61.0, train_images=40, correct=correct)
             for seed, correct in enumerate(answers)]  # fmt: skip
-    return Row(strategy, tuple(runs))
+    return StrategyResult(strategy, tuple(runs))
 
 
 def test_the_table_has_gains_over_random_weights_and_no_machine_s_folders() -> None:
     scratch, probe = row("scratch", "1100" * 5, "1000" * 5), row("head", "1110" * 5, "1110" * 5)
-    gain = difference([run.answers for run in probe.runs], [run.answers for run in scratch.runs])
+    gain = compute_accuracy_difference(
+        [run.correct_mask for run in probe.runs], [run.correct_mask for run in scratch.runs]
+    )
     lines = [
         Line(Backbone("net", "random"), scratch, None),
         Line(Backbone("net", "/home/somebody/w.safetensors"), probe, gain),
@@ -52,7 +54,7 @@ def test_an_experiment_for_each_row_ends_in_a_table_and_in_the_card(
     asked: list[tuple[CompareConfig, FinetuneConfig]] = []
 
     def compare(
-        settings: CompareConfig, recipe: FinetuneConfig, watcher: Watcher
+        settings: CompareConfig, recipe: FinetuneConfig, watcher: ExperimentProgress
     ) -> SimpleNamespace:
         asked.append((settings, recipe))
         answers = {
@@ -62,7 +64,9 @@ def test_an_experiment_for_each_row_ends_in_a_table_and_in_the_card(
             "full": "1111" * 5,
         }
         rows = [row(strategy, answers[strategy]) for strategy in settings.expanded_strategies]
-        watcher.ended(PlannedRun(Network("net", 32, 1), "head", 0, recipe), rows[0].first)
+        watcher.on_run_end(
+            PlannedRun(NetworkSpec("net", 32, 1), "head", 0, recipe), rows[0].first_run
+        )
         return SimpleNamespace(rows=rows, failed=[])
 
     monkeypatch.setattr(comparing, "compare", compare)
@@ -118,7 +122,7 @@ def test_an_experiment_for_each_row_ends_in_a_table_and_in_the_card(
     assert lines[4][5].startswith("+75.0 [")
     assert "the second row is the first in 3 min" in printed.out
     assert printed.err.count("net-32-head-s0: ") == 4
-    text = (card / CARD).read_text()
+    text = (card / CARD_FILE).read_text()
     assert "older table" in text
     assert " | ".join(lines[4]) in text
 
@@ -126,7 +130,9 @@ def test_an_experiment_for_each_row_ends_in_a_table_and_in_the_card(
 def test_a_failed_run_ends_the_tool_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed = Run("net-head-s0", "net-head", "net", 32, "head", 0, "", failed="out of memory")
+    failed = StrategyRun(
+        "net-head-s0", "net-head", "net", 32, "head", 0, "", failed="out of memory"
+    )
     monkeypatch.setattr(comparing, "compare", lambda *_: SimpleNamespace(rows=[], failed=[failed]))
     with pytest.raises(SystemExit, match="net-head-s0 failed: out of memory"):
         main([str(tmp_path), "--row", "net=builtin", "-o", str(tmp_path / "out")])

@@ -128,7 +128,7 @@ def test_feed_times_steps_and_leaves_the_warm_ones_out() -> None:
             yield (torch.zeros(2, 3),), labels
 
     feed = TimedFeed(slow_source, 2, 6, 2, "cpu")
-    for number, _ in enumerate(feed.training(1)):
+    for number, _ in enumerate(feed.iter_train_batches(1)):
         time.sleep(0.3 if number < 2 else 0.03)
     assert 50 <= feed.times.wall_ms < 250, "a step that counts takes 50 ms, a warm one 320"
     assert 30 <= feed.times.host_ms < feed.times.wall_ms

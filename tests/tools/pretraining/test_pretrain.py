@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from edgetl.core.builtin_weights import CARD, CHECKSUMS, RECIPE, WEIGHTS
+from edgetl.core.builtin_weights import CARD_FILE, CHECKSUMS_FILE, RECIPE_FILE, WEIGHTS_FILE
 from edgetl.core.errors import ConfigError
-from edgetl.train.model.factory import adapt
+from edgetl.train.model.factory import build_adapted_model
 from edgetl.train.model.weights import read_weights
 from tools.pretraining.card import card
 from tools.pretraining.recipe import Recipe, read_recipe, write_recipe
@@ -96,8 +96,8 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(shipped: Path) -
     assert "Going on at step" in output
     assert "Going on at step 0" not in output
     whole, gone_on = (
-        load_file(shipped / "out" / WEIGHTS),
-        load_file(folder / "killed/out" / WEIGHTS),
+        load_file(shipped / "out" / WEIGHTS_FILE),
+        load_file(folder / "killed/out" / WEIGHTS_FILE),
     )
     assert whole.keys() == gone_on.keys()
     assert [name for name in whole if not torch.equal(whole[name], gone_on[name])] == []
@@ -109,24 +109,26 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(shipped: Path) -
 
 def test_what_ships_is_small_checked_and_fits(shipped: Path) -> None:
     out = shipped / "out"
-    tensors = load_file(out / WEIGHTS)
+    tensors = load_file(out / WEIGHTS_FILE)
     assert {tensor.dtype for tensor in tensors.values() if tensor.dim() > 1} == {torch.float16}
     assert not any(
         name.startswith("classifier.3.") or name.endswith("num_batches_tracked") for name in tensors
     )
-    assert (out / WEIGHTS).stat().st_size < 4e6
-    done = subprocess.run(["sha256sum", "-c", CHECKSUMS], cwd=out, capture_output=True, text=True)
+    assert (out / WEIGHTS_FILE).stat().st_size < 4e6
+    done = subprocess.run(
+        ["sha256sum", "-c", CHECKSUMS_FILE], cwd=out, capture_output=True, text=True
+    )
     assert done.returncode == 0
     assert done.stdout.count("OK") == 4
-    weights = read_weights(str(out / WEIGHTS), "mobilenet_v3_small")
-    network = adapt("mobilenet_v3_small", 64, 3, 0, 0.2, weights).network.eval()
+    weights = read_weights(str(out / WEIGHTS_FILE), "mobilenet_v3_small")
+    network = build_adapted_model("mobilenet_v3_small", 64, 3, 0, 0.2, weights).model.eval()
     with torch.no_grad():
         assert torch.isfinite(network(torch.randn(2, 3, 64, 64))).all()
 
 
 def test_the_card_tells_cost_and_recipe_and_takes_what_is_measured_later(shipped: Path) -> None:
     out = shipped / "out"
-    text = (out / CARD).read_text()
+    text = (out / CARD_FILE).read_text()
     for part in (
         "80 in 10 steps",
         "8 classes",
@@ -136,10 +138,10 @@ def test_the_card_tells_cost_and_recipe_and_takes_what_is_measured_later(shipped
         "| 10 |",
     ):
         assert part in text
-    assert read_recipe(out / RECIPE).steps == 10
+    assert read_recipe(out / RECIPE_FILE).steps == 10
     write_card(out, worth={"flowers": "| a | table |"})
-    assert "| a | table |" in (out / CARD).read_text()
-    assert subprocess.run(["sha256sum", "-c", "--quiet", CHECKSUMS], cwd=out).returncode == 0
+    assert "| a | table |" in (out / CARD_FILE).read_text()
+    assert subprocess.run(["sha256sum", "-c", "--quiet", CHECKSUMS_FILE], cwd=out).returncode == 0
 
 
 def test_another_recipe_is_not_mixed_in(shipped: Path) -> None:

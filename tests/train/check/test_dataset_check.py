@@ -22,9 +22,9 @@ from PIL import Image
 
 from edgetl.core.errors import DataError
 from edgetl.core.files import sha256_file
-from edgetl.train.check.dataset_check import DataCheck, check, worst_files
-from edgetl.train.check.near_duplicates import look_alike
-from edgetl.train.check.review import LIST, draw_worst, quarantine
+from edgetl.train.check.dataset_check import DatasetReport, check, worst_files
+from edgetl.train.check.near_duplicates import group_near_duplicates
+from edgetl.train.check.review import LIST_FILE_NAME, draw_worst_files, quarantine
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -75,7 +75,7 @@ def clean(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def kinds(found: DataCheck) -> dict[str, str]:
+def kinds(found: DatasetReport) -> dict[str, str]:
     return {finding.kind: finding.severity for finding in found.findings}
 
 
@@ -83,9 +83,9 @@ def test_a_clean_set(clean: Path, forked: Run, tmp_path: Path) -> None:
     before = {path: (sha256_file(path), path.stat().st_mtime_ns) for path in clean.rglob("*.jpg")}
     found = check(clean)
     assert found.findings == []
-    assert found.images == 24
+    assert found.image_count == 24
     assert found.counts == {"train": {"cat": 6, "dog": 6}, "val": {"cat": 6, "dog": 6}}
-    assert found.sides == (96, 96, 96)
+    assert found.shorter_sides == (96, 96, 96)
     done = forked("check", clean, "--sheet", tmp_path / "sheet.png")
     assert done.returncode == 0
     assert "Nothing is wrong with any of them." in done.stdout
@@ -143,7 +143,7 @@ def test_every_fault_is_found_and_no_other(faulty: Path) -> None:
     found = check(faulty)
     assert kinds(found) == FAULTS
     by_kind = {
-        finding.kind: [[found.shown(path) for path in group] for group in finding.groups]
+        finding.kind: [[found.display_path(path) for path in group] for group in finding.groups]
         for finding in found.findings
     }
     assert by_kind["duplicates across splits"] == [["train/cat/2.jpg", "val/cat/leak.png"]]
@@ -154,7 +154,7 @@ def test_every_fault_is_found_and_no_other(faulty: Path) -> None:
     assert by_kind["near duplicates across splits"] == [["train/dog/4.jpg", "val/dog/smaller.jpg"]]
     assert sorted(by_kind["unreadable"]) == [["train/cat/cut.jpg"], ["train/cat/empty.jpg"]]
     assert by_kind["bombs"] == [["train/cat/bomb.png"]]
-    assert found.worst == "error"
+    assert found.worst_severity == "error"
 
 
 def test_the_command_says_it_all(faulty: Path, forked: Run, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_the_command_says_it_all(faulty: Path, forked: Run, tmp_path: Path) -> N
     assert done.returncode == 5
     content = json.loads(done.stdout)
     assert {finding["kind"]: finding["severity"] for finding in content["findings"]} == FAULTS
-    with (tmp_path / "apart" / LIST).open() as stream:
+    with (tmp_path / "apart" / LIST_FILE_NAME).open() as stream:
         rows = list(csv.DictReader(stream))
     assert {row["kind"] for row in rows} == {
         kind for kind, severity in FAULTS.items() if severity != "note"
@@ -226,7 +226,7 @@ def test_names_and_links_that_nobody_expects(clean: Path, forked: Run, tmp_path:
     done = forked("check", clean, "--quarantine", tmp_path / "apart")
     assert done.returncode in (4, 5)
     assert "Traceback" not in done.stderr
-    draw_worst(found, tmp_path / "sheet.png")
+    draw_worst_files(found, tmp_path / "sheet.png")
 
 
 def test_ten_thousand_frames_take_no_longer_than_one(clean: Path) -> None:
@@ -256,12 +256,12 @@ def test_the_worst_come_first(faulty: Path) -> None:
 
 
 def examined(hashes: list[int], thumbnails: NDArray[np.uint8]) -> list[object]:
-    from edgetl.train.check.inspect_files import Examined
-    from edgetl.train.data.folders import LabelledFile
+    from edgetl.train.check.inspect_files import InspectedFile
+    from edgetl.train.data.folders import LabeledFile
 
-    file = LabelledFile(Path("a.jpg"), "a", None)
+    file = LabeledFile(Path("a.jpg"), "a", None)
     return [
-        Examined(file, 9, 9, "RGB", "JPEG", 1, False, str(number), value, thumbnail)
+        InspectedFile(file, 9, 9, "RGB", "JPEG", 1, False, str(number), value, thumbnail)
         for number, (value, thumbnail) in enumerate(zip(hashes, thumbnails, strict=True))
     ]
 
@@ -276,7 +276,7 @@ def test_groups_are_what_pairwise_comparison_says(hashes: list[int], seed: int) 
         value if number % 3 else hashes[max(0, number - 1)] ^ (1 << (value % 64))
         for number, value in enumerate(hashes)
     ]
-    groups = look_alike(examined(close, np.repeat(thumbnail[None], len(close), 0)))  # type: ignore[arg-type]
+    groups = group_near_duplicates(examined(close, np.repeat(thumbnail[None], len(close), 0)))  # type: ignore[arg-type]
     near = {
         (i, j)
         for i in range(len(close))
@@ -293,6 +293,6 @@ def test_groups_are_what_pairwise_comparison_says(hashes: list[int], seed: int) 
 def test_alike_by_hash_but_not_by_eye_is_no_likeness() -> None:
     generator = np.random.default_rng(0)
     thumbnails = generator.integers(0, 256, (2, 16, 16), np.uint8)
-    assert look_alike(examined([5, 5], thumbnails)) == []  # type: ignore[arg-type]
+    assert group_near_duplicates(examined([5, 5], thumbnails)) == []  # type: ignore[arg-type]
     flat = np.full((2, 16, 16), 90, np.uint8)
-    assert look_alike(examined([5, 5], flat)) == []  # type: ignore[arg-type]
+    assert group_near_duplicates(examined([5, 5], flat)) == []  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.train.common.autotune import remembered
+from edgetl.train.common.autotune import cached_measurement
 
 
 @pytest.mark.parametrize("found", [None, [], {}, {"ms": "fast"}])
@@ -19,9 +19,9 @@ def test_a_measurement_of_another_form_is_made_again(
         measured.append(1.5)
         return {"ms": 1.5}
 
-    assert [remembered({"a": 1}, measure)["ms"] for _ in range(2)] == [1.5, 1.5]
+    assert [cached_measurement({"a": 1}, measure)["ms"] for _ in range(2)] == [1.5, 1.5]
     assert len(measured) == 1
     (path,) = (tmp_path / "measured").iterdir()
     path.write_text(json.dumps({**json.loads(path.read_text()), "found": found}))
-    assert [remembered({"a": 1}, measure)["ms"] for _ in range(2)] == [1.5, 1.5]
+    assert [cached_measurement({"a": 1}, measure)["ms"] for _ in range(2)] == [1.5, 1.5]
     assert len(measured) == 2

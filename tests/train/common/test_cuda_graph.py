@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgetl.train.common.cuda_graph import Captured, Compute, GraphRunner, capture_cuda_graph
+from edgetl.train.common.cuda_graph import (
+    CapturedGraph,
+    CudaGraphRunner,
+    InferenceFunction,
+    capture_cuda_graph,
+)
 
 
 class RecordedCapture:
@@ -15,7 +20,7 @@ class RecordedCapture:
         self.buffers: list[torch.Tensor] = []
         self.replays = 0
 
-    def __call__(self, compute: Compute, buffer: torch.Tensor) -> Captured:
+    def __call__(self, compute: InferenceFunction, buffer: torch.Tensor) -> CapturedGraph:
         self.buffers.append(buffer)
         output = compute(buffer)
 
@@ -23,7 +28,7 @@ class RecordedCapture:
             self.replays += 1
             output.copy_(compute(buffer))
 
-        return Captured(buffer, output, replay)
+        return CapturedGraph(buffer, output, replay)
 
 
 def double(values: torch.Tensor) -> torch.Tensor:
@@ -32,7 +37,7 @@ def double(values: torch.Tensor) -> torch.Tensor:
 
 def test_runner_captures_once_and_replays() -> None:
     capture = RecordedCapture()
-    runner = GraphRunner(double, torch.device("cpu"), capture)
+    runner = CudaGraphRunner(double, torch.device("cpu"), capture)
     outputs = []
     for value in (1.0, 2.0, 3.0):
         output = runner.run(runner.upload(torch.full((2, 3), value)))
@@ -44,7 +49,7 @@ def test_runner_captures_once_and_replays() -> None:
 
 def test_runner_copies_inputs_into_one_buffer() -> None:
     capture = RecordedCapture()
-    runner = GraphRunner(double, torch.device("cpu"), capture)
+    runner = CudaGraphRunner(double, torch.device("cpu"), capture)
     given = torch.ones(2, 3)
     buffer = runner.upload(given)
     assert buffer is capture.buffers[0]
@@ -60,7 +65,7 @@ def test_runner_copies_inputs_into_one_buffer() -> None:
 )
 def test_runner_captures_anew_for_another_input(other: torch.Tensor) -> None:
     capture = RecordedCapture()
-    runner = GraphRunner(double, torch.device("cpu"), capture)
+    runner = CudaGraphRunner(double, torch.device("cpu"), capture)
     first = torch.ones(2, 3)
     for given in (first, other, first, other):
         output = runner.run(runner.upload(given))
@@ -69,7 +74,7 @@ def test_runner_captures_anew_for_another_input(other: torch.Tensor) -> None:
 
 
 def test_runner_refuses_a_tensor_that_it_would_not_read() -> None:
-    runner = GraphRunner(double, torch.device("cpu"), RecordedCapture())
+    runner = CudaGraphRunner(double, torch.device("cpu"), RecordedCapture())
     with pytest.raises(ValueError, match="its own input buffer"):
         runner.run(torch.ones(2, 3))
     runner.upload(torch.ones(2, 3))
@@ -79,7 +84,7 @@ def test_runner_refuses_a_tensor_that_it_would_not_read() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_real_graph_follows_its_input() -> None:
-    runner = GraphRunner(double, torch.device("cuda"), capture_cuda_graph)
+    runner = CudaGraphRunner(double, torch.device("cuda"), capture_cuda_graph)
     for value in (1.0, 5.0):
         output = runner.run(runner.upload(torch.full((2, 3), value)))
         torch.cuda.synchronize()

@@ -22,8 +22,14 @@ from safetensors.torch import load_file
 
 from edgetl.core.errors import ConfigError
 from edgetl.core.paths import RunDirectory
-from edgetl.train.common.distributed import ALONE, Ranks, joined, lost, select_gpu
-from edgetl.train.features.batches import Order
+from edgetl.train.common.distributed import (
+    SINGLE_PROCESS,
+    Processes,
+    init_distributed,
+    is_peer_failure,
+    select_gpu,
+)
+from edgetl.train.features.batches import EpochSampler
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE, ROOT
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -238,11 +244,11 @@ def test_a_world_of_one_is_alone_on_its_gpu(monkeypatch: pytest.MonkeyPatch) -> 
         "LOCAL_WORLD_SIZE": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    with joined() as ranks:
-        assert ranks is ALONE
+    with init_distributed() as ranks:
+        assert ranks is SINGLE_PROCESS
         assert not torch.distributed.is_initialized()
     assert taken == [1]
-    with joined("cpu"):
+    with init_distributed("cpu"):
         assert taken == [1], "a run on the CPU touches no GPU"
 
 
@@ -260,13 +266,13 @@ def test_torchrun_with_one_process_trains_as_without_it(
 
 
 def test_one_process_is_alone() -> None:
-    assert ALONE.first
-    assert not ALONE.many
-    assert ALONE.agree(3) == 3
-    assert ALONE.gather("x") == ["x"]
-    assert ALONE.any(True, False) == (True, False)
+    assert SINGLE_PROCESS.is_main
+    assert not SINGLE_PROCESS.is_distributed
+    assert SINGLE_PROCESS.broadcast(3) == 3
+    assert SINGLE_PROCESS.all_gather("x") == ["x"]
+    assert SINGLE_PROCESS.all_reduce_any(True, False) == (True, False)
     module = torch.nn.Linear(1, 1)
-    assert ALONE.parallel(module) is module
+    assert SINGLE_PROCESS.wrap_ddp(module) is module
 
 
 @given(
@@ -280,25 +286,27 @@ def test_together_they_have_each_image_once(
 ) -> None:
     batch_size, images = max(batch_size, 2 * world), 2 * world + more
     labels = torch.arange(images) % 3
-    whole = Order(labels, sampling, batch_size, seed=1, ranks=Ranks(0, 1))  # type: ignore[arg-type]
+    whole = EpochSampler(labels, sampling, batch_size, seed=1, ranks=Processes(0, 1))  # type: ignore[arg-type]
     each = [
-        Order(labels, sampling, batch_size, seed=1, ranks=Ranks(rank, world))
+        EpochSampler(labels, sampling, batch_size, seed=1, ranks=Processes(rank, world))
         for rank in range(world)
     ]  # type: ignore[arg-type]
-    parts = [order.batches(2) for order in each]
-    assert {len(part) for part in parts} == {each[0].steps}
+    parts = [order.sample_batches(2) for order in each]
+    assert {len(part) for part in parts} == {each[0].steps_per_epoch}
     drawn = sorted(position for part in parts for batch in part for position in batch)
-    assert drawn == sorted(position for batch in whole.batches(2) for position in batch)
+    assert drawn == sorted(position for batch in whole.sample_batches(2) for position in batch)
     assert min(len(batch) for part in parts for batch in part) >= 2
-    own = [order.own(range(images)) for order in each]
+    own = [order.shard(range(images)) for order in each]
     assert sorted(position for part in own for position in part) == list(range(images))
 
 
 def test_a_lost_connection_is_told_from_other_errors() -> None:
-    assert lost(
+    assert is_peer_failure(
         RuntimeError(
             "[third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234"
         )
     )
-    assert not lost(RuntimeError("frozen tensors changed during training: features.0.weight"))
-    assert not lost(ValueError("gloo"))
+    assert not is_peer_failure(
+        RuntimeError("frozen tensors changed during training: features.0.weight")
+    )
+    assert not is_peer_failure(ValueError("gloo"))

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from edgetl.core.artifacts.measured_choices import (
-    Choices,
-    FrozenBlocks,
-    differing_decisive_fields,
+    AutoChoices,
+    FrozenBlockRuntimes,
+    find_changed_choice_inputs,
     parse_choices,
     read_recorded_run,
 )
@@ -25,12 +25,12 @@ from edgetl.core.paths import RunDirectory
 from edgetl.core.typed_json import FieldError
 from edgetl.train import setup
 from edgetl.train.common import precision
-from edgetl.train.common.progress import Silent
+from edgetl.train.common.progress import NullProgress
 from edgetl.train.common.run_choices import RunChoices
 from edgetl.train.engine import phase_builder, phase_loop, trainer
-from edgetl.train.engine.batch_size import BatchFit
-from edgetl.train.engine.cuda_graphs import CUDA_GRAPH, EAGER, fastest_forward
-from edgetl.train.engine.trainer import Training
+from edgetl.train.engine.batch_size import BatchSizeResult
+from edgetl.train.engine.cuda_graphs import CUDA_GRAPH, EAGER, autotune_forward
+from edgetl.train.engine.trainer import Trainer
 from edgetl.train.features import extractor
 from edgetl.train.finetune import finetune, resume
 from tests.conftest import ARCHITECTURE
@@ -40,11 +40,11 @@ ONNX_RUNTIME = {"fast": "onnxruntime-fp32", "exact": "onnxruntime-fp32", "millis
 Measured = Callable[[dict[str, Any], Callable[[], dict[str, Any]]], dict[str, Any]]
 
 
-class Progress(Silent):
+class Progress(NullProgress):
     def __init__(self) -> None:
         self.passes = 0
 
-    def prepared(self, done: int, total: int) -> None:
+    def on_features_computed(self, done: int, total: int) -> None:
         self.passes += done == total
 
 
@@ -78,7 +78,7 @@ def refuse(*_: object) -> Any:
     pytest.fail("something was measured")
 
 
-def recorded(run: RunDirectory) -> Choices:
+def recorded(run: RunDirectory) -> AutoChoices:
     return parse_choices(json.loads(run.config.read_text()))
 
 
@@ -86,29 +86,31 @@ def test_every_phase_s_precision_is_recorded(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # metrics.json names the last phase's alone: two runs that reported the same differed in the head's.
-    monkeypatch.setattr(phase_builder, "remembered", clock(TORCH, "bf16", "fp32"))
+    monkeypatch.setattr(phase_builder, "cached_measurement", clock(TORCH, "bf16", "fp32"))
     run = finetune(config)
     choices = recorded(run)
     assert json.loads(run.metrics.read_text())["precision"] == "fp32"
     assert choices.precision == {"1": "bf16", "2": "fp32"}
     assert choices.steps == {"1": "eager", "2": "eager"}
     assert (choices.device, choices.threads, choices.cached, choices.views) == ("cpu", 1, True, 3)
-    assert list(choices.frozen_blocks.values()) == [FrozenBlocks("pytorch-fp32", "pytorch-fp32")]
+    assert list(choices.frozen_blocks.values()) == [
+        FrozenBlockRuntimes("pytorch-fp32", "pytorch-fp32")
+    ]
 
 
 def test_a_rerun_takes_recorded_choices(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phase_builder, "remembered", clock(ONNX_RUNTIME, "bf16", "bf16"))
+    monkeypatch.setattr(phase_builder, "cached_measurement", clock(ONNX_RUNTIME, "bf16", "bf16"))
     first = finetune(config)
-    monkeypatch.setattr(phase_builder, "remembered", clock(TORCH, "fp32", "fp32"))
+    monkeypatch.setattr(phase_builder, "cached_measurement", clock(TORCH, "fp32", "fp32"))
     monkeypatch.setattr(setup, "free_memory_bytes", lambda: 4_000_000)
     assert (
         finetune(replace(config, output=tmp_path / "anew")).weights.read_bytes()
         != first.weights.read_bytes()
     )
 
-    monkeypatch.setattr(phase_builder, "remembered", refuse)
+    monkeypatch.setattr(phase_builder, "cached_measurement", refuse)
     again = read_recorded_run(first.config)
     run = finetune(replace(again.config, output=tmp_path / "again"), choices=again.choices)
     assert run.weights.read_bytes() == first.weights.read_bytes()
@@ -118,7 +120,7 @@ def test_a_rerun_takes_recorded_choices(
 def test_resume_takes_recorded_choices(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phase_builder, "remembered", clock(ONNX_RUNTIME, "bf16", "fp32"))
+    monkeypatch.setattr(phase_builder, "cached_measurement", clock(ONNX_RUNTIME, "bf16", "fp32"))
     monkeypatch.setattr(setup, "free_memory_bytes", lambda: 2**34)
     whole = finetune(replace(config, output=tmp_path / "whole"))
 
@@ -126,11 +128,11 @@ def test_resume_takes_recorded_choices(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "SAVED_EVERY_S", 0.0)
-        patch.setattr(Training, "load_best", interrupt)
+        patch.setattr(trainer, "CHECKPOINT_INTERVAL_S", 0.0)
+        patch.setattr(Trainer, "load_best", interrupt)
         with pytest.raises(KeyboardInterrupt):
             finetune(config)
-    monkeypatch.setattr(phase_builder, "remembered", clock(TORCH, "fp32", "bf16"))
+    monkeypatch.setattr(phase_builder, "cached_measurement", clock(TORCH, "fp32", "bf16"))
     run = resume(RunDirectory(tmp_path / "run"))
     assert run.weights.read_bytes() == whole.weights.read_bytes()
     assert recorded(run) == recorded(whole)
@@ -139,7 +141,7 @@ def test_resume_takes_recorded_choices(
 def test_deterministic_measures_nothing(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phase_builder, "remembered", refuse)
+    monkeypatch.setattr(phase_builder, "cached_measurement", refuse)
     (tmp_path / "cache").write_text("a file where the folder would be")
     weights = []
     for number, free in enumerate((2**34, 4_000_000)):
@@ -155,7 +157,7 @@ def test_deterministic_measures_nothing(
 def test_free_memory_is_recorded_as_the_cache_s_room(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phase_builder, "remembered", clock(TORCH, "fp32", "fp32"))
+    monkeypatch.setattr(phase_builder, "cached_measurement", clock(TORCH, "fp32", "fp32"))
     monkeypatch.setattr(setup, "free_memory_bytes", lambda: 10_000)
     first = finetune(config)
     assert recorded(first).cached is False
@@ -191,7 +193,7 @@ def test_activations_of_another_thread_count_are_not_used(
     assert torch.get_num_threads() == 1, "as before the run"
 
 
-class AnyCut(dict[str, FrozenBlocks]):
+class AnyCut(dict[str, FrozenBlockRuntimes]):
     """The same runtimes, whatever the cut is called."""
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -201,31 +203,37 @@ class AnyCut(dict[str, FrozenBlocks]):
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        (Choices(precision={"1": "bf16"}), "bf16 in phase 1"),
+        (AutoChoices(precision={"1": "bf16"}), "bf16 in phase 1"),
         (
-            Choices(frozen_blocks=AnyCut(any=FrozenBlocks("onnxruntime-fp32", "onnxruntime-fp32"))),
+            AutoChoices(
+                frozen_blocks=AnyCut(
+                    any=FrozenBlockRuntimes("onnxruntime-fp32", "onnxruntime-fp32")
+                )
+            ),
             "onnxruntime is not installed",
         ),
         (
-            Choices(frozen_blocks=AnyCut(any=FrozenBlocks("pytorch-bf16", "pytorch-fp32"))),
+            AutoChoices(
+                frozen_blocks=AnyCut(any=FrozenBlockRuntimes("pytorch-bf16", "pytorch-fp32"))
+            ),
             "pytorch-bf16 for its frozen blocks",
         ),
-        (Choices(cached=True, views=3, cache_budget=1000), "3 cached views"),
-        (Choices(steps={"1": "cuda-graph"}), "CUDA graphs in phase 1"),
-        (Choices(epochs=(1,)), "The recorded epochs are of 1 phases"),
+        (AutoChoices(cached=True, views=3, cache_budget=1000), "3 cached views"),
+        (AutoChoices(steps={"1": "cuda-graph"}), "CUDA graphs in phase 1"),
+        (AutoChoices(epochs=(1,)), "The recorded epochs are of 1 phases"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(
-    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, choices: Choices, message: str
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, choices: AutoChoices, message: str
 ) -> None:
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
 
     def make_prefix(name: str, *given: Any) -> Any:
         if name.startswith("onnxruntime") and choices.frozen_blocks:
             raise MissingPackageError("onnxruntime is not installed.")
-        return extractor.make_prefix(name, *given)
+        return extractor.make_extractor(name, *given)
 
-    monkeypatch.setattr(phase_builder, "make_prefix", make_prefix)
+    monkeypatch.setattr(phase_builder, "make_extractor", make_prefix)
     with pytest.raises(ConfigError, match=message):
         finetune(config, choices=choices)
     assert config.output is not None
@@ -236,11 +244,11 @@ def test_a_recorded_runner_is_not_timed() -> None:
     network = torch.nn.Linear(2, 2)
     batch = ((torch.zeros(4, 2),), torch.zeros(4, dtype=torch.int64))
     plain = SimpleNamespace()
-    forward, report = fastest_forward(
+    forward, report = autotune_forward(
         network, network, network, batch, plain, {}, refuse, recorded=EAGER
     )  # type: ignore[arg-type]
     assert (forward, report.runner) == (network, EAGER)
-    _, report = fastest_forward(
+    _, report = autotune_forward(
         network, network, network, batch, plain, {}, lambda *_: network, recorded=CUDA_GRAPH
     )  # type: ignore[arg-type]
     assert (report.runner, report.milliseconds) == (CUDA_GRAPH, {})
@@ -249,15 +257,15 @@ def test_a_recorded_runner_is_not_timed() -> None:
 def test_a_budget_s_early_end_is_recorded_and_taken_again(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phase_builder, "remembered", clock(TORCH, "fp32", "fp32"))
-    original = phase_loop.Epochs.run_one
+    monkeypatch.setattr(phase_builder, "cached_measurement", clock(TORCH, "fp32", "fp32"))
+    original = phase_loop.PhaseLoop.run_epoch
 
-    def slow(self: phase_loop.Epochs) -> None:
+    def slow(self: phase_loop.PhaseLoop) -> None:
         original(self)
-        self.slowest = 1e6  # no further epoch fits
+        self.slowest_epoch_s = 1e6  # no further epoch fits
 
     with monkeypatch.context() as patch:
-        patch.setattr(phase_loop.Epochs, "run_one", slow)
+        patch.setattr(phase_loop.PhaseLoop, "run_one", slow)
         first = finetune(replace(config, budget_s=60.0))
     choices = recorded(first)
     assert choices.ended_after == {"1": 1, "2": 1}
@@ -271,34 +279,35 @@ def test_a_budget_s_early_end_is_recorded_and_taken_again(
 def test_a_batch_size_is_fixed_or_taken_again(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup, "_fit", refuse)
+    monkeypatch.setattr(setup, "_fit_batch_size", refuse)
     config = replace(config, batch_size="auto", precision="fp32", epochs=1, finetune_epochs=0)
     fixed = finetune(replace(config, deterministic=True))
-    assert recorded(fixed).batch == BatchFit(16, 16).to_json()
+    assert recorded(fixed).batch == BatchSizeResult(16, 16).to_json()
     again = finetune(
-        replace(config, output=tmp_path / "again"), choices=Choices(batch=BatchFit(8, 16).to_json())
+        replace(config, output=tmp_path / "again"),
+        choices=AutoChoices(batch=BatchSizeResult(8, 16).to_json()),
     )
     assert json.loads(again.config.read_text())["config"]["batch_size"] == 8
 
 
 def test_new_choices_are_written_once() -> None:
-    written: list[Choices] = []
-    run_choices = RunChoices(Choices(threads=2))
-    run_choices.write = written.append
+    written: list[AutoChoices] = []
+    run_choices = RunChoices(AutoChoices(threads=2))
+    run_choices.on_change = written.append
     run_choices.record(threads=2)
     run_choices.record_entry("steps", "1", "eager")
     run_choices.record_entry("steps", "2", "eager")
     assert [choices.steps for choices in written] == [{"1": "eager"}, {"1": "eager", "2": "eager"}]
-    assert run_choices.recorded == Choices(threads=2)
+    assert run_choices.recorded == AutoChoices(threads=2)
 
 
 def test_fields_that_choices_depend_on_are_named() -> None:
     config = FinetuneConfig(Path("data"))
     assert (
-        differing_decisive_fields(config, replace(config, seed=3, lr=0.1, output=Path("other")))
+        find_changed_choice_inputs(config, replace(config, seed=3, lr=0.1, output=Path("other")))
         == []
     )
-    assert differing_decisive_fields(config, replace(config, precision="fp32", views=5)) == [
+    assert find_changed_choice_inputs(config, replace(config, precision="fp32", views=5)) == [
         "views",
         "precision",
     ]

@@ -12,7 +12,7 @@ import pytest
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import DataError
 from edgetl.core.paths import RunDirectory
-from edgetl.train.common.progress import EpochRecord, Silent
+from edgetl.train.common.progress import EpochRecord, NullProgress
 from edgetl.train.engine import trainer
 from edgetl.train.finetune import finetune, resume
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
@@ -20,13 +20,13 @@ from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 PHOTO = "train/good/good_0000.jpg"
 
 
-class AfterTheFirstEpoch(Silent):
+class AfterTheFirstEpoch(NullProgress):
     """Does something once."""
 
     def __init__(self, act: Callable[[], object]) -> None:
         self._act = act
 
-    def epoch(self, record: EpochRecord, best: bool) -> None:
+    def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
         if record.epoch == 1:
             self._act()
 
@@ -57,7 +57,7 @@ def test_it_is_named_and_the_run_goes_on_when_it_is_back(
     config: FinetuneConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trainer, "SAVED_EVERY_S", 0.0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_INTERVAL_S", 0.0)
     settings = FinetuneConfig.from_json({**config.to_json(), "workers": workers})
     photo = settings.data / PHOTO
     with pytest.raises(DataError) as refused:

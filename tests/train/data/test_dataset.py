@@ -13,32 +13,34 @@ from PIL import Image
 
 from edgetl.core.errors import DataError, RunError
 from edgetl.core.paths import RunDirectory
-from edgetl.train.data.dataset import DataSet, read_data
-from edgetl.train.data.folders import Rejected, find_files
-from edgetl.train.data.splits import SplitRow, read_split, write_rejected, write_split
+from edgetl.train.data.dataset import SplitDataset, read_dataset
+from edgetl.train.data.folders import RejectedFile, find_files
+from edgetl.train.data.splits import SplitEntry, read_split, write_rejected, write_split
 from tests.helpers.runs import write_run
 
 MakeImages = Callable[..., Path]
 
 
-def read(data: Path, val_split: float = 0.2, seed: int = 0, allow_leaks: bool = False) -> DataSet:
-    return read_data(data, val_split, seed, lambda done, total: None, allow_leaks=allow_leaks)
+def read(
+    data: Path, val_split: float = 0.2, seed: int = 0, allow_leaks: bool = False
+) -> SplitDataset:
+    return read_dataset(data, val_split, seed, lambda done, total: None, allow_leaks=allow_leaks)
 
 
-def parts(data: DataSet) -> dict[str, str]:
-    return {row.path.relative_to(data.folder).as_posix(): row.split for row in data.rows}
+def parts(data: SplitDataset) -> dict[str, str]:
+    return {row.path.relative_to(data.folder).as_posix(): row.split for row in data.entries}
 
 
 def test_a_folder_of_classes_is_split_per_class(make_images: MakeImages) -> None:
     data = read(make_images("data", ["b", "a"], count=10))
     assert data.labels == ["a", "b"]
-    assert Counter((row.label, row.split) for row in data.rows) == {
+    assert Counter((row.label, row.split) for row in data.entries) == {
         ("a", "train"): 8,
         ("a", "val"): 2,
         ("b", "train"): 8,
         ("b", "val"): 2,
     }
-    assert all(row.path.is_absolute() for row in data.rows)
+    assert all(row.path.is_absolute() for row in data.entries)
     assert data.warnings == []
 
 
@@ -93,7 +95,7 @@ def test_a_class_of_one_image_is_trained_and_told(make_images: MakeImages) -> No
     for extra in list((folder / "b").iterdir())[1:]:
         extra.unlink()
     data = read(folder)
-    assert {row.split for row in data.rows if row.label == "b"} == {"train"}
+    assert {row.split for row in data.entries if row.label == "b"} == {"train"}
     assert any(text.startswith("b: too few different images") for text in data.warnings)
 
 
@@ -106,7 +108,7 @@ def test_two_images_give_one_to_validation(make_images: MakeImages) -> None:
 
 def test_val_split_0_validates_nothing(make_images: MakeImages) -> None:
     data = read(make_images("data", ["a", "b"]), val_split=0)
-    assert data.part("val") == []
+    assert data.entries_in("val") == []
     assert data.warnings == []
 
 
@@ -116,16 +118,16 @@ def test_a_given_split_is_kept(make_images: MakeImages, name: str) -> None:
     make_images(f"data/{name}", ["a", "b"], count=3, seed=1)
     folder = make_images("data/test", ["elsewhere"], seed=2).parent
     data = read(folder)
-    assert Counter(row.split for row in data.rows) == {"train": 8, "val": 6}
+    assert Counter(row.split for row in data.entries) == {"train": 8, "val": 6}
     assert all(
         row.path.relative_to(data.folder).parts[0].lower() in ("train", name.lower())
-        for row in data.rows
+        for row in data.entries
     )
 
 
 def test_a_lone_train_folder_is_split(make_images: MakeImages) -> None:
     data = read(make_images("data/train", ["a", "b"], count=10).parent)
-    assert Counter(row.split for row in data.rows) == {"train": 16, "val": 4}
+    assert Counter(row.split for row in data.entries) == {"train": 16, "val": 4}
     assert data.labels == ["a", "b"]
 
 
@@ -183,7 +185,7 @@ def test_clutter_is_ignored_and_the_rest_is_listed(make_images: MakeImages) -> N
     assert "cannot be decoded" in reasons["a/half.png"]
     assert not any(str(folder) in reason for reason in reasons.values())
     assert any("5 files were left out" in text and "rejected.csv" in text for text in data.warnings)
-    assert len(data.rows) == 8
+    assert len(data.entries) == 8
 
 
 def test_the_real_odd_files(shared: Path, make_images: MakeImages) -> None:
@@ -197,7 +199,7 @@ def test_the_real_odd_files(shared: Path, make_images: MakeImages) -> None:
     assert {Path(name).name for name in rejected} == {"NOTES.tsv"} | {
         name for name in broken if (odd / name).exists()
     }
-    used = {row.path.name for row in data.rows}
+    used = {row.path.name for row in data.entries}
     assert {
         "pillow_pil_sample_cmyk.jpg",
         "pillow_transparent.webp",
@@ -275,8 +277,8 @@ def test_the_split_is_written_and_read_back(tmp_path: Path) -> None:
     data = tmp_path / "data"
     run = write_run(tmp_path / "run", ('a "class"', "b"), ((1, 0), (0, 1)), data=data)
     rows = [
-        SplitRow(data / 'a "class"/x, y.png', 'a "class"', "train"),
-        SplitRow(data / "b/ä\n.png", "b", "val"),
+        SplitEntry(data / 'a "class"/x, y.png', 'a "class"', "train"),
+        SplitEntry(data / "b/ä\n.png", "b", "val"),
     ]
     write_split(run, data, rows)
     assert read_split(run) == rows
@@ -300,15 +302,15 @@ def test_a_file_name_that_is_no_text_is_rejected(make_images: MakeImages, tmp_pa
     ] == [True]
     run = RunDirectory(tmp_path / "run")
     write_rejected(run, data.folder, data.rejected)
-    assert "\\udcff.png" in run.rejected.read_text()
+    assert "\\udcff.png" in run.rejected_files.read_text()
 
 
 def test_nothing_rejected_writes_nothing(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     write_rejected(run, tmp_path, [])
-    assert not run.rejected.exists()
-    write_rejected(run, tmp_path, [Rejected(tmp_path / "a", "why")])
-    assert run.rejected.read_text() == "path,reason\na,why\n"
+    assert not run.rejected_files.exists()
+    write_rejected(run, tmp_path, [RejectedFile(tmp_path / "a", "why")])
+    assert run.rejected_files.read_text() == "path,reason\na,why\n"
 
 
 def test_a_run_without_its_split(tmp_path: Path) -> None:

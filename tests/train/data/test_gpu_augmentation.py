@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from edgetl.core.config.finetune import Augment
+from edgetl.core.config.finetune import AugmentationStrength
 from edgetl.core.errors import ConfigError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.runtime.images import load_image
@@ -19,11 +19,11 @@ from edgetl.train.data.gpu_augmentation import augment
 from edgetl.train.data.view_parameters import ViewParameters, ViewSampler
 
 SIDE = 64
-STRENGTHS: list[Augment] = ["light", "medium", "strong"]
+STRENGTHS: list[AugmentationStrength] = ["light", "medium", "strong"]
 Pixels = NDArray[np.uint8]
 
 
-def augmentation(strength: Augment, seed: int = 0) -> Augmentation:
+def augmentation(strength: AugmentationStrength, seed: int = 0) -> Augmentation:
     return Augmentation(strength, Preprocessing.for_image_size(SIDE), seed)
 
 
@@ -42,7 +42,9 @@ def on_device(images: list[Pixels]) -> list[torch.Tensor]:
     return [torch.from_numpy(image).permute(2, 0, 1).contiguous() for image in images]
 
 
-def draw(strength: Augment, shape: tuple[int, int], views: int) -> list[ViewParameters]:
+def draw(
+    strength: AugmentationStrength, shape: tuple[int, int], views: int
+) -> list[ViewParameters]:
     sampler = ViewSampler(augmentation(strength), SIDE)
     return [sampler(*shape, view, 3) for view in range(1, views + 1)]
 
@@ -58,7 +60,9 @@ def images(request: pytest.FixtureRequest) -> list[Pixels]:
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
-def test_views_are_the_cpu_s_but_for_rounding(strength: Augment, images: list[Pixels]) -> None:
+def test_views_are_the_cpu_s_but_for_rounding(
+    strength: AugmentationStrength, images: list[Pixels]
+) -> None:
     cpu = augmentation(strength)
     sampler = ViewSampler(cpu, SIDE)
     compared = 0
@@ -180,7 +184,9 @@ def test_strong_draws_each_of_its_transforms() -> None:
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("size", [(20, 31), (1, 1), (5, 300), (64, 63)])
-def test_images_of_any_size_give_views(strength: Augment, size: tuple[int, int]) -> None:
+def test_images_of_any_size_give_views(
+    strength: AugmentationStrength, size: tuple[int, int]
+) -> None:
     image = scene(*size)
     parameters = [ViewSampler(augmentation(strength), SIDE)(*size, 1, 0)]
     view = augment(on_device([image]), parameters, SIDE)

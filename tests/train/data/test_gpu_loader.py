@@ -15,12 +15,12 @@ from edgetl.core.errors import DecodeError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.runtime.images import load_image
 from edgetl.train.data.augmentation import Augmentation
-from edgetl.train.data.decoded_cache import DecodedImages
-from edgetl.train.data.gpu_images import DeviceImages
+from edgetl.train.data.decoded_cache import DecodedImageCache
+from edgetl.train.data.gpu_images import DeviceImageCache
 from edgetl.train.data.gpu_loader import DeviceLoader
 from edgetl.train.data.jpeg import BatchDecoder
-from edgetl.train.data.loader import Images, Key, Loader, cut_batches
-from edgetl.train.data.splits import SplitRow
+from edgetl.train.data.loader import ImageDataset, ImageLoader, ViewKey, group_into_batches
+from edgetl.train.data.splits import SplitEntry
 from tests.train.data.test_jpeg import decode_on_cpu, picture
 
 SIDE = 32
@@ -68,25 +68,25 @@ def build(
     budget: int = 10**9,
     least_side: int = 64,
     host_budget: int = 0,
-) -> tuple[DeviceLoader, Loader, DeviceImages, list[str]]:
+) -> tuple[DeviceLoader, ImageLoader, DeviceImageCache, list[str]]:
     contract = Preprocessing.for_image_size(SIDE)
-    rows = [SplitRow(path, "ab"[number % 2], "train") for number, path in enumerate(paths)]
-    decoded = DecodedImages(host_budget, least_side)
-    decoded.expect(paths)
-    loader = Loader(
-        Images(rows, ["a", "b"], Augmentation("light", contract, 0), contract, decoded), 0
+    rows = [SplitEntry(path, "ab"[number % 2], "train") for number, path in enumerate(paths)]
+    decoded = DecodedImageCache(host_budget, least_side)
+    decoded.record_file_stamps(paths)
+    loader = ImageLoader(
+        ImageDataset(rows, ["a", "b"], Augmentation("light", contract, 0), contract, decoded), 0
     )
     notes: list[str] = []
-    images = DeviceImages(decoded, CPU, budget, decoder)
-    images.note = notes.append
+    images = DeviceImageCache(decoded, CPU, budget, decoder)
+    images.on_decoder_failure = notes.append
     return DeviceLoader(loader, images, SIDE, CPU), loader, images, notes
 
 
-def keys(view: int | None) -> list[list[Key]]:
-    return cut_batches([(view, index) for index in range(IMAGES)], 3)
+def keys(view: int | None) -> list[list[ViewKey]]:
+    return group_into_batches([(view, index) for index in range(IMAGES)], 3)
 
 
-def assert_same_views(device_loader: DeviceLoader, loader: Loader, view: int | None) -> None:
+def assert_same_views(device_loader: DeviceLoader, loader: ImageLoader, view: int | None) -> None:
     for (found, found_labels), (expected, labels) in zip(
         device_loader(keys(view)), loader(keys(view)), strict=True
     ):
@@ -100,14 +100,16 @@ def test_batches_are_the_cpu_loader_s(paths: list[Path]) -> None:
     for view in (1, 2, None):
         assert_same_views(device_loader, loader, view)
     for (found, _), (expected, _) in zip(
-        device_loader.evaluation([5, 3, 1], 2), loader.evaluation([5, 3, 1], 2), strict=True
+        device_loader.iter_eval_batches([5, 3, 1], 2),
+        loader.iter_eval_batches([5, 3, 1], 2),
+        strict=True,
     ):
         assert torch.equal(found, expected)
 
 
 def test_training_and_evaluation_batches_may_alternate(paths: list[Path]) -> None:
     device_loader, loader, _, _ = build(paths, decode_on_cpu)
-    batches: list[list[Key]] = [[(1, 0), (1, 1)], [(None, 2)], [(2, 3)], [(None, 4), (None, 5)]]
+    batches: list[list[ViewKey]] = [[(1, 0), (1, 1)], [(None, 2)], [(2, 3)], [(None, 4), (None, 5)]]
     for (found, labels), (expected, expected_labels) in zip(
         device_loader(batches), loader(batches), strict=True
     ):
@@ -121,7 +123,7 @@ def test_images_are_decoded_once_while_they_fit(paths: list[Path]) -> None:
     for view in (1, 2, 3):
         list(device_loader(keys(view)))
     assert decoder.batches == [3, 2, 2], "the PNG goes another way, and later passes decode nothing"
-    assert images.kept_bytes == IMAGES * IMAGE_BYTES
+    assert images.cached_bytes == IMAGES * IMAGE_BYTES
     assert notes == []
 
 
@@ -130,7 +132,7 @@ def test_what_does_not_fit_is_decoded_in_every_epoch(paths: list[Path]) -> None:
     device_loader, loader, images, _ = build(paths, decoder, budget=5 * IMAGE_BYTES + 1)
     for view in (1, 2, 3):
         assert_same_views(device_loader, loader, view)
-    assert images.kept_bytes == 5 * IMAGE_BYTES
+    assert images.cached_bytes == 5 * IMAGE_BYTES
     assert sum(decoder.batches) == 7 + 2 * 3
 
 
@@ -141,14 +143,14 @@ def test_large_images_are_reduced_as_on_the_cpu(tmp_path: Path) -> None:
     pixels = images.load([images.read(path)])[0]
     expected = load_image(path, 64)
     assert tuple(pixels.shape[1:]) == expected.shape[:2] == (75, 100)
-    assert images.kept_bytes == 75 * 100 * 3
+    assert images.cached_bytes == 75 * 100 * 3
     assert abs(pixels.permute(1, 2, 0).numpy().astype(int) - expected).mean() < 2
 
 
 def test_images_that_the_host_keeps_are_not_decoded_again(paths: list[Path]) -> None:
     decoder = CountingDecoder()
     device_loader, loader, _, _ = build(paths, decoder, host_budget=10**9)
-    loader.images.decode_ahead()
+    loader.images.fill_decoded_cache()
     assert_same_views(device_loader, loader, 1)
     assert decoder.batches == []
 
@@ -185,7 +187,7 @@ def test_a_decoder_that_answers_with_other_sizes_is_not_believed(paths: list[Pat
     assert images.decoder_failure is not None
 
 
-def sentence(device_loader: DeviceLoader | Loader) -> str:
+def sentence(device_loader: DeviceLoader | ImageLoader) -> str:
     with pytest.raises(DecodeError) as refused:
         list(device_loader(keys(1)))
     return str(refused.value)
@@ -233,7 +235,7 @@ def test_an_abandoned_pass_does_not_disturb_the_next(paths: list[Path]) -> None:
 def test_one_call_of_the_decoder_is_bounded(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgetl.train.data.gpu_images._DECODED_BYTES", 2 * IMAGE_BYTES)
+    monkeypatch.setattr("edgetl.train.data.gpu_images._MAX_DECODED_BYTES", 2 * IMAGE_BYTES)
     decoder = CountingDecoder()
     device_loader, _, _, _ = build(paths, decoder)
     list(device_loader([[(1, index) for index in range(IMAGES)]]))

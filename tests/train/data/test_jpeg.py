@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from edgetl.device.runtime.images import load_image
-from edgetl.train.data.jpeg import decode_with_nvjpeg, read_header, reduce, to_tensors
+from edgetl.train.data.jpeg import decode_with_nvjpeg, read_header, reduce_image, to_tensors
 
 
 def decode_on_cpu(encoded: list[Tensor], device: torch.device) -> list[Tensor]:
@@ -104,8 +104,8 @@ def test_reduction_gives_the_size_that_the_cpu_decodes_to(
     assert header is not None
     expected = load_image(encoded, least_side)
     full = torch.from_numpy(load_image(encoded)).permute(2, 0, 1)
-    found = reduce(full, header.scale(least_side))
-    assert tuple(found.shape[1:]) == header.reduced(least_side) == expected.shape[:2]
+    found = reduce_image(full, header.reduction_factor(least_side))
+    assert tuple(found.shape[1:]) == header.reduced_size(least_side) == expected.shape[:2]
     difference = abs(found.permute(1, 2, 0).numpy().astype(int) - expected)
     # Detail left out by averaging instead of in the frequency domain.
     assert difference.mean() < 3

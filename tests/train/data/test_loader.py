@@ -10,25 +10,31 @@ import pytest
 import torch
 from PIL import Image
 
-from edgetl.core.config.finetune import Augment, Precision
+from edgetl.core.config.finetune import AugmentationStrength, Precision
 from edgetl.core.errors import ConfigError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.runtime.images import load_image
-from edgetl.device.runtime.preprocessing import normalise, resize_and_crop
-from edgetl.train.common.precision import choose_computing
+from edgetl.device.runtime.preprocessing import normalize, resize_and_crop
+from edgetl.train.common.precision import choose_compute_config
 from edgetl.train.data.augmentation import Augmentation
-from edgetl.train.data.decoded_cache import DecodedImages
-from edgetl.train.data.loader import Images, Key, Loader, cut_batches, default_workers
-from edgetl.train.data.splits import SplitRow
+from edgetl.train.data.decoded_cache import DecodedImageCache
+from edgetl.train.data.loader import (
+    ImageDataset,
+    ImageLoader,
+    ViewKey,
+    default_workers,
+    group_into_batches,
+)
+from edgetl.train.data.splits import SplitEntry
 
 CONTRACT = Preprocessing.for_image_size(32)
-STRENGTHS: list[Augment] = ["light", "medium", "strong"]
+STRENGTHS: list[AugmentationStrength] = ["light", "medium", "strong"]
 
 
 @pytest.fixture
-def rows(make_images: Callable[..., Path]) -> list[SplitRow]:
+def rows(make_images: Callable[..., Path]) -> list[SplitEntry]:
     return [
-        SplitRow(path, path.parent.name, "train")
+        SplitEntry(path, path.parent.name, "train")
         for path in sorted(make_images("data", ["a", "b"], count=5).rglob("*.png"))
     ]
 
@@ -47,7 +53,7 @@ def test_none_is_evaluation_s_preprocessing() -> None:
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("size", [(90, 70), (20, 31), (1, 1), (5, 300)])
 def test_views_have_the_network_s_size_whatever_comes_in(
-    strength: Augment, size: tuple[int, int]
+    strength: AugmentationStrength, size: tuple[int, int]
 ) -> None:
     view = Augmentation(strength, CONTRACT, 0)(photo(*size), 1, 0)
     assert view.shape == (32, 32, 3)
@@ -56,7 +62,7 @@ def test_views_have_the_network_s_size_whatever_comes_in(
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_views_differ_between_epochs_images_and_seeds_and_are_otherwise_the_same(
-    strength: Augment,
+    strength: AugmentationStrength,
 ) -> None:
     augmentation = Augmentation(strength, CONTRACT, 0)
     first = augmentation(photo(), 1, 0)
@@ -78,31 +84,32 @@ def test_shrinking_is_antialiased() -> None:
 
 
 def images(
-    rows: list[SplitRow],
-    strength: Augment = "none",
+    rows: list[SplitEntry],
+    strength: AugmentationStrength = "none",
     seed: int = 0,
     budget: int = 0,
     labels: str = "ab",
-) -> Images:
-    return Images(
+) -> ImageDataset:
+    return ImageDataset(
         rows,
         list(labels),
         Augmentation(strength, CONTRACT, seed),
         CONTRACT,
-        DecodedImages(budget, 64),
+        DecodedImageCache(budget, 64),
     )
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_neither_workers_nor_the_cache_change_a_pixel(
-    rows: list[SplitRow], strength: Augment
+    rows: list[SplitEntry], strength: AugmentationStrength
 ) -> None:
     def passes(workers: int, budget: int) -> list[torch.Tensor]:
-        loader = Loader(images(rows, strength, 7, budget), workers)
+        loader = ImageLoader(images(rows, strength, 7, budget), workers)
         epochs = [
-            cut_batches([(epoch, index) for index in range(len(rows))], 4) for epoch in (1, 2)
+            group_into_batches([(epoch, index) for index in range(len(rows))], 4)
+            for epoch in (1, 2)
         ]
-        plain = torch.cat([pixels for pixels, _ in loader.evaluation(range(len(rows)), 4)])
+        plain = torch.cat([pixels for pixels, _ in loader.iter_eval_batches(range(len(rows)), 4)])
         return [*(torch.cat([pixels for pixels, _ in loader(keys)]) for keys in epochs), plain]
 
     alone, pooled, kept = passes(0, 0), passes(2, 0), passes(0, 10**8)
@@ -111,10 +118,10 @@ def test_neither_workers_nor_the_cache_change_a_pixel(
     assert not torch.equal(alone[0], alone[1])
 
 
-def test_no_two_workers_and_no_two_epochs_repeat_an_augmentation(rows: list[SplitRow]) -> None:
+def test_no_two_workers_and_no_two_epochs_repeat_an_augmentation(rows: list[SplitEntry]) -> None:
     """albumentations left to itself gives every worker the same random numbers, and every epoch again."""
-    same = [SplitRow(rows[0].path, "a", "train")] * 16
-    loader = Loader(images(same, "medium"), workers=2)
+    same = [SplitEntry(rows[0].path, "a", "train")] * 16
+    loader = ImageLoader(images(same, "medium"), workers=2)
     views = [
         view
         for epoch in (1, 2)
@@ -124,29 +131,29 @@ def test_no_two_workers_and_no_two_epochs_repeat_an_augmentation(rows: list[Spli
     assert len({view.numpy().tobytes() for view in views}) == 32
 
 
-def test_evaluation_gives_the_device_s_pixels_and_the_labels(rows: list[SplitRow]) -> None:
-    found = list(Loader(images(rows, "strong", labels="ba"), 0).evaluation([9, 0], 3))
+def test_evaluation_gives_the_device_s_pixels_and_the_labels(rows: list[SplitEntry]) -> None:
+    found = list(ImageLoader(images(rows, "strong", labels="ba"), 0).iter_eval_batches([9, 0], 3))
     assert torch.cat([labels for _, labels in found]).tolist() == [0, 1]
     assert np.array_equal(
         found[0][0][0].numpy(), resize_and_crop(load_image(rows[9].path), CONTRACT)
     )
 
 
-def test_decoded_images_stay_within_the_budget(rows: list[SplitRow]) -> None:
+def test_decoded_images_stay_within_the_budget(rows: list[SplitEntry]) -> None:
     one = load_image(rows[0].path).nbytes
-    decoded = DecodedImages(3 * one, 64)
+    decoded = DecodedImageCache(3 * one, 64)
     for row in rows:
         assert np.array_equal(decoded[row.path], load_image(row.path))
-    assert 0 < decoded.kept_bytes <= 3 * one
-    decoded.release()
-    assert decoded.kept_bytes == 0
+    assert 0 < decoded.cached_bytes <= 3 * one
+    decoded.clear()
+    assert decoded.cached_bytes == 0
 
 
 def test_decode_ahead_stops_when_the_budget_is_full(
     make_images: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = sorted(make_images("many", ["a", "b"], count=50).rglob("*.png"))
-    rows = [SplitRow(path, path.parent.name, "train") for path in paths]
+    rows = [SplitEntry(path, path.parent.name, "train") for path in paths]
     kept = 7
     decodes: list[Path] = []
 
@@ -156,7 +163,7 @@ def test_decode_ahead_stops_when_the_budget_is_full(
 
     monkeypatch.setattr("edgetl.train.data.decoded_cache.load_image", counted)
     monkeypatch.setattr("edgetl.train.data.loader.available_cores", lambda: 2)
-    images(rows, budget=kept * load_image(rows[0].path).nbytes + 1).decode_ahead()
+    images(rows, budget=kept * load_image(rows[0].path).nbytes + 1).fill_decoded_cache()
     # The files differ by up to two rows of pixels, and each of two threads may be at one image more.
     assert kept - 1 <= len(decodes) <= kept + 2
 
@@ -175,7 +182,7 @@ def test_large_jpegs_are_decoded_at_a_part_of_their_size_for_training_only(tmp_p
     )
     Image.fromarray(scene.astype(np.uint8)).save(path, quality=92)
     contract, full = Preprocessing.for_image_size(160), load_image(path)
-    decoded = DecodedImages(10**9, 768)
+    decoded = DecodedImageCache(10**9, 768)
     assert decoded[path].shape == (800, 1000, 3)
     # The same picture to a grey level; a random crop's edges then round to the coarser pixels, which only moves the crop.
     assert (
@@ -184,12 +191,12 @@ def test_large_jpegs_are_decoded_at_a_part_of_their_size_for_training_only(tmp_p
         ).mean()
         < 1
     )
-    row = SplitRow(path, "a", "val")
-    plain = Images([row], ["a"], Augmentation("light", contract, 0), contract, decoded).view(
-        (None, 0)
-    )
+    row = SplitEntry(path, "a", "val")
+    plain = ImageDataset(
+        [row], ["a"], Augmentation("light", contract, 0), contract, decoded
+    ).load_view((None, 0))
     assert np.array_equal(plain, resize_and_crop(full, contract))
-    decoded.offer(path, full)
+    decoded.add_full_decode(path, full)
     assert decoded[path].shape == (800, 1000, 3), (
         "a full decode must not take the place of what streaming would see"
     )
@@ -249,9 +256,9 @@ def test_a_saved_pipeline_augments(tmp_path: Path) -> None:
 
 def test_the_network_s_input_is_the_device_s() -> None:
     pixels = np.stack([resize_and_crop(photo(), CONTRACT)] * 2)
-    given = choose_computing("cpu", "fp32").network_input(torch.from_numpy(pixels), CONTRACT)
+    given = choose_compute_config("cpu", "fp32").to_model_input(torch.from_numpy(pixels), CONTRACT)
     assert given.is_contiguous(memory_format=torch.channels_last)
-    np.testing.assert_allclose(given.numpy(), normalise(pixels, CONTRACT), atol=1e-6)
+    np.testing.assert_allclose(given.numpy(), normalize(pixels, CONTRACT), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -277,14 +284,14 @@ def test_the_arithmetic_of_a_gpu(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
     if " " in expected:
         with pytest.raises(ConfigError, match=expected):
-            choose_computing("cuda", asked)
+            choose_compute_config("cuda", asked)
     else:
-        assert choose_computing("cuda", asked).precision == expected
+        assert choose_compute_config("cuda", asked).precision == expected
 
 
 def test_float16_is_for_gpus() -> None:
     with pytest.raises(ConfigError, match="for GPUs"):
-        choose_computing("cpu", "fp16")
+        choose_compute_config("cpu", "fp16")
 
 
 @pytest.mark.parametrize(
@@ -303,8 +310,8 @@ def test_float16_is_for_gpus() -> None:
 def test_one_image_left_over_joins_the_batch_before(
     images: int, size: int, expected: list[int]
 ) -> None:
-    keys: list[Key] = [(1, index) for index in range(images)]
-    cut = cut_batches(keys, size)
+    keys: list[ViewKey] = [(1, index) for index in range(images)]
+    cut = group_into_batches(keys, size)
     assert [len(batch) for batch in cut] == expected
     assert [index for batch in cut for _, index in batch] == list(range(images))
 

@@ -15,24 +15,24 @@ from hypothesis import strategies as st
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.paths import RunDirectory
 from edgetl.train import setup
-from edgetl.train.common.precision import Computing
-from edgetl.train.common.progress import EpochRecord, Silent
+from edgetl.train.common.precision import ComputeConfig
+from edgetl.train.common.progress import EpochRecord, NullProgress
 from edgetl.train.engine import trainer
 from edgetl.train.engine.batch_size import (
-    LEAST_STEPS,
-    BatchFit,
+    MIN_STEPS_PER_EPOCH,
+    BatchSizeResult,
     StepTimer,
-    describe_fit,
-    fit_batch_size,
+    autotune_batch_size,
+    describe_batch_size,
     largest_batch_size,
     search_batch_size,
 )
-from edgetl.train.engine.phases import Phase, plan_phases, settle
+from edgetl.train.engine.phases import Phase, plan_phases, resolve_phase
 from edgetl.train.finetune import finetune, resume
-from edgetl.train.model.factory import adapt
+from edgetl.train.model.factory import build_adapted_model
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
-CPU = Computing(torch.device("cpu"), "fp32")
+CPU = ComputeConfig(torch.device("cpu"), "fp32")
 PHASE = Phase(2, 1, 1e-3, "all", freeze_statistics=False)
 
 
@@ -75,7 +75,7 @@ def test_a_step_over_the_memory_limit_ends_the_search() -> None:
             raise MemoryError("more than half of the free memory")
         return 1.0
 
-    assert search_batch_size(measure, 64, 1024) == BatchFit(64, 64, {"64": 1.0}, "memory")
+    assert search_batch_size(measure, 64, 1024) == BatchSizeResult(64, 64, {"64": 1.0}, "memory")
 
 
 def test_other_errors_are_not_hidden() -> None:
@@ -91,45 +91,45 @@ def test_an_epoch_keeps_its_steps(images: int, usual: int) -> None:
     largest = largest_batch_size(images, usual)
     assert largest >= usual
     assert largest & (largest - 1) == 0
-    assert largest == usual or images // largest >= LEAST_STEPS
-    assert images // (2 * largest) < LEAST_STEPS
+    assert largest == usual or images // largest >= MIN_STEPS_PER_EPOCH
+    assert images // (2 * largest) < MIN_STEPS_PER_EPOCH
 
 
 def test_learning_rates_grow_with_the_root_of_the_batch() -> None:
-    fit = BatchFit(256, 64, {"64": 1.0}, "rate")
+    fit = BatchSizeResult(256, 64, {"64": 1.0}, "rate")
     assert fit.lr_scale == 2.0
-    assert BatchFit.from_json(fit.to_json()) == fit
+    assert BatchSizeResult.from_json(fit.to_json()) == fit
     assert fit.to_json()["lr_scale"] == 2.0
-    assert math.isclose(BatchFit(128, 64).lr_scale, 2**0.5)
+    assert math.isclose(BatchSizeResult(128, 64).lr_scale, 2**0.5)
 
 
 def test_what_was_decided_is_told() -> None:
-    assert "256 images a step (usually 64), learning rates times 2.00" in describe_fit(
-        BatchFit(256, 64, {}, "rate"), "cuda"
+    assert "256 images a step (usually 64), learning rates times 2.00" in describe_batch_size(
+        BatchSizeResult(256, 64, {}, "rate"), "cuda"
     )
-    assert "on a CPU this is the usual batch size, 64 images a step" in describe_fit(
-        BatchFit(64, 64), "cpu"
+    assert "on a CPU this is the usual batch size, 64 images a step" in describe_batch_size(
+        BatchSizeResult(64, 64), "cpu"
     )
 
 
 def test_nothing_is_searched_on_a_cpu() -> None:
-    adapted = adapt("mobilenet_v3_small", 32, 2, 8, 0.2, None)
-    assert fit_batch_size(
+    adapted = build_adapted_model("mobilenet_v3_small", 32, 2, 8, 0.2, None)
+    assert autotune_batch_size(
         adapted, PHASE, FinetuneConfig(Path("data")), CPU, 32, 10_000, 64
-    ) == BatchFit(64, 64)
+    ) == BatchSizeResult(64, 64)
 
 
 def test_timing_steps_leaves_the_network_as_it_was() -> None:
     torch.manual_seed(0)
-    adapted = adapt("mobilenet_v3_small", 32, 2, 8, 0.2, None)
-    before = {name: tensor.clone() for name, tensor in adapted.network.state_dict().items()}
+    adapted = build_adapted_model("mobilenet_v3_small", 32, 2, 8, 0.2, None)
+    before = {name: tensor.clone() for name, tensor in adapted.model.state_dict().items()}
     state = torch.get_rng_state()
     timer = StepTimer(adapted, PHASE, FinetuneConfig(Path("data")), CPU, 32, 2)
     assert timer(4) > 0
     assert all(
-        torch.equal(tensor, before[name]) for name, tensor in adapted.network.state_dict().items()
+        torch.equal(tensor, before[name]) for name, tensor in adapted.model.state_dict().items()
     )
-    assert all(parameter.grad is None for parameter in adapted.network.parameters())
+    assert all(parameter.grad is None for parameter in adapted.model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -139,12 +139,14 @@ def test_every_phase_trains_at_the_scaled_rate() -> None:
     assert [phase.lr for phase in scaled] == [2 * phase.lr for phase in plain]
     for accuracy in (1.0, 0.9, 0.1):
         rates = [
-            settle(plain[1], config, accuracy, lambda: 0.0).lr,
-            settle(scaled[1], config, accuracy, lambda: 0.0, 2.0).lr,
+            resolve_phase(plain[1], config, accuracy, lambda: 0.0).lr,
+            resolve_phase(scaled[1], config, accuracy, lambda: 0.0, 2.0).lr,
         ]
         assert rates[1] == 2 * rates[0]
     fixed = replace(config, finetune_lr=1e-4)
-    assert settle(plan_phases(fixed, "3", 64, 2.0)[1], fixed, 0.5, lambda: 0.0, 2.0).lr == 2e-4
+    assert (
+        resolve_phase(plan_phases(fixed, "3", 64, 2.0)[1], fixed, 0.5, lambda: 0.0, 2.0).lr == 2e-4
+    )
 
 
 @pytest.fixture
@@ -156,7 +158,7 @@ def config(parts: Path, random_weights: Path, tmp_path: Path) -> FinetuneConfig:
 
 
 def test_auto_on_a_cpu_is_the_usual_size(config: FinetuneConfig, tmp_path: Path) -> None:
-    class Notes(Silent):
+    class Notes(NullProgress):
         said = ""
 
         def note(self, text: str) -> None:
@@ -181,21 +183,21 @@ def test_auto_on_a_cpu_is_the_usual_size(config: FinetuneConfig, tmp_path: Path)
 def test_what_was_decided_stays_decided_on_resume(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Interrupted(Silent):
-        def epoch(self, record: EpochRecord, best: bool) -> None:
+    class Interrupted(NullProgress):
+        def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
             if record.epoch == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "SAVED_EVERY_S", 0.0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_INTERVAL_S", 0.0)
     monkeypatch.setattr(
-        setup, "fit_batch_size", lambda *_: BatchFit(8, 2, {"2": 1.0, "8": 9.0}, "rate")
+        setup, "autotune_batch_size", lambda *_: BatchSizeResult(8, 2, {"2": 1.0, "8": 9.0}, "rate")
     )
     with pytest.raises(KeyboardInterrupt):
         finetune(config, Interrupted())
     assert config.output is not None
     run = RunDirectory(config.output)
     assert run.checkpoint.exists()
-    monkeypatch.setattr(setup, "fit_batch_size", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr(setup, "autotune_batch_size", lambda *_: pytest.fail("searched again"))
     resume(run)
     rates = [json.loads(line)["lr"] for line in run.history.read_text().splitlines()]
     assert rates == pytest.approx([2e-3] * 3 + [2e-4])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from edgetl.train.common.precision import Computing
-from edgetl.train.engine.budget import _timed
+from edgetl.train.common.precision import ComputeConfig
+from edgetl.train.engine.budget import _time_call
 
 
-class RecordingComputing(Computing):
+class RecordingComputing(ComputeConfig):
     """Records when the program waits for the device."""
 
     def wait(self) -> None:
@@ -21,5 +21,5 @@ events: list[str] = []
 
 def test_the_device_is_idle_before_and_after_a_timing() -> None:
     events.clear()
-    _timed(lambda: events.append("call"), RecordingComputing(torch.device("cpu"), "fp32"))
+    _time_call(lambda: events.append("call"), RecordingComputing(torch.device("cpu"), "fp32"))
     assert events == ["wait", "call", "wait"]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetl.core.errors import RunError
-from edgetl.train.engine.checkpoint import read_state, write_state
+from edgetl.train.engine.checkpoint import read_checkpoint, write_checkpoint
 
 
 def test_state_comes_back_in_any_order_of_memory(tmp_path: Path) -> None:
@@ -27,12 +27,12 @@ def test_state_comes_back_in_any_order_of_memory(tmp_path: Path) -> None:
 
     network, optimiser = parts()
     step(network, optimiser)
-    write_state(
+    write_checkpoint(
         tmp_path / "s.safetensors", {"network": network, "optimiser": optimiser}, {"step": 1}
     )
     again, its_optimiser = parts()
-    state = read_state(tmp_path / "s.safetensors")
-    assert state.facts == {"step": 1}
+    state = read_checkpoint(tmp_path / "s.safetensors")
+    assert state.metadata == {"step": 1}
     state.restore("network", again)
     state.restore("optimiser", its_optimiser)
     for one in ((network, optimiser), (again, its_optimiser)):
@@ -41,7 +41,7 @@ def test_state_comes_back_in_any_order_of_memory(tmp_path: Path) -> None:
     assert torch.equal(network.weight, again.weight)  # type: ignore[arg-type]
     (tmp_path / "s.safetensors").write_bytes(b"cut")
     with pytest.raises(RunError, match="cannot be gone on with"):
-        read_state(tmp_path / "s.safetensors")
+        read_checkpoint(tmp_path / "s.safetensors")
 
 
 @settings(max_examples=300, deadline=None)
@@ -55,10 +55,10 @@ def test_state_with_any_bit_flipped_is_refused(
         "b": torch.tensor(3),
         "c": torch.zeros(0, 4),
     }
-    write_state(path, {"network": tensors}, {"epochs": {"done": 3}, "lr": 0.001})
+    write_checkpoint(path, {"network": tensors}, {"epochs": {"done": 3}, "lr": 0.001})
     content = bytearray(path.read_bytes())
     bit = data.draw(st.integers(0, 8 * len(content) - 1))
     content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
     with pytest.raises(RunError, match="cannot be gone on with"):
-        read_state(path)
+        read_checkpoint(path)

@@ -12,24 +12,24 @@ from torch import Tensor, nn
 
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.paths import RunDirectory
-from edgetl.train.common.precision import Computing
-from edgetl.train.common.progress import Silent
+from edgetl.train.common.precision import ComputeConfig
+from edgetl.train.common.progress import NullProgress
 from edgetl.train.engine import cuda_graphs, phase_loop
 from edgetl.train.engine.cuda_graphs import (
     CUDA_GRAPH,
     EAGER,
-    LEAST_STEPS,
+    MIN_STEPS_FOR_CAPTURE,
     GraphedForward,
+    autotune_forward,
     choose_runner,
-    fastest_forward,
-    time_in_turns,
-    unfit_reason,
+    cuda_graph_skip_reason,
+    time_interleaved,
 )
 from edgetl.train.finetune import finetune
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
-CPU, GPU = (Computing(torch.device(name), "bf16") for name in ("cpu", "cuda"))
-FP32 = Computing(torch.device("cpu"), "fp32")
+CPU, GPU = (ComputeConfig(torch.device(name), "bf16") for name in ("cpu", "cuda"))
+FP32 = ComputeConfig(torch.device("cpu"), "fp32")
 
 
 @pytest.fixture(autouse=True)
@@ -40,18 +40,21 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ((GPU, 1, False, False, LEAST_STEPS), None),
-        ((CPU, 1, False, False, LEAST_STEPS), "not on a GPU"),
-        ((GPU, 2, False, False, LEAST_STEPS), "several processes"),
-        ((GPU, 1, True, False, LEAST_STEPS), "--deterministic"),
-        ((GPU, 1, False, True, LEAST_STEPS), "--compile"),
-        ((GPU, 1, False, False, LEAST_STEPS - 1), f"fewer than {LEAST_STEPS} steps"),
+        ((GPU, 1, False, False, MIN_STEPS_FOR_CAPTURE), None),
+        ((CPU, 1, False, False, MIN_STEPS_FOR_CAPTURE), "not on a GPU"),
+        ((GPU, 2, False, False, MIN_STEPS_FOR_CAPTURE), "several processes"),
+        ((GPU, 1, True, False, MIN_STEPS_FOR_CAPTURE), "--deterministic"),
+        ((GPU, 1, False, True, MIN_STEPS_FOR_CAPTURE), "--compile"),
+        (
+            (GPU, 1, False, False, MIN_STEPS_FOR_CAPTURE - 1),
+            f"fewer than {MIN_STEPS_FOR_CAPTURE} steps",
+        ),
     ],
 )
 def test_steps_are_captured_only_where_that_is_sound(
     arguments: tuple[Any, ...], reason: str | None
 ) -> None:
-    assert unfit_reason(*arguments) == reason
+    assert cuda_graph_skip_reason(*arguments) == reason
 
 
 def test_a_graph_runs_only_full_batches_in_training() -> None:
@@ -90,7 +93,7 @@ def test_steps_are_timed_in_turns_and_waited_for_in_blocks() -> None:
 
         return run
 
-    times = time_in_turns(
+    times = time_interleaved(
         {"slow": step("s", 0.004), "fast": step("f", 0.001)},
         lambda: events.append("|"),
         lambda: now,
@@ -125,7 +128,9 @@ def test_choosing_leaves_no_trace_and_is_remembered(monkeypatch: pytest.MonkeyPa
     captures: list[int] = []
     timings: list[int] = []
 
-    def capture(module: nn.Module, values: tuple[Tensor, ...], _: Computing) -> cuda_graphs.Forward:
+    def capture(
+        module: nn.Module, values: tuple[Tensor, ...], _: ComputeConfig
+    ) -> cuda_graphs.ForwardFunction:
         captures.append(len(values))
         module(*values)
         return module
@@ -136,9 +141,9 @@ def test_choosing_leaves_no_trace_and_is_remembered(monkeypatch: pytest.MonkeyPa
         timings.append(1)
         return {EAGER: 2.0, CUDA_GRAPH: 1.0}
 
-    monkeypatch.setattr(cuda_graphs, "time_in_turns", timed)
+    monkeypatch.setattr(cuda_graphs, "time_interleaved", timed)
     for _ in range(2):
-        forward, report = fastest_forward(
+        forward, report = autotune_forward(
             network, network, network, BATCH, FP32, {"model": "small"}, capture
         )
         assert (report.runner, report.milliseconds) == (CUDA_GRAPH, {EAGER: 2.0, CUDA_GRAPH: 1.0})
@@ -154,13 +159,13 @@ def test_slower_graphs_are_not_captured_again(monkeypatch: pytest.MonkeyPatch) -
     network = Network().train()
     captures: list[int] = []
 
-    def capture(module: nn.Module, *_: Any) -> cuda_graphs.Forward:
+    def capture(module: nn.Module, *_: Any) -> cuda_graphs.ForwardFunction:
         captures.append(1)
         return module
 
-    monkeypatch.setattr(cuda_graphs, "time_in_turns", lambda *_: {EAGER: 1.0, CUDA_GRAPH: 2.0})
+    monkeypatch.setattr(cuda_graphs, "time_interleaved", lambda *_: {EAGER: 1.0, CUDA_GRAPH: 2.0})
     for _ in range(2):
-        forward, report = fastest_forward(
+        forward, report = autotune_forward(
             network, network, network, BATCH, FP32, {"model": "small"}, capture
         )
         assert forward is network
@@ -172,14 +177,16 @@ def test_a_failed_capture_falls_back_and_is_tried_again() -> None:
     network = Network().train()
     captures: list[int] = []
 
-    def capture(module: nn.Module, values: tuple[Tensor, ...], _: Computing) -> cuda_graphs.Forward:
+    def capture(
+        module: nn.Module, values: tuple[Tensor, ...], _: ComputeConfig
+    ) -> cuda_graphs.ForwardFunction:
         captures.append(1)
         module(*values)
         raise RuntimeError("operation not permitted when stream is capturing\nat line 3")
 
     before = [buffer.clone() for buffer in network.buffers()]
     for _ in range(2):
-        forward, report = fastest_forward(
+        forward, report = autotune_forward(
             network, network, network, BATCH, FP32, {"model": "small"}, capture
         )
         assert forward is network
@@ -189,7 +196,7 @@ def test_a_failed_capture_falls_back_and_is_tried_again() -> None:
     assert all(map(torch.equal, network.buffers(), before))
 
 
-class Notes(Silent):
+class Notes(NullProgress):
     """Keeps what is told."""
 
     def __init__(self) -> None:
@@ -206,7 +213,7 @@ def test_training_with_graphs_gives_the_weights_of_eager(
 ) -> None:
     replayed: list[int] = []
 
-    def capture(module: nn.Module, *_: Any) -> cuda_graphs.Forward:
+    def capture(module: nn.Module, *_: Any) -> cuda_graphs.ForwardFunction:
         if fails:
             raise RuntimeError("cannot be captured")
 
@@ -225,9 +232,11 @@ def test_training_with_graphs_gives_the_weights_of_eager(
         )  # fmt: skip
         finetune(config, notes)
         # The second run takes graphs.
-        monkeypatch.setattr(phase_loop, "unfit_reason", lambda *_: None)
+        monkeypatch.setattr(phase_loop, "cuda_graph_skip_reason", lambda *_: None)
         monkeypatch.setattr(cuda_graphs, "capture_forward", capture)
-        monkeypatch.setattr(cuda_graphs, "time_in_turns", lambda *_: {EAGER: 2.0, CUDA_GRAPH: 1.0})
+        monkeypatch.setattr(
+            cuda_graphs, "time_interleaved", lambda *_: {EAGER: 2.0, CUDA_GRAPH: 1.0}
+        )
     assert runs[0].weights.read_bytes() == runs[1].weights.read_bytes()
     steps = [json.loads(run.metrics.read_text())["steps"] for run in runs]
     assert steps[0] == {

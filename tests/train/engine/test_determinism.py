@@ -11,18 +11,18 @@ import torch
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
 from edgetl.train.common.precision import cudnn_autotuning
-from edgetl.train.common.progress import Silent
-from edgetl.train.engine.determinism import cost, deterministic
+from edgetl.train.common.progress import NullProgress
+from edgetl.train.engine.determinism import deterministic_algorithms, measure_slowdown
 from edgetl.train.finetune import finetune
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 
 def test_pytorch_is_asked_inside_and_as_before_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    with deterministic(False):
+    with deterministic_algorithms(False):
         assert not torch.are_deterministic_algorithms_enabled()
         assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
-    with deterministic(True):
+    with deterministic_algorithms(True):
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.backends.cudnn.benchmark
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
@@ -31,10 +31,10 @@ def test_pytorch_is_asked_inside_and_as_before_outside(monkeypatch: pytest.Monke
 
 def test_new_tensors_are_filled_outside_only() -> None:
     assert torch.utils.deterministic.fill_uninitialized_memory
-    with deterministic(True):
+    with deterministic_algorithms(True):
         assert not torch.utils.deterministic.fill_uninitialized_memory
     assert torch.utils.deterministic.fill_uninitialized_memory
-    with deterministic(False):
+    with deterministic_algorithms(False):
         assert torch.utils.deterministic.fill_uninitialized_memory
 
 
@@ -45,13 +45,16 @@ def test_cudnn_autotunes_unless_runs_must_be_equal() -> None:
             assert not torch.backends.cudnn.benchmark
         assert torch.backends.cudnn.benchmark
     assert not torch.backends.cudnn.benchmark
-    with deterministic(True), cudnn_autotuning(True):
+    with deterministic_algorithms(True), cudnn_autotuning(True):
         assert not torch.backends.cudnn.benchmark
 
 
 def test_the_cost_is_that_of_the_step_with_over_that_without() -> None:
-    with deterministic(True):
-        assert cost(lambda: 3.0 if torch.are_deterministic_algorithms_enabled() else 2.0) == 1.5
+    with deterministic_algorithms(True):
+        assert (
+            measure_slowdown(lambda: 3.0 if torch.are_deterministic_algorithms_enabled() else 2.0)
+            == 1.5
+        )
         assert torch.are_deterministic_algorithms_enabled()
 
 
@@ -65,19 +68,19 @@ def test_an_operator_without_one_is_refused_and_named() -> None:
         ConfigError,
         match="adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation",
     ):
-        cost(step)
+        measure_slowdown(step)
 
     def broken() -> float:
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        cost(broken)
+        measure_slowdown(broken)
 
 
 def test_on_a_cpu_it_says_what_it_fixes(
     parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Notes(Silent):
+    class Notes(NullProgress):
         said = ""
 
         def note(self, text: str) -> None:

@@ -16,14 +16,14 @@ from torch import Tensor
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import DecodeError
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.train.common.distributed import ALONE
+from edgetl.train.common.distributed import SINGLE_PROCESS
 from edgetl.train.data.augmentation import Augmentation
-from edgetl.train.data.decoded_cache import DecodedImages
-from edgetl.train.data.gpu_images import DeviceImages
+from edgetl.train.data.decoded_cache import DecodedImageCache
+from edgetl.train.data.gpu_images import DeviceImageCache
 from edgetl.train.data.gpu_loader import DeviceLoader
 from edgetl.train.data.jpeg import BatchDecoder
-from edgetl.train.data.loader import Images, Key, Loader
-from edgetl.train.data.splits import SplitRow
+from edgetl.train.data.loader import ImageDataset, ImageLoader, ViewKey
+from edgetl.train.data.splits import SplitEntry
 from edgetl.train.engine import input_device, phase_builder
 from edgetl.train.engine.input_device import choose_loader
 from edgetl.train.finetune import finetune
@@ -38,12 +38,12 @@ CPU = torch.device("cpu")
 class DelayedLoader:
     """The loader on the CPU, slowed down."""
 
-    def __init__(self, loader: Loader, seconds: float) -> None:
+    def __init__(self, loader: ImageLoader, seconds: float) -> None:
         self.images = loader.images
         self._loader = loader
         self._seconds = seconds
 
-    def __call__(self, batches: Sequence[Sequence[Key]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def __call__(self, batches: Sequence[Sequence[ViewKey]]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self._loader(batches):
             time.sleep(self._seconds)
             yield batch
@@ -69,8 +69,10 @@ def materials(
     """Materials of a run on a GPU, with whatever the choice looks at."""
     contract = Preprocessing.for_image_size(SIDE)
     augmentation = Augmentation(strength, contract, 0)
-    rows = [SplitRow(path, "a", "train") for path in paths]
-    loader = Loader(Images(rows, ["a"], augmentation, contract, DecodedImages(0, 64)), 0)
+    rows = [SplitEntry(path, "a", "train") for path in paths]
+    loader = ImageLoader(
+        ImageDataset(rows, ["a"], augmentation, contract, DecodedImageCache(0, 64)), 0
+    )
     notes: list[str] = []
     return SimpleNamespace(
         config=FinetuneConfig(Path("data"), augment=strength, **options),
@@ -86,7 +88,7 @@ def materials(
         },
         cache_budget=0,
         progress=SimpleNamespace(note=notes.append, notes=notes),
-        ranks=ALONE,
+        ranks=SINGLE_PROCESS,
     )
 
 
@@ -95,9 +97,9 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[BatchDecoder]:
     """The device's loader is built for the CPU, so that it runs here; the decoders that were used for it."""
     decoders: list[BatchDecoder] = []
 
-    def build(given: Any, decoder: BatchDecoder) -> tuple[DeviceLoader, DeviceImages]:
+    def build(given: Any, decoder: BatchDecoder) -> tuple[DeviceLoader, DeviceImageCache]:
         decoders.append(decoder)
-        images = DeviceImages(given.loader.images.decoded, CPU, 10**9, decoder)
+        images = DeviceImageCache(given.loader.images.decoded, CPU, 10**9, decoder)
         return DeviceLoader(given.loader, images, SIDE, CPU), images
 
     monkeypatch.setattr(input_device, "_build_device_loader", build)
@@ -153,8 +155,8 @@ def test_what_does_not_fit_counts_as_decoded_anew(
 
     def rate(budget: int) -> float:
         given = materials(paths)
-        images = DeviceImages(given.loader.images.decoded, CPU, budget, slow_decoder)
-        measured = input_device._measure(
+        images = DeviceImageCache(given.loader.images.decoded, CPU, budget, slow_decoder)
+        measured = input_device._measure_rates(
             given, DeviceLoader(given.loader, images, SIDE, CPU), images
         )
         return float(measured["images_per_second"]["cuda"])
@@ -244,7 +246,7 @@ def test_training_is_the_same_on_either_path(
         return decode_on_cpu(encoded, device)
 
     def choose(given: Any, earlier: Any) -> tuple[DeviceLoader, dict[str, Any]]:
-        images = DeviceImages(given.loader.images.decoded, CPU, 10**9, decoder)
+        images = DeviceImageCache(given.loader.images.decoded, CPU, 10**9, decoder)
         return DeviceLoader(given.loader, images, given.preprocessing.crop, CPU), {"device": "cuda"}
 
     monkeypatch.setattr(phase_builder, "choose_loader", choose)

@@ -16,17 +16,23 @@ from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ExportError
 from edgetl.core.files import sha256_file
 from edgetl.core.paths import RunDirectory
-from edgetl.train.common.progress import Silent
-from edgetl.train.engine.phase_builder import Staging
-from edgetl.train.features.batches import Batch, CachedFeed, Feed, Order, StreamedFeed
-from edgetl.train.features.extractor import Prefix, make_prefix
+from edgetl.train.common.progress import NullProgress
+from edgetl.train.engine.phase_builder import PhaseBuilder
+from edgetl.train.features.batches import (
+    Batch,
+    BatchSource,
+    CachedBatches,
+    EpochSampler,
+    StreamingBatches,
+)
+from edgetl.train.features.extractor import FeatureExtractor, make_extractor
 from edgetl.train.finetune import finetune
 from edgetl.train.model.factory import load_run_model
 
 MakeImages = Callable[..., Path]
 
 
-class Notes(Silent):
+class Notes(NullProgress):
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.prepared_in_all = 0
@@ -34,7 +40,7 @@ class Notes(Silent):
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def prepared(self, done: int, total: int) -> None:
+    def on_features_computed(self, done: int, total: int) -> None:
         self.prepared_in_all += done == total
 
 
@@ -63,24 +69,26 @@ def stages_of(
     """Every batch that the phases are fed with: phase to epochs to batches, the validation images as the last epoch."""
     seen: dict[int, list[list[Batch]]] = {}
     kinds: set[type] = set()
-    original = Staging.stages
+    original = PhaseBuilder.build_phases
 
-    def watched(self: Staging) -> Any:
+    def watched(self: PhaseBuilder) -> Any:
         stages = original(self)
         for stage in stages:
-            feed: Feed = stage.feed
+            feed: BatchSource = stage.batch_source
             kinds.add(type(feed))
-            seen[stage.phase.number] = [list(feed.training(epoch)) for epoch in range(1, 6)] + [
-                list(feed.validation()),
-                list(feed.plain()),
+            seen[stage.phase.number] = [
+                list(feed.iter_train_batches(epoch)) for epoch in range(1, 6)
+            ] + [
+                list(feed.iter_val_batches()),
+                list(feed.iter_train_eval_batches()),
             ]
         return stages
 
     with monkeypatch.context() as patch:
-        patch.setattr(Staging, "stages", watched)
+        patch.setattr(PhaseBuilder, "build_phases", watched)
         finetune(replace(config, force=True))
     assert len(kinds) == 1
-    assert kinds == {CachedFeed if config.cache_budget is None else StreamedFeed}
+    assert kinds == {CachedBatches if config.cache_budget is None else StreamingBatches}
     return seen
 
 
@@ -217,13 +225,13 @@ def test_a_runtime_that_refuses_a_later_piece_gives_way_to_pytorch(
 ) -> None:
     refused = []
 
-    def picky(name: str, piece: Any, example: Any, computing: Any) -> Prefix:
+    def picky(name: str, piece: Any, example: Any, computing: Any) -> FeatureExtractor:
         if example[0].shape[1] != 3:
             refused.append(name)
             raise ExportError("an operator that is not known")
-        return make_prefix(name, piece, example, computing)
+        return make_extractor(name, piece, example, computing)
 
-    monkeypatch.setattr("edgetl.train.engine.phase_builder.make_prefix", picky)
+    monkeypatch.setattr("edgetl.train.engine.phase_builder.make_extractor", picky)
     assert len(epochs(finetune(config))) == 5
     assert refused
 
@@ -243,25 +251,25 @@ def test_the_cached_run_s_weights_are_the_whole_network_s(config: FinetuneConfig
     model = load_run_model(run)
     best = max((record for record in epochs(run)), key=lambda record: record["val_accuracy"])
     assert metrics["val"]["accuracy"] == best["val_accuracy"]
-    assert all(parameter.dtype == torch.float32 for parameter in model.network.parameters())
+    assert all(parameter.dtype == torch.float32 for parameter in model.model.parameters())
 
 
 LABELS = torch.tensor([0] * 12 + [1] * 3 + [2])
 
 
 def test_an_epoch_holds_every_image_once_in_a_new_order() -> None:
-    order = Order(LABELS, "shuffled", 4, seed=3)
-    once, again, other = order.batches(1), order.batches(1), order.batches(2)
+    order = EpochSampler(LABELS, "shuffled", 4, seed=3)
+    once, again, other = order.sample_batches(1), order.sample_batches(1), order.sample_batches(2)
     assert once == again != other
     assert sorted(position for batch in once for position in batch) == list(range(16))
-    assert len(once) == order.steps
-    assert Order(LABELS, "shuffled", 4, seed=4).batches(1) != once
+    assert len(once) == order.steps_per_epoch
+    assert EpochSampler(LABELS, "shuffled", 4, seed=4).sample_batches(1) != once
 
 
 def test_balanced_sampling_shows_every_class_equally_often() -> None:
-    order = Order(LABELS, "balanced", 4, seed=3)
+    order = EpochSampler(LABELS, "balanced", 4, seed=3)
     for epoch in (1, 2):
-        drawn = [position for batch in order.batches(epoch) for position in batch]
+        drawn = [position for batch in order.sample_batches(epoch) for position in batch]
         assert len(drawn) == 16
         counts = torch.bincount(LABELS[drawn], minlength=3)
         assert counts.max() - counts.min() <= 2

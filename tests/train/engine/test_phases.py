@@ -9,16 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetl.core.config.finetune import FinetuneConfig
-from edgetl.core.config.presets import presets
+from edgetl.core.config.presets import get_presets
 from edgetl.core.errors import ConfigError
-from edgetl.train.engine.phases import Phase, plan_phases, settle, usual_batch_size
+from edgetl.train.engine.phases import Phase, default_batch_size, plan_phases, resolve_phase
 
 CONFIG = FinetuneConfig(Path("data"))
-CLASSIC = FinetuneConfig(Path("data"), **presets()["classic"])
+CLASSIC = FinetuneConfig(Path("data"), **get_presets()["classic"])
 
 
 def second(config: FinetuneConfig, train_accuracy: float | None, shift: float = 0.05) -> Phase:
-    return settle(plan_phases(config, "3", 16)[-1], config, train_accuracy, lambda: shift)
+    return resolve_phase(plan_phases(config, "3", 16)[-1], config, train_accuracy, lambda: shift)
 
 
 def test_what_phase_1_left_to_learn_decides_how_far_phase_2_goes() -> None:
@@ -50,7 +50,7 @@ def test_the_shift_is_measured_only_where_it_decides() -> None:
         (replace(CONFIG, batch_norm="train"), 1.0),
         (replace(CONFIG, batch_norm="eval"), 1.0),
     ):
-        settle(plan_phases(config, "3", 16)[-1], config, accuracy, unwanted)
+        resolve_phase(plan_phases(config, "3", 16)[-1], config, accuracy, unwanted)
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
@@ -76,7 +76,7 @@ def test_what_was_given_stays() -> None:
 
 def test_the_classic_recipe_to_the_letter() -> None:
     head, tail = (
-        settle(phase, CLASSIC, 0.1, lambda: 0.0) for phase in plan_phases(CLASSIC, "3", 32)
+        resolve_phase(phase, CLASSIC, 0.1, lambda: 0.0) for phase in plan_phases(CLASSIC, "3", 32)
     )
     assert head == Phase(1, 5, 1e-3, "head", freeze_statistics=True)
     assert tail == Phase(2, 5, 1e-5, "3", freeze_statistics=False)
@@ -92,7 +92,7 @@ def test_the_classic_recipe_to_the_letter() -> None:
     ("images", "expected"), [(1, 16), (500, 16), (800, 32), (1000, 32), (2000, 64), (100_000, 64)]
 )
 def test_a_batch_gives_about_32_steps(images: int, expected: int) -> None:
-    assert usual_batch_size(images) == expected
+    assert default_batch_size(images) == expected
 
 
 def test_from_nothing_everything_trains_in_one_phase() -> None:

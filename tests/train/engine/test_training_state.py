@@ -10,9 +10,9 @@ import torch
 
 from edgetl.core.errors import RunError
 from edgetl.train.common.progress import EpochRecord
-from edgetl.train.engine.checkpoint import write_state
+from edgetl.train.engine.checkpoint import write_checkpoint
 from edgetl.train.engine.phases import Phase
-from edgetl.train.engine.training_state import check_phases, read_training_state
+from edgetl.train.engine.training_state import check_phases, read_training_checkpoint
 
 RECORD = asdict(EpochRecord(1, 1, 0.5, 0.5, 0.5, 0.5, 1e-3, 1.0, 10.0, 1.0))
 STAGE = {
@@ -28,13 +28,13 @@ FACTS: dict[str, Any] = {
 
 def write(path: Path, facts: Any, generator: torch.Tensor | None = None) -> Path:
     state = torch.get_rng_state() if generator is None else generator
-    write_state(path, {"generator": {"0/cpu": state}}, facts)
+    write_checkpoint(path, {"generator": {"0/cpu": state}}, facts)
     return path
 
 
 def test_what_a_training_writes_is_read(tmp_path: Path) -> None:
-    state = read_training_state(write(tmp_path / "state", FACTS))
-    assert state.facts == {**FACTS, "steps": {}}
+    state = read_training_checkpoint(write(tmp_path / "state", FACTS))
+    assert state.metadata == {**FACTS, "steps": {}}
     check_phases(state, 2)
     with pytest.raises(RunError, match=r"in phase 2, and config\.json asks for 0"):
         check_phases(state, 0)
@@ -44,7 +44,7 @@ def test_what_a_training_writes_is_read(tmp_path: Path) -> None:
 def test_a_missing_fact_is_named(tmp_path: Path, name: str) -> None:
     facts = {key: value for key, value in FACTS.items() if key != name}
     with pytest.raises(RunError, match=f"no field '{name}'.*Begin anew in another folder"):
-        read_training_state(write(tmp_path / "state", facts))
+        read_training_checkpoint(write(tmp_path / "state", facts))
 
 
 @pytest.mark.parametrize(
@@ -70,15 +70,15 @@ def test_a_missing_fact_is_named(tmp_path: Path, name: str) -> None:
 )
 def test_a_retyped_fact_is_named(tmp_path: Path, change: dict[str, Any], told: str) -> None:
     with pytest.raises(RunError, match=told):
-        read_training_state(write(tmp_path / "state", {**FACTS, **change}))
+        read_training_checkpoint(write(tmp_path / "state", {**FACTS, **change}))
 
 
 @pytest.mark.parametrize("facts", [[], None, 3, "x"])
 def test_facts_that_are_no_object_are_refused(tmp_path: Path, facts: Any) -> None:
     with pytest.raises(RunError, match="facts is not an object"):
-        read_training_state(write(tmp_path / "state", facts))
+        read_training_checkpoint(write(tmp_path / "state", facts))
 
 
 def test_a_generator_of_another_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="random generator of process 0"):
-        read_training_state(write(tmp_path / "state", FACTS, torch.zeros(3)))
+        read_training_checkpoint(write(tmp_path / "state", FACTS, torch.zeros(3)))

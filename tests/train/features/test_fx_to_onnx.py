@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from edgetl.core.errors import ExportError
-from edgetl.train.features.extractor import onnx_prefix
+from edgetl.train.features.extractor import make_onnx_extractor
 from edgetl.train.features.fusion import fold_batch_norm
-from edgetl.train.features.fx_to_onnx import traced_graph
+from edgetl.train.features.fx_to_onnx import convert_fx_to_onnx
 
 SMALLEST = {
     "alexnet": 224, "densenet121": 32, "efficientnet_b0": 32, "googlenet": 64, "inception_v3": 96, "mnasnet0_5": 32, "mobilenet_v2": 32,
@@ -25,7 +25,7 @@ SMALLEST = {
 
 def assert_equal(piece: fx.GraphModule, *values: Tensor) -> None:
     expected = piece(*values)
-    given_ = onnx_prefix(piece, tuple(value[:2] for value in values))(*values)
+    given_ = make_onnx_extractor(piece, tuple(value[:2] for value in values))(*values)
     for value, reference in zip(
         given_, expected if isinstance(expected, tuple) else (expected,), strict=True
     ):
@@ -61,7 +61,7 @@ def test_operators_that_are_not_known_are_named(model: str) -> None:
     )
     network = torchvision.models.get_model(model, weights=None, **options).eval()
     with pytest.raises(ExportError, match="not known here"):
-        traced_graph(fx.symbolic_trace(network), (torch.zeros(2, 3, 224, 224),), ["image"])
+        convert_fx_to_onnx(fx.symbolic_trace(network), (torch.zeros(2, 3, 224, 224),), ["image"])
 
 
 def test_the_conversion_is_a_matter_of_moments() -> None:
@@ -70,7 +70,7 @@ def test_the_conversion_is_a_matter_of_moments() -> None:
     for _ in range(3):
         started = time.perf_counter()
         onnx.checker.check_model(
-            traced_graph(piece, (torch.zeros(2, 3, 64, 64),), ["image"]), full_check=True
+            convert_fx_to_onnx(piece, (torch.zeros(2, 3, 64, 64),), ["image"]), full_check=True
         )
         taken.append(time.perf_counter() - started)
     assert min(taken) < 3, "PyTorch's exporter takes 6 to 20 s"
@@ -122,7 +122,7 @@ def test_several_values_and_one_that_passes_through() -> None:
 
 def test_pooling_to_a_size_that_has_no_operator_is_refused() -> None:
     with pytest.raises(ExportError, match="pools"):
-        traced_graph(
+        convert_fx_to_onnx(
             fx.symbolic_trace(nn.Sequential(nn.AdaptiveAvgPool2d(7))),
             (torch.zeros(2, 3, 5, 5),),
             ["value"],
@@ -140,4 +140,4 @@ def test_numbers_and_reshaped_batches_are_refused() -> None:
 
     for module, said in ((Shifted(), "takes a number"), (Merged(), "no row for each image")):
         with pytest.raises(ExportError, match=said):
-            traced_graph(fx.symbolic_trace(module), (torch.zeros(2, 3, 4, 4),), ["value"])
+            convert_fx_to_onnx(fx.symbolic_trace(module), (torch.zeros(2, 3, 4, 4),), ["value"])

@@ -10,18 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetl.train.features.store import (
-    Activations,
-    ActivationStore,
-    Rows,
-    activations_key,
-    empty_activations,
+    Features,
+    FeatureStore,
+    TensorSpec,
+    empty_features,
+    hash_feature_key,
 )
 
-ROWS = (Rows((2, 3), torch.bfloat16), Rows((4,), torch.float32))
+ROWS = (TensorSpec((2, 3), torch.bfloat16), TensorSpec((4,), torch.float32))
 TRAIN, VAL = [(2, 5)] * 2, [(3,)] * 2
 
 
-def filled(made: Activations) -> Activations:
+def filled(made: Features) -> Features:
     for value in (*made.train, *made.val):
         value.copy_(
             torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel()))
@@ -30,10 +30,10 @@ def filled(made: Activations) -> Activations:
 
 
 def test_what_was_kept_comes_back(tmp_path: Path) -> None:
-    store = ActivationStore(tmp_path / "store", 10**9)
+    store = FeatureStore(tmp_path / "store", 10**9)
     assert store.open("key") is None
     with store.create("key", TRAIN, VAL, ROWS) as made:
-        expected = Activations(
+        expected = Features(
             *(tuple(value.clone() for value in part) for part in (filled(made).train, made.val))
         )
     found = store.open("key")
@@ -53,7 +53,7 @@ def test_what_was_kept_comes_back(tmp_path: Path) -> None:
 
 
 def test_readers_cannot_change_the_files(tmp_path: Path) -> None:
-    store = ActivationStore(tmp_path, 10**9)
+    store = FeatureStore(tmp_path, 10**9)
     with store.create("key", TRAIN, VAL, ROWS) as made:
         filled(made)
     first, again = store.open("key"), store.open("key")
@@ -64,7 +64,7 @@ def test_readers_cannot_change_the_files(tmp_path: Path) -> None:
 
 
 def test_an_entry_is_whole_or_absent(tmp_path: Path) -> None:
-    store = ActivationStore(tmp_path, 10**9)
+    store = FeatureStore(tmp_path, 10**9)
     with pytest.raises(RuntimeError, match="killed"), store.create("key", TRAIN, VAL, ROWS):
         raise RuntimeError("killed")
     assert list(tmp_path.iterdir()) == []
@@ -79,8 +79,8 @@ def test_an_entry_is_whole_or_absent(tmp_path: Path) -> None:
 
 
 def test_entries_used_longest_ago_make_room(tmp_path: Path) -> None:
-    one = empty_activations(TRAIN, VAL, ROWS).total_bytes
-    store = ActivationStore(tmp_path, 3 * one + 2000)
+    one = empty_features(TRAIN, VAL, ROWS).total_bytes
+    store = FeatureStore(tmp_path, 3 * one + 2000)
     for name in ("a", "b", "c"):
         with store.create(name, TRAIN, VAL, ROWS) as made:
             filled(made)
@@ -92,7 +92,7 @@ def test_entries_used_longest_ago_make_room(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c", "d"}, (
         "what this run has made or used stays"
     )
-    later = ActivationStore(tmp_path, 3 * one + 2000)
+    later = FeatureStore(tmp_path, 3 * one + 2000)
     assert later.open("a") is not None
     with later.create("e", TRAIN, VAL, ROWS) as made:
         filled(made)
@@ -109,7 +109,7 @@ def test_a_full_disk_is_told_before_anything_is_mapped(
     monkeypatch.setattr("os.posix_fallocate", full)
     with (
         pytest.raises(OSError, match="No space left"),
-        ActivationStore(tmp_path, 10**9).create("key", TRAIN, VAL, ROWS),
+        FeatureStore(tmp_path, 10**9).create("key", TRAIN, VAL, ROWS),
     ):
         pytest.fail("the block must not run")
     assert list(tmp_path.iterdir()) == []
@@ -118,7 +118,7 @@ def test_a_full_disk_is_told_before_anything_is_mapped(
 def test_what_another_run_removes_meanwhile_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = ActivationStore(tmp_path, 10**9)
+    store = FeatureStore(tmp_path, 10**9)
 
     def gone(*_: object, **__: object) -> None:
         raise FileNotFoundError("another run was faster")
@@ -134,13 +134,13 @@ def test_what_killed_processes_left_goes_after_a_day(tmp_path: Path) -> None:
     for name, age in ((".old.x", 2 * 86400), (".young.x", 60)):
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    with ActivationStore(tmp_path, 10**9).create("key", TRAIN, VAL, ROWS) as made:
+    with FeatureStore(tmp_path, 10**9).create("key", TRAIN, VAL, ROWS) as made:
         filled(made)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".young.x", "key"]
 
 
 def test_bytes_that_are_not_what_was_written_are_not_used(tmp_path: Path) -> None:
-    store = ActivationStore(tmp_path, 10**9)
+    store = FeatureStore(tmp_path, 10**9)
     with store.create("key", TRAIN, VAL, ROWS) as made:
         filled(made)
     file = tmp_path / "key/val-0.bin"
@@ -160,5 +160,5 @@ facts = st.dictionaries(
 def test_different_facts_have_different_keys(
     one: dict[str, object], other: dict[str, object]
 ) -> None:
-    assert (activations_key(one) == activations_key(other)) == (one == other)
-    assert activations_key(dict(reversed(one.items()))) == activations_key(one)
+    assert (hash_feature_key(one) == hash_feature_key(other)) == (one == other)
+    assert hash_feature_key(dict(reversed(one.items()))) == hash_feature_key(one)

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from edgetl.cli.app import program
+from edgetl.cli.app import create_app
 from edgetl.core import builtin_weights
-from edgetl.core.builtin_weights import WEIGHTS, write_checksums
+from edgetl.core.builtin_weights import WEIGHTS_FILE, write_checksums
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import WeightsError
 from edgetl.core.files import read_json, sha256_file
@@ -37,7 +37,7 @@ def ship(place: Path, random_weights: Path) -> Path:
             if not name.startswith("classifier.3.") and tensor.is_floating_point()}  # fmt: skip
     save_file(
         {name: tensor.half() if tensor.dim() > 1 else tensor for name, tensor in kept.items()},
-        folder / WEIGHTS,
+        folder / WEIGHTS_FILE,
     )
     write_checksums(folder)
     return folder
@@ -46,7 +46,7 @@ def ship(place: Path, random_weights: Path) -> Path:
 @pytest.fixture
 def shipped(tmp_path: Path, random_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
-        builtin_weights, "places", lambda: (tmp_path / "nowhere", tmp_path / "models")
+        builtin_weights, "list_search_folders", lambda: (tmp_path / "nowhere", tmp_path / "models")
     )
     return ship(tmp_path / "models", random_weights)
 
@@ -69,20 +69,20 @@ def test_finetune_takes_them_and_the_run_says_so(
     run: RunDirectory = finetune(config)
     assert read_json(run.metrics, AssertionError, "metrics")["weights"] == {
         "source": "builtin",
-        "sha256": sha256_file(shipped / WEIGHTS),
+        "sha256": sha256_file(shipped / WEIGHTS_FILE),
     }
-    given = load_file(shipped / WEIGHTS)["features.0.0.weight"]
+    given = load_file(shipped / WEIGHTS_FILE)["features.0.0.weight"]
     model = load_run_model(run)
     assert model.weights_source == "builtin"
-    assert torch.equal(model.network.state_dict()["features.0.0.weight"], given.float())
+    assert torch.equal(model.model.state_dict()["features.0.0.weight"], given.float())
 
 
 def test_a_changed_byte_is_refused_before_anything_is_written(
     shipped: Path, make_images: Callable[..., Path], tmp_path: Path
 ) -> None:
-    content = bytearray((shipped / WEIGHTS).read_bytes())
+    content = bytearray((shipped / WEIGHTS_FILE).read_bytes())
     content[-100] ^= 1
-    (shipped / WEIGHTS).write_bytes(content)
+    (shipped / WEIGHTS_FILE).write_bytes(content)
     output = tmp_path / "run"
     arguments = [
         "finetune",
@@ -94,7 +94,7 @@ def test_a_changed_byte_is_refused_before_anything_is_written(
         "-o",
         str(output),
     ]
-    result = CliRunner().invoke(program(), arguments)
+    result = CliRunner().invoke(create_app(), arguments)
     assert isinstance(result.exception, WeightsError)
     assert str(result.exception).count("\n") == 0
     assert "is not the file that edgetl shipped" in str(result.exception)
@@ -111,18 +111,18 @@ def test_other_architectures_and_stock_export_are_refused(shipped: Path) -> None
 def test_models_lists_them(shipped: Path) -> None:
     import json
 
-    listed = json.loads(CliRunner().invoke(program(), ["models", "--json"]).stdout)["models"]
+    listed = json.loads(CliRunner().invoke(create_app(), ["models", "--json"]).stdout)["models"]
     assert [row["name"] for row in listed if row["builtin"]] == [MODEL]
     line = next(
         line
-        for line in CliRunner().invoke(program(), ["models", MODEL]).stdout.splitlines()
+        for line in CliRunner().invoke(create_app(), ["models", MODEL]).stdout.splitlines()
         if MODEL in line
     )
     assert "yes" in line
 
 
 def test_what_ships_in_this_checkout_is_whole() -> None:
-    for architecture in builtin_weights.builtin_folders():
+    for architecture in builtin_weights.find_builtin_folders():
         weights = read_weights("builtin", architecture)
         assert weights is not None
         assert sum(tensor.numel() for tensor in weights.tensors.values()) > 1e5
@@ -166,7 +166,7 @@ def test_they_load_from_a_wheel_alone(unpacked: Path, tmp_path: Path) -> None:
             text=True,
         )
 
-    file = unpacked / "edgetl/_models" / f"{MODEL}-builtin" / WEIGHTS
+    file = unpacked / "edgetl/_models" / f"{MODEL}-builtin" / WEIGHTS_FILE
     done = ask()
     assert done.stdout.split() == [str(len(load_file(file))), sha256_file(file)], done.stderr
     file.write_bytes(file.read_bytes()[:-1] + b"?")

@@ -9,20 +9,20 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgetl.core.errors import ConfigError
-from edgetl.train.model.factory import AdaptedNetwork, adapt
-from edgetl.train.model.freezing import Freezing, set_trainable
+from edgetl.train.model.factory import AdaptedModel, build_adapted_model
+from edgetl.train.model.freezing import FrozenState, set_trainable
 
 
 @pytest.fixture
-def adapted() -> AdaptedNetwork:
+def adapted() -> AdaptedModel:
     torch.manual_seed(0)
-    return adapt("mobilenet_v3_small", 32, 2, 8, 0.2, None)
+    return build_adapted_model("mobilenet_v3_small", 32, 2, 8, 0.2, None)
 
 
-def step(freezing: Freezing) -> None:
+def step(freezing: FrozenState) -> None:
     freezing.train_mode()
-    optimiser = torch.optim.SGD(freezing.trained_parameters(), 0.1)
-    loss = freezing.network(torch.randn(4, 3, 32, 32)).square().sum()
+    optimiser = torch.optim.SGD(freezing.trainable_parameters(), 0.1)
+    loss = freezing.model(torch.randn(4, 3, 32, 32)).square().sum()
     loss.backward()
     optimiser.step()
 
@@ -37,43 +37,43 @@ def norms(network: nn.Module, block: str) -> list[nn.Module]:
 
 @pytest.mark.parametrize("unfreeze", ["head", 0, 2, "2", 14])
 def test_exactly_the_asked_blocks_and_the_head_are_trained(
-    adapted: AdaptedNetwork, unfreeze: int | str
+    adapted: AdaptedModel, unfreeze: int | str
 ) -> None:
     count = 0 if unfreeze == "head" else int(unfreeze)
     freezing = set_trainable(adapted, unfreeze)
     trained = {
-        name for name, parameter in adapted.network.named_parameters() if parameter.requires_grad
+        name for name, parameter in adapted.model.named_parameters() if parameter.requires_grad
     }
     allowed = [
-        adapted.layer.path,
+        adapted.classifier_layer.path,
         *(
             path
             for block in adapted.blocks[len(adapted.blocks) - count :]
-            for path in block.modules
+            for path in block.module_paths
         ),
     ]
     expected = {
         name
-        for name, _ in adapted.network.named_parameters()
+        for name, _ in adapted.model.named_parameters()
         if any(name.startswith(f"{path}.") for path in allowed)
     }
     assert trained == expected
     step(freezing)
-    freezing.prove()
+    freezing.verify_unchanged()
 
 
 def test_all_trains_the_stem_as_well() -> None:
     torch.manual_seed(0)
-    adapted = adapt("vit_b_32", 32, 2, 8, 0.2, None)
+    adapted = build_adapted_model("vit_b_32", 32, 2, 8, 0.2, None)
     set_trainable(adapted, len(adapted.blocks))
-    assert not adapted.network.class_token.requires_grad
-    assert not adapted.network.encoder.pos_embedding.requires_grad
+    assert not adapted.model.class_token.requires_grad
+    assert not adapted.model.encoder.pos_embedding.requires_grad
     set_trainable(adapted, "all")
-    assert all(parameter.requires_grad for parameter in adapted.network.parameters())
+    assert all(parameter.requires_grad for parameter in adapted.model.parameters())
 
 
 def test_statistics_of_frozen_blocks_stand_still_even_when_trained_ones_move(
-    adapted: AdaptedNetwork,
+    adapted: AdaptedModel,
 ) -> None:
     freezing = set_trainable(adapted, 3, freeze_statistics=False)
     for _ in range(2):
@@ -81,44 +81,42 @@ def test_statistics_of_frozen_blocks_stand_still_even_when_trained_ones_move(
     assert not any(
         module.training
         for block in adapted.blocks[:-3]
-        for path in block.modules
-        for module in adapted.network.get_submodule(path).modules()
+        for path in block.module_paths
+        for module in adapted.model.get_submodule(path).modules()
     )
-    assert all(module.training for module in norms(adapted.network, adapted.blocks[-3].name))
-    assert float(norms(adapted.network, adapted.blocks[-3].name)[0].running_mean.abs().sum()) > 0  # type: ignore[operator]
-    freezing.prove()
+    assert all(module.training for module in norms(adapted.model, adapted.blocks[-3].name))
+    assert float(norms(adapted.model, adapted.blocks[-3].name)[0].running_mean.abs().sum()) > 0  # type: ignore[operator]
+    freezing.verify_unchanged()
 
 
-def test_by_default_no_statistics_move(adapted: AdaptedNetwork) -> None:
+def test_by_default_no_statistics_move(adapted: AdaptedModel) -> None:
     freezing = set_trainable(adapted, 3)
     step(freezing)
     assert not any(
-        module.training
-        for module in adapted.network.modules()
-        if isinstance(module, nn.BatchNorm2d)
+        module.training for module in adapted.model.modules() if isinstance(module, nn.BatchNorm2d)
     )
     assert "features.12.1.running_mean" in freezing.digests
     assert "features.12.1.weight" not in freezing.digests
-    freezing.prove()
+    freezing.verify_unchanged()
 
 
-def test_the_proof_names_a_parameter_that_moved(adapted: AdaptedNetwork) -> None:
+def test_the_proof_names_a_parameter_that_moved(adapted: AdaptedModel) -> None:
     freezing = set_trainable(adapted, "head")
     with torch.no_grad():
-        adapted.network.features[0][0].weight[0, 0, 0, 0] += 1e-6
+        adapted.model.features[0][0].weight[0, 0, 0, 0] += 1e-6
     with pytest.raises(RuntimeError, match=r"features\.0\.0\.weight"):
-        freezing.prove()
+        freezing.verify_unchanged()
 
 
-def test_the_proof_names_statistics_that_moved(adapted: AdaptedNetwork) -> None:
+def test_the_proof_names_statistics_that_moved(adapted: AdaptedModel) -> None:
     freezing = set_trainable(adapted, "head")
-    adapted.network.train()  # what train_mode() is there to avoid
-    adapted.network(torch.randn(4, 3, 32, 32))
+    adapted.model.train()  # what train_mode() is there to avoid
+    adapted.model(torch.randn(4, 3, 32, 32))
     with pytest.raises(RuntimeError, match="running_mean"):
-        freezing.prove()
+        freezing.verify_unchanged()
 
 
-def test_more_blocks_than_there_are(adapted: AdaptedNetwork) -> None:
+def test_more_blocks_than_there_are(adapted: AdaptedModel) -> None:
     with pytest.raises(ConfigError, match="--unfreeze 15: the backbone has 14 blocks"):
         set_trainable(adapted, 15)
 
@@ -154,27 +152,27 @@ def test_out_of_place_activations_compute_the_same_without_copies(model: str) ->
     results: list[list[Tensor]] = []
     for in_place in (True, False):
         torch.manual_seed(0)
-        adapted = adapt(model, 32, 2, 8, 0.2, None)
+        adapted = build_adapted_model(model, 32, 2, 8, 0.2, None)
         freezing = set_trainable(adapted, "all", freeze_statistics=False)
         if in_place:
-            set_in_place(adapted.network, True)
+            set_in_place(adapted.model, True)
         freezing.train_mode()
         with CloneCounter() as counter:
             for _ in range(2):
                 step(freezing)
         clones.append(counter.count)
-        results.append([*adapted.network.parameters(), *adapted.network.buffers()])
+        results.append([*adapted.model.parameters(), *adapted.model.buffers()])
     assert clones[1] <= 2  # of EfficientNet's head, not of an activation
     assert clones[0] >= 30
     assert all(map(torch.equal, *results))
 
 
-def test_frozen_activations_stay_in_place(adapted: AdaptedNetwork) -> None:
+def test_frozen_activations_stay_in_place(adapted: AdaptedModel) -> None:
     freezing = set_trainable(adapted, 2)
     frozen = {id(inner) for block in freezing.frozen_blocks for inner in block.modules()}
     kept = {
         id(module) in frozen: module.inplace
-        for module in adapted.network.modules()
+        for module in adapted.model.modules()
         if isinstance(module, nn.Hardswish)
     }
     assert kept == {True: True, False: False}

@@ -19,8 +19,13 @@ from torch import Tensor, nn
 
 from edgetl.core.errors import WeightsError
 from edgetl.core.files import sha256_file
-from edgetl.train.model.factory import adapt, load_stock_model
-from edgetl.train.model.weights import PretrainedWeights, download, load_into, read_weights
+from edgetl.train.model.factory import build_adapted_model, load_stock_model
+from edgetl.train.model.weights import (
+    PretrainedWeights,
+    download_weights,
+    load_weights,
+    read_weights,
+)
 
 NAME = "squeezenet1_1"
 
@@ -67,7 +72,7 @@ def test_checkpoints_are_unwrapped(
     assert weights is not None
     target = network()
     nn.init.zeros_(target.features[0].weight)
-    load_into(target, weights, NAME)
+    load_weights(target, weights, NAME)
     assert all(torch.equal(tensor, state[name]) for name, tensor in target.state_dict().items())
 
 
@@ -158,7 +163,7 @@ def test_misfits_are_named(state: dict[str, Tensor]) -> None:
     tensors["extra.weight"] = torch.zeros(1)
     tensors["features.0.weight"] = torch.zeros(64, 1, 3, 3)
     with pytest.raises(WeightsError) as caught:
-        load_into(network(), as_weights(tensors), NAME)
+        load_weights(network(), as_weights(tensors), NAME)
     for part in (
         "1 missing (features.0.bias)",
         "1 unexpected (extra.weight)",
@@ -169,7 +174,7 @@ def test_misfits_are_named(state: dict[str, Tensor]) -> None:
 
 def test_another_architecture_s_weights_name_only_a_few(state: dict[str, Tensor]) -> None:
     with pytest.raises(WeightsError, match=r"\d+ missing .* and \d+ more\)") as caught:
-        load_into(torchvision.models.resnet18(), as_weights(state), "resnet18")
+        load_weights(torchvision.models.resnet18(), as_weights(state), "resnet18")
     assert len(str(caught.value)) < 600
 
 
@@ -185,11 +190,11 @@ def test_the_classification_layer_may_be_absent_or_of_any_shape_when_it_is_repla
             "classifier.1.weight": torch.zeros(classes, 512, 1, 1),
             "classifier.1.bias": torch.zeros(classes),
         }
-    adapted = adapt(NAME, 32, 3, 8, 0.2, as_weights(tensors))
-    assert torch.equal(adapted.network.features[0].weight, state["features.0.weight"])
+    adapted = build_adapted_model(NAME, 32, 3, 8, 0.2, as_weights(tensors))
+    assert torch.equal(adapted.model.features[0].weight, state["features.0.weight"])
     if classes != 1000:
         with pytest.raises(WeightsError, match=r"classifier\.1\.weight"):
-            load_into(network(), as_weights(tensors), NAME)
+            load_weights(network(), as_weights(tensors), NAME)
 
 
 def test_counters_and_auxiliary_classifiers_are_optional() -> None:
@@ -199,15 +204,15 @@ def test_counters_and_auxiliary_classifiers_are_optional() -> None:
     tensors = {
         name: tensor for name, tensor in full.items() if not name.endswith("num_batches_tracked")
     }
-    adapted = adapt("googlenet", 32, 2, 8, 0.2, as_weights(tensors))
-    assert torch.equal(adapted.network.conv1.conv.weight, full["conv1.conv.weight"])
-    assert not any(name.startswith("aux") for name in adapted.network.state_dict())
+    adapted = build_adapted_model("googlenet", 32, 2, 8, 0.2, as_weights(tensors))
+    assert torch.equal(adapted.model.conv1.conv.weight, full["conv1.conv.weight"])
+    assert not any(name.startswith("aux") for name in adapted.model.state_dict())
 
 
 def test_values_that_are_not_finite_are_refused(state: dict[str, Tensor]) -> None:
     tensors = {**state, "features.0.bias": torch.full((64,), float("nan"))}
     with pytest.raises(WeightsError, match=r"not finite.*features\.0\.bias"):
-        load_into(network(), as_weights(tensors), NAME)
+        load_weights(network(), as_weights(tensors), NAME)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +233,7 @@ def test_tensors_that_are_no_weights_are_refused(
     path = tmp_path / "weights.pth"
     torch.save({**state, name: change(state[name])}, path)
     with pytest.raises(WeightsError, match=told):
-        adapt(NAME, 224, 3, 0, 0.2, read_weights(str(path), NAME))
+        build_adapted_model(NAME, 224, 3, 0, 0.2, read_weights(str(path), NAME))
 
 
 def test_names_that_are_numbers_are_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
@@ -266,7 +271,7 @@ def test_old_densenet_names_are_understood(tmp_path: Path) -> None:
     torch.save(old, tmp_path / "densenet121.pth")
     weights = read_weights(str(tmp_path / "densenet121.pth"), "densenet121")
     assert weights is not None
-    load_into(torchvision.models.densenet121(), weights, "densenet121")
+    load_weights(torchvision.models.densenet121(), weights, "densenet121")
 
 
 def test_positions_of_a_vision_transformer_are_interpolated() -> None:
@@ -277,7 +282,7 @@ def test_positions_of_a_vision_transformer_are_interpolated() -> None:
     at_96 = torchvision.models.vision_transformer._vision_transformer(
         32, 2, 2, 16, 32, None, False, image_size=96
     )
-    load_into(at_96, as_weights(at_64.state_dict()), "tiny_vit")
+    load_weights(at_96, as_weights(at_64.state_dict()), "tiny_vit")
     assert at_96.encoder.pos_embedding.shape == (1, 10, 16)
     assert torch.equal(at_96.encoder.pos_embedding[:, 0], at_64.encoder.pos_embedding[:, 0])
 
@@ -331,19 +336,19 @@ def test_a_download_that_is_not_what_its_name_says_is_refused(
     url, folder = server
     torch.save(state, folder / "w-00000000.pth")
     with pytest.raises(WeightsError, match="invalid hash value"):
-        download(f"{url}/w-00000000.pth", NAME)
+        download_weights(f"{url}/w-00000000.pth", NAME)
 
 
 def test_what_the_server_lacks_and_a_server_that_is_not_there(server: tuple[str, Path]) -> None:
     url, _ = server
     with pytest.raises(WeightsError, match="404") as caught:
-        download(f"{url}/w-00000000.pth", NAME)
+        download_weights(f"{url}/w-00000000.pth", NAME)
     assert f"{url}/w-00000000.pth" in str(caught.value)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{closed.getsockname()[1]}/w-00000000.pth"
     with pytest.raises(WeightsError) as caught:
-        download(dead, NAME)
+        download_weights(dead, NAME)
     for part in (dead, "--weights FILE", "--weights none", "internet access"):
         assert part in str(caught.value)
     assert socket.getdefaulttimeout() is None
@@ -355,9 +360,9 @@ def test_a_stock_model_has_imagenet_s_labels(file: Path, state: dict[str, Tensor
     assert model.labels[0] == "tench"
     assert (model.preprocessing.crop, model.preprocessing.resize) == (224, 256)
     assert model.run_id == sha256_file(file)[:12]
-    assert not model.network.training
+    assert not model.model.training
     with torch.no_grad():
-        assert model.network(torch.randn(2, 3, 224, 224)).shape == (2, 1000)
+        assert model.model(torch.randn(2, 3, 224, 224)).shape == (2, 1000)
     assert load_stock_model(NAME, str(file), image_size=64).preprocessing.crop == 64
     with pytest.raises(WeightsError, match="without weights"):
         load_stock_model(NAME, "none")
@@ -373,7 +378,7 @@ def test_real_weights_recognise_real_photos(shared: Path) -> None:
         [torch.from_numpy(preprocess(load_image(photo), model.preprocessing)) for photo in photos]
     )
     with torch.inference_mode():
-        found = model.network(batch).argmax(1)
+        found = model.model(batch).argmax(1)
     assert int(((found >= 151) & (found <= 268)).sum()) >= 14, (
         "ImageNet's classes 151 to 268 are breeds of dog"
     )

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from edgetl.cli.bench_tables import show
+from edgetl.cli.bench_tables import show_bench_result
 from edgetl.core.config.bench import BenchConfig
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.runner import bench
@@ -32,9 +32,9 @@ def main() -> None:
             output=Path(folder, "result.json"),
         )
         result = bench(config, protocol=FEW)
-    if not result.emulated:
+    if not result.is_emulated:
         print("Not emulated: these few runs are no benchmark; `edgetl bench` is.")
-    show(result)
+    show_bench_result(result)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from PIL import Image
 
 from edgetl.core.files import sha256_file
 from edgetl.device.runtime.bundle import open_bundle
-from edgetl.device.runtime.classifier import proven_classifier
+from edgetl.device.runtime.classifier import open_verified_classifier
 from tests.helpers.bundles import (
     CONTRACT,
     LABELS,
@@ -56,8 +56,8 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
 
 def use(case: Path) -> None:
     """Open it, put its reference images through it, and label an image."""
-    open_bundle(case).others()
-    classifier = proven_classifier(case, threads=1)
+    open_bundle(case).companion_files()
+    classifier = open_verified_classifier(case, threads=1)
     classifier.classify(np.zeros((40, 50, 3), np.uint8))
 
 

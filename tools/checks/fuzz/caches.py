@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from edgetl.train.common.autotune import remembered
-from edgetl.train.features.store import ActivationStore, Rows
+from edgetl.train.common.autotune import cached_measurement
+from edgetl.train.features.store import FeatureStore, TensorSpec
 from tools.checks.fuzz.target import Target, copy_originals, mutate_file, mutate_json_file
 
 _KEY = "0" * 32
@@ -24,14 +24,14 @@ def _measure() -> dict[str, Any]:
 
 def _in_cache(folder: Path) -> dict[str, Any]:
     os.environ["EDGETL_CACHE"] = str(folder)
-    return remembered(_FACTS, _measure)
+    return cached_measurement(_FACTS, _measure)
 
 
 def prepare(folder: Path) -> None:
     """Write a measurement and an entry of activations."""
     _in_cache(folder)
-    store = ActivationStore(folder / "activations", 2**30)
-    with store.create(_KEY, [(2, 4)], [(3,)], [Rows((5,), torch.float16)]) as made:
+    store = FeatureStore(folder / "activations", 2**30)
+    with store.create(_KEY, [(2, 4)], [(3,)], [TensorSpec((5,), torch.float16)]) as made:
         for values in (*made.train, *made.val):
             values.fill_(1.0)
 
@@ -49,7 +49,7 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
 def use(case: Path) -> None:
     """Ask for both; what comes back is what was written."""
     assert _in_cache(case) == _measure()
-    found = ActivationStore(case / "activations", 2**30).open(_KEY)
+    found = FeatureStore(case / "activations", 2**30).open(_KEY)
     if found is not None:
         assert [tuple(values.shape) for values in (*found.train, *found.val)] == [(2, 4, 5), (3, 5)]
         assert all(bool((values == 1).all()) for values in (*found.train, *found.val))

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from edgetl.train.common.progress import EpochRecord
-from edgetl.train.engine.checkpoint import write_state
+from edgetl.train.engine.checkpoint import write_checkpoint
 from edgetl.train.engine.phases import Phase
-from edgetl.train.engine.training_state import check_phases, read_training_state
+from edgetl.train.engine.training_state import check_phases, read_training_checkpoint
 from tools.checks.fuzz.mutation import mutate_json
 from tools.checks.fuzz.target import Target, mutate_file
 
@@ -42,7 +42,7 @@ def _write(path: Path, facts: Any) -> None:
         "best": {"weight": torch.ones(2, 2)},
         "generator": {"0/cpu": torch.get_rng_state()},
     }
-    write_state(path, parts, facts)
+    write_checkpoint(path, parts, facts)
 
 
 def prepare(folder: Path) -> None:
@@ -68,7 +68,7 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
 
 def use(case: Path) -> None:
     """Read it."""
-    check_phases(read_training_state(case / _NAME), 2)
+    check_phases(read_training_checkpoint(case / _NAME), 2)
 
 
 TARGET = Target(prepare, make_case, use)

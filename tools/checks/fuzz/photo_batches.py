@@ -86,8 +86,8 @@ def look_through(folder: Path, count: int, outcome: Outcome) -> None:
         AssertionError: it crashed, hung, or lost a file.
     """
     code = (
-        "import resource, sys; from edgetl.cli.app import program\n"
-        "try: program('check')(['check', sys.argv[1], '--json'], standalone_mode=False)\n"
+        "import resource, sys; from edgetl.cli.app import create_app\n"
+        "try: create_app('check')(['check', sys.argv[1], '--json'], standalone_mode=False)\n"
         "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)"
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import albumentations
 
-from edgetl.core.config.presets import preset_toml, resolve
+from edgetl.core.config.presets import format_preset_toml, resolve_config
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.train.data.augmentation import Augmentation
 from tools.checks.fuzz.target import Target, mutate_file, mutate_json_file, mutate_lines
@@ -22,7 +22,7 @@ _EXTRA = 'model = "mobilenet_v2"\nimage-size = 64\nseed = 3\nbudget = "25m"\ncac
 def prepare(folder: Path) -> None:
     """Write both presets and two pipelines."""
     for name in ("default", "classic"):
-        (folder / f"{name}.toml").write_text(preset_toml(name) + _EXTRA, encoding="utf-8")
+        (folder / f"{name}.toml").write_text(format_preset_toml(name) + _EXTRA, encoding="utf-8")
     steps = [
         albumentations.RandomResizedCrop((64, 64)), albumentations.RandomScale((-0.1, 0.5)), albumentations.PadIfNeeded(100, 100),
         albumentations.OneOf([albumentations.GaussianBlur(), albumentations.CropAndPad(percent=(0.0, 0.1))]),
@@ -52,7 +52,7 @@ def use(case: Path) -> None:
     """Resolve the configuration, or build the pipeline and try it."""
     (path,) = case.iterdir()
     if path.suffix == ".toml":
-        resolve(Path("data"), None, path, {})
+        resolve_config(Path("data"), None, path, {})
     else:
         Augmentation("light", Preprocessing.for_image_size(64), 0, path)
 

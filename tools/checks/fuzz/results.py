@@ -6,8 +6,8 @@ import json
 import random
 from pathlib import Path
 
-from edgetl.core.artifacts.bench import read_result
-from edgetl.report.bench.page import bench_report
+from edgetl.core.artifacts.bench import read_bench_result
+from edgetl.report.bench.page import render_bench_report
 from tests.helpers.bench_results import board, server
 from tools.checks.fuzz.mutation import mutate_json
 from tools.checks.fuzz.target import Target, mutate_json_file
@@ -51,11 +51,11 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
 def use(case: Path) -> None:
     """Read it, and write the page of one in eight."""
     path = case / "result.json"
-    result = read_result(path)
+    result = read_bench_result(path)
     json.dumps(result.to_json(), allow_nan=False)
     # Drawing takes a second, twenty times as long as the rest.
     if path.stat().st_size % _DRAWN_EVERY == 0:
-        bench_report([result])
+        render_bench_report([result])
 
 
 TARGET = Target(prepare, make_case, use)

@@ -6,14 +6,14 @@ import json
 import random
 from pathlib import Path
 
-from edgetl.core.artifacts.run import read_run
+from edgetl.core.artifacts.run import read_run_record
 from edgetl.core.artifacts.run_config import read_run_configuration
 from edgetl.core.errors import EdgetlError
 from edgetl.core.paths import RunDirectory
-from edgetl.report.run.page import run_report
+from edgetl.report.run.page import render_run_report
 from edgetl.report.run.text import run_sentences
 from edgetl.train.data.splits import read_split
-from edgetl.train.finetune import beginnings
+from edgetl.train.finetune import read_unfinished_run
 from tests.helpers.runs import CLASSES, write_run
 from tools.checks.fuzz.target import (
     Target,
@@ -47,7 +47,7 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
     run = RunDirectory(case)
     if generator.random() < 0.2:
         run.metrics.unlink()
-    path = generator.choice([path for path in (run.config, run.config, run.metrics, run.history, run.predictions, run.split, run.rejected)
+    path = generator.choice([path for path in (run.config, run.config, run.metrics, run.history, run.predictions, run.split, run.rejected_files)
                              if path.exists()])  # fmt: skip
     if generator.random() < 0.2:
         mutate_file(path, generator)
@@ -64,7 +64,7 @@ def use(case: Path) -> None:
     reads = (
         (_report, read_split, read_run_configuration)
         if run.metrics.exists()
-        else (_report, read_split, beginnings)
+        else (_report, read_split, read_unfinished_run)
     )
     for read in reads:
         try:
@@ -76,10 +76,10 @@ def use(case: Path) -> None:
 
 
 def _report(run: RunDirectory) -> None:
-    trained = read_run(run.path)
+    trained = read_run_record(run.path)
     trained.to_json()
     run_sentences(trained)
-    run_report(trained, [])
+    render_run_report(trained, [])
 
 
 TARGET = Target(prepare, make_case, use)

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edgetl.train.model.torchvision_models import build_network
-from edgetl.train.model.weights import load_into, read_weights
+from edgetl.train.model.torchvision_models import build_model
+from edgetl.train.model.weights import load_weights, read_weights
 from tools.checks.fuzz.mutation import VALUES
 from tools.checks.fuzz.target import Target, mutate_file
 
@@ -41,7 +41,7 @@ _CHANGES = (
 @cache
 def _network() -> nn.Module:
     torch.manual_seed(0)
-    return build_network(_NAME, 224)
+    return build_model(_NAME, 224)
 
 
 def prepare(folder: Path) -> None:
@@ -121,7 +121,7 @@ def use(case: Path) -> None:
     (path,) = case.iterdir()
     weights = read_weights(str(path), _NAME)
     assert weights is not None
-    load_into(_network(), weights, _NAME)
+    load_weights(_network(), weights, _NAME)
 
 
 TARGET = Target(prepare, make_case, use)

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.bench.backend import Backend, Source
+from edgetl.device.bench.backend import Backend, ModelSource
 from edgetl.device.bench.ort_backend import OnnxRuntimeBackend
 from edgetl.device.runtime.bundle import open_bundle
-from edgetl.device.runtime.golden import TF32_SHARE
+from edgetl.device.runtime.golden import TF32_RELATIVE_TOLERANCE
 from edgetl.train.pytorch_backend import PyTorchBackend
 from tools.checks.gpu_check.profile import launches_and_device_ms
 from tools.checks.gpu_check.record import Record
@@ -58,7 +58,7 @@ def check_inference(settings: Settings, record: Record) -> None:
     """Step `inference`."""
     bundle = open_bundle(settings.tensor_run)
     preprocessing = bundle.preprocessing
-    files = {name: bundle.file(bundle.variant(name)) for name in ("fp32", "fp16")}
+    files = {name: bundle.variant_path(bundle.select_variant(name)) for name in ("fp32", "fp16")}
     batches = (2,) if settings.rehearsal else BATCHES
     for size in batches:
         contenders = _open_all(settings, record, files, preprocessing, size)
@@ -95,7 +95,7 @@ def _open_all(
         for session in sessions:
             name = f"onnxruntime {variant}, {session}"
             with record.attempt(f"batch {size}, {name} opens"):
-                source = Source(
+                source = ModelSource(
                     file,
                     1,
                     settings.device,
@@ -108,22 +108,24 @@ def _open_all(
     return contenders
 
 
-def _torch_source(settings: Settings, preprocessing: Preprocessing, size: int, mode: str) -> Source:
+def _torch_source(
+    settings: Settings, preprocessing: Preprocessing, size: int, mode: str
+) -> ModelSource:
     options = {"mode": mode}
-    return Source(
+    return ModelSource(
         settings.tensor_run, 1, settings.device, "tensor", preprocessing, size, settings=options
     )
 
 
 def _settled(
     name: str,
-    kind: Callable[[Source], Backend],
-    source: Source,
+    kind: Callable[[ModelSource], Backend],
+    source: ModelSource,
     size: int,
     preprocessing: Preprocessing,
 ) -> Contender:
     backend = kind(source)
-    backend.settle(_tensors(preprocessing, size))
+    backend.autotune(_tensors(preprocessing, size))
     return Contender(name, backend)
 
 
@@ -163,13 +165,18 @@ def _check_answer(
 ) -> None:
     # The reference of every answer is float32 on the CPU.
     bundle = open_bundle(settings.tensor_run)
-    source = Source(
-        bundle.file(bundle.variant("fp32")), 4, "cpu", "tensor", bundle.preprocessing, size
+    source = ModelSource(
+        bundle.variant_path(bundle.select_variant("fp32")),
+        4,
+        "cpu",
+        "tensor",
+        bundle.preprocessing,
+        size,
     )
     expected = OnnxRuntimeBackend(source).infer(batch)
     answer = contender.backend.infer(batch)
     # bf16 keeps fewer bits than TF32 and fp16; one logit decides nothing.
-    share = 0.05 if "bf16" in contender.name else TF32_SHARE
+    share = 0.05 if "bf16" in contender.name else TF32_RELATIVE_TOLERANCE
     tolerance = max(0.05, share * float(np.abs(expected).max()))
     difference = float(np.abs(answer - expected).max())
     text = f"batch {size}, {contender.name}: logits are the CPU's"

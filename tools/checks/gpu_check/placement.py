@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.device.runtime.bundle import open_bundle
-from edgetl.device.runtime.classifier import Classifier, bundle_classifier
+from edgetl.device.runtime.classifier import Classifier, open_bundle_classifier
 from edgetl.device.runtime.placement import COMPUTE_OPERATORS
-from edgetl.device.runtime.profile import node_times
+from edgetl.device.runtime.profile import profile_nodes
 from edgetl.device.runtime.providers import PROVIDERS
 from edgetl.device.runtime.session import create_session
 from tools.checks.gpu_check.photos import photo
@@ -45,8 +45,8 @@ def check_placement(settings: Settings, record: Record) -> None:
 
 def _check_variant(settings: Settings, record: Record, variant: str) -> None:
     bundle = open_bundle(settings.run)
-    here = bundle_classifier(bundle, variant, settings.device)
-    reference = bundle_classifier(bundle, variant, "cpu")
+    here = open_bundle_classifier(bundle, variant, settings.device)
+    reference = open_bundle_classifier(bundle, variant, "cpu")
     differences, largest, failures = [], 0.0, []
     for number, (height, width) in enumerate(SIZES):
         image = photo(np.random.default_rng(number), number % 4, (width, height))
@@ -60,11 +60,13 @@ def _check_variant(settings: Settings, record: Record, variant: str) -> None:
         largest = max(largest, float(np.abs(expected).max()))
     text = f"{variant}: images of {len(SIZES)} sizes run on {settings.device}"
     record.require(text, not failures, "; ".join(failures))
-    tolerance = max(0.05, 0.01 * largest, bundle.variant(variant).tolerance or 0.0)
+    tolerance = max(0.05, 0.01 * largest, bundle.select_variant(variant).tolerance or 0.0)
     worst = max(differences, default=math.inf)
     detail = f"differ by {worst:.3g} at most, tolerance {tolerance:.3g}"
     record.require(f"{variant}: the logits are the CPU's", worst <= tolerance, detail)
-    _check_nodes(settings, record, variant, bundle.file(bundle.variant(variant)), here)
+    _check_nodes(
+        settings, record, variant, bundle.variant_path(bundle.select_variant(variant)), here
+    )
 
 
 def _check_nodes(
@@ -73,8 +75,10 @@ def _check_nodes(
     image = photo(np.random.default_rng(0), 0, (640, 480))
     name = classifier.session.get_inputs()[0].name
     open_session = partial(create_session, file, settings.device, None)
-    nodes = node_times(
-        lambda prefix: open_session(profile_prefix=prefix), {name: classifier.feed(image)}, 1
+    nodes = profile_nodes(
+        lambda prefix: open_session(profile_prefix=prefix),
+        {name: classifier.prepare_input(image)},
+        1,
     )
     placed = Counter(node.provider for node in nodes)
     record.measure(**{f"{variant} nodes": dict(placed)})
@@ -88,7 +92,7 @@ def _check_nodes(
 
 
 def _logits(classifier: Classifier, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return classifier.run(classifier.feed(image))[0]
+    return classifier.run(classifier.prepare_input(image))[0]
 
 
 def _check_refusal(settings: Settings, record: Record) -> None:

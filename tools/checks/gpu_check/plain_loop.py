@@ -21,7 +21,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from edgetl.device.hardware.cpu import available_cores
-from edgetl.train.model.factory import AdaptedNetwork, adapt
+from edgetl.train.model.factory import AdaptedModel, build_adapted_model
 from edgetl.train.model.weights import read_weights
 from tools.checks.gpu_check.settings import Settings
 
@@ -81,8 +81,8 @@ def train(settings: Settings, epochs: tuple[int, int]) -> float:
     training, validation = loaders(settings)
     weights = read_weights(settings.weights, settings.model)
     classes = len({label for _, label in split(settings)[0]})
-    adapted = adapt(settings.model, settings.image_size, classes, 0, 0.2, weights)
-    network = adapted.network.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    adapted = build_adapted_model(settings.model, settings.image_size, classes, 0, 0.2, weights)
+    network = adapted.model.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     best = 0.0
     for phase, count in enumerate(epochs):
         trained = trained_parameters(adapted, all_blocks=phase == 1)
@@ -95,12 +95,16 @@ def train(settings: Settings, epochs: tuple[int, int]) -> float:
     return best
 
 
-def trained_parameters(adapted: AdaptedNetwork, all_blocks: bool) -> list[nn.Parameter]:
+def trained_parameters(adapted: AdaptedModel, all_blocks: bool) -> list[nn.Parameter]:
     """The head's parameters, or those of the last half of the blocks too; the others are frozen."""
-    late = [path for block in adapted.blocks[len(adapted.blocks) // 2 :] for path in block.modules]
-    prefixes = tuple(f"{path}." for path in (*(late if all_blocks else ()), adapted.layer.path))
+    late = [
+        path for block in adapted.blocks[len(adapted.blocks) // 2 :] for path in block.module_paths
+    ]
+    prefixes = tuple(
+        f"{path}." for path in (*(late if all_blocks else ()), adapted.classifier_layer.path)
+    )
     trained = []
-    for name, parameter in adapted.network.named_parameters():
+    for name, parameter in adapted.model.named_parameters():
         parameter.requires_grad_(name.startswith(prefixes))
         if parameter.requires_grad:
             trained.append(parameter)

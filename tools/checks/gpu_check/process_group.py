@@ -12,13 +12,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from edgetl.train.common.distributed import Ranks
+from edgetl.train.common.distributed import Processes
 from tools.checks.gpu_check.clock import device_ms
 from tools.checks.gpu_check.record import Record
 from tools.checks.gpu_check.settings import Settings
 
 
-class LoneRanks(Ranks):
+class LoneRanks(Processes):
     """A group of one process that takes the way of many: `Ranks` skips every collective for a world of 1."""
 
     @property
@@ -35,14 +35,16 @@ def check_process_group(settings: Settings, record: Record) -> None:
         record.measure(nccl=".".join(map(str, torch.cuda.nccl.version())))  # type: ignore[no-untyped-call]
     with _group(backend) as ranks:
         record.require("the group has one process", dist.get_world_size() == 1, backend)
-        record.require("objects go through the group", ranks.agree("seed 7") == "seed 7")
-        record.require("flags go through the group", ranks.any(True, False) == (True, False))
-        ranks.meet()
+        record.require("objects go through the group", ranks.broadcast("seed 7") == "seed 7")
+        record.require(
+            "flags go through the group", ranks.all_reduce_any(True, False) == (True, False)
+        )
+        ranks.barrier()
         _check_step(record, ranks, device)
         _check_average(record, ranks, device)
 
 
-def _check_step(record: Record, ranks: Ranks, device: str) -> None:
+def _check_step(record: Record, ranks: Processes, device: str) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3),
@@ -52,7 +54,7 @@ def _check_step(record: Record, ranks: Ranks, device: str) -> None:
         nn.Linear(8, 4),
     )
     network.to(device)
-    parallel = ranks.parallel(network)
+    parallel = ranks.wrap_ddp(network)
     wrapped = isinstance(parallel, nn.parallel.DistributedDataParallel)
     record.require(
         "the network is wrapped in DistributedDataParallel", wrapped, type(parallel).__name__
@@ -69,17 +71,17 @@ def _check_step(record: Record, ranks: Ranks, device: str) -> None:
     record.require("gradients are those without the group", bool(close) and all(close), len(close))
 
 
-def _check_average(record: Record, ranks: Ranks, device: str) -> None:
+def _check_average(record: Record, ranks: Processes, device: str) -> None:
     buffers = [torch.randn(size, device=device) for size in (32, 96, 1280)]
     before = [buffer.clone() for buffer in buffers]
-    ranks.average(buffers)
+    ranks.all_reduce_mean(buffers)
     same = all(torch.allclose(a, b) for a, b in zip(before, buffers, strict=True))
     record.require("the mean over one process is the value itself", same)
-    record.measure(average_ms=device_ms(lambda: ranks.average(buffers), 20, device))
+    record.measure(average_ms=device_ms(lambda: ranks.all_reduce_mean(buffers), 20, device))
 
 
 @contextmanager
-def _group(backend: str) -> Iterator[Ranks]:
+def _group(backend: str) -> Iterator[Processes]:
     with tempfile.TemporaryDirectory() as folder:
         store = f"file://{Path(folder) / 'store'}"
         dist.init_process_group(backend, init_method=store, rank=0, world_size=1)

@@ -55,13 +55,13 @@ def _check(
 def main() -> None:
     """Run edgetl's command line, save after every batch, and send SIGTERM at the place that is asked for."""
     from edgetl.cli.app import main as edgetl
-    from edgetl.train.engine.trainer import Training
+    from edgetl.train.engine.trainer import Trainer
 
     place = sys.argv.pop(1)
     saves = 0
-    save_when_due = Training.save_when_due
+    save_when_due = Trainer.save_if_due
 
-    def save(self: Training, epochs: Any) -> None:
+    def save(self: Trainer, epochs: Any) -> None:
         nonlocal saves
         self.save(epochs)
         saves += epochs is not None
@@ -70,7 +70,7 @@ def main() -> None:
         # It ends the run where the signal has asked for that.
         save_when_due(self, epochs)
 
-    Training.save_when_due = save  # type: ignore[method-assign]
+    Trainer.save_if_due = save  # type: ignore[method-assign]
     edgetl()
 
 

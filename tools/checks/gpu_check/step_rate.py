@@ -12,21 +12,27 @@ import torch
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.paths import RunDirectory
 from edgetl.device.hardware.cpu import available_cores
-from edgetl.train.common.precision import Computing, choose_computing
-from edgetl.train.common.progress import Silent
+from edgetl.train.common.precision import ComputeConfig, choose_compute_config
+from edgetl.train.common.progress import NullProgress
 from edgetl.train.data.augmentation import Augmentation
-from edgetl.train.data.decoded_cache import DecodedImages
-from edgetl.train.data.gpu_images import DeviceImages
+from edgetl.train.data.decoded_cache import DecodedImageCache
+from edgetl.train.data.gpu_images import DeviceImageCache
 from edgetl.train.data.gpu_loader import DeviceLoader
-from edgetl.train.data.loader import Images, Loader, default_workers
-from edgetl.train.data.splits import SplitRow
+from edgetl.train.data.loader import ImageDataset, ImageLoader, default_workers
+from edgetl.train.data.splits import SplitEntry
 from edgetl.train.engine.optim import Loss
-from edgetl.train.engine.phase_builder import Stage
-from edgetl.train.engine.phase_loop import Epochs
+from edgetl.train.engine.phase_builder import TrainablePhase
+from edgetl.train.engine.phase_loop import PhaseLoop
 from edgetl.train.engine.phases import Phase
-from edgetl.train.engine.trainer import Training
-from edgetl.train.features.batches import Batch, BatchLoader, Feed, Order, StreamedFeed
-from edgetl.train.model.factory import adapt
+from edgetl.train.engine.trainer import Trainer
+from edgetl.train.features.batches import (
+    Batch,
+    BatchLoader,
+    BatchSource,
+    EpochSampler,
+    StreamingBatches,
+)
+from edgetl.train.model.factory import build_adapted_model
 from edgetl.train.model.freezing import set_trainable
 from edgetl.train.model.torchvision_models import preprocessing_for
 from tools.checks.gpu_check.plain_step import COMPILED, VARIANTS, plain_step_ms
@@ -107,7 +113,7 @@ def _from_jpeg(
             # A loop over large photos may be slow: fewer steps, of the same batches.
             steps = 3 if settings.rehearsal else {"500 px": 40, "1080p": 12, "12 MP": 8}[size]
             source = jpeg_batches(settings, folder, batch_size, steps, path)
-            times, _ = train(settings, source.training, batch_size, steps)
+            times, _ = train(settings, source.iter_train_batches, batch_size, steps)
             rate = batch_size / times.wall_ms * 1e3
             best = max(best, rate)
             record.measure(
@@ -136,27 +142,29 @@ def train(settings: Settings, batches: Any, batch_size: int, steps: int) -> tupl
     warm = min(steps // 3, 10)
     feed = TimedFeed(batches, batch_size, steps, warm, settings.device)
     epochs, training = make_epochs(settings, feed, batch_size * steps)
-    epochs.run_one()
+    epochs.run_epoch()
     reports = getattr(training, "steps", {})
     return feed.times, str(getattr(reports.get(1), "runner", "eager"))
 
 
-def make_epochs(settings: Settings, feed: Feed, images: int) -> tuple[Epochs, Training]:
+def make_epochs(settings: Settings, feed: BatchSource, images: int) -> tuple[PhaseLoop, Trainer]:
     """Build edgetl's training loop over all blocks of MobileNetV2."""
     config = train_config(settings)
-    computing = choose_computing(config.device, config.precision)
-    adapted = adapt("mobilenet_v2", settings.image_size, 4, 0, 0.2, None)
-    adapted.network.to(computing.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    computing = choose_compute_config(config.device, config.precision)
+    adapted = build_adapted_model("mobilenet_v2", settings.image_size, 4, 0, 0.2, None)
+    adapted.model.to(computing.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = RunDirectory(settings.folder / "step-rate")
     run.path.mkdir(exist_ok=True)
     loss = Loss(config, torch.zeros(4, dtype=torch.int64), 4, computing.device)
-    training = Training(config, run, adapted, loss, images, validated=False, progress=Silent())
-    stage = Stage(
-        Phase(1, 1, 1e-3, "all", freeze_statistics=False), feed, adapted.network, computing
+    training = Trainer(
+        config, run, adapted, loss, images, has_validation=False, progress=NullProgress()
+    )
+    stage = TrainablePhase(
+        Phase(1, 1, 1e-3, "all", freeze_statistics=False), feed, adapted.model, computing
     )
     freezing = set_trainable(adapted, "all", freeze_statistics=False)
     training.phase = stage.phase
-    return Epochs(training, stage, freezing, 1), training
+    return PhaseLoop(training, stage, freezing, 1), training
 
 
 def train_config(settings: Settings) -> FinetuneConfig:
@@ -167,40 +175,44 @@ def train_config(settings: Settings) -> FinetuneConfig:
 
 def jpeg_batches(
     settings: Settings, folder: Path, batch_size: int, steps: int, path: str
-) -> StreamedFeed:
+) -> StreamingBatches:
     """Feed from the files of `folder`, repeated until the steps are full, with edgetl's loader and augmentation."""
     rows = [
-        SplitRow(path, path.parent.name, "train")
+        SplitEntry(path, path.parent.name, "train")
         for path in sorted(folder.glob("*/*"))
         if path.is_file()
     ]
     labels = sorted({row.label for row in rows})
     preprocessing = preprocessing_for("mobilenet_v2", settings.image_size)
-    decoded = DecodedImages(KEPT_BYTES if path == KEPT else 0, max(768, 3 * preprocessing.resize))
+    decoded = DecodedImageCache(
+        KEPT_BYTES if path == KEPT else 0, max(768, 3 * preprocessing.resize)
+    )
     augmentation = Augmentation("light", preprocessing, settings.seed)
-    images = Images(rows, labels, augmentation, preprocessing, decoded)
+    images = ImageDataset(rows, labels, augmentation, preprocessing, decoded)
     workers = default_workers(len(rows) * 64, available_cores(), settings.device)
-    on_cpu = Loader(images, workers, pin_memory=settings.device == "cuda")
+    on_cpu = ImageLoader(images, workers, pin_memory=settings.device == "cuda")
     loader: BatchLoader = on_cpu
     if path == ON_DEVICE:
         device = computing(settings).device
-        kept = DeviceImages(decoded, device, KEPT_BYTES)
+        kept = DeviceImageCache(decoded, device, KEPT_BYTES)
         loader = DeviceLoader(on_cpu, kept, preprocessing.crop, device)
     indices = [index % len(rows) for index in range(batch_size * steps)]
-    order = Order(images.labels(indices) % 4, "shuffled", batch_size, settings.seed)
-    return StreamedFeed(loader, indices, [], order, None, None, preprocessing, computing(settings))
+    order = EpochSampler(images.labels(indices) % 4, "shuffled", batch_size, settings.seed)
+    return StreamingBatches(
+        loader, indices, [], order, None, None, preprocessing, computing(settings)
+    )
 
 
-def computing(settings: Settings) -> Computing:
+def computing(settings: Settings) -> ComputeConfig:
     """The device and precision that edgetl chooses."""
     config = train_config(settings)
-    return choose_computing(config.device, config.precision)
+    return choose_compute_config(config.device, config.precision)
 
 
 def whole_network(settings: Settings) -> torch.nn.Module:
     """MobileNetV2 with a new head, on the device, channels last."""
-    adapted = adapt("mobilenet_v2", settings.image_size, 4, 0, 0.2, None)
-    network: torch.nn.Module = adapted.network
+    adapted = build_adapted_model("mobilenet_v2", settings.image_size, 4, 0, 0.2, None)
+    network: torch.nn.Module = adapted.model
     return network.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 

@@ -44,14 +44,14 @@ class TimedFeed:
             warm_steps: steps that are not timed.
         """
         self._batches, self._device, self._warm = batches, device, warm_steps
-        self.batch_size = batch_size
+        self.local_batch_size = batch_size
         # A real epoch has more: the trainer captures CUDA graphs where a phase has hundreds of steps.
-        self.steps = max(steps, PLANNED_STEPS)
+        self.steps_per_epoch = max(steps, PLANNED_STEPS)
         self._host_s: list[float] = []
         self._events: list[torch.cuda.Event] = []
         self._began = self._ended = 0.0
 
-    def training(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+    def iter_train_batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """One epoch."""
         self._host_s, self._events = [], []
         self._began = time.perf_counter()
@@ -70,11 +70,11 @@ class TimedFeed:
         wait(self._device)
         self._ended = time.perf_counter()
 
-    def validation(self) -> Iterator[Batch]:
+    def iter_val_batches(self) -> Iterator[Batch]:
         """Nothing."""
         return iter(())
 
-    def plain(self) -> Iterator[Batch]:
+    def iter_train_eval_batches(self) -> Iterator[Batch]:
         """Nothing."""
         return iter(())
 
