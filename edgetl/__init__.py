@@ -38,7 +38,7 @@ _PUBLIC = {
     "FinetuneConfig": "edgetl.core.config.finetune:FinetuneConfig",
     "ExportConfig": "edgetl.core.config.export:ExportConfig",
     "BenchConfig": "edgetl.core.config.bench:BenchConfig",
-    "LoadgenConfig": "edgetl.core.artifacts.loadgen:LoadgenConfig",
+    "LoadgenConfig": "edgetl.core.config.loadgen:LoadgenConfig",
     "CompareConfig": "edgetl.core.config.compare:CompareConfig",
 }
 

@@ -51,7 +51,7 @@ def run_candidates(
         ConfigError: values that contradict themselves, or unknown architectures.
         BenchError: not one candidate could be timed; the table with the reasons has been printed.
     """
-    from edgetl.core.artifacts.candidates import CandidatesConfig
+    from edgetl.core.config.candidates import CandidatesConfig
     from edgetl.core.config.options import parse_milliseconds, split_list
     from edgetl.core.errors import BenchError
 

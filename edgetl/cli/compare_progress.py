@@ -16,7 +16,7 @@ from edgetl.cli.console import err
 
 if TYPE_CHECKING:
     from edgetl.core.artifacts.experiment_runs import StrategyRun
-    from edgetl.core.config.compare import PlannedRun
+    from edgetl.experiment.matrix import PlannedRun
 
 _REDRAW_INTERVAL_S = 0.5
 

@@ -64,7 +64,7 @@ def run_loadgen(
         ConfigError: options that do not fit.
         BenchError: the gate is closed, or the accuracy run fell short; its result has been printed.
     """
-    from edgetl.core.artifacts.loadgen import LoadgenConfig
+    from edgetl.core.config.loadgen import LoadgenConfig
     from edgetl.core.config.options import parse_duration, parse_share
     from edgetl.core.errors import BenchError, ConfigError
 

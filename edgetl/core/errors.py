@@ -17,6 +17,8 @@ EdgetlError                 something the user can mend: exit status 1
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class EdgetlError(Exception):
     """Base of every error a user can mend; the message says what is wrong and what to do next."""
@@ -68,3 +70,16 @@ class BenchError(EdgetlError):
 
 class MissingPackageError(EdgetlError):
     """A package that the command needs is not installed."""
+
+
+def error_to_json(error: EdgetlError) -> dict[str, str]:
+    """An error on its way from a worker to the process that waits for it."""
+    return {"class": type(error).__name__, "message": str(error)}
+
+
+def error_from_json(content: Mapping[str, str]) -> EdgetlError:
+    """The same error again; one that this edgetl does not know becomes a BenchError."""
+    kind = globals().get(content["class"])
+    if not (isinstance(kind, type) and issubclass(kind, EdgetlError)):
+        kind = BenchError
+    return kind(content["message"])

@@ -17,13 +17,14 @@ import edgetl
 from edgetl.core.artifacts.experiment import DeployedModel, Experiment, read_experiment
 from edgetl.core.artifacts.experiment_runs import StrategyRun
 from edgetl.core.config.bench import BenchConfig
-from edgetl.core.config.compare import CompareConfig, PlannedRun
+from edgetl.core.config.compare import CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import DataError, EdgetlError, RunError
 from edgetl.core.files import write_text
 from edgetl.core.paths import BundleDirectory, ExperimentDirectory, RunDirectory
 from edgetl.device.bench.runner import bench
 from edgetl.device.hardware.info import collect_device_info
+from edgetl.experiment.matrix import PlannedRun
 from edgetl.experiment.plan import (
     ExperimentPlan,
     is_finished,

@@ -9,10 +9,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.artifacts.candidates import CandidatesConfig, CandidatesResult, read_candidates
+from edgetl.core.artifacts.candidates import CandidatesResult, read_candidates
 from edgetl.core.artifacts.experiment import ScreenedNetwork
 from edgetl.core.artifacts.experiment_runs import StrategyRun
-from edgetl.core.config.compare import CompareConfig, NetworkSpec, PlannedRun, plan_runs
+from edgetl.core.config.candidates import CandidatesConfig
+from edgetl.core.config.compare import CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ArchitectureError, BenchError, ConfigError, DataError, RunError
 from edgetl.core.files import (
@@ -27,6 +28,7 @@ from edgetl.core.formatting import describe_device
 from edgetl.core.paths import ExperimentDirectory, RunDirectory
 from edgetl.core.typed_json import FieldError, parse_as
 from edgetl.device.hardware.info import collect_device_info
+from edgetl.experiment.matrix import NetworkSpec, PlannedRun, plan_runs
 from edgetl.experiment.progress import ExperimentProgress
 from edgetl.experiment.task_process import run_task
 from edgetl.export.candidates import time_candidates

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from edgetl.core.artifacts.experiment_runs import StrategyRun
-from edgetl.core.config.compare import PlannedRun
+from edgetl.experiment.matrix import PlannedRun
 
 
 class ExperimentProgress(Protocol):

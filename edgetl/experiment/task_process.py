@@ -11,8 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.errors import RunError
-from edgetl.device.bench.job import error_from_json
+from edgetl.core.errors import RunError, error_from_json
 from edgetl.device.bench.worker_process import make_worker_environment
 from edgetl.device.hardware.cpu import available_cores
 

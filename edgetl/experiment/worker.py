@@ -16,8 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.errors import EdgetlError
-from edgetl.device.bench.job import error_to_json
+from edgetl.core.errors import EdgetlError, error_to_json
 
 SendMessage = Callable[[dict[str, Any]], None]
 

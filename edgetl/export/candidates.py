@@ -12,9 +12,10 @@ from itertools import product
 from pathlib import Path
 
 import edgetl
-from edgetl.core.artifacts.bench import write_result
-from edgetl.core.artifacts.candidates import CandidateRow, CandidatesConfig, CandidatesResult
+from edgetl.core.artifacts.bench_json import write_result
+from edgetl.core.artifacts.candidates import CandidateRow, CandidatesResult
 from edgetl.core.artifacts.storage import check_output_path, store_result
+from edgetl.core.config.candidates import CandidatesConfig
 from edgetl.core.errors import EdgetlError, ProviderError
 from edgetl.core.files import sha256_file
 from edgetl.device.bench import target

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgetl.core.artifacts.bench import BenchResult, read_bench_result
+from edgetl.core.artifacts.bench import BenchResult
+from edgetl.core.artifacts.bench_json import read_bench_result
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError, ConfigError
 from edgetl.core.files import write_json

@@ -12,7 +12,8 @@ from edgetl.cli.candidates import (
     show_candidates,
     summarize_candidates,
 )
-from edgetl.core.artifacts.candidates import CandidatesConfig, CandidatesResult
+from edgetl.core.artifacts.candidates import CandidatesResult
+from edgetl.core.config.candidates import CandidatesConfig
 from edgetl.core.errors import BenchError, ConfigError
 from tests.helpers.candidates import candidate, result_of
 

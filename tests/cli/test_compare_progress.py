@@ -10,8 +10,9 @@ from rich.live import Live
 
 from edgetl.cli import compare_progress
 from edgetl.cli.compare_progress import LiveExperimentProgress, PlainExperimentProgress
-from edgetl.core.config.compare import CompareConfig, NetworkSpec, plan_runs
+from edgetl.core.config.compare import CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.experiment.matrix import NetworkSpec, plan_runs
 from tests.helpers.experiments import made_run
 
 RUNS = plan_runs(

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edgetl.cli.app import create_app
-from edgetl.core.artifacts.bench import write_result
+from edgetl.core.artifacts.bench_json import write_result
 from edgetl.core.errors import BenchError, BundleError, ConfigError, EdgetlError, RunError
 from tests.helpers.bench_results import bench_result, bench_row, device
 from tests.helpers.runs import write_bundle, write_run

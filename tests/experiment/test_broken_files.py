@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from edgetl.core.config.compare import CompareConfig, NetworkSpec, PlannedRun, plan_runs
+from edgetl.core.config.compare import CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, DataError, RunError
 from edgetl.core.paths import ExperimentDirectory
+from edgetl.experiment.matrix import NetworkSpec, PlannedRun, plan_runs
 from edgetl.experiment.plan import (
     ExperimentPlan,
     _check_plan_unchanged,

@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from edgetl.core.artifacts.bench import write_result
-from edgetl.core.artifacts.candidates import CandidatesConfig, CandidatesResult
+from edgetl.core.artifacts.bench_json import write_result
+from edgetl.core.artifacts.candidates import CandidatesResult
 from edgetl.core.artifacts.experiment import read_experiment
 from edgetl.core.artifacts.experiment_runs import StrategyRun
-from edgetl.core.config.compare import EQUAL_TIME, CompareConfig, PlannedRun
+from edgetl.core.config.candidates import CandidatesConfig
+from edgetl.core.config.compare import EQUAL_TIME, CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import (
     ArchitectureError,
@@ -35,6 +36,7 @@ from edgetl.core.paths import BundleDirectory, ExperimentDirectory, RunDirectory
 from edgetl.device.hardware.info import collect_device_info
 from edgetl.experiment import plan as preparing
 from edgetl.experiment.compare import compare, plan_experiment
+from edgetl.experiment.matrix import PlannedRun
 from edgetl.experiment.plan import to_screened_networks, write_plan
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE, ROOT
 from tests.helpers import forking

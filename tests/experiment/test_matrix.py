@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from edgetl.core.config.compare import EQUAL_TIME, CompareConfig, NetworkSpec, PlannedRun, plan_runs
+from edgetl.core.config.compare import EQUAL_TIME, CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
+from edgetl.experiment.matrix import NetworkSpec, PlannedRun, plan_runs
 
 RECIPE = FinetuneConfig(Path("/data"), weights="/weights")
 NETWORK = NetworkSpec("mobilenet_v2", 224, 19)

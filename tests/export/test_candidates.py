@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from edgetl.core.artifacts.candidates import CandidatesConfig
+from edgetl.core.config.candidates import CandidatesConfig
 from edgetl.core.errors import BenchError, ConfigError, ExportError, ParityError, ProviderError
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.export import candidates, random_init

@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 
 from edgetl.cli.bench_hosts import LiveFleetProgress, run_hosts
-from edgetl.core.artifacts.bench import read_bench_result
+from edgetl.core.artifacts.bench_json import read_bench_result
 from edgetl.core.config.bench import BenchConfig, Limits
 from edgetl.core.errors import BenchError, ConfigError
 from edgetl.core.paths import BundleDirectory

@@ -21,13 +21,14 @@ from pathlib import Path, PurePath
 
 from edgetl.core.artifacts.experiment import Experiment
 from edgetl.core.artifacts.experiment_runs import StrategyResult, StrategyRun
-from edgetl.core.config.compare import CompareConfig, PlannedRun
+from edgetl.core.config.compare import CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.config.options import parse_duration
 from edgetl.core.errors import ConfigError, EdgetlError
 from edgetl.core.files import read_json
 from edgetl.core.formatting import format_duration, format_percent
 from edgetl.core.paired_tests import AccuracyDifference, compute_accuracy_difference
+from edgetl.experiment.matrix import PlannedRun
 
 NAMES = {
     "scratch": "everything, from nothing",
@@ -77,9 +78,9 @@ class Line:
 
 
 class _Progress:
-    """A line on standard error for every run that ended; `edgetl.experiment.progress.Watcher` is what else it may be told."""
+    """A line on standard error for every run that ended; `edgetl.experiment.progress.ExperimentProgress` is what else it may be told."""
 
-    def ended(self, run: PlannedRun, result: StrategyRun) -> None:
+    def on_run_end(self, run: PlannedRun, result: StrategyRun) -> None:
         """Tell it."""
         told = (
             result.failed

@@ -23,7 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from edgetl.core.artifacts.bench import BenchResult, read_bench_result
+from edgetl.core.artifacts.bench import BenchResult
+from edgetl.core.artifacts.bench_json import read_bench_result
 from edgetl.core.config.bench import BenchConfig, BenchScope
 from edgetl.core.files import read_json, sha256_file, write_json
 from edgetl.device.bench.runner import bench

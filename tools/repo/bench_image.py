@@ -12,7 +12,7 @@ from unittest.mock import patch
 from rich.console import Console
 
 from edgetl.cli import bench_tables
-from edgetl.core.artifacts.bench import read_bench_result
+from edgetl.core.artifacts.bench_json import read_bench_result
 
 WIDTH = 116
 

@@ -6,17 +6,14 @@ A result file holds the same object that `edgetl bench --json` prints. The stati
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from edgetl.core.artifacts.bench_rows import BenchRow, relative_spread, round_ratios
 from edgetl.core.artifacts.comparison import (
-    EARLIER_RESULT,
-    SAME_RUN,
     EarlierRow,
     RowComparison,
     are_ratios_consistent,
@@ -26,8 +23,7 @@ from edgetl.core.artifacts.limits import LimitCheck, check_limits
 from edgetl.core.artifacts.recommendation import Recommendation, recommend
 from edgetl.core.artifacts.sustained import SustainedResult
 from edgetl.core.config.bench import Limits
-from edgetl.core.errors import BenchError, ConfigError
-from edgetl.core.files import SCHEMA, read_json
+from edgetl.core.files import SCHEMA
 from edgetl.core.statistics import paired_speedup, unpaired_speedup
 from edgetl.core.typed_json import parse_as
 
@@ -230,119 +226,3 @@ class BenchResult:
             "sustained": None if self.sustained is None else self.sustained.to_json(),
             "profiles": dict(self.profiles),
         }
-
-
-def read_bench_result(path: Path) -> BenchResult:
-    """A result file, its statistics computed from the raw latencies.
-
-    Raises:
-        BenchError: missing, not a bench result, or broken.
-    """
-    content = read_json(path, BenchError, "The bench result")
-    if content.get("kind") != "bench":
-        raise BenchError(
-            f"{path} is no bench result but of kind {content.get('kind')!r}. Give one that `edgetl bench` made of a run, bundle or file."
-        )
-    try:
-        rows = {
-            entry["id"]: BenchRow.from_json(entry)
-            for entry in parse_as(list[dict[str, Any]], content["rows"], "rows")
-        }
-        # Ids are read through the rows: those of an earlier edgetl were shorter.
-        comparisons = [
-            {**entry, "candidate": rows[entry["candidate"]].id}
-            | ({"baseline": rows[entry["baseline"]].id} if entry["kind"] == SAME_RUN else {})
-            for entry in parse_as(list[dict[str, Any]], content["comparisons"], "comparisons")
-        ]
-        sustained, limits = content.get("sustained"), content.get("limits", {})
-        return BenchResult(
-            created=parse_as(str, content["created"], "created"),
-            edgetl=parse_as(str, content["edgetl"], "edgetl"),
-            target=parse_as(str, content["target"], "target"),
-            model=parse_as(dict[str, Any], content["model"], "model"),
-            device=parse_as(dict[str, Any], content["device"], "device"),
-            protocol=parse_as(dict[str, Any], content["protocol"], "protocol"),
-            interrupted=parse_as(bool, content["interrupted"], "interrupted"),
-            noise=Noise.from_json(content["noise"]),
-            order=parse_as(tuple[tuple[str, ...], ...], content["order"], "order"),
-            rows=tuple(rows.values()),
-            pairs=tuple(
-                (entry["baseline"], entry["candidate"])
-                for entry in comparisons
-                if entry["kind"] == SAME_RUN
-            ),
-            earlier_pairs=tuple(
-                (entry["baseline"], entry["candidate"], EarlierRow.from_json(entry))
-                for entry in comparisons
-                if entry["kind"] == EARLIER_RESULT
-            ),
-            notes=parse_as(tuple[str, ...], content["notes"], "notes"),
-            sustained=None if sustained is None else SustainedResult.from_json(sustained),
-            profiles=_parse_profiles(content.get("profiles", {})),
-            limits=parse_as(
-                Limits, {name: limits.get(name) for name in Limits.__dataclass_fields__}, "limits"
-            ),
-            path=path,
-        )
-    except (KeyError, TypeError, AttributeError, ValueError, ConfigError) as cause:
-        raise BenchError(f"{path} is a broken bench result: {cause!r}. Measure again.") from cause
-
-
-@dataclass(frozen=True)
-class _OperatorTime:
-    operator: str
-    provider: str
-    nodes: int
-    us: float
-    share: float
-
-
-@dataclass(frozen=True)
-class _NodeTime:
-    node: str
-    operator: str
-    provider: str
-    us: float
-    share: float
-
-
-def _parse_profiles(content: Any) -> dict[str, Any]:
-    profiles = parse_as(dict[str, dict[str, Any]], content, "profiles")
-    for name, profile in profiles.items():
-        parse_as(int, profile["runs"], f"profiles.{name}.runs")
-        for key, kind in (("operators", _OperatorTime), ("nodes", _NodeTime)):
-            parse_as(list[kind], profile[key], f"profiles.{name}.{key}", extra="ignore")  # type: ignore[valid-type]
-    return profiles
-
-
-class JsonSerializable(Protocol):
-    """What a result file is made from."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The object that the file holds."""
-
-
-def write_result(result: JsonSerializable, path: Path) -> None:
-    """Write a result to a file that does not exist yet.
-
-    Raises:
-        BenchError: the file exists, or cannot be written; no half-written file stays.
-    """
-    text = json.dumps(result.to_json(), ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as stream:
-            try:
-                stream.write(text)
-                stream.flush()
-            except BaseException:
-                path.unlink(missing_ok=True)
-                raise
-    except FileExistsError as cause:
-        raise BenchError(
-            f"{path} exists already and results are never overwritten. Choose another --output."
-        ) from cause
-    except OSError as cause:
-        raise BenchError(
-            f"The result cannot be written to {path} ({cause.strerror or cause}). Choose another --output."
-        ) from cause

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.artifacts.bench import MIN_ROUNDS, BenchResult, read_bench_result
+from edgetl.core.artifacts.bench import MIN_ROUNDS, BenchResult
+from edgetl.core.artifacts.bench_json import read_bench_result
 from edgetl.core.artifacts.bench_rows import BenchRow
 from edgetl.core.artifacts.comparison import EarlierRow
 from edgetl.core.errors import BenchError

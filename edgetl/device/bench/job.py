@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Self
 
-from edgetl.core import errors
-from edgetl.core.errors import BenchError, EdgetlError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.bench.backend import ModelSource
 from edgetl.device.bench.protocol import BenchProtocol
@@ -30,27 +27,14 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class LoadgenPlan:
-    """What MLPerf LoadGen is to do with a job's model and files; see `edgetl.device.loadgen`."""
-
-    scenario: str
-    mode: str
-    folder: Path
-    """Where it writes its files."""
-    min_duration_s: float
-    query_samples: int
-    """Images in each query of edgetl's own loop."""
-    resident: int
-    """Samples in memory at once."""
-    loop_s: float
-    """How long edgetl's own loop runs before LoadGen's test, and again after it."""
-
-
-@dataclass(frozen=True)
 class WorkerJob:
     """One process's work: prove a model right, or measure it."""
 
-    task: Literal["gate", "measure", "profile", "sustain", "loadgen"]
+    worker_module: ClassVar[str] = "edgetl.device.bench.worker"
+    """The module that runs the job: `python -m MODULE JOB.json ANSWER.json`."""
+
+    task: str
+    """A key of the worker's handlers: `gate`, `measure`, `profile` or `sustain`."""
     runtime: str
     source: ModelSource
     streams: tuple[Workload, ...]
@@ -63,7 +47,6 @@ class WorkerJob:
     """How long a sustained run lasts."""
     journal: Path | None = None
     """Where a sustained run writes its windows one by one, so that what was measured survives an interruption."""
-    loadgen: LoadgenPlan | None = None
 
     def to_json(self) -> str:
         """As the worker reads it."""
@@ -73,48 +56,35 @@ class WorkerJob:
         return json.dumps(content, default=str)
 
     @classmethod
-    def from_json(cls, text: str) -> WorkerJob:
-        """The inverse of `to_json`."""
-        content = json.loads(text)
-        source, contract, plan = (
-            content["source"],
-            content["source"]["preprocessing"],
-            content["loadgen"],
-        )
-        return cls(
-            task=content["task"],
-            runtime=content["runtime"],
-            source=ModelSource(
+    def from_json(cls, text: str) -> Self:
+        """Read a job that `to_json` wrote."""
+        return cls(**cls.parse_fields(json.loads(text)))
+
+    @classmethod
+    def parse_fields(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Return the keyword arguments of the class from its JSON object."""
+        source = content["source"]
+        preprocessing = source["preprocessing"]
+        return {
+            **content,
+            "source": ModelSource(
                 **{
                     **source,
                     "model": Path(source["model"]),
-                    "given": None if source["given"] is None else Path(source["given"]),
+                    "given": _optional_path(source["given"]),
                     "size": None if source["size"] is None else tuple(source["size"]),
                     "preprocessing": None
-                    if contract is None
-                    else Preprocessing.from_json(contract),
+                    if preprocessing is None
+                    else Preprocessing.from_json(preprocessing),
                 }
             ),
-            streams=tuple(Workload(**stream) for stream in content["streams"]),
-            protocol=BenchProtocol(**content["protocol"]),
-            model_inputs=None if content["model_inputs"] is None else Path(content["model_inputs"]),
-            files=tuple(Path(name) for name in content["files"]),
-            seconds=content["seconds"],
-            journal=None if content["journal"] is None else Path(content["journal"]),
-            loadgen=None
-            if plan is None
-            else LoadgenPlan(**{**plan, "folder": Path(plan["folder"])}),
-        )
+            "streams": tuple(Workload(**stream) for stream in content["streams"]),
+            "protocol": BenchProtocol(**content["protocol"]),
+            "model_inputs": _optional_path(content["model_inputs"]),
+            "files": tuple(Path(name) for name in content["files"]),
+            "journal": _optional_path(content["journal"]),
+        }
 
 
-def error_to_json(error: EdgetlError) -> dict[str, str]:
-    """An error on its way from a worker to the process that waits for it."""
-    return {"class": type(error).__name__, "message": str(error)}
-
-
-def error_from_json(content: Mapping[str, str]) -> EdgetlError:
-    """The same error again; one that this edgetl does not know becomes a BenchError."""
-    known = getattr(errors, content["class"], BenchError)
-    error = known(content["message"])
-    assert isinstance(error, EdgetlError)
-    return error
+def _optional_path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import edgetl
-from edgetl.core.artifacts.bench import EAGER_VARIANT, BenchResult, Noise, write_result
+from edgetl.core.artifacts.bench import EAGER_VARIANT, BenchResult, Noise
+from edgetl.core.artifacts.bench_json import write_result
 from edgetl.core.artifacts.bench_rows import BenchRow
 from edgetl.core.artifacts.recommendation import recommend
 from edgetl.core.artifacts.storage import check_output_path, store_result

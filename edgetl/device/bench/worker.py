@@ -11,18 +11,21 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgetl.core.errors import EdgetlError
+from edgetl.core.errors import EdgetlError, error_to_json
 from edgetl.core.registry import BACKENDS, load_from_registry
-from edgetl.device.bench.job import WorkerJob, error_to_json
+from edgetl.device.bench.job import WorkerJob
 from edgetl.device.bench.timing import BlockTimer, TimedBlock, measure_paced
 from edgetl.device.hardware.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from edgetl.device.bench.backend import Backend, Stage
+
+JobT = TypeVar("JobT", bound=WorkerJob)
 
 
 _REPLY_STREAM: io.TextIOBase = io.StringIO()
@@ -32,7 +35,7 @@ def handle_gate(job: WorkerJob) -> dict[str, Any]:
     """Logits for the reference files and for the inputs of scope `model`, best settings, configuration."""
     from edgetl.device.hardware.info import peak_memory_bytes
 
-    backend = _open_backend(job)
+    backend = open_backend(job)
     inputs = _load_model_inputs(backend, job)
     kept = keep_freed_memory()
     settings = backend.autotune(inputs[0])
@@ -138,7 +141,7 @@ def handle_measure(job: WorkerJob) -> dict[str, Any]:
 
 def handle_profile(job: WorkerJob) -> dict[str, Any]:
     """Where a run's time goes, operator by operator."""
-    backend = _open_backend(job)
+    backend = open_backend(job)
     found: dict[str, Any] = backend.profile(
         _load_model_inputs(backend, job)[0], job.protocol.profiled_runs
     )
@@ -150,25 +153,15 @@ def handle_sustain(job: WorkerJob) -> dict[str, Any]:
     from edgetl.device.bench.sustained import measure_sustained
 
     assert job.journal is not None
-    backend = _open_backend(job)
+    backend = open_backend(job)
     keep_freed_memory()
     stages, inputs = _prepare_scope(backend, job, job.streams[0].scope)
     measure_sustained(stages, inputs, job.seconds, job.protocol, job.journal)
     return {}
 
 
-def handle_loadgen(job: WorkerJob) -> dict[str, Any]:
-    """MLPerf LoadGen's test, and edgetl's own loop beside it."""
-    from edgetl.device.loadgen.worker import run_loadgen
-
-    def leave(error: EdgetlError) -> None:
-        _write_result({"error": error_to_json(error)})
-        os._exit(0)
-
-    return run_loadgen(job, _open_backend(job), leave)
-
-
-def _open_backend(job: WorkerJob) -> Backend:
+def open_backend(job: WorkerJob) -> Backend:
+    """Return the backend of the job, with its model open."""
     backend: Backend = load_from_registry(BACKENDS, job.runtime, "benchmark backend")(job.source)
     return backend
 
@@ -220,11 +213,17 @@ TASK_HANDLERS = {
     "measure": handle_measure,
     "profile": handle_profile,
     "sustain": handle_sustain,
-    "loadgen": handle_loadgen,
 }
 
 
 def main() -> None:
+    """Run the job of the benchmark that the command line names."""
+    run_worker(WorkerJob, TASK_HANDLERS)
+
+
+def run_worker(
+    job_type: type[JobT], handlers: Mapping[str, Callable[[JobT], dict[str, Any]]]
+) -> None:
     """Do the job; an error that the user can mend travels back in the answer, anything else ends the process."""
     global _REPLY_STREAM
     # Libraries may write to standard output: what they say joins the process's other words, and replies keep a pipe to themselves.
@@ -232,15 +231,16 @@ def main() -> None:
     os.dup2(2, 1)
     # Asked before it is ended for having hung, it says where.
     faulthandler.register(signal.SIGUSR1, all_threads=False)
-    job = WorkerJob.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    job = job_type.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
-        answer: dict[str, Any] = {"answer": TASK_HANDLERS[job.task](job)}
+        answer: dict[str, Any] = {"answer": handlers[job.task](job)}
     except EdgetlError as error:
         answer = {"error": error_to_json(error)}
-    _write_result(answer)
+    write_answer(answer)
 
 
-def _write_result(answer: dict[str, Any]) -> None:
+def write_answer(answer: dict[str, Any]) -> None:
+    """Write the worker's answer where the waiting process reads it."""
     Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import edgetl
-from edgetl.core.errors import BenchError
-from edgetl.device.bench.job import WorkerJob, error_from_json
+from edgetl.core.errors import BenchError, error_from_json
+from edgetl.device.bench.job import WorkerJob
 from edgetl.device.hardware.procfs import PROC, read_text
 
 IDLE_TIMEOUT_S = 600.0
@@ -115,7 +115,7 @@ class Worker:
                     sys.executable,
                     "-P",
                     "-m",
-                    "edgetl.device.bench.worker",
+                    job.worker_module,
                     str(question),
                     str(self._result_file),
                 ],

@@ -13,23 +13,23 @@ from statistics import median
 from typing import Any
 
 import edgetl
-from edgetl.core.artifacts.bench import write_result
+from edgetl.core.artifacts.bench_json import write_result
 from edgetl.core.artifacts.bench_rows import relative_spread
 from edgetl.core.artifacts.loadgen import (
     MLPERF_ACCURACY_SHARE,
     LoadgenAccuracy,
-    LoadgenConfig,
     LoadgenPerformance,
     LoadgenResult,
 )
 from edgetl.core.artifacts.loadgen_logs import read_predictions, read_summary
 from edgetl.core.artifacts.storage import check_output_path, store_result
 from edgetl.core.config.bench import BenchConfig
+from edgetl.core.config.loadgen import LoadgenConfig
 from edgetl.core.errors import BenchError
 from edgetl.core.registry import convert_import_error
 from edgetl.device.bench.gate import GatedCase, run_gates
 from edgetl.device.bench.inputs import prepare_bench_inputs
-from edgetl.device.bench.job import LoadgenPlan, WorkerJob
+from edgetl.device.bench.job import WorkerJob
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.rounds import BenchProgress, read_process_cpu_s
 from edgetl.device.bench.target import BenchTarget, find_target
@@ -38,6 +38,7 @@ from edgetl.device.hardware.cpu import resolve_intra_op_threads
 from edgetl.device.hardware.info import collect_device_info, installed_version
 from edgetl.device.hardware.noise import assess_noise
 from edgetl.device.hardware.state import read_device_state
+from edgetl.device.loadgen.job import LoadgenJob, LoadgenPlan
 from edgetl.device.loadgen.samples import (
     SampleSet,
     count_resident_samples,
@@ -256,16 +257,8 @@ def _run_mode(
         config.scenario, mode, logs, config.min_duration_s, config.query_samples, resident, loop_s
     )
     # `seconds` is what the process may be silent for beside what a task may take anyway.
-    return run_job(
-        replace(
-            job,
-            task="loadgen",
-            files=samples.files,
-            loadgen=plan,
-            seconds=2 * config.min_duration_s,
-        ),
-        folder,
-    )
+    job = replace(job, task="loadgen", files=samples.files, seconds=2 * config.min_duration_s)
+    return run_job(LoadgenJob(**vars(job), plan=plan), folder)
 
 
 def _loop_spread(performance: LoadgenPerformance | None) -> dict[str, float]:

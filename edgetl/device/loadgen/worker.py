@@ -12,11 +12,12 @@ from typing import Any
 import mlperf_loadgen
 
 from edgetl.core.artifacts.loadgen_logs import TRACE_FILE
-from edgetl.core.errors import BenchError, EdgetlError
+from edgetl.core.errors import BenchError, EdgetlError, error_to_json
 from edgetl.device.bench.backend import Backend
-from edgetl.device.bench.job import LoadgenPlan, WorkerJob
 from edgetl.device.bench.timing import BlockTimer, compute_latencies, run_for
+from edgetl.device.bench.worker import open_backend, run_worker, write_answer
 from edgetl.device.hardware.memory import free_memory_bytes, keep_freed_memory
+from edgetl.device.loadgen.job import LoadgenJob, LoadgenPlan
 from edgetl.device.loadgen.qsl import QuerySampleLibrary
 from edgetl.device.loadgen.sut import SystemUnderTest, make_query_stage
 
@@ -31,20 +32,19 @@ _OFFLINE_QPS_MARGIN = 1.25
 
 
 def run_loadgen(
-    job: WorkerJob, backend: Backend, leave: Callable[[EdgetlError], None]
+    job: LoadgenJob, backend: Backend, leave: Callable[[EdgetlError], None]
 ) -> dict[str, Any]:
     """Run LoadGen's test in the mode asked for; its files lie in the plan's folder.
 
     Args:
-        job: with a plan.
+        job: the model, the files and the plan.
         backend: the opened model.
         leave: ends the process with an error that the user can mend. Nothing may be raised through LoadGen's C++ code.
 
     Raises:
         BenchError: see `settings`.
     """
-    plan, scope, batch = job.loadgen, job.streams[0].scope, job.source.batch
-    assert plan is not None
+    plan, scope, batch = job.plan, job.streams[0].scope, job.source.batch
     assert job.source.preprocessing is not None
     keep_freed_memory()
     library = QuerySampleLibrary(job.files, scope, job.source.input, job.source.preprocessing)
@@ -159,3 +159,17 @@ def _exit_on_error(
             os._exit(1)
 
     return called
+
+
+def handle_loadgen(job: LoadgenJob) -> dict[str, Any]:
+    """Run LoadGen's test with the job's model."""
+
+    def leave(error: EdgetlError) -> None:
+        write_answer({"error": error_to_json(error)})
+        os._exit(0)
+
+    return run_loadgen(job, open_backend(job), leave)
+
+
+if __name__ == "__main__":
+    run_worker(LoadgenJob, {"loadgen": handle_loadgen})

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.artifacts.bench import BenchResult, Noise, read_bench_result, write_result
+from edgetl.core.artifacts.bench import BenchResult, Noise
+from edgetl.core.artifacts.bench_json import read_bench_result, write_result
 from edgetl.core.artifacts.bench_rows import (
     BenchRow,
     BlockResult,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.artifacts.candidates import CandidatesConfig
 from edgetl.core.artifacts.storage import check_output_path, store_result
+from edgetl.core.config.candidates import CandidatesConfig
 from edgetl.core.errors import BenchError, ConfigError
 from tests.helpers.candidates import candidate, result_of
 

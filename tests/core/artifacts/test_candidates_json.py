@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetl.core.artifacts.bench import Noise, read_bench_result, write_result
+from edgetl.core.artifacts.bench import Noise
+from edgetl.core.artifacts.bench_json import read_bench_result, write_result
 from edgetl.core.artifacts.bench_rows import BlockResult, ColdStart
 from edgetl.core.artifacts.candidates import CandidateRow, CandidatesResult, read_candidates
 from edgetl.core.errors import BenchError

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from edgetl.cli.report import show_bench_results
-from edgetl.core.artifacts.bench import BenchResult, read_bench_result
+from edgetl.core.artifacts.bench import BenchResult
+from edgetl.core.artifacts.bench_json import read_bench_result
 from edgetl.core.errors import BenchError
 from tests.helpers.bench_results import board, server
 from tools.checks.fuzz.mutation import mutate_json

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edgetl.core.artifacts.bench import read_bench_result, write_result
+from edgetl.core.artifacts.bench_json import read_bench_result, write_result
 from edgetl.core.artifacts.storage import store_result
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError, BundleError, ConfigError, ProviderError
@@ -292,7 +292,7 @@ def test_one_process_works_at_a_time_and_each_round_has_fresh_ones(
             started.append(self.pid)
 
     class Asked(Worker):
-        def ask(self, piece: str) -> None:
+        def request(self, piece: str) -> None:
             begun = time.perf_counter()
             super().request(piece)
             asked.append((begun, time.perf_counter(), self._process.pid, piece))

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edgetl.core.artifacts.bench import read_bench_result
+from edgetl.core.artifacts.bench_json import read_bench_result
 from edgetl.core.config.bench import BenchConfig, Limits
 from edgetl.core.errors import BenchError, BundleError, ProviderError
 from edgetl.device.bench import rounds, runner
@@ -232,7 +232,7 @@ def test_one_configuration_that_dies_does_not_end_the_others(
     make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Mortal(rounds.Worker):
-        def ask(self, piece: str) -> None:
+        def request(self, piece: str) -> None:
             if self._job.source.batch == 4 and piece.startswith("slice") and next(asked) == 3:
                 self._process.kill()
             super().request(piece)
@@ -316,7 +316,7 @@ def test_a_full_disk_loses_nothing(
 
 def test_dev_full_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     """A device that is always full: the real error of a real write."""
-    from edgetl.core.artifacts.bench import write_result
+    from edgetl.core.artifacts.bench_json import write_result
     from tests.core.artifacts.test_bench import result
 
     (tmp_path / "full.json").symlink_to("/dev/full")

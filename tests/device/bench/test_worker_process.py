@@ -82,7 +82,7 @@ def test_a_hung_configuration_does_not_end_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Stopping(Worker):
-        def ask(self, piece: str) -> None:
+        def request(self, piece: str) -> None:
             if self._job.source.batch == 4 and piece.startswith("slice") and next(asked) == 3:
                 os.kill(self._process.pid, signal.SIGSTOP)
             super().request(piece)

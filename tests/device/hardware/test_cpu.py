@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.artifacts.bench import read_bench_result, write_result
+from edgetl.core.artifacts.bench_json import read_bench_result, write_result
 from edgetl.core.config.bench import Limits
 from edgetl.core.formatting import describe_device
 from edgetl.device.bench import runner as bench_run

@@ -18,13 +18,14 @@ import onnx
 import pytest
 from PIL import Image
 
-from edgetl.core.artifacts.loadgen import LoadgenConfig, LoadgenPerformance, Scenario
+from edgetl.core.artifacts.loadgen import LoadgenPerformance
 from edgetl.core.artifacts.loadgen_logs import (
     LoadgenSummary,
     parse_summary,
     read_predictions,
     read_summary,
 )
+from edgetl.core.config.loadgen import LoadgenConfig, Scenario
 from edgetl.core.errors import BenchError, ConfigError, DecodeError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.bench.protocol import BenchProtocol

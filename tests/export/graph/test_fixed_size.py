@@ -14,9 +14,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from edgetl.cli.app import create_app
-from edgetl.core.artifacts.loadgen import LoadgenConfig
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.config.export import ExportConfig
+from edgetl.core.config.loadgen import LoadgenConfig
 from edgetl.core.errors import BenchError, BundleError, ConfigError, DecodeError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.bench.protocol import BenchProtocol

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgetl.core.artifacts.bench import BenchResult, Noise, read_bench_result, write_result
+from edgetl.core.artifacts.bench import BenchResult, Noise
+from edgetl.core.artifacts.bench_json import read_bench_result, write_result
 from edgetl.core.config.bench import Limits
 from edgetl.device.hardware.nvml import Nvml
 from edgetl.report.bench.page import render_bench_report

@@ -9,12 +9,13 @@ import pytest
 
 from edgetl.core.artifacts.experiment_runs import StrategyResult, StrategyRun
 from edgetl.core.builtin_weights import CARD_FILE
-from edgetl.core.config.compare import CompareConfig, NetworkSpec, PlannedRun
+from edgetl.core.config.compare import CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
 from edgetl.core.files import write_json
 from edgetl.core.paired_tests import compute_accuracy_difference
 from edgetl.experiment import compare as comparing
+from edgetl.experiment.matrix import NetworkSpec, PlannedRun
 from edgetl.experiment.progress import ExperimentProgress
 from tools.benchmarks.backbone_gain import Backbone, Line, main, table
 

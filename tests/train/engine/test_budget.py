@@ -11,7 +11,7 @@ from edgetl.train.engine.budget import _time_call
 class RecordingComputing(ComputeConfig):
     """Records when the program waits for the device."""
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
         """Record it."""
         events.append("wait")
 

@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from edgetl.core.artifacts.bench import read_bench_result
+from edgetl.core.artifacts.bench_json import read_bench_result
 from edgetl.report.bench.page import render_bench_report
 from tests.helpers.bench_results import board, server
 from tools.checks.fuzz.mutation import mutate_json
