@@ -23,7 +23,7 @@ demo: $(STAMP)  ## the whole job, offline, in under three minutes: from nothing 
 	$(BIN)/edgetl demo
 
 readme: $(STAMP)  ## run the demo and draw its pictures for the README anew
-	$(BIN)/python -m tools.repo.readme_images -o docs
+	$(BIN)/python -m tools.repo.readme_images -o docs/images
 
 test: $(STAMP)  ## the test suite, under 20 minutes on 2 shared cores
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
