@@ -36,7 +36,7 @@ def test_recorded_run_configuration_is_read() -> None:
 def test_recorded_bundle_is_read() -> None:
     manifest = read_bundle_manifest(RECORDED / "run/bundle")
     assert [variant.name for variant in manifest.variants] == ["fp32", "int8"]
-    assert manifest.variants[0].path.same_top1 == 24
+    assert manifest.variants[0].path.images == 24
 
 
 def test_recorded_benchmark_keeps_its_statistics() -> None:
