@@ -87,9 +87,7 @@ def measure_step_costs(
     if cached:
         view_s = train_batches * (load_s + frozen_s)
         val_features_s = val_batches * (load_s + _MAX_FLOAT32_SLOWDOWN * frozen_s)
-    return StepCosts(
-        view_s, val_features_s + final_evaluation_s + FINALIZATION_S, tuple(epoch_s)
-    )
+    return StepCosts(view_s, val_features_s + final_evaluation_s + FINALIZATION_S, tuple(epoch_s))
 
 
 def _time_phase_step(

@@ -1,4 +1,7 @@
-"""Build trainable phases: split the model at the first trainable block and cache the features before it."""
+"""Build trainable phases.
+
+The model is split at the first trainable block, and the features before it are cached.
+"""
 
 from __future__ import annotations
 
@@ -134,7 +137,7 @@ class PhaseBuilder:
             return TracedModel(self._context.adapted_model)
         except ValueError as cause:
             self._context.progress.note(
-                f"The model is trained without a feature cache, because it cannot be split: {cause}."
+                f"Training without a feature cache, the model cannot be split: {cause}."
             )
             return None
 
@@ -158,7 +161,7 @@ class PhaseBuilder:
             )
         except ValueError as cause:
             self._context.progress.note(
-                f"The model is trained without a feature cache, because it cannot be split: {cause}."
+                f"Training without a feature cache, the model cannot be split: {cause}."
             )
             return [None] * len(self._phases)
         for phase, phase_cut in zip(self._phases, cuts, strict=True):
@@ -187,7 +190,8 @@ class PhaseBuilder:
         choice = self._choose_extractor(feature_cuts[0])
         self._feature_cache = FeatureCache(context, feature_cuts[0], choice)
         if context.deadline is None:
-            if features := self._load_features(feature_cuts, self._requested_views):
+            features = self._load_features(feature_cuts, self._requested_views)
+            if features:
                 self._choices.record(cached=True, views=self._requested_views)
                 return features
 
@@ -285,10 +289,11 @@ class PhaseBuilder:
 
     def _choose_extractor(self, cut: Cut) -> ExtractorChoice:
         recorded = self._choices.recorded.frozen_blocks.get(cut.name)
-        if recorded is None:
-            choice = self._measure_extractor_choice(cut)
-        else:
-            choice = self._validate_recorded_choice(recorded)
+        choice = (
+            self._measure_extractor_choice(cut)
+            if recorded is None
+            else self._validate_recorded_choice(recorded)
+        )
         self._choices.record_entry(
             "frozen_blocks", cut.name, FrozenBlockRuntimes(choice.fast, choice.exact)
         )

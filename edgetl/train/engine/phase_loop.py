@@ -35,7 +35,7 @@ _PROGRESS_INTERVAL_S = 0.1
 
 
 class PhaseLoop:
-    """Training loop of one phase: optimizer, schedule, averaged weights, generators and counters."""
+    """Training loop of one phase: optimizer, schedule, averaged weights, generators, counters."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Trainer: runs the phases of a recipe, saves checkpoints and keeps the weights of the best epoch."""
+"""Trainer: runs the phases of a recipe, saves checkpoints, keeps the best epoch's weights."""
 
 from __future__ import annotations
 

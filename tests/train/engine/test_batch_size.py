@@ -104,10 +104,10 @@ def test_learning_rates_grow_with_the_root_of_the_batch() -> None:
 
 
 def test_what_was_decided_is_told() -> None:
-    assert "256 images a step (usually 64), learning rates times 2.00" in describe_batch_size(
+    assert "256 images per step (default 64), learning rates scaled by 2.00" in describe_batch_size(
         BatchSizeResult(256, 64, {}, "rate"), "cuda"
     )
-    assert "on a CPU this is the usual batch size, 64 images a step" in describe_batch_size(
+    assert "64 images per step, the default on a CPU" in describe_batch_size(
         BatchSizeResult(64, 64), "cpu"
     )
 

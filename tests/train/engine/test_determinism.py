@@ -95,5 +95,5 @@ def test_on_a_cpu_it_says_what_it_fixes(
             finetune_epochs=1, deterministic=True,
         )  # fmt: skip
         runs.append(finetune(config, notes).weights.read_bytes())
-    assert "nothing is decided by timing" in notes.said
+    assert "nothing is chosen by timing" in notes.said
     assert runs[0] == runs[1]
