@@ -111,7 +111,7 @@ class Trainer:
     phase: Phase | None = None
     """Current phase; None between two phases."""
     step_reports: dict[int, StepReport] = field(default_factory=dict)
-    """How the steps of each phase run, by the phase's number."""
+    """Reports on the steps of each phase, by its number."""
     choices: RunChoices = field(default_factory=RunChoices)
     interrupt_handler: InterruptHandler = field(default_factory=InterruptHandler)
     _saved_at: float = field(default_factory=time.perf_counter)
