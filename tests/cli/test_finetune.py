@@ -117,7 +117,7 @@ def test_without_validation_the_accuracy_is_unknown(
         ("empty", "no class folders"),
         ("one class", "one class only"),
         ("empty class", "holds no images"),
-        ("undecodable", "can be read"),
+        ("undecodable", "Cannot read any image"),
         ("differ", "differ"),
         ("loose", "no class folders"),
         ("weights of another", "does not fit"),

@@ -398,7 +398,7 @@ def test_broken_files_are_listed_and_training_carries_on(config: FinetuneConfig)
     run = finetune(replace(config, epochs=1, finetune_epochs=0), watched)
     assert run.rejected_files.read_text().splitlines()[1].startswith("red/broken.jpg,")
     assert json.loads(run.config.read_text())["data"]["rejected"] == 1
-    assert any("1 file was left out" in text for text in watched.warnings)
+    assert any("1 file was skipped" in text for text in watched.warnings)
 
 
 @pytest.mark.parametrize(

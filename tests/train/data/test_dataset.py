@@ -96,7 +96,7 @@ def test_a_class_of_one_image_is_trained_and_told(make_images: MakeImages) -> No
         extra.unlink()
     data = read(folder)
     assert {row.split for row in data.entries if row.label == "b"} == {"train"}
-    assert any(text.startswith("b: too few different images") for text in data.warnings)
+    assert any(text.startswith("b: too few distinct images") for text in data.warnings)
 
 
 def test_two_images_give_one_to_validation(make_images: MakeImages) -> None:
@@ -184,7 +184,7 @@ def test_clutter_is_ignored_and_the_rest_is_listed(make_images: MakeImages) -> N
     assert "class folder" in reasons["loose.png"]
     assert "cannot be decoded" in reasons["a/half.png"]
     assert not any(str(folder) in reason for reason in reasons.values())
-    assert any("5 files were left out" in text and "rejected.csv" in text for text in data.warnings)
+    assert any("5 files were skipped" in text and "rejected.csv" in text for text in data.warnings)
     assert len(data.entries) == 8
 
 
@@ -262,10 +262,10 @@ def bad(tmp_path: Path, make_images: MakeImages, kind: str) -> Path:
         ("one class", "one class only, only"),
         ("loose images", "holds images but no class folders"),
         ("empty class", r"class folder .*c holds no images"),
-        ("undecodable class", r"No image of the class c can be read.*0 bytes"),
+        ("undecodable class", r"Cannot read any image of the class c.*0 bytes"),
         ("differ", r"differ: b is only in train/; c is only in val/"),
         ("empty val class", r"class folder .*b holds no images"),
-        ("undecodable val class", r"No image of the class b of val/ can be read"),
+        ("undecodable val class", r"Cannot read any image of the class b of val/"),
     ],
 )
 def test_unusable_folders(tmp_path: Path, make_images: MakeImages, kind: str, message: str) -> None:

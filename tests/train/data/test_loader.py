@@ -234,9 +234,9 @@ def test_a_saved_pipeline_augments(tmp_path: Path) -> None:
     ]
     aliases.write_text("\n".join(lines))
     for path, message in [
-        (tmp_path / "none.json", "no such file"),
+        (tmp_path / "none.json", "file not found"),
         (tmp_path / "broken.json", "is not a pipeline"),
-        (saved("float.json", A.Normalize()), "does not give RGB images of uint8"),
+        (saved("float.json", A.Normalize()), "must return RGB images of type uint8"),
         (saved("large.json", A.RandomCrop(5000, 5000)), "fails on an image"),
         (saved("huge.json", A.Resize(60_000, 60_000)), "at most 32,768, not 60000"),
         (
