@@ -404,7 +404,7 @@ def test_broken_files_are_listed_and_training_carries_on(config: FinetuneConfig)
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"data": Path("nowhere")}, DataError, "No data folder"),
+        ({"data": Path("nowhere")}, DataError, "Data folder not found"),
         ({"weights": "nowhere.pth"}, WeightsError, "No weights at"),
         ({"unfreeze": "99"}, ConfigError, "--unfreeze 99"),
         ({"model": "resnet18"}, WeightsError, "does not fit resnet18"),

@@ -240,7 +240,7 @@ def test_ten_thousand_frames_take_no_longer_than_one(clean: Path) -> None:
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="No data folder"):
+    with pytest.raises(DataError, match="Data folder not found"):
         check(tmp_path / "nowhere")
 
 

@@ -215,7 +215,7 @@ def test_what_is_wrong_is_told_once(tmp_path: Path, random_weights: Path) -> Non
     with torchrun("finetune", tmp_path / "nothing", *options(random_weights)) as started:
         _, errors = started.communicate(timeout=100)
     assert started.returncode != 0
-    assert len(re.findall("No data folder at", errors)) == 1, errors
+    assert len(re.findall("Data folder not found", errors)) == 1, errors
 
 
 def test_each_process_takes_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:

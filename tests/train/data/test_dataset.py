@@ -256,7 +256,7 @@ def bad(tmp_path: Path, make_images: MakeImages, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", "No data folder at"),
+        ("missing", "Data folder not found"),
         ("file", "is a file"),
         ("empty", "is empty: no class folders"),
         ("one class", "one class only, only"),
@@ -315,7 +315,7 @@ def test_nothing_rejected_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_run_without_its_split(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    with pytest.raises(RunError, match="split cannot be read"):
+    with pytest.raises(RunError, match="Cannot read the split"):
         read_split(run)
 
 
@@ -326,13 +326,13 @@ def test_a_run_without_its_split(tmp_path: Path) -> None:
         ("path,label,split\n", "lists no images"),
         ("path,label\na,daisy\n", "no column 'split'"),
         ("path,label,split\na,weeds,train\n", "'weeds', which config.json does not list"),
-        (f"path,label,split\na,{'x' * 5000},train\n", "is of the class 'x{100}', which"),
-        ("path,label,split\na,daisy,test\n", "'test', which is neither train nor val"),
-        ("path,label,split\n../../etc/passwd,daisy,val\n", "no path inside the data folder"),
-        ("path,label,split\n/etc/passwd,daisy,val\n", "no path inside the data folder"),
-        ("path,label,split\n,daisy,val\n", "no path inside the data folder"),
-        ("path,label,split\na\0b,daisy,val\n", "split.csv is broken"),
-        ("\x1f\u008b", "split.csv is broken"),
+        (f"path,label,split\na,{'x' * 5000},train\n", "the class 'x{100}' of"),
+        ("path,label,split\na,daisy,test\n", "must be train or val, got 'test'"),
+        ("path,label,split\n../../etc/passwd,daisy,val\n", "not a path inside the data folder"),
+        ("path,label,split\n/etc/passwd,daisy,val\n", "not a path inside the data folder"),
+        ("path,label,split\n,daisy,val\n", "not a path inside the data folder"),
+        ("path,label,split\na\0b,daisy,val\n", "split.csv is invalid"),
+        ("\x1f\u008b", "split.csv is invalid"),
     ],
 )
 def test_a_broken_split_is_named(tmp_path: Path, content: str, told: str) -> None:
