@@ -174,7 +174,7 @@ def test_a_decoder_that_never_works_is_told_once(paths: list[Path]) -> None:
     assert images.decoder_failure is not None
     assert len(notes) == 1
     assert notes[0] == (
-        "The GPU cannot decode JPEG files here (torchvision not compiled with nvJPEG support): the CPU decodes them."
+        "The GPU cannot decode JPEG files (torchvision not compiled with nvJPEG support): the CPU decodes them."
     )
 
 
