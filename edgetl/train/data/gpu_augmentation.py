@@ -264,7 +264,7 @@ def _adjust_hue(pixels: Tensor, factor: Tensor) -> Tensor:
     hue = (30 * hue + 0.5).floor_()
     hue = torch.where(hue < 0, hue + 180, hue)
     saturation = (255 * chroma / value.clamp(min=1)).round_()
-    # albucore rotates a table of integer hues in doubles and truncates the result.
+    # The CPU rotates a table of integer hues in doubles and truncates the result.
     hue = torch.remainder(hue + 180 * factor[:, 0], 180).floor_()
     sector = hue / 30
     # Each channel decreases with the distance from its own hue (Smith, 1978).
