@@ -16,7 +16,10 @@ _MAX_NUMBER = 32_768
 _MAX_BYTES, _MAX_VALUES = 2**20, 20_000
 _TRIAL_SIDE = 128
 _SIZE_FIELDS = frozenset(
-    ("height", "width", "size", "min_height", "min_width", "max_size", "max_size_hw", "padding", "px", "target_size", "cell_shape")
+    (
+        "height", "width", "size", "min_height", "min_width", "max_size", "max_size_hw",
+        "padding", "px", "target_size", "cell_shape",
+    )
 )  # fmt: skip
 _SCALE_FIELDS = frozenset(("scale_limit", "scale", "percent"))
 
@@ -107,6 +110,6 @@ def _check_bounds(file: Path, numbers: list[tuple[int, str, float]]) -> None:
         side *= factor
     if not side <= MAX_SIDE:
         raise ConfigError(
-            f"--augment {file}: sizes and scales must stay below {MAX_SIDE} pixels per side, got {side:.6g}. "
-            "Lower them."
+            f"--augment {file}: sizes and scales must be <= {MAX_SIDE} pixels per side, "
+            f"got {side:.6g}. Lower them."
         )

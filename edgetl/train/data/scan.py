@@ -1,4 +1,4 @@
-"""Scan of a data set: decode every image once, to reject unreadable files and to find duplicates."""
+"""Scan of a data set: decode every image once to find unreadable files and duplicates."""
 
 from __future__ import annotations
 

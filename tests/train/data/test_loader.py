@@ -241,7 +241,7 @@ def test_a_saved_pipeline_augments(tmp_path: Path) -> None:
         (saved("huge.json", A.Resize(60_000, 60_000)), "at most 32,768, not 60000"),
         (
             saved("wide.yaml", A.PadIfNeeded(5000, 5000), A.LongestMaxSize(5000)),
-            "must stay below 8192 pixels per side, got 10000",
+            "must be <= 8192 pixels per side, got 10000",
         ),
         (
             saved("scaled.json", A.RandomScale((0, 30)), A.RandomScale((0, 30))),
