@@ -181,7 +181,7 @@ def test_the_command_says_it_all(faulty: Path, forked: Run, tmp_path: Path) -> N
     assert Image.open(tmp_path / "sheet.png").size[0] > 600
     printed = forked("check", faulty)
     assert printed.returncode == 5
-    assert "both train and val: validation accuracy is flattered" in printed.stdout
+    assert "both train and val: validation accuracy is too optimistic" in printed.stdout
     assert "train/cat/2.jpg  =  val/cat/leak.png" in printed.stdout
 
 

@@ -208,7 +208,7 @@ def test_a_process_that_dies_ends_the_other_and_both_go_on(
     assert len(numbers) > epochs
     alone = forked("finetune", "--resume", run.path)
     assert alone.returncode == 1
-    assert "is of 2 processes and this is one of 1" in alone.stderr
+    assert "was written by 2 processes, got 1" in alone.stderr
 
 
 def test_what_is_wrong_is_told_once(tmp_path: Path, random_weights: Path) -> None:

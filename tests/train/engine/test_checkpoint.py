@@ -40,7 +40,7 @@ def test_state_comes_back_in_any_order_of_memory(tmp_path: Path) -> None:
         step(*one)
     assert torch.equal(network.weight, again.weight)  # type: ignore[arg-type]
     (tmp_path / "s.safetensors").write_bytes(b"cut")
-    with pytest.raises(RunError, match="cannot be gone on with"):
+    with pytest.raises(RunError, match="Cannot resume from"):
         read_checkpoint(tmp_path / "s.safetensors")
 
 
@@ -60,5 +60,5 @@ def test_state_with_any_bit_flipped_is_refused(
     bit = data.draw(st.integers(0, 8 * len(content) - 1))
     content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
-    with pytest.raises(RunError, match="cannot be gone on with"):
+    with pytest.raises(RunError, match="Cannot resume from"):
         read_checkpoint(path)

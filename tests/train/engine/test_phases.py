@@ -103,7 +103,7 @@ def test_from_nothing_everything_trains_in_one_phase() -> None:
         "all",
         False,
     )
-    with pytest.raises(ConfigError, match="--batch-size 2"):
+    with pytest.raises(ConfigError, match="--batch-size must be >= 2"):
         plan_phases(replace(CONFIG, weights="none"), "3", 1)
     assert all(phase.freeze_statistics for phase in plan_phases(CONFIG, "3", 1)), (
         "one image has no statistics"

@@ -36,14 +36,14 @@ def test_what_a_training_writes_is_read(tmp_path: Path) -> None:
     state = read_training_checkpoint(write(tmp_path / "state", FACTS))
     assert state.metadata == {**FACTS, "steps": {}}
     check_phases(state, 2)
-    with pytest.raises(RunError, match=r"in phase 2, and config\.json asks for 0"):
+    with pytest.raises(RunError, match=r"in phase 2 and config\.json has 0"):
         check_phases(state, 0)
 
 
 @pytest.mark.parametrize("name", sorted(FACTS))
 def test_a_missing_fact_is_named(tmp_path: Path, name: str) -> None:
     facts = {key: value for key, value in FACTS.items() if key != name}
-    with pytest.raises(RunError, match=f"no field '{name}'.*Begin anew in another folder"):
+    with pytest.raises(RunError, match=f"no field '{name}'.*Start a new run in another folder"):
         read_training_checkpoint(write(tmp_path / "state", facts))
 
 
