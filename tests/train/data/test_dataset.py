@@ -143,7 +143,7 @@ def test_leaks_between_given_parts_are_refused_unless_allowed(make_images: MakeI
         read(folder)
     warnings = read(folder, allow_leaks=True).warnings
     assert any(
-        "both in train and in val" in text and "train/a/0.png and val/a/leak.png" in text
+        "in both train and val" in text and "train/a/0.png and val/a/leak.png" in text
         for text in warnings
     )
 
