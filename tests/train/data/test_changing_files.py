@@ -35,8 +35,8 @@ class AfterFirstEpoch(NullProgress):
 def config(parts: Path, random_weights: Path, tmp_path: Path) -> FinetuneConfig:
     shutil.copytree(parts, tmp_path / "data")
     return FinetuneConfig(
-        tmp_path / "data", tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", precision="fp32", workers=0,
-        epochs=2, finetune_epochs=1, cache_budget=0,
+        tmp_path / "data", tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE,
+        device="cpu", precision="fp32", workers=0, epochs=2, finetune_epochs=1, cache_budget=0,
     )  # fmt: skip
 
 
