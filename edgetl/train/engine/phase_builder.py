@@ -85,7 +85,7 @@ class TrainablePhase:
 
 
 class PhaseBuilder:
-    """Plans the phases of a run and prepares them for training."""
+    """Builder of the trainable phases of a run, and planner of their time budget."""
 
     def __init__(self, context: RunContext, phases: Sequence[Phase]) -> None:
         """Take phases with the recorded numbers of epochs, if there are any."""
