@@ -46,7 +46,7 @@ class Augmentation:
         self._file = file
         self._thread_local = threading.local()
         self.name = f"{file.name} {sha256_file(_require_file(file))}" if file else strength
-        """Identifies the pipeline: its strength, or its file's name and SHA-256."""
+        """Identity of the pipeline: its strength, or the name and SHA-256 of its file."""
         if file:
             self._validate_pipeline(file)
 

@@ -206,8 +206,8 @@ def default_workers(images: int, cores: int, device: str) -> int:
 
 
 def _init_worker(_worker: int) -> None:
-    # Ctrl-C is sent to the whole process group, but only the training process handles it. Its
-    # closed connections are no errors, either.
+    # Ctrl-C is sent to the whole process group, but only the training process handles it. A
+    # connection that it closes is not an error.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Batch systems send these to every process of a job, but the training process needs the
     # workers until it has finished its batch and written a checkpoint.
