@@ -270,9 +270,7 @@ def test_a_frozen_tensor_that_changed_is_named(begun: FinetuneConfig, tmp_path: 
     state.tensors[name] = state.tensors[name] + 1e-3
     parts = {key.partition("/")[0] for key in state.tensors}
     write_checkpoint(path, {part: state.part_tensors(part) for part in parts}, state.metadata)
-    with pytest.raises(
-        RunError, match=re.escape("frozen tensors changed (features.0.0.weight)")
-    ):
+    with pytest.raises(RunError, match=re.escape("frozen tensors changed (features.0.0.weight)")):
         resumed(begun)
 
 
@@ -286,7 +284,7 @@ def test_a_damaged_checkpoint_is_refused(begun: FinetuneConfig, tmp_path: Path) 
 @contextmanager
 def process(*arguments: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """The program, started and not waited for."""
-    code = "import edgetl.train.engine.trainer as r; r.SAVED_EVERY_S = 0.0; from edgetl.cli.app import main; main()"
+    code = "import edgetl.train.engine.trainer as r; r.CHECKPOINT_INTERVAL_S = 0.0; from edgetl.cli.app import main; main()"
     with subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,
