@@ -239,7 +239,7 @@ def test_without_weights_everything_trains_in_one_phase(config: FinetuneConfig) 
     assert any("nothing is pretrained" in text for text in watched.notes)
     statistics = load_run_model(run).model.get_submodule("features.0.1").running_mean
     assert float(statistics.abs().sum()) > 0  # type: ignore[operator,union-attr]
-    with pytest.raises(ConfigError, match="--batch-size 2"):
+    with pytest.raises(ConfigError, match="--batch-size must be >= 2"):
         finetune(replace(config, weights="none", batch_size=1, output=run.path.parent / "other"))
 
 
