@@ -239,7 +239,7 @@ def test_without_weights_everything_trains_in_one_phase(config: FinetuneConfig) 
     assert any("nothing is pretrained" in text for text in watched.notes)
     statistics = load_run_model(run).model.get_submodule("features.0.1").running_mean
     assert float(statistics.abs().sum()) > 0  # type: ignore[operator,union-attr]
-    with pytest.raises(ConfigError, match="--batch-size 2"):
+    with pytest.raises(ConfigError, match="--batch-size must be >= 2"):
         finetune(replace(config, weights="none", batch_size=1, output=run.path.parent / "other"))
 
 
@@ -398,13 +398,13 @@ def test_broken_files_are_listed_and_training_carries_on(config: FinetuneConfig)
     run = finetune(replace(config, epochs=1, finetune_epochs=0), watched)
     assert run.rejected_files.read_text().splitlines()[1].startswith("red/broken.jpg,")
     assert json.loads(run.config.read_text())["data"]["rejected"] == 1
-    assert any("1 file was left out" in text for text in watched.warnings)
+    assert any("1 file was skipped" in text for text in watched.warnings)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"data": Path("nowhere")}, DataError, "No data folder"),
+        ({"data": Path("nowhere")}, DataError, "Data folder not found"),
         ({"weights": "nowhere.pth"}, WeightsError, "No weights at"),
         ({"unfreeze": "99"}, ConfigError, "--unfreeze 99"),
         ({"model": "resnet18"}, WeightsError, "does not fit resnet18"),

@@ -270,16 +270,14 @@ def test_a_frozen_tensor_that_changed_is_named(begun: FinetuneConfig, tmp_path: 
     state.tensors[name] = state.tensors[name] + 1e-3
     parts = {key.partition("/")[0] for key in state.tensors}
     write_checkpoint(path, {part: state.part_tensors(part) for part in parts}, state.metadata)
-    with pytest.raises(
-        RunError, match=re.escape("frozen tensors are not what they were (features.0.0.weight)")
-    ):
+    with pytest.raises(RunError, match=re.escape("frozen tensors changed (features.0.0.weight)")):
         resumed(begun)
 
 
 def test_a_damaged_checkpoint_is_refused(begun: FinetuneConfig, tmp_path: Path) -> None:
     path = RunDirectory(tmp_path / "run").checkpoint
     os.truncate(path, path.stat().st_size - 100)
-    with pytest.raises(RunError, match="cannot be gone on with"):
+    with pytest.raises(RunError, match="Cannot resume from"):
         resumed(begun)
 
 

@@ -208,14 +208,14 @@ def test_a_process_that_dies_ends_the_other_and_both_go_on(
     assert len(numbers) > epochs
     alone = forked("finetune", "--resume", run.path)
     assert alone.returncode == 1
-    assert "is of 2 processes and this is one of 1" in alone.stderr
+    assert "was written by 2 processes, got 1" in alone.stderr
 
 
 def test_what_is_wrong_is_told_once(tmp_path: Path, random_weights: Path) -> None:
     with torchrun("finetune", tmp_path / "nothing", *options(random_weights)) as started:
         _, errors = started.communicate(timeout=100)
     assert started.returncode != 0
-    assert len(re.findall("No data folder at", errors)) == 1, errors
+    assert len(re.findall("Data folder not found", errors)) == 1, errors
 
 
 def test_each_process_takes_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
