@@ -286,9 +286,9 @@ def test_together_they_have_each_image_once(
 ) -> None:
     batch_size, images = max(batch_size, 2 * world), 2 * world + more
     labels = torch.arange(images) % 3
-    whole = EpochSampler(labels, sampling, batch_size, seed=1, ranks=Processes(0, 1))  # type: ignore[arg-type]
+    whole = EpochSampler(labels, sampling, batch_size, seed=1, processes=Processes(0, 1))  # type: ignore[arg-type]
     each = [
-        EpochSampler(labels, sampling, batch_size, seed=1, ranks=Processes(rank, world))
+        EpochSampler(labels, sampling, batch_size, seed=1, processes=Processes(rank, world))
         for rank in range(world)
     ]  # type: ignore[arg-type]
     parts = [order.sample_batches(2) for order in each]
