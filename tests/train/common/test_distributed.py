@@ -227,7 +227,7 @@ def test_each_process_takes_the_gpu_of_its_local_rank(monkeypatch: pytest.Monkey
     assert select_gpu(1) == torch.device("cuda", 1)
     assert taken == [1]
     with pytest.raises(
-        ConfigError, match="LOCAL_RANK is 2 and PyTorch sees 2 GPUs: each process needs its own"
+        ConfigError, match="LOCAL_RANK is 2, but PyTorch sees 2 GPUs: each process needs its own"
     ):
         select_gpu(2)
     assert taken == [1]
