@@ -69,7 +69,7 @@ class CudaGraphRunner:
         self._graphs: dict[tuple[torch.Size, torch.dtype], CapturedGraph] = {}
 
     def upload(self, values: torch.Tensor) -> torch.Tensor:
-        """Copy an input to its graph's buffer and return the buffer. A new shape is captured first."""
+        """Copy an input to its graph's buffer, captured if needed, and return the buffer."""
         graph = self._get_or_capture(values)
         graph.input.copy_(values)
         return graph.input
@@ -86,7 +86,8 @@ class CudaGraphRunner:
         graph = self._graphs.get((buffer.shape, buffer.dtype))
         if graph is None or graph.input is not buffer:
             raise ValueError(
-                "The graph reads its own input buffer: call run() with the tensor that upload() returned."
+                "The graph reads its own input buffer: call run() with the tensor "
+                "that upload() returned."
             )
         graph.replay()
         return graph.output

@@ -1,8 +1,7 @@
 """Data-parallel training in several processes started by torchrun.
 
-Every process runs all of `finetune`. Measurements and decisions are taken on the main process and
-shared with the others (`broadcast`, `run_on_main`), steps and images are divided among all, and only
-the main process writes.
+Every process runs all of `finetune`. The main process measures and decides for all (`broadcast`,
+`run_on_main`) and is the only one that writes. Steps and images are divided among all.
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ class DistributedGroup:
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Run the block on the main process before the others, which then find its cache entries."""
+        """Run the block on the main process first; the others then find its cache entries."""
         if not self.is_main:
             self.barrier()
         yield

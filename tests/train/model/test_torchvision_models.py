@@ -95,7 +95,7 @@ def test_a_new_head_learns_and_nothing_else_moves(name: str) -> None:
 def test_weights_go_into_a_network_built_anew(name: str) -> None:
     network = build_adapted_model(name, 32, 3, head_width=8, dropout=0.2, weights=None).model.eval()
     again = build_adapted_model(
-        name, 32, 3, head_width=8, dropout=0.2, weights=None, initialise=False
+        name, 32, 3, head_width=8, dropout=0.2, weights=None, initialize=False
     ).model.eval()
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
