@@ -431,7 +431,7 @@ def test_a_mistake_with_force_keeps_the_old_run(config: FinetuneConfig) -> None:
     with pytest.raises(DataError):
         finetune(replace(config, data=Path("nowhere"), force=True))
     assert sha256_file(run.metrics) == before
-    with pytest.raises(RunError, match="exists already"):
+    with pytest.raises(RunError, match="already exists"):
         finetune(config)
     finetune(replace(config, epochs=2, finetune_epochs=0, force=True))
     assert metrics_of(run)["best_epoch"] in (1, 2)
@@ -477,7 +477,7 @@ def test_where_a_run_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for inside in (data, data / "run"):
         with pytest.raises(RunError, match="inside the data folder"):
             choose_output_directory(inside, data, MODEL, force=True)
-    with pytest.raises(RunError, match="lies inside"):
+    with pytest.raises(RunError, match="must not be inside the run directory"):
         choose_output_directory(tmp_path, data, MODEL, force=True)
 
 
@@ -595,7 +595,7 @@ def test_a_broken_run_is_told(config: FinetuneConfig) -> None:
     with pytest.raises(RunError, match="was changed after the training"):
         load_run_model(run)
     run.metrics.unlink()
-    with pytest.raises(RunError, match="does not hold the weights"):
+    with pytest.raises(RunError, match="do not match config.json"):
         load_run_model(run)
     write_json(run.config, {"classes": ["a", "b"]})
     with pytest.raises(RunError, match="is broken"):

@@ -102,8 +102,8 @@ def check_accuracy(run: RunDirectory, accuracy: float, images: int) -> None:
     low, high = finished.val.accuracy_ci95
     if not low <= accuracy <= high:
         raise ExportError(
-            f"The accuracy on the {images} validation images is {accuracy:.1%}, but metrics.json has "
-            f"{finished.val.accuracy:.1%} (95% interval {low:.1%} to {high:.1%}): weights, classes, "
-            "preprocessing, split.csv or images were changed after the training. "
+            f"The accuracy on the {images} validation images is {accuracy:.1%}, but metrics.json "
+            f"has {finished.val.accuracy:.1%} (95% interval {low:.1%} to {high:.1%}): "
+            "weights, classes, preprocessing, split.csv or images were changed after training. "
             "Restore them, or run finetune again. No bundle was written."
         )

@@ -209,7 +209,7 @@ def _find_file(path: Path, architecture: str) -> Path:
 
 
 def max_file_bytes(architecture: str) -> int:
-    """Return the size limit of a weights file: weights, two Adam moments and an average in float32."""
+    """Return the size limit of a weights file: float32 weights, two Adam moments and an EMA."""
     row = load_architectures().get(architecture)
     return _MAX_BYTES if row is None else 4 * 4 * row.parameters + _SLACK_BYTES
 
