@@ -74,19 +74,11 @@ def prepare_run(
     processes: Processes = SINGLE_PROCESS,
     choices: AutoChoices | None = None,
 ) -> RunSetup:
-    """Read the images and build the model.
-
-    Args:
-        config: configuration from the user.
-        run: directory to write.
-        progress: receiver of progress reports.
-        processes: the processes that train together.
-        choices: choices recorded by an earlier run or process.
+    """Read the images and build the model; reuse the `choices` recorded by an earlier run.
 
     Raises:
-        DataError: a problem with the images, see `edgetl.train.data.dataset.read_dataset`.
-        ArchitectureError, WeightsError: a problem with the model, see
-            `edgetl.train.model.factory.build_adapted_model`.
+        DataError: see `edgetl.train.data.dataset.read_dataset`.
+        ArchitectureError, WeightsError: see `edgetl.train.model.factory.build_adapted_model`.
         ConfigError: the device or precision is not available, the backbone has fewer blocks, or
             there are too many processes for the images of a step.
     """
@@ -102,38 +94,10 @@ def prepare_run(
     with processes.local_group.main_process_first():
         weights = read_weights(config.weights, config.model)
     cache_budget, decoded_budget = processes.broadcast(_cache_budgets(config, run_choices))
-    decoded_cache = DecodedImageCache(
-        decoded_budget // processes.local_group.world_size,
-        max(_MIN_DECODED_SIDE, 3 * preprocessing.resize),
-    )
-    data = processes.run_on_main(
-        lambda: read_dataset(
-            config.data,
-            config.val_split,
-            config.resolved_split_seed,
-            progress.on_files_checked,
-            decoded_cache,
-            config.allow_leaks,
-        )
-    )
-    decoded_cache.record_file_stamps(entry.path for entry in data.entries)
-    torch.manual_seed(config.seed)
-    adapted = build_adapted_model(
-        config.model,
-        preprocessing.crop,
-        len(data.labels),
-        config.head_width,
-        config.dropout,
-        weights,
-    )
-    unfreeze = "all"
-    if config.weights != "none":
-        unfreeze = resolve_unfreeze(config.unfreeze, adapted, architecture.unfreeze)
-    train_images = len(data.entries_in("train"))
-    batch_size = max(default_batch_size(train_images), 2 * processes.world_size)
-    if config.batch_size not in (None, "auto"):
-        batch_size = int(config.batch_size)
-    _check_images_per_process(min(batch_size, train_images), processes)
+    data, decoded_cache = _read_data(config, decoded_budget, preprocessing, progress, processes)
+    adapted = _build_model(config, preprocessing.crop, len(data.labels), weights)
+    unfreeze = _resolve_unfreeze(config, adapted, architecture.unfreeze)
+    batch_size = _requested_batch_size(config, data, processes)
     _report_setup(data, config, progress)
     batch_fit = None
     if config.batch_size == "auto":
@@ -143,7 +107,7 @@ def prepare_run(
             adapted,
             compute_config,
             preprocessing.crop,
-            train_images,
+            len(data.entries_in("train")),
             batch_size,
             unfreeze,
             processes,
@@ -151,15 +115,11 @@ def prepare_run(
         batch_size = batch_fit.batch_size
         progress.note(describe_batch_size(batch_fit, compute_config.device.type))
     resolved = replace(
-        config,
-        data=data.folder,
+        _resolve_config(config, data, compute_config, processes),
         output=run.path,
         image_size=preprocessing.crop,
         unfreeze=unfreeze,
         batch_size=batch_size,
-        device="cuda" if compute_config.device.type == "cuda" else "cpu",
-        precision=compute_config.precision,
-        workers=_resolve_workers(config, len(data.entries), compute_config, processes),
         cache_budget=cache_budget,
     )
     run_choices.record(
@@ -185,6 +145,48 @@ def prepare_run(
         processes=processes,
         choices=run_choices,
     )
+
+
+def _read_data(
+    config: FinetuneConfig,
+    budget_bytes: int,
+    preprocessing: Preprocessing,
+    progress: Progress,
+    processes: Processes,
+) -> tuple[SplitDataset, DecodedImageCache]:
+    decoded_cache = DecodedImageCache(
+        budget_bytes // processes.local_group.world_size,
+        max(_MIN_DECODED_SIDE, 3 * preprocessing.resize),
+    )
+    data = processes.run_on_main(
+        lambda: read_dataset(
+            config.data,
+            config.val_split,
+            config.resolved_split_seed,
+            progress.on_files_checked,
+            decoded_cache,
+            config.allow_leaks,
+        )
+    )
+    decoded_cache.record_file_stamps(entry.path for entry in data.entries)
+    return data, decoded_cache
+
+
+def _resolve_unfreeze(config: FinetuneConfig, adapted: AdaptedModel, default: int) -> str:
+    if config.weights == "none":
+        return "all"
+    return resolve_unfreeze(config.unfreeze, adapted, default)
+
+
+def _requested_batch_size(config: FinetuneConfig, data: SplitDataset, processes: Processes) -> int:
+    """Return the configured batch size, or the default one for `auto` and None."""
+    images = len(data.entries_in("train"))
+    if config.batch_size is None or config.batch_size == "auto":
+        batch_size = max(default_batch_size(images), 2 * processes.world_size)
+    else:
+        batch_size = int(config.batch_size)
+    _check_images_per_process(min(batch_size, images), processes)
+    return batch_size
 
 
 def _resolve_compute_config(config: FinetuneConfig, run_choices: RunChoices) -> ComputeConfig:
@@ -213,13 +215,30 @@ def _cache_budgets(config: FinetuneConfig, run_choices: RunChoices) -> tuple[int
     return feature_budget, min(free_bytes, feature_budget)
 
 
-def _resolve_workers(
-    config: FinetuneConfig, images: int, compute_config: ComputeConfig, processes: Processes
-) -> int:
-    if config.workers is not None:
-        return config.workers
-    cores = available_cores() // processes.local_group.world_size
-    return default_workers(images, cores, compute_config.device.type)
+def _resolve_config(
+    config: FinetuneConfig, data: SplitDataset, compute_config: ComputeConfig, processes: Processes
+) -> FinetuneConfig:
+    """Resolve the options that depend on the data folder and the machine."""
+    workers = config.workers
+    if workers is None:
+        cores = available_cores() // processes.local_group.world_size
+        workers = default_workers(len(data.entries), cores, compute_config.device.type)
+    return replace(
+        config,
+        data=data.folder,
+        device="cuda" if compute_config.device.type == "cuda" else "cpu",
+        precision=compute_config.precision,
+        workers=workers,
+    )
+
+
+def _build_model(
+    config: FinetuneConfig, image_size: int, classes: int, weights: PretrainedWeights | None
+) -> AdaptedModel:
+    torch.manual_seed(config.seed)
+    return build_adapted_model(
+        config.model, image_size, classes, config.head_width, config.dropout, weights
+    )
 
 
 def _resolve_batch_fit(
