@@ -328,7 +328,8 @@ def _build_phase_builder(
     config = setup.config
     entries = setup.data.entries
     device = setup.compute_config.device
-    setup.adapted_model.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = setup.adapted_model.model
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = ImageDataset(
         entries,
         setup.data.labels,

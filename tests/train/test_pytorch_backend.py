@@ -216,9 +216,9 @@ def test_bfloat16_is_another_baseline_with_a_tolerance_of_its_own(run: RunDirect
     [
         (
             RuntimeError("no such operator.\nand a long story"),
-            r"torch.compile does not work here: no such operator. Leave `compile` out",
+            r"torch.compile does not work here: no such operator. Remove `compile` from",
         ),
-        (AssertionError(), r"does not work here: AssertionError\. Leave"),
+        (AssertionError(), r"does not work here: AssertionError\. Remove"),
         (
             InvalidCxxCompiler(),
             r"needs a C\+\+ compiler, and there is none: `sudo apt install g\+\+` adds it, or leave `compile` out",
@@ -290,7 +290,7 @@ def test_profile_covers_every_runtime_and_names_its_clock(run: RunDirectory) -> 
 @pytest.mark.usefixtures("torch_left_alone")
 @pytest.mark.parametrize("mode", ["fp16", "cuda-graph", "fp16-cuda-graph"])
 def test_gpu_modes_are_refused_on_a_cpu(exported: RunDirectory, mode: Any) -> None:
-    with pytest.raises(BenchError, match=f"{mode} runs on a GPU only: add --provider cuda"):
+    with pytest.raises(BenchError, match=f"{mode} requires a GPU. Add --provider cuda"):
         PyTorchBackend(ModelSource(exported.path, 1, settings={"mode": mode}))
     with pytest.raises(BenchError, match=f"--pytorch {mode} runs on a GPU only"):
         bench_target.find_target(BenchConfig(exported.path, torch_modes=("eager", mode)), (1,))

@@ -138,7 +138,7 @@ def test_a_server_that_does_not_answer_is_a_warning_after_a_bounded_wait(
     assert run.metrics.exists()
     (warning,) = [text for text in progress.warnings if "--mlflow" in text]
     assert store in warning
-    assert "Training goes on without it" in warning
+    assert "Training continues without it" in warning
 
 
 def test_a_server_that_goes_away_is_one_warning(
@@ -159,4 +159,4 @@ def test_a_server_that_goes_away_is_one_warning(
     run = finetune(config, progress)
     assert run.metrics.exists()
     (warning,) = [text for text in progress.warnings if "--mlflow" in text]
-    assert "no longer answers (Max retries exceeded in epoch 1)" in warning
+    assert "no longer responds (Max retries exceeded in epoch 1)" in warning
