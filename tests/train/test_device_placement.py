@@ -199,7 +199,7 @@ def config(
     return FinetuneConfig(
         parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, epochs=1, finetune_epochs=1, batch_size=24,
         batch_norm="train", workers=0,
-    )  # fmt: skip
+    )
 
 
 MIXED: dict[str, Any] = {

@@ -96,13 +96,13 @@ def test_a_run_is_complete_and_its_figures_are_true(config: FinetuneConfig) -> N
     assert metrics.keys() == {
         "schema", "model", "classes", "train", "val", "seconds", "parameters", "device", "processes", "precision", "weights", "best_epoch",
         "ended", "frozen_blocks", "steps", "batch", "final", "peak_memory_bytes", "peak_gpu_memory_bytes",
-    }  # fmt: skip
+    }
     assert [line["phase"] for line in history] == [1, 1, 1, 1, 2, 2]
     assert [line["epoch"] for line in history] == [1, 2, 3, 4, 5, 6]
     assert [line["lr"] for line in history] == [1e-3] * 4 + [1e-4] * 2
     assert history[0].keys() == {
         "phase", "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds", "images_per_second", "elapsed",
-    }  # fmt: skip
+    }
     assert [record.to_json() for record, _ in watched.epochs] == history
     elapsed = [line["elapsed"] for line in history]
     assert sorted(elapsed) == elapsed
@@ -297,7 +297,7 @@ def test_float16_trains_with_scaled_gradients(
         {"head_width": 16, "dropout": 0.0}, {"unfreeze": "all"}, {"views": 2}, {"augment": "none"},
         {"workers": 2, "cache_budget": 0, "ema": 0.9},
     ],
-)  # fmt: skip
+)
 def test_every_means_trains_and_exports_the_same_network(
     config: FinetuneConfig, change: dict[str, Any]
 ) -> None:

@@ -53,7 +53,7 @@ def write_run(folder: Path, seed: int = 0) -> RunDirectory:
     content = {
         "schema": 1, "config": config.to_json(), "classes": LABELS, "preprocessing": CONTRACT.to_json(),
         "versions": {}, "data": {"fingerprint": "", "counts": {}}, "weights": {"source": "none", "sha256": None},
-    }  # fmt: skip
+    }
     (folder / "config.json").write_text(json.dumps(content))
     return RunDirectory(folder)
 

@@ -32,7 +32,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "epochs": 8, "finetune_epochs": 6, "cache_budget": 0, "mixup": 0.3, "cutmix": 0.5, "ema": 0.9, "weight_decay": 0.01,
         "clip_gradient": 1.0, "sampling": "balanced", "unfreeze": "2",
     },
-}  # fmt: skip
+}
 KILLS = 10
 """At random moments, beside those at chosen ones."""
 
@@ -136,7 +136,7 @@ def config(
     return FinetuneConfig(
         parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", precision="fp32", workers=0, seed=3,
         **RECIPES[request.param],
-    )  # fmt: skip
+    )
 
 
 def test_interrupted_in_validation_it_ends_in_the_same_bytes(
@@ -203,7 +203,7 @@ def begun(parts: Path, random_weights: Path, tmp_path: Path) -> FinetuneConfig:
     config = FinetuneConfig(
         data, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", precision="fp32", workers=0, epochs=2,
         finetune_epochs=1,
-    )  # fmt: skip
+    )
     assert not leg(config, again=False, death=("saved", 2))
     return config
 
@@ -225,7 +225,7 @@ def test_what_a_budget_allowed_stays_planned(
 ) -> None:
     config = FinetuneConfig(
         parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", precision="fp32", workers=0, budget_s=60.0,
-    )  # fmt: skip
+    )
     assert not leg(config, again=False, death=("saved", 3))
     planned = json.loads(RunDirectory(tmp_path / "run").config.read_text())["choices"]["epochs"]
     run = resumed(config)

@@ -37,7 +37,7 @@ def run(
     config = FinetuneConfig(
         parts, folder / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", workers=0, epochs=3, finetune_epochs=1,
         tensorboard=True, mlflow=str(folder / "mlruns"),
-    )  # fmt: skip
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "CHECKPOINT_INTERVAL_S", 0.0)
         patch.setattr(trainer.Trainer, "save_when_due", trainer.Trainer.save)
@@ -91,7 +91,7 @@ def test_a_store_that_cannot_be_used_is_said_before_training(
     config = FinetuneConfig(
         parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", workers=0, epochs=1, finetune_epochs=0,
         mlflow=str(tmp_path / "file"),
-    )  # fmt: skip
+    )
     with pytest.raises((ConfigError, OSError)):
         finetune(config)
     assert not (tmp_path / "run").exists()
@@ -108,7 +108,7 @@ def test_a_tracker_that_is_not_installed(
     config = FinetuneConfig(
         parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", workers=0, epochs=1, finetune_epochs=0,
         mlflow=str(tmp_path / "mlruns"),
-    )  # fmt: skip
+    )
     with pytest.raises(ModuleNotFoundError) as raised:
         finetune(config)
     assert 'pip install "edgetl[mlflow]"' in str(convert_import_error(raised.value))
@@ -131,7 +131,7 @@ def test_a_server_that_does_not_answer_is_a_warning_after_a_bounded_wait(
         config = FinetuneConfig(
             parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", workers=0, epochs=1,
             finetune_epochs=0, mlflow=store,
-        )  # fmt: skip
+        )
         progress, started = Warned(), time.monotonic()
         run = finetune(config, progress)
     assert time.monotonic() - started < 60
@@ -154,7 +154,7 @@ def test_a_server_that_goes_away_is_one_warning(
     config = FinetuneConfig(
         parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", workers=0, epochs=3,
         finetune_epochs=0, mlflow=str(tmp_path / "mlruns"),
-    )  # fmt: skip
+    )
     progress = Warned()
     run = finetune(config, progress)
     assert run.metrics.exists()

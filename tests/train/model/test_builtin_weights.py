@@ -34,7 +34,7 @@ def ship(place: Path, random_weights: Path) -> Path:
     folder = place / f"{MODEL}-builtin"
     folder.mkdir(parents=True)
     kept = {name: tensor for name, tensor in load_file(random_weights).items()
-            if not name.startswith("classifier.3.") and tensor.is_floating_point()}  # fmt: skip
+            if not name.startswith("classifier.3.") and tensor.is_floating_point()}
     save_file(
         {name: tensor.half() if tensor.dim() > 1 else tensor for name, tensor in kept.items()},
         folder / WEIGHTS_FILE,
