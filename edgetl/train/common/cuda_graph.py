@@ -1,4 +1,4 @@
-"""CUDA graphs: capture a computation once and replay it without launching single kernels.
+"""CUDA graphs: capture a computation once and replay it as a single launch.
 
 Source: PyTorch's notes on CUDA graphs ("CUDA semantics", section "CUDA Graphs"): warm-up on a side
 stream, capture, then replay on fixed input and output buffers.
@@ -48,7 +48,7 @@ def capture_cuda_graph(compute: InferenceFunction, buffer: torch.Tensor) -> Capt
 
 
 class CudaGraphRunner:
-    """Runs a computation by replaying CUDA graphs, one per shape and dtype of the input."""
+    """Runner that replays CUDA graphs, one per shape and dtype of the input."""
 
     def __init__(
         self,
