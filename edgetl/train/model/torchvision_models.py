@@ -125,7 +125,8 @@ def architecture_family(builder: Callable[..., nn.Module]) -> str:
 def default_preprocessing(architecture: str) -> Preprocessing:
     """Return the preprocessing used to evaluate torchvision's default weights."""
     transforms = torchvision.models.get_model_weights(architecture).DEFAULT.transforms()
-    crop, resize = transforms.crop_size[0], transforms.resize_size[0]
+    crop = transforms.crop_size[0]
+    resize = transforms.resize_size[0]
     return Preprocessing(max(resize, crop), crop, tuple(transforms.mean), tuple(transforms.std))
 
 
