@@ -44,7 +44,7 @@ def _check(
     killed = ended.status == TERMINATED and ended.seconds_to_metrics is None
     record.require(f"{phase}: SIGTERM ends the run", killed, ended.status)
     record.require(f"{phase}: --resume ends well", resumed.status == 0, resumed.status)
-    continued = "Going on after" in resumed.output
+    continued = "Resuming after" in resumed.output
     record.require(f"{phase}: it goes on from the checkpoint", continued)
     count = len(resumed.history)
     record.require(f"{phase}: no epoch is lost or doubled", count == epochs, f"{count} of {epochs}")
