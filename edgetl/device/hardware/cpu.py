@@ -73,10 +73,10 @@ def cpu_cgroup_folders(proc: Path = PROC, sys: Path = SYS) -> list[Path]:
 
 
 def cgroup_folders(controller: str, proc: Path = PROC, sys: Path = SYS) -> list[Path]:
-    """Return a controller's existing folders from its root to this process's group, cgroup v1 and v2.
+    """Return a controller's existing folders from its root to this process's group.
 
-    In a container the path in /proc/self/cgroup may be the host's: the root is then the container's
-    own group.
+    Both cgroup v1 and v2 are covered. In a container the path in /proc/self/cgroup may be the
+    host's: the root is then the container's own group.
     """
     existing: list[Path] = []
     for line in read_lines(proc / "self/cgroup"):
@@ -106,9 +106,9 @@ _CPUINFO_FIELDS = {"x86": "flags", "arm": "CPU implementer"}
 def is_emulated(proc: Path = PROC, machine: str | None = None) -> bool:
     """Return whether the processor is emulated, as by qemu-user and binfmt_misc.
 
-    The emulator replaces the result of `uname`, but not the kernel's files: its architecture (since
-    Linux 6.1) and, unless the emulator replaces it too, the host's /proc/cpuinfo. 32-bit programs on
-    a 64-bit kernel of the same family are not emulated.
+    The emulator replaces the result of `uname`, but not the kernel's files: its architecture
+    (since Linux 6.1) and, unless the emulator replaces it too, the host's /proc/cpuinfo. 32-bit
+    programs on a 64-bit kernel of the same family are not emulated.
 
     Args:
         proc: mount point of procfs.

@@ -133,7 +133,7 @@ def installed_version(package: str) -> str | None:
 
 
 def read_cpufreq(sys: Path, name: str) -> dict[str, int]:
-    """Return a cpufreq value of each core by the kernel's name of the core, in order (cpufreq.rst)."""
+    """Return a cpufreq value by core, in the order of the cores (cpufreq.rst)."""
     paths = (sys / "devices/system/cpu").glob(f"cpu[0-9]*/cpufreq/{name}")
     ordered = sorted(paths, key=lambda path: (len(path.parts[-3]), path.parts[-3]))
     return {path.parts[-3]: value for path in ordered if (value := read_int(path)) is not None}
@@ -166,9 +166,10 @@ def cpu_flags(proc: Path = PROC) -> set[str]:
 
 
 def has_int8_dot_product(proc: Path = PROC) -> bool:
-    """Return whether the CPU sums 8-bit products in 32 bits: VNNI and AMX on x86, dot products on ARM.
+    """Return whether the CPU sums 8-bit products in 32 bits.
 
-    Other CPUs sum pairs of products in 16 bits, which saturates.
+    VNNI and AMX do so on x86, dot products on ARM. Other CPUs sum pairs of products in 16 bits,
+    which saturates.
     """
     return bool(cpu_flags(proc) & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 
@@ -185,8 +186,8 @@ def detect_container(proc: Path = PROC) -> str | None:
     """Return the container runtime: kubernetes, podman, docker, lxc, wsl or another name; or None.
 
     Runtimes are detected by /.dockerenv, /run/.containerenv, the service account that Kubernetes
-    mounts, `container=` in the environment of process 1 (systemd's "Container Interface"), and names
-    in its cgroup.
+    mounts, `container=` in the environment of process 1 (systemd's "Container Interface"), and
+    names in its cgroup.
     """
     root = proc.parent
     groups = read_text(proc / "1/cgroup") or ""
@@ -256,7 +257,7 @@ def _gpu_names(proc: Path) -> list[str]:
 
 
 def _gpu_driver_version(proc: Path, sys: Path) -> str | None:
-    """Return the version of NVIDIA's kernel module, or of Jetson Linux, which includes the driver."""
+    """Return the version of NVIDIA's kernel module, or of Jetson Linux, which contains it."""
     module = read_text(sys / "module/nvidia/version")
     loaded = re.search(
         r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", read_text(proc / "driver/nvidia/version") or ""

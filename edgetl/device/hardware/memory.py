@@ -55,10 +55,10 @@ _NEVER_TRIM, _NO_MMAP = -1, 0
 def keep_freed_memory() -> bool:
     """Make glibc keep freed memory in this process. Return False if there is no glibc.
 
-    By default large blocks are mapped and unmapped at every use, and each first touch of a page is a
-    fault. Measured with eager PyTorch and MobileNetV2 on two cores: depending on the heap's random
-    layout, an inference at batch 1 either has 0 page faults and takes 7.3 to 8 ms, or has 3300 and
-    takes 11 to 12.5 ms; an epoch of fine-tuning at batch 32 takes 4.6 s instead of 11.4 s.
+    By default large blocks are mapped and unmapped at every use, and each first touch of a page is
+    a fault. Measured with eager PyTorch and MobileNetV2 on two cores: depending on the heap's
+    random layout, an inference at batch 1 either has 0 page faults and takes 7.3 to 8 ms, or has
+    3300 and takes 11 to 12.5 ms; an epoch of fine-tuning at batch 32 takes 4.6 s instead of 11.4 s.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

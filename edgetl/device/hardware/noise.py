@@ -33,7 +33,7 @@ GPU_SLOWDOWN_REASONS = (
 )
 """GPU throttle reasons that make a run noisy.
 
-Idle, chosen clocks and the power cap belong to normal work. The effect of the cap shows in the clock.
+Idle, chosen clocks and the power cap belong to normal work. The cap's effect shows in the clock.
 """
 
 

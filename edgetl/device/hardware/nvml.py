@@ -193,8 +193,8 @@ def first_cuda_device(
     """Return NVML's index of CUDA's device 0, following CUDA_VISIBLE_DEVICES.
 
     NVML counts in PCI order. CUDA does so only with CUDA_DEVICE_ORDER=PCI_BUS_ID, and puts the
-    fastest GPU first otherwise: with different GPUs in one machine the index may then be wrong (CUDA
-    C++ Programming Guide, "CUDA Environment Variables").
+    fastest GPU first otherwise: with different GPUs in one machine the index may then be wrong
+    (CUDA C++ Programming Guide, "CUDA Environment Variables").
 
     Args:
         uuids: the GPUs' UUIDs in NVML's order.

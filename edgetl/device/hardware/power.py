@@ -11,9 +11,9 @@ from edgetl.device.hardware.procfs import SYS, read_int, read_text
 def power_mode(root: Path = Path("/")) -> str | None:
     """Return a Jetson's power mode by name ("15W", "MAXN"), or by number if it has no name.
 
-    nvpmodel stores the mode as `pmode:0002` in /var/lib/nvpmodel/status. Its name is in lines such as
-    `< POWER_MODEL ID=2 NAME=15W >` of /etc/nvpmodel.conf (Jetson Linux Developer Guide, "Platform
-    Power and Performance").
+    nvpmodel stores the mode as `pmode:0002` in /var/lib/nvpmodel/status. Its name is in lines such
+    as `< POWER_MODEL ID=2 NAME=15W >` of /etc/nvpmodel.conf (Jetson Linux Developer Guide,
+    "Platform Power and Performance").
     """
     mode = re.search(
         r"pmode:0*(\d{1,4})\b", read_text(root / "var/lib/nvpmodel/status") or "", re.ASCII

@@ -11,7 +11,7 @@ _MAX_COUNTER_VALUE = 2**64
 
 
 def read_text(path: Path) -> str | None:
-    """Return a file's text without surrounding white space and NUL bytes; None if nothing is left."""
+    """Return a file's text without surrounding white space and NUL bytes; None if empty."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n\t") or None
     except (OSError, ValueError):
@@ -29,7 +29,7 @@ def read_int(path: Path) -> int | None:
 
 
 def read_named_ints(path: Path) -> dict[str, int]:
-    """Return the lines of a name and an integer, as in cgroup's cpu.stat; other lines are skipped."""
+    """Return the lines of a name and an integer, as in cgroup's cpu.stat; skip other lines."""
     pairs = (line.split() for line in read_lines(path))
     return {
         pair[0]: number
