@@ -58,7 +58,7 @@ def test_an_argument_that_names_nothing_does_not_stop_the_rest(
     )
     assert done.returncode == 1
     assert len(list(csv.DictReader(io.StringIO(done.stdout)))) == 1
-    assert "Nothing at nothing.jpg" in done.stderr
+    assert "nothing.jpg not found" in done.stderr
     assert "*.txt" in done.stderr
 
 
@@ -84,7 +84,7 @@ def test_csv_and_table_agree(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.jpg"], "Nothing at nowhere.jpg"),
+        (["nowhere.jpg"], "nowhere.jpg not found"),
         (["*.nothing"], "patterns"),
         (["{photos}", "--json", "--csv"], "exclude each other"),
         (["{photos}", "--variant", "int4"], "no variant 'int4'"),

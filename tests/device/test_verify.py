@@ -69,7 +69,7 @@ def test_wrong_answers_fail_and_say_what_to_do(
     rewrite(bundle, lambda content: content["variants"][0].update(precision="int8"))
     for has, words in (
         (False, "sums products of 8 bits in 16"),
-        (True, "right on one CPU can be wrong on another"),
+        (True, "correct on one CPU can be wrong on another"),
     ):
         monkeypatch.setattr(verifying, "has_int8_dot_product", lambda has=has: has)
         (found,) = verify(open_bundle(bundle))
@@ -98,13 +98,13 @@ def test_altered_cut_and_mixed_up_files_are_refused(bundle: Path, tmp_path: Path
     content = model.read_bytes()
     for wrong in (content[:-1], content[:-1] + bytes([content[-1] ^ 1]), b""):
         model.write_bytes(wrong)
-        with pytest.raises(BundleError, match="is not the file that was proven"):
+        with pytest.raises(BundleError, match="does not match bundle.json"):
             verify(open_bundle(bundle))
     model.write_bytes(content)
     photos = sorted((bundle / "golden").glob("*.png"))
     first, second = photos[0].read_bytes(), photos[1].read_bytes()
     photos[0].write_bytes(second)
-    with pytest.raises(BundleError, match="is not the file that was proven"):
+    with pytest.raises(BundleError, match="does not match bundle.json"):
         verify(open_bundle(bundle))
     photos[0].write_bytes(first)
     answers = bundle / "golden/golden.npz"
@@ -112,7 +112,7 @@ def test_altered_cut_and_mixed_up_files_are_refused(bundle: Path, tmp_path: Path
     stream = io.BytesIO()
     np.savez(stream, logits=np.zeros((8, 1000), np.float32))
     answers.write_bytes(stream.getvalue())
-    with pytest.raises(BundleError, match="is not the file that was proven"):
+    with pytest.raises(BundleError, match="does not match bundle.json"):
         verify(open_bundle(bundle))
     answers.write_bytes(proven)
     assert verify(open_bundle(bundle))[0].passed
@@ -139,5 +139,5 @@ def test_the_command_and_predict_judge_alike(edgetl: Run, bundle: Path) -> None:
     assert "WRONG" in wrong.stdout
     refused = edgetl("predict", bundle, photo)
     assert refused.returncode == 1
-    assert "does not answer here as it was proven to" in refused.stderr
+    assert "do not match the reference" in refused.stderr
     assert refused.stdout == ""
