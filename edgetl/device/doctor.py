@@ -91,7 +91,7 @@ def _run_probe(script: str) -> tuple[Any, str]:
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
     command = [sys.executable, "-P", "-c", script]
     try:
-        completed = subprocess.run(
+        process = subprocess.run(
             command,
             capture_output=True,
             text=True,
@@ -99,9 +99,9 @@ def _run_probe(script: str) -> tuple[Any, str]:
             env=environment,
             check=False,
         )
-        if completed.returncode != 0:
-            return None, completed.stderr or f"exit status {completed.returncode}"
-        return json.loads(completed.stdout.splitlines()[-1]), completed.stderr
+        if process.returncode != 0:
+            return None, process.stderr or f"exit status {process.returncode}"
+        return json.loads(process.stdout.splitlines()[-1]), process.stderr
     except (subprocess.TimeoutExpired, ValueError, IndexError) as cause:
         return None, str(cause)
 
@@ -188,8 +188,8 @@ def inspect_environment(proc: Path = PROC, sys_root: Path = SYS) -> Environment:
     facts = collect_device_info(proc, sys_root)
     providers: dict[str, str | None] = {}
     if any(versions[name] for name in ONNXRUNTIME_PACKAGES):
-        listed, problem = list_providers()
-        providers = {name: try_provider(name) for name in listed}
+        names, problem = list_providers()
+        providers = {name: try_provider(name) for name in names}
         cuda_problem = providers.get("CUDAExecutionProvider")
         if cuda_problem and facts["gpus"]:
             findings.append(_cuda_finding(facts["gpus"][0], cuda_problem))
@@ -247,17 +247,17 @@ def _torch_import_finding(problem: str) -> DoctorFinding:
 
 
 def _runtime_findings(versions: Mapping[str, str | None]) -> list[DoctorFinding]:
-    installed = [f"{name} {versions[name]}" for name in ONNXRUNTIME_PACKAGES if versions[name]]
-    if len(installed) == 2:
+    packages = [f"{name} {versions[name]}" for name in ONNXRUNTIME_PACKAGES if versions[name]]
+    if len(packages) == 2:
         finding = DoctorFinding(
-            what=f"{' and '.join(installed)} are both installed and overwrite each other's files",
+            what=f"{' and '.join(packages)} are both installed and overwrite each other's files",
             effect="predict, bench",
             remedy="pip uninstall --yes onnxruntime onnxruntime-gpu && "
             'pip install "edgetl[gpu]"   (or "edgetl[cpu]")',
             fatal=True,
         )
         return [finding]
-    if not installed:
+    if not packages:
         finding = DoctorFinding(
             what="onnxruntime is not installed",
             effect="predict, bench, export",
@@ -302,11 +302,11 @@ def _outdated_findings(versions: Mapping[str, str | None]) -> list[DoctorFinding
         requirement_name, separator, bounds = requirement.partition(";")[0].partition(">=")
         name = requirement_name.split("[")[0].strip()
         minimum = bounds.split(",")[0].strip()
-        installed = versions.get(name)
-        if separator and installed and _version_tuple(installed) < _version_tuple(minimum):
+        version = versions.get(name)
+        if separator and version and _version_tuple(version) < _version_tuple(minimum):
             is_device_package = name in (*DEVICE_PACKAGES, *ONNXRUNTIME_PACKAGES)
             findings[name] = DoctorFinding(
-                what=f"{name} {installed} is older than {minimum}",
+                what=f"{name} {version} is older than {minimum}",
                 effect="predict, bench" if is_device_package else "finetune, export",
                 remedy=f'pip install --upgrade "{name}>={minimum}"',
                 fatal=is_device_package,

@@ -72,12 +72,14 @@ def verify(
         BundleError: a file is missing or altered, or there is no such variant.
         ProviderError: the installed onnxruntime lacks a provider.
     """
-    selected = [bundle.select_variant(name) for name in dict.fromkeys(variants)] or bundle.variants
+    selected_variants = [
+        bundle.select_variant(name) for name in dict.fromkeys(variants)
+    ] or bundle.variants
     for provider in providers:
         check_provider(provider)
     golden = bundle.load_golden()
     # All files are checked before any is run, so that a badly copied bundle fails as a whole.
-    files = {variant.name: _path_or_error(bundle, variant) for variant in selected}
+    files = {variant.name: _path_or_error(bundle, variant) for variant in selected_variants}
     bundle.companion_files()
     with tempfile.TemporaryDirectory(prefix="edgetl-verify-") as folder:
         return [
@@ -91,7 +93,7 @@ def verify(
                 Path(folder),
                 progress,
             )
-            for variant in selected
+            for variant in selected_variants
             for provider in dict.fromkeys(providers)
         ]
 

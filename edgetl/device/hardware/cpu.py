@@ -78,7 +78,7 @@ def cgroup_folders(controller: str, proc: Path = PROC, sys: Path = SYS) -> list[
     Both cgroup v1 and v2 are covered. In a container the path in /proc/self/cgroup may be the
     host's: the root is then the container's own group.
     """
-    existing: list[Path] = []
+    group_folders: list[Path] = []
     for line in read_lines(proc / "self/cgroup"):
         number, controllers, group = (*line.split(":", 2), "", "")[:3]
         if number == "0" and not controllers:
@@ -89,8 +89,10 @@ def cgroup_folders(controller: str, proc: Path = PROC, sys: Path = SYS) -> list[
             continue
         parts = Path(group.strip("/")).parts
         folders = (root / Path(*parts[:depth]) for root in roots for depth in range(len(parts) + 1))
-        existing += [folder for folder in folders if path_exists(folder) and folder not in existing]
-    return existing
+        group_folders += [
+            folder for folder in folders if path_exists(folder) and folder not in group_folders
+        ]
+    return group_folders
 
 
 EMULATED_ENV_VAR = "EDGETL_EMULATED"
@@ -116,13 +118,15 @@ def is_emulated(proc: Path = PROC, machine: str | None = None) -> bool:
     """
     if os.environ.get(EMULATED_ENV_VAR):
         return True
-    reported = _architecture_family(machine or platform.machine())
-    kernel = _architecture_family(read_text(proc / "sys/kernel/arch") or "")
+    uname_family = _architecture_family(machine or platform.machine())
+    kernel_family = _architecture_family(read_text(proc / "sys/kernel/arch") or "")
     fields = {line.partition(":")[0].strip() for line in read_lines(proc / "cpuinfo")}
-    cpuinfo = next((family for family, field in _CPUINFO_FIELDS.items() if field in fields), None)
-    if reported is None:
+    cpuinfo_family = next(
+        (family for family, field in _CPUINFO_FIELDS.items() if field in fields), None
+    )
+    if uname_family is None:
         return False
-    return any(family not in (None, reported) for family in (kernel, cpuinfo))
+    return any(family not in (None, uname_family) for family in (kernel_family, cpuinfo_family))
 
 
 def _architecture_family(machine: str) -> str | None:

@@ -271,7 +271,8 @@ def _find_rapl_counters(sys: Path) -> tuple[list[EnergyCounter], tuple[str, ...]
 
     Sub-domains (cores, memory) are parts of a package, or exist on few processors.
     """
-    counters, denied = [], []
+    counters = []
+    denied_names = []
     for folder in sorted((sys / "class/powercap").glob("intel-rapl:*")):
         label = read_text(folder / "name")
         file = folder / "energy_uj"
@@ -281,14 +282,14 @@ def _find_rapl_counters(sys: Path) -> tuple[list[EnergyCounter], tuple[str, ...]
         try:
             file.read_bytes()
         except PermissionError:
-            denied.append(name)
+            denied_names.append(name)
         except OSError:
             continue
         else:
             modulus = read_int(folder / "max_energy_range_uj")
             if read_int(file) is not None:
                 counters.append(EnergyCounter(name, partial(read_int, file), 1e6, modulus))
-    return counters, tuple(denied)
+    return counters, tuple(denied_names)
 
 
 def _find_gpu_counters(nvml: GpuEnergyReader | None) -> list[EnergyCounter]:

@@ -259,15 +259,15 @@ def _gpu_names(proc: Path) -> list[str]:
 def _gpu_driver_version(proc: Path, sys: Path) -> str | None:
     """Return the version of NVIDIA's kernel module, or of Jetson Linux, which contains it."""
     module = read_text(sys / "module/nvidia/version")
-    loaded = re.search(
+    module_version = re.search(
         r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", read_text(proc / "driver/nvidia/version") or ""
     )
-    jetson = re.search(
+    jetson_release = re.search(
         r"R(\d+) \(release\), REVISION: ([\d.]+)",
         read_text(proc.parent / "etc/nv_tegra_release") or "",
     )
     if module and re.fullmatch(r"[\d.]+", module):
         return module
-    if loaded:
-        return loaded.group(1)
-    return f"L4T {jetson.group(1)}.{jetson.group(2)}" if jetson else None
+    if module_version:
+        return module_version.group(1)
+    return f"L4T {jetson_release.group(1)}.{jetson_release.group(2)}" if jetson_release else None

@@ -85,13 +85,13 @@ def assess_noise(
         share of the time lost to other processes, the hypervisor, waiting for a core or the CPU
         quota; 0 if none of them is known.
     """
-    measured = _measure_interference(
+    metrics = _measure_interference(
         before, after, bench_cpu_s, spreads, frequencies_khz, gpu_rounds
     )
     reasons = (
-        *_cpu_and_memory_reasons(measured, limits),
-        *_throttling_reasons(measured, before, after),
-        *_clock_and_gpu_reasons(measured, limits),
+        *_cpu_and_memory_reasons(metrics, limits),
+        *_throttling_reasons(metrics, before, after),
+        *_clock_and_gpu_reasons(metrics, limits),
         *_settings_reasons(before, after),
         *(
             f"the rounds of {row} differ by {spread:.0%}"
@@ -99,7 +99,7 @@ def assess_noise(
             if spread > limits.round_spread
         ),
     )
-    return Noise(reasons, measured)
+    return Noise(reasons, metrics)
 
 
 def _measure_interference(
@@ -119,8 +119,10 @@ def _measure_interference(
     }
     throttled_s = _delta(before["throttling"], after["throttling"], "seconds")
     # The kernel adds up the time of all cores' queues: as a share of the run's time it can pass 1.
-    throttled = None if throttled_s is None else min(throttled_s / seconds, 1.0)
-    shares = [share for share in (other, steal, pressure["cpu"], throttled) if share is not None]
+    throttled_share = None if throttled_s is None else min(throttled_s / seconds, 1.0)
+    shares = [
+        share for share in (other, steal, pressure["cpu"], throttled_share) if share is not None
+    ]
     gpu_reasons = {
         reason
         for readings in gpu_rounds
@@ -150,29 +152,29 @@ def _measure_interference(
     }
 
 
-def _cpu_and_memory_reasons(measured: Mapping[str, Any], limits: NoiseLimits) -> Iterator[str]:
-    if _exceeds(measured["other_cpu"], limits.other_cpu_share):
-        yield f"other processes used {measured['other_cpu']:.0%} of the CPU"
-    if _exceeds(measured["steal"], limits.steal_share):
-        yield f"the hypervisor took {measured['steal']:.1%} of the CPU (steal)"
-    if _exceeds(measured["cpu_pressure"], limits.cpu_pressure):
-        yield f"tasks waited for a core {measured['cpu_pressure']:.0%} of the time"
-    if _exceeds(measured["memory_pressure"], limits.memory_pressure):
-        yield f"tasks waited for memory {measured['memory_pressure']:.0%} of the time"
-    if _exceeds(measured["swap_growth_bytes"], limits.swap_growth_bytes):
-        yield f"swap grew by {measured['swap_growth_bytes'] / 2**20:.0f} MiB"
+def _cpu_and_memory_reasons(metrics: Mapping[str, Any], limits: NoiseLimits) -> Iterator[str]:
+    if _exceeds(metrics["other_cpu"], limits.other_cpu_share):
+        yield f"other processes used {metrics['other_cpu']:.0%} of the CPU"
+    if _exceeds(metrics["steal"], limits.steal_share):
+        yield f"the hypervisor took {metrics['steal']:.1%} of the CPU (steal)"
+    if _exceeds(metrics["cpu_pressure"], limits.cpu_pressure):
+        yield f"tasks waited for a core {metrics['cpu_pressure']:.0%} of the time"
+    if _exceeds(metrics["memory_pressure"], limits.memory_pressure):
+        yield f"tasks waited for memory {metrics['memory_pressure']:.0%} of the time"
+    if _exceeds(metrics["swap_growth_bytes"], limits.swap_growth_bytes):
+        yield f"swap grew by {metrics['swap_growth_bytes'] / 2**20:.0f} MiB"
 
 
 def _throttling_reasons(
-    measured: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]
+    metrics: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> Iterator[str]:
-    periods = measured["throttled_periods"]
+    periods = metrics["throttled_periods"]
     if _exceeds(periods, 0):
-        seconds = measured["throttled_seconds"] or 0
+        seconds = metrics["throttled_seconds"] or 0
         yield f"the CPU quota throttled {periods:.0f} periods ({seconds:.1f} s)"
-    if _exceeds(measured["thermal_throttles"], 0):
-        yield f"the processor throttled itself {measured['thermal_throttles']:.0f} times (heat)"
-    events = measured["over_current_events"]
+    if _exceeds(metrics["thermal_throttles"], 0):
+        yield f"the processor throttled itself {metrics['thermal_throttles']:.0f} times (heat)"
+    events = metrics["over_current_events"]
     if _exceeds(events, 0):
         yield f"the board throttled itself {events:.0f} times (over-current or low voltage)"
     firmware = _firmware_throttle_text(before["firmware_throttled"], after["firmware_throttled"])
@@ -180,16 +182,16 @@ def _throttling_reasons(
         yield f"the firmware reports {firmware}"
 
 
-def _clock_and_gpu_reasons(measured: Mapping[str, Any], limits: NoiseLimits) -> Iterator[str]:
-    if _exceeds(measured["frequency_spread"], limits.frequency_spread):
-        yield f"the clock varied by {measured['frequency_spread']:.0%} between rounds"
-    throttle_reasons = measured["gpu_throttle_reasons"] or ()
+def _clock_and_gpu_reasons(metrics: Mapping[str, Any], limits: NoiseLimits) -> Iterator[str]:
+    if _exceeds(metrics["frequency_spread"], limits.frequency_spread):
+        yield f"the clock varied by {metrics['frequency_spread']:.0%} between rounds"
+    throttle_reasons = metrics["gpu_throttle_reasons"] or ()
     slowdowns = [reason for reason in throttle_reasons if reason in GPU_SLOWDOWN_REASONS]
     if slowdowns:
         yield f"the GPU was throttled ({', '.join(slowdowns)})"
-    if _exceeds(measured["gpu_clock_spread"], limits.gpu_clock_spread):
-        yield f"the GPU's clock varied by {measured['gpu_clock_spread']:.0%} within a row"
-    if pids := measured["gpu_other_processes"]:
+    if _exceeds(metrics["gpu_clock_spread"], limits.gpu_clock_spread):
+        yield f"the GPU's clock varied by {metrics['gpu_clock_spread']:.0%} within a row"
+    if pids := metrics["gpu_other_processes"]:
         yield f"{pluralize(len(pids), 'other process', 'other processes')} used the GPU"
 
 

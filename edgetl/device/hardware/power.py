@@ -61,8 +61,8 @@ def battery_percent(sys: Path = SYS) -> int | None:
         for folder in _power_supply_folders(sys)
         if read_text(folder / "type") == "Battery"
     )
-    valid = (charge for charge in charges if charge is not None and 0 <= charge <= 100)
-    return min(valid, default=None)
+    valid_charges = (charge for charge in charges if charge is not None and 0 <= charge <= 100)
+    return min(valid_charges, default=None)
 
 
 def _power_supply_folders(sys: Path) -> list[Path]:

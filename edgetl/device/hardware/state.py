@@ -161,7 +161,7 @@ def _firmware_throttle_flags(proc: Path, sys: Path) -> str | None:
 
 def _run_vcgencmd() -> str | None:
     try:
-        completed = subprocess.run(
+        process = subprocess.run(
             ["vcgencmd", "get_throttled"],
             capture_output=True,
             timeout=_VCGENCMD_TIMEOUT_S,
@@ -170,7 +170,7 @@ def _run_vcgencmd() -> str | None:
         )
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    return completed.stdout.decode("ascii", errors="replace").strip()
+    return process.stdout.decode("ascii", errors="replace").strip()
 
 
 def _over_current_events(sys: Path) -> dict[str, int] | None:

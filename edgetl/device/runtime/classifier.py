@@ -138,11 +138,11 @@ def open_bundle_classifier(
     bundle: Bundle, variant: str | None = None, provider: str = "cpu", threads: int | None = None
 ) -> Classifier:
     """Open a variant of an open bundle; see `open_classifier`."""
-    selected = bundle.select_variant(variant)
+    bundle_variant = bundle.select_variant(variant)
     session = create_session(
-        bundle.variant_path(selected), provider, threads, precision=selected.precision
+        bundle.variant_path(bundle_variant), provider, threads, precision=bundle_variant.precision
     )
-    return Classifier(session, bundle.labels, bundle.preprocessing, selected.input)
+    return Classifier(session, bundle.labels, bundle.preprocessing, bundle_variant.input)
 
 
 def open_verified_classifier(
@@ -159,21 +159,21 @@ def open_verified_classifier(
     if path.suffix == ".onnx":
         return open_classifier(path, variant, provider, threads)
     bundle = open_bundle(path)
-    selected = bundle.select_variant(variant)
+    bundle_variant = bundle.select_variant(variant)
     golden = bundle.load_golden()
-    classifier = open_bundle_classifier(bundle, selected.name, provider, threads)
+    classifier = open_bundle_classifier(bundle, bundle_variant.name, provider, threads)
     logits = np.stack(
         [
             classifier.run(classifier.prepare_input(image))[0][0]
-            for image in golden.load_images(selected)
+            for image in golden.load_images(bundle_variant)
         ]
     ).astype(np.float64)
-    reference = golden.logits_for(selected)
-    tolerance = gate_tolerance(reference, provider, golden.tolerance, selected.tolerance)
+    reference = golden.logits_for(bundle_variant)
+    tolerance = gate_tolerance(reference, provider, golden.tolerance, bundle_variant.tolerance)
     gate = check_logits(logits, reference, tolerance)
     if not gate["passed"]:
         raise BundleError(
-            f"The logits of {selected.name} do not match the reference on this device: "
+            f"The logits of {bundle_variant.name} do not match the reference on this device: "
             f"{gate['reason']}. `edgetl verify {path}` checks all variants."
         )
     return classifier

@@ -92,21 +92,21 @@ def check_placement(assignments: Sequence[NodeAssignment], chain: Sequence[str])
         ProviderError: compute nodes are on another provider.
     """
     cpu = "CPUExecutionProvider"
-    misplaced = misplaced_nodes(
+    wrong_nodes = misplaced_nodes(
         assignments, [name for name in chain if name != cpu or chain[0] == cpu]
     )
     total = sum(node.operator in COMPUTE_OPERATORS for node in assignments)
-    if not misplaced or (chain[0] in _CPU_SHARING_PROVIDERS and len(misplaced) < total):
+    if not wrong_nodes or (chain[0] in _CPU_SHARING_PROVIDERS and len(wrong_nodes) < total):
         return
-    nodes = ", ".join(
-        f"{node.operator} {node.name}".strip() for node in misplaced[:_MAX_LISTED_NODES]
+    node_list = ", ".join(
+        f"{node.operator} {node.name}".strip() for node in wrong_nodes[:_MAX_LISTED_NODES]
     )
-    if len(misplaced) > _MAX_LISTED_NODES:
-        nodes += f" and {len(misplaced) - _MAX_LISTED_NODES} more"
-    providers = " and ".join(sorted({node.provider for node in misplaced}))
+    if len(wrong_nodes) > _MAX_LISTED_NODES:
+        node_list += f" and {len(wrong_nodes) - _MAX_LISTED_NODES} more"
+    providers = " and ".join(sorted({node.provider for node in wrong_nodes}))
     raise ProviderError(
-        f"{chain[0]} did not take {len(misplaced)} of {total} compute nodes; "
-        f"{providers} got {nodes}. "
+        f"{chain[0]} did not take {len(wrong_nodes)} of {total} compute nodes; "
+        f"{providers} got {node_list}. "
         "Results and timings would be a mix of both. "
         "Use another variant (fp32 runs on most providers), or --provider cpu."
     )

@@ -37,8 +37,8 @@ _MAX_MESSAGE_LENGTH = 300
 
 def available_providers() -> list[str]:
     """Return the short names of the execution providers in the installed onnxruntime."""
-    installed = onnxruntime.get_available_providers()
-    return [name for name, ort_name in PROVIDERS.items() if ort_name in installed]
+    ort_names = onnxruntime.get_available_providers()
+    return [name for name, ort_name in PROVIDERS.items() if ort_name in ort_names]
 
 
 def check_provider(provider: str) -> None:

@@ -120,7 +120,7 @@ def test_a_run_that_a_provider_fails_is_an_error_in_one_sentence(
         classifier.classify(np.zeros((8, 8, 3), np.uint8))
     message = str(caught.value)
     assert (
-        "CUDAExecutionProvider took the model and then failed to run it: Conv features.0: CUDNN_FE failure 8: HEURISTIC_QUERY_FAILED. "
+        "CUDAExecutionProvider loaded the model but failed to run it: Conv features.0: CUDNN_FE failure 8: HEURISTIC_QUERY_FAILED. "
         in message
     )
     assert "hostname" not in message
