@@ -162,7 +162,8 @@ def _failure_advice(variant: Variant, provider: str, gate: dict[str, Any]) -> It
             yield "kernels round and saturate differently."
         else:
             yield "This CPU sums 8-bit products in 16 bits (no VNNI, AMX or dot products),"
-            yield "which saturates: an int8 file that is correct on a CPU with such instructions can be wrong here."
+            yield "which saturates: an int8 file that is correct on a CPU with such instructions"
+            yield "can be wrong here."
         yield "Use another variant, or export on a machine of this kind."
     else:
         yield "Use another provider or another onnxruntime version; `edgetl doctor` lists both."
