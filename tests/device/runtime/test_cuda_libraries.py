@@ -124,7 +124,8 @@ def test_preload_does_nothing_without_cuda(monkeypatch: pytest.MonkeyPatch) -> N
 def test_find_missing_library_in_loader_message() -> None:
     message = (
         "2026 [E:onnxruntime] FAIL : Failed to load library "
-        "/v/onnxruntime/capi/libonnxruntime_providers_cuda.so with error: libcurand.so.10: cannot open shared object file: No such file or directory"
+        "/v/onnxruntime/capi/libonnxruntime_providers_cuda.so with error: "
+        "libcurand.so.10: cannot open shared object file: No such file or directory"
     )
     assert find_missing_library(message) == "libcurand.so.10"
     assert (
