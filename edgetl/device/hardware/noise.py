@@ -110,7 +110,7 @@ def _measure_interference(
     frequencies_khz: Sequence[Sequence[int]],
     gpu_rounds: Sequence[Sequence[Mapping[str, Any]]],
 ) -> dict[str, Any]:
-    """Return the values of `Noise.measured`; None where the device does not report them."""
+    """Return the values of `Noise.measured`; None if the device does not report them."""
     seconds = max(after["monotonic_s"] - before["monotonic_s"], 1e-9)
     other, steal = _cpu_shares(before["cpu_seconds"], after["cpu_seconds"], bench_cpu_s)
     pressure = {

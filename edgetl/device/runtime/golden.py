@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 TF32_RELATIVE_TOLERANCE = 0.01
-"""Error of a logit allowed for TF32, relative to the largest |logit|."""
+"""Allowed error of a logit from TF32, relative to the largest |logit|."""
 
 
 def gate_tolerance(

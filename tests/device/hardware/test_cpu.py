@@ -11,7 +11,7 @@ import pytest
 from edgetl.core.artifacts.bench_json import read_bench_result, write_result
 from edgetl.core.config.bench import Limits
 from edgetl.core.formatting import describe_device
-from edgetl.device.bench import runner as bench_run
+from edgetl.device.bench import runner
 from edgetl.device.hardware.cpu import EMULATED_ENV_VAR, is_emulated
 from edgetl.device.hardware.info import collect_device_info
 from tests.core.artifacts.test_limits import against, measured
@@ -98,7 +98,7 @@ def test_bench_reports_emulation_as_first_noise_reason(
     config = BenchConfig(
         stock_bundle, scopes=("model",), torch_modes=(), rounds=2, output=tmp_path / "result.json"
     )
-    result = bench_run.bench(config, protocol=short)
+    result = runner.bench(config, protocol=short)
     assert result.device["emulated"]
     assert result.device["machine"] == platform.machine()
     assert result.noise.reasons[0] == "the processor is emulated: no time here is a device's"

@@ -149,7 +149,7 @@ def test_gpu_energy_is_withheld_in_short_slices(tmp_path: Path) -> None:
 
 
 def test_gpu_energy_is_accurate_over_one_block(tmp_path: Path) -> None:
-    """The counter is updated every 100 ms, which matters over 0.2 s but not over a whole block."""
+    """The counter is updated every 100 ms, which matters over 0.2 s but not over a complete block."""
     clock, watts = FakeClock(), 300.0
 
     class SteppingGpus(FakeGpus):
