@@ -1,11 +1,14 @@
-"""What is a backbone worth on a data set? Beside random weights and others, at equal time, as a Markdown table for its card.
+"""Measure the gain of pretrained backbones over random weights on a data set.
 
-    python -m tools.benchmarks.backbone_gain DATA --row mobilenet_v3_small=builtin --row mobilenet_v2=../shared/weights --budget 60s -o DIR
+    python -m tools.benchmarks.backbone_gain DATA --row mobilenet_v3_small=builtin \\
+        --row mobilenet_v2=../shared/weights --budget 60s -o DIR
 
-Each --row is an architecture and what --weights takes for it. Of each row the head alone (a linear probe), the last blocks and everything
-are trained, of each architecture random weights too: every run in a process of its own, with a cache of its own, in the same time, on the
-same split, with --seeds seeds. --scratch-budget trains the first row's architecture from nothing once more, in a time of its own. It is
-`edgetl compare` several times over; the same command goes on where it was ended. --card FOLDER puts the table into the card of
+Each --row is an architecture and a value of `--weights`. The head alone (a linear probe), the last
+blocks and the whole model are trained for each row, and random weights for each architecture. Every
+run is a separate process with a separate cache, the same time budget and the same split; --seeds
+sets the number of seeds. --scratch-budget adds runs from random weights with the architecture of
+the first row and a different budget. The tool runs `edgetl compare` several times; repeating the
+command resumes it. The result is a Markdown table; --card FOLDER writes it into the card of
 models/<architecture>-builtin.
 """
 
@@ -30,7 +33,7 @@ from edgetl.core.formatting import format_duration, format_percent
 from edgetl.core.paired_tests import AccuracyDifference, compute_accuracy_difference
 from edgetl.experiment.matrix import PlannedRun
 
-NAMES = {
+STRATEGY_NAMES = {
     "scratch": "everything, from nothing",
     "head": "linear probe",
     "finetune": "head, then last blocks",
@@ -40,29 +43,30 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Backbone:
-    """A row as it was asked for."""
+    """An architecture and its weights, as requested by `--row`."""
 
     architecture: str
     weights: str
 
     @property
     def name(self) -> str:
-        """Of the weights, without a machine's folders."""
-        return (
-            self.weights if self.weights in ("builtin", "imagenet") else PurePath(self.weights).name
-        )
+        """Name of the weights, without the folders of the machine."""
+        if self.weights in ("builtin", "imagenet"):
+            return self.weights
+        return PurePath(self.weights).name
 
     @classmethod
     def parse(cls, text: str) -> Backbone:
-        """ARCHITECTURE=WEIGHTS.
+        """Parse ARCHITECTURE=WEIGHTS.
 
         Raises:
-            ConfigError: anything else.
+            ConfigError: the text has another form, or the weights are `none`.
         """
         architecture, equals, weights = text.partition("=")
         if not (architecture and equals and weights) or weights == "none":
             raise ConfigError(
-                f"--row {text}: write ARCHITECTURE=WEIGHTS, as in mobilenet_v2=imagenet. Random weights are added without asking."
+                f"--row must be ARCHITECTURE=WEIGHTS, such as mobilenet_v2=imagenet, got {text}. "
+                "Random weights are always included."
             )
         return cls(architecture, weights)
 
@@ -74,19 +78,17 @@ class Line:
     backbone: Backbone
     row: StrategyResult
     against_scratch: AccuracyDifference | None
-    """None for scratch itself."""
+    """Gain over random weights; None for random weights themselves."""
 
 
 class _Progress:
-    """A line on standard error for every run that ended; `edgetl.experiment.progress.ExperimentProgress` is what else it may be told."""
+    """Mixin for `edgetl.experiment.progress.ExperimentProgress` that prints a line per run."""
 
     def on_run_end(self, run: PlannedRun, result: StrategyRun) -> None:
-        """Tell it."""
-        told = (
-            result.failed
-            or f"{format_percent(result.val_accuracy)}, {format_duration(result.seconds)}"
-        )
-        print(f"{run.name}: {told}", file=sys.stderr, flush=True)
+        """Print the accuracy and the time of a run, or its error, on stderr."""
+        accuracy = format_percent(result.val_accuracy)
+        message = result.failed or f"{accuracy}, {format_duration(result.seconds)}"
+        print(f"{run.name}: {message}", file=sys.stderr, flush=True)
 
 
 def measure(
@@ -99,20 +101,26 @@ def measure(
     device: str,
     scratch_budget_s: float | None = None,
 ) -> list[Line]:
-    """Run what has not run yet and put the rows side by side.
+    """Run the missing experiments and return the rows of the table.
 
     Args:
-        budget_s: of each run, seconds.
-        image_size: pixels; None takes each architecture's own.
-        scratch_budget_s: of more runs of the first architecture from nothing; None is none.
+        data: data set, in a form that `edgetl finetune` accepts.
+        backbones: rows to compare.
+        output: folder of the experiments; existing ones are resumed.
+        budget_s: time budget of each run, in seconds.
+        seeds: number of seeds per strategy.
+        image_size: in pixels; None uses the default of each architecture.
+        device: auto, cpu or cuda.
+        scratch_budget_s: time budget of additional runs of the first architecture from random
+            weights, in seconds; None adds no runs.
 
     Raises:
-        EdgetlError: as `edgetl compare`, or a run that failed.
+        EdgetlError: see `edgetl compare`; also if a run failed.
     """
-    from edgetl.experiment import compare as comparing
+    from edgetl.experiment import compare as compare_command
     from edgetl.experiment.progress import NullExperimentProgress
 
-    class Watching(_Progress, NullExperimentProgress):
+    class RunEndProgress(_Progress, NullExperimentProgress):
         pass
 
     def compare(
@@ -128,48 +136,37 @@ def measure(
             bench=False,
         )
         recipe = FinetuneConfig(data.absolute(), weights=weights, device=device)  # type: ignore[arg-type]
-        found = comparing.compare(settings, recipe, Watching())
-        _refuse_failures(found)
-        return found
+        experiment = compare_command.compare(settings, recipe, RunEndProgress())
+        _raise_if_run_failed(experiment)
+        return experiment
 
     lines: list[Line] = []
     scratch: dict[str, StrategyResult] = {}
     for number, backbone in enumerate(backbones):
-        strategies = (
-            ("head", "finetune", "full")
-            if backbone.architecture in scratch
-            else ("scratch", "head", "finetune", "full")
-        )
-        folder = f"{number}-{backbone.architecture}-{backbone.name}"
-        for row in compare(
-            folder, backbone.architecture, strategies, backbone.weights, budget_s
-        ).rows:
+        architecture = backbone.architecture
+        strategies: tuple[str, ...] = ("head", "finetune", "full")
+        if architecture not in scratch:
+            strategies = ("scratch", *strategies)
+        folder = f"{number}-{architecture}-{backbone.name}"
+        for row in compare(folder, architecture, strategies, backbone.weights, budget_s).rows:
             if row.first_run.strategy == "scratch":
-                scratch[backbone.architecture] = row
-                lines.append(Line(Backbone(backbone.architecture, "random"), row, None))
+                scratch[architecture] = row
+                lines.append(Line(Backbone(architecture, "random"), row, None))
             else:
-                lines.append(Line(backbone, row, _difference(row, scratch[backbone.architecture])))
+                lines.append(Line(backbone, row, _difference(row, scratch[architecture])))
     if scratch_budget_s is not None:
-        architecture = backbones[0].architecture
-        longer = compare(
-            f"scratch-{scratch_budget_s:g}s",
-            architecture,
-            ("scratch",),
-            backbones[0].weights,
-            scratch_budget_s,
-        ).rows[0]
-        lines.insert(
-            1,
-            Line(
-                Backbone(architecture, "random"), longer, _difference(longer, scratch[architecture])
-            ),
-        )
+        architecture, weights = backbones[0].architecture, backbones[0].weights
+        folder = f"scratch-{scratch_budget_s:g}s"
+        row = compare(folder, architecture, ("scratch",), weights, scratch_budget_s).rows[0]
+        difference = _difference(row, scratch[architecture])
+        lines.insert(1, Line(Backbone(architecture, "random"), row, difference))
     return lines
 
 
-def _refuse_failures(found: Experiment) -> None:
-    if found.failed_runs:
-        raise ConfigError(f"{found.failed_runs[0].name} failed: {found.failed_runs[0].failed}")
+def _raise_if_run_failed(experiment: Experiment) -> None:
+    if experiment.failed_runs:
+        run = experiment.failed_runs[0]
+        raise ConfigError(f"{run.name} failed: {run.failed}")
 
 
 def _difference(row: StrategyResult, scratch: StrategyResult) -> AccuracyDifference:
@@ -185,8 +182,18 @@ def table(
     command: str,
     scratch_budget_s: float | None = None,
 ) -> str:
-    """The Markdown of a card: heading, what was done, table, command."""
+    """Return a section of a card as Markdown: heading, description, table and command.
+
+    Args:
+        data: name of the data set.
+        lines: rows of the table; the first is random weights.
+        budget_s: time budget of each run, in seconds.
+        command: command that reproduces the table.
+        scratch_budget_s: time budget of the second row, in seconds; None if there is no such row.
+    """
     first = lines[0].row
+    images = f"{first.first_run.train_images} training and {len(first.first_run.correct_mask)}"
+    budget = f"{format_duration(budget_s)}, reading the images included"
     columns = (
         "architecture",
         "weights",
@@ -200,8 +207,8 @@ def table(
         [
             f"### {data}",
             "",
-            f"{first.first_run.train_images} training and {len(first.first_run.correct_mask)} validation images; means of {len(first.runs)} seeds on "
-            f"one split; every run was given {format_duration(budget_s)}, reading the images included{_longer(scratch_budget_s)}.",
+            f"{images} validation images; means of {len(first.runs)} seeds on one split; "
+            f"every run had a budget of {budget}{_scratch_note(scratch_budget_s)}.",
             "",
             f"| {' | '.join(columns)} |",
             "| --- | --- | --- | ---: | ---: | ---: | ---: |",
@@ -212,84 +219,100 @@ def table(
     )
 
 
-def _longer(scratch_budget_s: float | None) -> str:
-    return (
-        ""
-        if scratch_budget_s is None
-        else f"; the second row is the first in {format_duration(scratch_budget_s)}"
-    )
+def _scratch_note(scratch_budget_s: float | None) -> str:
+    if scratch_budget_s is None:
+        return ""
+    return f"; the second row is the first with {format_duration(scratch_budget_s)}"
 
 
 def _cells(line: Line) -> Iterator[str]:
-    row, gain = line.row, line.against_scratch
+    row = line.row
+    gain = line.against_scratch
     yield line.backbone.architecture
     yield line.backbone.name
-    yield NAMES[row.first_run.strategy]
+    yield STRATEGY_NAMES[row.first_run.strategy]
     yield format_percent(row.val_accuracy)
     yield f"{format_percent(row.val_range[0])} to {format_percent(row.val_range[1])}"
-    yield (
-        ""
-        if gain is None
-        else f"{100 * gain.value:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
-    )
+    if gain is None:
+        yield ""
+    else:
+        yield f"{100 * gain.value:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
     yield format_duration(row.seconds)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tools.benchmarks.backbone_gain",
-        description="What is a backbone worth on a data set?",
+        description="Measure the gain of pretrained backbones over random weights.",
     )
-    parser.add_argument("data", metavar="DATA", type=Path, help="as `edgetl finetune` takes it")
+    parser.add_argument(
+        "data", metavar="DATA", type=Path, help="data set, as for `edgetl finetune`"
+    )
     parser.add_argument(
         "--row",
         action="append",
         required=True,
         metavar="ARCHITECTURE=WEIGHTS",
-        help="may be given several times",
+        help="repeatable",
     )
-    parser.add_argument("--budget", default="60s", metavar="TIME", help="of each run")
-    parser.add_argument("--scratch-budget", metavar="TIME", help="of more runs from nothing [none]")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--image-size", type=int, help="pixels [the architecture's own]")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("-o", "--output", type=Path, required=True, help="for the experiments")
+    parser.add_argument("--budget", default="60s", metavar="TIME", help="of each run [60s]")
     parser.add_argument(
-        "--card", type=Path, help="folder of a shipped backbone whose card takes the table"
+        "--scratch-budget", metavar="TIME", help="of additional runs from random weights [none]"
     )
-    given = parser.parse_args(arguments)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds [3]")
+    parser.add_argument("--image-size", type=int, help="pixels [default of the architecture]")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="folder of the experiments"
+    )
+    parser.add_argument(
+        "--card", type=Path, help="folder of a built-in backbone, to write the table into its card"
+    )
+    return parser.parse_args(arguments)
+
+
+def _measure_and_format(options: argparse.Namespace) -> str:
+    backbones = [Backbone.parse(text) for text in options.row]
+    budget_s = parse_duration(options.budget)
+    scratch_budget_s = parse_duration(options.scratch_budget) if options.scratch_budget else None
+    lines = measure(
+        options.data,
+        backbones,
+        options.output,
+        budget_s,
+        options.seeds,
+        options.image_size,
+        options.device,
+        scratch_budget_s,
+    )
+    size = f" --image-size {options.image_size}" if options.image_size else ""
+    rows = " ".join(
+        f"--row {backbone.architecture}={shlex.quote(backbone.name)}" for backbone in backbones
+    )
+    scratch = f" --scratch-budget {options.scratch_budget}" if options.scratch_budget else ""
+    command = (
+        f"python -m tools.benchmarks.backbone_gain {options.data.name} {rows} "
+        f"--budget {options.budget}{scratch} --seeds {options.seeds}{size} -o DIR"
+    )
+    text = table(options.data.name, lines, budget_s, command, scratch_budget_s)
+    if options.card:
+        from tools.pretraining.release import RESULTS, write_card
+
+        results = read_json(options.card / RESULTS, ConfigError, "The backbone's results")
+        worth = {**results["worth"], f"{options.data.name}{size}": text}
+        write_card(options.card, worth=worth)
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parse_arguments(arguments)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     try:
-        backbones, budget_s = (
-            [Backbone.parse(text) for text in given.row],
-            parse_duration(given.budget),
-        )
-        longer_s = parse_duration(given.scratch_budget) if given.scratch_budget else None
-        lines = measure(
-            given.data,
-            backbones,
-            given.output,
-            budget_s,
-            given.seeds,
-            given.image_size,
-            given.device,
-            longer_s,
-        )
-        size = f" --image-size {given.image_size}" if given.image_size else ""
-        rows = " ".join(f"--row {one.architecture}={shlex.quote(one.name)}" for one in backbones)
-        longer = f" --scratch-budget {given.scratch_budget}" if given.scratch_budget else ""
-        budgets = f"--budget {given.budget}{longer}"
-        command = f"python -m tools.benchmarks.backbone_gain {given.data.name} {rows} {budgets} --seeds {given.seeds}{size} -o DIR"
-        text = table(given.data.name, lines, budget_s, command, longer_s)
-        if given.card:
-            from tools.pretraining.release import RESULTS, write_card
-
-            worth = read_json(given.card / RESULTS, ConfigError, "The backbone's results")["worth"]
-            write_card(given.card, worth={**worth, f"{given.data.name}{size}": text})
-    except EdgetlError as wrong:
-        sys.exit(str(wrong))
+        text = _measure_and_format(options)
+    except EdgetlError as error:
+        sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("Interrupted; the same command goes on.")
+        sys.exit("Interrupted. Repeat the command to resume.")
     print(text)
 
 

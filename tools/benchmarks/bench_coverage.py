@@ -1,11 +1,16 @@
-"""Is `edgetl bench` to be trusted? Trials whose truth is known.
+"""Validate `edgetl bench` on trials with a known outcome.
 
-    python -m tools.benchmarks.bench_coverage coverage RUN          the same pair again and again: does the interval hold the median of all?
-    python -m tools.benchmarks.bench_coverage planted BUNDLE        a slowdown of 10% and one of 0%: is the first found and the second not?
-    python -m tools.benchmarks.bench_coverage planted BUNDLE --load the same beside a process that keeps a core busy: does the verdict say noisy?
-    python -m tools.benchmarks.bench_coverage plain BUNDLE SCRIPT   p50 against a tight loop (`SCRIPT FILE.onnx --threads N`, JSON on its last line)
+    python -m tools.benchmarks.bench_coverage coverage RUN
+        Compare the same pair repeatedly and count the intervals that contain the overall median.
+    python -m tools.benchmarks.bench_coverage planted BUNDLE
+        Plant slowdowns of 10% and 0% and print the verdicts.
+    python -m tools.benchmarks.bench_coverage planted BUNDLE --load
+        The same with one core kept busy by another process; the verdict should be noisy.
+    python -m tools.benchmarks.bench_coverage plain BUNDLE SCRIPT
+        Compare p50 with that of a tight loop: `SCRIPT FILE.onnx --threads N` prints JSON with
+        `p50_ms` on its last line.
 
-Every trial is kept as a result file in --keep; a folder that holds trials already is gone on with.
+--keep names a folder for the result file of every trial; trials already in it are not repeated.
 """
 
 from __future__ import annotations
@@ -32,65 +37,69 @@ from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.runtime.bundle import open_bundle
 
 PLANTED = "planted"
-# Read by every worker when it starts: the planted variant's calls take longer by exactly this share, whatever the machine does meanwhile.
-_SLOWED = """
+"""Name of the variant that is slowed down."""
+
+# Imported by every worker at startup. The calls of the planted variant are extended by a fixed share
+# of their duration, so the true ratio does not depend on the state of the machine.
+_SITECUSTOMIZE = """
 from time import perf_counter_ns
 from edgetl.device.bench.ort_backend import OnnxRuntimeBackend
 infer = OnnxRuntimeBackend.infer
 def slowed(self, batch):
     start = perf_counter_ns()
-    answer = infer(self, batch)
+    logits = infer(self, batch)
     end = perf_counter_ns()
     stop = end + int((end - start) * ({slowdown!r} if self._source.model.stem == {planted!r} else 0.0))
     while perf_counter_ns() < stop:
         pass
-    return answer
+    return logits
 OnnxRuntimeBackend.infer = slowed
 """
 
 
 def coverage(arguments: argparse.Namespace) -> None:
+    """Print how often the interval of a trial contains the median of all trials."""
     scopes: tuple[BenchScope, ...] = ("model", "file") if arguments.default else ("model",)
     config = BenchConfig(arguments.target, scopes=scopes, variants=("fp32",))
     results = list(_trials(config, arguments.trials, arguments.keep))
     speedups = [result.comparisons[0].speedup for result in results]
-    middle = median(speedup.ratio for speedup in speedups)
-    held = sum(speedup.low <= middle <= speedup.high for speedup in speedups)
+    ratios = sorted(speedup.ratio for speedup in speedups)
+    middle = median(ratios)
+    covered = sum(speedup.low <= middle <= speedup.high for speedup in speedups)
     widths = sorted((speedup.high - speedup.low) / 2 / speedup.ratio for speedup in speedups)
-    print(
-        f"median of {len(speedups)} speed-ups {middle:.3f} ({min(s.ratio for s in speedups):.3f} to {max(s.ratio for s in speedups):.3f})"
-    )
-    print(
-        f"the interval held it {held} of {len(speedups)} times; half-widths {widths[0]:.1%}, median {median(widths):.1%}, {widths[-1]:.1%}"
-    )
-    print(f"noisy by their own account: {sum(result.noise.is_noisy for result in results)}")
+    print(f"speed-up: median {middle:.3f} of {len(ratios)} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+    print(f"intervals that contain the median: {covered} of {len(speedups)}")
+    print(f"half-widths: {widths[0]:.1%} to {widths[-1]:.1%}, median {median(widths):.1%}")
+    print(f"results reported as noisy: {sum(result.noise.is_noisy for result in results)}")
 
 
 def planted(arguments: argparse.Namespace) -> None:
+    """Print the verdicts and measured ratios for each planted slowdown."""
     with tempfile.TemporaryDirectory() as name:
-        bundle = _with_a_twin(arguments.target, Path(name) / "bundle")
+        bundle = _copy_with_planted_variant(arguments.target, Path(name) / "bundle")
         for slowdown in arguments.slowdown:
-            keep = (
-                None
-                if arguments.keep is None
-                else arguments.keep / f"{slowdown:g}{'-load' if arguments.load else ''}"
-            )
-            with _slowed(Path(name), slowdown), _load(arguments.load):
+            keep = None
+            if arguments.keep is not None:
+                keep = arguments.keep / f"{slowdown:g}{'-load' if arguments.load else ''}"
+            with _planted_slowdown(Path(name), slowdown), _cpu_load(arguments.load):
                 config = BenchConfig(bundle, scopes=("model",), torch_modes=())
                 results = list(_trials(config, arguments.trials, keep))
             verdicts = [result.comparisons[0].verdict for result in results]
             ratios = sorted(1 / result.comparisons[0].speedup.ratio for result in results)
-            told = ", ".join(
-                f"{verdicts.count(word)} {word}" for word in dict.fromkeys(sorted(verdicts))
+            counts = ", ".join(
+                f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts))
             )
             print(
-                f"planted {slowdown:+.0%}: {told}; measured {ratios[0]:.3f} to {ratios[-1]:.3f}, median {median(ratios):.3f}",
+                f"planted {slowdown:+.0%}: {counts}; measured {ratios[0]:.3f} to {ratios[-1]:.3f}, "
+                f"median {median(ratios):.3f}",
                 flush=True,
             )
 
 
 def plain(arguments: argparse.Namespace) -> None:
-    bundle, threads = open_bundle(arguments.target), arguments.threads or available_cores()
+    """Print the p50 of the bench beside that of a tight loop, alternately measured."""
+    bundle = open_bundle(arguments.target)
+    threads = arguments.threads or available_cores()
     file = bundle.variant_path(bundle.select_variant("fp32"))
     side = str(bundle.preprocessing.resize)
     command = [
@@ -107,65 +116,70 @@ def plain(arguments: argparse.Namespace) -> None:
     config = BenchConfig(
         arguments.target, scopes=("model",), variants=("fp32",), threads=(threads,), torch_modes=()
     )
-    benched, loops = [], [_loop_ms(command)]
+    bench_ms: list[float] = []
+    loop_ms = [_time_loop_ms(command)]
     for number in range(arguments.trials):
-        (result,) = _trials(
-            config, 1, None if arguments.keep is None else arguments.keep / str(number)
-        )
-        benched.append(result.rows[0].percentile_ms(50) or 0.0)
-        loops.append(_loop_ms(command))
+        keep = None if arguments.keep is None else arguments.keep / str(number)
+        (result,) = _trials(config, 1, keep)
+        bench_ms.append(result.rows[0].percentile_ms(50) or 0.0)
+        loop_ms.append(_time_loop_ms(command))
         print(
-            f"loop {loops[-2]:.3f} ms, bench p50 {benched[-1]:.3f} ms, loop {loops[-1]:.3f} ms",
+            f"loop {loop_ms[-2]:.3f} ms, bench p50 {bench_ms[-1]:.3f} ms, loop {loop_ms[-1]:.3f} ms",
             flush=True,
         )
+    ratio = median(bench_ms) / median(loop_ms)
     print(
-        f"medians: bench {median(benched):.3f} ms, loop {median(loops):.3f} ms, ratio {median(benched) / median(loops):.3f}"
+        f"medians: bench {median(bench_ms):.3f} ms, loop {median(loop_ms):.3f} ms, ratio {ratio:.3f}"
     )
 
 
-def _loop_ms(command: list[str]) -> float:
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout.splitlines()[-1])["p50_ms"])
+def _time_loop_ms(command: list[str]) -> float:
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(json.loads(result.stdout.splitlines()[-1])["p50_ms"])
 
 
 def _trials(config: BenchConfig, count: int, keep: Path | None) -> Iterator[BenchResult]:
-    with tempfile.TemporaryDirectory() as spare:
-        folder = keep or Path(spare)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = keep or Path(scratch)
         for number in range(count):
             path = folder / f"{number:02}.json"
             if not path.exists():
                 started = time.monotonic()
                 result = bench(BenchConfig(**{**vars(config), "output": path}))
-                pair = result.comparisons[0].speedup if result.comparisons else None
-                told = (
-                    ""
-                    if pair is None
-                    else f"{pair.ratio:.3f} [{pair.low:.3f}, {pair.high:.3f}] {result.comparisons[0].verdict}, "
-                )
-                print(f"trial {number + 1}: {told}{time.monotonic() - started:.0f} s", flush=True)
+                elapsed = f"{time.monotonic() - started:.0f} s"
+                print(f"trial {number + 1}: {_describe_comparison(result)}{elapsed}", flush=True)
             yield read_bench_result(path)
 
 
-def _with_a_twin(source: Path, folder: Path) -> Path:
-    """A copy of the bundle with one file twice: once as fp32, once under the name that is slowed down."""
+def _describe_comparison(result: BenchResult) -> str:
+    if not result.comparisons:
+        return ""
+    comparison = result.comparisons[0]
+    speedup = comparison.speedup
+    return f"{speedup.ratio:.3f} [{speedup.low:.3f}, {speedup.high:.3f}] {comparison.verdict}, "
+
+
+def _copy_with_planted_variant(source: Path, folder: Path) -> Path:
+    """Copy the bundle with its fp32 file as the only variants: fp32 and PLANTED."""
     bundle = open_bundle(source)
     shutil.copytree(bundle.directory.path, folder)
     manifest = read_json(folder / "bundle.json", ValueError, "The manifest")
     entry = next(entry for entry in manifest["variants"] if entry["name"] == "fp32")
     shutil.copy(folder / entry["file"], folder / f"{PLANTED}.onnx")
-    twin = {
+    planted_entry = {
         **entry,
         "name": PLANTED,
         "file": f"{PLANTED}.onnx",
         "sha256": sha256_file(folder / f"{PLANTED}.onnx"),
     }
-    write_json(folder / "bundle.json", {**manifest, "variants": [entry, twin]})
+    write_json(folder / "bundle.json", {**manifest, "variants": [entry, planted_entry]})
     return folder
 
 
 @contextmanager
-def _slowed(folder: Path, slowdown: float) -> Iterator[None]:
-    (folder / "sitecustomize.py").write_text(_SLOWED.format(slowdown=slowdown, planted=PLANTED))
+def _planted_slowdown(folder: Path, slowdown: float) -> Iterator[None]:
+    code = _SITECUSTOMIZE.format(slowdown=slowdown, planted=PLANTED)
+    (folder / "sitecustomize.py").write_text(code)
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), before]))
     try:
@@ -175,14 +189,16 @@ def _slowed(folder: Path, slowdown: float) -> Iterator[None]:
 
 
 @contextmanager
-def _load(wanted: bool) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if wanted else None
+def _cpu_load(enabled: bool) -> Iterator[None]:
+    if not enabled:
+        yield
+        return
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         yield
     finally:
-        if process is not None:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()
 
 
 def main() -> None:
@@ -190,22 +206,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--keep", type=Path, help="folder of the trials' result files")
-    kinds = parser.add_subparsers(required=True)
-    one = kinds.add_parser("coverage")
-    one.add_argument("target", type=Path)
-    one.add_argument("--default", action="store_true", help="both default scopes, not model alone")
-    one.set_defaults(run=coverage)
-    two = kinds.add_parser("planted")
-    two.add_argument("target", type=Path)
-    two.add_argument("--slowdown", type=float, nargs="+", default=[0.1, 0.0])
-    two.add_argument("--load", action="store_true", help="keep one core busy meanwhile")
-    two.set_defaults(run=planted)
-    three = kinds.add_parser("plain")
-    three.add_argument("target", type=Path)
-    three.add_argument("script", type=Path)
-    three.add_argument("--threads", type=int)
-    three.set_defaults(run=plain)
+    parser.add_argument("--keep", type=Path, help="folder for the result files of the trials")
+    commands = parser.add_subparsers(required=True)
+    coverage_parser = commands.add_parser("coverage")
+    coverage_parser.add_argument("target", type=Path)
+    coverage_parser.add_argument(
+        "--default", action="store_true", help="both default scopes instead of model only"
+    )
+    coverage_parser.set_defaults(run=coverage)
+    planted_parser = commands.add_parser("planted")
+    planted_parser.add_argument("target", type=Path)
+    planted_parser.add_argument("--slowdown", type=float, nargs="+", default=[0.1, 0.0])
+    planted_parser.add_argument("--load", action="store_true", help="keep one core busy")
+    planted_parser.set_defaults(run=planted)
+    plain_parser = commands.add_parser("plain")
+    plain_parser.add_argument("target", type=Path)
+    plain_parser.add_argument("script", type=Path)
+    plain_parser.add_argument("--threads", type=int)
+    plain_parser.set_defaults(run=plain)
     arguments = parser.parse_args()
     arguments.run(arguments)
 

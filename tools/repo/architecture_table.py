@@ -1,4 +1,7 @@
-"""Write edgetl/core/architectures.csv from the installed torchvision: python tools/repo/architecture_table.py."""
+"""Write edgetl/core/architectures.csv from the installed torchvision.
+
+python tools/repo/architecture_table.py
+"""
 
 from __future__ import annotations
 

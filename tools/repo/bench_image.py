@@ -1,4 +1,7 @@
-"""Draw what `edgetl bench` prints for a result: python -m tools.repo.bench_image RESULT.json PICTURE.svg."""
+"""Draw the terminal output of `edgetl bench` for a result file as SVG.
+
+python -m tools.repo.bench_image RESULT.json IMAGE.svg
+"""
 
 from __future__ import annotations
 
@@ -15,33 +18,37 @@ from edgetl.cli import bench_tables
 from edgetl.core.artifacts.bench_json import read_bench_result
 
 WIDTH = 116
+"""Width of the terminal, in columns."""
 
 
 def main() -> None:
     source, target = map(Path, sys.argv[1:3])
-    recorder = recording(WIDTH)
+    console = recording_console(WIDTH)
     result = read_bench_result(source)
-    with patch.object(bench_tables, "out", recorder):
+    with patch.object(bench_tables, "out", console):
         bench_tables.show_bench_result(replace(result, path=Path("bench") / source.name))
-    target.write_text(screen(recorder, f"edgetl bench {result.target}", "bench"), encoding="utf-8")
+    svg = console_svg(console, f"edgetl bench {result.target}", "bench")
+    target.write_text(svg, encoding="utf-8")
 
 
-def recording(width: int) -> Console:
-    """A terminal of so many columns that keeps what is printed on it."""
+def recording_console(width: int) -> Console:
+    """Return a console `width` columns wide that records its output."""
     return Console(
         record=True, width=width, force_terminal=True, highlight=False, file=io.StringIO()
     )
 
 
-def screen(recorder: Console, title: str, name: str) -> str:
-    """The terminal's picture as SVG.
+def console_svg(console: Console, title: str, name: str) -> str:
+    """Return the recorded output as SVG.
 
     Args:
-        name: for the identifiers in it: unique on a page.
+        console: created by `recording_console`.
+        title: title bar of the terminal window.
+        name: prefix of the identifiers in the SVG; must be unique on a page.
     """
-    drawn = recorder.export_svg(title=title, unique_id=name)
-    # The fonts would be fetched from a server at every look; the reader's own monospace font does as well.
-    return re.sub(r"@font-face \{.*?\}\s*|<!--.*?-->", "", drawn, flags=re.DOTALL)
+    svg = console.export_svg(title=title, unique_id=name)
+    # Remove the web fonts: each view would download them, and any monospace font will do.
+    return re.sub(r"@font-face \{.*?\}\s*|<!--.*?-->", "", svg, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

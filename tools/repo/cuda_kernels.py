@@ -1,9 +1,12 @@
-"""Record which operators onnxruntime's CUDA provider has kernels for: python -m tools.repo.cuda_kernels >FILE.json.
+"""Record which operators onnxruntime's CUDA provider has kernels for.
 
-onnxruntime-gpu lists its kernels (`get_all_opkernel_def`) only where every provider library of the wheel loads: install
-`onnxruntime-gpu[cuda,cudnn]` and `tensorrt-cu13`, and put the latter's folder on LD_LIBRARY_PATH. A GPU is not needed.
-Where a library is missing, onnxruntime ends the process. The recorded list was made with empty libraries in TensorRT's place; with
-TensorRT's own it is untested.
+    python -m tools.repo.cuda_kernels >FILE.json
+
+onnxruntime-gpu lists its kernels (`get_all_opkernel_def`) only if every provider library of the
+wheel loads: install `onnxruntime-gpu[cuda,cudnn]` and `tensorrt-cu13`, and add the folder of the
+latter to LD_LIBRARY_PATH. No GPU is needed. If a library is missing, onnxruntime terminates the
+process. The recorded list was created with empty libraries in place of TensorRT's; the real ones
+are untested.
 """
 
 from __future__ import annotations
@@ -15,10 +18,14 @@ import onnxruntime
 
 PROVIDER = "CUDAExecutionProvider"
 DOMAINS = {"": "ai.onnx", "com.microsoft": "com.microsoft"}
+"""Operator domains to record, with their names in the file."""
 
 
 def cuda_kernels() -> dict[str, Any]:
-    """The version and {"domain:operator": [[first opset, last opset, {parameter: types}], ...]}."""
+    """Return the onnxruntime version, the provider and the kernels of each operator.
+
+    `kernels` is {"domain:operator": [[first opset, last opset, {parameter: types}], ...]}.
+    """
     from onnxruntime.capi import onnxruntime_pybind11_state as native
 
     kernels: dict[str, list[Any]] = {}
@@ -28,20 +35,18 @@ def cuda_kernels() -> dict[str, Any]:
                 parameter: sorted(name.removeprefix("tensor(").removesuffix(")") for name in names)
                 for parameter, names in kernel.type_constraints.items()
             }
-            name = f"{DOMAINS[kernel.domain]}:{kernel.op_name}"
-            kernels.setdefault(name, []).append(
-                [*kernel.version_range, dict(sorted(types.items()))]
-            )
+            operator = f"{DOMAINS[kernel.domain]}:{kernel.op_name}"
+            signature = [*kernel.version_range, dict(sorted(types.items()))]
+            kernels.setdefault(operator, []).append(signature)
     ordered = {name: sorted(kernels[name], key=json.dumps) for name in sorted(kernels)}
     return {"onnxruntime": onnxruntime.__version__, "provider": PROVIDER, "kernels": ordered}
 
 
 def main() -> None:
-    """Print one operator a line."""
+    """Print the kernels as JSON, one operator per line."""
     content = cuda_kernels()
-    rows = [
-        f"{json.dumps(name)}: {json.dumps(found)}" for name, found in content.pop("kernels").items()
-    ]
+    kernels = content.pop("kernels")
+    rows = [f"{json.dumps(name)}: {json.dumps(entries)}" for name, entries in kernels.items()]
     print(json.dumps(content)[:-1] + ', "kernels": {\n' + ",\n".join(rows) + "\n}}")
 
 

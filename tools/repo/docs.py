@@ -17,7 +17,7 @@ CLI_REFERENCE = ROOT / "docs/reference/cli.md"
 
 
 def help_text(*command: str) -> str:
-    """Return a command's `--help` at a fixed width, without colors and boxes."""
+    """Return the `--help` of a command at a fixed width, without colors and boxes."""
     environment = {**os.environ, "COLUMNS": "110", "NO_COLOR": "1", "TERM": "dumb"}
     for variable in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
         environment.pop(variable, None)

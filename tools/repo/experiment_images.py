@@ -1,6 +1,8 @@
-"""Drawings of an experiment's page as files of their own, for documents: SVG that follows light and dark, with the key below.
+"""Write the figures of experiment pages as standalone SVG files for documents.
 
-python -m tools.repo.experiment_images EXPERIMENT... -o docs
+    python -m tools.repo.experiment_images EXPERIMENT... -o docs
+
+The files follow the light or dark color scheme of the reader; the legend is below the drawing.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from edgetl.report.charts.compare import draw_freeze_sweep, draw_strategy_curves
 from edgetl.report.html import blocks
 
 WIDTH, LINE, MARGIN = 560, 18, 10
-"""Pixels."""
+"""Width of the image, height of a legend line and left margin, in pixels."""
 
 
 def main() -> None:
@@ -30,21 +32,18 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
     for folder in arguments.experiments:
-        found = read_experiment(ExperimentDirectory(folder).result)
-        for network in found.networks:
-            rows = found.select_rows(network)
-            _write(
-                arguments.output / f"experiment-{folder.name}-{network}-time.svg",
-                draw_strategy_curves(network, rows, found.target_accuracy),
-            )
-            _write(
-                arguments.output / f"experiment-{folder.name}-{network}-freezing.svg",
-                draw_freeze_sweep(network, rows),
-            )
-        _write(
-            arguments.output / f"experiment-{folder.name}-latency.svg",
-            draw_trade_off("Networks", found),
-        )
+        _write_experiment(folder, arguments.output)
+
+
+def _write_experiment(folder: Path, output: Path) -> None:
+    experiment = read_experiment(ExperimentDirectory(folder).result)
+    prefix = f"experiment-{folder.name}"
+    for network in experiment.networks:
+        rows = experiment.select_rows(network)
+        curves = draw_strategy_curves(network, rows, experiment.target_accuracy)
+        _write(output / f"{prefix}-{network}-time.svg", curves)
+        _write(output / f"{prefix}-{network}-freezing.svg", draw_freeze_sweep(network, rows))
+    _write(output / f"{prefix}-latency.svg", draw_trade_off("Networks", experiment))
 
 
 def _write(path: Path, figure: Markup | None) -> None:
@@ -54,37 +53,29 @@ def _write(path: Path, figure: Markup | None) -> None:
 
 
 def standalone(figure: Markup) -> str:
-    """A page's figure as one SVG: the drawing, its key and its caption, in the page's colours."""
+    """Return a figure of a page as one SVG: the drawing and its legend, in the colors of the page."""
     drawing = re.search(r"<svg .*?</svg>", figure, re.DOTALL)
     assert drawing is not None
-    view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing[0])
-    assert view is not None
-    height = WIDTH * float(view[2]) / float(view[1])
+    view_box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing[0])
+    assert view_box is not None
+    height = WIDTH * float(view_box[2]) / float(view_box[1])
     parts = [drawing[0].replace("<svg ", f'<svg width="{WIDTH}" height="{height:.0f}" ', 1)]
-    below = height + LINE
+    baseline = height + LINE
     for mark, name in re.findall(r"<li>(<svg .*?</svg>)(.*?)</li>", figure, re.DOTALL):
-        parts.append(
-            mark.replace(
-                "<svg ", f'<svg x="{MARGIN}" y="{below - 9:.0f}" width="30" height="10" ', 1
-            )
-        )
-        parts.append(_text(MARGIN + 38, below, unescape(name)))
-        below += LINE
-    style = (
-        (Path(blocks.__file__).parent / "templates" / "page.css")
-        .read_text(encoding="utf-8")
-        .partition("* {")[0]
-    )
+        position = f'x="{MARGIN}" y="{baseline - 9:.0f}" width="30" height="10"'
+        parts.append(mark.replace("<svg ", f"<svg {position} ", 1))
+        parts.append(_text(MARGIN + 38, baseline, unescape(name)))
+        baseline += LINE
+    css = Path(blocks.__file__).parent / "templates" / "page.css"
+    # The part before the first rule for elements defines the colors.
+    style = css.read_text(encoding="utf-8").partition("* {")[0]
     text = "text { font-family: system-ui, sans-serif; fill: var(--ink); } .paper { fill: var(--paper); }"
-    opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {below:.0f}" width="{WIDTH}" height="{below:.0f}">'
+    size = f'viewBox="0 0 {WIDTH} {baseline:.0f}" width="{WIDTH}" height="{baseline:.0f}"'
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
     paper = '<rect class="paper" width="100%" height="100%"/>'
-    # Inside HTML a browser knows the old prefix; a file of its own would have to declare it.
-    return (
-        "\n".join([opening, f"<style>{style}{text}</style>", paper, *parts, "</svg>"]).replace(
-            "xlink:href", "href"
-        )
-        + "\n"
-    )
+    lines = [opening, f"<style>{style}{text}</style>", paper, *parts, "</svg>"]
+    # Browsers know the prefix `xlink` inside HTML; a standalone file would have to declare it.
+    return "\n".join(lines).replace("xlink:href", "href") + "\n"
 
 
 def _text(left: float, baseline: float, text: str) -> str:

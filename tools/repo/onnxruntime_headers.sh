@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# ONNX Runtime's C++ headers into FOLDER, out of Debian's package: tools/repo/onnxruntime_headers.sh FOLDER
-# For Debian releases that lack libonnxruntime-dev; it comes from the mirror that apt uses, in the release $EDGETL_SUITE (trixie).
+# Extract ONNX Runtime's C++ headers from the Debian package: tools/repo/onnxruntime_headers.sh FOLDER
+# For Debian releases without libonnxruntime-dev. The package is downloaded from apt's mirror, or
+# $EDGETL_MIRROR, for the release $EDGETL_SUITE (default: trixie).
 set -euo pipefail
-target=${1:?"Give the folder that the headers go to."}
+target=${1:?"Missing argument: the folder to write the headers to."}
 suite=${EDGETL_SUITE:-trixie}
 # shellcheck disable=SC2016  # apt expands it
 mirror=${EDGETL_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' | head -n 1)}
-[ -n "$mirror" ] || { echo "apt knows no Debian mirror; name one in EDGETL_MIRROR." >&2; exit 1; }
+[ -n "$mirror" ] || { echo "No Debian mirror found in apt's sources. Set EDGETL_MIRROR." >&2; exit 1; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/lists/partial" "$work/archives/partial"
@@ -18,4 +19,4 @@ apt-get "${options[@]}" update
 dpkg-deb -x "$work"/libonnxruntime-dev_*.deb "$work/package"
 mkdir -p "$target"
 cp -r "$work/package/usr/include/onnxruntime" "$target/"
-echo "ONNX Runtime's headers are in $target/onnxruntime."
+echo "Wrote ONNX Runtime's headers to $target/onnxruntime."

@@ -1,6 +1,9 @@
-"""Run `edgetl demo` and draw it for the README, its terminal and two figures of its pages: python -m tools.repo.readme_images -o docs [--keep DIR].
+"""Draw the images of the README: the terminal of `edgetl demo` and two figures of its pages.
 
-With --keep a folder that `edgetl demo --keep` left is used again: its pages are drawn anew, the terminal stays as it is.
+    python -m tools.repo.readme_images -o docs [--keep DIR]
+
+With --keep, the folder of an earlier `edgetl demo --keep` is reused if it exists: the figures are
+redrawn and the image of the terminal is left unchanged.
 """
 
 from __future__ import annotations
@@ -23,10 +26,11 @@ from edgetl.core.paths import ExperimentDirectory, RunDirectory
 from edgetl.report.charts.compare import draw_strategy_curves
 from edgetl.report.charts.latency import draw_distributions
 from edgetl.report.html.text import row_names
-from tools.repo.bench_image import recording, screen
+from tools.repo.bench_image import console_svg, recording_console
 from tools.repo.experiment_images import standalone
 
 WIDTH = 104
+"""Width of the terminal, in columns."""
 
 
 def main() -> None:
@@ -35,21 +39,28 @@ def main() -> None:
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("docs"))
     parser.add_argument(
-        "--keep", type=Path, help="where the demo is to leave, or has left, its folder"
+        "--keep", type=Path, help="folder of the demo; reused if it exists, else created"
     )
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgetl-readme-") as scratch:
-        folder = given.keep or Path(scratch) / "parts"
+        folder = arguments.keep or Path(scratch) / "parts"
         if not (folder / "comparison").exists():
-            recorder = recording(WIDTH)
-            recorder.print(Text.from_ansi(run_demo(folder)))
-            write_text(given.output / "demo.svg", screen(recorder, "edgetl demo", "demo") + "\n")
-        draw(folder, given.output)
+            console = recording_console(WIDTH)
+            console.print(Text.from_ansi(run_demo(folder)))
+            svg = console_svg(console, "edgetl demo", "demo")
+            write_text(arguments.output / "demo.svg", svg + "\n")
+        draw(folder, arguments.output)
 
 
 def run_demo(folder: Path) -> str:
-    """What the program prints on a terminal, with its colours; progress goes to this process's own."""
-    ours, theirs = pty.openpty()
+    """Run `edgetl demo --keep folder` in a pseudo-terminal and return its colored output.
+
+    Progress is printed on stderr, which is inherited.
+
+    Raises:
+        SystemExit: the demo failed.
+    """
+    primary, secondary = pty.openpty()
     command = [sys.executable, "-m", "edgetl", "demo", "--keep", folder.name]
     environment = {
         **os.environ,
@@ -58,26 +69,27 @@ def run_demo(folder: Path) -> str:
         "PYTHONPATH": str(Path.cwd()),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen(command, stdout=theirs, cwd=folder.parent, env=environment)
-    os.close(theirs)
-    printed = b""
-    with suppress(OSError):  # the terminal is gone when the program has ended
-        while part := os.read(ours, 65536):
-            printed += part
-    os.close(ours)
+    process = subprocess.Popen(command, stdout=secondary, cwd=folder.parent, env=environment)
+    os.close(secondary)
+    output = b""
+    # Linux raises EIO when the program has closed its side of the terminal.
+    with suppress(OSError):
+        while chunk := os.read(primary, 65536):
+            output += chunk
+    os.close(primary)
     if process.wait() != 0:
-        sys.exit(f"edgetl demo ended with status {process.returncode}.")
-    return printed.decode().replace("\r\n", "\n")
+        sys.exit(f"edgetl demo failed with exit status {process.returncode}.")
+    return output.decode().replace("\r\n", "\n")
 
 
 def draw(folder: Path, output: Path) -> None:
-    """The two figures: accuracy over time from nothing and pretrained, and the distribution of latencies."""
-    found = read_experiment(ExperimentDirectory(folder / "comparison").result)
-    best = max(found.rows, key=lambda row: row.first_run.weights != "none")
-    courses = draw_strategy_curves("Accuracy over time", found.rows, found.target_accuracy)
-    (result,) = read_run_results(RunDirectory(found.folder / best.first_run.folder))
+    """Draw two figures: accuracy over time with and without pretraining, and the latencies."""
+    experiment = read_experiment(ExperimentDirectory(folder / "comparison").result)
+    pretrained = max(experiment.rows, key=lambda row: row.first_run.weights != "none")
+    curves = draw_strategy_curves("Accuracy over time", experiment.rows, experiment.target_accuracy)
+    (result,) = read_run_results(RunDirectory(experiment.folder / pretrained.first_run.folder))
     (latencies,) = draw_distributions("Latency of one image", result.rows, row_names(result.rows))
-    write_text(output / "demo-time.svg", standalone(courses))
+    write_text(output / "demo-time.svg", standalone(curves))
     write_text(output / "demo-latency.svg", standalone(latencies))
 
 

@@ -1,7 +1,7 @@
-"""Check the rules for names and docstrings that ruff does not know: `python -m tools.repo.style [PATH...]`.
+"""Check rules for names and docstrings that ruff lacks: `python -m tools.repo.style [PATH...]`.
 
     names       a variable, parameter or attribute is not a bare participle or pronoun
-    modules     a module is not named by a gerund, but for the field's own terms
+    modules     a module is not named by a gerund, except for terms of the field
     docstrings  a docstring does not begin with Of, That, As, Which, From, Where, What or How
     length      a function has at most 80 lines, in `edgetl/cli` 120
     classes     no two classes have the same name
@@ -28,8 +28,8 @@ BANNED_NAMES = {
     "shown", "spoken", "taken", "told", "wanted", "whole",
 }  # fmt: skip
 FIELD_GERUNDS = {
-    "formatting", "freezing", "io_binding", "preprocessing", "pretraining", "scoring", "timing", "tracking",
-    "training",
+    "formatting", "freezing", "io_binding", "preprocessing", "pretraining", "scoring", "timing",
+    "tracking", "training",
 }  # fmt: skip
 BANNED_OPENINGS = re.compile(r"(Of|That|As|Which|From|Where|What|How)\b")
 MAX_FUNCTION_LINES, MAX_COMMAND_LINES = 80, 120
@@ -57,7 +57,7 @@ def check_module(path: Path, tree: ast.Module) -> Iterator[Violation]:
 
 
 def check_names(tree: ast.Module) -> Iterator[Violation]:
-    """Yield the places that bind a banned name."""
+    """Yield every binding of a banned name."""
     for node in ast.walk(tree):
         name = None
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -73,7 +73,7 @@ def check_names(tree: ast.Module) -> Iterator[Violation]:
 
 
 def check_docstrings(tree: ast.Module) -> Iterator[Violation]:
-    """Yield docstrings, also those of attributes, that begin with a banned word."""
+    """Yield docstrings that begin with a banned word, including those of attributes."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         for statement in body if isinstance(body, list) else []:
@@ -85,15 +85,15 @@ def check_docstrings(tree: ast.Module) -> Iterator[Violation]:
 
 
 def check_classes(trees: dict[Path, ast.Module]) -> Iterator[tuple[Path, Violation]]:
-    """Yield classes of edgetl and tools whose name another class has as well."""
-    places = defaultdict(list)
+    """Yield classes of edgetl and tools whose name is also used by an earlier class."""
+    definitions_by_name = defaultdict(list)
     for path, tree in trees.items():
         if path.relative_to(ROOT).parts[0] == "tests":
             continue
         for node in tree.body:
             if isinstance(node, ast.ClassDef):
-                places[node.name].append((path, node.lineno))
-    for name, definitions in places.items():
+                definitions_by_name[node.name].append((path, node.lineno))
+    for name, definitions in definitions_by_name.items():
         for path, line in definitions[1:]:
             first = definitions[0][0].relative_to(ROOT)
             yield path, (line, f"class `{name}` is also defined in {first}")
@@ -101,9 +101,8 @@ def check_classes(trees: dict[Path, ast.Module]) -> Iterator[tuple[Path, Violati
 
 def main() -> None:
     """Print every violation in the given files and folders, or in the whole tree."""
-    roots = [Path(argument).absolute() for argument in sys.argv[1:]] or [
-        ROOT / folder for folder in FOLDERS
-    ]
+    default_roots = [ROOT / folder for folder in FOLDERS]
+    roots = [Path(argument).absolute() for argument in sys.argv[1:]] or default_roots
     paths = sorted(
         {path for root in roots for path in ([root] if root.is_file() else root.rglob("*.py"))}
     )
