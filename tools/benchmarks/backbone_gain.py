@@ -1,7 +1,6 @@
 """Measure the gain of pretrained backbones over random weights on a data set.
 
-    python -m tools.benchmarks.backbone_gain DATA --row mobilenet_v3_small=builtin \\
-        --row mobilenet_v2=../shared/weights --budget 60s -o DIR
+    python -m tools.benchmarks.backbone_gain DATA --row mobilenet_v2=imagenet --budget 60s -o DIR
 
 Each --row is an architecture and a value of `--weights`. The head alone (a linear probe), the last
 blocks and the whole model are trained for each row, and random weights for each architecture. Every

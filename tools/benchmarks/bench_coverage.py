@@ -39,8 +39,8 @@ from edgetl.device.runtime.bundle import open_bundle
 PLANTED = "planted"
 """Name of the variant that is slowed down."""
 
-# Imported by every worker at startup. The calls of the planted variant are extended by a fixed share
-# of their duration, so the true ratio does not depend on the state of the machine.
+# Imported by every worker at startup. The calls of the planted variant are extended by a fixed
+# share of their duration, so the true ratio does not depend on the state of the machine.
 _SITECUSTOMIZE = """
 from time import perf_counter_ns
 from edgetl.device.bench.ort_backend import OnnxRuntimeBackend
@@ -124,12 +124,14 @@ def plain(arguments: argparse.Namespace) -> None:
         bench_ms.append(result.rows[0].percentile_ms(50) or 0.0)
         loop_ms.append(_time_loop_ms(command))
         print(
-            f"loop {loop_ms[-2]:.3f} ms, bench p50 {bench_ms[-1]:.3f} ms, loop {loop_ms[-1]:.3f} ms",
+            f"loop {loop_ms[-2]:.3f} ms, bench p50 {bench_ms[-1]:.3f} ms, "
+            f"loop {loop_ms[-1]:.3f} ms",
             flush=True,
         )
     ratio = median(bench_ms) / median(loop_ms)
     print(
-        f"medians: bench {median(bench_ms):.3f} ms, loop {median(loop_ms):.3f} ms, ratio {ratio:.3f}"
+        f"medians: bench {median(bench_ms):.3f} ms, loop {median(loop_ms):.3f} ms, "
+        f"ratio {ratio:.3f}"
     )
 
 

@@ -1,8 +1,12 @@
-"""Time `edgetl finetune` against a plain script: python -m tools.benchmarks.finetune_speed DATA WEIGHTS --reference PLAIN_FINETUNE.py.
+"""Time `edgetl finetune` against a plain training script.
 
-A run is the reference, then edgetl with an empty cache (cold), then edgetl again with the cache that the cold run left (warm); runs follow
-one another in one session, so that a slow spell of the machine meets all three. Ratios are of the same run. The reference is called as
-`PLAIN_FINETUNE.py DATA WEIGHTS --seed N` and prints a JSON object with val_accuracy as its last line.
+    python -m tools.benchmarks.finetune_speed DATA WEIGHTS --reference PLAIN_FINETUNE.py
+
+A run is the reference, then edgetl with an empty cache (cold), then edgetl with the cache of the
+cold run (warm). Runs follow one another in one session, so that slow periods of the machine affect
+all three; ratios compare programs within a run. The reference is called as
+`PLAIN_FINETUNE.py DATA WEIGHTS --seed N` and prints a JSON object with `val_accuracy` as its last
+line.
 """
 
 from __future__ import annotations
@@ -16,11 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
+from resource import RUSAGE_SELF, getrusage, struct_rusage
 from statistics import mean, median
 from typing import Any, NoReturn
 
@@ -29,9 +33,9 @@ from edgetl.core.paths import RunDirectory
 from edgetl.device.hardware.info import collect_device_info
 
 CACHE = "EDGETL_CACHE"
-"""The environment variable that names edgetl's cache folder."""
-TOLD_LINES = 15
-"""Of what a failed process wrote last."""
+"""Environment variable of edgetl's cache folder."""
+ERROR_LINES = 15
+"""Number of lines of a failed process's output to print."""
 MACHINE = (
     "machine",
     "system",
@@ -45,31 +49,32 @@ MACHINE = (
     "packages",
 )
 PEAK = (
-    "Largest resident memory of a single process (ru_maxrss of wait4): the program itself or any process that it started and waited for, "
-    "not their sum. It cannot be lower than what this tool held when it started the program."
+    "Largest resident memory of a single process (ru_maxrss of wait4): the program itself or any "
+    "process that it started and waited for, not their sum. It cannot be lower than what this tool "
+    "held when it started the program."
 )
 PROGRAMS = {"reference": "reference", "cold": "edgetl, cold cache", "warm": "edgetl, warm cache"}
-"""In the order of a run."""
+"""Programs and their names, in the order of a run."""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A process that ended well."""
+class TimedProcess:
+    """A process that exited with status 0."""
 
     command: list[str]
     output: str
-    """What it wrote to stdout."""
+    """Its stdout."""
     started: float
-    """time.time() just before."""
+    """`time.time()` just before the start."""
     seconds: float
-    """From its start to its end."""
+    """Wall-clock time from start to exit."""
     peak_bytes: int
-    """See PEAK."""
+    """Peak memory, see PEAK."""
 
     def to_json(self) -> Row:
-        """What every row has."""
+        """Return the fields that all rows have in common."""
         return {
             "command": self.command,
             "started": self.started,
@@ -78,9 +83,13 @@ class Finished:
         }
 
 
-def execute(command: list[str], variables: dict[str, str]) -> Finished:
-    """Run `command` to its end with `variables` added to the environment; a failure ends this program."""
-    # Files and not pipes: this process does nothing but wait meanwhile.
+def execute(command: list[str], variables: dict[str, str]) -> TimedProcess:
+    """Run `command` with `variables` added to the environment.
+
+    Raises:
+        SystemExit: the process failed.
+    """
+    # Files instead of pipes, so that this process uses no CPU time while it waits.
     with (
         tempfile.TemporaryFile("w+", errors="replace") as output,
         tempfile.TemporaryFile("w+", errors="replace") as errors,
@@ -103,45 +112,49 @@ def execute(command: list[str], variables: dict[str, str]) -> Finished:
         process.returncode = os.waitstatus_to_exitcode(status)
         for stream in (output, errors):
             stream.seek(0)
-        text, complaint = output.read(), errors.read()
+        stdout, stderr = output.read(), errors.read()
     if process.returncode:
-        fail(command, f"ended with status {process.returncode}", complaint or text)
-    # Linux counts in KiB, macOS in bytes.
-    return Finished(
-        command, text, started, seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    )
+        fail(command, f"failed with exit status {process.returncode}", stderr or stdout)
+    return TimedProcess(command, stdout, started, seconds, _maxrss_bytes(usage))
 
 
-def fail(command: Sequence[str], what: str, text: str) -> NoReturn:
-    """End this program with status 1."""
-    sys.exit(
-        "\n".join([f"{shlex.join(command)} {what}:", *text.rstrip().splitlines()[-TOLD_LINES:]])
-    )
+def _maxrss_bytes(usage: struct_rusage) -> int:
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def fail(command: Sequence[str], problem: str, output: str) -> NoReturn:
+    """Exit with status 1, the problem and the last lines of the output.
+
+    Raises:
+        SystemExit: always.
+    """
+    lines = output.rstrip().splitlines()[-ERROR_LINES:]
+    sys.exit("\n".join([f"{shlex.join(command)} {problem}:", *lines]))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared on which data."""
+    """The programs to compare and their inputs."""
 
     data: Path
     weights: Path
     reference: Path
     edgetl: list[str]
-    """The program; `finetune` and its options follow."""
+    """Command of the program, without `finetune` and its options."""
     options: list[str]
-    """Of `edgetl finetune`, after those that this tool gives."""
+    """Additional options of `edgetl finetune`."""
     warm: bool
-    """Whether each cold run is followed by a warm one."""
+    """Whether to follow each cold run by a warm one."""
 
     def run(self, number: int, seed: int, scratch: Path) -> Row:
-        """One run of each program; what they leave under `scratch` is deleted."""
+        """Run each program once and delete the files below `scratch`."""
         cache = scratch / f"cache-{number}"
         cache.mkdir()
         row: Row = {"run": number, "seed": seed, "reference": self._reference(seed)}
         row["cold"] = self._edgetl(seed, scratch / f"run-{number}", cache)
-        row["cold"]["cache_bytes"] = sum(
-            path.stat().st_size for path in cache.rglob("*") if path.is_file()
-        )
+        files = [path for path in cache.rglob("*") if path.is_file()]
+        row["cold"]["cache_bytes"] = sum(path.stat().st_size for path in files)
         if self.warm:
             row["warm"] = self._edgetl(seed, scratch / f"run-{number}-warm", cache)
         for leftover in scratch.iterdir():
@@ -149,30 +162,18 @@ class Comparison:
         return row
 
     def _reference(self, seed: int) -> Row:
-        done = execute(
-            [
-                sys.executable,
-                str(self.reference),
-                str(self.data),
-                str(self.weights),
-                "--seed",
-                str(seed),
-            ],
-            {},
-        )
+        arguments = [self.reference, self.data, self.weights, "--seed", seed]
+        process = execute([sys.executable, *map(str, arguments)], {})
         try:
-            report = json.loads(done.output.splitlines()[-1])
+            report = json.loads(process.output.splitlines()[-1])
             accuracy = float(report["val_accuracy"])
         except (IndexError, KeyError, TypeError, ValueError):
-            fail(
-                done.command,
-                "must print a JSON object with val_accuracy as its last line, but printed",
-                done.output,
-            )
-        return {**done.to_json(), "val_accuracy": accuracy, "reported": report}
+            problem = "must print a JSON object with val_accuracy as its last line, but printed"
+            fail(process.command, problem, process.output)
+        return {**process.to_json(), "val_accuracy": accuracy, "reported": report}
 
     def _edgetl(self, seed: int, output: Path, cache: Path) -> Row:
-        given = [
+        arguments = [
             "finetune",
             str(self.data),
             "--weights",
@@ -183,23 +184,22 @@ class Comparison:
             str(output),
             *self.options,
         ]
-        done = execute([*self.edgetl, *given], {CACHE: str(cache)})
+        process = execute([*self.edgetl, *arguments], {CACHE: str(cache)})
         run = RunDirectory(output)
         try:
             metrics = json.loads(run.metrics.read_text(encoding="utf-8"))
-            history = [
-                json.loads(line) for line in run.history.read_text(encoding="utf-8").splitlines()
-            ]
+            lines = run.history.read_text(encoding="utf-8").splitlines()
+            history = [json.loads(line) for line in lines]
             accuracy = float(metrics["val"]["accuracy"])
-        except (OSError, KeyError, TypeError, ValueError) as cause:
+        except (OSError, KeyError, TypeError, ValueError) as error:
             fail(
-                done.command,
-                "left no metrics.json and history.jsonl with validation accuracies",
-                f"{type(cause).__name__}: {cause}",
+                process.command,
+                "wrote no metrics.json and history.jsonl with validation accuracies",
+                f"{type(error).__name__}: {error}",
             )
         return {
-            **done.to_json(),
-            "seconds_to_metrics": run.metrics.stat().st_mtime - done.started,
+            **process.to_json(),
+            "seconds_to_metrics": run.metrics.stat().st_mtime - process.started,
             "val_accuracy": accuracy,
             "best_of_phase": {str(phase): best_of_phase(history, phase) for phase in (1, 2)},
             "metrics": metrics,
@@ -208,7 +208,7 @@ class Comparison:
 
 
 def best_of_phase(history: Sequence[Row], phase: int) -> float | None:
-    """The highest validation accuracy of a phase's epochs; None where it had none."""
+    """Return the highest validation accuracy of a phase, or None if it had no epochs."""
     return max(
         (
             line["val_accuracy"]
@@ -220,7 +220,7 @@ def best_of_phase(history: Sequence[Row], phase: int) -> float | None:
 
 
 def read_files(*paths: Path) -> None:
-    """Read everything once, or the first program would be the only one that waits for the disk."""
+    """Read all files once, so that the first program is not slowed down by a cold page cache."""
     for path in paths:
         for file in (entry for entry in (path, *path.rglob("*")) if entry.is_file()):
             file.read_bytes()
@@ -230,18 +230,31 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
-def averaged(runs: Sequence[Row], values: Iterable[float | None]) -> dict[str, float] | None:
-    """Over seeds; a seed counts once, by the mean of its runs. `values` has one for each run; None where there is none at all."""
+def summarize_over_seeds(
+    runs: Sequence[Row], values: Iterable[float | None]
+) -> dict[str, float] | None:
+    """Return mean, minimum and maximum over seeds, or None without values.
+
+    Args:
+        runs: runs with their seeds; runs of the same seed are averaged first.
+        values: one value per run.
+    """
     by_seed: dict[int, list[float]] = {}
     for run, value in zip(runs, values, strict=True):
         if value is not None:
             by_seed.setdefault(run["seed"], []).append(value)
-    means = [mean(of_seed) for of_seed in by_seed.values()]
-    return {"mean": mean(means), "min": min(means), "max": max(means)} if means else None
+    if not by_seed:
+        return None
+    means = [mean(seed_values) for seed_values in by_seed.values()]
+    return {"mean": mean(means), "min": min(means), "max": max(means)}
 
 
-def summarise(runs: Sequence[Row]) -> dict[str, Row]:
-    """Per program: seconds, memory, accuracy over seeds; for edgetl also its ratio to and difference from the same run's reference."""
+def summarize(runs: Sequence[Row]) -> dict[str, Row]:
+    """Return seconds, memory and accuracy of each program.
+
+    For edgetl also the speed-up over and the difference in accuracy from the reference of the same
+    run.
+    """
     summary: dict[str, Row] = {}
     references = [run["reference"] for run in runs]
     for name in (name for name in PROGRAMS if name in runs[0]):
@@ -250,9 +263,12 @@ def summarise(runs: Sequence[Row]) -> dict[str, Row]:
         summary[name] = {
             "seconds": spread([row["seconds"] for row in rows]),
             "peak_bytes": spread([row["peak_bytes"] for row in rows]),
-            "val_accuracy": averaged(runs, (row["val_accuracy"] for row in rows)),
+            "val_accuracy": summarize_over_seeds(runs, (row["val_accuracy"] for row in rows)),
         }
         if name != "reference":
+            points = [
+                100 * (row["val_accuracy"] - reference["val_accuracy"]) for reference, row in pairs
+            ]
             summary[name] |= {
                 "seconds_to_metrics": spread([row["seconds_to_metrics"] for row in rows]),
                 "ratio": spread(
@@ -261,15 +277,9 @@ def summarise(runs: Sequence[Row]) -> dict[str, Row]:
                 "ratio_to_metrics": spread(
                     [reference["seconds"] / row["seconds_to_metrics"] for reference, row in pairs]
                 ),
-                "points": averaged(
-                    runs,
-                    (
-                        100 * (row["val_accuracy"] - reference["val_accuracy"])
-                        for reference, row in pairs
-                    ),
-                ),
+                "points": summarize_over_seeds(runs, points),
                 "best_of_phase": {
-                    phase: averaged(runs, (row["best_of_phase"][phase] for row in rows))
+                    phase: summarize_over_seeds(runs, (row["best_of_phase"][phase] for row in rows))
                     for phase in ("1", "2")
                 },
             }
@@ -277,53 +287,49 @@ def summarise(runs: Sequence[Row]) -> dict[str, Row]:
 
 
 def table(summary: dict[str, Row], runs: Sequence[Row]) -> str:
-    """What is printed."""
+    """Format the summary as a text table with notes."""
 
-    def values(figures: dict[str, float] | None, form: str, scale: float = 1.0) -> str:
-        if figures is None:
+    def cell(statistics: dict[str, float] | None, form: str, scale: float = 1.0) -> str:
+        if statistics is None:
             return "-"
-        middle, low, high = (format(value * scale, form) for value in figures.values())
+        middle, low, high = (format(value * scale, form) for value in statistics.values())
         return middle if low == high == middle else f"{middle} ({low} to {high})"
 
     lines: list[list[str]] = [["", *(PROGRAMS[name] for name in summary)]]
 
-    def line(title: str, cell: Callable[[Row], str]) -> None:
-        lines.append([title, *(cell(entry) for entry in summary.values())])
+    def add_line(title: str, form: str, key: str, scale: float = 1.0) -> None:
+        cells = [cell(entry.get(key), form, scale) for entry in summary.values()]
+        lines.append([title, *cells])
 
-    line("seconds", lambda entry: values(entry["seconds"], ".2f"))
-    line("seconds to metrics.json", lambda entry: values(entry.get("seconds_to_metrics"), ".2f"))
-    line("reference / edgetl", lambda entry: values(entry.get("ratio"), ".2f"))
-    line("the same to metrics.json", lambda entry: values(entry.get("ratio_to_metrics"), ".2f"))
-    line("peak memory, MiB", lambda entry: values(entry["peak_bytes"], ".0f", 1 / 2**20))
-    line("validation accuracy, %", lambda entry: values(entry["val_accuracy"], ".2f", 100))
-    line("minus reference, points", lambda entry: values(entry.get("points"), "+.2f"))
-    line(
-        "best of phase 1, %",
-        lambda entry: values(entry.get("best_of_phase", {}).get("1"), ".2f", 100),
-    )
-    line(
-        "best of phase 2, %",
-        lambda entry: values(entry.get("best_of_phase", {}).get("2"), ".2f", 100),
-    )
+    add_line("seconds", ".2f", "seconds")
+    add_line("seconds to metrics.json", ".2f", "seconds_to_metrics")
+    add_line("reference / edgetl", ".2f", "ratio")
+    add_line("the same to metrics.json", ".2f", "ratio_to_metrics")
+    add_line("peak memory, MiB", ".0f", "peak_bytes", 1 / 2**20)
+    add_line("validation accuracy, %", ".2f", "val_accuracy", 100)
+    add_line("minus reference, points", "+.2f", "points")
+    for phase in ("1", "2"):
+        best = [entry.get("best_of_phase", {}).get(phase) for entry in summary.values()]
+        lines.append([f"best of phase {phase}, %", *(cell(value, ".2f", 100) for value in best)])
     widths = [max(len(row[column]) for row in lines) for column in range(len(lines[0]))]
-    drawn = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    table_lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
         for row in lines
     ]
     seeds = len({run["seed"] for run in runs})
     return "\n".join(
         [
-            *drawn,
+            *table_lines,
             "",
-            f"Runs: {len(runs)}, seeds: {seeds}. Seconds from process start, memory and ratios: median (lowest to highest); "
-            "accuracies: mean of the seeds (lowest to highest).",
+            f"Runs: {len(runs)}, seeds: {seeds}. Seconds from process start, memory and ratios: "
+            "median (lowest to highest); accuracies: mean of the seeds (lowest to highest).",
             f"Memory: {PEAK}",
         ]
     )
 
 
 def result(comparison: Comparison, runs: Sequence[Row]) -> Row:
-    """Everything, as it stands in the JSON file after its schema number."""
+    """Return the content of the JSON file, except its schema number."""
     facts = collect_device_info()
     return {
         "kind": "finetune-comparison",
@@ -334,34 +340,36 @@ def result(comparison: Comparison, runs: Sequence[Row]) -> Row:
         "edgetl": comparison.edgetl,
         "options": comparison.options,
         "peak_bytes_is": PEAK,
-        "tool_peak_bytes": getrusage(RUSAGE_SELF).ru_maxrss
-        * (1 if sys.platform == "darwin" else 1024),
-        "summary": summarise(runs),
+        "tool_peak_bytes": _maxrss_bytes(getrusage(RUSAGE_SELF)),
+        "summary": summarize(runs),
         "runs": list(runs),
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tools.benchmarks.finetune_speed",
-        description="Time `edgetl finetune` against a plain script, in turns.",
+        description="Time `edgetl finetune` against a plain training script.",
     )
     parser.add_argument(
-        "data", metavar="DATA", type=Path, help="a folder with train/ and val/ folders of classes"
+        "data",
+        metavar="DATA",
+        type=Path,
+        help="folder with train/ and val/, each with a folder per class",
     )
     parser.add_argument(
-        "weights", metavar="WEIGHTS", type=Path, help="a weights file that both programs read"
+        "weights", metavar="WEIGHTS", type=Path, help="weights file that both programs read"
     )
     parser.add_argument(
         "--reference",
         type=Path,
         required=True,
         metavar="PLAIN_FINETUNE.py",
-        help="the plain script",
+        help="the plain training script",
     )
-    parser.add_argument("--runs", type=int, default=3, help="run i has seed i")
+    parser.add_argument("--runs", type=int, default=3, help="number of runs; run i uses seed i [3]")
     parser.add_argument(
-        "--seeds", type=int, help="fewer seeds than runs: run i has seed i modulo SEEDS"
+        "--seeds", type=int, help="number of seeds; run i uses seed i modulo SEEDS [--runs]"
     )
     parser.add_argument(
         "--warm",
@@ -373,49 +381,59 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--options",
         default="",
         metavar='"..."',
-        help='more options of `edgetl finetune`, as --options="--workers 2"',
+        help='additional options of `edgetl finetune`, such as --options="--workers 2"',
     )
     parser.add_argument(
         "--edgetl",
         default=shlex.join([sys.executable, "-m", "edgetl"]),
         metavar='"..."',
-        help="the command instead of this Python's edgetl",
+        help="command to run instead of this Python's edgetl",
     )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="RESULT.json",
-        help="where everything measured goes; written after every run",
+        help="file for all measurements; written after every run",
     )
-    given = parser.parse_args(arguments)
-    seeds = given.runs if given.seeds is None else given.seeds
-    if not 1 <= seeds <= given.runs:
-        parser.error("--runs must be 1 or more, and --seeds between 1 and --runs")
-    for path in (given.data, given.weights, given.reference):
+    options = parser.parse_args(arguments)
+    if options.seeds is None:
+        options.seeds = options.runs
+    if not 1 <= options.seeds <= options.runs:
+        parser.error(
+            "--runs must be >= 1 and --seeds between 1 and --runs, "
+            f"got {options.runs} and {options.seeds}"
+        )
+    for path in (options.data, options.weights, options.reference):
         if not path.exists():
-            parser.error(f"{path} is not there")
+            parser.error(f"{path} not found")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parse_arguments(arguments)
     comparison = Comparison(
-        given.data,
-        given.weights,
-        given.reference,
-        shlex.split(given.edgetl),
-        shlex.split(given.options),
-        given.warm,
+        options.data,
+        options.weights,
+        options.reference,
+        shlex.split(options.edgetl),
+        shlex.split(options.options),
+        options.warm,
     )
     runs: list[Row] = []
-    read_files(given.data, given.weights)
+    read_files(options.data, options.weights)
     with tempfile.TemporaryDirectory(prefix="compare-finetune-") as scratch:
-        for number in range(given.runs):
-            runs.append(comparison.run(number, number % seeds, Path(scratch)))
-            took = ", ".join(
-                f"{name} {runs[-1][name]['seconds']:.1f} s" for name in PROGRAMS if name in runs[-1]
+        for number in range(options.runs):
+            run = comparison.run(number, number % options.seeds, Path(scratch))
+            runs.append(run)
+            times = ", ".join(
+                f"{name} {run[name]['seconds']:.1f} s" for name in PROGRAMS if name in run
             )
-            print(f"run {number + 1} of {given.runs}: {took}", file=sys.stderr, flush=True)
-            if given.output:
-                # Every time: an interruption must not lose hours.
-                write_json(given.output, result(comparison, runs))
-    print(table(summarise(runs), runs))
+            print(f"run {number + 1} of {options.runs}: {times}", file=sys.stderr, flush=True)
+            if options.output:
+                # Write after every run, so that an interruption does not lose hours of measurements.
+                write_json(options.output, result(comparison, runs))
+    print(table(summarize(runs), runs))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""Write many small JPEGs to time training on: python -m tools.benchmarks.large_dataset DIR --images 100000 [--classes 10] [--size 96] [--seed 0].
+"""Generate a large data set of small JPEGs to time training on.
 
-DIR/train/<class> and DIR/val/<class> (2%) hold bars, checks or rings; how fine they are, against the frame, tells the classes of a
-family apart. Orientation, place, colours, contrast and noise say nothing about the class. Equal arguments give equal files.
+    python -m tools.benchmarks.large_dataset DIR --images 100000 [--classes 10] [--size 96] [--seed 0]
+
+DIR/train/<class> and DIR/val/<class> (2% of the images) contain bars, checks or rings. The classes
+of a family differ in spatial frequency. Orientation, position, colors, contrast and noise are
+random and independent of the class. Equal arguments give equal files.
 """
 
 from __future__ import annotations
@@ -21,24 +24,24 @@ from PIL import Image
 
 from edgetl.device.hardware.cpu import available_cores
 
-Values = NDArray[np.float32]
-Pattern = Callable[[Values, Values], Values]
+FloatArray = NDArray[np.float32]
+Pattern = Callable[[FloatArray, FloatArray], FloatArray]
 VAL_SHARE = 0.02
 CHUNK = 100
-"""Images drawn at once. Part of what a seed means: every chunk has a random generator of its own."""
+"""Images per chunk. Each chunk has its own random generator, so this affects the images of a seed."""
 COARSEST, FINEST = 2.5, 14.0
-"""Cycles across the frame of the first and the last class of a family."""
+"""Cycles across the image for the first and the last class of a family."""
 
 
-def bars(u: Values, v: Values) -> Values:
+def bars(u: FloatArray, v: FloatArray) -> FloatArray:
     return np.sin(u)
 
 
-def checks(u: Values, v: Values) -> Values:
+def checks(u: FloatArray, v: FloatArray) -> FloatArray:
     return np.sin(u) * np.sin(v)
 
 
-def rings(u: Values, v: Values) -> Values:
+def rings(u: FloatArray, v: FloatArray) -> FloatArray:
     return np.sin(np.hypot(u, v))
 
 
@@ -47,93 +50,89 @@ FAMILIES: tuple[Pattern, ...] = (bars, checks, rings)
 
 @dataclass(frozen=True)
 class Appearance:
-    """What makes a class."""
+    """Appearance of the images of a class."""
 
     name: str
     pattern: Pattern
     cycles: float
-    """Across the frame."""
+    """Cycles of the pattern across the image."""
 
 
 def appearances(classes: int) -> list[Appearance]:
-    """Families in turn; within a family the fineness grows by equal ratios."""
+    """Return the appearance of each class.
+
+    Families alternate; the frequencies within a family form a geometric series.
+    """
     steps = max(1, (classes - 1) // len(FAMILIES))
-    made = []
+    result = []
     for index in range(classes):
         step, family = divmod(index, len(FAMILIES))
         pattern = FAMILIES[family]
-        made.append(
-            Appearance(
-                f"{pattern.__name__}_{step:02d}",
-                pattern,
-                COARSEST * (FINEST / COARSEST) ** (step / steps),
-            )
-        )
-    return made
+        cycles = COARSEST * (FINEST / COARSEST) ** (step / steps)
+        result.append(Appearance(f"{pattern.__name__}_{step:02d}", pattern, cycles))
+    return result
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images of one class and split that one process draws."""
+    """Images of one class and split, drawn in one process."""
 
     folder: Path
     appearance: Appearance
     first: int
-    """Number of its first image within class and split."""
+    """Number of the first image within its class and split."""
     count: int
     size: int
-    """Side, pixels."""
+    """Side of the images, in pixels."""
     seed: tuple[int, ...]
 
 
 def draw(
     appearance: Appearance, generator: np.random.Generator, count: int, size: int
 ) -> NDArray[np.uint8]:
-    """`count` images of a class, [count, size, size, 3]."""
+    """Draw images of a class; returns uint8 [count, size, size, 3]."""
 
-    def each(low: float, high: float, *shape: int) -> Values:
+    def uniform(low: float, high: float, *shape: int) -> FloatArray:
         return generator.uniform(low, high, (count, *(shape or (1, 1)))).astype(np.float32)
 
     rows, columns = np.mgrid[0:size, 0:size].astype(np.float32)[:, None] / size - 0.5
-    angle, pitch = each(0, 2 * np.pi), 2 * np.pi * appearance.cycles * each(0.9, 1.1)
-    x, y = columns - each(-0.4, 0.4), rows - each(-0.4, 0.4)
+    angle = uniform(0, 2 * np.pi)
+    pitch = 2 * np.pi * appearance.cycles * uniform(0.9, 1.1)
+    x = columns - uniform(-0.4, 0.4)
+    y = rows - uniform(-0.4, 0.4)
     wave = appearance.pattern(
         (x * np.cos(angle) + y * np.sin(angle)) * pitch,
         (y * np.cos(angle) - x * np.sin(angle)) * pitch,
     )
-    wave *= each(0.3, 1)
-    wave += generator.standard_normal((count, size, size), np.float32) * each(0.05, 0.5)
-    middle, swing = each(80, 176, 1, 1, 3), each(-75, 75, 1, 1, 3)
-    return np.clip(middle + wave[..., None] * swing, 0, 255).astype(np.uint8)
+    wave *= uniform(0.3, 1)
+    wave += generator.standard_normal((count, size, size), np.float32) * uniform(0.05, 0.5)
+    middle = uniform(80, 176, 1, 1, 3)
+    amplitude = uniform(-75, 75, 1, 1, 3)
+    return np.clip(middle + wave[..., None] * amplitude, 0, 255).astype(np.uint8)
 
 
 def write_chunk(chunk: Chunk) -> int:
-    """Draw and encode a chunk; returns how many images it wrote."""
+    """Draw and encode a chunk and return its number of images."""
     pixels = draw(chunk.appearance, np.random.default_rng(chunk.seed), chunk.count, chunk.size)
     for number, image in enumerate(pixels, chunk.first):
-        Image.fromarray(image).save(
-            chunk.folder / f"{chunk.appearance.name}_{number:06d}.jpg", quality=85
-        )
+        path = chunk.folder / f"{chunk.appearance.name}_{number:06d}.jpg"
+        Image.fromarray(image).save(path, quality=85)
     return chunk.count
 
 
 def plan(folder: Path, images: int, classes: int, size: int, seed: int) -> Iterator[Chunk]:
-    """The chunks of the whole set; makes their folders. The classes differ by at most one image."""
+    """Create the folders and yield all chunks; classes differ by at most one image in size."""
     for index, appearance in enumerate(appearances(classes)):
-        of_class = images // classes + (index < images % classes)
-        val = max(1, round(of_class * VAL_SHARE))
-        for split_index, (split, total) in enumerate((("train", of_class - val), ("val", val))):
+        class_images = images // classes + (index < images % classes)
+        val = max(1, round(class_images * VAL_SHARE))
+        totals = {"train": class_images - val, "val": val}
+        for split_index, (split, total) in enumerate(totals.items()):
             target = folder / split / appearance.name
             target.mkdir(parents=True)
             for first in range(0, total, CHUNK):
-                yield Chunk(
-                    target,
-                    appearance,
-                    first,
-                    min(CHUNK, total - first),
-                    size,
-                    (seed, split_index, index, first),
-                )
+                chunk_seed = (seed, split_index, index, first)
+                count = min(CHUNK, total - first)
+                yield Chunk(target, appearance, first, count, size, chunk_seed)
 
 
 def write_set(
@@ -144,34 +143,38 @@ def write_set(
     seed: int = 0,
     workers: int | None = None,
 ) -> None:
-    """Write the set.
+    """Write the data set.
 
     Args:
-        folder: empty or not there yet.
-        images: of all classes, training and validation together.
-        classes: at least 2.
-        size: side of the square images, pixels.
-        seed: equal arguments give equal files, whatever `workers` is.
-        workers: processes; None takes one a core.
+        folder: an empty or nonexistent folder.
+        images: total number of images over all classes and both splits.
+        classes: number of classes, at least 2.
+        size: side of the square images, in pixels.
+        seed: seed of the images; equal arguments give equal files for any `workers`.
+        workers: number of processes; None starts one per core.
+
+    Raises:
+        SystemExit: an argument is out of range, or the folder is not empty.
     """
     if classes < 2 or images < 2 * classes or size < 8 or seed < 0:
         sys.exit(
-            "A set needs 2 classes or more, 2 images or more in each, a size of 8 pixels or more and a seed that is not negative."
+            "--classes must be >= 2, --images >= 2 per class, --size >= 8 and --seed >= 0, got "
+            f"{classes}, {images}, {size} and {seed}."
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        sys.exit(
-            f"{folder} is not an empty folder: give one that is, or one that does not exist yet."
-        )
-    started, written, told = time.perf_counter(), 0, 0
-    # A fork of a process that has threads, as a caller may, can hang.
+        sys.exit(f"{folder} is not an empty folder. Choose an empty or new one.")
+    started = time.perf_counter()
+    written = 0
+    reported_tenths = 0
+    # The caller may have threads, and forking a process with threads can hang.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers or available_cores(), mp_context=spawn) as pool:
-        for done in as_completed(
-            [pool.submit(write_chunk, chunk) for chunk in plan(folder, images, classes, size, seed)]
-        ):
-            written += done.result()
-            if written * 10 // images > told:
-                told = written * 10 // images
+        chunks = plan(folder, images, classes, size, seed)
+        for future in as_completed([pool.submit(write_chunk, chunk) for chunk in chunks]):
+            written += future.result()
+            tenths = written * 10 // images
+            if tenths > reported_tenths:
+                reported_tenths = tenths
                 print(
                     f"{written:,} of {images:,} images, {time.perf_counter() - started:.1f} s",
                     file=sys.stderr,
@@ -182,17 +185,17 @@ def write_set(
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tools.benchmarks.large_dataset",
-        description="Write many small JPEGs to time training on.",
+        description="Generate a large data set of small JPEGs to time training on.",
     )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="empty or not there yet")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="empty or new folder")
     parser.add_argument(
-        "--images", type=int, required=True, help="of all classes, training and validation together"
+        "--images", type=int, required=True, help="total over all classes and both splits"
     )
     parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--size", type=int, default=96, help="side, pixels")
+    parser.add_argument("--size", type=int, default=96, help="side of the images, in pixels")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
-    write_set(given.folder, given.images, given.classes, given.size, given.seed)
+    options = parser.parse_args(arguments)
+    write_set(options.folder, options.images, options.classes, options.size, options.seed)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def _write(path: Path, figure: Markup | None) -> None:
 
 
 def standalone(figure: Markup) -> str:
-    """Return a figure of a page as one SVG: the drawing and its legend, in the colors of the page."""
+    """Return a figure of a page as one SVG: the drawing and its legend, in the page's colors."""
     drawing = re.search(r"<svg .*?</svg>", figure, re.DOTALL)
     assert drawing is not None
     view_box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing[0])

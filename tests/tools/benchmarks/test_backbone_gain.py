@@ -1,4 +1,4 @@
-"""The table of a backbone's worth, from made-up runs: real ones are the experiment's, which has its own tests."""
+"""Table of the gain of backbones, from synthetic runs; the tests of experiments cover real ones."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
 from edgetl.core.files import write_json
 from edgetl.core.paired_tests import compute_accuracy_difference
-from edgetl.experiment import compare as comparing
+from edgetl.experiment import compare as compare_command
 from edgetl.experiment.matrix import NetworkSpec, PlannedRun
 from edgetl.experiment.progress import ExperimentProgress
 from tools.benchmarks.backbone_gain import Backbone, Line, main, table
 
 
-def row(strategy: str, *answers: str) -> StrategyResult:
+def row(strategy: str, *correct_masks: str) -> StrategyResult:
     runs = [StrategyRun(f"{strategy}-{seed}", strategy, "net", 224, strategy, seed, "", seconds=61.0, train_images=40, correct=correct)
-            for seed, correct in enumerate(answers)]  # fmt: skip
+            for seed, correct in enumerate(correct_masks)]  # fmt: skip
     return StrategyResult(strategy, tuple(runs))
 
 
-def test_the_table_has_gains_over_random_weights_and_no_machine_s_folders() -> None:
-    scratch, probe = row("scratch", "1100" * 5, "1000" * 5), row("head", "1110" * 5, "1110" * 5)
+def test_table_has_gains_and_no_local_folders() -> None:
+    scratch = row("scratch", "1100" * 5, "1000" * 5)
+    probe = row("head", "1110" * 5, "1110" * 5)
     gain = compute_accuracy_difference(
         [run.correct_mask for run in probe.runs], [run.correct_mask for run in scratch.runs]
     )
@@ -44,33 +45,33 @@ def test_the_table_has_gains_over_random_weights_and_no_machine_s_folders() -> N
 
 
 @pytest.mark.parametrize("text", ["net", "net=", "=w", "net=none"])
-def test_rows_that_are_none_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="write ARCHITECTURE=WEIGHTS"):
+def test_invalid_row_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="must be ARCHITECTURE=WEIGHTS"):
         Backbone.parse(text)
 
 
-def test_an_experiment_for_each_row_ends_in_a_table_and_in_the_card(
+def test_each_row_is_run_and_written_to_table_and_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[tuple[CompareConfig, FinetuneConfig]] = []
+    calls: list[tuple[CompareConfig, FinetuneConfig]] = []
 
     def compare(
-        settings: CompareConfig, recipe: FinetuneConfig, watcher: ExperimentProgress
+        settings: CompareConfig, recipe: FinetuneConfig, progress: ExperimentProgress
     ) -> SimpleNamespace:
-        asked.append((settings, recipe))
-        answers = {
+        calls.append((settings, recipe))
+        correct_masks = {
             "scratch": "1000" * 5,
             "head": "1100" * 5,
             "finetune": "1110" * 5,
             "full": "1111" * 5,
         }
-        rows = [row(strategy, answers[strategy]) for strategy in settings.expanded_strategies]
-        watcher.on_run_end(
+        rows = [row(strategy, correct_masks[strategy]) for strategy in settings.expanded_strategies]
+        progress.on_run_end(
             PlannedRun(NetworkSpec("net", 32, 1), "head", 0, recipe), rows[0].first_run
         )
         return SimpleNamespace(rows=rows, failed_runs=[])
 
-    monkeypatch.setattr(comparing, "compare", compare)
+    monkeypatch.setattr(compare_command, "compare", compare)
     card = tmp_path / "net-builtin"
     card.mkdir()
     (card / "weights.safetensors").write_bytes(b"w")
@@ -79,12 +80,12 @@ def test_an_experiment_for_each_row_ends_in_a_table_and_in_the_card(
                "precision": "fp32", "versions": {}, "unseen_accuracy": {}, "curve": [], "worth": {"older": "older table"}}  # fmt: skip
     write_json(card / "results.json", results)
     rows = ["--row", "net=builtin", "--row", "net=/w/net.safetensors", "--row", "wide=imagenet"]
-    longer = ["--scratch-budget", "3m"]
+    scratch_budget = ["--scratch-budget", "3m"]
     main(
         [
             str(tmp_path / "photos"),
             *rows,
-            *longer,
+            *scratch_budget,
             "--budget",
             "30s",
             "--image-size",
@@ -96,18 +97,18 @@ def test_an_experiment_for_each_row_ends_in_a_table_and_in_the_card(
         ]
     )
     assert [
-        (settings.models, settings.strategies, recipe.weights) for settings, recipe in asked
+        (settings.models, settings.strategies, recipe.weights) for settings, recipe in calls
     ] == [
         (("net",), ("scratch", "head", "finetune", "full"), "builtin"),
         (("net",), ("head", "finetune", "full"), "/w/net.safetensors"),
         (("wide",), ("scratch", "head", "finetune", "full"), "imagenet"),
         (("net",), ("scratch",), "builtin"),
     ]
-    assert [settings.budget_s for settings, _ in asked] == [30.0, 30.0, 30.0, 180.0]
-    assert {(settings.seeds, settings.image_sizes, settings.bench) for settings, _ in asked} == {
+    assert [settings.budget_s for settings, _ in calls] == [30.0, 30.0, 30.0, 180.0]
+    assert {(settings.seeds, settings.image_sizes, settings.bench) for settings, _ in calls} == {
         (3, (32,), False)
     }
-    assert len({settings.output for settings, _ in asked}) == 4
+    assert len({settings.output for settings, _ in calls}) == 4
     printed = capsys.readouterr()
     lines = [
         line.split(" | ")
@@ -121,19 +122,21 @@ def test_an_experiment_for_each_row_ends_in_a_table_and_in_the_card(
     ]  # fmt: skip
     assert len(lines) == 12
     assert lines[4][5].startswith("+75.0 [")
-    assert "the second row is the first in 3 min" in printed.out
+    assert "the second row is the first with 3 min" in printed.out
     assert printed.err.count("net-32-head-s0: ") == 4
     text = (card / CARD_FILE).read_text()
     assert "older table" in text
     assert " | ".join(lines[4]) in text
 
 
-def test_a_failed_run_ends_the_tool_with_its_reason(
+def test_tool_exits_with_reason_of_failed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = StrategyRun(
         "net-head-s0", "net-head", "net", 32, "head", 0, "", failed="out of memory"
     )
-    monkeypatch.setattr(comparing, "compare", lambda *_: SimpleNamespace(rows=[], failed_runs=[failed]))
+    monkeypatch.setattr(
+        compare_command, "compare", lambda *_: SimpleNamespace(rows=[], failed_runs=[failed])
+    )
     with pytest.raises(SystemExit, match="net-head-s0 failed: out of memory"):
         main([str(tmp_path), "--row", "net=builtin", "-o", str(tmp_path / "out")])

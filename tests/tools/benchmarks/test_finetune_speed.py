@@ -1,4 +1,4 @@
-"""The comparison with a plain script, on stub programs whose time, accuracy and order are known."""
+"""Comparison with a plain script, on stub programs with known time and accuracy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tools.benchmarks.finetune_speed import averaged, main, summarise, table
+from tools.benchmarks.finetune_speed import main, summarize, summarize_over_seeds, table
 
 REFERENCE = """
 import json, sys, time
@@ -31,12 +31,13 @@ log = Path(__file__).with_name("log.jsonl")
 def option(name):
     return sys.argv[sys.argv.index(name) + 1]
 cache, output, seed = Path(os.environ["EDGETL_CACHE"]), Path(option("-o")), int(option("--seed"))
-found = sorted(entry.name for entry in cache.iterdir())
+cached = sorted(entry.name for entry in cache.iterdir())
 with log.open("a") as stream:
-    entry = {"program": "edgetl", "seed": seed, "cache": str(cache), "found": found, "output": str(output), "arguments": sys.argv[1:]}
+    entry = {"program": "edgetl", "seed": seed, "cache": str(cache), "cached": cached,
+             "output": str(output), "arguments": sys.argv[1:]}
     print(json.dumps(entry), file=stream)
 (cache / "features").write_bytes(bytes(1000))
-time.sleep(0.05 if found else 0.2)
+time.sleep(0.05 if cached else 0.2)
 output.mkdir()
 epochs = [(1, 0.4), (1, 0.6), (1, 0.5), (2, 0.55), (2, 0.7)]
 lines = [json.dumps({"phase": phase, "val_accuracy": accuracy + seed / 100}) for phase, accuracy in epochs]
@@ -52,10 +53,8 @@ def arguments(tmp_path: Path) -> list[str]:
     (tmp_path / "w.safetensors").write_bytes(b"weights")
     (tmp_path / "plain.py").write_text(REFERENCE)
     (tmp_path / "stub.py").write_text(EDGETL)
-    reference, stub = (
-        str(tmp_path / "plain.py"),
-        shlex.join([sys.executable, str(tmp_path / "stub.py")]),
-    )
+    reference = str(tmp_path / "plain.py")
+    stub = shlex.join([sys.executable, str(tmp_path / "stub.py")])
     return [
         str(tmp_path / "data"),
         str(tmp_path / "w.safetensors"),
@@ -70,7 +69,7 @@ def calls(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
 
 
-def test_order_caches_ratios_and_accuracies(
+def test_result_has_order_caches_ratios_and_accuracies(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(
@@ -93,7 +92,7 @@ def test_order_caches_ratios_and_accuracies(
     _, cold0, warm0, _, cold1, warm1 = log
     assert cold0["arguments"][:4] == ["finetune", arguments[0], "--weights", arguments[1]]
     assert cold0["arguments"][-2:] == ["--workers", "2"]
-    assert [call["found"] for call in (cold0, warm0, cold1, warm1)] == [
+    assert [call["cached"] for call in (cold0, warm0, cold1, warm1)] == [
         [],
         ["features"],
         [],
@@ -114,10 +113,10 @@ def test_order_caches_ratios_and_accuracies(
     assert {"torch", "torchvision"} <= result["machine"]["packages"].keys()
     for run in result["runs"]:
         assert run["reference"]["seconds"] >= 0.4
-        for name, least in (("cold", 0.2), ("warm", 0.05)):
+        for name, minimum in (("cold", 0.2), ("warm", 0.05)):
             row = run[name]
-            # A file's time may come from a clock that ticks every few milliseconds.
-            assert least - 0.02 <= row["seconds_to_metrics"] <= row["seconds"] - 0.1
+            # File times may come from a clock with a resolution of a few milliseconds.
+            assert minimum - 0.02 <= row["seconds_to_metrics"] <= row["seconds"] - 0.1
             assert row["peak_bytes"] > 2**20
             assert row["best_of_phase"] == {
                 "1": pytest.approx(0.6 + run["seed"] / 100),
@@ -144,7 +143,7 @@ def test_order_caches_ratios_and_accuracies(
     assert "run 2 of 2: reference " in printed.err
 
 
-def test_without_warm_runs_and_fewer_seeds_than_runs(
+def test_no_warm_runs_and_fewer_seeds_than_runs(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([*arguments, "--runs", "2", "--seeds", "1", "--no-warm"])
@@ -157,17 +156,17 @@ def test_without_warm_runs_and_fewer_seeds_than_runs(
     assert "warm" not in printed
 
 
-def test_a_seed_counts_once_however_often_it_ran() -> None:
+def test_summary_over_seeds_weights_seeds_equally() -> None:
     runs = [{"seed": 0}, {"seed": 1}, {"seed": 0}]
-    assert averaged(runs, [0.2, 0.8, 0.4]) == {
+    assert summarize_over_seeds(runs, [0.2, 0.8, 0.4]) == {
         "mean": pytest.approx(0.55),
         "min": pytest.approx(0.3),
         "max": 0.8,
     }
-    assert averaged(runs, [None, None, None]) is None
+    assert summarize_over_seeds(runs, [None, None, None]) is None
 
 
-def test_a_phase_without_epochs_has_no_best() -> None:
+def test_phase_without_epochs_has_no_best_accuracy() -> None:
     row = {
         "seconds": 2.0,
         "seconds_to_metrics": 1.5,
@@ -182,7 +181,7 @@ def test_a_phase_without_epochs_has_no_best() -> None:
             "cold": row,
         }
     ]
-    summary = summarise(runs)
+    summary = summarize(runs)
     assert summary["cold"]["ratio"] == {"median": 2, "min": 2, "max": 2}
     assert summary["cold"]["best_of_phase"]["2"] is None
     assert [
@@ -193,25 +192,25 @@ def test_a_phase_without_epochs_has_no_best() -> None:
 
 
 @pytest.mark.parametrize("program", ["plain.py", "stub.py"])
-def test_a_failing_process_ends_the_tool_with_what_it_said(
+def test_tool_exits_with_stderr_of_failed_program(
     arguments: list[str], tmp_path: Path, program: str
 ) -> None:
     (tmp_path / program).write_text(
         "import sys\nfor line in range(100): print('line', line, file=sys.stderr)\nsys.exit('out of memory')\n"
     )
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         main([*arguments, "--runs", "1", "-o", str(tmp_path / "result.json")])
-    # Python prints a message and ends with status 1.
-    message = str(ended.value.code)
+    # Python prints the message and exits with status 1.
+    message = str(exit_info.value.code)
     assert program in message
-    assert "ended with status 1" in message
+    assert "failed with exit status 1" in message
     assert message.endswith("line 99\nout of memory")
     assert "line 10\n" not in message
     assert not (tmp_path / "result.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("program", "text", "said"),
+    ("program", "text", "message"),
     [
         (
             "plain.py",
@@ -223,15 +222,15 @@ def test_a_failing_process_ends_the_tool_with_what_it_said(
         ("stub.py", EDGETL.replace('{"accuracy": 0.7 + seed / 100}', "None"), "TypeError"),
     ],
 )
-def test_a_process_that_leaves_no_figures_ends_the_tool(
-    arguments: list[str], tmp_path: Path, program: str, text: str, said: str
+def test_tool_exits_when_program_reports_no_result(
+    arguments: list[str], tmp_path: Path, program: str, text: str, message: str
 ) -> None:
     (tmp_path / program).write_text(text)
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(SystemExit, match=message):
         main([*arguments, "--runs", "1"])
 
 
-def test_what_was_measured_before_a_failure_is_kept(arguments: list[str], tmp_path: Path) -> None:
+def test_output_file_keeps_runs_before_a_failure(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "plain.py").write_text(
         REFERENCE.replace("time.sleep(0.4)", "sys.exit('broke') if seed else None")
     )
@@ -241,17 +240,17 @@ def test_what_was_measured_before_a_failure_is_kept(arguments: list[str], tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("options", "message"),
     [
-        (["--runs", "0"], "--runs must be 1 or more"),
+        (["--runs", "0"], "--runs must be >= 1"),
         (["--runs", "1", "--seeds", "2"], "--seeds between 1 and --runs"),
-        (["--reference", "nowhere.py"], "nowhere.py is not there"),
+        (["--reference", "nowhere.py"], "nowhere.py not found"),
     ],
 )
-def test_options_that_make_no_comparison_are_refused(
-    arguments: list[str], wrong: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_options_are_refused(
+    arguments: list[str], options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([*arguments, *wrong])
-    assert ended.value.code == 2
-    assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit_info:
+        main([*arguments, *options])
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
