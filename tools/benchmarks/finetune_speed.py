@@ -431,7 +431,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             print(f"run {number + 1} of {options.runs}: {times}", file=sys.stderr, flush=True)
             if options.output:
-                # Write after every run, so that an interruption does not lose hours of measurements.
+                # Written after every run: an interruption must not lose hours of measurements.
                 write_json(options.output, result(comparison, runs))
     print(table(summarize(runs), runs))
 

@@ -1,6 +1,6 @@
 """Generate a large data set of small JPEGs to time training on.
 
-    python -m tools.benchmarks.large_dataset DIR --images 100000 [--classes 10] [--size 96] [--seed 0]
+    python -m tools.benchmarks.large_dataset DIR --images 100000 [--classes 10] [--size 96]
 
 DIR/train/<class> and DIR/val/<class> (2% of the images) contain bars, checks or rings. The classes
 of a family differ in spatial frequency. Orientation, position, colors, contrast and noise are
@@ -28,7 +28,7 @@ FloatArray = NDArray[np.float32]
 Pattern = Callable[[FloatArray, FloatArray], FloatArray]
 VAL_SHARE = 0.02
 CHUNK = 100
-"""Images per chunk. Each chunk has its own random generator, so this affects the images of a seed."""
+"""Images per chunk. Each chunk has its own random generator, so this affects the images."""
 COARSEST, FINEST = 2.5, 14.0
 """Cycles across the image for the first and the last class of a family."""
 

@@ -1,1 +1,1 @@
-"""Checks of edgetl that need a machine of a certain kind."""
+"""Checks of edgetl that need special machines or software."""

@@ -1,9 +1,13 @@
-"""Prove the device side in environments that hold nothing else: python -m tools.checks.device_install [RUN].
+"""Check the device side in minimal environments.
 
-- the bundle's own client, with numpy, Pillow and onnxruntime alone, must give PyTorch's label on every validation image of RUN;
-- with `edgetl[cpu]` alone, `predict` and `bench` of the bundle must work, and torch must not be there.
+    python -m tools.checks.device_install [RUN]
 
-Without RUN a small one is trained on generated pictures; `--export FOLDER` does no more than that, with int8 beside fp32.
+- The bundle's client, with only numpy, Pillow and onnxruntime installed, must predict PyTorch's
+  label on every validation image of RUN.
+- With only `edgetl[cpu]` installed, `predict` and `bench` must work and torch must be absent.
+
+Without RUN, a small model is trained on generated images. `--export FOLDER` only does that and
+exports fp32 and int8.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def small_run(folder: Path, variants: tuple[str, ...] = ("fp32",)) -> RunDirectory:
+    """Train a small model on generated images and export it."""
     data = generate_inspection_dataset(folder / "data", train=20, val=10, size=96)
     config = FinetuneConfig(
         data, folder / "run", "mobilenet_v2", "none", image_size=64, epochs=3, finetune_epochs=0
@@ -41,8 +46,14 @@ def small_run(folder: Path, variants: tuple[str, ...] = ("fp32",)) -> RunDirecto
     return run
 
 
-def environment(folder: Path, *packages: str, tested: bool = True) -> Path:
-    """A fresh virtual environment with `packages`, in the tested versions or the newest; returns its Python."""
+def create_environment(folder: Path, *packages: str, tested: bool = True) -> Path:
+    """Create a virtual environment with `packages` and return its Python.
+
+    Args:
+        folder: where to create it.
+        packages: requirements for pip.
+        tested: install the tested versions instead of the newest.
+    """
     venv.create(folder, with_pip=True)
     python = folder / "bin/python"
     versions = ["-c", str(ROOT / "constraints.txt")] if tested else []
@@ -53,37 +64,50 @@ def environment(folder: Path, *packages: str, tested: bool = True) -> Path:
 
 
 def pytorch_labels(run: RunDirectory) -> dict[str, str]:
-    """Path of each validation image (training image where there are none) to PyTorch's label."""
-    model, rows = load_run_model(run), read_split(run)
-    chosen = [row for row in rows if row.split == "val"] or rows
+    """Return PyTorch's label for the path of each validation image.
+
+    Uses the training images if there are no validation images.
+    """
+    run_model = load_run_model(run)
+    entries = read_split(run)
+    val_entries = [entry for entry in entries if entry.split == "val"]
     labels = {}
     with torch.inference_mode():
-        for row in chosen:
-            logits = model.model(
-                torch.from_numpy(preprocess(load_image(row.path), model.preprocessing))
-            )
-            labels[str(row.path)] = model.labels[int(logits.argmax())]
+        for entry in val_entries or entries:
+            pixels = preprocess(load_image(entry.path), run_model.preprocessing)
+            logits = run_model.model(torch.from_numpy(pixels))
+            labels[str(entry.path)] = run_model.labels[int(logits.argmax())]
     return labels
 
 
 def check_client(run: RunDirectory, python: Path) -> int:
-    """Run the bundle's predict.py on every image; returns how many labels equal PyTorch's, all of them."""
+    """Run the bundle's predict.py on every image and return the number of images.
+
+    Raises:
+        SystemExit: a label differs from PyTorch's.
+    """
     expected = pytorch_labels(run)
     client = [str(python), "-I", str(run.bundle / "predict.py"), *expected]
     lines = subprocess.run(client, capture_output=True, text=True, check=True).stdout.splitlines()
-    answers = {path: label for path, label, _ in (line.split("\t") for line in lines)}
-    different = {path for path in expected if answers.get(path) != expected[path]}
+    labels = {path: label for path, label, _ in (line.split("\t") for line in lines)}
+    different = sorted(path for path in expected if labels.get(path) != expected[path])
     if different:
-        sys.exit(
-            f"{len(different)} of {len(expected)} labels differ from PyTorch's: {sorted(different)[:5]}"
-        )
+        counts = f"{len(different)} of {len(expected)}"
+        sys.exit(f"{counts} labels differ from PyTorch's: {different[:5]}.")
     return len(expected)
 
 
 def check_commands(run: RunDirectory, python: Path, scratch: Path) -> str:
-    """Use the bundle where only edgetl[cpu] is installed; returns a line about the result."""
+    """Run `predict` and `bench` with only edgetl[cpu] installed.
+
+    Returns:
+        A line that describes the result of the bench.
+
+    Raises:
+        SystemExit: torch is installed, or images are missing in the output.
+    """
     if subprocess.run([python, "-c", "import torch"], capture_output=True).returncode == 0:
-        sys.exit("torch is installed where only edgetl[cpu] was asked for")
+        sys.exit("torch must not be installed with edgetl[cpu] alone.")
     golden = sorted((run.bundle / "golden").glob("[0-9]*"))
     command = [python, "-m", "edgetl"]
     options = {"capture_output": True, "text": True, "check": True, "cwd": scratch}
@@ -91,14 +115,15 @@ def check_commands(run: RunDirectory, python: Path, scratch: Path) -> str:
         [*command, "predict", run.bundle, *golden, "--json"], **options
     ).stdout  # type: ignore[call-overload]
     if len(json.loads(predictions)["images"]) != len(golden):
-        sys.exit("predict left images out")
+        sys.exit("Images are missing in the output of `edgetl predict`.")
     result = json.loads(
         subprocess.run(  # type: ignore[call-overload]
             [*command, "bench", run.bundle, "--rounds", "2", "--json"], **options
         ).stdout
     )
     row = next(row for row in result["rows"] if row["scope"] == "model")
-    return f"{row['runtime']} {row['variant']}, model scope: p50 {row['p50_ms']:.2f} ms on {row['threads']} threads"
+    case = f"{row['runtime']} {row['variant']}, model scope"
+    return f"{case}: p50 {row['p50_ms']:.2f} ms on {row['threads']} threads"
 
 
 def main() -> None:
@@ -107,18 +132,17 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        run = (
-            RunDirectory.open(Path(sys.argv[1]).resolve())
-            if len(sys.argv) > 1
-            else small_run(scratch)
-        )
-        images = check_client(
-            run, environment(scratch / "client", "numpy", "pillow", "onnxruntime")
-        )
+        if len(sys.argv) > 1:
+            run = RunDirectory.open(Path(sys.argv[1]).resolve())
+        else:
+            run = small_run(scratch)
+        python = create_environment(scratch / "client", "numpy", "pillow", "onnxruntime")
+        images = check_client(run, python)
         print(
-            f"predict.py gives PyTorch's label on all {images} images with numpy, Pillow and onnxruntime alone"
+            f"predict.py: all {images} labels equal PyTorch's, with numpy, Pillow and onnxruntime"
         )
-        bench = check_commands(run, environment(scratch / "device", f"{ROOT}[cpu]"), scratch)
+        python = create_environment(scratch / "device", f"{ROOT}[cpu]")
+        bench = check_commands(run, python, scratch)
         print(f"edgetl[cpu]: predict and bench work without torch ({bench})")
 
 

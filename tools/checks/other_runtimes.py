@@ -1,9 +1,12 @@
-"""Do other runtimes give a bundle's answers? python -m tools.checks.other_runtimes [RUN...]
+"""Check the logits of other runtimes against onnxruntime.
 
-Each run is exported with `--input tensor` as fp32 and int8. Both files must pass `onnx.checker` in full mode, and OpenVINO and OpenCV's
-dnn module, each in an environment of its own without edgetl, and onnxruntime-web in headless Chromium, must choose onnxruntime's label on
-every reference image. What is known not to work is expected not to, by name: a line that changes its mind fails. Without a RUN small ones
-are trained on generated pictures. See docs/guide/runtimes.md.
+    python -m tools.checks.other_runtimes [RUN...]
+
+Each run is exported with `--input tensor` as fp32 and int8. Both files must pass `onnx.checker` in
+full mode. OpenVINO and OpenCV's dnn module, in separate environments without edgetl, and
+onnxruntime-web in headless Chromium must predict onnxruntime's label on every golden image. Known
+failures are listed by name and must still fail. Without a RUN, small models are trained on
+generated images. See docs/guide/runtimes.md.
 """
 
 from __future__ import annotations
@@ -30,12 +33,12 @@ from edgetl.export.exporter import export_run
 from edgetl.export.web.runtime import RUNTIME, VERSION
 from edgetl.train.finetune import finetune
 from tools.checks.browser import browser_logits
-from tools.checks.device_install import environment
+from tools.checks.device_install import create_environment
 
 ARCHITECTURES = ("mobilenet_v3_small", "mobilenet_v2")
-"""With squeeze-and-excitation, hard swish and hard sigmoid; and without."""
+"""With and without squeeze-and-excitation, hard swish and hard sigmoid."""
 
-_ANSWER = """
+_SCRIPT = """
 import json, sys
 import numpy as np
 model, inputs = sys.argv[1], np.load(sys.argv[2])
@@ -44,34 +47,38 @@ print(json.dumps(np.concatenate(logits).tolist()))
 """
 _OPENVINO = """
 import openvino
-# Without the hint a CPU that has bfloat16 computes fp32 files in it.
+# Without the hint, CPUs with bfloat16 compute fp32 files in it.
 compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 logits = [compiled(image[None])["logits"] for image in inputs]
 """
 _OPENCV = """
 import cv2
-network, logits = cv2.dnn.readNetFromONNX(model{engine}), []
+net = cv2.dnn.readNetFromONNX(model{engine})
+logits = []
 for image in inputs:
-    network.setInput(image[None])
-    logits.append(network.forward("logits").reshape(1, -1))
+    net.setInput(image[None])
+    logits.append(net.forward("logits").reshape(1, -1))
 """
 
 
 CLOSE = 0.1
-"""Logits that differ by less are a draw."""
+"""Largest difference of the two best logits that counts as a tie."""
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A way to run a file."""
+    """A runtime for ONNX files."""
 
     name: str
     package: str = ""
-    """As pip knows it; none for what runs in a browser."""
+    """Requirement for pip; empty for the browser."""
     body: str = ""
-    """Python: `model` (path) and `inputs` (float32 [images, 3, S, S]) to `logits` (a list of float32 [1, classes])."""
-    known: tuple[tuple[str, str], ...] = ()
-    """(architecture, variant) that it is known not to read, see docs/guide/runtimes.md."""
+    """Python code that computes `logits` from `model` and `inputs`.
+
+    `model` is a path, `inputs` float32 [images, 3, S, S], `logits` a list of float32 [1, classes].
+    """
+    known_failures: tuple[tuple[str, str], ...] = ()
+    """(architecture, variant) pairs that the runtime cannot run, see docs/guide/runtimes.md."""
 
 
 RUNTIMES = (
@@ -93,7 +100,7 @@ RUNTIMES = (
 
 
 def small_run(folder: Path, architecture: str) -> RunDirectory:
-    """A run that knows a little: untrained logits would differ by nothing worth comparing."""
+    """Train a small model; an untrained one has too similar logits to compare labels."""
     data = generate_inspection_dataset(folder / "data", train=40, val=16, size=96)
     weights = "builtin" if architecture == "mobilenet_v3_small" else "none"
     return finetune(
@@ -103,25 +110,27 @@ def small_run(folder: Path, architecture: str) -> RunDirectory:
     )
 
 
-def compare(found: NDArray[np.float32], expected: NDArray[np.float32]) -> tuple[bool, str]:
-    """Whether two runtimes' logits [images, classes] choose alike, and the figures in words.
+def compare(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> tuple[bool, str]:
+    """Return whether the logits [images, classes] predict the expected labels, and a summary.
 
-    int8 kernels round each in their own way: where onnxruntime's own two best logits are nearer than CLOSE, another choice is no mistake.
+    int8 kernels of different runtimes round differently. A different label is accepted if the two
+    best expected logits differ by less than CLOSE.
     """
-    best = np.sort(expected, axis=1)
-    same = found.argmax(1) == expected.argmax(1)
-    close = best[:, -1] - best[:, -2] < CLOSE
-    figures = f"same top-1 on {same.sum()} of {len(same)}, largest difference {np.abs(found - expected).max():.2g}"
-    undecided = int((~same & close).sum())
-    return bool((same | close).all()), figures + (
-        f", {undecided} too close to call" if undecided else ""
-    )
+    ascending = np.sort(expected, axis=1)
+    same = logits.argmax(1) == expected.argmax(1)
+    close = ascending[:, -1] - ascending[:, -2] < CLOSE
+    difference = np.abs(logits - expected).max()
+    summary = f"same top-1 on {same.sum()} of {len(same)}, largest difference {difference:.2g}"
+    ties = int((~same & close).sum())
+    if ties:
+        summary += f", {ties} too close to call"
+    return bool((same | close).all()), summary
 
 
 def check(bundle: Bundle, variant: Variant, pythons: dict[str, Path], folder: Path) -> list[str]:
-    """A line for each runtime; those that fail begin with FAILED."""
-    file = bundle.variant_path(variant)
-    onnx.checker.check_model(onnx.load(file), full_check=True)
+    """Return a line for each runtime; unexpected results begin with FAILED."""
+    model = bundle.variant_path(variant)
+    onnx.checker.check_model(onnx.load(model), full_check=True)
     golden = bundle.load_golden()
     inputs = np.concatenate(
         [preprocess(image, bundle.preprocessing) for image in golden.load_images()]
@@ -130,52 +139,49 @@ def check(bundle: Bundle, variant: Variant, pythons: dict[str, Path], folder: Pa
     expected = np.concatenate([classifier.run(image[None])[0] for image in inputs])
     lines = [f"{variant.name}: onnx.checker, full: passed"]
     for runtime in RUNTIMES:
-        known = (bundle.model, variant.name) in runtime.known
+        should_fail = (bundle.model, variant.name) in runtime.known_failures
         try:
-            found = (
-                runtime_logits(runtime, pythons, file, inputs, folder)
-                if runtime.package
-                else browser_logits(file, inputs)
-            )
-        except RuntimeError as words:
-            lines.append(
-                f"{'' if known else 'FAILED '}{variant.name}: {runtime.name}: cannot run it, {'as known' if known else words}"
-            )
-            continue
-        right, figures = compare(found, expected)
-        lines.append(
-            f"{'' if right != known else 'FAILED '}{variant.name}: {runtime.name}: {figures}"
-        )
+            if runtime.package:
+                logits = runtime_logits(runtime, pythons, model, inputs, folder)
+            else:
+                logits = browser_logits(model, inputs)
+            passed, summary = compare(logits, expected)
+        except RuntimeError as error:
+            passed = False
+            summary = f"cannot run it, {'as expected' if should_fail else error}"
+        prefix = "FAILED " if passed == should_fail else ""
+        lines.append(f"{prefix}{variant.name}: {runtime.name}: {summary}")
     return lines
 
 
 def runtime_logits(
     runtime: Runtime,
     pythons: dict[str, Path],
-    file: Path,
+    model: Path,
     inputs: NDArray[np.float32],
     folder: Path,
 ) -> NDArray[np.float32]:
-    """Logits [images, classes] of a Python package in its environment.
+    """Return the logits [images, classes] of a Python package in its environment.
+
+    Args:
+        runtime: a runtime with a package.
+        pythons: Python interpreter of each package.
+        model: ONNX file.
+        inputs: [images, 3, S, S].
+        folder: for temporary files.
 
     Raises:
-        RuntimeError: it does not run the file; its last words.
+        RuntimeError: the runtime cannot run the file; the message is its last line on stderr.
     """
-    np.save(folder / "inputs.npy", inputs)
-    command = [
-        pythons[runtime.package],
-        "-I",
-        "-c",
-        _ANSWER.format(body=runtime.body),
-        file.resolve(),
-        folder / "inputs.npy",
-    ]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(
-            (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        )
-    return np.asarray(json.loads(done.stdout), np.float32)
+    inputs_file = folder / "inputs.npy"
+    np.save(inputs_file, inputs)
+    script = _SCRIPT.format(body=runtime.body)
+    command = [pythons[runtime.package], "-I", "-c", script, model.resolve(), inputs_file]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if result.returncode:
+        lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
+        raise RuntimeError(lines[-1])
+    return np.asarray(json.loads(result.stdout), np.float32)
 
 
 def main() -> None:
@@ -184,7 +190,7 @@ def main() -> None:
         folder = Path(scratch)
         packages = dict.fromkeys(runtime.package for runtime in RUNTIMES if runtime.package)
         pythons = {
-            package: environment(folder / f"env{number}", "numpy", package, tested=False)
+            package: create_environment(folder / f"env{number}", "numpy", package, tested=False)
             for number, package in enumerate(packages)
         }
         runs = runs or [
@@ -193,18 +199,16 @@ def main() -> None:
         lines: list[str] = []
         for number, run in enumerate(runs):
             output = folder / f"bundle{number}"
-            export_run(
-                run,
-                ExportConfig(
-                    output=output, input="tensor", variants=("fp32", "int8"), search="quick"
-                ),
+            config = ExportConfig(
+                output=output, input="tensor", variants=("fp32", "int8"), search="quick"
             )
+            export_run(run, config)
             bundle = open_bundle(output)
             print(f"{bundle.model}, {len(bundle.labels)} classes, {run.path.name}", flush=True)
             for variant in bundle.variants:
-                found = check(bundle, variant, pythons, folder)
-                print("\n".join(f"  {line}" for line in found), flush=True)
-                lines += found
+                variant_lines = check(bundle, variant, pythons, folder)
+                print("\n".join(f"  {line}" for line in variant_lines), flush=True)
+                lines += variant_lines
     failed = [line for line in lines if line.startswith("FAILED")]
     sys.exit(f"{len(failed)} of {len(lines)} checks failed" if failed else 0)
 

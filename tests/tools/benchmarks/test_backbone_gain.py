@@ -21,8 +21,13 @@ from tools.benchmarks.backbone_gain import Backbone, Line, main, table
 
 
 def row(strategy: str, *correct_masks: str) -> StrategyResult:
-    runs = [StrategyRun(f"{strategy}-{seed}", strategy, "net", 224, strategy, seed, "", seconds=61.0, train_images=40, correct=correct)
-            for seed, correct in enumerate(correct_masks)]  # fmt: skip
+    runs = [
+        StrategyRun(
+            f"{strategy}-{seed}", strategy, "net", 224, strategy, seed, "",
+            seconds=61.0, train_images=40, correct=correct,
+        )
+        for seed, correct in enumerate(correct_masks)
+    ]  # fmt: skip
     return StrategyResult(strategy, tuple(runs))
 
 
@@ -76,8 +81,11 @@ def test_each_row_is_run_and_written_to_table_and_card(
     card.mkdir()
     (card / "weights.safetensors").write_bytes(b"w")
     (card / "recipe.toml").write_text("steps = 1\n")
-    results = {"model": "net", "steps": 1, "images_seen": 1, "images_drawn": 1, "classes": 2, "seconds": 1.0, "device": "cpu",
-               "precision": "fp32", "versions": {}, "unseen_accuracy": {}, "curve": [], "worth": {"older": "older table"}}  # fmt: skip
+    results = {
+        "model": "net", "steps": 1, "images_seen": 1, "images_drawn": 1, "classes": 2,
+        "seconds": 1.0, "device": "cpu", "precision": "fp32", "versions": {}, "unseen_accuracy": {},
+        "curve": [], "worth": {"older": "older table"},
+    }  # fmt: skip
     write_json(card / "results.json", results)
     rows = ["--row", "net=builtin", "--row", "net=/w/net.safetensors", "--row", "wide=imagenet"]
     scratch_budget = ["--scratch-budget", "3m"]
@@ -116,8 +124,8 @@ def test_each_row_is_run_and_written_to_table_and_card(
         if line.startswith(("| net", "| wide"))
     ]
     assert [(cells[1], cells[2]) for cells in lines[:5]] == [
-        ("random", "everything, from nothing"), ("random", "everything, from nothing"), ("builtin", "linear probe"),
-        ("builtin", "head, then last blocks"),
+        ("random", "everything, from nothing"), ("random", "everything, from nothing"),
+        ("builtin", "linear probe"), ("builtin", "head, then last blocks"),
         ("builtin", "head, then everything"),
     ]  # fmt: skip
     assert len(lines) == 12

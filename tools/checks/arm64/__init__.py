@@ -1,1 +1,1 @@
-"""The device install under an emulated aarch64."""
+"""Checks of the device install on emulated aarch64."""

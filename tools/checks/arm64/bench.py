@@ -1,4 +1,4 @@
-"""A bench of a few runs, for where every instruction is emulated: python bench.py BUNDLE."""
+"""Run a minimal bench under emulation: python bench.py BUNDLE."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgetl.core.config.bench import BenchConfig
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.runner import bench
 
-FEW = BenchProtocol(
+MINIMAL_PROTOCOL = BenchProtocol(
     block_seconds=0.1,
     block_runs=5,
     slices=1,
@@ -31,9 +31,9 @@ def main() -> None:
             rounds=2,
             output=Path(folder, "result.json"),
         )
-        result = bench(config, protocol=FEW)
+        result = bench(config, protocol=MINIMAL_PROTOCOL)
     if not result.is_emulated:
-        print("Not emulated: these few runs are no benchmark; `edgetl bench` is.")
+        print("The CPU is not emulated. For a valid benchmark, run `edgetl bench`.")
     show_bench_result(result)
 
 

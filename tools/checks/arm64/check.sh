@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# `verify`, `predict` and a short `bench` on aarch64, in a Debian of its own under qemu: tools/checks/arm64/check.sh [--clean] [BUNDLE|RUN]
+# Run `verify`, `predict` and a short `bench` on aarch64, in a Debian root under qemu:
 #
-# What it tells is whether the aarch64 wheels give this machine's answers; times under emulation are nobody's, and are labelled so.
-# Without an argument a small run is trained and exported. The root lies in $EDGETL_ARM64 (~/.cache/edgetl/arm64) and is built once;
-# --clean builds it anew. $EDGETL_MIRROR names Debian's mirror where apt has none, with its release in $EDGETL_SUITE (trixie).
-# $QEMU_CPU chooses the processor: cortex-a72, and neoverse-n1 with dot products, are played otherwise.
+#     tools/checks/arm64/check.sh [--clean] [BUNDLE|RUN]
+#
+# Checks that the aarch64 wheels give the predictions of this machine. Times under emulation are
+# meaningless and labelled as emulated. Without an argument, a small model is trained and exported.
+# The root is built once, in $EDGETL_ARM64 (default: ~/.cache/edgetl/arm64); --clean rebuilds it.
+# $EDGETL_MIRROR sets the Debian mirror if apt has none, $EDGETL_SUITE its release (default: trixie).
+# $QEMU_CPU sets the processor; by default cortex-a72, and neoverse-n1 with dot products.
 set -euo pipefail
 checkout=$(cd "$(dirname "$0")/../../.." && pwd)
 cache=${EDGETL_ARM64:-${XDG_CACHE_HOME:-$HOME/.cache}/edgetl/arm64}
@@ -13,33 +16,34 @@ python=${PYTHON:-python3}
 packages=(python3 libgomp1 libstdc++6)
 cores="cortex-a72 neoverse-n1"
 
-lacks() {
+fail() {
     echo "check.sh: $1" >&2
     exit 1
 }
 
-say() { echo "== $1" >&2; }
+log() { echo "== $1" >&2; }
 
 [ "${1:-}" = --clean ] && { rm -rf "$cache"; shift; }
 for tool in apt-get dpkg-deb unshare chroot; do
-    command -v "$tool" >/dev/null || lacks "$tool is needed, which Debian and Ubuntu have."
+    command -v "$tool" >/dev/null || fail "$tool not found. Run this check on Debian or Ubuntu."
 done
 
-# How aarch64 programs are run: as they are, by what is registered with the kernel already, or by a registration that only this script sees.
+# aarch64 programs run natively, with a handler already registered in the kernel, or with a handler
+# registered by this script in its own namespace.
 emulator=
 if [ "$(uname -m)" != aarch64 ]; then
-    emulator=$(command -v qemu-aarch64-static) || lacks "qemu-aarch64-static is missing: apt-get install qemu-user-static."
+    emulator=$(command -v qemu-aarch64-static) || fail "qemu-aarch64-static not found. Run: apt-get install qemu-user-static."
 fi
 if [ "$(uname -m)" = aarch64 ] || grep -qs '^flags:.*F' /proc/sys/fs/binfmt_misc/qemu-aarch64; then
-    own_handler=
+    register_handler=
 elif unshare -rm mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc 2>/dev/null; then
-    own_handler=1
+    register_handler=1
 else
-    lacks "no aarch64 program starts here: apt-get install binfmt-support registers qemu; from Linux 6.7 on nothing is needed."
+    fail "cannot run aarch64 programs. Run: apt-get install binfmt-support (not needed from Linux 6.7)."
 fi
 
 build_root() {
-    say "Debian's packages for arm64"
+    log "Downloading Debian packages for arm64"
     local apt=$cache/apt suite options
     mkdir -p "$apt/lists/partial" "$apt/archives/partial" "$apt/state"
     touch "$apt/state/status"
@@ -50,10 +54,10 @@ build_root() {
         echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $EDGETL_MIRROR $suite main" >"$apt/sources.list"
         options+=(-o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=-)
     fi
-    apt-get "${options[@]}" update || lacks "apt reaches no mirror with arm64: name one of Debian in EDGETL_MIRROR."
-    # Unpacked, not configured: Python runs without, and nothing has to run under emulation for it.
+    apt-get "${options[@]}" update || fail "cannot reach a mirror with arm64. Set EDGETL_MIRROR to a Debian mirror."
+    # Unpacking is enough for Python; configuring would run under emulation.
     apt-get "${options[@]}" install -y --download-only --no-install-recommends "${packages[@]}" >/dev/null ||
-        lacks "apt's mirror has no arm64 packages: name one of Debian in EDGETL_MIRROR."
+        fail "no arm64 packages found in apt's mirror. Set EDGETL_MIRROR to a Debian mirror."
     rm -rf "$root.partial"
     mkdir -p "$root.partial"
     for package in "$apt"/archives/*.deb; do dpkg-deb -x "$package" "$root.partial"; done
@@ -61,9 +65,9 @@ build_root() {
     mv "$root.partial" "$root"
 }
 
-# The wheels are aarch64's own and of that Python's version; pip itself runs here.
+# pip runs on the host and downloads wheels for aarch64 and the Python version of the root.
 install_edgetl() {
-    say "edgetl[cpu] with aarch64 wheels"
+    log "Installing edgetl[cpu] with aarch64 wheels"
     local version wheels=()
     version=$(basename "$(find "$root/usr/bin" -name 'python3.*[0-9]' | head -n 1)")
     for glibc in 2_28 2_27 2_17; do wheels+=(--platform "manylinux_${glibc}_aarch64"); done
@@ -77,7 +81,8 @@ install_edgetl() {
     cp "$checkout/tools/checks/arm64/bench.py" "$root/opt/"
 }
 
-# What a kernel on such a core shows: onnxruntime reads it, and crashes on another family's, which qemu before 8.1 lets through.
+# Print /proc/cpuinfo of the emulated core. onnxruntime reads it, and crashes on that of the host,
+# which qemu before 8.1 passes through.
 cpuinfo() {
     local number part=0xd08 features="fp asimd evtstrm crc32 cpuid"
     case $1 in neoverse-n1) part=0xd0c features="$features atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp" ;; esac
@@ -87,15 +92,15 @@ cpuinfo() {
     done
 }
 
-# Runs in the root, in namespaces that end with it: nothing is mounted or registered outside.
-inside() {
+# Run Python in the root, in temporary namespaces, so that mounts and the handler do not leak.
+run_python() {
     local core=$1
     shift
     cpuinfo "$core" >"$cache/cpuinfo"
-    # shellcheck disable=SC2016  # for the inner shell
-    OWN_HANDLER=$own_handler EMULATOR=$emulator ROOT=$root BUNDLE=$bundle CPUINFO=$cache/cpuinfo QEMU_CPU=$core PYTHONPATH=/opt/edgetl \
+    # shellcheck disable=SC2016  # expanded by the inner shell
+    REGISTER_HANDLER=$register_handler EMULATOR=$emulator ROOT=$root BUNDLE=$bundle CPUINFO=$cache/cpuinfo QEMU_CPU=$core PYTHONPATH=/opt/edgetl \
         EDGETL_EMULATED=${emulator:+1} PYTHONDONTWRITEBYTECODE=1 HOME=/tmp NO_COLOR=1 COLUMNS=140 unshare -rm bash -ec '
-        if [ -n "$OWN_HANDLER" ]; then
+        if [ -n "$REGISTER_HANDLER" ]; then
             mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
             zeros="\x00\x00\x00\x00\x00\x00\x00\x00" ones="\xff\xff\xff\xff\xff\xff\xff"
             printf "%s" ":edgetl-aarch64:M::\x7fELF\x02\x01\x01\x00$zeros\x02\x00\xb7\x00:$ones\x00$ones\xff\xfe\xff\xff\xff:$EMULATOR:F" \
@@ -116,22 +121,22 @@ trap 'rm -rf "$scratch"' EXIT
 if [ $# -gt 0 ]; then
     bundle=$(realpath "$1")
     [ ! -f "$bundle/bundle/bundle.json" ] || bundle=$bundle/bundle
-    [ -f "$bundle/bundle.json" ] || lacks "$1 is neither a bundle nor a run with one."
+    [ -f "$bundle/bundle.json" ] || fail "no bundle found in $1. Run edgetl export first."
 else
-    say "a small run, trained and exported here"
+    log "Training and exporting a small model"
     (cd "$checkout" && "$python" -m tools.checks.device_install --export "$scratch" >/dev/null)
     bundle=$scratch/run/bundle
 fi
 
-say "predict on this machine"
-(cd "$checkout" && "$python" -m edgetl predict "$bundle" "$bundle"/golden/[0-9]* --csv -k 1) >"$scratch/here.csv"
+log "predict on this machine"
+(cd "$checkout" && "$python" -m edgetl predict "$bundle" "$bundle"/golden/[0-9]* --csv -k 1) >"$scratch/host.csv"
 for core in ${QEMU_CPU:-$cores}; do
-    say "verify, aarch64 as $core"
-    inside "$core" -m edgetl verify /work
-    say "predict, aarch64 as $core"
-    inside "$core" -c 'import glob, sys; from edgetl.cli.app import main
-sys.argv = ["edgetl", "predict", "/work", *sorted(glob.glob("/work/golden/[0-9]*")), "--csv", "-k", "1"]; main()' >"$scratch/there.csv"
-    "$python" "$checkout/tools/checks/arm64/compare.py" "$scratch/here.csv" "$scratch/there.csv"
+    log "verify on aarch64, $core"
+    run_python "$core" -m edgetl verify /work
+    log "predict on aarch64, $core"
+    run_python "$core" -c 'import glob, sys; from edgetl.cli.app import main
+sys.argv = ["edgetl", "predict", "/work", *sorted(glob.glob("/work/golden/[0-9]*")), "--csv", "-k", "1"]; main()' >"$scratch/aarch64.csv"
+    "$python" "$checkout/tools/checks/arm64/compare.py" "$scratch/host.csv" "$scratch/aarch64.csv"
 done
-say "bench, aarch64 as ${core}, a few runs"
-inside "$core" /opt/bench.py /work
+log "bench on aarch64, $core, a few runs"
+run_python "$core" /opt/bench.py /work

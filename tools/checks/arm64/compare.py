@@ -1,4 +1,4 @@
-"""Do two outputs of `edgetl predict --csv -k 1` say the same? python compare.py HERE.csv THERE.csv."""
+"""Compare two outputs of `edgetl predict --csv -k 1`: python compare.py HOST.csv AARCH64.csv."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 TOLERANCE = 0.05
-"""Of a probability: an int8 file's sums round otherwise on another kind of processor."""
+"""Tolerance of a probability; int8 kernels round differently on other processors."""
 
 
-def answers(path: str) -> dict[str, tuple[str, float]]:
-    """File name to label and probability."""
+def read_predictions(path: str) -> dict[str, tuple[str, float]]:
+    """Return label and probability by file name."""
     with Path(path).open(encoding="utf-8", newline="") as stream:
         return {
             Path(row["path"]).name: (row["label"], float(row["probability"]))
@@ -20,16 +20,20 @@ def answers(path: str) -> dict[str, tuple[str, float]]:
 
 
 def main() -> None:
-    here, there = answers(sys.argv[1]), answers(sys.argv[2])
-    if not here or here.keys() != there.keys():
-        sys.exit(f"{len(here)} images were labelled on this machine, {len(there)} on the other.")
-    other = [name for name in here if here[name][0] != there[name][0]]
-    difference = max(abs(here[name][1] - there[name][1]) for name in here)
+    host = read_predictions(sys.argv[1])
+    aarch64 = read_predictions(sys.argv[2])
+    if not host or host.keys() != aarch64.keys():
+        sys.exit(f"The images differ: {len(host)} on the host, {len(aarch64)} on aarch64.")
+    different = [name for name in host if host[name][0] != aarch64[name][0]]
+    difference = max(abs(host[name][1] - aarch64[name][1]) for name in host)
     print(
-        f"{len(here) - len(other)} of {len(here)} labels are this machine's, probabilities within {difference:.6f}."
+        f"{len(host) - len(different)} of {len(host)} labels equal the host's, "
+        f"probabilities differ by up to {difference:.6f}."
     )
-    if other or difference > TOLERANCE:
-        sys.exit(f"Not the same answers: {', '.join(other) or f'{TOLERANCE} is allowed'}.")
+    if different:
+        sys.exit(f"Labels differ from the host's: {', '.join(different)}.")
+    if difference > TOLERANCE:
+        sys.exit(f"Probabilities must differ by at most {TOLERANCE}, got {difference:.6f}.")
 
 
 if __name__ == "__main__":
