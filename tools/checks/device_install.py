@@ -132,10 +132,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        if len(sys.argv) > 1:
-            run = RunDirectory.open(Path(sys.argv[1]).resolve())
-        else:
-            run = small_run(scratch)
+        arguments = sys.argv[1:]
+        run = RunDirectory.open(Path(arguments[0]).resolve()) if arguments else small_run(scratch)
         python = create_environment(scratch / "client", "numpy", "pillow", "onnxruntime")
         images = check_client(run, python)
         print(

@@ -141,10 +141,7 @@ def check(bundle: Bundle, variant: Variant, pythons: dict[str, Path], folder: Pa
     for runtime in RUNTIMES:
         should_fail = (bundle.model, variant.name) in runtime.known_failures
         try:
-            if runtime.package:
-                logits = runtime_logits(runtime, pythons, model, inputs, folder)
-            else:
-                logits = browser_logits(model, inputs)
+            logits = runtime_logits(runtime, pythons, model, inputs, folder)
             passed, summary = compare(logits, expected)
         except RuntimeError as error:
             passed = False
@@ -161,10 +158,10 @@ def runtime_logits(
     inputs: NDArray[np.float32],
     folder: Path,
 ) -> NDArray[np.float32]:
-    """Return the logits [images, classes] of a Python package in its environment.
+    """Return the logits [images, classes] of a runtime, in its environment or in the browser.
 
     Args:
-        runtime: a runtime with a package.
+        runtime: runtime to use.
         pythons: Python interpreter of each package.
         model: ONNX file.
         inputs: [images, 3, S, S].
@@ -173,6 +170,8 @@ def runtime_logits(
     Raises:
         RuntimeError: the runtime cannot run the file; the message is its last line on stderr.
     """
+    if not runtime.package:
+        return browser_logits(model, inputs)
     inputs_file = folder / "inputs.npy"
     np.save(inputs_file, inputs)
     script = _SCRIPT.format(body=runtime.body)

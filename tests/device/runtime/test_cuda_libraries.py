@@ -16,7 +16,7 @@ import pytest
 
 from edgetl.device.runtime import cuda_libraries
 from edgetl.device.runtime.cuda_libraries import find_missing_library, suggest_remedy
-from tools.checks.cuda_libraries import FROM_THE_DRIVER, unresolved_libraries
+from tools.checks.cuda_libraries import DRIVER_LIBRARIES, unresolved_libraries
 
 ROOT = Path(__file__).parents[3]
 CUDA_LIBRARY_PATTERN = re.compile(r"libcu(?:blas|dart|dnn|rand|fft)|libnvrtc")
@@ -53,7 +53,7 @@ def test_preload_resolves_all_provider_libraries() -> None:
     """If this fails after an update of constraints.txt, reinstall edgetl's `train` extra."""
     module = unresolved_libraries.__module__
     script = f"import json; from {module} import *; print(json.dumps(unresolved_libraries()))"
-    assert set(json.loads(run_python(script))) <= FROM_THE_DRIVER
+    assert set(json.loads(run_python(script))) <= DRIVER_LIBRARIES
 
 
 @linux

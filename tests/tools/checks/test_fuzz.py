@@ -1,4 +1,4 @@
-"""A few dozen mutated files of each kind; `make fuzz` takes ten thousand."""
+"""A few dozen mutated files per format; `make fuzz` runs ten thousand cases."""
 
 from __future__ import annotations
 
@@ -18,37 +18,35 @@ from tools.checks.fuzz.worker import use_case
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_mutated_file_is_read_or_refused(target: str, tmp_path: Path) -> None:
-    outcome = fuzz(target, QUICK_CASES, 1, tmp_path / "failures")
-    assert outcome.failures == []
-    assert outcome.cases == QUICK_CASES
-    assert outcome.counts["read"] > 0, "some mutations are to be harmless"
+    result = fuzz(target, QUICK_CASES, 1, tmp_path / "failures")
+    assert result.failures == []
+    assert result.cases == QUICK_CASES
+    assert result.counts["read"] > 0, "some mutations are harmless"
     assert not any((tmp_path / "failures").iterdir())
 
 
 @pytest.mark.parametrize("target", ["images", "runs", "presets"])
 def test_cases_are_seeded(target: str, tmp_path: Path) -> None:
-    loaded, contents = load_target(target), []
+    fuzz_target = load_target(target)
+    contents = []
     (tmp_path / "originals").mkdir()
-    loaded.prepare(tmp_path / "originals")
+    fuzz_target.prepare(tmp_path / "originals")
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         (tmp_path / name).mkdir()
-        loaded.make_case(random.Random(seed), tmp_path / "originals", tmp_path / name)
-        contents.append(
-            {
-                path.relative_to(tmp_path / name): path.read_bytes()
-                for path in sorted((tmp_path / name).rglob("*.*"))
-            }
-        )
+        folder = tmp_path / name
+        fuzz_target.make_case(random.Random(seed), tmp_path / "originals", folder)
+        paths = sorted(folder.rglob("*.*"))
+        contents.append({path.relative_to(folder): path.read_bytes() for path in paths})
     assert contents[0] == contents[1] != contents[2]
 
 
-def test_what_is_no_proper_answer_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outcome_of_failing_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def hang(case: Path) -> None:
         while True:
             pass
 
-    def take_memory(case: Path) -> None:
-        # Pages of its own: the allocator may hold freed ones of earlier tests, which are resident already.
+    def allocate(case: Path) -> None:
+        # Map new pages: the allocator may reuse resident pages that earlier tests have freed.
         with mmap.mmap(-1, 96 * 2**20) as pages:
             pages.write(bytes(96 * 2**20))
 
@@ -57,7 +55,7 @@ def test_what_is_no_proper_answer_fails(tmp_path: Path, monkeypatch: pytest.Monk
     uses = {
         "read": lambda case: None,
         "failed": lambda case: {}["a"],
-        "memory": take_memory,
+        "memory": allocate,
         "hung": hang,
     }
     for outcome, use in uses.items():
@@ -65,10 +63,10 @@ def test_what_is_no_proper_answer_fails(tmp_path: Path, monkeypatch: pytest.Monk
         assert use_case(target, tmp_path)["outcome"] == outcome
 
 
-def test_a_process_that_dies_is_a_failed_case(
+def test_crash_of_worker_is_a_failed_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "dying.py").write_text(
+    (tmp_path / "crashing.py").write_text(
         "import os\nfrom tools.checks.fuzz.target import Target\n"
         "def make_case(generator, originals, case):\n    (case / 'a').write_text(str(generator.random() < 0.5))\n"
         "def use(case):\n    if (case / 'a').read_text() == 'True' and case.name == 'case':\n"
@@ -77,13 +75,13 @@ def test_a_process_that_dies_is_a_failed_case(
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[3]}")
     (tmp_path / "sitecustomize.py").write_text(
-        "from tools.checks.fuzz.targets import TARGETS\nTARGETS['images'] = 'dying'\n"
+        "from tools.checks.fuzz.targets import TARGETS\nTARGETS['images'] = 'crashing'\n"
     )
-    outcome = fuzz("images", 6, 0, tmp_path / "failures")
-    assert outcome.cases == 6
-    assert outcome.counts["died"] == len(outcome.failures) > 0
-    kept = [path for path in (tmp_path / "failures").iterdir() if path.is_dir()]
-    assert len(kept) == outcome.counts["died"]
+    result = fuzz("images", 6, 0, tmp_path / "failures")
+    assert result.cases == 6
+    assert result.counts["died"] == len(result.failures) > 0
+    saved = [path for path in (tmp_path / "failures").iterdir() if path.is_dir()]
+    assert len(saved) == result.counts["died"]
     with pytest.raises(SystemExit, match="cases failed"):
         main(["--target", "images", "--cases", "6", "--failures", str(tmp_path / "again")])
     assert "died" in capsys.readouterr().out

@@ -71,14 +71,17 @@ def test_class_defined_twice_is_reported_once() -> None:
     assert "edgetl/a.py" in message
 
 
-def test_the_whole_tree_has_no_violation() -> None:
+def test_tree_has_no_violation() -> None:
     paths = [
         path
         for folder in ("edgetl", "tools", "tests")
         for path in Path(ROOT / folder).rglob("*.py")
     ]
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
-    assert not [(path, found) for path, tree in trees.items() for found in check_module(path, tree)]
+    violations = [
+        (path, violation) for path, tree in trees.items() for violation in check_module(path, tree)
+    ]
+    assert not violations
     assert not list(check_classes(trees))
 
 

@@ -1,1 +1,1 @@
-"""Targets of `make fuzz`: files of every kind that edgetl reads are mutated and read, a row of TARGETS for each kind."""
+"""Fuzzing of all file formats that edgetl reads, one target per format."""

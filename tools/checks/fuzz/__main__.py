@@ -1,7 +1,10 @@
-"""Mutate files of every kind that edgetl reads: python -m tools.checks.fuzz --seed 0 --cases 10000 [--target runs] [--quick].
+"""Mutate and read files of all formats that edgetl reads.
 
-A case fails where it ends in anything but success or an EdgetlError, which the command line shows as one sentence; where it takes more
-than ten seconds or a gibibyte; or where the process dies of it. Failing inputs are kept in a folder, named by target, seed and number.
+    python -m tools.checks.fuzz --seed 0 --cases 10000 [--target runs] [--quick]
+
+A case passes if it is read or raises an EdgetlError, which the command line prints as a message. It
+fails if it raises another exception, takes more than ten seconds, allocates more than a gibibyte or
+crashes the process. Failing inputs are saved in a folder, named by target, seed and number.
 """
 
 from __future__ import annotations
@@ -25,51 +28,55 @@ from tools.checks.fuzz.targets import TARGETS
 from tools.checks.fuzz.worker import LIMIT_S
 
 CASES, QUICK_CASES = 10_000, 24
-_PATIENCE_S = 4 * LIMIT_S
-"""For a line of the worker: code outside Python is not interrupted by its own limit."""
-_START_S = 120
-_SHOWN = 8
+_CASE_TIMEOUT_S = 4 * LIMIT_S
+"""Timeout for a line of the worker, whose own time limit cannot interrupt native code."""
+_START_TIMEOUT_S = 120
+_MAX_MESSAGES = 8
 
 
 @dataclass
-class Outcome:
-    """What came of the cases of a target."""
+class FuzzResult:
+    """Results of the cases of a target."""
 
     target: str
     counts: Counter[str] = field(default_factory=Counter)
-    """read, refused, failed, hung, memory or died."""
+    """Number of cases by outcome: read, refused, failed, hung, memory or died."""
     failures: list[tuple[int, str]] = field(default_factory=list)
-    """Number of the case and what happened."""
+    """Number and message of each failed case."""
     peak_bytes: int = 0
-    """Most that one case added to resident memory."""
+    """Largest increase of resident memory in one case."""
     seconds: float = 0.0
 
     @property
     def cases(self) -> int:
-        """All that were used."""
+        """Number of cases that were run."""
         return sum(self.counts.values())
 
 
-def fuzz(target: str, cases: int, seed: int, failures: Path) -> Outcome:
-    """Use so many cases of a target; a worker that dies or hangs is replaced."""
-    outcome, started, first = Outcome(target), time.perf_counter(), 0
+def fuzz(target: str, cases: int, seed: int, failures: Path) -> FuzzResult:
+    """Run cases 0 to `cases - 1` of a target, with a new worker after a crash or hang.
+
+    Args:
+        target: key of TARGETS.
+        cases: number of cases.
+        seed: seed of the mutations.
+        failures: folder for failing inputs; created if missing.
+    """
+    result = FuzzResult(target)
+    started = time.perf_counter()
     failures.mkdir(parents=True, exist_ok=True)
+    first = 0
     while first < cases:
-        first = _work(outcome, target, seed, first, cases - first, failures)
-    outcome.seconds = time.perf_counter() - started
-    return outcome
+        first = _run_worker(result, seed, first, cases - first, failures)
+    result.seconds = time.perf_counter() - started
+    return result
 
 
-def _work(outcome: Outcome, target: str, seed: int, first: int, count: int, failures: Path) -> int:
-    command = [
-        sys.executable,
-        "-m",
-        "tools.checks.fuzz.worker",
-        target,
-        *map(str, (seed, first, count)),
-        str(failures),
-    ]
-    errors = failures / f"{target}.stderr"
+def _run_worker(result: FuzzResult, seed: int, first: int, count: int, failures: Path) -> int:
+    """Run a worker until it exits or hangs; return the number of the next case."""
+    arguments = [result.target, seed, first, count, failures]
+    command = [sys.executable, "-m", "tools.checks.fuzz.worker", *map(str, arguments)]
+    errors = failures / f"{result.target}.stderr"
     with (
         errors.open("wb") as stderr,
         subprocess.Popen(
@@ -78,52 +85,52 @@ def _work(outcome: Outcome, target: str, seed: int, first: int, count: int, fail
     ):
         assert worker.stdout is not None
         lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        threading.Thread(target=_read, args=(worker.stdout, lines), daemon=True).start()
-        begun, patience = None, _START_S
+        threading.Thread(target=_read_lines, args=(worker.stdout, lines), daemon=True).start()
+        running_case = None
+        timeout_s = _START_TIMEOUT_S
         while True:
             try:
-                line = lines.get(timeout=patience)
+                line = lines.get(timeout=timeout_s)
             except queue.Empty:
                 worker.kill()
-                _note(outcome, first if begun is None else begun, "hung", "no answer, killed")
+                number = first if running_case is None else running_case
+                _record(result, number, "hung", "no output, killed")
                 break
-            patience = _PATIENCE_S
+            timeout_s = _CASE_TIMEOUT_S
             if line is None:
                 break
-            if "begun" in line:
-                begun = line["begun"]
+            if "running" in line:
+                running_case = line["running"]
                 continue
-            _note(outcome, line["case"], line["outcome"], line["what"])
-            outcome.peak_bytes, first, begun = (
-                max(outcome.peak_bytes, line["bytes"]),
-                line["case"] + 1,
-                None,
-            )
+            _record(result, line["case"], line["outcome"], line["message"])
+            result.peak_bytes = max(result.peak_bytes, line["bytes"])
+            first = line["case"] + 1
+            running_case = None
     if line is None and worker.returncode:
-        told = errors.read_text(encoding="utf-8", errors="replace")[-1500:]
-        if begun is None:
-            raise SystemExit(
-                f"{target}: the worker ended with status {worker.returncode} outside of a case.\n{told}"
-            )
-        _note(outcome, begun, "died", f"status {worker.returncode}: {told}")
+        message = errors.read_text(encoding="utf-8", errors="replace")[-1500:]
+        status = f"exit status {worker.returncode}"
+        if running_case is None:
+            raise SystemExit(f"{result.target}: worker failed between cases, {status}.\n{message}")
+        _record(result, running_case, "died", f"{status}: {message}")
     errors.unlink(missing_ok=True)
-    return first if begun is None else begun + 1
+    return first if running_case is None else running_case + 1
 
 
-def _read(stream: IO[bytes], lines: queue.Queue[dict[str, Any] | None]) -> None:
+def _read_lines(stream: IO[bytes], lines: queue.Queue[dict[str, Any] | None]) -> None:
     for line in stream:
         lines.put(json.loads(line))
     lines.put(None)
 
 
-def _note(outcome: Outcome, number: int, kind: str, what: str) -> None:
-    outcome.counts[kind] += 1
-    if kind not in ("read", "refused"):
-        outcome.failures.append((number, f"{kind}: {what}"))
+def _record(result: FuzzResult, number: int, outcome: str, message: str) -> None:
+    result.counts[outcome] += 1
+    if outcome not in ("read", "refused"):
+        result.failures.append((number, f"{outcome}: {message}"))
 
 
 def _environment() -> dict[str, str]:
-    # glibc gives memory of one thread back to the next, and what is measured is the case.
+    # With one arena, memory freed by a thread is reused by the next, so a case is charged for its
+    # own memory only.
     return {
         **os.environ,
         "MALLOC_ARENA_MAX": "1",
@@ -135,52 +142,46 @@ def _environment() -> dict[str, str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tools.checks.fuzz",
-        description="Mutated files of every kind that edgetl reads.",
+        description="Mutate and read files of all formats that edgetl reads.",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cases", type=int, help=f"of all targets together; {CASES:,} by default")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_CASES} cases of each target")
+    parser.add_argument("--cases", type=int, help=f"total over all targets [{CASES:,}]")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_CASES} cases per target")
     parser.add_argument(
-        "--target", choices=TARGETS, action="append", help="one target, or several; all by default"
+        "--target", choices=TARGETS, action="append", help="target, repeatable [all]"
     )
     parser.add_argument(
-        "--failures", type=Path, default=Path("build/fuzz"), help="folder for inputs that fail"
+        "--failures", type=Path, default=Path("build/fuzz"), help="folder for failing inputs"
     )
     options = parser.parse_args(arguments)
     targets = options.target or list(TARGETS)
-    cases = (
-        QUICK_CASES * len(targets)
-        if options.quick
-        else CASES
-        if options.cases is None
-        else options.cases
-    )
+    cases = CASES if options.cases is None else options.cases
+    if options.quick:
+        cases = QUICK_CASES * len(targets)
     failed = 0
     for number, target in enumerate(targets):
         share = (cases * (number + 1)) // len(targets) - (cases * number) // len(targets)
-        outcome = fuzz(target, share, options.seed, options.failures)
-        failed += len(outcome.failures)
-        print(_describe(outcome), flush=True)
+        result = fuzz(target, share, options.seed, options.failures)
+        failed += len(result.failures)
+        print(_describe(result), flush=True)
     if not failed and not any(options.failures.iterdir()):
         shutil.rmtree(options.failures)
     if failed:
-        sys.exit(f"{failed} cases failed; their inputs are in {options.failures}.")
+        sys.exit(f"{failed} cases failed. Their inputs are in {options.failures}.")
 
 
-def _describe(outcome: Outcome) -> str:
-    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(outcome.counts.items()))
-    memory = f"{outcome.peak_bytes / 2**20:.0f} MiB at most"
-    lines = [
-        f"{outcome.target}: {outcome.cases} cases in {outcome.seconds:.0f} s: {counts}; {memory}"
-    ]
-    by_end: dict[str, list[int]] = {}
-    for number, what in outcome.failures:
-        by_end.setdefault(what.strip(), []).append(number)
-    ranked = sorted(by_end.items(), key=lambda entry: -len(entry[1]))
-    lines += [
-        f"  {len(numbers)} x, first case {numbers[0]}: {what}" for what, numbers in ranked[:_SHOWN]
-    ]
-    lines += [f"  and {len(ranked) - _SHOWN} other ends"] if len(ranked) > _SHOWN else []
+def _describe(result: FuzzResult) -> str:
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(result.counts.items()))
+    memory = f"peak {result.peak_bytes / 2**20:.0f} MiB"
+    lines = [f"{result.target}: {result.cases} cases in {result.seconds:.0f} s: {counts}; {memory}"]
+    cases_by_message: dict[str, list[int]] = {}
+    for number, message in result.failures:
+        cases_by_message.setdefault(message.strip(), []).append(number)
+    ranked = sorted(cases_by_message.items(), key=lambda entry: -len(entry[1]))
+    for message, numbers in ranked[:_MAX_MESSAGES]:
+        lines.append(f"  {len(numbers)} x, first case {numbers[0]}: {message}")
+    if len(ranked) > _MAX_MESSAGES:
+        lines.append(f"  and {len(ranked) - _MAX_MESSAGES} other messages")
     return "\n".join(lines)
 
 

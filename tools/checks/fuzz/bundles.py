@@ -1,4 +1,4 @@
-"""Mutated bundles: manifest, reference logits, reference images and ONNX file, with and without hashes that fit."""
+"""Mutated bundles: manifest, golden logits, golden images and ONNX file, with and without valid hashes."""
 
 from __future__ import annotations
 
@@ -25,22 +25,17 @@ from tools.checks.fuzz.target import Target, copy_originals, mutate_file, mutate
 
 def prepare(folder: Path) -> None:
     """Write a bundle with one variant."""
-    pictures = write_pictures(folder / "golden")
-    logits = np.stack([colour_logits(np.asarray(Image.open(path))) for path in pictures])
+    images = write_pictures(folder / "golden")
+    logits = np.stack([colour_logits(np.asarray(Image.open(path))) for path in images])
     write_bundle(folder, {"fp32": colour_model()}, logits, labels=LABELS, contract=CONTRACT)
 
 
 def make_case(generator: random.Random, originals: Path, case: Path) -> None:
-    """Mutate one file; half of the time its hash in the manifest is made to fit, so that its content is looked at."""
+    """Mutate one file. In 70% of the cases update its hash, so that the content is read."""
     copy_originals(originals, case)
     manifest = case / "bundle.json"
-    path = generator.choice(
-        [
-            manifest,
-            manifest,
-            *sorted(path for path in case.rglob("*") if path.is_file() and path != manifest),
-        ]
-    )
+    others = sorted(path for path in case.rglob("*") if path.is_file() and path != manifest)
+    path = generator.choice([manifest, manifest, *others])
     if path == manifest:
         mutate_json_file(path, generator)
         return
@@ -55,7 +50,7 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
 
 
 def use(case: Path) -> None:
-    """Open it, put its reference images through it, and label an image."""
+    """Open the bundle, verify its golden images and classify an image."""
     open_bundle(case).companion_files()
     classifier = open_verified_classifier(case, threads=1)
     classifier.classify(np.zeros((40, 50, 3), np.uint8))

@@ -1,4 +1,4 @@
-"""Mutated cache files: remembered measurements and activations, which are made again where they are not what was written."""
+"""Mutated cache files: measurements and features, which are recomputed if they are damaged."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def _measure() -> dict[str, Any]:
     return {"fast": "onnxruntime", "exact": "pytorch-fp32", "milliseconds": {"onnxruntime": 1.5}}
 
 
-def _in_cache(folder: Path) -> dict[str, Any]:
+def _cached_measurement(folder: Path) -> dict[str, Any]:
     os.environ["EDGETL_CACHE"] = str(folder)
     return cached_measurement(_FACTS, _measure)
 
 
 def prepare(folder: Path) -> None:
-    """Write a measurement and an entry of activations."""
-    _in_cache(folder)
+    """Write a measurement and an entry of features."""
+    _cached_measurement(folder)
     store = FeatureStore(folder / "activations", 2**30)
-    with store.create(_KEY, [(2, 4)], [(3,)], [TensorSpec((5,), torch.float16)]) as made:
-        for values in (*made.train, *made.val):
-            values.fill_(1.0)
+    with store.create(_KEY, [(2, 4)], [(3,)], [TensorSpec((5,), torch.float16)]) as features:
+        for tensor in (*features.train, *features.val):
+            tensor.fill_(1.0)
 
 
 def make_case(generator: random.Random, originals: Path, case: Path) -> None:
@@ -47,12 +47,13 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
 
 
 def use(case: Path) -> None:
-    """Ask for both; what comes back is what was written."""
-    assert _in_cache(case) == _measure()
-    found = FeatureStore(case / "activations", 2**30).open(_KEY)
-    if found is not None:
-        assert [tuple(values.shape) for values in (*found.train, *found.val)] == [(2, 4, 5), (3, 5)]
-        assert all(bool((values == 1).all()) for values in (*found.train, *found.val))
+    """Read both. The result is valid, or the features are missing."""
+    assert _cached_measurement(case) == _measure()
+    features = FeatureStore(case / "activations", 2**30).open(_KEY)
+    if features is not None:
+        tensors = (*features.train, *features.val)
+        assert [tuple(tensor.shape) for tensor in tensors] == [(2, 4, 5), (3, 5)]
+        assert all(bool((tensor == 1).all()) for tensor in tensors)
         shutil.rmtree(case / "activations", ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Mutated JPEG, PNG, WebP, GIF, BMP and TIFF files, decoded and prepared as the network's input."""
+"""Mutated JPEG, PNG, WebP, GIF, BMP and TIFF files, decoded and preprocessed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SUFFIXES = (".jpg", ".png", ".webp", ".gif", ".bmp", ".tif")
 
 
 def prepare(folder: Path) -> None:
-    """Write two pictures of each format."""
+    """Write two images of each format."""
     rows, columns = np.mgrid[0:120, 0:160]
     for number, scale in enumerate((1, 3)):
         pixels = np.stack([rows * scale, columns * scale, rows + columns], 2).astype(np.uint8)
@@ -26,7 +26,7 @@ def prepare(folder: Path) -> None:
 
 
 def make_case(generator: random.Random, originals: Path, case: Path) -> None:
-    """Write one mutated picture."""
+    """Write one mutated image."""
     suffix = generator.choice(_SUFFIXES)
     first, second = generator.sample([originals / f"0{suffix}", originals / f"1{suffix}"], 2)
     path = case / f"image{suffix}"
@@ -35,7 +35,7 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
 
 
 def use(case: Path) -> None:
-    """Decode and resize it."""
+    """Decode, resize and crop the image."""
     (path,) = case.iterdir()
     resize_and_crop(load_image(path.read_bytes()), Preprocessing.for_image_size(64))
 

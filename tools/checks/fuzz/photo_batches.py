@@ -1,8 +1,11 @@
-"""Mutate image files and see that `edgetl check` reports every one: python -m tools.checks.fuzz.photo_batches PHOTOS --count 20000 --seed 0.
+"""Mutate image files and check that `edgetl check` counts or reports each of them.
 
-Bytes of JPEG, PNG and WebP files are flipped, cut, repeated, overwritten with what headers hold, or two files are spliced. A batch of them
-is a data set that a process of its own looks through, with a limit on its memory and its time: a crash, a hang, a file that is neither
-counted nor reported, or memory that grows, fails.
+    python -m tools.checks.fuzz.photo_batches PHOTOS --count 20000 --seed 0
+
+The bytes of JPEG, PNG and WebP files are flipped, cut, repeated or overwritten with bytes typical
+of headers, or two files are spliced. Each batch is a data set that a separate process checks with
+limited memory and time. A crash, a hang, or a file that is neither counted nor reported is a
+failure.
 """
 
 from __future__ import annotations
@@ -27,32 +30,39 @@ from tools.checks.fuzz.mutation import mutate_bytes
 
 FORMATS = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 SIDE = 160
-"""Of the pictures that are mutated, pixels."""
+"""Side of the images before mutation, in pixels."""
 BATCH = 1000
+"""Mutated files per batch."""
 LIMIT_S, LIMIT_BYTES = 240, 8 << 30
-"""Of a process that looks through a batch: its time, and its address space, of which libraries take half."""
+"""Limits of a batch's process: time, and address space, half of which libraries use."""
+_REJECTED_KINDS = ("unreadable", "bombs")
+"""Kinds of findings for rejected files."""
 
 
 @dataclass
-class Outcome:
-    """Outcomes of the files."""
+class BatchCounts:
+    """Results of all batches."""
 
     files: int = 0
     decoded: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
-    """First words of why a file was rejected."""
+    """Number of rejected files by kind of finding."""
     peak_bytes: list[int] = field(default_factory=list)
-    """Resident memory of each batch's process."""
+    """Peak resident memory of each batch's process."""
 
 
-def seeds_of(photos: Path, most: int = 40) -> dict[str, list[bytes]]:
-    """Small copies of photos in every format, by suffix."""
+def encode_seed_images(photos: Path, limit: int = 40) -> dict[str, list[bytes]]:
+    """Return small copies of up to `limit` photos in every format, by suffix.
+
+    Raises:
+        SystemExit: the folder has no images.
+    """
     files = sorted(path for path in photos.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    chosen = files[:: max(1, len(files) // most)][:most]
-    if not chosen:
-        sys.exit(f"No images in {photos}.")
+    selected = files[:: max(1, len(files) // limit)][:limit]
+    if not selected:
+        sys.exit(f"No images found in {photos}.")
     encoded: dict[str, list[bytes]] = {suffix: [] for suffix in FORMATS}
-    for path in chosen:
+    for path in selected:
         with Image.open(path) as image:
             small = ImageOps.fit(image.convert("RGB"), (SIDE, SIDE))
         for suffix, name in FORMATS.items():
@@ -63,27 +73,26 @@ def seeds_of(photos: Path, most: int = 40) -> dict[str, list[bytes]]:
 
 
 def write_batch(folder: Path, encoded: dict[str, list[bytes]], count: int, seed: int) -> None:
-    """So many mutated files, in two classes that have one whole picture each."""
+    """Write `count` mutated files in two classes, with one intact image in each."""
     generator = np.random.default_rng(seed)
     for label in ("a", "b"):
         (folder / label).mkdir(parents=True)
-        (folder / label / f"whole-{label}.png").write_bytes(
-            encoded[".png"][0 if label == "a" else -1]
-        )
+        intact = encoded[".png"][0 if label == "a" else -1]
+        (folder / label / f"whole-{label}.png").write_bytes(intact)
     for number in range(count):
         suffix = list(FORMATS)[number % len(FORMATS)]
-        of_format = encoded[suffix]
-        first, second = (of_format[int(generator.integers(len(of_format)))] for _ in range(2))
-        (folder / "ab"[number % 2] / f"{number:05d}{suffix}").write_bytes(
-            mutate_bytes(first, second, generator)
-        )
+        originals = encoded[suffix]
+        first, second = (originals[int(generator.integers(len(originals)))] for _ in range(2))
+        path = folder / "ab"[number % 2] / f"{number:05d}{suffix}"
+        path.write_bytes(mutate_bytes(first, second, generator))
 
 
-def look_through(folder: Path, count: int, outcome: Outcome) -> None:
-    """Check a batch in a process of its own.
+def check_batch(folder: Path, count: int, counts: BatchCounts) -> None:
+    """Run `edgetl check` on a batch in a separate process and add its results to `counts`.
 
     Raises:
-        AssertionError: it crashed, hung, or lost a file.
+        AssertionError: the process crashed or lost a file.
+        subprocess.TimeoutExpired: the process took longer than LIMIT_S.
     """
     code = (
         "import resource, sys; from edgetl.cli.app import create_app\n"
@@ -91,63 +100,63 @@ def look_through(folder: Path, count: int, outcome: Outcome) -> None:
         "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)"
     )
 
-    def limited() -> None:
+    def limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
 
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, folder],
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
-        preexec_fn=limited,
+        preexec_fn=limit_memory,
     )
-    assert done.stdout.startswith("{"), f"status {done.returncode}: {done.stderr[-2000:]}"
-    found = json.loads(done.stdout)
-    rejected = sum(
-        len(finding["groups"])
-        for finding in found["findings"]
-        if finding["kind"] in ("unreadable", "bombs")
+    assert process.stdout.startswith("{"), (
+        f"exit status {process.returncode}: {process.stderr[-2000:]}"
     )
-    assert found["images"] + rejected == count + 2, (
-        f"{found['images']} images and {rejected} rejected of {count + 2} files"
+    report = json.loads(process.stdout)
+    rejections = [finding for finding in report["findings"] if finding["kind"] in _REJECTED_KINDS]
+    rejected = sum(len(finding["groups"]) for finding in rejections)
+    assert report["images"] + rejected == count + 2, (
+        f"{report['images']} images and {rejected} rejected of {count + 2} files"
     )
-    outcome.files += count
-    outcome.decoded += found["images"] - 2
-    for finding in found["findings"]:
-        if finding["kind"] in ("unreadable", "bombs"):
-            outcome.reasons[finding["kind"]] += len(finding["groups"])
-    outcome.peak_bytes.append(int(done.stderr.splitlines()[-1]))
+    counts.files += count
+    counts.decoded += report["images"] - 2
+    for finding in rejections:
+        counts.reasons[finding["kind"]] += len(finding["groups"])
+    counts.peak_bytes.append(int(process.stderr.splitlines()[-1]))
 
 
-def fuzz(photos: Path, count: int, seed: int) -> Outcome:
-    """Mutate and look through, batch by batch.
+def fuzz(photos: Path, count: int, seed: int) -> BatchCounts:
+    """Mutate and check `count` files in batches.
 
     Raises:
-        AssertionError, subprocess.TimeoutExpired: see `look_through`.
+        AssertionError, subprocess.TimeoutExpired: see `check_batch`.
     """
-    encoded, outcome = seeds_of(photos), Outcome()
+    encoded = encode_seed_images(photos)
+    counts = BatchCounts()
     for start in range(0, count, BATCH):
         size = min(BATCH, count - start)
         with tempfile.TemporaryDirectory(prefix="edgetl-fuzz-") as name:
             write_batch(Path(name) / "data", encoded, size, seed + start)
-            look_through(Path(name) / "data", size, outcome)
-    return outcome
+            check_batch(Path(name) / "data", size, counts)
+    return counts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tools.checks.fuzz.photo_batches",
-        description="Mutated images through `edgetl check`.",
+        description="Mutate images and run `edgetl check` on them.",
     )
     parser.add_argument("photos", type=Path)
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
-    outcome = fuzz(given.photos, given.count, given.seed)
-    told = ", ".join(f"{count} {reason}" for reason, count in outcome.reasons.items())
-    memory = f"{min(outcome.peak_bytes) / 2**20:.0f} to {max(outcome.peak_bytes) / 2**20:.0f} MiB"
+    options = parser.parse_args(arguments)
+    counts = fuzz(options.photos, options.count, options.seed)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.reasons.items())
+    peaks = [peak / 2**20 for peak in counts.peak_bytes]
     print(
-        f"{outcome.files} files: {outcome.decoded} still decode, {told}; no crash, no hang, none lost; memory {memory} a batch."
+        f"{counts.files} files: {counts.decoded} decoded, {reasons}; no crashes, hangs or lost "
+        f"files; peak memory per batch {min(peaks):.0f} to {max(peaks):.0f} MiB."
     )
 
 

@@ -1,4 +1,4 @@
-"""Mutated `--config` files, and pipelines that albumentations saved."""
+"""Mutated `--config` files and saved albumentations pipelines."""
 
 from __future__ import annotations
 
@@ -13,10 +13,19 @@ from edgetl.train.data.augmentation import Augmentation
 from tools.checks.fuzz.target import Target, mutate_file, mutate_json_file, mutate_lines
 
 _VALUES = (
-    "1e7", "100000000", "-1", "nan", "inf", "true", '""', '"auto"', '"\\u0000"', "[]", "{}", "[" * 2000, "[" * 400 + "]" * 400, "=", "=",
-    "9" * 5000, "1979-05-27T07:32:00Z", '"head"', '"1000%"', "0x7fffffffffffffffffff", '"pipeline.json"', "# ", "a.b.c", "epochs", "views",
+    "1e7", "100000000", "-1", "nan", "inf", "true", '""', '"auto"', '"\\u0000"', "[]", "{}",
+    "[" * 2000, "[" * 400 + "]" * 400, "=", "=", "9" * 5000, "1979-05-27T07:32:00Z", '"head"',
+    '"1000%"', "0x7fffffffffffffffffff", '"pipeline.json"', "# ", "a.b.c", "epochs", "views",
 )  # fmt: skip
-_EXTRA = 'model = "mobilenet_v2"\nimage-size = 64\nseed = 3\nbudget = "25m"\ncache-budget = "2GB"\nworkers = 2\ndeterministic = true\n'
+_EXTRA = """\
+model = "mobilenet_v2"
+image-size = 64
+seed = 3
+budget = "25m"
+cache-budget = "2GB"
+workers = 2
+deterministic = true
+"""
 
 
 def prepare(folder: Path) -> None:
@@ -24,10 +33,16 @@ def prepare(folder: Path) -> None:
     for name in ("default", "classic"):
         (folder / f"{name}.toml").write_text(format_preset_toml(name) + _EXTRA, encoding="utf-8")
     steps = [
-        albumentations.RandomResizedCrop((64, 64)), albumentations.RandomScale((-0.1, 0.5)), albumentations.PadIfNeeded(100, 100),
-        albumentations.OneOf([albumentations.GaussianBlur(), albumentations.CropAndPad(percent=(0.0, 0.1))]),
-        albumentations.LongestMaxSize(128), albumentations.CoarseDropout(), albumentations.Affine(scale=(0.9, 1.1)),
-    ]  # fmt: skip
+        albumentations.RandomResizedCrop((64, 64)),
+        albumentations.RandomScale((-0.1, 0.5)),
+        albumentations.PadIfNeeded(100, 100),
+        albumentations.OneOf(
+            [albumentations.GaussianBlur(), albumentations.CropAndPad(percent=(0.0, 0.1))]
+        ),
+        albumentations.LongestMaxSize(128),
+        albumentations.CoarseDropout(),
+        albumentations.Affine(scale=(0.9, 1.1)),
+    ]
     for suffix in ("json", "yaml"):
         albumentations.save(
             albumentations.Compose(steps), folder / f"pipeline.{suffix}", data_format=suffix
@@ -49,7 +64,7 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
 
 
 def use(case: Path) -> None:
-    """Resolve the configuration, or build the pipeline and try it."""
+    """Resolve the configuration, or build the augmentation pipeline."""
     (path,) = case.iterdir()
     if path.suffix == ".toml":
         resolve_config(Path("data"), None, path, {})

@@ -1,4 +1,4 @@
-"""Mutated results of `edgetl bench`, read, summarised and drawn."""
+"""Mutated result files of `edgetl bench`, read and rendered as a page."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tools.checks.fuzz.mutation import mutate_json
 from tools.checks.fuzz.target import Target, mutate_json_file
 
 _LATENCIES = 12
-_DRAWN_EVERY = 8
+_RENDER_EVERY = 8
 
 
 def prepare(folder: Path) -> None:
-    """Write a result of a board and one of a server, with few latencies."""
+    """Write the results of a board and a server, with few latencies."""
     for name, result in (("board", board()), ("server", server())):
         content = json.loads(json.dumps(result.to_json()))
         for row in content["rows"]:
@@ -49,12 +49,12 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
 
 
 def use(case: Path) -> None:
-    """Read it, and write the page of one in eight."""
+    """Read the result, and render the page of one in eight."""
     path = case / "result.json"
     result = read_bench_result(path)
     json.dumps(result.to_json(), allow_nan=False)
-    # Drawing takes a second, twenty times as long as the rest.
-    if path.stat().st_size % _DRAWN_EVERY == 0:
+    # Rendering takes a second, twenty times as long as the rest.
+    if path.stat().st_size % _RENDER_EVERY == 0:
         render_bench_report([result])
 
 

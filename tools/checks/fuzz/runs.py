@@ -1,4 +1,4 @@
-"""Mutated files of a run directory, read as `report`, `export` and `finetune --resume` do."""
+"""Mutated files of a run directory, read like `report`, `export` and `finetune --resume` do."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from tools.checks.fuzz.target import (
     mutate_lines,
 )
 
-_CELLS = ("", "nan", "-1", "1e400", "x" * 5000, "../..", "/etc/passwd", "\0", '"', "=1+1", "train", "val", "roses", "\udcff".encode(
-    "utf-8", "surrogateescape").decode("latin-1"), "\u202e")  # fmt: skip
+_CELLS = (
+    "", "nan", "-1", "1e400", "x" * 5000, "../..", "/etc/passwd", "\0", '"', "=1+1", "train", "val",
+    "roses", "\udcff".encode("utf-8", "surrogateescape").decode("latin-1"), "\u202e",
+)  # fmt: skip
 
 
 def prepare(folder: Path) -> None:
@@ -33,8 +35,8 @@ def prepare(folder: Path) -> None:
     content = json.loads(run.config.read_text(encoding="utf-8"))
     run.config.write_text(json.dumps({**content, "asked": content["config"]}), encoding="utf-8")
     rows = [
-        f"{part}/{label}/{number}.jpg,{label},{part}"
-        for part in ("train", "val")
+        f"{split}/{label}/{number}.jpg,{label},{split}"
+        for split in ("train", "val")
         for label in CLASSES
         for number in range(3)
     ]
@@ -47,8 +49,9 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
     run = RunDirectory(case)
     if generator.random() < 0.2:
         run.metrics.unlink()
-    path = generator.choice([path for path in (run.config, run.config, run.metrics, run.history, run.predictions, run.split, run.rejected_files)
-                             if path.exists()])  # fmt: skip
+    files = (run.config, run.config, run.metrics, run.history, run.predictions, run.split,
+             run.rejected_files)  # fmt: skip
+    path = generator.choice([path for path in files if path.exists()])
     if generator.random() < 0.2:
         mutate_file(path, generator)
     elif path.suffix == ".json":
@@ -58,28 +61,25 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
 
 
 def use(case: Path) -> None:
-    """Read every file, whichever of them is refused, and write the page."""
-    run, refused = RunDirectory(case), []
-    # A run that has finished is not gone on with, which would hide whether its files are read.
-    reads = (
-        (_report, read_split, read_run_configuration)
-        if run.metrics.exists()
-        else (_report, read_split, read_unfinished_run)
-    )
-    for read in reads:
+    """Read every file and render the page, then raise the first error."""
+    run = RunDirectory(case)
+    # `read_unfinished_run` refuses a finished run before it reads the files.
+    read_config = read_run_configuration if run.metrics.exists() else read_unfinished_run
+    errors = []
+    for read in (_report, read_split, read_config):
         try:
             read(run)
         except EdgetlError as error:
-            refused.append(error)
-    if refused:
-        raise refused[0]
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def _report(run: RunDirectory) -> None:
-    trained = read_run_record(run.path)
-    trained.to_json()
-    run_sentences(trained)
-    render_run_report(trained, [])
+    record = read_run_record(run.path)
+    record.to_json()
+    run_sentences(record)
+    render_run_report(record, [])
 
 
 TARGET = Target(prepare, make_case, use)

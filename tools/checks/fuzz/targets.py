@@ -1,4 +1,4 @@
-"""A row for each kind of files; the module is imported in the process that uses it."""
+"""Table of the fuzz targets. Their modules are imported only in the worker."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ TARGETS = {
 
 
 def load_target(name: str) -> Target:
-    """Import a target."""
+    """Import the module of a target and return the target."""
     target: Target = import_module(TARGETS[name]).TARGET
     return target

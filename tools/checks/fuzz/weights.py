@@ -1,4 +1,4 @@
-"""Mutated files of pretrained weights: bytes, names, types and layouts of tensors."""
+"""Mutated files of pretrained weights: bytes, and the names, types and layouts of tensors."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _CHANGES = (
 
 
 @cache
-def _network() -> nn.Module:
+def _model() -> nn.Module:
     torch.manual_seed(0)
     return build_model(_NAME, 224)
 
 
 def prepare(folder: Path) -> None:
     """Write the same weights in every format."""
-    state = _network().state_dict()
+    state = _model().state_dict()
     torch.save(state, folder / "weights.pth")
     torch.save(state, folder / "weights.pt", _use_new_zipfile_serialization=False)
     save_file(state, folder / "weights.safetensors")
@@ -54,37 +54,39 @@ def prepare(folder: Path) -> None:
 
 def make_case(generator: random.Random, originals: Path, case: Path) -> None:
     """Write one mutated file."""
-    path = case / generator.choice(
-        ["weights.pth", "weights.pth", "weights.pt", "weights.safetensors"]
-    )
+    names = ["weights.pth", "weights.pth", "weights.pt", "weights.safetensors"]
+    path = case / generator.choice(names)
     if generator.random() < 0.5 or path.suffix == ".safetensors":
         path.write_bytes((originals / path.name).read_bytes())
-        _mutate_head(path, generator)
+        _mutate_ends(path, generator)
     else:
-        torch.save(
-            _mutated_state(generator), path, _use_new_zipfile_serialization=path.suffix == ".pth"
-        )
+        state = _mutate_state(generator)
+        torch.save(state, path, _use_new_zipfile_serialization=path.suffix == ".pth")
     if path.suffix == ".pth" and generator.random() < 0.1:
-        with suppress(
-            zipfile.BadZipFile, NotImplementedError, OSError, ValueError
-        ):  # damaged already
-            _deflate(path)
+        # The earlier mutation may have damaged the archive.
+        with suppress(zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
+            _compress_with_bomb(path)
 
 
-def _mutate_head(path: Path, generator: random.Random) -> None:
-    # Nine tenths of the bytes are numbers, where a change is harmless: a header or a pickle is aimed at instead.
+def _mutate_ends(path: Path, generator: random.Random) -> None:
+    """Mutate the first or the last bytes of a file, where headers and pickles are.
+
+    Over 90% of the bytes are numbers, where a change is harmless.
+    """
     content = path.read_bytes()
     size = min(len(content), 20_000)
-    first = generator.random() < 0.5
-    head, rest = (content[:size], content[size:]) if first else (content[-size:], content[:-size])
-    path.write_bytes(head)
-    mutate_file(path, generator)
-    mutated = path.read_bytes()
-    path.write_bytes(mutated + rest if first else rest + mutated)
+    if generator.random() < 0.5:
+        path.write_bytes(content[:size])
+        mutate_file(path, generator)
+        path.write_bytes(path.read_bytes() + content[size:])
+    else:
+        path.write_bytes(content[-size:])
+        mutate_file(path, generator)
+        path.write_bytes(content[:-size] + path.read_bytes())
 
 
-def _mutated_state(generator: random.Random) -> Any:
-    state: dict[Any, Any] = dict(_network().state_dict())
+def _mutate_state(generator: random.Random) -> Any:
+    state: dict[Any, Any] = dict(_model().state_dict())
     for _ in range(generator.randint(1, 3)):
         name = generator.choice(list(state))
         match generator.randrange(5):
@@ -93,35 +95,31 @@ def _mutated_state(generator: random.Random) -> Any:
             case 1:
                 state[name] = generator.choice(VALUES)
             case _ if isinstance(state[name], Tensor):
-                try:
+                # The layout after a first change may not support the second one.
+                with suppress(RuntimeError, NotImplementedError):
                     state[name] = generator.choice(_CHANGES)(state[name])
-                except (
-                    RuntimeError,
-                    NotImplementedError,
-                ):  # a second change that the first one's layout does not know
-                    continue
             case _:
                 state[name] = torch.zeros(2)
-    return generator.choice(
-        [state, state, state, {"state_dict": state}, {"model": [state]}, [state], 3]
-    )
+    wrapped = [{"state_dict": state}, {"model": [state]}, [state]]
+    return generator.choice([state, state, state, *wrapped, 3])
 
 
-def _deflate(path: Path) -> None:
-    with zipfile.ZipFile(path) as plain:
-        entries = {entry.filename: plain.read(entry) for entry in plain.infolist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+def _compress_with_bomb(path: Path) -> None:
+    """Compress the archive and add 200 MiB of zeros."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
-            packed.writestr(name, content)
-        packed.writestr("weights/data/bomb", bytes(200 * 2**20))
+            archive.writestr(name, content)
+        archive.writestr("weights/data/bomb", bytes(200 * 2**20))
 
 
 def use(case: Path) -> None:
-    """Read it, and copy it into a network."""
+    """Read the weights and load them into a model."""
     (path,) = case.iterdir()
     weights = read_weights(str(path), _NAME)
     assert weights is not None
-    load_weights(_network(), weights, _NAME)
+    load_weights(_model(), weights, _NAME)
 
 
 TARGET = Target(prepare, make_case, use)

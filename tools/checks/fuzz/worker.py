@@ -1,8 +1,10 @@
-"""The process that uses cases: python -m tools.checks.fuzz.worker TARGET SEED FIRST COUNT FAILURES; a JSON line for each case.
+"""Worker process that runs cases and prints a JSON line before and after each.
 
-Cases follow one another in one process, because PyTorch takes seconds to import. Memory is the peak of resident memory of the one call,
-which Linux resets through /proc/self/clear_refs. An address space that is limited turns a bomb into a MemoryError instead of a machine
-that swaps.
+    python -m tools.checks.fuzz.worker TARGET SEED FIRST COUNT FAILURES
+
+All cases run in one process, since importing PyTorch takes seconds. Memory is the peak resident
+memory of a single call; Linux resets the peak through /proc/self/clear_refs. The address space is
+limited, so that a decompression bomb raises MemoryError instead of making the machine swap.
 """
 
 from __future__ import annotations
@@ -31,20 +33,29 @@ from tools.checks.fuzz.targets import load_target
 
 LIMIT_S = 10
 LIMIT_BYTES = 2**30
-"""That one call may add to resident memory."""
+"""Limit on the increase of resident memory during a call."""
 _HEADROOM_BYTES = 4 * 2**30
-_FIRST = 3
-"""Calls on the originals before cases are counted: what is loaded once is no case's memory."""
+"""Limit on the growth of the address space after the warm-up."""
+_WARM_UP_CASES = 3
+"""Cases to run before counting, so that memory of lazy imports is not charged to a case."""
 
 
 class _TimeLimitError(BaseException):
-    """Not caught by `except Exception`."""
+    """The time limit of a case was exceeded. Not caught by `except Exception`."""
 
 
 def run_cases(name: str, seed: int, first: int, count: int, failures: Path) -> None:
-    """Make and use cases `first` to `first + count - 1`; failing ones are kept in `failures`."""
+    """Create and use cases `first` to `first + count - 1`.
+
+    Args:
+        name: key of TARGETS.
+        seed: seed of the mutations.
+        first: number of the first case.
+        count: number of cases.
+        failures: folder for failing inputs; ignored if it does not exist.
+    """
     warnings.simplefilter("ignore")
-    # What libraries print must not come between the lines.
+    # Print the JSON lines to the original stdout and discard what libraries print.
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     target = load_target(name)
@@ -52,18 +63,16 @@ def run_cases(name: str, seed: int, first: int, count: int, failures: Path) -> N
         originals = Path(scratch, "originals")
         originals.mkdir()
         target.prepare(originals)
-        for number in range(-_FIRST, 0):
-            use_case(
-                target, _made(target, originals, Path(scratch, "warm-up"), random.Random(number))
-            )
-        _, virtual = _memory()
+        for number in range(-_WARM_UP_CASES, 0):
+            folder = Path(scratch, "warm-up")
+            use_case(target, _make_case(target, originals, folder, random.Random(number)))
+        _, virtual = _memory_bytes()
         resource.setrlimit(resource.RLIMIT_AS, (virtual + _HEADROOM_BYTES, resource.RLIM_INFINITY))
         for number in range(first, first + count):
-            print(json.dumps({"begun": number}), file=lines)
-            # A text as the seed: each case can be made again alone.
-            case = _made(
-                target, originals, Path(scratch, "case"), random.Random(f"{seed} {name} {number}")
-            )
+            print(json.dumps({"running": number}), file=lines)
+            # The seed includes the number, so that each case can be reproduced alone.
+            generator = random.Random(f"{seed} {name} {number}")
+            case = _make_case(target, originals, Path(scratch, "case"), generator)
             if failures.is_dir():
                 pending = failures / f"{name}-{seed}-{number}"
                 shutil.copytree(case, pending)
@@ -73,7 +82,7 @@ def run_cases(name: str, seed: int, first: int, count: int, failures: Path) -> N
             print(json.dumps({"case": number, **outcome}), file=lines)
 
 
-def _made(target: Target, originals: Path, case: Path, generator: random.Random) -> Path:
+def _make_case(target: Target, originals: Path, case: Path, generator: random.Random) -> Path:
     shutil.rmtree(case, ignore_errors=True)
     case.mkdir()
     target.make_case(generator, originals, case)
@@ -81,37 +90,39 @@ def _made(target: Target, originals: Path, case: Path, generator: random.Random)
 
 
 def use_case(target: Target, case: Path) -> dict[str, Any]:
-    """Use a case: how it ended, the memory it added and the time it took."""
-    before, _ = _memory()
+    """Use a case and return its outcome, a message, the memory it added and its time.
+
+    Keys: outcome (read, refused, failed, hung or memory), message, bytes, seconds.
+    """
+    before, _ = _memory_bytes()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     started = time.perf_counter()
-    outcome, what = "read", ""
+    outcome, message = "read", ""
     try:
-        with _limited():
+        with _time_limit():
             target.use(case)
     except EdgetlError as error:
-        outcome, what = "refused", type(error).__name__
+        outcome, message = "refused", type(error).__name__
         if len(str(error)) > 5000 or not str(error).strip():
-            outcome, what = "failed", f"a message of {len(str(error))} characters"
+            outcome, message = "failed", f"error message of {len(str(error))} characters"
     except _TimeLimitError:
-        outcome, what = "hung", f"more than {LIMIT_S} s"
+        outcome, message = "hung", f"more than {LIMIT_S} s"
     except Exception as error:
-        outcome, what = "failed", "".join(traceback.format_exception(error)[-3:])[-1500:]
-    peak = _status("VmHWM")
-    grown = max(0, peak - before)
-    if outcome in ("read", "refused") and grown > LIMIT_BYTES:
-        outcome, what = "memory", f"{grown / 2**20:.0f} MiB"
+        outcome, message = "failed", "".join(traceback.format_exception(error)[-3:])[-1500:]
+    increase = max(0, _status_bytes("VmHWM") - before)
+    if outcome in ("read", "refused") and increase > LIMIT_BYTES:
+        outcome, message = "memory", f"{increase / 2**20:.0f} MiB"
     return {
         "outcome": outcome,
-        "what": what,
-        "bytes": grown,
+        "message": message,
+        "bytes": increase,
         "seconds": time.perf_counter() - started,
     }
 
 
 @contextlib.contextmanager
-def _limited() -> Iterator[None]:
+def _time_limit() -> Iterator[None]:
     def stop(signal_number: int, frame: FrameType | None) -> None:
         raise _TimeLimitError
 
@@ -123,14 +134,13 @@ def _limited() -> Iterator[None]:
         signal.alarm(0)
 
 
-def _memory() -> tuple[int, int]:
-    return _status("VmRSS"), _status("VmSize")
+def _memory_bytes() -> tuple[int, int]:
+    return _status_bytes("VmRSS"), _status_bytes("VmSize")
 
 
-def _status(name: str) -> int:
-    match = re.search(
-        rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE
-    )
+def _status_bytes(name: str) -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    match = re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
     return int(match[1]) * 1024 if match else 0
 
 
