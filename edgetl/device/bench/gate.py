@@ -1,4 +1,4 @@
-"""The gate before the clock: reference images first, on this device, through the very runtime that is to be timed."""
+"""Correctness gate: check each runtime on the golden images before timing it."""
 
 from __future__ import annotations
 
@@ -20,118 +20,140 @@ from edgetl.device.bench.worker_process import run_job
 from edgetl.device.runtime.golden import check_logits, gate_tolerance
 from edgetl.device.runtime.io_binding import DEVICE_TYPES
 
+_References = dict[InputSpec, tuple[NDArray[np.float64], float]]
+"""For each input the logits [images, classes] of the first case that passed, and its tolerance."""
+
 
 @dataclass(frozen=True)
 class GatedCase:
-    """A candidate with its gate's verdict and the job that measures it."""
+    """A case with the result of its gate and the job that measures it."""
 
     case: BenchCase
     rows: tuple[BenchRow, ...]
-    """One a scope, not measured yet."""
+    """One row per workload, without measurements."""
     job: WorkerJob
     peak_memory_bytes: int | None = None
-    """The most that its gate's process held."""
+    """Peak memory of the gate's process."""
 
     @property
     def passed(self) -> bool:
-        """Whether it may be timed."""
+        """Whether the case may be timed."""
         return not any(row.has_failed_gate for row in self.rows)
 
 
 def run_gates(
-    candidates: Sequence[BenchCase],
-    pictures: BenchInputs | None,
+    cases: Sequence[BenchCase],
+    inputs: BenchInputs | None,
     protocol: BenchProtocol,
     folder: Path,
     progress: Callable[[str], None],
     rates: Sequence[float] = (),
 ) -> tuple[list[GatedCase], list[str]]:
-    """Run every candidate's gate in a process of its own.
+    """Run the gate of every case in a process of its own.
+
+    Args:
+        cases: the cases to check.
+        inputs: the golden images; None skips the comparison of logits.
+        protocol: the protocol of the measurement that follows.
+        folder: an existing folder for temporary files.
+        progress: called with a description of each step.
+        rates: arrival rates of the paced workloads, per second.
 
     Returns:
-        The contenders, and why others of a sweep could not be opened.
+        The checked cases, and notes on the cases that could not be opened.
 
     Raises:
-        ProviderError, BundleError, ...: the only candidate of ONNX Runtime cannot be opened as asked.
-        BenchError: its gate's process died.
+        EdgetlError: the only ONNX Runtime case cannot be opened as requested, or its process died.
+        BenchError: no ONNX Runtime case could be opened.
     """
-    contenders: list[GatedCase] = []
-    left_out: list[str] = []
-    references: dict[InputSpec, tuple[NDArray[np.float64], float]] = {}
-    several = sum(candidate.runtime != "pytorch" for candidate in candidates) > 1
-    for candidate in candidates:
-        progress(f"gate: {candidate.name}")
-        job = WorkerJob(
-            task="gate",
-            runtime=candidate.runtime,
-            source=candidate.source,
-            streams=_list_workloads(candidate, rates),
-            protocol=protocol.for_gpu() if candidate.source.provider in DEVICE_TYPES else protocol,
-            model_inputs=None if pictures is None else pictures.tensor_files[candidate.input_spec],
-            files=() if pictures is None else pictures.files,
-        )
+    gated_cases: list[GatedCase] = []
+    notes: list[str] = []
+    references: _References = {}
+    has_alternatives = sum(case.runtime != "pytorch" for case in cases) > 1
+    for case in cases:
+        progress(f"gate: {case.name}")
+        job = _make_gate_job(case, inputs, protocol, rates)
         try:
             answer = run_job(job, folder)
         except (EdgetlError, OSError) as error:
-            if candidate.source.settings.get("mode", "eager") == "eager" and not several:
+            is_eager = case.source.settings.get("mode", "eager") == "eager"
+            if is_eager and not has_alternatives:
                 raise
-            left_out.append(f"{candidate.name} is not measured: {error}")
+            notes.append(f"{case.name} is not measured: {error}")
             continue
-        verdict: dict[str, Any] = {"checked": False, "passed": None, "reason": NO_GOLDEN_REASON}
-        if pictures is not None:
-            expected = pictures.logits[candidate.source.size]
-            tolerance = gate_tolerance(
-                expected,
-                candidate.source.provider,
-                pictures.tolerance,
-                candidate.tolerance,
-                relative=candidate.relative_tolerance,
-            )
-            verdict = check_logits(
-                np.asarray(answer["golden_logits"], np.float64), expected, tolerance
-            )
-            logits = np.asarray(answer["model_logits"], np.float64)
-            reference, allowed = references.get(candidate.input_spec, (logits[:, 0], tolerance))
-            verdict = _check_model_scope(verdict, reference, logits, max(tolerance, allowed))
-            if verdict["passed"]:
-                references.setdefault(candidate.input_spec, (logits[:, 0], tolerance))
-        if any(
-            one.rows[0].id == _make_row(candidate, job.streams[0], "", answer, verdict).id
-            for one in contenders
-        ):
-            left_out.append(
-                f"{candidate.name} is not measured: the model's own batch makes it the same as another configuration."
+        verdict = _check_answer(case, inputs, answer, references)
+        row_id = _make_row(case, job.streams[0], "", answer, verdict).id
+        if any(gated_case.rows[0].id == row_id for gated_case in gated_cases):
+            notes.append(
+                f"{case.name} is not measured: "
+                "the model's fixed batch makes it identical to another configuration."
             )
             continue
-        photos = "" if pictures is None else pictures.description
-        described = {"model": answer["input"], "image": photos, "file": photos}
+        photos = "" if inputs is None else inputs.description
+        input_texts = {"model": answer["input"], "image": photos, "file": photos}
         rows = tuple(
-            _make_row(candidate, stream, described[stream.scope], answer, verdict)
-            for stream in job.streams
+            _make_row(case, workload, input_texts[workload.scope], answer, verdict)
+            for workload in job.streams
         )
-        source = replace(
-            candidate.source, settings={**candidate.source.settings, **answer["settings"]}
-        )
-        contenders.append(
-            GatedCase(
-                candidate,
-                rows,
-                replace(job, task="measure", source=source),
-                answer["peak_memory_bytes"],
-            )
-        )
-    if not any(contender.case.runtime != "pytorch" for contender in contenders):
-        raise BenchError("\n".join(left_out))
-    return contenders, left_out
+        source = replace(case.source, settings={**case.source.settings, **answer["settings"]})
+        measure_job = replace(job, task="measure", source=source)
+        gated_cases.append(GatedCase(case, rows, measure_job, answer["peak_memory_bytes"]))
+    if not any(gated_case.case.runtime != "pytorch" for gated_case in gated_cases):
+        raise BenchError("\n".join(notes))
+    return gated_cases, notes
 
 
-def _list_workloads(candidate: BenchCase, rates: Sequence[float]) -> tuple[Workload, ...]:
-    """Photos arrive one by one: only single images are paced."""
-    paced = tuple(dict.fromkeys(rates)) if candidate.source.batch == 1 else ()
+def _make_gate_job(
+    case: BenchCase,
+    inputs: BenchInputs | None,
+    protocol: BenchProtocol,
+    rates: Sequence[float],
+) -> WorkerJob:
+    return WorkerJob(
+        task="gate",
+        runtime=case.runtime,
+        source=case.source,
+        streams=_list_workloads(case, rates),
+        protocol=protocol.for_gpu() if case.source.provider in DEVICE_TYPES else protocol,
+        model_inputs=None if inputs is None else inputs.tensor_files[case.input_spec],
+        files=() if inputs is None else inputs.files,
+    )
+
+
+def _check_answer(
+    case: BenchCase,
+    inputs: BenchInputs | None,
+    answer: Mapping[str, Any],
+    references: _References,
+) -> dict[str, Any]:
+    """Check a gate's logits; add those of scope `model` to `references` if they pass first."""
+    if inputs is None:
+        return {"checked": False, "passed": None, "reason": NO_GOLDEN_REASON}
+    expected = inputs.logits[case.source.size]
+    tolerance = gate_tolerance(
+        expected,
+        case.source.provider,
+        inputs.tolerance,
+        case.tolerance,
+        relative=case.relative_tolerance,
+    )
+    golden_logits = np.asarray(answer["golden_logits"], np.float64)
+    verdict = check_logits(golden_logits, expected, tolerance)
+    logits = np.asarray(answer["model_logits"], np.float64)
+    reference, reference_tolerance = references.get(case.input_spec, (logits[:, 0], tolerance))
+    verdict = _check_model_scope(verdict, reference, logits, max(tolerance, reference_tolerance))
+    if verdict["passed"]:
+        references.setdefault(case.input_spec, (logits[:, 0], tolerance))
+    return verdict
+
+
+def _list_workloads(case: BenchCase, rates: Sequence[float]) -> tuple[Workload, ...]:
+    # Photos arrive one by one, so only single images are paced.
+    paced_rates = tuple(dict.fromkeys(rates)) if case.source.batch == 1 else ()
     return tuple(
         Workload(scope, rate)
-        for scope in dict.fromkeys(candidate.scopes)
-        for rate in (None, *paced)
+        for scope in dict.fromkeys(case.scopes)
+        for rate in (None, *paced_rates)
     )
 
 
@@ -141,29 +163,25 @@ def _check_model_scope(
     logits: NDArray[np.float64],
     tolerance: float,
 ) -> dict[str, Any]:
-    """Scope `model` feeds tensors, not photos: there too all must give the answers of the first that was right about photos, in any batch.
+    """Check scope `model`, whose inputs are tensors instead of photos.
+
+    Every case must give the logits of the first case that passed on the photos, in any batch.
 
     Args:
-        reference: its logits [images, classes].
+        verdict: result of the check on photos.
+        reference: logits [images, classes] of the first case that passed.
         logits: [batches, batch, classes]; batch i holds the images from i on.
+        tolerance: allowed |logit difference|.
     """
     if reference.shape != logits[:, 0].shape:
-        return {
-            **verdict,
-            "passed": False,
-            "reason": verdict.get(
-                "reason", "the runtimes' answers in scope model have different shapes"
-            ),
-        }
+        reason = "the logits in scope model have another shape than the first runtime's"
+        return {**verdict, "passed": False, "reason": verdict.get("reason", reason)}
     if not np.isfinite(logits).all():
-        return {
-            **verdict,
-            "passed": False,
-            "reason": verdict.get("reason", "the answers in scope model are not finite numbers"),
-        }
+        reason = "the logits in scope model are not finite"
+        return {**verdict, "passed": False, "reason": verdict.get("reason", reason)}
     difference = max(
-        float(np.abs(logits[:, place] - np.roll(reference, -place, 0)).max())
-        for place in range(logits.shape[1])
+        float(np.abs(logits[:, index] - np.roll(reference, -index, 0)).max())
+        for index in range(logits.shape[1])
     )
     verdict = {**verdict, "model_scope_difference": difference}
     if difference > tolerance and verdict["passed"]:
@@ -176,23 +194,23 @@ def _check_model_scope(
 
 
 def _make_row(
-    candidate: BenchCase,
-    stream: Workload,
-    described: str,
+    case: BenchCase,
+    workload: Workload,
+    input_text: str,
     answer: Mapping[str, Any],
     verdict: Mapping[str, Any],
 ) -> BenchRow:
     return BenchRow(
-        runtime=candidate.runtime,
-        variant=candidate.variant,
-        scope=stream.scope,
-        rate=stream.rate,
+        runtime=case.runtime,
+        variant=case.variant,
+        scope=workload.scope,
+        rate=workload.rate,
         provider=answer["provider"],
-        batch=answer["batch"] if stream.scope == "model" else 1,
-        threads=candidate.source.threads,
-        input=described,
-        file_sha256=candidate.file_sha256,
-        file_bytes=candidate.file_bytes,
+        batch=answer["batch"] if workload.scope == "model" else 1,
+        threads=case.source.threads,
+        input=input_text,
+        file_sha256=case.file_sha256,
+        file_bytes=case.file_bytes,
         gate=verdict,
         session=answer["session"],
     )
