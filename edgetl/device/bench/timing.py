@@ -46,11 +46,10 @@ class BlockMonitor:
         """End a slice and add its energy."""
         slice_energy_j = self._meter.stop()
         # A counter that failed in one slice does not cover the block, so it is dropped.
-        sources = set(slice_energy_j)
-        if self._slice_count > 0:
-            sources &= self.energy_j.keys()
         self.energy_j = {
-            source: self.energy_j.get(source, 0.0) + slice_energy_j[source] for source in sources
+            source: self.energy_j.get(source, 0.0) + energy_j
+            for source, energy_j in slice_energy_j.items()
+            if self._slice_count == 0 or source in self.energy_j
         }
         self._slice_count += 1
         memory_bytes = resident_memory_bytes()

@@ -241,7 +241,7 @@ def run_worker(
     An `EdgetlError` is written as the result; any other exception ends the process.
     """
     global _REPLY_STREAM
-    # Libraries may print to standard output: it goes to stderr, and replies get a pipe of their own.
+    # Output of libraries goes to stderr; replies get a pipe of their own.
     _REPLY_STREAM = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     # The parent sends SIGUSR1 before it kills a hung worker; the stack shows where it hung.

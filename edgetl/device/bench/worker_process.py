@@ -309,7 +309,7 @@ def _read_cpu_time_ns(pid: int, proc: Path) -> int | None:
 
 
 def make_worker_environment(threads: int) -> dict[str, str]:
-    """Return this process's environment with the size of all thread pools set, without telemetry."""
+    """Return the environment of a worker: sizes of all thread pools set, telemetry off."""
     thread_variables = (
         "OMP_NUM_THREADS",
         "MKL_NUM_THREADS",
