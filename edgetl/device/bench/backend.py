@@ -84,10 +84,10 @@ class Backend(Protocol):
         """Return batches from the input file or random ones, for models without golden images."""
 
     def autotune(self, batch: Any) -> dict[str, Any]:
-        """Return the fastest settings on this device, for `ModelSource.settings` of later processes."""
+        """Return the settings that are fastest on this device, for later processes."""
 
     def describe(self, batch: Any) -> dict[str, Any]:
-        """Return the effective configuration and node placement for the result; may run `batch`."""
+        """Return the effective configuration and node placement; may run `batch`."""
 
     def profile(self, batch: Any, runs: int) -> dict[str, Any]:
         """Profile the model by operator and node.

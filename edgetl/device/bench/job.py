@@ -46,7 +46,7 @@ class WorkerJob:
     seconds: float = 0.0
     """Duration of a sustained measurement."""
     journal: Path | None = None
-    """File to which a sustained measurement appends its windows, so they survive an interruption."""
+    """File to which a sustained measurement appends its windows one by one."""
 
     def to_json(self) -> str:
         """Return the job as JSON, for `from_json`."""

@@ -31,8 +31,8 @@ from edgetl.device.runtime.session import create_session, raise_provider_failure
 from edgetl.device.runtime.session_modes import CUDA_GRAPH_MODE, DEFAULT_MODE, provider_options
 
 _NUMPY_DTYPES = {
-    "uint8": np.uint8, "int8": np.int8, "float": np.float32, "float16": np.float16, "double": np.float64,
-    "int32": np.int32, "int64": np.int64, "bool": np.bool_,
+    "uint8": np.uint8, "int8": np.int8, "int32": np.int32, "int64": np.int64, "bool": np.bool_,
+    "float16": np.float16, "float": np.float32, "double": np.float64,
 }  # fmt: skip
 _INTEGER_RANGES = {
     "uint8": (0, 255),
