@@ -102,7 +102,7 @@ def test_what_is_whole_is_kept_when_it_is_interrupted_and_never_overwritten(
 
     output = tmp_path / "here/result.json"
     config = CandidatesConfig((ARCHITECTURE,), image_sizes=(SIZE,), rounds=3, output=output)
-    with pytest.raises(KeyboardInterrupt, match="1 of 1 rows have figures, kept in"):
+    with pytest.raises(KeyboardInterrupt, match="1 of 1 rows were timed, see"):
         time_candidates(config, stop, BRIEF)
     content = json.loads(output.read_text())
     assert content["interrupted"] is True

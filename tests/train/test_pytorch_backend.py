@@ -292,7 +292,7 @@ def test_profile_covers_every_runtime_and_names_its_clock(run: RunDirectory) -> 
 def test_gpu_modes_are_refused_on_a_cpu(exported: RunDirectory, mode: Any) -> None:
     with pytest.raises(BenchError, match=f"{mode} runs on a GPU only: add --provider cuda"):
         PyTorchBackend(ModelSource(exported.path, 1, settings={"mode": mode}))
-    with pytest.raises(BenchError, match=f"--pytorch {mode} runs on a GPU only"):
+    with pytest.raises(BenchError, match=f"--pytorch {mode} needs a GPU provider"):
         bench_target.find_target(BenchConfig(exported.path, torch_modes=("eager", mode)), (1,))
 
 

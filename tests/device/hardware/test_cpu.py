@@ -98,7 +98,7 @@ def test_a_result_says_so_first(
     result = bench_run.bench(config, protocol=short)
     assert result.device["emulated"]
     assert result.device["machine"] == platform.machine()
-    assert result.noise.reasons[0] == "the processor is emulated: no time here is a device's"
+    assert result.noise.reasons[0] == "the processor is emulated: times do not apply to real devices"
 
 
 def test_the_commands_say_so(edgetl, stock_bundle: Path) -> None:  # type: ignore[no-untyped-def]

@@ -52,8 +52,8 @@ def test_modes_become_rows_of_their_own(make_bundle: MakeBundle) -> None:
     ]
     assert len({one.name for one in target.cases}) == 4
     assert [note for note in target.notes if "Session mode" in note] == [
-        "Session mode cuda-graph is left out on cpu, which has no such option.",
-        "Session mode no-tf32 is left out on cpu, which has no such option.",
+        "Session mode cuda-graph is not measured on cpu, which does not support it.",
+        "Session mode no-tf32 is not measured on cpu, which does not support it.",
     ]
 
 
@@ -77,7 +77,7 @@ def test_a_mode_that_no_provider_has_is_refused(make_bundle: MakeBundle, mode: A
         config = BenchConfig(path, scopes=("model",), session_modes=("default", mode))
         with pytest.raises(
             BenchError,
-            match=f"--session {mode} is an option of cuda and not of cpu: add --provider cuda",
+            match=f"--session {mode} needs provider cuda, got --provider cpu. Add --provider cuda",
         ):
             find_target(config, (1,))
 

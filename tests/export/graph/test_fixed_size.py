@@ -176,8 +176,8 @@ def test_bench_measures_it_in_scope_model_in_a_cell_of_its_own(
     assert all(row.gate["passed"] and row.rounds for row in result.rows)
     assert rows[NAME, "model"].input == "uint8 1x96x128x3"
     assert not any(rows[NAME, "model"].id in pair for pair in result.pairs)
-    assert any("left out for fixed-96x128" in note for note in result.notes)
-    with pytest.raises(BenchError, match="is measured in scope model"):
+    assert any("not measured for fixed-96x128" in note for note in result.notes)
+    with pytest.raises(BenchError, match="needs scope model"):
         bench(
             replace(config, scopes=("file",), variants=(NAME,), output=tmp_path / "other.json"),
             protocol=BRIEF,
