@@ -65,27 +65,29 @@ class WorkerJob:
     @classmethod
     def parse_fields(cls, content: dict[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments of the class from its JSON object."""
-        source = content["source"]
-        preprocessing = source["preprocessing"]
         return {
             **content,
-            "source": ModelSource(
-                **{
-                    **source,
-                    "model": Path(source["model"]),
-                    "given": _optional_path(source["given"]),
-                    "size": None if source["size"] is None else tuple(source["size"]),
-                    "preprocessing": None
-                    if preprocessing is None
-                    else Preprocessing.from_json(preprocessing),
-                }
-            ),
-            "streams": tuple(Workload(**stream) for stream in content["streams"]),
+            "source": _parse_source(content["source"]),
+            "streams": tuple(Workload(**workload) for workload in content["streams"]),
             "protocol": BenchProtocol(**content["protocol"]),
             "model_inputs": _optional_path(content["model_inputs"]),
             "files": tuple(Path(name) for name in content["files"]),
             "journal": _optional_path(content["journal"]),
         }
+
+
+def _parse_source(content: dict[str, Any]) -> ModelSource:
+    size = content["size"]
+    preprocessing = content["preprocessing"]
+    fields = {
+        **content,
+        "model": Path(content["model"]),
+        "given": _optional_path(content["given"]),
+        "size": None if size is None else tuple(size),
+    }
+    if preprocessing is not None:
+        fields["preprocessing"] = Preprocessing.from_json(preprocessing)
+    return ModelSource(**fields)
 
 
 def _optional_path(name: str | None) -> Path | None:
