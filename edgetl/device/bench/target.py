@@ -139,7 +139,7 @@ def _variant_case(bundle: Bundle, variant: Variant, config: BenchConfig) -> Benc
         preprocessing=bundle.preprocessing,
         precision=variant.precision,
     )
-    # Golden images have different sizes, so variants of a fixed size are comparable in scope model.
+    # Golden images differ in size, so variants of a fixed size are only comparable in scope model.
     scopes: tuple[BenchScope, ...] = config.scopes if variant.size is None else ("model",)
     return BenchCase(
         "onnxruntime",

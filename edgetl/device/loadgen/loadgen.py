@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -182,7 +182,7 @@ def _describe_samples(samples: SampleSet, resident: int) -> dict[str, Any]:
 
 
 def _make_bench_config(
-    config: LoadgenConfig, variant: Variant, threads: Sequence[int]
+    config: LoadgenConfig, variant: Variant, threads: tuple[int, ...]
 ) -> BenchConfig:
     return BenchConfig(
         config.target,
