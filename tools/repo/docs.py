@@ -1,6 +1,6 @@
 """Keep what is generated true: `python -m tools.repo.docs` writes it, `--check` fails where it differs.
 
-- docs/cli.md, the command reference, from the program's own --help;
+- docs/reference/cli.md, the command reference, from the program's own --help;
 - the map of the tree in README.md: every module must have its line, and every line its module.
 """
 
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-REFERENCE = ROOT / "docs/cli.md"
+REFERENCE = ROOT / "docs/reference/cli.md"
 README = ROOT / "README.md"
 
 
@@ -40,7 +40,7 @@ def command_names() -> list[str]:
 
 
 def reference() -> str:
-    """docs/cli.md as it should be."""
+    """docs/reference/cli.md as it should be."""
     parts = [
         "# Command reference\n\nGenerated from the program's own `--help` by `make format`; `make check` fails where it differs.\n"
     ]
@@ -91,7 +91,7 @@ def main() -> None:
     problems = map_problems() + broken_links()
     if check and (not REFERENCE.exists() or REFERENCE.read_text(encoding="utf-8") != wanted):
         problems.append(
-            "docs/cli.md differs from the program's --help; `make format` writes it anew."
+            "docs/reference/cli.md differs from the program's --help; `make format` writes it anew."
         )
     elif not check:
         REFERENCE.write_text(wanted, encoding="utf-8")

@@ -223,7 +223,7 @@ def test_nothing_is_chosen_where_there_is_no_choice(
 ) -> None:
     given = materials(paths, strength="none" if case == "none" else "light")
     if case == "cpu":
-        given.computing.device = CPU
+        given.compute_config.device = CPU
     loader, choice = choose_loader(given, decoder=broken)
     assert loader is given.loader
     assert choice == {}
