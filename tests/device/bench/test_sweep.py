@@ -14,7 +14,11 @@ import numpy as np
 import onnx
 import pytest
 
-from edgetl.core.artifacts.bench_json import read_bench_result
+from edgetl.core.artifacts.bench_json import (
+    JsonSerializable,
+    read_bench_result,
+    write_result,
+)
 from edgetl.core.config.bench import BenchConfig, Limits
 from edgetl.core.errors import BenchError, BundleError, ProviderError
 from edgetl.device.bench import rounds, runner
@@ -294,17 +298,14 @@ def test_full_disk_writes_result_elsewhere(
     monkeypatch.setattr(
         "edgetl.core.artifacts.storage.tempfile.gettempdir", lambda: str(tmp_path / "spare")
     )
-    from edgetl.core.artifacts import bench as results
 
-    real = results.write_result
-
-    def no_space(result: results.JsonSerializable, path: Path) -> None:
+    def no_space(result: JsonSerializable, path: Path) -> None:
         if full in path.parents:
             raise BenchError(
                 f"The result cannot be written to {path} (No space left on device). "
                 "Choose another --output."
             )
-        real(result, path)
+        write_result(result, path)
 
     monkeypatch.setattr(runner, "write_result", no_space)
     result = bench(
@@ -319,7 +320,6 @@ def test_full_disk_writes_result_elsewhere(
 
 def test_write_error_is_reported_and_leaves_no_file(tmp_path: Path) -> None:
     """/dev/full gives the real error of a write to a full disk."""
-    from edgetl.core.artifacts.bench_json import write_result
     from tests.core.artifacts.test_bench import result
 
     (tmp_path / "full.json").symlink_to("/dev/full")
