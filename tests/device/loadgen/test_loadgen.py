@@ -279,9 +279,7 @@ def test_loadgen_is_not_started_when_gate_fails(
     make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        BenchError, match=r"LoadGen was not start_performance_run.*logits differ by 1"
-    ):
+    with pytest.raises(BenchError, match=r"LoadGen was not started.*logits differ by 1"):
         loadgen(LoadgenConfig(make_bundle(error=1.0), "single-stream", threads=1))
 
 
