@@ -162,9 +162,7 @@ def _is_result(path: Path) -> bool:
 
 def _list_result_files(path: Path) -> Iterator[Path]:
     if not path.exists():
-        raise BenchError(
-            f"{path} not found. Give a run, a bundle, or results of `edgetl bench`."
-        )
+        raise BenchError(f"{path} not found. Give a run, a bundle, or results of `edgetl bench`.")
     if not path.is_dir():
         yield path
         return

@@ -214,7 +214,9 @@ def read_bundle_manifest(path: Path) -> BundleManifest:
             golden_kind=str(golden["kind"]),
             golden_tolerance=float(golden["tolerance"]),
             golden_files={str(image["file"]): str(image["sha256"]) for image in golden["images"]},
-            other_files={str(entry["file"]): str(entry["sha256"]) for entry in other_entries if entry},
+            other_files={
+                str(entry["file"]): str(entry["sha256"]) for entry in other_entries if entry
+            },
             versions=dict(manifest.get("versions", {})),
         )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, ConfigError) as cause:

@@ -164,9 +164,7 @@ class LoadgenPerformance:
         }
         statistics = {f"{name}_p50_ms": ns / 1e6 for name, ns in latencies.items()}
         if self.is_throughput:
-            statistics = {
-                f"{name}_samples_per_second": 1e9 / ns for name, ns in latencies.items()
-            }
+            statistics = {f"{name}_samples_per_second": 1e9 / ns for name, ns in latencies.items()}
         return {
             **asdict(self),
             "comparison": {

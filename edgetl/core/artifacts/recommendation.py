@@ -61,7 +61,9 @@ def recommend(rows: Sequence[BenchRow]) -> Recommendation | None:
 def _choose_config(rows: Sequence[BenchRow]) -> RecommendedConfig:
     fastest = min(rows, key=_compute_ns_per_image)
     equivalent = [row for row in rows if row is fastest or _is_not_slower(row, fastest)]
-    best = min(equivalent, key=lambda row: (row.threads, row.file_bytes, _compute_ns_per_image(row)))
+    best = min(
+        equivalent, key=lambda row: (row.threads, row.file_bytes, _compute_ns_per_image(row))
+    )
     options = {
         "variant": best.variant.removesuffix(f"-{best.session.get('session_mode')}"),
         "providers": best.session.get("providers", [best.provider]),
