@@ -37,8 +37,8 @@ def wilson_interval(hits: int, total: int, z: float = 1.959964) -> tuple[float, 
     rate = hits / total
     z2 = z * z
     center = (rate + z2 / (2 * total)) / (1 + z2 / total)
-    variance = rate * (1 - rate) / total + z2 / (4 * total * total)
-    half_width = z / (1 + z2 / total) * math.sqrt(variance)
+    scaled_variance = rate * (1 - rate) / total + z2 / (4 * total * total)
+    half_width = z / (1 + z2 / total) * math.sqrt(scaled_variance)
     # With 0 or `total` hits, the bound equals the rate; rounding must not exclude it.
     return min(rate, max(0.0, center - half_width)), max(rate, min(1.0, center + half_width))
 

@@ -31,14 +31,14 @@ def two_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, P
     return found
 
 
-def test_a_checkout_and_an_installed_package_have_their_places() -> None:
+def test_search_folders_of_package_and_checkout() -> None:
     installed, checkout = list_search_folders()
     assert installed.parts[-2:] == ("edgetl", "_models")
     assert (checkout.parent / "edgetl").is_dir()
     assert (checkout / "README.md").is_file()
 
 
-def test_folders_are_found_in_both_and_the_package_s_come_first(
+def test_package_folder_takes_precedence(
     two_places: tuple[Path, Path],
 ) -> None:
     assert find_builtin_folders() == {}
@@ -49,7 +49,7 @@ def test_folders_are_found_in_both_and_the_package_s_come_first(
     assert find_builtin_weights("a_net").read_bytes() == b"other"
 
 
-def test_what_does_not_ship_names_what_does(two_places: tuple[Path, Path]) -> None:
+def test_missing_weights_name_available_ones(two_places: tuple[Path, Path]) -> None:
     with pytest.raises(
         WeightsError,
         match=r"ships no weights for b_net, for none in this version: give --weights imagenet, none, or a file",
@@ -63,7 +63,7 @@ def test_what_does_not_ship_names_what_does(two_places: tuple[Path, Path]) -> No
 
 
 @pytest.mark.parametrize("change", ["byte", "more", "gone", "no sum"])
-def test_what_is_not_as_it_was_shipped_is_refused(
+def test_altered_weights_are_rejected(
     two_places: tuple[Path, Path], change: str
 ) -> None:
     folder = ship(two_places[1], "a_net")

@@ -9,7 +9,7 @@ import pytest
 from edgetl.core.cache import get_cache_folder, prune_cache, read_cache_entry, write_cache_entry
 
 
-def test_the_folder_follows_the_environment(
+def test_cache_folder_follows_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("EDGETL_CACHE", str(tmp_path / "own"))
@@ -22,7 +22,7 @@ def test_the_folder_follows_the_environment(
     assert get_cache_folder() == tmp_path / ".cache/edgetl"
 
 
-def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
+def test_prune_removes_least_recently_used(tmp_path: Path) -> None:
     for age, name in enumerate(["new", "middle", "old", "oldest"]):
         (tmp_path / name).mkdir()
         (tmp_path / name / "values.bin").write_bytes(b"x" * 100)
@@ -35,7 +35,7 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".being-made", "oldest"]
 
 
-def test_an_entry_comes_back_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_entry_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "entry.json"
     assert read_cache_entry(path) is None
     write_cache_entry(path, {"found": {10: 0.5, 9: 1.5}, "shape": (1, 2)})

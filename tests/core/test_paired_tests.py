@@ -19,19 +19,19 @@ answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size
 
 
 @given(st.floats(-40, 40), st.floats(1, 500))
-def test_students_t_is_scipys(value: float, degrees: float) -> None:
+def test_student_cdf_matches_scipy(value: float, degrees: float) -> None:
     assert student_cdf(value, degrees) == pytest.approx(stats.t.cdf(value, degrees), abs=1e-7)
 
 
 @given(st.floats(0.5, 0.9995), st.floats(1, 500))
-def test_students_quantile_is_scipys(share: float, degrees: float) -> None:
+def test_student_quantile_matches_scipy(share: float, degrees: float) -> None:
     assert student_quantile(share, degrees) == pytest.approx(
         stats.t.ppf(share, degrees), abs=1e-6, rel=1e-6
     )
 
 
 @given(answers)
-def test_mcnemar_is_the_binomial_test_of_what_only_one_has_right(
+def test_mcnemar_matches_scipy_binomial_test(
     pairs: list[tuple[bool, bool]],
 ) -> None:
     first, second = zip(*pairs, strict=True)
@@ -42,7 +42,7 @@ def test_mcnemar_is_the_binomial_test_of_what_only_one_has_right(
 
 
 @given(answers, st.integers(1, 4))
-def test_a_difference_is_antisymmetric_and_inside_its_interval(
+def test_difference_is_antisymmetric_within_interval(
     pairs: list[tuple[bool, bool]], seeds: int
 ) -> None:
     rows = [random.Random(seed).sample(pairs, len(pairs)) for seed in range(seeds)]
@@ -61,7 +61,7 @@ def test_a_difference_is_antisymmetric_and_inside_its_interval(
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-def test_holm_keeps_the_order_and_never_lowers(values: list[float]) -> None:
+def test_holm_correction_is_monotonic(values: list[float]) -> None:
     corrected = apply_holm_correction(values)
     assert all(value <= after <= 1 for value, after in zip(values, corrected, strict=True))
     assert [after for _, after in sorted(zip(values, corrected, strict=True))] == sorted(corrected)
@@ -69,7 +69,7 @@ def test_holm_keeps_the_order_and_never_lowers(values: list[float]) -> None:
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_chance_alone_is_rarely_called_a_difference(seeds: int) -> None:
+def test_false_positive_rate_is_bounded(seeds: int) -> None:
     """Both are right on the same share of images, some images are harder for both, and every seed moves both."""
     source, alarms, covered, trials = random.Random(5), 0, 0, 400
     for _ in range(trials):
@@ -89,7 +89,7 @@ def test_chance_alone_is_rarely_called_a_difference(seeds: int) -> None:
     assert covered >= (0.93 if seeds > 1 else 0.75) * trials
 
 
-def test_a_planted_difference_is_found() -> None:
+def test_true_difference_is_detected() -> None:
     source = random.Random(3)
     found = 0
     for _ in range(50):

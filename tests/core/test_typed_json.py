@@ -58,12 +58,12 @@ values = st.recursive(
 
 
 @given(outers)
-def test_what_is_written_is_read_back(outer: Outer) -> None:
+def test_dataclass_round_trips_through_json(outer: Outer) -> None:
     assert parse_as(Outer, json.loads(json.dumps(asdict(outer)))) == outer
 
 
 @given(st.sampled_from(sorted(Outer.__dataclass_fields__)), values)
-def test_any_other_value_is_taken_with_its_type_or_refused(name: str, value: Any) -> None:
+def test_any_value_is_converted_or_rejected(name: str, value: Any) -> None:
     try:
         outer = parse_as(Outer, {**GOOD, name: value})
     except FieldError:
@@ -93,16 +93,16 @@ def test_any_other_value_is_taken_with_its_type_or_refused(name: str, value: Any
         ({"new": 1}, "the file has an unknown field 'new'"),
     ],
 )
-def test_what_does_not_fit_is_named(change: dict[str, Any], message: str) -> None:
+def test_invalid_value_names_field(change: dict[str, Any], message: str) -> None:
     with pytest.raises(FieldError, match=message):
         parse_as(Outer, {**GOOD, **change})
 
 
-def test_unknown_fields_are_ignored_where_asked() -> None:
+def test_unknown_fields_are_ignored_on_request() -> None:
     assert parse_as(Outer, {**GOOD, "new": 1}, extra="ignore") == parse_as(Outer, GOOD)
 
 
-def test_a_missing_field_is_named() -> None:
+def test_missing_field_is_named() -> None:
     with pytest.raises(FieldError, match=r"bundle\.json has no field 'count'"):
         parse_as(
             Outer, {name: value for name, value in GOOD.items() if name != "count"}, "bundle.json"

@@ -54,9 +54,8 @@ class Noise:
     def disturbance(self) -> float:
         """Largest share of CPU time taken by something else; 0 if the device does not report it."""
         # Results of older versions lack the total and have only its parts.
-        keys = _DISTURBANCE_KEYS[1:]
-        if _DISTURBANCE_KEYS[0] in self.measured:
-            keys = _DISTURBANCE_KEYS[:1]
+        total_key, *part_keys = _DISTURBANCE_KEYS
+        keys = [total_key] if total_key in self.measured else part_keys
         return max(float(self.measured.get(key) or 0.0) for key in keys)
 
     def to_json(self) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def result(noise: Noise = Noise(())) -> BenchResult:  # noqa: B008
     )
 
 
-def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_result_round_trips_through_file(tmp_path: Path) -> None:
     earlier = EarlierRow("old.json", "2025", True, False, True, 4, True, 9.0, (9e6, 9.1e6))
     written = replace(
         result(),
@@ -90,7 +90,7 @@ def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
     assert read.to_json() == written.to_json()
 
 
-def test_the_object_has_the_contracts_fields() -> None:
+def test_result_json_has_documented_fields() -> None:
     content = json.loads(json.dumps(result().to_json()))
     assert (content["schema"], content["kind"]) == (1, "bench")
     assert content["noise"] == {"verdict": "quiet", "reasons": [], "measured": {}}
@@ -119,7 +119,7 @@ def test_the_object_has_the_contracts_fields() -> None:
     assert (comparison["verdict"], comparison["kind"]) == ("faster", "same run")
 
 
-def test_statistics_are_computed_on_reading(tmp_path: Path) -> None:
+def test_statistics_are_recomputed_on_reading(tmp_path: Path) -> None:
     content = result().to_json()
     content["rows"][1]["p50_ms"] = 0.001
     content["comparisons"][0]["speedup"] = 1000.0
@@ -131,7 +131,7 @@ def test_statistics_are_computed_on_reading(tmp_path: Path) -> None:
     assert read.comparisons[0].speedup.ratio == pytest.approx(4.0, rel=1e-3)
 
 
-def test_results_are_never_overwritten(tmp_path: Path) -> None:
+def test_write_result_does_not_overwrite(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text("mine")
     with pytest.raises(BenchError, match="never overwritten"):
@@ -139,7 +139,7 @@ def test_results_are_never_overwritten(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_write_result_suggests_output_when_not_writable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BenchError, match="--output"):
         write_result(result(), tmp_path / "file" / "result.json")
@@ -154,13 +154,13 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ('{"schema": 1, "kind": "bench"}', "broken"),
     ],
 )
-def test_what_is_no_result_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_read_rejects_other_files(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(BenchError, match=message):
         read_bench_result(tmp_path / "result.json")
 
 
-def test_an_unmeasured_row_has_no_figures() -> None:
+def test_unmeasured_row_has_no_statistics() -> None:
     content = row("onnxruntime", []).to_json()
     assert [content[name] for name in ("p50_ms", "p90_ms", "p99_ms", "images_per_second")] == [
         None
@@ -168,7 +168,7 @@ def test_an_unmeasured_row_has_no_figures() -> None:
     assert content["cold"] == {}
 
 
-def test_rows_that_failed_are_not_compared() -> None:
+def test_failed_rows_are_not_compared() -> None:
     good, bad = row("pytorch", [100, 101]), row("onnxruntime", [])
     assert replace(result(), rows=(good, bad)).comparisons == []
 
@@ -189,13 +189,13 @@ def test_rows_that_failed_are_not_compared() -> None:
         ((1.0, 1.0, 1.0), False, 0.0, "inconclusive"),
     ],
 )
-def test_verdict(
+def test_decide_verdict(
     interval: tuple[float, float, float], noisy: bool, spread: float, expected: str
 ) -> None:
     assert decide_verdict(Speedup(*interval), noisy, spread) == expected
 
 
-def test_eight_rounds_decide_only_together() -> None:
+def test_consistency_requires_rounds_to_agree() -> None:
     assert are_ratios_consistent([1.1] * 8)
     assert are_ratios_consistent([0.9] * 8)
     assert are_ratios_consistent([1.1] * 7 + [0.99]), "one may say a little of the opposite"
@@ -205,7 +205,7 @@ def test_eight_rounds_decide_only_together() -> None:
     assert decide_verdict(Speedup(1.2, 1.1, 1.3), False, 0.0, agreed=False) == "inconclusive"
 
 
-def test_slices_that_took_turns_are_compared_with_their_neighbours() -> None:
+def test_round_ratio_uses_interleaved_slices() -> None:
     """The machine halves its speed in the middle of the round, a little later for one of the two: the ratio stays."""
     fast, slow = (1_000_000,) * 10, (2_000_000,) * 10
     one = replace(block(1), latencies_ns=fast * 5 + slow * 5, slices=(10,) * 10)
@@ -228,14 +228,14 @@ def test_relative_spread() -> None:
     assert relative_spread([]) == 0.0
 
 
-def test_rounds_without_gpu_readings_are_still_read() -> None:
+def test_rounds_without_gpu_readings_are_read() -> None:
     content = json.loads(json.dumps(row("onnxruntime", [2_000_000]).to_json()))
     del content["rounds"][0]["gpu"]
     again = BenchRow.from_json(content)
     assert (again.summarize_gpu(), dict(again.rounds[0].gpu)) == ({}, {})
 
 
-def test_gpu_readings_are_summed_up_over_rounds() -> None:
+def test_gpu_readings_are_summarized_over_rounds() -> None:
     cool = {
         "index": 0,
         "sm_clocks_mhz": [1980],

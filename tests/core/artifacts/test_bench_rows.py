@@ -6,7 +6,7 @@ from edgetl.core.artifacts.bench_rows import BlockResult
 from edgetl.core.typed_json import FieldError
 
 
-def test_a_reading_of_the_gpu_lacks_nothing_that_is_summarised() -> None:
+def test_gpu_reading_requires_summarized_fields() -> None:
     cold = {
         "import_ms": 1.0,
         "session_ms": 1.0,

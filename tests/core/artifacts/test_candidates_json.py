@@ -88,7 +88,7 @@ RESULTS = st.builds(
 
 
 @given(RESULTS)
-def test_a_result_comes_back_as_it_was(
+def test_result_round_trips_through_file(
     tmp_path_factory: pytest.TempPathFactory, written: CandidatesResult
 ) -> None:
     path = tmp_path_factory.mktemp("results") / "result.json"
@@ -98,7 +98,7 @@ def test_a_result_comes_back_as_it_was(
     assert read.to_json() == written.to_json()
 
 
-def test_statistics_are_computed_on_reading(tmp_path: Path) -> None:
+def test_statistics_are_recomputed_on_reading(tmp_path: Path) -> None:
     content = result_of(candidate("resnet18", (4.0, 4.1)), budget_ms=5.0).to_json()
     content["rows"][0] |= {"p50_ms": 9.0, "fits": False, "ci95_ms": None, "id": "other"}
     (tmp_path / "result.json").write_text(json.dumps(content))
@@ -119,18 +119,18 @@ def test_statistics_are_computed_on_reading(tmp_path: Path) -> None:
         ('{"schema": 1, "kind": "candidates", "noise": 3, "rows": 7}', "broken.*Measure again"),
     ],
 )
-def test_what_is_no_result_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_read_rejects_other_files(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(BenchError, match=message):
         read_candidates(tmp_path / "result.json")
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_read_names_missing_file(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"cannot be read: .*absent\.json"):
         read_candidates(tmp_path / "absent.json")
 
 
-def test_the_two_kinds_of_results_are_told_apart(tmp_path: Path) -> None:
+def test_bench_reader_rejects_candidates(tmp_path: Path) -> None:
     write_result(result_of(candidate("resnet18", (4.0, 4.1))), tmp_path / "result.json")
     with pytest.raises(BenchError, match="no bench result but of kind 'candidates'"):
         read_bench_result(tmp_path / "result.json")
@@ -149,7 +149,7 @@ def objects(content: Any) -> Iterator[dict[str, Any]]:
         yield from objects(value)
 
 
-def test_whatever_is_missing_or_of_another_kind_is_a_broken_file(tmp_path: Path) -> None:
+def test_damaged_fields_are_reported_as_broken_file(tmp_path: Path) -> None:
     whole = json.dumps(result_of(candidate("resnet18", (4.0, 4.1)), budget_ms=5.0).to_json())
     refused = {}
     for place, found in enumerate(objects(json.loads(whole))):

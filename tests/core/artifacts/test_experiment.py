@@ -13,7 +13,7 @@ from tests.helpers.experiments import made_experiment, made_run
 M, S = "mobilenet_v2-224", "squeezenet1_1-224"
 
 
-def test_the_quickest_that_is_not_shown_to_be_worse_is_recommended() -> None:
+def test_recommends_fastest_strategy_not_shown_worse() -> None:
     found = made_experiment(
         {f"{M}/scratch": (0.6, 200), f"{M}/head": (0.90, 10), f"{M}/finetune": (0.91, 40)}
     )
@@ -30,14 +30,14 @@ def test_the_quickest_that_is_not_shown_to_be_worse_is_recommended() -> None:
     assert against.difference.low > 0.2
 
 
-def test_what_is_worse_is_not_recommended_however_quick() -> None:
+def test_less_accurate_strategy_is_not_recommended() -> None:
     found = made_experiment({f"{M}/head": (0.70, 10), f"{M}/finetune": (0.91, 40)})
     recommended = found.recommend_strategy(M)
     assert recommended is not None
     assert recommended.first_run.strategy == "finetune"
 
 
-def test_strategies_and_networks_are_compared_each_with_its_like() -> None:
+def test_comparisons_share_network_or_strategy() -> None:
     names = [f"{network}/{strategy}" for network in (M, S) for strategy in ("scratch", "head")]
     found = made_experiment(dict.fromkeys(names, (0.8, 10.0)))
     pairs = {frozenset((pair.first, pair.second)) for pair in found.comparisons}
@@ -48,7 +48,7 @@ def test_strategies_and_networks_are_compared_each_with_its_like() -> None:
     }  # fmt: skip
 
 
-def test_time_to_the_target_counts_most_of_the_seeds() -> None:
+def test_seconds_to_accuracy_is_median_over_seeds() -> None:
     slow = made_run(M, "head", 0.79, 40.0, seed=2)
     found = made_experiment({f"{M}/head": (0.9, 40.0)}, seeds=2, more=(slow,))
     (row,) = found.rows
@@ -63,7 +63,7 @@ def test_time_to_the_target_counts_most_of_the_seeds() -> None:
     assert low < row.val_accuracy < high
 
 
-def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_experiment_round_trips_through_file(tmp_path: Path) -> None:
     deployed = (
         DeployedModel(M, f"{M}-head-s0", 9_000_000, 4.2, (4.1, 4.4), noisy=True, threads=2),
         DeployedModel(S, "x", 0, None, None, False, 0, "why"),
@@ -90,14 +90,14 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("{", "not valid JSON"),
     ],
 )
-def test_what_is_no_experiment_is_refused(tmp_path: Path, content: str, said: str) -> None:
+def test_read_rejects_other_files(tmp_path: Path, content: str, said: str) -> None:
     path = tmp_path / "compare.json"
     path.write_text(content)
     with pytest.raises(RunError, match=said):
         read_experiment(path)
 
 
-def test_the_extra_run_of_scratch_is_never_recommended() -> None:
+def test_equal_time_scratch_is_never_recommended() -> None:
     found = made_experiment({f"{M}/{EQUAL_TIME}": (0.90, 8.0), f"{M}/finetune": (0.91, 40)})
     recommended = found.recommend_strategy(M)
     assert recommended is not None
@@ -105,7 +105,7 @@ def test_the_extra_run_of_scratch_is_never_recommended() -> None:
     assert made_experiment({f"{M}/{EQUAL_TIME}": (0.90, 8.0)}).recommend_strategy(M) is None
 
 
-def test_of_equally_quick_ones_the_most_accurate_is_recommended() -> None:
+def test_recommends_most_accurate_of_similar_times() -> None:
     found = made_experiment({f"{M}/head": (0.90, 58.0), f"{M}/finetune": (0.91, 60.0)})
     recommended = found.recommend_strategy(M)
     assert recommended is not None

@@ -69,26 +69,26 @@ def outcome(result: BenchResult, **limits: float) -> list[str]:
         (2.0, 40.0, "undecided"),
     ],
 )
-def test_a_regression_is_decided_by_the_whole_interval(
+def test_regression_uses_whole_interval(
     then_ms: float, spread: float, expected: str
 ) -> None:
     assert outcome(against(then_ms, spread=spread), max_regression=0.05) == [expected]
 
 
-def test_a_regression_on_a_noisy_device_is_not_decided() -> None:
+def test_regression_is_undecided_on_noisy_device() -> None:
     noisy = Noise(("other processes used 40% of the CPU",), {"disturbance": 0.4})
     result = replace(against(1.85, noise=noisy), limits=Limits(max_regression=0.0))
     assert [judged.outcome for judged in result.limit_checks] == ["undecided"]
     assert "was not quiet" in result.limit_checks[0].why
 
 
-def test_only_the_same_configuration_can_regress() -> None:
+def test_regression_requires_same_configuration() -> None:
     assert outcome(against(1.0, same=False), max_regression=0.05) == ["undecided"], (
         "nothing judged is nothing kept"
     )
 
 
-def test_a_regression_against_another_device_is_not_decided() -> None:
+def test_regression_is_undecided_on_other_device() -> None:
     result = against(2.0)
     ((before, after, earlier),) = result.earlier_pairs
     elsewhere = replace(
@@ -100,7 +100,7 @@ def test_a_regression_against_another_device_is_not_decided() -> None:
     assert "another device" in elsewhere.limit_checks[0].why
 
 
-def test_a_speedup_is_taken_against_eager_pytorch_alone() -> None:
+def test_speedup_baseline_is_eager_pytorch() -> None:
     result = measured()
     compiled = replace(result.rows[0], variant="compile", rounds=result.rows[1].rounds)
     several = replace(
@@ -111,13 +111,13 @@ def test_a_speedup_is_taken_against_eager_pytorch_alone() -> None:
     assert outcome(several, min_speedup=3.0) == ["held"]
 
 
-def test_noise_widens_what_a_limit_sees() -> None:
+def test_noise_widens_interval_for_limits() -> None:
     noisy = Noise(("load",), {"disturbance": 0.4})
     assert outcome(measured(noise=noisy), min_speedup=3.9) == ["undecided"]
     assert outcome(measured(noise=noisy), min_speedup=2.0) == ["held"]
 
 
-def test_a_row_that_was_never_measured_keeps_no_limit() -> None:
+def test_limit_is_undecided_without_measured_rows() -> None:
     result = measured()
     gone = replace(result.rows[1], rounds=())
     assert outcome(replace(result, rows=(result.rows[0], gone)), max_p99_ms=100.0) == ["undecided"]
@@ -127,12 +127,12 @@ def test_a_row_that_was_never_measured_keeps_no_limit() -> None:
     ("bound", "noisy", "expected"),
     [(3.0, False, "held"), (3.0, True, "held"), (1.5, False, "broken"), (1.5, True, "undecided")],
 )
-def test_noise_can_break_a_tail_but_not_keep_it(bound: float, noisy: bool, expected: str) -> None:
+def test_max_p99_on_noisy_device(bound: float, noisy: bool, expected: str) -> None:
     result = measured(noise=Noise(("load",)) if noisy else None)
     assert outcome(result, max_p99_ms=bound) == [expected]
 
 
-def test_of_a_sweep_the_recommended_configuration_keeps_the_tail_also_where_arrivals_are_paced() -> (
+def test_max_p99_applies_to_paced_rows_of_recommendation() -> (
     None
 ):
     result = measured(onnx_ms=2.0)
@@ -158,7 +158,7 @@ def test_of_a_sweep_the_recommended_configuration_keeps_the_tail_also_where_arri
     ]
 
 
-def test_a_tail_that_is_withheld_decides_nothing() -> None:
+def test_max_p99_is_undecided_with_too_few_runs() -> None:
     few = measured()
     few = replace(few, rows=tuple(replace(one, rounds=one.rounds[:3]) for one in few.rows))
     assert outcome(few, max_p99_ms=100.0) == ["undecided"]
@@ -167,22 +167,22 @@ def test_a_tail_that_is_withheld_decides_nothing() -> None:
 @pytest.mark.parametrize(
     ("bound", "expected"), [(3.0, "held"), (5.0, "broken"), (4.0, "undecided")]
 )
-def test_the_speedup_asked_for(bound: float, expected: str) -> None:
+def test_min_speedup(bound: float, expected: str) -> None:
     assert outcome(measured(), min_speedup=bound) == [expected]
 
 
-def test_no_baseline_no_speedup() -> None:
+def test_min_speedup_is_undecided_without_baseline() -> None:
     alone = measured()
     assert outcome(replace(alone, rows=alone.rows[1:], pairs=()), min_speedup=2.0) == ["undecided"]
 
 
-def test_limits_stand_in_the_result_and_say_why() -> None:
+def test_result_json_has_limits_with_reasons() -> None:
     content = replace(measured(), limits=Limits(min_speedup=5.0)).to_json()["limits"]
     assert content["min_speedup"] == 5.0
     assert content["judged"][0]["outcome"] == "broken"
     assert "asked for 5" in content["judged"][0]["why"]
 
 
-def test_impossible_limits_are_refused_together() -> None:
+def test_all_invalid_limits_are_reported_together() -> None:
     with pytest.raises(ConfigError, match=r"--max-regression(.|\n)*--max-p99(.|\n)*--min-speedup"):
         Limits(-0.1, 0.0, float("inf"))

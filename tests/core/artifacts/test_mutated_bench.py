@@ -50,7 +50,7 @@ def shortened(result: BenchResult) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("make", [board, server])
-def test_mutated_results_are_read_or_refused(
+def test_mutated_results_are_read_or_rejected(
     make: Callable[[], BenchResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content, path = shortened(make()), tmp_path / "result.json"
@@ -78,7 +78,7 @@ def test_mutated_results_are_read_or_refused(
     assert refused > 25
 
 
-def test_mutations_are_seeded_and_change_something() -> None:
+def test_mutations_are_seeded_and_change_content() -> None:
     content = {"a": [1, {"b": "c"}], "d": None}
     one, same, other = (mutate_json(content, random.Random(seed)) for seed in (1, 1, 2))
     assert one == same != other

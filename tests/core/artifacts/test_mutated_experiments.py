@@ -86,7 +86,7 @@ def mutations(content: dict[str, Any], path: Path, use: Callable[[Path], None]) 
 
 
 @pytest.mark.parametrize("kind", ["experiment", "candidates", "bundle"])
-def test_mutated_files_are_read_or_refused(
+def test_mutated_files_are_read_or_rejected(
     kind: str, tmp_path: Path, stock_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if kind == "bundle":

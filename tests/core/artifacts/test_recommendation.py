@@ -28,7 +28,7 @@ def configuration(
     )
 
 
-def test_the_fastest_is_taken_with_its_session_options() -> None:
+def test_recommends_fastest_with_session_options() -> None:
     chosen = recommend(
         [configuration(4.0), configuration(2.0, variant="int8"), row("pytorch", [10**6] * 8)]
     )
@@ -41,7 +41,7 @@ def test_the_fastest_is_taken_with_its_session_options() -> None:
     assert chosen.latency.as_fast == ()
 
 
-def test_what_is_not_shown_slower_and_takes_fewer_threads_is_preferred() -> None:
+def test_prefers_fewer_threads_when_not_slower() -> None:
     # Noise that the rounds do not share, and a hundredth of a difference.
     four, one = configuration(2.0, threads=4), configuration(2.01, threads=1, noise=-3.0)
     chosen = recommend([four, one])
@@ -50,14 +50,14 @@ def test_what_is_not_shown_slower_and_takes_fewer_threads_is_preferred() -> None
     assert chosen.latency.as_fast == (four.id,)
 
 
-def test_a_difference_that_is_shown_counts() -> None:
+def test_prefers_faster_row_when_difference_is_shown() -> None:
     four, one = configuration(2.0, threads=4), configuration(3.0, threads=1)
     chosen = recommend([four, one])
     assert chosen is not None
     assert chosen.latency.row == four.id
 
 
-def test_of_an_even_number_of_rounds_both_middle_ones_count() -> None:
+def test_median_averages_middle_rounds_when_even() -> None:
     uneven, even = (
         row("onnxruntime", [1_000_000, 1_000_000, 3_000_000, 3_000_000]),
         row("onnxruntime", [2_200_000] * 4),
@@ -70,13 +70,13 @@ def test_of_an_even_number_of_rounds_both_middle_ones_count() -> None:
     )
 
 
-def test_throughput_may_want_another_batch() -> None:
+def test_throughput_may_recommend_larger_batch() -> None:
     chosen = recommend([configuration(2.0), configuration(10.0, batch=8)])
     assert chosen is not None
     assert (chosen.latency.row[-5:], chosen.throughput.row[-5:]) == ("b1-t2", "b8-t2")
 
 
-def test_a_closed_gate_and_other_scopes_are_left_out() -> None:
+def test_ignores_failed_gates_other_scopes_and_paced_rows() -> None:
     wrong = replace(configuration(1.0, variant="int8"), gate={"checked": True, "passed": False})
     photo = replace(configuration(0.5, variant="x"), scope="file")
     paced = replace(configuration(0.4, variant="y"), rate=30.0)

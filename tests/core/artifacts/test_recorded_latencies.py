@@ -34,14 +34,14 @@ def all_latencies(runtime: str) -> NDArray[np.int64]:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("percent", [50, 90, 99])
-def test_percentiles_are_scipys(runtime: str, percent: int) -> None:
+def test_percentiles_match_scipy(runtime: str, percent: int) -> None:
     values = all_latencies(runtime)
     assert percentile(values.tolist(), percent) == pytest.approx(
         scipy.stats.scoreatpercentile(values, percent)
     )
 
 
-def test_the_speedups_interval_is_what_scipys_test_does_not_reject() -> None:
+def test_speedup_interval_inverts_scipy_wilcoxon() -> None:
     ratios = np.log(round_ratios(recorded("pytorch"), recorded("onnxruntime")))
     found = paired_speedup(np.exp(ratios).tolist())
     low, high = np.log(found.low), np.log(found.high)
@@ -58,7 +58,7 @@ def test_the_speedups_interval_is_what_scipys_test_does_not_reject() -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_neighbouring_latencies_are_alike_and_the_interval_knows(runtime: str) -> None:
+def test_interval_accounts_for_autocorrelation(runtime: str) -> None:
     """Latencies are no independent draws. Taken for such, as a bootstrap of single runs takes them, their interval is far too narrow."""
     values = np.log(all_latencies(runtime))
     following = scipy.stats.pearsonr(values[:-1], values[1:]).statistic

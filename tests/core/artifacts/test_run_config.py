@@ -12,7 +12,7 @@ from edgetl.core.preprocessing import Preprocessing
 from tests.helpers.runs import CLASSES, write_run
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_run_configuration_is_read(tmp_path: Path) -> None:
     configuration = read_run_configuration(write_run(tmp_path / "run", head_width=7))
     assert configuration.config.head_width == 7
     assert configuration.config.data == Path("/photos/flowers")
@@ -53,11 +53,11 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         ({"batch": {"batch_size": 0}}, "batch has no field 'usual'"),
     ],
 )
-def test_a_retyped_field_is_named(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+def test_field_of_wrong_type_is_named(tmp_path: Path, change: dict[str, Any], told: str) -> None:
     run = write_run(tmp_path / "run")
     content = json.loads(run.config.read_text(encoding="utf-8"))
     run.config.write_text(json.dumps({**content, **change}), encoding="utf-8")
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(RunError) as raised:
         read_run_configuration(run)
-    assert told in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)

@@ -26,7 +26,7 @@ def run(medians: list[float], **known: list[int | None]) -> SustainedResult:
     return SustainedResult("onnxruntime-fp32-model-cpu-b1-t2", float(len(medians)), tuple(windows))
 
 
-def test_a_steady_run_is_steady_from_the_start() -> None:
+def test_steady_run_has_no_drift() -> None:
     found = run([5.0] * 60)
     assert found.settled_index is not None
     assert found.settled_index < 30
@@ -36,14 +36,14 @@ def test_a_steady_run_is_steady_from_the_start() -> None:
     assert found.processor_events == []
 
 
-def test_a_cold_start_is_left_out_of_the_steady_state() -> None:
+def test_steady_state_excludes_cold_start() -> None:
     found = run([9.0, 8.0, 7.0, 6.0] + [5.0] * 56)
     assert found.settled_index is not None
     assert 3 <= found.settled_index <= 12
     assert found.steady_percentile_ms(50) == pytest.approx(5.0, rel=0.01)
 
 
-def test_throttling_is_found_with_its_reasons() -> None:
+def test_throttling_is_reported_with_reasons() -> None:
     hot = run(
         [5.0] * 20 + [8.0] * 40,
         frequency_khz=[1_500_000] * 20 + [1_000_000] * 40,
@@ -61,11 +61,11 @@ def test_throttling_is_found_with_its_reasons() -> None:
         assert told in words
 
 
-def test_what_grows_to_the_end_never_settles() -> None:
+def test_growing_latency_never_settles() -> None:
     assert run([5.0 + 0.1 * second for second in range(60)]).settled_index is None
 
 
-def test_slow_drift_hidden_in_noise_is_called_by_its_interval() -> None:
+def test_drift_verdict_is_steady_within_noise() -> None:
     generator = random.Random(1)
     noise = [5.0 * generator.uniform(0.8, 1.2) for _ in range(120)]
     found = run(noise).drift
@@ -74,7 +74,7 @@ def test_slow_drift_hidden_in_noise_is_called_by_its_interval() -> None:
     assert found.low < 1 < found.high
 
 
-def test_growth_of_memory_leaves_the_start_out() -> None:
+def test_memory_growth_excludes_first_quarter() -> None:
     found = run([5.0] * 8, memory_bytes=[100, 400, 500, 500, 500, 510, 520, 530])
     assert found.memory_growth_bytes == 30
     assert run([5.0] * 8).memory_growth_bytes is None
@@ -82,7 +82,7 @@ def test_growth_of_memory_leaves_the_start_out() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 10**9), min_size=1, max_size=5), min_size=1, max_size=40))
-def test_it_comes_back_through_json_whatever_was_measured(latencies: list[list[int]]) -> None:
+def test_result_round_trips_through_json(latencies: list[list[int]]) -> None:
     windows = tuple(
         LatencyWindow(float(second), tuple(values)) for second, values in enumerate(latencies)
     )
@@ -95,7 +95,7 @@ def test_it_comes_back_through_json_whatever_was_measured(latencies: list[list[i
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(1, 1e3), min_size=4, max_size=40))
-def test_the_cut_is_the_one_that_the_definition_gives(values: list[float]) -> None:
+def test_mser_cut_minimizes_squared_error(values: list[float]) -> None:
     def squared_error(rest: list[float]) -> float:
         mean = sum(rest) / len(rest)
         return sum((value - mean) ** 2 for value in rest) / len(rest) ** 2

@@ -13,7 +13,7 @@ from edgetl.core.errors import ConfigError
 NAN, INFINITY = math.nan, math.inf
 
 
-def test_defaults_stand_and_paths_become_text() -> None:
+def test_to_json_has_defaults_and_paths_as_text() -> None:
     content = FinetuneConfig(Path("data")).to_json()
     assert content["data"] == "data"
     assert content["output"] is None
@@ -22,7 +22,7 @@ def test_defaults_stand_and_paths_become_text() -> None:
 
 
 @pytest.mark.parametrize("unfreeze", ["auto", "head", "all", "0", "3"])
-def test_what_unfreeze_takes(unfreeze: str) -> None:
+def test_unfreeze_accepts_documented_values(unfreeze: str) -> None:
     assert FinetuneConfig(Path("data"), unfreeze=unfreeze).unfreeze == unfreeze
 
 
@@ -88,11 +88,11 @@ def test_what_unfreeze_takes(unfreeze: str) -> None:
         ("cache_budget", -1, "--cache-budget"),
     ],
 )
-def test_a_wrong_value_is_named(option: str, value: Any, named: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_invalid_value_names_option(option: str, value: Any, named: str) -> None:
+    with pytest.raises(ConfigError) as raised:
         FinetuneConfig(Path("data"), **{option: value})
-    assert re.search(rf"(?<!\S){named}\b", str(caught.value))
-    assert "\n" not in str(caught.value), "one mistake, one line"
+    assert re.search(rf"(?<!\S){named}\b", str(raised.value))
+    assert "\n" not in str(raised.value), "one mistake, one line"
 
 
 @pytest.mark.parametrize(
@@ -115,24 +115,24 @@ def test_a_wrong_value_is_named(option: str, value: Any, named: str) -> None:
         ("sampling", "balanced"),
     ],
 )
-def test_what_lies_at_the_edge_is_taken(option: str, value: Any) -> None:
+def test_boundary_value_is_accepted(option: str, value: Any) -> None:
     assert getattr(FinetuneConfig(Path("data"), **{option: value}), option) == value
 
 
-def test_rare_classes_are_made_up_for_once() -> None:
+def test_class_weights_exclude_balanced_sampling() -> None:
     with pytest.raises(ConfigError, match="Take one of the two"):
         FinetuneConfig(Path("data"), class_weights="balanced", sampling="balanced")
 
 
-def test_all_mistakes_are_told_at_once() -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_all_errors_are_reported_together() -> None:
+    with pytest.raises(ConfigError) as raised:
         FinetuneConfig(Path("data"), batch_size=0, epochs=0, finetune_epochs=0, warmup=2.0, views=0)
     for part in ("--batch-size", "both 0", "--warmup", "--views"):
-        assert part in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 4
+        assert part in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 4
 
 
-def test_images_are_prepared_on_a_gpu_only_where_one_may_be_and_knows_the_transforms() -> None:
+def test_input_device_cuda_needs_gpu_and_known_transforms() -> None:
     assert FinetuneConfig(Path("data"), input_device="cuda").input_device == "cuda"
     with pytest.raises(ConfigError, match="needs --device cuda or auto, got --device cpu"):
         FinetuneConfig(Path("data"), input_device="cuda", device="cpu")
@@ -141,7 +141,7 @@ def test_images_are_prepared_on_a_gpu_only_where_one_may_be_and_knows_the_transf
     assert FinetuneConfig(Path("data"), augment_file=Path("flip.json")).input_device == "auto"
 
 
-def test_a_batch_size_is_a_number_or_auto() -> None:
+def test_parse_batch_size() -> None:
     assert parse_batch_size("auto") == "auto"
     assert parse_batch_size("48") == 48
     for text in ("usual", "-1", "3.5", "", "1" * 10):

@@ -70,7 +70,7 @@ def recipe_of(config: FinetuneConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in RECIPE_FIELDS}
 
 
-def test_every_preset_sets_the_whole_recipe_and_has_a_note() -> None:
+def test_every_preset_sets_all_recipe_fields() -> None:
     known = {field.name for field in fields(FinetuneConfig)}
     assert set(RECIPE_FIELDS) <= known
     assert get_presets().keys() == PRESET_DESCRIPTIONS.keys()
@@ -79,11 +79,11 @@ def test_every_preset_sets_the_whole_recipe_and_has_a_note() -> None:
         assert FinetuneConfig(DATA, preset=name, **values)
 
 
-def test_the_default_preset_is_what_the_configuration_has_by_itself() -> None:
+def test_default_preset_equals_config_defaults() -> None:
     assert resolve_config(DATA, None, None, {}) == FinetuneConfig(DATA)
 
 
-def test_classic_is_pinned() -> None:
+def test_classic_preset_does_not_use_defaults() -> None:
     """It reproduces a published experiment: a better default must not move it."""
     with patch.dict(module._DEFAULTS, dict.fromkeys(RECIPE_FIELDS)):
         classic = get_presets()["classic"]
@@ -92,7 +92,7 @@ def test_classic_is_pinned() -> None:
 
 
 @pytest.mark.parametrize(("base", "written"), product(get_presets(), get_presets()))
-def test_a_preset_written_to_a_file_comes_back_whichever_preset_lies_below(
+def test_preset_file_overrides_base_preset(
     base: str, written: str, file: Any
 ) -> None:
     path = file(format_preset_toml(written))
@@ -106,7 +106,7 @@ def test_a_preset_written_to_a_file_comes_back_whichever_preset_lies_below(
 
 @settings(deadline=None)
 @given(recipe=recipes)
-def test_any_recipe_comes_back_from_its_file_exactly(
+def test_recipe_round_trips_through_toml(
     recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "drawn.toml"
@@ -123,7 +123,7 @@ def test_any_recipe_comes_back_from_its_file_exactly(
     assert recipe_of(resolve_config(DATA, None, path, {})) == recipe
 
 
-def test_preset_then_file_then_option(file: Any) -> None:
+def test_option_overrides_file_and_file_overrides_preset(file: Any) -> None:
     path = file('preset = "classic"\nfinetune-epochs = 7\nlr = 0.5\nval_split = 0.3')
     config = resolve_config(DATA, None, path, {"lr": 0.25, "seed": 3})
     assert (config.preset, config.finetune_lr, config.batch_norm) == ("classic", 1e-5, "train")
@@ -137,13 +137,13 @@ def test_preset_then_file_then_option(file: Any) -> None:
 
 
 @pytest.mark.parametrize(("text", "value"), [('"auto"', "auto"), ('"usual"', None), ("48", 48)])
-def test_a_batch_size_in_a_file_means_what_the_option_does(
+def test_batch_size_in_file(
     text: str, value: object, file: Any
 ) -> None:
     assert resolve_config(DATA, None, file(f"batch-size = {text}"), {}).batch_size == value
 
 
-def test_what_a_file_may_say(file: Any) -> None:
+def test_read_config_file_parses_all_value_types(file: Any) -> None:
     text = """
         model = "resnet18"
         weights = "none"
@@ -167,7 +167,7 @@ def test_what_a_file_may_say(file: Any) -> None:
     }
 
 
-def test_a_pipeline_in_a_file_gives_way_to_a_strength_given_as_an_option(
+def test_augment_option_overrides_pipeline_in_file(
     file: Any, tmp_path: Path
 ) -> None:
     pipeline = tmp_path / "pipeline.json"
@@ -219,41 +219,41 @@ def test_a_pipeline_in_a_file_gives_way_to_a_strength_given_as_an_option(
         (f"lr = 1{'0' * 400}", "lr: takes a finite number"),
     ],
 )
-def test_a_mistake_in_a_file_is_one_line_with_file_and_key(
+def test_error_in_file_names_file_and_key(
     file: Any, text: str, message: str
 ) -> None:
     path = file(text)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as raised:
         read_config_file(path)
-    first, hint = str(caught.value).splitlines()
+    first, hint = str(raised.value).splitlines()
     assert first.startswith(f"{path}: {message}")
     assert "`edgetl presets default`" in hint
 
 
-def test_all_mistakes_in_a_file_are_told_at_once(file: Any) -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_all_errors_in_file_are_reported_together(file: Any) -> None:
+    with pytest.raises(ConfigError) as raised:
         read_config_file(
             file('speed = 1\nlr = "fast"\nbudget = "soon"\nepochs = 3\npreset = "best"')
         )
-    lines = str(caught.value).splitlines()
+    lines = str(raised.value).splitlines()
     assert len(lines) == 5
     for part in ("'speed'", "lr: ", "budget: ", "'best'"):
         assert sum(part in line for line in lines) == 1
 
 
-def test_wrong_values_of_a_file_are_told_at_once_too(file: Any) -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_all_invalid_values_are_reported_together(file: Any) -> None:
+    with pytest.raises(ConfigError) as raised:
         resolve_config(
             DATA, None, file('schedule = "step"\nunfreeze = -1\nwarmup = nan'), {"views": 0}
         )
     for part in ("--schedule", "--unfreeze", "--warmup", "--views"):
-        assert part in str(caught.value)
+        assert part in str(raised.value)
 
 
 @pytest.mark.parametrize(
     "content", [b"epochs: 5", b"epochs = 1\nepochs = 2", b"\xff\xfee", b"seed = 1" + b"0" * 5000]
 )
-def test_what_is_not_toml_is_told(tmp_path: Path, content: bytes) -> None:
+def test_invalid_toml_is_rejected(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "my.toml").write_bytes(content)
     with pytest.raises(ConfigError, match="is not TOML"):
         read_config_file(tmp_path / "my.toml")
@@ -269,21 +269,21 @@ def test_what_is_not_toml_is_told(tmp_path: Path, content: bytes) -> None:
         ('augment = "a\\u0000b"', "neither one of"),
     ],
 )
-def test_a_file_without_bounds_is_refused(file: Any, text: str, told: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_excessive_values_in_file_are_rejected(file: Any, text: str, told: str) -> None:
+    with pytest.raises(ConfigError) as raised:
         resolve_config(Path("data"), None, file(text), {})
-    assert told in str(caught.value)
-    assert len(str(caught.value)) < 500
+    assert told in str(raised.value)
+    assert len(str(raised.value)) < 500
 
 
-def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_unreadable_file_is_rejected(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere.toml"):
         with pytest.raises(ConfigError, match="cannot be read"):
             read_config_file(path)
 
 
 @pytest.mark.parametrize("name", ["best", "", "Classic"])
-def test_an_unknown_preset_is_told_with_the_known(name: str) -> None:
+def test_unknown_preset_lists_presets(name: str) -> None:
     with pytest.raises(ConfigError, match="Known: default, classic"):
         resolve_config(DATA, name, None, {})
     with pytest.raises(ConfigError, match="Known: default, classic"):

@@ -263,7 +263,7 @@ def test_what_is_not_there_or_no_model(brief: BenchProtocol, tmp_path: Path) -> 
         bench(BenchConfig(tmp_path / "broken.onnx"), protocol=brief)
     with pytest.raises(BundleError, match="No ONNX file"):
         bench(BenchConfig(tmp_path / "absent.onnx"), protocol=brief)
-    with pytest.raises(BundleError, match="Nothing at"):
+    with pytest.raises(BundleError, match="not found"):
         bench(BenchConfig(tmp_path / "absent"), protocol=brief)
     with pytest.raises(ConfigError, match="--rounds"):
         BenchConfig(tmp_path, rounds=1)

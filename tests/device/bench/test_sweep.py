@@ -299,7 +299,7 @@ def test_a_full_disk_loses_nothing(
     def no_space(result: results.JsonSerializable, path: Path) -> None:
         if full in path.parents:
             raise BenchError(
-                f"The result cannot be written to {path} (No space left on device). Choose another --output."
+                f"Cannot write the result to {path} (No space left on device). Choose another --output."
             )
         real(result, path)
 
@@ -310,7 +310,7 @@ def test_a_full_disk_loses_nothing(
     )
     assert result.path is not None
     assert result.path.parent == tmp_path / "spare"
-    assert "It was kept in" in result.notes[-1]
+    assert "The result was saved to" in result.notes[-1]
     assert read_bench_result(result.path).rows[0].rounds
 
 
@@ -325,7 +325,7 @@ def test_dev_full_is_told_and_leaves_nothing(tmp_path: Path) -> None:
         def to_json(self) -> dict[str, object]:
             return {**result().to_json(), "padding": "x" * 100_000}
 
-    with pytest.raises(BenchError, match=r"never overwritten|cannot be written"):
+    with pytest.raises(BenchError, match=r"never overwritten|Cannot write"):
         write_result(Big(), tmp_path / "full.json")
 
 

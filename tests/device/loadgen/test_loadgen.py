@@ -283,19 +283,19 @@ def test_a_closed_gate_starts_nothing(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--loadgen", "server"], "--loadgen takes single-stream, multi-stream, offline"),
+        (["--loadgen", "server"], "--loadgen must be one of single-stream, multi-stream, offline"),
         (
             ["--loadgen", "offline", "--pytorch", "eager", "--sustained", "1m"],
             "for which --pytorch, --sustained has no meaning",
         ),
         (["--loadgen", "offline", "--rounds", "3"], "--rounds has no meaning"),
         (["--loadgen", "offline", "--threads", "1,2"], "give one --threads"),
-        (["--loadgen", "offline", "--scope", "file"], "takes scope model or image"),
-        (["--loadgen", "multi-stream", "--batch", "9"], "leave --batch at 8 or less"),
-        (["--loadgen", "offline", "--batch", "2", "--scope", "image"], "leave --batch at 1"),
+        (["--loadgen", "offline", "--scope", "file"], "needs scope model or image"),
+        (["--loadgen", "multi-stream", "--batch", "9"], "--batch must be <= 8"),
+        (["--loadgen", "offline", "--batch", "2", "--scope", "image"], "--batch must be 1"),
         (
             ["--loadgen", "offline", "--loadgen-mode", "submission"],
-            "--loadgen-mode takes accuracy, performance",
+            "--loadgen-mode must be one of accuracy, performance",
         ),
         (["--loadgen", "offline", "--variant", "all"], "drives one variant"),
         (["--loadgen", "offline", "--data", "absent"], "No folder at absent"),
@@ -363,7 +363,7 @@ def test_without_the_package_one_sentence(make_bundle: Callable[..., Path], tmp_
     )
     assert done.returncode == 1
     assert done.stderr.startswith(
-        'Error: mlperf_loadgen is not installed. `pip install "edgetl[loadgen]"` adds it'
+        'Error: mlperf_loadgen is not installed. Run `pip install "edgetl[loadgen]"`'
     )
     assert done.stdout == ""
 
@@ -518,7 +518,7 @@ def test_a_summary_is_read_as_it_stands() -> None:
         "1 ERROR encountered. See detailed log.",
     )
     assert parse_summary("").result is None
-    with pytest.raises(BenchError, match="no figure 'Samples per second'"):
+    with pytest.raises(BenchError, match="'Samples per second' not found"):
         summary.get_figure("Samples per second")
 
 
@@ -526,10 +526,10 @@ def test_a_summary_is_read_as_it_stands() -> None:
     ("loop", "model", "inside", "p50", "reason"),
     [
         (2.0, 2.0, 2.0, 2.09, ""),
-        (2.0, 2.0, 2.02, 2.2, "0.18 ms lie outside edgetl's callback"),
-        (2.0, 2.0, 2.19, 2.2, "0.19 ms are Python in edgetl's callback"),
-        (2.0, 3.19, 3.19, 3.2, "changed its speed meanwhile"),
-        (2.0, 1.5, 1.5, 1.5, "changed its speed meanwhile"),
+        (2.0, 2.0, 2.02, 2.2, "0.18 ms are spent outside edgetl's callback"),
+        (2.0, 2.0, 2.19, 2.2, "0.19 ms are spent on Python in edgetl's callback"),
+        (2.0, 3.19, 3.19, 3.2, "the machine changed its speed"),
+        (2.0, 1.5, 1.5, 1.5, "the machine changed its speed"),
     ],
 )
 def test_a_disagreement_has_its_reason(

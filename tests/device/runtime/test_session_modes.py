@@ -84,10 +84,10 @@ def test_a_mode_that_no_provider_has_is_refused(make_bundle: MakeBundle, mode: A
 
 def test_unknown_modes_are_refused_with_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match="--session takes default, cuda-graph, no-tf32, not 'fast'"
+        ConfigError, match="--session must be one of default, cuda-graph, no-tf32, got 'fast'"
     ):
         BenchConfig(tmp_path, session_modes=("fast",))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="--session names at least one"):
+    with pytest.raises(ConfigError, match="--session must name at least one"):
         BenchConfig(tmp_path, session_modes=())
 
 

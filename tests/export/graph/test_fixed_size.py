@@ -194,7 +194,7 @@ def test_loadgen_refuses_it(bundle: Bundle) -> None:
     ("options", "message"),
     [
         ({"fixed_size": (8, 640)}, "sides of 16 to 8192 pixels, got 8x640"),
-        ({"fixed_size": (480, 640), "input": "tensor"}, "leave out --input tensor"),
+        ({"fixed_size": (480, 640), "input": "tensor"}, "remove --input tensor"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:

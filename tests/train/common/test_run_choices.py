@@ -331,5 +331,5 @@ def test_a_damaged_section_is_refused(section: Any) -> None:
 
 
 def test_a_budget_excludes_deterministic() -> None:
-    with pytest.raises(ConfigError, match="--deterministic measures nothing"):
+    with pytest.raises(ConfigError, match="--deterministic excludes"):
         FinetuneConfig(Path("data"), budget_s=60.0, deterministic=True)

@@ -97,7 +97,7 @@ def test_a_changed_byte_is_refused_before_anything_is_written(
     result = CliRunner().invoke(create_app(), arguments)
     assert isinstance(result.exception, WeightsError)
     assert str(result.exception).count("\n") == 0
-    assert "is not the file that edgetl shipped" in str(result.exception)
+    assert "its SHA-256 does not match SHA256SUMS" in str(result.exception)
     assert not output.exists()
 
 
@@ -170,4 +170,4 @@ def test_they_load_from_a_wheel_alone(unpacked: Path, tmp_path: Path) -> None:
     done = ask()
     assert done.stdout.split() == [str(len(load_file(file))), sha256_file(file)], done.stderr
     file.write_bytes(file.read_bytes()[:-1] + b"?")
-    assert "is not the file that edgetl shipped" in ask().stderr
+    assert "its SHA-256 does not match SHA256SUMS" in ask().stderr
