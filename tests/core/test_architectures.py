@@ -44,10 +44,10 @@ def test_to_json_has_all_fields() -> None:
 
 @pytest.mark.parametrize("module", ["edgetl.core.architectures", "edgetl.cli.models"])
 def test_table_does_not_import_torch(module: str) -> None:
-    code = f"import sys, {module}; from edgetl.core.architectures import load_architectures; load_architectures(); print('torch' in sys.modules)"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        == "False"
+    code = (
+        f"import sys, {module}; from edgetl.core.architectures import load_architectures; "
+        "load_architectures(); print('torch' in sys.modules)"
     )
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "False"

@@ -1,4 +1,4 @@
-"""JSON is read strictly, from regular files of a bounded size."""
+"""Strict parsing of JSON from regular files of limited size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from edgetl.core.files import parse_json, read_json, read_regular_file
         ('{"schema": 1, "x": ' + "9" * 5000 + "}", "digits"),
         ("", "Expecting value"),
     ],
-    ids=["nan", "infinity", "deep", "half a pair", "latin-1", "a long number", "empty"],
+    ids=["nan", "infinity", "deep", "unpaired surrogate", "latin-1", "too many digits", "empty"],
 )
 def test_invalid_json_is_rejected(tmp_path: Path, text: str | bytes, message: str) -> None:
     path = tmp_path / "config.json"

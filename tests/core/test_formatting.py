@@ -6,7 +6,7 @@ from edgetl.core.formatting import describe_device, format_duration, format_mill
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "text"),
     [
         (None, "—"),
         (0.0123, "0.012"),
@@ -16,8 +16,8 @@ from edgetl.core.formatting import describe_device, format_duration, format_mill
         (1234.5, "1234"),
     ],
 )
-def test_format_milliseconds(value: float | None, told: str) -> None:
-    assert format_milliseconds(value) == told
+def test_format_milliseconds(value: float | None, text: str) -> None:
+    assert format_milliseconds(value) == text
 
 
 def test_pluralize() -> None:
@@ -29,14 +29,14 @@ def test_pluralize() -> None:
 
 
 def test_describe_device_uses_most_specific_name() -> None:
-    facts = {"host": "here", "machine": "aarch64", "cpu": "Cortex-A76", "board": "Raspberry Pi 5"}
+    device = {"host": "here", "machine": "aarch64", "cpu": "Cortex-A76", "board": "Raspberry Pi 5"}
     for name in ("board", "cpu", "machine", "host"):
-        assert describe_device(facts) == facts.pop(name)
-    assert describe_device({"board": None, "cpu": ""}) == "a device that does not tell its name"
+        assert describe_device(device) == device.pop(name)
+    assert describe_device({"board": None, "cpu": ""}) == "unknown device"
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "text"),
     [
         (0.42, "0.4 s"),
         (9.96, "10 s"),
@@ -47,5 +47,5 @@ def test_describe_device_uses_most_specific_name() -> None:
         (7500, "2 h 5 min"),
     ],
 )
-def test_format_duration(seconds: float, told: str) -> None:
-    assert format_duration(seconds) == told
+def test_format_duration(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text

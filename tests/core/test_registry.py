@@ -21,5 +21,5 @@ def test_missing_package_is_converted() -> None:
     assert isinstance(
         convert_import_error(ModuleNotFoundError(name="torch.nn")), MissingPackageError
     )
-    own = ModuleNotFoundError(name="edgetl.nonsense")
-    assert convert_import_error(own) is own
+    unknown = ModuleNotFoundError(name="edgetl.nonsense")
+    assert convert_import_error(unknown) is unknown

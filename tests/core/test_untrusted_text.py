@@ -1,4 +1,4 @@
-"""Escape sequences, direction marks and formulas from outside reach no terminal, page or spreadsheet."""
+"""Escaping of terminal sequences, direction marks and formulas in untrusted text."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_table_round_trips(
 def test_read_csv_rejects_rows_not_matching_header(tmp_path: Path) -> None:
     for text in ("path,label\na\n", "path,label\na,b,c\n"):
         (tmp_path / "table.csv").write_text(text)
-        with pytest.raises(ValueError, match="row 1 has not as many cells"):
+        with pytest.raises(ValueError, match="the number of cells in row 1 does not match"):
             read_csv(tmp_path / "table.csv")
 
 
@@ -71,14 +71,14 @@ def test_terminal_prints_escapes_as_text() -> None:
     )
     table = Table(HOSTILE)
     table.add_row(escape(HOSTILE))
-    for printed in (HOSTILE, table):
-        screen.print(printed, style="red")
-    shown = stream.getvalue()
-    assert "\x1b[31m" in shown, "the console's own colors stay"
-    assert r"\x1b]0;owned" in shown
-    assert not {"\x07", "\x9b", "\u202e", "\r"} & set(shown)
-    assert "\x1b]" not in shown
-    assert "\x1b[2J" not in shown
+    for content in (HOSTILE, table):
+        screen.print(content, style="red")
+    output = stream.getvalue()
+    assert "\x1b[31m" in output, "colors of the console must be kept"
+    assert r"\x1b]0;owned" in output
+    assert not {"\x07", "\x9b", "\u202e", "\r"} & set(output)
+    assert "\x1b]" not in output
+    assert "\x1b[2J" not in output
 
 
 def test_page_has_no_control_characters() -> None:

@@ -78,16 +78,16 @@ def result(noise: Noise = Noise(())) -> BenchResult:  # noqa: B008
 
 def test_result_round_trips_through_file(tmp_path: Path) -> None:
     earlier = EarlierRow("old.json", "2025", True, False, True, 4, True, 9.0, (9e6, 9.1e6))
-    written = replace(
+    original = replace(
         result(),
         earlier_pairs=(
             ("pytorch-fp32-model-cpu-b1-t2", "onnxruntime-fp32-model-cpu-b1-t2", earlier),
         ),
     )
-    write_result(written, tmp_path / "result.json")
-    read = read_bench_result(tmp_path / "result.json")
-    assert read == replace(written, path=tmp_path / "result.json")
-    assert read.to_json() == written.to_json()
+    write_result(original, tmp_path / "result.json")
+    loaded = read_bench_result(tmp_path / "result.json")
+    assert loaded == replace(original, path=tmp_path / "result.json")
+    assert loaded.to_json() == original.to_json()
 
 
 def test_result_json_has_documented_fields() -> None:
@@ -103,7 +103,7 @@ def test_result_json_has_documented_fields() -> None:
     )
     assert onnx["p50_ms"] == pytest.approx(2.0000495)
     assert onnx["p90_ms"] is not None
-    assert onnx["p99_ms"] is None, "300 runs do not support a p99"
+    assert onnx["p99_ms"] is None, "p99 needs at least 662 runs"
     assert onnx["images_per_second"] == pytest.approx(500, rel=0.01)
     assert onnx["cold"]["total_ms"] == pytest.approx(105)
     assert onnx["stages_ms"] == {"decode": 1e-6, "infer": 3e-6}
@@ -124,11 +124,10 @@ def test_statistics_are_recomputed_on_reading(tmp_path: Path) -> None:
     content["rows"][1]["p50_ms"] = 0.001
     content["comparisons"][0]["speedup"] = 1000.0
     (tmp_path / "result.json").write_text(json.dumps(content))
-    read = read_bench_result(tmp_path / "result.json")
-    assert read.get_row("onnxruntime-fp32-model-cpu-b1-t2").percentile_ms(50) == pytest.approx(
-        2.0, rel=1e-3
-    )
-    assert read.comparisons[0].speedup.ratio == pytest.approx(4.0, rel=1e-3)
+    loaded = read_bench_result(tmp_path / "result.json")
+    row = loaded.get_row("onnxruntime-fp32-model-cpu-b1-t2")
+    assert row.percentile_ms(50) == pytest.approx(2.0, rel=1e-3)
+    assert loaded.comparisons[0].speedup.ratio == pytest.approx(4.0, rel=1e-3)
 
 
 def test_write_result_does_not_overwrite(tmp_path: Path) -> None:
@@ -149,7 +148,7 @@ def test_write_result_suggests_output_when_not_writable(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "not valid JSON"),
-        ('{"schema": 1, "kind": "doctor"}', "no bench result"),
+        ('{"schema": 1, "kind": "doctor"}', "is not a bench result"),
         ('{"schema": 2, "kind": "bench"}', "schema 2"),
         ('{"schema": 1, "kind": "bench"}', "broken"),
     ],
@@ -169,8 +168,8 @@ def test_unmeasured_row_has_no_statistics() -> None:
 
 
 def test_failed_rows_are_not_compared() -> None:
-    good, bad = row("pytorch", [100, 101]), row("onnxruntime", [])
-    assert replace(result(), rows=(good, bad)).comparisons == []
+    timed, failed = row("pytorch", [100, 101]), row("onnxruntime", [])
+    assert replace(result(), rows=(timed, failed)).comparisons == []
 
 
 @pytest.mark.parametrize(
@@ -198,29 +197,27 @@ def test_decide_verdict(
 def test_consistency_requires_rounds_to_agree() -> None:
     assert are_ratios_consistent([1.1] * 8)
     assert are_ratios_consistent([0.9] * 8)
-    assert are_ratios_consistent([1.1] * 7 + [0.99]), "one may say a little of the opposite"
+    assert are_ratios_consistent([1.1] * 7 + [0.99]), "one round may disagree slightly"
     assert not are_ratios_consistent([1.1] * 7 + [0.8])
     assert not are_ratios_consistent([1.1] * 6 + [0.99, 0.98])
-    assert are_ratios_consistent([1.1, 0.9]), "so few cannot be that sure: their interval decides"
-    assert decide_verdict(Speedup(1.2, 1.1, 1.3), False, 0.0, agreed=False) == "inconclusive"
+    assert are_ratios_consistent([1.1, 0.9]), "too few rounds for the test"
+    assert decide_verdict(Speedup(1.2, 1.1, 1.3), False, 0.0, consistent=False) == "inconclusive"
 
 
 def test_round_ratio_uses_interleaved_slices() -> None:
-    """The machine halves its speed in the middle of the round, a little later for one of the two: the ratio stays."""
+    # The machine's speed halves in the middle of the round, one slice later for the candidate.
     fast, slow = (1_000_000,) * 10, (2_000_000,) * 10
-    one = replace(block(1), latencies_ns=fast * 5 + slow * 5, slices=(10,) * 10)
-    other = replace(
+    baseline_block = replace(block(1), latencies_ns=fast * 5 + slow * 5, slices=(10,) * 10)
+    candidate_block = replace(
         block(1),
         latencies_ns=tuple(latency // 2 for latency in fast * 6 + slow * 4),
         slices=(10,) * 10,
     )
-    before, after = (
-        replace(row("pytorch", []), rounds=(one,)),
-        replace(row("onnxruntime", []), rounds=(other,)),
-    )
-    assert round_ratios(before, after) == [2.0]
-    whole = replace(after, rounds=(replace(other, slices=()),))
-    assert round_ratios(before, whole) == [3.0]
+    baseline = replace(row("pytorch", []), rounds=(baseline_block,))
+    candidate = replace(row("onnxruntime", []), rounds=(candidate_block,))
+    assert round_ratios(baseline, candidate) == [2.0]
+    unsliced = replace(candidate, rounds=(replace(candidate_block, slices=()),))
+    assert round_ratios(baseline, unsliced) == [3.0]
 
 
 def test_relative_spread() -> None:
@@ -231,8 +228,8 @@ def test_relative_spread() -> None:
 def test_rounds_without_gpu_readings_are_read() -> None:
     content = json.loads(json.dumps(row("onnxruntime", [2_000_000]).to_json()))
     del content["rounds"][0]["gpu"]
-    again = BenchRow.from_json(content)
-    assert (again.summarize_gpu(), dict(again.rounds[0].gpu)) == ({}, {})
+    parsed = BenchRow.from_json(content)
+    assert (parsed.summarize_gpu(), dict(parsed.rounds[0].gpu)) == ({}, {})
 
 
 def test_gpu_readings_are_summarized_over_rounds() -> None:

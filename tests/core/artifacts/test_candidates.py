@@ -26,18 +26,22 @@ def test_all_config_errors_are_reported_together() -> None:
             seed=-1,
         )
     assert [line.split()[0] for line in str(raised.value).splitlines()] == [
-        "--candidates", "--classes", "--image-size", "--latency-budget", "--threads", "--rounds", "--seed",
-    ]  # fmt: skip
-    assert "not 16, 31" in str(raised.value)
+        "--candidates",
+        "--classes",
+        "--image-size",
+        "--latency-budget",
+        "--threads",
+        "--rounds",
+        "--seed",
+    ]
+    assert "got 16, 31" in str(raised.value)
 
 
 @pytest.mark.parametrize(
     ("budget", "fits"),
     [(5.0, True), (4.21, True), (4.04, None), (3.96, None), (3.79, False), (None, None)],
 )
-def test_budget_is_compared_with_interval(
-    budget: float | None, fits: bool | None
-) -> None:
+def test_budget_is_compared_with_interval(budget: float | None, fits: bool | None) -> None:
     row = candidate("resnet18", STEADY)
     assert row.p50_ms == 4.0
     assert row.ci95_ms is not None
@@ -56,7 +60,7 @@ def test_noise_widens_interval_for_budget() -> None:
 
 
 def test_interval_contains_pooled_p50() -> None:
-    # One long block pulls the pooled median away from the median of the rounds' medians.
+    # A slow block moves the pooled median away from the median of the rounds' medians.
     row = candidate("resnet18", (1.0, 9.0))
     assert row.ci95_ms is not None
     assert row.p50_ms is not None
@@ -80,14 +84,10 @@ def test_untimed_candidate_has_no_statistics() -> None:
 
 
 def test_pareto_front_of_accuracy_and_size() -> None:
-    strong_small, strong_large = (
-        candidate("strong", [3.0] * 4, 160, 75.0),
-        candidate("strong", [9.0] * 4, 224, 75.0),
-    )
-    weak_small, weak_large = (
-        candidate("weak", [1.0] * 4, 160, 60.0),
-        candidate("weak", [2.0] * 4, 224, 60.0),
-    )
+    strong_small = candidate("strong", [3.0] * 4, 160, 75.0)
+    strong_large = candidate("strong", [9.0] * 4, 224, 75.0)
+    weak_small = candidate("weak", [1.0] * 4, 160, 60.0)
+    weak_large = candidate("weak", [2.0] * 4, 224, 60.0)
     unknown = candidate("unknown", [1.5] * 4, 160, None)
     rows = (strong_large, weak_small, unknown, strong_small, weak_large)
     assert result_of(*rows).pareto_front == [strong_large]
@@ -143,10 +143,10 @@ def test_store_result_chooses_free_name(tmp_path: Path) -> None:
 
 
 def test_check_output_path_rejects_unwritable_paths(tmp_path: Path) -> None:
-    there = tmp_path / "there.json"
-    there.touch()
+    existing = tmp_path / "existing.json"
+    existing.touch()
     with pytest.raises(BenchError, match="never overwritten"):
-        check_output_path(there, tmp_path)
-    with pytest.raises(BenchError, match="cannot be written"):
-        check_output_path(there / "below.json", tmp_path)
+        check_output_path(existing, tmp_path)
+    with pytest.raises(BenchError, match="Cannot write results"):
+        check_output_path(existing / "below.json", tmp_path)
     check_output_path(None, tmp_path / "not/yet")

@@ -35,7 +35,7 @@ def test_run_of_older_version_lacks_newer_fields(tmp_path: Path) -> None:
 def test_unfinished_run_has_best_epoch_so_far(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", finished=False)
     with directory.history.open("a") as stream:
-        stream.write('{"phase": 2, "epoch": 8, "train_lo')  # being written
+        stream.write('{"phase": 2, "epoch": 8, "train_lo')  # incomplete line
     run = read_run_record(directory.path)
     assert run.metrics is None
     assert run.best_epoch is not None
@@ -51,7 +51,7 @@ def test_best_epoch_is_last_without_validation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("config.json", "{", "not valid JSON"),
         ("config.json", '{"schema": 2}', "schema 2"),
@@ -76,8 +76,8 @@ def test_best_epoch_is_last_without_validation(tmp_path: Path) -> None:
         ("rejected.csv", "path\na\n", "rejected.csv is broken"),
     ],
 )
-def test_broken_file_is_named(tmp_path: Path, name: str, content: str, told: str) -> None:
+def test_broken_file_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
     run = write_run(tmp_path / "run")
     (run.path / name).write_text(content, encoding="utf-8")
-    with pytest.raises(RunError, match=told):
+    with pytest.raises(RunError, match=message):
         read_run_record(run.path)

@@ -27,7 +27,7 @@ def test_unfreeze_accepts_documented_values(unfreeze: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "named"),
+    ("field", "value", "option"),
     [
         ("unfreeze", "some", "--unfreeze"),
         ("unfreeze", "-1", "--unfreeze"),
@@ -88,15 +88,15 @@ def test_unfreeze_accepts_documented_values(unfreeze: str) -> None:
         ("cache_budget", -1, "--cache-budget"),
     ],
 )
-def test_invalid_value_names_option(option: str, value: Any, named: str) -> None:
+def test_invalid_value_names_option(field: str, value: Any, option: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        FinetuneConfig(Path("data"), **{option: value})
-    assert re.search(rf"(?<!\S){named}\b", str(raised.value))
-    assert "\n" not in str(raised.value), "one mistake, one line"
+        FinetuneConfig(Path("data"), **{field: value})
+    assert re.search(rf"(?<!\S){option}\b", str(raised.value))
+    assert "\n" not in str(raised.value), "a single error must be one line"
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
+    ("field", "value"),
     [
         ("lr_decay", 1.0),
         ("target_accuracy", 1.0),
@@ -115,12 +115,12 @@ def test_invalid_value_names_option(option: str, value: Any, named: str) -> None
         ("sampling", "balanced"),
     ],
 )
-def test_boundary_value_is_accepted(option: str, value: Any) -> None:
-    assert getattr(FinetuneConfig(Path("data"), **{option: value}), option) == value
+def test_boundary_value_is_accepted(field: str, value: Any) -> None:
+    assert getattr(FinetuneConfig(Path("data"), **{field: value}), field) == value
 
 
 def test_class_weights_exclude_balanced_sampling() -> None:
-    with pytest.raises(ConfigError, match="Take one of the two"):
+    with pytest.raises(ConfigError, match="Use one of the two"):
         FinetuneConfig(Path("data"), class_weights="balanced", sampling="balanced")
 
 
@@ -145,7 +145,7 @@ def test_parse_batch_size() -> None:
     assert parse_batch_size("auto") == "auto"
     assert parse_batch_size("48") == 48
     for text in ("usual", "-1", "3.5", "", "1" * 10):
-        with pytest.raises(ConfigError, match="takes a number of images, or auto"):
+        with pytest.raises(ConfigError, match="must be a number of images or auto"):
             parse_batch_size(text)
     config = FinetuneConfig(Path("data"), batch_size="auto")
     assert FinetuneConfig.from_json(config.to_json()) == config

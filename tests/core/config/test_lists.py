@@ -17,7 +17,7 @@ def test_parse_numbers_keeps_order_without_duplicates(values: list[int]) -> None
 
 @pytest.mark.parametrize("text", ["", ",", "one", "1;2", "1.5", "1,,x"])
 def test_parse_numbers_rejects_other_text(text: str) -> None:
-    with pytest.raises(ConfigError, match="--batch takes numbers"):
+    with pytest.raises(ConfigError, match="--batch must be comma-separated numbers"):
         parse_numbers("--batch", [text], int)
 
 

@@ -12,8 +12,17 @@ from edgetl.core.config.options import parse_duration, parse_size, raise_config_
 from edgetl.core.errors import ConfigError
 
 UNITS = {
-    "": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
-}  # fmt: skip
+    "": 1,
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
 counts = st.integers(0, 10**9)
 
 
@@ -24,10 +33,10 @@ def test_parse_size_is_exact_for_integers(count: int, unit: str, space: str) -> 
 
 @given(st.integers(0, 10**6), st.integers(0, 999), st.sampled_from(["kB", "MB", "GB", "TB"]))
 @example(2, 10, "MB")
-def test_parse_size_is_exact_for_decimals(whole: int, thousandths: int, unit: str) -> None:
+def test_parse_size_is_exact_for_decimals(integer: int, thousandths: int, unit: str) -> None:
     assert (
-        parse_size(f"{whole}.{thousandths:03d}{unit}")
-        == (1000 * whole + thousandths) * UNITS[unit] // 1000
+        parse_size(f"{integer}.{thousandths:03d}{unit}")
+        == (1000 * integer + thousandths) * UNITS[unit] // 1000
     )
 
 
@@ -48,9 +57,11 @@ def test_parse_duration_adds_units(hours: int, minutes: int, seconds: int) -> No
 @given(
     st.integers(0, 10**6), st.integers(0, 999), st.sampled_from([("h", 3600), ("m", 60), ("s", 1)])
 )
-def test_parse_duration_accepts_decimals(whole: int, thousandths: int, unit: tuple[str, int]) -> None:
-    exact = Fraction(1000 * whole + thousandths, 1000) * unit[1]
-    assert parse_duration(f"{whole}.{thousandths:03d}{unit[0]}") == float(exact)
+def test_parse_duration_accepts_decimals(
+    integer: int, thousandths: int, unit: tuple[str, int]
+) -> None:
+    exact = Fraction(1000 * integer + thousandths, 1000) * unit[1]
+    assert parse_duration(f"{integer}.{thousandths:03d}{unit[0]}") == float(exact)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +86,7 @@ def test_parse_duration_accepts_decimals(whole: int, thousandths: int, unit: tup
     ],
 )
 def test_parse_duration_rejects_other_text(text: str) -> None:
-    with pytest.raises(ConfigError, match="is no length of time"):
+    with pytest.raises(ConfigError, match="is not a duration"):
         parse_duration(text)
 
 
@@ -83,7 +94,7 @@ def test_parse_duration_rejects_other_text(text: str) -> None:
     "text", ["", "GB", "-1GB", "2XB", "1,5GB", "1e9", "2GB4", "inf", "nan", "٣GB", "9" * 5000]
 )
 def test_parse_size_rejects_other_text(text: str) -> None:
-    with pytest.raises(ConfigError, match="is no size"):
+    with pytest.raises(ConfigError, match="is not a size"):
         parse_size(text)
 
 

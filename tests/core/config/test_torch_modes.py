@@ -5,12 +5,12 @@ from typing import get_args
 import pytest
 
 from edgetl.core.artifacts.bench import EAGER_VARIANT
-from edgetl.core.config.bench import TorchModeName as Name
+from edgetl.core.config.bench import TorchModeName
 from edgetl.core.config.torch_modes import BF16_TOLERANCE, FP16_TOLERANCE, TORCH_MODES
 
 
 def test_torch_modes_cover_option_values() -> None:
-    assert set(TORCH_MODES) == set(get_args(Name))
+    assert set(TORCH_MODES) == set(get_args(TorchModeName))
     assert TORCH_MODES["eager"].variant == EAGER_VARIANT
     assert len({mode.variant for mode in TORCH_MODES.values()}) == len(TORCH_MODES)
 
