@@ -14,7 +14,7 @@ from edgetl.core.formatting import describe_device
 from edgetl.device.bench import runner as bench_run
 from edgetl.device.hardware.cpu import EMULATED_ENV_VAR, is_emulated
 from edgetl.device.hardware.info import collect_device_info
-from tests.core.artifacts.test_limits import against, measured
+from tests.core.artifacts.test_limits import make_result, with_earlier_row
 from tests.helpers.machines import LAPTOP, PI, build
 
 PC = {"proc/cpuinfo": "processor\t: 0\nmodel name\t: Imaginary Core i7\nflags\t\t: fpu sse2 avx2\n"}
@@ -64,7 +64,7 @@ def test_it_is_called_emulated_and_not_by_its_hosts_board() -> None:
 
 
 def test_no_time_decides_anything(tmp_path: Path) -> None:
-    result = replace(measured(), limits=Limits(max_p99_ms=1000.0, min_speedup=1.1))
+    result = replace(make_result(), limits=Limits(max_p99_ms=1000.0, min_speedup=1.1))
     assert [judged.outcome for judged in result.limit_checks] == ["held", "held"]
     assert result.comparisons[0].verdict == "faster"
     there = replace(result, device={"machine": "aarch64", "emulated": True})
@@ -74,7 +74,7 @@ def test_no_time_decides_anything(tmp_path: Path) -> None:
         assert [judged.outcome for judged in one.limit_checks] == ["undecided", "undecided"]
         assert all("measure on the device" in judged.why for judged in one.limit_checks)
         assert [pair.verdict for pair in one.comparisons] == ["noisy"]
-    assert replace(against(8.0), device={"emulated": True}).comparisons[-1].verdict == "noisy"
+    assert replace(with_earlier_row(8.0), device={"emulated": True}).comparisons[-1].verdict == "noisy"
 
 
 def test_a_result_says_so_first(
