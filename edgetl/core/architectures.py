@@ -33,7 +33,8 @@ class Architecture:
     head_kind: HeadKind
     """Type of the classification layer."""
     blocks: int
-    """Number of blocks of the backbone as counted by `--unfreeze`, see edgetl.train.model.blocks."""
+    """Number of blocks of the backbone as counted by `--unfreeze`, see
+    edgetl.train.model.blocks."""
     unfreeze: int
     """Number of blocks that phase 2 trains by default.
 

@@ -64,7 +64,7 @@ def _compute_digest(content: dict[str, Any], version: str) -> str:
 
 
 def prune_cache(folder: Path, budget_bytes: int, keep: Collection[Path]) -> None:
-    """Remove the least recently used entries of `folder` until the rest fits, except those in `keep`.
+    """Remove the least recently used entries of a folder, except `keep`, until the rest fits.
 
     Several processes may prune at the same time, so missing entries are ignored. Unfinished entries
     of killed processes are removed after a day.

@@ -61,7 +61,7 @@ def compute_accuracy_difference(
 
     Args:
         first: Whether the first classifier is correct, [seeds][images].
-        second: The same for the second classifier, with the same seeds and images in the same order.
+        second: The same for the second classifier, with the same seeds and the same order of images.
     """
     if len(first) == 1:
         return _compare_single_seed(first[0], second[0])

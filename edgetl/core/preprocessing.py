@@ -19,7 +19,7 @@ A 4:3 photo of this size takes 270 MB.
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Antialiased bilinear resize of the shorter side, center crop, scaling to [0, 1], normalization.
+    """Antialiased bilinear resize of the shorter side, center crop, scale to [0, 1], normalize.
 
     The geometry matches torchvision's `Resize` and `CenterCrop` on Pillow images to the pixel.
     """

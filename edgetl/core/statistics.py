@@ -19,7 +19,7 @@ _T_975 = (math.inf, 12.7062, 4.3027, 3.1824, 2.7764)
 def percentile(values: Sequence[float], percent: int) -> float | None:
     """Return a percentile, or None if there are fewer values than PERCENTILE_SUPPORT requires.
 
-    Linear interpolation between order statistics (type 7 of Hyndman and Fan, 1996; numpy's default).
+    Linear interpolation of order statistics (type 7 of Hyndman and Fan, 1996; numpy's default).
     """
     if len(values) < max(1, PERCENTILE_SUPPORT.get(percent, 1)):
         return None

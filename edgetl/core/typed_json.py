@@ -33,7 +33,7 @@ def parse_as(
         kind: A dataclass, `bool`, `int`, `float`, `str`, `Path`, a `Literal`, an optional or other
             union of these, `tuple[X, ...]`, `tuple[X, Y]`, `list[X]`, `dict[str, X]`,
             `Mapping[str, X]` or `Any`.
-        value: Value to convert. An `int` is accepted for a `float`, a list for a tuple, and a string
+        value: Value to convert. An `int` is accepted for a `float`, a list for a tuple, a string
             for a `Path`; there are no other conversions.
         where: Name of the field, for messages.
         extra: Whether keys that are not fields of a dataclass are an error. Fields with a default

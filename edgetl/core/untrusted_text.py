@@ -29,7 +29,7 @@ def escape_json_controls(text: str) -> str:
 
 
 def escape_csv_cell(text: str) -> str:
-    """Prefix a cell that starts like a formula with an apostrophe, so spreadsheets treat it as text.
+    """Prefix a cell that starts like a formula with an apostrophe, which makes it text.
 
     Source: OWASP, "CSV Injection". `unescape_csv_cell` is the inverse.
     """

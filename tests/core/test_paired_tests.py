@@ -71,7 +71,7 @@ def test_holm_correction_is_monotonic(values: list[float]) -> None:
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_false_positive_rate_is_bounded(seeds: int) -> None:
-    # Both classifiers have the same accuracy. Images differ in difficulty, and seeds shift accuracy.
+    # The classifiers are equally accurate. Images differ in difficulty, and seeds shift accuracy.
     generator = random.Random(5)
     trials = 400
     false_positives = covered = 0

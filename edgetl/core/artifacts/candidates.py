@@ -44,7 +44,7 @@ class CandidateRow:
     parameters: int | None = None
     """Number of parameters, including the new head."""
     imagenet_top1: float | None = None
-    """ImageNet top-1 in percent as stated by torchvision, for its default weights at their own size.
+    """ImageNet top-1 of torchvision's default weights at their own size, percent, by torchvision.
 
     It compares the capacity of architectures; it does not predict the accuracy on other images.
     """

@@ -27,7 +27,8 @@ class LimitCheck:
     """Id of the row."""
     bound: float
     value: float | None
-    """Measured value in the unit of the bound; None if not measured or not supported by the data."""
+    """Measured value in the unit of the bound; None if not measured or not supported by the
+    data."""
     outcome: LimitOutcome
     why: str
     """Explanation in one sentence."""

@@ -115,7 +115,7 @@ class LoadgenPerformance:
 
     @property
     def ratio(self) -> float:
-        """LoadGen's latency over edgetl's; in scenario `offline`, LoadGen's throughput over edgetl's."""
+        """LoadGen's latency over edgetl's; in `offline`, LoadGen's throughput over edgetl's."""
         if self.is_throughput:
             return self.edgetl_ns / self.loadgen_ns
         return self.loadgen_ns / self.edgetl_ns

@@ -51,7 +51,8 @@ class CompareConfig:
     """Time limit of each run, seconds; epochs are then planned from measured steps, up to three
     times those of the recipe."""
     target_accuracy: float = 0.8
-    """Validation accuracy for which the time to reach it is reported; training continues after it."""
+    """Validation accuracy for which the time to reach it is reported; training continues after
+    it."""
     latency_budget_ms: float | None = None
     """Largest p50 on this device; slower architectures are not trained."""
     bench: bool = True

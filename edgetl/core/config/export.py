@@ -24,8 +24,8 @@ class ExportConfig:
     output: Path | None = None
     """Bundle to write; None is RUN/bundle, or bundles/<architecture> for a stock model."""
     input: InputKind = "image"
-    """Input of the graph: `image` is uint8 of any size, with preprocessing in the graph; `tensor` is
-    float32 [batch, 3, S, S]."""
+    """Input of the graph: `image` is uint8 of any size, with preprocessing in the graph; `tensor`
+    is float32 [batch, 3, S, S]."""
     opset: int = 18
     """ONNX opset; 18 is the first whose Resize is antialiased."""
     network_tolerance: float = 1e-3
@@ -49,13 +49,13 @@ class ExportConfig:
     optimise: OptimizationGoal = "latency"
     """Criterion for the recommended variant among those within the two limits."""
     search: SearchMode = "thorough"
-    """Search for int8: `thorough` tries all ways to quantize and repairs variants that lose too much
-    accuracy; `quick` tries those chosen most often."""
+    """Search for int8: `thorough` tries all ways to quantize and repairs variants that lose too
+    much accuracy; `quick` tries those chosen most often."""
     ort_format: bool = False
     """Whether to write each variant in ORT format as well, for minimal builds."""
     web: bool = False
-    """Whether to write a web page that runs the model in a browser: fp32, or the recommended variant
-    if it is optimized for size."""
+    """Whether to write a web page that runs the model in a browser: fp32, or the recommended
+    variant if it is optimized for size."""
 
     def __post_init__(self) -> None:
         choices = ("fp32", *QUANTIZERS)

@@ -70,17 +70,18 @@ class FinetuneConfig:
     """Epochs of phase 2; None is 5 to 8, depending on the result of phase 1, see
     edgetl.train.engine.phases."""
     finetune_lr: float | None = None
-    """Adam's learning rate in phase 2; None is 2e-4 to 1e-3, depending on the result of phase 1, see
-    edgetl.train.engine.phases."""
+    """Adam's learning rate in phase 2; None is 2e-4 to 1e-3, depending on the result of phase 1,
+    see edgetl.train.engine.phases."""
     batch_size: int | Literal["auto"] | None = None
     """Images a step; None is the power of two from 16 to 64 nearest to 32 steps an epoch; `auto`
     fits it to the GPU and scales the learning rates, see edgetl.train.engine.batch_size."""
     batch_norm: BatchNorm = "auto"
-    """BatchNorm mode of the blocks that phase 2 trains: `eval` keeps the running statistics, `train`
-    uses batch statistics and updates them; `auto` keeps them if phase 1 left little to learn and
-    they fit the images, see edgetl.train.engine.phases."""
+    """BatchNorm mode of the blocks that phase 2 trains: `eval` keeps the running statistics,
+    `train` uses batch statistics and updates them; `auto` keeps them if phase 1 left little to
+    learn and they fit the images, see edgetl.train.engine.phases."""
     schedule: Schedule = "cosine"
-    """Learning rate within a phase: constant, or cosine decay to 0 (Loshchilov and Hutter, 2017)."""
+    """Learning rate within a phase: constant, or cosine decay to 0 (Loshchilov and Hutter,
+    2017)."""
     warmup: float = 0.1
     """Share of a phase's steps with a linear warm-up of the learning rate from 0."""
     lr_decay: float = 1.0
@@ -96,13 +97,14 @@ class FinetuneConfig:
     """Alpha of mixup on pixels (Zhang et al., 2018) or cached features (Verma et al., 2019); 0 is
     off."""
     cutmix: float = 0.0
-    """Alpha of CutMix (Yun et al., 2019) on pixels or cached features; with mixup, each step uses one
-    of the two at random; 0 is off."""
+    """Alpha of CutMix (Yun et al., 2019) on pixels or cached features; with mixup, each step uses
+    one of the two at random; 0 is off."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights, which is then validated and saved; 0 is
-    off."""
+    """Decay of an exponential moving average of the weights, which is then validated and saved; 0
+    is off."""
     class_weights: ClassWeights = "none"
-    """Class weights in the loss; `balanced` is the inverse of each class's share of training images."""
+    """Class weights in the loss; `balanced` is the inverse of each class's share of training
+    images."""
     sampling: Sampling = "shuffled"
     """Sampling of training images; `balanced` draws all classes equally often, with epochs of the
     same length."""
@@ -111,7 +113,8 @@ class FinetuneConfig:
     target_accuracy: float | None = None
     """Validation accuracy at which training stops."""
     budget_s: float | None = None
-    """Time limit of the whole run, seconds; epochs and views are then planned from measured steps."""
+    """Time limit of the whole run, seconds; epochs and views are then planned from measured
+    steps."""
     head_width: int = 0
     """Width of the hidden layer of the new head; 0 is a single linear layer."""
     dropout: float = 0.2
@@ -121,8 +124,8 @@ class FinetuneConfig:
     augment_file: Path | None = None
     """File of a pipeline saved by albumentations (`A.save`), used instead of `augment`."""
     views: int | None = None
-    """Number of views of each image that epochs cycle through; None is as many as the cache holds, or
-    a new view every epoch without a cache."""
+    """Number of views of each image that epochs cycle through; None is as many as the cache holds,
+    or a new view every epoch without a cache."""
 
     val_split: float = 0.2
     """Share of each class used for validation if DATA has no val/; 0 trains without validation."""
@@ -136,21 +139,21 @@ class FinetuneConfig:
     device: Device = "auto"
     """Training device."""
     input_device: InputDevice = "auto"
-    """Device that decodes and augments training images; `auto` is the faster one by measurement when
-    training on a GPU, else the CPU."""
+    """Device that decodes and augments training images; `auto` is the faster one by measurement
+    when training on a GPU, else the CPU."""
     precision: Precision = "auto"
     """Precision of the forward and backward passes; weights stay float32."""
     workers: int | None = None
     """Number of loader processes; None uses the cores that training leaves free, 0 is the training
     process itself."""
     cache_budget: int | None = None
-    """Size limit of the feature cache, bytes, and of decoded images until the features are computed;
-    None is a quarter of the free memory, 0 disables caching."""
+    """Size limit of the feature cache, bytes, and of decoded images until the features are
+    computed; None is a quarter of the free memory, 0 disables caching."""
     compile: bool = False
     """Whether to compile the trained part of the model with torch.compile."""
     deterministic: bool = False
-    """Whether to make no choices by timing or free memory and to use only deterministic algorithms on
-    a GPU; see docs/reproducibility.md."""
+    """Whether to make no choices by timing or free memory and to use only deterministic algorithms
+    on a GPU; see docs/reproducibility.md."""
     tensorboard: bool = False
     """Whether to write event files for TensorBoard to the run directory."""
     mlflow: str | None = None

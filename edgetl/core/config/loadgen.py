@@ -95,7 +95,7 @@ class LoadgenConfig:
     def query_samples(self) -> int:
         """Images in each query of edgetl's own loop.
 
-        This is a whole query of LoadGen, or one call in scenario `offline`, where LoadGen issues all
+        This is a query of LoadGen, or one call in scenario `offline`, where LoadGen issues all
         samples in a single query.
         """
         query_sizes = {"single-stream": 1, "multi-stream": MULTI_STREAM_SAMPLES}
