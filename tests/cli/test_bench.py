@@ -87,7 +87,9 @@ def test_json_is_all_that_standard_output_holds(bundle: Path, tmp_path: Path) ->
 def test_scopes_are_repeated_or_listed(bundle: Path, tmp_path: Path) -> None:
     done = edgetl("bench", str(bundle), "--rounds", "2", "--scope", "model, pixels", cwd=tmp_path)
     assert done.returncode == 1
-    assert "--scope must be one of model, image, file, got 'pixels'" in " ".join(done.stderr.split())
+    assert "--scope must be one of model, image, file, got 'pixels'" in " ".join(
+        done.stderr.split()
+    )
 
 
 def test_a_closed_gate_is_shown_and_fails(bundle: Path, tmp_path: Path) -> None:
@@ -112,7 +114,7 @@ def test_a_closed_gate_is_shown_and_fails(bundle: Path, tmp_path: Path) -> None:
         (["bundle", "--provider", "qnn"], "The installed onnxruntime has no"),
         (["bundle", "--rounds", "1"], "--rounds must be >= 2"),
         (["bundle", "--threads", "0"], "--threads must be >= 1"),
-        (["bundle", "--threads", "4096"], "insist with --force"),
+        (["bundle", "--threads", "4096"], "use fewer, or --force"),
         (["bundle", "--threads", "two"], "--threads must be comma-separated numbers"),
         (["bundle", "--batch", "0"], "--batch must be 1 to"),
         (["bundle", "--batch", "4", "--scope", "file"], "needs scope model"),
