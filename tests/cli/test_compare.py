@@ -114,5 +114,5 @@ def test_mistakes_are_one_sentence_each(
     done = edgetl("compare", tmp_path / "pets", "--strategies", "heads", "--seeds", 0)
     assert done.returncode == 1
     assert "'heads'" in done.stderr
-    assert "--seeds is at least 1" in done.stderr
+    assert "--seeds must be >= 1" in done.stderr
     assert "Traceback" not in done.stderr

@@ -70,8 +70,8 @@ def test_run_to_bundle(edgetl: Run, forked: Run, finished_run: Path) -> None:
     [
         (["nothing_v9", "-o", "{out}"], "nothing_v9"),
         (["{run}", "--weights", "x.pth"], "belong to a stock architecture"),
-        (["{run}", "--input", "video", "-o", "{out}"], "--input takes image, tensor"),
-        (["{run}", "--opset", "11", "-o", "{out}"], "--opset is at least 18"),
+        (["{run}", "--input", "video", "-o", "{out}"], "--input must be one of image, tensor"),
+        (["{run}", "--opset", "11", "-o", "{out}"], "--opset must be >= 18"),
         ([ARCHITECTURE, "--weights", "{out}/none.pth", "-o", "{out}"], "none.pth"),
         (["{empty}", "-o", "{out}"], "is not a run directory"),
     ],

@@ -113,11 +113,11 @@ def test_without_validation_the_accuracy_is_unknown(
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", "No data folder"),
+        ("missing", "Data folder not found"),
         ("empty", "no class folders"),
         ("one class", "one class only"),
         ("empty class", "holds no images"),
-        ("undecodable", "can be read"),
+        ("undecodable", "Cannot read any image"),
         ("differ", "differ"),
         ("loose", "no class folders"),
         ("weights of another", "does not fit"),
@@ -429,12 +429,12 @@ def test_augment_takes_a_saved_pipeline(
     [
         (
             ["--augment", "wild"],
-            ["--augment: 'wild' is neither one of none, light, medium, strong nor a file"],
+            ["--augment: must be one of none, light, medium, strong or a file"],
         ),
-        (["--augment", "."], ["--augment: '.' is neither one of"]),
-        (["--budget", "soon"], ["--budget: 'soon' is no length of time"]),
-        (["--budget", "0"], ["--budget is above 0"]),
-        (["--cache-budget", "much"], ["--cache-budget: 'much' is no size"]),
+        (["--augment", "."], ["--augment: must be one of"]),
+        (["--budget", "soon"], ["--budget: 'soon' is not a duration"]),
+        (["--budget", "0"], ["--budget must be > 0"]),
+        (["--cache-budget", "much"], ["--cache-budget: 'much' is not a size"]),
         (
             ["--budget", "soon", "--cache-budget", "much", "--augment", "wild"],
             ["--budget: ", "--cache-budget: ", "--augment: "],
@@ -442,17 +442,17 @@ def test_augment_takes_a_saved_pipeline(
         (
             ["--warmup", 1, "--views", 0],
             [
-                "--warmup lies in [0, 1), not 1.0",
-                "--views is 2 (the first is the image itself) to 10000",
+                "--warmup must be in [0, 1), got 1.0",
+                "--views must be 2 to 10000 (the first is the image itself)",
             ],
         ),
-        (["--class-weights", "balanced", "--sampling", "balanced"], ["Take one of the two"]),
-        (["--preset", "best"], ["Unknown preset 'best'. Known: default, classic"]),
-        (["--config", "nowhere.toml"], ["nowhere.toml cannot be read (No such file or directory)"]),
+        (["--class-weights", "balanced", "--sampling", "balanced"], ["Use one of the two"]),
+        (["--preset", "best"], ["Unknown preset 'best'. Use one of default, classic"]),
+        (["--config", "nowhere.toml"], ["Cannot read nowhere.toml (No such file or directory)"]),
         (["--config", "not.toml"], ["not.toml is not TOML"]),
         (
             ["--config", "keys.toml"],
-            ["keys.toml: unknown key 'speed'", "keys.toml: lr: takes a number, not 'fast'"],
+            ["keys.toml: unknown key 'speed'", "keys.toml: lr: must be a number, got 'fast'"],
         ),
     ],
 )
@@ -472,7 +472,7 @@ def test_wrong_options_end_with_1_and_a_message_before_anything_is_read(
     assert err.count("Error") == 1
     for message in messages:
         assert message in err
-    assert "No data folder" not in err
+    assert "Data folder not found" not in err
 
 
 def test_a_name_that_an_option_does_not_know_is_wrong_usage(

@@ -72,4 +72,4 @@ def test_an_unknown_preset_ends_with_1_and_the_known_names(
         main()
     captured = capsys.readouterr()
     assert (ended.value.code, captured.out) == (1, "")
-    assert "Unknown preset 'best'. Known: default, classic" in captured.err
+    assert "Unknown preset 'best'. Use one of default, classic" in captured.err

@@ -58,11 +58,11 @@ def test_own_pages_are_replaced_and_others_kept(results: list[Path]) -> None:
 
 
 def test_mistakes_are_one_sentence(results: list[Path], tmp_path: Path) -> None:
-    assert "Nothing at" in str(failure("missing.json"))
+    assert "not found" in str(failure("missing.json"))
     (tmp_path / "empty").mkdir()
     assert "No bench results in" in str(failure("empty"))
     Path("odd.json").write_text('{"schema": 1, "kind": "something"}', encoding="utf-8")
-    assert "is no bench result" in str(failure("odd.json"))
+    assert "is not a bench result" in str(failure("odd.json"))
     Path("new.json").write_text('{"schema": 2}', encoding="utf-8")
     assert "schema 2" in str(failure("new.json"))
     Path("text.json").write_text("hello", encoding="utf-8")

@@ -121,14 +121,14 @@ def test_latencies_as_people_write_them(text: str, expected: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "fast", "-5ms", "5 minutes", "ms"])
 def test_other_texts_are_no_latency(text: str) -> None:
-    with pytest.raises(ConfigError, match="is no latency"):
+    with pytest.raises(ConfigError, match="is not a latency"):
         parse_milliseconds(text)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variants": ("fp32", "int4")}, "--variants knows fp32, fp16, int8, .* not 'int4'"), ({"optimise": "power"}, "--optimise takes"),
+        ({"variants": ("fp32", "int4")}, "--variants must be among fp32, fp16, int8, .* got 'int4'"), ({"optimise": "power"}, "--optimise must be"),
         ({"max_accuracy_drop": -1.0}, "--max-accuracy-drop"), ({"max_latency_ms": 0.0}, "--max-latency"),
     ],
 )  # fmt: skip

@@ -48,9 +48,10 @@ def broken_links() -> list[str]:
     problems = []
     for page in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]:
         text = page.read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#:\s]+?)(?:#[^)]*)?\)", text):
-            if not (page.parent / target).exists():
-                problems.append(f"{page.relative_to(ROOT)}: link target {target} not found.")
+        targets = re.findall(r"\]\(([^)#:\s]+?)(?:#[^)]*)?\)", text)
+        missing = [target for target in targets if not (page.parent / target).exists()]
+        name = page.relative_to(ROOT)
+        problems += [f"{name}: link target {target} not found." for target in missing]
     return problems
 
 

@@ -264,7 +264,7 @@ def test_missing_or_invalid_target_is_rejected(brief: BenchProtocol, tmp_path: P
         bench(BenchConfig(tmp_path / "broken.onnx"), protocol=brief)
     with pytest.raises(BundleError, match="ONNX file not found"):
         bench(BenchConfig(tmp_path / "absent.onnx"), protocol=brief)
-    with pytest.raises(BundleError, match="Nothing at"):
+    with pytest.raises(BundleError, match="not found"):
         bench(BenchConfig(tmp_path / "absent"), protocol=brief)
     with pytest.raises(ConfigError, match="--rounds"):
         BenchConfig(tmp_path, rounds=1)

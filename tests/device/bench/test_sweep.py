@@ -152,7 +152,7 @@ def test_missing_provider_is_rejected_before_measuring(
     absent = next(
         name for name in ("coreml", "qnn", "openvino") if name not in available_providers()
     )
-    with pytest.raises(ProviderError, match=r"it has: .*cpu"):
+    with pytest.raises(ProviderError, match=r"Available: .*cpu"):
         bench(
             BenchConfig(make_bundle(), providers=("cpu", absent)),
             lambda *step: pytest.fail("measured"),
@@ -302,7 +302,7 @@ def test_full_disk_writes_result_elsewhere(
     def no_space(result: JsonSerializable, path: Path) -> None:
         if full in path.parents:
             raise BenchError(
-                f"The result cannot be written to {path} (No space left on device). "
+                f"Cannot write the result to {path} (No space left on device). "
                 "Choose another --output."
             )
         write_result(result, path)
@@ -314,7 +314,7 @@ def test_full_disk_writes_result_elsewhere(
     )
     assert result.path is not None
     assert result.path.parent == tmp_path / "spare"
-    assert "It was kept in" in result.notes[-1]
+    assert "The result was saved to" in result.notes[-1]
     assert read_bench_result(result.path).rows[0].rounds
 
 
@@ -328,7 +328,7 @@ def test_write_error_is_reported_and_leaves_no_file(tmp_path: Path) -> None:
         def to_json(self) -> dict[str, object]:
             return {**result().to_json(), "padding": "x" * 100_000}
 
-    with pytest.raises(BenchError, match=r"never overwritten|cannot be written"):
+    with pytest.raises(BenchError, match=r"never overwritten|Cannot write"):
         write_result(LargeResult(), tmp_path / "full.json")
 
 

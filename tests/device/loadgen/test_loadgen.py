@@ -286,19 +286,19 @@ def test_loadgen_is_not_started_when_gate_fails(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--loadgen", "server"], "--loadgen takes single-stream, multi-stream, offline"),
+        (["--loadgen", "server"], "--loadgen must be one of single-stream, multi-stream, offline"),
         (
             ["--loadgen", "offline", "--pytorch", "eager", "--sustained", "1m"],
             "for which --pytorch, --sustained has no meaning",
         ),
         (["--loadgen", "offline", "--rounds", "3"], "--rounds has no meaning"),
         (["--loadgen", "offline", "--threads", "1,2"], "give one --threads"),
-        (["--loadgen", "offline", "--scope", "file"], "takes scope model or image"),
-        (["--loadgen", "multi-stream", "--batch", "9"], "leave --batch at 8 or less"),
-        (["--loadgen", "offline", "--batch", "2", "--scope", "image"], "leave --batch at 1"),
+        (["--loadgen", "offline", "--scope", "file"], "needs scope model or image"),
+        (["--loadgen", "multi-stream", "--batch", "9"], "--batch must be <= 8"),
+        (["--loadgen", "offline", "--batch", "2", "--scope", "image"], "--batch must be 1"),
         (
             ["--loadgen", "offline", "--loadgen-mode", "submission"],
-            "--loadgen-mode takes accuracy, performance",
+            "--loadgen-mode must be one of accuracy, performance",
         ),
         (["--loadgen", "offline", "--variant", "all"], "drives one variant"),
         (["--loadgen", "offline", "--data", "absent"], "Folder not found: absent"),
@@ -366,7 +366,7 @@ def test_missing_package_is_reported(make_bundle: Callable[..., Path], tmp_path:
     )
     assert completed.returncode == 1
     assert completed.stderr.startswith(
-        'Error: mlperf_loadgen is not installed. `pip install "edgetl[loadgen]"` adds it'
+        'Error: mlperf_loadgen is not installed. Run `pip install "edgetl[loadgen]"`'
     )
     assert completed.stdout == ""
 
@@ -521,7 +521,7 @@ def test_summary_is_parsed() -> None:
         "1 ERROR encountered. See detailed log.",
     )
     assert parse_summary("").result is None
-    with pytest.raises(BenchError, match="no figure 'Samples per second'"):
+    with pytest.raises(BenchError, match="'Samples per second' not found"):
         summary.get_figure("Samples per second")
 
 
@@ -529,10 +529,10 @@ def test_summary_is_parsed() -> None:
     ("loop", "model", "inside", "p50", "reason"),
     [
         (2.0, 2.0, 2.0, 2.09, ""),
-        (2.0, 2.0, 2.02, 2.2, "0.18 ms lie outside edgetl's callback"),
-        (2.0, 2.0, 2.19, 2.2, "0.19 ms are Python in edgetl's callback"),
-        (2.0, 3.19, 3.19, 3.2, "changed its speed meanwhile"),
-        (2.0, 1.5, 1.5, 1.5, "changed its speed meanwhile"),
+        (2.0, 2.0, 2.02, 2.2, "0.18 ms are spent outside edgetl's callback"),
+        (2.0, 2.0, 2.19, 2.2, "0.19 ms are spent on Python in edgetl's callback"),
+        (2.0, 3.19, 3.19, 3.2, "the machine changed its speed"),
+        (2.0, 1.5, 1.5, 1.5, "the machine changed its speed"),
     ],
 )
 def test_disagreement_reports_reason(

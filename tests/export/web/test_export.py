@@ -408,5 +408,5 @@ def test_what_is_cached_needs_no_network(
 
 
 def test_tensor_and_web_exclude_each_other() -> None:
-    with pytest.raises(ConfigError, match="--web feeds"):
+    with pytest.raises(ConfigError, match="--web needs"):
         ExportConfig(web=True, input="tensor")

@@ -171,7 +171,7 @@ def test_what_the_device_does_not_tell_is_said_to_be_so() -> None:
             [bench_result((bench_row("onnxruntime", "fp32", 3.0),), device=bare, noise=Noise(()))]
         )
     )
-    assert "a device that does not tell its name" in page.text
+    assert "unknown device" in page.text
     assert "not told" in page.text
 
 
@@ -202,7 +202,7 @@ def test_limits_are_judged_on_the_page() -> None:
     rows = (bench_row("pytorch", "fp32", 9.0), bench_row("onnxruntime", "fp32", 3.0))
     text = Page(render_bench_report([bench_result(rows, limits=Limits(min_speedup=50.0))])).text
     assert "min-speedup broken" in text
-    assert "asked for 50" in text
+    assert "limit 50" in text
 
 
 def test_text_from_a_result_is_never_markup() -> None:
@@ -329,7 +329,7 @@ def test_page_names_the_fastest_pytorch_baseline() -> None:
     ("clock", "words"),
     [
         ("gpu", "Times are time on the GPU."),
-        ("host dispatch", "Times are host dispatch: how long the host took to launch"),
+        ("host dispatch", "Times are host dispatch: time to launch"),
     ],
 )
 def test_page_says_which_clock_a_profile_is(clock: str, words: str) -> None:
