@@ -20,9 +20,9 @@ from edgetl.export.quantize.scoring import CandidateScore, CandidateScorer
 from edgetl.export.quantize.task import QuantizationTask, QuantizedModel
 
 _MAX_SLOWDOWN = 1.25
-"""Largest latency relative to the fastest candidate; within it latency is noise, accuracy counts."""
+"""Largest latency relative to the fastest candidate; smaller differences count as noise."""
 _HOPELESS_SLOWDOWN = 2.0
-"""An activation type is skipped if its fastest is this many times slower than the other's slowest."""
+"""Slowdown, from one activation type's slowest to the other's fastest, that rules the other out."""
 _MAX_LISTED_LAYERS = 5
 """Number of worst layers listed in the report."""
 _MAX_RESTORED_SHARE = 0.5
