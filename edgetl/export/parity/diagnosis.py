@@ -74,7 +74,9 @@ def diagnose_input(
         if order == (0, 1, 2):
             continue
         if np.abs(pixels - crops[..., list(order)]).max() <= _PIXEL_TOLERANCE:
-            return f"After the resize the channels are in the order {_letters(order)} instead of RGB. "
+            return (
+                f"After the resize the channels are in the order {_letters(order)} instead of RGB. "
+            )
     for channel in range(3):
         # pixel / 255 = std * input + mean, so a linear fit recovers the file's mean and std.
         channel_inputs = inputs[:, channel].ravel()
@@ -107,7 +109,9 @@ def diagnose_logits(
         return ""
     pairs = sorted(zip(right.tolist(), left.tolist(), strict=True))
     output, label = next(pair for pair in pairs if pair[0] != pair[1])
-    return f"The logits are PyTorch's in another order of labels: output {output} is class {label}. "
+    return (
+        f"The logits are PyTorch's in another order of labels: output {output} is class {label}. "
+    )
 
 
 def _letters(order: Sequence[int]) -> str:

@@ -50,7 +50,7 @@ class LabelFlip:
 def logits_for_images(
     file: Path, images: EvaluationImages, preprocessing: Preprocessing, input_kind: InputKind
 ) -> Logits:
-    """Run a bundle's ONNX file on decoded photos, one at a time; return logits [images, classes]."""
+    """Run a bundle's ONNX file on decoded photos, one by one; return logits [images, classes]."""
     decoded = (load_image(path) for path in images.files)
     batches = (
         image[None] if input_kind == "image" else preprocess(image, preprocessing)

@@ -213,7 +213,7 @@ class ParityProof:
             raise ParityError(
                 f"Parity failed in the network part (identical tensors): {_describe(reference, logits, files)} "
                 f"Tolerance {tolerance:g}. {diagnosis}"
-                "No bundle was written. Try another --opset or version of torch, or accept the difference with --tolerance."
+                "No bundle was written. Try another --opset or version of torch; --tolerance accepts the difference."
             )
         return reference
 
@@ -259,8 +259,8 @@ class ParityProof:
             image = int((reference.argmax(1) != logits.argmax(1)).argmax())
             first, second = (float(value) for value in sorted(reference[image])[:-3:-1])
             return (
-                f"The difference is small, but the top-1 label of {files[image]} differs: PyTorch's two best logits are "
-                f"{first:.5g} and {second:.5g}. Train further, or remove this image from the validation images."
+                f"The difference is small, but the top-1 label of {files[image]} differs: PyTorch's two best logits "
+                f"are {first:.5g} and {second:.5g}. Train further, or remove this image from the validation images."
             )
         if self._has_image_input:
             return (
@@ -290,9 +290,9 @@ class ParityProof:
                 int(index) for index in np.unravel_index(int(levels.argmax()), levels.shape)
             )
             raise ParityError(
-                f"Parity failed in the path part (pixels): {files[image]} ({shape[2]} x {shape[1]} px), resized in the graph, "
-                f"differs from Pillow by {worst} grey levels at row {row}, column {column}, channel {'RGB'[channel]}; "
-                f"{PIXEL_TOLERANCE} is allowed. {diagnosis}No bundle was written. "
+                f"Parity failed in the path part (pixels): {files[image]} ({shape[2]} x {shape[1]} px), resized in the "
+                f"graph, differs from Pillow by {worst} grey levels at row {row}, column {column}, "
+                f"channel {'RGB'[channel]}; {PIXEL_TOLERANCE} is allowed. {diagnosis}No bundle was written. "
                 "--input tensor leaves preprocessing out of the file."
             )
 

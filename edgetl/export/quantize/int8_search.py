@@ -22,7 +22,7 @@ from edgetl.export.quantize.task import QuantizationTask, QuantizedModel
 _MAX_SLOWDOWN = 1.25
 """Largest latency relative to the fastest candidate; smaller differences count as noise."""
 _HOPELESS_SLOWDOWN = 2.0
-"""Slowdown, from one activation type's slowest to the other's fastest, that rules the other out."""
+"""Ratio, fastest of one activation type to slowest of the other, at which the former is skipped."""
 _MAX_LISTED_LAYERS = 5
 """Number of worst layers listed in the report."""
 _MAX_RESTORED_SHARE = 0.5
