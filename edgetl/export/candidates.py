@@ -76,9 +76,8 @@ def time_candidates(
     check_names(config.architectures)
     check_provider(config.provider)
     check_output_path(config.output, RESULTS)
-    (threads,) = resolve_intra_op_threads(
-        () if config.threads is None else (config.threads,), config.force
-    )
+    requested_threads = () if config.threads is None else (config.threads,)
+    (threads,) = resolve_intra_op_threads(requested_threads, config.force)
     device_info = collect_device_info()
     created = datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="edgetl-candidates-") as name:
@@ -86,12 +85,9 @@ def time_candidates(
         candidates = list(_prepare_all(config, threads, protocol, folder, report))
         cases = [item.gated_case for item in candidates if item.gated_case is not None]
         duration = _format_duration(config.rounds * sum(item.block_s for item in candidates))
+        note = f"Timing {len(cases)} candidates in {config.rounds} rounds takes {duration}."
         if cases:
-            report(
-                0,
-                0,
-                f"Timing {len(cases)} candidates in {config.rounds} rounds takes {duration}.",
-            )
+            report(0, 0, note)
         runner = BenchRunner()
         with runner.capture_stop():
             runner.measure(cases, config.rounds, config.seed, folder, report)
