@@ -17,9 +17,9 @@ Exported by edgetl $version (run `$run_id`, weights from $weights).
 
 **Accuracy:** $accuracy
 
-**Proof:** on $proof_images $proof_kind images the logits differ from PyTorch's by at most $network_diff
-on identical tensors, and by at most $path_diff from decoded photo to logits, with the same label on
-every image.
+**Proof:** on $proof_images $proof_kind images the logits differ from PyTorch's by at most
+$network_diff on identical tensors, and by at most $path_diff from decoded photo to logits, with the
+same label on every image.
 
 **Input** `$input`: $input_format.
 **Outputs:** `logits` and `probabilities`, float32 `[batch, classes]`.
@@ -140,7 +140,8 @@ def _variants_table(manifest: dict[str, Any], variants: Sequence[Variant]) -> st
         f"{variants[0].latency.get('threads')} threads, on {variants[0].latency.get('cpu')}. "
         "Measure them on the target device with `edgetl bench`.",
         "",
-        "| variant | MB | p50 ms | speed-up | top-1 | macro-F1 | labels changed | mean / max difference of logits | made of |",
+        "| variant | MB | p50 ms | speed-up | top-1 | macro-F1 | labels changed "
+        "| mean / max logit difference | method |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for variant in variants:

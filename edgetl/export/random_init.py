@@ -87,8 +87,8 @@ def write_untrained(
 ) -> UntrainedFile:
     """Write `architecture` with random weights, the head of `edgetl finetune` and preprocessing.
 
-    The file's input is uint8 `image` [batch, height, width, 3], its output float32 `logits`. Nothing
-    is downloaded, and the caller's random state is not changed.
+    The file's input is uint8 `image` [batch, height, width, 3], its output float32 `logits`.
+    Nothing is downloaded, and the caller's random state is not changed.
 
     Raises:
         ArchitectureError: the architecture does not accept images of this size or a new head.

@@ -21,14 +21,14 @@ class VariantChoice:
     name: str | None
     """Name of the variant; None if no variant meets the limits."""
     rejection_reasons: dict[str, str]
-    """Variant name to a clause on why it was rejected; candidates that meet all limits have none."""
+    """Variant name to a clause on why it was rejected; variants that meet all limits have none."""
 
 
 def choose(variants: Sequence[Variant], config: ExportConfig) -> VariantChoice:
     """Choose the fastest or smallest variant within the accuracy and latency limits.
 
-    To be chosen for latency, a variant must be significantly faster than fp32 (its interval excludes
-    1); for size it need not be.
+    To be chosen for latency, a variant must be significantly faster than fp32 (its interval
+    excludes 1); for size it need not be.
     """
     # If fp32 itself exceeds the limits, other variants need not be faster than it.
     fp32_fits = all(
