@@ -64,7 +64,8 @@ def preprocessing_graph(
             double pre_fixed_one = {{{fixed_one}}},
             double[1, 1, 1, 3] pre_fixed_pixel = {{{fixed_one}, {fixed_one}, {fixed_one}}},
             double[{crop}] pre_middles = {{{middles}}},
-            int64[4] pre_along_columns = {{1, 1, {crop}, 1}}, int64[4] pre_along_rows = {{1, {crop}, 1, 1}},
+            int64[4] pre_along_columns = {{1, 1, {crop}, 1}},
+            int64[4] pre_along_rows = {{1, {crop}, 1, 1}},
             float[3, 1, 1] pre_scale = {{{scale}}}, float[3, 1, 1] pre_offset = {{{offset}}},
             uint8[batch, 3, {crop}, {crop}] {CROPPED_IMAGE}
         >

@@ -148,8 +148,9 @@ def _assert_dimensions(model: onnx.ModelProto, image_size: int, classes: int) ->
         fixed = [dimension.dim_value for dimension in dimensions[1:]]
         if not dimensions or not dimensions[0].dim_param or fixed != expected:
             shape = [dimension.dim_param or dimension.dim_value for dimension in dimensions]
+            expected_shape = f"[batch, {', '.join(map(str, expected))}]"
             raise ExportError(
-                f"The exporter wrote {value.name} with shape {shape} instead of [batch, {', '.join(map(str, expected))}]. "
+                f"The exporter wrote {value.name} with shape {shape} instead of {expected_shape}. "
                 "Try another --opset or another version of torch."
             )
         dimensions[0].dim_param = "batch"

@@ -109,8 +109,8 @@ def _prove_page(
         verdict = check_logits(logits, arrays["logits"], tolerance)
     if not verdict["passed"]:
         raise ParityError(
-            f"{RUNTIME} {VERSION} with {variant.file} does not match PyTorch on the golden images: {verdict['reason']}. "
-            "No bundle was written. Export other --variants or without --web."
+            f"{RUNTIME} {VERSION} with {variant.file} does not match PyTorch on the golden images: "
+            f"{verdict['reason']}. No bundle was written. Export other --variants or without --web."
         )
     return verdict
 
