@@ -2,9 +2,8 @@
 //   apt install g++ libopencv-imgcodecs-dev libonnxruntime-dev
 //   I="-I/usr/include/opencv4 -I/usr/include/onnxruntime" L="-lonnxruntime -lopencv_imgcodecs -lopencv_core"
 //   g++ -std=c++17 -O2 $I predict.cpp -o predict $L
-// libonnxruntime-dev needs Debian 13 or newer. On other systems use a release archive of ONNX Runtime,
-// with -I, -L and -Wl,-rpath. The input is upright RGB; preprocessing is inside the file. OpenCV applies
-// the EXIF orientation, except to images with transparency.
+// libonnxruntime-dev needs Debian 13 or newer; elsewhere use a release archive of ONNX Runtime with -I, -L, -Wl,-rpath.
+// The input is upright RGB; preprocessing is in the file. OpenCV applies EXIF orientation, except with transparency.
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
