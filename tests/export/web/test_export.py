@@ -75,7 +75,7 @@ def bundle(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def predictions(bundle: Bundle, photos: list[Path]) -> dict[Path, dict[str, float]]:
-    """Label to probability for each photo, by onnxruntime; the bundle is proven equal to PyTorch."""
+    """Label to probability for each photo, by onnxruntime, which the export proved correct."""
     classifier = open_bundle_classifier(bundle, "fp32")
     return {
         prediction.path: dict(prediction.top_labels)
@@ -369,7 +369,7 @@ def test_write_web_refuses_other_logits(bundle: Bundle, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EDGETL_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -381,7 +381,7 @@ def install_fake_npm(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
-@pytest.mark.usefixtures("cache")
+@pytest.mark.usefixtures("cache_folder")
 @pytest.mark.parametrize(
     ("script", "message"),
     [
@@ -401,7 +401,7 @@ def test_npm_failure_is_an_export_error(
     assert not list((tmp_path / "cache").rglob("*.wasm"))
 
 
-@pytest.mark.usefixtures("cache")
+@pytest.mark.usefixtures("cache_folder")
 def test_missing_npm_is_an_export_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
     with pytest.raises(ExportError, match="apt install npm"):
@@ -410,9 +410,9 @@ def test_missing_npm_is_an_export_error(monkeypatch: pytest.MonkeyPatch) -> None
 
 @needs_npm
 def test_cached_runtime_needs_no_network(
-    cache: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache_folder: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cached = cache / "onnxruntime-web" / VERSION
+    cached = cache_folder / "onnxruntime-web" / VERSION
     cached.mkdir(parents=True)
     for name in SHA256:
         shutil.copy(bundle.directory.web / name, cached / name)
