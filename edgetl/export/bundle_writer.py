@@ -66,7 +66,7 @@ class GoldenImages:
     logits: NDArray[np.float32]
     """Logits of the PyTorch model, [images, classes]."""
     kind: str
-    """`validation`, `training`, `given` or `generated`."""
+    """Source of the images: `validation`, `training`, `given` or `generated`."""
     tolerance: float
     fixed_size_logits: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     """Variant name to its logits for the images resized to its fixed size, [images, classes]."""

@@ -33,7 +33,7 @@ class EvaluationImages:
     labels: Sequence[str] | None
     """True labels; None if accuracy must not be measured on these images."""
     kind: str
-    """`validation`, `training`, `given` or `generated`."""
+    """Source of the images: `validation`, `training`, `given` or `generated`."""
 
 
 @dataclass(frozen=True)
