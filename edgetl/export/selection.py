@@ -100,7 +100,7 @@ def accuracy_drop(variant: Variant) -> float:
     drop = variant.accuracy.get("drop")
     if drop is not None:
         return float(drop)
-    agreement = variant.parity.get("path", {}).get("top1_agreement", 1.0)
+    agreement: float = variant.parity.get("path", {}).get("top1_agreement", 1.0)
     return 100.0 * (1 - agreement)
 
 

@@ -53,7 +53,7 @@ def assemble(
             crop_type = TensorProto.FLOAT
         model = onnx.compose.merge_models(front, network, io_map=[(PIXELS, PIXELS)])
         # The parity proof splits the shipped file at these values, which must be declared.
-        shape = ["batch", 3, preprocessing.crop, preprocessing.crop]
+        shape: list[str | int | None] = ["batch", 3, preprocessing.crop, preprocessing.crop]
         model.graph.value_info.extend(
             [
                 helper.make_tensor_value_info(CROPPED_IMAGE, crop_type, shape),
