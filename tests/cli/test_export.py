@@ -96,7 +96,7 @@ def test_images_that_are_gone(forked: Run, finished_run: Path, tmp_path: Path) -
     (run / "config.json").write_text(json.dumps(config))
     done = forked("export", run, "-o", tmp_path / "out")
     assert done.returncode == 1
-    assert "images are gone" in done.stderr
+    assert "images not found" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
