@@ -148,7 +148,7 @@ def variants_section(bundle: BundleManifest) -> Section:
         blocks.append(paragraph("No variant met the limits of the export.", badges=badges))
     reasons = [f"{name} {reason}." for name, reason in bundle.against.items()]
     reasons += [
-        f"{variant.name}: slow because of {variant.slow_because}."
+        f"{variant.name}: slow operators: {variant.slow_because}."
         for variant in bundle.variants
         if variant.slow_because
     ]
