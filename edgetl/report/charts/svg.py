@@ -18,14 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GREEN, PURPLE, SKY, AMBER, GRID_GRAY, PAPER = (
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#E69F00",
-    "#E3E3E3",
-    "#FEFEFE",
-)
+GREEN, PURPLE, SKY, AMBER = "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
+GRID_GRAY, PAPER = "#E3E3E3", "#FEFEFE"
 _CSS_VARIABLES = {
     BLUE: "blue", ORANGE: "orange", GREEN: "green", PURPLE: "purple", SKY: "sky", AMBER: "amber",
     GRAY: "grey", INK: "ink", GRID_GRAY: "line", PAPER: "paper",
@@ -84,9 +78,14 @@ class LineStyle:
 
 
 LINE_STYLES = (
-    LineStyle(ORANGE), LineStyle(BLUE), LineStyle(GREEN, (4, 1.2)), LineStyle(PURPLE, (1.2, 1.2)), LineStyle(AMBER, (6, 1.5, 1.2, 1.5)),
-    LineStyle(SKY), LineStyle(GRAY, (3, 2)),
-)  # fmt: skip
+    LineStyle(ORANGE),
+    LineStyle(BLUE),
+    LineStyle(GREEN, (4, 1.2)),
+    LineStyle(PURPLE, (1.2, 1.2)),
+    LineStyle(AMBER, (6, 1.5, 1.2, 1.5)),
+    LineStyle(SKY),
+    LineStyle(GRAY, (3, 2)),
+)
 """Styles of the lines of one drawing; more lines could not be told apart."""
 FILL_COLORS = (BLUE, ORANGE, SKY, GREEN, AMBER, PURPLE, GRAY)
 """Colors of the segments of a stacked bar, in order."""
