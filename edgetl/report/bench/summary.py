@@ -157,7 +157,7 @@ def _key_facts(result: BenchResult) -> list[tuple[str, Cell]]:
     if recommendation is None:
         return []
     row = result.get_row(recommendation.latency.row)
-    facts = [("p50, one image", _p50_cell(row, unit=" ms"))]
+    facts = [("p50, one inference", _p50_cell(row, unit=" ms"))]
     pair = find_baseline_comparison(result, row.id)
     if pair is not None:
         baseline = result.get_row(pair.baseline)
