@@ -42,7 +42,7 @@ from edgetl.report.compare.tables import render_compare_markdown
 from edgetl.report.html.blocks import write_page
 
 BENCH_ROUNDS = 4
-"""Rounds of the benchmark of the exported file, enough to compare networks; `edgetl bench` uses more."""
+"""Rounds when timing an exported file: enough to compare networks; `edgetl bench` uses more."""
 
 
 def plan_experiment(

@@ -75,7 +75,7 @@ def make_plan(
         scratch: a directory for temporary files.
 
     Raises:
-        ConfigError: invalid options, or the output folder is not an experiment or holds another plan.
+        ConfigError: invalid options, or the output folder holds something else or another plan.
         ArchitectureError: unknown architecture, or no network could be timed.
         DataError: unusable images.
         WeightsError: the weights cannot be loaded.
@@ -326,7 +326,7 @@ def _time_networks(
     folder: ExperimentDirectory,
     progress: ExperimentProgress,
 ) -> CandidatesResult:
-    """Return the latencies of the networks, from an earlier complete measurement or measured now."""
+    """Return the latencies of the networks, reusing an earlier complete measurement."""
     request = CandidatesConfig(
         architectures=tuple(dict.fromkeys(network.architecture for network in networks)),
         classes=classes,

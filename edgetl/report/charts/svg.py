@@ -22,7 +22,7 @@ GREEN, PURPLE, SKY, AMBER = "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 GRID_GRAY, PAPER = "#E3E3E3", "#FEFEFE"
 _CSS_VARIABLES = {
     BLUE: "blue", ORANGE: "orange", GREEN: "green", PURPLE: "purple", SKY: "sky", AMBER: "amber",
-    GRAY: "grey", INK: "ink", GRID_GRAY: "line", PAPER: "paper",
+    GRAY: "gray", INK: "ink", GRID_GRAY: "line", PAPER: "paper",
 }  # fmt: skip
 """CSS variable of the page by the matplotlib color that it replaces."""
 _RC_PARAMS: Any = {
