@@ -1,4 +1,4 @@
-"""Experiments in real processes: killed and resumed_experiment, with a failing run, with a latency budget."""
+"""Experiments in real processes: killed and resumed, with a failing run, with a latency budget."""
 
 from __future__ import annotations
 
