@@ -63,7 +63,7 @@ def test_result_section_summarizes_the_run(html: str) -> None:
     for words in (
         "83.3% of 30 images (95% interval",
         "97.5% of 120 images, +14.2 points against validation (overfitting gap)",
-        "epoch 6 of 7",
+        "Best epoch: 6 of 7",
         "22 s on cpu in bf16: reading 2.0 s, frozen blocks 3.0 s, phase 1 8.0 s",
         "500,000 of 2,000,000 parameters (25%); pretrained weights: net.safetensors",
         "900 MiB",
