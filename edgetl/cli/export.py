@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgetl.cli.console import err, out
 from edgetl.core.formatting import pluralize
+
+if TYPE_CHECKING:
+    from edgetl.device.runtime.bundle import Bundle
 
 
 def export(
@@ -176,8 +179,8 @@ def export(
     )
 
 
-def _print_bundle(bundle: Any) -> None:
-    variant = bundle.variant("fp32")
+def _print_bundle(bundle: Bundle) -> None:
+    variant = bundle.select_variant("fp32")
     network, path = variant.parity["network"], variant.parity["path"]
     out.print(
         f"[bold green]Proven equal to PyTorch[/] on {network['images']} {network['kind']} images:"
@@ -211,7 +214,7 @@ def _print_bundle(bundle: Any) -> None:
         _print_web(bundle)
 
 
-def _print_web(bundle: Any) -> None:
+def _print_web(bundle: Bundle) -> None:
     web = bundle.manifest["web"]
     proof, size = web["proof"], sum(each["bytes"] for each in web["files"]) / 1e6
     told = (
@@ -229,7 +232,7 @@ def _print_web(bundle: Any) -> None:
     )
 
 
-def _print_variants(bundle: Any) -> None:
+def _print_variants(bundle: Bundle) -> None:
     from rich.table import Table
 
     from edgetl.export.selection import accuracy_drop
@@ -247,7 +250,7 @@ def _print_variants(bundle: Any) -> None:
         )
         table.add_row(
             f"{variant.name} [bold green]recommended[/]"
-            if variant.name == bundle.recommended
+            if variant.name == bundle.recommended_variant_name
             else variant.name,
             f"{variant.bytes / 1e6:.1f}",
             f"{latency['p50_ms']:.2f}" if latency.get("p50_ms") else "—",

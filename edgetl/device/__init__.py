@@ -1,1 +1,1 @@
-"""Runs on the target device: numpy, Pillow and onnxruntime, never torch."""
+"""Device code: depends on numpy, Pillow and onnxruntime, never on torch."""

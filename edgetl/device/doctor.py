@@ -1,4 +1,4 @@
-"""What this machine has, what it lacks, and the command that adds it."""
+"""`edgetl doctor`: inspect the environment and suggest a command for each problem."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from edgetl.device.runtime.cuda_libraries import find_missing_library, suggest_r
 from edgetl.device.runtime.providers import CUDA_PROVIDERS, PROVIDERS
 
 PROBE_TIMEOUT_S = 120
-# y = Relu(x) on one float, opset 17: the smallest thing that a provider can be asked to take.
+# y = Relu(x) on one float, opset 17: a minimal model for starting a session.
 _TINY_MODEL = "CAg6QgoOCgF4EgF5IgRSZWx1OgASBmFncmFwaFoTCgF4Eg4KDAgBEggKAggBCgIIAWITCgF5Eg4KDAgBEggKAggBCgIIAUIECgAQEQ=="
 _LIST_PROVIDERS_SCRIPT = (
     "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))"
@@ -48,45 +48,50 @@ print(json.dumps({"gpus": gpus, "cuda": torch.version.cuda, "threads": torch.get
 
 
 def list_providers() -> tuple[list[str], str | None]:
-    """(onnxruntime's execution providers, None), or ([], why it cannot be imported)."""
-    answer, words = _run_probe(_LIST_PROVIDERS_SCRIPT)
-    return (answer, None) if answer is not None else ([], _last_line(words))
+    """Return (onnxruntime's execution providers, None), or ([], the reason of the import error)."""
+    providers, stderr = _run_probe(_LIST_PROVIDERS_SCRIPT)
+    if providers is None:
+        return [], _last_line(stderr)
+    return providers, None
 
 
 def try_provider(name: str) -> str | None:
-    """None if a session starts on this provider, else what it lacks: being listed says only that the package knows it."""
-    answer, words = _run_probe(
-        _START_SESSION_SCRIPT.format(
-            name=name, root=str(Path(edgetl.__file__).parents[1]), cuda=name in _CUDA_PROVIDER_NAMES
-        )
-    )
-    if answer == name:
+    """Start a session on a provider. Return None if it starts, else the reason.
+
+    onnxruntime lists every provider that it was built with, also those that cannot start.
+    """
+    root = str(Path(edgetl.__file__).parents[1])
+    script = _START_SESSION_SCRIPT.format(name=name, root=root, cuda=name in _CUDA_PROVIDER_NAMES)
+    provider, stderr = _run_probe(script)
+    if provider == name:
         return None
-    library = find_missing_library(words)
+    library = find_missing_library(stderr)
     if library is not None:
         return f"{library} is missing"
-    reason = re.search(r"with error: ([^\n]*?)(?:: No such file[^\n]*)?$", words, re.MULTILINE)
-    return (
-        reason.group(1).strip()
-        if reason
-        else "onnxruntime fell back to another provider"
-        if answer
-        else _last_line(words)
-    )
+    reason = re.search(r"with error: ([^\n]*?)(?:: No such file[^\n]*)?$", stderr, re.MULTILINE)
+    if reason:
+        return reason.group(1).strip()
+    return "onnxruntime fell back to another provider" if provider else _last_line(stderr)
 
 
 def try_torch() -> tuple[dict[str, Any] | None, str | None]:
-    """({"gpus", "cuda", "threads"}, None), or (None, why torch and torchvision cannot be imported)."""
-    answer, words = _run_probe(_TORCH_SCRIPT)
-    return (answer, None) if answer is not None else (None, _last_line(words))
+    """Import torch and torchvision.
+
+    Returns:
+        ({"gpus", "cuda", "threads"}, None), or (None, the reason of the import error).
+    """
+    facts, stderr = _run_probe(_TORCH_SCRIPT)
+    if facts is None:
+        return None, _last_line(stderr)
+    return facts, None
 
 
-def _run_probe(program: str) -> tuple[Any, str]:
-    """What `program` printed last, as JSON, and its words on standard error; None if it failed."""
+def _run_probe(script: str) -> tuple[Any, str]:
+    """Run a script and return (JSON in its last line of output or None if it failed, stderr)."""
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
-    command = [sys.executable, "-P", "-c", program]
+    command = [sys.executable, "-P", "-c", script]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             capture_output=True,
             text=True,
@@ -94,16 +99,16 @@ def _run_probe(program: str) -> tuple[Any, str]:
             env=environment,
             check=False,
         )
-        if done.returncode != 0:
-            return None, done.stderr or f"ended with status {done.returncode}"
-        return json.loads(done.stdout.splitlines()[-1]), done.stderr
+        if process.returncode != 0:
+            return None, process.stderr or f"exit status {process.returncode}"
+        return json.loads(process.stdout.splitlines()[-1]), process.stderr
     except (subprocess.TimeoutExpired, ValueError, IndexError) as cause:
         return None, str(cause)
 
 
-def _last_line(words: str) -> str:
-    lines = [line.strip() for line in words.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no error message"
 
 
 ONNXRUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu")
@@ -122,20 +127,21 @@ TRAIN_PACKAGES = (
 
 @dataclass(frozen=True)
 class DoctorFinding:
-    """Something that is not there or not right."""
+    """Problem with the environment."""
 
     what: str
+    """Description of the problem."""
     effect: str
-    """Which commands do without."""
+    """Affected commands."""
     remedy: str
-    """The command that mends it."""
+    """Command that fixes it."""
     fatal: bool
-    """Whether even a device's own commands (predict, bench) cannot work."""
+    """Whether the device commands (predict, bench) cannot run."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """This machine as edgetl sees it."""
+    """Software and hardware of this machine, with the problems found."""
 
     python: str
     executable: str
@@ -145,27 +151,34 @@ class Environment:
     """{"logical", "available", "quota"}."""
     memory_bytes: int | None
     gpus: tuple[str, ...]
-    """NVIDIA GPUs that the driver shows."""
+    """NVIDIA GPUs reported by the driver."""
     packages: Mapping[str, str | None]
-    """Versions; None where not installed."""
+    """Versions; None if not installed."""
     providers: Mapping[str, str | None]
-    """What onnxruntime lists, the one it prefers first: None where it starts here, else why not."""
+    """onnxruntime's providers in its order of preference: None if it starts, else the reason."""
     torch: Mapping[str, Any] | None
-    """{"gpus", "cuda", "threads"}; None where torch is missing or cannot be imported."""
+    """{"gpus", "cuda", "threads"}; None if torch is missing or cannot be imported."""
     findings: tuple[DoctorFinding, ...]
 
     @property
     def fatal_findings(self) -> list[DoctorFinding]:
-        """What stops even predict and bench."""
+        """Findings that prevent predict and bench from running."""
         return [finding for finding in self.findings if finding.fatal]
 
     def to_json(self) -> dict[str, Any]:
-        """What `edgetl doctor --json` prints."""
+        """Return the output of `edgetl doctor --json`."""
         return {"schema": SCHEMA, "kind": "doctor", **asdict(self)}
 
 
 def inspect_environment(proc: Path = PROC, sys_root: Path = SYS) -> Environment:
-    """Look at this machine. Heavy packages are tried in processes of their own: one that crashes is a finding, not the end."""
+    """Inspect this machine.
+
+    Heavy packages are imported in subprocesses, so that a crash is reported as a finding.
+
+    Args:
+        proc: mount point of procfs.
+        sys_root: mount point of sysfs.
+    """
     versions: dict[str, str | None] = {"edgetl": __version__}
     versions |= {
         name: installed_version(name)
@@ -175,32 +188,18 @@ def inspect_environment(proc: Path = PROC, sys_root: Path = SYS) -> Environment:
     facts = collect_device_info(proc, sys_root)
     providers: dict[str, str | None] = {}
     if any(versions[name] for name in ONNXRUNTIME_PACKAGES):
-        listed, problem = list_providers()
-        providers = {name: try_provider(name) for name in listed}
-        cuda = providers.get("CUDAExecutionProvider")
-        if cuda and facts["gpus"]:
-            what = f"{facts['gpus'][0]} is here, but CUDAExecutionProvider does not start: {cuda}"
-            findings.append(DoctorFinding(what, "--provider cuda", suggest_remedy(cuda), False))
+        names, problem = list_providers()
+        providers = {name: try_provider(name) for name in names}
+        cuda_problem = providers.get("CUDAExecutionProvider")
+        if cuda_problem and facts["gpus"]:
+            findings.append(_cuda_finding(facts["gpus"][0], cuda_problem))
         if problem:
-            command = 'pip install --force-reinstall "edgetl[cpu]"'
-            findings.append(
-                DoctorFinding(
-                    f"onnxruntime cannot be imported: {problem}", "predict, bench", command, True
-                )
-            )
+            findings.append(_onnxruntime_import_finding(problem))
     torch: dict[str, Any] | None = None
     if versions["torch"] and versions["torchvision"]:
         torch, problem = try_torch()
         if problem:
-            command = "pip install --upgrade torch torchvision   (the pair from one resolution)"
-            findings.append(
-                DoctorFinding(
-                    f"torch and torchvision cannot be imported: {problem}",
-                    "finetune, export",
-                    command,
-                    False,
-                )
-            )
+            findings.append(_torch_import_finding(problem))
     return Environment(
         python=platform.python_version(),
         executable=sys.executable,
@@ -220,63 +219,97 @@ def inspect_environment(proc: Path = PROC, sys_root: Path = SYS) -> Environment:
     )
 
 
+def _cuda_finding(gpu: str, problem: str) -> DoctorFinding:
+    return DoctorFinding(
+        what=f"{gpu} is present, but CUDAExecutionProvider does not start: {problem}",
+        effect="--provider cuda",
+        remedy=suggest_remedy(problem),
+        fatal=False,
+    )
+
+
+def _onnxruntime_import_finding(problem: str) -> DoctorFinding:
+    return DoctorFinding(
+        what=f"onnxruntime cannot be imported: {problem}",
+        effect="predict, bench",
+        remedy='pip install --force-reinstall "edgetl[cpu]"',
+        fatal=True,
+    )
+
+
+def _torch_import_finding(problem: str) -> DoctorFinding:
+    return DoctorFinding(
+        what=f"torch and torchvision cannot be imported: {problem}",
+        effect="finetune, export",
+        remedy="pip install --upgrade torch torchvision   (both in one command)",
+        fatal=False,
+    )
+
+
 def _runtime_findings(versions: Mapping[str, str | None]) -> list[DoctorFinding]:
-    both = [f"{name} {versions[name]}" for name in ONNXRUNTIME_PACKAGES if versions[name]]
-    if len(both) == 2:
-        command = 'pip uninstall --yes onnxruntime onnxruntime-gpu && pip install "edgetl[gpu]"   (or "edgetl[cpu]")'
-        what = f"{' and '.join(both)} are both installed and overwrite each other's files"
-        return [DoctorFinding(what, "predict, bench", command, True)]
-    if not both:
-        return [
-            DoctorFinding(
-                "onnxruntime is not installed",
-                "predict, bench, export",
-                'pip install "edgetl[cpu]"   (or "edgetl[gpu]")',
-                True,
-            )
-        ]
+    packages = [f"{name} {versions[name]}" for name in ONNXRUNTIME_PACKAGES if versions[name]]
+    if len(packages) == 2:
+        finding = DoctorFinding(
+            what=f"{' and '.join(packages)} are both installed and overwrite each other's files",
+            effect="predict, bench",
+            remedy="pip uninstall --yes onnxruntime onnxruntime-gpu && "
+            'pip install "edgetl[gpu]"   (or "edgetl[cpu]")',
+            fatal=True,
+        )
+        return [finding]
+    if not packages:
+        finding = DoctorFinding(
+            what="onnxruntime is not installed",
+            effect="predict, bench, export",
+            remedy='pip install "edgetl[cpu]"   (or "edgetl[gpu]")',
+            fatal=True,
+        )
+        return [finding]
     return []
 
 
 def _package_findings(versions: Mapping[str, str | None]) -> list[DoctorFinding]:
-    base = [name for name in DEVICE_PACKAGES if versions[name] is None]
-    train = [name for name in TRAIN_PACKAGES if versions[name] is None]
+    missing_base = [name for name in DEVICE_PACKAGES if versions[name] is None]
+    missing_train = [name for name in TRAIN_PACKAGES if versions[name] is None]
     findings = []
-    if base:
-        findings.append(
-            DoctorFinding(
-                f"{', '.join(base)} not installed", "everything", "pip install edgetl", True
-            )
+    if missing_base:
+        finding = DoctorFinding(
+            what=f"{', '.join(missing_base)} not installed",
+            effect="all commands",
+            remedy="pip install edgetl",
+            fatal=True,
         )
-    if train:
-        effect = "finetune, export, PyTorch's rows of bench; a device does without"
-        findings.append(
-            DoctorFinding(
-                f"{', '.join(train)} not installed", effect, 'pip install "edgetl[train]"', False
-            )
+        findings.append(finding)
+    if missing_train:
+        finding = DoctorFinding(
+            what=f"{', '.join(missing_train)} not installed",
+            effect="finetune, export, PyTorch rows of bench; not needed on a device",
+            remedy='pip install "edgetl[train]"',
+            fatal=False,
         )
+        findings.append(finding)
     return findings + _outdated_findings(versions)
 
 
 def _outdated_findings(versions: Mapping[str, str | None]) -> list[DoctorFinding]:
-    """Installed packages older than edgetl's own metadata asks for; silent where edgetl runs from a checkout."""
+    """Return packages older than edgetl's metadata requires; none if edgetl is not installed."""
     try:
         requirements = metadata.requires("edgetl") or []
     except metadata.PackageNotFoundError:
         return []
     findings = {}
     for requirement in requirements:
-        name, separator, least = requirement.partition(";")[0].partition(">=")
-        name, least = name.split("[")[0].strip(), least.split(",")[0].strip()
-        installed = versions.get(name)
-        if separator and installed and _version_tuple(installed) < _version_tuple(least):
-            device = name in (*DEVICE_PACKAGES, *ONNXRUNTIME_PACKAGES)
-            effect = "predict, bench" if device else "finetune, export"
+        requirement_name, separator, bounds = requirement.partition(";")[0].partition(">=")
+        name = requirement_name.split("[")[0].strip()
+        minimum = bounds.split(",")[0].strip()
+        version = versions.get(name)
+        if separator and version and _version_tuple(version) < _version_tuple(minimum):
+            is_device_package = name in (*DEVICE_PACKAGES, *ONNXRUNTIME_PACKAGES)
             findings[name] = DoctorFinding(
-                f"{name} {installed} is older than {least}",
-                effect,
-                f'pip install --upgrade "{name}>={least}"',
-                device,
+                what=f"{name} {version} is older than {minimum}",
+                effect="predict, bench" if is_device_package else "finetune, export",
+                remedy=f'pip install --upgrade "{name}>={minimum}"',
+                fatal=is_device_package,
             )
     return list(findings.values())
 

@@ -1,4 +1,4 @@
-"""`edgetl predict`: files, folders and patterns to labels."""
+"""`edgetl predict`: label image files, folders and patterns."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from edgetl.device.runtime.images import IMAGE_SUFFIXES, list_images, load_image
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one file."""
+    """Labels of one image file, or the error that prevented reading it."""
 
     path: Path
     top_labels: list[tuple[str, float]]
-    """(label, probability), best first; empty where the file could not be read."""
+    """(label, probability), best first; empty if the file could not be read."""
     error: str | None = None
 
 
 def expand_paths(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Files named by `arguments`, each once, and a message for every argument that names none.
+    """Expand files, folders and patterns to unique files, with a message per unmatched argument.
 
-    Files are taken as they are; of folders (all below them) and shell patterns only what is named like an image.
+    Files may have any name. Folders, searched recursively, and shell patterns match only files with
+    an image suffix.
 
     Raises:
-        DataError: no argument names a file.
+        DataError: no argument matches a file.
     """
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     problems = []
     for argument in arguments:
         path = Path(argument)
@@ -41,28 +42,28 @@ def expand_paths(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
                 problems.append(str(cause))
                 continue
             if not matches:
-                problems.append(
-                    f"No images in the folder {path}. Known endings: {' '.join(sorted(IMAGE_SUFFIXES))}."
-                )
+                suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+                problems.append(f"No images in the folder {path}. Known suffixes: {suffixes}.")
         elif path.exists():
             matches = [path]
         else:
-            # glob, not Path.glob: a pattern may be absolute.
+            # Path.glob does not support absolute patterns.
             names = glob.glob(argument, recursive=True)  # noqa: PTH207
             matches = sorted(match for match in map(Path, names) if match.is_file())
             matches = [match for match in matches if match.suffix.lower() in IMAGE_SUFFIXES]
             if not matches:
                 problems.append(
-                    f"Nothing at {argument}. Give image files, folders or patterns such as 'photos/*.jpg'."
+                    f"{argument} not found. "
+                    "Give image files, folders or patterns such as 'photos/*.jpg'."
                 )
-        found.update(dict.fromkeys(matches))
-    if not found:
+        paths.update(dict.fromkeys(matches))
+    if not paths:
         raise DataError("\n".join(problems))
-    return list(found), problems
+    return list(paths), problems
 
 
 def predict(classifier: Classifier, paths: Sequence[Path], top_k: int = 5) -> Iterator[Prediction]:
-    """Label `paths` one by one; a file that cannot be read yields its error and the rest is still done."""
+    """Yield a prediction for each path; a file that cannot be read yields its error."""
     for path in paths:
         try:
             image = load_image(path)
@@ -74,7 +75,8 @@ def predict(classifier: Classifier, paths: Sequence[Path], top_k: int = 5) -> It
         except DecodeError as error:
             yield Prediction(path, [], f"{path}: {error}")
             continue
-        best = probabilities.argsort()[::-1][:top_k]
-        yield Prediction(
-            path, [(classifier.labels[index], float(probabilities[index])) for index in best]
-        )
+        top_indices = probabilities.argsort()[::-1][:top_k]
+        top_labels = [
+            (classifier.labels[index], float(probabilities[index])) for index in top_indices
+        ]
+        yield Prediction(path, top_labels)

@@ -1,4 +1,4 @@
-"""`edgetl verify`: whether each variant of a bundle answers on this device as it was proven to, by its reference images."""
+"""`edgetl verify`: check each variant of a bundle on this device with the golden images."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from edgetl.device.runtime.session import check_provider
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """One variant through one execution provider."""
+    """Result of one variant on one execution provider."""
 
     variant: str
     precision: str
     provider: str
     gate: dict[str, Any]
-    """See `edgetl.device.runtime.golden.judge_answers`; without figures where the variant could not be run."""
+    """Verdict of `edgetl.device.runtime.golden.check_logits`; no values if it did not run."""
     advice: str = ""
-    """What to do about a failure."""
+    """Next step after a failure."""
 
     @property
     def passed(self) -> bool:
-        """Whether the answers are those that were proven."""
+        """Whether the logits match the reference."""
         return bool(self.gate["passed"])
 
     def to_json(self) -> dict[str, Any]:
-        """For `edgetl verify --json`."""
+        """Return the entry of `edgetl verify --json`."""
         return {
             "variant": self.variant,
             "precision": self.precision,
@@ -57,23 +57,29 @@ def verify(
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[VerifyResult]:
-    """Put the reference images through every variant, each in a process of its own: a crash is that variant's failure.
+    """Run the golden images through every variant, each in a subprocess, and compare the logits.
+
+    A variant that crashes fails without affecting the others.
 
     Args:
-        variants: names; none takes all.
-        threads: intra-op threads; None takes the cores available.
-        progress: called with what begins.
+        bundle: the bundle to verify.
+        variants: variant names; all if empty.
+        providers: short names of execution providers.
+        threads: intra-op threads; None uses all available cores.
+        progress: called with the name of each variant and provider before it runs.
 
     Raises:
         BundleError: a file is missing or altered, or there is no such variant.
-        ProviderError: a provider that this onnxruntime does not have.
+        ProviderError: the installed onnxruntime lacks a provider.
     """
-    chosen = [bundle.select_variant(name) for name in dict.fromkeys(variants)] or bundle.variants
+    selected_variants = [
+        bundle.select_variant(name) for name in dict.fromkeys(variants)
+    ] or bundle.variants
     for provider in providers:
         check_provider(provider)
     golden = bundle.load_golden()
-    # Every file before any is run: a bundle that was copied badly is refused as a whole.
-    files = {variant.name: _path_or_error(bundle, variant) for variant in chosen}
+    # All files are checked before any is run, so that a badly copied bundle fails as a whole.
+    files = {variant.name: _path_or_error(bundle, variant) for variant in selected_variants}
     bundle.companion_files()
     with tempfile.TemporaryDirectory(prefix="edgetl-verify-") as folder:
         return [
@@ -87,7 +93,7 @@ def verify(
                 Path(folder),
                 progress,
             )
-            for variant in chosen
+            for variant in selected_variants
             for provider in dict.fromkeys(providers)
         ]
 
@@ -152,10 +158,12 @@ def _failure_advice(variant: Variant, provider: str, gate: dict[str, Any]) -> It
         return
     if variant.precision.startswith("int8") and provider == "cpu":
         if has_int8_dot_product():
-            yield "An int8 file that is right on one CPU can be wrong on another: kernels round and saturate in ways of their own."
+            yield "An int8 file that is correct on one CPU can be wrong on another:"
+            yield "kernels round and saturate differently."
         else:
-            yield "This CPU sums products of 8 bits in 16 (no VNNI, AMX or dot products), which saturates:"
-            yield "an int8 file that is right where there are such instructions can be wrong here."
-        yield "Take another variant, or export on a machine of this kind."
+            yield "This CPU sums 8-bit products in 16 bits (no VNNI, AMX or dot products),"
+            yield "which saturates: an int8 file that is correct on a CPU with such instructions"
+            yield "can be wrong here."
+        yield "Use another variant, or export on a machine of this kind."
     else:
-        yield "Take another provider or another onnxruntime; `edgetl doctor` shows what is here."
+        yield "Use another provider or another onnxruntime version; `edgetl doctor` lists both."

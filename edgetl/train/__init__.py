@@ -1,1 +1,1 @@
-"""Images to a run directory; needs torch."""
+"""Fine-tuning; requires torch."""

@@ -1,4 +1,4 @@
-"""`edgetl finetune`: a folder of images to a run directory."""
+"""`edgetl finetune`: from a folder of images to a run directory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -39,43 +40,48 @@ from edgetl.train.tracking import track_progress
 
 
 def read_unfinished_run(run: RunDirectory) -> RunConfiguration:
-    """What config.json says of a run that has begun and not finished.
+    """Read config.json of a run that has started and not finished.
 
     Raises:
-        RunError: there is none, or it is broken.
+        RunError: there is no such run, or the file is damaged.
     """
     if not run.config.is_file():
         raise RunError(
-            f"{run.path} holds no run to go on with. `edgetl finetune DATA -o {run.path}` begins one."
+            f"No run to resume in {run.path}. Start one: `edgetl finetune DATA -o {run.path}`."
         )
     configuration = read_run_configuration(run)
     if configuration.requested_config is None:
         raise RunError(
-            f"{run.path} was begun by an edgetl that could not resume. Train anew with --force."
+            f"{run.path} was written by a version of edgetl without --resume. "
+            "Start a new run with --force."
         )
-    # A checkpoint beside the figures is of a run that was ended before its pictures were drawn.
+    # A checkpoint next to metrics.json belongs to a run that ended before drawing its plots.
     if run.metrics.exists() and not run.checkpoint.exists():
         raise RunError(
-            f"{run.path} has finished: there is nothing to go on with. `edgetl export {run.path}` is next."
+            f"{run.path} has finished, so there is nothing to resume. "
+            f"Next: `edgetl export {run.path}`."
         )
     return configuration
 
 
-def check_inputs_unchanged(prepared: RunSetup, began: RunConfiguration) -> None:
-    """Whether images and weights are those that the run began with.
+def check_inputs_unchanged(setup: RunSetup, recorded: RunConfiguration) -> None:
+    """Check that images and weights are those that the run started with.
 
     Raises:
-        DataError, ConfigError: they are not.
+        DataError: the images have changed.
+        ConfigError: the weights have changed.
     """
-    if prepared.data.fingerprint != began.data.fingerprint or prepared.data.labels != list(
-        began.classes
+    if setup.data.fingerprint != recorded.data.fingerprint or setup.data.labels != list(
+        recorded.classes
     ):
         raise DataError(
-            f"The images in {prepared.data.folder} are not those that the run began with. Put them back, or train anew with --force."
+            f"The images in {setup.data.folder} have changed since the run started. "
+            "Restore them, or start a new run with --force."
         )
-    if (prepared.weights.sha256 if prepared.weights else None) != began.weights.sha256:
+    if (setup.weights.sha256 if setup.weights else None) != recorded.weights.sha256:
         raise ConfigError(
-            f"The weights {began.weights.source} are not those that the run began with. Put them back, or train anew with --force."
+            f"The weights {recorded.weights.source} have changed since the run started. "
+            "Restore them, or start a new run with --force."
         )
 
 
@@ -85,366 +91,389 @@ _DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 def finetune(
     config: FinetuneConfig, progress: Progress | None = None, choices: AutoChoices | None = None
 ) -> RunDirectory:
-    """Adapt a pretrained classifier to a folder of images and write the run directory.
+    """Fine-tune a pretrained classifier on a folder of images and write the run directory.
 
-    Nothing is written or removed before data, weights and options have been checked. Where torchrun has started several processes that
-    call this, they train one network together; the first writes.
+    Data, weights and options are checked before anything is written or removed. If torchrun has
+    started several processes that call this function, they train one model together and the main
+    process writes.
 
     Args:
-        choices: what an earlier run has decided by timing or by free memory; it is taken as it is, and nothing of it is measured.
+        config: options of the run.
+        progress: receiver of progress reports.
+        choices: choices recorded by an earlier run, to reuse without measuring again.
 
     Raises:
-        DataError: the images; see `edgetl.train.data.dataset.read_data`.
-        ArchitectureError, WeightsError: the model; see `edgetl.train.model.factory.adapt`.
-        ConfigError: a device or precision that is not there, more blocks than the backbone has, a recorded choice that this machine
-            cannot follow.
-        RunError: the output exists already, another process trains there, the disk is full, or the loss became infinite.
-        KeyboardInterrupt: as it came, with a message that says what was kept.
-        SystemExit: one of several processes, and another has told what is wrong.
+        DataError: a problem with the images, see `edgetl.train.data.dataset.read_dataset`.
+        ArchitectureError, WeightsError: a problem with the model, see
+            `edgetl.train.model.factory.build_adapted_model`.
+        ConfigError: the device or precision is not available, the backbone has fewer blocks, or
+            this machine does not support a recorded choice.
+        RunError: the output already exists, another process trains there, the disk is full, or the
+            loss is not finite.
+        KeyboardInterrupt: interrupted; the message says what was saved.
+        SystemExit: another of several processes has reported the error.
     """
     progress = progress or NullProgress()
-    started = time.perf_counter()
+    start = time.perf_counter()
     with (
-        init_distributed(config.device) as ranks,
+        init_distributed(config.device) as processes,
         deterministic_algorithms(config.deterministic),
         use_recorded_threads(choices),
     ):
-        run = ranks.run_on_main(
+        run = processes.run_on_main(
             lambda: choose_output_directory(config.output, config.data, config.model, config.force)
         )
-        prepared = prepare_run(config, run, progress, ranks, choices)
-        read_s = time.perf_counter() - started
-        # Recorded epochs are what the clock made of the budget the first time.
-        budget = config.budget_s if choices is None or choices.epochs is None else None
+        setup = prepare_run(config, run, progress, processes, choices)
+        reading_s = time.perf_counter() - start
+        # Recorded numbers of epochs already reflect the time budget.
+        budget_s = config.budget_s if choices is None or choices.epochs is None else None
         return _run_training(
-            prepared,
-            OutputDirectory(run) if ranks.is_main else None,
+            setup,
+            OutputDirectory(run) if processes.is_main else None,
             progress,
-            started,
-            read_s,
+            start,
+            reading_s,
             None,
-            budget,
+            budget_s,
         )
 
 
 def resume(path: RunDirectory, progress: Progress | None = None) -> RunDirectory:
-    """Go on with a run that was ended, however it was, from its last checkpoint; from the beginning where it has none.
+    """Resume a run from its last checkpoint, or from the start if it has none.
 
-    On a CPU the finished weights are those of a run that was not ended, bit by bit.
+    On a CPU the final weights are bit-identical to those of an uninterrupted run.
+
+    Args:
+        path: the run directory.
+        progress: receiver of progress reports.
 
     Raises:
-        RunError: nothing to go on with, it has finished, another process trains there, or a damaged checkpoint.
-        DataError: the images are not those that the run began with.
-        as `finetune`.
+        RunError: there is no run to resume, it has finished, another process trains there, or the
+            checkpoint is damaged.
+        DataError: the images have changed since the run started.
+        ConfigError: the weights have changed since the run started.
+
+    All other errors of `finetune` are raised as well.
     """
     progress = progress or NullProgress()
-    started = time.perf_counter()
-    with init_distributed(_recorded_device(path)) as ranks:
-        began = ranks.run_on_main(lambda: read_unfinished_run(path))
-        assert began.requested_config is not None
-        config, choices = began.requested_config, began.choices
-        place_again = OutputDirectory.reopen(path) if ranks.is_main else nullcontext()
+    start = time.perf_counter()
+    with init_distributed(_recorded_device(path)) as processes:
+        recorded = processes.run_on_main(lambda: read_unfinished_run(path))
+        assert recorded.requested_config is not None
+        config = recorded.requested_config
+        choices = recorded.choices
+        reopened = OutputDirectory.reopen(path) if processes.is_main else nullcontext()
         with (
-            place_again as place,
+            reopened as output,
             deterministic_algorithms(config.deterministic),
             use_recorded_threads(choices),
         ):
-            state = ranks.run_on_main(
-                lambda: (
-                    read_training_checkpoint(path.checkpoint) if path.checkpoint.exists() else None
-                )
-            )
-            # The machine's free memory is another one now, and what it decided must stay decided.
+            checkpoint = processes.run_on_main(lambda: _read_checkpoint_if_exists(path))
+            # The free memory may differ now, but what was derived from it must not change.
             config = replace(
                 config,
                 output=path.path,
-                cache_budget=began.config.cache_budget,
-                workers=began.config.workers,
+                cache_budget=recorded.config.cache_budget,
+                workers=recorded.config.workers,
             )
-            prepared = prepare_run(config, path, progress, ranks, choices)
-            _report_resume(prepared, began, state, progress)
+            setup = prepare_run(config, path, progress, processes, choices)
+            _report_resume(setup, recorded, checkpoint, progress)
             return _run_training(
-                prepared,
-                place,
+                setup,
+                output,
                 progress,
-                started - state.metadata["elapsed"] if state else started,
+                start - checkpoint.metadata["elapsed"] if checkpoint else start,
                 0.0,
-                state,
+                checkpoint,
                 config.budget_s,
             )
 
 
-def _recorded_device(path: RunDirectory) -> Device:
-    # Asked before the processes are joined, which may use no GPU of a run on a CPU; what is wrong with the file is told later.
+def _read_checkpoint_if_exists(run: RunDirectory) -> Checkpoint | None:
+    return read_training_checkpoint(run.checkpoint) if run.checkpoint.exists() else None
+
+
+def _recorded_device(run: RunDirectory) -> Device:
+    # Read before the processes are joined, because a run on a CPU must not touch a GPU. Errors in
+    # the file are reported later.
     try:
-        return read_run_configuration(path).config.device
+        return read_run_configuration(run).config.device
     except RunError:
         return "auto"
 
 
 def _report_resume(
-    prepared: RunSetup, began: RunConfiguration, state: Checkpoint | None, progress: Progress
+    setup: RunSetup, recorded: RunConfiguration, checkpoint: Checkpoint | None, progress: Progress
 ) -> None:
-    check_inputs_unchanged(prepared, began)
-    if state is None:
-        progress.note("There is no checkpoint yet: the run begins anew.")
+    check_inputs_unchanged(setup, recorded)
+    if checkpoint is None:
+        progress.note("No checkpoint was saved yet: the run starts again.")
     else:
         progress.note(
-            f"Going on after {state.metadata['elapsed']:.0f} s, in epoch {len(state.metadata['records']) + 1}."
+            f"Resuming after {checkpoint.metadata['elapsed']:.0f} s, "
+            f"in epoch {len(checkpoint.metadata['records']) + 1}."
         )
 
 
 def _run_training(
-    prepared: RunSetup,
-    place: OutputDirectory | None,
+    setup: RunSetup,
+    output: OutputDirectory | None,
     progress: Progress,
-    started: float,
-    read_s: float,
-    state: Checkpoint | None,
-    budget: float | None,
+    start: float,
+    reading_s: float,
+    checkpoint: Checkpoint | None,
+    budget_s: float | None,
 ) -> RunDirectory:
-    run, ranks = prepared.run, prepared.processes
-    deadline = started + budget if budget else None
-    training: Trainer | None = None
+    run = setup.run
+    processes = setup.processes
+    deadline = start + budget_s if budget_s else None
+    trainer: Trainer | None = None
     try:
-        if state is None and ranks.is_main:
-            write_run_config(prepared)
-        if ranks.is_main:
-            prepared.choices.on_change = partial(write_choices, run)
-        done = len(state.metadata["records"]) if state else 0
+        if processes.is_main:
+            if checkpoint is None:
+                write_run_config(setup)
+            setup.choices.on_change = partial(write_choices, run)
+        finished_epochs = len(checkpoint.metadata["records"]) if checkpoint else 0
         with (
-            track_progress(prepared.config, run, progress, done)
-            if ranks.is_main
-            else nullcontext(progress) as told
+            track_progress(setup.config, run, progress, finished_epochs)
+            if processes.is_main
+            else nullcontext(progress) as tracked_progress
         ):
-            training = _build_trainer(prepared, told, started, deadline)
-            training.seconds["reading"] = read_s
-            staging = _build_phase_builder(prepared, told, deadline, state)
-            last = _train_phases(prepared, training, staging, state)
-            write_results(prepared, training, last, staging.report, started)
+            trainer = _build_trainer(setup, tracked_progress, start, deadline)
+            trainer.seconds["reading"] = reading_s
+            builder = _build_phase_builder(setup, tracked_progress, deadline, checkpoint)
+            last_phase = _train_phases(setup, trainer, builder, checkpoint)
+            write_results(setup, trainer, last_phase, builder.report, start)
     except BaseException as cause:
-        ignore_sigterm(ranks)
-        if place is not None:
-            _commit_or_rollback(run, place, training)
+        ignore_sigterm(processes)
+        if output is not None:
+            _commit_or_rollback(run, output, trainer)
         if is_peer_failure(cause):
             raise RunError(
-                f"One of the {ranks.world_size} processes has ended, or the job was cancelled. {_resume_hint(run)}"
+                f"One of the {processes.world_size} processes has ended, or the job was cancelled. "
+                f"{_resume_hint(run)}"
             ) from cause
         if isinstance(cause, DecodeError):
-            raise DataError(f"{cause} Put the file back as it was. {_resume_hint(run)}") from cause
+            raise DataError(f"{cause} Restore the file. {_resume_hint(run)}") from cause
         if isinstance(cause, KeyboardInterrupt):
-            raise KeyboardInterrupt(_interrupt_message(run, training)) from None
+            raise KeyboardInterrupt(_interrupt_message(run, trainer)) from None
         if isinstance(cause, OSError) and cause.errno in _DISK_FULL_ERRNOS:
             raise RunError(
-                f"The disk of {run.path} is full. Make room; {_resume_hint(run)}"
+                f"The disk of {run.path} is full. Free some space. {_resume_hint(run)}"
             ) from cause
         raise
-    if place is not None:
-        place.commit()
+    if output is not None:
+        output.commit()
     return run
 
 
 def _commit_or_rollback(
-    run: RunDirectory, place: OutputDirectory, training: Trainer | None
+    run: RunDirectory, output: OutputDirectory, trainer: Trainer | None
 ) -> None:
-    if training is not None and training.best is not None:
-        with suppress(OSError):  # the disk may be what ended it
-            training.write_best()
+    if trainer is not None and trainer.best is not None:
+        with suppress(OSError):  # a full disk may be the reason why training ended
+            trainer.write_best()
     if run.weights.exists() or run.checkpoint.exists():
-        place.commit()
+        output.commit()
     else:
-        place.rollback()
+        output.rollback()
 
 
 def _resume_hint(run: RunDirectory) -> str:
     if run.checkpoint.exists():
-        return f"`edgetl finetune --resume {run.path}` goes on from the last checkpoint."
-    return "There is no checkpoint yet: run the same command again."
+        return f"Resume from the last checkpoint: `edgetl finetune --resume {run.path}`."
+    return "No checkpoint was saved yet: run the same command again."
 
 
 def estimate_seconds(config: FinetuneConfig, progress: Progress | None = None) -> float:
-    """How long `finetune` would take, from steps timed now on the user's images; nothing is trained or written.
+    """Estimate the duration of `finetune` in seconds by timing steps on the user's images.
+
+    Nothing is trained or written.
 
     Raises:
-        as `finetune` before it trains: what is wrong with data, weights or options is found out here too.
+        EdgetlError: a problem with data, weights or options, as in `finetune`.
     """
     progress = progress or NullProgress()
-    started = time.perf_counter()
-    prepared = prepare_run(
-        config,
-        choose_output_directory(config.output, config.data, config.model, config.force),
-        progress,
-    )
-    read_s = time.perf_counter() - started
-    return read_s + _build_phase_builder(prepared, progress, None, None).estimate_seconds()
+    start = time.perf_counter()
+    run = choose_output_directory(config.output, config.data, config.model, config.force)
+    setup = prepare_run(config, run, progress)
+    reading_s = time.perf_counter() - start
+    return reading_s + _build_phase_builder(setup, progress, None, None).estimate_seconds()
 
 
 def _build_trainer(
-    prepared: RunSetup, progress: Progress, started: float, deadline: float | None
+    setup: RunSetup, progress: Progress, start: float, deadline: float | None
 ) -> Trainer:
-    config, data = prepared.config, prepared.data
-    labels = torch.tensor([data.labels.index(row.label) for row in data.entries_in("train")])
+    config = setup.config
+    data = setup.data
+    labels = torch.tensor([data.labels.index(entry.label) for entry in data.entries_in("train")])
     return Trainer(
         config=config,
-        run=prepared.run,
-        adapted_model=prepared.adapted_model,
-        loss=Loss(config, labels, len(data.labels), prepared.compute_config.device),
+        run=setup.run,
+        adapted_model=setup.adapted_model,
+        loss=Loss(config, labels, len(data.labels), setup.compute_config.device),
         images_per_epoch=len(labels),
         has_validation=bool(data.entries_in("val")),
         progress=progress,
-        started_at=started,
+        started_at=start,
         deadline=deadline,
-        processes=prepared.processes,
-        choices=prepared.choices,
+        processes=setup.processes,
+        choices=setup.choices,
     )
 
 
 def _build_phase_builder(
-    prepared: RunSetup, progress: Progress, deadline: float | None, state: Checkpoint | None
+    setup: RunSetup, progress: Progress, deadline: float | None, checkpoint: Checkpoint | None
 ) -> PhaseBuilder:
-    config, rows, computing = prepared.config, prepared.data.entries, prepared.compute_config
-    prepared.adapted_model.model.to(device=computing.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    config = setup.config
+    entries = setup.data.entries
+    device = setup.compute_config.device
+    model = setup.adapted_model.model
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = ImageDataset(
-        rows,
-        prepared.data.labels,
-        prepared.augmentation,
-        prepared.preprocessing,
-        prepared.decoded_cache,
+        entries,
+        setup.data.labels,
+        setup.augmentation,
+        setup.preprocessing,
+        setup.decoded_cache,
     )
-    parts = {
-        part: [index for index, row in enumerate(rows) if row.split == part]
-        for part in ("train", "val")
+    indices = {
+        split: [index for index, entry in enumerate(entries) if entry.split == split]
+        for split in ("train", "val")
     }
-    facts = {
+    recorded_epochs = setup.choices.recorded.epochs
+    context = RunContext(
+        config=config,
+        batch_size=setup.batch_size,
+        adapted_model=setup.adapted_model,
+        loader=ImageLoader(images, config.workers or 0, pin_memory=device.type == "cuda"),
+        train_indices=indices["train"],
+        val_indices=indices["val"],
+        preprocessing=setup.preprocessing,
+        compute_config=setup.compute_config,
+        feature_key=_feature_key(setup, indices),
+        cache_budget_bytes=config.cache_budget or 0,
+        # A resumed run keeps the plan made for its budget.
+        deadline=deadline if recorded_epochs is None and checkpoint is None else None,
+        progress=progress,
+        processes=setup.processes,
+        choices=setup.choices,
+    )
+    if checkpoint is not None:
+        check_phases(checkpoint, len(setup.phases))
+    if recorded_epochs is None:
+        return PhaseBuilder(context, setup.phases)
+    if len(recorded_epochs) != len(setup.phases):
+        raise ConfigError(
+            f"The recorded epochs are for {len(recorded_epochs)} phases, "
+            f"but the run has {len(setup.phases)}. Start a new run."
+        )
+    phases = [
+        replace(phase, epochs=epochs)
+        for phase, epochs in zip(setup.phases, recorded_epochs, strict=True)
+    ]
+    return PhaseBuilder(context, phases)
+
+
+def _feature_key(setup: RunSetup, indices: dict[str, list[int]]) -> dict[str, Any]:
+    """Return the facts that cached features depend on, besides the views."""
+    config = setup.config
+    compute_config = setup.compute_config
+    on_cpu = compute_config.device.type == "cpu"
+    on_gpu = compute_config.device.type == "cuda"
+    entries = setup.data.entries
+    return {
         "format": 1,
         "model": config.model,
-        "weights": prepared.weights.sha256 if prepared.weights else None,
-        "preprocessing": prepared.preprocessing.to_json(),
-        "augmentation": prepared.augmentation.name,
+        "weights": setup.weights.sha256 if setup.weights else None,
+        "preprocessing": setup.preprocessing.to_json(),
+        "augmentation": setup.augmentation.name,
         "seed": config.seed,
-        "device": computing.device_name,
-        # What CPUs compute depends on their instructions, and on how many threads a sum is split among.
-        "cpu": [collect_device_info().get("cpu"), torch.get_num_threads()]
-        if computing.device.type == "cpu"
-        else None,
-        "deterministic": config.deterministic if computing.device.type == "cuda" else None,
+        "device": compute_config.device_name,
+        # Results on a CPU depend on its instructions and on the number of threads that share a sum.
+        "cpu": [collect_device_info().get("cpu"), torch.get_num_threads()] if on_cpu else None,
+        "deterministic": config.deterministic if on_gpu else None,
         "versions": package_versions("opencv-python-headless", "onnxruntime", "onnxruntime-gpu"),
         "images": {
-            part: [(index, prepared.data.file_hashes[rows[index].path]) for index in indices]
-            for part, indices in parts.items()
+            split: [(index, setup.data.file_hashes[entries[index].path]) for index in split_indices]
+            for split, split_indices in indices.items()
         },
     }
-    loader = ImageLoader(images, config.workers or 0, pin_memory=computing.device.type == "cuda")
-    materials = RunContext(
-        config=config,
-        batch_size=prepared.batch_size,
-        adapted_model=prepared.adapted_model,
-        loader=loader,
-        train_indices=parts["train"],
-        val_indices=parts["val"],
-        preprocessing=prepared.preprocessing,
-        compute_config=computing,
-        feature_key=facts,
-        cache_budget_bytes=config.cache_budget or 0,
-        # What was planned stays planned.
-        deadline=deadline if prepared.choices.recorded.epochs is None and state is None else None,
-        progress=progress,
-        processes=prepared.processes,
-        choices=prepared.choices,
-    )
-    planned = prepared.choices.recorded.epochs
-    if state is not None:
-        check_phases(state, len(prepared.phases))
-    if planned is None:
-        return PhaseBuilder(materials, prepared.phases)
-    if len(planned) != len(prepared.phases):
-        raise ConfigError(
-            f"The recorded epochs are of {len(planned)} phases and the run has {len(prepared.phases)}. Train anew."
-        )
-    return PhaseBuilder(
-        materials,
-        [
-            replace(phase, epochs=count)
-            for phase, count in zip(prepared.phases, planned, strict=True)
-        ],
-    )
 
 
 def _train_phases(
-    prepared: RunSetup, training: Trainer, staging: PhaseBuilder, state: Checkpoint | None
+    setup: RunSetup, trainer: Trainer, builder: PhaseBuilder, checkpoint: Checkpoint | None
 ) -> TrainablePhase:
-    started = time.perf_counter()
-    stages = staging.build_phases()
-    if prepared.config.deterministic:
-        report_determinism_cost(stages[-1], prepared.adapted_model, training.progress)
-    if all(isinstance(stage.batch_source, CachedBatches) for stage in stages):
-        prepared.decoded_cache.clear()
-    if state is None:
-        # What was measured on the way, or was not because it is remembered, has drawn from the generator.
-        # Dropout in each of several processes is its own.
-        torch.manual_seed(prepared.config.seed + prepared.processes.rank)
+    start = time.perf_counter()
+    phases = builder.build_phases()
+    if setup.config.deterministic:
+        report_determinism_cost(phases[-1], setup.adapted_model, trainer.progress)
+    if all(isinstance(phase.batch_source, CachedBatches) for phase in phases):
+        setup.decoded_cache.clear()
+    if checkpoint is None:
+        # Seeded again, because measurements use the generator and cached ones do not. Each process
+        # gets its own seed for dropout.
+        torch.manual_seed(setup.config.seed + setup.processes.rank)
     else:
-        training.restore(state)
-    training.seconds["frozen_blocks"] = (
-        training.seconds.get("frozen_blocks", 0.0) + time.perf_counter() - started
+        trainer.restore(checkpoint)
+    trainer.seconds["frozen_blocks"] = (
+        trainer.seconds.get("frozen_blocks", 0.0) + time.perf_counter() - start
     )
-    for at, stage in enumerate(stages):
-        if at >= training.phase_index and not training.has_reached_target():
-            inside = (
-                state
-                if state is not None and state.metadata["epochs"] and at == state.metadata["stage"]
-                else None
-            )
-            stage = replace(
-                stage,
-                phase=Phase(**inside.metadata["phase"])
-                if inside
-                else _resolve_phase_from_training(prepared, training, stage),
-            )
-            training.run_phase(
-                stage,
-                stage.phase.epochs + sum(later.phase.epochs for later in stages[at + 1 :]),
-                inside,
-            )
-    return stages[-1]
+    for index, phase in enumerate(phases):
+        if index < trainer.phase_index or trainer.has_reached_target():
+            continue
+        if checkpoint is not None and _is_within_phase(checkpoint, index):
+            phase_checkpoint = checkpoint
+            resolved = Phase(**checkpoint.metadata["phase"])
+        else:
+            phase_checkpoint = None
+            resolved = _resolve_phase_from_training(setup, trainer, phase)
+        later_epochs = sum(later.phase.epochs for later in phases[index + 1 :])
+        trainer.run_phase(
+            replace(phase, phase=resolved), resolved.epochs + later_epochs, phase_checkpoint
+        )
+    return phases[-1]
 
 
-def _resolve_phase_from_training(
-    prepared: RunSetup, training: Trainer, stage: TrainablePhase
-) -> Phase:
-    config = prepared.config
+def _is_within_phase(checkpoint: Checkpoint, index: int) -> bool:
+    return bool(checkpoint.metadata["epochs"]) and index == checkpoint.metadata["stage"]
+
+
+def _resolve_phase_from_training(setup: RunSetup, trainer: Trainer, phase: TrainablePhase) -> Phase:
+    config = setup.config
     if config.budget_s:
-        # The number of epochs has been planned from the time; only the rate is open.
-        config = replace(config, finetune_epochs=stage.phase.epochs)
-    learnt = training.records[-1].train_accuracy if training.records else None
-    lr_scale = prepared.batch_fit.lr_scale if prepared.batch_fit else 1.0
-    return prepared.processes.broadcast(
+        # The budget has already determined the number of epochs; only the learning rate is open.
+        config = replace(config, finetune_epochs=phase.phase.epochs)
+    train_accuracy = trainer.records[-1].train_accuracy if trainer.records else None
+    lr_scale = setup.batch_fit.lr_scale if setup.batch_fit else 1.0
+    return setup.processes.broadcast(
         resolve_phase(
-            stage.phase,
+            phase.phase,
             config,
-            learnt,
-            partial(_measure_shift, training.adapted_model, stage),
+            train_accuracy,
+            partial(_measure_shift, trainer.adapted_model, phase),
             lr_scale,
         )
     )
 
 
-def _measure_shift(adapted: AdaptedModel, stage: TrainablePhase) -> float:
-    set_trainable(adapted, stage.phase.unfreeze)
-    return batch_norm_shift(adapted.model, stage.forward, stage.batch_source.iter_train_batches(1))
+def _measure_shift(adapted: AdaptedModel, phase: TrainablePhase) -> float:
+    set_trainable(adapted, phase.phase.unfreeze)
+    return batch_norm_shift(adapted.model, phase.forward, phase.batch_source.iter_train_batches(1))
 
 
-def _interrupt_message(run: RunDirectory, training: Trainer | None) -> str:
+def _interrupt_message(run: RunDirectory, trainer: Trainer | None) -> str:
     if not run.checkpoint.exists() and not run.weights.exists():
-        return "Interrupted before anything was learnt: nothing was kept."
-    again = f"`edgetl finetune --resume {run.path}` goes on"
-    best = training.best if training else None
-    if best is None:
-        return f"Interrupted in the first epoch; {again}."
-    accuracy = (
-        f", validation accuracy {best.val_accuracy:.3f}" if best.val_accuracy is not None else ""
-    )
+        return "Interrupted before the first checkpoint: nothing was kept."
+    resume_command = f"Resume: `edgetl finetune --resume {run.path}`."
+    best = trainer.best if trainer else None
+    if trainer is None or best is None:
+        return f"Interrupted in the first epoch. {resume_command}"
+    accuracy = ""
+    if best.val_accuracy is not None:
+        accuracy = f", validation accuracy {best.val_accuracy:.3f}"
     return (
-        f"Interrupted after epoch {len(training.records) if training else 0}; {again}. "
-        f"{run.path} holds the best so far (epoch {best.epoch}{accuracy}): `edgetl export {run.path}` takes it as it is."
+        f"Interrupted after epoch {len(trainer.records)}. {resume_command} "
+        f"{run.path} has the best weights so far (epoch {best.epoch}{accuracy}). "
+        f"Export them: `edgetl export {run.path}`."
     )

@@ -1,4 +1,4 @@
-"""The run directory's place: free, or freed because the user said so; never a stranger's folder."""
+"""Output directory of a run: choice, exclusive lock, and replacement of an earlier run."""
 
 from __future__ import annotations
 
@@ -19,42 +19,53 @@ from edgetl.core.paths import RunDirectory, find_free_path
 def choose_output_directory(
     output: Path | None, data: Path, model: str, force: bool
 ) -> RunDirectory:
-    """The run directory to write; nothing is created or removed yet.
+    """Choose the run directory; nothing is created or removed.
+
+    Args:
+        output: directory chosen by the user; None uses a free name in `runs`.
+        data: folder of the images.
+        model: name of the architecture, part of the default name.
+        force: allow replacing an earlier run.
 
     Raises:
-        RunError: the place is taken, or lies inside the data folder, where a later run would take it for a class.
+        RunError: the directory already exists, or it lies inside the data folder, where it would
+            become a class of the next run.
     """
     data = data.expanduser().absolute()
-    path = (
-        output.expanduser()
-        if output
-        else find_free_path(Path("runs"), f"{data.resolve().name}-{model}")
-    ).absolute()
+    path = output or find_free_path(Path("runs"), f"{data.resolve().name}-{model}")
+    path = path.expanduser().absolute()
     if path.resolve() == data.resolve() or data.resolve() in path.resolve().parents:
         raise RunError(
-            f"The run directory {path} would lie inside the data folder {data}. Choose another with -o."
+            f"The run directory {path} must not be inside the data folder {data}. "
+            "Choose another with -o."
         )
     if path.resolve() in data.resolve().parents:
         raise RunError(
-            f"The data folder {data} lies inside {path}. Choose another run directory with -o."
+            f"The data folder {data} must not be inside the run directory {path}. "
+            "Choose another with -o."
         )
     if path.exists() and not (path.is_dir() and not _entries(path)):
         if not force:
             raise RunError(
-                f"{path} exists already. Choose another run directory with -o, or replace this one with --force."
+                f"{path} already exists. Choose another run directory with -o, "
+                "or replace this one with --force."
             )
         _check_replaceable(path)
     return RunDirectory(path)
 
 
 class OutputDirectory:
-    """The place of a run, this process's alone; an older run that it replaces lies aside until the new one has something to show."""
+    """Exclusive ownership of a run directory.
+
+    A replaced run is kept aside until the new one has a checkpoint.
+    """
 
     def __init__(self, run: RunDirectory) -> None:
-        """Make the place empty.
+        """Lock the directory and empty it.
 
         Raises:
-            RunError: it is not replaceable after all, cannot be created, or another process trains there.
+            RunError: the directory cannot be replaced, created or locked, or another process trains
+                there.
         """
         self._path = run.path
         self._replaced_run: Path | None = None
@@ -66,13 +77,14 @@ class OutputDirectory:
                 self._replaced_run = move_aside(run.path)
             run.path.mkdir(parents=True)
         except OSError as cause:
-            # Nothing was created here, so nothing is removed: what lies at the path may be the user's only copy.
+            # Nothing was created, so nothing is removed: the path may have the user's only copy.
             if self._replaced_run is not None:
                 self._restore_replaced_run()
             self._release_lock()
             verb = "replaced" if existed else "created"
             raise RunError(
-                f"{run.path} cannot be {verb} ({cause.strerror}). Choose another run directory with -o."
+                f"{run.path} cannot be {verb} ({cause.strerror}). "
+                "Choose another run directory with -o."
             ) from cause
         except RunError:
             self._release_lock()
@@ -82,36 +94,37 @@ class OutputDirectory:
         except OSError as cause:
             self.rollback()
             raise RunError(
-                f"{run.path} cannot be locked ({cause.strerror}). Choose another run directory with -o."
+                f"{run.path} cannot be locked ({cause.strerror}). "
+                "Choose another run directory with -o."
             ) from cause
 
     @classmethod
     @contextmanager
     def reopen(cls, run: RunDirectory) -> Iterator[Self]:
-        """The place of a run that is gone on with: what fails before it goes on leaves everything as it is.
+        """Lock the directory of a run to resume; its files do not change.
 
         Raises:
             RunError: another process trains there.
         """
-        place = cls.__new__(cls)
-        place._path, place._lock = run.path, _acquire_lock(run)
-        # What a process that was killed has laid aside.
-        place._replaced_run = next(
-            iter(sorted(run.path.parent.glob(f".{run.path.name}.replaced-*/{run.path.name}"))), None
-        )
+        directory = cls.__new__(cls)
+        directory._path = run.path
+        directory._lock = _acquire_lock(run)
+        # A run that a killed process had set aside.
+        pattern = f".{run.path.name}.replaced-*/{run.path.name}"
+        directory._replaced_run = next(iter(sorted(run.path.parent.glob(pattern))), None)
         try:
-            yield place
+            yield directory
         finally:
-            place._release_lock()
+            directory._release_lock()
 
     def commit(self) -> None:
-        """The new run stays; the older one is removed."""
+        """Keep the new run and remove the replaced one."""
         if self._replaced_run is not None:
             shutil.rmtree(self._replaced_run.parent, ignore_errors=True)
         self._release_lock()
 
     def rollback(self) -> None:
-        """The new run came to nothing: it is removed, and the older one is where it was."""
+        """Remove the new run and restore the replaced one."""
         shutil.rmtree(self._path, ignore_errors=True)
         if self._replaced_run is not None:
             self._restore_replaced_run()
@@ -125,17 +138,19 @@ class OutputDirectory:
 
     def _release_lock(self) -> None:
         if self._lock is not None:
-            # While it is held: whoever opens the next one begins with a file of its own.
+            # Removed while locked, so that the next process creates a lock file of its own.
             RunDirectory(self._path).lock.unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
 
 
 def _acquire_lock(run: RunDirectory) -> BinaryIO:
-    """The run directory's lock, until it is closed or this process ends, whichever way; workers that it forks do not hold it.
+    """Lock the run directory until the file is closed or this process ends.
+
+    Forked workers do not inherit the lock.
 
     Raises:
-        RunError: another process holds it.
+        RunError: another process has the lock.
     """
     stream = run.lock.open("ab")
     try:
@@ -144,38 +159,32 @@ def _acquire_lock(run: RunDirectory) -> BinaryIO:
         stream.close()
         if cause.errno in (errno.EACCES, errno.EAGAIN):
             raise RunError(
-                f"Another process trains in {run.path}. Wait for it, or choose another run directory with -o."
+                f"Another process trains in {run.path}. "
+                "Wait for it, or choose another run directory with -o."
             ) from cause
-        # A file system without locks: two processes at once would be the user's own doing.
+        # The file system does not support locks, so concurrent runs cannot be detected.
         return run.lock.open("ab")
     return stream
 
 
 def _entries(path: Path) -> set[str]:
-    # A lock without a run is what a process has left that was killed in its first moments.
+    # A lock file alone was left by a process killed right after it started.
     return {entry.name for entry in path.iterdir()} - {RunDirectory(path).lock.name}
 
 
 def _check_replaceable(path: Path) -> None:
+    not_a_run = f"{path} is not a run directory, so --force does not remove it"
     if not path.is_dir() or path.is_symlink():
-        raise RunError(
-            f"{path} is not a run directory, so --force does not remove it. Choose another with -o."
-        )
-    entries = _entries(path)
-    if not entries:
+        raise RunError(f"{not_a_run}. Choose another with -o.")
+    if not _entries(path):
         return
     run = RunDirectory(path)
-    content = read_json(
-        run.config,
-        RunError,
-        f"{path} is not a run directory, so --force does not remove it: its config.json",
-    )
+    content = read_json(run.config, RunError, f"{not_a_run}: its config.json")
     if "edgetl" not in content.get("versions", {}):
+        raise RunError(f"{not_a_run}. Choose another with -o.")
+    foreign_files = find_foreign_run_files(path)
+    if foreign_files:
         raise RunError(
-            f"{path} is not a run directory, so --force does not remove it. Choose another with -o."
-        )
-    foreign = find_foreign_run_files(path)
-    if foreign:
-        raise RunError(
-            f"{describe_foreign_files(path, foreign)}, so --force does not remove it. Move them away, or choose another run directory with -o."
+            f"{describe_foreign_files(path, foreign_files)}, so --force does not remove it. "
+            "Move them away, or choose another run directory with -o."
         )

@@ -1,4 +1,4 @@
-"""What the plots of a run show; the drawing itself is in edgetl.report."""
+"""Plots of a run: training curves, confusion matrix and mistakes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,19 @@ def draw_plots(
     records: Sequence[EpochRecord],
     best: EpochRecord | None,
     val: Evaluation | None,
-    rows: Sequence[SplitEntry],
+    entries: Sequence[SplitEntry],
     labels: Sequence[str],
 ) -> None:
-    """Draw curves.png, and of validation images confusion_matrix.png and mistakes.png, which say so where there are none."""
+    """Draw curves.png, confusion_matrix.png and mistakes.png.
+
+    Args:
+        run: the run directory.
+        records: records of all epochs.
+        best: record of the best epoch.
+        val: evaluation of the validation images; None draws a placeholder for the last two plots.
+        entries: validation images, in the order of `val`.
+        labels: names of the classes.
+    """
     run.plots.mkdir(exist_ok=True)
     save_training_curves(
         run.plots / "curves.png",
@@ -37,22 +46,23 @@ def draw_plots(
     save_confusion_matrix(
         run.plots / "confusion_matrix.png", val.confusion_matrix() if val else None, labels
     )
-    wrong, found = worst_mistakes(val, rows, labels) if val else (0, [])
-    save_mistakes_sheet(run.plots / "mistakes.png", found, wrong, len(rows))
+    count, mistakes = worst_mistakes(val, entries, labels) if val else (0, [])
+    save_mistakes_sheet(run.plots / "mistakes.png", mistakes, count, len(entries))
 
 
 def worst_mistakes(
-    val: Evaluation, rows: Sequence[SplitEntry], labels: Sequence[str]
+    val: Evaluation, entries: Sequence[SplitEntry], labels: Sequence[str]
 ) -> tuple[int, list[Mistake]]:
-    """(number of mistakes, those that the network was surest of, the surest first)."""
-    probabilities, predicted = val.probabilities, val.predictions
+    """Return the number of mistakes and the most confident ones, most confident first."""
+    probabilities = val.probabilities
+    predicted = val.predictions
     wrong = (predicted != val.targets).nonzero().flatten().tolist()
     wrong.sort(key=lambda index: -float(probabilities[index, predicted[index]]))
     return len(wrong), [
         Mistake(
-            image=_load_thumbnail(rows[index].path),
-            file_name=rows[index].path.name,
-            true=rows[index].label,
+            image=_load_thumbnail(entries[index].path),
+            file_name=entries[index].path.name,
+            true=entries[index].label,
             predicted=labels[int(predicted[index])],
             probability=float(probabilities[index, predicted[index]]),
             true_probability=float(probabilities[index, val.targets[index]]),
@@ -64,10 +74,14 @@ def worst_mistakes(
 def _load_thumbnail(path: Path) -> NDArray[np.uint8]:
     try:
         return thumbnail(load_image(path))
-    except DecodeError:  # gone since it was trained on, which costs its picture and nothing else
+    except DecodeError:
+        # The file was removed after training: show a gray tile.
         return np.full((360, 360, 3), 242, np.uint8)
 
 
 def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The whole photo on a square, uint8 [360, 360, 3]: what a crop would cut off may be the reason of a mistake."""
+    """Return the image padded to a square, uint8 [360, 360, 3].
+
+    It is not cropped, because the cut-off part may explain a mistake.
+    """
     return np.asarray(ImageOps.pad(Image.fromarray(image), (360, 360), color=(242, 242, 242)))

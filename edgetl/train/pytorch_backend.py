@@ -1,8 +1,8 @@
-"""The full PyTorch model as a benchmark backend: the baseline at its honest best.
+"""PyTorch backend of the benchmark: the full model as the baseline.
 
-In inference mode, with the threads that ONNX Runtime gets; the memory format is the faster one on this device.
-Eager is the model as it was trained: nothing is fused or compiled. The other modes are measured where they are asked for,
-see `edgetl.core.config.torch_modes`.
+It runs in inference mode, with as many threads as ONNX Runtime and with the faster memory format on
+this device. Eager mode is the model as trained, without fusion or compilation. The other modes are
+measured on request, see `edgetl.core.config.torch_modes`.
 """
 
 from __future__ import annotations
@@ -32,49 +32,48 @@ _FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_l
 
 
 class PixelsToLogits(nn.Module):
-    """uint8 [batch, R, R, 3] to logits: what an ONNX variant with input `image` does once its resize is the identity."""
+    """Model from uint8 [batch, R, R, 3] to logits, like an ONNX variant with input `image`.
+
+    Its input is already resized.
+    """
 
     def __init__(
         self,
-        network: nn.Module,
-        contract: Preprocessing,
+        model: nn.Module,
+        preprocessing: Preprocessing,
         memory_format: torch.memory_format,
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        self.model, self.preprocessing, self.memory_format, self.dtype = (
-            network,
-            contract,
-            memory_format,
-            dtype,
-        )
-        mean, std = (
-            torch.tensor(values).view(1, 3, 1, 1) for values in (contract.mean, contract.std)
-        )
+        self.model = model
+        self.preprocessing = preprocessing
+        self.memory_format = memory_format
+        self.dtype = dtype
+        mean = torch.tensor(preprocessing.mean).view(1, 3, 1, 1)
+        std = torch.tensor(preprocessing.std).view(1, 3, 1, 1)
         # (x / 255 - mean) / std as one multiplication and one addition.
         self.register_buffer("scale", 1 / (255 * std))
         self.register_buffer("shift", -mean / std)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Crop, scale, normalise, network."""
+        """Crop and normalize the pixels, then run the model."""
+        size = self.preprocessing.crop
         top, left = self.preprocessing.compute_crop_offset(pixels.shape[1], pixels.shape[2])
-        cropped = pixels[
-            :, top : top + self.preprocessing.crop, left : left + self.preprocessing.crop
-        ].permute(0, 3, 1, 2)
+        cropped = pixels[:, top : top + size, left : left + size].permute(0, 3, 1, 2)
         scaled = cropped.to(torch.float32, memory_format=self.memory_format)
-        normalised = torch.addcmul(self.shift, scaled, self.scale)  # type: ignore[arg-type]
+        normalized = torch.addcmul(self.shift, scaled, self.scale)  # type: ignore[arg-type]
         logits: torch.Tensor = self.model(
-            normalised.to(self.dtype, memory_format=self.memory_format)
+            normalized.to(self.dtype, memory_format=self.memory_format)
         )
         return logits
 
 
 class PyTorchBackend:
-    """A run's network, fed with numpy arrays and answering with them."""
+    """Backend that runs the model of a run directory on numpy arrays."""
 
     def __init__(self, source: ModelSource) -> None:
         torch.set_num_threads(source.threads)
-        if torch.get_num_interop_threads() != 1:  # may be set once in a process only
+        if torch.get_num_interop_threads() != 1:  # can be set only once per process
             torch.set_num_interop_threads(1)
         self.provider = "cuda" if source.provider in CUDA_PROVIDERS else "cpu"
         self._device = torch.device(self.provider)
@@ -83,19 +82,21 @@ class PyTorchBackend:
         self._dtype: torch.dtype = getattr(torch, self._mode.dtype)
         if self._mode.gpu_only and self._device.type == "cpu":
             raise BenchError(
-                f"The PyTorch mode {self._mode_name} runs on a GPU only: add --provider cuda, or leave it out of --pytorch."
+                f"The PyTorch mode {self._mode_name} requires a GPU. "
+                "Add --provider cuda, or remove it from --pytorch."
             )
         if self._device.type == "cuda":
             if not torch.cuda.is_available():
                 raise ProviderError(
-                    "PyTorch sees no CUDA device, so there is no baseline on the GPU. `edgetl doctor` shows what it sees."
+                    "PyTorch sees no CUDA device, so it cannot run the baseline on the GPU. "
+                    "Run `edgetl doctor` for details."
                 )
             torch.backends.cudnn.benchmark = True
-            torch.set_float32_matmul_precision(
-                "high"
-            )  # TF32, as ONNX Runtime's CUDA provider does by default
+            # TF32, the default of ONNX Runtime's CUDA provider.
+            torch.set_float32_matmul_precision("high")
         loaded = load_run_model(RunDirectory.open(source.model))
-        self._preprocessing, self._batch_size = loaded.preprocessing, source.batch
+        self._preprocessing = loaded.preprocessing
+        self._batch_size = source.batch
         self._model = loaded.model.eval().to(self._device, self._dtype)
         self._set_memory_format(str(source.settings.get("memory_format", CONTIGUOUS)))
 
@@ -104,31 +105,24 @@ class PyTorchBackend:
         self._model.to(memory_format=self._memory_format)
         arguments = self._mode.get_compile_arguments(self._device.type)
         self._tensor_model = self._model if arguments is None else _compile(self._model, arguments)
-        self._image_model: nn.Module = (
-            PixelsToLogits(
-                self._tensor_model, self._preprocessing, self._memory_format, self._dtype
-            )
-            .eval()
-            .to(self._device)
-        )
+        self._image_model = self._make_image_model(self._tensor_model)
         if arguments is not None and self._device.type == "cuda":
-            # As a whole: scaling and normalization are launches too.
-            whole = (
-                PixelsToLogits(self._model, self._preprocessing, self._memory_format, self._dtype)
-                .eval()
-                .to(self._device)
-            )
-            self._image_model = _compile(whole, arguments)
+            # Compiled with scaling and normalization, which need kernel launches too.
+            self._image_model = _compile(self._make_image_model(self._model), arguments)
         self._graph_runner = (
             CudaGraphRunner(self._forward, self._device) if self._mode.uses_cuda_graph else None
         )
 
+    def _make_image_model(self, model: nn.Module) -> nn.Module:
+        image_model = PixelsToLogits(model, self._preprocessing, self._memory_format, self._dtype)
+        return image_model.eval().to(self._device)
+
     def infer(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        """Logits for uint8 [batch, R, R, 3] or float32 [batch, 3, S, S]."""
+        """Return logits for uint8 [batch, R, R, 3] or float32 [batch, 3, S, S]."""
         return self._download(self._compute(self._upload(batch)))
 
     def stages(self) -> list[Stage]:
-        """One call on a CPU; on a GPU the copies apart."""
+        """Return the timed stages: one on a CPU; on a GPU the copies are separate."""
         if self._device.type == "cpu":
             return [("inference", self.infer)]
         return [
@@ -138,74 +132,72 @@ class PyTorchBackend:
         ]
 
     def _upload(self, batch: NDArray[Any]) -> torch.Tensor:
-        given = torch.from_numpy(batch)
-        given = (
-            given.to(self._device)
-            if self._graph_runner is None
-            else self._graph_runner.upload(given)
-        )
+        values = torch.from_numpy(batch)
+        runner = self._graph_runner
+        values = values.to(self._device) if runner is None else runner.upload(values)
         self._synchronize()
-        return given
+        return values
 
-    def _compute(self, given: torch.Tensor) -> torch.Tensor:
-        logits = (
-            self._forward(given) if self._graph_runner is None else self._graph_runner.run(given)
-        )
+    def _compute(self, values: torch.Tensor) -> torch.Tensor:
+        runner = self._graph_runner
+        logits = self._forward(values) if runner is None else runner.run(values)
         self._synchronize()
         return logits
 
-    def _forward(self, given: torch.Tensor) -> torch.Tensor:
-        """Launch the computation from uint8 [batch, R, R, 3] or float32 [batch, 3, S, S] to logits; don't wait for it."""
+    def _forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Launch the model on uint8 [batch, R, R, 3] or float32 [batch, 3, S, S]; do not wait."""
         with torch.inference_mode():
-            if given.dtype == torch.uint8:
-                return cast(torch.Tensor, self._image_model(given))
+            if values.dtype == torch.uint8:
+                return cast(torch.Tensor, self._image_model(values))
             return cast(
                 torch.Tensor,
-                self._tensor_model(given.to(self._dtype, memory_format=self._memory_format)),
+                self._tensor_model(values.to(self._dtype, memory_format=self._memory_format)),
             )
 
     @staticmethod
     def _download(logits: torch.Tensor) -> NDArray[np.float32]:
-        answer: NDArray[np.float32] = logits.float().cpu().numpy()
-        return answer
+        output: NDArray[np.float32] = logits.float().cpu().numpy()
+        return output
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize()
 
     def preprocess_image(self, image: NDArray[np.uint8]) -> NDArray[Any]:
-        """Pillow's resize and crop; the rest is faster in torch."""
+        """Resize and crop with Pillow; normalization is faster in torch."""
         return np.array(resize_and_crop(image, self._preprocessing)[None])
 
     def make_inputs(self, count: int) -> list[NDArray[Any]]:
-        """Random pictures of the length after resize."""
+        """Return random images of the size after the resize."""
         shape = (self._batch_size, self._preprocessing.resize, self._preprocessing.resize, 3)
         generator = np.random.default_rng(0)
         return [generator.integers(0, 256, shape, np.uint8) for _ in range(count)]
 
     def autotune(self, batch: NDArray[Any]) -> dict[str, Any]:
-        """The faster memory format: both take turns, and each is judged by its best turn, which other processes spoil least.
+        """Choose the faster memory format.
 
-        A compiled network chooses its own layouts; it is only tried.
+        The formats take turns and are compared by their best turn, which other processes disturb
+        least. A compiled model chooses its own layouts, so it is only run once.
 
         Raises:
-            BenchError: it cannot be compiled here.
+            BenchError: the model cannot be compiled on this machine.
         """
         if self._mode.uses_compile:
             try:
                 self.infer(batch)
-            except Exception as cause:  # the compiler's own errors and those of a missing C++ compiler share no base class
-                raise BenchError(
-                    _compile_error_message(str(cause).strip() or type(cause).__name__)
-                ) from cause
+            except Exception as cause:
+                # Errors of the compiler and of a missing C++ compiler have no common base class.
+                error = str(cause).strip() or type(cause).__name__
+                raise BenchError(_compile_error_message(error)) from cause
             return {"memory_format": CONTIGUOUS}
-        runs, turns = 8, 5
+        runs = 8
+        turns = 5
         medians: dict[str, list[float]] = {name: [] for name in _FORMATS}
         for _ in range(turns):
-            for name, found in medians.items():
+            for name, values in medians.items():
                 self._set_memory_format(name)
                 self.infer(batch)
-                found.append(median(self._latency_ns(batch) for _ in range(runs)))
+                values.append(median(self._latency_ns(batch) for _ in range(runs)))
         best = min(medians, key=lambda name: min(medians[name]))
         self._set_memory_format(best)
         return {"memory_format": best}
@@ -216,7 +208,7 @@ class PyTorchBackend:
         return perf_counter_ns() - start
 
     def profile(self, batch: NDArray[Any], runs: int) -> dict[str, Any]:
-        """Return PyTorch's operators by its own profiler: time on the GPU, or on a CPU the host's, each without those it calls."""
+        """Profile operators with PyTorch's profiler: self times on the GPU, or on the CPU."""
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -226,7 +218,7 @@ class PyTorchBackend:
         return operator_profile(profiler.key_averages(), runs, self.provider)
 
     def describe(self, batch: NDArray[Any]) -> dict[str, Any]:
-        """What shapes the latency."""
+        """Return the settings that affect the latency."""
         return {
             "torch": torch.__version__,
             "mode": f"{self._mode_name}, inference_mode",
@@ -242,10 +234,16 @@ class PyTorchBackend:
         }
 
 
-def _compile_error_message(words: str) -> str:
-    if "No working C++ compiler" in words:
-        return "torch.compile needs a C++ compiler, and there is none: `sudo apt install g++` adds it, or leave `compile` out of --pytorch."
-    return f"torch.compile does not work here: {words.splitlines()[0].rstrip('.')}. Leave `compile` out of --pytorch."
+def _compile_error_message(error: str) -> str:
+    if "No working C++ compiler" in error:
+        return (
+            "torch.compile needs a C++ compiler. Install one with `sudo apt install g++`, "
+            "or remove `compile` from --pytorch."
+        )
+    return (
+        f"torch.compile does not work here: {error.splitlines()[0].rstrip('.')}. "
+        "Remove `compile` from --pytorch."
+    )
 
 
 def _compile(module: nn.Module, arguments: dict[str, str]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What a run directory says of a run: before it trains, and when it has."""
+"""Files of a run directory: config.json before training, metrics and predictions after it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PACKAGES = ("torch", "torchvision", "albumentations", "numpy", "pillow", "safete
 
 
 def package_versions(*more: str) -> dict[str, str | None]:
-    """Of edgetl, Python, the training packages and `more`; None for what is not installed."""
+    """Return the versions of edgetl, Python, the training packages and `more`; None if missing."""
     return {
         "edgetl": edgetl.__version__,
         "python": platform.python_version(),
@@ -46,12 +46,16 @@ def _version(package: str) -> str | None:
 
 
 def train_metrics(train: Evaluation) -> dict[str, Any]:
-    """Accuracy on the training images, without augmentation, with the final weights."""
+    """Return the metrics on the training images, without augmentation, with the final weights."""
     return {"images": len(train.targets), "accuracy": train.accuracy}
 
 
 def val_metrics(val: Evaluation | None, labels: Sequence[str]) -> dict[str, Any] | None:
-    """Accuracy with its 95% interval, top-5 above 5 classes, macro-F1, calibration error and every class; None without validation."""
+    """Return the metrics on the validation images; None without validation.
+
+    Accuracy with its 95% interval, top-5 accuracy above 5 classes, loss, calibration error,
+    macro-F1 and scores per class.
+    """
     if val is None:
         return None
     confusion = val.confusion_matrix()
@@ -71,22 +75,24 @@ def val_metrics(val: Evaluation | None, labels: Sequence[str]) -> dict[str, Any]
 def write_predictions(
     run: RunDirectory,
     data: Path,
-    rows: Sequence[SplitEntry],
+    entries: Sequence[SplitEntry],
     val: Evaluation,
     labels: Sequence[str],
 ) -> None:
-    """Write predictions.csv: path as in split.csv, label, predicted class, its probability, and the label's."""
-    probabilities = val.probabilities
+    """Write predictions.csv.
+
+    Columns: path as in split.csv, label, predicted class, its probability, the label's probability.
+    """
     table = [
         (
-            row.path.relative_to(data).as_posix(),
-            row.label,
+            entry.path.relative_to(data).as_posix(),
+            entry.label,
             labels[predicted],
-            f"{float(own[predicted]):.6f}",
-            f"{float(own[target]):.6f}",
+            f"{float(probabilities[predicted]):.6f}",
+            f"{float(probabilities[target]):.6f}",
         )
-        for row, own, predicted, target in zip(
-            rows, probabilities, val.predictions.tolist(), val.targets.tolist(), strict=True
+        for entry, probabilities, predicted, target in zip(
+            entries, val.probabilities, val.predictions.tolist(), val.targets.tolist(), strict=True
         )
     ]
     write_csv(
@@ -94,112 +100,117 @@ def write_predictions(
     )
 
 
-def write_run_config(prepared: RunSetup) -> None:
-    """config.json, split.csv and rejected.csv."""
+def write_run_config(setup: RunSetup) -> None:
+    """Write config.json, split.csv and rejected.csv."""
     write_json(
-        prepared.run.config,
+        setup.run.config,
         {
-            "config": prepared.config.to_json(),
-            "asked": {**prepared.requested_config.to_json(), "data": str(prepared.data.folder)},
-            "classes": prepared.data.labels,
-            "preprocessing": prepared.preprocessing.to_json(),
+            "config": setup.config.to_json(),
+            "asked": {**setup.requested_config.to_json(), "data": str(setup.data.folder)},
+            "classes": setup.data.labels,
+            "preprocessing": setup.preprocessing.to_json(),
             "versions": package_versions(),
-            "data": prepared.data.to_json(),
-            "weights": _weights(prepared),
-            "batch": prepared.batch_fit.to_json() if prepared.batch_fit else None,
-            "choices": prepared.choices.current.to_json(),
+            "data": setup.data.to_json(),
+            "weights": _weights(setup),
+            "batch": setup.batch_fit.to_json() if setup.batch_fit else None,
+            "choices": setup.choices.current.to_json(),
         },
     )
-    write_split(prepared.run, prepared.data.folder, prepared.data.entries)
-    write_rejected(prepared.run, prepared.data.folder, prepared.data.rejected)
+    write_split(setup.run, setup.data.folder, setup.data.entries)
+    write_rejected(setup.run, setup.data.folder, setup.data.rejected)
 
 
 def write_choices(run: RunDirectory, choices: AutoChoices) -> None:
-    """Put what was decided since into config.json.
+    """Update the automatic choices in config.json.
 
     Raises:
-        RunError: the file is gone or damaged.
-        OSError: there is no room.
+        RunError: the file is missing or damaged.
+        OSError: the file cannot be written.
     """
     content = read_json(run.config, RunError, "The run's config.json")
     write_json(run.config, {**content, "choices": choices.to_json()})
 
 
 def write_results(
-    prepared: RunSetup,
-    training: Trainer,
-    last: TrainablePhase,
-    frozen_blocks: dict[str, Any],
-    started: float,
+    setup: RunSetup,
+    trainer: Trainer,
+    last_phase: TrainablePhase,
+    features_report: dict[str, Any],
+    start: float,
 ) -> None:
-    """predictions.csv, metrics.json and the plots, of the best epoch's weights; the checkpoint is removed.
+    """Write predictions.csv, metrics.json and plots for the best weights; remove the checkpoint.
 
-    Where several processes train, all evaluate and the first writes.
+    All processes evaluate, and the main process writes.
 
     Args:
-        last: the stage whose values lead to logits.
-        frozen_blocks: how their values were computed.
-        started: on the clock of time.perf_counter.
+        setup: the run.
+        trainer: trainer with the best weights loaded.
+        last_phase: the phase whose forward function returns logits.
+        features_report: report on the feature cache, for `frozen_blocks`.
+        start: start of the run, on the clock of time.perf_counter.
     """
-    evaluating = time.perf_counter()
-    network = training.adapted_model.model.eval()
-    train = evaluate(last.forward, last.batch_source.iter_train_eval_batches(), training.processes)
-    val = training.evaluate(last)
-    if not training.processes.is_main:
+    evaluation_start = time.perf_counter()
+    model = trainer.adapted_model.model.eval()
+    train = evaluate(
+        last_phase.forward, last_phase.batch_source.iter_train_eval_batches(), trainer.processes
+    )
+    val = trainer.evaluate(last_phase)
+    if not trainer.processes.is_main:
         return
-    training.seconds["evaluation"] = time.perf_counter() - evaluating
-    assert training.best is not None
+    trainer.seconds["evaluation"] = time.perf_counter() - evaluation_start
+    assert trainer.best is not None
     if val is not None:
         write_predictions(
-            prepared.run,
-            prepared.data.folder,
-            prepared.data.entries_in("val"),
+            setup.run,
+            setup.data.folder,
+            setup.data.entries_in("val"),
             val,
-            prepared.data.labels,
+            setup.data.labels,
         )
     write_json(
-        prepared.run.metrics,
+        setup.run.metrics,
         {
-            "model": prepared.config.model,
-            "classes": prepared.data.labels,
+            "model": setup.config.model,
+            "classes": setup.data.labels,
             "train": train_metrics(train),
-            "val": val_metrics(val, prepared.data.labels),
-            "seconds": {"total": time.perf_counter() - started, **training.seconds},
+            "val": val_metrics(val, setup.data.labels),
+            "seconds": {"total": time.perf_counter() - start, **trainer.seconds},
             "parameters": {
-                "total": sum(parameter.numel() for parameter in network.parameters()),
-                "trainable": training.trainable_parameters,
+                "total": sum(parameter.numel() for parameter in model.parameters()),
+                "trainable": trainer.trainable_parameters,
             },
-            "device": prepared.compute_config.device_name,
-            "processes": training.processes.world_size,
-            "precision": last.compute_config.precision,
-            "weights": _weights(prepared),
+            "device": setup.compute_config.device_name,
+            "processes": trainer.processes.world_size,
+            "precision": last_phase.compute_config.precision,
+            "weights": _weights(setup),
             "final": final_model(
-                sha256_file(prepared.run.weights), prepared.data.labels, prepared.preprocessing
+                sha256_file(setup.run.weights), setup.data.labels, setup.preprocessing
             ),
-            "batch": prepared.batch_fit.to_json() if prepared.batch_fit else None,
-            "best_epoch": training.best.epoch,
-            "ended": training.stop_reason,
-            "frozen_blocks": frozen_blocks,
+            "batch": setup.batch_fit.to_json() if setup.batch_fit else None,
+            "best_epoch": trainer.best.epoch,
+            "ended": trainer.stop_reason,
+            "frozen_blocks": features_report,
             "steps": {
                 f"phase{number}": report.to_json()
-                for number, report in training.step_reports.items()
+                for number, report in trainer.step_reports.items()
             },
             "peak_memory_bytes": peak_memory_bytes(),
-            "peak_gpu_memory_bytes": prepared.compute_config.peak_gpu_memory_bytes(),
+            "peak_gpu_memory_bytes": setup.compute_config.peak_gpu_memory_bytes(),
         },
     )
-    # Pictures come last: nothing that can go wrong with a picture may cost the figures.
+    # Plots come last, so that an error in a plot does not lose the metrics.
     draw_plots(
-        prepared.run,
-        training.records,
-        training.best,
+        setup.run,
+        trainer.records,
+        trainer.best,
         val,
-        prepared.data.entries_in("val"),
-        prepared.data.labels,
+        setup.data.entries_in("val"),
+        setup.data.labels,
     )
-    shutil.rmtree(prepared.run.checkpoint.parent, ignore_errors=True)
+    shutil.rmtree(setup.run.checkpoint.parent, ignore_errors=True)
 
 
-def _weights(prepared: RunSetup) -> dict[str, str | None]:
-    known = prepared.weights
-    return {"source": known.source if known else "none", "sha256": known.sha256 if known else None}
+def _weights(setup: RunSetup) -> dict[str, str | None]:
+    if setup.weights is None:
+        return {"source": "none", "sha256": None}
+    return {"source": setup.weights.source, "sha256": setup.weights.sha256}

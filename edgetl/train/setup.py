@@ -1,4 +1,4 @@
-"""All that can be wrong with what the user gave is found out here; nothing is written before."""
+"""Setup of a run: check all inputs and resolve the configuration before anything is written."""
 
 from __future__ import annotations
 
@@ -30,25 +30,30 @@ from edgetl.train.model.torchvision_models import get_architecture, preprocessin
 from edgetl.train.model.weights import PretrainedWeights, read_weights
 
 _MIN_DECODED_SIDE = 768
-"""Pixels that training images keep on the shorter side when JPEG files are decoded at a part of their size: the same picture to a grey
-level after the resize; with much less, a random crop's edges would round visibly."""
+"""Least shorter side, pixels, of training images that are decoded from JPEG at reduced size.
 
+After the resize they equal the full image to one gray level. With a much smaller side, the edges of
+random crops would be rounded visibly.
+"""
 
 FIXED_CACHE_BYTES = 4 * 2**30
-"""For activations with `--deterministic`, whatever memory is free: they lie in files, of which the kernel keeps in memory what fits."""
+"""Size limit of the feature cache with `--deterministic`, independent of the free memory.
+
+Features are memory-mapped files, of which the kernel keeps in memory what fits.
+"""
 
 
 @dataclass(frozen=True)
 class RunSetup:
-    """A run that may begin."""
+    """A checked run, ready to start."""
 
     requested_config: FinetuneConfig
-    """As the user gave it."""
+    """Configuration from the user."""
     config: FinetuneConfig
-    """With everything decided that can be before training."""
+    """Configuration with everything resolved that does not depend on training."""
     batch_size: int
     batch_fit: BatchSizeResult | None
-    """How `--batch-size auto` was decided; None without it."""
+    """Result of `--batch-size auto`; None without it."""
     run: RunDirectory
     data: SplitDataset
     preprocessing: Preprocessing
@@ -66,107 +71,61 @@ def prepare_run(
     config: FinetuneConfig,
     run: RunDirectory,
     progress: Progress,
-    ranks: Processes = SINGLE_PROCESS,
+    processes: Processes = SINGLE_PROCESS,
     choices: AutoChoices | None = None,
 ) -> RunSetup:
-    """Read the images and make the network.
-
-    Args:
-        choices: what an earlier run or process has decided.
+    """Read the images and build the model; reuse the `choices` recorded by an earlier run.
 
     Raises:
-        DataError: the images; see `edgetl.train.data.dataset.read_data`.
-        ArchitectureError, WeightsError: the model; see `edgetl.train.model.factory.adapt`.
-        ConfigError: a device or precision that is not there, more blocks than the backbone has, more processes than images a step.
+        DataError: see `edgetl.train.data.dataset.read_dataset`.
+        ArchitectureError, WeightsError: see `edgetl.train.model.factory.build_adapted_model`.
+        ConfigError: the device or precision is not available, the backbone has fewer blocks, or
+            there are too many processes for the images of a step.
     """
     architecture = get_architecture(config.model)
     run_choices = RunChoices(choices, fixed=config.deterministic)
-    computing = _resolve_compute_config(config, run_choices)
-    if computing.device.type == "cpu":
+    compute_config = _resolve_compute_config(config, run_choices)
+    if compute_config.device.type == "cpu":
         keep_freed_memory()
     preprocessing = preprocessing_for(config.model, config.image_size)
     augmentation = Augmentation(config.augment, preprocessing, config.seed, config.augment_file)
-    # Before a download of weights: a missing folder is told at once.
+    # Checked before weights are downloaded, so that a missing folder is reported at once.
     find_files(config.data.expanduser().absolute())
-    with ranks.local_group.main_process_first():
+    with processes.local_group.main_process_first():
         weights = read_weights(config.weights, config.model)
-    budget, room = ranks.broadcast(_cache_budget(config, run_choices))
-    decoded = DecodedImageCache(
-        room // ranks.local_group.world_size, max(_MIN_DECODED_SIDE, 3 * preprocessing.resize)
-    )
-    data = ranks.run_on_main(
-        lambda: read_dataset(
-            config.data,
-            config.val_split,
-            config.resolved_split_seed,
-            progress.on_files_checked,
-            decoded,
-            config.allow_leaks,
-        )
-    )
-    decoded.record_file_stamps(row.path for row in data.entries)
-    torch.manual_seed(config.seed)
-    adapted = build_adapted_model(
-        config.model,
-        preprocessing.crop,
-        len(data.labels),
-        config.head_width,
-        config.dropout,
-        weights,
-    )
-    unfreeze = (
-        "all"
-        if config.weights == "none"
-        else resolve_unfreeze(config.unfreeze, adapted, architecture.unfreeze)
-    )
-    usual = max(default_batch_size(len(data.entries_in("train"))), 2 * ranks.world_size)
-    _check_images_per_process(
-        min(
-            usual if config.batch_size in (None, "auto") else int(config.batch_size),
-            len(data.entries_in("train")),
-        ),
-        ranks,
-    )
+    cache_budget, decoded_budget = processes.broadcast(_cache_budgets(config, run_choices))
+    data, decoded_cache = _read_data(config, decoded_budget, preprocessing, progress, processes)
+    adapted = _build_model(config, preprocessing.crop, len(data.labels), weights)
+    unfreeze = _resolve_unfreeze(config, adapted, architecture.unfreeze)
+    batch_size = _requested_batch_size(config, data, processes)
     _report_setup(data, config, progress)
-    batch_fit: BatchSizeResult | None = None
+    batch_fit = None
     if config.batch_size == "auto":
-        if run_choices.recorded.batch is not None:
-            batch_fit = BatchSizeResult.from_json(run_choices.recorded.batch)
-        elif run_choices.uses_fixed_rules:
-            batch_fit = BatchSizeResult(usual, usual)
-        else:
-            batch_fit = _fit_batch_size(
-                config,
-                adapted,
-                computing,
-                preprocessing.crop,
-                len(data.entries_in("train")),
-                usual,
-                unfreeze,
-                ranks,
-            )
-        progress.note(describe_batch_size(batch_fit, computing.device.type))
-    batch_size = batch_fit.batch_size if batch_fit else int(config.batch_size or usual)
-    phases = plan_phases(config, unfreeze, batch_size, batch_fit.lr_scale if batch_fit else 1.0)
-    images, cores = len(data.entries), available_cores() // ranks.local_group.world_size
+        batch_fit = _resolve_batch_fit(
+            config,
+            run_choices,
+            adapted,
+            compute_config,
+            preprocessing.crop,
+            len(data.entries_in("train")),
+            batch_size,
+            unfreeze,
+            processes,
+        )
+        batch_size = batch_fit.batch_size
+        progress.note(describe_batch_size(batch_fit, compute_config.device.type))
     resolved = replace(
-        config,
-        data=data.folder,
+        _resolve_config(config, data, compute_config, processes),
         output=run.path,
         image_size=preprocessing.crop,
         unfreeze=unfreeze,
         batch_size=batch_size,
-        device="cuda" if computing.device.type == "cuda" else "cpu",
-        precision=computing.precision,
-        workers=default_workers(images, cores, computing.device.type)
-        if config.workers is None
-        else config.workers,
-        cache_budget=budget,
+        cache_budget=cache_budget,
     )
     run_choices.record(
-        device="cuda" if computing.device.type == "cuda" else "cpu",
+        device=resolved.device,
         threads=torch.get_num_threads(),
-        cache_budget=budget,
+        cache_budget=cache_budget,
         batch=batch_fit.to_json() if batch_fit else None,
     )
     return RunSetup(
@@ -177,80 +136,181 @@ def prepare_run(
         run=run,
         data=data,
         preprocessing=preprocessing,
-        compute_config=computing,
-        phases=phases,
+        compute_config=compute_config,
+        phases=plan_phases(config, unfreeze, batch_size, batch_fit.lr_scale if batch_fit else 1.0),
         augmentation=augmentation,
-        decoded_cache=decoded,
+        decoded_cache=decoded_cache,
         weights=weights,
         adapted_model=adapted,
-        processes=ranks,
+        processes=processes,
         choices=run_choices,
     )
 
 
+def _read_data(
+    config: FinetuneConfig,
+    budget_bytes: int,
+    preprocessing: Preprocessing,
+    progress: Progress,
+    processes: Processes,
+) -> tuple[SplitDataset, DecodedImageCache]:
+    decoded_cache = DecodedImageCache(
+        budget_bytes // processes.local_group.world_size,
+        max(_MIN_DECODED_SIDE, 3 * preprocessing.resize),
+    )
+    data = processes.run_on_main(
+        lambda: read_dataset(
+            config.data,
+            config.val_split,
+            config.resolved_split_seed,
+            progress.on_files_checked,
+            decoded_cache,
+            config.allow_leaks,
+        )
+    )
+    decoded_cache.record_file_stamps(entry.path for entry in data.entries)
+    return data, decoded_cache
+
+
+def _resolve_unfreeze(config: FinetuneConfig, adapted: AdaptedModel, default: int) -> str:
+    if config.weights == "none":
+        return "all"
+    return resolve_unfreeze(config.unfreeze, adapted, default)
+
+
+def _requested_batch_size(config: FinetuneConfig, data: SplitDataset, processes: Processes) -> int:
+    """Return the configured batch size, or the default one for `auto` and None."""
+    images = len(data.entries_in("train"))
+    if config.batch_size is None or config.batch_size == "auto":
+        batch_size = max(default_batch_size(images), 2 * processes.world_size)
+    else:
+        batch_size = int(config.batch_size)
+    _check_images_per_process(min(batch_size, images), processes)
+    return batch_size
+
+
 def _resolve_compute_config(config: FinetuneConfig, run_choices: RunChoices) -> ComputeConfig:
-    if config.device != "auto" or run_choices.recorded.device is None:
+    recorded_device = run_choices.recorded.device
+    if config.device != "auto" or recorded_device is None:
         return choose_compute_config(config.device, config.precision)
     try:
-        return choose_compute_config(run_choices.recorded.device, config.precision)
+        return choose_compute_config(recorded_device, config.precision)
     except ConfigError as cause:
-        raise choice_unavailable_error(
-            f"--device {run_choices.recorded.device}", str(cause)
-        ) from cause
+        raise choice_unavailable_error(f"--device {recorded_device}", str(cause)) from cause
 
 
-def _cache_budget(config: FinetuneConfig, run_choices: RunChoices) -> tuple[int, int]:
-    """Bytes for activations, which decide how many views there are, and for decoded images, which decide nothing but time."""
+def _cache_budgets(config: FinetuneConfig, run_choices: RunChoices) -> tuple[int, int]:
+    """Return the size limits, bytes, of cached features and of decoded images.
+
+    The first determines the number of views; the second affects only the speed.
+    """
     if config.cache_budget is not None:
         return config.cache_budget, config.cache_budget
-    free = free_memory_bytes() // 4
+    free_bytes = free_memory_bytes() // 4
+    feature_budget = free_bytes
     if run_choices.recorded.cache_budget is not None:
-        return run_choices.recorded.cache_budget, min(free, run_choices.recorded.cache_budget)
-    return (
-        (FIXED_CACHE_BYTES, min(free, FIXED_CACHE_BYTES))
-        if run_choices.uses_fixed_rules
-        else (free, free)
+        feature_budget = run_choices.recorded.cache_budget
+    elif run_choices.uses_fixed_rules:
+        feature_budget = FIXED_CACHE_BYTES
+    return feature_budget, min(free_bytes, feature_budget)
+
+
+def _resolve_config(
+    config: FinetuneConfig, data: SplitDataset, compute_config: ComputeConfig, processes: Processes
+) -> FinetuneConfig:
+    """Resolve the options that depend on the data folder and the machine."""
+    workers = config.workers
+    if workers is None:
+        cores = available_cores() // processes.local_group.world_size
+        workers = default_workers(len(data.entries), cores, compute_config.device.type)
+    return replace(
+        config,
+        data=data.folder,
+        device="cuda" if compute_config.device.type == "cuda" else "cpu",
+        precision=compute_config.precision,
+        workers=workers,
+    )
+
+
+def _build_model(
+    config: FinetuneConfig, image_size: int, classes: int, weights: PretrainedWeights | None
+) -> AdaptedModel:
+    torch.manual_seed(config.seed)
+    return build_adapted_model(
+        config.model, image_size, classes, config.head_width, config.dropout, weights
+    )
+
+
+def _resolve_batch_fit(
+    config: FinetuneConfig,
+    run_choices: RunChoices,
+    adapted: AdaptedModel,
+    compute_config: ComputeConfig,
+    image_size: int,
+    images: int,
+    default: int,
+    unfreeze: str,
+    processes: Processes,
+) -> BatchSizeResult:
+    if run_choices.recorded.batch is not None:
+        return BatchSizeResult.from_json(run_choices.recorded.batch)
+    if run_choices.uses_fixed_rules:
+        return BatchSizeResult(default, default)
+    return _fit_batch_size(
+        config, adapted, compute_config, image_size, images, default, unfreeze, processes
     )
 
 
 def _fit_batch_size(
     config: FinetuneConfig,
     adapted: AdaptedModel,
-    computing: ComputeConfig,
+    compute_config: ComputeConfig,
     image_size: int,
     images: int,
-    usual: int,
-    unfreeze: int | str,
-    ranks: Processes,
+    default: int,
+    unfreeze: str,
+    processes: Processes,
 ) -> BatchSizeResult:
-    # The first process of all decides: the GPUs of a training are alike, or the slowest sets the pace anyway.
-    phase = plan_phases(config, unfreeze, usual)[-1]
-    return ranks.run_on_main(
+    # The main process decides for all: the GPUs are alike, or the slowest sets the pace anyway.
+    phase = plan_phases(config, unfreeze, default)[-1]
+    return processes.run_on_main(
         lambda: autotune_batch_size(
-            adapted, phase, config, computing, image_size, images, usual, ranks.world_size
+            adapted,
+            phase,
+            config,
+            compute_config,
+            image_size,
+            images,
+            default,
+            processes.world_size,
         )
     )
 
 
-def _check_images_per_process(images: int, ranks: Processes) -> None:
-    if ranks.is_distributed and images < 2 * ranks.world_size:
+def _check_images_per_process(images: int, processes: Processes) -> None:
+    if processes.is_distributed and images < 2 * processes.world_size:
         raise ConfigError(
-            f"{ranks.world_size} processes divide the {images} images of a step, and each needs two. Start fewer, or raise --batch-size."
+            f"Each process needs at least 2 images per step, but {processes.world_size} processes "
+            f"share {images}. Start fewer processes, or increase --batch-size."
         )
 
 
 def _report_setup(data: SplitDataset, config: FinetuneConfig, progress: Progress) -> None:
     for warning in data.warnings:
         progress.warn(warning)
-    train, val = len(data.entries_in("train")), len(data.entries_in("val"))
-    progress.note(f"{len(data.labels)} classes, {train} training and {val} validation images.")
-    if not val:
+    train_images = len(data.entries_in("train"))
+    val_images = len(data.entries_in("val"))
+    progress.note(
+        f"{len(data.labels)} classes, {train_images} training and {val_images} validation images."
+    )
+    if not val_images:
         progress.warn(
-            "Training without validation images: nothing is known about accuracy on new images. The last epoch is kept."
+            "Training without validation images: "
+            "nothing is known about accuracy on new images. The last epoch is kept."
         )
-    if not val and (config.patience or config.target_accuracy):
+    if not val_images and (config.patience or config.target_accuracy):
         progress.warn("--patience and --target-accuracy have no effect without validation images.")
     if config.weights == "none":
         progress.note(
-            "--weights none: nothing is pretrained, so everything trains from the start in one phase at --lr."
+            "--weights none: nothing is pretrained, so all layers are trained in one phase at --lr."
         )

@@ -1,4 +1,4 @@
-"""Figures handed to experiment trackers while a run goes on; the run directory has them all in any case."""
+"""Experiment tracking with TensorBoard and MLflow, in addition to the run directory."""
 
 from __future__ import annotations
 
@@ -20,70 +20,81 @@ _MLFLOW_TIMEOUTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
-"""Environment variables of MLflow's client; its own values wait for minutes without a word."""
+"""Environment variables of MLflow's client, whose defaults wait silently for minutes."""
 
 
 class Tracker(Protocol):
-    """What keeps figures."""
+    """Receiver of metrics."""
 
-    def log_metrics(self, number: int, figures: Mapping[str, float]) -> None:
-        """Those of an epoch."""
+    def log_metrics(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics of an epoch."""
 
-    def close(self, ended: bool) -> None:
-        """The run ended well, or did not."""
+    def close(self, finished: bool) -> None:
+        """End tracking; `finished` if the run has finished without an error."""
 
 
 class TrackedProgress:
-    """Progress that is told on, with every epoch's figures given to trackers."""
+    """Progress that forwards all reports and logs every epoch's metrics to trackers."""
 
     def __init__(self, progress: Progress, trackers: list[Tracker]) -> None:
-        self._progress, self._trackers = progress, trackers
+        self._progress = progress
+        self._trackers = trackers
 
     def note(self, text: str) -> None:
-        """Tell it on."""
+        """Forward the report."""
         self._progress.note(text)
 
     def warn(self, text: str) -> None:
-        """Tell it on."""
+        """Forward the report."""
         self._progress.warn(text)
 
     def on_files_checked(self, done: int, total: int) -> None:
-        """Tell it on."""
+        """Forward the report."""
         self._progress.on_files_checked(done, total)
 
     def on_features_computed(self, done: int, total: int) -> None:
-        """Tell it on."""
+        """Forward the report."""
         self._progress.on_features_computed(done, total)
 
     def on_step_end(self, step: StepProgress) -> None:
-        """Tell it on."""
+        """Forward the report."""
         self._progress.on_step_end(step)
 
     def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
-        """Tell it on, and its figures to the trackers."""
+        """Forward the report and log the metrics."""
         self._progress.on_epoch_end(record, best)
-        names = {
-            "train/loss": record.train_loss, "train/accuracy": record.train_accuracy, "val/loss": record.val_loss,
-            "val/accuracy": record.val_accuracy, "lr": record.lr, "images_per_second": record.images_per_second,
-        }  # fmt: skip
+        metrics = {
+            "train/loss": record.train_loss,
+            "train/accuracy": record.train_accuracy,
+            "val/loss": record.val_loss,
+            "val/accuracy": record.val_accuracy,
+            "lr": record.lr,
+            "images_per_second": record.images_per_second,
+        }
+        available = {name: value for name, value in metrics.items() if value is not None}
         for tracker in self._trackers:
-            tracker.log_metrics(
-                record.epoch, {name: value for name, value in names.items() if value is not None}
-            )
+            tracker.log_metrics(record.epoch, available)
 
 
 @contextmanager
 def track_progress(
     config: FinetuneConfig, run: RunDirectory, progress: Progress, epochs: int = 0
 ) -> Iterator[Progress]:
-    """Progress with the trackers that the configuration asks for.
+    """Yield `progress` with the trackers of the configuration attached.
+
+    A server that does not respond only causes a warning.
 
     Args:
-        epochs: that had ended before: what a tracker knows of later ones is forgotten or written over.
+        config: configuration of the run.
+        run: the run directory.
+        progress: receiver of progress reports.
+        epochs: epochs finished earlier; records of later ones in a tracker are discarded or
+            overwritten.
 
     Raises:
-        ModuleNotFoundError: a tracker's package is not installed; see EXTRAS in edgetl.core.registry.
-        ConfigError: the folder of a tracker cannot be used. A server that does not answer is a warning.
+        ModuleNotFoundError: a tracker's package is not installed, see EXTRAS in
+            edgetl.core.registry.
+        ConfigError: the folder of a tracker cannot be used.
     """
     trackers: list[Tracker] = []
     if config.tensorboard:
@@ -95,15 +106,15 @@ def track_progress(
             if not config.mlflow.startswith(("http://", "https://")):
                 raise
             progress.warn(
-                f"{cause} Training goes on without it; the run directory holds all figures."
+                f"{cause} Training continues without it; the run directory has all metrics."
             )
-    ended = False
+    finished = False
     try:
         yield TrackedProgress(progress, trackers) if trackers else progress
-        ended = True
+        finished = True
     finally:
         for tracker in trackers:
-            tracker.close(ended)
+            tracker.close(finished)
 
 
 class _TensorBoardTracker:
@@ -114,12 +125,12 @@ class _TensorBoardTracker:
             str(run.tensorboard), purge_step=epochs + 1 if epochs else None
         )
 
-    def log_metrics(self, number: int, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
-            self._writer.add_scalar(name, value, number)
+    def log_metrics(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, epoch)
         self._writer.flush()
 
-    def close(self, ended: bool) -> None:
+    def close(self, finished: bool) -> None:
         self._writer.close()
 
 
@@ -133,24 +144,27 @@ class _MlflowTracker:
         from mlflow.exceptions import MlflowException
 
         if "://" not in store:
-            # MLflow would rather have a database; a folder is what was asked for.
+            # MLflow prefers a database; this allows a folder.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             store = Path(store).expanduser().absolute().as_uri()
         self._error_type = MlflowException
-        self._tracking_uri, self._progress, self._is_unreachable = store, progress, False
+        self._tracking_uri = store
+        self._progress = progress
+        self._is_unreachable = False
         try:
             self._client = MlflowClient(tracking_uri=store)
             self._run_id = self._resume_run(run, store) or self._create_run(config, run, store)
         except MlflowException as cause:
             raise ConfigError(
-                f"--mlflow {store} cannot be used ({str(cause).splitlines()[0]}). Give a folder, or the address of a server."
+                f"--mlflow {store} cannot be used ({str(cause).splitlines()[0]}). "
+                "Use a folder or the address of a server."
             ) from cause
 
     def _resume_run(self, run: RunDirectory, store: str) -> str | None:
         try:
-            known = read_json(run.mlflow, RunError, "The MLflow run")
-            run_id: str = known["run_id"]
-            if known["store"] == store and self._client.get_run(run_id):
+            content = read_json(run.mlflow, RunError, "The MLflow run")
+            run_id: str = content["run_id"]
+            if content["store"] == store and self._client.get_run(run_id):
                 self._client.update_run(run_id, "RUNNING")
                 return run_id
         except (RunError, KeyError):
@@ -168,20 +182,20 @@ class _MlflowTracker:
         write_json(run.mlflow, {"store": store, "run_id": run_id})
         return run_id
 
-    def log_metrics(self, number: int, figures: Mapping[str, float]) -> None:
+    def log_metrics(self, epoch: int, metrics: Mapping[str, float]) -> None:
         if self._is_unreachable:
             return
         try:
-            for name, value in figures.items():
-                self._client.log_metric(self._run_id, name, value, step=number)
+            for name, value in metrics.items():
+                self._client.log_metric(self._run_id, name, value, step=epoch)
         except self._error_type as cause:
             self._is_unreachable = True
             self._progress.warn(
-                f"--mlflow {self._tracking_uri} no longer answers ({str(cause).splitlines()[0]}). "
-                "Training goes on without it; the run directory holds all figures."
+                f"--mlflow {self._tracking_uri} no longer responds ({str(cause).splitlines()[0]}). "
+                "Training continues without it; the run directory has all metrics."
             )
 
-    def close(self, ended: bool) -> None:
+    def close(self, finished: bool) -> None:
         if not self._is_unreachable:
-            with suppress(self._error_type):  # a server that went away is no reason to lose the run
-                self._client.set_terminated(self._run_id, "FINISHED" if ended else "FAILED")
+            with suppress(self._error_type):  # an unreachable server must not lose the run
+                self._client.set_terminated(self._run_id, "FINISHED" if finished else "FAILED")

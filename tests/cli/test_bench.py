@@ -112,7 +112,7 @@ def test_a_closed_gate_is_shown_and_fails(bundle: Path, tmp_path: Path) -> None:
         (["bundle", "--provider", "qnn"], "The installed onnxruntime has no"),
         (["bundle", "--rounds", "1"], "--rounds is at least 2"),
         (["bundle", "--threads", "0"], "--threads is at least 1"),
-        (["bundle", "--threads", "4096"], "insist with --force"),
+        (["bundle", "--threads", "4096"], "use fewer, or --force"),
         (["bundle", "--threads", "two"], "--threads takes numbers"),
         (["bundle", "--batch", "0"], "--batch is 1 to"),
         (["bundle", "--batch", "4", "--scope", "file"], "measured in scope model"),

@@ -124,7 +124,7 @@ def test_a_gpu_that_onnxruntime_cannot_use(
     monkeypatch.setattr(cuda_libraries, "_installed_version", {"onnxruntime-gpu": "1.31.1"}.get)
     (finding,) = inspect_environment(proc=tmp_path).findings
     assert (
-        "NVIDIA Imaginary 9 is here, but CUDAExecutionProvider does not start: libcurand.so.10 is missing"
+        "NVIDIA Imaginary 9 is present, but CUDAExecutionProvider does not start: libcurand.so.10 is missing"
         in finding.what
     )
     assert finding.remedy == 'pip install "onnxruntime-gpu[cuda,cudnn]==1.31.1"'

@@ -113,11 +113,11 @@ def test_without_validation_the_accuracy_is_unknown(
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", "No data folder"),
+        ("missing", "Data folder not found"),
         ("empty", "no class folders"),
         ("one class", "one class only"),
         ("empty class", "holds no images"),
-        ("undecodable", "can be read"),
+        ("undecodable", "Cannot read any image"),
         ("differ", "differ"),
         ("loose", "no class folders"),
         ("weights of another", "does not fit"),
@@ -472,7 +472,7 @@ def test_wrong_options_end_with_1_and_a_message_before_anything_is_read(
     assert err.count("Error") == 1
     for message in messages:
         assert message in err
-    assert "No data folder" not in err
+    assert "Data folder not found" not in err
 
 
 def test_a_name_that_an_option_does_not_know_is_wrong_usage(

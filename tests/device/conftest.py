@@ -23,22 +23,20 @@ BRIEF = BenchProtocol(
 
 @pytest.fixture
 def brief() -> BenchProtocol:
-    """A protocol too short for figures worth reporting, long enough to go through every step."""
+    """Return a protocol that goes through every step, too short for meaningful timings."""
     return BRIEF
 
 
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a bundle of the colour model: make_bundle(name, error=..., variants=[...])."""
+    """Return a function that writes a bundle of the color model with an error in its logits."""
 
     def make(
         name: str = "bundle", error: float = 0.0, variants: tuple[str, ...] = ("fp32",)
     ) -> Path:
         folder = tmp_path / name
-        pictures = write_pictures(folder / "golden")
-        logits = np.stack([colour_logits(load_image(path)) for path in pictures]) + np.float32(
-            error
-        )
+        paths = write_pictures(folder / "golden")
+        logits = np.stack([colour_logits(load_image(path)) for path in paths]) + np.float32(error)
         return write_bundle(folder, dict.fromkeys(variants, colour_model()), logits)
 
     return make

@@ -1,4 +1,4 @@
-"""A folder that cannot be listed is named, not passed over: its images would be missing in silence."""
+"""Folders that cannot be listed raise an error: skipping them would silently drop their images."""
 
 from __future__ import annotations
 
@@ -17,31 +17,37 @@ from edgetl.train.data.folders import find_files
 
 
 @pytest.fixture
-def data(make_images: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Class folders of which one has a folder below it that cannot be read (root reads whatever its mode says)."""
+def data_folder(make_images: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return class folders, one with an unreadable subfolder.
+
+    The error is simulated, because root ignores file modes.
+    """
     folder = make_images("data", ["cat", "dog"], count=3)
-    closed = folder / "dog/closed"
-    closed.mkdir()
-    (closed / "3.png").write_bytes((folder / "dog/0.png").read_bytes())
-    scan = os.scandir
+    unreadable = folder / "dog/closed"
+    unreadable.mkdir()
+    (unreadable / "3.png").write_bytes((folder / "dog/0.png").read_bytes())
+    real_scandir = os.scandir
 
-    def refuse(path: Any = ".") -> Any:
-        if Path(path) == closed:
+    def fake_scandir(path: Any = ".") -> Any:
+        if Path(path) == unreadable:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return scan(path)
+        return real_scandir(path)
 
-    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "scandir", fake_scandir)
     return folder
 
 
-def test_training_data(data: Path) -> None:
-    with pytest.raises(DataError, match=r"dog/closed cannot be read \(Permission denied\)"):
-        find_files(data)
+def test_find_files_names_unreadable_folder(data_folder: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"Cannot read the folder .*dog/closed \(Permission denied\)"
+    ):
+        find_files(data_folder)
 
 
-def test_images_to_label(data: Path) -> None:
-    with pytest.raises(DataError, match="dog/closed cannot be read"):
-        list_images(data)
-    files, problems = expand_paths([str(data / "cat"), str(data / "dog")])
+def test_list_images_names_unreadable_folder(data_folder: Path) -> None:
+    with pytest.raises(DataError, match=r"Cannot read the folder .*dog/closed"):
+        list_images(data_folder)
+    files, problems = expand_paths([str(data_folder / "cat"), str(data_folder / "dog")])
     assert len(files) == 3
-    assert "dog/closed cannot be read" in problems[0]
+    assert "Cannot read the folder" in problems[0]
+    assert "dog/closed" in problems[0]

@@ -1,4 +1,4 @@
-"""A bundle on a device: right, wrong, altered, cut short, mixed up."""
+"""Verification of intact, wrong, altered, truncated and swapped bundle files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from edgetl.core.errors import BundleError, ProviderError
 from edgetl.core.files import sha256_file
-from edgetl.device import verify as verifying
+from edgetl.device import verify as verify_module
 from edgetl.device.runtime.bundle import open_bundle
 from edgetl.device.verify import verify
 
@@ -29,7 +29,7 @@ def bundle(stock_bundle: Path, tmp_path: Path) -> Path:
 
 
 def rewrite(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the manifest as somebody would who knows about its hashes."""
+    """Change the manifest and update the hashes of its variants."""
     path = bundle / "bundle.json"
     content = json.loads(path.read_text())
     change(content)
@@ -39,7 +39,7 @@ def rewrite(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def break_weights(bundle: Path) -> None:
-    """The network answers something else, and the manifest vouches for it."""
+    """Change the model's weights, with a matching hash in the manifest."""
     path = bundle / "fp32.onnx"
     model = onnx.load(path)
     largest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
@@ -50,94 +50,95 @@ def break_weights(bundle: Path) -> None:
     rewrite(bundle, lambda content: None)
 
 
-def test_a_good_bundle_passes_with_figures(bundle: Path) -> None:
-    (found,) = verify(open_bundle(bundle))
-    assert found.passed
-    assert found.advice == ""
-    assert found.gate["top1_agreement"] == found.gate["images"] == 8
-    assert found.gate["max_logit_difference"] <= found.gate["tolerance"]
+def test_verify_passes_intact_bundle(bundle: Path) -> None:
+    (result,) = verify(open_bundle(bundle))
+    assert result.passed
+    assert result.advice == ""
+    assert result.gate["top1_agreement"] == result.gate["images"] == 8
+    assert result.gate["max_logit_difference"] <= result.gate["tolerance"]
 
 
-def test_wrong_answers_fail_and_say_what_to_do(
+def test_verify_fails_wrong_logits_with_advice(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_weights(bundle)
-    (found,) = verify(open_bundle(bundle))
-    assert not found.passed
-    assert "logits differ by" in found.gate["reason"]
-    assert "another onnxruntime" in found.advice
+    (result,) = verify(open_bundle(bundle))
+    assert not result.passed
+    assert "logits differ by" in result.gate["reason"]
+    assert "another onnxruntime" in result.advice
     rewrite(bundle, lambda content: content["variants"][0].update(precision="int8"))
-    for has, words in (
-        (False, "sums products of 8 bits in 16"),
-        (True, "right on one CPU can be wrong on another"),
+    for supported, advice in (
+        (False, "sums 8-bit products in 16 bits"),
+        (True, "correct on one CPU can be wrong on another"),
     ):
-        monkeypatch.setattr(verifying, "has_int8_dot_product", lambda has=has: has)
-        (found,) = verify(open_bundle(bundle))
-        assert words in found.advice
-        assert "Take another variant" in found.advice
+        monkeypatch.setattr(
+            verify_module, "has_int8_dot_product", lambda supported=supported: supported
+        )
+        (result,) = verify(open_bundle(bundle))
+        assert advice in result.advice
+        assert "Use another variant" in result.advice
 
 
-def test_a_variant_that_cannot_be_run_fails_beside_those_that_can(bundle: Path) -> None:
-    shutil.copy(bundle / "fp32.onnx", bundle / "cut.onnx")
-    content = (bundle / "cut.onnx").read_bytes()
-    (bundle / "cut.onnx").write_bytes(content[: len(content) // 2])
+def test_verify_fails_only_the_broken_variant(bundle: Path) -> None:
+    content = (bundle / "fp32.onnx").read_bytes()
+    (bundle / "truncated.onnx").write_bytes(content[: len(content) // 2])
     rewrite(
         bundle,
-        lambda content: content["variants"].append(
-            {**content["variants"][0], "name": "cut", "file": "cut.onnx"}
+        lambda manifest: manifest["variants"].append(
+            {**manifest["variants"][0], "name": "truncated", "file": "truncated.onnx"}
         ),
     )
-    good, cut = verify(open_bundle(bundle))
-    assert good.passed
-    assert not cut.passed
-    assert not cut.gate["checked"]
+    intact, truncated = verify(open_bundle(bundle))
+    assert intact.passed
+    assert not truncated.passed
+    assert not truncated.gate["checked"]
 
 
-def test_altered_cut_and_mixed_up_files_are_refused(bundle: Path, tmp_path: Path) -> None:
+def test_verify_rejects_altered_files(bundle: Path, tmp_path: Path) -> None:
     model = bundle / "fp32.onnx"
     content = model.read_bytes()
-    for wrong in (content[:-1], content[:-1] + bytes([content[-1] ^ 1]), b""):
-        model.write_bytes(wrong)
-        with pytest.raises(BundleError, match="is not the file that was proven"):
+    for altered in (content[:-1], content[:-1] + bytes([content[-1] ^ 1]), b""):
+        model.write_bytes(altered)
+        with pytest.raises(BundleError, match=r"does not match bundle\.json"):
             verify(open_bundle(bundle))
     model.write_bytes(content)
     photos = sorted((bundle / "golden").glob("*.png"))
     first, second = photos[0].read_bytes(), photos[1].read_bytes()
     photos[0].write_bytes(second)
-    with pytest.raises(BundleError, match="is not the file that was proven"):
+    with pytest.raises(BundleError, match=r"does not match bundle\.json"):
         verify(open_bundle(bundle))
     photos[0].write_bytes(first)
-    answers = bundle / "golden/golden.npz"
-    proven = answers.read_bytes()
+    golden = bundle / "golden/golden.npz"
+    original = golden.read_bytes()
     stream = io.BytesIO()
     np.savez(stream, logits=np.zeros((8, 1000), np.float32))
-    answers.write_bytes(stream.getvalue())
-    with pytest.raises(BundleError, match="is not the file that was proven"):
+    golden.write_bytes(stream.getvalue())
+    with pytest.raises(BundleError, match=r"does not match bundle\.json"):
         verify(open_bundle(bundle))
-    answers.write_bytes(proven)
+    golden.write_bytes(original)
     assert verify(open_bundle(bundle))[0].passed
 
 
-def test_what_is_not_there_is_named(bundle: Path) -> None:
+def test_verify_rejects_unknown_variant_and_provider(bundle: Path) -> None:
     with pytest.raises(BundleError, match="has no variant 'int8'"):
         verify(open_bundle(bundle), ["int8"])
     with pytest.raises(ProviderError):
         verify(open_bundle(bundle), providers=["nonsense"])
 
 
-def test_the_command_and_predict_judge_alike(edgetl: Run, bundle: Path) -> None:
+def test_verify_and_predict_commands_agree(edgetl: Run, bundle: Path) -> None:
     photo = next((bundle / "golden").glob("*.png"))
-    right = edgetl("verify", bundle, "--json")
-    assert right.returncode == 0, right.stderr
-    content = json.loads(right.stdout)
+    passed = edgetl("verify", bundle, "--json")
+    assert passed.returncode == 0, passed.stderr
+    content = json.loads(passed.stdout)
     assert content["kind"] == "verification"
     assert content["variants"][0]["gate"]["passed"]
     assert edgetl("predict", bundle, photo).returncode == 0
     break_weights(bundle)
-    wrong = edgetl("verify", bundle)
-    assert wrong.returncode == 1
-    assert "WRONG" in wrong.stdout
-    refused = edgetl("predict", bundle, photo)
-    assert refused.returncode == 1
-    assert "does not answer here as it was proven to" in refused.stderr
-    assert refused.stdout == ""
+    failed = edgetl("verify", bundle)
+    assert failed.returncode == 1
+    assert "WRONG" in failed.stdout
+    prediction = edgetl("predict", bundle, photo)
+    assert prediction.returncode == 1
+    assert "do not match the reference" in prediction.stderr
+    assert prediction.stdout == ""

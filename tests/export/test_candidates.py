@@ -126,7 +126,7 @@ def test_unknown_names_are_told_together_before_anything_is_exported(
 
 def test_more_threads_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "write_untrained", forbidden)
-    with pytest.raises(BenchError, match="this process may use"):
+    with pytest.raises(BenchError, match="--threads must be at most"):
         time_candidates(
             CandidatesConfig((ARCHITECTURE,), image_sizes=(SIZE,), threads=10**6), None, BRIEF
         )

@@ -1,4 +1,7 @@
-"""Small networks on small images gain nothing from threads or from kernels compiled for each shape; they only wait for them."""
+"""Fixtures that speed up training tests.
+
+Small models on small images gain nothing from threads or from kernels compiled for each shape.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,11 @@ def _plain_kernels() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _plots_on_demand(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Drawing takes longer than training a small network on a few small images.
+    # Drawing takes longer than training a small model on a few small images.
     if "plots" not in request.fixturenames:
-        monkeypatch.setattr(results, "draw_plots", lambda *given: None)
+        monkeypatch.setattr(results, "draw_plots", lambda *_: None)
 
 
 @pytest.fixture
 def plots() -> None:
-    """For tests of what is drawn, or of how long a run takes in all: runs in the test's own process draw their plots, as for users."""
+    """Draw plots in this test: for tests of the plots or of the duration of a run."""

@@ -1,4 +1,7 @@
-"""A whole training with tensors that know their device and hold no numbers: an operation on two devices raises as on a GPU."""
+"""Complete training runs with fake tensors, which have a device but no values.
+
+An operation on two devices raises an error, as on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
 from edgetl.core.config.finetune import FinetuneConfig
-from edgetl.train import finetune as finetuning
+from edgetl.train import finetune as finetune_module
 from edgetl.train import setup
 from edgetl.train.common.precision import ComputeConfig
 from edgetl.train.engine import checkpoint, optim, trainer
@@ -32,11 +35,11 @@ GPU = torch.device("cuda", 0)
 GIB = 2**30
 
 
-class Watched:
-    """What a training on the fake device has come through."""
+class TrainingLog:
+    """Log of a training run on the fake device."""
 
     def __init__(self) -> None:
-        self.feeds: list[type] = []
+        self.batch_sources: list[type] = []
         self.phases: list[int] = []
         self.trained_on: set[str] = set()
         self.saved: list[str] = []
@@ -45,22 +48,22 @@ class Watched:
 
 @pytest.fixture
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """A function that trains a configuration on a fake GPU with so much free memory, and tells what it came through."""
+    """Return a function that trains on a fake GPU with this much free memory and returns a log."""
 
     @contextmanager
-    def patched(free_bytes: int, watched: Watched) -> Iterator[None]:
+    def patched(free_bytes: int, log: TrainingLog) -> Iterator[None]:
         with monkeypatch.context() as patch:
             _patch_device(patch, free_bytes)
             _patch_numbers(patch)
-            _patch_files(patch, watched)
+            _patch_files(patch, log)
             with FakeTensorMode(allow_non_fake_inputs=True):
                 yield
 
-    def train(config: FinetuneConfig, free_bytes: int = 64 * GIB) -> Watched:
-        watched = Watched()
-        with patched(free_bytes, watched):
+    def train(config: FinetuneConfig, free_bytes: int = 64 * GIB) -> TrainingLog:
+        log = TrainingLog()
+        with patched(free_bytes, log):
             finetune(config)
-        return watched
+        return log
 
     return train
 
@@ -68,7 +71,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 def _patch_device(patch: pytest.MonkeyPatch, free_bytes: int) -> None:
     patch.setattr(setup, "choose_compute_config", lambda *_: ComputeConfig(GPU, "fp32"))
     state = torch.get_rng_state()
-    for name, answer in {
+    for name, value in {
         "current_device": 0,
         "get_device_name": "fake",
         "get_rng_state": state,
@@ -77,23 +80,24 @@ def _patch_device(patch: pytest.MonkeyPatch, free_bytes: int) -> None:
         "set_rng_state": None,
         "synchronize": None,
     }.items():
-        patch.setattr(torch.cuda, name, lambda *_, _answer=answer, **__: _answer)
-    # A new tensor, as pinning gives: in inference mode PyTorch would copy a fake constant for real.
+        patch.setattr(torch.cuda, name, lambda *_, _value=value, **__: _value)
+    # A new tensor, like a pinned one: in inference mode PyTorch would copy a fake constant.
     patch.setattr(Tensor, "pin_memory", lambda self: torch.empty_like(self))
     patch.setattr(nn.Module, "to", _module_to)
     patch.setattr(Tensor, "backward", _give_gradients)
 
 
 def _give_gradients(loss: Tensor) -> None:
-    # PyTorch's engine asks for a real GPU; what it would reach is found by walking the graph.
+    # PyTorch's engine needs a real GPU, so the graph is traversed to set all gradients.
     assert loss.device == GPU
-    waiting, seen = [loss.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
+    stack = [loss.grad_fn]
+    visited = set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in visited:
             continue
-        seen.add(node)
-        waiting += [following for following, _ in node.next_functions]
+        visited.add(node)
+        stack += [next_node for next_node, _ in node.next_functions]
         if hasattr(node, "variable"):
             node.variable.grad = torch.empty_like(node.variable)
 
@@ -101,31 +105,34 @@ def _give_gradients(loss: Tensor) -> None:
 _real_to = nn.Module.to
 
 
-def _module_to(module: nn.Module, *given: Any, **options: Any) -> nn.Module:
-    # PyTorch's own swaps a fake parameter's contents in place, which fails where a fake mode still refers to it.
+def _module_to(module: nn.Module, *arguments: Any, **options: Any) -> nn.Module:
+    # PyTorch's version swaps the contents of a fake parameter in place, which fails while a fake
+    # mode refers to it.
     if not options:
-        return _real_to(module, *given)
+        return _real_to(module, *arguments)
     memory_format = options.pop("memory_format", None)
 
-    def moved(tensor: Tensor) -> Tensor:
-        wanted = {"memory_format": memory_format} if tensor.dim() == 4 and memory_format else {}
+    def move(tensor: Tensor) -> Tensor:
+        memory_options = (
+            {"memory_format": memory_format} if tensor.dim() == 4 and memory_format else {}
+        )
         return (
-            tensor.detach().to(**options, **wanted)
+            tensor.detach().to(**options, **memory_options)
             if tensor.is_floating_point()
             else tensor.to(options.get("device"))
         )
 
-    for inner in module.modules():
-        for name, parameter in inner.named_parameters(recurse=False):
-            inner._parameters[name] = nn.Parameter(moved(parameter), parameter.requires_grad)
-        for name, buffer in inner.named_buffers(recurse=False):
-            inner._buffers[name] = moved(buffer)
+    for submodule in module.modules():
+        for name, parameter in submodule.named_parameters(recurse=False):
+            submodule._parameters[name] = nn.Parameter(move(parameter), parameter.requires_grad)
+        for name, buffer in submodule.named_buffers(recurse=False):
+            submodule._buffers[name] = move(buffer)
     return module
 
 
 def _patch_numbers(patch: pytest.MonkeyPatch) -> None:
-    # The few places that read numbers: fake tensors hold none. Losses become 1.0, checks succeed, digests agree.
-    def listed(tensor: Tensor) -> Any:
+    # Replace the few places that read values: losses become 1.0, checks succeed, digests are equal.
+    def to_list(tensor: Tensor) -> Any:
         numbers: Any = 1
         for length in reversed(tensor.shape):
             numbers = [numbers] * length
@@ -133,7 +140,7 @@ def _patch_numbers(patch: pytest.MonkeyPatch) -> None:
 
     for name, method in {
         "numpy": lambda tensor: np.zeros(tuple(tensor.shape), np.int64),
-        "tolist": listed,
+        "tolist": to_list,
         "item": lambda _: 1.0,
         "__float__": lambda _: 1.0,
         "__int__": lambda _: 1,
@@ -145,48 +152,50 @@ def _patch_numbers(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(freezing, "tensor_digest", lambda tensor: str(tuple(tensor.shape)))
 
 
-def _patch_files(patch: pytest.MonkeyPatch, watched: Watched) -> None:
+def _patch_files(patch: pytest.MonkeyPatch, log: TrainingLog) -> None:
     def save_file(tensors: dict[str, Tensor], path: Path, metadata: Any = None) -> None:
         devices = {str(tensor.device) for tensor in tensors.values()}
-        assert devices <= {"cpu"}, "only the CPU's tensors can be written"
-        watched.saved.append(path.name.strip(".").partition(".")[0])
+        assert devices <= {"cpu"}, "only CPU tensors can be written"
+        log.saved.append(path.name.strip(".").partition(".")[0])
         path.write_bytes(b"")
 
-    def no_room(*_: Any) -> Any:
-        raise OSError("no room")
+    def fail(*_: Any) -> Any:
+        raise OSError("no space")
 
-    run_stage = trainer.Trainer.run_phase
+    run_phase = trainer.Trainer.run_phase
 
-    def watched_stage(self: trainer.Trainer, stage: TrainablePhase, *given: Any) -> None:
-        watched.feeds.append(type(stage.batch_source))
-        watched.phases.append(stage.phase.number)
-        watched.trained_on |= {
+    def logged_run_phase(self: trainer.Trainer, phase: TrainablePhase, *arguments: Any) -> None:
+        log.batch_sources.append(type(phase.batch_source))
+        log.phases.append(phase.phase.number)
+        log.trained_on |= {
             str(parameter.device) for parameter in self.adapted_model.model.parameters()
         }
-        run_stage(self, stage, *given)
+        run_phase(self, phase, *arguments)
 
     def write_results(
-        prepared: Any, training: trainer.Trainer, last: TrainablePhase, *_: Any
+        setup: Any, training: trainer.Trainer, last_phase: TrainablePhase, *_: Any
     ) -> None:
-        network = training.adapted_model.model.eval()
-        assert not network.training
-        train = evaluate(last.forward, last.batch_source.iter_train_eval_batches())
+        model = training.adapted_model.model.eval()
+        assert not model.training
+        train = evaluate(last_phase.forward, last_phase.batch_source.iter_train_eval_batches())
         assert str(train.logits.device) == "cpu"
-        watched.evaluated = len(train.targets)
+        log.evaluated = len(train.targets)
 
-    patch.setattr(finetuning, "prepare_run", _for_real(finetuning.prepare_run))
+    patch.setattr(
+        finetune_module, "prepare_run", _without_fake_tensors(finetune_module.prepare_run)
+    )
     patch.setattr(checkpoint, "save_file", save_file)
-    patch.setattr(FeatureStore, "create", no_room)
+    patch.setattr(FeatureStore, "create", fail)
     patch.setattr(trainer, "CHECKPOINT_INTERVAL_S", 0.0)
-    patch.setattr(trainer.Trainer, "run_stage", watched_stage)
-    patch.setattr(finetuning, "write_results", write_results)
+    patch.setattr(trainer.Trainer, "run_phase", logged_run_phase)
+    patch.setattr(finetune_module, "write_results", write_results)
 
 
-def _for_real(function: Callable[..., Any]) -> Callable[..., Any]:
-    # What reads files works with numbers, on the CPU.
-    def wrapped(*given: Any) -> Any:
+def _without_fake_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
+    # Functions that read files work with values, on the CPU.
+    def wrapped(*arguments: Any) -> Any:
         with unset_fake_temporarily():
-            return function(*given)
+            return function(*arguments)
 
     return wrapped
 
@@ -197,12 +206,20 @@ def config(
 ) -> FinetuneConfig:
     monkeypatch.setenv("EDGETL_CACHE", str(tmp_path / "cache"))
     return FinetuneConfig(
-        parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, epochs=1, finetune_epochs=1, batch_size=24,
-        batch_norm="train", workers=0,
-    )  # fmt: skip
+        parts,
+        tmp_path / "run",
+        ARCHITECTURE,
+        str(random_weights),
+        IMAGE_SIZE,
+        epochs=1,
+        finetune_epochs=1,
+        batch_size=24,
+        batch_norm="train",
+        workers=0,
+    )
 
 
-MIXED: dict[str, Any] = {
+MIXED_OPTIONS: dict[str, Any] = {
     "mixup": 0.2,
     "cutmix": 0.5,
     "ema": 0.9,
@@ -213,68 +230,68 @@ MIXED: dict[str, Any] = {
 
 @pytest.mark.parametrize(
     ("changes", "free_bytes"),
-    [(MIXED, 64 * GIB), ({}, 0)],
-    ids=["values on the GPU", "values on the CPU"],
+    [(MIXED_OPTIONS, 64 * GIB), ({}, 0)],
+    ids=["features on the GPU", "features on the CPU"],
 )
 def test_cached_training_stays_on_the_gpu(
     changes: dict[str, Any],
     free_bytes: int,
     config: FinetuneConfig,
-    fake_gpu: Callable[..., Watched],
+    fake_gpu: Callable[..., TrainingLog],
 ) -> None:
-    watched = fake_gpu(replace(config, **changes), free_bytes)
-    assert watched.feeds == [CachedBatches, CachedBatches]
-    assert watched.phases == [1, 2]
-    assert watched.trained_on == {"cuda:0"}
-    assert {"weights", "state"} <= set(watched.saved)
-    assert watched.evaluated > 0
+    log = fake_gpu(replace(config, **changes), free_bytes)
+    assert log.batch_sources == [CachedBatches, CachedBatches]
+    assert log.phases == [1, 2]
+    assert log.trained_on == {"cuda:0"}
+    assert {"weights", "state"} <= set(log.saved)
+    assert log.evaluated > 0
 
 
 @pytest.mark.parametrize(
-    "changes", [MIXED, {"views": 2}], ids=["new views", "views that come again"]
+    "changes", [MIXED_OPTIONS, {"views": 2}], ids=["new views", "repeated views"]
 )
 def test_streamed_training_stays_on_the_gpu(
-    changes: dict[str, Any], config: FinetuneConfig, fake_gpu: Callable[..., Watched]
+    changes: dict[str, Any], config: FinetuneConfig, fake_gpu: Callable[..., TrainingLog]
 ) -> None:
-    watched = fake_gpu(replace(config, cache_budget=0, **changes))
-    assert watched.feeds == [StreamingBatches, StreamingBatches]
-    assert watched.trained_on == {"cuda:0"}
-    assert {"weights", "state"} <= set(watched.saved)
-    assert watched.evaluated > 0
+    log = fake_gpu(replace(config, cache_budget=0, **changes))
+    assert log.batch_sources == [StreamingBatches, StreamingBatches]
+    assert log.trained_on == {"cuda:0"}
+    assert {"weights", "state"} <= set(log.saved)
+    assert log.evaluated > 0
 
 
-def test_training_from_nothing_stays_on_the_gpu(
-    config: FinetuneConfig, fake_gpu: Callable[..., Watched]
+def test_training_without_weights_stays_on_the_gpu(
+    config: FinetuneConfig, fake_gpu: Callable[..., TrainingLog]
 ) -> None:
-    watched = fake_gpu(replace(config, weights="none"))
-    assert (watched.feeds, watched.phases) == ([StreamingBatches], [1])
-    assert watched.trained_on == {"cuda:0"}
+    log = fake_gpu(replace(config, weights="none"))
+    assert (log.batch_sources, log.phases) == ([StreamingBatches], [1])
+    assert log.trained_on == {"cuda:0"}
 
 
-def on_the_cpu(tensor: Tensor, _: torch.device) -> Tensor:
+def stay_on_cpu(tensor: Tensor, _: torch.device) -> Tensor:
     return tensor
 
 
 @pytest.mark.parametrize(
     ("module", "changes"),
-    [(batches, {}), (optim, MIXED)],
-    ids=["batches", "mixing and weights"],
+    [(batches, {}), (optim, MIXED_OPTIONS)],
+    ids=["batches", "mixup and class weights"],
 )
-def test_a_forgotten_transfer_is_found(
+def test_missing_transfer_to_the_gpu_is_detected(
     module: Any,
     changes: dict[str, Any],
     config: FinetuneConfig,
-    fake_gpu: Callable[..., Watched],
+    fake_gpu: Callable[..., TrainingLog],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "copy_to_device", on_the_cpu)
+    monkeypatch.setattr(module, "copy_to_device", stay_on_cpu)
     with pytest.raises(RuntimeError, match=r"two (different )?devices|least two devices"):
         fake_gpu(replace(config, **changes), 0)
 
 
-def test_weights_that_stay_on_the_gpu_cannot_be_saved(
-    config: FinetuneConfig, fake_gpu: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+def test_saving_gpu_tensors_is_detected(
+    config: FinetuneConfig, fake_gpu: Callable[..., TrainingLog], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Tensor, "cpu", lambda tensor: tensor)
-    with pytest.raises(AssertionError, match=r"only the CPU's tensors can be written"):
+    with pytest.raises(AssertionError, match=r"only CPU tensors can be written"):
         fake_gpu(config)

@@ -34,6 +34,39 @@ from tests.helpers.runs import write_run
 
 MakeImages = Callable[..., Path]
 MODEL = "mobilenet_v3_small"
+METRICS_KEYS = {
+    "schema",
+    "model",
+    "classes",
+    "train",
+    "val",
+    "seconds",
+    "parameters",
+    "device",
+    "processes",
+    "precision",
+    "weights",
+    "best_epoch",
+    "ended",
+    "frozen_blocks",
+    "steps",
+    "batch",
+    "final",
+    "peak_memory_bytes",
+    "peak_gpu_memory_bytes",
+}
+HISTORY_KEYS = {
+    "phase",
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "lr",
+    "seconds",
+    "images_per_second",
+    "elapsed",
+}
 
 
 @pytest.fixture
@@ -56,7 +89,7 @@ def config(make_images: MakeImages, random_weights: Path, tmp_path: Path) -> Fin
     )
 
 
-class Recorded(NullProgress):
+class RecordingProgress(NullProgress):
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.warnings: list[str] = []
@@ -89,43 +122,38 @@ def path_in(run: RunDirectory, path: Path) -> str:
     return path.relative_to(json.loads(run.config.read_text())["config"]["data"]).as_posix()
 
 
-def test_a_run_is_complete_and_its_figures_are_true(config: FinetuneConfig) -> None:
-    watched = Recorded()
-    run = finetune(replace(config, epochs=4, finetune_epochs=2), watched)
+def test_run_is_complete_and_metrics_are_reproducible(config: FinetuneConfig) -> None:
+    progress = RecordingProgress()
+    run = finetune(replace(config, epochs=4, finetune_epochs=2), progress)
     metrics, history = metrics_of(run), history_of(run)
-    assert metrics.keys() == {
-        "schema", "model", "classes", "train", "val", "seconds", "parameters", "device", "processes", "precision", "weights", "best_epoch",
-        "ended", "frozen_blocks", "steps", "batch", "final", "peak_memory_bytes", "peak_gpu_memory_bytes",
-    }  # fmt: skip
+    assert metrics.keys() == METRICS_KEYS
     assert [line["phase"] for line in history] == [1, 1, 1, 1, 2, 2]
     assert [line["epoch"] for line in history] == [1, 2, 3, 4, 5, 6]
     assert [line["lr"] for line in history] == [1e-3] * 4 + [1e-4] * 2
-    assert history[0].keys() == {
-        "phase", "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds", "images_per_second", "elapsed",
-    }  # fmt: skip
-    assert [record.to_json() for record, _ in watched.epochs] == history
+    assert history[0].keys() == HISTORY_KEYS
+    assert [record.to_json() for record, _ in progress.epochs] == history
     elapsed = [line["elapsed"] for line in history]
     assert sorted(elapsed) == elapsed
     assert sum(line["seconds"] for line in history) < elapsed[-1] < metrics["seconds"]["total"]
     assert metrics["peak_memory_bytes"] > 2**27
     assert metrics["peak_gpu_memory_bytes"] is None
     with run.predictions.open(newline="") as stream:
-        answers = list(csv.DictReader(stream))
-    assert sum(row["label"] == row["predicted"] for row in answers) / len(answers) == pytest.approx(
-        metrics["val"]["accuracy"]
-    )
-    assert [row["path"] for row in answers] == [
+        predictions = list(csv.DictReader(stream))
+    assert sum(row["label"] == row["predicted"] for row in predictions) / len(
+        predictions
+    ) == pytest.approx(metrics["val"]["accuracy"])
+    assert [row["path"] for row in predictions] == [
         path_in(run, row.path) for row in read_split(run) if row.split == "val"
     ]
     assert all(
         (row["probability"] == row["label_probability"]) == (row["label"] == row["predicted"])
         and 1 / 3 < float(row["probability"]) <= 1
         and 0 <= float(row["label_probability"]) <= float(row["probability"])
-        for row in answers
+        for row in predictions
     )
-    assert watched.steps[-1].images == watched.steps[-1].images_total == 24
+    assert progress.steps[-1].images == progress.steps[-1].images_total == 24
     assert metrics["val"]["accuracy"] == max(line["val_accuracy"] for line in history)
-    assert metrics["best_epoch"] == [record.epoch for record, best in watched.epochs if best][-1]
+    assert metrics["best_epoch"] == [record.epoch for record, best in progress.epochs if best][-1]
     low, high = metrics["val"]["accuracy_ci95"]
     assert low <= metrics["val"]["accuracy"] <= high
     assert metrics["val"]["per_class"].keys() == {"blue", "green", "red"}
@@ -139,7 +167,7 @@ def test_a_run_is_complete_and_its_figures_are_true(config: FinetuneConfig) -> N
         metrics["seconds"]["total"] >= metrics["seconds"]["phase1"] + metrics["seconds"]["phase2"]
     )
 
-    # An independent road to the same accuracy: the model as export and bench load it, image by image.
+    # The same accuracy from the model as loaded by export and bench, image by image.
     model = load_run_model(run)
     assert model.labels == metrics["classes"] == ["blue", "green", "red"]
     assert model.run_id == sha256_file(run.weights)[:12]
@@ -149,15 +177,16 @@ def test_a_run_is_complete_and_its_figures_are_true(config: FinetuneConfig) -> N
             torch.from_numpy(preprocess(load_image(row.path), model.preprocessing)) for row in rows
         ]
         with torch.inference_mode():
-            answers = [model.labels[int(model.model(one).argmax())] for one in pixels]
+            predictions = [model.labels[int(model.model(tensor).argmax())] for tensor in pixels]
         assert (
-            sum(answer == row.label for answer, row in zip(answers, rows, strict=True)) / len(rows)
+            sum(label == row.label for label, row in zip(predictions, rows, strict=True))
+            / len(rows)
             == metrics[part]["accuracy"]
         )
 
 
 @pytest.mark.usefixtures("plots")
-def test_the_configuration_is_resolved(config: FinetuneConfig) -> None:
+def test_config_json_has_the_resolved_configuration(config: FinetuneConfig) -> None:
     run = finetune(replace(config, epochs=1, finetune_epochs=0))
     content = json.loads(run.config.read_text())
     assert content["config"]["unfreeze"] == "3"
@@ -182,28 +211,34 @@ def test_the_configuration_is_resolved(config: FinetuneConfig) -> None:
         }
     assert not run.rejected_files.exists()
     for name in ("curves", "confusion_matrix", "mistakes"):
-        with Image.open(run.plots / f"{name}.png") as picture:
-            assert min(picture.size) > 300
-    assert not list(run.path.rglob(".*")), "no temporary file stays"
+        with Image.open(run.plots / f"{name}.png") as image:
+            assert min(image.size) > 300
+    assert not list(run.path.rglob(".*")), "temporary files must be removed"
 
 
-def test_the_recipe_learns(make_images: MakeImages, config: FinetuneConfig) -> None:
+def test_training_accuracy_exceeds_80_percent(
+    make_images: MakeImages, config: FinetuneConfig
+) -> None:
     data = make_images("more", ["blue", "green", "red"], count=20, seed=4)
     run = finetune(replace(config, data=data, epochs=10, lr=1e-2, unfreeze="head", augment="none"))
     assert metrics_of(run)["train"]["accuracy"] > 0.8
 
 
-def test_workers_change_nothing(config: FinetuneConfig, tmp_path: Path) -> None:
-    once = finetune(config)
-    again = finetune(replace(config, output=tmp_path / "again", workers=2))
-    other = finetune(replace(config, output=tmp_path / "other", seed=1))
-    assert sha256_file(once.weights) == sha256_file(again.weights) != sha256_file(other.weights)
+def test_weights_do_not_depend_on_workers(config: FinetuneConfig, tmp_path: Path) -> None:
+    first = finetune(config)
+    with_workers = finetune(replace(config, output=tmp_path / "again", workers=2))
+    other_seed = finetune(replace(config, output=tmp_path / "other", seed=1))
+    assert (
+        sha256_file(first.weights)
+        == sha256_file(with_workers.weights)
+        != sha256_file(other_seed.weights)
+    )
 
 
-def test_phase_2_begins_with_phase_1_s_best_and_the_run_ends_with_the_best(
+def test_phase_2_starts_from_best_epoch_of_phase_1(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Epoch 2 of 4 is made the best one; a second phase that cannot move shows where it began.
+    # Epoch 2 of 4 is made the best one; a second phase with no learning rate shows its start.
     monkeypatch.setattr(
         "edgetl.train.engine.trainer.is_better", lambda record, best: record.epoch <= 2
     )
@@ -216,35 +251,35 @@ def test_phase_2_begins_with_phase_1_s_best_and_the_run_ends_with_the_best(
 
 
 @pytest.mark.usefixtures("plots")
-def test_without_validation_nothing_is_claimed(config: FinetuneConfig) -> None:
-    watched = Recorded()
-    run = finetune(replace(config, val_split=0), watched)
+def test_run_without_validation_has_no_val_metrics(config: FinetuneConfig) -> None:
+    progress = RecordingProgress()
+    run = finetune(replace(config, val_split=0), progress)
     metrics = metrics_of(run)
     assert metrics["val"] is None
     assert metrics["best_epoch"] == 3
     assert metrics["train"]["images"] == 30
     assert all(line["val_loss"] is None for line in history_of(run))
-    assert any("nothing is known about accuracy" in text for text in watched.warnings)
+    assert any("nothing is known about accuracy" in text for text in progress.warnings)
     assert (run.plots / "mistakes.png").is_file()
 
 
-def test_without_weights_everything_trains_in_one_phase(config: FinetuneConfig) -> None:
-    watched = Recorded()
-    run = finetune(replace(config, weights="none"), watched)
+def test_weights_none_trains_all_layers_in_one_phase(config: FinetuneConfig) -> None:
+    progress = RecordingProgress()
+    run = finetune(replace(config, weights="none"), progress)
     metrics = metrics_of(run)
     assert [(line["phase"], line["lr"]) for line in history_of(run)] == [(1, 1e-3)] * 3
     assert metrics["parameters"]["trainable"] == metrics["parameters"]["total"]
     assert metrics["weights"] == {"source": "none", "sha256": None}
     assert json.loads(run.config.read_text())["config"]["unfreeze"] == "all"
-    assert any("nothing is pretrained" in text for text in watched.notes)
+    assert any("nothing is pretrained" in text for text in progress.notes)
     statistics = load_run_model(run).model.get_submodule("features.0.1").running_mean
     assert float(statistics.abs().sum()) > 0  # type: ignore[operator,union-attr]
-    with pytest.raises(ConfigError, match="--batch-size 2"):
+    with pytest.raises(ConfigError, match="--batch-size must be >= 2"):
         finetune(replace(config, weights="none", batch_size=1, output=run.path.parent / "other"))
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 32), (3, 32), (3, 4), (5, 7), (2, 1)])
-def test_awkward_numbers_of_images(
+def test_any_number_of_images_and_batch_size_trains(
     make_images: MakeImages, config: FinetuneConfig, tmp_path: Path, count: int, batch_size: int
 ) -> None:
     data = make_images("few", ["a", "b", "c"], count=count)
@@ -252,7 +287,7 @@ def test_awkward_numbers_of_images(
     assert metrics_of(run)["train"]["images"] == 3 * count
 
 
-def test_the_tiny_case(make_images: MakeImages, config: FinetuneConfig) -> None:
+def test_one_image_per_class_trains(make_images: MakeImages, config: FinetuneConfig) -> None:
     data = make_images("tiny", [f"class {index}" for index in range(10)], count=1, size=96)
     run = finetune(
         replace(config, data=data, image_size=96, epochs=1, finetune_epochs=0, val_split=0)
@@ -273,10 +308,10 @@ def test_bfloat16_trains(config: FinetuneConfig) -> None:
 def test_float16_trains_with_scaled_gradients(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: float
 ) -> None:
-    # As a GPU without bfloat16 does it; a CPU emulates the arithmetic.
-    computing = ComputeConfig(torch.device("cpu"), "fp16")
+    # Like a GPU without bfloat16; a CPU emulates float16.
+    compute_config = ComputeConfig(torch.device("cpu"), "fp16")
     monkeypatch.setattr(
-        "edgetl.train.setup.choose_compute_config", lambda device, precision: computing
+        "edgetl.train.setup.choose_compute_config", lambda device, precision: compute_config
     )
     config = replace(config, epochs=3, finetune_epochs=1, clip_gradient=clip)
     run = finetune(config)
@@ -292,13 +327,20 @@ def test_float16_trains_with_scaled_gradients(
 @pytest.mark.parametrize(
     "change",
     [
-        {"ema": 0.9}, {"mixup": 0.2, "cutmix": 1.0}, {"class_weights": "balanced", "label_smoothing": 0.1}, {"sampling": "balanced"},
-        {"clip_gradient": 0.1, "weight_decay": 0.05, "lr_decay": 0.7}, {"batch_norm": "train", "schedule": "cosine", "warmup": 0.3},
-        {"head_width": 16, "dropout": 0.0}, {"unfreeze": "all"}, {"views": 2}, {"augment": "none"},
+        {"ema": 0.9},
+        {"mixup": 0.2, "cutmix": 1.0},
+        {"class_weights": "balanced", "label_smoothing": 0.1},
+        {"sampling": "balanced"},
+        {"clip_gradient": 0.1, "weight_decay": 0.05, "lr_decay": 0.7},
+        {"batch_norm": "train", "schedule": "cosine", "warmup": 0.3},
+        {"head_width": 16, "dropout": 0.0},
+        {"unfreeze": "all"},
+        {"views": 2},
+        {"augment": "none"},
         {"workers": 2, "cache_budget": 0, "ema": 0.9},
     ],
-)  # fmt: skip
-def test_every_means_trains_and_exports_the_same_network(
+)
+def test_metrics_match_the_saved_model_for_every_option(
     config: FinetuneConfig, change: dict[str, Any]
 ) -> None:
     run = finetune(replace(config, **change))
@@ -309,77 +351,80 @@ def test_every_means_trains_and_exports_the_same_network(
             model.model(torch.from_numpy(preprocess(load_image(row.path), model.preprocessing)))
             for row in rows
         ]
-    hits = [
-        model.labels[int(one.argmax())] == row.label for one, row in zip(logits, rows, strict=True)
+    correct = [
+        model.labels[int(output.argmax())] == row.label
+        for output, row in zip(logits, rows, strict=True)
     ]
-    assert sum(hits) / len(hits) == metrics["val"]["accuracy"]
+    assert sum(correct) / len(correct) == metrics["val"]["accuracy"]
     targets = torch.tensor([model.labels.index(row.label) for row in rows])
     assert float(torch.nn.functional.cross_entropy(torch.cat(logits), targets)) == pytest.approx(
         metrics["val"]["loss"], rel=1e-3
     )
 
 
-def test_training_ends_when_the_target_is_reached(config: FinetuneConfig) -> None:
-    watched = Recorded()
-    run = finetune(replace(config, epochs=6, lr=1e-2, target_accuracy=0.01), watched)
+def test_target_accuracy_ends_training(config: FinetuneConfig) -> None:
+    progress = RecordingProgress()
+    run = finetune(replace(config, epochs=6, lr=1e-2, target_accuracy=0.01), progress)
     assert len(history_of(run)) == 1
     assert metrics_of(run)["ended"] == "--target-accuracy"
-    assert any("--target-accuracy" in text for text in watched.notes)
+    assert any("--target-accuracy" in text for text in progress.notes)
 
 
-def test_patience_ends_a_phase_and_not_the_run(config: FinetuneConfig) -> None:
-    watched = Recorded()
-    still = replace(config, lr=1e-30, finetune_lr=1e-30, batch_norm="eval")
-    run = finetune(replace(still, epochs=20, finetune_epochs=20, patience=2), watched)
+def test_patience_ends_the_phase_only(config: FinetuneConfig) -> None:
+    progress = RecordingProgress()
+    frozen_config = replace(config, lr=1e-30, finetune_lr=1e-30, batch_norm="eval")
+    run = finetune(replace(frozen_config, epochs=20, finetune_epochs=20, patience=2), progress)
     phases = [line["phase"] for line in history_of(run)]
     assert phases.count(1) < 20
     assert phases.count(2) < 20
-    assert len([text for text in watched.notes if "--patience" in text]) == 2
+    assert len([text for text in progress.notes if "--patience" in text]) == 2
 
 
 @pytest.mark.usefixtures("plots")
-def test_a_budget_is_kept(config: FinetuneConfig) -> None:
-    watched = Recorded()
-    started = time.monotonic()
-    run = finetune(replace(config, epochs=10, finetune_epochs=3000, budget_s=10.0), watched)
-    assert time.monotonic() - started < 10
+def test_budget_limits_the_duration(config: FinetuneConfig) -> None:
+    progress = RecordingProgress()
+    start_time = time.monotonic()
+    run = finetune(replace(config, epochs=10, finetune_epochs=3000, budget_s=10.0), progress)
+    assert time.monotonic() - start_time < 10
     history = history_of(run)
     assert [line["phase"] for line in history].count(2) < 3000
     assert {line["phase"] for line in history} == {1, 2}, "both phases finish"
-    assert any(text.startswith("--budget: ") for text in watched.notes)
+    assert any(text.startswith("--budget: ") for text in progress.notes)
 
 
 @pytest.mark.usefixtures("plots")
 @pytest.mark.parametrize(
     "change", [{"unfreeze": "all"}, {"cache_budget": 0}, {"weights": "none", "epochs": 0}]
 )
-def test_a_budget_is_kept_whatever_is_trained(
+def test_budget_limits_the_duration_for_any_option(
     config: FinetuneConfig, change: dict[str, Any]
 ) -> None:
-    watched = Recorded()
-    started = time.monotonic()
+    progress = RecordingProgress()
+    start_time = time.monotonic()
     run = finetune(
-        replace(config, finetune_epochs=2000, budget_s=8.0, **({"epochs": 5} | change)), watched
+        replace(config, finetune_epochs=2000, budget_s=8.0, **({"epochs": 5} | change)), progress
     )
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - start_time < 8
     assert 1 <= len(history_of(run)) < 2000
-    assert any(text.startswith("--budget: ") for text in watched.notes)
+    assert any(text.startswith("--budget: ") for text in progress.notes)
 
 
-def test_a_hopeless_budget_is_told(config: FinetuneConfig) -> None:
-    watched = Recorded()
-    run = finetune(replace(config, budget_s=0.001), watched)
-    assert any("too short even for one epoch" in text for text in watched.warnings)
+def test_budget_too_short_warns(config: FinetuneConfig) -> None:
+    progress = RecordingProgress()
+    run = finetune(replace(config, budget_s=0.001), progress)
+    assert any("too short even for one epoch" in text for text in progress.warnings)
     assert len(history_of(run)) >= 1
 
 
-def test_options_without_effect_are_told(config: FinetuneConfig) -> None:
-    watched = Recorded()
-    finetune(replace(config, val_split=0, patience=1), watched)
-    assert any("no effect without validation" in text for text in watched.warnings)
+def test_options_without_effect_warn(config: FinetuneConfig) -> None:
+    progress = RecordingProgress()
+    finetune(replace(config, val_split=0, patience=1), progress)
+    assert any("no effect without validation" in text for text in progress.warnings)
 
 
-def test_metrics_of_many_classes(make_images: MakeImages, config: FinetuneConfig) -> None:
+def test_top5_accuracy_is_reported_above_five_classes(
+    make_images: MakeImages, config: FinetuneConfig
+) -> None:
     data = make_images("many", [f"class {index}" for index in range(7)], count=4, size=40)
     val = metrics_of(finetune(replace(config, data=data, epochs=1, finetune_epochs=0)))["val"]
     assert val["accuracy"] <= val["top5_accuracy"] <= 1
@@ -392,25 +437,25 @@ def test_metrics_of_many_classes(make_images: MakeImages, config: FinetuneConfig
     )
 
 
-def test_broken_files_are_listed_and_training_carries_on(config: FinetuneConfig) -> None:
+def test_broken_files_are_listed_and_skipped(config: FinetuneConfig) -> None:
     (config.data / "red/broken.jpg").write_bytes(b"")
-    watched = Recorded()
-    run = finetune(replace(config, epochs=1, finetune_epochs=0), watched)
+    progress = RecordingProgress()
+    run = finetune(replace(config, epochs=1, finetune_epochs=0), progress)
     assert run.rejected_files.read_text().splitlines()[1].startswith("red/broken.jpg,")
     assert json.loads(run.config.read_text())["data"]["rejected"] == 1
-    assert any("1 file was left out" in text for text in watched.warnings)
+    assert any("1 file was skipped" in text for text in progress.warnings)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"data": Path("nowhere")}, DataError, "No data folder"),
+        ({"data": Path("nowhere")}, DataError, "Data folder not found"),
         ({"weights": "nowhere.pth"}, WeightsError, "No weights at"),
         ({"unfreeze": "99"}, ConfigError, "--unfreeze 99"),
         ({"model": "resnet18"}, WeightsError, "does not fit resnet18"),
     ],
 )
-def test_mistakes_leave_nothing_behind(
+def test_invalid_input_creates_no_files(
     config: FinetuneConfig, change: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -420,25 +465,25 @@ def test_mistakes_leave_nothing_behind(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_cuda_that_is_not_there_is_an_error(config: FinetuneConfig) -> None:
+def test_missing_cuda_is_an_error(config: FinetuneConfig) -> None:
     with pytest.raises(ConfigError, match=r"sees no CUDA device.*doctor"):
         finetune(replace(config, device="cuda"))
 
 
-def test_a_mistake_with_force_keeps_the_old_run(config: FinetuneConfig) -> None:
+def test_force_keeps_the_old_run_on_invalid_input(config: FinetuneConfig) -> None:
     run = finetune(replace(config, epochs=1, finetune_epochs=0))
     before = sha256_file(run.metrics)
     with pytest.raises(DataError):
         finetune(replace(config, data=Path("nowhere"), force=True))
     assert sha256_file(run.metrics) == before
-    with pytest.raises(RunError, match="exists already"):
+    with pytest.raises(RunError, match="already exists"):
         finetune(config)
     finetune(replace(config, epochs=2, finetune_epochs=0, force=True))
     assert metrics_of(run)["best_epoch"] in (1, 2)
-    assert len(history_of(run)) == 2, "the old history is gone"
+    assert len(history_of(run)) == 2, "the old history must be replaced"
 
 
-def test_an_exploding_loss_is_told_and_the_best_stays(config: FinetuneConfig) -> None:
+def test_infinite_loss_fails_and_keeps_the_best_weights(config: FinetuneConfig) -> None:
     with pytest.raises(RunError, match="not finite in epoch 1"):
         finetune(replace(config, lr=1e30, head_width=16))
     assert config.output is not None
@@ -452,16 +497,18 @@ def record(accuracy: float | None, loss: float | None) -> EpochRecord:
     return EpochRecord(1, 1, 1.0, 0.5, loss, accuracy, 1e-3, 1.0, 1.0, 1.0)
 
 
-def test_the_better_epoch() -> None:
+def test_is_better_compares_accuracy_then_loss() -> None:
     assert is_better(record(0.5, 1.0), None)
     assert is_better(record(0.6, 2.0), record(0.5, 1.0))
     assert not is_better(record(0.5, 0.1), record(0.6, 2.0))
     assert is_better(record(0.5, 0.9), record(0.5, 1.0))
-    assert not is_better(record(0.5, 1.0), record(0.5, 1.0)), "the earlier one stays"
+    assert not is_better(record(0.5, 1.0), record(0.5, 1.0)), "a tie keeps the earlier epoch"
     assert is_better(record(None, None), record(None, None))
 
 
-def test_where_a_run_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choose_output_directory_finds_a_free_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     data = tmp_path / "my photos"
     data.mkdir()
@@ -474,24 +521,29 @@ def test_where_a_run_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         choose_output_directory(None, data, MODEL, force=False).path
         == tmp_path / f"runs/my-photos-{MODEL}-2"
     )
-    for inside in (data, data / "run"):
+
+
+def test_choose_output_directory_rejects_overlap_with_data(tmp_path: Path) -> None:
+    data = tmp_path / "my photos"
+    data.mkdir()
+    for output in (data, data / "run"):
         with pytest.raises(RunError, match="inside the data folder"):
-            choose_output_directory(inside, data, MODEL, force=True)
-    with pytest.raises(RunError, match="lies inside"):
+            choose_output_directory(output, data, MODEL, force=True)
+    with pytest.raises(RunError, match="must not be inside the run directory"):
         choose_output_directory(tmp_path, data, MODEL, force=True)
 
 
-def test_the_page_of_a_run_is_no_stranger_in_it(tmp_path: Path) -> None:
+def test_force_replaces_a_run_with_a_report(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     run.report.write_text("<p>the page", encoding="utf-8")
     assert choose_output_directory(run.path, tmp_path / "photos", MODEL, force=True) == run
 
 
 @pytest.mark.parametrize(
-    "kind", ["file", "stranger", "stranger with a config", "run with a stranger inside", "link"]
+    "kind", ["file", "other folder", "other folder with a config", "run with other files", "link"]
 )
-def test_force_never_removes_what_is_not_a_run(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "place"
+def test_force_never_removes_other_files(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "output"
     precious = path / "precious.txt"
     if kind == "file":
         path.write_text("precious")
@@ -499,10 +551,10 @@ def test_force_never_removes_what_is_not_a_run(tmp_path: Path, kind: str) -> Non
     else:
         path.mkdir()
         precious.write_text("precious")
-        if kind != "stranger":
+        if kind != "other folder":
             write_json(
                 path / "config.json",
-                {} if kind == "stranger with a config" else {"versions": {"edgetl": "0.1.0"}},
+                {} if kind == "other folder with a config" else {"versions": {"edgetl": "0.1.0"}},
             )
         if kind == "link":
             precious.unlink()
@@ -528,7 +580,7 @@ def test_force_never_removes_what_is_not_a_run(tmp_path: Path, kind: str) -> Non
         "tensorboard/notes.txt",
     ],
 )
-def test_force_names_hidden_and_nested_files_of_the_user(tmp_path: Path, name: str) -> None:
+def test_force_names_hidden_and_nested_user_files(tmp_path: Path, name: str) -> None:
     run = write_run(tmp_path / "run")
     file = run.path / name
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -539,9 +591,9 @@ def test_force_names_hidden_and_nested_files_of_the_user(tmp_path: Path, name: s
     assert file.read_text() == "precious"
 
 
-def test_force_takes_every_file_that_edgetl_writes_for_its_own(tmp_path: Path) -> None:
+def test_force_replaces_all_files_written_by_edgetl(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    written = {
+    files = {
         "bench/20261124T200426Z-pi.json": "{}",
         "bench/20261124T200426Z-pi/performance/mlperf_log_summary.txt": "",
         "plots/flips_int8-weights.png": "",
@@ -549,11 +601,13 @@ def test_force_takes_every_file_that_edgetl_writes_for_its_own(tmp_path: Path) -
         "checkpoint/state.safetensors": "",
         ".metrics.json.a1b2c3d4.json": "",
         "checkpoint/.state.safetensors.a1b2c3d4.safetensors": "",
-        "bundle/bundle.json": '{"schema": 1, "kind": "bundle", "golden": {"images": [{"file": "golden/0_a.jpg"}]}}',
+        "bundle/bundle.json": json.dumps(
+            {"schema": 1, "kind": "bundle", "golden": {"images": [{"file": "golden/0_a.jpg"}]}}
+        ),
         "bundle/golden/0_a.jpg": "",
         "bundle/README.md": "",
     }
-    for name, content in written.items():
+    for name, content in files.items():
         file = run.path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content)
@@ -561,14 +615,14 @@ def test_force_takes_every_file_that_edgetl_writes_for_its_own(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("failing", ["rename", "mkdtemp"])
-def test_a_run_that_cannot_be_moved_aside_keeps_its_files(
+def test_run_that_cannot_be_moved_keeps_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     run = write_run(tmp_path / "run")
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
 
     def refuse(*_: object, **__: object) -> None:
-        # What rename(2) says of a mount point, and mkdir(2) of a parent that is mounted read-only.
+        # The error of rename(2) for a mount point and of mkdir(2) in a read-only file system.
         raise OSError(errno.EBUSY, "Device or resource busy")
 
     target = "pathlib.Path.rename" if failing == "rename" else "edgetl.core.files.tempfile.mkdtemp"
@@ -580,7 +634,7 @@ def test_a_run_that_cannot_be_moved_aside_keeps_its_files(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
-def test_an_empty_folder_is_a_free_place(tmp_path: Path) -> None:
+def test_empty_directory_is_used_without_force(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     assert (
         choose_output_directory(tmp_path / "run", tmp_path / "data", MODEL, force=False).path
@@ -588,14 +642,14 @@ def test_an_empty_folder_is_a_free_place(tmp_path: Path) -> None:
     )
 
 
-def test_a_broken_run_is_told(config: FinetuneConfig) -> None:
+def test_load_run_model_rejects_changed_files(config: FinetuneConfig) -> None:
     run = finetune(replace(config, epochs=1, finetune_epochs=0))
     content = json.loads(run.config.read_text())
     write_json(run.config, {**content, "classes": ["a", "b"]})
     with pytest.raises(RunError, match="was changed after the training"):
         load_run_model(run)
     run.metrics.unlink()
-    with pytest.raises(RunError, match="does not hold the weights"):
+    with pytest.raises(RunError, match=r"do not match config\.json"):
         load_run_model(run)
     write_json(run.config, {"classes": ["a", "b"]})
     with pytest.raises(RunError, match="is broken"):
@@ -651,7 +705,7 @@ def test_sigterm_and_sighup_keep_the_best_epoch(
         _wait(
             process, lambda: run.history.exists() and len(run.history.read_text().splitlines()) >= 2
         )
-        os.killpg(process.pid, number)  # as a batch system does: to the workers, too
+        os.killpg(process.pid, number)  # like a batch system, to the workers too
         out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
     assert out == ""
@@ -669,14 +723,14 @@ def test_ctrl_c_keeps_the_best_epoch(config: FinetuneConfig) -> None:
         _wait(
             process, lambda: run.history.exists() and len(run.history.read_text().splitlines()) >= 2
         )
-        os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to the workers, too
+        os.killpg(process.pid, signal.SIGINT)  # like a terminal, to the workers too
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert out == ""
     assert "Traceback" not in err
     for part in ("Interrupted after", str(run.path), "edgetl export", "--resume"):
         assert part in err
-    assert not run.metrics.exists(), "its presence would say that the run is finished"
+    assert not run.metrics.exists(), "metrics.json marks a finished run"
     assert load_run_model(RunDirectory.open(run.path)).labels == ["blue", "green", "red"]
     assert len(read_split(run)) == 30
 
@@ -689,18 +743,18 @@ def _wait(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None
         time.sleep(0.02)
 
 
-def test_ctrl_c_before_the_first_epoch_leaves_nothing(config: FinetuneConfig) -> None:
-    class Impatient(NullProgress):
+def test_ctrl_c_before_the_first_epoch_leaves_no_files(config: FinetuneConfig) -> None:
+    class InterruptingProgress(NullProgress):
         def on_step_end(self, step: StepProgress) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt, match="nothing was kept"):
-        finetune(config, Impatient())
+        finetune(config, InterruptingProgress())
     assert config.output is not None
     assert not config.output.exists()
 
 
-def test_force_gives_the_old_run_back_when_the_new_one_comes_to_nothing(
+def test_force_restores_the_old_run_when_the_new_one_fails(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = finetune(config)
@@ -720,16 +774,14 @@ def test_force_gives_the_old_run_back_when_the_new_one_comes_to_nothing(
     assert not list(run.path.parent.glob(".*replaced*"))
 
 
-def test_val_split_0_leaves_given_validation_images_out(
-    parts: Path, config: FinetuneConfig
-) -> None:
+def test_val_split_0_ignores_validation_folder(parts: Path, config: FinetuneConfig) -> None:
     run = finetune(replace(config, data=parts, val_split=0.0))
     metrics = json.loads(run.metrics.read_text())
     assert metrics["val"] is None
     assert metrics["train"]["images"] == 40
 
 
-def test_seeds_can_share_one_split(
+def test_split_seed_shares_a_split_between_seeds(
     make_images: Callable[..., Path], config: FinetuneConfig, tmp_path: Path
 ) -> None:
     data = make_images("flat", ["blue", "green", "red"], count=10, seed=5)
@@ -737,5 +789,5 @@ def test_seeds_can_share_one_split(
     runs = [finetune(replace(short, seed=seed, output=tmp_path / f"seed{seed}")) for seed in (1, 2)]
     assert runs[0].split.read_text() == runs[1].split.read_text()
     assert sha256_file(runs[0].weights) != sha256_file(runs[1].weights)
-    own = finetune(replace(short, split_seed=None, seed=7, output=tmp_path / "own"))
-    assert own.split.read_text() == runs[0].split.read_text()
+    default_split = finetune(replace(short, split_seed=None, seed=7, output=tmp_path / "default"))
+    assert default_split.split.read_text() == runs[0].split.read_text()

@@ -1,4 +1,4 @@
-"""A disk that fills up while a run is trained: one sentence, the last checkpoint is whole, and with room the run goes on."""
+"""A full disk during training: one message, an intact checkpoint, and a run that can resume."""
 
 from __future__ import annotations
 
@@ -18,25 +18,28 @@ _MIB = 1 << 20
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 128 MiB; where this user may not mount one, that is said."""
+    """File system of 128 MiB; skips the test if this user may not mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(
+    mount = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", str(folder)],
         capture_output=True,
         text=True,
     )
-    if mounted.returncode != 0:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    if mount.returncode != 0:
+        pytest.skip(f"cannot mount a small disk: {mount.stderr.strip()}")
     try:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def program(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Saving after every batch."""
-    code = "import edgetl.train.engine.trainer as r; r.Training.save_when_due = r.Training.save; from edgetl.cli.app import main; main()"
+def run_edgetl(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run edgetl with a checkpoint after every batch."""
+    code = (
+        "import edgetl.train.engine.trainer as r; r.Trainer.save_if_due = r.Trainer.save; "
+        "from edgetl.cli.app import main; main()"
+    )
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,
@@ -46,7 +49,7 @@ def program(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_full_disk_is_one_sentence_and_loses_nothing(
+def test_full_disk_keeps_checkpoint_and_run_can_resume(
     disk: Path, parts: Path, random_weights: Path
 ) -> None:
     run, ballast = RunDirectory(disk / "run"), disk / "ballast"
@@ -63,8 +66,8 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
         0,
     )
     ballast.write_bytes(bytes(82 * _MIB))
-    # Phase 1's checkpoints fit, two at a time; those of the whole network with its optimiser do not.
-    done = program(
+    # Two checkpoints of phase 1 fit; those of the complete model with its optimizer do not.
+    result = run_edgetl(
         "finetune",
         parts,
         "-o",
@@ -77,17 +80,17 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
         "--unfreeze",
         "all",
     )
-    assert done.returncode == 1, done.stderr
-    assert "The disk of" in done.stderr
-    assert f"`edgetl finetune --resume {run.path}` goes on" in done.stderr
-    assert "Traceback" not in done.stderr
-    state = read_checkpoint(run.checkpoint)
-    assert state.metadata["records"]
+    assert result.returncode == 1, result.stderr
+    assert "The disk of" in result.stderr
+    assert f"`edgetl finetune --resume {run.path}`" in result.stderr
+    assert "Traceback" not in result.stderr
+    checkpoint = read_checkpoint(run.checkpoint)
+    assert checkpoint.metadata["records"]
     assert not [path for path in run.path.rglob(".*safetensors*") if path.is_file()], (
-        "what was begun is gone"
+        "incomplete files must be removed"
     )
     ballast.unlink()
-    again = program("finetune", "--resume", run.path)
-    assert again.returncode == 0, again.stderr
+    resumed = run_edgetl("finetune", "--resume", run.path)
+    assert resumed.returncode == 0, resumed.stderr
     assert len(run.history.read_text().splitlines()) == 4
     assert run.weights.stat().st_size > _MIB

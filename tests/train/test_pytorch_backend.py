@@ -1,4 +1,7 @@
-"""PyTorch as the baseline, and the benchmark of a whole run. One small run serves all tests here: exporting takes seconds."""
+"""PyTorch backend, and benchmarks of a run with it.
+
+All tests share one small run, because an export takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ from edgetl.train.model.factory import build_adapted_model, load_run_model
 from edgetl.train.pytorch_backend import CHANNELS_LAST, CONTIGUOUS, PyTorchBackend
 from tests.helpers.bundles import write_bundle, write_pictures
 
-CONTRACT = Preprocessing(resize=73, crop=64)
+PREPROCESSING = Preprocessing(resize=73, crop=64)
 BRIEF = BenchProtocol(
     block_seconds=0.01, block_runs=10, window_seconds=0.005, window_runs=3, max_windows=3
 )
@@ -44,16 +47,23 @@ LABELS = ["bolt", "nut", "screw"]
 
 
 def write_run(folder: Path, seed: int = 0) -> RunDirectory:
-    """A run with random weights, as far as bench reads it."""
+    """Write a run with random weights and the files that bench reads."""
     folder.mkdir(parents=True)
     torch.manual_seed(seed)
-    network = build_adapted_model("squeezenet1_1", CONTRACT.crop, len(LABELS), 16, 0.2, None).model
-    save_file(network.state_dict(), folder / "weights.safetensors")
+    model = build_adapted_model(
+        "squeezenet1_1", PREPROCESSING.crop, len(LABELS), 16, 0.2, None
+    ).model
+    save_file(model.state_dict(), folder / "weights.safetensors")
     config = FinetuneConfig(folder / "data", model="squeezenet1_1", head_width=16, dropout=0.2)
     content = {
-        "schema": 1, "config": config.to_json(), "classes": LABELS, "preprocessing": CONTRACT.to_json(),
-        "versions": {}, "data": {"fingerprint": "", "counts": {}}, "weights": {"source": "none", "sha256": None},
-    }  # fmt: skip
+        "schema": 1,
+        "config": config.to_json(),
+        "classes": LABELS,
+        "preprocessing": PREPROCESSING.to_json(),
+        "versions": {},
+        "data": {"fingerprint": "", "counts": {}},
+        "weights": {"source": "none", "sha256": None},
+    }
     (folder / "config.json").write_text(json.dumps(content))
     return RunDirectory(folder)
 
@@ -62,15 +72,15 @@ def write_run(folder: Path, seed: int = 0) -> RunDirectory:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     run = write_run(tmp_path_factory.mktemp("runs") / "parts")
     model = load_run_model(run)
-    pictures = write_pictures(run.bundle / "golden")
+    images = write_pictures(run.bundle / "golden")
     with torch.inference_mode():
         logits = [
-            model.model(torch.from_numpy(preprocess(load_image(path), CONTRACT)))[0].numpy()
-            for path in pictures
+            model.model(torch.from_numpy(preprocess(load_image(path), PREPROCESSING)))[0].numpy()
+            for path in images
         ]
     graph = assemble(
-        export_network_graph(model.model, CONTRACT.crop, len(LABELS), 18).model,
-        CONTRACT,
+        export_network_graph(model.model, PREPROCESSING.crop, len(LABELS), 18).model,
+        PREPROCESSING,
         "image",
         {"version": "test"},
     )
@@ -79,7 +89,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         {"fp32": graph},
         np.stack(logits),
         labels=LABELS,
-        contract=CONTRACT,
+        contract=PREPROCESSING,
         run_id=model.run_id,
     )
     return run
@@ -87,63 +97,65 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 @pytest.fixture
 def run(exported: RunDirectory, tmp_path: Path) -> RunDirectory:
-    """A copy of its own for each test."""
+    """Copy of the run for one test."""
     shutil.copytree(exported.path, tmp_path / "run")
     return RunDirectory(tmp_path / "run")
 
 
 @pytest.fixture
-def torch_left_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Thread numbers belong to the worker's process, not to this one."""
+def restored_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Restore the number of threads, which the backend sets for a worker process."""
     threads = torch.get_num_threads()
     monkeypatch.setattr(torch, "set_num_interop_threads", lambda number: None)
     yield
     torch.set_num_threads(threads)
 
 
-@pytest.mark.usefixtures("torch_left_alone")
+@pytest.mark.usefixtures("restored_threads")
 @pytest.mark.parametrize("memory_format", [CONTIGUOUS, CHANNELS_LAST])
-def test_the_baseline_does_all_the_work_itself(exported: RunDirectory, memory_format: str) -> None:
+def test_baseline_logits_match_the_model(exported: RunDirectory, memory_format: str) -> None:
     backend = PyTorchBackend(
         ModelSource(exported.path, 1, settings={"memory_format": memory_format})
     )
-    network = load_run_model(exported).model
+    model = load_run_model(exported).model
     generator = np.random.default_rng(0)
-    square = generator.integers(0, 256, (2, CONTRACT.resize, CONTRACT.resize, 3), np.uint8)
-    top, left = CONTRACT.compute_crop_offset(CONTRACT.resize, CONTRACT.resize)
-    cropped = square[:, top : top + CONTRACT.crop, left : left + CONTRACT.crop]
-    tensor = normalize(cropped, CONTRACT)
+    square = generator.integers(
+        0, 256, (2, PREPROCESSING.resize, PREPROCESSING.resize, 3), np.uint8
+    )
+    top, left = PREPROCESSING.compute_crop_offset(PREPROCESSING.resize, PREPROCESSING.resize)
+    cropped = square[:, top : top + PREPROCESSING.crop, left : left + PREPROCESSING.crop]
+    tensor = normalize(cropped, PREPROCESSING)
     with torch.inference_mode():
-        expected = network(torch.from_numpy(tensor)).numpy()
+        expected = model(torch.from_numpy(tensor)).numpy()
     assert np.abs(backend.infer(square) - expected).max() < 1e-4
     assert np.abs(backend.infer(tensor) - expected).max() < 1e-4
 
     photo = load_image(exported.bundle / "golden/0.png")
     with torch.inference_mode():
-        expected = network(torch.from_numpy(preprocess(photo, CONTRACT))).numpy()
+        expected = model(torch.from_numpy(preprocess(photo, PREPROCESSING))).numpy()
     assert np.abs(backend.infer(backend.preprocess_image(photo)) - expected).max() < 1e-4
 
 
-@pytest.mark.usefixtures("torch_left_alone")
-def test_the_baseline_takes_the_faster_memory_format(exported: RunDirectory) -> None:
+@pytest.mark.usefixtures("restored_threads")
+def test_autotune_chooses_a_memory_format(exported: RunDirectory) -> None:
     backend = PyTorchBackend(ModelSource(exported.path, 1))
     batch = backend.make_inputs(1)[0]
-    before = backend.infer(batch)
+    first = backend.infer(batch)
     settings = backend.autotune(batch)
     assert settings["memory_format"] in (CONTIGUOUS, CHANNELS_LAST)
-    assert np.abs(backend.infer(batch) - before).max() < 1e-4
-    described = backend.describe(batch)
-    assert (described["intra_op_threads"], described["device"]) == (1, "cpu")
+    assert np.abs(backend.infer(batch) - first).max() < 1e-4
+    description = backend.describe(batch)
+    assert (description["intra_op_threads"], description["device"]) == (1, "cpu")
 
 
-@pytest.mark.usefixtures("torch_left_alone")
+@pytest.mark.usefixtures("restored_threads")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_no_baseline_on_a_gpu_that_is_not_there(exported: RunDirectory) -> None:
+def test_backend_rejects_missing_gpu(exported: RunDirectory) -> None:
     with pytest.raises(ProviderError, match="no CUDA device"):
         PyTorchBackend(ModelSource(exported.path, 1, provider="cuda"))
 
 
-def test_a_run_is_measured_against_pytorch(run: RunDirectory) -> None:
+def test_bench_compares_a_run_with_pytorch(run: RunDirectory) -> None:
     result = bench(BenchConfig(run.path, rounds=2, threads=(1,)), protocol=BRIEF)
     runtimes, scopes = ("pytorch", "onnxruntime"), ("model", "file")
     assert [row.id for row in result.rows] == [
@@ -160,8 +172,9 @@ def test_a_run_is_measured_against_pytorch(run: RunDirectory) -> None:
         for scope in scopes
     }
     for comparison in pairs.values():
-        before, after = result.get_row(comparison.baseline), result.get_row(comparison.candidate)
-        assert before.input == after.input
+        baseline = result.get_row(comparison.baseline)
+        candidate = result.get_row(comparison.candidate)
+        assert baseline.input == candidate.input
         assert comparison.speedup.low <= comparison.speedup.ratio <= comparison.speedup.high
         assert comparison.verdict in ("faster", "slower", "inconclusive", "noisy")
     model = result.get_row("pytorch-fp32-model-cpu-b1-t1")
@@ -183,7 +196,7 @@ def test_a_run_is_measured_against_pytorch(run: RunDirectory) -> None:
     assert read_bench_result(result.path).to_json() == result.to_json()
 
 
-def test_bfloat16_is_another_baseline_with_a_tolerance_of_its_own(run: RunDirectory) -> None:
+def test_bench_compares_with_bfloat16_baseline(run: RunDirectory) -> None:
     result = bench(
         BenchConfig(
             run.path,
@@ -196,13 +209,13 @@ def test_bfloat16_is_another_baseline_with_a_tolerance_of_its_own(run: RunDirect
         protocol=BRIEF,
     )
     assert result.failed_rows == []
-    half = result.get_row("pytorch-bf16-model-cpu-b2-t1")
-    assert half.session["mode"].startswith("bf16")
-    assert half.gate["max_logit_difference"] > 0
+    bf16_row = result.get_row("pytorch-bf16-model-cpu-b2-t1")
+    assert bf16_row.session["mode"].startswith("bf16")
+    assert bf16_row.gate["max_logit_difference"] > 0
     pairs = {(pair.baseline, pair.candidate) for pair in result.comparisons}
     assert pairs == {
-        (f"{before}-model-cpu-b2-t1", f"{after}-model-cpu-b2-t1")
-        for before, after in (
+        (f"{baseline}-model-cpu-b2-t1", f"{candidate}-model-cpu-b2-t1")
+        for baseline, candidate in (
             ("pytorch-fp32", "pytorch-bf16"),
             ("pytorch-fp32", "onnxruntime-fp32"),
             ("pytorch-bf16", "onnxruntime-fp32"),
@@ -210,25 +223,25 @@ def test_bfloat16_is_another_baseline_with_a_tolerance_of_its_own(run: RunDirect
     }
 
 
-@pytest.mark.usefixtures("torch_left_alone")
+@pytest.mark.usefixtures("restored_threads")
 @pytest.mark.parametrize(
     ("cause", "message"),
     [
         (
-            RuntimeError("no such operator.\nand a long story"),
-            r"torch.compile does not work here: no such operator. Leave `compile` out",
+            RuntimeError("no such operator.\nand more lines"),
+            r"torch.compile does not work here: no such operator. Remove `compile` from",
         ),
-        (AssertionError(), r"does not work here: AssertionError\. Leave"),
+        (AssertionError(), r"does not work here: AssertionError\. Remove"),
         (
             InvalidCxxCompiler(),
-            r"needs a C\+\+ compiler, and there is none: `sudo apt install g\+\+` adds it, or leave `compile` out",
+            r"needs a C\+\+ compiler\. Install one with `sudo apt install g\+\+`, or remove",
         ),
     ],
 )
-def test_what_cannot_be_compiled_is_told(
+def test_autotune_reports_compile_errors(
     exported: RunDirectory, monkeypatch: pytest.MonkeyPatch, cause: Exception, message: str
 ) -> None:
-    def refuse(network: object) -> object:
+    def refuse(model: object) -> object:
         raise cause
 
     backend = PyTorchBackend(ModelSource(exported.path, 1, settings={"mode": "compile"}))
@@ -239,7 +252,7 @@ def test_what_cannot_be_compiled_is_told(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_network_is_a_baseline_too(run: RunDirectory) -> None:
+def test_bench_measures_compiled_model(run: RunDirectory) -> None:
     result = bench(
         BenchConfig(
             run.path, scopes=("model",), rounds=2, threads=(1,), torch_modes=("eager", "compile")
@@ -251,7 +264,7 @@ def test_a_compiled_network_is_a_baseline_too(run: RunDirectory) -> None:
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_others_are_measured(
+def test_bench_skips_compile_without_a_compiler(
     run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", str(tmp_path / "absent"))
@@ -267,8 +280,8 @@ def test_without_a_compiler_the_others_are_measured(
     )
 
 
-@pytest.mark.usefixtures("torch_left_alone")
-def test_pytorchs_own_operators_are_profiled(exported: RunDirectory) -> None:
+@pytest.mark.usefixtures("restored_threads")
+def test_profile_lists_pytorch_operators(exported: RunDirectory) -> None:
     backend = PyTorchBackend(ModelSource(exported.path, 1))
     profile = backend.profile(backend.make_inputs(1)[0], 3)
     assert (profile["clock"], profile["runs"]) == ("host", 3)
@@ -276,7 +289,7 @@ def test_pytorchs_own_operators_are_profiled(exported: RunDirectory) -> None:
     assert sum(entry["share"] for entry in profile["operators"]) == pytest.approx(1)
 
 
-def test_profile_covers_every_runtime_and_names_its_clock(run: RunDirectory) -> None:
+def test_bench_profiles_every_runtime(run: RunDirectory) -> None:
     config = BenchConfig(run.path, scopes=("model",), rounds=2, threads=(1,), profile=True)
     result = bench(config, protocol=replace(BRIEF, profiled_runs=2))
     assert {
@@ -287,16 +300,16 @@ def test_profile_covers_every_runtime_and_names_its_clock(run: RunDirectory) -> 
     }
 
 
-@pytest.mark.usefixtures("torch_left_alone")
+@pytest.mark.usefixtures("restored_threads")
 @pytest.mark.parametrize("mode", ["fp16", "cuda-graph", "fp16-cuda-graph"])
-def test_gpu_modes_are_refused_on_a_cpu(exported: RunDirectory, mode: Any) -> None:
-    with pytest.raises(BenchError, match=f"{mode} runs on a GPU only: add --provider cuda"):
+def test_gpu_modes_are_rejected_on_a_cpu(exported: RunDirectory, mode: Any) -> None:
+    with pytest.raises(BenchError, match=f"{mode} requires a GPU. Add --provider cuda"):
         PyTorchBackend(ModelSource(exported.path, 1, settings={"mode": mode}))
     with pytest.raises(BenchError, match=f"--pytorch {mode} runs on a GPU only"):
         bench_target.find_target(BenchConfig(exported.path, torch_modes=("eager", mode)), (1,))
 
 
-def test_gpu_modes_are_candidates_on_the_gpu_alone(exported: RunDirectory) -> None:
+def test_gpu_modes_are_cases_on_the_gpu_only(exported: RunDirectory) -> None:
     config = BenchConfig(
         exported.path,
         scopes=("model",),
@@ -321,9 +334,9 @@ def test_gpu_modes_are_candidates_on_the_gpu_alone(exported: RunDirectory) -> No
     ]
 
 
-@pytest.mark.usefixtures("torch_left_alone")
-def test_a_captured_computation_runs_from_its_buffers(exported: RunDirectory) -> None:
-    """The capture is replaced by one that a CPU can replay; everything around it is the backend's own."""
+@pytest.mark.usefixtures("restored_threads")
+def test_cuda_graph_runs_from_its_buffers(exported: RunDirectory) -> None:
+    # The capture is replaced by one that a CPU can replay.
     backend = PyTorchBackend(ModelSource(exported.path, threads=torch.get_num_threads()))
     pixels = backend.make_inputs(2)
     expected = [backend.infer(batch) for batch in pixels]
@@ -344,16 +357,16 @@ def test_a_captured_computation_runs_from_its_buffers(exported: RunDirectory) ->
     assert len(captures) == 1
 
 
-def test_a_bundle_in_its_run_is_measured_likewise(run: RunDirectory) -> None:
-    of_run, of_bundle = (
+def test_bench_of_bundle_in_run_equals_bench_of_run(run: RunDirectory) -> None:
+    run_target, bundle_target = (
         bench_target.find_target(BenchConfig(path), (1,)) for path in (run.path, run.bundle)
     )
-    assert [candidate.runtime for candidate in of_bundle.cases] == ["pytorch", "onnxruntime"]
-    assert of_bundle.cases == of_run.cases
-    assert of_bundle.results_folder.resolve() == run.bench.resolve()
+    assert [candidate.runtime for candidate in bundle_target.cases] == ["pytorch", "onnxruntime"]
+    assert bundle_target.cases == run_target.cases
+    assert bundle_target.results_folder.resolve() == run.bench.resolve()
 
 
-def test_without_torch_the_run_is_measured_alone(
+def test_bench_without_torch_measures_onnxruntime_only(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -363,13 +376,12 @@ def test_without_torch_the_run_is_measured_alone(
     assert [row.runtime for row in result.rows] == ["onnxruntime"]
     assert result.comparisons == []
     assert result.notes == (
-        'PyTorch is not measured: torch not installed. `pip install "edgetl[train]"` adds the baseline.',
+        "PyTorch is not measured: torch not installed. "
+        '`pip install "edgetl[train]"` adds the baseline.',
     )
 
 
-def test_a_stale_bundle_is_not_compared_with_newer_weights(
-    run: RunDirectory, tmp_path: Path
-) -> None:
+def test_bench_rejects_bundle_older_than_weights(run: RunDirectory, tmp_path: Path) -> None:
     shutil.copy(write_run(tmp_path / "other", seed=1).weights, run.weights)
     with pytest.raises(BenchError, match=r"edgetl export .*--force"):
         bench(BenchConfig(run.path), protocol=BRIEF)
@@ -378,25 +390,23 @@ def test_a_stale_bundle_is_not_compared_with_newer_weights(
     assert "not from the run directory around it" in target.notes[0]
 
 
-def test_a_run_without_a_bundle_names_the_command(tmp_path: Path) -> None:
+def test_bench_without_bundle_names_the_export_command(tmp_path: Path) -> None:
     run = write_run(tmp_path / "fresh")
     with pytest.raises(BundleError, match=r"edgetl export .*fresh"):
         bench(BenchConfig(run.path), protocol=BRIEF)
 
 
-@pytest.mark.usefixtures("torch_left_alone")
-def test_a_pytorch_on_a_gpu_is_taken_apart_alike(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("restored_threads")
+def test_gpu_stages_match_infer(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = PyTorchBackend(ModelSource(run.path, threads=torch.get_num_threads()))
     assert [name for name, _ in backend.stages()] == ["inference"]
-    (given,) = backend.make_inputs(1)
-    whole = backend.infer(given)
+    (batch,) = backend.make_inputs(1)
+    expected = backend.infer(batch)
     monkeypatch.setattr(backend, "_device", torch.device("cuda"))
     stages = backend.stages()
     assert [name for name, _ in stages] == ["to device", "inference", "to host"]
     monkeypatch.setattr(backend, "_device", torch.device("cpu"))
-    value: Any = given
+    value: Any = batch
     for _, step in stages:
         value = step(value)
-    np.testing.assert_array_equal(value, whole)
+    np.testing.assert_array_equal(value, expected)

@@ -1,4 +1,4 @@
-"""A run that is killed goes on as if it had not been: real processes, killed for good, in the middle of everything."""
+"""Resume of runs in processes that are killed at any moment: results are bit-identical."""
 
 from __future__ import annotations
 
@@ -29,93 +29,105 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 RECIPES: dict[str, dict[str, Any]] = {
     "cached": {"epochs": 12, "finetune_epochs": 6},
     "streamed": {
-        "epochs": 8, "finetune_epochs": 6, "cache_budget": 0, "mixup": 0.3, "cutmix": 0.5, "ema": 0.9, "weight_decay": 0.01,
-        "clip_gradient": 1.0, "sampling": "balanced", "unfreeze": "2",
+        "epochs": 8,
+        "finetune_epochs": 6,
+        "cache_budget": 0,
+        "mixup": 0.3,
+        "cutmix": 0.5,
+        "ema": 0.9,
+        "weight_decay": 0.01,
+        "clip_gradient": 1.0,
+        "sampling": "balanced",
+        "unfreeze": "2",
     },
-}  # fmt: skip
+}
 KILLS = 10
-"""At random moments, beside those at chosen ones."""
+"""Number of kills at random moments, in addition to those at chosen ones."""
 
 
-def _die(*_: object) -> None:
+def _kill(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _work(config: dict[str, Any], again: bool, death: tuple[str, float] | None) -> None:
-    # In a process of its own: train, and save after every batch; die as it was told to.
+def _train(config: dict[str, Any], resumed: bool, kill: tuple[str, float] | None) -> None:
+    # Runs in a separate process: train, save after every batch, and kill the process at `kill`.
     from edgetl.train import finetune, results
     from edgetl.train.common import progress
     from edgetl.train.engine import checkpoint, trainer
 
     saves = 0
-    kind, when = death or ("", 0.0)
+    kind, moment = kill or ("", 0.0)
 
     def save(self: trainer.Trainer, epochs: Any) -> None:
         nonlocal saves
         if kind == "timer" and saves == 0:
-            threading.Timer(when, _die).start()
+            threading.Timer(moment, _kill).start()
         saves += 1
         self.save(epochs)
-        if kind == "saved" and saves == when:
-            _die()
+        if kind == "saved" and saves == moment:
+            _kill()
 
-    def half(tensors: Any, path: Path, metadata: Any = None) -> None:
-        real(tensors, path, metadata)
-        if kind == "half" and saves == when:
+    def truncate_and_kill(tensors: Any, path: Path, metadata: Any = None) -> None:
+        save_file(tensors, path, metadata)
+        if kind == "half" and saves == moment:
             os.truncate(path, path.stat().st_size // 2)
-            _die()
+            _kill()
 
-    class Watching(progress.NullProgress):
+    class KillingProgress(progress.NullProgress):
         def on_features_computed(self, done: int, total: int) -> None:
-            if kind == "prepared" and done >= when:
-                _die()
+            if kind == "prepared" and done >= moment:
+                _kill()
 
         def on_files_checked(self, done: int, total: int) -> None:
-            if kind == "files" and done >= when:
-                _die()
+            if kind == "files" and done >= moment:
+                _kill()
 
     validations = 0
 
-    def evaluate(*given: Any) -> Any:
+    def evaluate(*arguments: Any) -> Any:
         nonlocal validations
         validations += 1
-        if validations == when:
+        if validations == moment:
             raise KeyboardInterrupt
-        return real_evaluate(*given)
+        return real_evaluate(*arguments)
 
     if kind == "validation":
-        real_evaluate, trainer.evaluate = trainer.evaluate, evaluate
+        real_evaluate = trainer.evaluate
+        trainer.evaluate = evaluate
     if kind == "plots":
-        results.draw_plots = _die
-    real, checkpoint.save_file = checkpoint.save_file, half  # type: ignore[assignment]
+        results.draw_plots = _kill
+    save_file = checkpoint.save_file
+    checkpoint.save_file = truncate_and_kill  # type: ignore[assignment]
     if kind != "validation":
         trainer.Trainer.save_if_due = save  # type: ignore[method-assign]
     settings = FinetuneConfig.from_json(config)
     try:
-        if again:
+        if resumed:
             assert settings.output is not None
-            finetune.resume(RunDirectory(settings.output), Watching())
+            finetune.resume(RunDirectory(settings.output), KillingProgress())
         else:
-            finetune.finetune(settings, Watching())
+            finetune.finetune(settings, KillingProgress())
     except KeyboardInterrupt:
-        _die()
+        _kill()
 
 
-def leg(config: FinetuneConfig, again: bool, death: tuple[str, float] | None = None) -> bool:
-    """Run until the end or the death; whether it came to the end."""
-    process = PROCESSES.Process(target=_work, args=(config.to_json(), again, death))
+def train_process(
+    config: FinetuneConfig, resumed: bool, kill: tuple[str, float] | None = None
+) -> bool:
+    """Train in a process until it ends or is killed; return whether it ended."""
+    process = PROCESSES.Process(target=_train, args=(config.to_json(), resumed, kill))
     process.start()
     process.join(120)
     assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode == 0
 
 
-def left(run: RunDirectory) -> dict[str, Any]:
-    """What a run must leave, whichever way it came there; times are its own."""
+def run_snapshot(run: RunDirectory) -> dict[str, Any]:
+    """Return everything in a run directory that must be reproducible, without the timings."""
     metrics = json.loads(run.metrics.read_text())
-    timed = ("seconds", "elapsed", "images_per_second")
+    timing_fields = ("seconds", "elapsed", "images_per_second")
     history = [
-        {name: value for name, value in json.loads(line).items() if name not in timed}
+        {name: value for name, value in json.loads(line).items() if name not in timing_fields}
         for line in run.history.read_text().splitlines()
     ]
     return {
@@ -134,34 +146,42 @@ def config(
     request: pytest.FixtureRequest, parts: Path, random_weights: Path, tmp_path: Path
 ) -> FinetuneConfig:
     return FinetuneConfig(
-        parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", precision="fp32", workers=0, seed=3,
+        parts,
+        tmp_path / "run",
+        ARCHITECTURE,
+        str(random_weights),
+        IMAGE_SIZE,
+        device="cpu",
+        precision="fp32",
+        workers=0,
+        seed=3,
         **RECIPES[request.param],
-    )  # fmt: skip
+    )
 
 
-def test_interrupted_in_validation_it_ends_in_the_same_bytes(
+def test_resume_after_interrupted_validation_is_bit_identical(
     config: FinetuneConfig, tmp_path: Path
 ) -> None:
-    whole = replace(config, output=tmp_path / "whole")
-    assert leg(whole, again=False)
-    assert not leg(config, again=False, death=("validation", 3))
+    uninterrupted = replace(config, output=tmp_path / "uninterrupted")
+    assert train_process(uninterrupted, resumed=False)
+    assert not train_process(config, resumed=False, kill=("validation", 3))
     run = RunDirectory(tmp_path / "run")
     assert run.checkpoint.exists()
     assert len(run.history.read_text().splitlines()) == 2
-    assert leg(config, again=True)
-    assert left(run) == left(RunDirectory(tmp_path / "whole"))
+    assert train_process(config, resumed=True)
+    assert run_snapshot(run) == run_snapshot(RunDirectory(tmp_path / "uninterrupted"))
 
 
-def test_killed_again_and_again_it_ends_in_the_same_bytes(
+def test_resume_after_repeated_kills_is_bit_identical(
     config: FinetuneConfig, tmp_path: Path
 ) -> None:
-    whole = replace(config, output=tmp_path / "whole")
-    assert leg(whole, again=False)
+    uninterrupted = replace(config, output=tmp_path / "uninterrupted")
+    assert train_process(uninterrupted, resumed=False)
     for folder in (Path(os.environ["EDGETL_CACHE"]) / "activations").glob("*"):
-        # The reference has filled it; killed while it is filled is what is wanted.
+        # The first run has filled the cache; remove it, so that kills happen while it is filled.
         folder.rename(tmp_path / folder.name)
     run = RunDirectory(tmp_path / "run")
-    chosen: list[tuple[str, float]] = [
+    chosen_kills: list[tuple[str, float]] = [
         ("prepared", 20),
         ("files", 1),
         ("half", 1),
@@ -169,124 +189,149 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(
         ("half", 3),
     ]
     generator = random.Random(0)
-    moments = [("timer", generator.uniform(0, 0.1)) for _ in range(KILLS)]
-    deaths = [*(chosen if config.cache_budget != 0 else chosen[1:]), *moments]
-    killed = 0
-    for number, death in enumerate(deaths):
-        if leg(config, again=number > 0 and run.config.exists(), death=death):
+    timed_kills = [("timer", generator.uniform(0, 0.1)) for _ in range(KILLS)]
+    kills = [*(chosen_kills if config.cache_budget != 0 else chosen_kills[1:]), *timed_kills]
+    kill_count = 0
+    for number, kill in enumerate(kills):
+        if train_process(config, resumed=number > 0 and run.config.exists(), kill=kill):
             break
-        killed += 1
+        kill_count += 1
         assert not run.metrics.exists()
     if not run.metrics.exists():
-        assert leg(config, again=True)
-    assert killed >= len(deaths) - KILLS // 2, "most of the legs were to be killed"
-    assert left(run) == left(RunDirectory(tmp_path / "whole"))
+        assert train_process(config, resumed=True)
+    assert kill_count >= len(kills) - KILLS // 2, "most processes must be killed before they end"
+    assert run_snapshot(run) == run_snapshot(RunDirectory(tmp_path / "uninterrupted"))
     assert not run.checkpoint.parent.exists()
 
 
-def test_same_seed_same_weights_another_seed_others(config: FinetuneConfig, tmp_path: Path) -> None:
+def test_weights_depend_on_the_seed_only(config: FinetuneConfig, tmp_path: Path) -> None:
     runs = {}
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
-        assert leg(replace(config, output=tmp_path / name, seed=seed), again=False)
+        assert train_process(replace(config, output=tmp_path / name, seed=seed), resumed=False)
         runs[name] = RunDirectory(tmp_path / name).weights.read_bytes()
     assert runs["one"] == runs["two"]
     assert runs["one"] != runs["three"]
 
 
 @pytest.fixture
-def begun(parts: Path, random_weights: Path, tmp_path: Path) -> FinetuneConfig:
-    """A run that was killed after its second checkpoint."""
+def interrupted_config(parts: Path, random_weights: Path, tmp_path: Path) -> FinetuneConfig:
+    """Configuration of a run that was killed after its second checkpoint."""
     data = tmp_path / "data"
     import shutil
 
     shutil.copytree(parts, data)
     config = FinetuneConfig(
-        data, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", precision="fp32", workers=0, epochs=2,
+        data,
+        tmp_path / "run",
+        ARCHITECTURE,
+        str(random_weights),
+        IMAGE_SIZE,
+        device="cpu",
+        precision="fp32",
+        workers=0,
+        epochs=2,
         finetune_epochs=1,
-    )  # fmt: skip
-    assert not leg(config, again=False, death=("saved", 2))
+    )
+    assert not train_process(config, resumed=False, kill=("saved", 2))
     return config
 
 
-def test_killed_before_its_pictures_it_draws_them(begun: FinetuneConfig, tmp_path: Path) -> None:
+def test_resume_draws_missing_plots(interrupted_config: FinetuneConfig, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    assert not leg(begun, again=True, death=("plots", 1))
-    figures = json.loads(run.metrics.read_text())
+    assert not train_process(interrupted_config, resumed=True, kill=("plots", 1))
+    metrics = json.loads(run.metrics.read_text())
     assert not run.plots.exists()
-    assert leg(begun, again=True)
+    assert train_process(interrupted_config, resumed=True)
     assert run.plots.is_dir()
-    again = json.loads(run.metrics.read_text())
-    assert again["val"] == figures["val"]
+    resumed_metrics = json.loads(run.metrics.read_text())
+    assert resumed_metrics["val"] == metrics["val"]
     assert not run.checkpoint.exists()
 
 
-def test_what_a_budget_allowed_stays_planned(
+def test_resume_keeps_the_epochs_planned_for_the_budget(
     parts: Path, random_weights: Path, tmp_path: Path
 ) -> None:
     config = FinetuneConfig(
-        parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", precision="fp32", workers=0, budget_s=60.0,
-    )  # fmt: skip
-    assert not leg(config, again=False, death=("saved", 3))
-    planned = json.loads(RunDirectory(tmp_path / "run").config.read_text())["choices"]["epochs"]
-    run = resumed(config)
+        parts,
+        tmp_path / "run",
+        ARCHITECTURE,
+        str(random_weights),
+        IMAGE_SIZE,
+        device="cpu",
+        precision="fp32",
+        workers=0,
+        budget_s=60.0,
+    )
+    assert not train_process(config, resumed=False, kill=("saved", 3))
+    planned_epochs = json.loads(RunDirectory(tmp_path / "run").config.read_text())["choices"][
+        "epochs"
+    ]
+    run = resume_run(config)
     epochs = [json.loads(line)["phase"] for line in run.history.read_text().splitlines()]
-    assert [epochs.count(phase) for phase in (1, 2)] == planned
+    assert [epochs.count(phase) for phase in (1, 2)] == planned_epochs
 
 
-def resumed(config: FinetuneConfig) -> RunDirectory:
+def resume_run(config: FinetuneConfig) -> RunDirectory:
     from edgetl.train.finetune import resume
 
     assert config.output is not None
     return resume(RunDirectory(config.output))
 
 
-def test_what_changed_meanwhile_is_refused(begun: FinetuneConfig, tmp_path: Path) -> None:
-    photo = begun.data / "train/good/good_0000.jpg"
+def test_resume_rejects_changed_inputs(interrupted_config: FinetuneConfig, tmp_path: Path) -> None:
+    photo = interrupted_config.data / "train/good/good_0000.jpg"
     content = photo.read_bytes()
     photo.unlink()
-    with pytest.raises(DataError, match="are not those that the run began with"):
-        resumed(begun)
+    with pytest.raises(DataError, match="have changed since the run started"):
+        resume_run(interrupted_config)
     photo.write_bytes(content)
     config = json.loads((tmp_path / "run/config.json").read_text())
     (tmp_path / "run/config.json").write_text(
         json.dumps({**config, "weights": {**config["weights"], "sha256": "0" * 64}})
     )
-    with pytest.raises(ConfigError, match="are not those that the run began with"):
-        resumed(begun)
+    with pytest.raises(ConfigError, match="have changed since the run started"):
+        resume_run(interrupted_config)
     (tmp_path / "run/config.json").write_text(json.dumps(config))
-    assert resumed(begun).metrics.exists()
+    assert resume_run(interrupted_config).metrics.exists()
     with pytest.raises(RunError, match="has finished"):
-        resumed(begun)
-    with pytest.raises(RunError, match="holds no run to go on with"):
-        resumed(replace(begun, output=tmp_path / "nothing"))
+        resume_run(interrupted_config)
+    with pytest.raises(RunError, match="No run to resume"):
+        resume_run(replace(interrupted_config, output=tmp_path / "nothing"))
 
 
-def test_a_frozen_tensor_that_changed_is_named(begun: FinetuneConfig, tmp_path: Path) -> None:
+def test_resume_rejects_changed_frozen_tensors(
+    interrupted_config: FinetuneConfig, tmp_path: Path
+) -> None:
     from edgetl.train.engine.checkpoint import read_checkpoint, write_checkpoint
 
     path = RunDirectory(tmp_path / "run").checkpoint
-    state = read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     name = "network/features.0.0.weight"
-    state.tensors[name] = state.tensors[name] + 1e-3
-    parts = {key.partition("/")[0] for key in state.tensors}
-    write_checkpoint(path, {part: state.part_tensors(part) for part in parts}, state.metadata)
-    with pytest.raises(
-        RunError, match=re.escape("frozen tensors are not what they were (features.0.0.weight)")
-    ):
-        resumed(begun)
+    checkpoint.tensors[name] = checkpoint.tensors[name] + 1e-3
+    parts = {key.partition("/")[0] for key in checkpoint.tensors}
+    write_checkpoint(
+        path, {part: checkpoint.part_tensors(part) for part in parts}, checkpoint.metadata
+    )
+    with pytest.raises(RunError, match=re.escape("frozen tensors changed (features.0.0.weight)")):
+        resume_run(interrupted_config)
 
 
-def test_a_damaged_checkpoint_is_refused(begun: FinetuneConfig, tmp_path: Path) -> None:
+def test_resume_rejects_damaged_checkpoint(
+    interrupted_config: FinetuneConfig, tmp_path: Path
+) -> None:
     path = RunDirectory(tmp_path / "run").checkpoint
     os.truncate(path, path.stat().st_size - 100)
-    with pytest.raises(RunError, match="cannot be gone on with"):
-        resumed(begun)
+    with pytest.raises(RunError, match="Cannot resume from"):
+        resume_run(interrupted_config)
 
 
 @contextmanager
-def process(*arguments: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """The program, started and not waited for."""
-    code = "import edgetl.train.engine.trainer as r; r.SAVED_EVERY_S = 0.0; from edgetl.cli.app import main; main()"
+def edgetl_process(*arguments: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Start edgetl in a process that ends with the block."""
+    code = (
+        "import edgetl.train.engine.trainer as r; r.CHECKPOINT_INTERVAL_S = 0.0; "
+        "from edgetl.cli.app import main; main()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,
@@ -294,22 +339,22 @@ def process(*arguments: object, **options: Any) -> Iterator[subprocess.Popen[str
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         **options,
-    ) as started:
+    ) as process:
         try:
-            yield started
+            yield process
         finally:
-            started.kill()
+            process.kill()
 
 
-def wait_for(path: Path, started: subprocess.Popen[str]) -> None:
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 100
     while not path.exists():
-        assert started.poll() is None, started.communicate()[1]
+        assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def test_ctrl_c_a_second_process_and_going_on(
+def test_ctrl_c_locked_run_and_resume(
     forked: Run, parts: Path, random_weights: Path, tmp_path: Path
 ) -> None:
     run = RunDirectory(tmp_path / "run")
@@ -325,29 +370,29 @@ def test_ctrl_c_a_second_process_and_going_on(
         "--finetune-epochs",
         1,
     )
-    with process("finetune", parts, "-o", run.path, *options) as started:
-        wait_for(run.checkpoint, started)
-        for second in (
+    with edgetl_process("finetune", parts, "-o", run.path, *options) as process:
+        wait_for(run.checkpoint, process)
+        for arguments in (
             ("finetune", parts, "-o", run.path, "--force", *options),
             ("finetune", "--resume", run.path),
         ):
-            done = forked(*second)
-            assert done.returncode == 1
-            assert "Another process trains in" in done.stderr
-        started.send_signal(signal.SIGINT)
-        _, said = started.communicate(timeout=100)
-    assert started.returncode == 130
-    assert f"edgetl finetune --resume {run.path}" in said
+            result = forked(*arguments)
+            assert result.returncode == 1
+            assert "Another process trains in" in result.stderr
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert f"edgetl finetune --resume {run.path}" in stderr
     epochs = len(run.history.read_text().splitlines())
     assert epochs < 5000
-    with process("finetune", "--resume", run.path) as started:
-        wait_for(run.lock, started)
+    with edgetl_process("finetune", "--resume", run.path) as process:
+        wait_for(run.lock, process)
         time.sleep(0.1)
         deadline = time.monotonic() + 100
         while len(run.history.read_text().splitlines()) <= epochs and time.monotonic() < deadline:
-            assert started.poll() is None, started.communicate()[1]
+            assert process.poll() is None, process.communicate()[1]
             time.sleep(0.02)
-        started.kill()
+        process.kill()
     numbers = [
         json.loads(line)["epoch"]
         for line in run.history.read_text().splitlines()
@@ -355,12 +400,12 @@ def test_ctrl_c_a_second_process_and_going_on(
     ]
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) > epochs
-    refused = forked("finetune", "--resume", run.path, "--lr", 0.1)
-    assert refused.returncode == 1
-    assert "leave --lr out" in refused.stderr
+    rejected = forked("finetune", "--resume", run.path, "--lr", 0.1)
+    assert rejected.returncode == 1
+    assert "leave --lr out" in rejected.stderr
 
 
-def test_neither_data_nor_a_run(forked: Run) -> None:
-    done = forked("finetune")
-    assert done.returncode == 1
-    assert "Give DATA, a folder of images, or --resume RUN" in done.stderr
+def test_finetune_requires_data_or_resume(forked: Run) -> None:
+    result = forked("finetune")
+    assert result.returncode == 1
+    assert "Give DATA, a folder of images, or --resume RUN" in result.stderr

@@ -1,4 +1,4 @@
-"""What trackers are given is what history.jsonl says, read back by the trackers' own readers; a run that goes on is one run."""
+"""Trackers have the metrics of history.jsonl, and a resumed run is one run."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from edgetl.train.finetune import finetune, resume
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 
-class Stop(NullProgress):
-    """Asks to stop after the second epoch."""
+class InterruptingProgress(NullProgress):
+    """Progress that interrupts after the second epoch."""
 
     def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
         if record.epoch == 2:
@@ -32,17 +32,26 @@ class Stop(NullProgress):
 def run(
     parts: Path, random_weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> RunDirectory:
-    """A run of four epochs that was interrupted after two of them, and what trackers know of it."""
+    """Run of four epochs that was interrupted after two and resumed, with trackers."""
     folder = tmp_path_factory.mktemp("tracked")
     config = FinetuneConfig(
-        parts, folder / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", workers=0, epochs=3, finetune_epochs=1,
-        tensorboard=True, mlflow=str(folder / "mlruns"),
-    )  # fmt: skip
+        parts,
+        folder / "run",
+        ARCHITECTURE,
+        str(random_weights),
+        IMAGE_SIZE,
+        device="cpu",
+        workers=0,
+        epochs=3,
+        finetune_epochs=1,
+        tensorboard=True,
+        mlflow=str(folder / "mlruns"),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "CHECKPOINT_INTERVAL_S", 0.0)
-        patch.setattr(trainer.Trainer, "save_when_due", trainer.Trainer.save)
+        patch.setattr(trainer.Trainer, "save_if_due", trainer.Trainer.save)
         with pytest.raises(KeyboardInterrupt):
-            finetune(config, Stop())
+            finetune(config, InterruptingProgress())
     return resume(RunDirectory(folder / "run"))
 
 
@@ -50,7 +59,7 @@ def history(run: RunDirectory) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.history.read_text().splitlines()]
 
 
-def test_tensorboard_reads_every_epoch_once(run: RunDirectory) -> None:
+def test_tensorboard_has_every_epoch_once(run: RunDirectory) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run.tensorboard))
@@ -60,9 +69,9 @@ def test_tensorboard_reads_every_epoch_once(run: RunDirectory) -> None:
         ("train/loss", "train_loss"),
         ("lr", "lr"),
     ):
-        found = [(event.step, event.value) for event in events.Scalars(name)]
-        assert [step for step, _ in found] == [1, 2, 3, 4]
-        assert [value for _, value in found] == pytest.approx(
+        scalars = [(event.step, event.value) for event in events.Scalars(name)]
+        assert [step for step, _ in scalars] == [1, 2, 3, 4]
+        assert [value for _, value in scalars] == pytest.approx(
             [line[field] for line in history(run)], rel=1e-6
         )
 
@@ -70,34 +79,42 @@ def test_tensorboard_reads_every_epoch_once(run: RunDirectory) -> None:
 def test_mlflow_has_one_run_with_every_epoch(run: RunDirectory) -> None:
     from mlflow import MlflowClient
 
-    known = json.loads(run.mlflow.read_text())
-    client = MlflowClient(tracking_uri=known["store"])
-    (experiment,) = [found for found in client.search_experiments() if found.name == "edgetl"]
-    (found,) = client.search_runs([experiment.experiment_id])
-    assert found.info.run_id == known["run_id"]
-    assert found.info.status == "FINISHED"
-    assert found.data.params["model"] == ARCHITECTURE
+    content = json.loads(run.mlflow.read_text())
+    client = MlflowClient(tracking_uri=content["store"])
+    (experiment,) = [entry for entry in client.search_experiments() if entry.name == "edgetl"]
+    (mlflow_run,) = client.search_runs([experiment.experiment_id])
+    assert mlflow_run.info.run_id == content["run_id"]
+    assert mlflow_run.info.status == "FINISHED"
+    assert mlflow_run.data.params["model"] == ARCHITECTURE
     last = {
         metric.step: metric.value
-        for metric in client.get_metric_history(known["run_id"], "val/accuracy")
+        for metric in client.get_metric_history(content["run_id"], "val/accuracy")
     }
     assert last == pytest.approx({line["epoch"]: line["val_accuracy"] for line in history(run)})
 
 
-def test_a_store_that_cannot_be_used_is_said_before_training(
+def test_invalid_mlflow_folder_fails_before_training(
     parts: Path, random_weights: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     config = FinetuneConfig(
-        parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", workers=0, epochs=1, finetune_epochs=0,
+        parts,
+        tmp_path / "run",
+        ARCHITECTURE,
+        str(random_weights),
+        IMAGE_SIZE,
+        device="cpu",
+        workers=0,
+        epochs=1,
+        finetune_epochs=0,
         mlflow=str(tmp_path / "file"),
-    )  # fmt: skip
+    )
     with pytest.raises((ConfigError, OSError)):
         finetune(config)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_tracker_that_is_not_installed(
+def test_missing_tracker_package_names_the_extra(
     parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from edgetl.core.registry import convert_import_error
@@ -106,15 +123,23 @@ def test_a_tracker_that_is_not_installed(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "mlflow", None)
     config = FinetuneConfig(
-        parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", workers=0, epochs=1, finetune_epochs=0,
+        parts,
+        tmp_path / "run",
+        ARCHITECTURE,
+        str(random_weights),
+        IMAGE_SIZE,
+        device="cpu",
+        workers=0,
+        epochs=1,
+        finetune_epochs=0,
         mlflow=str(tmp_path / "mlruns"),
-    )  # fmt: skip
+    )
     with pytest.raises(ModuleNotFoundError) as raised:
         finetune(config)
     assert 'pip install "edgetl[mlflow]"' in str(convert_import_error(raised.value))
 
 
-class Warned(NullProgress):
+class WarningProgress(NullProgress):
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
@@ -122,26 +147,34 @@ class Warned(NullProgress):
         self.warnings.append(text)
 
 
-def test_a_server_that_does_not_answer_is_a_warning_after_a_bounded_wait(
+def test_unresponsive_mlflow_server_warns_within_a_minute(
     parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         store = f"http://127.0.0.1:{silent.getsockname()[1]}"
         config = FinetuneConfig(
-            parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", workers=0, epochs=1,
-            finetune_epochs=0, mlflow=store,
-        )  # fmt: skip
-        progress, started = Warned(), time.monotonic()
+            parts,
+            tmp_path / "run",
+            ARCHITECTURE,
+            str(random_weights),
+            IMAGE_SIZE,
+            device="cpu",
+            workers=0,
+            epochs=1,
+            finetune_epochs=0,
+            mlflow=store,
+        )
+        progress, start = WarningProgress(), time.monotonic()
         run = finetune(config, progress)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - start < 60
     assert run.metrics.exists()
     (warning,) = [text for text in progress.warnings if "--mlflow" in text]
     assert store in warning
-    assert "Training goes on without it" in warning
+    assert "Training continues without it" in warning
 
 
-def test_a_server_that_goes_away_is_one_warning(
+def test_mlflow_server_error_warns_once(
     parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
@@ -152,11 +185,19 @@ def test_a_server_that_goes_away_is_one_warning(
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_metric", refuse)
     config = FinetuneConfig(
-        parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", workers=0, epochs=3,
-        finetune_epochs=0, mlflow=str(tmp_path / "mlruns"),
-    )  # fmt: skip
-    progress = Warned()
+        parts,
+        tmp_path / "run",
+        ARCHITECTURE,
+        str(random_weights),
+        IMAGE_SIZE,
+        device="cpu",
+        workers=0,
+        epochs=3,
+        finetune_epochs=0,
+        mlflow=str(tmp_path / "mlruns"),
+    )
+    progress = WarningProgress()
     run = finetune(config, progress)
     assert run.metrics.exists()
     (warning,) = [text for text in progress.warnings if "--mlflow" in text]
-    assert "no longer answers (Max retries exceeded in epoch 1)" in warning
+    assert "no longer responds (Max retries exceeded in epoch 1)" in warning

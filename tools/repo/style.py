@@ -28,7 +28,7 @@ BANNED_NAMES = {
     "shown", "spoken", "taken", "told", "wanted", "whole",
 }  # fmt: skip
 FIELD_GERUNDS = {
-    "formatting", "freezing", "preprocessing", "pretraining", "scoring", "timing", "tracking",
+    "formatting", "freezing", "io_binding", "preprocessing", "pretraining", "scoring", "timing", "tracking",
     "training",
 }  # fmt: skip
 BANNED_OPENINGS = re.compile(r"(Of|That|As|Which|From|Where|What|How)\b")

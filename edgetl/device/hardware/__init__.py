@@ -1,1 +1,1 @@
-"""What the machine is and what it is doing."""
+"""Read the device's hardware, state, energy and noise."""

@@ -1,4 +1,4 @@
-"""How many cores this process may really use."""
+"""CPU cores available to this process, its cgroups, and CPU emulation."""
 
 from __future__ import annotations
 
@@ -21,56 +21,64 @@ from edgetl.device.hardware.procfs import (
 
 
 def available_cores(proc: Path = PROC, sys: Path = SYS) -> int:
-    """min(affinity, cgroup CPU quota rounded up), at least 1. Quota: see `cgroup_quota`."""
-    affinity = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    """Return min(affinity, cgroup CPU quota rounded up), at least 1."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
     quota = cgroup_cpu_quota(proc, sys)
-    return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
+    if quota is not None:
+        cores = min(cores, math.ceil(quota))
+    return max(1, cores)
 
 
-def resolve_intra_op_threads(asked: Sequence[int], force: bool = False) -> tuple[int, ...]:
-    """The numbers of threads to measure with: those asked for, or all cores available where none was.
+def resolve_intra_op_threads(counts: Sequence[int], force: bool = False) -> tuple[int, ...]:
+    """Return the thread counts to measure with: `counts`, or all available cores if empty.
 
     Raises:
-        BenchError: more than there are cores, and not insisted on.
+        BenchError: a count exceeds the available cores, without `force`.
     """
     cores = available_cores()
-    too_many = [count for count in asked if count > cores]
+    too_many = [count for count in counts if count > cores]
     if too_many and not force:
         raise BenchError(
-            f"--threads {', '.join(map(str, too_many))}: this process may use {cores} core{'s' if cores > 1 else ''}. "
-            "Threads that share a core measure the scheduler: ask for fewer, or insist with --force."
+            f"--threads must be at most {cores} (the available cores), "
+            f"got {', '.join(map(str, too_many))}. "
+            "Threads that share a core measure the scheduler: use fewer, or --force."
         )
-    return tuple(asked) or (cores,)
+    return tuple(counts) or (cores,)
 
 
 def cgroup_cpu_quota(proc: Path = PROC, sys: Path = SYS) -> float | None:
-    """The tightest CPU quota on the way to this process's cgroup, in cores; None where there is none.
+    """Return the lowest CPU quota of this process's cgroup and its parents, in cores, or None.
 
-    Source: the kernel's documentation of cpu.max (cgroup v2) and of cpu.cfs_quota_us, where -1 is no limit (v1).
+    Source: the kernel's documentation of cpu.max (cgroup v2) and of cpu.cfs_quota_us, where -1 is
+    no limit (v1).
     """
     quotas = []
     for folder in cpu_cgroup_folders(proc, sys):
         limit, span = (*(read_text(folder / "cpu.max") or "").split(), "", "")[:2]
-        quota = to_int(limit) if limit else read_int(folder / "cpu.cfs_quota_us")
-        period = to_int(span) if limit else read_int(folder / "cpu.cfs_period_us")
+        if limit:
+            quota, period = to_int(limit), to_int(span)
+        else:
+            quota = read_int(folder / "cpu.cfs_quota_us")
+            period = read_int(folder / "cpu.cfs_period_us")
         if quota is not None and period is not None and quota > 0 and period > 0:
             quotas.append(quota / period)
     return min(quotas, default=None)
 
 
 def cpu_cgroup_folders(proc: Path = PROC, sys: Path = SYS) -> list[Path]:
-    """As `cgroups`, of the CPU controller."""
+    """Return `cgroup_folders` of the CPU controller."""
     return cgroup_folders("cpu", proc, sys)
 
 
 def cgroup_folders(controller: str, proc: Path = PROC, sys: Path = SYS) -> list[Path]:
-    """The folders of a controller from its root to this process's group, of cgroup v1 and v2; those that exist.
+    """Return a controller's existing folders from its root to this process's group.
 
-    In a container the path in /proc/self/cgroup may be the host's: the root is then the container's own group.
+    Both cgroup v1 and v2 are covered. In a container the path in /proc/self/cgroup may be the
+    host's: the root is then the container's own group.
     """
-    found: list[Path] = []
+    group_folders: list[Path] = []
     for line in read_lines(proc / "self/cgroup"):
         number, controllers, group = (*line.split(":", 2), "", "")[:3]
         if number == "0" and not controllers:
@@ -81,45 +89,52 @@ def cgroup_folders(controller: str, proc: Path = PROC, sys: Path = SYS) -> list[
             continue
         parts = Path(group.strip("/")).parts
         folders = (root / Path(*parts[:depth]) for root in roots for depth in range(len(parts) + 1))
-        found += [folder for folder in folders if path_exists(folder) and folder not in found]
-    return found
+        group_folders += [
+            folder for folder in folders if path_exists(folder) and folder not in group_folders
+        ]
+    return group_folders
 
 
 EMULATED_ENV_VAR = "EDGETL_EMULATED"
-"""Set to anything, this says that the processor is emulated, where nothing in /proc would."""
+"""Environment variable that marks the processor as emulated if /proc does not show it."""
 _ARCHITECTURE_PREFIXES = {
     "x86": ("x86", "i386", "i486", "i586", "i686", "amd64"),
     "arm": ("arm", "aarch64"),
 }
 _CPUINFO_FIELDS = {"x86": "flags", "arm": "CPU implementer"}
-"""The line of /proc/cpuinfo that a family's kernel writes and no other."""
+"""Field of /proc/cpuinfo that only this family's kernel writes."""
 
 
 def is_emulated(proc: Path = PROC, machine: str | None = None) -> bool:
-    """Whether programs for another kind of processor run here, as qemu-user and binfmt_misc let them.
+    """Return whether the processor is emulated, as by qemu-user and binfmt_misc.
 
-    The emulator answers for `uname` but the kernel's own files stay as they are: its architecture (since Linux 6.1) and, unless
-    the emulator feigns it, the host's /proc/cpuinfo. 32-bit programs on a 64-bit kernel of the same family are not emulated.
+    The emulator replaces the result of `uname`, but not the kernel's files: its architecture
+    (since Linux 6.1) and, unless the emulator replaces it too, the host's /proc/cpuinfo. 32-bit
+    programs on a 64-bit kernel of the same family are not emulated.
 
     Args:
-        proc: where /proc is.
-        machine: what programs are told that the machine is; None takes what this one is told.
+        proc: mount point of procfs.
+        machine: architecture reported by `uname`; None uses `platform.machine()`.
     """
     if os.environ.get(EMULATED_ENV_VAR):
         return True
-    told = _architecture_family(machine or platform.machine())
-    kernel = _architecture_family(read_text(proc / "sys/kernel/arch") or "")
+    uname_family = _architecture_family(machine or platform.machine())
+    kernel_family = _architecture_family(read_text(proc / "sys/kernel/arch") or "")
     fields = {line.partition(":")[0].strip() for line in read_lines(proc / "cpuinfo")}
-    shown = next((family for family, field in _CPUINFO_FIELDS.items() if field in fields), None)
-    return told is not None and any(family not in (None, told) for family in (kernel, shown))
+    cpuinfo_family = next(
+        (family for family, field in _CPUINFO_FIELDS.items() if field in fields), None
+    )
+    if uname_family is None:
+        return False
+    return any(family not in (None, uname_family) for family in (kernel_family, cpuinfo_family))
 
 
 def _architecture_family(machine: str) -> str | None:
     return next(
         (
             family
-            for family, starts in _ARCHITECTURE_PREFIXES.items()
-            if machine.lower().startswith(starts)
+            for family, prefixes in _ARCHITECTURE_PREFIXES.items()
+            if machine.lower().startswith(prefixes)
         ),
         None,
     )

@@ -1,4 +1,4 @@
-"""What stays the same about a device while it is up; None where it does not tell."""
+"""Collect facts about a device that stay the same while it is up; None if not reported."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ INFERENCE_CPU_FLAGS = (
     ),
     *("neon", "asimd", "fphp", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 )
-"""The instruction sets that decide how fast a network runs, by the kernel's names: x86, then ARM (elf_hwcaps.rst)."""
+"""Instruction sets that affect inference speed, by the kernel's names: x86, then ARM.
+
+Source: elf_hwcaps.rst.
+"""
 ARM_CORE_NAMES = {
     ("0x41", "0xd03"): "Cortex-A53",
     ("0x41", "0xd05"): "Cortex-A55",
@@ -56,7 +59,10 @@ ARM_CORE_NAMES = {
     ("0x4e", "0x003"): "Denver 2",
     ("0x4e", "0x004"): "Carmel",
 }
-"""(implementer, part) of /proc/cpuinfo to the core's name, as util-linux's lscpu has them: 64-bit ARM kernels give no model name."""
+"""(implementer, part) of /proc/cpuinfo to the core's name, as in util-linux's lscpu.
+
+64-bit ARM kernels report no model name.
+"""
 
 
 def collect_device_info(
@@ -65,16 +71,20 @@ def collect_device_info(
     machine: str = platform.machine(),
     gpus: GpuReader | None = None,
 ) -> dict[str, Any]:
-    """Board, processor, memory, GPU, container, software. What lies outside /proc and /sys is looked for beside `proc`.
+    """Collect board, processor, memory, GPU, container and software.
+
+    Files outside /proc and /sys are read from the parent folder of `proc`.
 
     Args:
-        proc: where procfs is.
-        sys: where sysfs is.
+        proc: mount point of procfs.
+        sys: mount point of sysfs.
         machine: the processor's architecture.
-        gpus: describes the GPUs; None takes NVML on this machine, and nothing for another's files.
+        gpus: reads the GPUs' facts; None uses NVML if `proc` is this machine's.
     """
     flags = cpu_flags(proc)
-    nvml = read_gpu_info(open_nvml() if gpus is None and proc == PROC else gpus)
+    if gpus is None and proc == PROC:
+        gpus = open_nvml()
+    nvml = read_gpu_info(gpus)
     boards = nvml.get("gpus", [])
     return {
         "host": platform.node() or None,
@@ -107,12 +117,15 @@ def collect_device_info(
 
 
 def gpu_identity(proc: Path = PROC, sys: Path = SYS) -> tuple[str, str | None]:
-    """Return the names of NVIDIA's GPUs, joined, and the driver's version: what code compiled for a GPU depends on."""
+    """Return the joined names of NVIDIA's GPUs and the driver's version.
+
+    Code compiled for a GPU depends on both.
+    """
     return ", ".join(_gpu_names(proc)), _gpu_driver_version(proc, sys)
 
 
 def installed_version(package: str) -> str | None:
-    """The version of an installed package; it is not imported."""
+    """Return the version of an installed package without importing it; None if not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -120,25 +133,30 @@ def installed_version(package: str) -> str | None:
 
 
 def read_cpufreq(sys: Path, name: str) -> dict[str, int]:
-    """What each core's cpufreq says under this name, by the kernel's name of the core; cores in order (cpufreq.rst)."""
+    """Return a cpufreq value by core, in the order of the cores (cpufreq.rst)."""
     paths = (sys / "devices/system/cpu").glob(f"cpu[0-9]*/cpufreq/{name}")
     ordered = sorted(paths, key=lambda path: (len(path.parts[-3]), path.parts[-3]))
     return {path.parts[-3]: value for path in ordered if (value := read_int(path)) is not None}
 
 
 def fastest_core_frequency_khz(sys: Path = SYS) -> int | None:
-    """The clock of the fastest core right now, kHz."""
+    """Return the present clock of the fastest core in kHz."""
     return max(read_cpufreq(sys, "scaling_cur_freq").values(), default=None)
 
 
 def frequency_limits_khz(sys: Path, limit: str) -> list[int] | None:
-    """[slowest, fastest] clock of any core, kHz: what the hardware can (limit `cpuinfo`), or what it is allowed (`scaling`)."""
+    """Return the [lowest, highest] clock of all cores in kHz.
+
+    Args:
+        sys: mount point of sysfs.
+        limit: `cpuinfo` for the hardware's limits, `scaling` for the present policy's.
+    """
     low, high = (read_cpufreq(sys, f"{limit}_{end}_freq").values() for end in ("min", "max"))
     return [min(low), max(high)] if low and high else None
 
 
 def cpu_flags(proc: Path = PROC) -> set[str]:
-    """The instruction sets that the CPU has, by the kernel's names; empty where it does not tell."""
+    """Return the CPU's instruction sets by the kernel's names; empty if not reported."""
     lines = (
         line
         for line in read_lines(proc / "cpuinfo")
@@ -148,28 +166,33 @@ def cpu_flags(proc: Path = PROC) -> set[str]:
 
 
 def has_int8_dot_product(proc: Path = PROC) -> bool:
-    """Whether products of 8 bits are summed in 32: VNNI and AMX on x86, dot products on ARM; elsewhere sums of two saturate in 16."""
+    """Return whether the CPU sums 8-bit products in 32 bits.
+
+    VNNI and AMX do so on x86, dot products on ARM. Other CPUs sum pairs of products in 16 bits,
+    which saturates.
+    """
     return bool(cpu_flags(proc) & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 
 
 def peak_memory_bytes(proc: Path = PROC) -> int | None:
-    """This process's largest resident memory so far.
+    """Return this process's peak resident memory.
 
-    VmHWM and not getrusage: the latter still counts what the parent held when it started this process.
+    Read from VmHWM: getrusage also counts the memory of the parent at the time of the fork.
     """
     return read_size_bytes(proc / "self/status", "VmHWM")
 
 
 def detect_container(proc: Path = PROC) -> str | None:
-    """What this process is shut in: kubernetes, podman, docker, lxc, wsl, or what the first process was told; None: nothing seen.
+    """Return the container runtime: kubernetes, podman, docker, lxc, wsl or another name; or None.
 
-    By the marks that the runtimes leave: /.dockerenv, /run/.containerenv, the service account that Kubernetes mounts,
-    `container=` in the first process's environment (systemd's "Container Interface"), and names in its cgroup.
+    Runtimes are detected by /.dockerenv, /run/.containerenv, the service account that Kubernetes
+    mounts, `container=` in the environment of process 1 (systemd's "Container Interface"), and
+    names in its cgroup.
     """
     root = proc.parent
     groups = read_text(proc / "1/cgroup") or ""
-    told = re.search(r"(?:^|\0)container=([\w.+-]+)", read_text(proc / "1/environ") or "")
-    # Kubernetes first: the runtime below it leaves its own marks too.
+    container = re.search(r"(?:^|\0)container=([\w.+-]+)", read_text(proc / "1/environ") or "")
+    # Kubernetes comes first, because the runtime below it leaves its own marks too.
     if (
         "kubepods" in groups
         or path_exists(root / "run/secrets/kubernetes.io")
@@ -180,13 +203,13 @@ def detect_container(proc: Path = PROC) -> str | None:
         return "podman"
     if path_exists(root / ".dockerenv") or re.search(r"[/:]docker[/-]", groups):
         return "docker"
-    if told:
-        return told.group(1)
+    if container:
+        return container.group(1)
     if re.search(r"[/:]lxc[/.]", groups):
         return "lxc"
-    return (
-        "wsl" if "microsoft" in (read_text(proc / "sys/kernel/osrelease") or "").lower() else None
-    )
+    if "microsoft" in (read_text(proc / "sys/kernel/osrelease") or "").lower():
+        return "wsl"
+    return None
 
 
 def _cpu_name(proc: Path) -> str | None:
@@ -194,9 +217,9 @@ def _cpu_name(proc: Path) -> str | None:
         (name.strip(), value.strip())
         for name, _, value in (line.partition(":") for line in read_lines(proc / "cpuinfo"))
     ]
-    named = dict(reversed(fields))
-    if named.get("model name"):
-        return named["model name"]
+    first_values = dict(reversed(fields))
+    if first_values.get("model name"):
+        return first_values["model name"]
     implementers = (value for name, value in fields if name == "CPU implementer")
     parts = (value for name, value in fields if name == "CPU part")
     cores = dict.fromkeys(
@@ -204,15 +227,15 @@ def _cpu_name(proc: Path) -> str | None:
         for key in zip(implementers, parts, strict=False)
         if key in ARM_CORE_NAMES
     )
-    # "Hardware" comes after the core: every Raspberry Pi says BCM2835 there, whatever it is.
-    return " + ".join(cores) or next(
-        (named[name] for name in ("Hardware", "Model", "cpu model", "uarch") if named.get(name)),
-        None,
-    )
+    if cores:
+        return " + ".join(cores)
+    # "Hardware" comes after the core, because every Raspberry Pi reports BCM2835 there.
+    names = (first_values.get(field) for field in ("Hardware", "Model", "cpu model", "uarch"))
+    return next((name for name in names if name), None)
 
 
 def _gpu_names(proc: Path) -> list[str]:
-    """NVIDIA's, by name: cards from the driver, a Jetson's own by its chip in the device tree."""
+    """Return the names of NVIDIA's GPUs: cards from the driver, a Jetson's from the device tree."""
     texts = (
         read_lines(path) for path in sorted((proc / "driver/nvidia/gpus").glob("*/information"))
     )
@@ -234,21 +257,17 @@ def _gpu_names(proc: Path) -> list[str]:
 
 
 def _gpu_driver_version(proc: Path, sys: Path) -> str | None:
-    """The version of NVIDIA's kernel module; on a Jetson, whose driver comes with the system, that of Jetson Linux."""
+    """Return the version of NVIDIA's kernel module, or of Jetson Linux, which contains it."""
     module = read_text(sys / "module/nvidia/version")
-    loaded = re.search(
+    module_version = re.search(
         r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", read_text(proc / "driver/nvidia/version") or ""
     )
-    jetson = re.search(
+    jetson_release = re.search(
         r"R(\d+) \(release\), REVISION: ([\d.]+)",
         read_text(proc.parent / "etc/nv_tegra_release") or "",
     )
     if module and re.fullmatch(r"[\d.]+", module):
         return module
-    return (
-        loaded.group(1)
-        if loaded
-        else f"L4T {jetson.group(1)}.{jetson.group(2)}"
-        if jetson
-        else None
-    )
+    if module_version:
+        return module_version.group(1)
+    return f"L4T {jetson_release.group(1)}.{jetson_release.group(2)}" if jetson_release else None

@@ -26,22 +26,22 @@ _TEMPERATURE_GPU = 0
 
 
 class GpuEnergyReader(Protocol):
-    """GPUs that count the energy they take."""
+    """Reader of the GPUs' energy counters."""
 
     def count_gpus(self) -> int:
-        """How many GPUs there are."""
+        """Return the number of GPUs."""
         ...
 
     def energy_mj(self, index: int) -> int | None:
-        """Millijoules since the driver was loaded; None where this GPU does not count them."""
+        """Return millijoules since the driver was loaded; None if this GPU does not count them."""
         ...
 
 
 class GpuReader(Protocol):
-    """Source of the GPUs' facts and state."""
+    """Reader of the GPUs' facts and states."""
 
     def read_info(self) -> dict[str, Any]:
-        """Return what stays the same while the driver is loaded."""
+        """Return the facts that stay the same while the driver is loaded."""
         ...
 
     def read_states(self) -> list[dict[str, Any]]:
@@ -50,9 +50,7 @@ class GpuReader(Protocol):
 
 
 class Nvml:
-    """All GPUs that the driver shows to this process.
-
-    A value that a GPU or its driver doesn't provide is None.
+    """GPUs visible to this process. Values that a GPU or its driver does not provide are None.
 
     Source: NVML API Reference; nvidia-ml-py is NVIDIA's own Python binding of it.
     """
@@ -64,7 +62,7 @@ class Nvml:
             library: the module `pynvml`, or an object with its functions; None imports it.
 
         Raises:
-            OSError: nvidia-ml-py isn't installed, or there is no driver behind it.
+            OSError: nvidia-ml-py is not installed, or there is no driver.
         """
         self._library = library or _import_pynvml()
         try:
@@ -144,7 +142,8 @@ class Nvml:
 
     def _throttle_reasons(self, index: int) -> list[str] | None:
         mask = self._read(index, "nvmlDeviceGetCurrentClocksEventReasons")
-        if mask is None:  # drivers before 535 know it by its old name
+        if mask is None:
+            # Drivers before 535 have only the old name.
             mask = self._read(index, "nvmlDeviceGetCurrentClocksThrottleReasons")
         return None if mask is None else clock_event_reason_names(mask)
 
@@ -165,48 +164,47 @@ class Nvml:
 
 @cache
 def open_nvml() -> Nvml | None:
-    """Return the library, initialized once per process; None where there is none."""
+    """Return the library, initialized once per process; None if there is none."""
     try:
         return Nvml()
-    except Exception:  # a broken driver mustn't end a measurement that works without it
+    except Exception:  # A broken driver must not end a measurement that works without it.
         return None
 
 
 def read_gpu_states(reader: GpuReader | None) -> list[dict[str, Any]]:
-    """Return one reading per GPU; empty without a reader, or where it fails."""
+    """Return one reading per GPU; empty without a reader, or if it fails."""
     try:
         return [] if reader is None else reader.read_states()
-    except Exception:  # as above
+    except Exception:  # See `open_nvml`.
         return []
 
 
 def read_gpu_info(reader: GpuReader | None) -> dict[str, Any]:
-    """Return the driver's versions and each GPU's facts; empty without a reader, or where it fails."""
+    """Return the driver's versions and each GPU's facts; empty without a reader, or if it fails."""
     try:
         return {} if reader is None else reader.read_info()
-    except Exception:  # as above
+    except Exception:  # See `open_nvml`.
         return {}
 
 
 def first_cuda_device(
     uuids: Sequence[str | None], environment: Mapping[str, str] = os.environ
 ) -> int:
-    """Return NVML's index of the GPU that CUDA calls device 0.
+    """Return NVML's index of CUDA's device 0, following CUDA_VISIBLE_DEVICES.
 
-    CUDA_VISIBLE_DEVICES is followed. NVML counts in PCI order. CUDA does so only under
-    CUDA_DEVICE_ORDER=PCI_BUS_ID, and puts the fastest first otherwise: on machines with unlike
-    GPUs the index may then be another's (CUDA C++ Programming Guide, "CUDA Environment
-    Variables").
+    NVML counts in PCI order. CUDA does so only with CUDA_DEVICE_ORDER=PCI_BUS_ID, and puts the
+    fastest GPU first otherwise: with different GPUs in one machine the index may then be wrong
+    (CUDA C++ Programming Guide, "CUDA Environment Variables").
 
     Args:
-        uuids: of the GPUs in NVML's order.
-        environment: the process's variables.
+        uuids: the GPUs' UUIDs in NVML's order.
+        environment: the process's environment variables.
     """
-    chosen = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-    if chosen.isdecimal() and int(chosen) < len(uuids):
-        return int(chosen)
-    if chosen.startswith("GPU-"):
-        matches = (index for index, uuid in enumerate(uuids) if (uuid or "").startswith(chosen))
+    device = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    if device.isdecimal() and int(device) < len(uuids):
+        return int(device)
+    if device.startswith("GPU-"):
+        matches = (index for index, uuid in enumerate(uuids) if (uuid or "").startswith(device))
         return next(matches, 0)
     return 0
 

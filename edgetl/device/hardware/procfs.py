@@ -1,4 +1,4 @@
-"""Reading what the kernel shows in /proc and /sys: absent, unreadable and malformed are all None."""
+"""Read files in /proc and /sys. Absent, unreadable and malformed values are all None."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 PROC, SYS = Path("/proc"), Path("/sys")
 _MAX_COUNTER_VALUE = 2**64
-"""The kernel's counters are at most this wide; what is longer is no number of its."""
+"""Exclusive upper bound of the kernel's counters; larger numbers are malformed."""
 
 
 def read_text(path: Path) -> str | None:
-    """The file without the white space and NUL bytes around it; None where nothing is left."""
+    """Return a file's text without surrounding white space and NUL bytes; None if empty."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n\t") or None
     except (OSError, ValueError):
@@ -19,17 +19,17 @@ def read_text(path: Path) -> str | None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The file's lines; none where it cannot be read."""
+    """Return a file's lines; an empty list if it cannot be read."""
     return (read_text(path) or "").splitlines()
 
 
 def read_int(path: Path) -> int | None:
-    """The whole number that the file holds, and nothing else."""
+    """Return the integer in a file that contains nothing else."""
     return to_int(read_text(path))
 
 
 def read_named_ints(path: Path) -> dict[str, int]:
-    """Lines of a name and a whole number, as in cgroup's cpu.stat; other lines are left out."""
+    """Return the lines of a name and an integer, as in cgroup's cpu.stat; skip other lines."""
     pairs = (line.split() for line in read_lines(path))
     return {
         pair[0]: number
@@ -39,17 +39,19 @@ def read_named_ints(path: Path) -> dict[str, int]:
 
 
 def read_size_bytes(path: Path, name: str) -> int | None:
-    """A line such as `MemTotal:  948000 kB` (proc_meminfo(5)), in bytes."""
+    """Return the value of a line such as `MemTotal:  948000 kB` (proc_meminfo(5)) in bytes."""
     for line in read_lines(path):
         words = line.split()
         if len(words) == 3 and words[0] == f"{name}:" and words[2] == "kB":
-            amount = to_int(words[1])
-            return None if amount is None or amount < 0 else amount * 1024
+            kibibytes = to_int(words[1])
+            if kibibytes is None or kibibytes < 0:
+                return None
+            return kibibytes * 1024
     return None
 
 
 def to_int(text: str | None) -> int | None:
-    """A whole number as the kernel writes it."""
+    """Parse an integer; None if malformed."""
     try:
         number = int(text or "")
     except ValueError:
@@ -58,7 +60,7 @@ def to_int(text: str | None) -> int | None:
 
 
 def to_float(text: str | None) -> float | None:
-    """A finite number: JSON has no other."""
+    """Parse a finite number; None if malformed, infinite or NaN, which JSON cannot represent."""
     try:
         number = float(text or "")
     except ValueError:
@@ -67,7 +69,7 @@ def to_float(text: str | None) -> float | None:
 
 
 def path_exists(path: Path) -> bool:
-    """Whether there is such a file; one that this process may not see is not there for it."""
+    """Return whether a path exists and this process may see it."""
     try:
         return path.exists()
     except (OSError, ValueError):

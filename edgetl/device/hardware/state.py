@@ -1,4 +1,7 @@
-"""What changes on a device: counters since boot, load, clocks, heat, power. Two readings tell what happened between them."""
+"""Read a device's changing state: counters since boot, load, clocks, temperatures, power.
+
+The difference of two readings describes the time between them.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from edgetl.device.hardware.procfs import (
 )
 
 CPU_SENSOR_CHIPS = ("coretemp", "k10temp")
-"""hwmon chips of processors that often have no thermal zone (Documentation/hwmon)."""
+"""hwmon chips of processors that often lack a thermal zone (Documentation/hwmon)."""
 _VCGENCMD_TIMEOUT_S = 2.0
 _MIN_TEMPERATURE_C = -60.0
 
@@ -34,14 +37,16 @@ _MIN_TEMPERATURE_C = -60.0
 def read_device_state(
     proc: Path = PROC, sys: Path = SYS, gpus: GpuReader | None = None
 ) -> dict[str, Any]:
-    """One reading; None for whatever the device does not tell. Counters count from boot.
+    """Read the state once; None for values that the device does not report. Counters start at boot.
 
     Args:
-        proc: where procfs is.
-        sys: where sysfs is.
-        gpus: reads the GPUs; None takes NVML on this machine, and nothing for another's files.
+        proc: mount point of procfs.
+        sys: mount point of sysfs.
+        gpus: reads the GPUs' states; None uses NVML if `proc` is this machine's.
     """
-    readings = read_gpu_states(open_nvml() if gpus is None and proc == PROC else gpus)
+    if gpus is None and proc == PROC:
+        gpus = open_nvml()
+    readings = read_gpu_states(gpus)
     clocks = read_cpufreq(sys, "scaling_cur_freq")
     temperatures = _temperatures(sys)
     governors = (
@@ -75,38 +80,43 @@ def read_device_state(
 
 
 def _load_average(proc: Path) -> list[float] | None:
-    values = [to_float(field) for field in (read_text(proc / "loadavg") or "").split()[:3]]
-    known = [value for value in values if value is not None]
-    return known if len(known) == 3 else None
+    fields = (read_text(proc / "loadavg") or "").split()[:3]
+    values = [value for value in map(to_float, fields) if value is not None]
+    return values if len(values) == 3 else None
 
 
 def _cpu_seconds(proc: Path) -> dict[str, float] | None:
-    """Seconds of all cores since boot; guest time is part of user (proc_stat(5))."""
+    """Return the seconds of all cores since boot; guest time is part of user (proc_stat(5))."""
     fields = next(iter(read_lines(proc / "stat")), "").split()
-    ticks = [to_int(field) for field in fields[1:9]]
-    known = [value for value in ticks if value is not None and value >= 0]
-    if fields[:1] != ["cpu"] or len(known) < len(ticks) or len(known) < 4:
+    numbers = [to_int(field) for field in fields[1:9]]
+    ticks = [number for number in numbers if number is not None and number >= 0]
+    if fields[:1] != ["cpu"] or len(ticks) < len(numbers) or len(ticks) < 4:
         return None
-    rate = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+    ticks_per_s = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
     names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
-    seconds = {name: value / rate for name, value in zip(names, known, strict=False)}
+    seconds = {name: value / ticks_per_s for name, value in zip(names, ticks, strict=False)}
     busy = sum(seconds.get(name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
     return {"busy": busy, "total": sum(seconds.values()), "steal": seconds.get("steal", 0.0)}
 
 
 def _pressure_us(path: Path) -> int | None:
-    """Microseconds in which some task was held up (Documentation/accounting/psi.rst)."""
-    some = next((line for line in read_lines(path) if line.startswith("some")), "")
-    return to_int(some.partition("total=")[2])
+    """Return the microseconds in which some task was stalled (Documentation/accounting/psi.rst)."""
+    some_line = next((line for line in read_lines(path) if line.startswith("some")), "")
+    return to_int(some_line.partition("total=")[2])
 
 
 def _swap_used_bytes(proc: Path) -> int | None:
     total, free = (read_size_bytes(proc / "meminfo", name) for name in ("SwapTotal", "SwapFree"))
-    return None if total is None or free is None else total - free
+    if total is None or free is None:
+        return None
+    return total - free
 
 
 def _cgroup_throttling(proc: Path, sys: Path) -> dict[str, float] | None:
-    """How often, and for how long, a CPU quota stopped this process's groups; v2 counts microseconds, v1 nanoseconds."""
+    """Return how often and for how long a CPU quota stopped this process's groups.
+
+    cgroup v2 counts microseconds, v1 nanoseconds.
+    """
     stats = [read_named_ints(folder / "cpu.stat") for folder in cpu_cgroup_folders(proc, sys)]
     stats = [stat for stat in stats if "nr_throttled" in stat]
     if not stats:
@@ -118,36 +128,40 @@ def _cgroup_throttling(proc: Path, sys: Path) -> dict[str, float] | None:
 
 
 def _thermal_throttles(sys: Path) -> dict[str, int] | None:
-    """{"core", "package"}: how often Intel's CPUs throttled for heat (Documentation/ABI/testing/sysfs-devices-system-cpu).
+    """Return how often Intel's CPUs throttled for heat, as {"core", "package"}.
 
-    Every thread of a core shows the core's events, and every core the package's: each is counted once.
+    Every thread of a core reports the core's events, and every core the package's: each is counted
+    once.
+
+    Source: Documentation/ABI/testing/sysfs-devices-system-cpu.
     """
-    seen: dict[str, dict[tuple[Any, ...], int]] = {}
+    counts: dict[str, dict[tuple[Any, ...], int]] = {}
     for folder in (sys / "devices/system/cpu").glob("cpu[0-9]*"):
         package = read_int(folder / "topology/physical_package_id") or 0
         core = read_int(folder / "topology/core_id")
-        places = {"core": (package, folder.name if core is None else core), "package": (package,)}
-        for kind, place in places.items():
+        units = {"core": (package, folder.name if core is None else core), "package": (package,)}
+        for kind, unit in units.items():
             count = read_int(folder / f"thermal_throttle/{kind}_throttle_count")
             if count is not None:
-                counts = seen.setdefault(kind, {})
-                counts[place] = max(count, counts.get(place, 0))
-    return {kind: sum(counts.values()) for kind, counts in sorted(seen.items())} or None
+                unit_counts = counts.setdefault(kind, {})
+                unit_counts[unit] = max(count, unit_counts.get(unit, 0))
+    totals = {kind: sum(unit_counts.values()) for kind, unit_counts in sorted(counts.items())}
+    return totals or None
 
 
 def _firmware_throttle_flags(proc: Path, sys: Path) -> str | None:
-    """Raspberry Pi's get_throttled as hexadecimal digits: from the firmware driver, or else from the vcgencmd program."""
-    shown = sorted((sys / "devices/platform").glob("soc*/soc*:firmware/get_throttled"))
-    word = read_text(shown[0]) if shown else None
-    if word is None and "Raspberry Pi" in (read_text(proc / "device-tree/model") or ""):
-        word = _run_vcgencmd()
-    digits = re.fullmatch(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]{1,8})", word or "")
+    """Return Raspberry Pi's get_throttled as hexadecimal digits, from the driver or vcgencmd."""
+    files = sorted((sys / "devices/platform").glob("soc*/soc*:firmware/get_throttled"))
+    flags = read_text(files[0]) if files else None
+    if flags is None and "Raspberry Pi" in (read_text(proc / "device-tree/model") or ""):
+        flags = _run_vcgencmd()
+    digits = re.fullmatch(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]{1,8})", flags or "")
     return digits.group(1) if digits else None
 
 
 def _run_vcgencmd() -> str | None:
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["vcgencmd", "get_throttled"],
             capture_output=True,
             timeout=_VCGENCMD_TIMEOUT_S,
@@ -156,22 +170,29 @@ def _run_vcgencmd() -> str | None:
         )
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    return done.stdout.decode("ascii", errors="replace").strip()
+    return process.stdout.decode("ascii", errors="replace").strip()
 
 
 def _over_current_events(sys: Path) -> dict[str, int] | None:
-    """Jetson's counters: oc1 low voltage, oc2 average and oc3 instantaneous over-current (Jetson Linux Developer Guide, Orin)."""
+    """Return Jetson's event counters: oc1 low voltage, oc2 average, oc3 instantaneous over-current.
+
+    Source: Jetson Linux Developer Guide, Orin.
+    """
     paths = sorted((sys / "class/hwmon").glob("hwmon*/oc*_event_cnt"))
-    return {
+    counts = {
         path.name.partition("_")[0]: count
         for path in paths
         if (count := read_int(path)) is not None
-    } or None
+    }
+    return counts or None
 
 
 def _temperatures(sys: Path) -> dict[str, float] | None:
-    """The hottest sensor of each kind, degrees Celsius; a part that is switched off reports an impossible cold, or nothing."""
-    found: dict[str, float] = {}
+    """Return the temperature of the hottest sensor of each kind in degrees Celsius.
+
+    A part that is switched off reports an impossibly low temperature, or nothing.
+    """
+    temperatures: dict[str, float] = {}
     zones = [
         (read_text(path.parent / "type"), path)
         for path in sorted((sys / "class/thermal").glob("thermal_zone*/temp"))
@@ -180,21 +201,21 @@ def _temperatures(sys: Path) -> dict[str, float] | None:
         (read_text(path.parent / "name"), path)
         for path in sorted((sys / "class/hwmon").glob("hwmon*/temp*_input"))
     ]
-    for kind, path in [*zones, *((name, path) for name, path in chips if name in CPU_SENSOR_CHIPS)]:
-        value = read_int(path)
-        if value is not None and value / 1000 > _MIN_TEMPERATURE_C:
+    cpu_chips = [(name, path) for name, path in chips if name in CPU_SENSOR_CHIPS]
+    for kind, path in [*zones, *cpu_chips]:
+        millidegrees = read_int(path)
+        if millidegrees is not None and millidegrees / 1000 > _MIN_TEMPERATURE_C:
             name = kind or path.parent.name
-            found[name] = max(value / 1000, found.get(name, _MIN_TEMPERATURE_C))
-    return found or None
+            hottest = temperatures.get(name, _MIN_TEMPERATURE_C)
+            temperatures[name] = max(millidegrees / 1000, hottest)
+    return temperatures or None
 
 
 def _is_turbo_enabled(sys: Path) -> bool | None:
-    """Whether clocks above the nominal one are allowed (intel_pstate.rst, cpufreq.rst)."""
+    """Return whether clocks above the nominal one are allowed (intel_pstate.rst, cpufreq.rst)."""
     cpu = sys / "devices/system/cpu"
-    forbidden, boost = (
-        read_int(cpu / "intel_pstate/no_turbo"),
-        read_int(cpu / "cpufreq/boost"),
-    )
-    if forbidden in (0, 1):
-        return forbidden == 0
+    no_turbo = read_int(cpu / "intel_pstate/no_turbo")
+    boost = read_int(cpu / "cpufreq/boost")
+    if no_turbo in (0, 1):
+        return no_turbo == 0
     return boost == 1 if boost in (0, 1) else None

@@ -1,4 +1,4 @@
-"""Reading a bundle: the manifest, its proofs, and the files it vouches for."""
+"""Read a bundle: its manifest, and its files with their hashes checked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgetl.device.runtime.golden import (
 from edgetl.device.runtime.onnx_file import OnnxFileError, read_onnx_file
 
 MAX_PIXELS = 2**26
-"""Largest image that a variant of fixed size may ask for."""
+"""Largest input image of a variant of fixed size, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -38,43 +38,47 @@ class Variant:
     parity: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Any] = field(default_factory=dict)
     latency: dict[str, Any] = field(default_factory=dict)
-    """Timed where it was exported; a device has its own figures."""
+    """Latency on the machine that exported the bundle."""
     report: dict[str, Any] = field(default_factory=dict)
-    """How it was made, and what speaks for and against it."""
+    """Details of the export of this variant."""
     size: tuple[int, int] | None = None
-    """(height, width) of the only images that it takes; None: of any size, or preprocessed tensors."""
+    """Fixed input image size (height, width); None for any size or preprocessed tensors."""
 
     def __post_init__(self) -> None:
         if self.size is not None and not (
             min(self.size) > 0 and self.size[0] * self.size[1] <= MAX_PIXELS
         ):
             raise FieldError(
-                f"variant {self.name} takes images of {self.size[0]} x {self.size[1]} pixels"
+                f"the image size of variant {self.name} must be above 0 and at most {MAX_PIXELS} "
+                f"pixels, got {self.size[0]} x {self.size[1]}"
             )
 
     @property
     def tolerance(self) -> float | None:
-        """Largest |logit difference| to PyTorch that a device may show; None where the bundle does not say."""
+        """Largest accepted |logit difference| to PyTorch on a device; None if not in the bundle."""
         tolerance: float | None = self.parity.get("path", {}).get("tolerance")
         return tolerance
 
 
 class UnreadableModelError(BundleError):
-    """A variant's file is the one that bundle.json names, and no ONNX model; other variants may be whole."""
+    """A variant's file matches its hash in bundle.json, but is not an ONNX model.
+
+    Other variants may be readable.
+    """
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file that the manifest vouches for."""
+    """File of the bundle with its hash."""
 
     file: str
-    """Relative to the bundle."""
+    """Path relative to the bundle."""
     sha256: str
 
 
 @dataclass(frozen=True)
 class GoldenEntry:
-    """Where the reference images and logits lie."""
+    """Files of the golden images and their logits."""
 
     images: list[FileEntry]
     logits: FileEntry
@@ -94,7 +98,7 @@ class _WebEntry:
 
 @dataclass(frozen=True)
 class BundleContents:
-    """bundle.json, as far as a device needs it."""
+    """Fields of bundle.json that a device needs."""
 
     run: _RunEntry
     labels: list[str]
@@ -124,7 +128,7 @@ class _Accuracy:
 
 @dataclass(frozen=True)
 class _VariantMetrics:
-    """Those of a variant's figures that decide something on a device."""
+    """Metrics of a variant that are used on a device."""
 
     accuracy: _Accuracy
     parity: _Parity
@@ -132,7 +136,7 @@ class _VariantMetrics:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose manifest was read; files are checked against it when they are asked for."""
+    """Bundle with a parsed manifest. Files are checked against it on access."""
 
     directory: BundleDirectory
     model: str
@@ -142,68 +146,70 @@ class Bundle:
     variants: list[Variant]
     contents: BundleContents
     manifest: dict[str, Any]
-    """`contents` as it was read, with the fields that only people read."""
+    """bundle.json as read, including fields that are not in `contents`."""
 
     @property
     def recommended_variant_name(self) -> str | None:
-        """Name of the variant to take; None where none met the limits that the bundle was exported with."""
-        return (
-            self.contents.recommended if "recommended" in self.manifest else self.variants[0].name
-        )
+        """Name of the recommended variant; None if none met the limits of the export."""
+        if "recommended" in self.manifest:
+            return self.contents.recommended
+        return self.variants[0].name
 
     def select_variant(self, name: str | None = None) -> Variant:
-        """The variant called `name`, or the recommended one.
+        """Return the variant called `name`, or the recommended one.
 
         Raises:
-            BundleError: there is no such variant, or none was asked for and the bundle recommends none.
+            BundleError: there is no such variant, or no name and no recommended variant.
         """
-        wanted = name or self.recommended_variant_name
-        if wanted is None:
+        name = name or self.recommended_variant_name
+        available = ", ".join(variant.name for variant in self.variants)
+        if name is None:
             raise BundleError(
-                f"{self.directory.path} recommends no variant: none met the limits it was exported with. "
-                f"Choose with --variant: {', '.join(variant.name for variant in self.variants)}."
+                f"{self.directory.path} recommends no variant: none met the limits of the export. "
+                f"Choose with --variant: {available}."
             )
         for variant in self.variants:
-            if variant.name == wanted:
+            if variant.name == name:
                 return variant
-        raise BundleError(
-            f"{self.directory.path} has no variant {wanted!r}; it has: {', '.join(variant.name for variant in self.variants)}."
-        )
+        raise BundleError(f"{self.directory.path} has no variant {name!r}. Available: {available}.")
 
     def variant_path(self, variant: Variant) -> Path:
-        """The variant's ONNX file, its hash and metadata checked.
+        """Return the path of a variant's ONNX file after checking its hash and metadata.
 
         Raises:
-            BundleError: the file is missing, is not the one that was proven, or says other labels or preprocessing than the manifest.
+            BundleError: the file is missing, its hash does not match, or its labels or
+                preprocessing do not match the manifest.
         """
         path = self._checked_path(FileEntry(variant.file, variant.sha256))
         self._check_metadata(path, variant)
         return path
 
     def load_golden(self) -> GoldenSet:
-        """The reference images, their hashes checked.
+        """Return the golden images and logits after checking their hashes.
 
         Raises:
-            BundleError: a file is missing or altered, or the tolerance would accept any answer.
+            BundleError: a file is missing or altered, or the tolerance would accept any logits.
         """
         entry = self.contents.golden
         files = [self._checked_path(image) for image in entry.images]
-        sized = [variant.name for variant in self.variants if variant.size is not None]
-        with GoldenArchive(self._checked_path(entry.logits), len(files), self.labels) as arrays:
-            logits = arrays.read_logits()
-            fixed = {name: arrays.read_logits(f"logits_{name}") for name in sized}
+        fixed_size_names = [variant.name for variant in self.variants if variant.size is not None]
+        with GoldenArchive(self._checked_path(entry.logits), len(files), self.labels) as archive:
+            logits = archive.read_logits()
+            fixed_size_logits = {
+                name: archive.read_logits(f"logits_{name}") for name in fixed_size_names
+            }
         check_tolerance(self.directory.manifest, entry.tolerance, logits)
         for variant in self.variants:
             check_tolerance(
                 self.directory.manifest, variant.tolerance, logits, VARIANT_TOLERANCE_FACTOR
             )
-        return GoldenSet(files, logits, entry.tolerance, fixed)
+        return GoldenSet(files, logits, entry.tolerance, fixed_size_logits)
 
     def companion_files(self) -> list[Path]:
-        """What travels with the model and is not needed to run it: clients, and the page for browsers where there is one.
+        """Return the files that are not needed to run the model: clients, and the web page if any.
 
         Raises:
-            BundleError: one is missing or altered.
+            BundleError: a file is missing or altered.
         """
         contents = self.contents
         return [
@@ -216,21 +222,24 @@ class Bundle:
         path = self.directory.path / entry.file
         if "\0" in entry.file or not path.resolve().is_relative_to(self.directory.path.resolve()):
             raise BundleError(
-                f"bundle.json names a file outside the bundle: {entry.file!r}. Do not use this bundle."
+                f"bundle.json refers to a file outside the bundle: {entry.file!r}. "
+                "Do not use this bundle."
             )
         try:
             if not path.is_file():
                 raise BundleError(
-                    f"The bundle lacks {entry.file}: {path}. Copy the bundle again, or export it again."
+                    f"{entry.file} is missing in the bundle: {path}. "
+                    "Copy or export the bundle again."
                 )
             digest = sha256_file(path)
         except OSError as cause:
             raise BundleError(
-                f"{path} cannot be read ({cause.strerror or cause}). Copy the bundle again."
+                f"Cannot read {path} ({cause.strerror or cause}). Copy the bundle again."
             ) from cause
         if digest != entry.sha256:
             raise BundleError(
-                f"{path} is not the file that was proven: its SHA-256 differs from bundle.json. Copy or export it again."
+                f"The SHA-256 of {path} does not match bundle.json. "
+                "Copy or export the bundle again."
             )
         return path
 
@@ -239,14 +248,14 @@ class Bundle:
             content = read_onnx_file(path)
         except (OSError, OnnxFileError) as cause:
             raise UnreadableModelError(
-                f"{path} is no ONNX model: {cause}. Export the bundle again."
+                f"{path} is not an ONNX model: {cause}. Export the bundle again."
             ) from cause
         if content.has_external_data:
             raise BundleError(
-                f"{path} keeps weights in other files, which no hash in bundle.json covers. A bundle's files are self-contained: "
-                "export the bundle again."
+                f"{path} stores weights in other files, which no hash in bundle.json covers. "
+                "Export the bundle again: its files must be self-contained."
             )
-        stated = read_metadata(content.metadata)
+        metadata = read_metadata(content.metadata)
         expected = {
             "labels": self.labels,
             "preprocessing": self.preprocessing.to_json(),
@@ -254,18 +263,18 @@ class Bundle:
             "run_id": self.run_id,
         }
         for key, value in expected.items():
-            if key in stated and stated[key] != value:
+            if key in metadata and metadata[key] != value:
                 raise BundleError(
-                    f"{path.name} and bundle.json do not agree on {key.replace('_id', '')}: one of both was changed after the export. "
-                    "Copy the bundle again, or export it again."
+                    f"{path.name} and bundle.json differ in {key.replace('_id', '')}: "
+                    "one of them was changed after the export. Copy or export the bundle again."
                 )
 
 
 def open_bundle(path: Path) -> Bundle:
-    """The bundle at `path`, or inside the run directory at `path`.
+    """Open the bundle at `path`, or in the run directory at `path`.
 
     Raises:
-        BundleError: there is none, or its manifest is broken.
+        BundleError: there is no bundle, or its manifest is broken.
     """
     directory = BundleDirectory.find(path)
     manifest = read_json(directory.manifest, BundleError, "The bundle's manifest")
@@ -281,15 +290,18 @@ def open_bundle(path: Path) -> Bundle:
         preprocessing = Preprocessing.from_json(contents.preprocessing)
     except (FieldError, ConfigError) as cause:
         raise BundleError(
-            f"{directory.manifest} is broken: {cause}. Copy the bundle again, or export it again."
+            f"{directory.manifest} is broken: {cause}. Copy or export the bundle again."
         ) from cause
     names = [variant.name for variant in contents.variants]
     if not names or not contents.labels or not contents.golden.images:
         raise BundleError(
-            f"{directory.manifest} names no variants, no labels or no reference images. Export the bundle again."
+            f"{directory.manifest} has no variants, no labels or no golden images. "
+            "Export the bundle again."
         )
     if len(set(names)) < len(names):
-        raise BundleError(f"{directory.manifest} names a variant twice. Export the bundle again.")
+        raise BundleError(
+            f"{directory.manifest} contains a variant twice. Export the bundle again."
+        )
     return Bundle(
         directory=directory,
         model=contents.run.model,
@@ -306,18 +318,20 @@ METADATA_PREFIX = "edgetl."
 
 
 def read_metadata(properties: dict[str, str]) -> dict[str, Any]:
-    """Read the metadata of an ONNX file written by edgetl: labels, preprocessing, input, version, run_id; empty for other files.
+    """Parse the metadata of an ONNX file written by edgetl; empty for other files.
+
+    The keys are labels, preprocessing, input, version and run_id.
 
     Raises:
-        BundleError: one of these is not JSON.
+        BundleError: a value is not JSON.
     """
-    stated = {
+    encoded = {
         key.removeprefix(METADATA_PREFIX): value
         for key, value in properties.items()
         if key.startswith(METADATA_PREFIX)
     }
     try:
-        return {key: parse_json(value) for key, value in stated.items()}
+        return {key: parse_json(value) for key, value in encoded.items()}
     except ValueError as cause:
         raise BundleError(
             f"The metadata of the ONNX file is broken ({cause}). Export it again."

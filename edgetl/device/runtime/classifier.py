@@ -1,4 +1,4 @@
-"""A bundle's model, ready to answer: uint8 images in, logits and labels out."""
+"""Classify uint8 images with the model of a bundle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from edgetl.device.runtime.time_limit import run_with_timeout
 
 @dataclass(frozen=True)
 class Classifier:
-    """One ONNX session with what is needed to feed it and read it."""
+    """ONNX Runtime session with its labels and preprocessing."""
 
     session: onnxruntime.InferenceSession
     labels: list[str]
@@ -32,36 +32,39 @@ class Classifier:
     input: InputKind
 
     def prepare_input(self, image: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.float32]:
-        """The model's input for one decoded image [height, width, 3]: the image itself, or the preprocessed tensor.
+        """Return the model's input for one decoded image [height, width, 3].
+
+        It is the image or the preprocessed tensor, with a batch dimension.
 
         Raises:
-            DecodeError: the model takes images of another size only.
+            DecodeError: the image does not have the model's fixed size.
         """
         if self.input != "image":
             return preprocess(image, self.preprocessing)
         if self.fixed_size is not None and image.shape[:2] != self.fixed_size:
             height, width = self.fixed_size
             raise DecodeError(
-                f"The image has {image.shape[1]} x {image.shape[0]} pixels; this variant takes {width} x {height} only. "
-                "Take a variant without a fixed size, or send images of that size."
+                f"The image must have {width} x {height} pixels for this variant, "
+                f"got {image.shape[1]} x {image.shape[0]}. "
+                "Resize it, or use a variant without a fixed size."
             )
         return np.expand_dims(image, 0)
 
     @cached_property
     def fixed_size(self) -> tuple[int, int] | None:
-        """(height, width) of the only images that the model takes; None: of any size, or preprocessed tensors."""
+        """Fixed input image size (height, width); None for any size or preprocessed tensors."""
         shape = self.session.get_inputs()[0].shape
-        fixed = self.input == "image" and all(isinstance(side, int) for side in shape[1:3])
-        return (shape[1], shape[2]) if fixed else None
+        is_fixed = self.input == "image" and all(isinstance(side, int) for side in shape[1:3])
+        return (shape[1], shape[2]) if is_fixed else None
 
     def run(
         self, batch: NDArray[np.uint8] | NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(logits, probabilities), both [batch, classes], for a batch in the model's own input format.
+        """Return (logits, probabilities), both [batch, classes], for a batch of `prepare_input`.
 
         Raises:
-            ProviderError: a provider other than the CPU's failed; nothing is answered from elsewhere.
-            BundleError: the model cannot be run on it, or answers for another number of classes than there are labels.
+            ProviderError: a provider other than the CPU's failed. There is no fallback.
+            BundleError: the model cannot be run, or its number of classes differs from the labels.
         """
         feed = {self.session.get_inputs()[0].name: batch}
         try:
@@ -72,26 +75,27 @@ class Classifier:
             raise
         except Exception as cause:  # onnxruntime's exceptions share no base class
             raise_provider_failure(self.session, cause)
+            message = " ".join(str(cause).split())
             raise BundleError(
-                f"The model cannot be run: {' '.join(str(cause).split())} Export the bundle again."
+                f"The model cannot be run: {message} Export the bundle again."
             ) from cause
         shape = (len(batch), len(self.labels))
         if logits.shape != shape or probabilities.shape != shape:
             raise BundleError(
-                f"The model answers {logits.shape} logits and {probabilities.shape} probabilities for {len(self.labels)} labels. "
-                "Export the bundle again."
+                f"Logits and probabilities must have shape {shape}, "
+                f"got {logits.shape} and {probabilities.shape}. Export the bundle again."
             )
         return logits, probabilities
 
     def classify(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Probabilities [classes] of one decoded image [height, width, 3]."""
+        """Return the probabilities [classes] for one decoded image [height, width, 3]."""
         probabilities: NDArray[np.float32] = self.run(self.prepare_input(image))[1][0]
         return probabilities
 
 
 @dataclass(frozen=True)
 class _ModelMetadata:
-    """An ONNX file's own, as far as it is needed to answer."""
+    """Metadata of an ONNX file that is needed to run it."""
 
     labels: list[str]
     preprocessing: dict[str, Any]
@@ -101,23 +105,24 @@ class _ModelMetadata:
 def open_classifier(
     path: Path, variant: str | None = None, provider: str = "cpu", threads: int | None = None
 ) -> Classifier:
-    """The model of a bundle, of a run directory's bundle, or of a lone ONNX file that edgetl wrote.
+    """Open the model of a bundle, of a run directory's bundle, or of an ONNX file from edgetl.
 
     Raises:
-        BundleError: missing, altered, or an ONNX file without edgetl's metadata.
+        BundleError: the bundle or file is missing or altered, or the file lacks edgetl's metadata.
         ProviderError: see `create_session`.
     """
     if path.suffix == ".onnx":
         if not path.is_file():
-            raise BundleError(f"No ONNX file at {path}.")
+            raise BundleError(f"ONNX file not found: {path}.")
         session = create_session(path, provider, threads)
-        stated = read_metadata(session.get_modelmeta().custom_metadata_map)
-        if not {"labels", "preprocessing", "input"} <= stated.keys():
+        fields = read_metadata(session.get_modelmeta().custom_metadata_map)
+        if not {"labels", "preprocessing", "input"} <= fields.keys():
             raise BundleError(
-                f"{path} carries no labels and preprocessing of edgetl's. Give a bundle, or a file that edgetl exported."
+                f"{path} has no edgetl metadata (labels, preprocessing, input). "
+                "Give a bundle, or an ONNX file exported by edgetl."
             )
         try:
-            metadata = parse_as(_ModelMetadata, stated, "its metadata", extra="ignore")
+            metadata = parse_as(_ModelMetadata, fields, "its metadata", extra="ignore")
             return Classifier(
                 session,
                 metadata.labels,
@@ -132,38 +137,43 @@ def open_classifier(
 def open_bundle_classifier(
     bundle: Bundle, variant: str | None = None, provider: str = "cpu", threads: int | None = None
 ) -> Classifier:
-    """As `open_classifier`, for a bundle already open."""
-    chosen = bundle.select_variant(variant)
+    """Open a variant of an open bundle; see `open_classifier`."""
+    bundle_variant = bundle.select_variant(variant)
     session = create_session(
-        bundle.variant_path(chosen), provider, threads, precision=chosen.precision
+        bundle.variant_path(bundle_variant), provider, threads, precision=bundle_variant.precision
     )
-    return Classifier(session, bundle.labels, bundle.preprocessing, chosen.input)
+    return Classifier(session, bundle.labels, bundle.preprocessing, bundle_variant.input)
 
 
 def open_verified_classifier(
     path: Path, variant: str | None = None, provider: str = "cpu", threads: int | None = None
 ) -> Classifier:
-    """As `open_classifier`, once a bundle's reference images have been answered right by this very session.
+    """Open a classifier and check this session on the bundle's golden images.
+
+    A single ONNX file is not checked: it has no golden images.
 
     Raises:
-        BundleError: as `open_classifier`; or the answers are not those that were proven. A lone ONNX file has nothing to compare with.
+        BundleError: see `open_classifier`; or the logits do not match the reference.
+        ProviderError: see `create_session`.
     """
     if path.suffix == ".onnx":
         return open_classifier(path, variant, provider, threads)
     bundle = open_bundle(path)
-    chosen, golden = bundle.select_variant(variant), bundle.load_golden()
-    classifier = open_bundle_classifier(bundle, chosen.name, provider, threads)
+    bundle_variant = bundle.select_variant(variant)
+    golden = bundle.load_golden()
+    classifier = open_bundle_classifier(bundle, bundle_variant.name, provider, threads)
     logits = np.stack(
         [
             classifier.run(classifier.prepare_input(image))[0][0]
-            for image in golden.load_images(chosen)
+            for image in golden.load_images(bundle_variant)
         ]
     ).astype(np.float64)
-    reference = golden.logits_for(chosen)
-    tolerance = gate_tolerance(reference, provider, golden.tolerance, chosen.tolerance)
+    reference = golden.logits_for(bundle_variant)
+    tolerance = gate_tolerance(reference, provider, golden.tolerance, bundle_variant.tolerance)
     gate = check_logits(logits, reference, tolerance)
     if not gate["passed"]:
         raise BundleError(
-            f"{chosen.name} does not answer here as it was proven to: {gate['reason']}. `edgetl verify {path}` tells of all variants."
+            f"The logits of {bundle_variant.name} do not match the reference on this device: "
+            f"{gate['reason']}. `edgetl verify {path}` checks all variants."
         )
     return classifier

@@ -1,7 +1,8 @@
-"""CUDA's shared libraries: loading them ahead of a session, and naming the package that brings a missing one.
+"""Load CUDA's shared libraries before a session, and suggest the package of a missing one.
 
-onnxruntime's CUDA provider has no search path of its own (no RUNPATH), and pip installs NVIDIA's libraries where the system's
-loader does not look. What is loaded already is not searched for, so the libraries are loaded by path first.
+onnxruntime's CUDA provider has no search path of its own (no RUNPATH), and pip installs NVIDIA's
+libraries in folders that the system's loader does not search. The loader does not search for
+libraries that are already loaded, so they are loaded by path first.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-# Packages for CUDA 13 and later have no suffix; those for CUDA 12, and all of cuDNN and TensorRT, end in -cu and its version.
+# Packages for CUDA 13 and later have no suffix. Packages for CUDA 12, and all of cuDNN and
+# TensorRT, end in -cu and CUDA's version.
 _LIBRARY_PACKAGES = {
     "libcublasLt": "nvidia-cublas",
     "libcublas": "nvidia-cublas",
@@ -34,12 +36,14 @@ _DRIVER_REMEDY = "install NVIDIA's driver for this GPU; `nvidia-smi` shows wheth
 
 
 def preload_cuda_libraries() -> None:
-    """Load the libraries that onnxruntime's CUDA and TensorRT providers link to, once a process.
+    """Load the libraries that onnxruntime's CUDA and TensorRT providers link to, once per process.
 
-    onnxruntime's own `preload_dlls` looks in the site-packages that hold onnxruntime and at the loader's paths. What it leaves
-    out is taken from NVIDIA's wheels anywhere on `sys.path` (`pip install --target`, a system's packages beside a virtual
-    environment). What is loaded already, by torch for one, or lies on LD_LIBRARY_PATH is not loaded from a wheel: a second copy
-    of a library has a state of its own. Nothing is printed and nothing is raised: a session says what lacks.
+    onnxruntime's own `preload_dlls` searches onnxruntime's site-packages and the loader's paths.
+    The remaining libraries are loaded from NVIDIA's wheels anywhere on `sys.path` (`pip install
+    --target`, a system's packages beside a virtual environment). Libraries that are already loaded,
+    for example by torch, or that are on LD_LIBRARY_PATH are not loaded from a wheel: a second copy
+    of a library has its own state. Nothing is printed or raised: starting a session reports missing
+    libraries.
     """
     _preload()
 
@@ -64,23 +68,23 @@ def _preload() -> None:
 
 
 def _preload_by_onnxruntime(onnxruntime: object) -> None:
-    # Absent before onnxruntime 1.21.
+    # onnxruntime before 1.21 does not have it.
     preload = getattr(onnxruntime, "preload_dlls", None)
     if preload is not None:
-        # It prints what it does not find.
+        # It prints the libraries that it cannot find.
         with redirect_stdout(io.StringIO()), suppress(Exception):
             preload()
 
 
-def _sonames(cuda: int) -> tuple[str, ...]:
-    """Names of the libraries in the order of their dependence; those of TensorRT are found if it is installed by pip."""
+def _sonames(cuda_major: int) -> tuple[str, ...]:
+    """Return the names of the libraries, dependencies first, including TensorRT's."""
     return (
-        f"libcublasLt.so.{cuda}",
-        f"libcublas.so.{cuda}",
-        f"libnvrtc.so.{cuda}",
+        f"libcublasLt.so.{cuda_major}",
+        f"libcublas.so.{cuda_major}",
+        f"libnvrtc.so.{cuda_major}",
         "libcurand.so.10",
-        f"libcufft.so.{cuda - 1}",
-        f"libcudart.so.{cuda}",
+        f"libcufft.so.{cuda_major - 1}",
+        f"libcudart.so.{cuda_major}",
         "libcudnn.so.9",
         "libnvinfer.so.10",
         "libnvonnxparser.so.10",
@@ -88,7 +92,7 @@ def _sonames(cuda: int) -> tuple[str, ...]:
 
 
 def is_loaded(soname: str) -> bool:
-    """Tell whether this process has loaded a shared library of that name (Linux: dlopen with RTLD_NOLOAD)."""
+    """Return whether this process has loaded a shared library (Linux: dlopen with RTLD_NOLOAD)."""
     try:
         ctypes.CDLL(soname, mode=os.RTLD_NOLOAD)
     except OSError:
@@ -97,7 +101,7 @@ def is_loaded(soname: str) -> bool:
 
 
 def wheel_folders() -> list[Path]:
-    """Return the folders on `sys.path` in which NVIDIA's wheels put shared libraries, in its order."""
+    """Return the folders of NVIDIA's wheels with shared libraries, in the order of `sys.path`."""
     folders: list[Path] = []
     for entry in dict.fromkeys(sys.path):
         base = Path(entry or ".")
@@ -110,7 +114,7 @@ def _loader_folders() -> list[Path]:
 
 
 def _load_from(soname: str, folders: Sequence[Path]) -> None:
-    """Load a library from the first of the folders that holds it, unless it is loaded already."""
+    """Load a library from the first folder that contains it, unless it is already loaded."""
     for folder in folders:
         if is_loaded(soname):
             return
@@ -120,7 +124,7 @@ def _load_from(soname: str, folders: Sequence[Path]) -> None:
 
 
 def load_error(provider_library: Path) -> str:
-    """Return why a provider's shared library cannot be loaded, in the loader's words; empty where its libraries are found."""
+    """Return the loader's error for a provider's shared library; empty if it can be loaded."""
     try:
         ctypes.CDLL(str(provider_library))
     except OSError as cause:
@@ -129,14 +133,14 @@ def load_error(provider_library: Path) -> str:
 
 
 def find_missing_library(message: str) -> str | None:
-    """Return the shared library that a loader's message calls missing, or None."""
+    """Return the missing shared library from a loader's error message, or None."""
     for line in message.splitlines():
         if (
             "cannot open shared object" in line
             or "Unable to dlopen" in line
             or "could not be loaded" in line
         ):
-            # The message begins with the library that wanted it.
+            # The message may begin with the onnxruntime library that depends on it.
             names = [
                 match.group(0)
                 for match in _LIBRARY_PATTERN.finditer(line)
@@ -148,31 +152,38 @@ def find_missing_library(message: str) -> str | None:
 
 
 def suggest_remedy(problem: str) -> str:
-    """Return the command that mends a CUDA or TensorRT provider which does not start.
+    """Return the command that fixes a CUDA or TensorRT provider that does not start.
 
     Args:
-        problem: what the provider said, with the name of a library where one lacks.
+        problem: the provider's error message, with the name of a missing library if any.
     """
     match = _LIBRARY_PATTERN.search(problem)
     if match is None and sys.platform == "win32" and "driver" not in problem.lower():
-        return _install_all_command()  # Windows does not say which library lacks.
+        # Windows does not report which library is missing.
+        return _install_all_command()
     if match is None or match.group(1) == "libcuda":
         return _DRIVER_REMEDY
     package = _LIBRARY_PACKAGES.get(match.group(1))
     if package is None:
-        return f"install what holds {match.group(0)}; `ldd` on onnxruntime's provider library shows all that lacks"
+        return (
+            f"install the package with {match.group(0)}; "
+            "`ldd` on onnxruntime's provider library shows all missing libraries"
+        )
     for name in (package, f"{package}-cu{required_cuda_major()}"):
         version = _installed_version(name)
         if version is not None:
-            return f'pip install --force-reinstall --no-deps "{name}=={version}"   (it is installed, but its files are not in place)'
+            return (
+                f'pip install --force-reinstall --no-deps "{name}=={version}"'
+                "   (it is installed, but its files are missing)"
+            )
     if package == "tensorrt":
-        # The number behind .so is TensorRT's major version.
+        # The number after .so is TensorRT's major version.
         return f'pip install "tensorrt-cu{required_cuda_major()}=={match.group(2) or 10}.*"'
     return _install_all_command()
 
 
 def required_cuda_major() -> int:
-    """Return CUDA's major version that the installed onnxruntime-gpu asks for; 13 where its metadata does not say."""
+    """Return CUDA's major version required by the installed onnxruntime-gpu; 13 if unknown."""
     with suppress(metadata.PackageNotFoundError):
         for requirement in metadata.requires("onnxruntime-gpu") or []:
             if match := re.match(r"nvidia-cudnn-cu(\d+)", requirement):

@@ -1,4 +1,4 @@
-"""The folders in which TensorRT keeps its engines: one for each file, GPU and set of versions."""
+"""Cache folders for TensorRT's engines: one for each model file, GPU and set of versions."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from edgetl.device.runtime.cuda_libraries import preload_cuda_libraries
 from edgetl.device.runtime.providers import EngineCache
 
 MAX_CACHE_BYTES = 4 * 2**30
-"""What the engines of all files may take on the disk; those used longest ago go first."""
+"""Size limit of all engines on disk. The least recently used are removed first."""
 
 
 def open_engine_cache(model: Path | bytes, provider: str) -> EngineCache | None:
-    """Make the folders for a model's engines; None where the cache folder cannot be written.
+    """Create the folders for a model's engines; None if the cache folder is not writable.
 
-    onnxruntime names an engine's file after the model's file name and the names in its graph, not after its weights
-    (`TRTGenerateId` in its source). Two models of one architecture, fine-tuned on different images, would share an engine; the
-    hash of the file keeps them apart.
+    onnxruntime names an engine's file after the model's file name and the names in its graph, not
+    after its weights (`TRTGenerateId` in its source). Two models of one architecture, fine-tuned on
+    different images, would share an engine; the hash of the file separates them.
 
     Args:
         model: an ONNX file or its bytes.
@@ -40,7 +40,7 @@ def open_engine_cache(model: Path | bytes, provider: str) -> EngineCache | None:
     try:
         for folder in (folders.engine_folder, folders.timing_folder):
             folder.mkdir(parents=True, exist_ok=True)
-            # The time of the last use, by which `prune` chooses.
+            # `prune_cache` removes the folders with the oldest time of use.
             os.utime(folder)
     except OSError:
         return None
@@ -49,13 +49,20 @@ def open_engine_cache(model: Path | bytes, provider: str) -> EngineCache | None:
 
 
 def cache_paths(root: Path, digest: str, environment: Mapping[str, str | None]) -> EngineCache:
-    """Return the folders for a file's SHA-256 and for what an engine depends on beside the file."""
-    place = hashlib.sha256(json.dumps(dict(environment), sort_keys=True).encode()).hexdigest()[:16]
-    return EngineCache(root / f"engines-{place}-{digest[:16]}", root / f"timings-{place}")
+    """Return the cache folders.
+
+    Args:
+        root: the provider's cache folder.
+        digest: SHA-256 of the model file.
+        environment: see `collect_engine_versions`.
+    """
+    encoded = json.dumps(dict(environment), sort_keys=True).encode()
+    key = hashlib.sha256(encoded).hexdigest()[:16]
+    return EngineCache(root / f"engines-{key}-{digest[:16]}", root / f"timings-{key}")
 
 
 def collect_engine_versions(provider: str) -> dict[str, str | None]:
-    """Return what an engine depends on beside the file: GPU, its driver, onnxruntime and TensorRT."""
+    """Return the GPU and the versions that an engine depends on: driver, onnxruntime, TensorRT."""
     gpu, driver = gpu_identity()
     library = "libtensorrt_rtx.so" if provider == "nv_tensorrt_rtx" else "libnvinfer.so.10"
     return {
@@ -68,9 +75,9 @@ def collect_engine_versions(provider: str) -> dict[str, str | None]:
 
 @cache
 def tensorrt_version(library: str) -> str | None:
-    """Return the version that TensorRT's library states (`getInferLibVersion`), else that of its package, else None."""
+    """Return TensorRT's version from its library (`getInferLibVersion`) or its package, or None."""
     preload_cuda_libraries()
     with suppress(OSError, AttributeError):
         return str(ctypes.CDLL(library).getInferLibVersion())
     packages = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "onnxruntime-trt-rtx")
-    return next((found for name in packages if (found := installed_version(name))), None)
+    return next((version for name in packages if (version := installed_version(name))), None)

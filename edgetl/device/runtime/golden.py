@@ -1,4 +1,4 @@
-"""A bundle's reference images, and the PyTorch model's logits for them."""
+"""A bundle's golden images, and the PyTorch model's logits for them."""
 
 from __future__ import annotations
 
@@ -22,38 +22,42 @@ if TYPE_CHECKING:
 
 
 TF32_RELATIVE_TOLERANCE = 0.01
-"""Of the largest |logit|: what TF32 may move a logit by."""
+"""Allowed error of a logit from TF32, relative to the largest |logit|."""
 
 
 def gate_tolerance(
     reference: NDArray[np.float32], provider: str, *tolerances: float | None, relative: float = 0.0
 ) -> float:
-    """Return the largest |logit difference| that still counts as PyTorch's answer: the widest of the bounds that apply.
+    """Return the largest accepted |logit difference| to PyTorch: the widest applicable tolerance.
 
-    On NVIDIA GPUs onnxruntime, TensorRT and PyTorch compute float32 convolutions and matrix products in TF32 by default, which
-    reads 10 bits of a factor's mantissa in place of 23 (NVIDIA, "TensorFloat-32 in the A100 GPU"; PyTorch's notes on numerical
-    accuracy): each factor is off by up to 2^-11 = 0.05%, and layers add up. Such an error grows with the logits, so the bound on
-    these providers is at least 1% of the reference's largest |logit|. A mistake in preprocessing or weights moves logits by
-    multiples of that. fp16 and int8 variants have tolerances of their own, found when they were exported; they are not widened
-    further than this.
+    On NVIDIA GPUs onnxruntime, TensorRT and PyTorch compute float32 convolutions and matrix
+    products in TF32 by default, which uses 10 bits of a factor's mantissa instead of 23 (NVIDIA,
+    "TensorFloat-32 in the A100 GPU"; PyTorch's notes on numerical accuracy): each factor is off by
+    up to 2^-11 = 0.05%, and the errors of the layers add up. The error grows with the logits, so
+    the tolerance on these providers is at least 1% of the reference's largest |logit|. Errors in
+    preprocessing or weights change logits by multiples of that. fp16 and int8 variants have their
+    own tolerances, measured at export, which are not widened beyond this.
 
     Args:
         reference: PyTorch's logits [n, classes].
-        provider: where the answers come from, by a provider's short name.
-        tolerances: absolute bounds; None is none.
-        relative: a bound as a share of the largest |logit|.
+        provider: short name of the execution provider.
+        tolerances: absolute tolerances; None is ignored.
+        relative: a tolerance as a share of the largest |logit|.
     """
-    share = max(relative, TF32_RELATIVE_TOLERANCE if provider in CUDA_PROVIDERS else 0.0)
-    largest = float(np.abs(reference).max(initial=0.0))
-    return max(share * largest, *(bound for bound in tolerances if bound is not None))
+    if provider in CUDA_PROVIDERS:
+        relative = max(relative, TF32_RELATIVE_TOLERANCE)
+    largest_logit = float(np.abs(reference).max(initial=0.0))
+    absolute = (tolerance for tolerance in tolerances if tolerance is not None)
+    return max(relative * largest_logit, *absolute)
 
 
 def check_logits(
     logits: NDArray[np.float64], reference: NDArray[np.float32], tolerance: float
 ) -> dict[str, Any]:
-    """The gate's verdict on logits [n, classes] against the reference's.
+    """Compare logits [n, classes] with the reference's and return the gate's verdict.
 
-    Top-1 agrees where the runtime's best class is the reference's best, or within the tolerance of it: a tie is no mistake.
+    Top-1 agrees if the reference's logit of the runtime's best class is within the tolerance of its
+    own best logit, so that ties do not count as errors.
     """
     verdict: dict[str, Any] = {
         "checked": True,
@@ -62,38 +66,42 @@ def check_logits(
         "tolerance": tolerance,
     }
     if logits.shape != reference.shape:
-        return {**verdict, "reason": f"logits of shape {logits.shape}, not {reference.shape}"}
+        return {
+            **verdict,
+            "reason": f"the logits must have shape {reference.shape}, got {logits.shape}",
+        }
     if not np.isfinite(logits).all():
         return {
             **verdict,
             "max_logit_difference": None,
             "top1_agreement": None,
-            "reason": "the answers are not finite numbers",
+            "reason": "the logits are not finite",
         }
     difference = float(np.abs(logits - reference).max())
-    chosen = np.take_along_axis(reference, logits.argmax(1)[:, None], 1)[:, 0]
-    agreement = int((chosen >= reference.max(1) - tolerance).sum())
-    found = {"max_logit_difference": difference, "top1_agreement": agreement}
+    reference_of_top1 = np.take_along_axis(reference, logits.argmax(1)[:, None], 1)[:, 0]
+    agreement = int((reference_of_top1 >= reference.max(1) - tolerance).sum())
+    verdict |= {"max_logit_difference": difference, "top1_agreement": agreement}
     if difference > tolerance:
         return {
             **verdict,
-            **found,
             "reason": f"logits differ by {difference:.3g}, tolerance {tolerance:g}",
         }
     if agreement < len(reference):
         return {
             **verdict,
-            **found,
             "reason": f"top-1 agrees on {agreement} of {len(reference)} images",
         }
-    return {**verdict, **found, "passed": True}
+    return {**verdict, "passed": True}
 
 
 _MAX_LABEL_LENGTH = 4096
 _MAX_HEADER_BYTES = 65536
 VARIANT_TOLERANCE_FACTOR = 4.0
-"""Times the largest reference logit that a smaller variant's tolerance may be: 1.25 times its largest measured difference, and answers of
-the reference's size with the opposite sign differ by twice the largest."""
+"""Largest tolerance of a smaller variant, as a multiple of the largest reference logit.
+
+A tolerance is 1.25 times the largest measured difference, and logits of the reference's size with
+the opposite sign differ by twice the largest.
+"""
 _HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -102,70 +110,79 @@ _HEADER_READERS = {
 
 @dataclass(frozen=True)
 class GoldenSet:
-    """Reference images with the logits that the PyTorch model gives for them."""
+    """Golden images with the PyTorch model's logits."""
 
     files: list[Path]
     logits: NDArray[np.float32]
     """[n, classes], in the order of `files`."""
     tolerance: float
-    """Largest |logit difference| that still counts as the same answer."""
+    """Largest accepted |logit difference|."""
     fixed_size_logits: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    """The same for the images resized to the size of a variant of fixed size, by the variant's name."""
+    """Logits for the images resized to the size of a variant of fixed size, by variant name."""
 
     def load_images(self, variant: Variant | None = None) -> list[NDArray[np.uint8]]:
-        """The files decoded, and resized for a variant of fixed size: uint8 [height, width, 3] each."""
+        """Decode the files, resized for a variant of fixed size: uint8 [height, width, 3] each."""
         size = None if variant is None else variant.size
         return [resize_to(load_image(path), size) for path in self.files]
 
     def logits_for(self, variant: Variant) -> NDArray[np.float32]:
-        """The PyTorch model's logits [n, classes] for what `images` gives a variant."""
-        return self.logits if variant.size is None else self.fixed_size_logits[variant.name]
+        """Return the PyTorch model's logits [n, classes] for `load_images(variant)`."""
+        if variant.size is None:
+            return self.logits
+        return self.fixed_size_logits[variant.name]
 
 
 class GoldenArchive:
-    """golden.npz, every array's type and shape checked before it is read: a small archive can claim any number of bytes."""
+    """Reader of golden.npz that checks each array's type and shape before reading it.
 
-    def __init__(self, path: Path, images: int, labels: Sequence[str]) -> None:
-        """Args:
+    Otherwise a small archive could claim any number of bytes.
+    """
+
+    def __init__(self, path: Path, image_count: int, labels: Sequence[str]) -> None:
+        """Open the archive.
+
+        Args:
             path: golden.npz.
-            images: how many reference images there are.
-            labels: the bundle's, in the order of the logits.
+            image_count: number of golden images.
+            labels: the bundle's labels in the order of the logits.
 
         Raises:
-            BundleError: it is no archive, or was written for other labels.
+            BundleError: the file is not an archive, or its labels do not match.
         """
-        self._path, self._image_count, self._labels = path, images, labels
+        self._path = path
+        self._image_count = image_count
+        self._labels = labels
         try:
             self._archive = zipfile.ZipFile(path)
         except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as cause:
             raise self._broken_error(f"cannot be read ({cause})") from cause
-        # Bundles of before have no labels there.
+        # Older bundles have no labels in the archive.
         if "labels.npy" in self._archive.namelist():
-            stored = self._read_array("labels", (len(labels),), "U")
-            if [str(label) for label in stored] != list(labels):
+            archive_labels = self._read_array("labels", (len(labels),), "U")
+            if [str(label) for label in archive_labels] != list(labels):
                 raise BundleError(
-                    f"{path} was written for other labels, or in another order, than bundle.json names. "
-                    "One of both was changed: copy the bundle again, or export it again."
+                    f"The labels in {path}, or their order, do not match bundle.json: one of the "
+                    "files was changed. Copy or export the bundle again."
                 )
 
     def __enter__(self) -> GoldenArchive:
-        """The archive is closed at the block's end."""
+        """Return the reader; the archive is closed at the end of the block."""
         return self
 
     def __exit__(self, *error: object) -> None:
         self._archive.close()
 
     def read_logits(self, name: str = "logits") -> NDArray[np.float32]:
-        """The array `name` [images, classes].
+        """Read the array `name` [images, classes].
 
         Raises:
-            BundleError: it is missing, of another type or shape, or not finite.
+            BundleError: it is missing, has another type or shape, or is not finite.
         """
         logits: NDArray[np.float32] = self._read_array(
             name, (self._image_count, len(self._labels)), "f"
         ).astype(np.float32)
         if not np.isfinite(logits).all():
-            raise self._broken_error(f"holds {name} that are not finite numbers")
+            raise self._broken_error(f"contains {name} that are not finite")
         return logits
 
     def _read_array(self, name: str, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
@@ -176,7 +193,7 @@ class GoldenArchive:
                 return self._parse_array(stream, name, shape, kind)
         except BundleError:
             raise
-        except Exception as cause:  # zipfile, zlib and numpy raise many kinds on broken archives
+        except Exception as cause:  # zipfile, zlib and numpy raise many types on broken archives
             raise self._broken_error(f"has a broken array {name!r} ({cause})") from cause
 
     def _parse_array(
@@ -185,39 +202,40 @@ class GoldenArchive:
         read_header = _HEADER_READERS.get(np.lib.format.read_magic(stream))
         if read_header is None:
             raise self._broken_error(f"has an array {name!r} of an unknown version")
-        stored, by_columns, dtype = read_header(stream, max_header_size=_MAX_HEADER_BYTES)
-        largest = 8 if kind == "f" else 4 * _MAX_LABEL_LENGTH
-        if dtype.kind != kind or dtype.itemsize > largest:
-            raise self._broken_error(f"holds {name} of type {dtype}")
-        if stored != shape:
-            raise self._broken_error(f"holds {name} of shape {stored}, not {shape}")
-        count = math.prod(shape)
-        content = stream.read(count * dtype.itemsize)
-        if len(content) != count * dtype.itemsize:
-            raise self._broken_error(f"is cut short within {name}")
+        array_shape, by_columns, dtype = read_header(stream, max_header_size=_MAX_HEADER_BYTES)
+        max_item_bytes = 8 if kind == "f" else 4 * _MAX_LABEL_LENGTH
+        if dtype.kind != kind or dtype.itemsize > max_item_bytes:
+            raise self._broken_error(f"contains {name} of type {dtype}")
+        if array_shape != shape:
+            raise self._broken_error(f"contains {name} of shape {array_shape}, expected {shape}")
+        size_bytes = math.prod(shape) * dtype.itemsize
+        content = stream.read(size_bytes)
+        if len(content) != size_bytes:
+            raise self._broken_error(f"is truncated in {name}")
         return np.frombuffer(content, dtype).reshape(shape, order="F" if by_columns else "C")
 
-    def _broken_error(self, what: str) -> BundleError:
-        return BundleError(f"{self._path} {what}. Copy the bundle again, or export it again.")
+    def _broken_error(self, problem: str) -> BundleError:
+        return BundleError(f"{self._path} {problem}. Copy or export the bundle again.")
 
 
 def check_tolerance(
-    path: Path, tolerance: float | None, logits: NDArray[np.float32], times: float = 1.0
+    path: Path, tolerance: float | None, logits: NDArray[np.float32], factor: float = 1.0
 ) -> None:
-    """Refuse a tolerance that would let wrong answers pass.
+    """Check that a tolerance is small enough to detect wrong logits.
 
     Args:
-        path: the file that it stands in.
-        tolerance: largest |logit difference| that counts as the same answer; None is none.
-        logits: the reference's.
-        times: the largest reference logit may be exceeded so many times.
+        path: the file that contains it.
+        tolerance: largest accepted |logit difference|; None is not checked.
+        logits: the reference logits.
+        factor: largest tolerance as a multiple of the largest reference logit.
 
     Raises:
-        BundleError: it is not above 0, or too large.
+        BundleError: the tolerance is not above 0, or too large.
     """
-    largest = times * max(1.0, float(np.abs(logits).max(initial=0.0)))
+    largest = factor * max(1.0, float(np.abs(logits).max(initial=0.0)))
     if tolerance is not None and not 0 < tolerance <= largest:
         raise BundleError(
-            f"{path} accepts logit differences up to {tolerance:g}, which is not above 0 and at most {largest:.3g}: with reference logits "
-            "of this size it would prove nothing. Copy the bundle again, or export it with a smaller --path-tolerance."
+            f"The tolerance in {path} must be above 0 and at most {largest:.3g} for reference "
+            f"logits of this size, got {tolerance:g}: it would accept wrong logits. "
+            "Copy the bundle again, or export it with a smaller --path-tolerance."
         )

@@ -1,9 +1,10 @@
-"""The one definition of an image, from training to device: upright, sRGB-ordered uint8, opaque.
+"""Decode images in the same way in training and on the device: upright, RGB, uint8, opaque.
 
-- EXIF orientation is applied, so pixels stand as a viewer shows them.
-- Transparency is composed onto white, as a page or a viewer without a checkerboard shows it.
-- 16-bit grey keeps its high byte (Pillow's own conversion would clip to white); CMYK, palette and grey become RGB.
-- Of several frames the first counts.
+- EXIF orientation is applied.
+- Transparency is composed onto white.
+- 16-bit grey keeps its high byte (Pillow's own conversion would clip to white); CMYK, palette and
+  grey become RGB.
+- Only the first frame is read.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ IMAGE_SUFFIXES = frozenset(
     }
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
-"""File names that are taken for images, in lower case."""
+"""File suffixes of images, in lower case."""
 IMAGE_FORMATS = (
     "JPEG",
     "MPO",
@@ -58,17 +59,20 @@ IMAGE_FORMATS = (
 )
 """Pillow's names of the formats that are decoded, the most frequent first.
 
-Others are refused whatever the file is called: Pillow hands EPS to Ghostscript, which runs programs.
+Other formats are rejected for any suffix: Pillow passes EPS to Ghostscript, which runs programs.
 """
 MAX_ASPECT_RATIO = 100
-"""Longer side over shorter. The shorter side is resized to a fixed length, and the longer one grows with it: an image of 1 x 20000
-pixels would take 5 GB."""
+"""Largest ratio of the longer to the shorter side.
+
+The shorter side is resized to a fixed length, and the longer one grows with it: an image of
+1 x 20000 pixels would take 5 GB.
+"""
 MAX_FILE_BYTES = 256 * 2**20
-"""Larger files are not read: no photo has so many bytes."""
+"""Size limit of an image file, larger than any photo."""
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The files below a folder whose names are those of images, sorted.
+    """Return the sorted files with an image suffix in a folder and its subfolders.
 
     Raises:
         DataError: a folder cannot be read.
@@ -84,21 +88,24 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def raise_unreadable_folder(cause: OSError) -> NoReturn:
-    """Raise DataError for a folder that cannot be listed; `os.walk` would pass over it in silence."""
+    """Raise DataError for a folder that cannot be listed, which `os.walk` would skip silently."""
     raise DataError(
-        f"The folder {cause.filename} cannot be read ({cause.strerror or cause}). Make it readable, or move it out of the data."
+        f"Cannot read the folder {cause.filename} ({cause.strerror or cause}). "
+        "Make it readable, or move it out of the data."
     ) from cause
 
 
-def load_image(source: Path | bytes, least_side: int | None = None) -> NDArray[np.uint8]:
+def load_image(source: Path | bytes, min_side: int | None = None) -> NDArray[np.uint8]:
     """Decode a file or its bytes to RGB, uint8 [height, width, 3].
 
     Args:
-        least_side: lets the JPEG decoder leave out detail (it scales by 1/2, 1/4 or 1/8 in the frequency domain) as long as the shorter
-            side keeps this many pixels. For training images only: the pixels are then not quite those of a full decode.
+        source: an image file or its bytes.
+        min_side: lets the JPEG decoder scale by 1/2, 1/4 or 1/8 in the frequency domain as long as
+            the shorter side keeps this many pixels. For training images only, because the pixels
+            differ slightly from those of a full decode.
 
     Raises:
-        DecodeError: missing, empty, truncated or no image at all; the message says which.
+        DecodeError: the file is missing, empty, truncated or not an image.
     """
     name = str(source) if isinstance(source, Path) else "the image"
     try:
@@ -111,37 +118,36 @@ def load_image(source: Path | bytes, least_side: int | None = None) -> NDArray[n
         raise DecodeError(
             f"{name}: a Git LFS pointer, not the image itself; `git lfs pull` fetches it."
         )
-    # A truncated file must fail here as it would on any machine, whatever other code in this process asked for.
-    strict, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    # Truncated files must fail on every machine, even if other code in this process accepts them.
+    accepts_truncated = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # malformed EXIF and MPO headers do not touch the pixels
+            # Malformed EXIF and MPO headers do not affect the pixels.
+            warnings.simplefilter("ignore")
             with open_image(encoded) as image:
-                if least_side is not None:
-                    _draft(image, least_side)
+                if min_side is not None:
+                    _draft(image, min_side)
                 image.load()
                 return np.array(_to_upright_rgb(image))
     except DecodeError as cause:
         raise DecodeError(f"{name}: {cause}") from cause
-    except Exception as cause:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more on broken files
-        detail = (
-            "not a known image format"
-            if isinstance(cause, UnidentifiedImageError)
-            else str(cause) or type(cause).__name__
-        )
+    except UnidentifiedImageError as cause:
+        raise DecodeError(f"{name}: cannot be decoded (not a known image format).") from cause
+    except Exception as cause:
+        # Decoders raise OSError, SyntaxError, ValueError, struct.error and more on broken files.
+        detail = str(cause) or type(cause).__name__
         raise DecodeError(f"{name}: cannot be decoded ({detail}).") from cause
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = strict
+        ImageFile.LOAD_TRUNCATED_IMAGES = accepts_truncated
 
 
 def read_image_file(path: Path) -> bytes:
     """Read a regular file of at most MAX_FILE_BYTES.
 
     Raises:
-        DecodeError: the file is missing, unreadable, larger, or a pipe, device or folder; the message
-            does not name it.
+        DecodeError: the file is missing, unreadable, larger, or a pipe, device or folder. The
+            message does not contain its name.
     """
     try:
         return read_regular_file(path, MAX_FILE_BYTES)
@@ -152,11 +158,11 @@ def read_image_file(path: Path) -> bytes:
 
 
 def open_image(encoded: bytes) -> Image.Image:
-    """Open an encoded image of one of FORMATS without decoding its pixels.
+    """Open an encoded image in one of IMAGE_FORMATS without decoding its pixels.
 
     Raises:
         PIL.UnidentifiedImageError: the bytes are in none of the formats.
-        DecodeError: the longer side is more than MAX_ASPECT times the shorter.
+        DecodeError: the longer side is more than MAX_ASPECT_RATIO times the shorter.
         Exception: what Pillow's decoders raise on broken headers.
     """
     image = Image.open(io.BytesIO(encoded), formats=_installed_formats())
@@ -164,31 +170,31 @@ def open_image(encoded: bytes) -> Image.Image:
     if longer > MAX_ASPECT_RATIO * shorter:
         image.close()
         raise DecodeError(
-            f"{image.width} x {image.height} pixels: the longer side is more than {MAX_ASPECT_RATIO} times the shorter."
+            f"{image.width} x {image.height} pixels: "
+            f"the longer side is more than {MAX_ASPECT_RATIO} times the shorter."
         )
     return image
 
 
 @cache
 def _installed_formats() -> tuple[str, ...]:
-    # Pillow raises a KeyError on the name of a format that it was built without.
+    # Pillow raises a KeyError for formats that it was built without.
     Image.init()
     return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
 
-def _draft(image: Image.Image, least_side: int) -> None:
+def _draft(image: Image.Image, min_side: int) -> None:
+    """Let the JPEG decoder scale the image down, to at least `min_side` pixels."""
     shorter = min(image.size)
-    if shorter >= 2 * least_side:
-        image.draft(
-            None, (image.width * least_side // shorter, image.height * least_side // shorter)
-        )
+    if shorter >= 2 * min_side:
+        size = (image.width * min_side // shorter, image.height * min_side // shorter)
+        image.draft(None, size)
 
 
 def _to_upright_rgb(image: Image.Image) -> Image.Image:
-    # Transposing copies the pixels even where there is nothing to turn, which is nearly always; and a copy is a tenth of decoding.
-    with contextlib.suppress(
-        Exception
-    ):  # an EXIF block too broken to read says nothing about orientation either
+    # Transposing copies the pixels even if there is nothing to rotate, and a copy takes a tenth of
+    # the decoding time. A malformed EXIF block is ignored: it has no orientation either.
+    with contextlib.suppress(Exception):
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):

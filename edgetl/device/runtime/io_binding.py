@@ -1,4 +1,4 @@
-"""Runs whose inputs and outputs lie on the device: what it computes, apart from the way there and back."""
+"""Run a session with inputs and outputs in device memory, separate from the copies."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from numpy.typing import NDArray
 from edgetl.device.runtime.providers import CUDA_PROVIDERS
 
 DEVICE_TYPES = dict.fromkeys(CUDA_PROVIDERS, "cuda")
-"""Execution providers whose memory is not the host's, and onnxruntime's name for it."""
-
+"""Execution providers with their own memory, and onnxruntime's name of that memory."""
 
 GRAPH_CAPTURE_RUNS = 3
-"""Runs until a graph is there: two that allocate memory, and the one that is captured. Newer onnxruntime repeats a run by itself."""
+"""Runs to capture a graph: two that allocate memory, and the captured one.
+
+Newer versions of onnxruntime repeat a run by themselves.
+"""
 
 
 class DeviceRunner(Protocol):
-    """The three steps of a run whose inputs and outputs lie on the device; each waits for its end."""
+    """Inference with inputs and outputs in device memory, in three synchronous steps."""
 
     def upload(self, feed: dict[str, NDArray[Any]]) -> Any:
         """Copy the inputs to the device."""
         ...
 
     def compute(self, binding: Any) -> Sequence[onnxruntime.OrtValue]:
-        """Run the model on what `upload` returned."""
+        """Run the model on the result of `upload`."""
         ...
 
     def download(self, outputs: Sequence[onnxruntime.OrtValue]) -> NDArray[np.float32]:
@@ -37,40 +39,48 @@ class DeviceRunner(Protocol):
 
 
 class IoBindingRunner:
-    """A session by IO binding (ONNX Runtime's Python API, `InferenceSession.io_binding`): three steps, each of which waits for its end.
+    """Inference with IO binding (ONNX Runtime's Python API, `InferenceSession.io_binding`).
 
-    The copies in device memory are allocated once for each shape and written anew, as a service that answers image after image would.
+    Device memory is allocated once for each input shape and overwritten by each upload, as in a
+    service that processes image after image.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, output: str, memory: str) -> None:
-        """Args:
-        output: the one that is asked for.
-        memory: a device as onnxruntime names it, `cuda` or `cpu`; the first of its kind.
+    def __init__(
+        self, session: onnxruntime.InferenceSession, output_name: str, device_type: str
+    ) -> None:
+        """Bind the session.
+
+        Args:
+            session: the session to run.
+            output_name: name of the output to compute.
+            device_type: onnxruntime's name of the memory, `cuda` or `cpu`; its first device is
+                used.
         """
-        self._session, self._output_name, self._device_type = session, output, memory
+        self._session = session
+        self._output_name = output_name
+        self._device_type = device_type
         self._binding = session.io_binding()
         self._device_inputs: dict[str, onnxruntime.OrtValue] = {}
 
     def upload(self, feed: dict[str, NDArray[Any]]) -> onnxruntime.IOBinding:
         """Copy the inputs to the device."""
         for name, array in feed.items():
-            kept = self._device_inputs.get(name)
-            if kept is None or tuple(kept.shape()) != array.shape:
-                # Not from the array itself: in the host's memory that would be no copy.
-                kept = self._device_inputs[name] = (
-                    onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-                        array.shape, array.dtype, self._device_type, 0
-                    )
+            device_input = self._device_inputs.get(name)
+            if device_input is None or tuple(device_input.shape()) != array.shape:
+                # Created from the array itself, a value in host memory would not be a copy.
+                device_input = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                    array.shape, array.dtype, self._device_type, 0
                 )
-                self._binding.bind_ortvalue_input(name, kept)
-                # Bound anew too: what it allocated for another shape does not fit.
+                self._device_inputs[name] = device_input
+                self._binding.bind_ortvalue_input(name, device_input)
+                # The output allocated for another shape does not fit.
                 self._binding.bind_output(self._output_name, self._device_type, 0)
-            kept.update_inplace(np.ascontiguousarray(array))
+            device_input.update_inplace(np.ascontiguousarray(array))
         self._binding.synchronize_inputs()
         return self._binding
 
     def compute(self, binding: onnxruntime.IOBinding) -> Sequence[onnxruntime.OrtValue]:
-        """Run the model where its inputs lie; the outputs stay there."""
+        """Run the model; the outputs stay in device memory."""
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         outputs: Sequence[onnxruntime.OrtValue] = binding.get_outputs()
@@ -79,42 +89,48 @@ class IoBindingRunner:
     @staticmethod
     def download(outputs: Sequence[onnxruntime.OrtValue]) -> NDArray[np.float32]:
         """Copy the output to the host."""
-        answer: NDArray[np.float32] = outputs[0].numpy()
-        return answer
+        array: NDArray[np.float32] = outputs[0].numpy()
+        return array
 
 
 @dataclass(frozen=True)
 class GraphBuffers:
-    """Fixed device memory of one shape of inputs, and the graph that reads and writes it."""
+    """Fixed device memory for one input shape, and the graph that uses it."""
 
     binding: onnxruntime.IOBinding
     inputs: dict[str, onnxruntime.OrtValue]
     output: onnxruntime.OrtValue
     run_options: onnxruntime.RunOptions
-    """Names the graph to replay."""
+    """Run options with the id of the graph to replay."""
 
 
 class OrtCudaGraphRunner:
-    """A session with `enable_cuda_graph`: a run launches one graph instead of kernel after kernel.
+    """Inference with CUDA graphs: a run launches one graph instead of separate kernels.
 
-    A graph replays the addresses that it was captured with, so each shape of inputs has buffers
-    that stay where they are, and a graph id of its own: without one, onnxruntime would replay the
-    first shape's graph for every other. Allocation and capture are over before `upload` returns.
+    A graph replays the addresses that it was captured with, so each input shape has its own fixed
+    buffers and its own graph id. Without an id onnxruntime would replay the first shape's graph for
+    all shapes. Allocation and capture are complete when `upload` returns.
 
     Source: onnxruntime's page "CUDA Execution Provider", section "Using CUDA Graphs".
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, output: str, memory: str) -> None:
-        """Args:
-        session: made with CUDA graphs enabled.
-        output: the one that is asked for.
-        memory: a device as onnxruntime names it; the first of its kind.
+    def __init__(
+        self, session: onnxruntime.InferenceSession, output_name: str, device_type: str
+    ) -> None:
+        """Initialize the runner; graphs are captured by `upload`.
+
+        Args:
+            session: a session with `enable_cuda_graph`.
+            output_name: name of the output to compute.
+            device_type: onnxruntime's name of the memory; its first device is used.
         """
-        self._session, self._output_name, self._device_type = session, output, memory
+        self._session = session
+        self._output_name = output_name
+        self._device_type = device_type
         self._buffers: dict[tuple[tuple[str, tuple[int, ...], str], ...], GraphBuffers] = {}
 
     def upload(self, feed: dict[str, NDArray[Any]]) -> GraphBuffers:
-        """Copy the inputs into their shape's buffers; a new shape is captured first."""
+        """Copy the inputs to their shape's buffers; capture a graph first for a new shape."""
         key = tuple((name, array.shape, array.dtype.str) for name, array in feed.items())
         if key not in self._buffers:
             self._buffers[key] = self._capture_graph(feed, graph_id=len(self._buffers) + 1)
@@ -124,7 +140,10 @@ class OrtCudaGraphRunner:
         return buffers
 
     def compute(self, binding: GraphBuffers) -> Sequence[onnxruntime.OrtValue]:
-        """Replay the graph. The output stays on the device, where the next run of this shape overwrites it."""
+        """Replay the graph.
+
+        The output stays in device memory, and the next run with this shape overwrites it.
+        """
         self._session.run_with_iobinding(binding.binding, binding.run_options)
         binding.binding.synchronize_outputs()
         return [binding.output]
@@ -145,7 +164,7 @@ class OrtCudaGraphRunner:
         binding = self._session.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
-        # One run without capture, whose output onnxruntime allocates, tells the output's shape.
+        # A run without capture, whose output onnxruntime allocates, gives the output's shape.
         binding.bind_output(self._output_name, self._device_type, 0)
         binding.synchronize_inputs()
         self._session.run_with_iobinding(binding, _graph_run_options(-1))
@@ -170,7 +189,10 @@ class OrtCudaGraphRunner:
 
 
 def _graph_run_options(graph_id: int) -> onnxruntime.RunOptions:
-    """Return run options that name a graph; -1 runs without capture or replay (onnxruntime_run_options_config_keys.h)."""
+    """Return run options with a graph id; -1 runs without capture or replay.
+
+    Source: onnxruntime_run_options_config_keys.h.
+    """
     options = onnxruntime.RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(graph_id))
     return options

@@ -1,6 +1,7 @@
-"""Read an ONNX file's metadata and references to external data without the onnx package, which devices do not have.
+"""Read an ONNX file's metadata and external data references without the onnx package.
 
-The file is walked field by field in protobuf's wire format; field numbers are those of onnx.proto, which never change.
+Devices do not have that package. The file is parsed field by field in protobuf's wire format, with
+the field numbers of onnx.proto, which never change.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ProtoField = tuple[int, int, int]
-"""Number, and where the value begins and ends; for an integer the value itself stands in both places."""
+"""(number, start, end) of a field's value; for an integer both positions are the value itself."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MODEL_GRAPH, _MODEL_METADATA, _MODEL_FUNCTIONS = 7, 14, 25
-# GraphProto: node, initializer, sparse_initializer. NodeProto: attribute. FunctionProto: node, attribute_proto.
-# AttributeProto: t, tensors, g, graphs, sparse_tensor, sparse_tensors. SparseTensorProto: values, indices.
+# GraphProto: node, initializer, sparse_initializer. NodeProto: attribute.
+# FunctionProto: node, attribute_proto.
+# AttributeProto: t, tensors, g, graphs, sparse_tensor, sparse_tensors.
+# SparseTensorProto: values, indices.
 _NESTED_FIELDS: Mapping[str, Mapping[int, str]] = {
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
     "node": {5: "attribute"},
@@ -25,30 +28,30 @@ _NESTED_FIELDS: Mapping[str, Mapping[int, str]] = {
     "sparse": {1: "tensor", 2: "tensor"},
 }
 _DATA_LOCATION, _EXTERNAL_LOCATION = 14, 1
-"""TensorProto.data_location, and the value that means another file."""
+"""TensorProto.data_location, and its value for another file."""
 _MAX_DEPTH = 64
 
 
 class OnnxFileError(ValueError):
-    """The bytes are no ONNX model."""
+    """The bytes are not an ONNX model."""
 
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """Metadata of an ONNX file, and whether the file is self-contained."""
+    """Metadata of an ONNX file, with the presence of external data."""
 
     metadata: dict[str, str]
     """ModelProto.metadata_props."""
     has_external_data: bool
-    """Whether a tensor's values lie in another file."""
+    """Whether a tensor's values are in another file."""
 
 
 def read_onnx_file(path: Path) -> OnnxFile:
-    """Read the file at `path`; its tensors are passed over.
+    """Read the file at `path` without its tensors' values.
 
     Raises:
-        OSError: it cannot be read.
-        OnnxFileError: it is empty, cut short or no protobuf message.
+        OSError: the file cannot be read.
+        OnnxFileError: the file is empty, truncated or not a protobuf message.
     """
     with path.open("rb") as stream:
         try:
@@ -60,31 +63,29 @@ def read_onnx_file(path: Path) -> OnnxFile:
 
 
 class _OnnxReader:
-    """The messages of onnx.proto in which a TensorProto may stand, by the fields that lead to one."""
+    """Parser for the messages of onnx.proto that may contain a TensorProto."""
 
     def __init__(self, content: mmap.mmap) -> None:
         self._content = content
 
     def read_model(self) -> OnnxFile:
         metadata: dict[str, str] = {}
-        external = False
+        has_external_data = False
         for number, start, end in self._iter_fields(0, len(self._content)):
             if number == _MODEL_METADATA:
                 entry = {
-                    key: self._content[begin:stop]
-                    for key, begin, stop in self._iter_fields(start, end)
+                    field: self._content[value_start:value_end]
+                    for field, value_start, value_end in self._iter_fields(start, end)
                 }
-                metadata[self._decode_text(entry.get(1, b""))] = self._decode_text(
-                    entry.get(2, b"")
-                )
+                key = self._decode_text(entry.get(1, b""))
+                metadata[key] = self._decode_text(entry.get(2, b""))
             elif number in (_MODEL_GRAPH, _MODEL_FUNCTIONS):
-                external = (
-                    self._has_external_data(
-                        "graph" if number == _MODEL_GRAPH else "function", start, end, 0
-                    )
-                    or external
+                kind = "graph" if number == _MODEL_GRAPH else "function"
+                # Called first, so that a broken graph is always reported.
+                has_external_data = (
+                    self._has_external_data(kind, start, end, 0) or has_external_data
                 )
-        return OnnxFile(metadata, external)
+        return OnnxFile(metadata, has_external_data)
 
     def _has_external_data(self, kind: str, start: int, end: int, depth: int) -> bool:
         if depth > _MAX_DEPTH:
@@ -94,11 +95,11 @@ class _OnnxReader:
                 number == _DATA_LOCATION and value == _EXTERNAL_LOCATION
                 for number, value, _ in self._iter_fields(start, end)
             )
-        below = _NESTED_FIELDS[kind]
+        nested_kinds = _NESTED_FIELDS[kind]
         return any(
-            self._has_external_data(below[number], begin, stop, depth + 1)
-            for number, begin, stop in self._iter_fields(start, end)
-            if number in below
+            self._has_external_data(nested_kinds[number], value_start, value_end, depth + 1)
+            for number, value_start, value_end in self._iter_fields(start, end)
+            if number in nested_kinds
         )
 
     def _iter_fields(self, position: int, end: int) -> Iterator[ProtoField]:
@@ -114,9 +115,9 @@ class _OnnxReader:
             elif kind in (_FIXED32, _FIXED64):
                 length = 4 if kind == _FIXED32 else 8
             else:
-                raise OnnxFileError("it is no protobuf message")
+                raise OnnxFileError("it is not a protobuf message")
             if position + length > end:
-                raise OnnxFileError("it is cut short")
+                raise OnnxFileError("it is truncated")
             yield number, position, position + length
             position += length
 
@@ -124,17 +125,17 @@ class _OnnxReader:
         value = 0
         for shift in range(0, 70, 7):
             if position >= end:
-                raise OnnxFileError("it is cut short")
+                raise OnnxFileError("it is truncated")
             byte = self._content[position]
             position += 1
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return value, position
-        raise OnnxFileError("it is no protobuf message")
+        raise OnnxFileError("it is not a protobuf message")
 
     @staticmethod
     def _decode_text(content: bytes) -> str:
         try:
             return content.decode()
         except UnicodeDecodeError as cause:
-            raise OnnxFileError("its metadata is no UTF-8") from cause
+            raise OnnxFileError("its metadata is not UTF-8") from cause

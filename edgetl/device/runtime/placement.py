@@ -1,4 +1,4 @@
-"""Where onnxruntime placed the nodes of a graph, and whether the provider asked for got those that compute."""
+"""Check that onnxruntime placed a graph's compute nodes on the requested provider."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnxruntime
 from edgetl.core.errors import ProviderError
 
 RECORD_ASSIGNMENT_OPTION = "session.record_ep_graph_assignment_info"
-"""The session option with which a recent onnxruntime records its partitioning."""
+"""Session option that makes a recent onnxruntime record its partitioning."""
 
 COMPUTE_OPERATORS = frozenset(
     {
@@ -37,16 +37,16 @@ COMPUTE_OPERATORS = frozenset(
         *("Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention"),
     }
 )
-"""The operators in which a network's time goes, by ONNX's names and by those that onnxruntime gives to fused ones."""
+"""Operators that take most of a model's time, with onnxruntime's names of fused operators."""
 
 _CPU_SHARING_PROVIDERS = frozenset({"XnnpackExecutionProvider"})
-"""Providers that compute on the CPU too: a node left to the CPU's own provider is no copy and no wrong device."""
+"""Providers that also run on the CPU, so that nodes on the CPU provider need no copies."""
 _MAX_LISTED_NODES = 3
 
 
 @dataclass(frozen=True)
 class NodeAssignment:
-    """One node of the graph and the execution provider that got it, by onnxruntime's name."""
+    """Node of the graph with its execution provider (onnxruntime's name)."""
 
     name: str
     operator: str
@@ -54,63 +54,65 @@ class NodeAssignment:
 
 
 def read_node_assignments(session: onnxruntime.InferenceSession) -> list[NodeAssignment] | None:
-    """Return the assignments of a session that was created with `RECORD`; None from an onnxruntime that does not record them."""
-    read = getattr(session, "get_provider_graph_assignment_info", None)
-    if read is None:
+    """Return the assignments of a session; None if onnxruntime does not record them.
+
+    The session must be created with `RECORD_ASSIGNMENT_OPTION`.
+    """
+    read_subgraphs = getattr(session, "get_provider_graph_assignment_info", None)
+    if read_subgraphs is None:
         return None
     return [
-        NodeAssignment(node.name, node.op_type, part.ep_name)
-        for part in read()
-        for node in part.get_nodes()
+        NodeAssignment(node.name, node.op_type, subgraph.ep_name)
+        for subgraph in read_subgraphs()
+        for node in subgraph.get_nodes()
     ]
 
 
 def misplaced_nodes(
-    assignments: Iterable[NodeAssignment], accepted: Collection[str]
+    assignments: Iterable[NodeAssignment], accepted_providers: Collection[str]
 ) -> list[NodeAssignment]:
-    """Return the compute nodes that none of the accepted providers (onnxruntime's names) got, in the graph's order."""
+    """Return the compute nodes on other providers than the accepted ones, in the graph's order."""
     return [
         node
         for node in assignments
-        if node.operator in COMPUTE_OPERATORS and node.provider not in accepted
+        if node.operator in COMPUTE_OPERATORS and node.provider not in accepted_providers
     ]
 
 
 def check_placement(assignments: Sequence[NodeAssignment], chain: Sequence[str]) -> None:
-    """Refuse a session whose compute nodes are not on the provider asked for.
+    """Check that all compute nodes are on the requested provider.
 
     Args:
-        assignments: of the whole graph; from a session's record or from its profile.
-        chain: the session's providers by onnxruntime's names, the one asked for first. Those between it and the CPU count as
-            asked for: nodes that TensorRT leaves to CUDA are on the GPU.
+        assignments: all nodes of the graph, from a session's record or its profile.
+        chain: onnxruntime's names of the session's providers, the requested one first. Providers
+            between it and the CPU are accepted too: nodes that TensorRT leaves to CUDA are on the
+            GPU.
 
     Raises:
-        ProviderError: with the first nodes, their number and the next step.
+        ProviderError: compute nodes are on another provider.
     """
     cpu = "CPUExecutionProvider"
-    misplaced = misplaced_nodes(
+    wrong_nodes = misplaced_nodes(
         assignments, [name for name in chain if name != cpu or chain[0] == cpu]
     )
     total = sum(node.operator in COMPUTE_OPERATORS for node in assignments)
-    if not misplaced or (chain[0] in _CPU_SHARING_PROVIDERS and len(misplaced) < total):
+    if not wrong_nodes or (chain[0] in _CPU_SHARING_PROVIDERS and len(wrong_nodes) < total):
         return
-    listed = ", ".join(
-        f"{node.operator} {node.name}".strip() for node in misplaced[:_MAX_LISTED_NODES]
+    node_list = ", ".join(
+        f"{node.operator} {node.name}".strip() for node in wrong_nodes[:_MAX_LISTED_NODES]
     )
-    more = (
-        f" and {len(misplaced) - _MAX_LISTED_NODES} more"
-        if len(misplaced) > _MAX_LISTED_NODES
-        else ""
-    )
-    places = " and ".join(sorted({node.provider for node in misplaced}))
+    if len(wrong_nodes) > _MAX_LISTED_NODES:
+        node_list += f" and {len(wrong_nodes) - _MAX_LISTED_NODES} more"
+    providers = " and ".join(sorted({node.provider for node in wrong_nodes}))
     raise ProviderError(
-        f"{chain[0]} did not take {len(misplaced)} of {total} compute nodes; {places} got {listed}{more}. "
-        "Answers and times would be those of both. Take another variant (fp32 runs on most providers), "
-        "or --provider cpu."
+        f"{chain[0]} did not take {len(wrong_nodes)} of {total} compute nodes; "
+        f"{providers} got {node_list}. "
+        "Results and timings would be a mix of both. "
+        "Use another variant (fp32 runs on most providers), or --provider cpu."
     )
 
 
 def provider_node_shares(providers: Iterable[str]) -> dict[str, float]:
-    """Return the share of nodes on each provider, from one provider's name a node."""
+    """Return the share of nodes on each provider, from the provider of each node."""
     counts = Counter(providers)
     return {provider: count / counts.total() for provider, count in sorted(counts.items())}

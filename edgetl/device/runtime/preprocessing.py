@@ -1,7 +1,8 @@
-"""From a decoded image to the network's input: the one function behind validation, calibration, parity and device.
+"""Preprocess a decoded image for the model.
 
-Up to Pillow 12 it equals `Image.resize` to the bit, since then to one grey level. The ONNX files carry the same steps inside; export
-proves that both give the same pixels.
+Validation, calibration, parity and device all use these functions. Up to Pillow 12 the result is
+bit-identical to `Image.resize`, later versions differ by up to one grey level. The ONNX files
+contain the same steps; export verifies that both produce the same pixels.
 """
 
 from __future__ import annotations
@@ -13,54 +14,73 @@ from PIL import Image
 from edgetl.core.preprocessing import Preprocessing
 
 
-def resize_and_crop(image: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.uint8]:
-    """uint8 [height, width, 3] to uint8 [crop, crop, 3]: resize of the shorter side, centre crop."""
-    resized = _resize(image, contract)
-    top, left = contract.compute_crop_offset(resized.height, resized.width)
-    return np.asarray(resized.crop((left, top, left + contract.crop, top + contract.crop)))
+def resize_and_crop(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Resize the shorter side and crop the center.
 
+    Args:
+        image: uint8 [height, width, 3].
+        preprocessing: sizes of the resize and the crop.
 
-def resize_around_crop(image: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.uint8]:
-    """uint8 [height, width, 3] to uint8 [resize, resize, 3]: one shape for all photos.
-
-    `resize_and_crop` takes the same pixels from it as from the photo, because its resize changes nothing any more.
+    Returns:
+        uint8 [crop, crop, 3].
     """
-    resized, side = _resize(image, contract), contract.resize
-    # Not simply the middle: of an odd difference the crop's own rounding decides.
-    own_top, own_left = contract.compute_crop_offset(side, side)
-    top, left = contract.compute_crop_offset(resized.height, resized.width)
-    return np.asarray(
-        resized.crop((left - own_left, top - own_top, left - own_left + side, top - own_top + side))
-    )
+    resized = _resize(image, preprocessing)
+    top, left = preprocessing.compute_crop_offset(resized.height, resized.width)
+    side = preprocessing.crop
+    return np.asarray(resized.crop((left, top, left + side, top + side)))
 
 
-def _resize(image: NDArray[np.uint8], contract: Preprocessing) -> Image.Image:
-    height, width = contract.compute_resized_size(*image.shape[:2])
-    # In two steps, since the order of the passes decides the rounding of a fifth of the pixels: rows first, as Pillow always did before
-    # version 13 and as ONNX Runtime does. Pillow 13 takes the columns first where that is cheaper.
+def resize_around_crop(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Resize the shorter side and cut a square around the crop, so that all images have one shape.
+
+    `resize_and_crop` returns the same pixels for the result as for the image, because it no longer
+    needs to resize.
+
+    Args:
+        image: uint8 [height, width, 3].
+        preprocessing: sizes of the resize and the crop.
+
+    Returns:
+        uint8 [resize, resize, 3].
+    """
+    resized = _resize(image, preprocessing)
+    side = preprocessing.resize
+    # The square is not always centered: if a difference is odd, the crop's rounding decides.
+    crop_top, crop_left = preprocessing.compute_crop_offset(resized.height, resized.width)
+    square_crop_top, square_crop_left = preprocessing.compute_crop_offset(side, side)
+    top, left = crop_top - square_crop_top, crop_left - square_crop_left
+    return np.asarray(resized.crop((left, top, left + side, top + side)))
+
+
+def _resize(image: NDArray[np.uint8], preprocessing: Preprocessing) -> Image.Image:
+    height, width = preprocessing.compute_resized_size(*image.shape[:2])
+    # The order of the passes affects the rounding of a fifth of the pixels. Two steps fix it: rows
+    # first, as in Pillow before version 13 and in ONNX Runtime. Pillow 13 resizes the columns first
+    # if that is cheaper.
     rows = Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BILINEAR)
     return rows.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def resize_to(image: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """Resize uint8 [height, width, 3] to (height, width), whatever its shape; unchanged where it has that size, or for None.
+    """Resize uint8 [height, width, 3] to (height, width), ignoring the aspect ratio.
 
-    For reference images of a variant of fixed size: both sides of a comparison are given the result.
+    Used for golden images of a variant of fixed size: both sides of a comparison get the result.
+    The image is returned unchanged if it has that size or `size` is None.
     """
     if size is None or image.shape[:2] == size:
         return image
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
-def normalize(pixels: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.float32]:
-    """uint8 [batch, S, S, 3] to float32 [batch, 3, S, S]."""
+def normalize(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Normalize uint8 [batch, S, S, 3] to float32 [batch, 3, S, S]."""
+    mean = np.asarray(preprocessing.mean, np.float32)
+    std = np.asarray(preprocessing.std, np.float32)
     scaled = pixels.astype(np.float32) / np.float32(255)
-    normalised = (scaled - np.asarray(contract.mean, np.float32)) / np.asarray(
-        contract.std, np.float32
-    )
-    return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
+    normalized = (scaled - mean) / std
+    return np.ascontiguousarray(normalized.transpose(0, 3, 1, 2))
 
 
-def preprocess(image: NDArray[np.uint8], contract: Preprocessing) -> NDArray[np.float32]:
-    """uint8 [height, width, 3] to float32 [1, 3, crop, crop]."""
-    return normalize(resize_and_crop(image, contract)[None], contract)
+def preprocess(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Resize, crop and normalize uint8 [height, width, 3] to float32 [1, 3, crop, crop]."""
+    return normalize(resize_and_crop(image, preprocessing)[None], preprocessing)

@@ -1,4 +1,4 @@
-"""Where a session's time goes: ONNX Runtime's own profile, node by node."""
+"""Profile a session node by node with ONNX Runtime's profiler."""
 
 from __future__ import annotations
 
@@ -16,48 +16,47 @@ import onnxruntime
 
 @dataclass(frozen=True)
 class NodeTime:
-    """One node of the graph as ONNX Runtime runs it, after its own fusions."""
+    """Time of one node of the graph after ONNX Runtime's fusions."""
 
     name: str
     operator: str
     provider: str
-    """Execution provider by onnxruntime's name."""
+    """onnxruntime's name of the execution provider."""
     microseconds: float
-    """Median over the runs: one that another process has kept waiting is not to blame."""
+    """Median over the runs, which ignores runs delayed by other processes."""
 
 
 def profile_nodes(
     open_session: Callable[[Path], onnxruntime.InferenceSession], feed: dict[str, Any], runs: int
 ) -> list[NodeTime]:
-    """Profile `runs` runs of a new session.
+    """Profile a new session.
 
     Args:
-        open_session: makes a session whose profile files begin with the given path.
+        open_session: creates a session whose profile files start with the given path.
         feed: inputs by name.
+        runs: number of inferences.
     """
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(Path(folder, "profile"))
         for _ in range(runs):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    taken: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    durations: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            about = event["args"]
-            taken[
-                event["name"].removesuffix("_kernel_time"),
-                about["op_name"],
-                about.get("provider", ""),
-            ].append(event["dur"])
-    return [NodeTime(*key, median(durations)) for key, durations in taken.items()]
+            name = event["name"].removesuffix("_kernel_time")
+            arguments = event["args"]
+            key = (name, arguments["op_name"], arguments.get("provider", ""))
+            durations[key].append(event["dur"])
+    return [NodeTime(*key, median(values)) for key, values in durations.items()]
 
 
 def summarize_nodes(nodes: list[NodeTime]) -> dict[str, Any]:
-    """Operators and nodes with their shares of the time, the costliest first."""
+    """Return operators and nodes with their shares of the time, the slowest first."""
     total = sum(node.microseconds for node in nodes) or 1.0
-    spent: dict[tuple[str, str], list[float]] = defaultdict(list)
+    operator_times: dict[tuple[str, str], list[float]] = defaultdict(list)
     for node in nodes:
-        spent[node.operator, node.provider].append(node.microseconds)
+        operator_times[node.operator, node.provider].append(node.microseconds)
     operators = [
         {
             "operator": operator,
@@ -66,9 +65,9 @@ def summarize_nodes(nodes: list[NodeTime]) -> dict[str, Any]:
             "us": sum(times),
             "share": sum(times) / total,
         }
-        for (operator, provider), times in spent.items()
+        for (operator, provider), times in operator_times.items()
     ]
-    listed = [
+    node_entries = [
         {
             "node": node.name,
             "operator": node.operator,
@@ -80,7 +79,7 @@ def summarize_nodes(nodes: list[NodeTime]) -> dict[str, Any]:
     ]
     return {
         "operators": sorted(operators, key=_descending_time),
-        "nodes": sorted(listed, key=_descending_time),
+        "nodes": sorted(node_entries, key=_descending_time),
     }
 
 

@@ -1,4 +1,4 @@
-"""Execution providers: their names, the chain that a session is given, and the options of each."""
+"""Execution providers: their names, options, and order in a session."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ PROVIDERS = {
     "directml": "DmlExecutionProvider",
     "qnn": "QNNExecutionProvider",
 }
-"""The names that users type, and onnxruntime's own."""
+"""Short names to onnxruntime's names."""
 
 CUDA_PROVIDERS = ("cuda", "tensorrt", "nv_tensorrt_rtx")
-"""Those that run on an NVIDIA GPU, link to CUDA's libraries and keep inputs and outputs in its memory."""
+"""Providers on NVIDIA GPUs, with CUDA's libraries and inputs and outputs in GPU memory."""
 
 _THREAD_COUNT_OPTIONS = {"openvino": "num_of_threads", "xnnpack": "intra_op_num_threads"}
-"""Providers with a thread pool of their own, and the option that sizes it."""
+"""Providers with their own thread pool, and the option for its size."""
 
 
 @dataclass(frozen=True)
 class EngineCache:
-    """Folders in which TensorRT keeps what it built, so that another process need not build it again."""
+    """Folders in which TensorRT caches its engines and timings for other processes."""
 
     engine_folder: Path
-    """For one file, one GPU and one set of versions."""
+    """Engines for one model file, GPU and set of versions."""
     timing_folder: Path
-    """Kernel timings, for one GPU and one set of versions: shared by all files."""
+    """Kernel timings for one GPU and set of versions, shared by all model files."""
 
 
 def provider_chain(
@@ -43,21 +43,23 @@ def provider_chain(
     precision: str | None = None,
     cache: EngineCache | None = None,
 ) -> list[tuple[str, dict[str, str]]]:
-    """Return the providers of a session in order of preference, by onnxruntime's names, each with its options.
+    """Return a session's providers in order of preference: (onnxruntime's name, options) each.
 
-    Behind TensorRT stands CUDA, which takes the nodes that TensorRT does not support (onnxruntime's page on TensorRT recommends
-    it); the CPU is last, for arithmetic on shapes. That no compute node ends there is checked by `edgetl.device.runtime.placement`.
+    TensorRT is followed by CUDA, which runs the nodes that TensorRT does not support (recommended
+    on onnxruntime's page on TensorRT). The CPU is last, for shape arithmetic;
+    `edgetl.device.runtime.placement` checks that no compute node runs on it.
 
-    TensorRT computes in the precision of the file: fp16 kernels are allowed for an fp16 variant and no other, int8 kernels for an
-    int8 one. A row that says fp32 is then computed in fp32 (TF32 on tensor cores), and the choice is the variant's.
-    TensorRT for RTX takes every type from the graph and has no such options.
+    TensorRT computes in the precision of the file: fp16 kernels are allowed for fp16 variants only,
+    int8 kernels for int8 variants only, so that an fp32 row is computed in fp32 (TF32 on tensor
+    cores). TensorRT for RTX takes all types from the graph and has no such options.
 
     Args:
         provider: a short name of `PROVIDERS`.
-        available: onnxruntime's names of the providers that are installed; the one asked for is not looked up.
-        threads: the size of a provider's own thread pool.
-        precision: of the file, as a bundle names it: fp32, fp16, int8, ...; None for a file of unknown precision, taken for fp32.
-        cache: where TensorRT keeps engines; None keeps none.
+        available: onnxruntime's names of the installed providers, which decide whether CUDA is
+            added; `provider` itself is not checked.
+        threads: size of a provider's own thread pool.
+        precision: precision of the file as in a bundle (fp32, fp16, int8, ...); None for fp32.
+        cache: TensorRT's cache folders; None disables the cache.
     """
     options: dict[str, str] = {}
     if provider in _THREAD_COUNT_OPTIONS:
@@ -77,7 +79,7 @@ def provider_chain(
 def _tensorrt_options(precision: str, cache: EngineCache | None) -> dict[str, str]:
     options = {
         "trt_fp16_enable": str(precision.startswith("fp16")),
-        # Without it TensorRT refuses a network with QuantizeLinear nodes (onnxruntime#13381).
+        # TensorRT requires it for models with QuantizeLinear nodes (onnxruntime#13381).
         "trt_int8_enable": str(precision.startswith("int8")),
     }
     if cache is not None:

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions that run where they were told to, or not at all."""
+"""Create ONNX Runtime sessions on a requested provider, without fallback to another."""
 
 from __future__ import annotations
 
@@ -25,33 +25,35 @@ from edgetl.device.runtime.placement import (
 from edgetl.device.runtime.providers import CUDA_PROVIDERS, PROVIDERS, provider_chain
 
 _RUN_EXCEPTION_NAMES = ("EPFail", "Fail", "RuntimeException", "RuntimeError")
-"""onnxruntime's exceptions for a run that a provider did not finish (the last with IO binding); they share no base class."""
+"""onnxruntime's exceptions for a failed run, the last with IO binding. They share no base class."""
 _CUDA_FAILURE_PATTERN = re.compile(r"CU\w+ failure \d+: [^;]*[^; ]")
 _NODE_PATTERN = re.compile(r"while running (\w+) node\. Name:'([^']*)'")
 _SOURCE_LOCATION_PATTERN = re.compile(
-    r"^(?:\[ONNXRuntimeError\] : \d+ : \w+ : )?(?:Exception during initialization: )?(?:/\S+:\d+ .*?\) (?=[A-Z]))?"
+    r"^(?:\[ONNXRuntimeError\] : \d+ : \w+ : )?(?:Exception during initialization: )?"
+    r"(?:/\S+:\d+ .*?\) (?=[A-Z]))?"
 )
 _MAX_MESSAGE_LENGTH = 300
 
 
 def available_providers() -> list[str]:
-    """Short names of the execution providers in the installed onnxruntime."""
-    installed = onnxruntime.get_available_providers()
-    return [name for name, full in PROVIDERS.items() if full in installed]
+    """Return the short names of the execution providers in the installed onnxruntime."""
+    ort_names = onnxruntime.get_available_providers()
+    return [name for name, ort_name in PROVIDERS.items() if ort_name in ort_names]
 
 
 def check_provider(provider: str) -> None:
-    """Whether the installed onnxruntime knows a provider; whether it starts shows only a session.
+    """Check that the installed onnxruntime contains a provider. It may still fail to start.
 
     Raises:
-        ProviderError: it does not, with those that it has.
+        ProviderError: the provider is unknown or not in this onnxruntime.
     """
     if provider not in PROVIDERS:
         raise ProviderError(f"Unknown provider {provider!r}. Known: {', '.join(PROVIDERS)}.")
     if provider not in available_providers():
         raise ProviderError(
-            f"The installed onnxruntime has no {PROVIDERS[provider]}; it has: {', '.join(available_providers())}. "
-            "Install the onnxruntime package that brings it, or choose another --provider."
+            f"The installed onnxruntime has no {PROVIDERS[provider]}. "
+            f"Available: {', '.join(available_providers())}. "
+            "Install the onnxruntime package with it, or use another --provider."
         )
 
 
@@ -64,46 +66,37 @@ def create_session(
     precision: str | None = None,
     provider_options: Mapping[str, str] | None = None,
 ) -> onnxruntime.InferenceSession:
-    """A session whose first provider is the one asked for, with the compute nodes on it, and that answers from nowhere else.
+    """Create a session with all compute nodes on the requested provider, without fallback.
 
     Args:
         model: an ONNX file or its bytes.
-        threads: intra-op threads; None takes the cores this process may use. Inter-op is always 1.
-        spinning: onnxruntime's default: idle threads wait in a busy loop. False where PyTorch works in the same process, which it slows.
-        profile_prefix: when given, onnxruntime's profiler is on and writes files that begin with this path.
-        precision: of the file, as a bundle names it (fp32, fp16, int8); TensorRT computes in it. None is taken for fp32.
-        provider_options: options of the provider, by onnxruntime's names; they add to those that are always set.
+        provider: short name of the execution provider.
+        threads: intra-op threads; None uses all available cores. Inter-op is always 1.
+        profile_prefix: enables onnxruntime's profiler, whose files start with this path.
+        spinning: let idle threads wait in a busy loop, onnxruntime's default. Use False if PyTorch
+            runs in the same process, which it slows down.
+        precision: precision of the file as in a bundle (fp32, fp16, int8), in which TensorRT
+            computes; None for fp32.
+        provider_options: further options of the provider by onnxruntime's names.
 
     Raises:
-        ProviderError: the provider is unknown, not in this onnxruntime, or did not take the model or all of its compute nodes.
-        BundleError: the file is not a model that this onnxruntime can load.
+        ProviderError: the provider is unknown, not in this onnxruntime, did not start, or did not
+            take all compute nodes.
+        BundleError: this onnxruntime cannot load the file.
     """
     check_provider(provider)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or available_cores()
-    options.inter_op_num_threads = 1
-    # CUDA's errors are raised as well as logged; TensorRT says only in its log why it built no engine.
-    options.log_severity_level = 4 if provider == "cuda" else 3
-    if not spinning:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if profile_prefix is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile_prefix)
-    if provider == "xnnpack":
-        # Its own pool does the work; onnxruntime's would spin beside it (onnxruntime's page on XNNPACK).
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if provider != "cpu":
-        options.add_session_config_entry(RECORD_ASSIGNMENT_OPTION, "1")
+    options = _session_options(provider, threads, profile_prefix, spinning)
     if provider in CUDA_PROVIDERS:
         preload_cuda_libraries()
-    keeps_engines = provider in CUDA_PROVIDERS and provider != "cuda"
-    cache = open_engine_cache(model, provider) if keeps_engines else None
+    has_engine_cache = provider in CUDA_PROVIDERS and provider != "cuda"
+    cache = open_engine_cache(model, provider) if has_engine_cache else None
     available = onnxruntime.get_available_providers()
     chain = provider_chain(provider, available, options.intra_op_num_threads, precision, cache)
     chain[0] = (chain[0][0], {**chain[0][1], **(provider_options or {})})
     content = model if isinstance(model, bytes) else str(model)
     try:
-        # With its fall-back on, onnxruntime's Python class makes the session anew on the CPU when a provider fails, and answers.
+        # With fallback, onnxruntime's Python class silently recreates the session on the CPU when
+        # a provider fails.
         session = onnxruntime.InferenceSession(content, options, providers=chain, enable_fallback=0)
     except Exception as cause:  # onnxruntime's exceptions share no base class
         if provider != "cpu" and _can_load_on_cpu(content):
@@ -112,18 +105,17 @@ def create_session(
         raise BundleError(
             f"onnxruntime {onnxruntime.__version__} cannot load {name}: {cause}"
         ) from cause
-    if session.get_providers()[0] != PROVIDERS[provider]:
+    first_provider = session.get_providers()[0]
+    if first_provider != PROVIDERS[provider]:
         raise ProviderError(
-            _start_failure_message(
-                provider, f"onnxruntime gave {session.get_providers()[0]} in its place"
-            )
+            _start_failure_message(provider, f"onnxruntime used {first_provider} instead")
         )
     if provider != "cpu":
         assignments = read_node_assignments(session)
         if assignments is None:
             warnings.warn(
                 f"onnxruntime {onnxruntime.__version__} does not record where it places nodes; "
-                f"that all of them run on {PROVIDERS[provider]} is not known.",
+                f"cannot check that all of them run on {PROVIDERS[provider]}.",
                 stacklevel=2,
             )
         else:
@@ -131,50 +123,75 @@ def create_session(
     return session
 
 
+def _session_options(
+    provider: str, threads: int | None, profile_prefix: Path | None, spinning: bool
+) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or available_cores()
+    options.inter_op_num_threads = 1
+    # CUDA's errors are both raised and logged. TensorRT only logs why it did not build an engine.
+    options.log_severity_level = 4 if provider == "cuda" else 3
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
+    if provider == "xnnpack":
+        # XNNPACK has its own pool, and onnxruntime's would spin beside it (its page on XNNPACK).
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if provider != "cpu":
+        options.add_session_config_entry(RECORD_ASSIGNMENT_OPTION, "1")
+    return options
+
+
 def raise_provider_failure(session: onnxruntime.InferenceSession, cause: Exception) -> None:
-    """Raise the error of a run that raised `cause` where a provider other than the CPU's failed; otherwise return.
+    """Raise ProviderError if `cause` is the failure of a provider other than the CPU's.
 
     Raises:
-        ProviderError: naming the provider, what it said, and the next step.
+        ProviderError: contains the provider, its error message and the next step.
     """
     provider = session.get_providers()[0]
     if type(cause).__name__ not in _RUN_EXCEPTION_NAMES or provider == PROVIDERS["cpu"]:
         return
     raise ProviderError(
-        f"{provider} took the model and then failed to run it: {_summarize_error(str(cause))} Nothing was answered from another provider. "
-        "Take another variant or another --provider; `edgetl doctor` shows what this machine lacks."
+        f"{provider} loaded the model but failed to run it: {_summarize_error(str(cause))} "
+        "Nothing ran on another provider. Use another variant or another --provider; "
+        "`edgetl doctor` shows what is missing on this machine."
     ) from cause
 
 
 def _start_failure_message(provider: str, reason: str) -> str:
     library = find_missing_library(reason)
     if library is None and provider in CUDA_PROVIDERS:
-        # onnxruntime logs what the loader said and keeps it to itself otherwise.
+        # onnxruntime only logs the loader's message.
         name = f"libonnxruntime_providers_{provider}.so"
         library = find_missing_library(
             load_error(Path(onnxruntime.__file__).parent / "capi" / name)
         )
-    lacking = f"{library} is missing." if library else _summarize_error(reason)
-    return f"{PROVIDERS[provider]} did not start: {lacking} `edgetl doctor` shows what this machine lacks; nothing ran on the wrong device."
+    problem = f"{library} is missing." if library else _summarize_error(reason)
+    return (
+        f"{PROVIDERS[provider]} did not start: {problem} `edgetl doctor` shows what is missing on "
+        "this machine. Nothing ran on another provider."
+    )
 
 
 def _summarize_error(message: str) -> str:
-    """Return the part of onnxruntime's message that says what happened, as one sentence."""
+    """Return the informative part of onnxruntime's message as one sentence."""
     node = _NODE_PATTERN.search(message)
-    where = f"{node.group(1)} {node.group(2)}: " if node else ""
+    prefix = f"{node.group(1)} {node.group(2)}: " if node else ""
     sentence = " ".join(message.rpartition("Status Message: ")[2].split())
     if failure := _CUDA_FAILURE_PATTERN.search(sentence):
-        return f"{where}{failure.group(0)}."
+        return f"{prefix}{failure.group(0)}."
     sentence = _SOURCE_LOCATION_PATTERN.sub("", sentence)
-    return where + sentence[:_MAX_MESSAGE_LENGTH].rstrip(". ") + "."
+    return prefix + sentence[:_MAX_MESSAGE_LENGTH].rstrip(". ") + "."
 
 
 def _can_load_on_cpu(content: bytes | str) -> bool:
-    """Tell whether a model that a provider refused is sound: then the provider is to blame and not the file."""
+    """Return whether the CPU provider loads the model, so that the other provider is at fault."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
         onnxruntime.InferenceSession(content, options, providers=[PROVIDERS["cpu"]])
-    except Exception:  # as above
+    except Exception:  # onnxruntime's exceptions share no base class
         return False
     return True

@@ -1,4 +1,4 @@
-"""Ways to run an ONNX Runtime session that the benchmark compares: provider options by name."""
+"""Session modes that the benchmark compares: named sets of provider options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MODE_OPTIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "no-tf32": {"use_tf32": "0"},
     },
 }
-"""Provider to mode to onnxruntime's provider options (its page "CUDA Execution Provider")."""
+"""onnxruntime's provider options by provider and mode (its page "CUDA Execution Provider")."""
 
 
 def has_session_mode(provider: str, mode: str) -> bool:

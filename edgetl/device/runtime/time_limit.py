@@ -1,4 +1,4 @@
-"""One run of a session that ends after a time, whatever the model does."""
+"""Run a session with a time limit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgetl.core.errors import BundleError
 
 INFERENCE_TIMEOUT_S = 120.0
-"""For one batch: hundreds of times what a lightweight model takes on a small board."""
+"""Time limit of one batch, hundreds of times the latency of a light model on a small board."""
 
 
 def run_with_timeout(
@@ -21,30 +21,31 @@ def run_with_timeout(
     feed: Mapping[str, NDArray[Any]],
     seconds: float = INFERENCE_TIMEOUT_S,
 ) -> list[NDArray[Any]]:
-    """Run a session once; a valid model may loop without end.
+    """Run a session once with a time limit, because a valid model may loop forever.
 
-    onnxruntime looks between two nodes at whether a run was told to end (`RunOptions.terminate`).
+    onnxruntime checks `RunOptions.terminate` between two nodes.
 
     Raises:
-        BundleError: there was no answer in time.
-        Exception: what onnxruntime raises.
+        BundleError: the run timed out.
+        Exception: onnxruntime's exceptions.
     """
     options = onnxruntime.RunOptions()
-    ended = threading.Event()
+    timed_out = threading.Event()
 
-    def end() -> None:
-        ended.set()
+    def terminate() -> None:
+        timed_out.set()
         options.terminate = True
 
-    timer = threading.Timer(seconds, end)
+    timer = threading.Timer(seconds, terminate)
     timer.daemon = True
     timer.start()
     try:
         values: list[NDArray[Any]] = session.run(list(outputs), dict(feed), options)
     except Exception as cause:
-        if ended.is_set():
+        if timed_out.is_set():
             raise BundleError(
-                f"The model gave no answer within {seconds:g} seconds and was ended. If the device is not busy, export the bundle again."
+                f"The inference timed out after {seconds:g} seconds. "
+                "If the device is not busy, export the bundle again."
             ) from cause
         raise
     finally:

@@ -1,1 +1,1 @@
-"""Dataset preflight: `edgetl check`."""
+"""Data set check before training: `edgetl check`."""

@@ -1,4 +1,4 @@
-"""`edgetl check`: a folder of images to what is wrong with it."""
+"""Data set check: inspect a folder of images and report problems (`edgetl check`)."""
 
 from __future__ import annotations
 
@@ -16,45 +16,48 @@ from edgetl.train.data.folders import find_files
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """A data set as it is."""
+    """Statistics and problems of a data set."""
 
     folder: Path
-    """Absolute."""
+    """Absolute path of the data folder."""
     labels: list[str]
     counts: dict[str, dict[str, int]]
-    """Part (`all` where the folder has none) to class to images that can be read."""
+    """Readable images by split (`all` without predefined splits) and class."""
     shorter_sides: tuple[int, float, int] | None
-    """Shortest, median and longest shorter side, pixels; None without images."""
+    """Minimum, median and maximum of the shorter side in pixels; None without images."""
     formats: dict[str, int]
     modes: dict[str, int]
     findings: list[Finding]
-    """Worst first."""
+    """Findings, worst first."""
 
     @property
     def image_count(self) -> int:
-        """That can be read."""
+        """Number of readable images."""
         return sum(sum(classes.values()) for classes in self.counts.values())
 
     @property
     def worst_severity(self) -> Severity | None:
-        """Severity of the worst finding."""
+        """Severity of the worst finding; None without findings."""
         return self.findings[0].severity if self.findings else None
 
     def findings_with_severity(self, *severities: Severity) -> list[Finding]:
-        """The findings of these severities."""
+        """Return the findings with one of these severities."""
         return [finding for finding in self.findings if finding.severity in severities]
 
     def to_json(self) -> dict[str, Any]:
-        """What --json prints."""
+        """Return the report as printed by --json."""
+        shorter_side = None
+        if self.shorter_sides is not None:
+            shorter_side = dict(
+                zip(("least", "median", "largest"), self.shorter_sides, strict=True)
+            )
         return {
             "kind": "check",
             "folder": str(self.folder),
             "classes": self.labels,
             "images": self.image_count,
             "counts": self.counts,
-            "shorter_side": None
-            if self.shorter_sides is None
-            else dict(zip(("least", "median", "largest"), self.shorter_sides, strict=True)),
+            "shorter_side": shorter_side,
             "formats": self.formats,
             "modes": self.modes,
             "worst": self.worst_severity,
@@ -72,7 +75,7 @@ class DatasetReport:
         }
 
     def display_path(self, path: Path) -> str:
-        """Relative to the folder; what is no UTF-8 is escaped."""
+        """Return a path relative to the folder, with invalid UTF-8 escaped."""
         relative = path.relative_to(self.folder) if path.is_relative_to(self.folder) else path
         return relative.as_posix().encode("utf-8", "backslashreplace").decode()
 
@@ -80,32 +83,34 @@ class DatasetReport:
 def check(
     data: Path, report: Callable[[int, int], None] = lambda done, total: None
 ) -> DatasetReport:
-    """Decode every image of a folder and find what is wrong with it; nothing is changed.
+    """Decode every image of a folder and report problems; nothing is changed.
 
     Args:
-        report: called with (files done, files in all).
+        data: the data folder.
+        report: called with (files done, files in total).
 
     Raises:
-        DataError: there is no data set at all: no folder, or no class folders in it.
+        DataError: if the folder does not exist or has no class folders.
     """
     folder = data.expanduser().absolute()
     problems: list[str] = []
-    found = find_files(folder, problems)
-    examined, broken = inspect_files(found.files, report)
-    rejected = sorted([*found.rejected, *broken], key=lambda entry: entry.path)
+    dataset_files = find_files(folder, problems)
+    labels = dataset_files.labels
+    images, unreadable = inspect_files(dataset_files.files, report)
+    rejected = sorted([*dataset_files.rejected, *unreadable], key=lambda entry: entry.path)
     counts: dict[str, dict[str, int]] = {}
-    for image in examined:
-        part = counts.setdefault(image.file.split or "all", dict.fromkeys(found.labels, 0))
-        part[image.file.label] = part.get(image.file.label, 0) + 1
-    shorter = sorted(min(image.width, image.height) for image in examined)
+    for image in images:
+        split_counts = counts.setdefault(image.file.split or "all", dict.fromkeys(labels, 0))
+        split_counts[image.file.label] = split_counts.get(image.file.label, 0) + 1
+    sides = sorted(min(image.width, image.height) for image in images)
     return DatasetReport(
         folder,
-        found.labels,
+        labels,
         counts,
-        (shorter[0], median(shorter), shorter[-1]) if shorter else None,
-        _value_counts(image.format for image in examined),
-        _value_counts(image.mode for image in examined),
-        find_problems(examined, rejected, found.labels, problems),
+        (sides[0], median(sides), sides[-1]) if sides else None,
+        _value_counts(image.format for image in images),
+        _value_counts(image.mode for image in images),
+        find_problems(images, rejected, labels, problems),
     )
 
 
@@ -113,17 +118,17 @@ def _value_counts(values: Any) -> dict[str, int]:
     return dict(Counter(values).most_common())
 
 
-def worst_files(found: DatasetReport, most: int) -> list[tuple[Finding, Path]]:
-    """Files to look at: of each finding some, of each group two, the worst findings first."""
-    chosen: list[tuple[Finding, Path]] = []
-    about: Sequence[Finding] = [
+def worst_files(report: DatasetReport, max_files: int) -> list[tuple[Finding, Path]]:
+    """Return example files of the findings, worst first, with at most two of each group."""
+    examples: list[tuple[Finding, Path]] = []
+    findings: Sequence[Finding] = [
         finding
         for severity in SEVERITIES
-        for finding in found.findings_with_severity(severity)
+        for finding in report.findings_with_severity(severity)
         if finding.groups
     ]
-    share = max(2, most // max(1, len(about)))
-    for finding in about:
+    files_per_finding = max(2, max_files // max(1, len(findings)))
+    for finding in findings:
         files = [path for group in finding.groups for path in group[:2]]
-        chosen += [(finding, path) for path in files[:share]]
-    return chosen[:most]
+        examples += [(finding, path) for path in files[:files_per_finding]]
+    return examples[:max_files]

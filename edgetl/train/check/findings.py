@@ -1,4 +1,4 @@
-"""From facts to findings: what is wrong, how bad it is, and what to do about it."""
+"""Findings of the data set check: problem, severity and next step."""
 
 from __future__ import annotations
 
@@ -14,137 +14,154 @@ from edgetl.train.data.folders import RejectedFile
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-"""Worst first. An error makes figures wrong or training impossible; a warning costs accuracy or time; a note is to be known."""
+"""Severities, worst first.
+
+An error makes results wrong or training impossible, a warning costs accuracy or time, a note is for
+information.
+"""
 IMBALANCE_RATIO = 10
-"""The largest class with so many times the smallest's images is worth a word."""
+"""Ratio of images between the largest and the smallest class from which on it is reported."""
 _SMALL_SIDE = 32
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong."""
+    """Problem of a data set."""
 
     kind: str
     severity: Severity
     message: str
-    """With the next step."""
+    """Description with the next step."""
     groups: tuple[tuple[Path, ...], ...] = ()
-    """The files that it is about: alone, or those that belong together."""
+    """Affected files, in groups that belong together."""
 
     @property
     def files(self) -> list[Path]:
-        """All of them, each once."""
+        """All affected files without duplicates."""
         return list(dict.fromkeys(path for group in self.groups for path in group))
 
 
 def find_problems(
-    examined: Sequence[InspectedFile],
+    images: Sequence[InspectedFile],
     rejected: Sequence[RejectedFile],
     labels: Sequence[str],
     problems: Sequence[str],
 ) -> list[Finding]:
-    """Everything that is wrong, worst first.
+    """Return all findings, worst first.
 
     Args:
-        problems: what is wrong with the folders themselves.
+        images: the readable images.
+        rejected: the other files.
+        labels: the classes.
+        problems: messages about the folders.
     """
-    found = [Finding("folders", "error", problem) for problem in problems]
-    found += _find_unreadable(rejected)
-    found += _find_empty_classes(examined, labels)
-    found += _find_duplicates(examined)
-    found += _find_near_duplicates(examined)
-    found += _find_imbalance(examined)
-    found += _find_unusual_images(examined)
-    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+    findings = [Finding("folders", "error", problem) for problem in problems]
+    findings += _find_unreadable(rejected)
+    findings += _find_empty_classes(images, labels)
+    findings += _find_duplicates(images)
+    findings += _find_near_duplicates(images)
+    findings += _find_imbalance(images)
+    findings += _find_unusual_images(images)
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 def _find_unreadable(rejected: Sequence[RejectedFile]) -> list[Finding]:
-    strays = [
+    stray_files = [
         entry
         for entry in rejected
         if entry.reason in ("not an image by its name", "not in a class folder")
     ]
     bombs = [entry for entry in rejected if "bomb" in entry.reason]
-    broken = [entry for entry in rejected if entry not in strays and entry not in bombs]
-    found = []
+    broken = [entry for entry in rejected if entry not in stray_files and entry not in bombs]
+    findings = []
     if broken:
-        told = f"the first: {broken[0].reason}" if len(broken) > 1 else broken[0].reason
-        found.append(
+        reason = f"the first: {broken[0].reason}" if len(broken) > 1 else broken[0].reason
+        findings.append(
             Finding(
                 "unreadable",
                 "warning",
-                f"{_files_text(broken)} cannot be read; {told} Replace or remove them.",
+                f"Cannot read {_files_text(broken)}; {reason} Replace or remove them.",
                 _single_file_groups(broken),
             )
         )
     if bombs:
-        message = f"{_files_text(bombs)} declare more pixels than any photo has (decompression bombs). Remove them."
-        found.append(Finding("bombs", "warning", message, _single_file_groups(bombs)))
-    if strays:
-        found.append(
+        message = f"{_files_text(bombs)} declared larger than any photo (decompression bombs). Remove them."
+        findings.append(Finding("bombs", "warning", message, _single_file_groups(bombs)))
+    if stray_files:
+        findings.append(
             Finding(
                 "strays",
                 "note",
-                f"{_files_text(strays)} not taken for images: {strays[0].reason}.",
-                _single_file_groups(strays),
+                f"{_files_text(stray_files)} ignored: {stray_files[0].reason}.",
+                _single_file_groups(stray_files),
             )
         )
-    return found
+    return findings
 
 
-def _find_empty_classes(examined: Sequence[InspectedFile], labels: Sequence[str]) -> list[Finding]:
-    parts = sorted({image.file.split or "" for image in examined})
-    there = {(image.file.split or "", image.file.label) for image in examined}
-    absent = [(part, label) for part in parts for label in labels if (part, label) not in there]
+def _find_empty_classes(images: Sequence[InspectedFile], labels: Sequence[str]) -> list[Finding]:
+    splits = sorted({image.file.split or "" for image in images})
+    present = {(image.file.split or "", image.file.label) for image in images}
+    missing = [
+        (split, label) for split in splits for label in labels if (split, label) not in present
+    ]
     return [
         Finding(
             "empty",
             "error",
-            f"Class {label}{f' of {part}/' if part else ''} has no image that can be read. Add some, or remove it.",
+            f"Class {label}{f' of {split}/' if split else ''} has no readable image. "
+            "Add some, or remove it.",
         )
-        for part, label in absent
+        for split, label in missing
     ]
 
 
-def _find_duplicates(examined: Sequence[InspectedFile]) -> list[Finding]:
+def _find_duplicates(images: Sequence[InspectedFile]) -> list[Finding]:
     by_pixels: dict[str, list[InspectedFile]] = defaultdict(list)
-    for image in examined:
+    for image in images:
         by_pixels[image.pixels_sha256].append(image)
     return _group_findings(
         [group for group in by_pixels.values() if len(group) > 1],
-        "the same pixels",
+        "identical images",
         "error",
         "duplicates",
     )
 
 
-def _find_near_duplicates(examined: Sequence[InspectedFile]) -> list[Finding]:
-    groups = [[examined[index] for index in group] for group in group_near_duplicates(examined)]
-    # Likeness is a judgement: two photos of a burst are alike and rightly in both parts of nobody's mind but the user's.
-    return _group_findings(groups, "pictures that look alike", "warning", "near duplicates")
+def _find_near_duplicates(images: Sequence[InspectedFile]) -> list[Finding]:
+    groups = [[images[index] for index in group] for group in group_near_duplicates(images)]
+    # Only a warning: whether similar images, such as a burst, may be in both splits is up to the
+    # user.
+    return _group_findings(groups, "similar images", "warning", "near duplicates")
 
 
 def _group_findings(
-    groups: list[list[InspectedFile]], what: str, severity: Severity, kind: str
+    groups: list[list[InspectedFile]], noun: str, severity: Severity, kind: str
 ) -> list[Finding]:
     across = [group for group in groups if len({image.file.split for image in group}) > 1]
     contradictory = [group for group in groups if len({image.file.label for image in group}) > 1]
     within = [group for group in groups if group not in across and group not in contradictory]
-    found = []
+    findings = []
     if across:
-        message = f"{_groups_text(across)} of {what} in both train and val: validation accuracy is flattered. Remove one of each."
-        found.append(Finding(f"{kind} across splits", severity, message, _group_paths(across)))
+        message = (
+            f"{_groups_text(across)} of {noun} in both train and val: validation accuracy is too "
+            "optimistic. Remove one of each."
+        )
+        findings.append(Finding(f"{kind} across splits", severity, message, _group_paths(across)))
     if contradictory:
-        message = f"{_groups_text(contradictory)} of {what} under more than one label. Correct the labels."
-        found.append(
+        message = f"{_groups_text(contradictory)} of {noun} under more than one label. Correct the labels."
+        findings.append(
             Finding(
                 f"{kind} with contradictory labels", severity, message, _group_paths(contradictory)
             )
         )
     if within:
-        more = sum(len(group) - 1 for group in within)
-        message = f"{_groups_text(within)} of {what}, {more} more than needed: they count as often as they are there."
-        found.append(
+        redundant = sum(len(group) - 1 for group in within)
+        message = (
+            f"{_groups_text(within)} of {noun}, {redundant} of them redundant: duplicates weigh more "
+            "in training."
+        )
+        findings.append(
             Finding(
                 f"{kind} in a class",
                 "warning" if severity == "error" else "note",
@@ -152,51 +169,58 @@ def _group_findings(
                 _group_paths(within),
             )
         )
-    return found
+    return findings
 
 
-def _find_imbalance(examined: Sequence[InspectedFile]) -> list[Finding]:
-    counts = Counter(image.file.label for image in examined if image.file.split != "val")
+def _find_imbalance(images: Sequence[InspectedFile]) -> list[Finding]:
+    counts = Counter(image.file.label for image in images if image.file.split != "val")
     if len(counts) < 2:
         return []
-    (most, largest), (least, smallest) = counts.most_common()[0], counts.most_common()[-1]
+    ranking = counts.most_common()
+    (largest_class, largest), (smallest_class, smallest) = ranking[0], ranking[-1]
     if largest < IMBALANCE_RATIO * smallest:
         return []
     message = (
-        f"Class {most} has {largest} training images, {least} {smallest}: accuracy will hide the rare ones. "
+        f"Class {largest_class} has {largest} training images, {smallest_class} {smallest}: "
+        "accuracy hardly depends on rare classes. "
         "Add images, or train with --sampling balanced or --class-weights balanced."
     )
     return [Finding("imbalance", "warning", message)]
 
 
-def _find_unusual_images(examined: Sequence[InspectedFile]) -> list[Finding]:
-    found = []
-    small = [image for image in examined if min(image.width, image.height) < _SMALL_SIDE]
+def _find_unusual_images(images: Sequence[InspectedFile]) -> list[Finding]:
+    findings = []
+    small = [image for image in images if min(image.width, image.height) < _SMALL_SIDE]
     if small:
-        message = f"{_files_text(small)} less than {_SMALL_SIDE} pixels high or wide: there is little to see. Look at them."
-        found.append(Finding("tiny", "warning", message, _single_image_groups(small)))
-    turned = [image for image in examined if image.orientation != 1]
-    if turned:
-        message = f"{_files_text(turned)} stored turned, with EXIF's orientation: edgetl turns them upright, other programs may not."
-        found.append(Finding("orientation", "note", message, _single_image_groups(turned)))
-    animated = [image for image in examined if image.is_animated]
-    if animated:
-        message = f"{_files_text(animated)} with several frames: the first one counts."
-        found.append(Finding("animated", "note", message, _single_image_groups(animated)))
-    odd = [image for image in examined if image.mode not in ("RGB", "L")]
-    if odd:
-        modes = ", ".join(
-            f"{count} {mode}" for mode, count in Counter(image.mode for image in odd).most_common()
+        message = (
+            f"{_files_text(small)} less than {_SMALL_SIDE} pixels high or wide: too little detail. "
+            "Check them."
         )
-        found.append(
+        findings.append(Finding("tiny", "warning", message, _single_image_groups(small)))
+    rotated = [image for image in images if image.orientation != 1]
+    if rotated:
+        message = (
+            f"{_files_text(rotated)} with an EXIF orientation: edgetl rotates them upright, other "
+            "programs may not."
+        )
+        findings.append(Finding("orientation", "note", message, _single_image_groups(rotated)))
+    animated = [image for image in images if image.is_animated]
+    if animated:
+        message = f"{_files_text(animated)} with several frames: only the first is used."
+        findings.append(Finding("animated", "note", message, _single_image_groups(animated)))
+    converted = [image for image in images if image.mode not in ("RGB", "L")]
+    if converted:
+        mode_counts = Counter(image.mode for image in converted).most_common()
+        modes = ", ".join(f"{count} {mode}" for mode, count in mode_counts)
+        findings.append(
             Finding(
                 "modes",
                 "note",
-                f"{_files_text(odd)} neither RGB nor grey ({modes}): converted to RGB.",
-                _single_image_groups(odd),
+                f"{_files_text(converted)} neither RGB nor grayscale ({modes}): converted to RGB.",
+                _single_image_groups(converted),
             )
         )
-    return found
+    return findings
 
 
 def _single_file_groups(entries: Sequence[RejectedFile]) -> tuple[tuple[Path, ...], ...]:

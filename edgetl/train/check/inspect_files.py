@@ -1,4 +1,4 @@
-"""One file at a time: decoded, described, hashed; memory does not grow with the images."""
+"""Inspection of image files: decode, describe and hash one at a time, in constant memory."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from edgetl.train.data.folders import LabeledFile, RejectedFile
 from edgetl.train.data.scan import pixels_digest, read_bytes
 
 THUMBNAIL_SIDE = 16
-"""Side of the grey thumbnail that confirms a likeness."""
+"""Side of the grayscale thumbnail that confirms a near duplicate."""
 _MAX_PIXELS = 178_956_970
-"""Declared pixels above which Pillow takes a file for a decompression bomb."""
+"""Declared pixels above which Pillow treats a file as a decompression bomb."""
 
 
 @dataclass(frozen=True)
 class InspectedFile:
-    """A file that decodes."""
+    """Image file that can be decoded, with its properties."""
 
     file: LabeledFile
     width: int
     height: int
     mode: str
-    """Pillow's, as it is stored."""
+    """Pillow's mode of the stored image."""
     format: str
     orientation: int
-    """EXIF's; 1 is upright."""
+    """EXIF orientation; 1 is upright."""
     is_animated: bool
     pixels_sha256: str
     """SHA-256 of the decoded pixels and their shape, as `edgetl finetune` computes it."""
     perceptual_hash: int
-    """64 bits (Zauner, 2010): few differ between pictures that look alike."""
+    """64 bits (Zauner, 2010), of which few differ between similar images."""
     thumbnail: NDArray[np.uint8]
-    """Grey [16, 16]."""
+    """Grayscale uint8 [16, 16]."""
 
 
 def inspect_files(
@@ -51,17 +51,24 @@ def inspect_files(
     """Decode all files on all cores.
 
     Args:
-        report: called with (files done, files in all).
+        files: the files.
+        report: called with (files done, files in total).
+
+    Returns:
+        The readable images, and the other files with the reason.
     """
-    examined: list[InspectedFile] = []
+    images: list[InspectedFile] = []
     rejected: list[RejectedFile] = []
-    # load_image silences warnings, and the threads would restore each other's filters; this restores the right ones.
+    # load_image changes the warning filters in every thread; this restores the original ones.
     with warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool:
         warnings.simplefilter("ignore")
-        for done, outcome in enumerate(pool.map(_inspect_file, files), 1):
-            (rejected if isinstance(outcome, RejectedFile) else examined).append(outcome)  # type: ignore[arg-type]
+        for done, result in enumerate(pool.map(_inspect_file, files), 1):
+            if isinstance(result, RejectedFile):
+                rejected.append(result)
+            else:
+                images.append(result)
             report(done, len(files))
-    return examined, rejected
+    return images, rejected
 
 
 def _inspect_file(file: LabeledFile) -> InspectedFile | RejectedFile:
@@ -69,12 +76,12 @@ def _inspect_file(file: LabeledFile) -> InspectedFile | RejectedFile:
     if isinstance(encoded, RejectedFile):
         return encoded
     try:
-        header = _header(encoded)
+        header = _read_header(encoded)
         pixels = load_image(encoded)
     except DecodeError as cause:
         return RejectedFile(file.path, str(cause).removeprefix("the image: "))
-    grey = Image.fromarray(pixels).convert("L")
-    small = grey.resize((32, 32), Image.Resampling.BOX)
+    grayscale = Image.fromarray(pixels).convert("L")
+    small = grayscale.resize((32, 32), Image.Resampling.BOX)
     return InspectedFile(
         file,
         *header,
@@ -84,18 +91,17 @@ def _inspect_file(file: LabeledFile) -> InspectedFile | RejectedFile:
     )
 
 
-def _header(encoded: bytes) -> tuple[int, int, str, str, int, bool]:
+def _read_header(encoded: bytes) -> tuple[int, int, str, str, int, bool]:
     try:
         with open_image(encoded) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise DecodeError(
-                    f"declares {image.width} x {image.height} pixels, which no photo has: a decompression bomb."
+                    f"declares {image.width} x {image.height} pixels, more than any photo: "
+                    "a decompression bomb."
                 )
             try:
                 orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-            except (
-                Exception
-            ):  # an EXIF block too broken to read says nothing about orientation either
+            except Exception:  # invalid EXIF block
                 orientation = 1
             return (
                 image.width,
@@ -106,11 +112,9 @@ def _header(encoded: bytes) -> tuple[int, int, str, str, int, bool]:
                 bool(getattr(image, "is_animated", False)),
             )
     except Image.DecompressionBombError as cause:
-        raise DecodeError(
-            "declares more pixels than any photo has: a decompression bomb."
-        ) from cause
+        raise DecodeError("declares more pixels than any photo: a decompression bomb.") from cause
     except DecodeError:
         raise
     except Exception:
-        # load_image tells what is wrong with it.
+        # load_image raises an error with a message.
         return 0, 0, "", "", 1, False

@@ -1,4 +1,4 @@
-"""Pictures that look alike: candidates by their perceptual hashes, confirmed by their thumbnails."""
+"""Near duplicates: candidates by perceptual hash, confirmed by thumbnail."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from numpy.typing import NDArray
 from edgetl.train.check.inspect_files import InspectedFile
 
 MAX_HASH_DISTANCE = 6
-"""Of 64 that may differ."""
+"""Maximum number of different bits, out of 64, of two perceptual hashes."""
 MAX_THUMBNAIL_DIFFERENCE = 6.0
-"""Mean difference of grey levels between two thumbnails, each with its own mean taken off."""
+"""Maximum mean difference of two thumbnails in gray levels, each minus its own mean."""
 MIN_CONTRAST = 3.0
-"""Standard deviation of a thumbnail; flatter ones are all alike, and nothing follows from it."""
+"""Minimum standard deviation of a thumbnail; those of uniform images are always similar."""
 _BLOCK = 1024
 
 
 def group_near_duplicates(images: Sequence[InspectedFile]) -> list[list[int]]:
-    """Groups of indices of pictures that look alike but are not the same pixels, each group connected by likeness.
+    """Return groups of indices of similar images that are not exact duplicates.
 
-    Time grows with the square of the number of images (10,000 take a second), memory with the number.
+    A group is a connected component of similar pairs. Time grows with the square of the number of
+    images (10,000 take a second), memory with the number.
     """
-    first: dict[str, int] = {}
+    first_index: dict[str, int] = {}
     for index, image in enumerate(images):
-        first.setdefault(image.pixels_sha256, index)
-    kept = sorted(first.values())
-    if not kept:
+        first_index.setdefault(image.pixels_sha256, index)
+    distinct = sorted(first_index.values())
+    if not distinct:
         return []
-    hashes = np.array([images[index].perceptual_hash for index in kept], np.uint64)
-    thumbnails = np.array([images[index].thumbnail for index in kept], np.float32).reshape(
-        len(kept), -1
-    )
+    hashes = np.array([images[index].perceptual_hash for index in distinct], np.uint64)
+    thumbnails = np.array([images[index].thumbnail for index in distinct], np.float32)
+    thumbnails = thumbnails.reshape(len(distinct), -1)
     thumbnails -= thumbnails.mean(axis=1, keepdims=True)
     contrast = thumbnails.std(axis=1)
-    parent = list(range(len(kept)))
+    parent = list(range(len(distinct)))
 
     def root(node: int) -> int:
         while parent[node] != node:
@@ -43,27 +43,25 @@ def group_near_duplicates(images: Sequence[InspectedFile]) -> list[list[int]]:
             node = parent[node]
         return node
 
-    for one, other in _candidates(hashes):
-        flat = min(contrast[one], contrast[other]) < MIN_CONTRAST
-        if (
-            not flat
-            and float(np.abs(thumbnails[one] - thumbnails[other]).mean())
-            <= MAX_THUMBNAIL_DIFFERENCE
-        ):
-            parent[root(other)] = root(one)
+    for left, right in _candidate_pairs(hashes):
+        if min(contrast[left], contrast[right]) < MIN_CONTRAST:
+            continue
+        difference = float(np.abs(thumbnails[left] - thumbnails[right]).mean())
+        if difference <= MAX_THUMBNAIL_DIFFERENCE:
+            parent[root(right)] = root(left)
     groups: dict[int, list[int]] = {}
-    for node, index in enumerate(kept):
+    for node, index in enumerate(distinct):
         groups.setdefault(root(node), []).append(index)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _candidates(hashes: NDArray[np.uint64]) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
-    for start in range(0, len(hashes), _BLOCK):
-        block = hashes[start : start + _BLOCK, None]
-        for after in range(start, len(hashes), _BLOCK):
-            bits = np.bitwise_count(block ^ hashes[None, after : after + _BLOCK])
-            ones, others = np.nonzero(bits <= MAX_HASH_DISTANCE)
-            pairs = zip((start + ones).tolist(), (after + others).tolist(), strict=True)
-            found += [(one, other) for one, other in pairs if one < other]
-    return found
+def _candidate_pairs(hashes: NDArray[np.uint64]) -> list[tuple[int, int]]:
+    pairs: list[tuple[int, int]] = []
+    for row in range(0, len(hashes), _BLOCK):
+        block = hashes[row : row + _BLOCK, None]
+        for column in range(row, len(hashes), _BLOCK):
+            bits = np.bitwise_count(block ^ hashes[None, column : column + _BLOCK])
+            rows, columns = np.nonzero(bits <= MAX_HASH_DISTANCE)
+            matches = zip((row + rows).tolist(), (column + columns).tolist(), strict=True)
+            pairs += [(left, right) for left, right in matches if left < right]
+    return pairs

@@ -1,1 +1,1 @@
-"""Code that the other training packages share."""
+"""Code shared by the other training packages."""

@@ -1,4 +1,4 @@
-"""Choices made by a short measurement: made once on a machine, remembered, so that two runs compute alike."""
+"""Cached measurements, so that repeated runs on a machine make the same choices."""
 
 from __future__ import annotations
 
@@ -16,28 +16,27 @@ from edgetl.device.hardware.info import collect_device_info
 
 
 def cached_measurement(
-    facts: dict[str, Any], measure: Callable[[], dict[str, Any]]
+    key: dict[str, Any], measure: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """What `measure` found on this machine for these facts, now or earlier.
+    """Return a measurement for `key`, from the cache or by calling `measure`.
 
-    The device, its cores and PyTorch's version belong to the facts. Where nothing can be kept, it is measured each time.
+    The CPU, its cores and PyTorch's version are added to the key. If the cache is not writable,
+    every call measures.
     """
     machine = {
         "cpu": collect_device_info().get("cpu"),
         "cores": available_cores(),
         "torch": torch.__version__,
     }
-    name = hashlib.sha256(json.dumps({**machine, **facts}, sort_keys=True).encode()).hexdigest()[
-        :32
-    ]
+    text = json.dumps({**machine, **key}, sort_keys=True)
+    name = hashlib.sha256(text.encode()).hexdigest()[:32]
     path = get_cache_folder() / "measured" / f"{name}.json"
     entry = read_cache_entry(path)
     if entry is not None:
-        earlier: dict[str, Any] = entry["found"]
-        return earlier
-    found = measure()
-    with contextlib.suppress(
-        OSError
-    ):  # a home that cannot be written costs a second at each run, no more
-        write_cache_entry(path, {**machine, **facts, "found": found})
-    return found
+        cached: dict[str, Any] = entry["found"]
+        return cached
+    measurement = measure()
+    # A home directory that is not writable only costs a second per run.
+    with contextlib.suppress(OSError):
+        write_cache_entry(path, {**machine, **key, "found": measurement})
+    return measurement

@@ -1,4 +1,4 @@
-"""A computation captured once in a CUDA graph and replayed: no kernel is launched one by one.
+"""CUDA graphs: capture a computation once and replay it as a single launch.
 
 Source: PyTorch's notes on CUDA graphs ("CUDA semantics", section "CUDA Graphs"): warm-up on a side
 stream, capture, then replay on fixed input and output buffers.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 WARM_UP_RUNS = 3
-"""Before capture, in which neither cuDNN's search for algorithms nor a library's first allocations may fall."""
+"""Runs before capture: cuDNN's autotuning and a library's first allocations cannot be captured."""
 
 InferenceFunction = Callable[[torch.Tensor], torch.Tensor]
 InferenceCapture = Callable[[InferenceFunction, torch.Tensor], "CapturedGraph"]
@@ -20,11 +20,11 @@ InferenceCapture = Callable[[InferenceFunction, torch.Tensor], "CapturedGraph"]
 
 @dataclass(frozen=True)
 class CapturedGraph:
-    """One graph with the buffers that it reads and writes."""
+    """A CUDA graph with its input and output buffers."""
 
     input: torch.Tensor
     output: torch.Tensor
-    """Written anew by every replay."""
+    """Output buffer, overwritten by every replay."""
     replay: Callable[[], None]
 
 
@@ -32,8 +32,8 @@ def capture_cuda_graph(compute: InferenceFunction, buffer: torch.Tensor) -> Capt
     """Capture `compute(buffer)` on the current CUDA device.
 
     Args:
-        compute: from input to output, without waiting for the device in between.
-        buffer: the input that every replay will read, on the device.
+        compute: maps the input to the output without synchronizing with the device.
+        buffer: input buffer of every replay, on the device.
     """
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
@@ -48,7 +48,7 @@ def capture_cuda_graph(compute: InferenceFunction, buffer: torch.Tensor) -> Capt
 
 
 class CudaGraphRunner:
-    """A computation by replay; each shape and type of input has a graph of its own."""
+    """Runner that replays CUDA graphs, one per shape and dtype of the input."""
 
     def __init__(
         self,
@@ -56,41 +56,46 @@ class CudaGraphRunner:
         device: torch.device,
         capture: InferenceCapture = capture_cuda_graph,
     ) -> None:
-        """Args:
-        compute: from input to output.
-        device: where the buffers are.
-        capture: records the computation on its first input.
+        """Create a runner without graphs; they are captured on demand.
+
+        Args:
+            compute: maps the input to the output.
+            device: device of the buffers.
+            capture: captures the computation on its first input.
         """
-        self._compute, self._device, self._capture = compute, device, capture
+        self._compute = compute
+        self._device = device
+        self._capture = capture
         self._graphs: dict[tuple[torch.Size, torch.dtype], CapturedGraph] = {}
 
-    def upload(self, given: torch.Tensor) -> torch.Tensor:
-        """Copy an input into its graph's buffer, which is returned; a new shape is captured first."""
-        graph = self._get_or_capture(given)
-        graph.input.copy_(given)
+    def upload(self, values: torch.Tensor) -> torch.Tensor:
+        """Copy an input to its graph's buffer, captured if needed, and return the buffer."""
+        graph = self._get_or_capture(values)
+        graph.input.copy_(values)
         return graph.input
 
     def run(self, buffer: torch.Tensor) -> torch.Tensor:
         """Replay the graph on the buffer that `upload` returned.
 
         Returns:
-            The output's buffer: the next run of this shape overwrites it.
+            The output buffer. The next run with this shape overwrites it.
 
         Raises:
-            ValueError: it isn't that buffer, so a replay would read something else.
+            ValueError: `buffer` is not the one that the graph reads.
         """
         graph = self._graphs.get((buffer.shape, buffer.dtype))
         if graph is None or graph.input is not buffer:
             raise ValueError(
-                "The graph reads its own input buffer: run the tensor that upload returned."
+                "The graph reads its own input buffer: call run() with the tensor "
+                "that upload() returned."
             )
         graph.replay()
         return graph.output
 
-    def _get_or_capture(self, given: torch.Tensor) -> CapturedGraph:
-        key = (given.shape, given.dtype)
+    def _get_or_capture(self, values: torch.Tensor) -> CapturedGraph:
+        key = (values.shape, values.dtype)
         if key not in self._graphs:
-            buffer = torch.empty(given.shape, dtype=given.dtype, device=self._device)
-            buffer.copy_(given)
+            buffer = torch.empty(values.shape, dtype=values.dtype, device=self._device)
+            buffer.copy_(values)
             self._graphs[key] = self._capture(self._compute, buffer)
         return self._graphs[key]

@@ -1,7 +1,7 @@
-"""Several processes that train one network, as torchrun starts them: who this one is, and how all of them stay at one.
+"""Data-parallel training in several processes started by torchrun.
 
-Every process runs the whole of `finetune`. What is measured or found out on the way is the first one's (`agree`, `first_makes`), steps and
-images are divided among all, and only the first writes.
+Every process runs all of `finetune`. The main process measures and decides for all (`broadcast`,
+`run_on_main`) and is the only one that writes. Steps and images are divided among all.
 """
 
 from __future__ import annotations
@@ -31,40 +31,40 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _TIMEOUT = timedelta(hours=1)
-"""For one another: the first process may have many images to read."""
+"""Time that processes wait for one another; the main process may have many images to read."""
 
 
 @dataclass(frozen=True)
 class DistributedGroup:
-    """Processes that work together, or one alone."""
+    """Processes that work together; by default, a single process."""
 
     rank: int = 0
-    """This one, counted from 0."""
+    """Index of this process, from 0."""
     world_size: int = 1
-    """How many there are."""
+    """Number of processes."""
     process_group: ProcessGroup | None = None
-    """Between their CPUs."""
+    """PyTorch's process group for CPU tensors and objects."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that decides and writes."""
+        """Whether this process decides and writes."""
         return self.rank == 0
 
     @property
     def is_distributed(self) -> bool:
-        """Whether there are others."""
+        """Whether there is more than one process."""
         return self.world_size > 1
 
     def shard(self, count: int) -> range:
-        """This process's share of so many things: together the processes have each once."""
+        """Return this process's share of `range(count)`; each index belongs to one process."""
         return range(self.rank, count, self.world_size)
 
     def broadcast(self, value: T) -> T:
-        """The first process's value."""
+        """Broadcast a value from rank 0."""
         return self.run_on_main(lambda: value)
 
     def run_on_main(self, make: Callable[[], T]) -> T:
-        """What the first process makes, or the error that ended it, in every process."""
+        """Run `make` on rank 0 and broadcast its result or exception."""
         if not self.is_distributed:
             return make()
         box: list[Any] = [None, None]
@@ -78,19 +78,19 @@ class DistributedGroup:
         )
         if box[1] is not None:
             raise box[1]
-        made: T = box[0]
-        return made
+        result: T = box[0]
+        return result
 
     def all_gather(self, value: T) -> list[T]:
-        """The value of each process, in order."""
+        """Return the values of all processes, in order of rank."""
         if not self.is_distributed:
             return [value]
-        found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, value, group=self._process_group)
-        return found
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._process_group)
+        return values
 
     def all_reduce_any(self, *flags: bool) -> tuple[bool, ...]:
-        """Of each flag, whether it is set in any process."""
+        """Return, for each flag, whether it is set in any process."""
         if not self.is_distributed:
             return flags
         counts = torch.tensor(flags, dtype=torch.int32)
@@ -99,7 +99,7 @@ class DistributedGroup:
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """The first process goes through the block before the others: it leaves in a cache what they find there."""
+        """Run the block on the main process first; the others then find its cache entries."""
         if not self.is_main:
             self.barrier()
         yield
@@ -107,7 +107,7 @@ class DistributedGroup:
             self.barrier()
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait for all processes."""
         if self.is_distributed:
             dist.barrier(group=self._process_group)
 
@@ -119,24 +119,27 @@ class DistributedGroup:
 
 @dataclass(frozen=True)
 class Processes(DistributedGroup):
-    """All processes of a training."""
+    """All processes of a training run."""
 
     local_group: DistributedGroup = DistributedGroup()
-    """Those on this machine."""
+    """Processes on this machine."""
 
     def wrap_ddp(self, module: nn.Module) -> nn.Module:
-        """The module with gradients that are the processes' mean; its trained parameters are set when this is called.
+        """Return the module with gradients averaged over the processes.
 
-        Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training" (2020).
+        The set of trainable parameters must not change afterwards.
+
+        Source: Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training"
+        (2020).
         """
         if not self.is_distributed:
             return module
         devices = {parameter.device for parameter in module.parameters()}
         on_gpu = any(device.type == "cuda" for device in devices)
         with warnings.catch_warnings():
-            # The option has another name from PyTorch 2.15 on, which older ones do not know.
+            # PyTorch 2.15 deprecates the option's name; older versions lack the new one.
             warnings.simplefilter("ignore", FutureWarning)
-            # Statistics are averaged after every step, which is more than the first process's for all.
+            # Buffers are averaged after every step, so rank 0's need not be broadcast.
             return nn.parallel.DistributedDataParallel(
                 module,
                 device_ids=[torch.cuda.current_device()] if on_gpu else None,
@@ -162,61 +165,59 @@ SINGLE_PROCESS = Processes()
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that tells the user how things go: the only one, or the first."""
+    """Return whether this is the main process."""
     return _read_env_int("WORLD_SIZE", 1) == 1 or _read_env_int("RANK", 0) == 0
 
 
 @contextmanager
 def init_distributed(device: Device = "auto") -> Iterator[Processes]:
-    """The processes that torchrun has started with this one; ALONE where it has not, or has started only one.
+    """Join the processes that torchrun has started; yield SINGLE_PROCESS if there is only one.
 
-    Ends together: an error of one process ends all of them, and one tells why.
+    An error in one process ends all of them, and one of them reports it.
 
     Args:
-        device: as `--device`; with `cpu` no GPU is touched.
+        device: value of `--device`; with `cpu` no GPU is touched.
 
     Raises:
         ConfigError: there is no GPU for this process.
-        RunError: the connection to the others was lost, or this process was told to end.
-        SystemExit: another process has told why all of them end.
+        RunError: the connection to another process was lost, or SIGTERM was received.
+        SystemExit: another process has reported the error.
     """
-    world, rank = _read_env_int("WORLD_SIZE", 1), _read_env_int("RANK", 0)
-    local_world, local_rank = (
-        _read_env_int("LOCAL_WORLD_SIZE", world),
-        _read_env_int("LOCAL_RANK", rank),
-    )
+    world_size = _read_env_int("WORLD_SIZE", 1)
+    rank = _read_env_int("RANK", 0)
+    local_world_size = _read_env_int("LOCAL_WORLD_SIZE", world_size)
+    local_rank = _read_env_int("LOCAL_RANK", rank)
     started_by_torchrun = "LOCAL_RANK" in os.environ
     gpu = select_gpu(local_rank) if started_by_torchrun and device != "cpu" else None
-    if world == 1:
+    if world_size == 1:
         yield SINGLE_PROCESS
         return
-    # torchrun sets one thread a process where the user has set none.
-    torch.set_num_threads(max(1, available_cores() // local_world))
+    # torchrun sets one thread per process unless the user has set a number.
+    torch.set_num_threads(max(1, available_cores() // local_world_size))
     store: Store = next(iter(rendezvous("env://", timeout=_TIMEOUT)))[0]
-    # Tensors of a GPU go over NCCL, which is told the GPU so that it need not guess; objects and barriers go over gloo and wait for no GPU.
+    # GPU tensors use NCCL, with an explicit device so that it does not guess. Objects and barriers
+    # use gloo and do not wait for a GPU.
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
     dist.init_process_group(
         backend,
         store=PrefixStore("edgetl", store),
         rank=rank,
-        world_size=world,
+        world_size=world_size,
         timeout=_TIMEOUT,
         device_id=gpu,
     )
-    before = signal.signal(signal.SIGTERM, _raise_terminated)
+    previous_handler = signal.signal(signal.SIGTERM, _raise_terminated)
     try:
-        channel = _new_process_group(range(world))
-        # Every process makes the groups of all machines: that is how PyTorch numbers them.
-        groups = [
-            _new_process_group(range(start, min(start + local_world, world)))
-            for start in range(0, world, local_world)
+        process_group = _new_process_group(range(world_size))
+        # PyTorch requires every process to create the groups of all machines, in the same order.
+        local_groups = [
+            _new_process_group(range(start, min(start + local_world_size, world_size)))
+            for start in range(0, world_size, local_world_size)
         ]
-        yield Processes(
-            rank,
-            world,
-            channel,
-            DistributedGroup(local_rank, local_world, groups[rank // local_world]),
+        local_group = DistributedGroup(
+            local_rank, local_world_size, local_groups[rank // local_world_size]
         )
+        yield Processes(rank, world_size, process_group, local_group)
         dist.destroy_process_group()
     except BaseException as cause:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -224,21 +225,24 @@ def init_distributed(device: Device = "auto") -> Iterator[Processes]:
             raise SystemExit(130 if isinstance(cause, KeyboardInterrupt) else 1) from cause
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
 def select_gpu(local_rank: int) -> torch.device | None:
-    """Make GPU number `local_rank` the current one, before anything else uses a GPU; None on a machine without.
+    """Make GPU number `local_rank` the current one; return None on a machine without GPUs.
+
+    Call it before anything else uses a GPU.
 
     Raises:
-        ConfigError: the machine has GPUs, but fewer.
+        ConfigError: the machine has GPUs, but not this many.
     """
     count = torch.cuda.device_count()
     if count == 0:
         return None
     if local_rank >= count:
         raise ConfigError(
-            f"LOCAL_RANK is {local_rank} and PyTorch sees {count} GPU{'s' * (count > 1)}: each process needs its own. "
+            f"LOCAL_RANK is {local_rank}, but PyTorch sees {count} GPU{'s' * (count > 1)}: "
+            "each process needs its own. "
             f"Start torchrun with --nproc-per-node {count}, or train on the CPU with --device cpu."
         )
     torch.cuda.set_device(local_rank)
@@ -246,44 +250,46 @@ def select_gpu(local_rank: int) -> torch.device | None:
 
 
 def _new_process_group(ranks: range) -> ProcessGroup:
-    made = dist.new_group(list(ranks), backend="gloo", timeout=_TIMEOUT)
-    # Where a process is not among them it is a number, which is never used.
-    return cast("ProcessGroup", made)
+    group = dist.new_group(list(ranks), backend="gloo", timeout=_TIMEOUT)
+    # A process outside the group gets a number instead, which is never used.
+    return cast("ProcessGroup", group)
 
 
 class TerminatedError(RunError):
-    """SIGTERM came: torchrun sends it when a process has ended, and so does whoever cancels a job."""
+    """SIGTERM received: from torchrun after another process has ended, or from a cancelled job."""
 
 
 def is_peer_failure(cause: BaseException) -> bool:
-    """Whether an error says that another process cannot be reached, or that torchrun has seen it end."""
-    words = str(cause).lower()
+    """Return whether an error means that another process has failed or is unreachable."""
+    message = str(cause).lower()
     return isinstance(cause, (dist.DistError, TerminatedError)) or (
         isinstance(cause, RuntimeError)
-        and any(word in words for word in ("gloo", "nccl", "connection closed", "connection reset"))
+        and any(
+            text in message for text in ("gloo", "nccl", "connection closed", "connection reset")
+        )
     )
 
 
 def ignore_sigterm(group: DistributedGroup) -> None:
-    """Ignore SIGTERM from now on: why this process ends is known, and torchrun would interrupt it telling so."""
+    """Ignore SIGTERM: the error is known, and torchrun's signal would interrupt reporting it."""
     if group.is_distributed:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _is_first_to_report(store: Store) -> bool:
     try:
-        return bool(store.add("edgetl-told", 1) == 1)
-    except RuntimeError:  # the process that kept it has gone, and nobody knows what it said
+        return bool(store.add("edgetl-reported", 1) == 1)
+    except RuntimeError:  # the process that hosts the store has ended, perhaps without a report
         return True
 
 
 def _raise_terminated(_number: int, _frame: FrameType | None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise TerminatedError(
-        "This training was told to end: one of its processes has ended, or the job was cancelled."
+        "Training was terminated: one of its processes has ended, or the job was cancelled."
     )
 
 
-def _read_env_int(name: str, otherwise: int) -> int:
+def _read_env_int(name: str, default: int) -> int:
     text = os.environ.get(name, "")
-    return int(text) if text.isdigit() else otherwise
+    return int(text) if text.isdigit() else default

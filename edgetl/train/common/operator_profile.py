@@ -1,4 +1,4 @@
-"""PyTorch's profile by operator, in the time of the processor that does the work."""
+"""Summary of a PyTorch profile by operator, in GPU time if a GPU is used."""
 
 from __future__ import annotations
 
@@ -9,43 +9,51 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.autograd.profiler_util import FunctionEventAvg
 
 ATTRIBUTED_SHARE = 0.95
-"""From this share of the kernels' time on, operators stand for it. Less is attributed where a CUDA graph is replayed."""
+"""Smallest share of the kernels' time to report by operator.
+
+The profiler attributes less to operators if a CUDA graph is replayed.
+"""
 
 
 def operator_profile(
     events: Sequence[FunctionEventAvg], runs: int, provider: str
 ) -> dict[str, Any]:
-    """Sum up a profile by operator, the costliest first.
+    """Summarize a profile by operator, slowest first.
 
-    With a GPU's kernels among the events, times are the GPU's: of each operator, or of each kernel
-    where the profiler can't say which operator launched it. Otherwise they are the CPU time of the
-    host. A time is the operator's own, without those it calls.
+    If the events include GPU kernels, times are GPU times: per operator, or per kernel if the
+    profiler cannot attribute kernels to operators. Otherwise they are CPU times of the host. All
+    are self times, without the operators called.
 
     Args:
         events: `key_averages()` of torch.profiler.
-        runs: how many runs were profiled.
-        provider: where they ran.
+        runs: number of profiled runs.
+        provider: execution provider to record.
 
     Returns:
-        {"runs", "clock": "gpu" or "host", "rows": "operators" or "kernels", "operators", "nodes"}; microseconds are those of one run.
+        {"runs", "clock": "gpu" or "host", "rows": "operators" or "kernels", "operators", "nodes"}.
+        Microseconds are per run.
     """
     kernels = [
         event
         for event in events
         if event.device_type == DeviceType.CUDA and not event.is_user_annotation
     ]
-    on_gpu = sum(event.self_device_time_total for event in kernels)
-    if not on_gpu:
-        hosted = [(event, event.self_cpu_time_total) for event in events]
-        return _summary("host", "operators", hosted, runs, provider)
-    launched = [
+    gpu_time = sum(event.self_device_time_total for event in kernels)
+    if not gpu_time:
+        host_times = [(event, event.self_cpu_time_total) for event in events]
+        return _summary("host", "operators", host_times, runs, provider)
+    operator_times = [
         (event, event.self_device_time_total)
         for event in events
         if event.device_type == DeviceType.CPU
     ]
-    if sum(time for _, time in launched) >= ATTRIBUTED_SHARE * on_gpu:
+    if sum(time for _, time in operator_times) >= ATTRIBUTED_SHARE * gpu_time:
         return _summary(
-            "gpu", "operators", [(event, time) for event, time in launched if time], runs, provider
+            "gpu",
+            "operators",
+            [(event, time) for event, time in operator_times if time],
+            runs,
+            provider,
         )
     return _summary(
         "gpu",

@@ -1,4 +1,4 @@
-"""Where training runs and in which arithmetic."""
+"""Device and precision of training."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from edgetl.device.hardware.info import cpu_flags
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 Tensors = tuple[Tensor, ...]
 TensorFunction = Callable[..., Tensors]
-"""Takes the values at one cut, gives those at another; the first axis is the batch."""
+"""Function from the values at one cut to those at another; the first axis is the batch."""
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MIN_TENSOR_CORE_CAPABILITY = 7
-"""CUDA compute capability from which on float16 is faster than float32 (Volta, Turing; newer GPUs have bfloat16)."""
+"""Lowest CUDA compute capability with fast float16 (Volta, Turing; newer GPUs have bfloat16)."""
 
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """A device with the precision of its forward and backward passes."""
+    """Device and precision of the forward and backward passes."""
 
     device: torch.device
     precision: PrecisionName
     may_use_bf16: bool = False
-    """Whether bfloat16 may be taken where it is measured faster: nothing else was asked for, and the hardware has it."""
+    """Whether bfloat16 may be used if it is faster: the hardware has it and the user allows it."""
 
     @property
     def device_name(self) -> str:
-        """As it stands in metrics.json."""
+        """Name of the device in metrics.json."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
     def autocast(self, cache_enabled: bool = True) -> AbstractContextManager[None]:
-        """Autocast to a 16-bit type, or nothing; weights stay float32.
+        """Autocast to the 16-bit type, if there is one; weights stay float32.
 
         Args:
-            cache_enabled: False casts weights anew at each use, as a CUDA graph must.
+            cache_enabled: False casts weights again at each use, which CUDA graphs require.
         """
         dtype = _AUTOCAST[self.precision]
         return torch.autocast(
@@ -58,23 +58,26 @@ class ComputeConfig:
         )
 
     def make_grad_scaler(self) -> torch.amp.GradScaler:
-        """Scales the loss where gradients would vanish in float16 (Micikevicius et al., 2018); does nothing otherwise."""
+        """Return a gradient scaler that scales the loss for float16 and does nothing otherwise.
+
+        Source: Micikevicius et al., "Mixed Precision Training" (2018).
+        """
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def synchronize(self) -> None:
-        """Until the device has done what it was given: before reading a clock."""
+        """Wait until the device is idle, to read a clock."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def peak_gpu_memory_bytes(self) -> int | None:
-        """The most that PyTorch's tensors have taken of the GPU so far; None without one."""
+        """Return the peak memory of PyTorch's tensors on the GPU so far; None on a CPU."""
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
 
     def to_model_input(self, batch: Tensor, preprocessing: Preprocessing) -> Tensor:
-        """uint8 [batch, S, S, 3] to normalised float32 [batch, 3, S, S], channels last, on the device."""
+        """Convert uint8 [batch, S, S, 3] to normalized float32 [batch, 3, S, S], channels last."""
         moved = batch.to(self.device, non_blocking=True)
         images, height, width, _ = moved.shape
-        # In rows of pixels: broadcasting along three channels is seven times slower.
+        # By rows of pixels: broadcasting over three channels is seven times slower.
         mean, factor = _normalization_row(preprocessing, width, self.device)
         scaled = moved.view(images, height, 3 * width).float().sub_(mean).mul_(factor)
         return scaled.view(images, height, width, 3).permute(0, 3, 1, 2)
@@ -82,21 +85,21 @@ class ComputeConfig:
 
 @contextmanager
 def cudnn_autotuning(enabled: bool) -> Iterator[None]:
-    """Let cuDNN time its algorithms for each new shape inside the block (`torch.backends.cudnn.benchmark`).
+    """Let cuDNN time its algorithms for each new shape inside the block.
 
-    Pays off for shapes that come again many times. Which algorithm wins may differ between two runs, so nothing is
-    timed where deterministic algorithms are asked for.
+    Sets `torch.backends.cudnn.benchmark`. Pays off for shapes that recur often. No effect with
+    deterministic algorithms, because the fastest algorithm may differ between two runs.
     """
-    before = torch.backends.cudnn.benchmark
+    previous = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = enabled and not torch.are_deterministic_algorithms_enabled()
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        torch.backends.cudnn.benchmark = previous
 
 
 def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a CPU tensor to `device`; to a GPU from pinned memory, so that the host does not wait for the copy."""
+    """Copy a CPU tensor to `device`; to a GPU from pinned memory, without blocking the host."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -106,7 +109,7 @@ def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def _normalization_row(
     preprocessing: Preprocessing, width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    # Kept: making them anew would have a GPU wait at every batch.
+    # Cached, because creating them would synchronize with the GPU at every batch.
     mean, std = (
         torch.tensor(values).repeat(width) * 255
         for values in (preprocessing.mean, preprocessing.std)
@@ -115,51 +118,65 @@ def _normalization_row(
 
 
 def choose_compute_config(device: Device, precision: Precision) -> ComputeConfig:
-    """`auto` takes CUDA where there is one; there bfloat16, or float16 on tensor cores without it; on CPUs bfloat16 if measured faster.
+    """Choose device and precision.
+
+    `auto` is CUDA if available, with bfloat16, or with float16 on tensor cores without bfloat16. On
+    a CPU, `auto` allows bfloat16 if it is later measured to be faster.
 
     Raises:
-        ConfigError: what was asked for explicitly is not there; nothing falls back silently.
+        ConfigError: the requested device or precision is not available; there is no fallback.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "--device cuda: PyTorch sees no CUDA device. `edgetl doctor` shows why; --device cpu trains without one."
+            "--device cuda: PyTorch sees no CUDA device. Run `edgetl doctor` to see why, "
+            "or use --device cpu."
         )
-    chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    if chosen.type == "cpu":
-        if precision == "fp16":
-            raise ConfigError(
-                "--precision fp16 is for GPUs; CPUs emulate it. Take --precision auto."
-            )
-        return ComputeConfig(
-            chosen,
-            "bf16" if precision == "bf16" else "fp32",
-            precision == "bf16" or (precision == "auto" and cpu_has_bf16()),
-        )
-    # float32 is what validation claims; cuDNN would round it to TF32.
+    if device == "cpu" or not torch.cuda.is_available():
+        return _choose_cpu_config(precision)
+    return _choose_cuda_config(precision)
+
+
+def _choose_cpu_config(precision: Precision) -> ComputeConfig:
+    device = torch.device("cpu")
+    if precision == "fp16":
+        raise ConfigError("--precision fp16 is for GPUs; CPUs emulate it. Use --precision auto.")
+    if precision == "bf16":
+        return ComputeConfig(device, "bf16", may_use_bf16=True)
+    return ComputeConfig(device, "fp32", may_use_bf16=precision == "auto" and cpu_has_bf16())
+
+
+def _choose_cuda_config(precision: Precision) -> ComputeConfig:
+    device = torch.device("cuda")
+    # Validation is specified as float32; cuDNN would round it to TF32.
     torch.backends.cudnn.allow_tf32 = False
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and not has_bf16:
         raise ConfigError(
-            "--precision bf16: this GPU has no bfloat16. Take --precision fp16 or fp32."
+            "--precision bf16: this GPU has no bfloat16. Use --precision fp16 or fp32."
         )
-    if precision == "auto":
-        has_fp16 = torch.cuda.get_device_capability(chosen)[0] >= _MIN_TENSOR_CORE_CAPABILITY
-        return ComputeConfig(chosen, "bf16" if has_bf16 else "fp16" if has_fp16 else "fp32")
-    return ComputeConfig(chosen, precision)
+    if precision != "auto":
+        return ComputeConfig(device, precision)
+    has_fast_fp16 = torch.cuda.get_device_capability(device)[0] >= _MIN_TENSOR_CORE_CAPABILITY
+    if has_bf16:
+        return ComputeConfig(device, "bf16")
+    return ComputeConfig(device, "fp16" if has_fast_fp16 else "fp32")
 
 
 def cpu_has_bf16(proc: Path = Path("/proc")) -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware (AVX512_BF16 or AMX on x86, BF16 on ARM); without that PyTorch emulates it."""
+    """Return whether the CPU multiplies bfloat16 in hardware; otherwise PyTorch emulates it.
+
+    The instructions are AVX512_BF16 or AMX on x86 and BF16 on ARM.
+    """
     return bool(cpu_flags(proc) & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def keep_slow_kernels_in_float32(network: nn.Module) -> None:
-    """Strided grouped convolutions compute in float32 under autocast on a CPU.
+def keep_slow_kernels_in_float32(model: nn.Module) -> None:
+    """Compute strided grouped convolutions in float32 under CPU autocast.
 
-    oneDNN has no fast backward kernel for them in bfloat16 (seen with PyTorch 2.11 and 2.15): that one layer took half of a step of
-    MobileNetV2's last five blocks, 3.5 ms an image instead of 1.9.
+    oneDNN has no fast backward kernel for them in bfloat16 (PyTorch 2.11 and 2.15): one such layer
+    took half of a step of MobileNetV2's last five blocks, 3.5 ms per image instead of 1.9.
     """
-    for module in network.modules():
+    for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.stride) > 1:
             module.forward = partial(_forward_in_float32, module)  # type: ignore[method-assign]
 
@@ -167,68 +184,71 @@ def keep_slow_kernels_in_float32(network: nn.Module) -> None:
 def _forward_in_float32(module: nn.Conv2d, values: Tensor) -> Tensor:
     under_autocast = torch.is_autocast_enabled(values.device.type)
     with torch.autocast(values.device.type, enabled=False):
-        given = values.float() if under_autocast else values
-        computed: Tensor = module._conv_forward(given, module.weight, module.bias)
-    return computed
+        inputs = values.float() if under_autocast else values
+        output: Tensor = module._conv_forward(inputs, module.weight, module.bias)
+    return output
 
 
 def measure_step_ms(
-    network: nn.Module,
+    model: nn.Module,
     forward: Callable[..., Tensor],
     values: Tensors,
     labels: Tensor,
-    computing: ComputeConfig,
+    compute_config: ComputeConfig,
 ) -> dict[str, float]:
-    """Time of a forward and backward pass in each arithmetic that may be chosen; the network is left as it was."""
-    names: list[PrecisionName] = (
-        ["fp32", "bf16"] if computing.may_use_bf16 else [computing.precision]
-    )
-    with preserve_model_state(network), cudnn_autotuning(True):
+    """Return the time of a forward and backward pass in each allowed precision.
+
+    The state of the model does not change.
+    """
+    precisions: list[PrecisionName] = [compute_config.precision]
+    if compute_config.may_use_bf16:
+        precisions = ["fp32", "bf16"]
+    with preserve_model_state(model), cudnn_autotuning(True):
         return {
-            name: _time_step_ms(forward, values, labels, replace(computing, precision=name))
-            for name in names
+            precision: _time_step_ms(
+                forward, values, labels, replace(compute_config, precision=precision)
+            )
+            for precision in precisions
         }
 
 
 def _time_step_ms(
-    forward: Callable[..., Tensor], values: Tensors, labels: Tensor, computing: ComputeConfig
+    forward: Callable[..., Tensor], values: Tensors, labels: Tensor, compute_config: ComputeConfig
 ) -> float:
-    taken = []
+    durations = []
     for _ in range(3):
-        started = time.perf_counter()
-        with computing.autocast():
+        start = time.perf_counter()
+        with compute_config.autocast():
             loss = F.cross_entropy(forward(*values).float(), labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        computing.synchronize()
-        taken.append(time.perf_counter() - started)
-    # The first builds the kernels.
-    return min(taken[1:]) * 1e3
+        compute_config.synchronize()
+        durations.append(time.perf_counter() - start)
+    # The first step is left out: it builds the kernels.
+    return min(durations[1:]) * 1e3
 
 
 @contextmanager
-def preserve_model_state(network: nn.Module) -> Iterator[None]:
-    """Restore buffers, gradients (to None) and random generators after the block, so that a measurement leaves no trace.
+def preserve_model_state(model: nn.Module) -> Iterator[None]:
+    """Restore buffers, gradients (to None) and random generators after the block.
 
-    Only the generators of the CPU and of the GPU that holds the network are saved: asking for every GPU's would make a
-    CUDA context on each of them.
+    Only the generators of the CPU and of the model's GPU are saved: saving those of every GPU would
+    create a CUDA context on each.
     """
-    buffers = list(network.buffers())
+    buffers = list(model.buffers())
     saved = [buffer.clone() for buffer in buffers]
     gpus = {
-        tensor.device
-        for tensor in (*network.parameters(), *buffers)
-        if tensor.device.type == "cuda"
+        tensor.device for tensor in (*model.parameters(), *buffers) if tensor.device.type == "cuda"
     }
-    current = [torch.cuda.current_device() if gpu.index is None else gpu.index for gpu in gpus]
+    gpu_indices = [torch.cuda.current_device() if gpu.index is None else gpu.index for gpu in gpus]
     try:
-        with torch.random.fork_rng(devices=current, device_type="cuda"):
+        with torch.random.fork_rng(devices=gpu_indices, device_type="cuda"):
             yield
     finally:
         with torch.no_grad():
-            # One launch for each type: lists of several types are copied tensor by tensor.
+            # One kernel launch per dtype: lists of several dtypes are copied tensor by tensor.
             for dtype in {buffer.dtype for buffer in buffers}:
                 pairs = [
                     pair for pair in zip(buffers, saved, strict=True) if pair[0].dtype == dtype
                 ]
                 torch._foreach_copy_([buffer for buffer, _ in pairs], [copy for _, copy in pairs])
-        network.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)

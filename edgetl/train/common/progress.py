@@ -1,4 +1,4 @@
-"""What a long job tells its caller while it runs; the command line draws it, a library caller may ignore it."""
+"""Progress reports of a training run, displayed by the command line."""
 
 from __future__ import annotations
 
@@ -11,88 +11,88 @@ class EpochRecord:
     """One line of history.jsonl."""
 
     phase: int
-    """1: the new head; 2: the head and the last blocks."""
+    """1 trains the new head, 2 the head and the last blocks."""
     epoch: int
-    """From 1, over both phases."""
+    """Epoch, counted from 1 over both phases."""
     train_loss: float
-    """Mean over the epoch, on augmented images, while the weights moved."""
+    """Mean loss over the epoch, on augmented images, while the weights change."""
     train_accuracy: float
-    """As train_loss."""
+    """Training accuracy over the epoch, on augmented images."""
     val_loss: float | None
-    """After the epoch; None without validation images."""
+    """Validation loss after the epoch; None without validation images."""
     val_accuracy: float | None
-    """As val_loss."""
+    """Validation accuracy after the epoch; None without validation images."""
     lr: float
     seconds: float
-    """Training and validation."""
+    """Time of training and validation."""
     images_per_second: float
-    """Training images per second of training."""
+    """Training throughput, without validation."""
     elapsed: float
-    """Seconds from the start of the run to the end of this epoch, reading and frozen blocks included."""
+    """Seconds from the start of the run to the end of this epoch, with reading and caching."""
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in history.jsonl."""
+        """Return the record as written to history.jsonl."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class StepProgress:
-    """How far an epoch has come."""
+    """Progress within an epoch."""
 
     phase: int
     epoch: int
     epochs: int
-    """Of both phases together."""
+    """Number of epochs in both phases."""
     images: int
-    """Seen in this epoch."""
+    """Training images processed in this epoch."""
     images_total: int
-    """In an epoch."""
+    """Training images per epoch."""
     loss: float
-    """Mean of the epoch so far."""
+    """Mean loss over the epoch so far."""
     accuracy: float
-    """As loss."""
+    """Training accuracy over the epoch so far."""
     images_per_second: float
 
 
 class Progress(Protocol):
-    """Called from the thread that trains."""
+    """Receiver of progress reports, called from the training thread."""
 
     def note(self, text: str) -> None:
-        """Something worth knowing."""
+        """Report information."""
 
     def warn(self, text: str) -> None:
-        """Something that the user should look at."""
+        """Report a problem that needs attention."""
 
     def on_files_checked(self, done: int, total: int) -> None:
-        """Image files checked so far."""
+        """Report the number of image files checked so far."""
 
     def on_features_computed(self, done: int, total: int) -> None:
-        """Views put through the frozen blocks so far."""
+        """Report the number of views passed through the frozen blocks so far."""
 
     def on_step_end(self, step: StepProgress) -> None:
-        """A batch was trained; not every one is told, the last of an epoch is."""
+        """Report a training step; some steps are skipped, the last of an epoch never."""
 
     def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
-        """An epoch ended; `best` says whether its weights were kept."""
+        """Report the end of an epoch; `best` if its weights are the best so far."""
 
 
 class NullProgress:
-    """Progress that nobody watches."""
+    """Progress that ignores all reports."""
 
     def note(self, text: str) -> None:
-        """Ignore it."""
+        """Do nothing."""
 
     def warn(self, text: str) -> None:
-        """Ignore it."""
+        """Do nothing."""
 
     def on_files_checked(self, done: int, total: int) -> None:
-        """Ignore it."""
+        """Do nothing."""
 
     def on_features_computed(self, done: int, total: int) -> None:
-        """Ignore it."""
+        """Do nothing."""
 
     def on_step_end(self, step: StepProgress) -> None:
-        """Ignore it."""
+        """Do nothing."""
 
     def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
-        """Ignore it."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""The choices of one run: recorded ones are taken again, new ones are written into config.json as soon as they are made."""
+"""Automatic choices of a run: reused from config.json if recorded there, else made and recorded."""
 
 from __future__ import annotations
 
@@ -14,43 +14,52 @@ from edgetl.core.errors import ConfigError
 
 
 class RunChoices:
-    """Holds what an earlier run or process has decided, and what this one has."""
+    """Automatic choices recorded by an earlier run or process and made by this one."""
 
     def __init__(self, recorded: AutoChoices | None = None, fixed: bool = False) -> None:
-        """Take recorded choices, and whether the others follow fixed rules (`--deterministic`) instead of measurements."""
+        """Start from recorded choices.
+
+        Args:
+            recorded: choices to reuse.
+            fixed: make the other choices by fixed rules (`--deterministic`), without measurements.
+        """
         self.recorded = recorded or AutoChoices()
         self.current = self.recorded
         self.uses_fixed_rules = fixed
         self.on_change: Callable[[AutoChoices], None] = lambda choices: None
-        """Called after each new choice."""
+        """Callback for each new choice."""
 
     def record(self, **choices: Any) -> None:
-        """Note choices by their field's name."""
-        made = replace(self.current, **choices)
-        if made != self.current:
-            self.current = made
-            self.on_change(made)
+        """Record choices by field name."""
+        updated = replace(self.current, **choices)
+        if updated != self.current:
+            self.current = updated
+            self.on_change(updated)
 
     def record_entry(self, name: str, key: str, value: Any) -> None:
-        """Note an entry of a field that is a mapping."""
+        """Record an entry of a field that is a mapping."""
         self.record(**{name: {**getattr(self.current, name), key: value}})
 
 
 @contextmanager
 def use_recorded_threads(choices: AutoChoices | None) -> Iterator[None]:
-    """Give PyTorch the recorded number of threads inside the block: sums that are split differently differ in their last bits."""
-    before = torch.get_num_threads()
+    """Use the recorded number of PyTorch threads inside the block.
+
+    Sums that are split among another number of threads differ in their last bits.
+    """
+    previous = torch.get_num_threads()
     if choices is not None and choices.threads is not None:
         torch.set_num_threads(choices.threads)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)
 
 
 def choice_unavailable_error(choice: str, reason: str) -> ConfigError:
-    """Return the error of a recorded choice that cannot be followed here."""
+    """Return the error for a recorded choice that is not available on this machine."""
     return ConfigError(
         f"The run was computed with {choice}, which is not available here: {reason.rstrip('.')}. "
-        "Other arithmetic would give other weights: continue where it is available, or train anew without the recorded choices."
+        "Another choice would change the weights: resume where it is available, "
+        "or start a new run without the recorded choices."
     )

@@ -1,1 +1,1 @@
-"""Folder of images to batches."""
+"""Data sets: split, decode, augment and load images in batches."""

@@ -1,4 +1,4 @@
-"""Augmentation of training images: a function of (seed, view, image), whichever process computes it."""
+"""Augmentation of training images, as a deterministic function of (seed, view, image)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-# albumentations asks a package registry for newer versions when it is imported.
+# On import, albumentations checks a package registry for newer versions.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import numpy as np
@@ -23,7 +23,10 @@ from edgetl.train.data.pipeline_file import read_pipeline
 
 
 class Augmentation:
-    """uint8 [height, width, 3] of any size to uint8 [crop, crop, 3]; safe to call from several threads and processes."""
+    """Augmentation of uint8 [height, width, 3] of any size to uint8 [crop, crop, 3].
+
+    It is safe to call from several threads and processes.
+    """
 
     def __init__(
         self,
@@ -35,7 +38,7 @@ class Augmentation:
         """Build the pipeline of a strength, or the one that `A.save` wrote to `file`.
 
         Raises:
-            ConfigError: the file is no such pipeline, or it does not give RGB uint8 images.
+            ConfigError: if the file is not such a pipeline, or does not return RGB uint8 images.
         """
         self._strength: AugmentationStrength = strength
         self._preprocessing = preprocessing
@@ -43,12 +46,18 @@ class Augmentation:
         self._file = file
         self._thread_local = threading.local()
         self.name = f"{file.name} {sha256_file(_require_file(file))}" if file else strength
-        """What the views depend on besides seed and preprocessing."""
+        """Identity of the pipeline: its strength, or the name and SHA-256 of its file."""
         if file:
             self._validate_pipeline(file)
 
     def __call__(self, image: NDArray[np.uint8], view: int, index: int) -> NDArray[np.uint8]:
-        """View number `view` of image number `index`; `none` is exactly the preprocessing of evaluation."""
+        """Return a view of image number `index`.
+
+        The strength `none` gives exactly the preprocessing of evaluation.
+
+        Raises:
+            ConfigError: if a pipeline from a file fails on the image.
+        """
         compose = self._thread_pipeline
         if compose is None:
             return resize_and_crop(image, self._preprocessing)
@@ -68,11 +77,11 @@ class Augmentation:
 
     @property
     def strength(self) -> AugmentationStrength | None:
-        """The built-in pipeline's strength, None for a pipeline from a file."""
+        """Strength of a built-in pipeline; None for a pipeline from a file."""
         return None if self._file else self._strength
 
     def view_seed(self, view: int, index: int) -> int:
-        """Seed of a view, in [0, 2^32)."""
+        """Return the seed of a view, in [0, 2^32)."""
         return _derive_seed(self._seed, view, index)
 
     def build_pipeline(self) -> Any:
@@ -89,7 +98,7 @@ class Augmentation:
 
     @property
     def _thread_pipeline(self) -> Any:
-        # Seeding changes the pipeline, so each thread has one of its own.
+        # Seeding changes the pipeline, so each thread needs its own.
         if not hasattr(self._thread_local, "compose"):
             self._thread_local.compose = self.build_pipeline()
         return self._thread_local.compose
@@ -97,29 +106,30 @@ class Augmentation:
     def _validate_pipeline(self, file: Path) -> None:
         gradient = np.linspace(0, 255, 96 * 128 * 3).reshape(96, 128, 3).astype(np.uint8)
         try:
-            found = self._thread_pipeline(image=gradient)["image"]
+            augmented = self._thread_pipeline(image=gradient)["image"]
         except ConfigError:
             raise
-        except Exception as cause:  # whatever the transforms of a stranger raise
+        except Exception as cause:  # transforms may raise anything
             raise ConfigError(
                 f"--augment {file}: the pipeline fails on an image of 96 x 128 pixels: {cause}."
             ) from cause
         if (
-            not isinstance(found, np.ndarray)
-            or found.dtype != np.uint8
-            or found.ndim != 3
-            or found.shape[2] != 3
+            not isinstance(augmented, np.ndarray)
+            or augmented.dtype != np.uint8
+            or augmented.ndim != 3
+            or augmented.shape[2] != 3
         ):
             raise ConfigError(
-                f"--augment {file}: the pipeline does not give RGB images of uint8. "
-                "Leave Normalize and ToTensorV2 out: edgetl does their part."
+                f"--augment {file}: the pipeline must return RGB images of type uint8. "
+                "Remove Normalize and ToTensorV2: edgetl normalizes the images itself."
             )
 
 
 def _require_file(file: Path) -> Path:
     if not file.is_file():
         raise ConfigError(
-            f"--augment {file}: no such file. Give none, light, medium, strong or a pipeline saved with albumentations' A.save."
+            f"--augment {file}: file not found. "
+            "Use none, light, medium, strong or a pipeline saved with albumentations' A.save."
         )
     return file
 
@@ -129,9 +139,9 @@ def _load_pipeline(file: Path) -> Any:
     A = _import_albumentations()  # noqa: N806
     try:
         return A.from_dict(content)
-    except Exception as cause:  # whatever the constructors of transforms raise
+    except Exception as cause:  # constructors of transforms may raise anything
         raise ConfigError(
-            f"--augment {file} is not a pipeline that albumentations {A.__version__} saved: {cause}."
+            f"--augment {file} is not a pipeline of albumentations {A.__version__}: {cause}."
         ) from cause
 
 
@@ -142,11 +152,11 @@ def _derive_seed(seed: int, view: int, index: int) -> int:
 
 
 def _import_albumentations() -> Any:
-    # Imported where it is used: a run that finds its activations in the cache augments nothing and saves half a second.
+    # Imported here because it takes half a second, and runs with cached features do not need it.
     import albumentations
     import cv2
 
-    # Views are made in parallel already; OpenCV's own threads would only wait for each other.
+    # Views are computed in parallel already, so OpenCV's own threads would only compete.
     cv2.setNumThreads(1)
     return albumentations
 
@@ -156,7 +166,7 @@ def _build_pipeline(strength: AugmentationStrength, size: int) -> Any:
         return None
     A = _import_albumentations()  # noqa: N806
     scale = {"light": (0.5, 1.0), "medium": (0.35, 1.0), "strong": (0.2, 1.0)}[strength]
-    # Area interpolation when shrinking: training sees antialiased images as evaluation does.
+    # Area interpolation when shrinking: training images are antialiased like those of evaluation.
     steps: list[Any] = [
         A.RandomResizedCrop((size, size), scale=scale, area_for_downscale="image"),
         A.HorizontalFlip(p=0.5),

@@ -1,4 +1,4 @@
-"""From a data folder to the images of a run: found, read, checked and split."""
+"""Data set of a run: find, decode, check and split the images of a folder."""
 
 from __future__ import annotations
 
@@ -16,32 +16,34 @@ from edgetl.train.data.folders import DatasetFiles, RejectedFile, SplitName, fin
 from edgetl.train.data.scan import ScannedFile, scan_files
 from edgetl.train.data.splits import SplitEntry, split_files
 
+SPLITS: tuple[SplitName, ...] = ("train", "val")
+
 
 @dataclass(frozen=True)
 class SplitDataset:
-    """Labelled images, split, with what is wrong about them."""
+    """Labeled images with their split and the problems of the folder."""
 
     folder: Path
-    """Absolute."""
+    """Absolute path of the data folder."""
     labels: list[str]
     entries: list[SplitEntry]
     rejected: list[RejectedFile]
     warnings: list[str]
-    """Sentences for the user."""
+    """Messages for the user."""
     fingerprint: str
-    """SHA-256 of every image's relative path, label, part and pixels."""
+    """SHA-256 of every image's relative path, label, split and pixels."""
     file_hashes: dict[Path, str]
     """SHA-256 of each image's file."""
 
-    def entries_in(self, part: SplitName) -> list[SplitEntry]:
-        """The images of one part."""
-        return [row for row in self.entries if row.split == part]
+    def entries_in(self, split: SplitName) -> list[SplitEntry]:
+        """Return the images of a split."""
+        return [entry for entry in self.entries if entry.split == split]
 
     def to_json(self) -> dict[str, Any]:
-        """The entry `data` of config.json."""
+        """Return the entry `data` of config.json."""
         counts = {
-            part: dict(Counter(row.label for row in self.entries if row.split == part))
-            for part in ("train", "val")
+            split: dict(Counter(entry.label for entry in self.entries_in(split)))
+            for split in SPLITS
         }
         return {
             "fingerprint": self.fingerprint,
@@ -56,143 +58,154 @@ def read_dataset(
     val_split: float,
     seed: int,
     report: Callable[[int, int], None],
-    decoded: DecodedImageCache | None = None,
+    decoded_cache: DecodedImageCache | None = None,
     allow_leaks: bool = False,
 ) -> SplitDataset:
     """Find, decode, check and split the images of a folder.
 
     Args:
-        val_split: share of each class for validation where the folder has no validation part of its own.
-        report: called with (files done, files in all).
-        decoded: is offered what was decoded on the way.
-        allow_leaks: warn of images that are in both parts, instead of refusing them.
+        data: the data folder.
+        val_split: share of each class for validation, unless the folder has its own val folder.
+        seed: seed of the split.
+        report: called with (files done, files in total).
+        decoded_cache: receives the images that are decoded on the way.
+        allow_leaks: warn about images that are in both splits instead of raising an error.
 
     Raises:
-        DataError: see `find_files`; or no file of a class can be decoded; or an image is in both parts.
+        DataError: see `find_files`; or no file of a class can be decoded; or an image is in both
+            splits.
     """
     folder = data.expanduser().absolute()
-    found = find_files(folder)
-    ignored = found.has_predefined_split and val_split == 0
-    if ignored:
-        found = replace(found, files=[file for file in found.files if file.split == "train"])
-    read, broken = scan_files(found.files, report, decoded or DecodedImageCache(0, 1))
-    rejected = sorted([*found.rejected, *broken], key=lambda entry: entry.path)
-    _check_classes(found, read, broken)
-    parts = (
-        [one.file.split or "train" for one in read]
-        if found.has_predefined_split
-        else split_files(read, val_split, seed)
+    dataset_files = find_files(folder)
+    ignores_val = dataset_files.has_predefined_split and val_split == 0
+    if ignores_val:
+        train_files = [file for file in dataset_files.files if file.split == "train"]
+        dataset_files = replace(dataset_files, files=train_files)
+    cache = decoded_cache or DecodedImageCache(0, 1)
+    images, unreadable = scan_files(dataset_files.files, report, cache)
+    rejected = sorted([*dataset_files.rejected, *unreadable], key=lambda entry: entry.path)
+    _check_classes(dataset_files, images, unreadable)
+    splits = (
+        [image.file.split or "train" for image in images]
+        if dataset_files.has_predefined_split
+        else split_files(images, val_split, seed)
     )
-    rows = [
-        SplitEntry(one.file.path, one.file.label, part)
-        for one, part in zip(read, parts, strict=True)
+    entries = [
+        SplitEntry(image.file.path, image.file.label, split)
+        for image, split in zip(images, splits, strict=True)
     ]
     warnings = [
         *_rejected_warning(rejected),
-        *_duplicate_warnings(folder, read, parts, allow_leaks),
+        *_duplicate_warnings(folder, images, splits, allow_leaks),
     ]
-    if ignored:
-        warnings.append("--val-split 0: the folder's own validation images are left out.")
-    elif found.has_predefined_split and val_split != FinetuneConfig.val_split:
-        warnings.append("--val-split is not used: the folder has a validation part of its own.")
-    if (found.has_predefined_split or val_split > 0) and not ignored:
-        warnings += _unvalidated_warning(found.labels, rows)
+    if ignores_val:
+        warnings.append("--val-split 0: the folder's own validation images are not used.")
+    elif dataset_files.has_predefined_split and val_split != FinetuneConfig.val_split:
+        warnings.append("--val-split has no effect: the data folder has its own val folder.")
+    if (dataset_files.has_predefined_split or val_split > 0) and not ignores_val:
+        warnings += _unvalidated_warning(dataset_files.labels, entries)
     return SplitDataset(
         folder,
-        found.labels,
-        rows,
+        dataset_files.labels,
+        entries,
         rejected,
         warnings,
-        _fingerprint(folder, rows, read),
-        {one.file.path: one.sha256 for one in read},
+        _fingerprint(folder, entries, images),
+        {image.file.path: image.sha256 for image in images},
     )
 
 
 def _check_classes(
-    found: DatasetFiles, read: list[ScannedFile], broken: list[RejectedFile]
+    dataset_files: DatasetFiles, images: list[ScannedFile], unreadable: list[RejectedFile]
 ) -> None:
-    readable = {(one.file.split, one.file.label) for one in read}
-    for part in dict.fromkeys(file.split for file in found.files):
-        for label in found.labels:
-            if (part, label) not in readable:
-                where = f"the class {label} of {part}/" if part else f"the class {label}"
-                of_class = {
-                    file.path for file in found.files if (file.split, file.label) == (part, label)
-                }
-                reason = next(
-                    (entry.reason for entry in broken if entry.path in of_class), "unknown"
-                )
-                raise DataError(
-                    f"No image of {where} can be read; the first: {reason} Replace the files, or remove the class folder."
-                )
+    readable = {(image.file.split, image.file.label) for image in images}
+    for split in dict.fromkeys(file.split for file in dataset_files.files):
+        for label in dataset_files.labels:
+            if (split, label) in readable:
+                continue
+            class_paths = {
+                file.path
+                for file in dataset_files.files
+                if (file.split, file.label) == (split, label)
+            }
+            reason = next(
+                (entry.reason for entry in unreadable if entry.path in class_paths), "unknown"
+            )
+            split_text = f" of {split}/" if split else ""
+            raise DataError(
+                f"Cannot read any image of the class {label}{split_text}; the first: {reason} "
+                "Replace the files, or remove the class folder."
+            )
 
 
 def _rejected_warning(rejected: list[RejectedFile]) -> list[str]:
     if not rejected:
         return []
-    first = f"{rejected[0].path.name}: {rejected[0].reason.rstrip('.')}"
-    return [
-        f"{_files(len(rejected))} left out ({first}{' ...' if len(rejected) > 1 else ''}); rejected.csv lists all with the reason."
-    ]
+    example = f"{rejected[0].path.name}: {rejected[0].reason.rstrip('.')}"
+    if len(rejected) > 1:
+        example += " ..."
+    count = "1 file was" if len(rejected) == 1 else f"{len(rejected)} files were"
+    return [f"{count} skipped ({example}). See rejected.csv for all files and reasons."]
 
 
 def _duplicate_warnings(
-    folder: Path, read: list[ScannedFile], parts: list[SplitName], allow_leaks: bool
+    folder: Path, images: list[ScannedFile], splits: list[SplitName], allow_leaks: bool
 ) -> list[str]:
     groups: dict[str, list[tuple[ScannedFile, SplitName]]] = defaultdict(list)
-    for one, part in zip(read, parts, strict=True):
-        groups[one.pixels_sha256].append((one, part))
+    for image, split in zip(images, splits, strict=True):
+        groups[image.pixels_sha256].append((image, split))
 
     def example(group: list[tuple[ScannedFile, SplitName]]) -> str:
-        return " and ".join(one.file.path.relative_to(folder).as_posix() for one, _ in group[:2])
+        return " and ".join(
+            image.file.path.relative_to(folder).as_posix() for image, _ in group[:2]
+        )
 
     contradictory = [
-        group for group in groups.values() if len({one.file.label for one, _ in group}) > 1
+        group for group in groups.values() if len({image.file.label for image, _ in group}) > 1
     ]
-    leaks = [group for group in groups.values() if len({part for _, part in group}) > 1]
+    leaks = [group for group in groups.values() if len({split for _, split in group}) > 1]
     messages = []
     if contradictory:
-        distinct = sorted(contradictory[0], key=lambda entry: entry[0].file.label)
-        shown = [
-            distinct[0],
-            next(entry for entry in distinct if entry[0].file.label != distinct[0][0].file.label),
-        ]
+        first, *others = sorted(contradictory[0], key=lambda entry: entry[0].file.label)
+        second = next(entry for entry in others if entry[0].file.label != first[0].file.label)
         messages.append(
-            f"{_images(len(contradictory))} under more than one label, for example {example(shown)}. Correct the labels."
+            f"{_images(len(contradictory))} under more than one label, for example "
+            f"{example([first, second])}. Correct the labels."
         )
     if leaks:
-        shown = [next(entry for entry in leaks[0] if entry[1] == part) for part in ("train", "val")]
-        told = f"{_images(len(leaks))} both in train and in val, for example {example(shown)}: validation accuracy is flattered."
+        pair = [next(entry for entry in leaks[0] if entry[1] == split) for split in SPLITS]
+        message = (
+            f"{_images(len(leaks))} in both train and val, for example {example(pair)}: "
+            "validation accuracy is too optimistic."
+        )
         if not allow_leaks:
             raise DataError(
-                f"{told} `edgetl check {folder}` lists them; remove them from one of the two, or train with --allow-leaks all the same."
+                f"{message} List them with `edgetl check {folder}` and remove them from one of "
+                "the two, or use --allow-leaks."
             )
-        messages.append(told)
+        messages.append(message)
     return messages
 
 
-def _unvalidated_warning(labels: list[str], rows: list[SplitEntry]) -> list[str]:
-    validated = {row.label for row in rows if row.split == "val"}
-    absent = [label for label in labels if label not in validated]
-    if not absent:
+def _unvalidated_warning(labels: list[str], entries: list[SplitEntry]) -> list[str]:
+    validated = {entry.label for entry in entries if entry.split == "val"}
+    missing = [label for label in labels if label not in validated]
+    if not missing:
         return []
-    names = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
+    names = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
     return [
-        f"{names}: too few different images to hold one back, so nothing is known about accuracy on these classes. Add images."
+        f"{names}: too few distinct images for validation, so the accuracy on these classes is "
+        "unknown. Add images."
     ]
 
 
-def _fingerprint(folder: Path, rows: list[SplitEntry], read: list[ScannedFile]) -> str:
+def _fingerprint(folder: Path, entries: list[SplitEntry], images: list[ScannedFile]) -> str:
     lines = [
-        f"{row.path.relative_to(folder).as_posix()}\t{row.label}\t{row.split}\t{one.pixels_sha256}\n"
-        for row, one in zip(rows, read, strict=True)
+        f"{entry.path.relative_to(folder).as_posix()}\t{entry.label}\t{entry.split}\t{image.pixels_sha256}\n"
+        for entry, image in zip(entries, images, strict=True)
     ]
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
-def _files(count: int) -> str:
-    return "1 file was" if count == 1 else f"{count} files were"
-
-
 def _images(count: int) -> str:
-    return "1 image stands" if count == 1 else f"{count} images stand"
+    return "1 image is" if count == 1 else f"{count} images are"

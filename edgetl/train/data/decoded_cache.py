@@ -1,4 +1,4 @@
-"""Training images, decoded once and kept as uint8 while they fit into memory."""
+"""Cache of decoded training images as uint8, within a memory budget."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from edgetl.device.runtime.images import load_image
 
 
 class DecodedImageCache:
-    """Files as RGB uint8 [height, width, 3]; what does not fit into the budget is decoded at every use.
+    """Cache of images as RGB uint8 [height, width, 3].
 
-    Large JPEG files are decoded at a half, a quarter or an eighth of their size, at least `least_side` pixels on the shorter side:
-    augmented views are several times smaller. Evaluation never sees those pixels.
+    Images that do not fit into the budget are decoded at every use. Large JPEG files are decoded
+    at 1/2, 1/4 or 1/8 of their size, with at least `min_side` pixels on the shorter side, since
+    augmented views are several times smaller. Evaluation never uses reduced images.
     """
 
-    def __init__(self, budget_bytes: int, least_side: int) -> None:
+    def __init__(self, budget_bytes: int, min_side: int) -> None:
         self._budget = budget_bytes
-        self._min_side = least_side
+        self._min_side = min_side
         self._images: dict[Path, NDArray[np.uint8]] = {}
         self._full_size_paths: set[Path] = set()
         self._stamps: dict[Path, tuple[int, int] | None] = {}
@@ -32,14 +33,14 @@ class DecodedImageCache:
 
     @property
     def cached_bytes(self) -> int:
-        """Memory of the images that are kept."""
+        """Memory used by cached images."""
         return self._cached_bytes
 
     def __getitem__(self, path: Path) -> NDArray[np.uint8]:
-        """The image of a file.
+        """Return the image of a file, possibly reduced.
 
         Raises:
-            DecodeError: it cannot be decoded, see `load_image`, or has changed.
+            DecodeError: if it cannot be decoded, see `load_image`, or has changed.
         """
         image = self._images.get(path)
         if image is None:
@@ -47,55 +48,55 @@ class DecodedImageCache:
             self._add_to_cache(path, image)
         return image
 
-    def add_full_decode(self, path: Path, full: NDArray[np.uint8]) -> None:
-        """Keep an image that was decoded in full for another reason, where this is what would be decoded here as well."""
-        if min(full.shape[:2]) < 2 * self._min_side:
-            self._add_to_cache(path, full)
+    def add_full_decode(self, path: Path, image: NDArray[np.uint8]) -> None:
+        """Cache an image that was decoded at full size, unless it would be reduced here."""
+        if min(image.shape[:2]) < 2 * self._min_side:
+            self._add_to_cache(path, image)
             self._full_size_paths.add(path)
 
     def load_full(self, path: Path) -> NDArray[np.uint8]:
-        """The image as the device will see it: every pixel of a full decode.
+        """Return the image at full size, as inference on the device decodes it.
 
         Raises:
-            DecodeError: it cannot be decoded, see `load_image`, or has changed.
+            DecodeError: if it cannot be decoded, see `load_image`, or has changed.
         """
         image = self._images.get(path) if path in self._full_size_paths else None
         return self._load(path) if image is None else image
 
     def record_file_stamps(self, paths: Iterable[Path]) -> None:
-        """Files are to stay as they are now: one that changes later is refused instead of being decoded."""
+        """Record size and time of files; a file that changes later is rejected."""
         self._stamps = {path: _file_stamp(path) for path in paths}
 
     def get_cached(self, path: Path) -> NDArray[np.uint8] | None:
-        """Return the image of a file if it is kept; nothing is decoded."""
+        """Return the image of a file if it is cached; nothing is decoded."""
         return self._images.get(path)
 
     @property
     def min_side(self) -> int:
-        """Pixels that the shorter side of a reduced image has at least."""
+        """Minimum shorter side of a reduced image in pixels."""
         return self._min_side
 
     def check_unchanged(self, path: Path) -> None:
-        """Compare a file with what `expect` has noted of it.
+        """Compare a file with its stamp from `record_file_stamps`.
 
         Raises:
-            DecodeError: it has changed.
+            DecodeError: if the file has changed.
         """
         if path in self._stamps and self._stamps[path] != _file_stamp(path):
-            raise DecodeError(f"{path}: has changed since training began.")
+            raise DecodeError(f"{path} has changed since training began.")
 
     def preload(self, path: Path) -> None:
-        """Decode and keep an image, unless an earlier one has found no room."""
+        """Decode and cache an image, unless the cache is full."""
         if not self._is_full and self._cached_bytes < self._budget and path not in self._images:
             self[path]
 
     def stop_caching(self) -> None:
-        """Keep nothing more: what each of many worker processes kept would add up."""
+        """Stop adding images: the caches of many worker processes would add up."""
         self._budget = 0
         self._is_full = True
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all images."""
         with self._lock:
             self._images.clear()
             self._full_size_paths.clear()
@@ -108,8 +109,8 @@ class DecodedImageCache:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
 
-    def _load(self, path: Path, least_side: int | None = None) -> NDArray[np.uint8]:
-        image = load_image(path, least_side)
+    def _load(self, path: Path, min_side: int | None = None) -> NDArray[np.uint8]:
+        image = load_image(path, min_side)
         self.check_unchanged(path)
         return image
 
@@ -126,7 +127,7 @@ class DecodedImageCache:
 
 def _file_stamp(path: Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns

@@ -1,4 +1,4 @@
-"""Which files of a folder are images of which class; nothing is decoded here."""
+"""Image files and classes of a data folder; nothing is decoded."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 @dataclass(frozen=True)
 class LabeledFile:
-    """A file whose name is an image's."""
+    """File in a class folder with the suffix of an image."""
 
     path: Path
     label: str
     split: SplitName | None
-    """Where the folders put it; None where the split is still to be made."""
+    """Split given by the folders; None if the data set has yet to be split."""
 
 
 @dataclass(frozen=True)
 class RejectedFile:
-    """A file that was left out."""
+    """File that is not used, with the reason."""
 
     path: Path
     reason: str
@@ -35,97 +35,96 @@ class RejectedFile:
 
 @dataclass(frozen=True)
 class DatasetFiles:
-    """What a data folder holds."""
+    """Content of a data folder."""
 
     labels: list[str]
-    """The classes, sorted by name: the order of the logits."""
+    """Classes, sorted by name: the order of the logits."""
     files: list[LabeledFile]
     """Sorted by path."""
     rejected: list[RejectedFile]
     has_predefined_split: bool
-    """Whether the folder has train and validation folders of its own."""
+    """Whether the folder has its own train and val folders."""
 
 
 def find_files(data: Path, problems: list[str] | None = None) -> DatasetFiles:
-    """Look through DATA: train/ and val/ (or valid/, validation/) folders of classes, or one folder of classes.
+    """List the images of a data folder.
+
+    It holds either one folder per class, or train/ and val/ (also valid/ or validation/) with one
+    folder per class each.
 
     Args:
-        problems: takes the sentences about single classes, which are raised where it is None.
+        data: the data folder.
+        problems: receives messages about single classes; None raises them as errors.
 
     Raises:
-        DataError: missing, unreadable or empty, no class folders, one class only, a class without images, or classes that differ
-            between the parts.
+        DataError: if the folder is missing, unreadable or empty, has no class folders, only one
+            class or a class without images, or the classes of train and val differ.
     """
     if not data.exists():
         raise DataError(
-            f"No data folder at {data}. Give a folder that holds one folder of images per class."
+            f"Data folder not found: {data}. Use a folder with one folder of images per class."
         )
     if not data.is_dir():
         raise DataError(
-            f"{data} is a file. Give a folder that holds one folder of images per class."
+            f"{data} must be a folder, got a file. Use a folder with one folder of images per class."
         )
     folders = {entry.name.lower(): entry for entry in _folders(data)}
-    validation = next(
-        (
-            folders[name]
-            for name in _VALIDATION_NAMES
-            if name in folders and _folders(folders[name])
-        ),
-        None,
-    )
-    train = folders.get("train") if "train" in folders and _folders(folders["train"]) else None
-    empty = (
-        next((folders[name] for name in _VALIDATION_NAMES if name in folders), None)
-        if validation is None
-        else None
-    )
-    if train and empty:
+    val_folders = [folders[name] for name in _VALIDATION_NAMES if name in folders]
+    val = next((folder for folder in val_folders if _folders(folder)), None)
+    train = folders.get("train")
+    if train is not None and not _folders(train):
+        train = None
+    if train and val is None and val_folders:
         raise DataError(
-            f"{empty} has no class folders, though {train} has. Fill it, or remove it to have {train.name}/ split."
+            f"{val_folders[0]} has no class folders, but {train} has. "
+            f"Add them, or remove the folder to split {train.name}/."
         )
-    if validation and train is None:
+    if val and train is None:
         raise DataError(
-            f"{data} has {validation.name}/ but no train/ with class folders. Give both, or one folder of classes."
+            f"{data} has {val.name}/ but no train/ with class folders. "
+            "Add it, or use one folder of images per class."
         )
     rejected = _list_stray_files(data)
     if train is None:
-        labels, files, more = _classes(data, None, problems)
-        return DatasetFiles(labels, files, rejected + more, has_predefined_split=False)
-    # A lone train/ is split; a test/ beside it is nobody's business here.
-    labels, files, more = _classes(train, "train" if validation else None, problems)
-    rejected += _list_stray_files(train) + more
-    if validation is None:
+        labels, files, rejected_in_classes = _list_classes(data, None, problems)
+        return DatasetFiles(
+            labels, files, rejected + rejected_in_classes, has_predefined_split=False
+        )
+    # Without val/, train/ is split. A test/ beside it is ignored.
+    labels, files, rejected_in_classes = _list_classes(train, "train" if val else None, problems)
+    rejected += _list_stray_files(train) + rejected_in_classes
+    if val is None:
         return DatasetFiles(labels, files, rejected, has_predefined_split=False)
-    val_labels, val_files, more = _classes(validation, "val", problems)
+    val_labels, val_files, rejected_in_classes = _list_classes(val, "val", problems)
+    rejected += _list_stray_files(val) + rejected_in_classes
     if val_labels != labels:
-        only = [f"{name} is only in {train.name}/" for name in labels if name not in val_labels]
-        only += [
-            f"{name} is only in {validation.name}/" for name in val_labels if name not in labels
+        differences = [
+            f"{name} is only in {train.name}/" for name in labels if name not in val_labels
+        ]
+        differences += [
+            f"{name} is only in {val.name}/" for name in val_labels if name not in labels
         ]
         _raise_or_collect(
-            f"The classes of {train} and {validation} differ: {'; '.join(only)}. Give both the same class folders.",
+            f"The classes of {train} and {val} differ: {'; '.join(differences)}. "
+            "Use the same class folders in both.",
             problems,
         )
         labels = sorted({*labels, *val_labels})
-    return DatasetFiles(
-        labels,
-        files + val_files,
-        rejected + _list_stray_files(validation) + more,
-        has_predefined_split=True,
-    )
+    return DatasetFiles(labels, files + val_files, rejected, has_predefined_split=True)
 
 
-def _classes(
-    folder: Path, part: SplitName | None, problems: list[str] | None
+def _list_classes(
+    folder: Path, split: SplitName | None, problems: list[str] | None
 ) -> tuple[list[str], list[LabeledFile], list[RejectedFile]]:
     classes = sorted(_folders(folder), key=lambda entry: entry.name)
     if not classes:
         if any(_is_image(path) for path in _walk(folder)):
             raise DataError(
-                f"{folder} holds images but no class folders. Move the images of each class into a folder of the class's name."
+                f"{folder} holds images but no class folders. "
+                "Move the images of each class into a folder with the class's name."
             )
         raise DataError(
-            f"{folder} is empty: no class folders. Give a folder that holds one folder of images per class."
+            f"{folder} is empty: no class folders. Use a folder with one folder of images per class."
         )
     files: list[LabeledFile] = []
     rejected: list[RejectedFile] = []
@@ -134,7 +133,7 @@ def _classes(
         rejected += [
             RejectedFile(path, "not an image by its name") for path in paths if not _is_image(path)
         ]
-        images = [LabeledFile(path, entry.name, part) for path in paths if _is_image(path)]
+        images = [LabeledFile(path, entry.name, split) for path in paths if _is_image(path)]
         if not images:
             _raise_or_collect(
                 f"The class folder {entry} holds no images. Add some, or remove the folder.",
@@ -143,16 +142,17 @@ def _classes(
         files += images
     if len(classes) == 1:
         _raise_or_collect(
-            f"{folder} has one class only, {classes[0].name}. A classifier needs at least two class folders.",
+            f"{folder} has one class only, {classes[0].name}. "
+            "A classifier needs at least two class folders.",
             problems,
         )
     return [entry.name for entry in classes], files, rejected
 
 
-def _raise_or_collect(sentence: str, problems: list[str] | None) -> None:
+def _raise_or_collect(message: str, problems: list[str] | None) -> None:
     if problems is None:
-        raise DataError(sentence)
-    problems.append(sentence)
+        raise DataError(message)
+    problems.append(message)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -175,19 +175,19 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> list[Path]:
-    found: list[Path] = []
-    seen: set[str] = set()
+    paths: list[Path] = []
+    visited: set[str] = set()
     for parent, folders, names in os.walk(
         folder, followlinks=True, onerror=raise_unreadable_folder
     ):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link that leads back up
+        real_path = os.path.realpath(parent)
+        if real_path in visited:  # a symbolic link to a parent folder
             folders.clear()
             continue
-        seen.add(real)
+        visited.add(real_path)
         folders[:] = [name for name in folders if not _is_ignored(name)]
-        found += [Path(parent, name) for name in names if not _is_ignored(name)]
-    return found
+        paths += [Path(parent, name) for name in names if not _is_ignored(name)]
+    return paths
 
 
 def _is_image(path: Path) -> bool:

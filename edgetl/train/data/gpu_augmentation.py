@@ -1,7 +1,7 @@
-"""Augmented views computed on the device, a batch at a time, as albumentations and OpenCV compute them on the CPU.
+"""Augmentation of batches on the device, equal to albumentations and OpenCV on the CPU.
 
-Each step gives integer grey levels, as the CPU's uint8 images do between transforms, with OpenCV's and
-albucore's own rounding. What the device needs besides the images goes there in one copy a batch, and
+Each step returns integer gray levels, like the CPU's uint8 images between transforms, with the
+rounding of OpenCV and albucore. Everything but the images is uploaded in one copy per batch, and
 nothing is read back, so the host never waits.
 """
 
@@ -21,17 +21,17 @@ from edgetl.train.data.view_parameters import ViewParameters
 _LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of R, G and B (ITU-R BT.601)."""
 _RESIZE_BATCH = 16
-"""Images whose resize weights exist at the same time: 2 x 4 bytes x side x length each."""
+"""Images whose resize weights are in memory together: 2 x 4 bytes x side x length each."""
 
 
 @torch.no_grad()
 def augment(images: Sequence[Tensor], parameters: Sequence[ViewParameters], side: int) -> Tensor:
-    """Compute a batch of views; a view does not depend on what else is in the batch.
+    """Compute a batch of views; a view does not depend on the rest of the batch.
 
     Args:
         images: uint8 [3, height, width] each, of any size, on one device.
-        parameters: of the view wanted of each image.
-        side: pixels.
+        parameters: parameters of the view of each image.
+        side: side of the views in pixels.
 
     Returns:
         uint8 [batch, side, side, 3] on the images' device.
@@ -50,7 +50,7 @@ def augment(images: Sequence[Tensor], parameters: Sequence[ViewParameters], side
     steps += _plan_gray(upload, parameters)
     steps += _plan_holes(upload, parameters, side)
     upload.send(device)
-    # A 16-bit autocast around the training step must not reach the pixels.
+    # A 16-bit autocast of the training step must not apply to the pixels.
     with torch.autocast(device.type, enabled=False):
         pixels = torch.empty(len(images), 3, side, side, device=device)
         for step in steps:
@@ -59,43 +59,43 @@ def augment(images: Sequence[Tensor], parameters: Sequence[ViewParameters], side
 
 
 _Step = Callable[[Tensor], None]
-"""Changes float32 [batch, 3, side, side] of integer values in [0, 255] in place."""
+"""In-place change of float32 [batch, 3, side, side] with integer values in [0, 255]."""
 
 
 class _Upload:
-    """Small arrays that go to the device in one copy from pinned memory."""
+    """Upload of small arrays to the device in one copy from pinned memory."""
 
     def __init__(self) -> None:
         self._arrays: list[NDArray[np.float32]] = []
         self._device_arrays: list[Tensor] = []
 
     def add(self, array: NDArray[np.generic] | Sequence[float]) -> int:
-        """Add an array; returns its number for `get`. Integers must be below 2^24."""
+        """Add an array and return its number for `get`; integers must be below 2^24."""
         self._arrays.append(np.ascontiguousarray(array, np.float32))
         return len(self._arrays) - 1
 
     def send(self, device: torch.device) -> None:
         """Start the copy."""
         flat = torch.from_numpy(np.concatenate([array.ravel() for array in self._arrays]))
-        parts = torch.split(copy_to_device(flat, device), [array.size for array in self._arrays])
+        chunks = torch.split(copy_to_device(flat, device), [array.size for array in self._arrays])
         self._device_arrays = [
-            part.view(array.shape) for part, array in zip(parts, self._arrays, strict=True)
+            chunk.view(array.shape) for chunk, array in zip(chunks, self._arrays, strict=True)
         ]
 
     def get(self, number: int) -> Tensor:
-        """float32, of the array's shape."""
+        """Return an array on the device as float32."""
         return self._device_arrays[number]
 
 
 class _ImageSubset:
-    """The images of a batch that a step changes, chosen on the host."""
+    """Images of a batch that a step changes, selected on the host."""
 
     def __init__(self, upload: _Upload, rows: Sequence[int]) -> None:
         self._upload = upload
         self._row_handle = upload.add(rows)
 
     def apply(self, pixels: Tensor, function: Callable[[Tensor], Tensor]) -> None:
-        """Replace these images by the function's values for them."""
+        """Replace these images by the output of the function."""
         rows = self._upload.get(self._row_handle).long()
         pixels.index_copy_(0, rows, function(pixels.index_select(0, rows)))
 
@@ -103,29 +103,30 @@ class _ImageSubset:
 def _plan_crops(
     upload: _Upload, images: Sequence[Tensor], parameters: Sequence[ViewParameters], side: int
 ) -> _Step:
-    plans = [_plan_resize(view, side) for view in parameters]
-    parts = []
-    for at in range(0, len(images), _RESIZE_BATCH):
-        axes = zip(*plans[at : at + _RESIZE_BATCH], strict=True)
-        # Aligned alike whatever else is in the batch, since a matrix's alignment may decide its kernel.
-        parts.append(
+    bounds_by_image = [_plan_resize(view, side) for view in parameters]
+    chunks = []
+    for start in range(0, len(images), _RESIZE_BATCH):
+        axes = zip(*bounds_by_image[start : start + _RESIZE_BATCH], strict=True)
+        # Lengths are padded to multiples of 16, so that the alignment of a matrix, which may
+        # select its kernel, does not depend on the rest of the batch.
+        chunks.append(
             [
-                (upload.add(np.stack(ends)), _align_length(max(end[1].max() for end in ends)))
-                for ends in axes
+                (upload.add(np.stack(bounds)), _align_length(max(high.max() for _, high in bounds)))
+                for bounds in axes
             ]
         )
 
     def crop(pixels: Tensor) -> None:
-        for part, axes in enumerate(parts):
-            across, down = (
-                _resize_weights(upload.get(bounds), longest) for bounds, longest in axes
+        for chunk, axes in enumerate(chunks):
+            horizontal, vertical = (
+                _resize_weights(upload.get(handle), length) for handle, length in axes
             )
-            first = part * _RESIZE_BATCH
-            for at in range(len(across)):
-                left, top, right, bottom = parameters[first + at].crop
-                region = images[first + at][:, top:bottom, left:right].float()
-                narrowed = torch.matmul(region, across[at, :, : right - left].T)
-                torch.matmul(down[at, :, : bottom - top], narrowed, out=pixels[first + at])
+            for row in range(len(horizontal)):
+                image = chunk * _RESIZE_BATCH + row
+                left, top, right, bottom = parameters[image].crop
+                region = images[image][:, top:bottom, left:right].float()
+                narrowed = torch.matmul(region, horizontal[row, :, : right - left].T)
+                torch.matmul(vertical[row, :, : bottom - top], narrowed, out=pixels[image])
         pixels.round_().clamp_(0, 255)
 
     return crop
@@ -134,15 +135,16 @@ def _plan_crops(
 def _plan_resize(
     view: ViewParameters, side: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Where each pixel of the result lies in the crop, across and down: float64 [2, side] each.
+    """Return the source range of each output pixel in the crop, horizontal and vertical.
 
-    The two rows are the ends of the stretch that the pixel averages; where they are the same, it is
-    interpolated between the centers of the pixels beside that place (pixel n has its center at n).
+    Each is float64 [2, side]: the two ends of the range that the pixel averages. If they are equal,
+    the pixel is interpolated between the centers of the neighboring source pixels (pixel n has its
+    center at n).
     """
     left, top, right, bottom = view.crop
     lengths = np.array([right - left, bottom - top])
-    # As RandomResizedCrop chooses between INTER_LINEAR and INTER_AREA; OpenCV averages areas only where
-    # no axis grows, and otherwise interpolates from a pixel's corner.
+    # RandomResizedCrop chooses between INTER_LINEAR and INTER_AREA like this. OpenCV averages areas
+    # only if no axis grows, and otherwise interpolates from the corner of a pixel.
     if not (lengths > side).any():
         axes = [_linear_positions(length, side) for length in lengths]
     elif (lengths >= side).all():
@@ -152,8 +154,8 @@ def _plan_resize(
         ]
     else:
         axes = [_corner_positions(length, side) for length in lengths]
-    across, down = axes
-    return (across[:, ::-1] if view.flip else across), down
+    horizontal, vertical = axes
+    return (horizontal[:, ::-1] if view.flip else horizontal), vertical
 
 
 def _align_length(last: float) -> int:
@@ -161,33 +163,33 @@ def _align_length(last: float) -> int:
 
 
 def _linear_positions(length: int, side: int) -> NDArray[np.float64]:
-    places = (np.arange(side) + 0.5) * (length / side) - 0.5
-    return np.stack([places, places]).clip(0, length - 1)
+    positions = (np.arange(side) + 0.5) * (length / side) - 0.5
+    return np.stack([positions, positions]).clip(0, length - 1)
 
 
 def _corner_positions(length: int, side: int) -> NDArray[np.float64]:
-    # In doubles with the reciprocal, as OpenCV does: where a product should be whole, its rounding
-    # decides which pixel is taken.
+    # Computed in doubles with the reciprocal, as in OpenCV: if a product should be an integer, its
+    # rounding decides which pixel is used.
     inverse = side / length
     corners = np.floor(np.arange(side) * (1 / inverse))
     fractions = (np.arange(1, side + 1) - (corners + 1) * inverse).astype(np.float32)
     fractions = np.where(fractions <= 0, 0, fractions - np.floor(fractions))
-    places = (corners + fractions).clip(0, length - 1)
-    return np.stack([places, places])
+    positions = (corners + fractions).clip(0, length - 1)
+    return np.stack([positions, positions])
 
 
-def _resize_weights(ends: Tensor, longest: int) -> Tensor:
-    """Weights of source pixels for each pixel of the result along one axis.
+def _resize_weights(bounds: Tensor, length: int) -> Tensor:
+    """Return the weights of the source pixels for each output pixel along one axis.
 
     Args:
-        ends: float32 [images, 2, side], see `_plan_resize`.
-        longest: source pixels to give weights for.
+        bounds: float32 [images, 2, side], see `_plan_resize`.
+        length: number of source pixels.
 
     Returns:
-        float32 [images, side, longest].
+        float32 [images, side, length].
     """
-    low, high = ends[:, 0, :, None], ends[:, 1, :, None]
-    source = torch.arange(longest, device=ends.device, dtype=torch.float32)
+    low, high = bounds[:, 0, :, None], bounds[:, 1, :, None]
+    source = torch.arange(length, device=bounds.device, dtype=torch.float32)
     overlap = (torch.minimum(source + 1, high) - torch.maximum(source, low)).clamp_(min=0)
     linear = (1 - (source - low).abs_()).clamp_(min=0)
     return torch.where(high > low, overlap / (high - low), linear)
@@ -195,11 +197,11 @@ def _resize_weights(ends: Tensor, longest: int) -> Tensor:
 
 def _plan_colors(upload: _Upload, parameters: Sequence[ViewParameters]) -> list[_Step]:
     steps: list[_Step] = []
-    for place in range(max(len(view.color) for view in parameters)):
-        chosen = [
-            (row, *view.color[place])
+    for position in range(max(len(view.color) for view in parameters)):
+        operations = [
+            (row, *view.color[position])
             for row, view in enumerate(parameters)
-            if place < len(view.color)
+            if position < len(view.color)
         ]
         for operation, function in (
             ("brightness", _adjust_brightness),
@@ -207,11 +209,11 @@ def _plan_colors(upload: _Upload, parameters: Sequence[ViewParameters]) -> list[
             ("saturation", _adjust_saturation),
             ("hue", _adjust_hue),
         ):
-            # albumentations leaves the image alone at these factors, before any rounding.
+            # albumentations does not change an image with these factors, before any rounding.
             neutral = 0.0 if operation == "hue" else 1.0
             rows = [
                 (row, factor)
-                for row, name, factor in chosen
+                for row, name, factor in operations
                 if name == operation and factor != neutral
             ]
             if rows:
@@ -225,12 +227,12 @@ def _color_step(
     images = _ImageSubset(upload, [row for row, _ in rows])
     factors = upload.add([factor for _, factor in rows])
     return lambda pixels: images.apply(
-        pixels, lambda chosen: function(chosen, upload.get(factors)[:, None, None, None])
+        pixels, lambda subset: function(subset, upload.get(factors)[:, None, None, None])
     )
 
 
 def _to_luminance(pixels: Tensor) -> Tensor:
-    """Integer grey levels [batch, 1, height, width], as cv2.COLOR_RGB2GRAY gives."""
+    """Return integer gray levels [batch, 1, height, width], as cv2.COLOR_RGB2GRAY."""
     red, green, blue = _LUMINANCE
     return (red * pixels[:, 0:1] + green * pixels[:, 1:2] + blue * pixels[:, 2:3]).round_()
 
@@ -249,7 +251,7 @@ def _adjust_saturation(pixels: Tensor, factor: Tensor) -> Tensor:
 
 
 def _adjust_hue(pixels: Tensor, factor: Tensor) -> Tensor:
-    # As OpenCV's 8-bit HSV: hue in steps of two degrees, saturation in 255 steps.
+    # OpenCV's 8-bit HSV has hues in steps of two degrees and saturations in 255 steps.
     red, green, blue = pixels.unbind(1)
     value = pixels.amax(1)
     chroma = value - pixels.amin(1)
@@ -262,10 +264,10 @@ def _adjust_hue(pixels: Tensor, factor: Tensor) -> Tensor:
     hue = (30 * hue + 0.5).floor_()
     hue = torch.where(hue < 0, hue + 180, hue)
     saturation = (255 * chroma / value.clamp(min=1)).round_()
-    # The table of turned hues is cut to whole steps after it was turned in integers and doubles.
+    # The CPU rotates a table of integer hues in doubles and truncates the result.
     hue = torch.remainder(hue + 180 * factor[:, 0], 180).floor_()
     sector = hue / 30
-    # Each channel falls with its distance from its own hue (Smith, 1978).
+    # Each channel decreases with the distance from its own hue (Smith, 1978).
     shades = [(sector + shift).remainder(6) for shift in (5.0, 3.0, 1.0)]
     shares = [torch.minimum(shade, 4 - shade).clamp_(0, 1) for shade in shades]
     channels = [value - value * saturation / 255 * share for share in shares]
@@ -287,22 +289,20 @@ def _plan_warp(
 
     def warp(pixels: Tensor) -> Tensor:
         inverse = upload.get(inverses)
-        places = torch.arange(side, device=pixels.device, dtype=torch.float32)
-        y, x = torch.meshgrid(places, places, indexing="ij")
+        positions = torch.arange(side, device=pixels.device, dtype=torch.float32)
+        y, x = torch.meshgrid(positions, positions, indexing="ij")
         x, y, depth = (
-            inverse[:, at, 0, None, None] * x
-            + inverse[:, at, 1, None, None] * y
-            + inverse[:, at, 2, None, None]
-            for at in range(3)
+            inverse[:, axis, 0, None, None] * x
+            + inverse[:, axis, 1, None, None] * y
+            + inverse[:, axis, 2, None, None]
+            for axis in range(3)
         )
         source = torch.stack([x / depth, y / depth], dim=-1)
-        # With aligned corners a reflection is one about the centers of the outermost pixels: BORDER_REFLECT_101.
+        # With aligned corners, grid_sample reflects about the centers of the outermost pixels,
+        # which is BORDER_REFLECT_101.
         grid = source * (2 / (side - 1)) - 1
-        return (
-            functional.grid_sample(pixels, grid, "bilinear", "reflection", align_corners=True)
-            .round_()
-            .clamp_(0, 255)
-        )
+        warped = functional.grid_sample(pixels, grid, "bilinear", "reflection", align_corners=True)
+        return warped.round_().clamp_(0, 255)
 
     return [lambda pixels: images.apply(pixels, warp)]
 
@@ -315,21 +315,22 @@ def _plan_blur(upload: _Upload, parameters: Sequence[ViewParameters]) -> list[_S
     ]
     if not chosen:
         return []
-    reach = max(len(kernel) for _, kernel in chosen) // 2
+    radius = max(len(kernel) for _, kernel in chosen) // 2
     images = _ImageSubset(upload, [row for row, _ in chosen])
     kernels = upload.add(
-        np.stack([np.pad(kernel, reach - len(kernel) // 2) for _, kernel in chosen])
+        np.stack([np.pad(kernel, radius - len(kernel) // 2) for _, kernel in chosen])
     )
 
     def blur(pixels: Tensor) -> Tensor:
-        images_in, channels, height, width = pixels.shape
+        batch_size, channels, height, width = pixels.shape
         kernel = upload.get(kernels).repeat_interleave(channels, dim=0)[:, None]
-        padded = functional.pad(pixels, (reach,) * 4, mode="reflect").view(
-            1, images_in * channels, height + 2 * reach, width + 2 * reach
+        planes = batch_size * channels
+        padded = functional.pad(pixels, (radius,) * 4, mode="reflect").view(
+            1, planes, height + 2 * radius, width + 2 * radius
         )
-        across = functional.conv2d(padded, kernel[:, :, None, :], groups=images_in * channels)
-        down = functional.conv2d(across, kernel[:, :, :, None], groups=images_in * channels)
-        return down.view(pixels.shape).round_().clamp_(0, 255)
+        horizontal = functional.conv2d(padded, kernel[:, :, None, :], groups=planes)
+        blurred = functional.conv2d(horizontal, kernel[:, :, :, None], groups=planes)
+        return blurred.view(pixels.shape).round_().clamp_(0, 255)
 
     return [lambda pixels: images.apply(pixels, blur)]
 
@@ -344,10 +345,10 @@ def _plan_noise(upload: _Upload, parameters: Sequence[ViewParameters]) -> list[_
     def add_noise(pixels: Tensor) -> Tensor:
         noise = torch.empty_like(pixels)
         for row, (_, _, seed) in enumerate(chosen):
-            # A generator of its own for each view: what else is in the batch changes nothing.
+            # One generator per view, so that the rest of the batch has no effect.
             generator = torch.Generator(pixels.device).manual_seed(seed)
             noise[row].normal_(generator=generator)
-        # albucore cuts the noise to integers toward zero.
+        # albucore truncates the noise toward zero.
         noise.mul_(upload.get(deviations)[:, None, None, None]).trunc_()
         return noise.add_(pixels).clamp_(0, 255)
 
@@ -371,13 +372,13 @@ def _plan_holes(upload: _Upload, parameters: Sequence[ViewParameters], side: int
     if not chosen:
         return []
     rows = sorted({row for row, _ in chosen})
-    most = max(len(view.holes) for view in parameters)
+    max_holes = max(len(view.holes) for view in parameters)
     images = _ImageSubset(upload, rows)
-    # Rows without as many holes as others are filled up with empty rectangles.
+    # Images with fewer holes are padded with empty rectangles.
     boxes = upload.add(
         np.stack(
             [
-                np.pad(parameters[row].holes, ((0, most - len(parameters[row].holes)), (0, 0)))
+                np.pad(parameters[row].holes, ((0, max_holes - len(parameters[row].holes)), (0, 0)))
                 for row in rows
             ]
         )
@@ -385,9 +386,9 @@ def _plan_holes(upload: _Upload, parameters: Sequence[ViewParameters], side: int
 
     def fill(pixels: Tensor) -> Tensor:
         left, top, right, bottom = (edge[..., None] for edge in upload.get(boxes).unbind(-1))
-        places = torch.arange(side, device=pixels.device, dtype=torch.float32)
-        inside_x = (places >= left) & (places < right)
-        inside_y = (places >= top) & (places < bottom)
+        positions = torch.arange(side, device=pixels.device, dtype=torch.float32)
+        inside_x = (positions >= left) & (positions < right)
+        inside_y = (positions >= top) & (positions < bottom)
         covered = (inside_y[..., :, None] & inside_x[..., None, :]).any(dim=1, keepdim=True)
         return pixels.masked_fill(covered, 0)
 

@@ -1,4 +1,4 @@
-"""Training images as uint8 on the device: decoded in the first pass and kept within a budget."""
+"""Cache of training images as uint8 on the device, filled in the first epoch within a budget."""
 
 from __future__ import annotations
 
@@ -26,51 +26,55 @@ from edgetl.train.data.jpeg import (
 )
 
 _DECODER_ERRORS = (RuntimeError, ImportError, AttributeError, OSError, ValueError)
-"""What a decoder raises for a file it cannot decode, or where its library or operator is missing."""
+"""Errors of a decoder for an invalid file, or if its library or operator is missing."""
 _MAX_DECODED_BYTES = 256 * 2**20
-"""Pixels that one call of the decoder gives at most: 64 photos of 12 megapixels would take 2.3 GB at once."""
+"""Maximum output of one decoder call: 64 photos of 12 megapixels would take 2.3 GB."""
 
 
 @dataclass(frozen=True)
 class HostImage:
-    """What the host knows of an image before it is on the device."""
+    """Image before it is on the device."""
 
     path: Path
     height: int
-    """Pixels on the device, after any reduction."""
+    """Height on the device in pixels, after any reduction."""
     width: int
     pixels: NDArray[np.uint8] | None = None
-    """[height, width, 3], where the CPU has decoded it."""
+    """[height, width, 3], if the CPU has decoded the file."""
     encoded: bytes | None = None
-    """The file, where the device decodes it."""
+    """Content of the file, if the device decodes it."""
     header: JpegHeader | None = None
-    """Of the encoded file."""
+    """Header of the encoded file."""
 
 
 class DeviceImageCache:
-    """Images as uint8 [3, height, width] on a device, with as much detail as `DecodedImages` leaves."""
+    """Cache of images as uint8 [3, height, width] on a device.
+
+    Large images are reduced as in `DecodedImageCache`.
+    """
 
     def __init__(
         self,
-        decoded: DecodedImageCache,
+        decoded_cache: DecodedImageCache,
         device: torch.device,
         budget_bytes: int,
         decoder: BatchDecoder = decode_with_nvjpeg,
     ) -> None:
-        """Keep nothing yet.
+        """Create an empty cache.
 
         Args:
-            decoded: decodes on the CPU what the device's decoder should not or could not take.
-            budget_bytes: device memory for images that are kept.
+            decoded_cache: decodes on the CPU the images that the device cannot decode.
+            device: the device.
+            budget_bytes: device memory for cached images.
             decoder: decodes a batch of JPEG files on the device.
         """
-        self._decoded_cache = decoded
+        self._decoded_cache = decoded_cache
         self._device = device
         self._budget = budget_bytes
         self.on_decoder_failure: Callable[[str], None] | None = None
-        """Tells the user of a decoder that does not work."""
+        """Called with a message for the user if the decoder does not work."""
         self.decoder_failure: str | None = None
-        """Why a whole batch could not be decoded by the device, file by file either; no more is tried then."""
+        """Error of a batch of which the device could not decode any file; it is then given up."""
         self._decoder: BatchDecoder | None = decoder
         self._images: dict[Path, Tensor] = {}
         self._rejected: set[Path] = set()
@@ -78,19 +82,21 @@ class DeviceImageCache:
 
     @property
     def budget_bytes(self) -> int:
-        """Device memory for images that are kept."""
+        """Device memory for cached images."""
         return self._budget
 
     @property
     def cached_bytes(self) -> int:
-        """Device memory of the images that are kept."""
+        """Device memory used by cached images."""
         return self._cached_bytes
 
     def read(self, path: Path) -> HostImage:
-        """Read what the device needs of an image, decoded if the CPU must; safe to call from several threads.
+        """Read an image for the device, and decode it if the device cannot.
+
+        It is safe to call from several threads.
 
         Raises:
-            DecodeError: see `load_image`, or the file has changed.
+            DecodeError: see `load_image`; or if the file has changed.
         """
         image = self._images.get(path)
         if image is not None:
@@ -109,13 +115,13 @@ class DeviceImageCache:
         return self._decode_on_cpu(path)
 
     def load(self, images: Sequence[HostImage]) -> list[Tensor]:
-        """Bring images to the device and keep them while there is room.
+        """Load images onto the device, and cache them within the budget.
 
         Returns:
-            uint8 [3, height, width] each, of the sizes that `read` has told.
+            uint8 [3, height, width] each, of the sizes returned by `read`.
 
         Raises:
-            DecodeError: a file that the device could not decode cannot be decoded by the CPU either.
+            DecodeError: if neither the device nor the CPU can decode a file.
         """
         decoded = self._decode(
             {
@@ -137,11 +143,11 @@ class DeviceImageCache:
 
     def _decode(self, images: dict[Path, HostImage]) -> dict[Path, Tensor]:
         decoded: dict[Path, Tensor] = {}
-        for part in _split_into_chunks(list(images.values())):
-            decoded.update(self._decode_part(part))
+        for chunk in _split_into_chunks(list(images.values())):
+            decoded.update(self._decode_chunk(chunk))
         return decoded
 
-    def _decode_part(self, images: list[HostImage]) -> dict[Path, Tensor]:
+    def _decode_chunk(self, images: list[HostImage]) -> dict[Path, Tensor]:
         if self._decoder is None:
             return {}
         try:
@@ -159,7 +165,7 @@ class DeviceImageCache:
             self._decoder = None
             if self.on_decoder_failure is not None:
                 self.on_decoder_failure(
-                    f"The GPU cannot decode JPEG files here ({self.decoder_failure}): the CPU decodes them."
+                    f"The GPU cannot decode JPEG files ({self.decoder_failure}): the CPU decodes them."
                 )
         self._rejected.update(image.path for image in images if image.path not in decoded)
         return decoded
@@ -170,7 +176,7 @@ class DeviceImageCache:
         for image, pixels in zip(images, decoder(files, self._device), strict=True):
             assert image.header is not None
             if pixels.shape != (3, image.header.height, image.header.width):
-                raise ValueError(f"{image.path}: decoded to {tuple(pixels.shape)}.")
+                raise ValueError(f"{image.path}: unexpected shape {tuple(pixels.shape)}.")
             decoded[image.path] = reduce_image(
                 pixels, image.header.reduction_factor(self._decoded_cache.min_side)
             )
@@ -181,9 +187,9 @@ class DeviceImageCache:
         return HostImage(path, pixels.shape[0], pixels.shape[1], pixels=pixels)
 
     def _upload(self, image: HostImage) -> Tensor:
-        pixels = (
-            image.pixels if image.pixels is not None else self._decode_on_cpu(image.path).pixels
-        )
+        pixels = image.pixels
+        if pixels is None:
+            pixels = self._decode_on_cpu(image.path).pixels
         host = torch.from_numpy(np.ascontiguousarray(pixels))
         return copy_to_device(host, self._device).permute(2, 0, 1).contiguous()
 
@@ -203,19 +209,19 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return read_image_file(path)
     except DecodeError:
-        # `load_image` meets the same and has the sentence for it.
+        # `load_image` will raise the same error with its message.
         return b""
 
 
 def _split_into_chunks(images: list[HostImage]) -> list[list[HostImage]]:
-    parts: list[list[HostImage]] = []
-    room = 0
+    chunks: list[list[HostImage]] = []
+    free_bytes = 0
     for image in images:
         assert image.header is not None
-        needed = 3 * image.header.height * image.header.width
-        if not parts or needed > room:
-            parts.append([])
-            room = _MAX_DECODED_BYTES
-        parts[-1].append(image)
-        room -= needed
-    return parts
+        needed_bytes = 3 * image.header.height * image.header.width
+        if not chunks or needed_bytes > free_bytes:
+            chunks.append([])
+            free_bytes = _MAX_DECODED_BYTES
+        chunks[-1].append(image)
+        free_bytes -= needed_bytes
+    return chunks

@@ -1,7 +1,8 @@
-"""Batches of augmented views made on the device, behind the same interface as `Loader`."""
+"""Loader of augmented views that are computed on the device."""
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,19 +18,22 @@ from edgetl.train.data.loader import ImageLoader, ViewKey, group_into_batches
 from edgetl.train.data.view_parameters import ViewParameters, ViewSampler
 
 _PREFETCH_BATCHES = 2
-"""Batches that threads read and draw parameters for while the device works on an earlier one."""
+"""Batches that threads prepare while the device computes an earlier one."""
 
 
 class DeviceLoader:
-    """Makes training views on the device; evaluation's views come from the loader on the CPU."""
+    """Loader of training views from the device, with the interface of `ImageLoader`.
+
+    Views for evaluation come from the loader on the CPU.
+    """
 
     def __init__(
         self, loader: ImageLoader, images: DeviceImageCache, side: int, device: torch.device
     ) -> None:
-        """Take views of side x side pixels.
+        """Create a loader of views of side x side pixels.
 
         Raises:
-            ConfigError: the loader's augmentation has no counterpart on the device.
+            ConfigError: if the loader's augmentation is not available on the device.
         """
         self._loader = loader
         self._images = images
@@ -39,50 +43,40 @@ class DeviceLoader:
         self._pool = ThreadPoolExecutor(min(8, available_cores()))
 
     def __call__(self, batches: Sequence[Sequence[ViewKey]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches, in order: (uint8 [batch, S, S, 3], int64 [batch]).
+        """Yield the batches in order: (uint8 [batch, S, S, 3], int64 [batch]).
 
         Raises:
-            DecodeError: see `load_image`, or a file has changed.
+            DecodeError: see `load_image`; or if a file has changed.
         """
-        is_augmented = [all(view is not None for view, _ in batch) for batch in batches]
-        loaded = iter(
-            self._loader(
-                [
-                    batch
-                    for batch, augmented in zip(batches, is_augmented, strict=True)
-                    if not augmented
-                ]
-            )
-        )
-        prepared = self._prefetch(
-            [batch for batch, augmented in zip(batches, is_augmented, strict=True) if augmented]
-        )
-        for batch, augmented in zip(batches, is_augmented, strict=True):
-            yield self._make_views(batch, next(prepared)) if augmented else next(loaded)
+        loaded = iter(self._loader([batch for batch in batches if not _is_augmented(batch)]))
+        prepared = self._prefetch([batch for batch in batches if _is_augmented(batch)])
+        for batch in batches:
+            if _is_augmented(batch):
+                yield self._make_views(batch, next(prepared))
+            else:
+                yield next(loaded)
 
     def iter_eval_batches(
         self, indices: Sequence[int], batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images once, in order, preprocessed by the CPU as the exported model sees them."""
+        """Yield the images in order, preprocessed by the CPU as for the exported model."""
         return self(group_into_batches([(None, index) for index in indices], batch_size))
 
     def _prefetch(
         self, batches: Sequence[Sequence[ViewKey]]
     ) -> Iterator[list[tuple[HostImage, ViewParameters]]]:
-        # The threads touch no device: a captured graph or the order of its stream cannot be disturbed.
-        started: deque[list[Future[tuple[HostImage, ViewParameters]]]] = deque()
-        waiting = iter(batches)
+        # The threads do not use the device, so they cannot disturb a captured graph or a stream.
+        pending: deque[list[Future[tuple[HostImage, ViewParameters]]]] = deque()
+        remaining = iter(batches)
         try:
             while True:
-                while (
-                    len(started) <= _PREFETCH_BATCHES and (batch := next(waiting, None)) is not None
-                ):
-                    started.append([self._pool.submit(self._prepare, key) for key in batch])
-                if not started:
+                for batch in itertools.islice(remaining, _PREFETCH_BATCHES + 1 - len(pending)):
+                    pending.append([self._pool.submit(self._prepare, key) for key in batch])
+                if not pending:
                     return
-                yield [future.result() for future in started.popleft()]
+                yield [future.result() for future in pending.popleft()]
         finally:
-            for futures in started:
+            for futures in pending:
                 for future in futures:
                     future.cancel()
 
@@ -102,3 +96,7 @@ class DeviceLoader:
             self._side,
         )
         return pixels, copy_to_device(labels, self._device)
+
+
+def _is_augmented(batch: Sequence[ViewKey]) -> bool:
+    return all(view is not None for view, _ in batch)

@@ -1,4 +1,4 @@
-"""JPEG files decoded by the GPU (nvJPEG through torchvision), and the rule for which files it may take."""
+"""Decode JPEG files on the GPU (nvJPEG through torchvision), and check which files qualify."""
 
 from __future__ import annotations
 
@@ -17,54 +17,55 @@ BatchDecoder = Callable[[list[Tensor], torch.device], list[Tensor]]
 
 _END_OF_IMAGE = b"\xff\xd9"
 _CHROMA_SUBSAMPLINGS = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
-"""Horizontal and vertical factors of luma over chroma that nvJPEG lists: 4:4:4, 4:2:2, 4:4:0, 4:2:0, 4:1:1."""
+"""Horizontal and vertical luma factors that nvJPEG supports: 4:4:4, 4:2:2, 4:4:0, 4:2:0, 4:1:1."""
 _RGB_COMPONENTS = [ord(letter) for letter in "RGB"]
 
 
 @dataclass(frozen=True)
 class JpegHeader:
-    """A JPEG file that the GPU may decode."""
+    """Header of a JPEG file that the GPU can decode."""
 
     height: int
-    """Pixels, as they are stored."""
+    """Height in pixels, as stored."""
     width: int
 
-    def reduction_factor(self, least_side: int) -> int:
-        """Divisor, 1 to 8, at which `load_image` with `least_side` would decode the file."""
-        shorter = min(self.height, self.width)
-        if shorter < 2 * least_side:
+    def reduction_factor(self, min_side: int) -> int:
+        """Return the divisor, 1 to 8, with which `load_image` would decode the file."""
+        shorter_side = min(self.height, self.width)
+        if shorter_side < 2 * min_side:
             return 1
-        target = (self.width * least_side // shorter, self.height * least_side // shorter)
-        largest = min(self.width // target[0], self.height // target[1])
-        return next(scale for scale in (8, 4, 2, 1) if largest >= scale)
+        target_width = self.width * min_side // shorter_side
+        target_height = self.height * min_side // shorter_side
+        max_scale = min(self.width // target_width, self.height // target_height)
+        return next(scale for scale in (8, 4, 2, 1) if max_scale >= scale)
 
-    def reduced_size(self, least_side: int) -> tuple[int, int]:
-        """Height and width after reduction by `scale`."""
-        scale = self.reduction_factor(least_side)
+    def reduced_size(self, min_side: int) -> tuple[int, int]:
+        """Return the height and width after reduction."""
+        scale = self.reduction_factor(min_side)
         return -(-self.height // scale), -(-self.width // scale)
 
 
 def read_header(encoded: bytes) -> JpegHeader | None:
     """Read a file's header; None if the CPU must decode the file.
 
-    The GPU gets complete 8-bit YCbCr files that stand upright, baseline or progressive: there `load_image`
-    only decodes. What needs more (EXIF orientation, gray, CMYK, RGB components, several frames, other
-    formats) or may be broken stays with `load_image`.
+    The GPU decodes complete, upright 8-bit YCbCr files, baseline or progressive, for which
+    `load_image` only decodes. All others (EXIF orientation, gray, CMYK, RGB components, several
+    frames, other formats, possibly invalid files) are left to `load_image`.
     """
-    # A decoder for the GPU may fill up a file that was cut off; `load_image` refuses it.
+    # A GPU decoder may accept a truncated file; `load_image` rejects it.
     if not encoded.startswith(b"\xff\xd8") or not encoded.rstrip(b"\0").endswith(_END_OF_IMAGE):
         return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(encoded)) as image:
-                # A file of several frames (MPO) has a class and a format of its own.
+                # A file with several frames (MPO) has another class and format.
                 if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.format != "JPEG":
                     return None
                 if image.mode != "RGB" or not _is_ycbcr(image) or not _is_upright(image):
                     return None
                 return JpegHeader(image.height, image.width)
-    except Exception:  # a header too broken for Pillow: `load_image` says what is wrong
+    except Exception:  # invalid header: `load_image` raises an error with a message
         return None
 
 
@@ -82,14 +83,21 @@ def _is_upright(image: Image.Image) -> bool:
     try:
         return bool(image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
     except Exception:
-        # `load_image` takes a block that is too broken to read for upright.
+        # `load_image` treats files with an invalid EXIF block as upright.
         return True
 
 
 def reduce_image(image: Tensor, scale: int) -> Tensor:
-    """Average squares of `scale` pixels: uint8 [3, height, width] to [3, ceil(height/scale), ceil(width/scale)].
+    """Average squares of `scale` x `scale` pixels.
 
-    The CPU leaves the same detail out in the JPEG's frequency domain.
+    The CPU removes the same detail in the frequency domain of the JPEG file.
+
+    Args:
+        image: uint8 [3, height, width].
+        scale: side of the squares.
+
+    Returns:
+        uint8 [3, ceil(height / scale), ceil(width / scale)].
     """
     if scale == 1:
         return image
@@ -101,24 +109,24 @@ def decode_with_nvjpeg(encoded: list[Tensor], device: torch.device) -> list[Tens
     """Decode a batch on the GPU; a `BatchDecoder`.
 
     Raises:
-        RuntimeError: a file cannot be decoded, or torchvision was built without nvJPEG.
-        ImportError: this torchvision has no JPEG decoder any more.
+        RuntimeError: if a file cannot be decoded, or torchvision was built without nvJPEG.
+        ImportError: if this version of torchvision has no JPEG decoder.
     """
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    # torchvision decodes on a stream of its own into memory of the current one, which may be in use until
-    # the kernels queued here are done.
+    # torchvision decodes on a separate stream into memory of the current one, which may be in use
+    # until the kernels queued there have finished.
     torch.cuda.current_stream(device).synchronize()
     with warnings.catch_warnings():
-        # Since torchvision 0.29 its decoders are deprecated in favor of TorchCodec's.
+        # torchvision 0.29 deprecated its decoders in favor of TorchCodec.
         warnings.simplefilter("ignore")
         decoded: list[Tensor] = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device)
     return decoded
 
 
 def to_tensors(files: Sequence[bytes]) -> list[Tensor]:
-    """Encoded files as a `BatchDecoder` takes them."""
+    """Convert encoded files to the input of a `BatchDecoder`."""
     with warnings.catch_warnings():
-        # The tensors are only read; the bytes behind them need not be writable.
+        # PyTorch warns that the bytes are not writable, but the tensors are only read.
         warnings.simplefilter("ignore")
         return [torch.frombuffer(encoded, dtype=torch.uint8) for encoded in files]

@@ -1,7 +1,8 @@
-"""Images to batches of views, in worker processes or on the threads of this one; the pixels are the same.
+"""Image loader: batches of views, computed in worker processes or on threads.
 
-A key (view, index) says all: which image, and how it is augmented. Batches are uint8 [batch, S, S, 3]: a quarter of the bytes on the way
-to a GPU, and channels last without a copy.
+A key (view, index) identifies an image and its augmentation; the pixels do not depend on who
+computes them. Batches are uint8 [batch, S, S, 3]: a quarter of the bytes of float32 to copy to a
+GPU, and channels last without a copy.
 """
 
 from __future__ import annotations
@@ -29,35 +30,35 @@ from edgetl.train.data.decoded_cache import DecodedImageCache
 from edgetl.train.data.splits import SplitEntry
 
 _GRACE_S = 20
-"""Seconds that a worker goes on after SIGTERM or SIGHUP."""
+"""Seconds that a worker keeps running after SIGTERM or SIGHUP."""
 
 ViewKey = tuple[int | None, int]
-"""(view, index of the image); view None is evaluation's preprocessing."""
+"""(view, index of the image); the view None is the preprocessing of evaluation."""
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Decodes one image and gives one view of it: augmented for training, or as the device will see it."""
+    """Data set of views: augmented for training, or preprocessed as for inference."""
 
     def __init__(
         self,
-        rows: Sequence[SplitEntry],
+        entries: Sequence[SplitEntry],
         labels: Sequence[str],
         augmentation: Augmentation,
         preprocessing: Preprocessing,
-        decoded: DecodedImageCache,
+        decoded_cache: DecodedImageCache,
     ) -> None:
-        number = {label: index for index, label in enumerate(labels)}
-        self._files = [(row.path, number[row.label]) for row in rows]
+        label_indices = {label: index for index, label in enumerate(labels)}
+        self._files = [(entry.path, label_indices[entry.label]) for entry in entries]
         self._augmentation = augmentation
         self._preprocessing = preprocessing
-        self._decoded_cache = decoded
+        self._decoded_cache = decoded_cache
 
     def __getitem__(self, key: ViewKey) -> tuple[Tensor, int]:
-        """(uint8 [S, S, 3], label)."""
+        """Return (uint8 [S, S, 3], label)."""
         return torch.from_numpy(np.array(self.load_view(key))), self._files[key[1]][1]
 
     def load_view(self, key: ViewKey) -> NDArray[np.uint8]:
-        """uint8 [S, S, 3]."""
+        """Return a view as uint8 [S, S, 3]."""
         view, index = key
         path = self._files[index][0]
         if view is None:
@@ -65,40 +66,43 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return self._augmentation(self._decoded_cache[path], view, index)
 
     def fill_decoded_cache(self) -> None:
-        """Decode as much as is kept, on all cores: before worker processes begin, which then share it."""
+        """Fill the cache of decoded images on all cores.
+
+        Worker processes that are started afterwards share it.
+        """
         with ThreadPoolExecutor(available_cores()) as pool:
             for _ in pool.map(self._decoded_cache.preload, [path for path, _ in self._files]):
                 pass
 
     def stop_caching(self) -> None:
-        """Keep no more decoded images in this process."""
+        """Stop caching decoded images in this process."""
         self._decoded_cache.stop_caching()
 
     def path(self, index: int) -> Path:
-        """The file of an image."""
+        """Return the path of an image."""
         return self._files[index][0]
 
     @property
     def decoded_cache(self) -> DecodedImageCache:
-        """The decoded images of this process."""
+        """Cache of decoded images of this process."""
         return self._decoded_cache
 
     @property
     def augmentation(self) -> Augmentation:
-        """What makes the views."""
+        """Augmentation of the views."""
         return self._augmentation
 
     def labels(self, indices: Sequence[int]) -> Tensor:
-        """int64 [images]."""
+        """Return the label indices of images, int64 [images]."""
         return torch.tensor([self._files[index][1] for index in indices], dtype=torch.int64)
 
     def __len__(self) -> int:
-        """Images, of training and validation together."""
+        """Return the number of images, training and validation together."""
         return len(self._files)
 
 
 class _ListBatchSampler(Sampler[list[ViewKey]]):
-    # The loader asks for its batches anew in every pass; what they are is set just before.
+    # DataLoader iterates over its sampler in every epoch; the batches are set just before.
     def __init__(self) -> None:
         self.batches: list[list[ViewKey]] = []
 
@@ -110,10 +114,17 @@ class _ListBatchSampler(Sampler[list[ViewKey]]):
 
 
 class ImageLoader:
-    """Batches of (uint8 [batch, S, S, 3], int64 [batch])."""
+    """Loader of batches (uint8 [batch, S, S, 3], int64 [batch])."""
 
     def __init__(self, images: ImageDataset, workers: int, pin_memory: bool = False) -> None:
-        """Without workers the threads of a pool prepare a batch while nothing else runs, so that there is one busy thread a core."""
+        """Start a loader.
+
+        Args:
+            images: the images.
+            workers: number of worker processes. With 0, threads prepare each batch while training
+                waits, so that each core has one busy thread.
+            pin_memory: whether batches are in pinned memory.
+        """
         self.images = images
         self._batch_sampler = _ListBatchSampler()
         self._data_loader: DataLoader[Any] | None = None
@@ -125,18 +136,24 @@ class ImageLoader:
                 batch_sampler=self._batch_sampler,
                 num_workers=workers,
                 persistent_workers=True,
-                # Workers share the decoded images as they are; forkserver, Linux's default from Python 3.14 on, would pickle all of them
-                # for each worker. Forking after CUDA has begun is sound as long as workers never touch CUDA, and they only decode.
+                # Forked workers share the decoded images. forkserver, the default on Linux since
+                # Python 3.14, would pickle all of them for each worker. Forking after CUDA was
+                # initialized is safe as long as workers do not use CUDA, and they only decode.
                 multiprocessing_context="fork" if sys.platform == "linux" else None,
                 worker_init_fn=_init_worker,
                 prefetch_factor=4,
                 pin_memory=pin_memory,
-                # Its own, or every pass would draw from the generator that dropout uses, and workers would change the result.
+                # Otherwise every epoch would use the generator of dropout, and the number of
+                # workers would change the result.
                 generator=torch.Generator(),
             )
 
     def __call__(self, batches: Sequence[Sequence[ViewKey]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches, in order."""
+        """Yield the batches in order.
+
+        Raises:
+            DecodeError: see `load_image`; or if a file has changed.
+        """
         if self._data_loader is not None:
             if not self._workers_started:
                 self.images.fill_decoded_cache()
@@ -145,7 +162,7 @@ class ImageLoader:
             try:
                 yield from self._data_loader
             except DecodeError as cause:
-                # PyTorch puts the worker's traceback before what it said.
+                # PyTorch prepends the worker's traceback to the message.
                 raise DecodeError(str(cause).strip().rpartition("DecodeError: ")[2]) from cause
             return
         assert self._pool is not None
@@ -159,28 +176,41 @@ class ImageLoader:
     def iter_eval_batches(
         self, indices: Sequence[int], batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images once, in order, as the device will see them."""
+        """Yield the images in order, preprocessed as for inference on the device."""
         return self(group_into_batches([(None, index) for index in indices], batch_size))
 
 
-def group_into_batches(keys: Sequence[ViewKey], size: int, least: int = 2) -> list[list[ViewKey]]:
-    """Cut into batches; fewer than `least` images left over join the batch before them, since a batch of one has no statistics."""
-    cut = [list(keys[start : start + size]) for start in range(0, len(keys), size)]
-    if size >= least and len(cut) > 1 and len(cut[-1]) < least:
-        cut[-2:] = [cut[-2] + cut[-1]]
-    return cut
+def group_into_batches(
+    keys: Sequence[ViewKey], size: int, min_size: int = 2
+) -> list[list[ViewKey]]:
+    """Split keys into batches.
+
+    A last batch with fewer than `min_size` images is merged into the previous one, since BatchNorm
+    needs more than one image.
+    """
+    batches = [list(keys[start : start + size]) for start in range(0, len(keys), size)]
+    if size >= min_size and len(batches) > 1 and len(batches[-1]) < min_size:
+        batches[-2:] = [batches[-2] + batches[-1]]
+    return batches
 
 
 def default_workers(images: int, cores: int, device: str) -> int:
-    """Processes beside the one that trains: the cores that a GPU leaves free; none on a CPU, where training takes every core itself."""
-    return 0 if device == "cpu" or images < 64 else max(1, min(cores - 1, 16))
+    """Return the default number of worker processes.
+
+    On a GPU it is the number of cores without the one that trains, at most 16. On a CPU training
+    uses every core, and small data sets need no workers: 0.
+    """
+    if device == "cpu" or images < 64:
+        return 0
+    return max(1, min(cores - 1, 16))
 
 
 def _init_worker(_worker: int) -> None:
-    # Ctrl-C reaches the whole process group; only the process that trains should answer it, and what it no longer takes is no error.
+    # Ctrl-C is sent to the whole process group, but only the training process handles it. A
+    # connection that it closes is not an error.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Batch systems send these to every process of a job: the training process needs the workers
-    # until it has finished its batch and written a checkpoint.
+    # Batch systems send these to every process of a job, but the training process needs the
+    # workers until it has finished its batch and written a checkpoint.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit_later)
     sys.excepthook = _ignore_lost_connections

@@ -1,4 +1,4 @@
-"""A pipeline that albumentations saved: read with bounds, before a transform of it allocates anything."""
+"""Pipeline files of albumentations, validated before a transform allocates memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from edgetl.core.errors import ConfigError
 from edgetl.core.files import parse_json, read_regular_file
 
 MAX_SIDE = 8192
-"""Pixels that sizes and scales of a pipeline may reach together: a view of it takes 200 MB."""
+"""Maximum side in pixels that a pipeline may reach: such a view takes 200 MB."""
 _MAX_NUMBER = 32_768
-"""Above what any transform means: color temperatures reach 15,000."""
+"""Maximum number in a pipeline; the largest meaningful ones are color temperatures, to 15,000."""
 _MAX_BYTES, _MAX_VALUES = 2**20, 20_000
 _TRIAL_SIDE = 128
 _SIZE_FIELDS = frozenset(
-    ("height", "width", "size", "min_height", "min_width", "max_size", "max_size_hw", "padding", "px", "target_size", "cell_shape")
+    (
+        "height", "width", "size", "min_height", "min_width", "max_size", "max_size_hw",
+        "padding", "px", "target_size", "cell_shape",
+    )
 )  # fmt: skip
 _SCALE_FIELDS = frozenset(("scale_limit", "scale", "percent"))
 
@@ -25,16 +28,16 @@ def read_pipeline(file: Path) -> dict[str, Any]:
     """Read a .json, .yaml or .yml file that `A.save` wrote.
 
     Raises:
-        ConfigError: unreadable, another format, or sizes beyond what a view may take.
+        ConfigError: if the file cannot be read, has another format, or exceeds the limits.
     """
     try:
         content = _parse(file, read_regular_file(file, _MAX_BYTES))
         if not isinstance(content, dict):
-            raise ValueError("it holds no object")
+            raise ValueError("it must hold an object")
         numbers = _list_numbers(content)
     except OSError as cause:
         raise ConfigError(
-            f"--augment {file} cannot be read ({cause.strerror or cause}). Give a pipeline saved with A.save."
+            f"Cannot read --augment {file} ({cause.strerror or cause}). Use a pipeline saved with A.save."
         ) from cause
     except (ValueError, RecursionError) as cause:
         reason = (
@@ -43,7 +46,7 @@ def read_pipeline(file: Path) -> dict[str, Any]:
             else str(cause).replace("\n", " ")
         )
         raise ConfigError(
-            f"--augment {file} is not a pipeline that albumentations saved: {reason}. Save it again with A.save."
+            f"--augment {file} is not a pipeline of albumentations: {reason}. Save it again with A.save."
         ) from cause
     _check_bounds(file, numbers)
     return content
@@ -62,26 +65,26 @@ def _parse(file: Path, encoded: bytes) -> Any:
 
 def _list_numbers(content: Any) -> list[tuple[int, str, float]]:
     """List each number as (transform, field, value)."""
-    listed: list[tuple[int, str, float]] = []
+    numbers: list[tuple[int, str, float]] = []
     transform = 0
-    for values, (key, value) in enumerate(_walk_values("", content)):
-        # Aliases of YAML unfold to more than the file's bytes.
-        if values > _MAX_VALUES:
+    for count, (key, value) in enumerate(_walk_values("", content)):
+        # Aliases in YAML can expand a small file to very many values.
+        if count > _MAX_VALUES:
             raise ValueError(f"it holds more than {_MAX_VALUES:,} values")
         if key == "__class_fullname__":
             transform += 1
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            listed.append((transform, key, abs(value)))
-    return listed
+            numbers.append((transform, key, abs(value)))
+    return numbers
 
 
 def _walk_values(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
-        for name, part in value.items():
-            yield from _walk_values(str(name), part)
+        for name, item in value.items():
+            yield from _walk_values(str(name), item)
     elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _walk_values(key, part)
+        for item in value:
+            yield from _walk_values(key, item)
     else:
         yield key, value
 
@@ -92,19 +95,21 @@ def _check_bounds(file: Path, numbers: list[tuple[int, str, float]]) -> None:
     for transform, key, value in numbers:
         if not value <= _MAX_NUMBER:
             raise ConfigError(
-                f"--augment {file}: {key} is at most {_MAX_NUMBER:,}, not {value:g}. Lower it in the pipeline."
+                f"--augment {file}: {key} must be <= {_MAX_NUMBER:,}, got {value:g}. Lower it."
             )
         if key in _SIZE_FIELDS:
             sizes[transform] = max(sizes.get(transform, 0), value)
         if key in _SCALE_FIELDS:
-            # `scale` is a factor, `scale_limit` what is added to 1, and `percent` a share added on both sides.
+            # `scale` is a factor, `scale_limit` is added to 1, and `percent` is a share added on
+            # both sides.
             factor = {"scale": value, "scale_limit": 1 + value, "percent": 1 + 2 * value}[key]
             scales[transform] = max(scales.get(transform, 1), factor)
-    # Paddings add up and scales multiply. Which transform runs first is not looked at: the bound holds for every order.
+    # Paddings add up and scales multiply. The bound holds for every order of the transforms.
     side = sum(sizes.values()) or _TRIAL_SIDE
     for factor in scales.values():
         side *= factor
     if not side <= MAX_SIDE:
         raise ConfigError(
-            f"--augment {file}: the pipeline's sizes and scales reach {side:.6g} pixels a side, and {MAX_SIDE} are allowed. Lower them."
+            f"--augment {file}: sizes and scales must be <= {MAX_SIDE} pixels per side, "
+            f"got {side:.6g}. Lower them."
         )

@@ -1,4 +1,4 @@
-"""Every image decoded once before training: what cannot be read is known, and so is which images are the same."""
+"""Scan of a data set: decode every image once to find unreadable files and duplicates."""
 
 from __future__ import annotations
 
@@ -22,54 +22,62 @@ from edgetl.train.data.decoded_cache import DecodedImageCache
 from edgetl.train.data.folders import LabeledFile, RejectedFile
 
 _CACHE_VERSION = f"1 Pillow {PIL.__version__}"
-"""Of an image; what was known under another one is looked at again."""
+"""Version of the cache's entries; entries of another version are ignored."""
 
 
 @dataclass(frozen=True)
 class ScannedFile:
-    """A file that decodes."""
+    """File that can be decoded, with its hashes."""
 
     file: LabeledFile
     pixels_sha256: str
-    """SHA-256 of the decoded pixels and their shape: equal for exact duplicates, whatever the encoding."""
+    """SHA-256 of the decoded pixels and their shape: equal for duplicates in any encoding."""
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
 
 
 def scan_files(
-    files: list[LabeledFile], report: Callable[[int, int], None], decoded: DecodedImageCache
+    files: list[LabeledFile], report: Callable[[int, int], None], decoded_cache: DecodedImageCache
 ) -> tuple[list[ScannedFile], list[RejectedFile]]:
-    """Decode all files on all cores (Pillow releases the interpreter's lock); files that fail are returned with the reason.
+    """Decode all files on all cores (Pillow releases the GIL).
 
-    Files that an earlier run has decoded, by their hashes, are not decoded again; the others are offered to `decoded`.
+    Files that an earlier run has decoded, by their SHA-256, are not decoded again.
+
+    Args:
+        files: the files.
+        report: called with (files done, files in total).
+        decoded_cache: receives the decoded images.
+
+    Returns:
+        The files that can be decoded, and the others with the reason.
     """
-    known = _ScanCache(files)
-    read: list[ScannedFile] = []
+    cache = _ScanCache(files)
+    images: list[ScannedFile] = []
     rejected: list[RejectedFile] = []
 
-    def read_one(file: LabeledFile) -> ScannedFile | RejectedFile:
-        return _scan_file(file, known, decoded)
+    def scan(file: LabeledFile) -> ScannedFile | RejectedFile:
+        return _scan_file(file, cache, decoded_cache)
 
-    # load_image silences warnings, and the threads would restore each other's filters; this restores the right ones.
+    # load_image changes the warning filters in every thread; this restores the original ones.
     with warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool:
-        for done, outcome in enumerate(pool.map(read_one, files), 1):
-            if isinstance(outcome, RejectedFile):
-                rejected.append(outcome)
+        for done, result in enumerate(pool.map(scan, files), 1):
+            if isinstance(result, RejectedFile):
+                rejected.append(result)
             else:
-                read.append(outcome)
+                images.append(result)
             report(done, len(files))
-    known.save(read)
-    return read, rejected
+    cache.save(images)
+    return images, rejected
 
 
 def read_bytes(path: Path) -> bytes | RejectedFile:
-    """A file's bytes, or why there are none."""
+    """Return the bytes of a file, or the reason why it cannot be read."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
         return RejectedFile(
             path,
-            "the file's name is not valid UTF-8, so split.csv could not name it; rename the file.",
+            "the file's name is not valid UTF-8 and cannot be written to split.csv; rename the file.",
         )
     try:
         return read_image_file(path)
@@ -78,48 +86,47 @@ def read_bytes(path: Path) -> bytes | RejectedFile:
 
 
 def _scan_file(
-    file: LabeledFile, known: _ScanCache, decoded: DecodedImageCache
+    file: LabeledFile, cache: _ScanCache, decoded_cache: DecodedImageCache
 ) -> ScannedFile | RejectedFile:
     path = file.path
     encoded = read_bytes(path)
     if isinstance(encoded, RejectedFile):
         return encoded
     digest = hashlib.sha256(encoded).hexdigest()
-    if digest in known.pixel_digests:
-        return ScannedFile(file, known.pixel_digests[digest], digest)
+    if digest in cache.pixel_digests:
+        return ScannedFile(file, cache.pixel_digests[digest], digest)
     try:
         pixels = load_image(encoded)
     except DecodeError as cause:
         return RejectedFile(path, str(cause).removeprefix("the image: "))
-    decoded.add_full_decode(path, pixels)
+    decoded_cache.add_full_decode(path, pixels)
     return ScannedFile(file, pixels_digest(pixels), digest)
 
 
 def pixels_digest(pixels: NDArray[np.uint8]) -> str:
-    """SHA-256 of an image's shape and pixels, without a copy of them: an image may be half a gigabyte."""
+    """Return the SHA-256 of an image's shape and pixels.
+
+    The pixels are not copied, since an image may take half a gigabyte.
+    """
     digest = hashlib.sha256(str(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
 class _ScanCache:
-    # A file for each data folder: many folders of many users must not meet in one.
+    # One file per data folder, so that users and folders do not share a growing file.
     def __init__(self, files: list[LabeledFile]) -> None:
         folder = str(files[0].path.parents[1]) if files else ""
-        self._path = (
-            get_cache_folder()
-            / "images"
-            / f"{hashlib.sha256(folder.encode()).hexdigest()[:32]}.json"
-        )
+        name = hashlib.sha256(folder.encode()).hexdigest()[:32]
+        self._path = get_cache_folder() / "images" / f"{name}.json"
         self.pixel_digests: dict[str, str] = {}
         entry = read_cache_entry(self._path)
         if entry is not None and entry["definition"] == _CACHE_VERSION:
             self.pixel_digests = entry["pixels"]
 
-    def save(self, read: list[ScannedFile]) -> None:
-        pixels = {one.sha256: one.pixels_sha256 for one in read}
+    def save(self, images: list[ScannedFile]) -> None:
+        pixels = {image.sha256: image.pixels_sha256 for image in images}
         if pixels != self.pixel_digests:
-            with contextlib.suppress(
-                OSError
-            ):  # a home that cannot be written costs the decoding of each run, no more
+            # Without a writable cache every run decodes the images again.
+            with contextlib.suppress(OSError):
                 write_cache_entry(self._path, {"definition": _CACHE_VERSION, "pixels": pixels})

@@ -1,4 +1,4 @@
-"""Which image is trained on and which is validated on: decided once, written down, read back."""
+"""Split of a data set into training and validation images, and split.csv."""
 
 from __future__ import annotations
 
@@ -16,61 +16,61 @@ from edgetl.train.data.folders import RejectedFile, SplitName
 from edgetl.train.data.scan import ScannedFile
 
 _MAX_CELL_CHARACTERS = 100
-"""Characters of a broken cell that a message holds."""
+"""Maximum characters of an invalid cell in a message."""
 
 
 @dataclass(frozen=True)
 class SplitEntry:
-    """One image of a run."""
+    """Image of a run with its label and split."""
 
     path: Path
-    """Absolute."""
+    """Absolute path."""
     label: str
     split: SplitName
 
 
 def split_files(files: Sequence[ScannedFile], share: float, seed: int) -> list[SplitName]:
-    """Hold back `share` of each class for validation; one entry a file.
+    """Return the split of each file, with `share` of each class for validation.
 
-    The order in which images are drawn is a hash of the seed and the image's pixels: it depends neither on names nor on the file
-    system's order nor on the other images, and exact duplicates go the same way together. A class always keeps an image to train
-    on, and gives one to validation as soon as it has two different ones. Images that stand under two labels are trained on.
+    Images are ordered by a hash of the seed and their pixels, so the split depends neither on
+    names, nor on the order of the file system, nor on other images; exact duplicates are in the
+    same split. Each class keeps at least one distinct image for training, and has one for
+    validation if it has two. Images with two labels are in train.
     """
-    labels_of: dict[str, set[str]] = defaultdict(set)
-    copies: dict[tuple[str, str], int] = defaultdict(int)
-    for read in files:
-        labels_of[read.pixels_sha256].add(read.file.label)
-        copies[read.file.label, read.pixels_sha256] += 1
-    held_back: set[str] = set()
-    for label in {read.file.label for read in files} if share > 0 else ():
-        own = {pixels: count for (other, pixels), count in copies.items() if other == label}
-        drawn = sorted(
-            (pixels for pixels in own if len(labels_of[pixels]) == 1),
+    labels_by_pixels: dict[str, set[str]] = defaultdict(set)
+    copies_by_label: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for image in files:
+        labels_by_pixels[image.pixels_sha256].add(image.file.label)
+        copies_by_label[image.file.label][image.pixels_sha256] += 1
+    val_pixels: set[str] = set()
+    for copies in copies_by_label.values() if share > 0 else ():
+        candidates = sorted(
+            (pixels for pixels in copies if len(labels_by_pixels[pixels]) == 1),
             key=lambda pixels: _shuffle_key(seed, pixels),
         )
-        if len(drawn) == len(own):
-            drawn = drawn[:-1]
-        wanted, taken = max(1, round(share * sum(own.values()))), 0
-        for pixels in drawn:
-            # Take a group of copies only when that brings the count nearer to what is wanted.
-            if taken and abs(taken + own[pixels] - wanted) >= abs(taken - wanted):
+        if len(candidates) == len(copies):
+            candidates = candidates[:-1]
+        target, count = max(1, round(share * sum(copies.values()))), 0
+        for pixels in candidates:
+            # Add a group of copies only if that brings the count closer to the target.
+            if count and abs(count + copies[pixels] - target) >= abs(count - target):
                 continue
-            held_back.add(pixels)
-            taken += own[pixels]
-    return ["val" if read.pixels_sha256 in held_back else "train" for read in files]
+            val_pixels.add(pixels)
+            count += copies[pixels]
+    return ["val" if image.pixels_sha256 in val_pixels else "train" for image in files]
 
 
-def write_split(run: RunDirectory, data: Path, rows: Sequence[SplitEntry]) -> None:
+def write_split(run: RunDirectory, data: Path, entries: Sequence[SplitEntry]) -> None:
     """Write split.csv: path relative to the data folder with forward slashes, label, split."""
     write_csv(
         run.split,
         ("path", "label", "split"),
-        [(row.path.relative_to(data).as_posix(), row.label, row.split) for row in rows],
+        [(entry.path.relative_to(data).as_posix(), entry.label, entry.split) for entry in entries],
     )
 
 
 def write_rejected(run: RunDirectory, data: Path, rejected: Sequence[RejectedFile]) -> None:
-    """Write rejected.csv: path as in split.csv, and why the file was left out; no file when nothing was."""
+    """Write rejected.csv: path as in split.csv, and reason; no file if nothing was rejected."""
     if rejected:
         rows = [
             (_escape_undecodable(entry.path.relative_to(data).as_posix()), entry.reason)
@@ -80,10 +80,12 @@ def write_rejected(run: RunDirectory, data: Path, rejected: Sequence[RejectedFil
 
 
 def read_split(run: RunDirectory) -> list[SplitEntry]:
-    """The images of a run, from split.csv and the data folder that config.json names.
+    """Read the images of a run from split.csv and the data folder in config.json.
+
+    It is not checked whether the images still exist.
 
     Raises:
-        RunError: either file is missing or broken; whether the images still exist is not looked at.
+        RunError: if either file is missing or invalid.
     """
     configuration = read_run_configuration(run)
     try:
@@ -93,31 +95,36 @@ def read_split(run: RunDirectory) -> list[SplitEntry]:
         return [_parse_entry(configuration, row) for row in rows]
     except OSError as cause:
         raise RunError(
-            f"The run's split cannot be read: {run.split} ({cause.strerror}). Run finetune again."
+            f"Cannot read the split {run.split} ({cause.strerror}). Run finetune again."
         ) from cause
     except KeyError as cause:
         raise RunError(
-            f"{run.split} is broken: it has no column {cause}. Run finetune again."
+            f"{run.split} is invalid: it has no column {cause}. Run finetune again."
         ) from cause
     except ValueError as cause:
-        raise RunError(f"{run.split} is broken: {cause}. Run finetune again.") from cause
+        raise RunError(f"{run.split} is invalid: {cause}. Run finetune again.") from cause
 
 
 def _parse_entry(configuration: RunConfiguration, row: dict[str, str]) -> SplitEntry:
-    path, label, part = row["path"], row["label"], row["split"]
-    inside = PurePosixPath(path)
-    # What is listed is copied into bundles as a golden image: nothing from outside the data folder.
-    if not inside.parts or inside.is_absolute() or ".." in inside.parts or "\0" in path:
-        raise ValueError(f"{path[:_MAX_CELL_CHARACTERS]!r} is no path inside the data folder")
+    path, label, split = row["path"], row["label"], row["split"]
+    relative_path = PurePosixPath(path)
+    is_inside = relative_path.parts and not relative_path.is_absolute()
+    # Images are copied into bundles as golden images, so paths must stay inside the data folder.
+    if not is_inside or ".." in relative_path.parts or "\0" in path:
+        raise ValueError(f"{_shorten(path)} is not a path inside the data folder")
     if label not in configuration.classes:
         raise ValueError(
-            f"{path[:_MAX_CELL_CHARACTERS]!r} is of the class {label[:_MAX_CELL_CHARACTERS]!r}, which config.json does not list"
+            f"the class {_shorten(label)} of {_shorten(path)} is not listed in config.json"
         )
-    if part not in ("train", "val"):
+    if split not in ("train", "val"):
         raise ValueError(
-            f"{path[:_MAX_CELL_CHARACTERS]!r} is in the part {part[:_MAX_CELL_CHARACTERS]!r}, which is neither train nor val"
+            f"the split of {_shorten(path)} must be train or val, got {_shorten(split)}"
         )
-    return SplitEntry(configuration.config.data / path, label, "val" if part == "val" else "train")
+    return SplitEntry(configuration.config.data / path, label, "val" if split == "val" else "train")
+
+
+def _shorten(cell: str) -> str:
+    return repr(cell[:_MAX_CELL_CHARACTERS])
 
 
 def _shuffle_key(seed: int, pixels: str) -> bytes:

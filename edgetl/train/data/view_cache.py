@@ -1,4 +1,4 @@
-"""Views that come again every epoch, kept on a GPU after their first pass."""
+"""Cache of views that repeat in every epoch, on the GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgetl.train.data.loader import ImageLoader, ViewKey, group_into_batches
 
 
 class GpuViewCache:
-    """A loader in front of a loader: gives the same batches, from the device's memory where it has them."""
+    """Loader that wraps another one and caches its views in the device's memory."""
 
     def __init__(
         self,
@@ -23,11 +23,15 @@ class GpuViewCache:
         device: torch.device,
         budget_bytes: int,
     ) -> None:
-        """Reserve memory for groups of views, the most wanted first; a group that does not fit as a whole is not kept.
+        """Reserve memory for groups of views, in order of priority.
 
         Args:
-            groups: views that will be asked for more than once; those of other keys are new every time and pass through.
-            side: pixels; views are uint8 [side, side, 3].
+            loader: the loader.
+            groups: views that are requested more than once; all others are not cached. A group is
+                cached only if all of it fits.
+            side: side of the views in pixels; they are uint8 [side, side, 3].
+            device: the device.
+            budget_bytes: device memory for cached views.
         """
         self._loader = loader
         self._device = device
@@ -35,7 +39,7 @@ class GpuViewCache:
         for group in groups:
             first = len(self._row_by_key)
             if (first + len(group)) * side * side * 3 <= budget_bytes:
-                self._row_by_key.update({key: first + at for at, key in enumerate(group)})
+                self._row_by_key.update({key: first + row for row, key in enumerate(group)})
         self._pixels = torch.empty(
             len(self._row_by_key), side, side, 3, dtype=torch.uint8, device=device
         )
@@ -43,13 +47,12 @@ class GpuViewCache:
         self._cached_keys: set[ViewKey] = set()
 
     def __call__(self, batches: Sequence[Sequence[ViewKey]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches, in order: (uint8 [batch, S, S, 3], int64 [batch])."""
-        there = [self._cached_keys.issuperset(batch) for batch in batches]
-        loaded = iter(
-            self._loader([batch for batch, found in zip(batches, there, strict=True) if not found])
-        )
-        for batch, found, rows in zip(batches, there, self._upload_rows(batches), strict=True):
-            if found:
+        """Yield the batches in order: (uint8 [batch, S, S, 3], int64 [batch])."""
+        is_cached = [self._cached_keys.issuperset(batch) for batch in batches]
+        missing = [batch for batch, cached in zip(batches, is_cached, strict=True) if not cached]
+        loaded = iter(self._loader(missing))
+        for batch, cached, rows in zip(batches, is_cached, self._upload_rows(batches), strict=True):
+            if cached:
                 assert rows is not None
                 yield self._pixels.index_select(0, rows), self._labels.index_select(0, rows)
             else:
@@ -58,34 +61,34 @@ class GpuViewCache:
     def iter_eval_batches(
         self, indices: Sequence[int], batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images once, in order, as the device will see them."""
+        """Yield the images in order, preprocessed as for inference on the device."""
         return self(group_into_batches([(None, index) for index in indices], batch_size))
 
     def _upload_rows(self, batches: Sequence[Sequence[ViewKey]]) -> list[Tensor | None]:
-        """The rows of each batch, int64 [batch] on the device; None for a batch that is not kept.
+        """Return the rows of each batch, int64 [batch] on the device; None if it is not cacheable.
 
-        One upload for the whole pass: a copy from pageable memory in every step would make the host
-        wait for the device.
+        They are uploaded once per epoch: a copy from pageable memory in every step would make the
+        host wait for the device.
         """
-        is_kept = [all(key in self._row_by_key for key in batch) for batch in batches]
-        kept = [batch for batch, keep in zip(batches, is_kept, strict=True) if keep]
-        if not kept:
+        is_cacheable = [all(key in self._row_by_key for key in batch) for batch in batches]
+        cacheable = [
+            batch for batch, has_rows in zip(batches, is_cacheable, strict=True) if has_rows
+        ]
+        if not cacheable:
             return [None] * len(batches)
         rows = torch.tensor(
-            [self._row_by_key[key] for batch in kept for key in batch], dtype=torch.int64
+            [self._row_by_key[key] for batch in cacheable for key in batch], dtype=torch.int64
         )
         uploaded = iter(
-            torch.split(copy_to_device(rows, self._device), [len(batch) for batch in kept])
+            torch.split(copy_to_device(rows, self._device), [len(batch) for batch in cacheable])
         )
-        return [next(uploaded) if keep else None for keep in is_kept]
+        return [next(uploaded) if has_rows else None for has_rows in is_cacheable]
 
     def _cache_batch(
         self, batch: Sequence[ViewKey], rows: Tensor | None, pixels: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        pixels, labels = (
-            pixels.to(self._device, non_blocking=True),
-            labels.to(self._device, non_blocking=True),
-        )
+        pixels = pixels.to(self._device, non_blocking=True)
+        labels = labels.to(self._device, non_blocking=True)
         if rows is not None:
             self._pixels.index_copy_(0, rows, pixels)
             self._labels.index_copy_(0, rows, labels)

@@ -1,7 +1,7 @@
-"""Parameters of augmented views, drawn by albumentations itself without touching a pixel.
+"""Parameters of augmented views, sampled by albumentations without computing pixels.
 
-The device then computes the same views as the CPU: the same crop, flip, factors, matrices and holes.
-Only the numbers of Gaussian noise differ, which OpenCV's generator gives on the CPU.
+With them the device computes the same views as the CPU: the same crop, flip, factors, matrices and
+holes. Only Gaussian noise differs, for which the CPU uses OpenCV's generator.
 """
 
 from __future__ import annotations
@@ -23,62 +23,61 @@ _COLOR_OPERATIONS: tuple[ColorOperation, ...] = ("brightness", "contrast", "satu
 
 @dataclass
 class ViewParameters:
-    """How one view is made from its image, in the order of the fields."""
+    """Parameters of a view; its steps are applied in the order of the fields."""
 
     crop: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """left, top, right, bottom in pixels of the image."""
+    """(left, top, right, bottom) in pixels of the image."""
     flip: bool = False
-    """Mirror left and right."""
+    """Whether to mirror left and right."""
     color: tuple[tuple[ColorOperation, float], ...] = ()
-    """Operations with their factors, the first applied first."""
+    """Operations with their factors, in order."""
     affine: NDArray[np.float64] | None = None
-    """3 x 3, from source pixels (x, y, 1) to pixels of the result."""
+    """3 x 3 matrix from source pixels (x, y, 1) to output pixels."""
     perspective: NDArray[np.float64] | None = None
-    """3 x 3, as `affine`."""
+    """3 x 3 matrix like `affine`."""
     blur: NDArray[np.float64] | None = None
     """One-dimensional kernel of odd length, for both axes."""
     noise: tuple[float, int] | None = None
-    """(standard deviation in grey levels, seed)."""
+    """(standard deviation in gray levels, seed)."""
     gray: bool = False
-    """Replace the colors by their luminance."""
+    """Whether to replace the colors by their luminance."""
     holes: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 4), np.int64))
-    """left, top, right, bottom of rectangles filled with black."""
+    """(left, top, right, bottom) of rectangles to fill with black, int64 [holes, 4]."""
 
 
 class ViewSampler:
-    """Draws the parameters of views; safe to call from several threads."""
+    """Sampler of view parameters; safe to call from several threads."""
 
     def __init__(self, augmentation: Augmentation, side: int) -> None:
-        """Take the pipeline of one of the built-in strengths.
+        """Create a sampler for a built-in pipeline.
 
         Args:
-            side: pixels of a view, which is square.
+            augmentation: the augmentation.
+            side: side of the square views in pixels.
 
         Raises:
-            ConfigError: the pipeline comes from a file; its transforms are unknown.
+            ConfigError: if the pipeline comes from a file, since its transforms are unknown.
         """
         if augmentation.strength in (None, "none"):
-            raise ConfigError(
-                f"Views of the pipeline {augmentation.name} are made on the CPU only."
-            )
+            raise ConfigError(f"The pipeline {augmentation.name} is only supported on the CPU.")
         self._augmentation = augmentation
         self._side = side
         self._thread_local = threading.local()
 
     def __call__(self, height: int, width: int, view: int, index: int) -> ViewParameters:
-        """Draw the parameters of view number `view` of image number `index`, of height x width pixels."""
+        """Sample the parameters of a view of image number `index`, of height x width pixels."""
         pipeline = self._thread_pipeline
-        self._thread_local.drawn = ViewParameters()
-        # Only its shape is looked at: no memory is behind it.
+        self._thread_local.parameters = ViewParameters()
+        # Only the shape is used, so the image needs no memory.
         image = np.broadcast_to(np.uint8(0), (height, width, 3))
         seed = self._augmentation.view_seed(view, index)
         pipeline.set_random_seed(seed)
         pipeline(image=image)
-        drawn: ViewParameters = self._thread_local.drawn
-        if drawn.noise is not None:
-            # albumentations has 2^16 noise patterns in all; the view's own seed tells them apart.
-            drawn.noise = (drawn.noise[0], seed << 16 | drawn.noise[1])
-        return drawn
+        parameters: ViewParameters = self._thread_local.parameters
+        if parameters.noise is not None:
+            # albumentations has only 2^16 noise seeds; the view's seed makes them distinct.
+            parameters.noise = (parameters.noise[0], seed << 16 | parameters.noise[1])
+        return parameters
 
     @property
     def _thread_pipeline(self) -> Any:
@@ -97,49 +96,49 @@ class ViewSampler:
     def _record_parameters(
         self, transform: str, params: dict[str, Any], **data: Any
     ) -> dict[str, Any]:
-        # Stands in for a transform's own application to the image.
-        drawn: ViewParameters = self._thread_local.drawn
+        # Replaces `apply_with_params` of a transform.
+        parameters: ViewParameters = self._thread_local.parameters
         match transform:
             case "RandomResizedCrop":
                 left, top, right, bottom = map(int, params["crop_coords"])
-                drawn.crop = (left, top, right, bottom)
+                parameters.crop = (left, top, right, bottom)
                 return {"image": self._thread_local.placeholder}
             case "HorizontalFlip":
-                drawn.flip = True
+                parameters.flip = True
             case "ColorJitter":
-                operations = (_COLOR_OPERATIONS[at] for at in params["order"])
-                drawn.color = tuple(
+                operations = (_COLOR_OPERATIONS[index] for index in params["order"])
+                parameters.color = tuple(
                     (operation, float(params[operation])) for operation in operations
                 )
             case "Affine":
-                drawn.affine = np.asarray(params["matrix"], np.float64)
+                parameters.affine = np.asarray(params["matrix"], np.float64)
             case "Perspective":
                 scale = np.diag(
                     [self._side / params["max_width"], self._side / params["max_height"], 1.0]
                 )
-                drawn.perspective = scale @ np.asarray(params["matrix"], np.float64)
+                parameters.perspective = scale @ np.asarray(params["matrix"], np.float64)
             case "GaussianBlur":
-                drawn.blur = np.asarray(params["kernel"], np.float64).ravel()
+                parameters.blur = np.asarray(params["kernel"], np.float64).ravel()
             case "GaussNoise":
-                drawn.noise = params["noise"]
+                parameters.noise = params["noise"]
             case "ToGray":
-                drawn.gray = True
+                parameters.gray = True
             case "CoarseDropout":
-                drawn.holes = np.asarray(params["holes"], np.int64)
+                parameters.holes = np.asarray(params["holes"], np.int64)
             case _:
-                raise ValueError(f"{transform} has no counterpart on the device.")
+                raise ValueError(f"{transform} is not supported on the device.")
         return data
 
 
 def _draw_noise(transform: Any, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    # The same draws as GaussNoise makes, so that those after it are the same too, but no noise.
+    # Draws the same random numbers as GaussNoise, so that later ones stay equal, but no noise.
     deviation = transform.py_random.uniform(*transform.std_range)
     transform.py_random.uniform(*transform.mean_range)
     return {"noise": (255 * deviation, int(transform.random_generator.integers(0, 2**16)))}
 
 
 def _leaves(composition: Any) -> list[Any]:
-    # ColorJitter keeps functions under the same name; compositions keep transforms.
+    # ColorJitter has an attribute `transforms`, too, but it holds functions.
     from albumentations.core.composition import BaseCompose
 
     if not isinstance(composition, BaseCompose):

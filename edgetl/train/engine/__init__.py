@@ -1,1 +1,1 @@
-"""The training procedure."""
+"""Training engine: phases, optimization, evaluation, checkpoints."""

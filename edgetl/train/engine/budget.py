@@ -1,10 +1,10 @@
-"""What the parts of a run cost on this machine: timed on real images, before anything is planned."""
+"""Time budget: measure the cost of a step and plan epochs and views that fit."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from torch import Tensor
@@ -18,152 +18,170 @@ from edgetl.train.model.freezing import set_trainable
 T = TypeVar("T")
 _TIMED_BATCHES = 4
 _FORWARD_SHARE = 1 / 3
-"""Of a step's time is its forward pass."""
+"""Share of a training step spent in the forward pass."""
 _MAX_FLOAT32_SLOWDOWN = 2.0
-"""float32 on the validation images takes at most so many times the fastest prefix."""
+"""Upper bound on the slowdown of float32 relative to the fastest runtime."""
 
 
 @dataclass(frozen=True)
 class PhaseFunctions:
-    """A phase as it will run."""
+    """A phase with the functions that compute its steps."""
 
     phase: Phase
     has_frozen_blocks: bool
-    """Whether anything before what it trains is frozen."""
+    """Whether any block before the first trainable one is frozen."""
     forward: Callable[..., Tensor]
-    """From its values to logits."""
+    """(float32 values, ...) at the phase's cut to logits."""
     intermediate_extractor: Callable[..., Tensors]
-    """From the base's values to its own."""
+    """Values at the backbone's cut to those at the phase's cut."""
 
 
 def measure_step_costs(
-    has: RunContext, parts: Sequence[PhaseFunctions], base: FrozenBackbone | None, cached: bool
+    context: RunContext,
+    phases: Sequence[PhaseFunctions],
+    backbone: FrozenBackbone | None,
+    cached: bool,
 ) -> StepCosts:
     """Time loading, the frozen blocks and a step of every phase on batches of training images.
 
     Args:
-        cached: whether the frozen blocks' values will be cached.
+        context: the run.
+        phases: the phases, in order.
+        backbone: the frozen blocks that all phases share; None if nothing is frozen.
+        cached: whether the frozen blocks' features will be cached.
     """
-    size = min(len(has.train_indices), has.batch_size // has.processes.world_size)
-    keys: list[list[ViewKey]] = [
-        [(1, index) for index in list(has.train_indices)[:size]]
-    ] * _TIMED_BATCHES
-    # The first batch imports libraries and starts workers; and of several workers only several batches show the pace.
-    next(iter(has.loader(keys[:1])))
-    batches, load = _time_call(lambda: list(has.loader(keys)), has.compute_config)
-    load /= _TIMED_BATCHES
-    pixels, labels = batches[0]
-    inputs = (has.compute_config.to_model_input(pixels, has.preprocessing),)
-    prefix = base.train_extractor if base else (lambda *values: values)
-    prefix(*inputs)
-    values, frozen = _time_call(lambda: prefix(*inputs), has.compute_config)
-    train, val = (
-        len(part) / has.processes.world_size / size for part in (has.train_indices, has.val_indices)
+    compute_config, world_size = context.compute_config, context.processes.world_size
+    batch_size = min(len(context.train_indices), context.batch_size // world_size)
+    keys: list[ViewKey] = [(1, index) for index in list(context.train_indices)[:batch_size]]
+    # The first batch imports libraries and starts workers, and a single batch would not show the
+    # throughput of several workers.
+    next(iter(context.loader([keys])))
+    batches, load_s = _time_call(
+        lambda: list(context.loader([keys] * _TIMED_BATCHES)), compute_config
     )
-    epochs = []
-    plain = 0.0
-    for part in parts:
-        own, passed = _time_call(
-            lambda part=part: (
-                part.intermediate_extractor(*values) if part.has_frozen_blocks else inputs
-            ),  # type: ignore[misc]
-            has.compute_config,
-        )
-        set_trainable(
-            has.adapted_model, part.phase.unfreeze, part.phase.freeze_statistics
-        ).train_mode()
-        given = tuple(value.float() for value in own)
-        step = (
-            min(
-                measure_step_ms(
-                    has.adapted_model.model,
-                    part.forward,
-                    given,
-                    labels.to(has.compute_config.device),
-                    has.compute_config,
-                ).values()
-            )
-            / 1e3
-        )
-        streamed = not (cached and part.has_frozen_blocks)
-        before = (
-            load + _MAX_FLOAT32_SLOWDOWN * (frozen + passed if part.has_frozen_blocks else 0.0)
-            if streamed
-            else 0.0
-        )
-        epochs.append(train * (step + before) + val * (step * _FORWARD_SHARE + before))
-        plain = train * (step * _FORWARD_SHARE + before)
-    view = train * (load + frozen) if cached else 0.0
-    fixed = val * (load + _MAX_FLOAT32_SLOWDOWN * frozen) if cached else 0.0
-    # The last phase's way is also the one by which all training images are evaluated in the end.
-    return StepCosts(view, fixed + plain + FINALIZATION_S, tuple(epochs))
+    load_s /= _TIMED_BATCHES
+    pixels, labels = batches[0]
+    labels = labels.to(compute_config.device)
+    inputs = (compute_config.to_model_input(pixels, context.preprocessing),)
+    extractor = backbone.train_extractor if backbone else (lambda *values: values)
+    extractor(*inputs)
+    features, frozen_s = _time_call(lambda: extractor(*inputs), compute_config)
+
+    train_batches, val_batches = (
+        len(indices) / world_size / batch_size
+        for indices in (context.train_indices, context.val_indices)
+    )
+    epoch_s = []
+    final_evaluation_s = 0.0
+    for functions in phases:
+        step_s, intermediate_s = _time_phase_step(context, functions, inputs, features, labels)
+        preparation_s = 0.0
+        if not (cached and functions.has_frozen_blocks):
+            extraction_s = frozen_s + intermediate_s if functions.has_frozen_blocks else 0.0
+            preparation_s = load_s + _MAX_FLOAT32_SLOWDOWN * extraction_s
+        forward_s = step_s * _FORWARD_SHARE + preparation_s
+        epoch_s.append(train_batches * (step_s + preparation_s) + val_batches * forward_s)
+        # The final evaluation on all training images computes them as the last phase does.
+        final_evaluation_s = train_batches * forward_s
+    view_s, val_features_s = 0.0, 0.0
+    if cached:
+        view_s = train_batches * (load_s + frozen_s)
+        val_features_s = val_batches * (load_s + _MAX_FLOAT32_SLOWDOWN * frozen_s)
+    return StepCosts(view_s, val_features_s + final_evaluation_s + FINALIZATION_S, tuple(epoch_s))
 
 
-def _time_call(call: Callable[[], T], computing: ComputeConfig) -> tuple[T, float]:
-    # A GPU may still be busy with a warm-up, whose time is not the call's.
-    computing.synchronize()
+def _time_phase_step(
+    context: RunContext,
+    functions: PhaseFunctions,
+    inputs: Tensors,
+    features: Tensors,
+    labels: Tensor,
+) -> tuple[float, float]:
+    """Return the seconds of a training step and of the blocks between the two cuts."""
+    values, intermediate_s = _time_call(
+        lambda: (
+            functions.intermediate_extractor(*features) if functions.has_frozen_blocks else inputs
+        ),
+        context.compute_config,
+    )
+    phase = functions.phase
+    set_trainable(context.adapted_model, phase.unfreeze, phase.freeze_statistics).train_mode()
+    step_ms = measure_step_ms(
+        context.adapted_model.model,
+        functions.forward,
+        tuple(value.float() for value in values),
+        labels,
+        context.compute_config,
+    )
+    return min(step_ms.values()) / 1e3, intermediate_s
+
+
+def _time_call(call: Callable[[], T], compute_config: ComputeConfig) -> tuple[T, float]:
+    # A GPU may still be busy with a warm-up, whose time does not belong to the call.
+    compute_config.synchronize()
     started = time.perf_counter()
-    found = call()
-    computing.synchronize()
-    return found, time.perf_counter() - started
+    result = call()
+    compute_config.synchronize()
+    return result, time.perf_counter() - started
 
 
 MAX_EPOCH_SCALE = 3.0
-"""Times the recipe's epochs: with more time than that is needed, more epochs would only fit the training images closer."""
+"""Largest factor on the recipe's epochs; more would only overfit the training images."""
 FINALIZATION_S = 3.0
-"""Kept for what follows the last epoch: final evaluation, plots and metrics."""
+"""Seconds reserved for what follows the last epoch: final evaluation, plots and metrics."""
 _PLANNED_SHARE = 0.85
-"""Of the time left is planned for: other programs may slow a machine down after the steps were timed."""
+"""Share of the remaining time to plan for; the rest covers slowdowns by other programs."""
 
 
 @dataclass(frozen=True)
 class StepCosts:
-    """Seconds, from measured steps."""
+    """Expected costs in seconds, from measured steps."""
 
     view_s: float
-    """All training images once through the frozen blocks, decoding included; 0 where nothing is cached."""
+    """One view of all training images: decoding and frozen blocks; 0 if nothing is cached."""
     fixed_s: float
-    """Validation images through the frozen blocks, and the final evaluation."""
+    """The validation images' features, and the final evaluation."""
     epoch_s: tuple[float, ...]
     """One epoch of each phase, validation included."""
 
 
 @dataclass(frozen=True)
 class BudgetPlan:
-    """What fits."""
+    """Views and epochs that fit into a time budget."""
 
     views: int
     epochs: tuple[int, ...]
     is_feasible: bool
-    """False where even one epoch of each phase is expected to take longer; that is then what is planned."""
+    """Whether the plan fits. If not, it is the minimum: one epoch of each phase."""
 
     def estimate_seconds(self, costs: StepCosts) -> float:
-        """What it is expected to take."""
-        return (
-            costs.fixed_s
-            + self.views * costs.view_s
-            + sum(count * cost for count, cost in zip(self.epochs, costs.epoch_s, strict=True))
-        )
+        """Return the expected duration in seconds."""
+        epochs_s = sum(count * cost for count, cost in zip(self.epochs, costs.epoch_s, strict=True))
+        return costs.fixed_s + self.views * costs.view_s + epochs_s
 
 
 def plan_budget(left_s: float, costs: StepCosts, epochs: Sequence[int], views: int) -> BudgetPlan:
-    """Scale the recipe's epochs, together, to the time that is left; views are given up first, down to two.
+    """Scale the recipe's epochs, together, to the time that is left.
+
+    Views are given up first, down to two.
 
     Args:
         left_s: seconds until the run has to be finished.
-        epochs: the recipe's, of each phase.
-        views: the recipe's.
+        costs: the measured costs.
+        epochs: the recipe's epochs of each phase.
+        views: the recipe's views.
     """
-    planned = left_s * _PLANNED_SHARE
-    wanted = sum(count * cost for count, cost in zip(epochs, costs.epoch_s, strict=True))
-    for kept in range(views, 0, -1):
-        scale = (planned - costs.fixed_s - kept * costs.view_s) / max(wanted, 1e-9)
-        if scale >= 1 or kept <= min(2, views):
+    planned_s = left_s * _PLANNED_SHARE
+    recipe_s = sum(count * cost for count, cost in zip(epochs, costs.epoch_s, strict=True))
+    for planned_views in range(views, 0, -1):
+        available_s = planned_s - costs.fixed_s - planned_views * costs.view_s
+        scale = available_s / max(recipe_s, 1e-9)
+        if scale >= 1 or planned_views <= min(2, views):
             break
-    if kept == 2 and scale * min(epochs) < 1:
-        # One epoch of each phase on one view is better than a run that is not finished.
-        kept = 1
-        scale = (planned - costs.fixed_s - costs.view_s) / max(wanted, 1e-9)
+    if planned_views == 2 and scale * min(epochs) < 1:
+        # One epoch of each phase on a single view is better than an unfinished run.
+        planned_views = 1
+        scale = (planned_s - costs.fixed_s - costs.view_s) / max(recipe_s, 1e-9)
     counts = tuple(max(1, int(count * min(scale, MAX_EPOCH_SCALE))) for count in epochs)
-    found = BudgetPlan(min(kept, sum(counts)), counts, True)
-    return BudgetPlan(found.views, found.epochs, found.estimate_seconds(costs) <= left_s)
+    plan = BudgetPlan(min(planned_views, sum(counts)), counts, True)
+    return replace(plan, is_feasible=plan.estimate_seconds(costs) <= left_s)

@@ -1,4 +1,7 @@
-"""A training's state in one file: tensors by safetensors, numbers as JSON in its header; whole or absent, and never a pickle."""
+"""Checkpoint files: tensors as safetensors, numbers as JSON in the header.
+
+A file is written atomically, and it is never a pickle.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,14 @@ _OS_ERROR = re.compile(r"os error (\d+)")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What lay in a file."""
+    """Content of a checkpoint file."""
 
     path: Path
     metadata: dict[str, Any]
     tensors: dict[str, Tensor]
 
     def part_tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors that were saved under a name."""
+        """Return the tensors that were saved under a name."""
         return {
             key.removeprefix(f"{name}/"): tensor
             for key, tensor in self.tensors.items()
@@ -41,10 +44,10 @@ class Checkpoint:
         }
 
     def restore(self, name: str, part: nn.Module | torch.optim.Optimizer) -> None:
-        """Set a module or an optimiser to what was saved under a name.
+        """Load the state that was saved under a name into a module or an optimizer.
 
         Raises:
-            RunError: the file belongs to another one.
+            RunError: if the state does not match.
         """
         try:
             if isinstance(part, nn.Module):
@@ -58,12 +61,17 @@ class Checkpoint:
 def write_checkpoint(
     path: Path, parts: Mapping[str, CheckpointPart], facts: Mapping[str, Any]
 ) -> None:
-    """Write modules, optimisers and tensors by name, and facts beside them.
+    """Write modules, optimizers and tensors by name, and the facts.
+
+    Args:
+        path: the file.
+        parts: modules, optimizers and mappings of tensors by name.
+        facts: numbers, as JSON.
 
     Raises:
-        OSError: there is no room, or the folder cannot be written; what was there before is as it was.
+        OSError: if the disk is full or not writable; an earlier file is unchanged.
     """
-    # On the host once: tensors are hashed and written.
+    # Copied to the host once, since tensors are both hashed and written.
     tensors = {
         f"{name}/{key}": tensor.detach().cpu()
         for name, part in parts.items()
@@ -77,35 +85,37 @@ def write_checkpoint(
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a .safetensors file atomically, row by row whatever the tensors' order of memory.
+    """Write a .safetensors file atomically, in row-major order for any memory format.
 
     Raises:
-        OSError: as of any file; safetensors' own error hides it.
+        OSError: if the file cannot be written; safetensors hides it in an error of its own.
     """
     plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     with atomic_path(path) as temporary:
         try:
             save_file(plain, temporary, metadata)
         except SafetensorError as cause:
-            number = _OS_ERROR.search(str(cause))
-            raise OSError(int(number[1]) if number else errno.EIO, str(cause), str(path)) from cause
+            match = _OS_ERROR.search(str(cause))
+            code = int(match[1]) if match else errno.EIO
+            raise OSError(code, str(cause), str(path)) from cause
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The file's content.
+    """Read a checkpoint file and verify its SHA-256.
 
     Raises:
-        RunError: it is damaged, down to one bit, or no state.
+        RunError: if a single bit is damaged, or the file is no checkpoint.
     """
     try:
         with safe_open(path, "pt") as content:
-            tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118  it is no mapping
+            # safe_open returns no mapping.
+            tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
             metadata = content.metadata()
         digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
         if "sha256" not in metadata:
-            raise ValueError("it was written by an older edgetl, without hashes")
+            raise ValueError("it was written by an older edgetl, without SHA-256")
         if metadata["sha256"] != _checkpoint_digest(metadata["facts"], digests):
-            raise ValueError("its content is not what was written: a SHA-256 differs")
+            raise ValueError("the SHA-256 of its content does not match")
         facts = json.loads(metadata["facts"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as cause:
         raise _resume_error(path, cause) from cause
@@ -113,12 +123,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _checkpoint_digest(facts: str, digests: Mapping[str, str]) -> str:
-    listed = json.dumps([facts, sorted(digests.items())])
-    return hashlib.sha256(listed.encode()).hexdigest()
+    content = json.dumps([facts, sorted(digests.items())])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _resume_error(path: Path, cause: Exception) -> RunError:
-    return RunError(f"{path} cannot be gone on with ({cause}). Begin anew in another folder.")
+    return RunError(f"Cannot resume from {path}: {cause}. Start a new run in another folder.")
 
 
 def _tensors_of_part(part: CheckpointPart) -> dict[str, Tensor]:
@@ -133,19 +143,16 @@ def _tensors_of_part(part: CheckpointPart) -> dict[str, Tensor]:
     return dict(part)
 
 
-def _load_optimizer(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition("/")
-        own = parameters[int(index)]
-        # In the parameter's order of memory: fused steps walk through both as they lie.
-        fitting = (
-            torch.empty_like(own, requires_grad=False).copy_(tensor)
-            if tensor.shape == own.shape
-            else tensor
-        )
-        state.setdefault(int(index), {})[name] = fitting
-    optimiser.load_state_dict(
-        {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:
+            # Fused steps read both in memory order, so the state needs the parameter's format.
+            tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )

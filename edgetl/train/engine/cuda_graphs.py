@@ -1,7 +1,7 @@
-"""Forward and backward passes replayed as CUDA graphs, where that is measured faster than launching each kernel.
+"""CUDA graphs: replay forward and backward passes if that is faster than launching each kernel.
 
-A CUDA graph launches all kernels of a pass at once, with the addresses and shapes that it was captured with. See PyTorch's
-notes on CUDA graphs, "Partial-network capture".
+A CUDA graph launches all kernels of a pass at once, with the addresses and shapes that it was
+captured with. See PyTorch's notes on CUDA graphs, "Partial-network capture".
 """
 
 from __future__ import annotations
@@ -31,38 +31,43 @@ ForwardCapture = Callable[[nn.Module, Tensors, ComputeConfig], ForwardFunction]
 EAGER: Final = "eager"
 CUDA_GRAPH: Final = "cuda-graph"
 RECORDED_REASON = "recorded"
-"""Reason of a runner that an earlier run or process has taken."""
+"""Reason of a runner that an earlier run or process chose."""
 MIN_STEPS_FOR_CAPTURE = 200
-"""Steps of a phase below which capturing and timing, about 130 steps, cost more than they can save."""
+"""Minimum steps of a phase: capturing and timing take about 130 steps, which must pay off."""
 _MIN_SPEEDUP = 1.03
-"""Ratio of times from which on a graph is taken: below it a timing's noise decides."""
+"""Minimum speed-up for which a graph is used; smaller ones are within noise."""
 _ROUNDS, _REPEATS = 5, 10
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """How the steps of a phase are run, for metrics.json."""
+    """Runner of a phase's steps, for metrics.json."""
 
     runner: str
     """`eager` or `cuda-graph`."""
     milliseconds: dict[str, float]
-    """Of a forward and backward pass, by runner; empty where nothing was timed."""
+    """Time of a forward and backward pass by runner; empty if nothing was timed."""
     reason: str
-    """Why this runner was taken."""
+    """Reason why this runner was chosen."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return its fields."""
+        """Return the fields."""
         return {"runner": self.runner, "milliseconds": self.milliseconds, "reason": self.reason}
 
 
 class GraphedForward:
-    """Replays a captured pass for batches like the captured one while training, and runs any other batch eagerly."""
+    """Forward pass that replays a CUDA graph for training batches like the captured one.
+
+    Any other batch runs eagerly.
+    """
 
     def __init__(
-        self, eager: ForwardFunction, graphed: ForwardFunction, sample: Tensors, network: nn.Module
+        self, eager: ForwardFunction, graphed: ForwardFunction, sample: Tensors, model: nn.Module
     ) -> None:
-        """Take a captured batch, and the network whose training flag tells training from evaluation."""
-        self._eager, self._graphed, self._model = eager, graphed, network
+        """Take the captured batch, and the model whose `training` flag is checked."""
+        self._eager = eager
+        self._graphed = graphed
+        self._model = model
         self._signature = _signature(sample)
 
     def __call__(self, *values: Tensor) -> Tensor:
@@ -78,16 +83,17 @@ def _signature(values: Tensors) -> list[tuple[torch.Size, torch.dtype, torch.dev
 
 
 def cuda_graph_skip_reason(
-    computing: ComputeConfig, processes: int, deterministic: bool, compiled: bool, steps: int
+    compute_config: ComputeConfig, world_size: int, deterministic: bool, compiled: bool, steps: int
 ) -> str | None:
-    """Say why the passes of a phase are not captured; None where capturing may be tried."""
-    if computing.device.type != "cuda":
+    """Return the reason why a phase is not captured; None if capturing may be tried."""
+    if compute_config.device.type != "cuda":
         return "not on a GPU"
-    if processes > 1:
-        # DistributedDataParallel reduces gradients in hooks of the backward pass, which need a capture of their own.
+    if world_size > 1:
+        # DistributedDataParallel reduces gradients in hooks of the backward pass, which would
+        # need to be captured separately.
         return "several processes"
     if deterministic:
-        # Replaying is not known to draw dropout's numbers exactly as eager steps do.
+        # It is not guaranteed that a replay draws the same dropout masks as eager steps.
         return "--deterministic"
     if compiled:
         return "--compile"
@@ -97,140 +103,147 @@ def cuda_graph_skip_reason(
 
 
 def autotune_forward(
-    network: nn.Module,
+    model: nn.Module,
     module: nn.Module,
     eager: ForwardFunction,
     batch: tuple[Tensors, Tensor],
-    computing: ComputeConfig,
-    facts: Mapping[str, Any],
+    compute_config: ComputeConfig,
+    measurement_key: Mapping[str, Any],
     capture: ForwardCapture | None = None,
     recorded: str | None = None,
 ) -> tuple[ForwardFunction, StepReport]:
-    """Capture a training step and keep the graph if it is faster than eager launches; the network is left as it was.
+    """Capture a training step and use the graph if it is faster than eager launches.
+
+    The state of the model is preserved.
 
     Args:
-        network: the whole network, with modes and trained parameters as the phase sets them.
-        module: its part that is trained: values to logits.
+        model: the model, with modes and trainable parameters as the phase sets them.
+        module: the trainable part of the model: values to logits.
         eager: runs that part without a graph.
         batch: a full batch of the phase: (values, int64 labels), on the device.
-        facts: what the choice depends on; a choice made earlier on this machine for the same facts is taken again.
+        compute_config: device and precision.
+        measurement_key: everything that the choice depends on; a choice cached on this machine
+            under the same key is used again.
         capture: makes the graphed forward; None is `capture_forward`.
-        recorded: the runner that an earlier run or process has taken: nothing is timed.
+        recorded: the runner that an earlier run or process chose: nothing is timed.
 
     Returns:
-        What to run in training, and why. Where the capture fails, `eager`, with the error as the reason.
+        The forward pass for training, and a report. If the capture fails, it is `eager`, with the
+        error as the reason.
     """
     if recorded == EAGER:
         return eager, StepReport(EAGER, {}, RECORDED_REASON)
-    values, labels = tuple(_to_channels_last(value) for value in batch[0]), batch[1]
+    values = tuple(_to_channels_last(value) for value in batch[0])
+    labels = batch[1]
     forwards: dict[str, ForwardFunction] = {EAGER: eager}
 
-    def graphed() -> ForwardFunction:
+    def capture_once() -> ForwardFunction:
         if CUDA_GRAPH not in forwards:
-            forwards[CUDA_GRAPH] = (capture or capture_forward)(module, values, computing)
+            forwards[CUDA_GRAPH] = (capture or capture_forward)(module, values, compute_config)
         return forwards[CUDA_GRAPH]
 
     def measure() -> dict[str, Any]:
-        graphed()
+        capture_once()
         steps = {
-            name: _make_step(forward, values, labels, computing)
+            name: _make_step(forward, values, labels, compute_config)
             for name, forward in forwards.items()
         }
-        return {"milliseconds": time_interleaved(steps, computing.synchronize)}
+        return {"milliseconds": time_interleaved(steps, compute_config.synchronize)}
 
     try:
-        with preserve_model_state(network), cudnn_autotuning(True):
+        with preserve_model_state(model), cudnn_autotuning(True):
             if recorded == CUDA_GRAPH:
-                return GraphedForward(eager, graphed(), values, network), StepReport(
-                    CUDA_GRAPH, {}, RECORDED_REASON
-                )
-            times = cached_measurement({**facts, "choice of": [EAGER, CUDA_GRAPH]}, measure)[
-                "milliseconds"
-            ]
-            runner = choose_runner(times)
-            if runner == EAGER:
-                return eager, StepReport(EAGER, times, "measured")
-            return GraphedForward(eager, graphed(), values, network), StepReport(
-                CUDA_GRAPH, times, "measured"
-            )
+                report = StepReport(CUDA_GRAPH, {}, RECORDED_REASON)
+                return GraphedForward(eager, capture_once(), values, model), report
+            key = {**measurement_key, "choice of": [EAGER, CUDA_GRAPH]}
+            times_ms = cached_measurement(key, measure)["milliseconds"]
+            report = StepReport(choose_runner(times_ms), times_ms, "measured")
+            if report.runner == EAGER:
+                return eager, report
+            return GraphedForward(eager, capture_once(), values, model), report
     except (RuntimeError, ValueError, AssertionError, TypeError) as cause:
         reason = str(cause).strip().partition("\n")[0] or type(cause).__name__
         return eager, StepReport(EAGER, {}, f"capture failed: {reason}")
 
 
 def choose_runner(milliseconds: Mapping[str, float]) -> str:
-    """Choose the graph where it saves more than noise explains."""
-    return CUDA_GRAPH if milliseconds[CUDA_GRAPH] * _MIN_SPEEDUP <= milliseconds[EAGER] else EAGER
+    """Return `cuda-graph` if it saves more than noise explains, else `eager`."""
+    is_faster = milliseconds[CUDA_GRAPH] * _MIN_SPEEDUP <= milliseconds[EAGER]
+    return CUDA_GRAPH if is_faster else EAGER
 
 
 def time_interleaved(
     steps: Mapping[str, Callable[[], None]],
-    wait: Callable[[], None],
+    synchronize: Callable[[], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Time each step in rounds, in turns; the host waits only at the ends of blocks of ten, as in training.
+    """Time the steps in turns, in rounds of ten calls each.
+
+    The host synchronizes only after ten calls: it rarely does in training, either.
 
     Returns:
-        The median over five rounds, milliseconds a step.
+        Milliseconds per call of each step, the median over five rounds.
     """
     for step in steps.values():
         for _ in range(3):
             step()
-    taken: dict[str, list[float]] = {name: [] for name in steps}
+    times_ms: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(_ROUNDS):
         for name, step in steps.items():
-            wait()
+            synchronize()
             started = clock()
             for _ in range(_REPEATS):
                 step()
-            wait()
-            taken[name].append((clock() - started) / _REPEATS * 1e3)
-    return {name: median(times) for name, times in taken.items()}
+            synchronize()
+            times_ms[name].append((clock() - started) / _REPEATS * 1e3)
+    return {name: median(times) for name, times in times_ms.items()}
 
 
 def capture_forward(
-    module: nn.Module, values: Tensors, computing: ComputeConfig
+    module: nn.Module, values: Tensors, compute_config: ComputeConfig
 ) -> ForwardFunction:
     """Capture the forward and the backward pass of `module` on the current GPU.
 
     Raises:
-        RuntimeError: an operator cannot be captured, or memory is short.
+        RuntimeError: if an operator cannot be captured, or the GPU is out of memory.
     """
-    current = torch.cuda.current_stream(computing.device)
+    current_stream = torch.cuda.current_stream(compute_config.device)
     static = tuple(value.detach().clone() for value in values)
     options: dict[str, Any] = {"allow_unused_input": True}
     if "capture_error_mode" in inspect.signature(torch.cuda.make_graphed_callables).parameters:
-        # In the mode `global` a call of another thread, as the loader's that pins memory, would end the capture.
+        # In the mode `global`, a CUDA call of another thread, such as the one that pins the
+        # loader's memory, would abort the capture.
         options["capture_error_mode"] = "thread_local"
     try:
         graphed: Any = torch.cuda.make_graphed_callables(
-            _AutocastModule(module, computing), static, **options
+            _AutocastModule(module, compute_config), static, **options
         )
         return cast("ForwardFunction", graphed)
     finally:
-        # A capture that fails at its begin leaves its own stream current.
-        torch.cuda.set_stream(current)
+        # A capture that fails early leaves its own stream as the current one.
+        torch.cuda.set_stream(current_stream)
 
 
 class _AutocastModule(nn.Module):
-    # A module, since only a module's parameters get gradients from a graph; and one of its own, since its forward is replaced.
-    def __init__(self, module: nn.Module, computing: ComputeConfig) -> None:
+    # make_graphed_callables passes gradients only to parameters of a module, and it replaces the
+    # module's forward: hence a wrapper.
+    def __init__(self, module: nn.Module, compute_config: ComputeConfig) -> None:
         super().__init__()
         self.module = module
-        self._compute_config = computing
+        self._compute_config = compute_config
 
     def forward(self, *values: Tensor) -> Tensor:
-        # Casts of weights must be part of the graph: cached ones would be those of the captured step for ever.
+        # Weights must be cast within the graph: cached casts would stay those of the captured step.
         with self._compute_config.autocast(cache_enabled=False):
             logits: Tensor = self.module(*values)
         return logits
 
 
 def _make_step(
-    forward: ForwardFunction, values: Tensors, labels: Tensor, computing: ComputeConfig
+    forward: ForwardFunction, values: Tensors, labels: Tensor, compute_config: ComputeConfig
 ) -> Callable[[], None]:
     def run() -> None:
-        with computing.autocast():
+        with compute_config.autocast():
             logits = forward(*values)
         F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
 
@@ -238,5 +251,5 @@ def _make_step(
 
 
 def _to_channels_last(value: Tensor) -> Tensor:
-    # Channels last, as convolutions are fastest with.
+    # Convolutions are fastest in channels-last format.
     return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value

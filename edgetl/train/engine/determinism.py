@@ -1,6 +1,6 @@
-"""Equal runs: PyTorch is asked for deterministic algorithms, and what they cost on a GPU is measured and reported.
+"""Deterministic algorithms in PyTorch, and their measured cost on a GPU.
 
-A CPU's algorithms are deterministic as they are. See PyTorch's notes on reproducibility.
+On a CPU the algorithms are deterministic anyway. See PyTorch's notes on reproducibility.
 """
 
 from __future__ import annotations
@@ -20,77 +20,85 @@ from edgetl.train.model.freezing import set_trainable
 
 
 @contextmanager
-def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """Only deterministic algorithms inside the block, which must begin before anything is computed on a GPU."""
-    before, tries = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    if wanted:
-        # cuBLAS reads it when it begins.
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """Use only deterministic algorithms inside the block, if `enabled`.
+
+    The block must begin before anything is computed on a GPU.
+    """
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    cudnn_benchmark = torch.backends.cudnn.benchmark
+    fill_memory = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if enabled:
+        # cuBLAS reads the variable when it is initialized.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
-        # It writes NaN into every new tensor, a launch each, to expose programs that read what they never wrote. Equal runs need none.
+        # PyTorch would fill every new tensor with NaN, one kernel launch each, to expose reads of
+        # uninitialized memory. Reproducible runs do not need it.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(wanted or before)
+    torch.use_deterministic_algorithms(enabled or was_deterministic)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
-        torch.backends.cudnn.benchmark = tries
-        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
+        torch.use_deterministic_algorithms(was_deterministic)
+        torch.backends.cudnn.benchmark = cudnn_benchmark
+        torch.utils.deterministic.fill_uninitialized_memory = fill_memory  # type: ignore[attr-defined]
 
 
 def report_determinism_cost(
-    stage: TrainablePhase, adapted: AdaptedModel, progress: Progress
+    trainable: TrainablePhase, adapted: AdaptedModel, progress: Progress
 ) -> None:
-    """Time a step with and without, and say so.
+    """Report how much slower a training step is with deterministic algorithms.
 
     Raises:
-        ConfigError: an operator of the network has no deterministic algorithm.
+        ConfigError: if an operator of the model has no deterministic algorithm.
     """
-    if stage.compute_config.device.type == "cpu":
+    if trainable.compute_config.device.type == "cpu":
         progress.note(
-            "--deterministic: nothing is decided by timing; PyTorch computes frozen blocks and training steps in one precision."
+            "--deterministic: nothing is chosen by timing. "
+            "PyTorch computes frozen blocks and training steps in one precision."
         )
         return
-    set_trainable(adapted, stage.phase.unfreeze, stage.phase.freeze_statistics).train_mode()
-    values, labels = next(iter(stage.batch_source.iter_train_batches(1)))
-    ratio = measure_slowdown(
-        lambda: min(
-            measure_step_ms(
-                adapted.model, stage.forward, values, labels, stage.compute_config
-            ).values()
+    phase = trainable.phase
+    set_trainable(adapted, phase.unfreeze, phase.freeze_statistics).train_mode()
+    values, labels = next(iter(trainable.batch_source.iter_train_batches(1)))
+
+    def measure_step() -> float:
+        step_ms = measure_step_ms(
+            adapted.model, trainable.forward, values, labels, trainable.compute_config
         )
-    )
-    progress.note(f"--deterministic: a step takes {ratio:.2f} times as long as without.")
+        return min(step_ms.values())
+
+    slowdown = measure_slowdown(measure_step)
+    progress.note(f"--deterministic: a training step takes {slowdown:.2f} times as long.")
 
 
-def measure_slowdown(step: Callable[[], float]) -> float:
-    """How many times as long a step takes with deterministic algorithms.
+def measure_slowdown(measure_step: Callable[[], float]) -> float:
+    """Return the ratio of a step's times with and without deterministic algorithms.
 
     Args:
-        step: its time in any unit.
+        measure_step: returns the time of a step, in any unit.
 
     Raises:
-        ConfigError: an operator has no deterministic algorithm.
+        ConfigError: if an operator has no deterministic algorithm.
     """
     try:
         with deterministic_algorithms(True):
-            slow = step()
+            deterministic_time = measure_step()
     except RuntimeError as cause:
         if "deterministic" not in str(cause):
             raise
         raise ConfigError(
-            f"--deterministic: {str(cause).split('.')[0]}. Leave it out, or take another --model."
+            f"--deterministic: {str(cause).split('.')[0]}. Omit it, or use another --model."
         ) from cause
     with _nondeterministic_algorithms():
-        return slow / step()
+        return deterministic_time / measure_step()
 
 
 @contextmanager
 def _nondeterministic_algorithms() -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(was_deterministic)

@@ -1,4 +1,4 @@
-"""How far images are from those that a backbone was trained on, read off its BatchNorm layers."""
+"""Domain shift between images and a backbone's pretraining data, measured at BatchNorm layers."""
 
 from __future__ import annotations
 
@@ -12,31 +12,36 @@ import torch
 from torch import Tensor, nn
 
 NUM_IMAGES = 128
-"""That tell enough: each gives every channel dozens of values."""
+"""Number of images to sample; each yields dozens of values per channel."""
 
 
 @torch.no_grad()
 def batch_norm_shift(
-    network: nn.Module,
+    model: nn.Module,
     forward: Callable[..., Tensor],
     batches: Iterable[tuple[Sequence[Tensor], Tensor]],
 ) -> float:
-    """Divergence of what reaches BatchNorm from what it has seen in pretraining; 0.0 where no BatchNorm is trained.
+    """Return the divergence of BatchNorm inputs from the pretrained running statistics, in nats.
 
-    For each channel the Kullback-Leibler divergence between two normal distributions, the channel's mean and variance on these images
-    against the layer's running statistics, in nats; the median over the channels of a layer, the mean over the layers. That these
-    statistics carry the domain is shown by Li et al., "Revisiting Batch Normalization For Practical Domain Adaptation" (2016).
+    For each channel it is the Kullback-Leibler divergence between two normal distributions: the
+    channel's mean and variance on these images against the layer's running statistics. Returned is
+    the mean over the layers of the median over a layer's channels. Li et al., "Revisiting Batch
+    Normalization For Practical Domain Adaptation" (2016), show that these statistics carry the
+    domain.
 
     Args:
-        network: left in evaluation mode.
-        forward: runs those of its layers that are looked at.
-        batches: ((float32 values, ...), labels), as many as it takes for IMAGES images.
+        model: the model; left in evaluation mode.
+        forward: runs the layers that are measured.
+        batches: ((float32 values, ...), labels); read until `NUM_IMAGES` images are sampled.
+
+    Returns:
+        0.0 if no BatchNorm layer is trainable; infinity if `forward` does not call hooks.
     """
-    network.eval()
+    model.eval()
     layers = [
         module
-        for module in network.modules()
-        if isinstance(module, nn.BatchNorm2d) and _is_trained(module)
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d) and _is_trainable(module)
     ]
     if not layers:
         return 0.0
@@ -45,32 +50,34 @@ def batch_norm_shift(
         layer.register_forward_pre_hook(partial(_accumulate_moments, sums)) for layer in layers
     ]
     try:
-        seen = 0
+        num_images = 0
         for values, labels in batches:
             forward(*values)
-            seen += len(labels)
-            if seen >= NUM_IMAGES:
+            num_images += len(labels)
+            if num_images >= NUM_IMAGES:
                 break
     finally:
         for hook in hooks:
             hook.remove()
-    # A compiled forward may not call hooks: then nothing is known, and statistics move, as they do for unfamiliar images.
-    return mean(_kl_divergence(layer, found) for layer, found in sums.items()) if sums else math.inf
+    if not sums:
+        # A compiled forward may not call hooks. The images then count as unfamiliar.
+        return math.inf
+    return mean(_kl_divergence(layer, moments) for layer, moments in sums.items())
 
 
-def _is_trained(layer: nn.BatchNorm2d) -> bool:
+def _is_trainable(layer: nn.BatchNorm2d) -> bool:
     return (
         layer.running_mean is not None and layer.weight is not None and layer.weight.requires_grad
     )
 
 
 def _accumulate_moments(
-    sums: dict[nn.Module, Tensor], layer: nn.Module, given: tuple[Any, ...]
+    sums: dict[nn.Module, Tensor], layer: nn.Module, inputs: tuple[Any, ...]
 ) -> None:
-    value: Tensor = given[0].double()
+    value: Tensor = inputs[0].double()
     count = torch.full_like(value[0, :, 0, 0], value.numel() / value.shape[1])
-    found = torch.stack([count, value.sum((0, 2, 3)), value.square().sum((0, 2, 3))])
-    sums[layer] = sums[layer] + found if layer in sums else found
+    moments = torch.stack([count, value.sum((0, 2, 3)), value.square().sum((0, 2, 3))])
+    sums[layer] = sums[layer] + moments if layer in sums else moments
 
 
 def _kl_divergence(layer: nn.Module, sums: Tensor) -> float:
@@ -78,11 +85,10 @@ def _kl_divergence(layer: nn.Module, sums: Tensor) -> float:
     assert layer.running_mean is not None
     assert layer.running_var is not None
     count, total, squares = sums
-    known = layer.running_var.double() + layer.eps
-    center = total / count
-    spread = (squares / count - center.square()).clamp(min=0) + layer.eps
-    ratio = spread / known
-    divergences = 0.5 * (
-        ratio + (center - layer.running_mean.double()).square() / known - 1 - ratio.log()
-    )
+    running_variance = layer.running_var.double() + layer.eps
+    mean_value = total / count
+    variance = (squares / count - mean_value.square()).clamp(min=0) + layer.eps
+    ratio = variance / running_variance
+    distance = (mean_value - layer.running_mean.double()).square() / running_variance
+    divergences = 0.5 * (ratio + distance - 1 - ratio.log())
     return float(divergences.median())

@@ -1,4 +1,4 @@
-"""How a network answers on images it is only shown."""
+"""Evaluation of a model on labeled images."""
 
 from __future__ import annotations
 
@@ -29,37 +29,37 @@ class Evaluation:
 
     @property
     def correct_count(self) -> int:
-        """Images whose highest logit is their label's."""
+        """Number of images whose highest logit is their label's."""
         return int((self.predictions == self.targets).sum())
 
     @property
     def accuracy(self) -> float:
-        """Top-1."""
+        """Top-1 accuracy."""
         return self.correct_count / len(self.targets)
 
     @property
     def predictions(self) -> Tensor:
-        """int64 [images]."""
+        """Predicted class of each image, int64 [images]."""
         return self.logits.argmax(1)
 
     @property
     def probabilities(self) -> Tensor:
-        """float32 [images, classes]."""
+        """Softmax of the logits, float32 [images, classes]."""
         return self.logits.softmax(1)
 
     def top_k_accuracy(self, count: int) -> float:
-        """Share of images whose label is among the `count` highest logits."""
+        """Return the share of images whose label is among the `count` highest logits."""
         highest = self.logits.topk(min(count, self.logits.shape[1])).indices
         return float((highest == self.targets[:, None]).any(1).float().mean())
 
     @property
     def calibration_error(self) -> float:
-        """See `edgetl.core.statistics.calibration_error`."""
+        """Expected calibration error; see `edgetl.core.statistics.calibration_error`."""
         confidences, predicted = self.probabilities.max(1)
         return calibration_error(confidences.tolist(), (predicted == self.targets).tolist())
 
     def confusion_matrix(self) -> list[list[int]]:
-        """Counts [true][predicted]."""
+        """Return the number of images [true class][predicted class]."""
         classes = self.logits.shape[1]
         counts = torch.bincount(
             self.targets * classes + self.predictions, minlength=classes * classes
@@ -72,25 +72,30 @@ class Evaluation:
 def evaluate(
     forward: Callable[..., Tensor],
     batches: Iterable[tuple[Sequence[Tensor], Tensor]],
-    ranks: DistributedGroup = SINGLE_PROCESS,
+    processes: DistributedGroup = SINGLE_PROCESS,
 ) -> Evaluation:
-    """Logits of batches of ((float32 values, ...), int64 labels); the caller sets the network to evaluation mode.
+    """Compute the logits of all batches; the caller sets the model to evaluation mode.
 
-    Where several processes evaluate, each is given batches of the images that `Group.own` names, and gets the logits of all.
+    Args:
+        forward: (float32 values, ...) to logits [batch, classes].
+        batches: ((float32 values, ...), int64 labels) of this process.
+        processes: the processes that share the images as `DistributedGroup.shard` splits them.
+
+    Returns:
+        The logits of all processes, in the order of the images.
     """
     logits, targets = [], []
     for values, labels in batches:
         logits.append(forward(*values).float().cpu())
         targets.append(labels.cpu())
-    if not ranks.is_distributed:
+    if not processes.is_distributed:
         return Evaluation(torch.cat(logits), torch.cat(targets))
-    parts = ranks.all_gather((torch.cat(logits), torch.cat(targets)) if logits else None)
-    found = [part for part in parts if part is not None]
-    count, classes = sum(len(labels) for _, labels in found), found[0][0].shape[1]
-    whole = Evaluation(torch.empty(count, classes), torch.empty(count, dtype=torch.int64))
-    for rank, (own, labels) in enumerate(found):  # those without an image are the last
-        whole.logits[rank :: ranks.world_size], whole.targets[rank :: ranks.world_size] = (
-            own,
-            labels,
-        )
-    return whole
+    gathered = processes.all_gather((torch.cat(logits), torch.cat(targets)) if logits else None)
+    # Only the last processes can be without an image, so the index is still the rank.
+    shards = [shard for shard in gathered if shard is not None]
+    count, classes = sum(len(labels) for _, labels in shards), shards[0][0].shape[1]
+    merged = Evaluation(torch.empty(count, classes), torch.empty(count, dtype=torch.int64))
+    for rank, (rank_logits, rank_targets) in enumerate(shards):
+        merged.logits[rank :: processes.world_size] = rank_logits
+        merged.targets[rank :: processes.world_size] = rank_targets
+    return merged

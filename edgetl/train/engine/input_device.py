@@ -1,4 +1,4 @@
-"""Where training images are decoded and augmented: on the CPU or on the GPU, by measurement unless the user says."""
+"""Choice of the input device: decode and augment training images on the CPU or on the GPU."""
 
 from __future__ import annotations
 
@@ -22,124 +22,131 @@ from edgetl.train.features.cache import RunContext
 _TIMED_BATCHES = 4
 """Batches timed on each path."""
 _MEMORY_DIVISOR = 4
-"""The part of the GPU's free memory that images may take is 1 / this: training and resident views need the rest."""
+"""Divisor of the GPU's free memory for cached images; training and views need the rest."""
 
 
 class _DeviceUnavailableError(Exception):
-    """Why the device cannot prepare images here."""
+    """The device cannot prepare images on this machine."""
 
 
 LoadBatches = Callable[[Sequence[Sequence[ViewKey]]], Iterator[tuple[Tensor, Tensor]]]
 
 
 def choose_loader(
-    materials: RunContext,
-    earlier: InputDevice | None = None,
+    context: RunContext,
+    recorded: InputDevice | None = None,
     decoder: BatchDecoder = decode_with_nvjpeg,
 ) -> tuple[ImageLoader | DeviceLoader, dict[str, Any]]:
-    """Choose what makes the training views; evaluation's come from the CPU on both paths.
+    """Choose the loader of training views; views for evaluation always come from the CPU.
 
     Args:
-        earlier: what is recorded of the run that is resumed or run again.
+        context: the run.
+        recorded: the choice of the run that is resumed or reproduced.
         decoder: decodes JPEG files on the device.
 
     Returns:
-        The loader, and what was chosen for the run's report: `device` (cpu or cuda), and where they were
-        measured `images_per_second` of each, or why the GPU was `refused`; empty where there is nothing to choose.
+        The loader, and the choice for the run's report: `device` (cpu or cuda), and the measured
+        `images_per_second` of both or the reason why the GPU was `refused`. The choice is empty if
+        there is nothing to choose.
     """
-    loader, computing = materials.loader, materials.compute_config
-    asked = earlier or materials.config.input_device
-    if asked == "auto" and materials.config.deterministic:
-        # Both paths give the same views but for rounding: one of them, always, and workers are the one that needs no library.
-        asked = "cpu"
-    if computing.device.type != "cuda" or loader.images.augmentation.strength in (None, "none"):
+    loader, compute_config = context.loader, context.compute_config
+    input_device = recorded or context.config.input_device
+    if input_device == "auto" and context.config.deterministic:
+        # The two paths differ in rounding, so one is fixed: the CPU, which needs no extra library.
+        input_device = "cpu"
+    is_augmented = loader.images.augmentation.strength not in (None, "none")
+    if compute_config.device.type != "cuda" or not is_augmented:
         return loader, {}
-    if asked == "cpu":
+    if input_device == "cpu":
         return loader, {"device": "cpu"}
-    device_loader, images = _build_device_loader(materials, decoder)
-    if asked == "cuda":
-        images.on_decoder_failure = materials.progress.note
+    device_loader, images = _build_device_loader(context, decoder)
+    if input_device == "cuda":
+        images.on_decoder_failure = context.progress.note
         return device_loader, {"device": "cuda"}
     try:
         measured = cached_measurement(
-            _cache_key(materials), lambda: _measure_rates(materials, device_loader, images)
+            _cache_key(context), lambda: _measure_rates(context, device_loader, images)
         )
-    except _DeviceUnavailableError as refusal:
-        # Not remembered: memory or a library may be there the next time.
-        measured = {"device": "cpu", "refused": str(refusal)}
-    choice = materials.processes.broadcast(measured)
-    materials.progress.note(_describe(choice))
-    images.on_decoder_failure = materials.progress.note
+    except _DeviceUnavailableError as cause:
+        # Not cached: memory or a library may be available next time.
+        measured = {"device": "cpu", "refused": str(cause)}
+    choice = context.processes.broadcast(measured)
+    context.progress.note(_describe(choice))
+    images.on_decoder_failure = context.progress.note
     return (device_loader if choice["device"] == "cuda" else loader), choice
 
 
 def _build_device_loader(
-    materials: RunContext, decoder: BatchDecoder
+    context: RunContext, decoder: BatchDecoder
 ) -> tuple[DeviceLoader, DeviceImageCache]:
-    device, loader = materials.compute_config.device, materials.loader
-    free, _ = torch.cuda.mem_get_info(device)
-    images = DeviceImageCache(loader.images.decoded_cache, device, free // _MEMORY_DIVISOR, decoder)
-    return DeviceLoader(loader, images, materials.preprocessing.crop, device), images
+    device, loader = context.compute_config.device, context.loader
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    budget_bytes = free_bytes // _MEMORY_DIVISOR
+    images = DeviceImageCache(loader.images.decoded_cache, device, budget_bytes, decoder)
+    return DeviceLoader(loader, images, context.preprocessing.crop, device), images
 
 
-def _cache_key(materials: RunContext) -> dict[str, Any]:
-    content = json.dumps(materials.feature_key["images"], sort_keys=True, default=str)
+def _cache_key(context: RunContext) -> dict[str, Any]:
+    content = json.dumps(context.feature_key["images"], sort_keys=True, default=str)
     return {
         "choice of": "input device",
-        "device": materials.compute_config.device_name,
-        "batch_size": materials.batch_size // materials.processes.world_size,
-        "size": materials.preprocessing.crop,
-        "augmentation": materials.feature_key["augmentation"],
-        "workers": materials.config.workers,
-        "cache_budget": materials.cache_budget_bytes >> 30,
+        "device": context.compute_config.device_name,
+        "batch_size": context.batch_size // context.processes.world_size,
+        "size": context.preprocessing.crop,
+        "augmentation": context.feature_key["augmentation"],
+        "workers": context.config.workers,
+        "cache_budget": context.cache_budget_bytes >> 30,
         "images": hashlib.sha256(content.encode()).hexdigest(),
-        "versions": materials.feature_key["versions"],
+        "versions": context.feature_key["versions"],
     }
 
 
 def _measure_rates(
-    materials: RunContext, device_loader: DeviceLoader, images: DeviceImageCache
+    context: RunContext, device_loader: DeviceLoader, images: DeviceImageCache
 ) -> dict[str, Any]:
-    """Time both paths on batches spread over the training images: the choice and the rates.
+    """Time both paths on batches spread over the training images; return the choice and rates.
 
-    The device's rate is that of an epoch after the first, with as many images decoded anew as do not fit.
+    The device's rate is that of an epoch after the first, in which the images that do not fit into
+    its cache are decoded again.
 
     Raises:
-        _DeviceRefusalError: the device's path fails.
+        _DeviceUnavailableError: if the device's path fails.
         DecodeError: see `load_image`.
     """
-    train = list(materials.train_indices)
-    size = max(1, min(len(train), materials.batch_size // materials.processes.world_size))
-    spread = [
-        train[at * len(train) // (_TIMED_BATCHES * size)] for at in range(_TIMED_BATCHES * size)
-    ]
-    timed = len(spread)
+    train = list(context.train_indices)
+    batch_size = max(1, min(len(train), context.batch_size // context.processes.world_size))
+    num_images = _TIMED_BATCHES * batch_size
+    sample = [train[position * len(train) // num_images] for position in range(num_images)]
 
     def keys(view: int) -> list[list[ViewKey]]:
-        return [[(view, index) for index in spread[at : at + size]] for at in range(0, timed, size)]
+        return [
+            [(view, index) for index in sample[start : start + batch_size]]
+            for start in range(0, num_images, batch_size)
+        ]
 
-    def seconds(load: LoadBatches, batches: list[list[ViewKey]]) -> float:
-        materials.compute_config.synchronize()
+    def measure_seconds(load: LoadBatches, batches: list[list[ViewKey]]) -> float:
+        context.compute_config.synchronize()
         started = time.perf_counter()
         for _ in load(batches):
             pass
-        materials.compute_config.synchronize()
+        context.compute_config.synchronize()
         return time.perf_counter() - started
 
-    next(iter(materials.loader(keys(1)[:1])))  # starts the workers
-    rates = {"cpu": timed / seconds(materials.loader, keys(2))}
+    next(iter(context.loader(keys(1)[:1])))  # starts the workers
+    rates = {"cpu": num_images / measure_seconds(context.loader, keys(2))}
     try:
-        seconds(device_loader, keys(1)[:1])  # loads kernels and the decoder
-        decoding = seconds(device_loader, keys(2)[1:] or keys(2)) / max(1, timed - size)
-        resident = seconds(device_loader, keys(3)) / timed
+        measure_seconds(device_loader, keys(1)[:1])  # loads kernels and the decoder
+        decoding_s = measure_seconds(device_loader, keys(2)[1:] or keys(2))
+        decoded_image_s = decoding_s / max(1, num_images - batch_size)
+        cached_image_s = measure_seconds(device_loader, keys(3)) / num_images
     except RuntimeError as cause:
         reason = (str(cause).splitlines() or [type(cause).__name__])[0]
         raise _DeviceUnavailableError(f"the GPU path failed: {reason}") from cause
     if images.decoder_failure is not None:
         raise _DeviceUnavailableError(f"the GPU cannot decode JPEG files: {images.decoder_failure}")
-    needed = len(train) * images.cached_bytes / max(1, len(set(spread)))
-    kept = min(1.0, images.budget_bytes / max(1.0, needed))
-    rates["cuda"] = 1 / (kept * resident + (1 - kept) * decoding)
+    needed_bytes = len(train) * images.cached_bytes / max(1, len(set(sample)))
+    cached_share = min(1.0, images.budget_bytes / max(1.0, needed_bytes))
+    rates["cuda"] = 1 / (cached_share * cached_image_s + (1 - cached_share) * decoded_image_s)
     return {"device": max(rates, key=lambda name: rates[name]), "images_per_second": rates}
 
 
@@ -147,8 +154,8 @@ def _describe(choice: dict[str, Any]) -> str:
     if "refused" in choice:
         return f"Training images are prepared on the CPU ({choice['refused']})."
     rates = choice["images_per_second"]
-    place = "GPU" if choice["device"] == "cuda" else "CPU"
+    device = "GPU" if choice["device"] == "cuda" else "CPU"
     return (
-        f"Training images are prepared on the {place}: measured {rates['cuda']:.0f} images/s on the GPU, "
-        f"{rates['cpu']:.0f} on the CPU (--input-device)."
+        f"Training images are prepared on the {device}: measured {rates['cuda']:.0f} images/s on "
+        f"the GPU, {rates['cpu']:.0f} on the CPU (--input-device)."
     )

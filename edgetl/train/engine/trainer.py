@@ -1,4 +1,4 @@
-"""The training procedure: stage after stage, epoch after epoch; the best epoch of all is kept."""
+"""Trainer: runs the phases of a recipe, saves checkpoints, keeps the best epoch's weights."""
 
 from __future__ import annotations
 
@@ -41,18 +41,22 @@ from edgetl.train.model.weights import PretrainedWeights, load_weights
 
 
 class InterruptHandler:
-    """Whether the user has asked to stop."""
+    """Handler of Ctrl-C that defers the first interrupt."""
 
     requested = False
+    """Whether the user pressed Ctrl-C inside a deferred block."""
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, the first Ctrl-C only sets `asked`. Elsewhere, and where somebody else answers it, all is as it was."""
-        mine = (
+        """Defer the first Ctrl-C inside the block: it only sets `requested`.
+
+        No effect outside the main thread or if another handler is installed.
+        """
+        is_default_handler = (
             threading.current_thread() is threading.main_thread()
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         )
-        if not mine:
+        if not is_default_handler:
             yield
             return
         signal.signal(signal.SIGINT, self._handle_sigint)
@@ -68,42 +72,46 @@ class InterruptHandler:
 
 
 _WEIGHTS_INTERVAL_S = 2.0
+"""Minimum time between two writes of the best epoch's weights during a phase."""
 CHECKPOINT_INTERVAL_S = 10.0
-"""Least time from one checkpoint to the next."""
+"""Minimum time between two checkpoints."""
 
 
 @dataclass
 class Trainer:
-    """What the epochs share, and how far they have come."""
+    """Training of one run: what its epochs share, and its progress."""
 
     config: FinetuneConfig
     run: RunDirectory
     adapted_model: AdaptedModel
     loss: Loss
     images_per_epoch: int
-    """Of an epoch."""
+    """Training images per epoch, over all processes."""
     has_validation: bool
     """Whether there are validation images."""
     progress: Progress
     processes: Processes = SINGLE_PROCESS
     started_at: float = field(default_factory=time.perf_counter)
-    """When the run began, on the clock of time.perf_counter."""
+    """Start of the run, on the clock of time.perf_counter."""
     deadline: float | None = None
-    """On the clock of time.perf_counter: no epoch begins that would end after it."""
+    """Latest end of the last epoch, on the clock of time.perf_counter; None without --budget."""
     best: EpochRecord | None = None
-    """The epoch whose weights are kept: in weights.safetensors at the end of each stage, a moment earlier in memory."""
+    """Best epoch so far.
+
+    Its weights are in memory, and in weights.safetensors after each phase at the latest.
+    """
     records: list[EpochRecord] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     trainable_parameters: int = 0
-    """Parameters of the phase that trained most."""
+    """Largest number of trainable parameters in any phase."""
     stop_reason: str = "all epochs"
-    """Why training ended."""
+    """Reason why training ended."""
     phase_index: int = 0
-    """Which one is trained, counted from 0."""
+    """Index of the current phase, counted from 0."""
     phase: Phase | None = None
-    """Of the stage that is trained; None between two."""
+    """Current phase; None between two phases."""
     step_reports: dict[int, StepReport] = field(default_factory=dict)
-    """Phase to how its steps are run."""
+    """Reports on the steps of each phase, by its number."""
     choices: RunChoices = field(default_factory=RunChoices)
     interrupt_handler: InterruptHandler = field(default_factory=InterruptHandler)
     _saved_at: float = field(default_factory=time.perf_counter)
@@ -113,96 +121,104 @@ class Trainer:
     _best_written_at: float = -math.inf
 
     def run_phase(
-        self, stage: TrainablePhase, epochs_left: int, state: Checkpoint | None = None
+        self, trainable: TrainablePhase, epochs_left: int, checkpoint: Checkpoint | None = None
     ) -> None:
-        """Train one stage; weights.safetensors and the network end as the best epoch so far left them.
+        """Train one phase, then load the weights of the best epoch so far into the model.
 
         Args:
-            epochs_left: of this stage and those after it, for the progress bar.
-            state: a checkpoint that was saved in this stage.
+            trainable: the phase to train.
+            epochs_left: epochs of this phase and those after it, for the progress bar.
+            checkpoint: a checkpoint that was saved in this phase.
 
         Raises:
-            RunError: the loss is no longer a finite number, or the checkpoint does not fit.
-            KeyboardInterrupt: the user asked to stop; a checkpoint was saved.
+            RunError: if the loss is not finite, or the checkpoint does not match.
+            KeyboardInterrupt: if the user asked to stop; a checkpoint was saved.
         """
         started = time.perf_counter()
-        self.phase = stage.phase
-        freezing = set_trainable(
-            self.adapted_model, stage.phase.unfreeze, stage.phase.freeze_statistics
-        )
+        phase = trainable.phase
+        self.phase = phase
+        frozen_state = set_trainable(self.adapted_model, phase.unfreeze, phase.freeze_statistics)
         self.trainable_parameters = max(
             self.trainable_parameters,
-            sum(parameter.numel() for parameter in freezing.trainable_parameters()),
+            sum(parameter.numel() for parameter in frozen_state.trainable_parameters()),
         )
-        before = state.metadata["epochs"]["done"] if state else 0
-        epochs = PhaseLoop(self, stage, freezing, len(self.records) - before + epochs_left)
-        if state:
-            epochs.restore(state)
-        while epochs.epochs_done < stage.phase.epochs and not self._should_stop(epochs):
-            epochs.run_epoch()
-        freezing.verify_unchanged()
+        resumed_epochs = checkpoint.metadata["epochs"]["done"] if checkpoint else 0
+        total_epochs = len(self.records) - resumed_epochs + epochs_left
+        loop = PhaseLoop(self, trainable, frozen_state, total_epochs)
+        if checkpoint:
+            loop.restore(checkpoint)
+        while loop.epochs_done < phase.epochs and not self._should_stop(loop):
+            loop.run_epoch()
+        frozen_state.verify_unchanged()
         if self.best is not None:
             self.load_best()
-        name = f"phase{stage.phase.number}"
+        name = f"phase{phase.number}"
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-        self.phase_index, self.phase = self.phase_index + 1, None
+        self.phase_index += 1
+        self.phase = None
         self.save_if_due(None)
 
-    def _should_stop(self, epochs: PhaseLoop) -> bool:
+    def _should_stop(self, loop: PhaseLoop) -> bool:
         number = self.phase.number if self.phase else 0
-        # A run that is computed again ends where the clock ended it the first time.
-        if (
-            recorded := self.choices.recorded.ended_after.get(str(number))
-        ) is not None and epochs.epochs_done >= recorded:
+        # A reproduced run ends after the recorded epoch, however fast this machine is.
+        recorded_end = self.choices.recorded.ended_after.get(str(number))
+        if recorded_end is not None and loop.epochs_done >= recorded_end:
             self.stop_reason = "--budget"
             self.progress.note(f"Phase {number} ends early, as recorded (--budget).")
             return True
-        late = (
+        is_late = (
             self.deadline is not None
-            and time.perf_counter() + epochs.slowest_epoch_s + FINALIZATION_S > self.deadline
+            and time.perf_counter() + loop.slowest_epoch_s + FINALIZATION_S > self.deadline
         )
-        if self.best is not None and self.processes.broadcast(late):
+        if self.best is not None and self.processes.broadcast(is_late):
             self.stop_reason = "--budget"
-            self.choices.record_entry("ended_after", str(number), epochs.epochs_done)
+            self.choices.record_entry("ended_after", str(number), loop.epochs_done)
             self.progress.note(
                 f"Phase {number} ends early: another epoch would not fit into --budget."
             )
-        elif epochs.epochs_done and self.has_reached_target():
+        elif loop.epochs_done and self.has_reached_target():
             self.stop_reason = "--target-accuracy"
-            self.progress.note(f"--target-accuracy {self.config.target_accuracy:g} is reached.")
-        elif self.config.patience and epochs.epochs_since_best >= self.config.patience:
+            self.progress.note(f"Reached --target-accuracy {self.config.target_accuracy:g}.")
+        elif self.config.patience and loop.epochs_since_best >= self.config.patience:
             self.progress.note(
-                f"Phase {number} ends: {epochs.epochs_since_best} epochs without a better one (--patience)."
+                f"Phase {number} ends early: no improvement for {loop.epochs_since_best} epochs "
+                "(--patience)."
             )
         else:
             return False
         return True
 
-    def save_if_due(self, epochs: PhaseLoop | None) -> None:
-        """Write a checkpoint if the last one is old enough that writing them takes a twentieth of the time at most, or to stop.
+    def save_if_due(self, loop: PhaseLoop | None) -> None:
+        """Save a checkpoint if one is due (at most 5% of the time) or if a stop was requested.
 
         Raises:
-            KeyboardInterrupt: the user asked to stop.
+            KeyboardInterrupt: if the user asked to stop.
         """
-        due = time.perf_counter() - self._saved_at > max(CHECKPOINT_INTERVAL_S, 20 * self._saving_s)
-        asked, due = self.processes.all_reduce_any(self.interrupt_handler.requested, due)
-        if asked or due:
-            self.save(epochs)
-        if asked:
+        interval_s = max(CHECKPOINT_INTERVAL_S, 20 * self._saving_s)
+        is_due = time.perf_counter() - self._saved_at > interval_s
+        is_stop_requested, is_due = self.processes.all_reduce_any(
+            self.interrupt_handler.requested, is_due
+        )
+        if is_stop_requested or is_due:
+            self.save(loop)
+        if is_stop_requested:
             raise KeyboardInterrupt
 
-    def save(self, epochs: PhaseLoop | None) -> None:
-        """Write a checkpoint: within a stage, or between two (None).
+    def save(self, loop: PhaseLoop | None) -> None:
+        """Write a checkpoint.
+
+        Args:
+            loop: the loop of the current phase; None between two phases.
 
         Raises:
-            OSError: there is no room; the last one is as it was.
+            OSError: if it cannot be written; the previous checkpoint is unchanged.
         """
         started = time.perf_counter()
         facts = {
             "processes": self.processes.world_size,
             "stage": self.phase_index,
             "phase": asdict(self.phase) if self.phase else None,
-            "epochs": epochs.checkpoint_metadata() if epochs else None,
+            "epochs": loop.checkpoint_metadata() if loop else None,
             "records": [record.to_json() for record in self.records],
             "best": self.best.epoch if self.best else None,
             "seconds": self.seconds,
@@ -213,12 +229,12 @@ class Trainer:
                 str(number): report.to_json() for number, report in self.step_reports.items()
             },
         }
-        own = {"cpu": torch.get_rng_state()}
+        local_generators = {"cpu": torch.get_rng_state()}
         if self.loss.device.type == "cuda":
-            own["cuda"] = torch.cuda.get_rng_state(self.loss.device)
+            local_generators["cuda"] = torch.cuda.get_rng_state(self.loss.device)
         generators = {
             f"{rank}/{name}": state
-            for rank, states in enumerate(self.processes.all_gather(own))
+            for rank, states in enumerate(self.processes.all_gather(local_generators))
             for name, state in states.items()
         }
         if self.processes.is_main:
@@ -227,49 +243,50 @@ class Trainer:
                 "best": self._best_weights,
                 "generator": generators,
             }
-            write_checkpoint(
-                self.run.checkpoint,
-                {**parts, **(epochs.checkpoint_parts() if epochs else {})},
-                facts,
-            )
+            if loop:
+                parts |= loop.checkpoint_parts()
+            write_checkpoint(self.run.checkpoint, parts, facts)
         self._saved_at = time.perf_counter()
         self._saving_s = self._saved_at - started
 
-    def restore(self, state: Checkpoint) -> None:
-        """Go on with a checkpoint: everything but what lives as long as a stage, which `run_stage` restores.
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Restore everything but the state of the current phase, which `run_phase` restores.
 
         Raises:
-            RunError: it belongs to another network, or another number of processes.
+            RunError: if the checkpoint belongs to another model or number of processes.
         """
-        facts = state.metadata
+        facts = checkpoint.metadata
         if facts["processes"] != self.processes.world_size:
             raise RunError(
-                f"{state.path} is of {facts['processes']} processes and this is one of {self.processes.world_size}: go on with as many."
+                f"{checkpoint.path} was written by {facts['processes']} processes, "
+                f"got {self.processes.world_size}. Resume with as many processes."
             )
-        state.restore("network", self.adapted_model.model)
+        checkpoint.restore("network", self.adapted_model.model)
         self.records = [EpochRecord(**record) for record in facts["records"]]
         self.best = next((record for record in self.records if record.epoch == facts["best"]), None)
-        self._best_weights, self._is_best_written = state.part_tensors("best"), False
-        self.phase_index, self.seconds, self.trainable_parameters, self.stop_reason = (
-            facts[name] for name in ("stage", "seconds", "trainable", "ended")
-        )
+        self._best_weights = checkpoint.part_tensors("best")
+        self._is_best_written = False
+        self.phase_index = facts["stage"]
+        self.seconds = facts["seconds"]
+        self.trainable_parameters = facts["trainable"]
+        self.stop_reason = facts["ended"]
         self.step_reports = {
             int(number): StepReport(**report) for number, report in facts.get("steps", {}).items()
         }
         self.write_best()
-        # What was trained after the checkpoint is trained again.
+        # Epochs after the checkpoint are trained again, so their records are dropped.
         if self.processes.is_main:
             write_text(
                 self.run.history,
                 "".join(json.dumps(record.to_json()) + "\n" for record in self.records),
             )
-        generators = state.part_tensors(f"generator/{self.processes.rank}")
+        generators = checkpoint.part_tensors(f"generator/{self.processes.rank}")
         torch.set_rng_state(generators["cpu"])
         if "cuda" in generators and self.loss.device.type == "cuda":
             torch.cuda.set_rng_state(generators["cuda"], self.loss.device)
 
     def has_reached_target(self) -> bool:
-        """Whether the best epoch is as good as the user asked for."""
+        """Return whether the best epoch reaches `target_accuracy`."""
         target, best = self.config.target_accuracy, self.best
         return (
             target is not None
@@ -279,32 +296,42 @@ class Trainer:
         )
 
     def load_best(self) -> None:
-        """Set the network to the best epoch's weights, and see to it that they are in weights.safetensors."""
+        """Load the best epoch's weights into the model and make sure that they are on disk."""
         self.write_best()
         weights = PretrainedWeights(dict(self._best_weights), str(self.run.weights), "")
-        load_weights(self.adapted_model.model, weights, "the network being trained")
+        load_weights(self.adapted_model.model, weights, "the model being trained")
 
     def write_best(self) -> None:
-        """Write the best epoch's weights if the file does not hold them yet."""
+        """Write the best epoch's weights unless weights.safetensors already holds them."""
         if self._best_weights and not self._is_best_written and self.processes.is_main:
             write_tensors(self.run.weights, self._best_weights)
-            self._is_best_written, self._best_written_at = True, time.perf_counter()
+            self._is_best_written = True
+            self._best_written_at = time.perf_counter()
 
     def record_epoch(self, record: EpochRecord) -> bool:
-        """Note an epoch; its weights, as they are in the network now, are kept if it is the best."""
+        """Record an epoch; copy the model's current weights if it is the best so far.
+
+        Returns:
+            Whether it is the best epoch so far.
+
+        Raises:
+            RunError: if a loss is not finite.
+        """
         if not math.isfinite(record.train_loss) or not math.isfinite(record.val_loss or 0.0):
             raise RunError(
-                f"The loss is not finite in epoch {record.epoch}. Take a lower --lr and --finetune-lr, or --precision fp32."
+                f"The loss is not finite in epoch {record.epoch}. "
+                "Lower --lr and --finetune-lr, or use --precision fp32."
             )
         is_best = is_better(record, self.best)
         if is_best:
-            # safetensors stores row-major tensors only; the network's are channels last.
+            # safetensors stores row-major tensors only; the model's are channels last.
             state = self.adapted_model.model.state_dict()
             self._best_weights = {
                 name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()
             }
-            self.best, self._is_best_written = record, False
-            # Epochs on cached features end faster than a disk takes their weights.
+            self.best = record
+            self._is_best_written = False
+            # Epochs on cached features can end faster than a disk writes their weights.
             if time.perf_counter() - self._best_written_at > _WEIGHTS_INTERVAL_S:
                 self.write_best()
         self.records.append(record)
@@ -314,18 +341,25 @@ class Trainer:
         self.progress.on_epoch_end(record, is_best)
         return is_best
 
-    def evaluate(self, stage: TrainablePhase) -> Evaluation | None:
-        """The validation images, in float32 as the exported model will compute them."""
+    def evaluate(self, trainable: TrainablePhase) -> Evaluation | None:
+        """Evaluate the validation images in float32, as the exported model will compute them.
+
+        Returns:
+            None without validation images.
+        """
         self.adapted_model.model.eval()
-        return (
-            evaluate(stage.forward, stage.batch_source.iter_val_batches(), self.processes)
-            if self.has_validation
-            else None
-        )
+        if not self.has_validation:
+            return None
+        batches = trainable.batch_source.iter_val_batches()
+        return evaluate(trainable.forward, batches, self.processes)
 
 
 def is_better(record: EpochRecord, best: EpochRecord | None) -> bool:
-    """By validation accuracy, ties by validation loss; without validation the later epoch."""
+    """Return whether an epoch is better than the best so far.
+
+    Higher validation accuracy is better, then lower validation loss; without validation images, the
+    later epoch.
+    """
     if best is None or record.val_accuracy is None or best.val_accuracy is None:
         return True
     return (-record.val_accuracy, record.val_loss) < (-best.val_accuracy, best.val_loss)

@@ -1,4 +1,4 @@
-"""The checkpoint of a training: its facts checked by type where the file is read, before anything is restored from them."""
+"""State of a training run in a checkpoint, validated before anything is restored from it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ _MAX_PHASES = 2
 
 @dataclass(frozen=True)
 class RankState:
-    """Counts of one of several processes in an epoch."""
+    """State of one process within an epoch."""
 
     seen: int
+    """Images trained in this epoch."""
     totals: tuple[float, float]
+    """Sum of the losses and number of correct predictions."""
     mixing: dict[str, Any]
-    """The state of NumPy's generator."""
+    """State of NumPy's generator for mixup."""
 
 
 @dataclass(frozen=True)
 class PhaseState:
-    """How far a phase has come."""
+    """State of a phase."""
 
     done: int
     since_better: int
@@ -49,7 +51,7 @@ class PhaseState:
 
 @dataclass(frozen=True)
 class TrainerState:
-    """The content of a checkpoint beside its tensors; written by `Training.save`."""
+    """Content of a checkpoint except its tensors, as `Trainer.save` writes it."""
 
     processes: int
     stage: int
@@ -66,62 +68,59 @@ class TrainerState:
 
 
 def read_training_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint.
+    """Read and validate a checkpoint.
 
     Raises:
-        RunError: it is damaged, or its facts or random generators are not what a training writes.
+        RunError: if it is damaged, or its facts or random generators are invalid.
     """
-    state = read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     try:
-        facts = {"steps": {}, **parse_as(dict[str, Any], state.metadata, "facts")}
-        _check(parse_as(TrainerState, facts, "facts"), state)
+        facts = {"steps": {}, **parse_as(dict[str, Any], checkpoint.metadata, "facts")}
+        _check(parse_as(TrainerState, facts, "facts"), checkpoint)
     except ValueError as cause:
-        raise _resume_error(state, cause) from cause
-    return replace(state, metadata=facts)
+        raise _resume_error(checkpoint, cause) from cause
+    return replace(checkpoint, metadata=facts)
 
 
-def check_phases(state: Checkpoint, phases: int) -> None:
-    """Check that a checkpoint lies within a training of so many phases.
+def check_phases(checkpoint: Checkpoint, phases: int) -> None:
+    """Check that the checkpoint's phase exists in a run of `phases` phases.
 
     Raises:
-        RunError: it is not.
+        RunError: if it does not.
     """
-    if state.metadata["stage"] > phases:
-        raise _resume_error(
-            state,
-            f"it is in phase {state.metadata['stage'] + 1}, and config.json asks for {phases}",
-        )
+    index = checkpoint.metadata["stage"]
+    if index > phases:
+        raise _resume_error(checkpoint, f"it is in phase {index + 1} and config.json has {phases}")
 
 
-def _check(facts: TrainerState, state: Checkpoint) -> None:
-    numbers = {"stage": (facts.stage, _MAX_PHASES)}
-    if facts.phase is not None:
-        numbers["phase.epochs"] = (facts.phase.epochs, MAX_EPOCHS)
-    if facts.epochs is not None:
-        own = facts.epochs
+def _check(state: TrainerState, checkpoint: Checkpoint) -> None:
+    numbers = {"stage": (state.stage, _MAX_PHASES)}
+    if state.phase is not None:
+        numbers["phase.epochs"] = (state.phase.epochs, MAX_EPOCHS)
+    if state.epochs is not None:
         numbers |= {
-            name: (getattr(own, name), 2**53)
+            name: (getattr(state.epochs, name), 2**53)
             for name in ("done", "since_better", "batches", "step", "averaged_steps")
         }
-        if len(own.ranks) != facts.processes or facts.phase is None:
-            raise ValueError("the epoch that it stopped in is incomplete")
-        _check_generator_state(own.ranks)
-    for name, (value, most) in numbers.items():
-        if not 0 <= value <= most:
-            raise ValueError(f"facts.{name} must be 0 to {most}, got {value}")
-    if any(not name.isascii() or not name.isdecimal() for name in facts.steps):
-        raise ValueError("facts.steps are not numbered")
-    if facts.best is not None and facts.best not in [record.epoch for record in facts.records]:
-        raise ValueError(f"epoch {facts.best} is the best, and it is not among its records")
-    for rank in range(facts.processes):
-        generator = state.tensors.get(f"generator/{rank}/cpu")
+        if len(state.epochs.ranks) != state.processes or state.phase is None:
+            raise ValueError("the state of its last epoch is incomplete")
+        _check_generator_state(state.epochs.ranks)
+    for name, (value, maximum) in numbers.items():
+        if not 0 <= value <= maximum:
+            raise ValueError(f"facts.{name} must be 0 to {maximum}, got {value}")
+    if any(not name.isascii() or not name.isdecimal() for name in state.steps):
+        raise ValueError("facts.steps is not numbered by phase")
+    if state.best is not None and state.best not in [record.epoch for record in state.records]:
+        raise ValueError(f"epoch {state.best} is the best and is not among its records")
+    for rank in range(state.processes):
+        generator = checkpoint.tensors.get(f"generator/{rank}/cpu")
         expected = torch.get_rng_state()
         if (
             generator is None
             or generator.dtype != expected.dtype
             or generator.shape != expected.shape
         ):
-            raise ValueError(f"it holds no state of the random generator of process {rank}")
+            raise ValueError(f"the random generator of process {rank} is missing or invalid")
 
 
 def _check_generator_state(ranks: tuple[RankState, ...]) -> None:
@@ -131,8 +130,10 @@ def _check_generator_state(ranks: tuple[RankState, ...]) -> None:
         try:
             np.random.default_rng(0).bit_generator.state = rank.mixing
         except (ValueError, TypeError, KeyError, OverflowError) as cause:
-            raise ValueError(f"its state of NumPy's generator is broken ({cause})") from cause
+            raise ValueError(f"the state of NumPy's generator is invalid ({cause})") from cause
 
 
-def _resume_error(state: Checkpoint, cause: object) -> RunError:
-    return RunError(f"{state.path} cannot be gone on with ({cause}). Begin anew in another folder.")
+def _resume_error(checkpoint: Checkpoint, cause: object) -> RunError:
+    return RunError(
+        f"Cannot resume from {checkpoint.path}: {cause}. Start a new run in another folder."
+    )

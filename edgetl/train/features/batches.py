@@ -1,4 +1,4 @@
-"""What a phase is fed with: batches of the values where its training begins, from the cache or computed on the way."""
+"""Batch sources: the inputs of a training phase, from cached features or extracted on the fly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ Batch = tuple[Tensors, Tensor]
 
 
 class EpochSampler:
-    """Which training images make up an epoch, and in which batches: a function of (seed, epoch). Processes divide every batch."""
+    """Sampler of an epoch's batches, a pure function of (seed, epoch).
+
+    Each batch is divided among the processes.
+    """
 
     def __init__(
         self,
@@ -36,43 +39,51 @@ class EpochSampler:
         sampling: Sampling,
         batch_size: int,
         seed: int,
-        ranks: DistributedGroup = SINGLE_PROCESS,
+        processes: DistributedGroup = SINGLE_PROCESS,
     ) -> None:
-        """Take the images of a step in all processes together."""
-        self._processes = ranks
+        """Create a sampler.
+
+        Args:
+            labels: labels of the training images, int64 [images].
+            sampling: `shuffled` or `balanced`.
+            batch_size: images per step, over all processes.
+            seed: the run's seed.
+            processes: the processes that share each batch.
+        """
+        self._processes = processes
         self._labels = labels.numpy()
         self._sampling = sampling
         self._batch_size = batch_size
         self._seed = seed
 
     def sample_batches(self, epoch: int) -> list[list[int]]:
-        """This process's positions among the training images.
+        """Return this process's batches, as positions among the training images.
 
-        In all processes together each comes once, or with `balanced` sampling every class equally often, with repetitions.
+        Over all processes each image appears once. With `balanced` sampling every class
+        appears equally often instead, with repetitions.
         """
         generator = np.random.default_rng([self._seed, epoch])
         positions = generator.permutation(len(self._labels))
         if self._sampling == "balanced":
-            # Rounds through the classes, each class through its own images in a new order every time round.
+            # Every class repeats its own images until it has its share, reshuffled each time.
             classes = [
                 positions[self._labels[positions] == label] for label in np.unique(self._labels)
             ]
-            each = -(-len(self._labels) // len(classes))
-            drawn = [
-                np.concatenate([generator.permutation(own) for _ in range(-(-each // len(own)))])[
-                    :each
-                ]
-                for own in classes
-            ]
-            positions = generator.permutation(np.concatenate(drawn))[: len(self._labels)]
+            images_per_class = -(-len(self._labels) // len(classes))
+            resampled = []
+            for class_positions in classes:
+                repetitions = -(-images_per_class // len(class_positions))
+                passes = [generator.permutation(class_positions) for _ in range(repetitions)]
+                resampled.append(np.concatenate(passes)[:images_per_class])
+            positions = generator.permutation(np.concatenate(resampled))[: len(self._labels)]
         return [
-            [batch[at][1] for at in self._processes.shard(len(batch))]
+            [batch[index][1] for index in self._processes.shard(len(batch))]
             for batch in self._split_into_batches(positions)
         ]
 
     @property
     def steps_per_epoch(self) -> int:
-        """Of an epoch."""
+        """Steps per epoch."""
         return len(self._split_into_batches(range(len(self._labels))))
 
     @property
@@ -81,8 +92,8 @@ class EpochSampler:
         return len(self._processes.shard(self._batch_size))
 
     def shard(self, indices: Sequence[int]) -> list[int]:
-        """This process's part of images that are gone through in order."""
-        return [indices[at] for at in self._processes.shard(len(indices))]
+        """Return this process's share of `indices`, in order."""
+        return [indices[index] for index in self._processes.shard(len(indices))]
 
     def _split_into_batches(
         self, positions: Sequence[int] | NDArray[np.int64]
@@ -99,54 +110,54 @@ class BatchSource(Protocol):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Of an epoch."""
+        """Steps per epoch."""
 
     @property
     def local_batch_size(self) -> int:
         """Images of a full batch in this process."""
 
     def iter_train_batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """One epoch (counted from 1), from batch `first` on (counted from 0)."""
+        """Yield the batches of one epoch (counted from 1), starting at batch `first` (from 0)."""
 
     def iter_val_batches(self) -> Iterator[Batch]:
-        """This process's validation images in order, exactly as the whole network would see them."""
+        """Yield this process's validation images in order, as the complete model sees them."""
 
     def iter_train_eval_batches(self) -> Iterator[Batch]:
-        """This process's training images in order, without augmentation."""
+        """Yield this process's training images in order, without augmentation."""
 
 
 class BatchLoader(Protocol):
-    """Batches of (uint8 [batch, S, S, 3], int64 [batch])."""
+    """Loader of batches (uint8 [batch, S, S, 3], int64 [batch])."""
 
     def __call__(self, batches: Sequence[Sequence[ViewKey]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches, in order."""
+        """Yield the batches, in order."""
 
     def iter_eval_batches(
         self, indices: Sequence[int], batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images once, in order, as the device will see them."""
+        """Yield each image once, in order, with the deployment preprocessing."""
 
 
 class CachedBatches:
-    """From activations: view after view, epoch by epoch."""
+    """Batches of cached features. Each epoch uses the next view."""
 
     def __init__(
         self,
-        activations: Features,
-        train: Tensor,
-        val: Tensor,
-        order: EpochSampler,
+        features: Features,
+        train_labels: Tensor,
+        val_labels: Tensor,
+        sampler: EpochSampler,
         device: torch.device,
     ) -> None:
-        self._features = activations
-        self._train_labels = train.to(device)
-        self._val_labels = val.to(device)
-        self._sampler = order
+        self._features = features
+        self._train_labels = train_labels.to(device)
+        self._val_labels = val_labels.to(device)
+        self._sampler = sampler
         self._device = device
 
     @property
     def steps_per_epoch(self) -> int:
-        """Of an epoch."""
+        """Steps per epoch."""
         return self._sampler.steps_per_epoch
 
     @property
@@ -155,7 +166,7 @@ class CachedBatches:
         return self._sampler.local_batch_size
 
     def iter_train_batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The view whose turn it is."""
+        """Yield batches of the epoch's view; the views take turns."""
         view = (epoch - 1) % self._features.views
         for batch in self._sampler.sample_batches(epoch)[first:]:
             yield self._make_batch(
@@ -165,64 +176,70 @@ class CachedBatches:
             )
 
     def iter_val_batches(self) -> Iterator[Batch]:
-        """As cached in float32."""
+        """Yield the validation features, cached in float32."""
         return self._iter_in_order(self._features.val, self._val_labels)
 
     def iter_train_eval_batches(self) -> Iterator[Batch]:
-        """The first view of the training images, in order."""
+        """Yield the first view of the training images, which is not augmented, in order."""
         return self._iter_in_order(
             tuple(value[0] for value in self._features.train), self._train_labels
         )
 
     def _iter_in_order(self, values: Tensors, labels: Tensor) -> Iterator[Batch]:
-        own = self._sampler.shard(range(len(labels)))
-        for start in range(0, len(own), _VALIDATION_BATCH):
-            yield self._make_batch(
-                values, labels, torch.tensor(own[start : start + _VALIDATION_BATCH])
-            )
+        positions = self._sampler.shard(range(len(labels)))
+        for start in range(0, len(positions), _EVAL_BATCH_SIZE):
+            batch = torch.tensor(positions[start : start + _EVAL_BATCH_SIZE])
+            yield self._make_batch(values, labels, batch)
 
     def _make_batch(self, values: Tensors, labels: Tensor, positions: Tensor) -> Batch:
-        return tuple(
-            self._select_rows(value, positions).float() for value in values
-        ), self._select_rows(labels, positions)
+        inputs = tuple(self._select_rows(value, positions).float() for value in values)
+        return inputs, self._select_rows(labels, positions)
 
     def _select_rows(self, value: Tensor, positions: Tensor) -> Tensor:
-        return copy_to_device(
-            value.index_select(0, copy_to_device(positions, value.device)), self._device
-        )
+        rows = value.index_select(0, copy_to_device(positions, value.device))
+        return copy_to_device(rows, self._device)
 
 
 class StreamingBatches:
-    """From the images: decoded, augmented and put through the frozen blocks at every use."""
+    """Batches computed on the fly: decode, augment, then apply the extractor."""
 
     def __init__(
         self,
         loader: BatchLoader,
-        train: Sequence[int],
-        val: Sequence[int],
-        order: EpochSampler,
-        views: Sequence[int | None] | None,
-        prefixes: tuple[TensorFunction, TensorFunction] | None,
+        train_indices: Sequence[int],
+        val_indices: Sequence[int],
+        sampler: EpochSampler,
+        view_numbers: Sequence[int | None] | None,
+        extractors: tuple[TensorFunction, TensorFunction] | None,
         preprocessing: Preprocessing,
-        computing: ComputeConfig,
+        compute_config: ComputeConfig,
     ) -> None:
-        """Take indices of images among the loader's; prefixes for training and validation, or None where the first block is trained.
+        """Create a batch source that reads images through `loader`.
 
         Args:
-            views: keys of the views that the epochs go through; None is a new one each epoch.
+            loader: reads and augments the images.
+            train_indices: indices of the training images among the loader's.
+            val_indices: indices of the validation images among the loader's.
+            sampler: the batches of each epoch.
+            view_numbers: keys of the views that the epochs cycle through; None uses a new view
+                every epoch.
+            extractors: extractors for training and for validation; None if the first block is
+                trained.
+            preprocessing: normalization of the pixels.
+            compute_config: device and precision.
         """
         self._loader = loader
-        self._train_indices = train
-        self._val_indices = val
-        self._sampler = order
-        self._view_numbers = views
-        self._extractors = prefixes
+        self._train_indices = train_indices
+        self._val_indices = val_indices
+        self._sampler = sampler
+        self._view_numbers = view_numbers
+        self._extractors = extractors
         self._preprocessing = preprocessing
-        self._compute_config = computing
+        self._compute_config = compute_config
 
     @property
     def steps_per_epoch(self) -> int:
-        """Of an epoch."""
+        """Steps per epoch."""
         return self._sampler.steps_per_epoch
 
     @property
@@ -231,48 +248,40 @@ class StreamingBatches:
         return self._sampler.local_batch_size
 
     def iter_train_batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The epoch's view of every image."""
-        view = (
-            self._view_numbers[(epoch - 1) % len(self._view_numbers)]
-            if self._view_numbers
-            else epoch
-        )
+        """Yield batches of the epoch's view of every image."""
+        view: int | None = epoch
+        if self._view_numbers:
+            view = self._view_numbers[(epoch - 1) % len(self._view_numbers)]
         keys = [
             [(view, self._train_indices[position]) for position in batch]
             for batch in self._sampler.sample_batches(epoch)[first:]
         ]
         for pixels, labels in self._loader(keys):
             with cudnn_autotuning(len(pixels) == self.local_batch_size):
-                values = self._extract_features(pixels, 0)
+                values = self._extract_features(pixels, _TRAIN_EXTRACTOR)
             yield values, labels.to(self._compute_config.device, non_blocking=True)
 
     def iter_val_batches(self) -> Iterator[Batch]:
-        """Through the exact prefix."""
-        for pixels, labels in self._loader.iter_eval_batches(
-            self._sampler.shard(self._val_indices), _VALIDATION_BATCH
-        ):
-            yield (
-                self._extract_features(pixels, 1),
-                labels.to(self._compute_config.device, non_blocking=True),
-            )
+        """Yield the validation images through the float32 extractor."""
+        return self._iter_in_order(self._val_indices)
 
     def iter_train_eval_batches(self) -> Iterator[Batch]:
-        """The training images without augmentation, in order."""
-        for pixels, labels in self._loader.iter_eval_batches(
-            self._sampler.shard(self._train_indices), _VALIDATION_BATCH
-        ):
-            yield (
-                self._extract_features(pixels, 1),
-                labels.to(self._compute_config.device, non_blocking=True),
-            )
+        """Yield the training images in order, without augmentation, through the same extractor."""
+        return self._iter_in_order(self._train_indices)
 
-    def _extract_features(self, pixels: Tensor, prefix: int) -> Tensors:
-        values: Tensors = (self._compute_config.to_model_input(pixels, self._preprocessing),)
-        return (
-            tuple(value.float() for value in self._extractors[prefix](*values))
-            if self._extractors
-            else values
-        )
+    def _iter_in_order(self, indices: Sequence[int]) -> Iterator[Batch]:
+        batches = self._loader.iter_eval_batches(self._sampler.shard(indices), _EVAL_BATCH_SIZE)
+        for pixels, labels in batches:
+            values = self._extract_features(pixels, _VAL_EXTRACTOR)
+            yield values, labels.to(self._compute_config.device, non_blocking=True)
+
+    def _extract_features(self, pixels: Tensor, extractor: int) -> Tensors:
+        inputs = self._compute_config.to_model_input(pixels, self._preprocessing)
+        if self._extractors is None:
+            return (inputs,)
+        return tuple(value.float() for value in self._extractors[extractor](inputs))
 
 
-_VALIDATION_BATCH = 64
+_EVAL_BATCH_SIZE = 64
+_TRAIN_EXTRACTOR = 0
+_VAL_EXTRACTOR = 1

@@ -1,4 +1,4 @@
-"""The cache filled: every view of every training image, and the validation images, through the frozen blocks."""
+"""Feature cache: compute the frozen blocks' outputs for all views and validation images."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ from edgetl.train.features.store import (
 )
 from edgetl.train.model.factory import AdaptedModel
 
-_IMAGE_BATCH_SIZE, _FEATURE_BATCH_SIZE = 32, 128
+_IMAGE_BATCH_SIZE = 32
+_FEATURE_BATCH_SIZE = 128
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the stages of a run are made from."""
+    """Everything that the phases of a run are built from."""
 
     config: FinetuneConfig
     batch_size: int
-    """Images a step."""
+    """Images per step."""
     adapted_model: AdaptedModel
     loader: ImageLoader
     train_indices: Sequence[int]
@@ -45,11 +46,11 @@ class RunContext:
     preprocessing: Preprocessing
     compute_config: ComputeConfig
     feature_key: dict[str, Any]
-    """What activations depend on besides the views: weights, images, transform."""
+    """Facts that features depend on besides the views: weights, images, transform."""
     cache_budget_bytes: int
-    """Bytes."""
+    """Size limit of the feature cache."""
     deadline: float | None
-    """On the clock of time.perf_counter."""
+    """End of the time budget, on the clock of time.perf_counter."""
     progress: Progress
     processes: Processes = SINGLE_PROCESS
     choices: RunChoices = field(default_factory=RunChoices)
@@ -57,150 +58,177 @@ class RunContext:
 
 @dataclass(frozen=True)
 class FrozenBackbone:
-    """The earliest cut with something frozen before it."""
+    """The blocks before the earliest cut, with their extractors."""
 
     cut: Cut
     train_extractor: FeatureExtractor
-    """The fastest way to its values: for training images."""
+    """Fastest extractor, for training images."""
     val_extractor: FeatureExtractor
-    """In float32: for validation images."""
+    """float32 extractor, for validation images."""
     specs: tuple[TensorSpec, ...]
-    """One for each value that crosses the cut."""
+    """One spec per value that crosses the cut."""
     later_specs: tuple[TensorSpec, ...] = ()
-    """Those of later cuts, which are cached as well."""
+    """Specs of the values at later cuts, which are cached as well."""
 
     def total_bytes(self, views: int, train: int, val: int) -> int:
-        """Of the cache: training values as the prefix gives them, validation values in float32."""
-        rows = (*self.specs, *self.later_specs)
-        exact = sum(4 * row.bytes_per_image // row.dtype.itemsize for row in rows)
-        return views * train * sum(row.bytes_per_image for row in rows) + val * exact
+        """Return the size of the cache for `views` views of `train` images and `val` images.
+
+        Training values have the extractor's dtype, validation values are float32.
+        """
+        specs = (*self.specs, *self.later_specs)
+        train_bytes = sum(spec.bytes_per_image for spec in specs)
+        val_bytes = sum(4 * spec.bytes_per_image // spec.dtype.itemsize for spec in specs)
+        return views * train * train_bytes + val * val_bytes
 
 
 def view_numbers(views: int) -> list[int | None]:
-    """Keys of so many views; the first is evaluation's own, which also tells the accuracy on training images."""
+    """Return the view keys.
+
+    The first is the evaluation view, also used for training accuracy.
+    """
     return [None, *range(1, views)]
 
 
 class FeatureCache:
-    """The store, as one run uses it."""
+    """The feature store as used by one run."""
 
-    def __init__(self, has: RunContext, base: Cut, runtimes: ExtractorChoice) -> None:
-        """Take the earliest cut and the runtimes that lead to it: all are part of every key."""
-        self._context = has
+    def __init__(
+        self, context: RunContext, first_cut: Cut, extractor_choice: ExtractorChoice
+    ) -> None:
+        """Open the store.
+
+        The earliest cut and the runtimes of the extractors are part of every key.
+        """
+        self._context = context
         self._feature_key = {
-            **has.feature_key,
-            "base": base.name,
-            "runtimes": [runtimes.fast, runtimes.exact],
+            **context.feature_key,
+            "base": first_cut.name,
+            "runtimes": [extractor_choice.fast, extractor_choice.exact],
         }
         self._store = FeatureStore(
-            get_cache_folder() / "activations", has.cache_budget_bytes, has.processes.local_group
+            get_cache_folder() / "activations",
+            context.cache_budget_bytes,
+            context.processes.local_group,
         )
 
     def find(self, cut: Cut, views: int) -> Features | None:
-        """What an earlier run has left."""
+        """Return the features at `cut` that an earlier run has stored, or None."""
         return self._store.open(self._entry_key(cut, views))
 
-    def fill(self, base: FrozenBackbone, views: int) -> Features:
-        """Put every view and every validation image through the frozen blocks."""
-        return self._create_entry(
-            base.cut,
-            views,
-            base.specs,
-            lambda made, sharers: _extract_from_images(made, base, self._context, sharers),
-        )
+    def fill(self, backbone: FrozenBackbone, views: int) -> Features:
+        """Compute the features of every view and every validation image."""
+
+        def compute(features: Features, group: DistributedGroup) -> None:
+            _extract_from_images(features, backbone, self._context, group)
+
+        return self._create_entry(backbone.cut, views, backbone.specs, compute)
 
     def fill_later_cut(
-        self, cut: Cut, base: Features, train: TensorFunction, val: TensorFunction
+        self,
+        cut: Cut,
+        first_features: Features,
+        train_function: TensorFunction,
+        val_function: TensorFunction,
     ) -> Features:
-        """The values at a later cut, by functions from the base's values to those, one for each part; written batch by batch."""
-        rows = tensor_specs(
-            train(
-                *(
-                    value[0, :2].to(self._context.compute_config.device).float()
-                    for value in base.train
-                )
-            )
-        )
+        """Compute the features at a later cut from those at the first cut, batch by batch.
 
-        def compute(made: Features, sharers: DistributedGroup) -> None:
-            for view in range(base.views):
+        Args:
+            cut: the later cut.
+            first_features: features at the first cut.
+            train_function: maps training features from the first cut to `cut`.
+            val_function: the same for validation features.
+        """
+        device = self._context.compute_config.device
+        sample = (value[0, :2].to(device).float() for value in first_features.train)
+        specs = tensor_specs(train_function(*sample))
+
+        def compute(features: Features, group: DistributedGroup) -> None:
+            for view in range(first_features.views):
                 self._extract_in_batches(
-                    train,
-                    tuple(value[view] for value in base.train),
-                    tuple(value[view] for value in made.train),
-                    sharers,
+                    train_function,
+                    tuple(value[view] for value in first_features.train),
+                    tuple(value[view] for value in features.train),
+                    group,
                 )
-            self._extract_in_batches(val, base.val, made.val, sharers)
+            self._extract_in_batches(val_function, first_features.val, features.val, group)
 
-        return self._create_entry(cut, base.views, rows, compute)
+        return self._create_entry(cut, first_features.views, specs, compute)
 
     def _extract_in_batches(
-        self, function: TensorFunction, values: Tensors, into: Tensors, sharers: DistributedGroup
+        self, function: TensorFunction, values: Tensors, targets: Tensors, group: DistributedGroup
     ) -> None:
+        device = self._context.compute_config.device
         starts = range(0, len(values[0]), _FEATURE_BATCH_SIZE)
-        for at in (starts[mine] for mine in sharers.shard(len(starts))):
+        for index in group.shard(len(starts)):
+            start = starts[index]
             batch = (
-                value[at : at + _FEATURE_BATCH_SIZE].to(self._context.compute_config.device).float()
-                for value in values
+                value[start : start + _FEATURE_BATCH_SIZE].to(device).float() for value in values
             )
-            _write_batch(function(*batch), into, at)
+            _write_batch(function(*batch), targets, start)
 
     def _create_entry(
         self,
         cut: Cut,
         views: int,
-        rows: Sequence[TensorSpec],
+        specs: Sequence[TensorSpec],
         compute: Callable[[Features, DistributedGroup], None],
     ) -> Features:
-        train, val = (
-            [(views, len(self._context.train_indices))] * len(rows),
-            [(len(self._context.val_indices),)] * len(rows),
-        )
+        train_shapes = [(views, len(self._context.train_indices))] * len(specs)
+        val_shapes = [(len(self._context.val_indices),)] * len(specs)
         key = self._entry_key(cut, views)
         with ExitStack() as stack:
             try:
-                made, sharers = (
-                    stack.enter_context(self._store.create(key, train, val, rows)),
-                    self._context.processes.local_group,
-                )
+                entry = self._store.create(key, train_shapes, val_shapes, specs)
+                features = stack.enter_context(entry)
+                group: DistributedGroup = self._context.processes.local_group
             except OSError:
-                # No folder that can be written, or no room on its disk: memory does as well, for this run; each process has its own.
-                made, sharers = empty_features(train, val, rows), SINGLE_PROCESS
-            compute(made, sharers)
-        return self._store.open(key) or made
+                # The folder is not writable or its disk is full. Keep the features in memory for
+                # this run; every process computes all of them for itself.
+                features = empty_features(train_shapes, val_shapes, specs)
+                group = SINGLE_PROCESS
+            compute(features, group)
+        return self._store.open(key) or features
 
     def _entry_key(self, cut: Cut, views: int) -> str:
         return hash_feature_key({**self._feature_key, "cut": cut.name, "views": views})
 
 
 def _extract_from_images(
-    made: Features, base: FrozenBackbone, has: RunContext, sharers: DistributedGroup
+    features: Features, backbone: FrozenBackbone, context: RunContext, group: DistributedGroup
 ) -> None:
-    training = [
-        (base.train_extractor, tuple(value[at] for value in made.train), has.train_indices, view)
-        for at, view in enumerate(view_numbers(made.views))
-    ]
-    parts: list[tuple[FeatureExtractor, Tensors, Sequence[int], int | None]] = [
-        *training,
-        (base.val_extractor, made.val, has.val_indices, None),
-    ]
-    batches = [
-        (function, into, [(view, index) for index in indices[at : at + _IMAGE_BATCH_SIZE]], at)
-        for function, into, indices, view in parts
-        for at in range(0, len(indices), _IMAGE_BATCH_SIZE)
-    ]
-    mine = [batches[at] for at in sharers.shard(len(batches))]
-    total, done = sum(len(keys) for _, _, keys, _ in mine), 0
-    for (function, into, _, at), (pixels, _) in zip(
-        mine, has.loader([keys for _, _, keys, _ in mine]), strict=True
-    ):
-        _write_batch(
-            function(has.compute_config.to_model_input(pixels, has.preprocessing)), into, at
+    splits: list[tuple[FeatureExtractor, Tensors, Sequence[int], int | None]] = [
+        (
+            backbone.train_extractor,
+            tuple(value[index] for value in features.train),
+            context.train_indices,
+            view,
         )
+        for index, view in enumerate(view_numbers(features.views))
+    ]
+    splits.append((backbone.val_extractor, features.val, context.val_indices, None))
+    batches = [
+        (
+            extractor,
+            targets,
+            [(view, index) for index in indices[start : start + _IMAGE_BATCH_SIZE]],
+            start,
+        )
+        for extractor, targets, indices, view in splits
+        for start in range(0, len(indices), _IMAGE_BATCH_SIZE)
+    ]
+    local_batches = [batches[index] for index in group.shard(len(batches))]
+    local_keys = [keys for _, _, keys, _ in local_batches]
+    total = sum(len(keys) for keys in local_keys)
+    done = 0
+    for (extractor, targets, _, start), (pixels, _) in zip(
+        local_batches, context.loader(local_keys), strict=True
+    ):
+        inputs = context.compute_config.to_model_input(pixels, context.preprocessing)
+        _write_batch(extractor(inputs), targets, start)
         done += len(pixels)
-        has.progress.on_features_computed(done, total)
+        context.progress.on_features_computed(done, total)
 
 
-def _write_batch(values: Tensors, into: Tensors, at: int) -> None:
-    for value, target in zip(values, into, strict=True):
-        target[at : at + len(value)] = value.to(target.dtype)
+def _write_batch(values: Tensors, targets: Tensors, start: int) -> None:
+    for value, target in zip(values, targets, strict=True):
+        target[start : start + len(value)] = value.to(target.dtype)

@@ -1,7 +1,8 @@
-"""The network cut in pieces where it stops being a fixed function, so that what comes before can be computed once.
+"""Partition of a model at the first trainable block, so that features before it are computed once.
 
-The network is traced by torch.fx with its blocks as single nodes: they stay the very modules that are trained, with their modes and
-weights; only what connects them is rewritten. A node is fixed when nothing that it depends on can change between two epochs.
+torch.fx traces the model with its blocks as single nodes: they remain the modules that are trained,
+with their modes and weights; only their connections are rewritten. A node is fixed if nothing that
+it depends on can change between two epochs.
 """
 
 from __future__ import annotations
@@ -22,45 +23,45 @@ _RANDOM_MODULES = (nn.modules.dropout._DropoutNd, StochasticDepth)
 
 @dataclass(frozen=True)
 class Cut:
-    """Values that cross from the fixed part of a network to the rest, by the names of the nodes that give them."""
+    """Values that cross from the fixed part of a model to the rest."""
 
     node_names: tuple[str, ...]
+    """Names of the nodes that produce the values."""
 
     @property
     def name(self) -> str:
-        """For keys and messages."""
+        """Name for cache keys and messages."""
         return "+".join(self.node_names)
 
 
 class TracedModel:
-    """A network as a graph of its blocks."""
+    """A model as a graph of its blocks."""
 
     def __init__(self, adapted: AdaptedModel) -> None:
-        """Trace it.
+        """Trace the model.
 
         Raises:
-            ValueError: it cannot be traced, which is no fault of the user's: it is then trained as a whole.
+            ValueError: the model cannot be traced. It is then trained without a feature cache.
         """
-        whole = {path for block in adapted.blocks for path in block.module_paths} | {
-            adapted.classifier_layer.path
-        }
+        leaf_paths = {path for block in adapted.blocks for path in block.module_paths}
+        leaf_paths.add(adapted.classifier_layer.path)
         try:
-            graph = _Tracer(whole).trace(adapted.model)
-        except Exception as cause:  # whatever a forward method does with a proxy that is no tensor
-            raise ValueError(f"torch.fx cannot trace it: {cause}") from cause
+            graph = _Tracer(leaf_paths).trace(adapted.model)
+        except Exception as cause:  # forward methods raise anything when given fx proxies
+            raise ValueError(f"torch.fx cannot trace the model: {cause}") from cause
         self._model = adapted.model
         self._graph = graph
         inputs = [node for node in graph.nodes if node.op == "placeholder"]
         self.input_cut = Cut((inputs[0].name,))
 
     def find_cut(self) -> Cut:
-        """Where the network stops being fixed, with its parameters and modules as they are set now for training."""
+        """Return the end of the fixed part, for the current trainable parameters and modes."""
         fixed: set[fx.Node] = set()
         for node in self._graph.nodes:
-            if (
-                node.op != "output"
-                and all(needed in fixed for needed in node.all_input_nodes)
-                and self._is_fixed(node)
+            if node.op == "output":
+                continue
+            if all(input_node in fixed for input_node in node.all_input_nodes) and self._is_fixed(
+                node
             ):
                 fixed.add(node)
         crossing = [
@@ -73,35 +74,38 @@ class TracedModel:
         return Cut(tuple(node.name for node in crossing))
 
     def has_blocks_before(self, cut: Cut) -> bool:
-        """Whether any block runs before `cut`: without one there is nothing worth computing once."""
-        named = {node.name: node for node in self._graph.nodes}
+        """Return whether any block runs before `cut`; without one a feature cache is useless."""
+        nodes_by_name = {node.name: node for node in self._graph.nodes}
         return any(
             node.op == "call_module"
-            for node in _collect_ancestors([named[name] for name in cut.node_names], set())
+            for node in _collect_ancestors([nodes_by_name[name] for name in cut.node_names], set())
         )
 
     def extract_subgraph(self, start: Cut, end: Cut | None = None) -> fx.GraphModule:
-        """The part from `start` to `end`: (value, ...) -> (value, ...); without an end to the logits: (value, ...) -> tensor.
+        """Return the part from `start` to `end`, sharing the model's modules and parameters.
 
-        Its modules and parameters are the network's own.
+        Returns:
+            (value, ...) -> (value, ...); without `end`, (value, ...) -> logits.
 
         Raises:
             ValueError: `end` needs a value from before `start` that does not cross there.
         """
         graph = fx.Graph()
-        known: dict[fx.Node, fx.Node] = {}
-        named = {node.name: node for node in self._graph.nodes}
+        copies: dict[fx.Node, fx.Node] = {}
+        nodes_by_name = {node.name: node for node in self._graph.nodes}
         for name in start.node_names:
-            known[named[name]] = graph.placeholder(name)
+            copies[nodes_by_name[name]] = graph.placeholder(name)
         output = next(node for node in self._graph.nodes if node.op == "output")
-        wanted = [named[name] for name in end.node_names] if end else list(output.all_input_nodes)
-        needed = _collect_ancestors(wanted, set(known))
+        end_nodes = list(output.all_input_nodes)
+        if end:
+            end_nodes = [nodes_by_name[name] for name in end.node_names]
+        needed = _collect_ancestors(end_nodes, set(copies))
         for node in self._graph.nodes:
             if node in needed:
                 if node.op == "placeholder":
-                    raise ValueError(f"{node.name} is needed behind the cut {start.name}")
-                known[node] = graph.node_copy(node, lambda one: known[one])
-        graph.output(tuple(known[node] for node in wanted) if end else known[wanted[0]])
+                    raise ValueError(f"{node.name} is needed after the cut at {start.name}")
+                copies[node] = graph.node_copy(node, lambda original: copies[original])
+        graph.output(tuple(copies[node] for node in end_nodes) if end else copies[end_nodes[0]])
         return fx.GraphModule(self._model, graph)
 
     def _is_fixed(self, node: fx.Node) -> bool:
@@ -114,21 +118,21 @@ class TracedModel:
 
 
 def check_subgraphs(
-    traced: TracedModel, network: nn.Module, cuts: Sequence[Cut], image_size: int
+    traced: TracedModel, model: nn.Module, cuts: Sequence[Cut], image_size: int
 ) -> None:
-    """Prove on two noise images that the pieces between the cuts give the network's own logits, and that each value has a row an image.
+    """Check on two noise images that the subgraphs between the cuts reproduce the model's logits.
 
     Raises:
-        ValueError: they do not.
+        ValueError: the logits differ, or a value has no batch axis.
     """
-    network.eval()
-    parameter = next(network.parameters())
+    model.eval()
+    parameter = next(model.parameters())
     noise = torch.randn(
         2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)
     ).to(parameter.device, parameter.dtype)
     values: tuple[Tensor, ...] = (noise,)
     with torch.inference_mode():
-        expected = network(noise)
+        expected = model(noise)
         start = traced.input_cut
         for cut in cuts:
             values = traced.extract_subgraph(start, cut)(*values)
@@ -136,17 +140,17 @@ def check_subgraphs(
                 isinstance(value, Tensor) and value.dim() > 0 and len(value) == 2
                 for value in values
             ):
-                raise ValueError(f"not every value at {cut.name} has a row for each image")
+                raise ValueError(f"a value at {cut.name} has no row per image")
             start = cut
         logits = traced.extract_subgraph(start)(*values)
     if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-4):
-        raise ValueError("its pieces do not give the logits of the whole")
+        raise ValueError("the subgraphs do not reproduce the model's logits")
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, whole: set[str]) -> None:
+    def __init__(self, leaf_paths: set[str]) -> None:
         super().__init__()
-        self._leaf_paths = whole
+        self._leaf_paths = leaf_paths
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self._leaf_paths or super().is_leaf_module(
@@ -158,8 +162,8 @@ def _is_fixed_module(module: nn.Module) -> bool:
     if any(parameter.requires_grad for parameter in module.parameters()):
         return False
     return not any(
-        inner.training and (isinstance(inner, NORM_LAYERS) or _is_random(inner))
-        for inner in module.modules()
+        submodule.training and (isinstance(submodule, NORM_LAYERS) or _is_random(submodule))
+        for submodule in module.modules()
     )
 
 
@@ -167,25 +171,26 @@ def _is_random(module: nn.Module) -> bool:
     return isinstance(module, _RANDOM_MODULES) and float(module.p) > 0
 
 
-def _collect_ancestors(wanted: Sequence[fx.Node], known: set[fx.Node]) -> set[fx.Node]:
-    needed: set[fx.Node] = set()
-    waiting = list(wanted)
-    while waiting:
-        node = waiting.pop()
-        if node not in needed and node not in known:
-            needed.add(node)
-            waiting += node.all_input_nodes
-    return needed
+def _collect_ancestors(nodes: Sequence[fx.Node], boundary: set[fx.Node]) -> set[fx.Node]:
+    """Return `nodes` and all nodes that they depend on, without those in `boundary`."""
+    ancestors: set[fx.Node] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node not in ancestors and node not in boundary:
+            ancestors.add(node)
+            stack += node.all_input_nodes
+    return ancestors
 
 
 def wrap_channels_last(module: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same function of values in whatever order of memory, given to the module as its convolutions are fastest."""
+    """Return `module` with image-like inputs converted to channels-last, the fastest layout."""
 
     def forward(*values: Tensor) -> Tensor:
-        ordered = (
+        converted = (
             value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
             for value in values
         )
-        return module(*ordered)
+        return module(*converted)
 
     return forward

@@ -1,4 +1,4 @@
-"""What the frozen blocks give for every view of every image: computed once, kept in memory-mapped files, used again by later runs."""
+"""Disk store for the features of frozen blocks, memory-mapped and reused by later runs."""
 
 from __future__ import annotations
 
@@ -27,43 +27,43 @@ _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and type of one value that crosses the cut, without the batch axis."""
+    """Shape, without the batch axis, and dtype of a value that crosses a cut."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @property
     def bytes_per_image(self) -> int:
-        """Of one image."""
+        """Size of one image's value."""
         return prod(self.shape) * self.dtype.itemsize
 
 
 def tensor_specs(values: Tensors) -> tuple[TensorSpec, ...]:
-    """One for each of values [batch, ...]."""
+    """Return the spec of each value [batch, ...]."""
     return tuple(TensorSpec(tuple(value.shape[1:]), value.dtype) for value in values)
 
 
 @dataclass(frozen=True)
 class Features:
-    """The values at one cut."""
+    """Values at one cut."""
 
     train: Tensors
-    """Each [views, training images, ...]."""
+    """Training values, each [views, images, ...]."""
     val: Tensors
-    """Each [validation images, ...]."""
+    """Validation values, each [images, ...]."""
 
     @property
     def views(self) -> int:
-        """Views of each training image."""
+        """Number of views per training image."""
         return len(self.train[0])
 
     @property
     def total_bytes(self) -> int:
-        """Of all values."""
+        """Size of all values."""
         return sum(value.numel() * value.element_size() for value in (*self.train, *self.val))
 
     def to(self, device: torch.device) -> Features:
-        """On another device."""
+        """Return a copy on `device`."""
         return Features(
             tuple(value.to(device) for value in self.train),
             tuple(value.to(device) for value in self.val),
@@ -71,24 +71,25 @@ class Features:
 
 
 def hash_feature_key(facts: dict[str, Any]) -> str:
-    """Hexadecimal name of everything that the values depend on."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    """Return the entry name for `facts`: everything that the features depend on, hashed."""
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class FeatureStore:
-    """A folder of activations, each entry whole or absent, the least recently used removed first."""
+    """A folder of features. Entries are complete or absent; the least recently used go first."""
 
     def __init__(
-        self, folder: Path, budget_bytes: int, sharers: DistributedGroup = SINGLE_PROCESS
+        self, folder: Path, budget_bytes: int, group: DistributedGroup = SINGLE_PROCESS
     ) -> None:
-        """Take the processes that fill an entry together, each its part."""
-        self._process_group = sharers
+        """Open the store; `group` are the processes that fill an entry together."""
+        self._process_group = group
         self._folder = folder
         self._budget = budget_bytes
         self._used: set[Path] = set()
 
     def open(self, key: str) -> Features | None:
-        """The entry, mapped from its files; None where it is absent, or not what was written."""
+        """Return the entry, mapped from its files; None if it is absent or damaged."""
         entry = self._folder / key
         try:
             meta = read_cache_entry(entry / "meta.json")
@@ -96,10 +97,10 @@ class FeatureStore:
                 return None
             train, val = (
                 tuple(
-                    _memory_map_verified(entry / f"{part}-{at}.bin", value)
-                    for at, value in enumerate(meta[part])
+                    _memory_map_verified(entry / f"{split}-{index}.bin", facts)
+                    for index, facts in enumerate(meta[split])
                 )
-                for part in ("train", "val")
+                for split in ("train", "val")
             )
             os.utime(entry)
         except (OSError, ValueError, RuntimeError):
@@ -113,100 +114,111 @@ class FeatureStore:
         key: str,
         train: Sequence[tuple[int, ...]],
         val: Sequence[tuple[int, ...]],
-        rows: Sequence[TensorSpec],
+        specs: Sequence[TensorSpec],
     ) -> Iterator[Features]:
-        """Yield an entry to be filled; it is kept when the block ends without an error and nothing stands in the way.
+        """Yield a new entry to fill in; it is stored if the block ends without an error.
+
+        Failure to store the filled entry is ignored: the yielded features remain valid.
 
         Args:
-            train, val: leading axes of the training and validation values.
-            rows: what follows them; validation values are float32.
+            key: name of the entry.
+            train: leading axes of each training value.
+            val: leading axes of each validation value.
+            specs: remaining axes and dtype of each value; validation values are float32.
 
         Raises:
-            OSError: there is no room, or the folder cannot be written. Only before the block: what was computed is never lost.
+            OSError: the disk is full or the folder is not writable. Raised only before the block,
+                so that no computed features are lost.
         """
         shapes = {
             "train": [
-                ((*lead, *row.shape), row.dtype) for lead, row in zip(train, rows, strict=True)
+                ((*lead, *spec.shape), spec.dtype) for lead, spec in zip(train, specs, strict=True)
             ],
             "val": [
-                ((*lead, *row.shape), torch.float32) for lead, row in zip(val, rows, strict=True)
+                ((*lead, *spec.shape), torch.float32) for lead, spec in zip(val, specs, strict=True)
             ],
         }
-        named = [
-            (f"{part}-{at}.bin", *value)
-            for part, values in shapes.items()
-            for at, value in enumerate(values)
+        files = [
+            (f"{split}-{index}.bin", shape, dtype)
+            for split, values in shapes.items()
+            for index, (shape, dtype) in enumerate(values)
         ]
-        made = self._process_group.run_on_main(lambda: self._preallocate_entry(key, named))
+        folder = self._process_group.run_on_main(lambda: self._preallocate_entry(key, files))
         try:
-            filled = {
-                name: _memory_map(made / name, shape, dtype, writable=True)
-                for name, shape, dtype in named
+            tensors = {
+                name: _memory_map(folder / name, shape, dtype, writable=True)
+                for name, shape, dtype in files
             }
             yield Features(
                 *(
-                    tuple(value for name, value in filled.items() if name.startswith(part))
-                    for part in ("train", "val")
+                    tuple(value for name, value in tensors.items() if name.startswith(split))
+                    for split in ("train", "val")
                 ),
             )
             self._process_group.barrier()
             if self._process_group.is_main:
-                with suppress(
-                    OSError
-                ):  # another run has made the same entry meanwhile, or the disk is in trouble
-                    self._commit(made, key, named)
+                # Another run may have stored the same entry meanwhile, or the disk has failed.
+                with suppress(OSError):
+                    self._commit(folder, key, files)
             self._process_group.barrier()
         finally:
             if self._process_group.is_main:
-                shutil.rmtree(made, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _preallocate_entry(
-        self, key: str, named: Sequence[tuple[str, tuple[int, ...], torch.dtype]]
+        self, key: str, files: Sequence[tuple[str, tuple[int, ...], torch.dtype]]
     ) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=self._folder))
+        folder = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=self._folder))
         try:
-            for name, shape, dtype in named:
-                _preallocate_file(made / name, prod(shape) * dtype.itemsize)
+            for name, shape, dtype in files:
+                _preallocate_file(folder / name, prod(shape) * dtype.itemsize)
         except OSError:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             raise
-        return made
+        return folder
 
     def _commit(
-        self, made: Path, key: str, named: Sequence[tuple[str, tuple[int, ...], torch.dtype]]
+        self, folder: Path, key: str, files: Sequence[tuple[str, tuple[int, ...], torch.dtype]]
     ) -> None:
-        described: dict[str, Any] = {"train": [], "val": []}
-        for name, shape, dtype in named:
-            # After a power cut a file may have its size and not its bytes.
-            facts = {"shape": list(shape), "dtype": str(dtype), "sha256": sha256_file(made / name)}
-            described[name.partition("-")[0]].append(facts)
-        write_cache_entry(made / "meta.json", described)
+        meta: dict[str, Any] = {"train": [], "val": []}
+        for name, shape, dtype in files:
+            # Hashed, because after a power failure a file may have its size but not its bytes.
+            facts = {
+                "shape": list(shape),
+                "dtype": str(dtype),
+                "sha256": sha256_file(folder / name),
+            }
+            meta[name.partition("-")[0]].append(facts)
+        write_cache_entry(folder / "meta.json", meta)
         entry = self._folder / key
         shutil.rmtree(entry, ignore_errors=True)
-        made.rename(entry)
+        folder.rename(entry)
         self._used.add(entry)
         prune_cache(self._folder, self._budget, keep=self._used)
 
 
 def empty_features(
-    train: Sequence[tuple[int, ...]], val: Sequence[tuple[int, ...]], rows: Sequence[TensorSpec]
+    train: Sequence[tuple[int, ...]], val: Sequence[tuple[int, ...]], specs: Sequence[TensorSpec]
 ) -> Features:
-    """As the store's, in memory; for where files cannot be written."""
+    """Return features in memory, uninitialized, with the shapes and dtypes of the store's.
+
+    Used if the store's folder is not writable.
+    """
     return Features(
         tuple(
-            torch.empty((*lead, *row.shape), dtype=row.dtype)
-            for lead, row in zip(train, rows, strict=True)
+            torch.empty((*lead, *spec.shape), dtype=spec.dtype)
+            for lead, spec in zip(train, specs, strict=True)
         ),
         tuple(
-            torch.empty((*lead, *row.shape), dtype=torch.float32)
-            for lead, row in zip(val, rows, strict=True)
+            torch.empty((*lead, *spec.shape), dtype=torch.float32)
+            for lead, spec in zip(val, specs, strict=True)
         ),
     )
 
 
 def _preallocate_file(path: Path, size: int) -> None:
-    # Blocks are taken now: a disk that is full while a mapping is written to kills the process.
+    # Reserves the blocks now: a disk that fills up while a mapping is written kills the process.
     with path.open("wb") as stream:
         if size:
             os.posix_fallocate(stream.fileno(), 0, size)
@@ -214,7 +226,7 @@ def _preallocate_file(path: Path, size: int) -> None:
 
 def _memory_map_verified(path: Path, facts: dict[str, Any]) -> Tensor:
     if sha256_file(path) != facts["sha256"]:
-        raise ValueError(f"{path} does not hold what was written")
+        raise ValueError(f"The SHA-256 of {path} does not match meta.json")
     return _memory_map(path, facts["shape"], _DTYPES[facts["dtype"]])
 
 
@@ -223,15 +235,15 @@ def _memory_map(
 ) -> Tensor:
     count = prod(shape)
     if path.stat().st_size != count * dtype.itemsize:
-        raise ValueError(f"{path} has not the size that its entry names")
+        raise ValueError(f"The size of {path} does not match meta.json")
     if not count:
         return torch.empty(tuple(shape), dtype=dtype)
     return torch.from_file(str(path), shared=writable, size=count, dtype=dtype).view(tuple(shape))
 
 
-def move_if_fits(activations: Features, device: torch.device) -> Features:
-    """The activations on `device` where it is a GPU with room for them; else where they are."""
-    if device.type != "cuda" or activations.train[0].device == device:
-        return activations
-    free, _ = torch.cuda.mem_get_info(device)
-    return activations.to(device) if activations.total_bytes < free // 3 else activations
+def move_if_fits(features: Features, device: torch.device) -> Features:
+    """Return the features on `device` if it is a GPU with room for them; else unchanged."""
+    if device.type != "cuda" or features.train[0].device == device:
+        return features
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return features.to(device) if features.total_bytes < free_bytes // 3 else features

@@ -1,1 +1,1 @@
-"""torchvision network to a network that can be fine-tuned."""
+"""Models: torchvision architectures, weights, heads and freezing."""

@@ -1,8 +1,9 @@
-"""The backbone as an ordered list of blocks, so that "the last N" never cuts through one.
+"""Ordered blocks of a backbone, so that "the last N blocks" never splits one.
 
-Found by structure: containers are opened until what is left are the units that an architecture is stacked from
-(a residual block, an inverted residual, an encoder layer, a lone convolution). A normalisation belongs to the block before it.
-Parameters in no block (a class token, position embeddings) belong to the stem: they are trained only when everything is.
+Blocks are found by structure: containers are opened until the units that an architecture is stacked
+from remain (a residual block, an inverted residual, an encoder layer, a single convolution). A
+normalization layer belongs to the block before it. Parameters outside all blocks (a class token,
+position embeddings) belong to the stem, which is trained only with `all`.
 """
 
 from __future__ import annotations
@@ -17,26 +18,27 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @dataclass(frozen=True)
 class BackboneBlock:
-    """One unit of the backbone."""
+    """A unit of the backbone."""
 
     module_paths: tuple[str, ...]
-    """Paths of its modules, as in `named_modules()`."""
+    """Paths of the modules, as in `named_modules()`."""
 
     @property
     def name(self) -> str:
-        """The path of its first module."""
+        """Path of the first module."""
         return self.module_paths[0]
 
 
-def find_blocks(network: nn.Module, classification_layer: str) -> list[BackboneBlock]:
-    """The blocks of everything but the classification layer, in forward order.
+def find_blocks(model: nn.Module, classifier_path: str) -> list[BackboneBlock]:
+    """Return the blocks of everything but the classification layer, in forward order.
 
-    torchvision's classifiers define their modules in the order in which they run; a test holds every family to it.
+    torchvision's classifiers define their modules in the order in which they run; a test checks
+    this for every family.
     """
-    excluded = network.get_submodule(classification_layer)
-    backbone = _count_parameters(network) - _count_parameters(excluded)
+    classifier = model.get_submodule(classifier_path)
+    backbone_size = _count_parameters(model) - _count_parameters(classifier)
     blocks: list[BackboneBlock] = []
-    for path, module in _units(network, "", excluded, backbone):
+    for path, module in _units(model, "", classifier, backbone_size):
         if blocks and _is_leaf(module) and not _has_weight_matrix(module):
             blocks[-1] = BackboneBlock((*blocks[-1].module_paths, path))
         else:
@@ -44,10 +46,10 @@ def find_blocks(network: nn.Module, classification_layer: str) -> list[BackboneB
     return blocks
 
 
-def count_last_blocks(network: nn.Module, blocks: list[BackboneBlock], share: float = 0.5) -> int:
-    """The fewest last blocks that hold this share of all blocks' parameters."""
+def count_last_blocks(model: nn.Module, blocks: list[BackboneBlock], share: float = 0.5) -> int:
+    """Return the smallest number of last blocks with this share of all blocks' parameters."""
     sizes = [
-        sum(_count_parameters(network.get_submodule(path)) for path in block.module_paths)
+        sum(_count_parameters(model.get_submodule(path)) for path in block.module_paths)
         for block in blocks
     ]
     for count in range(1, len(blocks) + 1):
@@ -57,21 +59,23 @@ def count_last_blocks(network: nn.Module, blocks: list[BackboneBlock], share: fl
 
 
 def _units(
-    module: nn.Module, path: str, excluded: nn.Module, backbone: int
+    module: nn.Module, path: str, classifier: nn.Module, backbone_size: int
 ) -> Iterator[tuple[str, nn.Module]]:
     for name, child in module.named_children():
         child_path = f"{path}.{name}" if path else name
-        if child is excluded or not (
-            _count_parameters(child) or any(True for _ in child.buffers())
-        ):
+        if child is classifier:
             continue
-        if _is_stack(child, backbone) or any(inner is excluded for inner in child.modules()):
-            yield from _units(child, child_path, excluded, backbone)
+        if not _count_parameters(child) and not any(True for _ in child.buffers()):
+            continue
+        if _is_stack(child, backbone_size) or any(
+            submodule is classifier for submodule in child.modules()
+        ):
+            yield from _units(child, child_path, classifier, backbone_size)
         else:
             yield child_path, child
 
 
-def _is_stack(module: nn.Module, backbone: int) -> bool:
+def _is_stack(module: nn.Module, backbone_size: int) -> bool:
     children = [child for child in module.children() if _count_parameters(child)]
     if isinstance(module, _CONTAINERS):
         return (
@@ -79,8 +83,9 @@ def _is_stack(module: nn.Module, backbone: int) -> bool:
             or sum(_has_weight_matrix(child) for child in children) > 1
         )
     if len(children) == 1 and isinstance(children[0], nn.ModuleList):
-        return True  # MaxVitBlock: nothing but a list of layers
-    return not _is_leaf(module) and 2 * _count_parameters(module) > backbone  # ViT's encoder
+        return True  # MaxVitBlock contains only a list of layers
+    # ViT's encoder holds most of the backbone.
+    return not _is_leaf(module) and 2 * _count_parameters(module) > backbone_size
 
 
 def _is_leaf(module: nn.Module) -> bool:
@@ -88,7 +93,8 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 def _has_weight_matrix(module: nn.Module) -> bool:
-    # Normalisations and layer scales have vectors; convolutions, linear layers and embeddings have matrices.
+    # Normalizations and layer scales have vectors; convolutions, linear layers and embeddings have
+    # matrices.
     return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
 
 

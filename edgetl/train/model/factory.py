@@ -1,4 +1,4 @@
-"""Whole models, from nothing, from a run directory or from torchvision: the networks that are trained, exported and measured."""
+"""Models for training and export: with a new head, from a run directory, or from torchvision."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from edgetl.train.model.weights import PretrainedWeights, load_weights, read_wei
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A classifier with everything needed to feed it and read it."""
+    """A classifier with its labels and preprocessing."""
 
     model: nn.Module
-    """Evaluation mode, CPU, float32: [batch, 3, S, S] to logits [batch, classes]."""
+    """Model [batch, 3, S, S] -> logits [batch, classes], in float32 evaluation mode on the CPU."""
     labels: list[str]
     preprocessing: Preprocessing
     architecture: str
     run_id: str
-    """First 12 hexadecimal digits of the weights file's SHA-256."""
+    """First 12 hexadecimal digits of the SHA-256 of the weights file."""
     weights_source: str
-    """What training began from: `builtin`, `none`, or the name of a weights file."""
+    """Source of the pretrained weights: `builtin`, `none`, or the name of a weights file."""
 
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """A network with a new head, and the structure that freezing needs."""
+    """A model with a new head, its classification layer and its blocks."""
 
     model: nn.Module
     classifier_layer: ClassifierLayer
@@ -59,74 +59,92 @@ def build_adapted_model(
     head_width: int,
     dropout: float,
     weights: PretrainedWeights | None,
-    initialise: bool = True,
+    initialize: bool = True,
 ) -> AdaptedModel:
-    """A stock network with `weights` (None: random), its classification layer replaced by a new head for `classes`.
+    """Build a stock model and replace its classification layer by a new head.
+
+    Args:
+        architecture: torchvision's name.
+        image_size: side of the input, pixels.
+        classes: number of classes.
+        head_width: width of the head's hidden layer; 0 for a single layer.
+        dropout: dropout rate of the head.
+        weights: pretrained weights; None for random ones.
+        initialize: False skips slow random initialization, because weights are loaded next.
 
     Raises:
-        ArchitectureError: unknown, cannot take images of this size, or cannot be given a new head.
+        ArchitectureError: the name is unknown, the size is not supported, or the head cannot be
+            replaced.
         WeightsError: the weights do not fit.
     """
     skeleton = build_meta_model(architecture, image_size)
     layer = find_classifier_layer(skeleton, image_size, architecture)
-    network = build_model(architecture, image_size, initialise and weights is None)
+    model = build_model(architecture, image_size, initialize and weights is None)
     if weights is not None:
-        load_weights(network, weights, architecture, replaced=layer.path)
-    replace_head(network, layer, classes, head_width, dropout)
-    return AdaptedModel(network, layer, find_blocks(network, layer.path))
+        load_weights(model, weights, architecture, replaced=layer.path)
+    replace_head(model, layer, classes, head_width, dropout)
+    return AdaptedModel(model, layer, find_blocks(model, layer.path))
 
 
 def load_run_model(run: RunDirectory) -> LoadedModel:
-    """The model of a run, as its best epoch left it; a run that was interrupted after an epoch loads as well.
+    """Load the best epoch's model of a run; a run that was interrupted after an epoch loads too.
 
     Raises:
-        RunError: config.json or weights.safetensors is missing, damaged, changed since the training, or they do not belong together.
-        ArchitectureError: the installed torchvision no longer has the architecture.
+        RunError: config.json or weights.safetensors is missing, damaged or changed since training,
+            or they do not match.
+        ArchitectureError: the installed torchvision lacks the architecture.
     """
     configuration = read_run_configuration(run)
-    config, labels, preprocessing = (
-        configuration.config,
-        list(configuration.classes),
-        configuration.preprocessing,
-    )
-    architecture, weights_source = config.model, Path(configuration.weights.source).name
-    network = build_adapted_model(
+    config = configuration.config
+    labels = list(configuration.classes)
+    preprocessing = configuration.preprocessing
+    architecture = config.model
+    model = build_adapted_model(
         architecture,
         preprocessing.crop,
         len(labels),
         config.head_width,
         config.dropout,
         None,
-        initialise=False,
+        initialize=False,
     ).model
     try:
-        tensors, digest = load_file(run.weights), sha256_file(run.weights)
+        tensors = load_file(run.weights)
+        digest = sha256_file(run.weights)
         check_model_unchanged(run, digest, labels, preprocessing)
-        # Assigned by hand: MNASNet's own loading asks for metadata that safetensors does not carry.
-        load_weights(network, PretrainedWeights(tensors, str(run.weights), digest), architecture)
+        # Not load_state_dict: MNASNet's version needs metadata that safetensors does not store.
+        load_weights(model, PretrainedWeights(tensors, str(run.weights), digest), architecture)
     except (OSError, SafetensorError, WeightsError) as cause:
         raise RunError(
-            f"{run.weights} does not hold the weights that config.json describes ({cause}). Run finetune again."
+            f"The weights in {run.weights} do not match config.json ({cause}). Run finetune again."
         ) from cause
     return LoadedModel(
-        network.eval(), labels, preprocessing, architecture, digest[:12], weights_source
+        model.eval(),
+        labels,
+        preprocessing,
+        architecture,
+        digest[:12],
+        Path(configuration.weights.source).name,
     )
 
 
 def load_stock_model(architecture: str, weights: str, image_size: int | None = None) -> LoadedModel:
-    """A stock ImageNet classifier with its 1000 labels.
+    """Load a stock ImageNet classifier with its 1000 labels.
 
     Args:
-        weights: `imagenet` (torchvision's, with the sizes they were evaluated at) or a file or folder as `--weights` takes.
-        image_size: side of the input, pixels; None takes the architecture's own.
+        architecture: torchvision's name.
+        weights: `imagenet` (torchvision's, with the sizes used to evaluate them), or a file or
+            folder as for `--weights`.
+        image_size: side of the input, pixels; None uses the architecture's default.
 
     Raises:
-        ArchitectureError: unknown, or it cannot take this size.
-        WeightsError: `none`, `builtin`, unreachable, unsafe, or not a fit for 1000 classes.
+        ArchitectureError: the name is unknown, or the architecture does not support this size.
+        WeightsError: `none` or `builtin`, or the weights are unreachable, unsafe or do not fit 1000
+            classes.
     """
     if weights == "builtin":
         raise WeightsError(
-            "edgetl's builtin weights are a backbone without a classification layer, so there is nothing to export yet. "
+            "edgetl's builtin weights have no classification layer, so there is nothing to export. "
             "Train one first: edgetl finetune DATA --weights builtin."
         )
     size = image_size or get_architecture(architecture).image_size
@@ -134,17 +152,17 @@ def load_stock_model(architecture: str, weights: str, image_size: int | None = N
     pretrained = read_weights(weights, architecture)
     if pretrained is None:
         raise WeightsError(
-            "A model without weights is not worth exporting. Give --weights FILE or --weights imagenet."
+            "Cannot export a model without weights. Use --weights FILE or --weights imagenet."
         )
-    network = build_model(architecture, size, initialise=False)
-    load_weights(network, pretrained, architecture)
-    own_sizes = weights == "imagenet" and image_size is None
-    preprocessing = (
-        default_preprocessing(architecture) if own_sizes else preprocessing_for(architecture, size)
-    )
+    model = build_model(architecture, size, initialize=False)
+    load_weights(model, pretrained, architecture)
+    if weights == "imagenet" and image_size is None:
+        preprocessing = default_preprocessing(architecture)
+    else:
+        preprocessing = preprocessing_for(architecture, size)
     labels = list(torchvision.models.get_model_weights(architecture).DEFAULT.meta["categories"])
     return LoadedModel(
-        network.eval(),
+        model.eval(),
         labels,
         preprocessing,
         architecture,

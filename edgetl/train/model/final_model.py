@@ -1,4 +1,4 @@
-"""The model that a run ended with, as metrics.json states it, so that a later export notices a change."""
+"""Final model of a run, recorded in metrics.json so that exports detect later changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgetl.core.typed_json import FieldError, parse_as
 
 @dataclass(frozen=True)
 class FinalModel:
-    """The weights that the figures of metrics.json were measured with, and what belongs to them."""
+    """The model that the metrics of metrics.json belong to."""
 
     weights_sha256: str
     """SHA-256 of weights.safetensors."""
@@ -31,64 +31,70 @@ class _Validation:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """metrics.json, as far as an export compares with it."""
+    """The fields of metrics.json that an export checks."""
 
     val: _Validation | None = None
     final: FinalModel | None = None
-    """None in runs of before."""
+    """Final model; None in runs of older versions."""
 
 
 def final_model(
     weights_sha256: str, classes: list[str], preprocessing: Preprocessing
 ) -> dict[str, Any]:
-    """`final` of metrics.json."""
+    """Return the field `final` of metrics.json."""
     return asdict(FinalModel(weights_sha256, classes, preprocessing.to_json()))
 
 
 def read_finished_run(run: RunDirectory) -> FinishedRun | None:
-    """metrics.json of a run; None where training has not ended.
+    """Read metrics.json of a run; return None if training has not finished.
 
     Raises:
-        RunError: it is broken.
+        RunError: the file is damaged.
     """
     if not run.metrics.exists():
         return None
-    content = read_json(run.metrics, RunError, "The run's figures")
+    content = read_json(run.metrics, RunError, "The run's metrics")
     try:
         return parse_as(FinishedRun, content, "metrics.json", extra="ignore")
     except FieldError as cause:
         raise RunError(
-            f"{run.metrics} is broken: {cause}. Restore it, or run finetune again."
+            f"Cannot read {run.metrics}: {cause}. Restore the file, or run finetune again."
         ) from cause
 
 
 def check_model_unchanged(
     run: RunDirectory, weights_sha256: str, classes: list[str], preprocessing: Preprocessing
 ) -> None:
-    """Compare a run's weights, classes and preprocessing with those that it ended with.
+    """Check that weights, classes and preprocessing match the final model of the run.
 
     Raises:
-        RunError: one of them was changed since.
+        RunError: one of them has changed since.
     """
     finished = read_finished_run(run)
     if finished is None or finished.final is None:
         return
-    final, changed = finished.final, None
+    final = finished.final
+    changed = None
     if weights_sha256 != final.weights_sha256:
         changed = f"{run.weights} was changed after the training: its SHA-256"
     elif classes != final.classes or preprocessing.to_json() != final.preprocessing:
         changed = f"{run.config} was changed after the training: its classes or its preprocessing"
     if changed is not None:
         raise RunError(
-            f"{changed} differs from metrics.json. Restore the file, or run finetune again."
+            f"{changed} does not match metrics.json. Restore the file, or run finetune again."
         )
 
 
 def check_accuracy(run: RunDirectory, accuracy: float, images: int) -> None:
-    """Compare the accuracy [0, 1] that an export measured on a run's validation images with the run's own.
+    """Check the accuracy that an export has measured on the run's validation images.
+
+    Args:
+        run: the run directory.
+        accuracy: measured accuracy, 0 to 1.
+        images: number of validation images.
 
     Raises:
-        ExportError: it lies outside the 95% interval of metrics.json.
+        ExportError: the accuracy is outside the 95% interval of metrics.json.
     """
     finished = read_finished_run(run)
     if finished is None or finished.val is None:
@@ -96,7 +102,8 @@ def check_accuracy(run: RunDirectory, accuracy: float, images: int) -> None:
     low, high = finished.val.accuracy_ci95
     if not low <= accuracy <= high:
         raise ExportError(
-            f"The model is right on {accuracy:.1%} of the {images} validation images, and metrics.json says {finished.val.accuracy:.1%} "
-            f"(95% interval {low:.1%} to {high:.1%}): weights, classes, preprocessing, split.csv or images were changed "
-            "after the training. Restore them, or run finetune again. No bundle was written."
+            f"The accuracy on the {images} validation images is {accuracy:.1%}, but metrics.json "
+            f"has {finished.val.accuracy:.1%} (95% interval {low:.1%} to {high:.1%}): "
+            "weights, classes, preprocessing, split.csv or images were changed after training. "
+            "Restore them, or run finetune again. No bundle was written."
         )

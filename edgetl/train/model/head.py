@@ -1,7 +1,8 @@
-"""The classification layer: found by what the network does, then replaced by a new head.
+"""Classification layer: found by running the model, then replaced by a new head.
 
-The network's skeleton is run once on the meta device and its modules are watched: the classification layer is the last linear layer
-or convolution that ran and whose width is the logits'. Replacing it must change the logits' width, or it is not the one.
+The model runs once on the meta device, and hooks record the modules that run. The classification
+layer is the last linear layer or convolution; its width must be the number of logits. As a check,
+replacing it must change the number of logits.
 """
 
 from __future__ import annotations
@@ -32,92 +33,112 @@ _PASSTHROUGH_LAYERS = (nn.Identity, nn.Flatten, nn.Dropout, nn.AdaptiveAvgPool2d
 
 @dataclass(frozen=True)
 class ClassifierLayer:
-    """Where a network decides between its classes."""
+    """Classification layer of a model."""
 
     path: str
-    """As in `named_modules()`."""
+    """Path of the layer, as in `named_modules()`."""
     kind: HeadKind
     in_features: int
-    """Width of its input."""
+    """Number of input features."""
     activations: tuple[str, ...]
-    """Activations that run on the logits (SqueezeNet's ReLU); they would cut off what is below zero."""
+    """Paths of activations on the logits (SqueezeNet's ReLU), which would clip negative logits."""
     dropout: str | None
-    """The dropout that stands directly before it."""
+    """Path of the dropout directly before the layer."""
 
 
 def find_classifier_layer(skeleton: nn.Module, image_size: int, name: str) -> ClassifierLayer:
-    """Find and verify the classification layer of a network on the meta device; the network is left as it was.
+    """Find and verify the classification layer of a model on the meta device.
+
+    The model does not change.
 
     Args:
-        skeleton: takes float32 [batch, 3, image_size, image_size] and gives logits [batch, classes].
-        name: the model's name for messages.
+        skeleton: maps float32 [batch, 3, image_size, image_size] to logits [batch, classes].
+        image_size: side of the input, pixels.
+        name: name of the model for messages.
 
     Raises:
-        ArchitectureError: the network cannot be adapted; the message names it and says why.
+        ArchitectureError: the model cannot be adapted; the message names the model and the reason.
     """
-    ran, width = _trace_modules(skeleton, image_size, name)
+    calls, width = _trace_modules(skeleton, image_size, name)
     candidates = [
-        index for index, (_, module) in enumerate(ran) if _output_width(module) is not None
+        index for index, (_, module) in enumerate(calls) if _output_width(module) is not None
     ]
     if not candidates:
-        raise _head_error(name, "no linear layer or convolution runs in it")
+        raise _head_error(name, "it has no linear layer or convolution")
     index = candidates[-1]
-    path, module = ran[index]
+    path, module = calls[index]
     if _output_width(module) != width:
         raise _head_error(
             name,
-            f"its last layer, {path}, gives {_output_width(module)} values where the logits have {width}",
+            f"its last layer, {path}, has {_output_width(module)} outputs "
+            f"but the model has {width} logits",
         )
-    if sum(other is module for _, other in ran) > 1:
+    if sum(other is module for _, other in calls) > 1:
         raise _head_error(name, f"its last layer, {path}, runs more than once")
-    after = ran[index + 1 :]
-    strange = [
-        f"{at} ({type(later).__name__})"
-        for at, later in after
+    later_calls = calls[index + 1 :]
+    unsupported = [
+        f"{later_path} ({type(later).__name__})"
+        for later_path, later in later_calls
         if not isinstance(later, (*_ACTIVATIONS, *_PASSTHROUGH_LAYERS))
     ]
-    if strange:
-        raise _head_error(name, f"{', '.join(strange)} runs after its last layer, {path}")
-    before = [entry for entry in ran[:index] if not isinstance(entry[1], (nn.Flatten, nn.Identity))]
+    if unsupported:
+        raise _head_error(name, f"{', '.join(unsupported)} runs after its last layer, {path}")
+    earlier_calls = [
+        call for call in calls[:index] if not isinstance(call[1], (nn.Flatten, nn.Identity))
+    ]
+    dropout = None
+    if earlier_calls and isinstance(earlier_calls[-1][1], nn.Dropout):
+        dropout = earlier_calls[-1][0]
     layer = ClassifierLayer(
         path=path,
         kind="linear" if isinstance(module, nn.Linear) else "conv",
         in_features=module.in_features if isinstance(module, nn.Linear) else module.in_channels,  # type: ignore[arg-type]
-        activations=tuple(at for at, later in after if isinstance(later, _ACTIVATIONS)),
-        dropout=before[-1][0] if before and isinstance(before[-1][1], nn.Dropout) else None,
+        activations=tuple(
+            later_path for later_path, later in later_calls if isinstance(later, _ACTIVATIONS)
+        ),
+        dropout=dropout,
     )
     _verify(skeleton, layer, image_size, name, width + 1)
     return layer
 
 
 def build_head(layer: ClassifierLayer, classes: int, width: int, dropout: float) -> nn.Sequential:
-    """Dropout, a layer of `width`, ReLU, a layer of `classes`; width 0 is dropout and one layer. 1x1 convolutions where the old one is."""
-    # Identity keeps the names of the weights the same whether or not the network brings its own dropout.
+    """Build a head: dropout, a layer of `width` outputs, ReLU, a layer of `classes` outputs.
+
+    Width 0 means dropout and a single layer. The layers are 1x1 convolutions if the replaced layer
+    is a convolution.
+    """
+    # Identity gives the weights the same names in models with a dropout before the layer.
     first: nn.Module = nn.Identity() if layer.dropout else nn.Dropout(dropout)
 
-    def dense(inputs: int, outputs: int) -> nn.Module:
-        return (
-            nn.Linear(inputs, outputs) if layer.kind == "linear" else nn.Conv2d(inputs, outputs, 1)
-        )
+    def make_layer(inputs: int, outputs: int) -> nn.Module:
+        if layer.kind == "linear":
+            return nn.Linear(inputs, outputs)
+        return nn.Conv2d(inputs, outputs, 1)
 
     if not width:
-        return nn.Sequential(first, dense(layer.in_features, classes))
-    return nn.Sequential(first, dense(layer.in_features, width), nn.ReLU(), dense(width, classes))
+        return nn.Sequential(first, make_layer(layer.in_features, classes))
+    return nn.Sequential(
+        first, make_layer(layer.in_features, width), nn.ReLU(), make_layer(width, classes)
+    )
 
 
 def replace_head(
-    network: nn.Module,
+    model: nn.Module,
     layer: ClassifierLayer,
     classes: int,
     width: int = 128,
     dropout: float = 0.2,
 ) -> None:
-    """Put a new head where the classification layer is; activations on its logits go, a dropout before it takes the new rate."""
-    _set_submodule(network, layer.path, build_head(layer, classes, width, dropout))
+    """Replace the classification layer by a new head, in place.
+
+    Activations on the logits are removed. A dropout before the layer gets the rate `dropout`.
+    """
+    _set_submodule(model, layer.path, build_head(layer, classes, width, dropout))
     for path in layer.activations:
-        _set_submodule(network, path, nn.Identity())
+        _set_submodule(model, path, nn.Identity())
     if layer.dropout:
-        existing = network.get_submodule(layer.dropout)
+        existing = model.get_submodule(layer.dropout)
         assert isinstance(existing, nn.Dropout)
         existing.p = dropout
 
@@ -125,10 +146,10 @@ def replace_head(
 def _trace_modules(
     skeleton: nn.Module, image_size: int, name: str
 ) -> tuple[list[tuple[str, nn.Module]], int]:
-    ran: list[tuple[str, nn.Module]] = []
+    calls: list[tuple[str, nn.Module]] = []
     hooks = [
         module.register_forward_hook(
-            lambda module, _input, _output, path=path: ran.append((path, module))
+            lambda module, _input, _output, path=path: calls.append((path, module))
         )
         for path, module in skeleton.named_modules()
         if not any(True for _ in module.children())
@@ -139,8 +160,8 @@ def _trace_modules(
         for hook in hooks:
             hook.remove()
     if not isinstance(output, Tensor) or output.dim() != 2:
-        raise _head_error(name, "it does not give logits [batch, classes]")
-    return ran, output.shape[1]
+        raise _head_error(name, "it does not return logits [batch, classes]")
+    return calls, output.shape[1]
 
 
 def _verify(
@@ -166,9 +187,9 @@ def _run(skeleton: nn.Module, image_size: int) -> object:
         return skeleton(torch.empty(2, 3, image_size, image_size, device="meta"))
 
 
-def _set_submodule(network: nn.Module, path: str, module: nn.Module) -> None:
+def _set_submodule(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
-    setattr(network.get_submodule(parent), name, module)
+    setattr(model.get_submodule(parent), name, module)
 
 
 def _output_width(module: nn.Module) -> int | None:
@@ -177,7 +198,8 @@ def _output_width(module: nn.Module) -> int | None:
     return module.out_channels if isinstance(module, nn.Conv2d) else None
 
 
-def _head_error(name: str, why: str) -> ArchitectureError:
+def _head_error(name: str, reason: str) -> ArchitectureError:
     return ArchitectureError(
-        f"{name} cannot be given a new head: {why}. Choose another --model; `edgetl models` lists them."
+        f"The head of {name} cannot be replaced: {reason}. "
+        "Choose another --model; `edgetl models` lists them."
     )

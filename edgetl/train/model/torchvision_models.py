@@ -1,4 +1,4 @@
-"""torchvision's classifiers: built for a given input size, with or without weights, and described."""
+"""torchvision classifiers: building for an input size, description and preprocessing."""
 
 from __future__ import annotations
 
@@ -20,58 +20,65 @@ from edgetl.train.model.head import find_classifier_layer
 
 
 def check_architecture(architecture: str) -> None:
-    """Raise ArchitectureError, with the nearest names, unless torchvision has a classifier of this name."""
-    known: list[str] = torchvision.models.list_models(module=torchvision.models)
-    if architecture not in known:
-        near = difflib.get_close_matches(architecture, known, n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    """Check that torchvision has a classifier of this name.
+
+    Raises:
+        ArchitectureError: it has none; the message suggests similar names.
+    """
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    if architecture not in names:
+        matches = difflib.get_close_matches(architecture, names, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(matches)}?" if matches else ""
         raise ArchitectureError(
             f"torchvision has no classifier {architecture!r}.{hint} `edgetl models` lists them all."
         )
 
 
-def build_model(architecture: str, image_size: int, initialise: bool = True) -> nn.Module:
-    """The stock network [batch, 3, image_size, image_size] -> [batch, 1000], on the CPU, without auxiliary classifiers.
+def build_model(architecture: str, image_size: int, initialize: bool = True) -> nn.Module:
+    """Build a stock model [batch, 3, image_size, image_size] -> [batch, 1000] on the CPU.
+
+    It has no auxiliary classifiers.
 
     Args:
-        initialise: False skips slow random initialisation where the architecture allows; for weights that are loaded next.
+        architecture: torchvision's name.
+        image_size: side of the input, pixels.
+        initialize: False skips slow random initialization, if the architecture allows it, because
+            weights are loaded next.
 
     Raises:
-        ArchitectureError: the name is unknown, or the architecture cannot take this size.
+        ArchitectureError: the name is unknown, or the architecture does not support this size.
     """
     check_architecture(architecture)
     builder = torchvision.models.get_model_builder(architecture)
+    options = _builder_options(architecture_family(builder), image_size, initialize)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            network: nn.Module = builder(
-                weights=None,
-                **_builder_options(architecture_family(builder), image_size, initialise),
-            )
+            model: nn.Module = builder(weights=None, **options)
     except (ValueError, AssertionError) as cause:
         raise _image_size_error(architecture, image_size, cause) from cause
-    return network.eval()
+    return model.eval()
 
 
 def build_meta_model(architecture: str, image_size: int) -> nn.Module:
-    """As `build_network`, but on the meta device: every shape, no memory. The input size is tried out.
+    """Build a stock model on the meta device (shapes without memory) and check the input size.
 
     Raises:
-        ArchitectureError: the name is unknown, or the architecture cannot take this size.
+        ArchitectureError: the name is unknown, or the architecture does not support this size.
     """
     with _MetaParameterMode():
-        network = build_model(architecture, image_size)
-    network.to("meta")
+        model = build_model(architecture, image_size)
+    model.to("meta")
     try:
         with torch.no_grad():
-            network(torch.empty(2, 3, image_size, image_size, device="meta"))
+            model(torch.empty(2, 3, image_size, image_size, device="meta"))
     except (RuntimeError, ValueError, AssertionError) as cause:
         raise _image_size_error(architecture, image_size, cause) from cause
-    return network
+    return model
 
 
 class _MetaParameterMode(TorchFunctionMode):
-    # `with torch.device("meta")` would also move the small tensors that RegNet computes its widths from.
+    # `with torch.device("meta")` would also move the tensors from which RegNet computes its widths.
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -79,17 +86,18 @@ class _MetaParameterMode(TorchFunctionMode):
         args: Any = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        return func(
-            *args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})}
-        )
+        options = dict(kwargs or {})
+        if func is torch.empty:
+            options["device"] = "meta"
+        return func(*args, **options)
 
 
-def _builder_options(family: str, image_size: int, initialise: bool) -> dict[str, Any]:
+def _builder_options(family: str, image_size: int, initialize: bool) -> dict[str, Any]:
     if family in ("googlenet", "inception"):
-        # transform_input: torchvision's weights of both come from TensorFlow and expect its scaling of the input.
-        return {"aux_logits": False, "transform_input": True, "init_weights": initialise}
+        # Their weights come from TensorFlow and expect its scaling of the input.
+        return {"aux_logits": False, "transform_input": True, "init_weights": initialize}
     if family == "vgg":
-        return {"init_weights": initialise}
+        return {"init_weights": initialize}
     if family == "vision_transformer":
         return {"image_size": image_size}
     if family == "maxvit":
@@ -98,39 +106,44 @@ def _builder_options(family: str, image_size: int, initialise: bool) -> dict[str
 
 
 def _image_size_error(architecture: str, image_size: int, cause: Exception) -> ArchitectureError:
-    known = load_architectures().get(architecture)
-    usual = (
-        f" Its usual --image-size is {known.image_size}."
-        if known
-        else " Choose another --image-size."
-    )
-    reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    row = load_architectures().get(architecture)
+    hint = "Choose another --image-size."
+    if row:
+        hint = f"Its usual --image-size is {row.image_size}."
+    lines = str(cause).strip().splitlines()
+    reason = lines[0] if lines else type(cause).__name__
     return ArchitectureError(
-        f"{architecture} does not take images of {image_size} pixels: {reason.rstrip('.')}.{usual}"
+        f"{architecture} does not take images of {image_size} pixels: {reason.rstrip('.')}. {hint}"
     )
 
 
 def architecture_family(builder: Callable[..., nn.Module]) -> str:
-    """The torchvision module that a builder comes from."""
+    """Return the name of the torchvision module that defines a builder."""
     return builder.__module__.rpartition(".")[2]
 
 
 def default_preprocessing(architecture: str) -> Preprocessing:
-    """The sizes and the normalisation that torchvision's default weights were evaluated with."""
+    """Return the preprocessing used to evaluate torchvision's default weights."""
     transforms = torchvision.models.get_model_weights(architecture).DEFAULT.transforms()
-    crop, resize = transforms.crop_size[0], transforms.resize_size[0]
+    crop = transforms.crop_size[0]
+    resize = transforms.resize_size[0]
     return Preprocessing(max(resize, crop), crop, tuple(transforms.mean), tuple(transforms.std))
 
 
 def preprocessing_for(architecture: str, image_size: int | None) -> Preprocessing:
-    """The classic ratio 256 : 224 at `image_size` (None: the architecture's own), normalised as its default weights were."""
-    usual = default_preprocessing(architecture)
-    sizes = Preprocessing.for_image_size(image_size or usual.crop)
-    return Preprocessing(sizes.resize, sizes.crop, usual.mean, usual.std)
+    """Return preprocessing for a size, with the usual resize : crop ratio of 256 : 224.
+
+    Args:
+        architecture: gives the normalization, that of its default weights.
+        image_size: side of the crop, pixels; None uses the architecture's default.
+    """
+    default = default_preprocessing(architecture)
+    sizes = Preprocessing.for_image_size(image_size or default.crop)
+    return Preprocessing(sizes.resize, sizes.crop, default.mean, default.std)
 
 
 def describe_architecture(architecture: str) -> Architecture:
-    """The table's row of an architecture, computed from torchvision itself.
+    """Compute the architecture table's row from the torchvision model.
 
     Raises:
         ArchitectureError: the name is unknown, or the classification layer cannot be found.
@@ -153,10 +166,10 @@ def describe_architecture(architecture: str) -> Architecture:
 
 
 def get_architecture(architecture: str) -> Architecture:
-    """The table's row, or a fresh description for what the table does not know.
+    """Return the table's row, or compute it if the table lacks the architecture.
 
     Raises:
-        ArchitectureError: see `describe`.
+        ArchitectureError: see `describe_architecture`.
     """
     check_architecture(architecture)
     return load_architectures().get(architecture) or describe_architecture(architecture)

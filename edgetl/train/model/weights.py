@@ -1,4 +1,4 @@
-"""Pretrained weights: shipped with edgetl, from torchvision's server or from a file, without ever running code that a file carries."""
+"""Pretrained weights: builtin, torchvision's or from a file, without running code from the file."""
 
 from __future__ import annotations
 
@@ -27,13 +27,16 @@ from edgetl.core.files import sha256_file
 
 _STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 _OPTIONAL_TENSORS = re.compile(r"(^|\.)num_batches_tracked$|^(AuxLogits|aux1|aux2)\.")
-# torchvision's DenseNet files predate the ban on dots in module names; torchvision renames the same way on loading.
+# torchvision's DenseNet files predate the ban on dots in module names; torchvision renames them
+# the same way on loading.
 _OLD_DENSENET = re.compile(
     r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$"
 )
 _TIMEOUT_S = 30
-_MAX_BYTES, _SLACK_BYTES = 8 * 2**30, 64 * 2**20
-"""Read for an architecture that the table does not know; and beyond the tensors, for buffers, names and a head of more classes."""
+_MAX_BYTES = 8 * 2**30
+"""Size limit for an architecture that the table lacks."""
+_SLACK_BYTES = 64 * 2**20
+"""Allowance beyond the parameters: buffers, names and a head of more classes."""
 _FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGER_DTYPES = (torch.int64, torch.int32)
 _MAX_LISTED = 4
@@ -41,54 +44,52 @@ _MAX_LISTED = 4
 
 @dataclass(frozen=True)
 class PretrainedWeights:
-    """A state dict and where it came from."""
+    """A state dict with its source."""
 
     tensors: dict[str, Tensor]
     source: str
-    """The URL, the file, or `builtin`."""
+    """URL, path of the file, or `builtin`."""
     sha256: str
-    """Of the file's bytes."""
+    """SHA-256 of the file."""
 
 
 def read_weights(source: str, architecture: str) -> PretrainedWeights | None:
-    """The weights that `--weights` names; None for `none`.
+    """Read the weights for `--weights`; return None for `none`.
 
     Args:
-        source: `imagenet`, `builtin` (edgetl's own, a backbone without a classification layer), `none`, a .safetensors file, a .pth or
-            .pt file, or a folder holding <architecture>.safetensors.
+        source: `imagenet`, `builtin` (edgetl's own, without a classification layer), `none`, a
+            .safetensors, .pth or .pt file, or a folder with <architecture>.safetensors.
+        architecture: torchvision's name.
 
     Raises:
-        WeightsError: missing, unreachable, damaged, altered, or a pickle that holds more than tensors.
+        WeightsError: the weights are missing, unreachable, damaged or altered, or a pickle contains
+            more than tensors.
     """
     if source == "none":
         return None
     if source == "builtin":
-        file = find_builtin_weights(architecture)
-        return PretrainedWeights(
-            _extract_state_dict(_read_file(file, architecture), file, architecture),
-            source,
-            sha256_file(file),
-        )
+        return _read_pretrained(find_builtin_weights(architecture), source, architecture)
     if source == "imagenet":
         return download_weights(
             torchvision.models.get_model_weights(architecture).DEFAULT.url, architecture
         )
     path = _find_file(Path(source).expanduser(), architecture)
-    return PretrainedWeights(
-        _extract_state_dict(_read_file(path, architecture), path, architecture),
-        str(path),
-        sha256_file(path),
-    )
+    return _read_pretrained(path, str(path), architecture)
+
+
+def _read_pretrained(path: Path, source: str, architecture: str) -> PretrainedWeights:
+    tensors = _extract_state_dict(_read_file(path, architecture), path, architecture)
+    return PretrainedWeights(tensors, source, sha256_file(path))
 
 
 def download_weights(url: str, architecture: str) -> PretrainedWeights:
-    """Fetch by torch.hub, which checks the hash in its name and keeps it in its cache.
+    """Download weights with torch.hub, which checks the hash in the name and caches the file.
 
     Raises:
-        WeightsError: the server cannot be reached, or the file is not what its name says.
+        WeightsError: the server is unreachable, or the hash does not match.
     """
-    before = socket.getdefaulttimeout()
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    previous_timeout = socket.getdefaulttimeout()
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     try:
         socket.setdefaulttimeout(_TIMEOUT_S)
         with contextlib.redirect_stdout(sys.stderr):
@@ -97,110 +98,120 @@ def download_weights(url: str, architecture: str) -> PretrainedWeights:
             )
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as cause:
         reason = str(cause).strip("<>") or type(cause).__name__
-        damaged = f" A damaged {cached} may be in the way: delete it." if cached.exists() else ""
+        hint = f" The cached {path} may be damaged: delete it." if path.exists() else ""
         raise WeightsError(
-            f"The ImageNet weights of {architecture} could not be downloaded ({reason}).{damaged} On a machine with internet access fetch "
-            f"{url}, copy the file here and give it with --weights FILE; or train from nothing with --weights none."
+            f"Cannot download the ImageNet weights of {architecture} ({reason}).{hint} "
+            f"On a machine with internet access, download {url}, copy the file here and use "
+            "--weights FILE; or train from scratch with --weights none."
         ) from cause
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(previous_timeout)
     return PretrainedWeights(
-        _extract_state_dict(content, cached, architecture), url, sha256_file(cached)
+        _extract_state_dict(content, path, architecture), url, sha256_file(path)
     )
 
 
 def load_weights(
-    network: nn.Module, weights: PretrainedWeights, architecture: str, replaced: str | None = None
+    model: nn.Module, weights: PretrainedWeights, architecture: str, replaced: str | None = None
 ) -> None:
-    """Copy weights into a stock network, every tensor accounted for.
+    """Copy weights into a stock model, with a check of every tensor.
 
     Args:
-        replaced: path of the classification layer when it will be replaced anyway: its tensors may be absent or of any shape.
+        model: the model.
+        weights: the weights.
+        architecture: name of the model for messages.
+        replaced: path of a classification layer that will be replaced: its tensors may be missing
+            or of any shape.
 
     Raises:
-        WeightsError: tensors are missing, unexpected, of another shape, or not finite; a few of them are named.
+        WeightsError: tensors are missing, unexpected, of another shape or type, or not finite; the
+            message lists a few of them.
     """
-    given = _resize_pos_embed(network, weights.tensors)
-    own = network.state_dict()
+    tensors = _resize_pos_embed(model, weights.tensors)
+    targets = model.state_dict()
+    mismatches = _describe_mismatches(tensors, targets, replaced)
+    if mismatches:
+        raise WeightsError(
+            f"{weights.source} does not fit {architecture}: {'; '.join(mismatches)}. "
+            "Use the --model of these weights, or other --weights."
+        )
+    matching = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name in targets
+        and tensor.shape == targets[name].shape
+        and _has_compatible_dtype(tensor, targets[name])
+    }
+    not_finite = [
+        name
+        for name, tensor in matching.items()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
+    if not_finite:
+        raise WeightsError(
+            f"{weights.source} has values that are not finite: "
+            f"{_list_names('tensors', not_finite)}. Download the file again."
+        )
+    with torch.no_grad():
+        for name, tensor in matching.items():
+            targets[name].copy_(tensor)
 
-    def free(name: str) -> bool:
+
+def _describe_mismatches(
+    tensors: dict[str, Tensor], targets: dict[str, Tensor], replaced: str | None
+) -> list[str]:
+    """Return a text per kind of mismatch between a state dict and the model's."""
+
+    def is_optional(name: str) -> bool:
         return bool(_OPTIONAL_TENSORS.search(name)) or (
             replaced is not None and name.startswith(f"{replaced}.")
         )
 
-    missing = [name for name in own if name not in given and not free(name)]
-    unexpected = [name for name in given if name not in own and not free(name)]
-    reshaped = [
-        name
-        for name in own
-        if name in given and given[name].shape != own[name].shape and not free(name)
+    missing = [name for name in targets if name not in tensors and not is_optional(name)]
+    unexpected = [name for name in tensors if name not in targets and not is_optional(name)]
+    shared = [name for name in targets if name in tensors and not is_optional(name)]
+    shapes = [
+        f"{name} is {_shape_text(tensors[name])}, not {_shape_text(targets[name])}"
+        for name in shared
+        if tensors[name].shape != targets[name].shape
     ]
-    retyped = [
-        name
-        for name in own
-        if name in given and not _has_compatible_dtype(given[name], own[name]) and not free(name)
+    dtypes = [
+        f"{name} is {_dtype_text(tensors[name])}, not {_dtype_text(targets[name])}"
+        for name in shared
+        if not _has_compatible_dtype(tensors[name], targets[name])
     ]
-    if missing or unexpected or reshaped or retyped:
-        shapes = [
-            f"{name} is {_shape_text(given[name])}, not {_shape_text(own[name])}"
-            for name in reshaped
-        ]
-        types = [
-            f"{name} is {_dtype_text(given[name])}, not {_dtype_text(own[name])}"
-            for name in retyped
-        ]
-        parts = [
-            _list_names("missing", missing),
-            _list_names("unexpected", unexpected),
-            _list_names("of another shape", shapes),
-            _list_names("of another type", types),
-        ]
-        raise WeightsError(
-            f"{weights.source} does not fit {architecture}: {'; '.join(part for part in parts if part)}. "
-            "Choose the --model that these weights belong to, or other --weights."
-        )
-    fitting = {
-        name: tensor
-        for name, tensor in given.items()
-        if name in own
-        and tensor.shape == own[name].shape
-        and _has_compatible_dtype(tensor, own[name])
-    }
-    broken = [
-        name
-        for name, tensor in fitting.items()
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    texts = [
+        _list_names("missing", missing),
+        _list_names("unexpected", unexpected),
+        _list_names("of another shape", shapes),
+        _list_names("of another type", dtypes),
     ]
-    if broken:
-        raise WeightsError(
-            f"{weights.source} holds values that are not finite: {_list_names('tensors', broken)}. Fetch the file again."
-        )
-    with torch.no_grad():
-        for name, tensor in fitting.items():
-            own[name].copy_(tensor)
+    return [text for text in texts if text]
 
 
 def _find_file(path: Path, architecture: str) -> Path:
     if path.is_dir():
         file = path / f"{architecture}.safetensors"
         if not file.is_file():
-            present = sorted(entry.name for entry in path.glob("*.safetensors"))
+            names = sorted(entry.name for entry in path.glob("*.safetensors"))
             raise WeightsError(
-                f"The folder {path} holds no {architecture}.safetensors; it has: {', '.join(present[:8]) or 'no .safetensors file'}. "
-                "Give the file itself, or choose another --model."
+                f"The folder {path} has no {architecture}.safetensors; "
+                f"it has: {', '.join(names[:8]) or 'no .safetensors file'}. "
+                "Use a file, or choose another --model."
             )
         return file
     if not path.is_file():
         raise WeightsError(
-            f"No weights at {path}. --weights takes `imagenet`, `builtin`, `none`, a .safetensors or .pth file, or a folder of them."
+            f"No weights at {path}. --weights takes `imagenet`, `builtin`, `none`, "
+            "a .safetensors or .pth file, or a folder with such files."
         )
     return path
 
 
 def max_file_bytes(architecture: str) -> int:
-    """Return how much of a weights file is read for an architecture: weights, Adam's two moments and an average, all in float32."""
-    known = load_architectures().get(architecture)
-    return _MAX_BYTES if known is None else 4 * 4 * known.parameters + _SLACK_BYTES
+    """Return the size limit of a weights file: float32 weights, two Adam moments and an EMA."""
+    row = load_architectures().get(architecture)
+    return _MAX_BYTES if row is None else 4 * 4 * row.parameters + _SLACK_BYTES
 
 
 def _read_file(path: Path, architecture: str) -> Any:
@@ -211,31 +222,33 @@ def _read_file(path: Path, architecture: str) -> Any:
         if path.suffix in (".pth", ".pt"):
             _check_bytes(_unpacked_bytes(path), path, architecture)
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", UserWarning
-                )  # about the protocol of pickles that are refused anyway
+                # Warns about the protocol of pickles that are rejected anyway.
+                warnings.simplefilter("ignore", UserWarning)
                 return torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
     except pickle.UnpicklingError as cause:
         raise WeightsError(
-            f"{path} is not a plain file of weights: it is damaged, or a pickle that would run code when loaded, so it was not loaded. "
+            f"{path} is not a plain weights file: it is damaged, "
+            "or a pickle that would run code when loaded, so it was not loaded. "
             "Save the model's state_dict() with safetensors, or ask the author for it."
         ) from cause
-    except (
-        Exception
-    ) as cause:  # PyTorch's unpickler runs a stranger's opcodes, and raises whatever they run into
+    except Exception as cause:
+        # PyTorch's unpickler raises whatever the opcodes of a damaged or malicious file cause.
         reason = (str(cause).splitlines() or [type(cause).__name__])[0]
         raise WeightsError(
-            f"{path} cannot be read as weights ({reason}). Fetch it again, or give another file."
+            f"{path} cannot be read as weights ({reason}). Download it again, or use another file."
         ) from cause
     raise WeightsError(
-        f"{path} has no known ending. --weights takes .safetensors, .pth or .pt files."
+        f"{path} has an unknown file extension. --weights takes .safetensors, .pth or .pt files."
     )
 
 
 def _unpacked_bytes(path: Path) -> int:
-    """Return the size in memory of a file that `torch.save` wrote: what its archive says, or its own in the format before 1.6."""
+    """Return the size in memory of a file written by `torch.save`.
+
+    This is the size in its archive, or the file's size in the format of PyTorch before 1.6.
+    """
     if not zipfile.is_zipfile(path):
         return path.stat().st_size
     with zipfile.ZipFile(path) as archive:
@@ -243,11 +256,11 @@ def _unpacked_bytes(path: Path) -> int:
 
 
 def _check_bytes(count: int, path: Path, architecture: str) -> None:
-    most = max_file_bytes(architecture)
-    if count > most:
+    limit = max_file_bytes(architecture)
+    if count > limit:
         raise WeightsError(
-            f"{path} unpacks to {count / 1e6:,.0f} MB, and at most {most / 1e6:,.0f} MB are read for {architecture}. "
-            "Give a file of this architecture's state_dict() alone."
+            f"{path} unpacks to {count / 1e6:,.0f} MB, but the limit for {architecture} is "
+            f"{limit / 1e6:,.0f} MB. Use a file with only the state_dict() of this architecture."
         )
 
 
@@ -262,19 +275,22 @@ def _extract_state_dict(content: Any, path: Path, architecture: str) -> dict[str
         or not all(isinstance(value, Tensor) for value in content.values())
     ):
         raise WeightsError(
-            f"{path} holds no state dict (names with tensors). Save the model's state_dict(), best with safetensors."
+            f"{path} has no state dict (names with tensors). "
+            "Save the model's state_dict(), preferably with safetensors."
         )
     if not all(isinstance(name, str) for name in content):
         raise WeightsError(
-            f"{path} has tensors whose names are no text. Save the model's state_dict(), best with safetensors."
+            f"{path} has tensors whose names are not strings. "
+            "Save the model's state_dict(), preferably with safetensors."
         )
-    odd = [name for name, tensor in content.items() if not _is_plain(tensor)]
-    if odd:
+    unsupported = [name for name, tensor in content.items() if not _is_plain(tensor)]
+    if unsupported:
+        kinds = "tensors without plain values: meta, sparse, nested or quantized"
         raise WeightsError(
-            f"{path} holds {_list_names('tensors without plain values: meta, sparse, nested or quantized', odd)}. "
+            f"{path} has {_list_names(kinds, unsupported)}. "
             "Save the state_dict() of the model on the CPU, with dense tensors."
         )
-    # A view with stride 0 is larger than what the file stores of it.
+    # Checked again: a view with stride 0 is larger in memory than in the file.
     _check_bytes(
         sum(tensor.numel() * tensor.element_size() for tensor in content.values()),
         path,
@@ -292,39 +308,39 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _rename_keys(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    wrapped = all(name.startswith("module.") for name in tensors)  # DataParallel
+    is_wrapped = all(name.startswith("module.") for name in tensors)  # by DataParallel
     for name, tensor in tensors.items():
-        plain = name.removeprefix("module.") if wrapped else name
-        yield _OLD_DENSENET.sub(r"\1\2", plain), tensor
+        unwrapped = name.removeprefix("module.") if is_wrapped else name
+        yield _OLD_DENSENET.sub(r"\1\2", unwrapped), tensor
 
 
-def _resize_pos_embed(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # A vision transformer's positions belong to one input size; torchvision interpolates them to another.
+def _resize_pos_embed(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    # A vision transformer's position embeddings belong to one input size; torchvision interpolates
+    # them to another.
     name = "encoder.pos_embedding"
-    own = dict(network.named_parameters()).get(name)
+    target = dict(model.named_parameters()).get(name)
     if (
-        own is None
+        target is None
         or name not in tensors
-        or own.shape == tensors[name].shape
-        or own.shape[2:] != tensors[name].shape[2:]
+        or target.shape == tensors[name].shape
+        or target.shape[2:] != tensors[name].shape[2:]
     ):
         return tensors
     from torchvision.models.vision_transformer import interpolate_embeddings
 
     try:
         interpolated: dict[str, Tensor] = interpolate_embeddings(
-            network.image_size, network.patch_size, dict(tensors)
+            model.image_size, model.patch_size, dict(tensors)
         )
     except ValueError:
         return tensors
     return interpolated
 
 
-def _has_compatible_dtype(given: Tensor, own: Tensor) -> bool:
-    # Integers and complex numbers would be converted without a word, and the network would be trained on nonsense.
-    return (
-        given.dtype in _FLOAT_DTYPES if own.is_floating_point() else given.dtype in _INTEGER_DTYPES
-    )
+def _has_compatible_dtype(tensor: Tensor, target: Tensor) -> bool:
+    # copy_ would silently convert integers and complex numbers to meaningless weights.
+    allowed = _FLOAT_DTYPES if target.is_floating_point() else _INTEGER_DTYPES
+    return tensor.dtype in allowed
 
 
 def _dtype_text(tensor: Tensor) -> str:
@@ -335,6 +351,8 @@ def _shape_text(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a scalar"
 
 
-def _list_names(what: str, names: list[str]) -> str:
+def _list_names(label: str, names: list[str]) -> str:
+    if not names:
+        return ""
     more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return f"{len(names)} {what} ({', '.join(names[:_MAX_LISTED])}{more})" if names else ""
+    return f"{len(names)} {label} ({', '.join(names[:_MAX_LISTED])}{more})"

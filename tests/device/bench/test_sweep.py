@@ -150,7 +150,7 @@ def test_providers_that_are_not_there_are_refused_before_anything_runs(
     absent = next(
         name for name in ("coreml", "qnn", "openvino") if name not in available_providers()
     )
-    with pytest.raises(ProviderError, match=r"it has: .*cpu"):
+    with pytest.raises(ProviderError, match=r"Available: .*cpu"):
         bench(
             BenchConfig(make_bundle(), providers=("cpu", absent)),
             lambda *step: pytest.fail("measured"),
@@ -292,7 +292,7 @@ def test_a_full_disk_loses_nothing(
     monkeypatch.setattr(
         "edgetl.core.artifacts.storage.tempfile.gettempdir", lambda: str(tmp_path / "spare")
     )
-    from edgetl.core.artifacts import bench as results
+    from edgetl.core.artifacts import bench_json as results
 
     real = results.write_result
 

@@ -1,4 +1,4 @@
-"""A processor that another one plays: told by the kernel's own files, and said wherever a time stands."""
+"""Detection of CPU emulation, and its effect on results and commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from edgetl.core.artifacts.bench_json import read_bench_result, write_result
 from edgetl.core.config.bench import Limits
 from edgetl.core.formatting import describe_device
-from edgetl.device.bench import runner as bench_run
+from edgetl.device.bench import runner
 from edgetl.device.hardware.cpu import EMULATED_ENV_VAR, is_emulated
 from edgetl.device.hardware.info import collect_device_info
 from tests.core.artifacts.test_limits import against, measured
@@ -33,12 +33,12 @@ PC = {"proc/cpuinfo": "processor\t: 0\nmodel name\t: Imaginary Core i7\nflags\t\
         (PI, "x86_64", True),
         ({"proc/sys/kernel/arch": "x86_64\n"}, "aarch64", True),
         ({"proc/sys/kernel/arch": "aarch64\n"}, "armv8l", False),
-        # An emulator that feigns /proc/cpuinfo.
+        # An emulator that also replaces /proc/cpuinfo.
         ({**PI, "proc/sys/kernel/arch": "x86_64\n"}, "aarch64", True),
         ({}, "aarch64", False),
     ],
 )
-def test_the_kernel_is_of_another_kind(
+def test_is_emulated_compares_kernel_and_machine(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     files: dict[str, str],
@@ -49,7 +49,9 @@ def test_the_kernel_is_of_another_kind(
     assert is_emulated(build(tmp_path, files)[0], machine) is expected
 
 
-def test_the_environment_can_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_emulated_follows_environment_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     proc, sys_root = build(tmp_path, LAPTOP)
     monkeypatch.setenv(EMULATED_ENV_VAR, "")
     assert not is_emulated(proc, "x86_64")
@@ -57,27 +59,28 @@ def test_the_environment_can_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert collect_device_info(proc, sys_root, "x86_64")["emulated"]
 
 
-def test_it_is_called_emulated_and_not_by_its_hosts_board() -> None:
+def test_describe_device_names_emulated_machine() -> None:
     device = {"board": "Imaginary Server", "cpu": "Cortex-A72", "machine": "aarch64"}
     assert describe_device(device) == "Imaginary Server"
     assert describe_device({**device, "emulated": True}) == "emulated aarch64 (Cortex-A72)"
 
 
-def test_no_time_decides_anything(tmp_path: Path) -> None:
+def test_emulated_result_decides_no_limit_or_comparison(tmp_path: Path) -> None:
     result = replace(measured(), limits=Limits(max_p99_ms=1000.0, min_speedup=1.1))
-    assert [judged.outcome for judged in result.limit_checks] == ["held", "held"]
+    assert [check.outcome for check in result.limit_checks] == ["held", "held"]
     assert result.comparisons[0].verdict == "faster"
-    there = replace(result, device={"machine": "aarch64", "emulated": True})
-    write_result(there, tmp_path / "result.json")
-    for one in (there, read_bench_result(tmp_path / "result.json")):
-        assert one.is_emulated
-        assert [judged.outcome for judged in one.limit_checks] == ["undecided", "undecided"]
-        assert all("measure on the device" in judged.why for judged in one.limit_checks)
-        assert [pair.verdict for pair in one.comparisons] == ["noisy"]
+    emulated = replace(result, device={"machine": "aarch64", "emulated": True})
+    write_result(emulated, tmp_path / "result.json")
+    for emulated_result in (emulated, read_bench_result(tmp_path / "result.json")):
+        checks = emulated_result.limit_checks
+        assert emulated_result.is_emulated
+        assert [check.outcome for check in checks] == ["undecided", "undecided"]
+        assert all("measure on the device" in check.why for check in checks)
+        assert [pair.verdict for pair in emulated_result.comparisons] == ["noisy"]
     assert replace(against(8.0), device={"emulated": True}).comparisons[-1].verdict == "noisy"
 
 
-def test_a_result_says_so_first(
+def test_bench_reports_emulation_as_first_noise_reason(
     stock_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from edgetl.core.config.bench import BenchConfig
@@ -95,13 +98,13 @@ def test_a_result_says_so_first(
     config = BenchConfig(
         stock_bundle, scopes=("model",), torch_modes=(), rounds=2, output=tmp_path / "result.json"
     )
-    result = bench_run.bench(config, protocol=short)
+    result = runner.bench(config, protocol=short)
     assert result.device["emulated"]
     assert result.device["machine"] == platform.machine()
     assert result.noise.reasons[0] == "the processor is emulated: no time here is a device's"
 
 
-def test_the_commands_say_so(edgetl, stock_bundle: Path) -> None:  # type: ignore[no-untyped-def]
-    said = "This processor is emulated"
-    assert said in edgetl("verify", stock_bundle, env={EMULATED_ENV_VAR: "1"}).stdout
-    assert said not in edgetl("verify", stock_bundle, env={EMULATED_ENV_VAR: ""}).stdout
+def test_verify_command_reports_emulation(edgetl, stock_bundle: Path) -> None:  # type: ignore[no-untyped-def]
+    message = "This processor is emulated"
+    assert message in edgetl("verify", stock_bundle, env={EMULATED_ENV_VAR: "1"}).stdout
+    assert message not in edgetl("verify", stock_bundle, env={EMULATED_ENV_VAR: ""}).stdout

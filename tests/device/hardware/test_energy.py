@@ -21,8 +21,8 @@ RAPL = "sys/class/powercap/intel-rapl:0/energy_uj"
 CURRENT = "sys/class/hwmon/hwmon1/curr1_input"
 
 
-class Gpus:
-    """Counters that say what they are told to."""
+class FakeGpus:
+    """GPU energy counters with values set by the test."""
 
     def __init__(self, *energies_mj: int | None) -> None:
         self.energies_mj = list(energies_mj)
@@ -34,8 +34,8 @@ class Gpus:
         return self.energies_mj[index]
 
 
-class Seconds:
-    """A clock that is set by hand."""
+class FakeClock:
+    """Clock in seconds that is set by the test."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -44,8 +44,8 @@ class Seconds:
         return self.now
 
 
-def test_a_machine_without_counters(tmp_path: Path) -> None:
-    meter = EnergyMeter(build(tmp_path, VM)[1], Gpus())
+def test_meter_without_sources_starts_no_thread(tmp_path: Path) -> None:
+    meter = EnergyMeter(build(tmp_path, VM)[1], FakeGpus())
     assert (meter.source_names, meter.denied_source_names) == ((), ())
     threads = threading.active_count()
     meter.start()
@@ -53,35 +53,38 @@ def test_a_machine_without_counters(tmp_path: Path) -> None:
     assert meter.stop() == {}
 
 
-def test_a_laptops_package(tmp_path: Path) -> None:
-    meter = EnergyMeter(build(tmp_path, LAPTOP)[1], Gpus())
-    # Cores are part of the package; psys is not everywhere the whole machine.
+def test_rapl_package_is_measured_across_wraparound(tmp_path: Path) -> None:
+    meter = EnergyMeter(build(tmp_path, LAPTOP)[1], FakeGpus())
+    # Cores are part of the package; psys does not cover the complete machine everywhere.
     assert meter.source_names == ("rapl:package-0",)
     meter.start()
     (tmp_path / RAPL).write_text("262143300000\n")
     assert meter.stop() == {"rapl:package-0": pytest.approx(0.3)}
     meter.start()
-    (tmp_path / RAPL).write_text("1971150\n")  # started again at max_energy_range_uj
+    # The counter wrapped around at max_energy_range_uj.
+    (tmp_path / RAPL).write_text("1971150\n")
     assert meter.stop() == {"rapl:package-0": pytest.approx(2.0)}
 
 
-def test_a_counter_that_only_root_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rapl_counter_is_denied_without_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sys_root = build(tmp_path, LAPTOP)[1]
 
-    def refused(path: Path, *arguments: object, **named: object) -> object:
+    def fake_open(path: Path, *arguments: object, **options: object) -> object:
         if path == tmp_path / RAPL:
             raise PermissionError(13, "Permission denied")
-        return builtins.open(path, *arguments, **named)  # type: ignore[call-overload]  # noqa: PTH123
+        return builtins.open(path, *arguments, **options)  # type: ignore[call-overload]  # noqa: PTH123
 
-    monkeypatch.setattr(Path, "open", refused)
-    meter = EnergyMeter(sys_root, Gpus())
+    monkeypatch.setattr(Path, "open", fake_open)
+    meter = EnergyMeter(sys_root, FakeGpus())
     assert (meter.source_names, meter.denied_source_names) == ((), ("rapl:package-0",))
     meter.start()
     assert meter.stop() == {}
 
 
-def test_gpus_that_count_and_one_that_does_not(tmp_path: Path) -> None:
-    gpus, clock = Gpus(5_000, None, 7_000), Seconds()
+def test_gpu_energy_skips_gpu_without_counter(tmp_path: Path) -> None:
+    gpus, clock = FakeGpus(5_000, None, 7_000), FakeClock()
     meter = EnergyMeter(build(tmp_path, {})[1], gpus, clock)
     assert meter.source_names == ("nvml:0", "nvml:2")
     meter.start()
@@ -90,8 +93,8 @@ def test_gpus_that_count_and_one_that_does_not(tmp_path: Path) -> None:
     assert meter.stop() == {"nvml:0": 1.5, "nvml:2": 0.0}
 
 
-def test_a_gpu_that_fails_meanwhile_is_left_out(tmp_path: Path) -> None:
-    gpus, clock = Gpus(5_000, 1_000), Seconds()
+def test_gpu_energy_skips_failed_or_reset_gpu(tmp_path: Path) -> None:
+    gpus, clock = FakeGpus(5_000, 1_000), FakeClock()
     meter = EnergyMeter(build(tmp_path, {})[1], gpus, clock)
     meter.start()
     clock.now += 3
@@ -99,33 +102,34 @@ def test_a_gpu_that_fails_meanwhile_is_left_out(tmp_path: Path) -> None:
     assert meter.stop() == {"nvml:0": 1.0}
     meter.start()
     clock.now += 3
-    gpus.energies_mj = [10]  # the driver was loaded anew
+    # The driver was reloaded.
+    gpus.energies_mj = [10]
     assert meter.stop() == {}
 
 
-def test_nvml_is_a_source_where_it_counts(tmp_path: Path) -> None:
+def test_nvml_is_source_of_gpu_energy(tmp_path: Path) -> None:
     assert EnergyMeter(build(tmp_path, {})[1], Nvml(FakePynvml())).source_names == ("nvml:0",)
 
 
-def test_nvml_of_another_age_does_not_count(tmp_path: Path) -> None:
-    class Old(FakePynvml):
+def test_nvml_without_energy_function_is_no_source(tmp_path: Path) -> None:
+    class OldPynvml(FakePynvml):
         def __getattribute__(self, name: str) -> Any:
             if name == "nvmlDeviceGetTotalEnergyConsumption":
                 raise AttributeError(name)
             return super().__getattribute__(name)
 
-    assert Nvml(Old()).energy_mj(0) is None
-    assert EnergyMeter(build(tmp_path, {})[1], Nvml(Old())).source_names == ()
+    assert Nvml(OldPynvml()).energy_mj(0) is None
+    assert EnergyMeter(build(tmp_path, {})[1], Nvml(OldPynvml())).source_names == ()
 
 
 @pytest.mark.parametrize(
     ("seconds", "joules"),
     [(0.2, {}), (1.99, {}), (2.0, {"nvml:0": 600.0}), (30.0, {"nvml:0": 600.0})],
 )
-def test_gpu_energy_needs_a_long_window(
+def test_gpu_energy_needs_minimum_window(
     tmp_path: Path, seconds: float, joules: dict[str, float]
 ) -> None:
-    gpus, clock = Gpus(1_000_000), Seconds()
+    gpus, clock = FakeGpus(1_000_000), FakeClock()
     meter = EnergyMeter(build(tmp_path, {})[1], gpus, clock)
     meter.start()
     clock.now += seconds
@@ -133,22 +137,22 @@ def test_gpu_energy_needs_a_long_window(
     assert meter.stop() == joules
 
 
-def test_gpu_energy_in_short_slices_is_withheld(tmp_path: Path) -> None:
-    gpus, clock = Gpus(0), Seconds()
-    watch = BlockMonitor(EnergyMeter(build(tmp_path, {})[1], gpus, clock))
+def test_gpu_energy_is_withheld_in_short_slices(tmp_path: Path) -> None:
+    gpus, clock = FakeGpus(0), FakeClock()
+    monitor = BlockMonitor(EnergyMeter(build(tmp_path, {})[1], gpus, clock))
     for _ in range(20):
-        watch.start()
+        monitor.start()
         clock.now += 0.2
         gpus.energies_mj = [(gpus.energies_mj[0] or 0) + 60_000]
-        watch.stop()
-    assert watch.energy_j == {}
+        monitor.stop()
+    assert monitor.energy_j == {}
 
 
-def test_a_gpu_block_is_one_window_for_the_counter(tmp_path: Path) -> None:
-    """The counter is brought up to date every 100 ms: over the whole block that changes little, over 0.2 s it would."""
-    clock, watts = Seconds(), 300.0
+def test_gpu_energy_is_accurate_over_one_block(tmp_path: Path) -> None:
+    """The counter is updated every 100 ms, which matters over 0.2 s but not over a complete block."""
+    clock, watts = FakeClock(), 300.0
 
-    class Stepping(Gpus):
+    class SteppingGpus(FakeGpus):
         def energy_mj(self, index: int) -> int:
             return int(int(clock.now * 10 + 1e-9) / 10 * watts * 1000)
 
@@ -157,70 +161,72 @@ def test_a_gpu_block_is_one_window_for_the_counter(tmp_path: Path) -> None:
         return value
 
     protocol = BenchProtocol(block_seconds=1.0, block_runs=10, slices=5).for_gpu()
-    watch = BlockMonitor(EnergyMeter(build(tmp_path, {})[1], Stepping(0), clock))
-    measurement = BlockTimer(
-        [("inference", infer)], ["image"], protocol, watch, lambda: int(clock.now * 1e9)
+    monitor = BlockMonitor(EnergyMeter(build(tmp_path, {})[1], SteppingGpus(0), clock))
+    timer = BlockTimer(
+        [("inference", infer)], ["image"], protocol, monitor, lambda: int(clock.now * 1e9)
     )
     for _ in range(protocol.slices):
-        measurement.run_slice()
-    block = measurement.to_block()
-    spent_s = sum(block.latencies_ns) / 1e9
-    assert (len(block.slices), spent_s >= 2.0) == (1, True)
-    assert watch.energy_j["nvml:0"] == pytest.approx(watts * spent_s, rel=0.05)
+        timer.run_slice()
+    block = timer.to_block()
+    block_s = sum(block.latencies_ns) / 1e9
+    assert (len(block.slices), block_s >= 2.0) == (1, True)
+    assert monitor.energy_j["nvml:0"] == pytest.approx(watts * block_s, rel=0.05)
 
 
-def test_only_processes_on_a_gpu_get_the_long_block() -> None:
-    usual = BenchProtocol()
-    assert (usual.slices, usual.block_seconds) == (5, 1.0)
-    assert (usual.for_gpu().slices, usual.for_gpu().block_seconds) == (1, MIN_GPU_WINDOW_S)
+def test_gpu_protocol_uses_one_long_slice() -> None:
+    protocol = BenchProtocol()
+    gpu_protocol = protocol.for_gpu()
+    assert (protocol.slices, protocol.block_seconds) == (5, 1.0)
+    assert (gpu_protocol.slices, gpu_protocol.block_seconds) == (1, MIN_GPU_WINDOW_S)
     assert BenchProtocol(block_seconds=5.0).for_gpu().block_seconds == 5.0
 
 
-def test_a_library_that_crashes_is_no_library(tmp_path: Path) -> None:
-    class Broken(Gpus):
+def test_nvml_is_no_source_when_it_fails(tmp_path: Path) -> None:
+    class BrokenGpus(FakeGpus):
         def count_gpus(self) -> int:
-            raise OSError("nvmlDeviceGetCount_v2 answered 999")
+            raise OSError("nvmlDeviceGetCount_v2 returned 999")
 
-    assert EnergyMeter(build(tmp_path, {})[1], Broken(1)).source_names == ()
+    assert EnergyMeter(build(tmp_path, {})[1], BrokenGpus(1)).source_names == ()
 
 
-def test_a_jetsons_supply_is_integrated(tmp_path: Path) -> None:
+def test_power_rail_integrates_trapezoids(tmp_path: Path) -> None:
     rail = PowerRail("ina3221:VDD_IN", build(tmp_path, JETSON)[1] / "class/hwmon/hwmon1", 1)
     rail.start(100.0)
     assert rail.joules() is None
-    rail.poll(102.0)  # 8 W all the while
+    # 8 W for 2 s, then from 8 W to 10 W in 1 s.
+    rail.poll(102.0)
     (tmp_path / CURRENT).write_text("2000\n")
-    rail.poll(103.0)  # from 8 W to 10 W
+    rail.poll(103.0)
     assert rail.joules() == pytest.approx(16.0 + 9.0)
 
 
-def test_a_thread_samples_between_the_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    meter = EnergyMeter(build(tmp_path, JETSON)[1], Gpus())
-    # The other rail is a part of the first.
+def test_meter_samples_power_in_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = EnergyMeter(build(tmp_path, JETSON)[1], FakeGpus())
+    # The other rail is part of the first.
     assert meter.source_names == ("ina3221:VDD_IN (sampled)",)
-    taken: list[float] = []
-    monkeypatch.setattr(PowerRail, "watts", lambda rail: taken.append(8.0) or 8.0)
+    samples: list[float] = []
+    monkeypatch.setattr(PowerRail, "watts", lambda rail: samples.append(8.0) or 8.0)
     clock = time.monotonic
-    began = clock()
+    start_s = clock()
     meter.start()
-    while len(taken) < 4 and clock() < began + 20:
+    while len(samples) < 4 and clock() < start_s + 20:
         time.sleep(0.02)
-    before_stop = clock() - began
+    elapsed_s = clock() - start_s
     joules = meter.stop()["ina3221:VDD_IN (sampled)"]
-    assert len(taken) > 4
-    assert 8.0 * before_stop * 0.5 < joules <= 8.0 * (clock() - began)
+    assert len(samples) > 4
+    assert 8.0 * elapsed_s * 0.5 < joules <= 8.0 * (clock() - start_s)
     assert not [thread for thread in threading.enumerate() if thread.name == "energy"]
 
 
-def test_a_sensor_that_is_gone_at_the_end(tmp_path: Path) -> None:
-    meter = EnergyMeter(build(tmp_path, JETSON)[1], Gpus())
+def test_power_rail_is_left_out_when_it_fails(tmp_path: Path) -> None:
+    meter = EnergyMeter(build(tmp_path, JETSON)[1], FakeGpus())
     meter.start()
     (tmp_path / CURRENT).write_text("garbage")
     assert meter.stop() == {}
 
 
-def test_stopping_what_never_began(tmp_path: Path) -> None:
-    meter = EnergyMeter(build(tmp_path, LAPTOP)[1], Gpus())
+def test_meter_stop_is_empty_before_start(tmp_path: Path) -> None:
+    meter = EnergyMeter(build(tmp_path, LAPTOP)[1], FakeGpus())
     assert meter.stop() == {}
     meter.start()
     meter.start()
@@ -228,7 +234,7 @@ def test_stopping_what_never_began(tmp_path: Path) -> None:
     assert meter.stop() == {}
 
 
-def test_this_machine() -> None:
+def test_meter_on_this_machine() -> None:
     meter = EnergyMeter()
     meter.start()
     joules = meter.stop()
@@ -236,14 +242,15 @@ def test_this_machine() -> None:
     assert all(value >= 0 for value in joules.values())
 
 
-@given(width=st.integers(1, 2**64), data=st.data())
-def test_a_counter_that_starts_again(width: int, data: st.DataObject) -> None:
-    before, gone = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, width - 1))
-    assert counter_delta(before, (before + gone) % width, width) == gone
+@given(modulus=st.integers(1, 2**64), data=st.data())
+def test_counter_delta_handles_wraparound(modulus: int, data: st.DataObject) -> None:
+    before = data.draw(st.integers(0, modulus - 1))
+    delta = data.draw(st.integers(0, modulus - 1))
+    assert counter_delta(before, (before + delta) % modulus, modulus) == delta
 
 
 @given(st.integers(1, 2**64), st.integers(0, 2**64))
-def test_a_counter_without_a_width_that_was_set_back(before: int, after: int) -> None:
+def test_counter_delta_is_none_after_reset(before: int, after: int) -> None:
     assert counter_delta(before, after, None) == (after - before if after >= before else None)
 
 
@@ -254,15 +261,15 @@ def test_a_counter_without_a_width_that_was_set_back(before: int, after: int) ->
         sorted(name for name in {**LAPTOP, **JETSON} if "powercap" in name or "hwmon1" in name)
     ),
 )
-def test_no_content_of_any_file_stops_the_meter(
+def test_meter_survives_any_file_content(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str
 ) -> None:
     folder = tmp_path_factory.mktemp("energy")
     sys_root = build(folder, {**LAPTOP, **JETSON})[1]
-    meter = EnergyMeter(sys_root, Gpus())
+    meter = EnergyMeter(sys_root, FakeGpus())
     meter.start()
     (folder / name).write_bytes(content)
     assert all(isinstance(value, float) for value in meter.stop().values())
-    again = EnergyMeter(sys_root, Gpus())
-    again.start()
-    again.stop()
+    second_meter = EnergyMeter(sys_root, FakeGpus())
+    second_meter.start()
+    second_meter.stop()

@@ -14,42 +14,39 @@ from tests.helpers.gpus import FakePynvml, gpu_reading
 from tests.helpers.machines import CONTAINER, JETSON, LAPTOP, PI, STAT, VM, build
 
 
-def later(
+def read_states(
     tmp_path: Path, machine: dict[str, str], changes: dict[str, str], seconds: float = 10.0
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two readings of a machine, `seconds` apart, between which `changes` happened."""
+    """Return a machine's states before and after `changes`, `seconds` apart."""
     before = read_device_state(*build(tmp_path, machine))
     after = read_device_state(*build(tmp_path, changes))
     return before, {**after, "monotonic_s": before["monotonic_s"] + seconds}
 
 
 def ticks(**changes: int) -> dict[str, str]:
-    """VM's /proc/stat with so many ticks more; 2 cores for 10 s are 2000."""
-    start = {"user": 10_000, "system": 1_000, "idle": 100_000, "steal": 200}
-    return {
-        "proc/stat": STAT.format(
-            **{name: value + changes.get(name, 0) for name, value in start.items()}
-        )
-    }
+    """Return the VM's /proc/stat with additional ticks; 2 cores have 2000 in 10 s."""
+    initial = {"user": 10_000, "system": 1_000, "idle": 100_000, "steal": 200}
+    values = {name: value + changes.get(name, 0) for name, value in initial.items()}
+    return {"proc/stat": STAT.format(**values)}
 
 
-def judged(
+def assess(
     tmp_path: Path,
     changes: dict[str, str],
-    own_cpu_s: float = 15.0,
+    bench_cpu_s: float = 15.0,
     machine: dict[str, str] = VM,
-    **more: Any,
+    **options: Any,
 ) -> Noise:
     return assess_noise(
-        *later(tmp_path, machine, changes),
-        own_cpu_s,
-        more.pop("spreads", {"onnxruntime-fp32-model": 0.02}),
-        **more,
+        *read_states(tmp_path, machine, changes),
+        bench_cpu_s,
+        options.pop("spreads", {"onnxruntime-fp32-model": 0.02}),
+        **options,
     )
 
 
-def test_a_machine_left_alone_is_quiet(tmp_path: Path) -> None:
-    noise = judged(tmp_path, ticks(user=1510, idle=490))
+def test_noise_is_quiet_on_idle_machine(tmp_path: Path) -> None:
+    noise = assess(tmp_path, ticks(user=1510, idle=490))
     assert noise.to_json()["verdict"] == "quiet"
     assert noise.measured["other_cpu"] == pytest.approx(0.005)
     assert noise.measured["seconds"] == pytest.approx(10)
@@ -71,45 +68,48 @@ def test_a_machine_left_alone_is_quiet(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_each_disturbance_is_named(tmp_path: Path, changes: dict[str, str], reason: str) -> None:
-    noise = judged(tmp_path, changes)
+def test_noise_reports_each_disturbance(
+    tmp_path: Path, changes: dict[str, str], reason: str
+) -> None:
+    noise = assess(tmp_path, changes)
     assert len(noise.reasons) == 1
     assert reason in noise.reasons[0]
     assert noise.to_json()["verdict"] == "noisy"
 
 
-def test_the_benchmarks_own_work_is_no_noise(tmp_path: Path) -> None:
+def test_noise_excludes_benchmark_cpu_time(tmp_path: Path) -> None:
     busy = ticks(user=1990, idle=10)
-    assert not judged(tmp_path / "own", busy, own_cpu_s=19.9).is_noisy
-    assert judged(tmp_path / "others", busy, own_cpu_s=10.0).is_noisy
+    assert not assess(tmp_path / "benchmark", busy, bench_cpu_s=19.9).is_noisy
+    assert assess(tmp_path / "others", busy, bench_cpu_s=10.0).is_noisy
 
 
-def test_a_throttled_container(tmp_path: Path) -> None:
+def test_noise_reports_throttled_container(tmp_path: Path) -> None:
     changes = {
         "sys/fs/cgroup/work/pod7/cpu.stat": "nr_periods 95\nnr_throttled 14\nthrottled_usec 3000000\n",
         **ticks(user=1500, idle=500),
     }
-    noise = judged(tmp_path, changes, machine=CONTAINER)
+    noise = assess(tmp_path, changes, machine=CONTAINER)
     assert noise.reasons == ("the CPU quota throttled 4 periods (0.5 s)",)
 
 
-def test_a_hot_board(tmp_path: Path) -> None:
+def test_noise_reports_firmware_throttling_and_clock(tmp_path: Path) -> None:
     changes = {
         "sys/devices/platform/soc/soc:firmware/get_throttled": "50005\n",
         "sys/devices/system/cpu/cpu1/cpufreq/scaling_governor": "performance\n",
     }
     noise = assess_noise(
-        *later(tmp_path, PI, changes), 0.0, {}, [[1_500_000, 1_500_000, 1_200_000], [900_000]]
+        *read_states(tmp_path, PI, changes), 0.0, {}, [[1_500_000, 1_500_000, 1_200_000], [900_000]]
     )
-    words = "; ".join(noise.reasons)
-    assert "the firmware reports low voltage, throttling;" in words
-    assert "clock varied by 20%" in words
-    assert "the frequency governor changed" in words
+    reasons = "; ".join(noise.reasons)
+    assert "the firmware reports low voltage, throttling;" in reasons
+    assert "clock varied by 20%" in reasons
+    assert "the frequency governor changed" in reasons
 
 
-def test_what_the_firmware_saw_before_does_not_count(tmp_path: Path) -> None:
+def test_noise_ignores_earlier_firmware_throttling(tmp_path: Path) -> None:
     assert (
-        assess_noise(*later(tmp_path, PI, {}), 0.0, {}, [[1_500_000], [900_000], []]).reasons == ()
+        assess_noise(*read_states(tmp_path, PI, {}), 0.0, {}, [[1_500_000], [900_000], []]).reasons
+        == ()
     )
 
 
@@ -117,7 +117,7 @@ FIRMWARE = "sys/devices/platform/soc/soc:firmware/get_throttled"
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "words"),
+    ("before", "after", "reason"),
     [
         ("0", "80000", "the firmware reports the soft temperature limit"),
         ("50000", "70000", "the firmware reports a capped clock"),
@@ -128,31 +128,37 @@ FIRMWARE = "sys/devices/platform/soc/soc:firmware/get_throttled"
         ("50000", "garbage", None),
     ],
 )
-def test_what_the_firmware_saw_during_the_run(
-    tmp_path: Path, before: str, after: str, words: str | None
+def test_noise_reports_firmware_throttling_during_run(
+    tmp_path: Path, before: str, after: str, reason: str | None
 ) -> None:
-    noise = assess_noise(*later(tmp_path, {**PI, FIRMWARE: before}, {FIRMWARE: after}), 0.0, {})
-    assert noise.reasons == (() if words is None else (words,))
+    noise = assess_noise(
+        *read_states(tmp_path, {**PI, FIRMWARE: before}, {FIRMWARE: after}), 0.0, {}
+    )
+    assert noise.reasons == (() if reason is None else (reason,))
 
 
-def test_a_jetson_that_draws_too_much(tmp_path: Path) -> None:
+def test_noise_reports_jetson_over_current(tmp_path: Path) -> None:
     events = {"sys/class/hwmon/hwmon3/oc3_event_cnt": "30\n"}
-    noise = assess_noise(*later(tmp_path, JETSON, events), 0.0, {})
+    noise = assess_noise(*read_states(tmp_path, JETSON, events), 0.0, {})
     assert noise.reasons == ("the board throttled itself 28 times (over-current or low voltage)",)
     assert noise.measured["over_current_events"] == 28
     changed = assess_noise(
-        *later(tmp_path, JETSON, {**events, "var/lib/nvpmodel/status": "pmode:0000\n"}), 0.0, {}
+        *read_states(tmp_path, JETSON, {**events, "var/lib/nvpmodel/status": "pmode:0000\n"}),
+        0.0,
+        {},
     )
     assert "the power mode changed during the run" in changed.reasons
 
 
-def test_a_laptop_on_battery(tmp_path: Path) -> None:
-    assert assess_noise(*later(tmp_path, LAPTOP, {}), 0.0, {}).reasons == ("it ran on battery",)
+def test_noise_reports_battery(tmp_path: Path) -> None:
+    assert assess_noise(*read_states(tmp_path, LAPTOP, {}), 0.0, {}).reasons == (
+        "it ran on battery",
+    )
     plugged = {
         "sys/class/power_supply/AC/online": "1\n",
         "sys/devices/system/cpu/intel_pstate/no_turbo": "1\n",
     }
-    reasons = assess_noise(*later(tmp_path, LAPTOP, plugged), 0.0, {}).reasons
+    reasons = assess_noise(*read_states(tmp_path, LAPTOP, plugged), 0.0, {}).reasons
     assert reasons == (
         "turbo changed during the run",
         "the power source changed during the run",
@@ -160,13 +166,13 @@ def test_a_laptop_on_battery(tmp_path: Path) -> None:
     )
 
 
-def test_heat_is_counted_once_a_core(tmp_path: Path) -> None:
+def test_noise_counts_thermal_throttling_once_per_core(tmp_path: Path) -> None:
     hot = {
         f"sys/devices/system/cpu/cpu{core}/thermal_throttle/core_throttle_count": "5\n"
         for core in (0, 1)
     }
     machine = {**LAPTOP, "sys/class/power_supply/AC/online": "1\n"}
-    assert assess_noise(*later(tmp_path, machine, hot), 0.0, {}).reasons == (
+    assert assess_noise(*read_states(tmp_path, machine, hot), 0.0, {}).reasons == (
         "the processor throttled itself 4 times (heat)",
     )
 
@@ -174,14 +180,14 @@ def test_heat_is_counted_once_a_core(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("free", "noisy"), [(92_396, False), (92_300, False), (72_396, True), (102_396, False)]
 )
-def test_swap_that_grows(tmp_path: Path, free: int, noisy: bool) -> None:
+def test_noise_reports_swap_growth(tmp_path: Path, free: int, noisy: bool) -> None:
     changes = {"proc/meminfo": f"MemTotal: 948000 kB\nSwapTotal: 102396 kB\nSwapFree: {free} kB\n"}
-    noise = assess_noise(*later(tmp_path, PI, changes), 0.0, {})
+    noise = assess_noise(*read_states(tmp_path, PI, changes), 0.0, {})
     assert noise.reasons == (("swap grew by 20 MiB",) if noisy else ())
 
 
 @pytest.mark.parametrize(
-    ("machine", "changes", "own_cpu_s", "share"),
+    ("machine", "changes", "bench_cpu_s", "share"),
     [
         (VM, ticks(user=1700, idle=300), 15.0, 0.10),
         (VM, ticks(user=1500, idle=440, steal=60), 15.0, 0.03),
@@ -206,21 +212,25 @@ def test_swap_that_grows(tmp_path: Path, free: int, noisy: bool) -> None:
         ({}, {}, 0.0, 0.0),
     ],
 )
-def test_the_largest_disturbance(
-    tmp_path: Path, machine: dict[str, str], changes: dict[str, str], own_cpu_s: float, share: float
+def test_disturbance_is_largest_share(
+    tmp_path: Path,
+    machine: dict[str, str],
+    changes: dict[str, str],
+    bench_cpu_s: float,
+    share: float,
 ) -> None:
-    noise = assess_noise(*later(tmp_path, machine, changes), own_cpu_s, {})
+    noise = assess_noise(*read_states(tmp_path, machine, changes), bench_cpu_s, {})
     assert noise.measured["disturbance"] == pytest.approx(share)
     assert isinstance(noise.measured["disturbance"], float)
 
 
-def test_rounds_that_disagree(tmp_path: Path) -> None:
-    noise = judged(tmp_path, ticks(user=1500, idle=500), spreads={"a": 0.03, "b": 0.25})
+def test_noise_reports_spread_of_rounds(tmp_path: Path) -> None:
+    noise = assess(tmp_path, ticks(user=1500, idle=500), spreads={"a": 0.03, "b": 0.25})
     assert noise.reasons == ("the rounds of b differ by 25%",)
 
 
-def test_a_machine_that_tells_nothing_is_judged_by_its_rounds(tmp_path: Path) -> None:
-    before, after = later(tmp_path, {}, {})
+def test_noise_uses_rounds_when_state_is_unknown(tmp_path: Path) -> None:
+    before, after = read_states(tmp_path, {}, {})
     noise = assess_noise(before, after, 5.0, {"a": 0.01})
     assert not noise.is_noisy
     assert noise.measured["other_cpu"] is None
@@ -228,7 +238,7 @@ def test_a_machine_that_tells_nothing_is_judged_by_its_rounds(tmp_path: Path) ->
 
 
 def with_gpus(state: dict[str, Any], *processes: int) -> dict[str, Any]:
-    """A reading of a machine whose first GPU runs these processes."""
+    """Return a device state whose first GPU runs these processes."""
     library = FakePynvml()
     library.processes = list(processes)
     return {
@@ -237,8 +247,8 @@ def with_gpus(state: dict[str, Any], *processes: int) -> dict[str, Any]:
     }
 
 
-def judge_gpu(tmp_path: Path, *readings: dict[str, Any], processes: tuple[int, ...] = ()) -> Noise:
-    before, after = later(tmp_path, {}, {})
+def assess_gpu(tmp_path: Path, *readings: dict[str, Any], processes: tuple[int, ...] = ()) -> Noise:
+    before, after = read_states(tmp_path, {}, {})
     return assess_noise(
         with_gpus(before),
         with_gpus(after, *processes),
@@ -248,9 +258,9 @@ def judge_gpu(tmp_path: Path, *readings: dict[str, Any], processes: tuple[int, .
     )
 
 
-def test_noise_of_a_steady_gpu_is_quiet(tmp_path: Path) -> None:
+def test_noise_is_quiet_on_steady_gpu(tmp_path: Path) -> None:
     # The power cap and idling belong to normal work.
-    noise = judge_gpu(
+    noise = assess_gpu(
         tmp_path,
         gpu_reading(throttle_reasons=["sw power cap"]),
         gpu_reading(sm_clocks_mhz=[1950], throttle_reasons=["gpu idle"]),
@@ -265,38 +275,38 @@ def test_noise_of_a_steady_gpu_is_quiet(tmp_path: Path) -> None:
     "reason",
     ["hw slowdown", "sw thermal slowdown", "hw thermal slowdown", "hw power brake slowdown"],
 )
-def test_noise_names_a_throttled_gpu(tmp_path: Path, reason: str) -> None:
-    assert judge_gpu(tmp_path, gpu_reading(throttle_reasons=[reason])).reasons == (
+def test_noise_reports_throttled_gpu(tmp_path: Path, reason: str) -> None:
+    assert assess_gpu(tmp_path, gpu_reading(throttle_reasons=[reason])).reasons == (
         f"the GPU was throttled ({reason})",
     )
 
 
-def test_noise_names_a_gpu_clock_that_varies(tmp_path: Path) -> None:
-    noise = judge_gpu(tmp_path, gpu_reading(), gpu_reading(sm_clocks_mhz=[1485]))
+def test_noise_reports_varying_gpu_clock(tmp_path: Path) -> None:
+    noise = assess_gpu(tmp_path, gpu_reading(), gpu_reading(sm_clocks_mhz=[1485]))
     assert noise.reasons == ("the GPU's clock varied by 25% within a row",)
 
 
-def test_noise_compares_clocks_within_rows_only(tmp_path: Path) -> None:
-    before, after = later(tmp_path, {}, {})
+def test_noise_compares_gpu_clocks_within_rows_only(tmp_path: Path) -> None:
+    before, after = read_states(tmp_path, {}, {})
     rows = [[gpu_reading()], [gpu_reading(sm_clocks_mhz=[1200])]]
     assert assess_noise(with_gpus(before), with_gpus(after), 0.0, {}, gpu_rounds=rows).reasons == ()
 
 
-def test_noise_names_other_processes_on_the_gpu(tmp_path: Path) -> None:
-    noise = judge_gpu(tmp_path, gpu_reading(), processes=(4_194_305, os.getpid()))
+def test_noise_reports_other_gpu_processes(tmp_path: Path) -> None:
+    noise = assess_gpu(tmp_path, gpu_reading(), processes=(4_194_305, os.getpid()))
     assert noise.reasons == ("1 other process used the GPU",)
     assert noise.measured["gpu_other_processes"] == [4_194_305]
 
 
-def test_noise_ignores_a_gpu_that_was_not_measured(tmp_path: Path) -> None:
-    noise = judge_gpu(tmp_path, processes=(4_194_305,))
+def test_noise_ignores_unmeasured_gpu(tmp_path: Path) -> None:
+    noise = assess_gpu(tmp_path, processes=(4_194_305,))
     assert noise.reasons == ()
     assert (noise.measured["gpu_clock_spread"], noise.measured["gpu_other_processes"]) == (
         None,
         None,
     )
     assert (
-        judge_gpu(tmp_path, gpu_reading(index=1), processes=(4_194_305,)).measured[
+        assess_gpu(tmp_path, gpu_reading(index=1), processes=(4_194_305,)).measured[
             "gpu_other_processes"
         ]
         is None

@@ -21,7 +21,7 @@ from tests.helpers.gpus import FakePynvml, NVMLError
 from tests.helpers.machines import VM, build
 
 
-def test_state_of_a_gpu_has_units_and_names() -> None:
+def test_gpu_state_has_all_values() -> None:
     busy, old = Nvml(FakePynvml()).read_states()
     assert busy == {
         "graphics_clock_mhz": 1740,
@@ -46,7 +46,7 @@ def test_state_of_a_gpu_has_units_and_names() -> None:
     assert set(old.values()) == {None}
 
 
-def test_throttle_reasons_fall_back_to_the_old_name() -> None:
+def test_throttle_reasons_fall_back_to_old_function() -> None:
     class OldDriver(FakePynvml):
         def nvmlDeviceGetCurrentClocksEventReasons(self, handle: int) -> int:  # noqa: N802
             raise NVMLError("Function Not Found")
@@ -69,11 +69,11 @@ def test_throttle_reasons_fall_back_to_the_old_name() -> None:
         (1 << 40, []),
     ],
 )
-def test_reason_names_follow_the_bits(mask: int, names: list[str]) -> None:
+def test_clock_event_reason_names_follow_bits(mask: int, names: list[str]) -> None:
     assert clock_event_reason_names(mask) == names
 
 
-def test_facts_name_driver_memory_and_capability(tmp_path: Path) -> None:
+def test_device_info_contains_gpu_facts(tmp_path: Path) -> None:
     facts = collect_device_info(*build(tmp_path, VM), gpus=Nvml(FakePynvml()))
     assert facts["gpus"] == ["NVIDIA H100 80GB HBM3", "NVIDIA K20"]
     assert (facts["gpu_driver"], facts["cuda_driver"]) == ("580.65.06", "13.2")
@@ -81,14 +81,14 @@ def test_facts_name_driver_memory_and_capability(tmp_path: Path) -> None:
     assert facts["gpu_compute_capability"] == ["9.0", None]
 
 
-def test_device_state_holds_each_gpu_by_index(tmp_path: Path) -> None:
+def test_device_state_contains_gpus_by_index(tmp_path: Path) -> None:
     state = read_device_state(*build(tmp_path, VM), gpus=Nvml(FakePynvml()))
     assert [*state["gpus"]] == ["0", "1"]
     assert state["gpus"]["0"]["temperature_c"] == 54
     json.dumps(state, allow_nan=False)
 
 
-def test_another_machines_files_say_nothing_of_gpus(tmp_path: Path) -> None:
+def test_nvml_is_not_used_for_other_machines(tmp_path: Path) -> None:
     assert read_device_state(*build(tmp_path, VM))["gpus"] is None
     facts = collect_device_info(*build(tmp_path, VM))
     assert (facts["cuda_driver"], facts["gpu_memory_bytes"], facts["gpu_compute_capability"]) == (
@@ -98,7 +98,7 @@ def test_another_machines_files_say_nothing_of_gpus(tmp_path: Path) -> None:
     )
 
 
-def test_nvml_without_a_driver_is_absent() -> None:
+def test_nvml_raises_without_driver() -> None:
     class NoDriver(FakePynvml):
         def nvmlInit(self) -> None:  # noqa: N802
             raise NVMLError("Driver Not Loaded")
@@ -107,18 +107,18 @@ def test_nvml_without_a_driver_is_absent() -> None:
         Nvml(NoDriver())
 
 
-def test_nvml_without_the_package_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvml_raises_without_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(OSError, match="nvidia-ml-py is not installed"):
         Nvml()
 
 
-def test_a_driver_that_fails_later_costs_nothing() -> None:
-    class Lost(FakePynvml):
+def test_gpu_readings_are_empty_when_driver_fails() -> None:
+    class LostGpu(FakePynvml):
         def nvmlDeviceGetCount(self) -> int:  # noqa: N802
             raise NVMLError("GPU is lost")
 
-    reader = Nvml(Lost())
+    reader = Nvml(LostGpu())
     assert (read_gpu_states(reader), read_gpu_info(reader)) == ([], {})
     assert (read_gpu_states(None), read_gpu_info(None)) == ([], {})
 
@@ -134,29 +134,29 @@ def test_a_driver_that_fails_later_costs_nothing() -> None:
         ({"CUDA_VISIBLE_DEVICES": ""}, 0),
     ],
 )
-def test_first_cuda_device_follows_the_environment(environment: dict[str, str], index: int) -> None:
+def test_first_cuda_device_follows_environment(environment: dict[str, str], index: int) -> None:
     assert first_cuda_device(["GPU-1000-aaaa", "GPU-1001-aaaa"], environment) == index
 
 
-def test_gpu_watch_sums_up_what_slices_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_monitor_summarizes_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     library = FakePynvml()
-    watch = GpuMonitor(Nvml(library))
-    assert watch.summarize() == {}
-    watch.read()
+    monitor = GpuMonitor(Nvml(library))
+    assert monitor.summarize() == {}
+    monitor.read()
     library.sm_clock_mhz, library.reasons = 1500, 0x44
-    watch.read()
-    summary: dict[str, Any] = watch.summarize()
+    monitor.read()
+    summary: dict[str, Any] = monitor.summarize()
     assert summary["sm_clocks_mhz"] == [1755, 1500]
     assert summary["throttle_reasons"] == ["hw thermal slowdown", "sw power cap"]
     assert (summary["index"], summary["max_sm_clock_mhz"], summary["power_w"]) == (0, 1980, 412.5)
     assert summary["memory_used_bytes"] == 2 * 2**30
 
 
-def test_gpu_watch_on_a_silent_gpu_has_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_monitor_summary_has_gaps_for_unknown_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    watch = GpuMonitor(Nvml(FakePynvml()))
-    watch.read()
-    summary = watch.summarize()
+    monitor = GpuMonitor(Nvml(FakePynvml()))
+    monitor.read()
+    summary = monitor.summarize()
     assert (summary["index"], summary["sm_clocks_mhz"], summary["throttle_reasons"]) == (1, [], [])
     assert summary["power_w"] is None

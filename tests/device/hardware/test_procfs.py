@@ -25,18 +25,20 @@ from edgetl.device.hardware.procfs import (
         (b"\xff", None),
     ],
 )
-def test_a_number_or_nothing(tmp_path: Path, content: bytes, number: int | None) -> None:
+def test_read_int_returns_none_for_malformed_file(
+    tmp_path: Path, content: bytes, number: int | None
+) -> None:
     (tmp_path / "file").write_bytes(content)
     assert read_int(tmp_path / "file") == number
 
 
 @pytest.mark.parametrize("digits", ["9" * 30, "9" * 5000])
-def test_no_counter_is_that_wide(tmp_path: Path, digits: str) -> None:
+def test_read_int_returns_none_for_too_many_digits(tmp_path: Path, digits: str) -> None:
     (tmp_path / "file").write_text(digits)
     assert read_int(tmp_path / "file") is None
 
 
-def test_what_cannot_be_read_is_absent(tmp_path: Path) -> None:
+def test_unreadable_paths_are_absent(tmp_path: Path) -> None:
     assert read_text(tmp_path) is None
     assert read_text(tmp_path / "missing") is None
     assert read_text(tmp_path / ("x" * 5000)) is None
@@ -48,12 +50,12 @@ def test_what_cannot_be_read_is_absent(tmp_path: Path) -> None:
     "line",
     ["MemTotal: 8", "MemTotal: kB 8", "MemTotal: -8 kB", "MemTotalHuge: 8 kB", "MemTotal: x kB"],
 )
-def test_an_amount_needs_its_unit(tmp_path: Path, line: str) -> None:
+def test_read_size_returns_none_for_malformed_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "meminfo").write_text(line)
     assert read_size_bytes(tmp_path / "meminfo", "MemTotal") is None
 
 
-def test_lines_that_are_no_pairs_are_left_out(tmp_path: Path) -> None:
+def test_read_named_ints_skips_other_lines(tmp_path: Path) -> None:
     (tmp_path / "cpu.stat").write_text(
         "usage_usec 5\nnr_throttled x\n\nthree words here\nnr_periods 7\n"
     )
@@ -61,5 +63,5 @@ def test_lines_that_are_no_pairs_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "", None, "x"])
-def test_only_finite_numbers(text: str | None) -> None:
+def test_to_float_returns_none_for_non_finite_text(text: str | None) -> None:
     assert to_float(text) is None

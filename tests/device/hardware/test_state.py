@@ -15,10 +15,10 @@ from edgetl.device.hardware.noise import assess_noise
 from edgetl.device.hardware.state import read_device_state
 from tests.helpers.machines import CONTAINER, JETSON, LAPTOP, MACHINES, OLD_CONTAINER, PI, VM, build
 
-ALWAYS = ("monotonic_s", "pressure_us")
+ALWAYS_REPORTED = ("monotonic_s", "pressure_us")
 
 
-def test_a_virtual_machine(tmp_path: Path) -> None:
+def test_device_state_of_virtual_machine(tmp_path: Path) -> None:
     state = read_device_state(*build(tmp_path, VM))
     ticks = os.sysconf("SC_CLK_TCK")
     assert state["cpu_seconds"] == {
@@ -28,26 +28,26 @@ def test_a_virtual_machine(tmp_path: Path) -> None:
     }
     assert state["load"] == [0.5, 0.4, 0.3]
     assert state["pressure_us"] == {"cpu": 1_000_000, "memory": 0, "io": 500}
-    # A root group counts no throttling: that is not the same as none.
-    told = {name for name, value in state.items() if value is not None}
-    assert told == {*ALWAYS, "load", "cpu_seconds"}
+    # A root group does not count throttling, so it is unknown, not zero.
+    reported = {name for name, value in state.items() if value is not None}
+    assert reported == {*ALWAYS_REPORTED, "load", "cpu_seconds"}
 
 
-def test_a_container_with_a_quota(tmp_path: Path) -> None:
-    # A quota further up throttles too.
+def test_throttling_sums_quotas_of_parent_groups(tmp_path: Path) -> None:
+    # Quotas of parent groups throttle too.
     assert read_device_state(*build(tmp_path, CONTAINER))["throttling"] == {
         "periods": 11,
         "seconds": pytest.approx(2.501),
     }
 
 
-def test_a_container_of_cgroup_v1(tmp_path: Path) -> None:
+def test_throttling_of_cgroup_v1(tmp_path: Path) -> None:
     state = read_device_state(*build(tmp_path, OLD_CONTAINER))
     assert state["throttling"] == {"periods": 3, "seconds": pytest.approx(1.5)}
     assert state["pressure_us"] == {"cpu": None, "memory": None, "io": None}
 
 
-def test_a_raspberry_pi(tmp_path: Path) -> None:
+def test_device_state_of_raspberry_pi(tmp_path: Path) -> None:
     state = read_device_state(*build(tmp_path, PI))
     assert (state["frequency_khz"], state["frequencies_khz"]) == (
         1_500_000,
@@ -66,7 +66,7 @@ def test_a_raspberry_pi(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "word"),
+    ("script", "flags"),
     [
         ("echo throttled=0x50005", "50005"),
         ("echo throttled=0x0", "0"),
@@ -75,8 +75,8 @@ def test_a_raspberry_pi(tmp_path: Path) -> None:
         ("exec sleep 30", None),
     ],
 )
-def test_a_pi_whose_kernel_does_not_show_the_firmwares_word(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, word: str | None
+def test_firmware_throttling_falls_back_to_vcgencmd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, flags: str | None
 ) -> None:
     tool = tmp_path / "bin/vcgencmd"
     tool.parent.mkdir()
@@ -85,27 +85,29 @@ def test_a_pi_whose_kernel_does_not_show_the_firmwares_word(
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr("edgetl.device.hardware.state._VCGENCMD_TIMEOUT_S", 0.5)
     files = {name: text for name, text in PI.items() if "firmware" not in name}
-    assert read_device_state(*build(tmp_path, files))["firmware_throttled"] == word
+    assert read_device_state(*build(tmp_path, files))["firmware_throttled"] == flags
 
 
-def test_a_pi_without_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_firmware_throttling_is_none_without_vcgencmd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     files = {name: text for name, text in PI.items() if "firmware" not in name}
     assert read_device_state(*build(tmp_path, files))["firmware_throttled"] is None
 
 
-def test_a_jetson(tmp_path: Path) -> None:
+def test_device_state_of_jetson(tmp_path: Path) -> None:
     state = read_device_state(*build(tmp_path, JETSON))
     assert (state["over_current_events"], state["power_mode"]) == (
         {"oc1": 0, "oc2": 1, "oc3": 2},
         "MAXN_SUPER",
     )
-    # The sensor that is switched off is left out.
+    # A sensor that is switched off is left out.
     assert state["temperatures_c"] == {"cpu-thermal": 48.5}
     assert (state["swap_used_bytes"], state["governors"]) == (0, ["schedutil"])
 
 
-def test_a_laptop(tmp_path: Path) -> None:
+def test_device_state_of_laptop(tmp_path: Path) -> None:
     state = read_device_state(*build(tmp_path, LAPTOP))
     assert (state["turbo"], state["power_source"], state["battery_percent"]) == (
         True,
@@ -131,7 +133,7 @@ def test_a_laptop(tmp_path: Path) -> None:
         ({"AC/type": "UPS", "BAT0/type": "UPS"}, None, None),
     ],
 )
-def test_what_feeds_the_machine(
+def test_power_source_and_battery_percent(
     tmp_path: Path, changes: dict[str, str], source: str | None, percent: int | None
 ) -> None:
     files = {**LAPTOP, **{f"sys/class/power_supply/{name}": text for name, text in changes.items()}}
@@ -149,12 +151,14 @@ def test_what_feeds_the_machine(
         ({}, None),
     ],
 )
-def test_turbo(tmp_path: Path, files: dict[str, str], turbo: bool | None) -> None:
+def test_turbo_follows_kernel_files(
+    tmp_path: Path, files: dict[str, str], turbo: bool | None
+) -> None:
     tree = {f"sys/devices/system/cpu/{name}": text for name, text in files.items()}
     assert read_device_state(*build(tmp_path, tree))["turbo"] is turbo
 
 
-def test_throttle_counters_are_summed(tmp_path: Path) -> None:
+def test_thermal_throttles_are_summed_over_cores(tmp_path: Path) -> None:
     counters = {
         f"sys/devices/system/cpu/cpu{core}/thermal_throttle/core_throttle_count": f"{core + 2}\n"
         for core in range(2)
@@ -164,12 +168,12 @@ def test_throttle_counters_are_summed(tmp_path: Path) -> None:
     }
 
 
-def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
+def test_device_state_is_none_when_not_reported(tmp_path: Path) -> None:
     state = read_device_state(*build(tmp_path, {}))
-    assert {name for name, value in state.items() if value is not None} == set(ALWAYS)
+    assert {name for name, value in state.items() if value is not None} == set(ALWAYS_REPORTED)
 
 
-def test_this_machine_can_be_read() -> None:
+def test_device_state_of_this_machine_is_json() -> None:
     before = read_device_state()
     after = read_device_state()
     json.dumps(after, allow_nan=False)
@@ -183,15 +187,17 @@ def test_this_machine_can_be_read() -> None:
 @pytest.mark.parametrize(
     "garbage", ["garbage", "some garbage\nmore: garbage", "\0\0", "- -", "nan inf", "9" * 500]
 )
-def test_what_cannot_be_understood_is_as_good_as_absent(
-    tmp_path: Path, machine: str, garbage: str
-) -> None:
+def test_malformed_files_are_treated_as_absent(tmp_path: Path, machine: str, garbage: str) -> None:
     proc, sys_root = build(tmp_path, dict.fromkeys(MACHINES[machine], garbage))
-    state, facts = read_device_state(proc, sys_root), collect_device_info(proc, sys_root)
-    # A governor is any word.
-    assert {name for name, value in state.items() if value is not None} <= {*ALWAYS, "governors"}
+    state = read_device_state(proc, sys_root)
+    facts = collect_device_info(proc, sys_root)
+    # Any text is a valid governor.
+    assert {name for name, value in state.items() if value is not None} <= {
+        *ALWAYS_REPORTED,
+        "governors",
+    }
     assert set(state["pressure_us"].values()) == {None}
-    numbers = (
+    names = (
         "cpu_quota",
         "memory_bytes",
         "swap_total_bytes",
@@ -200,7 +206,7 @@ def test_what_cannot_be_understood_is_as_good_as_absent(
         "gpu_driver",
         "cpu_flags",
     )
-    assert [facts[name] for name in numbers] == [None] * len(numbers)
+    assert [facts[name] for name in names] == [None] * len(names)
     assert facts["gpus"] == []
 
 
@@ -210,7 +216,7 @@ def test_what_cannot_be_understood_is_as_good_as_absent(
     content=st.binary(max_size=400)
     | st.text("0123456789-+.:=/ kBesomtalx\n\0", max_size=60).map(str.encode),
 )
-def test_no_content_of_any_file_stops_a_reading(data: st.DataObject, content: bytes) -> None:
+def test_readings_survive_any_file_content(data: st.DataObject, content: bytes) -> None:
     files = MACHINES[data.draw(st.sampled_from(sorted(MACHINES)))]
     name = data.draw(st.sampled_from(sorted(files)))
     with TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What the CUDA provider loads: found after the preload, in silence, from wherever the wheels lie."""
+"""Preloading of CUDA's libraries, and the remedies for missing ones."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from edgetl.device.runtime.cuda_libraries import find_missing_library, suggest_r
 from tools.checks.cuda_libraries import FROM_THE_DRIVER, unresolved_libraries
 
 ROOT = Path(__file__).parents[3]
-LIBRARIES_OF_CUDA = re.compile(r"libcu(?:blas|dart|dnn|rand|fft)|libnvrtc")
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="by the loader of Linux")
+CUDA_LIBRARY_PATTERN = re.compile(r"libcu(?:blas|dart|dnn|rand|fft)|libnvrtc")
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs the Linux loader")
 
 
-def run_python(program: str, **variables: str) -> str:
-    """Run a program in a fresh interpreter; return what it printed."""
+def run_python(script: str, **variables: str) -> str:
+    """Run a script in a new interpreter and return its output."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
+    process = subprocess.run(
+        [sys.executable, "-c", script],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def has_gpu_wheel() -> bool:
@@ -49,29 +49,34 @@ def has_gpu_wheel() -> bool:
 @pytest.mark.skipif(
     not has_gpu_wheel() or shutil.which("ldd") is None, reason="needs onnxruntime-gpu and ldd"
 )
-def test_everything_that_the_provider_needs_is_found() -> None:
-    """If this fails after an update of constraints.txt: install edgetl's `train` extra again."""
-    program = f"import json; from {unresolved_libraries.__module__} import *; print(json.dumps(unresolved_libraries()))"
-    assert set(json.loads(run_python(program))) <= FROM_THE_DRIVER
+def test_preload_resolves_all_provider_libraries() -> None:
+    """If this fails after an update of constraints.txt, reinstall edgetl's `train` extra."""
+    module = unresolved_libraries.__module__
+    script = f"import json; from {module} import *; print(json.dumps(unresolved_libraries()))"
+    assert set(json.loads(run_python(script))) <= FROM_THE_DRIVER
 
 
 @linux
-def test_a_session_on_the_cpu_loads_no_cuda(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(_colour_model())
-    program = (
+def test_cpu_session_loads_no_cuda_libraries(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(_color_model_bytes())
+    script = (
         "from pathlib import Path; from edgetl.device.runtime.session import create_session; "
-        f"create_session(Path({str(tmp_path / 'model.onnx')!r})); print(Path('/proc/self/maps').read_text())"
+        f"create_session(Path({str(tmp_path / 'model.onnx')!r})); "
+        "print(Path('/proc/self/maps').read_text())"
     )
-    assert not LIBRARIES_OF_CUDA.search(run_python(program))
+    assert not CUDA_LIBRARY_PATTERN.search(run_python(script))
 
 
 @linux
-def test_the_preload_prints_nothing() -> None:
-    program = "from edgetl.device.runtime.cuda_libraries import *; preload_cuda_libraries(); preload_cuda_libraries()"
-    assert run_python(program) == ""
+def test_preload_prints_nothing() -> None:
+    script = (
+        "from edgetl.device.runtime.cuda_libraries import *; "
+        "preload_cuda_libraries(); preload_cuda_libraries()"
+    )
+    assert run_python(script) == ""
 
 
-_ELSEWHERE = """
+_PRELOAD_FROM_SITE_SCRIPT = """
 import sys, types
 from pathlib import Path
 sys.path[:] = [entry for entry in sys.path if "site-packages" not in entry] + [{site!r}]
@@ -82,36 +87,32 @@ print(Path("/proc/self/maps").read_text())
 """
 
 
-def stand_in(folder: Path) -> Path:
-    """A loadable library by the name of cuRAND's."""
+def write_fake_curand(folder: Path) -> Path:
+    """Write a loadable library with cuRAND's name."""
     folder.mkdir(parents=True)
-    loaded = (line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines())
-    return Path(
-        shutil.copy(
-            next(path for path in loaded if "/libm.so" in path or "/libm-" in path),
-            folder / "libcurand.so.10",
-        )
-    )
+    paths = (line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines())
+    libm = next(path for path in paths if "/libm.so" in path or "/libm-" in path)
+    return Path(shutil.copy(libm, folder / "libcurand.so.10"))
 
 
 @linux
-def test_libraries_are_found_in_wheels_elsewhere_on_the_path(tmp_path: Path) -> None:
-    """As after `pip install --target`, with an onnxruntime that has no preload of its own."""
-    library = stand_in(tmp_path / "site/nvidia/cu13/lib")
-    assert str(library) in run_python(_ELSEWHERE.format(site=str(tmp_path / "site")))
+def test_preload_finds_wheels_on_sys_path(tmp_path: Path) -> None:
+    """Same layout as after `pip install --target`, with an onnxruntime without `preload_dlls`."""
+    library = write_fake_curand(tmp_path / "site/nvidia/cu13/lib")
+    script = _PRELOAD_FROM_SITE_SCRIPT.format(site=str(tmp_path / "site"))
+    assert str(library) in run_python(script)
 
 
 @linux
-def test_the_loaders_path_comes_before_wheels(tmp_path: Path) -> None:
-    stand_in(tmp_path / "site/nvidia/cu13/lib")
-    chosen = stand_in(tmp_path / "chosen")
-    maps = run_python(
-        _ELSEWHERE.format(site=str(tmp_path / "site")), LD_LIBRARY_PATH=str(chosen.parent)
-    )
-    assert str(chosen) in maps
+def test_preload_prefers_ld_library_path_to_wheels(tmp_path: Path) -> None:
+    write_fake_curand(tmp_path / "site/nvidia/cu13/lib")
+    preferred = write_fake_curand(tmp_path / "preferred")
+    script = _PRELOAD_FROM_SITE_SCRIPT.format(site=str(tmp_path / "site"))
+    maps = run_python(script, LD_LIBRARY_PATH=str(preferred.parent))
+    assert str(preferred) in maps
 
 
-def test_an_onnxruntime_without_cuda_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preload_does_nothing_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     fake = SimpleNamespace(cuda_version="", preload_dlls=lambda: calls.append("preload"))
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
@@ -120,12 +121,13 @@ def test_an_onnxruntime_without_cuda_loads_nothing(monkeypatch: pytest.MonkeyPat
     assert calls == []
 
 
-def test_the_words_of_the_loader_name_the_library() -> None:
-    words = (
-        "2026 [E:onnxruntime] FAIL : Failed to load library /v/onnxruntime/capi/libonnxruntime_providers_cuda.so with error: "
+def test_find_missing_library_in_loader_message() -> None:
+    message = (
+        "2026 [E:onnxruntime] FAIL : Failed to load library "
+        "/v/onnxruntime/capi/libonnxruntime_providers_cuda.so with error: "
         "libcurand.so.10: cannot open shared object file: No such file or directory"
     )
-    assert find_missing_library(words) == "libcurand.so.10"
+    assert find_missing_library(message) == "libcurand.so.10"
     assert (
         find_missing_library("libonnxruntime_providers_cuda.so: undefined symbol: Provider_GetHost")
         is None
@@ -135,7 +137,7 @@ def test_the_words_of_the_loader_name_the_library() -> None:
 
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Installed packages and their versions."""
+    """Return the fake installed packages and their versions."""
     versions = {"onnxruntime-gpu": "1.31.1"}
     monkeypatch.setattr(cuda_libraries, "_installed_version", versions.get)
     monkeypatch.setattr(
@@ -150,16 +152,14 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     "library",
     ["libcurand.so.10", "libcublasLt.so.13", "libcudart.so.13", "libcudnn.so.9", "libcufft.so.12"],
 )
-def test_a_missing_library_is_added_with_its_siblings(
-    packages: dict[str, str], library: str
-) -> None:
+def test_remedy_installs_all_cuda_libraries(packages: dict[str, str], library: str) -> None:
     assert (
         suggest_remedy(f"{library} is missing")
         == 'pip install "onnxruntime-gpu[cuda,cudnn]==1.31.1"'
     )
 
 
-def test_a_package_that_lost_its_files_is_installed_again(packages: dict[str, str]) -> None:
+def test_remedy_reinstalls_package_with_missing_files(packages: dict[str, str]) -> None:
     packages["nvidia-curand"] = "10.4.2.66"
     assert suggest_remedy("libcurand.so.10 is missing").startswith(
         'pip install --force-reinstall --no-deps "nvidia-curand==10.4.2.66"'
@@ -169,7 +169,7 @@ def test_a_package_that_lost_its_files_is_installed_again(packages: dict[str, st
 
 
 @pytest.mark.usefixtures("packages")
-def test_the_drivers_library_comes_with_the_driver() -> None:
+def test_remedy_for_driver_problem_is_the_driver() -> None:
     for problem in (
         "libcuda.so.1 is missing",
         "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version",
@@ -179,17 +179,17 @@ def test_the_drivers_library_comes_with_the_driver() -> None:
 
 
 @pytest.mark.usefixtures("packages")
-def test_tensorrt_is_of_the_version_that_the_provider_links_to() -> None:
+def test_remedy_pins_required_tensorrt_version() -> None:
     assert suggest_remedy("libnvinfer.so.10 is missing") == 'pip install "tensorrt-cu13==10.*"'
 
 
 @pytest.mark.usefixtures("packages")
-def test_an_unknown_library_is_not_guessed() -> None:
+def test_remedy_for_unknown_library_names_no_package() -> None:
     assert "libfoo.so.3" in suggest_remedy("libfoo.so.3 is missing")
     assert "pip" not in suggest_remedy("libfoo.so.3 is missing")
 
 
-def _colour_model() -> bytes:
+def _color_model_bytes() -> bytes:
     from tests.helpers.bundles import colour_model
 
     content: bytes = colour_model().SerializeToString()

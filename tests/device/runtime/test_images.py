@@ -1,4 +1,4 @@
-"""The one definition of an image, on files made here and on real odd ones."""
+"""Image decoding of generated files and of real unusual ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNREADABLE = {
     "pillow_broken.png",
     "pillow_broken_data_stream.png",
 }
-"""The files of the odd collection that no decoder reads whole, as its notes say."""
+"""Files of the odd collection that no decoder reads completely, according to its notes."""
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
@@ -37,14 +37,15 @@ def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
     return stream.getvalue()
 
 
-def test_odd_files_are_read_or_refused_as_their_notes_say(shared: Path) -> None:
+def test_odd_files_are_decoded_or_rejected(shared: Path) -> None:
     files = [path for path in sorted((shared / "data/odd").iterdir()) if path.name != "NOTES.tsv"]
-    refused, messages = set(), []
+    rejected_names = set()
+    messages = []
     for path in files:
         try:
             image = load_image(path)
         except DecodeError as error:
-            refused.add(path.name)
+            rejected_names.add(path.name)
             messages.append(str(error))
         else:
             assert image.dtype == np.uint8
@@ -52,7 +53,7 @@ def test_odd_files_are_read_or_refused_as_their_notes_say(shared: Path) -> None:
             assert image.shape[2] == 3
     assert len(files) == 30
     assert all(str(shared) in message for message in messages)
-    assert refused == UNREADABLE
+    assert rejected_names == UNREADABLE
 
 
 EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
@@ -63,7 +64,7 @@ EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
 """
 
 
-def test_eps_named_jpg_does_not_reach_ghostscript(
+def test_eps_with_jpg_suffix_does_not_run_ghostscript(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ghostscript = tmp_path / "gs"
@@ -72,7 +73,7 @@ def test_eps_named_jpg_does_not_reach_ghostscript(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     file = tmp_path / "x.jpg"
     file.write_bytes(EPS)
-    assert Image.open(file).format == "EPS", "the file is one that Pillow would hand over"
+    assert Image.open(file).format == "EPS", "Pillow would pass this file to Ghostscript"
     with pytest.raises(DecodeError, match="not a known image format"):
         load_image(file)
     assert isinstance(_inspect_file(LabeledFile(file, "cat", None)), RejectedFile)
@@ -80,7 +81,7 @@ def test_eps_named_jpg_does_not_reach_ghostscript(
     assert not (tmp_path / "ran").exists()
 
 
-def test_pipes_devices_and_folders_are_refused_at_once(tmp_path: Path) -> None:
+def test_load_image_rejects_pipes_devices_and_folders(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.jpg"
     os.mkfifo(pipe)
     (tmp_path / "zero.jpg").symlink_to("/dev/zero")
@@ -93,7 +94,7 @@ def test_pipes_devices_and_folders_are_refused_at_once(tmp_path: Path) -> None:
         assert isinstance(read_bytes(tmp_path / name), RejectedFile)
 
 
-def test_a_file_that_no_photo_fills_is_not_read(tmp_path: Path) -> None:
+def test_load_image_rejects_huge_file(tmp_path: Path) -> None:
     huge = tmp_path / "huge.jpg"
     with huge.open("wb") as stream:
         stream.truncate(2**40)
@@ -104,7 +105,7 @@ def test_a_file_that_no_photo_fills_is_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "TGA", "PPM"]
 )
-def test_every_format_of_the_allow_list_is_decoded(format: str) -> None:
+def test_load_image_decodes_every_format(format: str) -> None:
     assert load_image(encode(Image.new("RGB", (20, 10), (200, 30, 40)), format)).shape == (
         10,
         20,
@@ -120,25 +121,23 @@ def test_every_format_of_the_allow_list_is_decoded(format: str) -> None:
         ("exif_Portrait_5.jpg", (1800, 1200)),
     ],
 )
-def test_orientation_of_real_photos(shared: Path, name: str, upright: tuple[int, int]) -> None:
+def test_load_image_applies_orientation_of_photos(
+    shared: Path, name: str, upright: tuple[int, int]
+) -> None:
     assert load_image(shared / "data/odd" / name).shape[:2] == upright
 
 
-def test_rotated_copies_of_one_photo_look_alike(shared: Path) -> None:
+def test_rotated_copies_of_photo_decode_alike(shared: Path) -> None:
     # Landscape_3 and Landscape_6 are the same scene stored in two orientations.
+    images = [load_image(shared / "data/odd" / f"exif_Landscape_{n}.jpg") for n in (3, 6)]
     thumbnails = [
-        np.asarray(
-            Image.fromarray(load_image(shared / "data/odd" / f"exif_Landscape_{n}.jpg")).resize(
-                (32, 32)
-            )
-        ).astype(int)
-        for n in (3, 6)
+        np.asarray(Image.fromarray(image).resize((32, 32))).astype(int) for image in images
     ]
     assert np.abs(thumbnails[0] - thumbnails[1]).mean() < 6
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_is_undone(orientation: int) -> None:
+def test_load_image_applies_every_exif_orientation(orientation: int) -> None:
     upright = np.zeros((20, 30, 3), np.uint8)
     upright[:10, :15] = (255, 0, 0)
     undo = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -152,14 +151,14 @@ def test_every_exif_orientation_is_undone(orientation: int) -> None:
     assert (load_image(encode(stored, "PNG", exif=exif)) == upright).all()
 
 
-def test_transparency_goes_onto_white() -> None:
+def test_load_image_composes_transparency_onto_white() -> None:
     rgba = np.zeros((4, 4, 4), np.uint8)
     rgba[..., 3] = [0, 85, 170, 255]
     assert load_image(encode(Image.fromarray(rgba, "RGBA")))[0, :, 0].tolist() == [255, 170, 85, 0]
 
 
 @pytest.mark.parametrize("mode", ["LA", "P"])
-def test_transparency_of_grey_and_palette_images(mode: str) -> None:
+def test_load_image_composes_gray_and_palette_images(mode: str) -> None:
     if mode == "LA":
         encoded = encode(Image.new("LA", (2, 2), (0, 0)))
     else:
@@ -169,32 +168,28 @@ def test_transparency_of_grey_and_palette_images(mode: str) -> None:
     assert (load_image(encoded) == 255).all()
 
 
-def test_sixteen_bit_grey_keeps_its_high_byte() -> None:
+def test_load_image_keeps_high_byte_of_16_bit_gray() -> None:
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     for format in ("PNG", "TIFF"):
         image = load_image(encode(Image.fromarray(ramp), format))
         assert (image[..., 1] == ramp >> 8).all()
 
 
-def test_grey_cmyk_and_palette_become_rgb() -> None:
+def test_load_image_converts_other_modes_to_rgb() -> None:
     assert (load_image(encode(Image.new("L", (3, 2), 77))) == 77).all()
     assert (load_image(encode(Image.new("1", (3, 2), 1))) == 255).all()
-    assert (
-        load_image(encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100))[
-            0, 0, 0
-        ]
-        > 240
-    )
+    cmyk = encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100)
+    assert load_image(cmyk)[0, 0, 0] > 240
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_pixels_without_a_range_are_refused(mode: str) -> None:
+def test_load_image_rejects_pixels_without_range(mode: str) -> None:
     pixels = np.full((2, 2), 1e6, np.int32 if mode == "I" else np.float32)
     with pytest.raises(DecodeError, match="defined range"):
         load_image(encode(Image.fromarray(pixels), "TIFF"))
 
 
-def test_truncated_files_are_refused_even_where_pillow_was_told_to_be_lenient(
+def test_load_image_rejects_truncated_file_when_pillow_allows_it(
     tmp_path: Path,
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
@@ -218,7 +213,7 @@ def test_truncated_files_are_refused_even_where_pillow_was_told_to_be_lenient(
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     ],
 )
-def test_what_is_no_image_says_why(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_load_image_error_gives_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)
     with pytest.raises(DecodeError, match=reason):
@@ -233,14 +228,14 @@ def test_what_is_no_image_says_why(tmp_path: Path, content: bytes, reason: str) 
     st.sampled_from(["", "PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"]),
     st.integers(0, 400),
 )
-def test_arbitrary_bytes_never_raise_anything_else(noise: bytes, format: str, cut: int) -> None:
-    start = encode(Image.new("RGB", (9, 7), (1, 2, 3)), format)[:cut] if format else b""
+def test_load_image_raises_only_decode_error(noise: bytes, format: str, length: int) -> None:
+    header = encode(Image.new("RGB", (9, 7), (1, 2, 3)), format)[:length] if format else b""
     with contextlib.suppress(DecodeError):
-        assert load_image(start + noise).shape[2] == 3
+        assert load_image(header + noise).shape[2] == 3
 
 
 @pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (3, 301)])
-def test_narrow_images_are_refused_before_they_are_decoded(size: tuple[int, int]) -> None:
+def test_load_image_rejects_narrow_images(size: tuple[int, int]) -> None:
     with pytest.raises(
         DecodeError,
         match=f"{size[0]} x {size[1]} pixels: the longer side is more than 100 times the shorter",

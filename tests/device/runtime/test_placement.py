@@ -1,4 +1,7 @@
-"""Placements recorded from real sessions of onnxruntime-gpu 1.31.1's CUDA provider: MobileNetV2 at 64 px, by its own partitioner."""
+"""Checks of node placements recorded from real sessions.
+
+The sessions ran MobileNetV2 at 64 px on the CUDA provider of onnxruntime-gpu 1.31.1.
+"""
 
 from __future__ import annotations
 
@@ -25,45 +28,45 @@ CHAIN = [CUDA, CPU]
 _RECORDED = json.loads(Path(__file__).with_name("placements.json").read_text())
 
 
-def recorded(name: str) -> list[NodeAssignment]:
+def read_recorded(name: str) -> list[NodeAssignment]:
     return [
         NodeAssignment(node, operator, f"{provider}ExecutionProvider")
         for node, operator, provider in _RECORDED[name]
     ]
 
 
-def moved(
+def move_nodes(
     assignments: list[NodeAssignment], operator: str, provider: str, count: int
 ) -> list[NodeAssignment]:
-    """The first `count` nodes of an operator on another provider."""
-    chosen = [index for index, node in enumerate(assignments) if node.operator == operator][:count]
-    assert len(chosen) == count
+    """Move the first `count` nodes of an operator to another provider."""
+    indices = [index for index, node in enumerate(assignments) if node.operator == operator]
+    assert len(indices) >= count
     return [
-        replace(node, provider=provider) if index in chosen else node
+        replace(node, provider=provider) if index in indices[:count] else node
         for index, node in enumerate(assignments)
     ]
 
 
 @pytest.mark.parametrize("name", sorted(_RECORDED))
-def test_sessions_on_the_provider_pass(name: str) -> None:
-    assignments = recorded(name)
+def test_check_placement_passes_when_all_on_provider(name: str) -> None:
+    assignments = read_recorded(name)
     assert sum(node.operator == "Conv" for node in assignments) == 52
     check_placement(assignments, CHAIN)
 
 
-def test_shape_arithmetic_on_the_cpu_is_no_mistake() -> None:
-    assignments = recorded("image_fp32")
+def test_shape_nodes_on_cpu_are_not_misplaced() -> None:
+    assignments = read_recorded("image_fp32")
     assert sum(node.provider == CPU for node in assignments) == 12
     assert misplaced_nodes(assignments, {CUDA}) == []
 
 
-def test_compute_nodes_on_the_cpu_are_named_and_counted() -> None:
-    assignments = moved(recorded("tensor_fp32"), "Conv", CPU, 4)
+def test_check_placement_lists_compute_nodes_on_cpu() -> None:
+    assignments = move_nodes(read_recorded("tensor_fp32"), "Conv", CPU, 4)
     names = [node.name for node in misplaced_nodes(assignments, {CUDA})]
     assert len(names) == 4
-    with pytest.raises(ProviderError) as caught:
+    with pytest.raises(ProviderError) as error:
         check_placement(assignments, CHAIN)
-    message = str(caught.value)
+    message = str(error.value)
     assert message.startswith(
         f"{CUDA} did not take 4 of 53 compute nodes; {CPU} got Conv {names[0]}, Conv {names[1]}"
     )
@@ -72,8 +75,8 @@ def test_compute_nodes_on_the_cpu_are_named_and_counted() -> None:
     assert "--provider cpu" in message
 
 
-def test_a_session_wholly_on_the_cpu_is_refused() -> None:
-    assignments = [replace(node, provider=CPU) for node in recorded("tensor_int8")]
+def test_check_placement_rejects_session_fully_on_cpu() -> None:
+    assignments = [replace(node, provider=CPU) for node in read_recorded("tensor_int8")]
     with pytest.raises(ProviderError, match="did not take 53 of 53"):
         check_placement(assignments, CHAIN)
 
@@ -81,46 +84,46 @@ def test_a_session_wholly_on_the_cpu_is_refused() -> None:
 @pytest.mark.parametrize(
     "operator", ["ConvInteger", "QLinearConv", "FusedConv", "Gemm", "MatMul", "MatMulNBits"]
 )
-def test_every_compute_operator_counts(operator: str) -> None:
+def test_check_placement_covers_every_compute_operator(operator: str) -> None:
     with pytest.raises(ProviderError, match=f"{operator} last"):
         check_placement(
             [NodeAssignment("first", "Relu", CUDA), NodeAssignment("last", operator, CPU)], CHAIN
         )
 
 
-def test_nodes_that_tensorrt_leaves_to_cuda_pass() -> None:
-    assignments = moved(
-        [replace(node, provider=TENSORRT) for node in recorded("tensor_fp32")], "Conv", CUDA, 2
+def test_check_placement_accepts_tensorrt_nodes_on_cuda() -> None:
+    assignments = move_nodes(
+        [replace(node, provider=TENSORRT) for node in read_recorded("tensor_fp32")], "Conv", CUDA, 2
     )
     check_placement(assignments, [TENSORRT, CUDA, CPU])
     with pytest.raises(ProviderError, match="did not take 2 of 53"):
         check_placement(assignments, [TENSORRT, CPU])
 
 
-def test_xnnpack_may_leave_nodes_to_the_cpu_it_runs_on() -> None:
+def test_check_placement_accepts_xnnpack_nodes_on_cpu() -> None:
     xnnpack = "XnnpackExecutionProvider"
-    assignments = moved(
-        [replace(node, provider=xnnpack) for node in recorded("tensor_fp32")], "Conv", CPU, 2
+    assignments = move_nodes(
+        [replace(node, provider=xnnpack) for node in read_recorded("tensor_fp32")], "Conv", CPU, 2
     )
     check_placement(assignments, [xnnpack, CPU])
     with pytest.raises(ProviderError, match="53 of 53"):
         check_placement([replace(node, provider=CPU) for node in assignments], [xnnpack, CPU])
 
 
-def test_the_cpu_is_right_where_it_was_asked_for() -> None:
-    check_placement([replace(node, provider=CPU) for node in recorded("tensor_fp32")], [CPU])
+def test_check_placement_accepts_cpu_when_requested() -> None:
+    check_placement([replace(node, provider=CPU) for node in read_recorded("tensor_fp32")], [CPU])
 
 
-def test_a_graph_without_compute_nodes_is_not_judged() -> None:
+def test_check_placement_passes_without_compute_nodes() -> None:
     check_placement([NodeAssignment("only", "Relu", CPU)], CHAIN)
 
 
-def test_shares_add_up() -> None:
-    share = provider_node_shares(node.provider for node in recorded("image_fp32"))
-    assert share == {CPU: pytest.approx(12 / 203), CUDA: pytest.approx(191 / 203)}
+def test_provider_node_shares_add_up() -> None:
+    shares = provider_node_shares(node.provider for node in read_recorded("image_fp32"))
+    assert shares == {CPU: pytest.approx(12 / 203), CUDA: pytest.approx(191 / 203)}
 
 
-def test_assignments_of_a_real_session_are_read() -> None:
+def test_read_node_assignments_of_real_session() -> None:
     if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
         pytest.skip("this onnxruntime does not record its partitioning")
     options = onnxruntime.SessionOptions()
@@ -134,5 +137,5 @@ def test_assignments_of_a_real_session_are_read() -> None:
     assert {node.provider for node in assignments} == {CPU}
 
 
-def test_an_onnxruntime_without_the_record_says_nothing() -> None:
+def test_read_node_assignments_is_none_when_unsupported() -> None:
     assert read_node_assignments(object()) is None

@@ -1,4 +1,4 @@
-"""The preprocessing function against torchvision's own transforms."""
+"""Preprocessing compared with torchvision's transforms."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ from edgetl.device.runtime.preprocessing import preprocess
     st.integers(0, 9),
 )
 @example(67, 33, 32, 0, 0)
-def test_equals_torchvision_on_pillow_images(
+def test_preprocess_matches_torchvision(
     height: int, width: int, crop: int, margin: int, seed: int
 ) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    contract = Preprocessing(crop + margin, crop)
-    classic = T.Compose(
+    preprocessing = Preprocessing(crop + margin, crop)
+    transform = T.Compose(
         [
-            T.Resize(contract.resize),
+            T.Resize(preprocessing.resize),
             T.CenterCrop(crop),
             T.ToTensor(),
-            T.Normalize(contract.mean, contract.std),
+            T.Normalize(preprocessing.mean, preprocessing.std),
         ]
     )
-    expected = classic(Image.fromarray(image)).numpy()
-    # Pillow 13 takes the columns first where more than twice as many rows go as columns: one grey level (docs/decisions/001).
-    resized_height, resized_width = contract.compute_resized_size(height, width)
+    expected = transform(Image.fromarray(image)).numpy()
+    # Pillow 13 resizes the columns first if more than twice as many rows as columns are removed.
+    # The result differs by one grey level (docs/decisions/001).
+    resized_height, resized_width = preprocessing.compute_resized_size(height, width)
     columns_first = height - resized_height > 2 * (width - resized_width)
-    grey_level = 1 / (255 * min(contract.std))
-    assert np.abs(preprocess(image, contract)[0] - expected).max() < (
-        grey_level + 1e-5 if columns_first else 1e-5
-    )
+    grey_level = 1 / (255 * min(preprocessing.std))
+    tolerance = grey_level + 1e-5 if columns_first else 1e-5
+    assert np.abs(preprocess(image, preprocessing)[0] - expected).max() < tolerance
 
 
-def test_gives_a_contiguous_float_batch() -> None:
+def test_preprocess_returns_contiguous_float_batch() -> None:
     tensor = preprocess(np.zeros((50, 70, 3), np.uint8), Preprocessing(40, 32))
     assert tensor.shape == (1, 3, 32, 32)
     assert tensor.dtype == np.float32
@@ -55,16 +55,16 @@ def test_gives_a_contiguous_float_batch() -> None:
     assert torch.from_numpy(tensor).is_contiguous()
 
 
-def test_contract_survives_json() -> None:
-    contract = Preprocessing(232, 224, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert Preprocessing.from_json(contract.to_json()) == contract
+def test_preprocessing_round_trips_through_json() -> None:
+    preprocessing = Preprocessing(232, 224, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert Preprocessing.from_json(preprocessing.to_json()) == preprocessing
 
 
 @pytest.mark.parametrize(
     "change",
     [{"color": "BGR"}, {"interpolation": "bicubic"}, {"mean": [0.5]}, {"crop": "x"}, {"crop": 300}],
 )
-def test_contract_refuses_what_it_cannot_do(change: dict[str, object]) -> None:
+def test_preprocessing_rejects_unsupported_values(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         Preprocessing.from_json({**Preprocessing(256, 224).to_json(), **change})
     content = Preprocessing(256, 224).to_json()
@@ -73,6 +73,6 @@ def test_contract_refuses_what_it_cannot_do(change: dict[str, object]) -> None:
         Preprocessing.from_json(content)
 
 
-def test_classic_ratio() -> None:
+def test_for_image_size_uses_resize_ratio() -> None:
     assert Preprocessing.for_image_size(224) == Preprocessing(256, 224)
     assert Preprocessing.for_image_size(96).resize == 110

@@ -1,4 +1,4 @@
-"""Sessions that run where they were asked to, or not at all."""
+"""Sessions run on the requested provider or raise an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgetl.core.errors import BundleError, ProviderError
-from edgetl.device.runtime import session as sessions
+from edgetl.device.runtime import session as session_module
 from edgetl.device.runtime.classifier import Classifier
 from edgetl.device.runtime.placement import NodeAssignment
 from edgetl.device.runtime.session import (
@@ -27,28 +27,30 @@ without_gpu = pytest.mark.skipif(
 )
 EPFail = type("EPFail", (Exception,), {})
 NO_ENGINE = (
-    "[ONNXRuntimeError] : 11 : EP_FAIL : Non-zero status code returned while running Conv node. Name:'features.0' Status Message: "
-    "Failed to initialize CUDNN Frontend: /src/cudnn_fe_call.cc:117 std::conditional_t<THRW> onnxruntime::CudaCall(int) "
-    "CUDNN_FE failure 8: HEURISTIC_QUERY_FAILED ; GPU=0 ; hostname=vm ; file=/src/conv.cc ; line=238"
+    "[ONNXRuntimeError] : 11 : EP_FAIL : Non-zero status code returned while running Conv node. "
+    "Name:'features.0' Status Message: Failed to initialize CUDNN Frontend: "
+    "/src/cudnn_fe_call.cc:117 std::conditional_t<THRW> onnxruntime::CudaCall(int) "
+    "CUDNN_FE failure 8: HEURISTIC_QUERY_FAILED ; "
+    "GPU=0 ; hostname=vm ; file=/src/conv.cc ; line=238"
 )
 
 
 class FakeSession:
-    """A session of onnxruntime as far as edgetl asks; remembers how it was made."""
+    """Replacement for onnxruntime's session that records its arguments and fails to run."""
 
-    made: dict[str, Any]
+    arguments: dict[str, Any]
 
     def __init__(
         self,
         content: object,
         options: Any,
         providers: list[tuple[str, dict[str, str]]],
-        **rest: Any,
+        **keywords: Any,
     ) -> None:
-        FakeSession.made = {"options": options, "providers": providers, **rest}
+        FakeSession.arguments = {"options": options, "providers": providers, **keywords}
 
     def get_providers(self) -> list[str]:
-        return [name for name, _ in self.made["providers"]]
+        return [name for name, _ in self.arguments["providers"]]
 
     def get_inputs(self) -> list[Any]:
         return [SimpleNamespace(name="pixels", shape=["batch", "height", "width", 3])]
@@ -59,30 +61,32 @@ class FakeSession:
 
 @pytest.fixture
 def assignments(monkeypatch: pytest.MonkeyPatch) -> list[NodeAssignment]:
-    """CUDA is there; the returned nodes are those that its session records."""
+    """Fake CUDA sessions, and return the list of node assignments that they report."""
     nodes: list[NodeAssignment] = []
-    monkeypatch.setattr(sessions.onnxruntime, "InferenceSession", FakeSession)
-    monkeypatch.setattr(sessions, "available_providers", lambda: ["cpu", "cuda", "tensorrt"])
-    monkeypatch.setattr(sessions, "preload_cuda_libraries", lambda: None)
-    monkeypatch.setattr(sessions, "read_node_assignments", lambda session: nodes)
+    monkeypatch.setattr(session_module.onnxruntime, "InferenceSession", FakeSession)
+    monkeypatch.setattr(session_module, "available_providers", lambda: ["cpu", "cuda", "tensorrt"])
+    monkeypatch.setattr(session_module, "preload_cuda_libraries", lambda: None)
+    monkeypatch.setattr(session_module, "read_node_assignments", lambda session: nodes)
     return nodes
 
 
-def test_onnxruntime_may_not_answer_from_another_provider() -> None:
+def test_session_disables_fallback() -> None:
     session = create_session(MODEL)
     assert not session._enable_fallback
 
 
-def test_a_session_on_a_gpu_records_its_placement(assignments: list[NodeAssignment]) -> None:
+def test_gpu_session_records_node_assignments(assignments: list[NodeAssignment]) -> None:
     create_session(MODEL, "cuda")
-    assert FakeSession.made["enable_fallback"] == 0
+    assert FakeSession.arguments["enable_fallback"] == 0
     assert (
-        FakeSession.made["options"].get_session_config_entry(sessions.RECORD_ASSIGNMENT_OPTION)
+        FakeSession.arguments["options"].get_session_config_entry(
+            session_module.RECORD_ASSIGNMENT_OPTION
+        )
         == "1"
     )
 
 
-def test_a_conv_on_the_cpu_is_refused_when_the_session_is_made(
+def test_create_session_rejects_conv_on_cpu(
     assignments: list[NodeAssignment],
 ) -> None:
     assignments += [NodeAssignment("features.0", "Conv", "CPUExecutionProvider")]
@@ -93,40 +97,40 @@ def test_a_conv_on_the_cpu_is_refused_when_the_session_is_made(
         create_session(MODEL, "cuda")
 
 
-def test_tensorrt_gets_precision_and_cache(
+def test_tensorrt_session_has_precision_and_cache(
     assignments: list[NodeAssignment], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("EDGETL_CACHE", str(tmp_path))
     create_session(MODEL, "tensorrt", precision="fp16")
-    (name, options), *behind = FakeSession.made["providers"]
+    (name, options), *others = FakeSession.arguments["providers"]
     assert (name, options["trt_fp16_enable"]) == ("TensorrtExecutionProvider", "True")
     assert Path(options["trt_engine_cache_path"]).is_relative_to(tmp_path)
-    assert behind[-1] == ("CPUExecutionProvider", {})
+    assert others[-1] == ("CPUExecutionProvider", {})
 
 
-def test_placement_that_is_not_recorded_is_said_to_be_unknown(
+def test_create_session_warns_without_node_assignments(
     assignments: list[NodeAssignment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions, "read_node_assignments", lambda session: None)
+    monkeypatch.setattr(session_module, "read_node_assignments", lambda session: None)
     with pytest.warns(UserWarning, match="does not record where it places nodes"):
         create_session(MODEL, "cuda")
 
 
-def test_a_run_that_a_provider_fails_is_an_error_in_one_sentence(
+def test_failed_run_raises_short_provider_error(
     assignments: list[NodeAssignment],
 ) -> None:
     classifier = Classifier(create_session(MODEL, "cuda"), LABELS, CONTRACT, "image")
-    with pytest.raises(ProviderError) as caught:
+    with pytest.raises(ProviderError) as error:
         classifier.classify(np.zeros((8, 8, 3), np.uint8))
-    message = str(caught.value)
+    message = str(error.value)
     assert (
-        "CUDAExecutionProvider took the model and then failed to run it: Conv features.0: CUDNN_FE failure 8: HEURISTIC_QUERY_FAILED. "
-        in message
-    )
+        "CUDAExecutionProvider loaded the model but failed to run it: "
+        "Conv features.0: CUDNN_FE failure 8: HEURISTIC_QUERY_FAILED. "
+    ) in message
     assert "hostname" not in message
 
 
-def test_other_errors_of_a_run_are_left_alone(assignments: list[NodeAssignment]) -> None:
+def test_raise_provider_failure_ignores_other_errors(assignments: list[NodeAssignment]) -> None:
     session = create_session(MODEL, "cuda")
     raise_provider_failure(session, ValueError("wrong shape"))
     with pytest.raises(ProviderError):
@@ -134,7 +138,7 @@ def test_other_errors_of_a_run_are_left_alone(assignments: list[NodeAssignment])
 
 
 @without_gpu
-def test_the_library_that_lacks_is_named() -> None:
+def test_create_session_names_missing_library() -> None:
     with pytest.raises(
         ProviderError, match=r"CUDAExecutionProvider did not start: lib\w+\.so\.\d+ is missing\. "
     ):
@@ -142,6 +146,6 @@ def test_the_library_that_lacks_is_named() -> None:
 
 
 @without_gpu
-def test_a_broken_file_is_not_the_providers_fault() -> None:
+def test_create_session_raises_bundle_error_for_broken_file() -> None:
     with pytest.raises(BundleError, match="cannot load the model"):
         create_session(MODEL[: len(MODEL) // 2], "cuda")

@@ -1,4 +1,4 @@
-"""Session modes: which providers have them, what becomes of the others, and what a session is given."""
+"""Session modes by provider, their benchmark cases, and the options of their sessions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.core.artifacts.test_bench import row
 MakeBundle = Callable[..., Path]
 
 
-def test_cuda_has_every_mode_and_the_cpu_only_the_default() -> None:
+def test_session_modes_by_provider() -> None:
     modes = get_args(SessionMode)
     assert [mode for mode in modes if has_session_mode("cuda", mode)] == list(modes)
     assert [mode for mode in modes if has_session_mode("cpu", mode)] == ["default"]
@@ -36,7 +36,7 @@ def test_cuda_has_every_mode_and_the_cpu_only_the_default() -> None:
     ]
 
 
-def test_modes_become_rows_of_their_own(make_bundle: MakeBundle) -> None:
+def test_session_modes_become_separate_cases(make_bundle: MakeBundle) -> None:
     config = BenchConfig(
         make_bundle(),
         providers=("cpu", "cuda"),
@@ -44,34 +44,35 @@ def test_modes_become_rows_of_their_own(make_bundle: MakeBundle) -> None:
         torch_modes=(),
     )
     target = find_target(config, (1,))
-    assert [(one.variant, one.source.provider, one.source.settings) for one in target.cases] == [
+    cases = target.cases
+    assert [(case.variant, case.source.provider, case.source.settings) for case in cases] == [
         ("fp32", "cpu", {}),
         ("fp32", "cuda", {}),
         ("fp32-cuda-graph", "cuda", {"session_mode": "cuda-graph"}),
         ("fp32-no-tf32", "cuda", {"session_mode": "no-tf32"}),
     ]
-    assert len({one.name for one in target.cases}) == 4
+    assert len({case.name for case in cases}) == 4
     assert [note for note in target.notes if "Session mode" in note] == [
         "Session mode cuda-graph is left out on cpu, which has no such option.",
         "Session mode no-tf32 is left out on cpu, which has no such option.",
     ]
 
 
-def test_lone_files_have_modes_too(make_bundle: MakeBundle) -> None:
+def test_session_modes_apply_to_onnx_files(make_bundle: MakeBundle) -> None:
     config = BenchConfig(
         make_bundle() / "fp32.onnx",
         scopes=("model",),
         providers=("cuda",),
         session_modes=("default", "cuda-graph"),
     )
-    assert [one.variant for one in find_target(config, (1,)).cases] == [
+    assert [case.variant for case in find_target(config, (1,)).cases] == [
         "fp32",
         "fp32-cuda-graph",
     ]
 
 
 @pytest.mark.parametrize("mode", ["cuda-graph", "no-tf32"])
-def test_a_mode_that_no_provider_has_is_refused(make_bundle: MakeBundle, mode: Any) -> None:
+def test_session_mode_is_rejected_without_its_provider(make_bundle: MakeBundle, mode: Any) -> None:
     bundle = make_bundle()
     for path in (bundle, bundle / "fp32.onnx"):
         config = BenchConfig(path, scopes=("model",), session_modes=("default", mode))
@@ -82,7 +83,7 @@ def test_a_mode_that_no_provider_has_is_refused(make_bundle: MakeBundle, mode: A
             find_target(config, (1,))
 
 
-def test_unknown_modes_are_refused_with_those_there_are(tmp_path: Path) -> None:
+def test_unknown_session_mode_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match="--session takes default, cuda-graph, no-tf32, not 'fast'"
     ):
@@ -93,7 +94,7 @@ def test_unknown_modes_are_refused_with_those_there_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [BundleError, ProviderError])
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("ort_message", "reason"),
     [
         (
             "This session cannot use the graph capture feature as the model has control flow nodes",
@@ -105,17 +106,17 @@ def test_unknown_modes_are_refused_with_those_there_are(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_file_without_a_graph_says_why(
+def test_cuda_graph_error_gives_reason(
     make_bundle: MakeBundle,
     monkeypatch: pytest.MonkeyPatch,
     error: type[Exception],
-    words: str,
+    ort_message: str,
     reason: str,
 ) -> None:
-    def refuse(*arguments: object, **options: object) -> None:
-        raise error(f"onnxruntime cannot load it: {words}")
+    def fail_to_load(*arguments: object, **options: object) -> None:
+        raise error(f"onnxruntime cannot load it: {ort_message}")
 
-    monkeypatch.setattr(ort_backend, "create_session", refuse)
+    monkeypatch.setattr(ort_backend, "create_session", fail_to_load)
     source = ModelSource(
         make_bundle() / "fp32.onnx",
         threads=1,
@@ -128,19 +129,19 @@ def test_a_file_without_a_graph_says_why(
         OnnxRuntimeBackend(replace(source, settings={"session_mode": "no-tf32"}))
 
 
-def test_a_mode_opens_its_session_with_its_options(
+def test_backend_opens_session_with_mode_options(
     make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A CPU session stands in for CUDA's; the options that CUDA's would get are noted."""
-    opened: list[dict[str, str]] = []
+    """A CPU session replaces CUDA's, and the options for CUDA are recorded."""
+    session_options: list[dict[str, str]] = []
 
-    def note(
-        model: Path, provider: str, threads: int, provider_options: dict[str, str], **more: Any
+    def record_options(
+        model: Path, provider: str, threads: int, provider_options: dict[str, str], **options: Any
     ) -> Any:
-        opened.append(dict(provider_options))
-        return create_session(model, "cpu", threads, **more)
+        session_options.append(dict(provider_options))
+        return create_session(model, "cpu", threads, **options)
 
-    monkeypatch.setattr(ort_backend, "create_session", note)
+    monkeypatch.setattr(ort_backend, "create_session", record_options)
     monkeypatch.setattr(ort_backend, "DEVICE_TYPES", {"cuda": "cpu"})
     monkeypatch.setattr(ort_backend, "read_node_assignments", lambda session: None)
     source = ModelSource(
@@ -152,49 +153,48 @@ def test_a_mode_opens_its_session_with_its_options(
     backend = OnnxRuntimeBackend(source)
     assert isinstance(backend._device_run, OrtCudaGraphRunner)
     (batch,) = backend.make_inputs(1)
-    described = backend.describe(batch)
-    assert (described["session_mode"], described["provider_options"]) == (
+    description = backend.describe(batch)
+    assert (description["session_mode"], description["provider_options"]) == (
         "cuda-graph",
         {"enable_cuda_graph": "1"},
     )
     profile = backend.profile(batch, 1)
     assert profile["clock"] == "host dispatch"
-    # Profiled node by node, which a graph doesn't have.
-    assert opened == [{"enable_cuda_graph": "1"}, {}, {}]
+    # The profile needs separate nodes, which a CUDA graph does not have.
+    assert session_options == [{"enable_cuda_graph": "1"}, {}, {}]
     plain = OnnxRuntimeBackend(replace(source, settings={}))
     assert "session_mode" not in plain.describe(batch)
-    assert opened[3:] == [{}, {}]
+    assert session_options[3:] == [{}, {}]
 
 
-def test_recommendation_names_file_and_provider_options() -> None:
+def test_recommendation_has_variant_and_provider_options() -> None:
     fast = replace(
         row("onnxruntime", [1_000_000] * 3),
         variant="fp32-cuda-graph",
         session={"session_mode": "cuda-graph", "provider_options": {"enable_cuda_graph": "1"}},
     )
-    chosen = recommend([row("onnxruntime", [2_000_000] * 3), fast])
-    assert chosen is not None
-    assert chosen.latency.row == "onnxruntime-fp32-cuda-graph-model-cpu-b1-t2"
-    assert (chosen.latency.options["variant"], chosen.latency.options["provider_options"]) == (
-        "fp32",
-        {"enable_cuda_graph": "1"},
-    )
+    recommendation = recommend([row("onnxruntime", [2_000_000] * 3), fast])
+    assert recommendation is not None
+    assert recommendation.latency.row == "onnxruntime-fp32-cuda-graph-model-cpu-b1-t2"
+    options = recommendation.latency.options
+    assert options["variant"] == "fp32"
+    assert options["provider_options"] == {"enable_cuda_graph": "1"}
     plain = recommend([row("onnxruntime", [2_000_000] * 3)])
     assert plain is not None
     assert "provider_options" not in plain.latency.options
 
 
-def test_provider_options_reach_onnxruntime(
+def test_create_session_passes_provider_options(
     make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
 
-    def record(*arguments: object, **named: Any) -> None:
-        given.append(named)
-        raise RuntimeError("enough was seen")
+    def record(*arguments: object, **keywords: Any) -> None:
+        calls.append(keywords)
+        raise RuntimeError("stop here")
 
     path = make_bundle() / "fp32.onnx"
     monkeypatch.setattr(onnxruntime, "InferenceSession", record)
     with pytest.raises((BundleError, ProviderError)):
         create_session(path, "cuda", 1, provider_options={"use_tf32": "0"})
-    assert "{'use_tf32': '0'}" in str(given[0])
+    assert "{'use_tf32': '0'}" in str(calls[0])

@@ -136,10 +136,10 @@ def test_verify_and_predict_judge_it_by_its_own_logits(bundle: Bundle, tmp_path:
     assert right.error is None
     assert right.top_labels[0][0] == expected.top_labels[0][0]
     assert wrong.top_labels == []
-    assert "wrong.png: The image has 128 x 95 pixels; this variant takes 128 x 96 only." in (
+    assert "wrong.png: The image must have 128 x 96 pixels for this variant, got 128 x 95." in (
         wrong.error or ""
     )
-    with pytest.raises(DecodeError, match="takes 128 x 96 only"):
+    with pytest.raises(DecodeError, match="must have 128 x 96 pixels"):
         classifier.classify(photo[:-1])
 
 

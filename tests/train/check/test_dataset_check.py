@@ -1,4 +1,4 @@
-"""`edgetl check` on data sets with every fault planted: each is found, named and counted, and nothing else is."""
+"""`edgetl check` on data sets with known faults."""
 
 from __future__ import annotations
 
@@ -29,23 +29,22 @@ from edgetl.train.check.review import LIST_FILE_NAME, draw_worst_files, quaranti
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def picture(seed: int, side: int = 96) -> Image.Image:
-    """Large blots of colour: alike to itself at any size, unlike any other."""
+def make_image(seed: int, side: int = 96) -> Image.Image:
+    """Return an image of large color blots, similar only to itself at other sizes."""
     generator = np.random.default_rng(seed)
     small = Image.fromarray(generator.integers(0, 256, (6, 6, 3), np.uint8))
     return small.resize((side, side), Image.Resampling.BICUBIC)
 
 
-def photo(path: Path, seed: int, side: int = 96, quality: int = 90) -> Path:
+def write_image(path: Path, seed: int, side: int = 96, quality: int = 90) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture(seed, side).save(path, quality=quality) if path.suffix == ".jpg" else picture(
-        seed, side
-    ).save(path)
+    options = {"quality": quality} if path.suffix == ".jpg" else {}
+    make_image(seed, side).save(path, **options)
     return path
 
 
-def bomb(path: Path, width: int = 50_000, height: int = 50_000) -> Path:
-    """A PNG of a few bytes that declares so many pixels."""
+def write_bomb(path: Path, width: int = 50_000, height: int = 50_000) -> Path:
+    """Write a small PNG that declares width x height pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return (
@@ -71,24 +70,26 @@ def clean(tmp_path: Path) -> Path:
     for part, start in (("train", 0), ("val", 1000)):
         for label, offset in (("cat", 0), ("dog", 100)):
             for number in range(6):
-                photo(tmp_path / "data" / part / label / f"{number}.jpg", start + offset + number)
+                write_image(
+                    tmp_path / "data" / part / label / f"{number}.jpg", start + offset + number
+                )
     return tmp_path / "data"
 
 
-def kinds(found: DatasetReport) -> dict[str, str]:
-    return {finding.kind: finding.severity for finding in found.findings}
+def severities_by_kind(report: DatasetReport) -> dict[str, str]:
+    return {finding.kind: finding.severity for finding in report.findings}
 
 
-def test_a_clean_set(clean: Path, forked: Run, tmp_path: Path) -> None:
+def test_clean_set_has_no_findings(clean: Path, forked: Run, tmp_path: Path) -> None:
     before = {path: (sha256_file(path), path.stat().st_mtime_ns) for path in clean.rglob("*.jpg")}
-    found = check(clean)
-    assert found.findings == []
-    assert found.image_count == 24
-    assert found.counts == {"train": {"cat": 6, "dog": 6}, "val": {"cat": 6, "dog": 6}}
-    assert found.shorter_sides == (96, 96, 96)
-    done = forked("check", clean, "--sheet", tmp_path / "sheet.png")
-    assert done.returncode == 0
-    assert "Nothing is wrong with any of them." in done.stdout
+    report = check(clean)
+    assert report.findings == []
+    assert report.image_count == 24
+    assert report.counts == {"train": {"cat": 6, "dog": 6}, "val": {"cat": 6, "dog": 6}}
+    assert report.shorter_sides == (96, 96, 96)
+    result = forked("check", clean, "--sheet", tmp_path / "sheet.png")
+    assert result.returncode == 0
+    assert "Nothing is wrong with any of them." in result.stdout
     assert Image.open(tmp_path / "sheet.png").format == "PNG"
     assert {
         path: (sha256_file(path), path.stat().st_mtime_ns) for path in clean.rglob("*.jpg")
@@ -100,16 +101,16 @@ def faulty(clean: Path) -> Path:
     train, val = clean / "train", clean / "val"
     (train / "cat/empty.jpg").write_bytes(b"")
     (train / "cat/cut.jpg").write_bytes((train / "cat/0.jpg").read_bytes()[:900])
-    bomb(train / "cat/bomb.png")
+    write_bomb(train / "cat/bomb.png")
     (train / "cat/again.png").write_bytes(_png(train / "cat/1.jpg"))
     (val / "cat/leak.png").write_bytes(_png(train / "cat/2.jpg"))
     (train / "dog/other.png").write_bytes(_png(train / "cat/3.jpg"))
-    picture(104, 64).save(val / "dog/smaller.jpg", quality=60)
-    photo(train / "dog/tiny.png", 500, side=20)
-    turned, exif = picture(501), Image.Exif()
+    make_image(104, 64).save(val / "dog/smaller.jpg", quality=60)
+    write_image(train / "dog/tiny.png", 500, side=20)
+    rotated, exif = make_image(501), Image.Exif()
     exif[0x0112] = 6
-    turned.save(train / "dog/turned.jpg", exif=exif)
-    frames = [picture(502 + number, 48) for number in range(3)]
+    rotated.save(train / "dog/rotated.jpg", exif=exif)
+    frames = [make_image(502 + number, 48) for number in range(3)]
     frames[0].save(train / "dog/frames.gif", save_all=True, append_images=frames[1:])
     (train / "dog/notes.txt").write_text("mine")
     (train / "bird").mkdir()
@@ -139,12 +140,12 @@ FAULTS = {
 }
 
 
-def test_every_fault_is_found_and_no_other(faulty: Path) -> None:
-    found = check(faulty)
-    assert kinds(found) == FAULTS
+def test_check_reports_exactly_the_faults(faulty: Path) -> None:
+    report = check(faulty)
+    assert severities_by_kind(report) == FAULTS
     by_kind = {
-        finding.kind: [[found.display_path(path) for path in group] for group in finding.groups]
-        for finding in found.findings
+        finding.kind: [[report.display_path(path) for path in group] for group in finding.groups]
+        for finding in report.findings
     }
     assert by_kind["duplicates across splits"] == [["train/cat/2.jpg", "val/cat/leak.png"]]
     assert by_kind["duplicates with contradictory labels"] == [
@@ -154,11 +155,13 @@ def test_every_fault_is_found_and_no_other(faulty: Path) -> None:
     assert by_kind["near duplicates across splits"] == [["train/dog/4.jpg", "val/dog/smaller.jpg"]]
     assert sorted(by_kind["unreadable"]) == [["train/cat/cut.jpg"], ["train/cat/empty.jpg"]]
     assert by_kind["bombs"] == [["train/cat/bomb.png"]]
-    assert found.worst_severity == "error"
+    assert report.worst_severity == "error"
 
 
-def test_the_command_says_it_all(faulty: Path, forked: Run, tmp_path: Path) -> None:
-    done = forked(
+def test_command_writes_json_sheet_and_quarantine(
+    faulty: Path, forked: Run, tmp_path: Path
+) -> None:
+    result = forked(
         "check",
         faulty,
         "--json",
@@ -167,8 +170,8 @@ def test_the_command_says_it_all(faulty: Path, forked: Run, tmp_path: Path) -> N
         "--sheet",
         tmp_path / "sheet.png",
     )
-    assert done.returncode == 5
-    content = json.loads(done.stdout)
+    assert result.returncode == 5
+    content = json.loads(result.stdout)
     assert {finding["kind"]: finding["severity"] for finding in content["findings"]} == FAULTS
     with (tmp_path / "apart" / LIST_FILE_NAME).open() as stream:
         rows = list(csv.DictReader(stream))
@@ -181,19 +184,19 @@ def test_the_command_says_it_all(faulty: Path, forked: Run, tmp_path: Path) -> N
     assert Image.open(tmp_path / "sheet.png").size[0] > 600
     printed = forked("check", faulty)
     assert printed.returncode == 5
-    assert "both train and val: validation accuracy is flattered" in printed.stdout
+    assert "both train and val: validation accuracy is too optimistic" in printed.stdout
     assert "train/cat/2.jpg  =  val/cat/leak.png" in printed.stdout
 
 
-def test_warnings_have_their_own_status(clean: Path, forked: Run) -> None:
+def test_exit_status_depends_on_severity(clean: Path, forked: Run) -> None:
     (clean / "train/cat/cut.jpg").write_bytes(b"no image")
     assert forked("check", clean).returncode == 4
     (clean / "train/cat/cut.jpg").rename(clean / "train/cat/cut.txt")
     assert forked("check", clean).returncode == 0, "a stray file is a note"
 
 
-def test_a_quarantine_never_mixes_with_anything(faulty: Path, tmp_path: Path) -> None:
-    found = check(faulty)
+def test_quarantine_raises_unless_folder_is_new(faulty: Path, tmp_path: Path) -> None:
+    report = check(faulty)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").write_text("keep")
     for folder, reason in (
@@ -201,61 +204,61 @@ def test_a_quarantine_never_mixes_with_anything(faulty: Path, tmp_path: Path) ->
         (faulty / "apart", "inside the data folder"),
     ):
         with pytest.raises(DataError, match=reason):
-            quarantine(found, folder)
+            quarantine(report, folder)
     assert (tmp_path / "mine/file").read_text() == "keep"
 
 
-def test_imbalance(tmp_path: Path) -> None:
+def test_imbalance_is_reported(tmp_path: Path) -> None:
     for label, count in (("common", 30), ("rare", 3)):
         for number in range(count):
-            photo(tmp_path / "data" / label / f"{number}.jpg", 7919 * number + len(label))
+            write_image(tmp_path / "data" / label / f"{number}.jpg", 7919 * number + len(label))
     (finding,) = check(tmp_path / "data").findings
     assert (finding.kind, finding.severity) == ("imbalance", "warning")
     assert "common has 30 training images, rare 3" in finding.message
 
 
-def test_names_and_links_that_nobody_expects(clean: Path, forked: Run, tmp_path: Path) -> None:
+def test_unusual_names_and_links_are_handled(clean: Path, forked: Run, tmp_path: Path) -> None:
     folder = clean / "train/cat"
-    photo(folder / "with\nnewline.jpg", 600)
-    photo(folder / "x.jpg", 601).rename(folder / os.fsdecode(b"\xff\xfe.jpg"))
+    write_image(folder / "with\nnewline.jpg", 600)
+    write_image(folder / "x.jpg", 601).rename(folder / os.fsdecode(b"\xff\xfe.jpg"))
     (folder / "loop").symlink_to(clean / "train")
     (folder / "nowhere.jpg").symlink_to(tmp_path / "gone")
-    found = check(clean)
-    unreadable = next(finding for finding in found.findings if finding.kind == "unreadable")
-    assert len(unreadable.files) == 2, "the name that is no UTF-8, and the link to nothing"
-    done = forked("check", clean, "--quarantine", tmp_path / "apart")
-    assert done.returncode in (4, 5)
-    assert "Traceback" not in done.stderr
-    draw_worst_files(found, tmp_path / "sheet.png")
+    report = check(clean)
+    unreadable = next(finding for finding in report.findings if finding.kind == "unreadable")
+    assert len(unreadable.files) == 2, "the name of invalid UTF-8, and the broken link"
+    result = forked("check", clean, "--quarantine", tmp_path / "apart")
+    assert result.returncode in (4, 5)
+    assert "Traceback" not in result.stderr
+    draw_worst_files(report, tmp_path / "sheet.png")
 
 
-def test_ten_thousand_frames_take_no_longer_than_one(clean: Path) -> None:
+def test_animation_of_10000_frames_is_fast(clean: Path) -> None:
     frames = [Image.new("L", (8, 8), number % 256) for number in range(10_000)]
     frames[0].save(
         clean / "train/cat/long.gif", save_all=True, append_images=frames[1:], optimize=False
     )
     started = time.perf_counter()
-    assert kinds(check(clean))["animated"] == "note"
+    assert severities_by_kind(check(clean))["animated"] == "note"
     assert time.perf_counter() - started < 20
 
 
-def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="No data folder"):
+def test_check_raises_when_folder_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Data folder not found"):
         check(tmp_path / "nowhere")
 
 
-def test_the_worst_come_first(faulty: Path) -> None:
-    chosen = worst_files(check(faulty), 8)
-    assert len(chosen) == 8
-    severities = [finding.severity for finding, _ in chosen]
+def test_worst_files_are_sorted_by_severity(faulty: Path) -> None:
+    examples = worst_files(check(faulty), 8)
+    assert len(examples) == 8
+    severities = [finding.severity for finding, _ in examples]
     assert severities == sorted(severities, key=["error", "warning", "note"].index)
-    assert {finding.kind for finding, _ in chosen} >= {
+    assert {finding.kind for finding, _ in examples} >= {
         "duplicates across splits",
         "duplicates with contradictory labels",
     }
 
 
-def examined(hashes: list[int], thumbnails: NDArray[np.uint8]) -> list[object]:
+def inspected_files(hashes: list[int], thumbnails: NDArray[np.uint8]) -> list[object]:
     from edgetl.train.check.inspect_files import InspectedFile
     from edgetl.train.data.folders import LabeledFile
 
@@ -268,15 +271,17 @@ def examined(hashes: list[int], thumbnails: NDArray[np.uint8]) -> list[object]:
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=40), st.integers(0, 2**32))
-def test_groups_are_what_pairwise_comparison_says(hashes: list[int], seed: int) -> None:
+def test_groups_equal_pairwise_comparison(hashes: list[int], seed: int) -> None:
     generator = np.random.default_rng(seed)
     thumbnail = generator.integers(0, 256, (16, 16), np.uint8)
-    # Some of them a few bits from the one before.
+    # Every third hash differs from the previous one in one bit.
     close = [
         value if number % 3 else hashes[max(0, number - 1)] ^ (1 << (value % 64))
         for number, value in enumerate(hashes)
     ]
-    groups = group_near_duplicates(examined(close, np.repeat(thumbnail[None], len(close), 0)))  # type: ignore[arg-type]
+    groups = group_near_duplicates(
+        inspected_files(close, np.repeat(thumbnail[None], len(close), 0))
+    )  # type: ignore[arg-type]
     near = {
         (i, j)
         for i in range(len(close))
@@ -290,9 +295,9 @@ def test_groups_are_what_pairwise_comparison_says(hashes: list[int], seed: int) 
         assert any(first in group and second in group for group in groups)
 
 
-def test_alike_by_hash_but_not_by_eye_is_no_likeness() -> None:
+def test_equal_hashes_need_similar_thumbnails() -> None:
     generator = np.random.default_rng(0)
     thumbnails = generator.integers(0, 256, (2, 16, 16), np.uint8)
-    assert group_near_duplicates(examined([5, 5], thumbnails)) == []  # type: ignore[arg-type]
+    assert group_near_duplicates(inspected_files([5, 5], thumbnails)) == []  # type: ignore[arg-type]
     flat = np.full((2, 16, 16), 90, np.uint8)
-    assert group_near_duplicates(examined([5, 5], flat)) == []  # type: ignore[arg-type]
+    assert group_near_duplicates(inspected_files([5, 5], flat)) == []  # type: ignore[arg-type]

@@ -8,9 +8,9 @@ import pytest
 from edgetl.train.common.autotune import cached_measurement
 
 
-@pytest.mark.parametrize("found", [None, [], {}, {"ms": "fast"}])
-def test_a_measurement_of_another_form_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: object
+@pytest.mark.parametrize("entry", [None, [], {}, {"ms": "fast"}])
+def test_cached_measurement_repeats_invalid_entries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: object
 ) -> None:
     monkeypatch.setenv("EDGETL_CACHE", str(tmp_path))
     measured: list[float] = []
@@ -22,6 +22,6 @@ def test_a_measurement_of_another_form_is_made_again(
     assert [cached_measurement({"a": 1}, measure)["ms"] for _ in range(2)] == [1.5, 1.5]
     assert len(measured) == 1
     (path,) = (tmp_path / "measured").iterdir()
-    path.write_text(json.dumps({**json.loads(path.read_text()), "found": found}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "found": entry}))
     assert [cached_measurement({"a": 1}, measure)["ms"] for _ in range(2)] == [1.5, 1.5]
     assert len(measured) == 2

@@ -37,7 +37,7 @@ LAUNCHED = [
 ]
 
 
-def test_profile_of_a_gpu_counts_gpu_time_once() -> None:
+def test_profile_counts_gpu_time_once() -> None:
     profile = operator_profile(LAUNCHED, 10, "cuda")
     assert (profile["clock"], profile["rows"]) == ("gpu", "operators")
     assert [
@@ -50,10 +50,10 @@ def test_profile_of_a_gpu_counts_gpu_time_once() -> None:
     assert {entry["provider"] for entry in profile["operators"]} == {"cuda"}
 
 
-def test_profile_names_kernels_where_no_operator_launched_them() -> None:
+def test_profile_lists_kernels_without_operators() -> None:
     replayed = [
         event("cudaGraphLaunch", DeviceType.CPU, cpu=50.0),
-        *[one for one in LAUNCHED if one.device_type == DeviceType.CUDA],
+        *[entry for entry in LAUNCHED if entry.device_type == DeviceType.CUDA],
     ]
     profile = operator_profile(replayed, 10, "cuda")
     assert (profile["clock"], profile["rows"]) == ("gpu", "kernels")
@@ -64,7 +64,7 @@ def test_profile_names_kernels_where_no_operator_launched_them() -> None:
     assert sum(entry["share"] for entry in profile["operators"]) == pytest.approx(1)
 
 
-def test_profile_without_kernels_is_the_hosts() -> None:
+def test_profile_uses_host_time_without_kernels() -> None:
     profile = operator_profile(
         [*LAUNCHED[:1], event("aten::conv", DeviceType.CPU, 10, cpu=100.0)], 10, "cpu"
     )

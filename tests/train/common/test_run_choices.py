@@ -1,4 +1,4 @@
-"""What is decided by timing or free memory is recorded in the run and taken again, or fixed by `--deterministic`."""
+"""Choices by timing or free memory: recorded and reused, or fixed by `--deterministic`."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from tests.conftest import ARCHITECTURE
 
 TORCH = {"fast": "pytorch-fp32", "exact": "pytorch-fp32", "milliseconds": {}}
 ONNX_RUNTIME = {"fast": "onnxruntime-fp32", "exact": "onnxruntime-fp32", "milliseconds": {}}
-Measured = Callable[[dict[str, Any], Callable[[], dict[str, Any]]], dict[str, Any]]
+CachedMeasurement = Callable[[dict[str, Any], Callable[[], dict[str, Any]]], dict[str, Any]]
 
 
-class Progress(NullProgress):
+class CachingProgress(NullProgress):
     def __init__(self) -> None:
         self.passes = 0
 
@@ -58,37 +58,49 @@ def config(
     monkeypatch.setenv("EDGETL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
     return FinetuneConfig(
-        make_images("data", ["a", "b", "c"], count=8), tmp_path / "run", ARCHITECTURE, str(random_weights), 32, device="cpu", epochs=2,
-        finetune_epochs=1, batch_size=6, workers=0,
-    )  # fmt: skip
+        make_images("data", ["a", "b", "c"], count=8),
+        tmp_path / "run",
+        ARCHITECTURE,
+        str(random_weights),
+        32,
+        device="cpu",
+        epochs=2,
+        finetune_epochs=1,
+        batch_size=6,
+        workers=0,
+    )
 
 
-def clock(frozen_blocks: dict[str, Any], head: str, blocks: str) -> Measured:
-    """What a machine remembers whose clock preferred these."""
+def make_cached_measurement(
+    frozen_blocks: dict[str, Any], head: str, blocks: str
+) -> CachedMeasurement:
+    """Return a replacement of `cached_measurement` that prefers these choices."""
 
-    def remembered(facts: dict[str, Any], _measure: object) -> dict[str, Any]:
+    def cached_measurement(facts: dict[str, Any], _measure: object) -> dict[str, Any]:
         if "choice of" in facts:
             return frozen_blocks
         return {"precision": head if facts["training"] == "head" else blocks}
 
-    return remembered
+    return cached_measurement
 
 
 def refuse(*_: object) -> Any:
-    pytest.fail("something was measured")
+    pytest.fail("a measurement was made")
 
 
-def recorded(run: RunDirectory) -> AutoChoices:
+def recorded_choices(run: RunDirectory) -> AutoChoices:
     return parse_choices(json.loads(run.config.read_text()))
 
 
-def test_every_phase_s_precision_is_recorded(
+def test_precision_of_every_phase_is_recorded(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # metrics.json names the last phase's alone: two runs that reported the same differed in the head's.
-    monkeypatch.setattr(phase_builder, "cached_measurement", clock(TORCH, "bf16", "fp32"))
+    # metrics.json has only the last phase's precision: runs that differ in the head's look equal.
+    monkeypatch.setattr(
+        phase_builder, "cached_measurement", make_cached_measurement(TORCH, "bf16", "fp32")
+    )
     run = finetune(config)
-    choices = recorded(run)
+    choices = recorded_choices(run)
     assert json.loads(run.metrics.read_text())["precision"] == "fp32"
     assert choices.precision == {"1": "bf16", "2": "fp32"}
     assert choices.steps == {"1": "eager", "2": "eager"}
@@ -98,15 +110,19 @@ def test_every_phase_s_precision_is_recorded(
     ]
 
 
-def test_a_rerun_takes_recorded_choices(
+def test_finetune_reuses_recorded_choices(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phase_builder, "cached_measurement", clock(ONNX_RUNTIME, "bf16", "bf16"))
+    monkeypatch.setattr(
+        phase_builder, "cached_measurement", make_cached_measurement(ONNX_RUNTIME, "bf16", "bf16")
+    )
     first = finetune(config)
-    monkeypatch.setattr(phase_builder, "cached_measurement", clock(TORCH, "fp32", "fp32"))
+    monkeypatch.setattr(
+        phase_builder, "cached_measurement", make_cached_measurement(TORCH, "fp32", "fp32")
+    )
     monkeypatch.setattr(setup, "free_memory_bytes", lambda: 4_000_000)
     assert (
-        finetune(replace(config, output=tmp_path / "anew")).weights.read_bytes()
+        finetune(replace(config, output=tmp_path / "measured")).weights.read_bytes()
         != first.weights.read_bytes()
     )
 
@@ -114,15 +130,17 @@ def test_a_rerun_takes_recorded_choices(
     again = read_recorded_run(first.config)
     run = finetune(replace(again.config, output=tmp_path / "again"), choices=again.choices)
     assert run.weights.read_bytes() == first.weights.read_bytes()
-    assert recorded(run) == recorded(first)
+    assert recorded_choices(run) == recorded_choices(first)
 
 
-def test_resume_takes_recorded_choices(
+def test_resume_reuses_recorded_choices(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phase_builder, "cached_measurement", clock(ONNX_RUNTIME, "bf16", "fp32"))
+    monkeypatch.setattr(
+        phase_builder, "cached_measurement", make_cached_measurement(ONNX_RUNTIME, "bf16", "fp32")
+    )
     monkeypatch.setattr(setup, "free_memory_bytes", lambda: 2**34)
-    whole = finetune(replace(config, output=tmp_path / "whole"))
+    uninterrupted = finetune(replace(config, output=tmp_path / "uninterrupted"))
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -132,10 +150,12 @@ def test_resume_takes_recorded_choices(
         patch.setattr(Trainer, "load_best", interrupt)
         with pytest.raises(KeyboardInterrupt):
             finetune(config)
-    monkeypatch.setattr(phase_builder, "cached_measurement", clock(TORCH, "fp32", "bf16"))
+    monkeypatch.setattr(
+        phase_builder, "cached_measurement", make_cached_measurement(TORCH, "fp32", "bf16")
+    )
     run = resume(RunDirectory(tmp_path / "run"))
-    assert run.weights.read_bytes() == whole.weights.read_bytes()
-    assert recorded(run) == recorded(whole)
+    assert run.weights.read_bytes() == uninterrupted.weights.read_bytes()
+    assert recorded_choices(run) == recorded_choices(uninterrupted)
 
 
 def test_deterministic_measures_nothing(
@@ -148,23 +168,27 @@ def test_deterministic_measures_nothing(
         monkeypatch.setattr(setup, "free_memory_bytes", lambda free=free: free)
         run = finetune(replace(config, output=tmp_path / str(number), deterministic=True))
         weights.append(run.weights.read_bytes())
-        assert recorded(run).precision == {"1": "fp32", "2": "fp32"}
-        assert recorded(run).views == 3
-        assert {blocks.fast for blocks in recorded(run).frozen_blocks.values()} == {"pytorch-fp32"}
+        assert recorded_choices(run).precision == {"1": "fp32", "2": "fp32"}
+        assert recorded_choices(run).views == 3
+        assert {blocks.fast for blocks in recorded_choices(run).frozen_blocks.values()} == {
+            "pytorch-fp32"
+        }
     assert weights[0] == weights[1]
 
 
-def test_free_memory_is_recorded_as_the_cache_s_room(
+def test_free_memory_is_recorded_as_cache_budget(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phase_builder, "cached_measurement", clock(TORCH, "fp32", "fp32"))
+    monkeypatch.setattr(
+        phase_builder, "cached_measurement", make_cached_measurement(TORCH, "fp32", "fp32")
+    )
     monkeypatch.setattr(setup, "free_memory_bytes", lambda: 10_000)
     first = finetune(config)
-    assert recorded(first).cached is False
+    assert recorded_choices(first).cached is False
     monkeypatch.setattr(setup, "free_memory_bytes", lambda: 2**34)
     again = read_recorded_run(first.config)
     run = finetune(replace(again.config, output=tmp_path / "again"), choices=again.choices)
-    assert recorded(run).cached is False
+    assert recorded_choices(run).cached is False
     assert run.weights.read_bytes() == first.weights.read_bytes()
 
 
@@ -175,26 +199,26 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-def test_activations_of_another_thread_count_are_not_used(
+def test_features_of_another_thread_count_are_not_used(
     config: FinetuneConfig, tmp_path: Path, two_threads: None
 ) -> None:
     config = replace(config, precision="fp32", deterministic=True)
     first = finetune(config)
-    assert recorded(first).threads == 2
+    assert recorded_choices(first).threads == 2
     torch.set_num_threads(1)
-    progress = Progress()
+    progress = CachingProgress()
     finetune(replace(config, output=tmp_path / "one"), progress)
     assert progress.passes == 1
     again = read_recorded_run(first.config)
-    progress = Progress()
+    progress = CachingProgress()
     run = finetune(replace(again.config, output=tmp_path / "again"), progress, again.choices)
     assert progress.passes == 0
     assert run.weights.read_bytes() == first.weights.read_bytes()
-    assert torch.get_num_threads() == 1, "as before the run"
+    assert torch.get_num_threads() == 1, "restored after the run"
 
 
 class AnyCut(dict[str, FrozenBlockRuntimes]):
-    """The same runtimes, whatever the cut is called."""
+    """The same runtimes for every cut."""
 
     def get(self, key: str, default: Any = None) -> Any:
         return self["any"]
@@ -220,27 +244,27 @@ class AnyCut(dict[str, FrozenBlockRuntimes]):
         ),
         (AutoChoices(cached=True, views=3, cache_budget=1000), "3 cached views"),
         (AutoChoices(steps={"1": "cuda-graph"}), "CUDA graphs in phase 1"),
-        (AutoChoices(epochs=(1,)), "The recorded epochs are of 1 phases"),
+        (AutoChoices(epochs=(1,)), "The recorded epochs are for 1 phases"),
     ],
 )
-def test_what_cannot_be_followed_is_refused(
+def test_finetune_rejects_unavailable_recorded_choices(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, choices: AutoChoices, message: str
 ) -> None:
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
 
-    def make_prefix(name: str, *given: Any) -> Any:
+    def make_available_extractor(name: str, *arguments: Any) -> Any:
         if name.startswith("onnxruntime") and choices.frozen_blocks:
             raise MissingPackageError("onnxruntime is not installed.")
-        return extractor.make_extractor(name, *given)
+        return extractor.make_extractor(name, *arguments)
 
-    monkeypatch.setattr(phase_builder, "make_extractor", make_prefix)
+    monkeypatch.setattr(phase_builder, "make_extractor", make_available_extractor)
     with pytest.raises(ConfigError, match=message):
         finetune(config, choices=choices)
     assert config.output is not None
     assert not config.output.exists()
 
 
-def test_a_recorded_runner_is_not_timed() -> None:
+def test_autotune_forward_does_not_time_recorded_runner() -> None:
     network = torch.nn.Linear(2, 2)
     batch = ((torch.zeros(4, 2),), torch.zeros(4, dtype=torch.int64))
     plain = SimpleNamespace()
@@ -254,10 +278,12 @@ def test_a_recorded_runner_is_not_timed() -> None:
     assert (report.runner, report.milliseconds) == (CUDA_GRAPH, {})
 
 
-def test_a_budget_s_early_end_is_recorded_and_taken_again(
+def test_early_end_of_budget_is_recorded_and_reused(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phase_builder, "cached_measurement", clock(TORCH, "fp32", "fp32"))
+    monkeypatch.setattr(
+        phase_builder, "cached_measurement", make_cached_measurement(TORCH, "fp32", "fp32")
+    )
     original = phase_loop.PhaseLoop.run_epoch
 
     def slow(self: phase_loop.PhaseLoop) -> None:
@@ -265,9 +291,9 @@ def test_a_budget_s_early_end_is_recorded_and_taken_again(
         self.slowest_epoch_s = 1e6  # no further epoch fits
 
     with monkeypatch.context() as patch:
-        patch.setattr(phase_loop.PhaseLoop, "run_one", slow)
+        patch.setattr(phase_loop.PhaseLoop, "run_epoch", slow)
         first = finetune(replace(config, budget_s=60.0))
-    choices = recorded(first)
+    choices = recorded_choices(first)
     assert choices.ended_after == {"1": 1, "2": 1}
     assert choices.epochs is not None
     again = read_recorded_run(first.config)
@@ -276,13 +302,13 @@ def test_a_budget_s_early_end_is_recorded_and_taken_again(
     assert len(run.history.read_text().splitlines()) == 2
 
 
-def test_a_batch_size_is_fixed_or_taken_again(
+def test_batch_size_is_fixed_or_reused(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(setup, "_fit_batch_size", refuse)
     config = replace(config, batch_size="auto", precision="fp32", epochs=1, finetune_epochs=0)
     fixed = finetune(replace(config, deterministic=True))
-    assert recorded(fixed).batch == BatchSizeResult(16, 16).to_json()
+    assert recorded_choices(fixed).batch == BatchSizeResult(16, 16).to_json()
     again = finetune(
         replace(config, output=tmp_path / "again"),
         choices=AutoChoices(batch=BatchSizeResult(8, 16).to_json()),
@@ -301,7 +327,7 @@ def test_new_choices_are_written_once() -> None:
     assert run_choices.recorded == AutoChoices(threads=2)
 
 
-def test_fields_that_choices_depend_on_are_named() -> None:
+def test_find_changed_choice_inputs_lists_fields() -> None:
     config = FinetuneConfig(Path("data"))
     assert (
         find_changed_choice_inputs(config, replace(config, seed=3, lr=0.1, output=Path("other")))
@@ -325,11 +351,11 @@ def test_fields_that_choices_depend_on_are_named() -> None:
         {"threads": 0},
     ],
 )
-def test_a_damaged_section_is_refused(section: Any) -> None:
+def test_parse_choices_rejects_damaged_section(section: Any) -> None:
     with pytest.raises(FieldError, match="choices"):
         parse_choices({"choices": section})
 
 
-def test_a_budget_excludes_deterministic() -> None:
+def test_config_rejects_budget_with_deterministic() -> None:
     with pytest.raises(ConfigError, match="--deterministic measures nothing"):
         FinetuneConfig(Path("data"), budget_s=60.0, deterministic=True)

@@ -1,4 +1,4 @@
-"""Images that change or vanish while a network is trained on them."""
+"""Training with images that change or disappear during the run."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 PHOTO = "train/good/good_0000.jpg"
 
 
-class AfterTheFirstEpoch(NullProgress):
-    """Does something once."""
+class AfterFirstEpoch(NullProgress):
+    """Progress that calls a function after the first epoch."""
 
-    def __init__(self, act: Callable[[], object]) -> None:
-        self._act = act
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
 
     def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
         if record.epoch == 1:
-            self._act()
+            self._function()
 
 
 @pytest.fixture
 def config(parts: Path, random_weights: Path, tmp_path: Path) -> FinetuneConfig:
     shutil.copytree(parts, tmp_path / "data")
     return FinetuneConfig(
-        tmp_path / "data", tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", precision="fp32", workers=0,
-        epochs=2, finetune_epochs=1, cache_budget=0,
+        tmp_path / "data", tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE,
+        device="cpu", precision="fp32", workers=0, epochs=2, finetune_epochs=1, cache_budget=0,
     )  # fmt: skip
 
 
-def vanish(photo: Path) -> None:
+def remove(photo: Path) -> None:
     photo.rename(photo.with_suffix(".away"))
 
 
-def change(photo: Path) -> None:
+def replace_photo(photo: Path) -> None:
     photo.rename(photo.with_suffix(".away"))
     shutil.copy(photo.parent / "good_0001.jpg", photo)
 
 
-@pytest.mark.parametrize("happens", [vanish, change])
+@pytest.mark.parametrize("modify", [remove, replace_photo])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_it_is_named_and_the_run_goes_on_when_it_is_back(
-    happens: Callable[[Path], None],
+def test_run_resumes_when_changed_image_is_restored(
+    modify: Callable[[Path], None],
     workers: int,
     config: FinetuneConfig,
     monkeypatch: pytest.MonkeyPatch,
@@ -60,29 +60,30 @@ def test_it_is_named_and_the_run_goes_on_when_it_is_back(
     monkeypatch.setattr(trainer, "CHECKPOINT_INTERVAL_S", 0.0)
     settings = FinetuneConfig.from_json({**config.to_json(), "workers": workers})
     photo = settings.data / PHOTO
-    with pytest.raises(DataError) as refused:
-        finetune(settings, AfterTheFirstEpoch(lambda: happens(photo)))
-    told = str(refused.value)
-    assert "\n" not in told
-    assert str(photo) in told
-    assert ("cannot be read" if happens is vanish else "has changed since training began") in told
+    with pytest.raises(DataError) as error:
+        finetune(settings, AfterFirstEpoch(lambda: modify(photo)))
+    message = str(error.value)
+    assert "\n" not in message
+    assert str(photo) in message
+    assert ("cannot be read" if modify is remove else "has changed since training began") in message
     assert settings.output is not None
     assert (
-        f"Put the file back as it was. `edgetl finetune --resume {settings.output}` goes on" in told
+        f"Put the file back as it was. `edgetl finetune --resume {settings.output}` goes on"
+        in message
     )
     photo.with_suffix(".away").rename(photo)
     assert resume(RunDirectory(settings.output)).metrics.exists()
 
 
 @pytest.mark.usefixtures("plots")
-def test_what_is_in_the_cache_may_go(
+def test_cached_images_may_disappear(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = config.data
     cached: dict[str, Any] = {**config.to_json(), "cache_budget": None}
     run = finetune(
         FinetuneConfig.from_json(cached),
-        AfterTheFirstEpoch(lambda: data.rename(data.with_name("elsewhere"))),
+        AfterFirstEpoch(lambda: data.rename(data.with_name("elsewhere"))),
     )
     assert run.metrics.exists()
     assert (run.plots / "mistakes.png").exists()

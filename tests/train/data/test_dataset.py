@@ -27,29 +27,29 @@ def read(
     return read_dataset(data, val_split, seed, lambda done, total: None, allow_leaks=allow_leaks)
 
 
-def parts(data: SplitDataset) -> dict[str, str]:
-    return {row.path.relative_to(data.folder).as_posix(): row.split for row in data.entries}
+def splits_by_path(data: SplitDataset) -> dict[str, str]:
+    return {entry.path.relative_to(data.folder).as_posix(): entry.split for entry in data.entries}
 
 
-def test_a_folder_of_classes_is_split_per_class(make_images: MakeImages) -> None:
+def test_class_folders_are_split_per_class(make_images: MakeImages) -> None:
     data = read(make_images("data", ["b", "a"], count=10))
     assert data.labels == ["a", "b"]
-    assert Counter((row.label, row.split) for row in data.entries) == {
+    assert Counter((entry.label, entry.split) for entry in data.entries) == {
         ("a", "train"): 8,
         ("a", "val"): 2,
         ("b", "train"): 8,
         ("b", "val"): 2,
     }
-    assert all(row.path.is_absolute() for row in data.entries)
+    assert all(entry.path.is_absolute() for entry in data.entries)
     assert data.warnings == []
 
 
-def test_the_split_depends_on_the_seed_only(make_images: MakeImages, tmp_path: Path) -> None:
+def test_split_depends_only_on_seed_and_pixels(make_images: MakeImages, tmp_path: Path) -> None:
     first = make_images("data", ["a", "b"], count=20)
-    split = parts(read(first))
-    assert parts(read(first)) == split
-    assert parts(read(first, seed=1)) != split
-    # The same images written in another order, under other names: every image goes where it went.
+    split = splits_by_path(read(first))
+    assert splits_by_path(read(first)) == split
+    assert splits_by_path(read(first, seed=1)) != split
+    # The same images in another order, under other names: every image is in the same split.
     copy = tmp_path / "copy"
     files = sorted(first.rglob("*.png"))
     random.Random(3).shuffle(files)
@@ -61,81 +61,81 @@ def test_the_split_depends_on_the_seed_only(make_images: MakeImages, tmp_path: P
         f"{file.parent.name}/{number:03}.png": split[f"{file.parent.name}/{file.name}"]
         for number, file in enumerate(files)
     }
-    assert parts(read(copy)) == renamed
+    assert splits_by_path(read(copy)) == renamed
 
 
-def test_exact_duplicates_never_cross_the_split(make_images: MakeImages) -> None:
+def test_exact_duplicates_are_in_one_split(make_images: MakeImages) -> None:
     folder = make_images("data", ["a", "b"], count=10)
     for original in list(folder.rglob("*.png")):
-        # Pixel for pixel the same, in another file format under another name.
+        # The same pixels in another file format under another name.
         Image.open(original).save(original.with_name(f"copy of {original.stem}.bmp"))
     for seed in range(5):
-        split = parts(read(folder, seed=seed))
+        splits = splits_by_path(read(folder, seed=seed))
         assert all(
-            split[name] == split[str(Path(name).with_name(f"copy of {Path(name).stem}.bmp"))]
-            for name in split
+            splits[name] == splits[str(Path(name).with_name(f"copy of {Path(name).stem}.bmp"))]
+            for name in splits
             if name.endswith(".png")
         )
-        assert sum(part == "val" for part in split.values()) == 8
+        assert sum(split == "val" for split in splits.values()) == 8
 
 
-def test_contradictory_labels_are_told_and_stay_in_training(make_images: MakeImages) -> None:
+def test_contradictory_labels_stay_in_train_with_warning(make_images: MakeImages) -> None:
     folder = make_images("data", ["a", "b"], count=10)
     shutil.copy(folder / "a/0.png", folder / "b/same.png")
     for seed in range(6):
         data = read(folder, seed=seed)
-        assert parts(data)["a/0.png"] == parts(data)["b/same.png"] == "train"
+        assert splits_by_path(data)["a/0.png"] == splits_by_path(data)["b/same.png"] == "train"
     assert any(
         "more than one label" in text and "a/0.png and b/same.png" in text for text in data.warnings
     )
 
 
-def test_a_class_of_one_image_is_trained_and_told(make_images: MakeImages) -> None:
+def test_class_of_one_image_stays_in_train_with_warning(make_images: MakeImages) -> None:
     folder = make_images("data", ["a", "b"], count=5)
     for extra in list((folder / "b").iterdir())[1:]:
         extra.unlink()
     data = read(folder)
-    assert {row.split for row in data.entries if row.label == "b"} == {"train"}
-    assert any(text.startswith("b: too few different images") for text in data.warnings)
+    assert {entry.split for entry in data.entries if entry.label == "b"} == {"train"}
+    assert any(text.startswith("b: too few distinct images") for text in data.warnings)
 
 
-def test_two_images_give_one_to_validation(make_images: MakeImages) -> None:
-    assert Counter(parts(read(make_images("data", ["a", "b"], count=2))).values()) == {
+def test_class_of_two_images_has_one_in_val(make_images: MakeImages) -> None:
+    assert Counter(splits_by_path(read(make_images("data", ["a", "b"], count=2))).values()) == {
         "train": 2,
         "val": 2,
     }
 
 
-def test_val_split_0_validates_nothing(make_images: MakeImages) -> None:
+def test_val_split_0_has_no_validation_images(make_images: MakeImages) -> None:
     data = read(make_images("data", ["a", "b"]), val_split=0)
     assert data.entries_in("val") == []
     assert data.warnings == []
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
-def test_a_given_split_is_kept(make_images: MakeImages, name: str) -> None:
+def test_predefined_split_is_used(make_images: MakeImages, name: str) -> None:
     make_images("data/train", ["a", "b"], count=4)
     make_images(f"data/{name}", ["a", "b"], count=3, seed=1)
     folder = make_images("data/test", ["elsewhere"], seed=2).parent
     data = read(folder)
-    assert Counter(row.split for row in data.entries) == {"train": 8, "val": 6}
+    assert Counter(entry.split for entry in data.entries) == {"train": 8, "val": 6}
     assert all(
-        row.path.relative_to(data.folder).parts[0].lower() in ("train", name.lower())
-        for row in data.entries
+        entry.path.relative_to(data.folder).parts[0].lower() in ("train", name.lower())
+        for entry in data.entries
     )
 
 
-def test_a_lone_train_folder_is_split(make_images: MakeImages) -> None:
+def test_train_folder_without_val_is_split(make_images: MakeImages) -> None:
     data = read(make_images("data/train", ["a", "b"], count=10).parent)
-    assert Counter(row.split for row in data.entries) == {"train": 16, "val": 4}
+    assert Counter(entry.split for entry in data.entries) == {"train": 16, "val": 4}
     assert data.labels == ["a", "b"]
 
 
-def test_a_class_may_be_called_train(make_images: MakeImages) -> None:
+def test_class_may_be_named_train(make_images: MakeImages) -> None:
     assert read(make_images("data", ["car", "train"])).labels == ["car", "train"]
 
 
-def test_leaks_between_given_parts_are_refused_unless_allowed(make_images: MakeImages) -> None:
+def test_leaks_raise_unless_allowed(make_images: MakeImages) -> None:
     make_images("data/train", ["a", "b"], count=4)
     folder = make_images("data/val", ["a", "b"], count=3, seed=1).parent
     shutil.copy(folder / "train/a/0.png", folder / "val/a/leak.png")
@@ -143,21 +143,21 @@ def test_leaks_between_given_parts_are_refused_unless_allowed(make_images: MakeI
         read(folder)
     warnings = read(folder, allow_leaks=True).warnings
     assert any(
-        "both in train and in val" in text and "train/a/0.png and val/a/leak.png" in text
+        "in both train and val" in text and "train/a/0.png and val/a/leak.png" in text
         for text in warnings
     )
 
 
-def test_nested_folders_belong_to_their_class_and_loops_end(make_images: MakeImages) -> None:
+def test_find_files_follows_nested_folders_without_loops(make_images: MakeImages) -> None:
     folder = make_images("data", ["a", "b"], count=3)
     (folder / "a/day 1/left").mkdir(parents=True)
     shutil.move(folder / "a/0.png", folder / "a/day 1/left/0.png")
     (folder / "a/loop").symlink_to(folder / "a")
-    found = find_files(folder)
-    assert sum(file.label == "a" for file in found.files) == 3
+    dataset_files = find_files(folder)
+    assert sum(file.label == "a" for file in dataset_files.files) == 3
 
 
-def test_clutter_is_ignored_and_the_rest_is_listed(make_images: MakeImages) -> None:
+def test_system_files_are_ignored_and_others_rejected(make_images: MakeImages) -> None:
     folder = make_images("data", ["a", "b"], count=4)
     for clutter in (
         ".DS_Store",
@@ -184,22 +184,24 @@ def test_clutter_is_ignored_and_the_rest_is_listed(make_images: MakeImages) -> N
     assert "class folder" in reasons["loose.png"]
     assert "cannot be decoded" in reasons["a/half.png"]
     assert not any(str(folder) in reason for reason in reasons.values())
-    assert any("5 files were left out" in text and "rejected.csv" in text for text in data.warnings)
+    assert any("5 files were skipped" in text and "rejected.csv" in text for text in data.warnings)
     assert len(data.entries) == 8
 
 
-def test_the_real_odd_files(shared: Path, make_images: MakeImages) -> None:
+def test_odd_files_are_rejected_or_used(shared: Path, make_images: MakeImages) -> None:
     folder = make_images("data", ["a", "b"], count=4)
     odd = shared / "data/odd"
     for file in odd.iterdir():
         shutil.copy(file, folder / "a" / file.name)
     data = read(folder)
-    broken = {row["file"] for row in _notes(odd) if "Pillow FAILS" in row["state"]} - {".DS_Store"}
+    broken = {row["file"] for row in _read_notes(odd) if "Pillow FAILS" in row["state"]} - {
+        ".DS_Store"
+    }
     rejected = {entry.path.name for entry in data.rejected}
     assert {Path(name).name for name in rejected} == {"NOTES.tsv"} | {
         name for name in broken if (odd / name).exists()
     }
-    used = {row.path.name for row in data.entries}
+    used = {entry.path.name for entry in data.entries}
     assert {
         "pillow_pil_sample_cmyk.jpg",
         "pillow_transparent.webp",
@@ -209,12 +211,12 @@ def test_the_real_odd_files(shared: Path, make_images: MakeImages) -> None:
     } <= used
 
 
-def _notes(odd: Path) -> list[dict[str, str]]:
+def _read_notes(odd: Path) -> list[dict[str, str]]:
     lines = [line.split("\t") for line in (odd / "NOTES.tsv").read_text().splitlines()]
     return [{"file": line[0], "state": line[2]} for line in lines]
 
 
-def test_the_fingerprint_follows_content_and_split(make_images: MakeImages) -> None:
+def test_fingerprint_depends_on_content_and_split(make_images: MakeImages) -> None:
     folder = make_images("data", ["a", "b"], count=10)
     before = read(folder).fingerprint
     assert read(folder).fingerprint == before
@@ -223,7 +225,7 @@ def test_the_fingerprint_follows_content_and_split(make_images: MakeImages) -> N
     assert read(folder).fingerprint != before
 
 
-def bad(tmp_path: Path, make_images: MakeImages, kind: str) -> Path:
+def unusable_folder(tmp_path: Path, make_images: MakeImages, kind: str) -> Path:
     if kind == "missing":
         return tmp_path / "nowhere"
     if kind == "file":
@@ -256,32 +258,34 @@ def bad(tmp_path: Path, make_images: MakeImages, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", "No data folder at"),
-        ("file", "is a file"),
+        ("missing", "Data folder not found"),
+        ("file", "must be a folder, got a file"),
         ("empty", "is empty: no class folders"),
         ("one class", "one class only, only"),
         ("loose images", "holds images but no class folders"),
         ("empty class", r"class folder .*c holds no images"),
-        ("undecodable class", r"No image of the class c can be read.*0 bytes"),
+        ("undecodable class", r"Cannot read any image of the class c.*0 bytes"),
         ("differ", r"differ: b is only in train/; c is only in val/"),
         ("empty val class", r"class folder .*b holds no images"),
-        ("undecodable val class", r"No image of the class b of val/ can be read"),
+        ("undecodable val class", r"Cannot read any image of the class b of val/"),
     ],
 )
-def test_unusable_folders(tmp_path: Path, make_images: MakeImages, kind: str, message: str) -> None:
+def test_read_dataset_raises_for_unusable_folder(
+    tmp_path: Path, make_images: MakeImages, kind: str, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
-        read(bad(tmp_path, make_images, kind))
+        read(unusable_folder(tmp_path, make_images, kind))
 
 
-def test_the_split_is_written_and_read_back(tmp_path: Path) -> None:
+def test_split_csv_round_trip(tmp_path: Path) -> None:
     data = tmp_path / "data"
     run = write_run(tmp_path / "run", ('a "class"', "b"), ((1, 0), (0, 1)), data=data)
-    rows = [
+    entries = [
         SplitEntry(data / 'a "class"/x, y.png', 'a "class"', "train"),
         SplitEntry(data / "b/ä\n.png", "b", "val"),
     ]
-    write_split(run, data, rows)
-    assert read_split(run) == rows
+    write_split(run, data, entries)
+    assert read_split(run) == entries
     with run.split.open(newline="") as stream:
         assert next(csv.DictReader(stream)) == {
             "path": 'a "class"/x, y.png',
@@ -290,7 +294,7 @@ def test_the_split_is_written_and_read_back(tmp_path: Path) -> None:
         }
 
 
-def test_a_file_name_that_is_no_text_is_rejected(make_images: MakeImages, tmp_path: Path) -> None:
+def test_file_name_of_invalid_utf8_is_rejected(make_images: MakeImages, tmp_path: Path) -> None:
     folder = make_images("data", ["a", "b"], count=3)
     try:
         (folder / "a" / "\udcff.png").write_bytes((folder / "a/0.png").read_bytes())
@@ -305,7 +309,7 @@ def test_a_file_name_that_is_no_text_is_rejected(make_images: MakeImages, tmp_pa
     assert "\\udcff.png" in run.rejected_files.read_text()
 
 
-def test_nothing_rejected_writes_nothing(tmp_path: Path) -> None:
+def test_write_rejected_writes_no_file_when_empty(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     write_rejected(run, tmp_path, [])
     assert not run.rejected_files.exists()
@@ -313,36 +317,39 @@ def test_nothing_rejected_writes_nothing(tmp_path: Path) -> None:
     assert run.rejected_files.read_text() == "path,reason\na,why\n"
 
 
-def test_a_run_without_its_split(tmp_path: Path) -> None:
+def test_read_split_raises_when_file_is_missing(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    with pytest.raises(RunError, match="split cannot be read"):
+    with pytest.raises(RunError, match="Cannot read the split"):
         read_split(run)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("", "lists no images"),
         ("path,label,split\n", "lists no images"),
         ("path,label\na,daisy\n", "no column 'split'"),
-        ("path,label,split\na,weeds,train\n", "'weeds', which config.json does not list"),
-        (f"path,label,split\na,{'x' * 5000},train\n", "is of the class 'x{100}', which"),
-        ("path,label,split\na,daisy,test\n", "'test', which is neither train nor val"),
-        ("path,label,split\n../../etc/passwd,daisy,val\n", "no path inside the data folder"),
-        ("path,label,split\n/etc/passwd,daisy,val\n", "no path inside the data folder"),
-        ("path,label,split\n,daisy,val\n", "no path inside the data folder"),
-        ("path,label,split\na\0b,daisy,val\n", "split.csv is broken"),
-        ("\x1f\u008b", "split.csv is broken"),
+        (
+            "path,label,split\na,weeds,train\n",
+            "the class 'weeds' of 'a' is not listed in config.json",
+        ),
+        (f"path,label,split\na,{'x' * 5000},train\n", "the class 'x{100}' of"),
+        ("path,label,split\na,daisy,test\n", "must be train or val, got 'test'"),
+        ("path,label,split\n../../etc/passwd,daisy,val\n", "not a path inside the data folder"),
+        ("path,label,split\n/etc/passwd,daisy,val\n", "not a path inside the data folder"),
+        ("path,label,split\n,daisy,val\n", "not a path inside the data folder"),
+        ("path,label,split\na\0b,daisy,val\n", "split.csv is invalid"),
+        ("\x1f\u008b", "split.csv is invalid"),
     ],
 )
-def test_a_broken_split_is_named(tmp_path: Path, content: str, told: str) -> None:
+def test_read_split_raises_when_file_is_invalid(tmp_path: Path, content: str, message: str) -> None:
     run = write_run(tmp_path / "run")
     run.split.write_text(content, encoding="utf-8")
-    with pytest.raises(RunError, match=told):
+    with pytest.raises(RunError, match=message):
         read_split(run)
 
 
-def test_an_empty_validation_folder_is_not_silently_replaced_by_a_split(
+def test_find_files_raises_when_val_is_empty(
     make_images: MakeImages,
 ) -> None:
     data = make_images("data", ["train/a", "train/b"])
@@ -351,6 +358,6 @@ def test_an_empty_validation_folder_is_not_silently_replaced_by_a_split(
         find_files(data)
 
 
-def test_a_lone_validation_folder_is_told(make_images: MakeImages) -> None:
+def test_find_files_raises_when_train_is_missing(make_images: MakeImages) -> None:
     with pytest.raises(DataError, match="no train/"):
         find_files(make_images("data", ["val/a", "val/b"]))

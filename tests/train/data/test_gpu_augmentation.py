@@ -1,4 +1,4 @@
-"""The device's views are the CPU's: the same parameters, and pixels that differ by rounding alone."""
+"""GPU augmentation: same parameters as on the CPU, and pixels equal up to rounding."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def augmentation(strength: AugmentationStrength, seed: int = 0) -> Augmentation:
 
 
 def scene(height: int, width: int, seed: int = 0) -> Pixels:
-    """Waves, edges and colors, as a photo has."""
+    """Return an image with waves, edges and colors like a photo."""
     y, x = np.mgrid[:height, :width]
     channels = [
         128 + 90 * np.sin(x / (9 + seed) + y / 31),
@@ -42,7 +42,7 @@ def on_device(images: list[Pixels]) -> list[torch.Tensor]:
     return [torch.from_numpy(image).permute(2, 0, 1).contiguous() for image in images]
 
 
-def draw(
+def sample_parameters(
     strength: AugmentationStrength, shape: tuple[int, int], views: int
 ) -> list[ViewParameters]:
     sampler = ViewSampler(augmentation(strength), SIDE)
@@ -60,7 +60,7 @@ def images(request: pytest.FixtureRequest) -> list[Pixels]:
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
-def test_views_are_the_cpu_s_but_for_rounding(
+def test_views_equal_cpu_up_to_rounding(
     strength: AugmentationStrength, images: list[Pixels]
 ) -> None:
     cpu = augmentation(strength)
@@ -77,28 +77,29 @@ def test_views_are_the_cpu_s_but_for_rounding(
             if strength == "light":
                 assert difference.max() <= 1
             else:
-                # One step of OpenCV's 8-bit hue, two degrees, is up to a dozen grey levels in a saturated pixel.
+                # A step of OpenCV's 8-bit hue, two degrees, is up to a dozen gray levels in a
+                # saturated pixel.
                 assert difference.mean() < 0.6
                 assert np.percentile(difference, 99) <= 8
     assert compared > 6 * 8
 
 
-def test_mean_and_deviation_of_each_pixel_are_the_cpu_s_with_noise_too() -> None:
+def test_pixel_mean_and_deviation_equal_cpu_with_noise() -> None:
     image, cpu, views = scene(120, 90), augmentation("strong"), range(1, 201)
     sampler = ViewSampler(cpu, SIDE)
     parameters = [sampler(120, 90, view, 0) for view in views]
-    assert sum(drawn.noise is not None for drawn in parameters) > 20
-    found = augment(on_device([image] * len(views)), parameters, SIDE).numpy().astype(float)
+    assert sum(view.noise is not None for view in parameters) > 20
+    computed = augment(on_device([image] * len(views)), parameters, SIDE).numpy().astype(float)
     expected = np.stack([cpu(image, view, 0) for view in views]).astype(float)
-    assert abs(found.mean(axis=0) - expected.mean(axis=0)).mean() < 1
-    assert abs(found.std(axis=0) - expected.std(axis=0)).mean() < 1
-    noisy = [at for at, drawn in enumerate(parameters) if drawn.noise is not None]
-    spread = (found - expected)[noisy].std()
-    # Two independent noises of 5 to 20 grey levels each, a part of it lost at black and white.
+    assert abs(computed.mean(axis=0) - expected.mean(axis=0)).mean() < 1
+    assert abs(computed.std(axis=0) - expected.std(axis=0)).mean() < 1
+    noisy = [row for row, view in enumerate(parameters) if view.noise is not None]
+    spread = (computed - expected)[noisy].std()
+    # Two independent noises of 5 to 20 gray levels each, in part clipped at black and white.
     assert 6 < spread < 25
 
 
-def test_a_view_depends_on_its_key_alone() -> None:
+def test_view_depends_only_on_its_key() -> None:
     images = [scene(90, 130, seed) for seed in range(5)]
     sampler = ViewSampler(augmentation("strong"), SIDE)
 
@@ -112,7 +113,7 @@ def test_a_view_depends_on_its_key_alone() -> None:
     assert {**views([4, 2]), **views([0]), **views([1, 3])} == together
 
 
-def test_seeds_views_and_images_give_other_parameters() -> None:
+def test_parameters_differ_by_seed_view_and_image() -> None:
     first = ViewSampler(augmentation("light"), SIDE)
     crops = {
         sampler(500, 400, *key).crop
@@ -122,23 +123,23 @@ def test_seeds_views_and_images_give_other_parameters() -> None:
     assert len(crops) == 6
 
 
-def test_parameters_follow_the_pipeline_s_distributions() -> None:
+def test_parameters_follow_pipeline_distributions() -> None:
     shape, views = (500, 400), 1500
-    drawn = draw("medium", shape, views)
+    view_parameters = sample_parameters("medium", shape, views)
     area = np.array(
-        [(view.crop[2] - view.crop[0]) * (view.crop[3] - view.crop[1]) for view in drawn]
+        [(view.crop[2] - view.crop[0]) * (view.crop[3] - view.crop[1]) for view in view_parameters]
     ) / (500 * 400)
     assert 0.34 < area.min() < 0.37
     assert 0.97 < area.max() <= 1
-    # A uniform share of the area, less the boxes of an aspect that does not fit into the image.
+    # A uniform share of the area, without boxes whose aspect ratio does not fit the image.
     assert 0.58 < area.mean() < 0.68
     aspect = np.array(
-        [(view.crop[2] - view.crop[0]) / (view.crop[3] - view.crop[1]) for view in drawn]
+        [(view.crop[2] - view.crop[0]) / (view.crop[3] - view.crop[1]) for view in view_parameters]
     )
     assert 0.74 < aspect.min() < 0.78
     assert 1.27 < aspect.max() < 1.34
-    assert abs(np.mean([view.flip for view in drawn]) - 0.5) < 0.05
-    colored = [dict(view.color) for view in drawn if view.color]
+    assert abs(np.mean([view.flip for view in view_parameters]) - 0.5) < 0.05
+    colored = [dict(view.color) for view in view_parameters if view.color]
     assert abs(len(colored) / views - 0.8) < 0.04
     for operation, low, high in [
         ("brightness", 0.8, 1.2),
@@ -147,9 +148,9 @@ def test_parameters_follow_the_pipeline_s_distributions() -> None:
         ("hue", -0.03, 0.03),
     ]:
         uniform = (np.sort([factors[operation] for factors in colored]) - low) / (high - low)  # type: ignore[index]
-        # Kolmogorov-Smirnov: at 1200 draws a true uniform one exceeds 0.056 once in a thousand times.
+        # Kolmogorov-Smirnov: 1200 uniform samples exceed 0.056 with a probability of 0.001.
         assert abs(uniform - np.linspace(0, 1, len(uniform))).max() < 0.056
-    firsts = [view.color[0][0] for view in drawn if view.color]
+    firsts = [view.color[0][0] for view in view_parameters if view.color]
     assert all(
         0.2 < firsts.count(operation) / len(firsts) < 0.3
         for operation in ("brightness", "contrast", "saturation", "hue")
@@ -157,7 +158,7 @@ def test_parameters_follow_the_pipeline_s_distributions() -> None:
     angles = np.array(
         [
             np.degrees(np.arctan2(view.affine[0, 1], view.affine[0, 0]))
-            for view in drawn
+            for view in view_parameters
             if view.affine is not None
         ]
     )
@@ -165,26 +166,28 @@ def test_parameters_follow_the_pipeline_s_distributions() -> None:
     assert abs((np.sort(angles) + 15) / 30 - np.linspace(0, 1, len(angles))).max() < 0.072
 
 
-def test_strong_draws_each_of_its_transforms() -> None:
-    drawn = draw("strong", (300, 300), 600)
+def test_strong_samples_all_transforms() -> None:
+    view_parameters = sample_parameters("strong", (300, 300), 600)
     shares = {
-        "perspective": (0.3, np.mean([view.perspective is not None for view in drawn])),
-        "blur": (0.2, np.mean([view.blur is not None for view in drawn])),
-        "noise": (0.2, np.mean([view.noise is not None for view in drawn])),
-        "gray": (0.1, np.mean([view.gray for view in drawn])),
-        "holes": (0.4, np.mean([len(view.holes) > 0 for view in drawn])),
+        "perspective": (0.3, np.mean([view.perspective is not None for view in view_parameters])),
+        "blur": (0.2, np.mean([view.blur is not None for view in view_parameters])),
+        "noise": (0.2, np.mean([view.noise is not None for view in view_parameters])),
+        "gray": (0.1, np.mean([view.gray for view in view_parameters])),
+        "holes": (0.4, np.mean([len(view.holes) > 0 for view in view_parameters])),
     }
-    for expected, found in shares.values():
-        assert abs(found - expected) < 0.07
-    assert {len(view.holes) for view in drawn} == {0, 1, 2, 3, 4}
+    for expected, share in shares.values():
+        assert abs(share - expected) < 0.07
+    assert {len(view.holes) for view in view_parameters} == {0, 1, 2, 3, 4}
     assert all(
-        255 * 0.02 <= view.noise[0] <= 255 * 0.08 for view in drawn if view.noise is not None
+        255 * 0.02 <= view.noise[0] <= 255 * 0.08
+        for view in view_parameters
+        if view.noise is not None
     )
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("size", [(20, 31), (1, 1), (5, 300), (64, 63)])
-def test_images_of_any_size_give_views(
+def test_augment_accepts_images_of_any_size(
     strength: AugmentationStrength, size: tuple[int, int]
 ) -> None:
     image = scene(*size)
@@ -195,7 +198,7 @@ def test_images_of_any_size_give_views(
     assert abs(view[0].numpy().astype(int) - augmentation(strength)(image, 1, 0)).mean() < 1
 
 
-def test_autocast_does_not_reach_the_pixels() -> None:
+def test_autocast_does_not_change_pixels() -> None:
     image = on_device([scene(200, 300)])
     parameters = [ViewSampler(augmentation("medium"), SIDE)(200, 300, 1, 0)]
     expected = augment(image, parameters, SIDE)
@@ -203,7 +206,7 @@ def test_autocast_does_not_reach_the_pixels() -> None:
         assert torch.equal(augment(image, parameters, SIDE), expected)
 
 
-def test_a_pipeline_from_a_file_stays_on_the_cpu(tmp_path: Path) -> None:
+def test_pipeline_file_is_rejected_on_device(tmp_path: Path) -> None:
     import albumentations as A
 
     path = tmp_path / "flip.json"
@@ -213,5 +216,5 @@ def test_a_pipeline_from_a_file_stays_on_the_cpu(tmp_path: Path) -> None:
         augmentation("none"),
     ]
     for pipeline in pipelines:
-        with pytest.raises(ConfigError, match="on the CPU only"):
+        with pytest.raises(ConfigError, match="only supported on the CPU"):
             ViewSampler(pipeline, SIDE)

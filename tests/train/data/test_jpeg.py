@@ -1,4 +1,4 @@
-"""The GPU gets only files that `load_image` would merely decode, and they come out at the same size."""
+"""JPEG decoding on the GPU: which files qualify, and their sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgetl.train.data.jpeg import decode_with_nvjpeg, read_header, reduce_image
 
 
 def decode_on_cpu(encoded: list[Tensor], device: torch.device) -> list[Tensor]:
-    """torchvision's own decoder on the CPU, in the place of nvJPEG."""
+    """Decode with torchvision on the CPU, in place of nvJPEG."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
     with warnings.catch_warnings():
@@ -25,7 +25,7 @@ def decode_on_cpu(encoded: list[Tensor], device: torch.device) -> list[Tensor]:
         return [image.to(device) for image in decode_jpeg(encoded, mode=ImageReadMode.RGB)]
 
 
-def picture(height: int = 60, width: int = 90) -> Image.Image:
+def make_image(height: int = 60, width: int = 90) -> Image.Image:
     y, x = np.mgrid[:height, :width]
     waves = [128 + 90 * np.sin(x / 9), 128 + 90 * np.sin(y / 7), 2 * x % 256]
     return Image.fromarray(np.stack(waves, axis=2).astype(np.uint8))
@@ -37,25 +37,25 @@ def encode(image: Image.Image, **options: object) -> bytes:
     return stream.getvalue()
 
 
-def turned(orientation: int) -> bytes:
+def encode_with_orientation(orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encode(picture(), exif=exif)
+    return encode(make_image(), exif=exif)
 
 
 @pytest.mark.parametrize(
     "encoded",
     [
-        encode(picture()),
-        encode(picture(), progressive=True),
-        encode(picture(), subsampling=0),
-        encode(picture(), subsampling=1),
-        encode(picture()) + b"\0" * 7,
-        turned(1),
+        encode(make_image()),
+        encode(make_image(), progressive=True),
+        encode(make_image(), subsampling=0),
+        encode(make_image(), subsampling=1),
+        encode(make_image()) + b"\0" * 7,
+        encode_with_orientation(1),
     ],
     ids=["baseline", "progressive", "4:4:4", "4:2:2", "padded", "upright"],
 )
-def test_the_gpu_takes_upright_color_files(encoded: bytes) -> None:
+def test_read_header_accepts_upright_color_files(encoded: bytes) -> None:
     header = read_header(encoded)
     assert header is not None
     assert (header.height, header.width) == (60, 90)
@@ -64,16 +64,16 @@ def test_the_gpu_takes_upright_color_files(encoded: bytes) -> None:
 @pytest.mark.parametrize(
     "encoded",
     [
-        encode(picture().convert("L")),
-        encode(picture().convert("CMYK")),
-        encode(picture(), keep_rgb=True),
-        encode(picture(), format="PNG"),
-        encode(picture(), format="WEBP"),
-        encode(picture(), format="MPO", save_all=True, append_images=[picture()]),
-        turned(6),
-        turned(2),
-        encode(picture())[:-40],
-        encode(picture())[:100],
+        encode(make_image().convert("L")),
+        encode(make_image().convert("CMYK")),
+        encode(make_image(), keep_rgb=True),
+        encode(make_image(), format="PNG"),
+        encode(make_image(), format="WEBP"),
+        encode(make_image(), format="MPO", save_all=True, append_images=[make_image()]),
+        encode_with_orientation(6),
+        encode_with_orientation(2),
+        encode(make_image())[:-40],
+        encode(make_image())[:100],
         b"",
     ],
     ids=[
@@ -83,64 +83,62 @@ def test_the_gpu_takes_upright_color_files(encoded: bytes) -> None:
         "png",
         "webp",
         "mpo",
-        "turned",
+        "rotated",
         "mirrored",
-        "cut",
+        "truncated",
         "header",
         "empty",
     ],
 )
-def test_everything_else_stays_on_the_cpu(encoded: bytes) -> None:
+def test_read_header_rejects_other_files(encoded: bytes) -> None:
     assert read_header(encoded) is None
 
 
 @pytest.mark.parametrize("size", [(60, 90), (61, 91), (400, 300), (333, 1001), (59, 700)])
-@pytest.mark.parametrize("least_side", [8, 30, 37, 60, 500])
-def test_reduction_gives_the_size_that_the_cpu_decodes_to(
-    size: tuple[int, int], least_side: int
-) -> None:
-    encoded = encode(picture(*size))
+@pytest.mark.parametrize("min_side", [8, 30, 37, 60, 500])
+def test_reduced_size_equals_cpu_decode(size: tuple[int, int], min_side: int) -> None:
+    encoded = encode(make_image(*size))
     header = read_header(encoded)
     assert header is not None
-    expected = load_image(encoded, least_side)
+    expected = load_image(encoded, min_side)
     full = torch.from_numpy(load_image(encoded)).permute(2, 0, 1)
-    found = reduce_image(full, header.reduction_factor(least_side))
-    assert tuple(found.shape[1:]) == header.reduced_size(least_side) == expected.shape[:2]
-    difference = abs(found.permute(1, 2, 0).numpy().astype(int) - expected)
-    # Detail left out by averaging instead of in the frequency domain.
+    reduced = reduce_image(full, header.reduction_factor(min_side))
+    assert tuple(reduced.shape[1:]) == header.reduced_size(min_side) == expected.shape[:2]
+    difference = abs(reduced.permute(1, 2, 0).numpy().astype(int) - expected)
+    # Detail is removed by averaging instead of in the frequency domain.
     assert difference.mean() < 3
 
 
-def test_every_photo_is_refused_or_decoded_as_by_pillow(shared: Path) -> None:
+def test_photos_decode_as_by_pillow_or_are_rejected(shared: Path) -> None:
     paths = [
         *sorted((shared / "data" / "flowers5" / "train").rglob("*.jpg"))[::25],
         *sorted((shared / "data" / "odd").iterdir()),
     ]
-    taken, refused = 0, set()
+    decoded_count, rejected = 0, set()
     for path in paths:
         encoded = path.read_bytes()
         header = read_header(encoded)
         if header is None:
-            refused.add(path.name)
+            rejected.add(path.name)
             continue
-        taken += 1
+        decoded_count += 1
         expected = load_image(path)
-        found = (
+        pixels = (
             decode_on_cpu(to_tensors([encoded]), torch.device("cpu"))[0].permute(1, 2, 0).numpy()
         )
-        assert found.shape == expected.shape == (header.height, header.width, 3)
-        assert abs(found.astype(int) - expected).max() <= 1
-    assert taken > 10
-    turned_or_gray = {
+        assert pixels.shape == expected.shape == (header.height, header.width, 3)
+        assert abs(pixels.astype(int) - expected).max() <= 1
+    assert decoded_count > 10
+    rotated_or_gray = {
         "exif_Landscape_3.jpg",
         "exif_Portrait_5.jpg",
         "n02676566_acoustic_guitar_gray.JPEG",
         "pillow_pil_sample_cmyk.jpg",
     }
-    assert turned_or_gray | {"pillow_truncated_jpeg.jpg"} <= refused
+    assert rotated_or_gray | {"pillow_truncated_jpeg.jpg"} <= rejected
 
 
-def test_nvjpeg_waits_for_the_memory_it_writes_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvjpeg_synchronizes_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision.io
 
     original = torchvision.io.decode_jpeg
@@ -158,6 +156,6 @@ def test_nvjpeg_waits_for_the_memory_it_writes_to(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torchvision.io, "decode_jpeg", decode)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        images = decode_with_nvjpeg(to_tensors([encode(picture())] * 2), torch.device("cuda"))
+        images = decode_with_nvjpeg(to_tensors([encode(make_image())] * 2), torch.device("cuda"))
     assert [tuple(image.shape) for image in images] == [(3, 60, 90)] * 2
     assert calls == ["waited", "decoded 2 on cuda"]

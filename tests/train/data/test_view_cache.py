@@ -1,4 +1,4 @@
-"""Views that stay on the device are the loader's own, in the order asked for."""
+"""GPU view cache: the batches are equal to those of the wrapped loader."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEVICE = torch.device("cpu")
 
 
 class CountingLoader:
-    """Every view is told by its pixels; counts what was loaded."""
+    """Loader whose pixels identify the view; it records the loaded keys."""
 
     def __init__(self) -> None:
         self.loaded: list[ViewKey] = []
@@ -35,7 +35,7 @@ class CountingLoader:
             yield pixels, torch.tensor([index for _, index in batch])
 
 
-def content(batches: Iterator[tuple[Tensor, Tensor]]) -> list[list[tuple[int, int]]]:
+def batch_contents(batches: Iterator[tuple[Tensor, Tensor]]) -> list[list[tuple[int, int]]]:
     return [
         list(zip(pixels[:, 0, 0, 0].tolist(), labels.tolist(), strict=True))
         for pixels, labels in batches
@@ -47,13 +47,13 @@ TRAINING: list[ViewKey] = [(1, index) for index in range(10, 30)]
 SIZE = SIDE * SIDE * 3
 
 
-@pytest.mark.parametrize(("room", "loaded"), [(30, 30), (29, 50), (10, 50), (9, 60), (0, 60)])
-def test_a_group_is_loaded_once_if_it_fits_as_a_whole(room: int, loaded: int) -> None:
+@pytest.mark.parametrize(("capacity", "loaded"), [(30, 30), (29, 50), (10, 50), (9, 60), (0, 60)])
+def test_group_is_loaded_once_when_it_fits(capacity: int, loaded: int) -> None:
     loader = CountingLoader()
-    resident = GpuViewCache(loader, [VALIDATION, TRAINING], SIDE, DEVICE, room * SIZE)  # type: ignore[arg-type]
+    cached_loader = GpuViewCache(loader, [VALIDATION, TRAINING], SIDE, DEVICE, capacity * SIZE)  # type: ignore[arg-type]
     for _ in range(2):
-        list(resident.iter_eval_batches(range(10), 4))
-        list(resident([TRAINING[:8], TRAINING[8:]]))
+        list(cached_loader.iter_eval_batches(range(10), 4))
+        list(cached_loader([TRAINING[:8], TRAINING[8:]]))
     assert len(loader.loaded) == loaded
 
 
@@ -64,37 +64,39 @@ def test_a_group_is_loaded_once_if_it_fits_as_a_whole(room: int, loaded: int) ->
     ),
     st.integers(0, 31),
 )
-def test_batches_are_the_loader_s(batches: list[list[ViewKey]], room: int) -> None:
-    resident = GpuViewCache(CountingLoader(), [VALIDATION, TRAINING], SIDE, DEVICE, room * SIZE)  # type: ignore[arg-type]
+def test_batches_equal_those_of_the_loader(batches: list[list[ViewKey]], capacity: int) -> None:
+    cached_loader = GpuViewCache(
+        CountingLoader(), [VALIDATION, TRAINING], SIDE, DEVICE, capacity * SIZE
+    )  # type: ignore[arg-type]
     for _ in range(2):
-        assert content(resident(batches)) == content(CountingLoader()(batches))
+        assert batch_contents(cached_loader(batches)) == batch_contents(CountingLoader()(batches))
 
 
-def test_an_abandoned_pass_leaves_only_what_was_seen() -> None:
+def test_abandoned_epoch_caches_only_loaded_views() -> None:
     loader = CountingLoader()
-    resident = GpuViewCache(loader, [VALIDATION], SIDE, DEVICE, 10 * SIZE)  # type: ignore[arg-type]
-    next(resident(group_into_batches(VALIDATION, 5)))
-    assert content(resident(group_into_batches(VALIDATION, 5))) == content(
+    cached_loader = GpuViewCache(loader, [VALIDATION], SIDE, DEVICE, 10 * SIZE)  # type: ignore[arg-type]
+    next(cached_loader(group_into_batches(VALIDATION, 5)))
+    assert batch_contents(cached_loader(group_into_batches(VALIDATION, 5))) == batch_contents(
         CountingLoader()(group_into_batches(VALIDATION, 5))
     )
     assert loader.loaded == VALIDATION
 
 
-def test_the_rows_of_a_pass_are_uploaded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    resident = GpuViewCache(CountingLoader(), [VALIDATION], SIDE, DEVICE, 10 * SIZE)  # type: ignore[arg-type]
+def test_rows_are_uploaded_once_per_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    cached_loader = GpuViewCache(CountingLoader(), [VALIDATION], SIDE, DEVICE, 10 * SIZE)  # type: ignore[arg-type]
     created: list[int] = []
     original = torch.tensor
 
-    def counted(content: list[int], **options: object) -> Tensor:
+    def count_tensor(content: list[int], **options: object) -> Tensor:
         created.append(len(content))
         return original(content, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("edgetl.train.data.loader.torch.tensor", counted)
+    monkeypatch.setattr("edgetl.train.data.loader.torch.tensor", count_tensor)
     monkeypatch.setattr(
         CountingLoader, "__call__", lambda self, batches: iter(EXPECTED[: len(batches)])
     )
     for _ in range(2):
-        list(resident(group_into_batches(VALIDATION, 3)))
+        list(cached_loader(group_into_batches(VALIDATION, 3)))
     assert created == [10, 10]
 
 

@@ -1,4 +1,4 @@
-"""The search of a batch size, with rates and memory that are made up: no GPU is at hand."""
+"""Batch size search, with simulated throughput and memory."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ PHASE = Phase(2, 1, 1e-3, "all", freeze_statistics=False)
 
 
 def gpu(memory: int, saturated: int) -> tuple[list[int], object]:
-    """A GPU that holds `memory` images and whose rate grows up to `saturated` images a step."""
-    tried: list[int] = []
+    """Simulate a GPU that holds `memory` images and is saturated at `saturated` images per step."""
+    sizes: list[int] = []
 
     def measure(size: int) -> float:
-        tried.append(size)
+        sizes.append(size)
         if size > memory:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return 10.0 * min(size, saturated)
 
-    return tried, measure
+    return sizes, measure
 
 
 @pytest.mark.parametrize(
@@ -59,17 +59,17 @@ def gpu(memory: int, saturated: int) -> tuple[list[int], object]:
         (32, 10_000, 2048, (64, "memory", [64])),
     ],
 )
-def test_the_batch_grows_until_something_ends_it(
+def test_search_doubles_until_a_limit(
     memory: int, saturated: int, largest: int, expected: tuple[int, str, list[int]]
 ) -> None:
-    tried, measure = gpu(memory, saturated)
-    fit = search_batch_size(measure, 64, largest)  # type: ignore[arg-type]
-    assert (fit.batch_size, fit.ended, tried) == expected
-    assert fit.usual == 64
-    assert list(fit.images_per_second) == [str(size) for size in tried if size <= memory]
+    sizes, measure = gpu(memory, saturated)
+    result = search_batch_size(measure, 64, largest)  # type: ignore[arg-type]
+    assert (result.batch_size, result.ended, sizes) == expected
+    assert result.usual == 64
+    assert list(result.images_per_second) == [str(size) for size in sizes if size <= memory]
 
 
-def test_a_step_over_the_memory_limit_ends_the_search() -> None:
+def test_search_ends_at_memory_limit() -> None:
     def measure(size: int) -> float:
         if size > 64:
             raise MemoryError("more than half of the free memory")
@@ -78,7 +78,7 @@ def test_a_step_over_the_memory_limit_ends_the_search() -> None:
     assert search_batch_size(measure, 64, 1024) == BatchSizeResult(64, 64, {"64": 1.0}, "memory")
 
 
-def test_other_errors_are_not_hidden() -> None:
+def test_search_propagates_other_errors() -> None:
     def measure(size: int) -> float:
         raise RuntimeError(f"no kernel image for {size}")
 
@@ -87,39 +87,39 @@ def test_other_errors_are_not_hidden() -> None:
 
 
 @given(st.integers(1, 10**7), st.sampled_from([16, 32, 64]))
-def test_an_epoch_keeps_its_steps(images: int, usual: int) -> None:
-    largest = largest_batch_size(images, usual)
-    assert largest >= usual
+def test_largest_batch_size_leaves_minimum_steps(images: int, default: int) -> None:
+    largest = largest_batch_size(images, default)
+    assert largest >= default
     assert largest & (largest - 1) == 0
-    assert largest == usual or images // largest >= MIN_STEPS_PER_EPOCH
+    assert largest == default or images // largest >= MIN_STEPS_PER_EPOCH
     assert images // (2 * largest) < MIN_STEPS_PER_EPOCH
 
 
-def test_learning_rates_grow_with_the_root_of_the_batch() -> None:
-    fit = BatchSizeResult(256, 64, {"64": 1.0}, "rate")
-    assert fit.lr_scale == 2.0
-    assert BatchSizeResult.from_json(fit.to_json()) == fit
-    assert fit.to_json()["lr_scale"] == 2.0
+def test_lr_scale_is_square_root_of_ratio() -> None:
+    result = BatchSizeResult(256, 64, {"64": 1.0}, "rate")
+    assert result.lr_scale == 2.0
+    assert BatchSizeResult.from_json(result.to_json()) == result
+    assert result.to_json()["lr_scale"] == 2.0
     assert math.isclose(BatchSizeResult(128, 64).lr_scale, 2**0.5)
 
 
-def test_what_was_decided_is_told() -> None:
-    assert "256 images a step (usually 64), learning rates times 2.00" in describe_batch_size(
+def test_describe_batch_size() -> None:
+    assert "256 images per step (default 64), learning rates scaled by 2.00" in describe_batch_size(
         BatchSizeResult(256, 64, {}, "rate"), "cuda"
     )
-    assert "on a CPU this is the usual batch size, 64 images a step" in describe_batch_size(
+    assert "64 images per step, the default on a CPU" in describe_batch_size(
         BatchSizeResult(64, 64), "cpu"
     )
 
 
-def test_nothing_is_searched_on_a_cpu() -> None:
+def test_autotune_returns_default_on_cpu() -> None:
     adapted = build_adapted_model("mobilenet_v3_small", 32, 2, 8, 0.2, None)
     assert autotune_batch_size(
         adapted, PHASE, FinetuneConfig(Path("data")), CPU, 32, 10_000, 64
     ) == BatchSizeResult(64, 64)
 
 
-def test_timing_steps_leaves_the_network_as_it_was() -> None:
+def test_step_timer_does_not_change_model() -> None:
     torch.manual_seed(0)
     adapted = build_adapted_model("mobilenet_v3_small", 32, 2, 8, 0.2, None)
     before = {name: tensor.clone() for name, tensor in adapted.model.state_dict().items()}
@@ -133,7 +133,7 @@ def test_timing_steps_leaves_the_network_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_every_phase_trains_at_the_scaled_rate() -> None:
+def test_lr_scale_applies_to_every_phase() -> None:
     config = FinetuneConfig(Path("data"))
     plain, scaled = (plan_phases(config, "3", 64, lr_scale) for lr_scale in (1.0, 2.0))
     assert [phase.lr for phase in scaled] == [2 * phase.lr for phase in plain]
@@ -152,23 +152,24 @@ def test_every_phase_trains_at_the_scaled_rate() -> None:
 @pytest.fixture
 def config(parts: Path, random_weights: Path, tmp_path: Path) -> FinetuneConfig:
     return FinetuneConfig(
-        parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", precision="fp32", epochs=3,
-        finetune_epochs=1, schedule="constant", warmup=0.0, lr=1e-3, finetune_lr=1e-4, batch_size="auto",
+        parts, tmp_path / "run", ARCHITECTURE, str(random_weights), IMAGE_SIZE,
+        device="cpu", precision="fp32", epochs=3, finetune_epochs=1, schedule="constant",
+        warmup=0.0, lr=1e-3, finetune_lr=1e-4, batch_size="auto",
     )  # fmt: skip
 
 
-def test_auto_on_a_cpu_is_the_usual_size(config: FinetuneConfig, tmp_path: Path) -> None:
+def test_auto_on_cpu_trains_with_default_size(config: FinetuneConfig, tmp_path: Path) -> None:
     class Notes(NullProgress):
-        said = ""
+        text = ""
 
         def note(self, text: str) -> None:
-            self.said += text
+            self.text += text
 
     notes = Notes()
     auto = finetune(config, notes)
-    usual = finetune(replace(config, output=tmp_path / "usual", batch_size=None))
-    assert "--batch-size auto: on a CPU this is the usual batch size" in notes.said
-    assert auto.weights.read_bytes() == usual.weights.read_bytes()
+    default = finetune(replace(config, output=tmp_path / "default", batch_size=None))
+    assert "images per step, the default on a CPU" in notes.text
+    assert auto.weights.read_bytes() == default.weights.read_bytes()
     written, metrics = (json.loads(path.read_text()) for path in (auto.config, auto.metrics))
     assert written["asked"]["batch_size"] == "auto"
     assert (
@@ -177,10 +178,10 @@ def test_auto_on_a_cpu_is_the_usual_size(config: FinetuneConfig, tmp_path: Path)
         == written["batch"]["usual"]
     )
     assert metrics["batch"] == written["batch"]
-    assert json.loads(usual.metrics.read_text())["batch"] is None
+    assert json.loads(default.metrics.read_text())["batch"] is None
 
 
-def test_what_was_decided_stays_decided_on_resume(
+def test_resume_keeps_the_batch_size(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Interrupted(NullProgress):

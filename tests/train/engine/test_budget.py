@@ -1,4 +1,4 @@
-"""Parts of a run are timed by themselves, whatever a GPU was given before."""
+"""Timing of calls on a device that may be busy."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from edgetl.train.common.precision import ComputeConfig
 from edgetl.train.engine.budget import _time_call
 
 
-class RecordingComputing(ComputeConfig):
-    """Records when the program waits for the device."""
+class RecordingComputeConfig(ComputeConfig):
+    """Compute configuration that records synchronizations."""
 
     def synchronize(self) -> None:
-        """Record it."""
+        """Record the call."""
         events.append("wait")
 
 
 events: list[str] = []
 
 
-def test_the_device_is_idle_before_and_after_a_timing() -> None:
+def test_time_call_synchronizes_before_and_after() -> None:
     events.clear()
-    _time_call(lambda: events.append("call"), RecordingComputing(torch.device("cpu"), "fp32"))
+    _time_call(lambda: events.append("call"), RecordingComputeConfig(torch.device("cpu"), "fp32"))
     assert events == ["wait", "call", "wait"]

@@ -1,4 +1,4 @@
-"""What is captured, chosen and given up, with captures that are made up: no GPU is at hand."""
+"""CUDA graphs: conditions, choice and fallback, with simulated captures on a CPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FP32 = ComputeConfig(torch.device("cpu"), "fp32")
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGETL_CACHE", str(tmp_path / "cache"))
 
 
@@ -51,16 +51,14 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_steps_are_captured_only_where_that_is_sound(
-    arguments: tuple[Any, ...], reason: str | None
-) -> None:
+def test_cuda_graph_skip_reason(arguments: tuple[Any, ...], reason: str | None) -> None:
     assert cuda_graph_skip_reason(*arguments) == reason
 
 
-def test_a_graph_runs_only_full_batches_in_training() -> None:
-    network = nn.Linear(3, 2).train()
+def test_graph_runs_only_for_full_training_batches() -> None:
+    model = nn.Linear(3, 2).train()
     forward = GraphedForward(
-        lambda *_: torch.zeros(1), lambda *_: torch.ones(1), (torch.zeros(4, 3),), network
+        lambda *_: torch.zeros(1), lambda *_: torch.ones(1), (torch.zeros(4, 3),), model
     )
 
     def replays(values: Tensor) -> bool:
@@ -71,17 +69,17 @@ def test_a_graph_runs_only_full_batches_in_training() -> None:
     assert not replays(torch.rand(4, 3).double()), "another type"
     with torch.no_grad():
         assert not replays(torch.rand(4, 3)), "no gradients"
-    network.eval()
+    model.eval()
     assert not replays(torch.rand(4, 3)), "evaluation"
 
 
-def test_a_graph_is_taken_where_it_is_clearly_faster() -> None:
+def test_choose_runner_prefers_clearly_faster_graph() -> None:
     assert choose_runner({EAGER: 10.0, CUDA_GRAPH: 9.0}) == CUDA_GRAPH
     assert choose_runner({EAGER: 10.0, CUDA_GRAPH: 9.9}) == EAGER
     assert choose_runner({EAGER: 10.0, CUDA_GRAPH: 11.0}) == EAGER
 
 
-def test_steps_are_timed_in_turns_and_waited_for_in_blocks() -> None:
+def test_time_interleaved_synchronizes_per_block() -> None:
     events: list[str] = []
     now = 0.0
 
@@ -103,8 +101,8 @@ def test_steps_are_timed_in_turns_and_waited_for_in_blocks() -> None:
     assert "".join(events) == "sssfff" + 5 * block
 
 
-class Network(nn.Module):
-    """A network with all that a measurement could leave a trace in."""
+class SmallModel(nn.Module):
+    """Model with all kinds of state that a measurement could change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,9 +119,9 @@ class Network(nn.Module):
 BATCH = ((torch.randn(4, 3, 8, 8),), torch.tensor([0, 1, 0, 1]))
 
 
-def test_choosing_leaves_no_trace_and_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = Network().train()
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+def test_autotune_preserves_state_and_caches_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SmallModel().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
     captures: list[int] = []
     timings: list[int] = []
@@ -135,28 +133,28 @@ def test_choosing_leaves_no_trace_and_is_remembered(monkeypatch: pytest.MonkeyPa
         module(*values)
         return module
 
-    def timed(steps: Any, _wait: Any) -> dict[str, float]:
+    def fake_times(steps: Any, _wait: Any) -> dict[str, float]:
         for step in steps.values():
             step()
         timings.append(1)
         return {EAGER: 2.0, CUDA_GRAPH: 1.0}
 
-    monkeypatch.setattr(cuda_graphs, "time_interleaved", timed)
+    monkeypatch.setattr(cuda_graphs, "time_interleaved", fake_times)
     for _ in range(2):
         forward, report = autotune_forward(
-            network, network, network, BATCH, FP32, {"model": "small"}, capture
+            model, model, model, BATCH, FP32, {"model": "small"}, capture
         )
         assert (report.runner, report.milliseconds) == (CUDA_GRAPH, {EAGER: 2.0, CUDA_GRAPH: 1.0})
         assert isinstance(forward, GraphedForward)
-    assert len(captures) == 2, "a graph lives as long as its process"
-    assert len(timings) == 1, "its timing is remembered"
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    assert all(parameter.grad is None for parameter in network.parameters())
+    assert len(captures) == 2, "a graph is captured in every process"
+    assert len(timings) == 1, "its timing is cached"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_slower_graphs_are_not_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = Network().train()
+def test_slower_graph_is_not_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SmallModel().train()
     captures: list[int] = []
 
     def capture(module: nn.Module, *_: Any) -> cuda_graphs.ForwardFunction:
@@ -166,15 +164,15 @@ def test_slower_graphs_are_not_captured_again(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(cuda_graphs, "time_interleaved", lambda *_: {EAGER: 1.0, CUDA_GRAPH: 2.0})
     for _ in range(2):
         forward, report = autotune_forward(
-            network, network, network, BATCH, FP32, {"model": "small"}, capture
+            model, model, model, BATCH, FP32, {"model": "small"}, capture
         )
-        assert forward is network
+        assert forward is model
         assert (report.runner, report.reason) == (EAGER, "measured")
     assert len(captures) == 1
 
 
-def test_a_failed_capture_falls_back_and_is_tried_again() -> None:
-    network = Network().train()
+def test_failed_capture_falls_back_to_eager() -> None:
+    model = SmallModel().train()
     captures: list[int] = []
 
     def capture(
@@ -184,31 +182,31 @@ def test_a_failed_capture_falls_back_and_is_tried_again() -> None:
         module(*values)
         raise RuntimeError("operation not permitted when stream is capturing\nat line 3")
 
-    before = [buffer.clone() for buffer in network.buffers()]
+    before = [buffer.clone() for buffer in model.buffers()]
     for _ in range(2):
         forward, report = autotune_forward(
-            network, network, network, BATCH, FP32, {"model": "small"}, capture
+            model, model, model, BATCH, FP32, {"model": "small"}, capture
         )
-        assert forward is network
+        assert forward is model
         assert report.runner == EAGER
         assert report.reason == "capture failed: operation not permitted when stream is capturing"
     assert len(captures) == 2
-    assert all(map(torch.equal, network.buffers(), before))
+    assert all(map(torch.equal, model.buffers(), before))
 
 
-class Notes(NullProgress):
-    """Keeps what is told."""
+class RecordingProgress(NullProgress):
+    """Progress that records notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
 
     def note(self, text: str) -> None:
-        """Keep it."""
+        """Record a note."""
         self.notes.append(text)
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_training_with_graphs_gives_the_weights_of_eager(
+def test_training_with_graphs_equals_eager(
     fails: bool, parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replayed: list[int] = []
@@ -224,14 +222,18 @@ def test_training_with_graphs_gives_the_weights_of_eager(
 
         return forward
 
-    runs, notes = [RunDirectory(tmp_path / name) for name in ("eager", "graphed")], Notes()
+    runs, notes = (
+        [RunDirectory(tmp_path / name) for name in ("eager", "graphed")],
+        RecordingProgress(),
+    )
     for run in runs:
         config = FinetuneConfig(
-            parts, run.path, ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", precision="fp32", epochs=2,
-            finetune_epochs=2, batch_norm="train", batch_size=16, mixup=0.2, ema=0.5,
+            parts, run.path, ARCHITECTURE, str(random_weights), IMAGE_SIZE,
+            device="cpu", precision="fp32", epochs=2, finetune_epochs=2, batch_norm="train",
+            batch_size=16, mixup=0.2, ema=0.5,
         )  # fmt: skip
         finetune(config, notes)
-        # The second run takes graphs.
+        # The second run uses graphs.
         monkeypatch.setattr(phase_loop, "cuda_graph_skip_reason", lambda *_: None)
         monkeypatch.setattr(cuda_graphs, "capture_forward", capture)
         monkeypatch.setattr(
@@ -243,14 +245,14 @@ def test_training_with_graphs_gives_the_weights_of_eager(
         f"phase{number}": {"runner": EAGER, "milliseconds": {}, "reason": "not on a GPU"}
         for number in (1, 2)
     }
-    told = [note for note in notes.notes if "CUDA graphs" in note]
+    messages = [note for note in notes.notes if "CUDA graphs" in note]
     if fails:
-        assert told == [
+        assert messages == [
             f"CUDA graphs of phase {number}: capture failed: cannot be captured. Its steps run eagerly."
             for number in (1, 2)
         ]
         assert {step["runner"] for step in steps[1].values()} == {EAGER}
     else:
-        assert not told
+        assert not messages
         assert {step["runner"] for step in steps[1].values()} == {CUDA_GRAPH}
         assert set(replayed) == {16}, "other batches run eagerly"

@@ -1,4 +1,4 @@
-"""What --deterministic asks of PyTorch, tells and refuses; GPUs themselves are not at hand."""
+"""Deterministic algorithms: settings of PyTorch, messages and errors, on a CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgetl.train.finetune import finetune
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 
-def test_pytorch_is_asked_inside_and_as_before_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deterministic_algorithms_only_inside_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     with deterministic_algorithms(False):
         assert not torch.are_deterministic_algorithms_enabled()
@@ -29,7 +29,7 @@ def test_pytorch_is_asked_inside_and_as_before_outside(monkeypatch: pytest.Monke
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_new_tensors_are_filled_outside_only() -> None:
+def test_memory_is_not_filled_inside_block() -> None:
     assert torch.utils.deterministic.fill_uninitialized_memory
     with deterministic_algorithms(True):
         assert not torch.utils.deterministic.fill_uninitialized_memory
@@ -38,7 +38,7 @@ def test_new_tensors_are_filled_outside_only() -> None:
         assert torch.utils.deterministic.fill_uninitialized_memory
 
 
-def test_cudnn_autotunes_unless_runs_must_be_equal() -> None:
+def test_cudnn_autotuning_is_off_when_deterministic() -> None:
     with cudnn_autotuning(True):
         assert torch.backends.cudnn.benchmark
         with cudnn_autotuning(False):
@@ -49,7 +49,7 @@ def test_cudnn_autotunes_unless_runs_must_be_equal() -> None:
         assert not torch.backends.cudnn.benchmark
 
 
-def test_the_cost_is_that_of_the_step_with_over_that_without() -> None:
+def test_measure_slowdown_is_ratio_of_step_times() -> None:
     with deterministic_algorithms(True):
         assert (
             measure_slowdown(lambda: 3.0 if torch.are_deterministic_algorithms_enabled() else 2.0)
@@ -58,7 +58,7 @@ def test_the_cost_is_that_of_the_step_with_over_that_without() -> None:
         assert torch.are_deterministic_algorithms_enabled()
 
 
-def test_an_operator_without_one_is_refused_and_named() -> None:
+def test_operator_without_algorithm_raises_config_error() -> None:
     def step() -> float:
         raise RuntimeError(
             "adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set ..."
@@ -77,23 +77,23 @@ def test_an_operator_without_one_is_refused_and_named() -> None:
         measure_slowdown(broken)
 
 
-def test_on_a_cpu_it_says_what_it_fixes(
+def test_deterministic_runs_are_equal_on_cpu(
     parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Notes(NullProgress):
-        said = ""
+        text = ""
 
         def note(self, text: str) -> None:
-            self.said += text
+            self.text += text
 
     notes, runs = Notes(), []
     for name in ("first", "second"):
-        # Nothing that one of them measured or computed is there for the other.
+        # Separate caches, so that the runs share neither measurements nor features.
         monkeypatch.setenv("EDGETL_CACHE", str(tmp_path / f"cache of {name}"))
         config = FinetuneConfig(
-            parts, tmp_path / name, ARCHITECTURE, str(random_weights), IMAGE_SIZE, device="cpu", precision="fp32", epochs=1,
-            finetune_epochs=1, deterministic=True,
+            parts, tmp_path / name, ARCHITECTURE, str(random_weights), IMAGE_SIZE,
+            device="cpu", precision="fp32", epochs=1, finetune_epochs=1, deterministic=True,
         )  # fmt: skip
         runs.append(finetune(config, notes).weights.read_bytes())
-    assert "nothing is decided by timing" in notes.said
+    assert "nothing is chosen by timing" in notes.text
     assert runs[0] == runs[1]

@@ -1,4 +1,4 @@
-"""The faster of two paths is taken and told; a GPU that cannot decode leads to the CPU with one note."""
+"""Choice of the input device, with a simulated GPU."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from edgetl.train.engine import input_device, phase_builder
 from edgetl.train.engine.input_device import choose_loader
 from edgetl.train.finetune import finetune
 from tests.conftest import ARCHITECTURE
-from tests.train.data.test_gpu_loader import broken
-from tests.train.data.test_jpeg import decode_on_cpu, picture
+from tests.train.data.test_gpu_loader import failing_decoder
+from tests.train.data.test_jpeg import decode_on_cpu, make_image
 
 SIDE, BATCH = 32, 4
 CPU = torch.device("cpu")
 
 
 class DelayedLoader:
-    """The loader on the CPU, slowed down."""
+    """CPU loader with a delay for each batch."""
 
     def __init__(self, loader: ImageLoader, seconds: float) -> None:
         self.images = loader.images
@@ -56,95 +56,98 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
-    found = []
-    for number in range(16):
-        found.append(tmp_path / f"{number}.jpg")
-        picture(60, 90 + number).save(found[-1])
-    return found
+    files = [tmp_path / f"{number}.jpg" for number in range(16)]
+    for number, file in enumerate(files):
+        make_image(60, 90 + number).save(file)
+    return files
 
 
-def materials(
+def make_context(
     paths: list[Path], seconds: float = 0.0, strength: Any = "light", **options: Any
 ) -> Any:
-    """Materials of a run on a GPU, with whatever the choice looks at."""
-    contract = Preprocessing.for_image_size(SIDE)
-    augmentation = Augmentation(strength, contract, 0)
-    rows = [SplitEntry(path, "a", "train") for path in paths]
+    """Return the parts of a run context on a GPU that `choose_loader` uses."""
+    preprocessing = Preprocessing.for_image_size(SIDE)
+    augmentation = Augmentation(strength, preprocessing, 0)
+    entries = [SplitEntry(path, "a", "train") for path in paths]
     loader = ImageLoader(
-        ImageDataset(rows, ["a"], augmentation, contract, DecodedImageCache(0, 64)), 0
+        ImageDataset(entries, ["a"], augmentation, preprocessing, DecodedImageCache(0, 64)), 0
     )
     notes: list[str] = []
     return SimpleNamespace(
         config=FinetuneConfig(Path("data"), augment=strength, **options),
         batch_size=BATCH,
         loader=DelayedLoader(loader, seconds),
-        train=range(len(paths)),
-        preprocessing=contract,
-        computing=SimpleNamespace(device=torch.device("cuda"), name="a GPU", wait=lambda: None),
-        facts={
+        train_indices=range(len(paths)),
+        preprocessing=preprocessing,
+        compute_config=SimpleNamespace(
+            device=torch.device("cuda"), device_name="a GPU", synchronize=lambda: None
+        ),
+        feature_key={
             "images": {"train": [str(path) for path in paths]},
             "augmentation": augmentation.name,
             "versions": {},
         },
-        cache_budget=0,
+        cache_budget_bytes=0,
         progress=SimpleNamespace(note=notes.append, notes=notes),
-        ranks=SINGLE_PROCESS,
+        processes=SINGLE_PROCESS,
     )
 
 
 @pytest.fixture
-def built(monkeypatch: pytest.MonkeyPatch) -> list[BatchDecoder]:
-    """The device's loader is built for the CPU, so that it runs here; the decoders that were used for it."""
-    decoders: list[BatchDecoder] = []
+def decoders(monkeypatch: pytest.MonkeyPatch) -> list[BatchDecoder]:
+    """Build the device's loader for the CPU, and return the decoders that it was built with."""
+    used_decoders: list[BatchDecoder] = []
 
-    def build(given: Any, decoder: BatchDecoder) -> tuple[DeviceLoader, DeviceImageCache]:
-        decoders.append(decoder)
-        images = DeviceImageCache(given.loader.images.decoded, CPU, 10**9, decoder)
-        return DeviceLoader(given.loader, images, SIDE, CPU), images
+    def build(context: Any, decoder: BatchDecoder) -> tuple[DeviceLoader, DeviceImageCache]:
+        used_decoders.append(decoder)
+        images = DeviceImageCache(context.loader.images.decoded_cache, CPU, 10**9, decoder)
+        return DeviceLoader(context.loader, images, SIDE, CPU), images
 
     monkeypatch.setattr(input_device, "_build_device_loader", build)
-    return decoders
+    return used_decoders
 
 
-def test_the_faster_path_is_taken_and_told(paths: list[Path], built: list[BatchDecoder]) -> None:
-    slow_cpu = materials(paths, 0.3)
+def test_faster_path_is_chosen_and_reported(
+    paths: list[Path], decoders: list[BatchDecoder]
+) -> None:
+    slow_cpu = make_context(paths, 0.3)
     loader, choice = choose_loader(slow_cpu, decoder=decode_on_cpu)
     assert isinstance(loader, DeviceLoader)
     assert choice["device"] == "cuda"
-    # Four images every 0.3 s, or a little more.
+    # Four images take 0.3 s or a little more.
     assert 5 < choice["images_per_second"]["cpu"] < BATCH / 0.3
     assert choice["images_per_second"]["cuda"] > choice["images_per_second"]["cpu"]
     [note] = slow_cpu.progress.notes
     assert note.startswith("Training images are prepared on the GPU: measured ")
 
 
-def test_a_slow_device_leads_to_the_cpu(
-    paths: list[Path], built: list[BatchDecoder], monkeypatch: pytest.MonkeyPatch
+def test_cpu_is_chosen_when_device_is_slow(
+    paths: list[Path], decoders: list[BatchDecoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = DeviceLoader._make_views
 
-    def slow(self: DeviceLoader, *given: Any) -> tuple[Tensor, Tensor]:
+    def slow(self: DeviceLoader, *arguments: Any) -> tuple[Tensor, Tensor]:
         time.sleep(0.3)
-        return original(self, *given)
+        return original(self, *arguments)
 
     monkeypatch.setattr(DeviceLoader, "_make_views", slow)
-    given = materials(paths)
-    loader, choice = choose_loader(given, decoder=decode_on_cpu)
-    assert loader is given.loader
+    context = make_context(paths)
+    loader, choice = choose_loader(context, decoder=decode_on_cpu)
+    assert loader is context.loader
     assert choice["device"] == "cpu"
-    assert "on the CPU: measured" in given.progress.notes[0]
+    assert "on the CPU: measured" in context.progress.notes[0]
 
 
-def test_a_measurement_is_made_once_for_the_same_images(
-    paths: list[Path], built: list[BatchDecoder]
+def test_measurement_is_cached_for_same_images(
+    paths: list[Path], decoders: list[BatchDecoder]
 ) -> None:
-    first = choose_loader(materials(paths, 0.05), decoder=decode_on_cpu)[1]
-    again = choose_loader(materials(paths), decoder=broken)[1]
+    first = choose_loader(make_context(paths, 0.05), decoder=decode_on_cpu)[1]
+    again = choose_loader(make_context(paths), decoder=failing_decoder)[1]
     assert again == first
-    assert choose_loader(materials(paths[:-1]), decoder=decode_on_cpu)[1] != first
+    assert choose_loader(make_context(paths[:-1]), decoder=decode_on_cpu)[1] != first
 
 
-def test_what_does_not_fit_counts_as_decoded_anew(
+def test_rate_includes_decoding_of_uncached_images(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = 0.1
@@ -154,119 +157,119 @@ def test_what_does_not_fit_counts_as_decoded_anew(
         return decode_on_cpu(encoded, device)
 
     def rate(budget: int) -> float:
-        given = materials(paths)
-        images = DeviceImageCache(given.loader.images.decoded, CPU, budget, slow_decoder)
+        context = make_context(paths)
+        images = DeviceImageCache(context.loader.images.decoded_cache, CPU, budget, slow_decoder)
         measured = input_device._measure_rates(
-            given, DeviceLoader(given.loader, images, SIDE, CPU), images
+            context, DeviceLoader(context.loader, images, SIDE, CPU), images
         )
         return float(measured["images_per_second"]["cuda"])
 
     assert rate(0) < BATCH / seconds < rate(10**9)
 
 
-@pytest.mark.parametrize("earlier", [None, "cpu", "cuda"])
-def test_a_choice_made_by_the_user_or_an_earlier_run_is_not_measured(
-    earlier: Any, paths: list[Path], built: list[BatchDecoder], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("recorded", [None, "cpu", "cuda"])
+def test_requested_or_recorded_choice_is_not_measured(
+    recorded: Any, paths: list[Path], decoders: list[BatchDecoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(input_device, "remembered", lambda *given: pytest.fail("measured"))
-    for asked in ("cpu", "cuda"):
-        given = materials(paths, input_device=asked)
-        loader, choice = choose_loader(given, earlier, decode_on_cpu)
-        assert choice == {"device": earlier or asked}
+    monkeypatch.setattr(input_device, "cached_measurement", lambda *_: pytest.fail("measured"))
+    for requested in ("cpu", "cuda"):
+        context = make_context(paths, input_device=requested)
+        loader, choice = choose_loader(context, recorded, decode_on_cpu)
+        assert choice == {"device": recorded or requested}
         assert isinstance(loader, DeviceLoader) is (choice["device"] == "cuda")
-        assert given.progress.notes == []
+        assert context.progress.notes == []
 
 
-def test_a_decoder_that_does_not_work_leads_to_the_cpu_with_one_note(
-    paths: list[Path], built: list[BatchDecoder]
-) -> None:
-    given = materials(paths, 0.3)
-    loader, choice = choose_loader(given, decoder=broken)
-    assert loader is given.loader
+def test_cpu_is_chosen_when_decoder_fails(paths: list[Path], decoders: list[BatchDecoder]) -> None:
+    context = make_context(paths, 0.3)
+    loader, choice = choose_loader(context, decoder=failing_decoder)
+    assert loader is context.loader
     assert choice["device"] == "cpu"
-    assert given.progress.notes == [
-        "Training images are prepared on the CPU (the GPU cannot decode JPEG files: torchvision not compiled with nvJPEG support)."
+    assert context.progress.notes == [
+        "Training images are prepared on the CPU "
+        "(the GPU cannot decode JPEG files: torchvision not compiled with nvJPEG support)."
     ]
 
 
-def test_a_failure_is_not_remembered(paths: list[Path], built: list[BatchDecoder]) -> None:
-    assert "refused" in choose_loader(materials(paths, 0.1), decoder=broken)[1]
-    assert choose_loader(materials(paths, 0.1), decoder=decode_on_cpu)[1]["device"] == "cuda"
+def test_failure_is_not_cached(paths: list[Path], decoders: list[BatchDecoder]) -> None:
+    assert "refused" in choose_loader(make_context(paths, 0.1), decoder=failing_decoder)[1]
+    assert choose_loader(make_context(paths, 0.1), decoder=decode_on_cpu)[1]["device"] == "cuda"
 
 
-def test_a_device_that_fails_leads_to_the_cpu_with_one_note(
-    paths: list[Path], built: list[BatchDecoder], monkeypatch: pytest.MonkeyPatch
+def test_cpu_is_chosen_when_device_fails(
+    paths: list[Path], decoders: list[BatchDecoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*given: Any) -> None:
+    def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
 
     monkeypatch.setattr(DeviceLoader, "_make_views", fail)
-    given = materials(paths, 0.3)
-    loader, _ = choose_loader(given, decoder=decode_on_cpu)
-    assert loader is given.loader
-    assert given.progress.notes == [
+    context = make_context(paths, 0.3)
+    loader, _ = choose_loader(context, decoder=decode_on_cpu)
+    assert loader is context.loader
+    assert context.progress.notes == [
         "Training images are prepared on the CPU (the GPU path failed: CUDA out of memory. Tried to allocate 2 GiB.)."
     ]
 
 
-def test_a_broken_image_is_not_taken_for_a_failing_device(
-    paths: list[Path], built: list[BatchDecoder]
-) -> None:
+def test_invalid_image_raises_decode_error(paths: list[Path], decoders: list[BatchDecoder]) -> None:
     paths[0].write_bytes(b"no image")
     with pytest.raises(DecodeError, match=r"0\.jpg"):
-        choose_loader(materials(paths), decoder=decode_on_cpu)
+        choose_loader(make_context(paths), decoder=decode_on_cpu)
 
 
 @pytest.mark.parametrize("case", ["cpu", "none"])
-def test_nothing_is_chosen_where_there_is_no_choice(
-    case: str, paths: list[Path], built: list[BatchDecoder]
+def test_choice_is_empty_without_gpu_or_augmentation(
+    case: str, paths: list[Path], decoders: list[BatchDecoder]
 ) -> None:
-    given = materials(paths, strength="none" if case == "none" else "light")
+    context = make_context(paths, strength="none" if case == "none" else "light")
     if case == "cpu":
-        given.computing.device = CPU
-    loader, choice = choose_loader(given, decoder=broken)
-    assert loader is given.loader
+        context.compute_config.device = CPU
+    loader, choice = choose_loader(context, decoder=failing_decoder)
+    assert loader is context.loader
     assert choice == {}
-    assert built == []
-    assert given.progress.notes == []
+    assert decoders == []
+    assert context.progress.notes == []
 
 
-def test_training_is_the_same_on_either_path(
+def test_training_is_equal_on_both_paths(
     tmp_path: Path, parts: Path, random_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = FinetuneConfig(
-        parts, tmp_path / "cpu", ARCHITECTURE, str(random_weights), SIDE, device="cpu", precision="fp32", workers=0,
-        epochs=2, finetune_epochs=1, cache_budget=0, dropout=0.0,
+        parts, tmp_path / "cpu", ARCHITECTURE, str(random_weights), SIDE,
+        device="cpu", precision="fp32", workers=0, epochs=2, finetune_epochs=1, cache_budget=0,
+        dropout=0.0,
     )  # fmt: skip
     expected = finetune(config)
-    decoded: list[int] = []
+    batch_sizes: list[int] = []
 
     def decoder(encoded: list[Tensor], device: torch.device) -> list[Tensor]:
-        decoded.append(len(encoded))
+        batch_sizes.append(len(encoded))
         return decode_on_cpu(encoded, device)
 
-    def choose(given: Any, earlier: Any) -> tuple[DeviceLoader, dict[str, Any]]:
-        images = DeviceImageCache(given.loader.images.decoded, CPU, 10**9, decoder)
-        return DeviceLoader(given.loader, images, given.preprocessing.crop, CPU), {"device": "cuda"}
+    def choose(context: Any, recorded: Any) -> tuple[DeviceLoader, dict[str, Any]]:
+        images = DeviceImageCache(context.loader.images.decoded_cache, CPU, 10**9, decoder)
+        return DeviceLoader(context.loader, images, context.preprocessing.crop, CPU), {
+            "device": "cuda"
+        }
 
     monkeypatch.setattr(phase_builder, "choose_loader", choose)
-    found = finetune(replace(config, output=tmp_path / "device"))
-    assert sum(decoded) == 40, "every training image once in three epochs"
+    run = finetune(replace(config, output=tmp_path / "device"))
+    assert sum(batch_sizes) == 40, "every training image once in three epochs"
 
     def losses(history: Path) -> list[float]:
         import json
 
         return [json.loads(line)["train_loss"] for line in history.read_text().splitlines()]
 
-    assert losses(found.history) == pytest.approx(losses(expected.history), rel=0.02)
-    assert '"input": {' in found.metrics.read_text()
+    assert losses(run.history) == pytest.approx(losses(expected.history), rel=0.02)
+    assert '"input": {' in run.metrics.read_text()
     assert '"input": {' not in expected.metrics.read_text()
 
 
-def test_deterministic_takes_the_cpu_and_measures_nothing(
+def test_deterministic_uses_cpu_without_measurement(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(input_device, "remembered", lambda *given: pytest.fail("measured"))
-    assert choose_loader(materials(paths, deterministic=True), decoder=decode_on_cpu)[1] == {
+    monkeypatch.setattr(input_device, "cached_measurement", lambda *_: pytest.fail("measured"))
+    assert choose_loader(make_context(paths, deterministic=True), decoder=decode_on_cpu)[1] == {
         "device": "cpu"
     }

@@ -1,4 +1,4 @@
-"""Cached and streamed training see the same tensors, and what is cached belongs to what it was made from."""
+"""Phase builder: cached and streamed training are equal, and the cache is keyed correctly."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from edgetl.train.model.factory import load_run_model
 MakeImages = Callable[..., Path]
 
 
-class Notes(NullProgress):
+class RecordingProgress(NullProgress):
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self.prepared_in_all = 0
+        self.feature_passes = 0
 
     def note(self, text: str) -> None:
         self.notes.append(text)
 
     def on_features_computed(self, done: int, total: int) -> None:
-        self.prepared_in_all += done == total
+        self.feature_passes += done == total
 
 
 @pytest.fixture
@@ -63,56 +63,59 @@ def config(
     )
 
 
-def stages_of(
+def collect_batches(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> dict[int, list[list[Batch]]]:
-    """Every batch that the phases are fed with: phase to epochs to batches, the validation images as the last epoch."""
-    seen: dict[int, list[list[Batch]]] = {}
+    """Return the batches of each phase by epoch, then those of validation and evaluation."""
+    batches: dict[int, list[list[Batch]]] = {}
     kinds: set[type] = set()
     original = PhaseBuilder.build_phases
 
-    def watched(self: PhaseBuilder) -> Any:
-        stages = original(self)
-        for stage in stages:
-            feed: BatchSource = stage.batch_source
-            kinds.add(type(feed))
-            seen[stage.phase.number] = [
-                list(feed.iter_train_batches(epoch)) for epoch in range(1, 6)
+    def record(self: PhaseBuilder) -> Any:
+        phases = original(self)
+        for trainable in phases:
+            source: BatchSource = trainable.batch_source
+            kinds.add(type(source))
+            batches[trainable.phase.number] = [
+                list(source.iter_train_batches(epoch)) for epoch in range(1, 6)
             ] + [
-                list(feed.iter_val_batches()),
-                list(feed.iter_train_eval_batches()),
+                list(source.iter_val_batches()),
+                list(source.iter_train_eval_batches()),
             ]
-        return stages
+        return phases
 
     with monkeypatch.context() as patch:
-        patch.setattr(PhaseBuilder, "build_phases", watched)
+        patch.setattr(PhaseBuilder, "build_phases", record)
         finetune(replace(config, force=True))
     assert len(kinds) == 1
     assert kinds == {CachedBatches if config.cache_budget is None else StreamingBatches}
-    return seen
+    return batches
 
 
 @pytest.mark.parametrize("batch_norm", ["eval", "train"])
-def test_cached_and_streamed_training_see_the_same_tensors(
+def test_cached_and_streamed_batches_are_equal(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, batch_norm: Any
 ) -> None:
     config = replace(config, batch_norm=batch_norm)
-    cached, again, streamed = (
-        stages_of(replace(config, cache_budget=budget), monkeypatch) for budget in (None, None, 0)
+    cached, reused, streamed = (
+        collect_batches(replace(config, cache_budget=budget), monkeypatch)
+        for budget in (None, None, 0)
     )
     for phase in (1, 2):
         assert len(cached[phase]) == len(streamed[phase]) == 7
-        for left, middle, right in zip(cached[phase], again[phase], streamed[phase], strict=True):
-            for (values, labels), (found, found_labels), (expected, expected_labels) in zip(
-                left, middle, right, strict=True
-            ):
+        for left, middle, right in zip(cached[phase], reused[phase], streamed[phase], strict=True):
+            for (values, labels), (reused_values, reused_labels), (
+                expected,
+                expected_labels,
+            ) in zip(left, middle, right, strict=True):
                 assert torch.equal(labels, expected_labels)
-                assert torch.equal(labels, found_labels)
+                assert torch.equal(labels, reused_labels)
                 assert all(
-                    torch.equal(value, other) for value, other in zip(values, found, strict=True)
-                ), "reused as it was"
+                    torch.equal(value, other)
+                    for value, other in zip(values, reused_values, strict=True)
+                ), "reused unchanged"
                 for value, other in zip(values, expected, strict=True):
-                    # Batches of other sizes take other kernels: the sums' last bits differ.
+                    # Other batch sizes use other kernels, so the last bits of sums differ.
                     torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4)
 
 
@@ -120,8 +123,8 @@ def epochs(run: RunDirectory) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.history.read_text().splitlines()]
 
 
-def test_both_ways_train_the_same_network(config: FinetuneConfig, tmp_path: Path) -> None:
-    # Without dropout no random number is drawn differently; what is left is rounding.
+def test_cached_and_streamed_training_are_equal(config: FinetuneConfig, tmp_path: Path) -> None:
+    # Without dropout all random numbers are equal, and only rounding differs.
     config = replace(config, dropout=0.0, augment="none")
     cached, streamed = (
         finetune(config),
@@ -132,24 +135,22 @@ def test_both_ways_train_the_same_network(config: FinetuneConfig, tmp_path: Path
         assert left["val_loss"] == pytest.approx(right["val_loss"], rel=1e-3)
 
 
-def test_a_later_run_uses_the_cache_and_gives_the_same_weights(
-    config: FinetuneConfig, tmp_path: Path
-) -> None:
-    first, second = Notes(), Notes()
-    once = finetune(config, first)
-    again = finetune(replace(config, output=tmp_path / "again"), second)
-    assert (first.prepared_in_all, second.prepared_in_all) == (1, 0)
-    assert any("from an earlier run" in text for text in second.notes)
-    assert sha256_file(once.weights) == sha256_file(again.weights)
-    metrics = [json.loads(run.metrics.read_text()) for run in (once, again)]
-    assert [one["frozen_blocks"]["cache"] for one in metrics] == ["filled", "reused"]
+def test_later_run_reuses_the_cache(config: FinetuneConfig, tmp_path: Path) -> None:
+    first, second = RecordingProgress(), RecordingProgress()
+    first_run = finetune(config, first)
+    second_run = finetune(replace(config, output=tmp_path / "again"), second)
+    assert (first.feature_passes, second.feature_passes) == (1, 0)
+    assert any("cached by an earlier run" in text for text in second.notes)
+    assert sha256_file(first_run.weights) == sha256_file(second_run.weights)
+    metrics = [json.loads(run.metrics.read_text()) for run in (first_run, second_run)]
+    assert [content["frozen_blocks"]["cache"] for content in metrics] == ["filled", "reused"]
     assert metrics[0]["val"] == metrics[1]["val"]
 
 
 @pytest.mark.parametrize(
     "change", ["seed", "augment", "views", "size", "unfreeze", "image", "weights"]
 )
-def test_what_was_made_from_something_else_is_not_used(
+def test_cache_is_not_reused_when_inputs_change(
     config: FinetuneConfig, tmp_path: Path, change: str, random_weights: Path
 ) -> None:
     finetune(config)
@@ -172,71 +173,71 @@ def test_what_was_made_from_something_else_is_not_used(
             "size": {"image_size": 64},
         }
         other = replace(other, **(values.get(change) or {"unfreeze": "1"}))  # type: ignore[arg-type]
-    watched = Notes()
-    finetune(other, watched)
-    assert watched.prepared_in_all == 1
+    progress = RecordingProgress()
+    finetune(other, progress)
+    assert progress.feature_passes == 1
 
 
-def test_a_damaged_cache_is_made_anew(config: FinetuneConfig, tmp_path: Path) -> None:
-    once = finetune(config)
+def test_damaged_cache_is_recomputed(config: FinetuneConfig, tmp_path: Path) -> None:
+    run = finetune(config)
     for file in (tmp_path / "cache/activations").rglob("train-0.bin"):
         file.write_bytes(file.read_bytes()[:-1])
-    watched = Notes()
-    again = finetune(replace(config, output=tmp_path / "again"), watched)
-    assert watched.prepared_in_all == 1
-    assert sha256_file(once.weights) == sha256_file(again.weights)
+    progress = RecordingProgress()
+    again = finetune(replace(config, output=tmp_path / "again"), progress)
+    assert progress.feature_passes == 1
+    assert sha256_file(run.weights) == sha256_file(again.weights)
 
 
-def test_a_budget_that_is_too_small_streams_and_says_so(
-    config: FinetuneConfig, tmp_path: Path
-) -> None:
-    watched = Notes()
-    run = finetune(replace(config, cache_budget=10_000), watched)
-    assert any("the cache may take" in text and "--cache-budget" in text for text in watched.notes)
+def test_images_are_streamed_when_budget_is_small(config: FinetuneConfig, tmp_path: Path) -> None:
+    progress = RecordingProgress()
+    run = finetune(replace(config, cache_budget=10_000), progress)
+    assert any("views need" in text and "--cache-budget" in text for text in progress.notes)
     assert not list((tmp_path / "cache").glob("activations/*"))
     assert json.loads(run.metrics.read_text())["frozen_blocks"]["cache"] == "none"
 
 
-def test_fewer_views_are_taken_where_fewer_fit(config: FinetuneConfig, tmp_path: Path) -> None:
-    row = (
-        96 + 1024
-    ) * 4  # what crosses the cut of the last two blocks at 32 pixels, and the head's features
-    watched = Notes()
+def test_views_are_reduced_to_fit_the_budget(config: FinetuneConfig, tmp_path: Path) -> None:
+    # Features at the cut before the last two blocks at 32 pixels, and those of the head.
+    image_bytes = (96 + 1024) * 4
+    progress = RecordingProgress()
     finetune(
-        replace(config, views=None, unfreeze="2", cache_budget=row * (18 * 2 + 6) + 100), watched
+        replace(config, views=None, unfreeze="2", cache_budget=image_bytes * (18 * 2 + 6) + 100),
+        progress,
     )
     metas = [
         json.loads(meta.read_text()) for meta in (tmp_path / "cache/activations").rglob("meta.json")
     ]
     assert [meta["train"][0]["shape"][:2] for meta in metas] == [[2, 18], [2, 18]]
-    assert any("holds 2 of 3 views" in text for text in watched.notes)
+    assert any("holds 2 of 3 views" in text for text in progress.notes)
 
 
-def test_nothing_frozen_streams_and_says_so(config: FinetuneConfig) -> None:
-    watched = Notes()
-    run = finetune(replace(config, epochs=0, unfreeze="all", batch_norm="train"), watched)
-    assert any("Nothing is frozen before what phase 2 trains" in text for text in watched.notes)
+def test_images_are_streamed_when_nothing_is_frozen(config: FinetuneConfig) -> None:
+    progress = RecordingProgress()
+    run = finetune(replace(config, epochs=0, unfreeze="all", batch_norm="train"), progress)
+    assert any("Phase 2 has no frozen blocks" in text for text in progress.notes)
     assert len(epochs(run)) == 3
-    assert watched.prepared_in_all == 0
+    assert progress.feature_passes == 0
 
 
-def test_a_runtime_that_refuses_a_later_piece_gives_way_to_pytorch(
+def test_unsupported_subgraph_falls_back_to_pytorch(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = []
+    rejected = []
 
-    def picky(name: str, piece: Any, example: Any, computing: Any) -> FeatureExtractor:
+    def make_or_raise(
+        name: str, subgraph: Any, example: Any, compute_config: Any
+    ) -> FeatureExtractor:
         if example[0].shape[1] != 3:
-            refused.append(name)
-            raise ExportError("an operator that is not known")
-        return make_extractor(name, piece, example, computing)
+            rejected.append(name)
+            raise ExportError("unsupported operator")
+        return make_extractor(name, subgraph, example, compute_config)
 
-    monkeypatch.setattr("edgetl.train.engine.phase_builder.make_extractor", picky)
+    monkeypatch.setattr("edgetl.train.engine.phase_builder.make_extractor", make_or_raise)
     assert len(epochs(finetune(config))) == 5
-    assert refused
+    assert rejected
 
 
-def test_a_cache_that_cannot_be_written_is_kept_in_memory(
+def test_features_stay_in_memory_without_cache_folder(
     config: FinetuneConfig, tmp_path: Path
 ) -> None:
     (tmp_path / "cache").write_text("a file where the folder would be")
@@ -245,7 +246,7 @@ def test_a_cache_that_cannot_be_written_is_kept_in_memory(
     assert json.loads(run.metrics.read_text())["frozen_blocks"]["cache"] == "filled"
 
 
-def test_the_cached_run_s_weights_are_the_whole_network_s(config: FinetuneConfig) -> None:
+def test_cached_run_has_weights_of_whole_model(config: FinetuneConfig) -> None:
     run = finetune(config)
     metrics = json.loads(run.metrics.read_text())
     model = load_run_model(run)
@@ -257,20 +258,24 @@ def test_the_cached_run_s_weights_are_the_whole_network_s(config: FinetuneConfig
 LABELS = torch.tensor([0] * 12 + [1] * 3 + [2])
 
 
-def test_an_epoch_holds_every_image_once_in_a_new_order() -> None:
-    order = EpochSampler(LABELS, "shuffled", 4, seed=3)
-    once, again, other = order.sample_batches(1), order.sample_batches(1), order.sample_batches(2)
+def test_sampler_uses_every_image_once_per_epoch() -> None:
+    sampler = EpochSampler(LABELS, "shuffled", 4, seed=3)
+    once, again, other = (
+        sampler.sample_batches(1),
+        sampler.sample_batches(1),
+        sampler.sample_batches(2),
+    )
     assert once == again != other
     assert sorted(position for batch in once for position in batch) == list(range(16))
-    assert len(once) == order.steps_per_epoch
+    assert len(once) == sampler.steps_per_epoch
     assert EpochSampler(LABELS, "shuffled", 4, seed=4).sample_batches(1) != once
 
 
-def test_balanced_sampling_shows_every_class_equally_often() -> None:
-    order = EpochSampler(LABELS, "balanced", 4, seed=3)
+def test_balanced_sampling_is_equal_per_class() -> None:
+    sampler = EpochSampler(LABELS, "balanced", 4, seed=3)
     for epoch in (1, 2):
-        drawn = [position for batch in order.sample_batches(epoch) for position in batch]
-        assert len(drawn) == 16
-        counts = torch.bincount(LABELS[drawn], minlength=3)
+        positions = [position for batch in sampler.sample_batches(epoch) for position in batch]
+        assert len(positions) == 16
+        counts = torch.bincount(LABELS[positions], minlength=3)
         assert counts.max() - counts.min() <= 2
-        assert {position for position in drawn if LABELS[position] == 1} == {12, 13, 14}
+        assert {position for position in positions if LABELS[position] == 1} == {12, 13, 14}

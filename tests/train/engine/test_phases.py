@@ -17,32 +17,36 @@ CONFIG = FinetuneConfig(Path("data"))
 CLASSIC = FinetuneConfig(Path("data"), **get_presets()["classic"])
 
 
-def second(config: FinetuneConfig, train_accuracy: float | None, shift: float = 0.05) -> Phase:
+def phase_2(config: FinetuneConfig, train_accuracy: float | None, shift: float = 0.05) -> Phase:
     return resolve_phase(plan_phases(config, "3", 16)[-1], config, train_accuracy, lambda: shift)
 
 
-def test_what_phase_1_left_to_learn_decides_how_far_phase_2_goes() -> None:
-    near, between, far = (second(CONFIG, accuracy) for accuracy in (1.0, 0.9, 0.5))
+def test_phase_2_depends_on_train_accuracy() -> None:
+    near, between, far = (phase_2(CONFIG, accuracy) for accuracy in (1.0, 0.9, 0.5))
     assert (near.epochs, near.lr) == (5, pytest.approx(2e-4))
     assert (between.epochs, between.lr) == (6, pytest.approx(5e-4))
     assert (far.epochs, far.lr) == (8, pytest.approx(1e-3))
 
 
 @pytest.mark.parametrize(
-    ("mode", "train_accuracy", "shift", "kept"),
+    ("mode", "train_accuracy", "shift", "is_frozen"),
     [
-        ("auto", 0.99, 0.05, True), ("auto", 0.99, 0.4, False), ("auto", 0.97, 0.05, False), ("auto", None, 0.05, False),
+        ("auto", 0.99, 0.05, True), ("auto", 0.99, 0.4, False),
+        ("auto", 0.97, 0.05, False), ("auto", None, 0.05, False),
         ("train", 1.0, 0.05, False), ("eval", 0.5, 0.4, True),
     ],
 )  # fmt: skip
-def test_statistics_that_fit_already_stay(
-    mode: Any, train_accuracy: float | None, shift: float, kept: bool
+def test_statistics_freeze_when_they_fit(
+    mode: Any, train_accuracy: float | None, shift: float, is_frozen: bool
 ) -> None:
-    assert second(replace(CONFIG, batch_norm=mode), train_accuracy, shift).freeze_statistics is kept
+    assert (
+        phase_2(replace(CONFIG, batch_norm=mode), train_accuracy, shift).freeze_statistics
+        is is_frozen
+    )
 
 
-def test_the_shift_is_measured_only_where_it_decides() -> None:
-    def unwanted() -> float:
+def test_shift_is_measured_only_when_needed() -> None:
+    def fail() -> float:
         raise AssertionError
 
     for config, accuracy in (
@@ -50,31 +54,32 @@ def test_the_shift_is_measured_only_where_it_decides() -> None:
         (replace(CONFIG, batch_norm="train"), 1.0),
         (replace(CONFIG, batch_norm="eval"), 1.0),
     ):
-        resolve_phase(plan_phases(config, "3", 16)[-1], config, accuracy, unwanted)
+        resolve_phase(plan_phases(config, "3", 16)[-1], config, accuracy, fail)
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
-def test_more_to_learn_never_means_less_training(one: float, other: float) -> None:
-    less, more = sorted((one, other))
-    assert second(CONFIG, less).epochs >= second(CONFIG, more).epochs
-    assert second(CONFIG, less).lr >= second(CONFIG, more).lr
+def test_lower_accuracy_never_trains_less(left: float, right: float) -> None:
+    less, more = sorted((left, right))
+    assert phase_2(CONFIG, less).epochs >= phase_2(CONFIG, more).epochs
+    assert phase_2(CONFIG, less).lr >= phase_2(CONFIG, more).lr
 
 
-def test_what_was_given_stays() -> None:
-    given = replace(CONFIG, finetune_epochs=5, finetune_lr=1e-4)
+def test_configured_values_are_kept() -> None:
+    configured = replace(CONFIG, finetune_epochs=5, finetune_lr=1e-4)
     assert [
-        (second(given, accuracy).epochs, second(given, accuracy).lr) for accuracy in (0.1, 1.0)
+        (phase_2(configured, accuracy).epochs, phase_2(configured, accuracy).lr)
+        for accuracy in (0.1, 1.0)
     ] == [(5, 1e-4)] * 2
     assert (
-        second(replace(CONFIG, finetune_epochs=5), 0.1).epochs,
-        second(replace(CONFIG, finetune_epochs=5), 0.1).lr,
+        phase_2(replace(CONFIG, finetune_epochs=5), 0.1).epochs,
+        phase_2(replace(CONFIG, finetune_epochs=5), 0.1).lr,
     ) == (5, 1e-3)
-    assert second(CONFIG, None) == plan_phases(CONFIG, "3", 16)[-1], (
-        "without a phase 1 nothing is known"
+    assert phase_2(CONFIG, None) == plan_phases(CONFIG, "3", 16)[-1], (
+        "without phase 1 nothing changes"
     )
 
 
-def test_the_classic_recipe_to_the_letter() -> None:
+def test_classic_recipe_is_exact() -> None:
     head, tail = (
         resolve_phase(phase, CLASSIC, 0.1, lambda: 0.0) for phase in plan_phases(CLASSIC, "3", 32)
     )
@@ -91,11 +96,11 @@ def test_the_classic_recipe_to_the_letter() -> None:
 @pytest.mark.parametrize(
     ("images", "expected"), [(1, 16), (500, 16), (800, 32), (1000, 32), (2000, 64), (100_000, 64)]
 )
-def test_a_batch_gives_about_32_steps(images: int, expected: int) -> None:
+def test_default_batch_size_targets_32_steps(images: int, expected: int) -> None:
     assert default_batch_size(images) == expected
 
 
-def test_from_nothing_everything_trains_in_one_phase() -> None:
+def test_weights_none_trains_everything_in_one_phase() -> None:
     (phase,) = plan_phases(replace(CONFIG, weights="none", epochs=3, finetune_epochs=2), "3", 16)
     assert (phase.number, phase.epochs, phase.unfreeze, phase.freeze_statistics) == (
         1,
@@ -103,8 +108,8 @@ def test_from_nothing_everything_trains_in_one_phase() -> None:
         "all",
         False,
     )
-    with pytest.raises(ConfigError, match="--batch-size 2"):
+    with pytest.raises(ConfigError, match="--batch-size must be >= 2"):
         plan_phases(replace(CONFIG, weights="none"), "3", 1)
     assert all(phase.freeze_statistics for phase in plan_phases(CONFIG, "3", 1)), (
-        "one image has no statistics"
+        "one image gives no statistics"
     )

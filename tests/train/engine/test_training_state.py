@@ -15,14 +15,20 @@ from edgetl.train.engine.phases import Phase
 from edgetl.train.engine.training_state import check_phases, read_training_checkpoint
 
 RECORD = asdict(EpochRecord(1, 1, 0.5, 0.5, 0.5, 0.5, 1e-3, 1.0, 10.0, 1.0))
-STAGE = {
-    "done": 0, "since_better": 0, "slowest": 0.0, "batches": 1, "lr": 1e-3, "spent": 0.1, "step": 1, "averaged_steps": 0, "scaler": {},
-    "frozen": {},
-    "ranks": [{"seen": 8, "totals": [1.0, 2.0], "mixing": dict(np.random.default_rng(0).bit_generator.state)}],
+PHASE_STATE = {
+    "done": 0, "since_better": 0, "slowest": 0.0, "batches": 1, "lr": 1e-3, "spent": 0.1,
+    "step": 1, "averaged_steps": 0, "scaler": {}, "frozen": {},
+    "ranks": [
+        {
+            "seen": 8, "totals": [1.0, 2.0],
+            "mixing": dict(np.random.default_rng(0).bit_generator.state),
+        }
+    ],
 }  # fmt: skip
 FACTS: dict[str, Any] = {
     "processes": 1, "stage": 1, "phase": asdict(Phase(2, 1, 1e-4, "all", False)),
-    "epochs": STAGE, "records": [RECORD], "best": 1, "seconds": {}, "elapsed": 1.0, "trainable": 5, "ended": None,
+    "epochs": PHASE_STATE, "records": [RECORD], "best": 1, "seconds": {}, "elapsed": 1.0,
+    "trainable": 5, "ended": None,
 }  # fmt: skip
 
 
@@ -32,23 +38,23 @@ def write(path: Path, facts: Any, generator: torch.Tensor | None = None) -> Path
     return path
 
 
-def test_what_a_training_writes_is_read(tmp_path: Path) -> None:
+def test_checkpoint_of_trainer_is_read(tmp_path: Path) -> None:
     state = read_training_checkpoint(write(tmp_path / "state", FACTS))
     assert state.metadata == {**FACTS, "steps": {}}
     check_phases(state, 2)
-    with pytest.raises(RunError, match=r"in phase 2, and config\.json asks for 0"):
+    with pytest.raises(RunError, match=r"in phase 2 and config\.json has 0"):
         check_phases(state, 0)
 
 
 @pytest.mark.parametrize("name", sorted(FACTS))
-def test_a_missing_fact_is_named(tmp_path: Path, name: str) -> None:
+def test_missing_fact_is_reported(tmp_path: Path, name: str) -> None:
     facts = {key: value for key, value in FACTS.items() if key != name}
-    with pytest.raises(RunError, match=f"no field '{name}'.*Begin anew in another folder"):
+    with pytest.raises(RunError, match=f"no field '{name}'.*Start a new run in another folder"):
         read_training_checkpoint(write(tmp_path / "state", facts))
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"stage": -1}, "facts.stage must be 0 to 2, got -1"),
         ({"stage": "1"}, "facts.stage is not an integer"),
@@ -60,7 +66,7 @@ def test_a_missing_fact_is_named(tmp_path: Path, name: str) -> None:
         (
             {
                 "epochs": {
-                    **STAGE,
+                    **PHASE_STATE,
                     "ranks": [{"seen": 8, "totals": [1.0, 2.0], "mixing": {"bit_generator": "X"}}],
                 }
             },
@@ -68,17 +74,17 @@ def test_a_missing_fact_is_named(tmp_path: Path, name: str) -> None:
         ),
     ],
 )
-def test_a_retyped_fact_is_named(tmp_path: Path, change: dict[str, Any], told: str) -> None:
-    with pytest.raises(RunError, match=told):
+def test_invalid_fact_is_reported(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RunError, match=message):
         read_training_checkpoint(write(tmp_path / "state", {**FACTS, **change}))
 
 
 @pytest.mark.parametrize("facts", [[], None, 3, "x"])
-def test_facts_that_are_no_object_are_refused(tmp_path: Path, facts: Any) -> None:
+def test_facts_must_be_an_object(tmp_path: Path, facts: Any) -> None:
     with pytest.raises(RunError, match="facts is not an object"):
         read_training_checkpoint(write(tmp_path / "state", facts))
 
 
-def test_a_generator_of_another_size_is_refused(tmp_path: Path) -> None:
+def test_generator_of_other_size_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="random generator of process 0"):
         read_training_checkpoint(write(tmp_path / "state", FACTS, torch.zeros(3)))

@@ -1,4 +1,4 @@
-"""`--weights builtin`, with weights made on the spot: what really ships may be better or worse, or nothing yet."""
+"""`--weights builtin`, with weights created by the test; the shipped ones may change."""
 
 from __future__ import annotations
 
@@ -30,13 +30,16 @@ ROOT = Path(__file__).parents[3]
 MODEL = "mobilenet_v3_small"
 
 
-def ship(place: Path, random_weights: Path) -> Path:
-    folder = place / f"{MODEL}-builtin"
+def ship(parent: Path, random_weights: Path) -> Path:
+    folder = parent / f"{MODEL}-builtin"
     folder.mkdir(parents=True)
-    kept = {name: tensor for name, tensor in load_file(random_weights).items()
-            if not name.startswith("classifier.3.") and tensor.is_floating_point()}  # fmt: skip
+    backbone = {
+        name: tensor
+        for name, tensor in load_file(random_weights).items()
+        if not name.startswith("classifier.3.") and tensor.is_floating_point()
+    }
     save_file(
-        {name: tensor.half() if tensor.dim() > 1 else tensor for name, tensor in kept.items()},
+        {name: tensor.half() if tensor.dim() > 1 else tensor for name, tensor in backbone.items()},
         folder / WEIGHTS_FILE,
     )
     write_checksums(folder)
@@ -51,7 +54,7 @@ def shipped(tmp_path: Path, random_weights: Path, monkeypatch: pytest.MonkeyPatc
     return ship(tmp_path / "models", random_weights)
 
 
-def test_finetune_takes_them_and_the_run_says_so(
+def test_finetune_uses_and_records_builtin_weights(
     shipped: Path, make_images: Callable[..., Path], tmp_path: Path
 ) -> None:
     data = make_images("data", ["red", "blue"])
@@ -71,13 +74,13 @@ def test_finetune_takes_them_and_the_run_says_so(
         "source": "builtin",
         "sha256": sha256_file(shipped / WEIGHTS_FILE),
     }
-    given = load_file(shipped / WEIGHTS_FILE)["features.0.0.weight"]
+    expected = load_file(shipped / WEIGHTS_FILE)["features.0.0.weight"]
     model = load_run_model(run)
     assert model.weights_source == "builtin"
-    assert torch.equal(model.model.state_dict()["features.0.0.weight"], given.float())
+    assert torch.equal(model.model.state_dict()["features.0.0.weight"], expected.float())
 
 
-def test_a_changed_byte_is_refused_before_anything_is_written(
+def test_changed_weights_are_rejected_before_writing(
     shipped: Path, make_images: Callable[..., Path], tmp_path: Path
 ) -> None:
     content = bytearray((shipped / WEIGHTS_FILE).read_bytes())
@@ -101,14 +104,14 @@ def test_a_changed_byte_is_refused_before_anything_is_written(
     assert not output.exists()
 
 
-def test_other_architectures_and_stock_export_are_refused(shipped: Path) -> None:
+def test_builtin_rejects_other_models_and_stock_export(shipped: Path) -> None:
     with pytest.raises(WeightsError, match=f"no weights for resnet18, only for {MODEL}"):
         read_weights("builtin", "resnet18")
     with pytest.raises(WeightsError, match="edgetl finetune DATA --weights builtin"):
         load_stock_model(MODEL, "builtin")
 
 
-def test_models_lists_them(shipped: Path) -> None:
+def test_models_command_lists_builtin_weights(shipped: Path) -> None:
     import json
 
     listed = json.loads(CliRunner().invoke(create_app(), ["models", "--json"]).stdout)["models"]
@@ -121,19 +124,19 @@ def test_models_lists_them(shipped: Path) -> None:
     assert "yes" in line
 
 
-def test_what_ships_in_this_checkout_is_whole() -> None:
+def test_shipped_weights_are_complete_and_small() -> None:
     for architecture in builtin_weights.find_builtin_folders():
         weights = read_weights("builtin", architecture)
         assert weights is not None
         assert sum(tensor.numel() for tensor in weights.tensors.values()) > 1e5
     assert (
         sum(path.stat().st_size for path in (ROOT / "models").rglob("*") if path.is_file()) <= 6e6
-    ), "a checkout stays light"
+    ), "the repository must stay small"
 
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> Path:
-    """A wheel built from this checkout with weights made on the spot, unpacked."""
+    """Unpacked wheel of this checkout with weights created by the test."""
     pytest.importorskip("hatchling", reason="hatchling builds the wheel: pip install -e '.[dev]'")
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
@@ -151,8 +154,8 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> 
     return folder / "installed"
 
 
-def test_they_load_from_a_wheel_alone(unpacked: Path, tmp_path: Path) -> None:
-    def ask() -> subprocess.CompletedProcess[str]:
+def test_builtin_weights_load_from_a_wheel(unpacked: Path, tmp_path: Path) -> None:
+    def read_from_wheel() -> subprocess.CompletedProcess[str]:
         code = (
             "from edgetl.train.model.weights import read_weights; "
             f"w = read_weights('builtin', {MODEL!r}); print(len(w.tensors), w.sha256)"
@@ -167,7 +170,7 @@ def test_they_load_from_a_wheel_alone(unpacked: Path, tmp_path: Path) -> None:
         )
 
     file = unpacked / "edgetl/_models" / f"{MODEL}-builtin" / WEIGHTS_FILE
-    done = ask()
-    assert done.stdout.split() == [str(len(load_file(file))), sha256_file(file)], done.stderr
+    result = read_from_wheel()
+    assert result.stdout.split() == [str(len(load_file(file))), sha256_file(file)], result.stderr
     file.write_bytes(file.read_bytes()[:-1] + b"?")
-    assert "is not the file that edgetl shipped" in ask().stderr
+    assert "is not the file that edgetl shipped" in read_from_wheel().stderr

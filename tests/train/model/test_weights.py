@@ -30,15 +30,15 @@ from edgetl.train.model.weights import (
 NAME = "squeezenet1_1"
 
 
-def network() -> nn.Module:
+def make_model() -> nn.Module:
     torch.manual_seed(1)
-    built: nn.Module = torchvision.models.squeezenet1_1()
-    return built
+    model: nn.Module = torchvision.models.squeezenet1_1()
+    return model
 
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in network().state_dict().items()}
+    return {name: tensor.clone() for name, tensor in make_model().state_dict().items()}
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def file(tmp_path: Path, state: dict[str, Tensor]) -> Path:
     return path
 
 
-def test_a_safetensors_file_and_its_folder(file: Path, state: dict[str, Tensor]) -> None:
+def test_read_weights_from_safetensors_file_or_folder(file: Path, state: dict[str, Tensor]) -> None:
     for source in (file, file.parent):
         weights = read_weights(str(source), NAME)
         assert weights is not None
@@ -56,7 +56,7 @@ def test_a_safetensors_file_and_its_folder(file: Path, state: dict[str, Tensor])
         assert (weights.source, weights.sha256) == (str(file), sha256_file(file))
 
 
-def test_none_is_none() -> None:
+def test_read_weights_returns_none_for_none() -> None:
     assert read_weights("none", NAME) is None
 
 
@@ -70,18 +70,18 @@ def test_checkpoints_are_unwrapped(
     torch.save({wrapper: wrapped, "epoch": 3} if wrapper else wrapped, path)
     weights = read_weights(str(path), NAME)
     assert weights is not None
-    target = network()
+    target = make_model()
     nn.init.zeros_(target.features[0].weight)
     load_weights(target, weights, NAME)
     assert all(torch.equal(tensor, state[name]) for name, tensor in target.state_dict().items())
 
 
-def _lying(header: str) -> bytes:
-    """A safetensors file of eight bytes whose header says something else."""
+def _mislabeled(header: str) -> bytes:
+    """Return a safetensors file with eight bytes of data that do not match its header."""
     return struct.pack("<Q", len(header)) + header.encode() + bytes(8)
 
 
-class _Bomb:
+class _MaliciousObject:
     def __init__(self, trace: Path) -> None:
         self.trace = trace
 
@@ -89,11 +89,13 @@ class _Bomb:
         return (Path.write_text, (self.trace, "the code ran"))
 
 
-@pytest.mark.parametrize("how", ["torch", "pickle"])
-def test_a_pickle_with_code_never_runs(tmp_path: Path, state: dict[str, Tensor], how: str) -> None:
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_pickle_with_code_is_not_loaded(
+    tmp_path: Path, state: dict[str, Tensor], writer: str
+) -> None:
     path, trace = tmp_path / "bomb.pth", tmp_path / "trace"
-    content = {**state, "bomb": _Bomb(trace)}
-    if how == "torch":
+    content = {**state, "bomb": _MaliciousObject(trace)}
+    if writer == "torch":
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content))
@@ -102,8 +104,8 @@ def test_a_pickle_with_code_never_runs(tmp_path: Path, state: dict[str, Tensor],
     ):
         read_weights(str(path), NAME)
     assert not trace.exists()
-    torch.load(path, weights_only=False) if how == "torch" else pickle.loads(path.read_bytes())
-    assert trace.exists(), "the bomb was a dud, so the test proved nothing"
+    torch.load(path, weights_only=False) if writer == "torch" else pickle.loads(path.read_bytes())
+    assert trace.exists(), "the code did not run when loaded unsafely, so the test proves nothing"
 
 
 @pytest.mark.parametrize(
@@ -115,37 +117,39 @@ def test_a_pickle_with_code_never_runs(tmp_path: Path, state: dict[str, Tensor],
         ("w.safetensors", struct.pack("<Q", 10**9) + b"{}", "cannot be read as weights"),
         (
             "w.safetensors",
-            _lying('{"a": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]}}'),
+            _mislabeled('{"a": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]}}'),
             "cannot be read as weights",
         ),
         (
             "w.safetensors",
-            _lying('{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}'),
+            _mislabeled('{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}'),
             "cannot be read as weights",
         ),
         (
             "w.safetensors",
-            _lying('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}'),
+            _mislabeled('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}'),
             "cannot be read as weights",
         ),
         ("w.pth", b"", "cannot be read|damaged"),
         ("w.pth", b"PK\x03\x04 half a zip", "cannot be read|damaged"),
-        ("w.onnx", b"x", "no known ending"),
+        ("w.onnx", b"x", "unknown file extension"),
     ],
 )
-def test_damaged_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_damaged_files_are_rejected(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(WeightsError, match=message):
         read_weights(str(tmp_path / name), NAME)
 
 
-def test_a_file_of_something_else(tmp_path: Path) -> None:
+def test_file_without_state_dict_is_rejected(tmp_path: Path) -> None:
     torch.save([1, 2, 3], tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="no state dict"):
         read_weights(str(tmp_path / "w.pth"), NAME)
 
 
-def test_missing_files_and_folders_say_what_is_there(file: Path) -> None:
+def test_missing_file_error_lists_the_folder(file: Path) -> None:
     with pytest.raises(WeightsError, match="No weights at"):
         read_weights(str(file.parent / "nowhere.safetensors"), NAME)
     with pytest.raises(
@@ -155,15 +159,15 @@ def test_missing_files_and_folders_say_what_is_there(file: Path) -> None:
 
 
 def as_weights(tensors: dict[str, Tensor]) -> PretrainedWeights:
-    return PretrainedWeights(tensors, "given", "")
+    return PretrainedWeights(tensors, "test", "")
 
 
-def test_misfits_are_named(state: dict[str, Tensor]) -> None:
+def test_load_weights_names_mismatches(state: dict[str, Tensor]) -> None:
     tensors = {name: tensor for name, tensor in state.items() if name != "features.0.bias"}
     tensors["extra.weight"] = torch.zeros(1)
     tensors["features.0.weight"] = torch.zeros(64, 1, 3, 3)
     with pytest.raises(WeightsError) as caught:
-        load_weights(network(), as_weights(tensors), NAME)
+        load_weights(make_model(), as_weights(tensors), NAME)
     for part in (
         "1 missing (features.0.bias)",
         "1 unexpected (extra.weight)",
@@ -172,14 +176,14 @@ def test_misfits_are_named(state: dict[str, Tensor]) -> None:
         assert part in str(caught.value)
 
 
-def test_another_architecture_s_weights_name_only_a_few(state: dict[str, Tensor]) -> None:
+def test_load_weights_lists_only_a_few_mismatches(state: dict[str, Tensor]) -> None:
     with pytest.raises(WeightsError, match=r"\d+ missing .* and \d+ more\)") as caught:
         load_weights(torchvision.models.resnet18(), as_weights(state), "resnet18")
     assert len(str(caught.value)) < 600
 
 
 @pytest.mark.parametrize("classes", [None, 1000, 7])
-def test_the_classification_layer_may_be_absent_or_of_any_shape_when_it_is_replaced(
+def test_replaced_layer_may_be_missing_or_of_any_shape(
     state: dict[str, Tensor], classes: int | None
 ) -> None:
     tensors = {
@@ -194,7 +198,7 @@ def test_the_classification_layer_may_be_absent_or_of_any_shape_when_it_is_repla
     assert torch.equal(adapted.model.features[0].weight, state["features.0.weight"])
     if classes != 1000:
         with pytest.raises(WeightsError, match=r"classifier\.1\.weight"):
-            load_weights(network(), as_weights(tensors), NAME)
+            load_weights(make_model(), as_weights(tensors), NAME)
 
 
 def test_counters_and_auxiliary_classifiers_are_optional() -> None:
@@ -209,59 +213,60 @@ def test_counters_and_auxiliary_classifiers_are_optional() -> None:
     assert not any(name.startswith("aux") for name in adapted.model.state_dict())
 
 
-def test_values_that_are_not_finite_are_refused(state: dict[str, Tensor]) -> None:
+def test_values_that_are_not_finite_are_rejected(state: dict[str, Tensor]) -> None:
     tensors = {**state, "features.0.bias": torch.full((64,), float("nan"))}
     with pytest.raises(WeightsError, match=r"not finite.*features\.0\.bias"):
-        load_weights(network(), as_weights(tensors), NAME)
+        load_weights(make_model(), as_weights(tensors), NAME)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda tensor: tensor.to("meta"), "1 tensors without plain values"),
         (lambda tensor: tensor.to_sparse(), "1 tensors without plain values"),
-        (lambda tensor: torch.zeros(1).expand(40_000, 40_000), "MB are read for squeezenet1_1"),
+        (
+            lambda tensor: torch.zeros(1).expand(40_000, 40_000),
+            "MB, but the limit for squeezenet1_1",
+        ),
         (lambda tensor: tensor.to(torch.int8), "of another type.* is int8, not float32"),
         (lambda tensor: tensor.to(torch.complex64), "of another type.* is complex64, not float32"),
         (lambda tensor: tensor > 0, "of another type.* is bool, not float32"),
     ],
 )
-def test_tensors_that_are_no_weights_are_refused(
-    tmp_path: Path, state: dict[str, Tensor], change: Any, told: str
+def test_unsupported_tensors_are_rejected(
+    tmp_path: Path, state: dict[str, Tensor], change: Any, message: str
 ) -> None:
     name = "features.0.weight"
     path = tmp_path / "weights.pth"
     torch.save({**state, name: change(state[name])}, path)
-    with pytest.raises(WeightsError, match=told):
+    with pytest.raises(WeightsError, match=message):
         build_adapted_model(NAME, 224, 3, 0, 0.2, read_weights(str(path), NAME))
 
 
-def test_names_that_are_numbers_are_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+def test_names_that_are_numbers_are_rejected(tmp_path: Path, state: dict[str, Tensor]) -> None:
     torch.save(dict(enumerate(state.values())), tmp_path / "weights.pth")
-    with pytest.raises(WeightsError, match="names are no text"):
+    with pytest.raises(WeightsError, match="names are not strings"):
         read_weights(str(tmp_path / "weights.pth"), NAME)
 
 
-def test_an_archive_that_unpacks_to_gigabytes_is_not_unpacked(
-    tmp_path: Path, state: dict[str, Tensor]
-) -> None:
+def test_archive_above_size_limit_is_not_unpacked(tmp_path: Path, state: dict[str, Tensor]) -> None:
     torch.save(state, tmp_path / "plain.pth")
     path = tmp_path / "bomb.pth"
     with (
-        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "plain.pth") as archive,
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb,
     ):
-        for entry in plain.infolist():
-            bomb.writestr(entry.filename, plain.read(entry))
+        for entry in archive.infolist():
+            bomb.writestr(entry.filename, archive.read(entry))
         bomb.writestr("plain/data/zeros", bytes(200 * 2**20))
     assert path.stat().st_size < 8 * 2**20
     with pytest.raises(
-        WeightsError, match=r"unpacks to 2\d\d MB, and at most 87 MB are read for squeezenet1_1"
+        WeightsError, match=r"unpacks to 2\d\d MB, but the limit for squeezenet1_1 is 87 MB"
     ):
         read_weights(str(path), NAME)
 
 
-def test_old_densenet_names_are_understood(tmp_path: Path) -> None:
+def test_old_densenet_names_are_renamed(tmp_path: Path) -> None:
     state = torchvision.models.densenet121().state_dict()
     old = {
         name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): tensor
@@ -274,7 +279,7 @@ def test_old_densenet_names_are_understood(tmp_path: Path) -> None:
     load_weights(torchvision.models.densenet121(), weights, "densenet121")
 
 
-def test_positions_of_a_vision_transformer_are_interpolated() -> None:
+def test_position_embeddings_are_interpolated() -> None:
     torch.manual_seed(0)
     at_64 = torchvision.models.vision_transformer._vision_transformer(
         32, 2, 2, 16, 32, None, False, image_size=64
@@ -287,18 +292,20 @@ def test_positions_of_a_vision_transformer_are_interpolated() -> None:
     assert torch.equal(at_96.encoder.pos_embedding[:, 0], at_64.encoder.pos_embedding[:, 0])
 
 
-class _Quiet(SimpleHTTPRequestHandler):
+class _QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
-    """(URL, folder) of a real server; torch's cache is empty."""
+    """URL and folder of a local server; torch's cache is empty."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "served"
     folder.mkdir()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as http:
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(_QuietHandler, directory=str(folder))
+    ) as http:
         thread = threading.Thread(target=http.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{http.server_address[1]}", folder
@@ -306,7 +313,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
         thread.join()
 
 
-def test_a_download_is_checked_and_kept(
+def test_download_is_checked_and_cached(
     server: tuple[str, Path],
     state: dict[str, Tensor],
     monkeypatch: pytest.MonkeyPatch,
@@ -326,11 +333,11 @@ def test_a_download_is_checked_and_kept(
         assert torch.equal(weights.tensors["features.0.weight"], state["features.0.weight"])
         (folder / f"w-{digest[:8]}.pth").unlink(
             missing_ok=True
-        )  # the second time comes from the cache
-    assert capsys.readouterr().out == "", "standard output is for results"
+        )  # the second time it comes from the cache
+    assert capsys.readouterr().out == "", "standard output is only for results"
 
 
-def test_a_download_that_is_not_what_its_name_says_is_refused(
+def test_download_with_wrong_hash_is_rejected(
     server: tuple[str, Path], state: dict[str, Tensor]
 ) -> None:
     url, folder = server
@@ -339,7 +346,7 @@ def test_a_download_that_is_not_what_its_name_says_is_refused(
         download_weights(f"{url}/w-00000000.pth", NAME)
 
 
-def test_what_the_server_lacks_and_a_server_that_is_not_there(server: tuple[str, Path]) -> None:
+def test_download_errors_name_url_and_alternatives(server: tuple[str, Path]) -> None:
     url, _ = server
     with pytest.raises(WeightsError, match="404") as caught:
         download_weights(f"{url}/w-00000000.pth", NAME)
@@ -354,7 +361,7 @@ def test_what_the_server_lacks_and_a_server_that_is_not_there(server: tuple[str,
     assert socket.getdefaulttimeout() is None
 
 
-def test_a_stock_model_has_imagenet_s_labels(file: Path, state: dict[str, Tensor]) -> None:
+def test_stock_model_has_imagenet_labels(file: Path, state: dict[str, Tensor]) -> None:
     model = load_stock_model(NAME, str(file))
     assert len(model.labels) == 1000
     assert model.labels[0] == "tench"
@@ -368,7 +375,7 @@ def test_a_stock_model_has_imagenet_s_labels(file: Path, state: dict[str, Tensor
         load_stock_model(NAME, "none")
 
 
-def test_real_weights_recognise_real_photos(shared: Path) -> None:
+def test_imagenet_weights_recognize_dogs(shared: Path) -> None:
     from edgetl.device.runtime.images import load_image
     from edgetl.device.runtime.preprocessing import preprocess
 
@@ -378,8 +385,8 @@ def test_real_weights_recognise_real_photos(shared: Path) -> None:
         [torch.from_numpy(preprocess(load_image(photo), model.preprocessing)) for photo in photos]
     )
     with torch.inference_mode():
-        found = model.model(batch).argmax(1)
-    assert int(((found >= 151) & (found <= 268)).sum()) >= 14, (
-        "ImageNet's classes 151 to 268 are breeds of dog"
+        predicted = model.model(batch).argmax(1)
+    assert int(((predicted >= 151) & (predicted <= 268)).sum()) >= 14, (
+        "ImageNet's classes 151 to 268 are dog breeds"
     )
     assert load_file(shared / "weights/mobilenet_v2.safetensors").keys() >= {"features.0.0.weight"}

@@ -44,7 +44,7 @@ def _check(
     killed = ended.status == TERMINATED and ended.seconds_to_metrics is None
     record.require(f"{phase}: SIGTERM ends the run", killed, ended.status)
     record.require(f"{phase}: --resume ends well", resumed.status == 0, resumed.status)
-    continued = "Going on after" in resumed.output
+    continued = "Resuming after" in resumed.output
     record.require(f"{phase}: it goes on from the checkpoint", continued)
     count = len(resumed.history)
     record.require(f"{phase}: no epoch is lost or doubled", count == epochs, f"{count} of {epochs}")
@@ -61,14 +61,14 @@ def main() -> None:
     saves = 0
     save_when_due = Trainer.save_if_due
 
-    def save(self: Trainer, epochs: Any) -> None:
+    def save(self: Trainer, loop: Any) -> None:
         nonlocal saves
-        self.save(epochs)
-        saves += epochs is not None
-        if (place == WITHIN and saves == 3) or (place == BETWEEN and epochs is None):
+        self.save(loop)
+        saves += loop is not None
+        if (place == WITHIN and saves == 3) or (place == BETWEEN and loop is None):
             os.kill(os.getpid(), signal.SIGTERM)
         # It ends the run where the signal has asked for that.
-        save_when_due(self, epochs)
+        save_when_due(self, loop)
 
     Trainer.save_if_due = save  # type: ignore[method-assign]
     edgetl()

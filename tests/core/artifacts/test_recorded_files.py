@@ -1,0 +1,61 @@
+"""Files written before modules and names changed are read as before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgetl.core.artifacts.bench_json import read_bench_result
+from edgetl.core.artifacts.bundle import read_bundle_manifest
+from edgetl.core.artifacts.candidates import read_candidates
+from edgetl.core.artifacts.experiment import read_experiment
+from edgetl.core.artifacts.run import read_run_record
+from edgetl.core.artifacts.run_config import read_run_configuration
+from edgetl.core.paths import ExperimentDirectory, RunDirectory
+
+RECORDED = Path(__file__).parent / "recorded/before-renaming"
+
+
+def test_recorded_run_is_read() -> None:
+    record = read_run_record(RECORDED / "run")
+    assert record.classes == ["circles", "noise", "stripes"]
+    assert record.metrics is not None
+    assert len(record.history) == 4
+    assert record.predictions is not None
+    assert len(record.predictions) == 24
+
+
+def test_recorded_run_configuration_is_read() -> None:
+    configuration = read_run_configuration(RunDirectory(RECORDED / "run"))
+    assert configuration.requested_config.model == "mobilenet_v3_small"
+    assert configuration.requested_config.deterministic
+
+
+def test_recorded_bundle_is_read() -> None:
+    manifest = read_bundle_manifest(RECORDED / "run/bundle")
+    assert [variant.name for variant in manifest.variants] == ["fp32", "int8"]
+    assert manifest.variants[0].path.images == 24
+
+
+def test_recorded_benchmark_keeps_its_statistics() -> None:
+    result = read_bench_result(RECORDED / "bench.json")
+    stored = json.loads((RECORDED / "bench.json").read_text())
+    assert [row.percentile_ms(50) for row in result.rows] == pytest.approx(
+        [row["p50_ms"] for row in stored["rows"]]
+    )
+    assert [pair.speedup.ratio for pair in result.comparisons] == pytest.approx(
+        [pair["speedup"] for pair in stored["comparisons"]]
+    )
+
+
+def test_recorded_candidates_are_read() -> None:
+    result = read_candidates(RECORDED / "candidates.json")
+    assert [row.architecture for row in result.rows] == ["mobilenet_v3_small"]
+
+
+def test_recorded_experiment_is_read() -> None:
+    experiment = read_experiment(ExperimentDirectory(RECORDED / "experiment").result)
+    assert len(experiment.runs) == 6
+    assert experiment.recommend_strategy(experiment.networks[0]) is not None
