@@ -67,7 +67,7 @@ def test_mistakes_are_one_sentence(results: list[Path], tmp_path: Path) -> None:
     assert "schema 2" in str(failure("new.json"))
     Path("text.json").write_text("hello", encoding="utf-8")
     assert "not valid JSON" in str(failure("text.json"))
-    assert "is a folder" in str(failure(results[0], "-o", "empty"))
+    assert "must be a file, got the folder" in str(failure(results[0], "-o", "empty"))
     assert not Path("report.html").exists()
 
 
@@ -108,7 +108,7 @@ def test_an_unfinished_run_is_told(results: list[Path]) -> None:
     one = write_run(Path("runs/one"), finished=False)
     status, shown, _ = run(one.path)
     assert status == 0
-    assert "Not finished: there is no metrics.json" in shown
+    assert "Not finished: metrics.json not found" in shown
     assert json.loads(run(one.path, "--json")[1])["run"]["metrics"] is None
 
 
