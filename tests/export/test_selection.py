@@ -137,7 +137,10 @@ def test_parse_milliseconds_rejects_other_text(text: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variants": ("fp32", "int4")}, "--variants must be among fp32, fp16, int8, .* got 'int4'"),
+        (
+            {"variants": ("fp32", "int4")},
+            "--variants must be among fp32, fp16, int8, .* got 'int4'",
+        ),
         ({"optimise": "power"}, "--optimise must be"),
         ({"max_accuracy_drop": -1.0}, "--max-accuracy-drop"),
         ({"max_latency_ms": 0.0}, "--max-latency"),

@@ -349,7 +349,9 @@ def test_wheel_contains_package_without_weights(tmp_path: Path) -> None:
         names = archive.namelist()
         record = archive.read(next(entry for entry in names if entry.endswith("/RECORD"))).decode()
     assert "edgetl/device/bench/worker.py" in names
-    assert not [entry for entry in names if entry.startswith("edgetl/_models") or "__pycache__" in entry]
+    assert not [
+        entry for entry in names if entry.startswith("edgetl/_models") or "__pycache__" in entry
+    ]
     assert len(record.splitlines()) == len(names)
     assert len(content) < 2_000_000
 

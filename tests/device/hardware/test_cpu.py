@@ -103,7 +103,9 @@ def test_bench_reports_emulation_as_first_noise_reason(
     result = runner.bench(config, protocol=short)
     assert result.device["emulated"]
     assert result.device["machine"] == platform.machine()
-    assert result.noise.reasons[0] == "the processor is emulated: times do not apply to real devices"
+    assert (
+        result.noise.reasons[0] == "the processor is emulated: times do not apply to real devices"
+    )
 
 
 def test_verify_command_reports_emulation(edgetl, stock_bundle: Path) -> None:  # type: ignore[no-untyped-def]
