@@ -106,9 +106,7 @@ def main() -> None:
 def _storage_error_message(error: OSError) -> str | None:
     """Return a message with the next step if storage ran out; None for other errors."""
     if error.errno == errno.EFBIG:
-        return (
-            f"File size limit exceeded ({_error_path(error)}). Raise the limit with `ulimit -f`."
-        )
+        return f"File size limit exceeded ({_error_path(error)}). Raise the limit with `ulimit -f`."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"No space left on the disk ({_error_path(error)}). Free some space, or set TMPDIR "

@@ -102,9 +102,7 @@ def bench(
             "throttling.",
         ),
     ] = None,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Also profile each operator.")
-    ] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Also profile each operator.")] = False,
     inputs: Annotated[
         Path | None,
         typer.Option(

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from edgetl.cli import export_options as options
 from edgetl.cli.console import err, out
 from edgetl.core.formatting import MISSING_VALUE, pluralize
@@ -124,9 +122,7 @@ def _print_bundle(bundle: Any) -> None:
 
 
 def _print_parity(network: dict[str, Any], path: dict[str, Any]) -> None:
-    out.print(
-        f"[bold green]Matches PyTorch[/] on {network['images']} {network['kind']} images:"
-    )
+    out.print(f"[bold green]Matches PyTorch[/] on {network['images']} {network['kind']} images:")
     out.print(
         f"  network, identical tensors   max |Δlogit| {network['max_abs_diff']:.2g}"
         f"  (limit {network['tolerance']:g})"

@@ -58,9 +58,7 @@ Golden = Annotated[
         "images must not be published."
     ),
 ]
-Weights = Annotated[
-    str, typer.Option(help="With a stock model: `imagenet`, or a weights file.")
-]
+Weights = Annotated[str, typer.Option(help="With a stock model: `imagenet`, or a weights file.")]
 ImageSize = Annotated[
     int | None,
     typer.Option(

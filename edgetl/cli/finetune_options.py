@@ -127,9 +127,7 @@ Epochs = Annotated[
     int | None,
     _make_option(RECIPE_PANEL, "epochs", "Epochs of phase 1: the new head on the frozen backbone."),
 ]
-Lr = Annotated[
-    float | None, _make_option(RECIPE_PANEL, "lr", "Learning rate of Adam in phase 1.")
-]
+Lr = Annotated[float | None, _make_option(RECIPE_PANEL, "lr", "Learning rate of Adam in phase 1.")]
 Unfreeze = Annotated[
     str | None,
     _make_option(
@@ -220,9 +218,7 @@ ClipGradient = Annotated[
 ]
 LabelSmoothing = Annotated[
     float | None,
-    _make_option(
-        RECIPE_PANEL, "label_smoothing", "Label smoothing, in [0, 1)."
-    ),
+    _make_option(RECIPE_PANEL, "label_smoothing", "Label smoothing, in [0, 1)."),
 ]
 Ema = Annotated[
     float | None,

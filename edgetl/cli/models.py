@@ -36,9 +36,7 @@ def models(
         typer.echo(json.dumps({"schema": SCHEMA, "kind": "models", "models": rows}, indent=2))
         return
     if not matches:
-        err.print(
-            f"No architecture matches {pattern!r}. `edgetl models` lists all.", markup=False
-        )
+        err.print(f"No architecture matches {pattern!r}. `edgetl models` lists all.", markup=False)
         raise typer.Exit(1)
     from rich.table import Table
 
