@@ -60,7 +60,7 @@ def create_app(command: str = "") -> typer.Typer:
     """
     app = typer.Typer(
         name="edgetl",
-        help="Fine-tune an image classifier, export it to verified ONNX, and benchmark it on the device.",
+        help="Fine-tune an image classifier, export it to verified ONNX, and benchmark it.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,

@@ -133,8 +133,8 @@ def bench(
         str | None,
         typer.Option(
             metavar="30ms",
-            help="Fail if the p99 of the recommended configuration in the first scope exceeds this, "
-            "paced arrivals included.",
+            help="Fail if the p99 of the recommended configuration in the first scope, paced "
+            "arrivals included, exceeds this.",
         ),
     ] = None,
     min_speedup: Annotated[
@@ -352,8 +352,8 @@ def bench(
         return
     if len(names) != 1:
         raise ConfigError(
-            f"Expected one RUN, BUNDLE or MODEL.onnx, or architectures, got {len(names)} arguments. "
-            "`edgetl models` lists the architectures."
+            f"Expected one RUN, BUNDLE or MODEL.onnx, or architectures, got {len(names)} "
+            "arguments. `edgetl models` lists the architectures."
         )
     if image_size or latency_budget:
         raise ConfigError(

@@ -158,10 +158,9 @@ def _latency_table(outcomes: Sequence[HostResult]) -> Table:
         rows = outcome.result.rows if outcome.result is not None else ()
         for index, row in enumerate(rows):
             assert outcome.result is not None
+            noise = "noisy" if outcome.result.noise.is_noisy else "quiet"
             if row.has_failed_gate:
                 noise = "failed"
-            else:
-                noise = "noisy" if outcome.result.noise.is_noisy else "quiet"
             cells = (
                 outcome.host if index == 0 else "",
                 describe_device(outcome.result.device) if index == 0 else "",

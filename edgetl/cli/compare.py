@@ -187,10 +187,9 @@ def _plan_row(run: PlannedRun, plan: ExperimentPlan) -> tuple[str, str, str, str
     from edgetl.core.formatting import format_duration
 
     weights = run.config.weights if run.config.weights == "none" else "pretrained"
+    epochs = str(run.config.epochs + (run.config.finetune_epochs or 0))
     if run.budget_run:
         epochs = "as long as " + run.budget_run
-    else:
-        epochs = str(run.config.epochs + (run.config.finetune_epochs or 0))
     if run.name in plan.finished_runs:
         return run.name, weights, epochs, "finished"
     return run.name, weights, epochs, format_duration(plan.estimated_seconds[run.name])

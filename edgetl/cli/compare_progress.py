@@ -135,7 +135,8 @@ class LiveExperimentProgress(PlainExperimentProgress):
         step, epoch = message.get("step"), message.get("epoch")
         if step is not None:
             self._run_states[run.name] = (
-                f"epoch {step['epoch']} of {step['epochs']}, training accuracy {step['accuracy']:.2f}"
+                f"epoch {step['epoch']} of {step['epochs']}, "
+                f"training accuracy {step['accuracy']:.2f}"
             )
         if epoch is not None and epoch["val_accuracy"] is not None:
             self._run_states[run.name] = (

@@ -274,12 +274,13 @@ _README_TEMPLATE = Template("""\
 Next steps, in this folder:
 
     edgetl predict $run/bundle parts/val/scratched/scratched_0000.jpg
-    edgetl finetune parts --model $model --weights builtin -o runs/mine     train longer; see `edgetl finetune -h`
+    edgetl finetune parts --model $model --weights builtin -o runs/mine     train longer
     edgetl verify $run                                     check the bundle, also on another machine
     edgetl bench $run                                      benchmark all scopes
     edgetl report $run                                     write the report again
 
-To use your own photos, put them into parts/train/CLASS and parts/val/CLASS and run the same commands.
+To use your own photos, put them into parts/train/CLASS and parts/val/CLASS, and run the same
+commands.
 """)
 
 

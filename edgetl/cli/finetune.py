@@ -119,7 +119,7 @@ def _prepare_new_run(parameters: dict[str, Any]) -> Callable[[Progress], RunDire
         return _prepare_rerun(read_recorded_run(file), parameters)
     if parameters["data"] is None:
         raise ConfigError(
-            "DATA is missing. Give a folder of images, or --resume RUN to resume an interrupted run."
+            "DATA is missing. Give a folder of images, or resume a run with --resume RUN."
         )
     settings = resolve_config(
         parameters["data"],
@@ -145,7 +145,8 @@ def _prepare_rerun(
     """
     if parameters["preset"] is not None:
         raise ConfigError(
-            f"--preset cannot be combined with {run.path}, which sets every option. Remove --preset."
+            f"--preset cannot be combined with {run.path}, which sets every option. "
+            "Remove --preset."
         )
     overrides = _parse_options(_select_config_options(parameters))
     if "augment" in overrides:
@@ -231,7 +232,8 @@ def _print_summary(run: RunDirectory) -> None:
     )
     out.print(_describe_accuracy(metrics["val"]), style="bold", markup=False, soft_wrap=True)
     out.print(
-        f"Time: {metrics['seconds']['total']:.0f} s on {metrics['device']} ({metrics['precision']})",
+        f"Time: {metrics['seconds']['total']:.0f} s "
+        f"on {metrics['device']} ({metrics['precision']})",
         markup=False,
     )
     out.print(f"Run: {path}  (plots in {path / 'plots'})", markup=False, soft_wrap=True)

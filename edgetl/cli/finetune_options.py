@@ -293,7 +293,8 @@ Cutmix = Annotated[
     _make_option(
         DATA_PANEL,
         "cutmix",
-        "CutMix alpha, applied like --mixup; with both, each step uses one at random. 0 to disable.",
+        "CutMix alpha, applied like --mixup; with both, each step uses one at random. 0 to "
+        "disable.",
     ),
 ]
 ClassWeighting = Annotated[
@@ -309,8 +310,8 @@ SamplingKind = Annotated[
     _make_option(
         DATA_PANEL,
         "sampling",
-        "Sampling of training images: shuffled, or balanced (all classes equally often). The length "
-        "of an epoch does not change.",
+        "Sampling of training images: shuffled, or balanced (all classes equally often). The "
+        "length of an epoch does not change.",
     ),
 ]
 ValSplit = Annotated[

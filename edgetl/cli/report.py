@@ -66,8 +66,8 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN|BUNDLE|EXPERIMENT|RESULT.json...",
-            help="Run, bundle, or experiment of `edgetl compare`; or results of `edgetl bench` from "
-            "one or several devices: files, folders or several runs.",
+            help="Run, bundle, or experiment of `edgetl compare`; or results of `edgetl bench` "
+            "from one or several devices: files, folders or several runs.",
         ),
     ],
     output: Annotated[

@@ -13,6 +13,8 @@ from edgetl.cli.console import err, out, print_json
 from edgetl.core.files import SCHEMA
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from edgetl.device.verify import VerifyResult
 
 
@@ -90,7 +92,6 @@ def open_verify_progress() -> Iterator[Callable[[str], None]]:
 def print_verify_results(results: Sequence[VerifyResult]) -> None:
     """Print a table with one row per variant, and the next step for each failure."""
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("variant", "provider", "result"):
@@ -99,16 +100,12 @@ def print_verify_results(results: Sequence[VerifyResult]) -> None:
         table.add_column(heading, justify="right")
     for result in results:
         gate = result.gate
-        if result.passed:
-            status = Text("passed", style="green")
-        else:
-            status = Text("FAILED" if gate["checked"] else "not run", style="bold red")
         difference = gate.get("max_logit_difference")
         agreement = gate.get("top1_agreement")
         table.add_row(
             result.variant,
             result.provider,
-            status,
+            _status_text(result),
             str(gate.get("images", "")),
             "" if agreement is None else f"{agreement} of {gate['images']}",
             "" if difference is None else f"{difference:.3g}",
@@ -120,3 +117,11 @@ def print_verify_results(results: Sequence[VerifyResult]) -> None:
             reason = result.gate["reason"].rstrip(".")
             message = f"\n{result.variant} on {result.provider}: {reason}. {result.advice}"
             out.print(message.rstrip(), markup=False, soft_wrap=True)
+
+
+def _status_text(result: VerifyResult) -> Text:
+    from rich.text import Text
+
+    if result.passed:
+        return Text("passed", style="green")
+    return Text("FAILED" if result.gate["checked"] else "not run", style="bold red")

@@ -252,7 +252,7 @@ def _sample_pose(
 
 
 def _sample_illumination(generator: np.random.Generator, size: int, azimuth: float) -> Plane:
-    """Sample the light over the image: brighter towards the lamp, vignetted, warm or cold, uneven."""
+    """Sample the light over the image: slope towards the lamp, vignette, color and patches."""
     rows, columns = (axis / np.float32(size) - np.float32(0.5) for axis in pixel_grid(size))
     slope = 1 + np.float32(generator.uniform(0, 0.5)) * (
         columns * np.float32(math.cos(azimuth)) + rows * np.float32(math.sin(azimuth))
