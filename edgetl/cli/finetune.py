@@ -104,7 +104,7 @@ def finetune(
     except KeyboardInterrupt as interrupt:
         # Typer would exit without printing the message.
         err.print(
-            str(interrupt) or "Interrupted. Nothing was kept.",
+            str(interrupt) or "Interrupted: nothing was kept.",
             style="yellow",
             markup=False,
             soft_wrap=True,

@@ -102,7 +102,7 @@ def open_measurement_progress() -> Iterator[Callable[[int, int, str], None]]:
             yield progress
     except KeyboardInterrupt as interrupt:
         err.print(
-            str(interrupt) or "Interrupted. Nothing was kept.",
+            str(interrupt) or "Interrupted: nothing was kept.",
             style="yellow",
             markup=False,
             soft_wrap=True,

@@ -136,7 +136,7 @@ def test_the_command_and_predict_judge_alike(edgetl: Run, bundle: Path) -> None:
     break_weights(bundle)
     wrong = edgetl("verify", bundle)
     assert wrong.returncode == 1
-    assert "WRONG" in wrong.stdout
+    assert "FAILED" in wrong.stdout
     refused = edgetl("predict", bundle, photo)
     assert refused.returncode == 1
     assert "does not answer here as it was proven to" in refused.stderr

@@ -174,7 +174,7 @@ def test_killed_in_the_middle_it_goes_on_without_repeating_a_run(
     assert sorted(path.name for path in runs.iterdir()) == sorted(
         f"{ROW}-{strategy}-s0" for strategy in STRATEGIES
     )
-    assert "4 runs, 2 of them ended before" in said
+    assert "4 runs, 2 already finished" in said
     assert "[1/4]" not in said.partition("\0")[2]
     found = read_experiment(ExperimentDirectory(folder).result)
     assert not found.unfinished_run_names
@@ -469,7 +469,7 @@ def test_ctrl_c_keeps_what_has_ended_and_says_how_to_go_on(
     os.kill(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on" in said
+    assert "the same command to resume" in said
     found = read_experiment(folder.result)
     assert [run.strategy for run in found.runs] == ["head"]
     assert len(found.unfinished_run_names) == 1

@@ -102,6 +102,6 @@ def test_a_result_says_so_first(
 
 
 def test_the_commands_say_so(edgetl, stock_bundle: Path) -> None:  # type: ignore[no-untyped-def]
-    said = "This processor is emulated"
+    said = "This CPU is emulated"
     assert said in edgetl("verify", stock_bundle, env={EMULATED_ENV_VAR: "1"}).stdout
     assert said not in edgetl("verify", stock_bundle, env={EMULATED_ENV_VAR: ""}).stdout
