@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo readme test test-slow test-device test-gpu-libraries test-runtimes test-arm64 gpu-check fuzz check format clean
+.PHONY: help install demo readme docs test test-slow test-device test-gpu-libraries test-runtimes test-arm64 gpu-check fuzz check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -23,7 +23,11 @@ demo: $(STAMP)  ## the whole job, offline, in under three minutes: from nothing 
 	$(BIN)/edgetl demo
 
 readme: $(STAMP)  ## run the demo and draw its pictures for the README anew
-	$(BIN)/python -m tools.repo.readme_images -o docs
+	$(BIN)/python -m tools.repo.readme_images -o docs/images
+
+docs: $(STAMP)  ## build the documentation into build/site; a warning fails
+	@$(BIN)/python -c "import material, mkdocstrings" 2>/dev/null || $(PIP) install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m mkdocs build --strict
 
 test: $(STAMP)  ## the test suite, under 20 minutes on 2 shared cores
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

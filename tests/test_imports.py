@@ -58,7 +58,7 @@ def test_every_public_name_resolves(name: str) -> None:
     assert getattr(edgetl, name) is not None
 
 
-@pytest.mark.parametrize("table", ["BACKENDS", "PREFIXES", "QUANTIZERS"])
+@pytest.mark.parametrize("table", ["BACKENDS", "FEATURE_EXTRACTORS", "QUANTIZERS"])
 def test_every_registry_row_resolves(table: str) -> None:
     rows = getattr(registry, table)
     for name in rows:

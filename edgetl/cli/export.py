@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgetl.cli import export_options as options
 from edgetl.cli.console import err, out
 from edgetl.core.formatting import MISSING_VALUE, pluralize
+
+if TYPE_CHECKING:
+    from edgetl.device.runtime.bundle import Bundle, Variant
 
 
 def export(
@@ -98,8 +101,8 @@ def export(
     )
 
 
-def _print_bundle(bundle: Any) -> None:
-    variant = bundle.variant("fp32")
+def _print_bundle(bundle: Bundle) -> None:
+    variant = bundle.select_variant("fp32")
     _print_parity(variant.parity["network"], variant.parity["path"])
     if variant.accuracy:
         low, high = variant.accuracy["ci95"]
@@ -134,7 +137,7 @@ def _print_parity(network: dict[str, Any], path: dict[str, Any]) -> None:
     out.print(f"  whole path, decoded photos   {difference}, same top-1 on all{ties}")
 
 
-def _print_web(bundle: Any) -> None:
+def _print_web(bundle: Bundle) -> None:
     web = bundle.manifest["web"]
     proof = web["proof"]
     size = sum(file["bytes"] for file in web["files"]) / 1e6
@@ -153,7 +156,7 @@ def _print_web(bundle: Any) -> None:
     )
 
 
-def _print_variants(bundle: Any) -> None:
+def _print_variants(bundle: Bundle) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -161,7 +164,7 @@ def _print_variants(bundle: Any) -> None:
     for heading in ("MB", "p50 ms", "speed-up [95%]", "top-1", "drop", "flips", "max |Δlogit|"):
         table.add_column(heading, justify="right")
     for variant in bundle.variants:
-        table.add_row(*_variant_cells(variant, variant.name == bundle.recommended))
+        table.add_row(*_variant_cells(variant, variant.name == bundle.recommended_variant_name))
     out.print(table)
     for name, reason in bundle.manifest.get("not_recommended", {}).items():
         out.print(f"{name} {reason}.", markup=False, soft_wrap=True)
@@ -170,7 +173,7 @@ def _print_variants(bundle: Any) -> None:
             out.print(f"{variant.name}: {note}", markup=False, soft_wrap=True)
 
 
-def _variant_cells(variant: Any, is_recommended: bool) -> tuple[str, ...]:
+def _variant_cells(variant: Variant, is_recommended: bool) -> tuple[str, ...]:
     from edgetl.export.selection import accuracy_drop
 
     latency, accuracy, path = variant.latency, variant.accuracy, variant.parity["path"]
@@ -190,7 +193,7 @@ def _variant_cells(variant: Any, is_recommended: bool) -> tuple[str, ...]:
     )
 
 
-def _variant_notes(variant: Any) -> Iterator[str]:
+def _variant_notes(variant: Variant) -> Iterator[str]:
     report = variant.report
     search = report.get("search", {})
     if report.get("chosen"):

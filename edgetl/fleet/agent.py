@@ -1,6 +1,6 @@
 """The device's side of `edgetl bench --host`, with nothing but the standard library: environment, bench, and nothing left behind.
 
-    python3 on_device.py        in the folder that was sent, standard input held open by whoever waits
+    python3 agent.py        in the folder that was sent, standard input held open by whoever waits
 
 Where standard input ends, so does all that was begun here: a connection that breaks leaves no process and no file.
 """

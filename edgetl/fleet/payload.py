@@ -94,7 +94,7 @@ class Payload:
         self._generated_files: Mapping[str, bytes] = {
             f"wheel/{self._wheel_name}": content,
             "job.json": json.dumps(job).encode(),
-            "on_device.py": (Path(__file__).parent / "on_device.py").read_bytes(),
+            "agent.py": (Path(__file__).parent / "agent.py").read_bytes(),
         }
         web = bundle.web.resolve()
         found = (

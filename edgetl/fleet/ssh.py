@@ -144,7 +144,7 @@ class SshHost:
         Raises:
             RemoteError: the connection was lost, or the device's side ended without a word.
         """
-        process = self._start(f"exec {shlex.quote(python)} {shlex.quote(folder)}/on_device.py")
+        process = self._start(f"exec {shlex.quote(python)} {shlex.quote(folder)}/agent.py")
         assert process.stdout is not None
         words = LineReader(process.stderr, heard)
         last: dict[str, Any] = {}

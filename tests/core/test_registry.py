@@ -9,7 +9,7 @@ from edgetl.core.registry import BACKENDS, convert_import_error, load_from_regis
 @pytest.mark.parametrize("name", sorted(BACKENDS))
 def test_every_backend_resolves_and_keeps_the_protocol(name: str) -> None:
     backend = load_from_registry(BACKENDS, name, "benchmark backend")
-    assert {"infer", "prepare", "inputs", "settle", "describe"} <= set(dir(backend))
+    assert {"infer", "preprocess_image", "make_inputs", "autotune", "describe"} <= set(dir(backend))
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:

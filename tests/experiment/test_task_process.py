@@ -48,7 +48,7 @@ def test_what_libraries_print_does_not_disturb_the_messages(tmp_path: Path) -> N
         "def noisy(task, tell):\n"
         "    print('a library says hello')\n"
         "    tell({'seconds': 1})\n"
-        "worker._TASKS['noisy'] = noisy\n"
+        "worker._TASK_HANDLERS['noisy'] = noisy\n"
         "worker.main()\n"
     )
     # Standard input stays open, as that of a worker does while its parent lives.

@@ -338,7 +338,7 @@ def test_the_wheel_is_one(tmp_path: Path) -> None:
         names = archive.namelist()
         record = archive.read(next(entry for entry in names if entry.endswith("/RECORD"))).decode()
     assert "edgetl/device/bench/worker.py" in names
-    assert not [entry for entry in names if "_models" in entry or "__pycache__" in entry]
+    assert not [entry for entry in names if entry.startswith("edgetl/_models") or "__pycache__" in entry]
     assert len(record.splitlines()) == len(names)
     assert len(content) < 2_000_000
 
@@ -413,7 +413,7 @@ def test_a_result_of_another_model_counts_for_nothing(
         monkeypatch,
         f"""
 import sys
-if "on_device.py" in sys.argv[-1]:
+if "agent.py" in sys.argv[-1]:
     print(open({str(tmp_path / "reply.json")!r}).read())
 else:
     sys.stdin.buffer.read()

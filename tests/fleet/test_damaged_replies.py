@@ -32,7 +32,7 @@ script = sys.argv[-1]
 if "tar -xf" in script:
     sys.stdin.buffer.read()
     print("python3 /nowhere")
-elif "on_device.py" in script:
+elif "agent.py" in script:
     sys.stdout.buffer.write(open({answer!r}, "rb").read())
 """
 
@@ -135,13 +135,13 @@ def test_a_damaged_job_is_one_answer(tmp_path: Path, job: str) -> None:
     """As the device's side prints it, which then removes its folder."""
     folder = tmp_path / "sent"
     folder.mkdir()
-    (folder / "on_device.py").write_bytes(Path(agent.__file__).read_bytes())
+    (folder / "agent.py").write_bytes(Path(agent.__file__).read_bytes())
     (folder / "job.json").write_text(job)
     # Its standard input stays open as long as somebody waits.
     reading, writing = os.pipe()
     try:
         done = subprocess.run(
-            [sys.executable, str(folder / "on_device.py")],
+            [sys.executable, str(folder / "agent.py")],
             stdin=reading,
             capture_output=True,
             text=True,

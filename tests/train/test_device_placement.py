@@ -178,7 +178,7 @@ def _patch_files(patch: pytest.MonkeyPatch, watched: Watched) -> None:
     patch.setattr(checkpoint, "save_file", save_file)
     patch.setattr(FeatureStore, "create", no_room)
     patch.setattr(trainer, "CHECKPOINT_INTERVAL_S", 0.0)
-    patch.setattr(trainer.Trainer, "run_stage", watched_stage)
+    patch.setattr(trainer.Trainer, "run_phase", watched_stage)
     patch.setattr(finetuning, "write_results", write_results)
 
 

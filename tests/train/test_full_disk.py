@@ -36,7 +36,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def program(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Saving after every batch."""
-    code = "import edgetl.train.engine.trainer as r; r.Training.save_when_due = r.Training.save; from edgetl.cli.app import main; main()"
+    code = "import edgetl.train.engine.trainer as r; r.Trainer.save_if_due = r.Trainer.save; from edgetl.cli.app import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,

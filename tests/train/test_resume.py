@@ -286,7 +286,7 @@ def test_a_damaged_checkpoint_is_refused(begun: FinetuneConfig, tmp_path: Path) 
 @contextmanager
 def process(*arguments: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """The program, started and not waited for."""
-    code = "import edgetl.train.engine.trainer as r; r.SAVED_EVERY_S = 0.0; from edgetl.cli.app import main; main()"
+    code = "import edgetl.train.engine.trainer as r; r.CHECKPOINT_INTERVAL_S = 0.0; from edgetl.cli.app import main; main()"
     with subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,

@@ -40,7 +40,7 @@ def run(
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "CHECKPOINT_INTERVAL_S", 0.0)
-        patch.setattr(trainer.Trainer, "save_when_due", trainer.Trainer.save)
+        patch.setattr(trainer.Trainer, "save_if_due", trainer.Trainer.save)
         with pytest.raises(KeyboardInterrupt):
             finetune(config, Stop())
     return resume(RunDirectory(folder / "run"))

@@ -3,7 +3,7 @@
 Each run is exported with `--input tensor` as fp32 and int8. Both files must pass `onnx.checker` in full mode, and OpenVINO and OpenCV's
 dnn module, each in an environment of its own without edgetl, and onnxruntime-web in headless Chromium, must choose onnxruntime's label on
 every reference image. What is known not to work is expected not to, by name: a line that changes its mind fails. Without a RUN small ones
-are trained on generated pictures. See docs/runtimes.md.
+are trained on generated pictures. See docs/guide/runtimes.md.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Runtime:
     body: str = ""
     """Python: `model` (path) and `inputs` (float32 [images, 3, S, S]) to `logits` (a list of float32 [1, classes])."""
     known: tuple[tuple[str, str], ...] = ()
-    """(architecture, variant) that it is known not to read, see docs/runtimes.md."""
+    """(architecture, variant) that it is known not to read, see docs/guide/runtimes.md."""
 
 
 RUNTIMES = (

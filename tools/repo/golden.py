@@ -9,6 +9,7 @@ Times, dates, host facts and versions are masked. Training is deterministic, so 
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ MASKED_KEYS = {
     "seconds", "elapsed", "images_per_second", "created", "device", "versions", "p50_ms", "interval_ms", "spread", "peak_memory_bytes",
     "choices", "latency",
     "path", "paths", "host", "source", "data", "output", "fixed", "made_by", "run", "run_id", "timing", "milliseconds",
-    "peak_rss_bytes", "memory", "ms", "fill_seconds", "folder",
+    "peak_rss_bytes", "memory", "ms", "fill_seconds", "folder", "recommended", "not_recommended", "slow_because",
 }  # fmt: skip
 """JSON keys whose values depend on the machine or on time."""
 
@@ -52,6 +53,10 @@ TRAINING = (
     "--model", "mobilenet_v3_small", "--weights", "builtin", "--image-size", "64", "--seed", "0", "--deterministic", "--device", "cpu",
     "--epochs", "2", "--finetune-epochs", "2", "--batch-size", "8",
 )  # fmt: skip
+
+
+MAX_LINES = 12
+"""Lines of each difference that are printed."""
 
 
 def write_images(folder: Path) -> None:
@@ -182,11 +187,12 @@ def differences(before: dict[str, str], after: dict[str, str]) -> Iterator[str]:
         if old is None or new is None:
             yield f"{name}: {'new' if old is None else 'missing'}"
             continue
-        old_lines, new_lines = old.splitlines(), new.splitlines()
-        pairs = [(a, b) for a, b in zip(old_lines, new_lines, strict=False) if a != b]
-        first = pairs[0] if pairs else ("", f"{len(old_lines)} lines, now {len(new_lines)}")
-        at = next((i for i, (a, b) in enumerate(zip(*first, strict=False)) if a != b), 0)
-        yield f"{name}: {len(pairs)} lines differ\n    - {first[0][max(0, at - 60) : at + 60]}\n    + {first[1][max(0, at - 60) : at + 60]}"
+        diff = difflib.unified_diff(
+            old.splitlines(), new.splitlines(), "recorded", "now", "", "", 0
+        )
+        lines = [line[:160] for line in diff if not line.startswith(("---", "+++", "@@"))]
+        shown = "\n".join(f"    {line}" for line in lines[:MAX_LINES])
+        yield f"{name}: {len(lines)} lines differ\n{shown}"
 
 
 def main() -> None:

@@ -274,24 +274,24 @@ _MODULES: dict[type[nn.Module], _NodeWriter] = {
         node, module, "AveragePool", count_include_pad=int(module.count_include_pad)
     ),
     nn.AdaptiveAvgPool2d: _Writer.adaptive_pool,
-    nn.ReLU: lambda writer, node, module: writer.simple(node, "Relu"),
-    nn.ReLU6: lambda writer, node, module: writer.clipped(node, 0, 6),
-    nn.Sigmoid: lambda writer, node, module: writer.simple(node, "Sigmoid"),
-    nn.Hardsigmoid: lambda writer, node, module: writer.simple(
+    nn.ReLU: lambda writer, node, module: writer.unary(node, "Relu"),
+    nn.ReLU6: lambda writer, node, module: writer.clip(node, 0, 6),
+    nn.Sigmoid: lambda writer, node, module: writer.unary(node, "Sigmoid"),
+    nn.Hardsigmoid: lambda writer, node, module: writer.unary(
         node, "HardSigmoid", alpha=1 / 6, beta=0.5
     ),
-    nn.Hardswish: lambda writer, node, module: writer.simple(node, "HardSwish"),
+    nn.Hardswish: lambda writer, node, module: writer.unary(node, "HardSwish"),
     nn.SiLU: lambda writer, node, module: writer.silu(node),
     nn.Dropout: _PASS_THROUGH,
     nn.Identity: _PASS_THROUGH,
     StochasticDepth: _PASS_THROUGH,
 }
 _FUNCTIONS: dict[Any, _NodeWriter] = {
-    operator.add: lambda writer, node: writer.operands(node, "Add"),
-    operator.iadd: lambda writer, node: writer.operands(node, "Add"),
-    torch.add: lambda writer, node: writer.operands(node, "Add"),
-    operator.mul: lambda writer, node: writer.operands(node, "Mul"),
-    torch.mul: lambda writer, node: writer.operands(node, "Mul"),
+    operator.add: lambda writer, node: writer.binary(node, "Add"),
+    operator.iadd: lambda writer, node: writer.binary(node, "Add"),
+    torch.add: lambda writer, node: writer.binary(node, "Add"),
+    operator.mul: lambda writer, node: writer.binary(node, "Mul"),
+    torch.mul: lambda writer, node: writer.binary(node, "Mul"),
     torch.cat: _Writer.concat,
     torch.flatten: _Writer.reshape,
     torch.transpose: _Writer.transpose,

@@ -64,7 +64,7 @@ ROWS = st.builds(
     imagenet_top1=st.none() | st.floats(0, 100),
     file_bytes=st.none() | st.integers(1, 10**9),
     file_sha256=st.none() | TEXTS,
-    check=FACTS,
+    parity=FACTS,
     session=FACTS,
     rounds=st.lists(ROUNDS, max_size=3).map(tuple),
     failed=st.none() | TEXTS,

@@ -67,13 +67,13 @@ def test_part_and_light_do_not_depend_on_the_class() -> None:
 def test_holes_lie_in_the_part_and_do_not_touch(shape: object) -> None:
     for seed in range(30):
         blank = shape(np.random.default_rng(seed))  # type: ignore[operator]
-        drilled = blank.cover()
+        drilled = blank.metal_mask()
         for number, (x, y, radius) in enumerate(blank.holes):
-            filled = blank.cover(missing=number)
+            filled = blank.metal_mask(missing=number)
             hole = (filled - drilled).sum() / (np.pi * (radius * UNIT_PIXELS) ** 2)
             assert 0.96 < hole < 1.2, (seed, number)
             assert all(
                 np.hypot(x - u, y - v) > radius + r
-                for u, v, r in (*blank.bores, *blank.holes)
+                for u, v, r in (*blank.center_bores, *blank.holes)
                 if (u, v) != (x, y)
             )

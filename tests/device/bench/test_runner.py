@@ -391,8 +391,8 @@ def test_sighup_is_ignored_when_the_caller_ignores_it(tmp_path: Path) -> None:
     program = """
 import os, signal
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
-from edgetl.cli.interruption import install_handlers
-install_handlers()
+from edgetl.cli.interruption import install_signal_handlers
+install_signal_handlers()
 os.kill(os.getpid(), signal.SIGHUP)
 print("still here")
 """

@@ -292,7 +292,7 @@ def test_a_full_disk_loses_nothing(
     monkeypatch.setattr(
         "edgetl.core.artifacts.storage.tempfile.gettempdir", lambda: str(tmp_path / "spare")
     )
-    from edgetl.core.artifacts import bench as results
+    from edgetl.core.artifacts import bench_json as results
 
     real = results.write_result
 

@@ -32,7 +32,7 @@ def proof_that_answers(answer: list[float]) -> Any:
 def judged(reference: list[float], answer: list[float]) -> EndToEndParity:
     proof = proof_that_answers(answer)
     images = np.zeros((1, 8, 8, 3), np.uint8)
-    proof._path_part(images, images, np.array([reference], np.float32), [Path("part.png")])
+    proof._check_end_to_end(images, images, np.array([reference], np.float32), [Path("part.png")])
     path: EndToEndParity = proof._path
     return path
 

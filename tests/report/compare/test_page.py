@@ -222,7 +222,7 @@ def vars_of(found: Experiment) -> dict[str, object]:
         "data",
         "planned",
         "runs",
-        "deployed",
+        "deployed_models",
         "folder",
     )
     return {name: getattr(found, name) for name in names}

@@ -68,7 +68,7 @@ def test_an_experiment_for_each_row_ends_in_a_table_and_in_the_card(
         watcher.on_run_end(
             PlannedRun(NetworkSpec("net", 32, 1), "head", 0, recipe), rows[0].first_run
         )
-        return SimpleNamespace(rows=rows, failed=[])
+        return SimpleNamespace(rows=rows, failed_runs=[])
 
     monkeypatch.setattr(comparing, "compare", compare)
     card = tmp_path / "net-builtin"
@@ -134,6 +134,6 @@ def test_a_failed_run_ends_the_tool_with_its_reason(
     failed = StrategyRun(
         "net-head-s0", "net-head", "net", 32, "head", 0, "", failed="out of memory"
     )
-    monkeypatch.setattr(comparing, "compare", lambda *_: SimpleNamespace(rows=[], failed=[failed]))
+    monkeypatch.setattr(comparing, "compare", lambda *_: SimpleNamespace(rows=[], failed_runs=[failed]))
     with pytest.raises(SystemExit, match="net-head-s0 failed: out of memory"):
         main([str(tmp_path), "--row", "net=builtin", "-o", str(tmp_path / "out")])

@@ -265,7 +265,7 @@ def test_a_budget_s_early_end_is_recorded_and_taken_again(
         self.slowest_epoch_s = 1e6  # no further epoch fits
 
     with monkeypatch.context() as patch:
-        patch.setattr(phase_loop.PhaseLoop, "run_one", slow)
+        patch.setattr(phase_loop.PhaseLoop, "run_epoch", slow)
         first = finetune(replace(config, budget_s=60.0))
     choices = recorded(first)
     assert choices.ended_after == {"1": 1, "2": 1}

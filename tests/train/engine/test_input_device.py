@@ -78,17 +78,17 @@ def materials(
         config=FinetuneConfig(Path("data"), augment=strength, **options),
         batch_size=BATCH,
         loader=DelayedLoader(loader, seconds),
-        train=range(len(paths)),
+        train_indices=range(len(paths)),
         preprocessing=contract,
-        computing=SimpleNamespace(device=torch.device("cuda"), name="a GPU", wait=lambda: None),
-        facts={
+        compute_config=SimpleNamespace(device=torch.device("cuda"), device_name="a GPU", synchronize=lambda: None),
+        feature_key={
             "images": {"train": [str(path) for path in paths]},
             "augmentation": augmentation.name,
             "versions": {},
         },
-        cache_budget=0,
+        cache_budget_bytes=0,
         progress=SimpleNamespace(note=notes.append, notes=notes),
-        ranks=SINGLE_PROCESS,
+        processes=SINGLE_PROCESS,
     )
 
 
@@ -99,7 +99,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[BatchDecoder]:
 
     def build(given: Any, decoder: BatchDecoder) -> tuple[DeviceLoader, DeviceImageCache]:
         decoders.append(decoder)
-        images = DeviceImageCache(given.loader.images.decoded, CPU, 10**9, decoder)
+        images = DeviceImageCache(given.loader.images.decoded_cache, CPU, 10**9, decoder)
         return DeviceLoader(given.loader, images, SIDE, CPU), images
 
     monkeypatch.setattr(input_device, "_build_device_loader", build)
@@ -155,7 +155,7 @@ def test_what_does_not_fit_counts_as_decoded_anew(
 
     def rate(budget: int) -> float:
         given = materials(paths)
-        images = DeviceImageCache(given.loader.images.decoded, CPU, budget, slow_decoder)
+        images = DeviceImageCache(given.loader.images.decoded_cache, CPU, budget, slow_decoder)
         measured = input_device._measure_rates(
             given, DeviceLoader(given.loader, images, SIDE, CPU), images
         )
@@ -168,7 +168,7 @@ def test_what_does_not_fit_counts_as_decoded_anew(
 def test_a_choice_made_by_the_user_or_an_earlier_run_is_not_measured(
     earlier: Any, paths: list[Path], built: list[BatchDecoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(input_device, "remembered", lambda *given: pytest.fail("measured"))
+    monkeypatch.setattr(input_device, "cached_measurement", lambda *given: pytest.fail("measured"))
     for asked in ("cpu", "cuda"):
         given = materials(paths, input_device=asked)
         loader, choice = choose_loader(given, earlier, decode_on_cpu)
@@ -223,7 +223,7 @@ def test_nothing_is_chosen_where_there_is_no_choice(
 ) -> None:
     given = materials(paths, strength="none" if case == "none" else "light")
     if case == "cpu":
-        given.computing.device = CPU
+        given.compute_config.device = CPU
     loader, choice = choose_loader(given, decoder=broken)
     assert loader is given.loader
     assert choice == {}
@@ -246,7 +246,7 @@ def test_training_is_the_same_on_either_path(
         return decode_on_cpu(encoded, device)
 
     def choose(given: Any, earlier: Any) -> tuple[DeviceLoader, dict[str, Any]]:
-        images = DeviceImageCache(given.loader.images.decoded, CPU, 10**9, decoder)
+        images = DeviceImageCache(given.loader.images.decoded_cache, CPU, 10**9, decoder)
         return DeviceLoader(given.loader, images, given.preprocessing.crop, CPU), {"device": "cuda"}
 
     monkeypatch.setattr(phase_builder, "choose_loader", choose)
@@ -266,7 +266,7 @@ def test_training_is_the_same_on_either_path(
 def test_deterministic_takes_the_cpu_and_measures_nothing(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(input_device, "remembered", lambda *given: pytest.fail("measured"))
+    monkeypatch.setattr(input_device, "cached_measurement", lambda *given: pytest.fail("measured"))
     assert choose_loader(materials(paths, deterministic=True), decoder=decode_on_cpu)[1] == {
         "device": "cpu"
     }

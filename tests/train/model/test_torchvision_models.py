@@ -147,7 +147,7 @@ def test_other_kinds_of_model_are_refused(name: str) -> None:
 
 def test_a_name_that_the_table_lacks_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = load_architectures()["shufflenet_v2_x0_5"]
-    monkeypatch.setattr("edgetl.train.model.torchvision_models.architectures", dict)
+    monkeypatch.setattr("edgetl.train.model.torchvision_models.load_architectures", dict)
     assert get_architecture("shufflenet_v2_x0_5") == expected
 
 

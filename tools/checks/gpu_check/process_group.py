@@ -18,11 +18,11 @@ from tools.checks.gpu_check.record import Record
 from tools.checks.gpu_check.settings import Settings
 
 
-class LoneRanks(Processes):
-    """A group of one process that takes the way of many: `Ranks` skips every collective for a world of 1."""
+class SingleRankProcesses(Processes):
+    """A group of one process that takes the way of many: `Processes` skips every collective for a world of 1."""
 
     @property
-    def many(self) -> bool:
+    def is_distributed(self) -> bool:
         """True."""
         return True
 
@@ -87,6 +87,6 @@ def _group(backend: str) -> Iterator[Processes]:
         dist.init_process_group(backend, init_method=store, rank=0, world_size=1)
         try:
             channel = dist.new_group([0], backend="gloo")
-            yield LoneRanks(0, 1, channel)  # type: ignore[arg-type]
+            yield SingleRankProcesses(0, 1, channel)  # type: ignore[arg-type]
         finally:
             dist.destroy_process_group()
