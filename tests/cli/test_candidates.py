@@ -33,15 +33,11 @@ def test_show_candidates_prints_table_failures_and_next_step(
     show_candidates(result_of(SLOW, BROKEN, EDGE, FAST, budget_ms=5.0))
     text = capsys.readouterr().out
     lines = text.splitlines()
-    names = [
-        line.split()[0]
-        for line in lines
-        if line.startswith(("shufflenet", "mnasnet", "mobilenet", "inception"))
-    ]
+    prefixes = ("shufflenet", "mnasnet", "mobilenet", "inception")
+    rows = [line for line in lines if line.startswith(prefixes)]
+    names = [line.split()[0] for line in rows]
     assert names == ["shufflenet_v2_x1_0", "mnasnet1_0", "mobilenet_v2", "inception_v3"]
-    assert [line.split()[-1] for line in lines if line.startswith(("shufflenet", "mnasnet", "mobilenet", "inception"))] == [
-        "yes", "undecided", "no", "failed",
-    ]  # fmt: skip
+    assert [line.split()[-1] for line in rows] == ["yes", "undecided", "no", "failed"]
     assert "2.00 [2.00, 2.00]" in text
     assert "Failed   inception_v3 at 32 px: inception_v3 does not take images of 32 pixels." in text
     assert "edgetl finetune DATA --model shufflenet_v2_x1_0 --image-size 224" in text

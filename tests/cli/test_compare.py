@@ -46,8 +46,9 @@ def test_options_are_passed_to_the_library(
     calls: list[tuple[CompareConfig, FinetuneConfig]], tmp_path: Path
 ) -> None:
     result = run(
-        tmp_path / "pets", "--models", "resnet18,mobilenet_v2", "--strategies", "scratch,freeze-sweep", "--seeds", 2,
-        "--image-size", "160,224", "--weights", "/weights", "--epochs", 12, "--budget", "30m", "--target-accuracy", "0.9",
+        tmp_path / "pets", "--models", "resnet18,mobilenet_v2",
+        "--strategies", "scratch,freeze-sweep", "--seeds", 2, "--image-size", "160,224",
+        "--weights", "/weights", "--epochs", 12, "--budget", "30m", "--target-accuracy", "0.9",
         "--latency-budget", "5ms", "--preset", "classic", "--no-bench", "-o", tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -99,8 +100,8 @@ def test_dry_run_prints_the_plan_and_trains_nothing(
     tmp_path: Path,
 ) -> None:
     process = forked(
-        "compare", parts, "--models", ARCHITECTURE, "--strategies", "scratch,head", "--seeds", 1, "--image-size", IMAGE_SIZE, "--weights",
-        random_weights, "-o", tmp_path / "out", "--dry-run",
+        "compare", parts, "--models", ARCHITECTURE, "--strategies", "scratch,head", "--seeds", 1,
+        "--image-size", IMAGE_SIZE, "--weights", random_weights, "-o", tmp_path / "out", "--dry-run",
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     for name in ("head", "scratch-equal-time", "scratch"):

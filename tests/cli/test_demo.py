@@ -15,7 +15,10 @@ from edgetl.cli.demo import PAGES
 from edgetl.core.paths import BundleDirectory, RunDirectory
 from tests.conftest import ARCHITECTURE, ROOT
 
-SMALL_SETTINGS = f"DemoSettings(train_images_per_class=6, val_images_per_class=4, generated_image_size=64, model={ARCHITECTURE!r}, image_size=64, budget_per_run='5s', variants='fp32', rounds=2)"
+SMALL_SETTINGS = (
+    "DemoSettings(train_images_per_class=6, val_images_per_class=4, generated_image_size=64, "
+    f"model={ARCHITECTURE!r}, image_size=64, budget_per_run='5s', variants='fp32', rounds=2)"
+)
 CODE = f"""
 import sys
 from edgetl.cli import demo
