@@ -68,11 +68,12 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Run the complete workflow offline, on generated images of parts on a conveyor.
+    """Run the complete workflow on generated images.
 
-    Trains from scratch and from pretrained weights for the same time, then exports, verifies,
-    benchmarks and reports. Each step prints the command to use on your own images; a summary of
-    accuracy and latency follows. Takes less than three minutes on two cores.
+    Works offline, on images of parts on a conveyor. Trains from scratch and from pretrained
+    weights for the same time, then exports, verifies, benchmarks and reports. Each step prints the
+    command to use on your own images; a summary of accuracy and latency follows. Takes less than
+    three minutes on two cores.
     """
     from edgetl.core.errors import DataError
     from edgetl.core.paths import find_free_path

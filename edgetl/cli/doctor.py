@@ -17,9 +17,9 @@ def doctor(
         bool, typer.Option("--json", help="Print the result as one JSON object.")
     ] = False,
 ) -> None:
-    """Show the hardware and packages of this machine, and how to install what is missing.
+    """Show the hardware and packages of this machine.
 
-    Exit status 1 if even `predict` and `bench` cannot run.
+    Reports problems and the commands that fix them. Exit status 1 if even `predict` and `bench` cannot run.
     """
     from edgetl.device.doctor import inspect_environment
 

@@ -35,7 +35,7 @@ def export(
     web: options.Web = False,
     force: options.Force = False,
 ) -> None:
-    """Export a run or a stock model to an ONNX bundle, verified against PyTorch.
+    """Export a run or a stock model to a verified ONNX bundle.
 
     The bundle contains everything a device needs: the model with its preprocessing, labels, golden
     images and client code. It is written only if ONNX Runtime reproduces PyTorch's predictions on

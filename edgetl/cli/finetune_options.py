@@ -38,7 +38,11 @@ def _make_option(panel: str, field: str, text: str, unset: str = "", **more: Any
     if default is not None and not isinstance(default, bool):
         unset = f"{default:g}" if isinstance(default, float) else str(default)
     return typer.Option(
-        "--" + field.replace("_", "-"), help=text, show_default=unset, rich_help_panel=panel, **more
+        "--" + field.replace("_", "-"),
+        help=text,
+        show_default=unset or False,
+        rich_help_panel=panel,
+        **more,
     )
 
 

@@ -24,7 +24,10 @@ def models(
         bool, typer.Option("--json", help="Print the result as one JSON object.")
     ] = False,
 ) -> None:
-    """List the available architectures, with parameters, input size, head and builtin weights."""
+    """List the available architectures.
+
+    Shows parameters, input size, blocks, builtin weights and the head that is replaced.
+    """
     from edgetl.core.architectures import load_architectures
     from edgetl.core.builtin_weights import find_builtin_folders
     from edgetl.core.files import SCHEMA

@@ -87,12 +87,12 @@ def report(
         bool, typer.Option("--json", help="Print the content of the page as one JSON object.")
     ] = False,
 ) -> None:
-    """Summarize a run, a bundle, an experiment or bench results, and write a self-contained page.
+    """Report on a run, a bundle, an experiment or bench results.
 
-    The page of a run shows accuracy, curves, confusion matrix, mistakes, data, recipe, and its
-    bundle and bench results; of a bundle, its variants, parity and preprocessing; of an experiment,
-    the gains and costs of each strategy; of bench results, latencies, comparisons and measurement
-    conditions.
+    Prints a summary and writes a self-contained HTML page. The page of a run shows accuracy,
+    curves, confusion matrix, mistakes, data, recipe, and its bundle and bench results; of a bundle,
+    its variants, parity and preprocessing; of an experiment, the gains and costs of each strategy;
+    of bench results, latencies, comparisons and measurement conditions.
     """
     _REPORT_FUNCTIONS[detect_common_subject(paths)](paths, output, force, as_json)
 

@@ -45,11 +45,11 @@ def verify(
         bool, typer.Option("--json", help="Print the result as one JSON object.")
     ] = False,
 ) -> None:
-    """Verify on this device that a bundle reproduces PyTorch's predictions.
+    """Verify a bundle on this device.
 
-    Runs the bundle's golden images with this device's ONNX Runtime, provider and CPU. Files whose
-    checksums do not match the bundle are rejected. Does not require PyTorch. Exit status 1 if a
-    variant fails.
+    Runs the golden images of the bundle with this device's ONNX Runtime, provider and CPU, and
+    compares the logits with PyTorch's. Files whose checksums do not match the bundle are rejected.
+    Does not require PyTorch. Exit status 1 if a variant fails.
     """
     from edgetl.device.hardware.cpu import is_emulated
     from edgetl.device.hardware.info import collect_device_info
