@@ -14,7 +14,8 @@ from edgetl.cli.interruption import install_signal_handlers, interrupted_exit_st
 from edgetl.core.errors import EdgetlError
 from edgetl.core.registry import convert_import_error
 
-EXIT_USER_ERROR, EXIT_BUG = 1, 3
+EXIT_USER_ERROR = 1
+EXIT_BUG = 3
 COMMANDS = (
     "check",
     "finetune",

@@ -132,7 +132,8 @@ class LiveExperimentProgress(PlainExperimentProgress):
                 markup=False,
                 soft_wrap=True,
             )
-        step, epoch = message.get("step"), message.get("epoch")
+        step = message.get("step")
+        epoch = message.get("epoch")
         if step is not None:
             self._run_states[run.name] = (
                 f"epoch {step['epoch']} of {step['epochs']}, "

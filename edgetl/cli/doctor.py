@@ -19,7 +19,8 @@ def doctor(
 ) -> None:
     """Show the hardware and packages of this machine.
 
-    Reports problems and the commands that fix them. Exit status 1 if even `predict` and `bench` cannot run.
+    Reports problems and the commands that fix them. Exit status 1 if even `predict` and `bench`
+    cannot run.
     """
     from edgetl.device.doctor import inspect_environment
 
