@@ -208,7 +208,7 @@ def test_table_shows_missing_values_noise_and_earlier_result() -> None:
             **{
                 **{name: value for name, value in vars(result()).items() if name != "comparisons"},
                 "noise": Noise(("other processes used 40% of the CPU",)),
-                "earlier": (
+                "earlier_pairs": (
                     ("pytorch-fp32-model-cpu-b1-t2", "onnxruntime-fp32-model-cpu-b1-t2", earlier),
                 ),
             }
