@@ -182,7 +182,7 @@ def test_killed_experiment_resumes_without_repeating_runs(
     assert sorted(path.name for path in runs.iterdir()) == sorted(
         f"{ROW}-{strategy}-s0" for strategy in STRATEGIES
     )
-    assert "4 runs, 2 of them ended before" in output
+    assert "4 runs, 2 already finished" in output
     assert "[1/4]" not in output.partition("\0")[2]
     experiment = read_experiment(ExperimentDirectory(folder).result)
     assert not experiment.unfinished_run_names
@@ -485,7 +485,7 @@ def test_interrupt_keeps_finished_runs_and_prints_next_step(
     os.kill(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on" in stderr
+    assert "the same command to resume" in stderr
     experiment = read_experiment(folder.result)
     assert [run.strategy for run in experiment.runs] == ["head"]
     assert len(experiment.unfinished_run_names) == 1

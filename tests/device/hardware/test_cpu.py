@@ -109,6 +109,6 @@ def test_bench_reports_emulation_as_first_noise_reason(
 
 
 def test_verify_command_reports_emulation(edgetl, stock_bundle: Path) -> None:  # type: ignore[no-untyped-def]
-    message = "This processor is emulated"
+    message = "This CPU is emulated"
     assert message in edgetl("verify", stock_bundle, env={EMULATED_ENV_VAR: "1"}).stdout
     assert message not in edgetl("verify", stock_bundle, env={EMULATED_ENV_VAR: ""}).stdout
