@@ -36,7 +36,7 @@ class ModelSource:
     """Preprocessing of the model; None for ONNX files from other tools."""
     batch: int = 1
     """Images per call in scope `model`."""
-    given: Path | None = None
+    input_file: Path | None = None
     """A .npy or .npz input file for ONNX files from other tools; None means random values."""
     precision: str | None = None
     """Precision of the ONNX file (fp32, fp16, int8), None if unknown. TensorRT computes in it."""

@@ -82,7 +82,7 @@ def _parse_source(content: dict[str, Any]) -> ModelSource:
     fields = {
         **content,
         "model": Path(content["model"]),
-        "given": _optional_path(content["given"]),
+        "input_file": _optional_path(content["input_file"]),
         "size": None if size is None else tuple(size),
     }
     if preprocessing is not None:

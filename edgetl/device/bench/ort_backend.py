@@ -132,7 +132,7 @@ class OnnxRuntimeBackend:
         Raises:
             BenchError: the model does not accept the input.
         """
-        if self._source.given:
+        if self._source.input_file:
             batches = [self._load_input_file()]
         else:
             generators = [np.random.default_rng(seed) for seed in range(count)]
@@ -143,7 +143,7 @@ class OnnxRuntimeBackend:
             raise
         except Exception as cause:  # onnxruntime's exceptions share no base class
             expected = "; ".join(f"{node.name}: {node.type} {node.shape}" for node in self._inputs)
-            kind = f"input {self._source.given}" if self._source.given else "random input"
+            kind = f"input {self._source.input_file}" if self._source.input_file else "random input"
             raise BenchError(
                 f"{self._source.model} rejects the {kind}: {str(cause).splitlines()[0]} "
                 f"Expected {expected}. Pass inputs with --inputs FILE.npy, "
@@ -152,7 +152,7 @@ class OnnxRuntimeBackend:
         return batches
 
     def _load_input_file(self) -> Any:
-        path = self._source.given
+        path = self._source.input_file
         try:
             content = np.load(str(path), allow_pickle=False)
             is_npz = isinstance(content, np.lib.npyio.NpzFile)

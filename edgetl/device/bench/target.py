@@ -305,7 +305,7 @@ def _find_onnx_file(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
     if config.torch_modes not in ((), ("eager",)):
         notes.append("PyTorch is not measured: it needs the run directory of the model.")
     input_file = None if config.inputs is None else config.inputs.resolve()
-    source = ModelSource(path.resolve(), 1, given=input_file)
+    source = ModelSource(path.resolve(), 1, input_file=input_file)
     case = BenchCase(
         "onnxruntime", path.stem, source, sha256_file(path), path.stat().st_size, ("model",)
     )

@@ -209,7 +209,7 @@ def _load_model_inputs(backend: Backend, job: WorkerJob) -> list[Any]:
 def _input_origin(job: WorkerJob) -> str:
     if job.model_inputs:
         return "reference images"
-    return "given" if job.source.given else "random"
+    return "given" if job.source.input_file else "random"
 
 
 def _describe_input(batch: Any) -> str:
