@@ -20,7 +20,7 @@ from edgetl.core.errors import EdgetlError, ProviderError
 from edgetl.core.files import sha256_file
 from edgetl.device.bench import target
 from edgetl.device.bench.backend import ModelSource
-from edgetl.device.bench.gate import GatedCase, run_gates
+from edgetl.device.bench.correctness_gate import GatedCase, run_gates
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.rounds import BenchProgress, BenchRunner, RoundRunner
 from edgetl.device.hardware.cpu import resolve_intra_op_threads

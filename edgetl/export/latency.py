@@ -11,7 +11,7 @@ from typing import Any
 from edgetl.core.artifacts.bench_rows import BenchRow, round_ratios
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.statistics import paired_speedup, sign_test
-from edgetl.device.bench.gate import run_gates
+from edgetl.device.bench.correctness_gate import run_gates
 from edgetl.device.bench.inputs import prepare_bench_inputs
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.rounds import RoundRunner

@@ -143,7 +143,9 @@ def test_user_photos_are_proof_and_golden_images(tmp_path: Path, export: Any) ->
     bundle = export(tmp_path / "given", images=photos)
     assert bundle.select_variant().parity["network"]["images"] == 20
     assert (
-        bundle.select_variant().parity["network"]["kind"] == bundle.manifest["golden"]["kind"] == "given"
+        bundle.select_variant().parity["network"]["kind"]
+        == bundle.manifest["golden"]["kind"]
+        == "given"
     )
     originals = {path.read_bytes() for path in photos.rglob("*.jpg")}
     assert all(path.read_bytes() in originals for path in bundle.load_golden().files)

@@ -14,7 +14,7 @@ from typing import Any
 from edgetl.core.artifacts.bench import Noise
 from edgetl.core.artifacts.bench_rows import BlockResult, ColdStart, relative_spread
 from edgetl.core.errors import BenchError, EdgetlError
-from edgetl.device.bench.gate import GatedCase
+from edgetl.device.bench.correctness_gate import GatedCase
 from edgetl.device.bench.job import Workload
 from edgetl.device.bench.worker_process import Worker
 from edgetl.device.hardware.memory import free_memory_bytes

@@ -19,7 +19,7 @@ from edgetl.core.artifacts.storage import check_output_path, store_result
 from edgetl.core.artifacts.sustained import SustainedResult
 from edgetl.core.config.bench import BenchConfig
 from edgetl.device.bench.baseline import match_rows, read_baseline
-from edgetl.device.bench.gate import GatedCase, run_gates
+from edgetl.device.bench.correctness_gate import GatedCase, run_gates
 from edgetl.device.bench.inputs import prepare_bench_inputs
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.rounds import BenchProgress, BenchRunner, RoundRunner

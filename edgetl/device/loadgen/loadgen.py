@@ -27,7 +27,7 @@ from edgetl.core.config.bench import BenchConfig
 from edgetl.core.config.loadgen import LoadgenConfig
 from edgetl.core.errors import BenchError
 from edgetl.core.registry import convert_import_error
-from edgetl.device.bench.gate import GatedCase, run_gates
+from edgetl.device.bench.correctness_gate import GatedCase, run_gates
 from edgetl.device.bench.inputs import prepare_bench_inputs
 from edgetl.device.bench.job import WorkerJob
 from edgetl.device.bench.protocol import BenchProtocol

@@ -22,7 +22,7 @@ from edgetl.core.artifacts.bench_json import (
 from edgetl.core.config.bench import BenchConfig, Limits
 from edgetl.core.errors import BenchError, BundleError, ProviderError
 from edgetl.device.bench import rounds, runner
-from edgetl.device.bench.gate import GatedCase
+from edgetl.device.bench.correctness_gate import GatedCase
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.runner import bench
 from edgetl.device.runtime.session import available_providers

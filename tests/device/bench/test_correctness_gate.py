@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgetl.device.bench.gate import _check_model_scope
+from edgetl.device.bench.correctness_gate import _check_model_scope
 from edgetl.device.runtime.golden import check_logits, gate_tolerance
 
 REFERENCE = np.array([[2.0, 0.0, -1.0], [0.0, 0.02, -3.0]], np.float32)
