@@ -1,15 +1,18 @@
-"""From a folder of images to a classifier on an edge device, with proof.
+"""Fine-tune an image classifier, export it to a verified ONNX bundle, and benchmark it on a device.
 
-The library's surface is small; every command of the same name is a thin wrapper over it:
+The commands are thin wrappers over these functions:
 
-    edgetl.finetune(config)   FinetuneConfig -> RunDirectory     needs the extra `train`
-    edgetl.export(...)        run or architecture -> Bundle      needs the extra `train`
-    edgetl.bench(config)      BenchConfig -> result              needs onnxruntime; PyTorch only for its own rows
-    edgetl.loadgen(config)    LoadgenConfig -> result            needs the extra `loadgen`
-    edgetl.open_classifier()  bundle -> Classifier               needs onnxruntime
-    edgetl.compare(...)       strategies on one data set -> Experiment   needs the extra `train`
+    edgetl.finetune(config)           FinetuneConfig -> RunDirectory       extra `train`
+    edgetl.export_run(...)            run -> bundle                        extra `train`
+    edgetl.export_architecture(...)   architecture -> bundle               extra `train`
+    edgetl.bench(config)              BenchConfig -> BenchResult           onnxruntime
+    edgetl.loadgen(config)            LoadgenConfig -> LoadgenResult       extra `loadgen`
+    edgetl.compare(...)               CompareConfig -> Experiment          extra `train`
+    edgetl.open_bundle(...)           folder -> bundle
+    edgetl.open_classifier(...)       bundle -> Classifier                 onnxruntime
 
-Errors that a user can mend are EdgetlError's subclasses: see edgetl.core.errors.
+`bench` needs PyTorch as well for its PyTorch rows. Errors that the user can fix are subclasses of
+EdgetlError, see edgetl.core.errors.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ import os
 from importlib import import_module
 from typing import Any
 
-# onnxruntime reads this when it is imported, and sends telemetry otherwise (1.29 and newer). Here, because
-# any module may be the first to import it.
+# onnxruntime 1.29 and newer sends telemetry unless this variable is set when it is imported. It is
+# set here because any module may be the first to import onnxruntime.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
@@ -46,7 +49,7 @@ __all__ = ["__version__", *sorted(_PUBLIC)]
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use, so that `import edgetl` needs nothing but the standard library.
+    # Names are imported on first use, so that `import edgetl` needs only the standard library.
     if name not in _PUBLIC:
         raise AttributeError(f"module 'edgetl' has no attribute {name!r}")
     module, _, attribute = _PUBLIC[name].partition(":")

@@ -1,7 +1,8 @@
-"""The classification architectures of torchvision, as a table that needs no torch to read.
+"""Table of torchvision's classification architectures, readable without torch.
 
-architectures.csv is written by tools/repo/architecture_table.py and tested against the installed torchvision;
-an architecture that a newer torchvision brings is described on the spot (edgetl.train.model.torchvision_models.describe).
+architectures.csv is written by tools/repo/architecture_table.py and tested against the installed
+torchvision. Architectures of newer versions of torchvision are inspected at run time by
+`edgetl.train.model.torchvision_models`.
 """
 
 from __future__ import annotations
@@ -17,36 +18,38 @@ HeadKind = Literal["linear", "conv"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is known of a stock ImageNet classifier without building it."""
+    """Properties of an ImageNet classifier that do not require building it."""
 
     name: str
-    """torchvision's name."""
+    """Name in torchvision."""
     family: str
-    """torchvision's module: resnet, mobilenetv2, vision_transformer ..."""
+    """Module in torchvision: resnet, mobilenetv2, vision_transformer ..."""
     parameters: int
-    """Of the network with its 1000 ImageNet classes, auxiliary classifiers left out."""
+    """Number of parameters with 1000 ImageNet classes, without auxiliary classifiers."""
     image_size: int
     """Side of the square input of torchvision's default weights, pixels."""
     head: str
     """Path of the classification layer, as in `named_modules()`."""
     head_kind: HeadKind
-    """Kind of that layer."""
+    """Type of the classification layer."""
     blocks: int
-    """Blocks of the backbone: what `--unfreeze N` counts, see edgetl.train.model.blocks."""
+    """Number of blocks of the backbone as counted by `--unfreeze`, see
+    edgetl.train.model.blocks."""
     unfreeze: int
-    """Blocks that phase 2 trains by default: the fewest last ones with half of the backbone's parameters.
+    """Number of blocks that phase 2 trains by default.
 
-    For MobileNetV2 these are the 3 of the classic recipe (features[16:]).
+    These are the fewest last blocks with half of the backbone's parameters; for MobileNetV2, they
+    are the 3 of the classic recipe (features[16:]).
     """
 
     def to_json(self) -> dict[str, Any]:
-        """One entry of `edgetl models --json`."""
+        """Return an entry of `edgetl models --json`."""
         return asdict(self)
 
 
 @cache
 def load_architectures() -> dict[str, Architecture]:
-    """The table, by name."""
+    """Read the table of architectures, by name."""
     table = files("edgetl.core").joinpath("architectures.csv").read_text(encoding="utf-8")
     return {row["name"]: _parse(row) for row in csv.DictReader(table.splitlines())}
 

@@ -1,4 +1,4 @@
-"""The backbones that ship with edgetl: which there are, where they lie, and that they are what was shipped."""
+"""Pretrained backbones shipped with edgetl, with their location and integrity check."""
 
 from __future__ import annotations
 
@@ -13,62 +13,58 @@ WEIGHTS_FILE, RECIPE_FILE, CARD_FILE, CHECKSUMS_FILE = (
     "card.md",
     "SHA256SUMS",
 )
-"""Files of a shipped backbone's folder; the last one is in the format of `sha256sum`."""
+"""Files in the folder of a shipped backbone; the last one is in the format of `sha256sum`."""
 FOLDER_SUFFIX = "-builtin"
-"""What follows the architecture in the folder's name."""
+"""Suffix of a folder's name after the architecture."""
 
 
 def list_search_folders() -> tuple[Path, ...]:
-    """Where shipped backbones may lie: inside an installed package, and at the top of a checkout."""
+    """Return the search path: inside an installed package, and at the top of a checkout."""
     package = Path(__file__).resolve().parents[1]
     return package / "_models", package.parent / "models"
 
 
 def find_builtin_folders() -> dict[str, Path]:
-    """The folder of every architecture that ships with weights, by the architecture's name."""
-    found: dict[str, Path] = {}
-    for place in reversed(list_search_folders()):
-        # Beside an installed package may lie anything, a stranger's `models` included.
-        found |= {
-            folder.parent.name.removesuffix(FOLDER_SUFFIX): folder.parent
-            for folder in sorted(place.glob(f"*{FOLDER_SUFFIX}/{CHECKSUMS_FILE}"))
+    """Return the folders of all shipped backbones, by architecture."""
+    folders: dict[str, Path] = {}
+    for search_folder in reversed(list_search_folders()):
+        # The package wins, since an unrelated folder `models` may exist beside an installed one.
+        folders |= {
+            checksums.parent.name.removesuffix(FOLDER_SUFFIX): checksums.parent
+            for checksums in sorted(search_folder.glob(f"*{FOLDER_SUFFIX}/{CHECKSUMS_FILE}"))
         }
-    return dict(sorted(found.items()))
+    return dict(sorted(folders.items()))
 
 
 def find_builtin_weights(architecture: str) -> Path:
-    """The weights file of an architecture, checked against the hash that it was shipped with.
+    """Return the weights file of an architecture after checking its SHA-256.
 
     Raises:
-        WeightsError: none ships for this architecture, or a byte is not as it was shipped.
+        WeightsError: No weights are shipped for this architecture, or the file was altered.
     """
     folders = find_builtin_folders()
     if architecture not in folders:
-        there = (
-            f"only for {', '.join(folders)}: choose it with --model, or give"
-            if folders
-            else "for none in this version: give"
-        )
-        raise WeightsError(
-            f"edgetl ships no weights for {architecture}, {there} --weights imagenet, none, or a file."
-        )
+        hint = "Use --weights imagenet, none, or a file."
+        if folders:
+            hint = f"Use --weights imagenet, none, or a file, or --model {' or '.join(folders)}."
+        raise WeightsError(f"edgetl ships no weights for {architecture}. {hint}")
     file = folders[architecture] / WEIGHTS_FILE
     try:
         lines = (folders[architecture] / CHECKSUMS_FILE).read_text(encoding="ascii").splitlines()
-        intact = f"{sha256_file(file)}  {WEIGHTS_FILE}" in lines
+        is_intact = f"{sha256_file(file)}  {WEIGHTS_FILE}" in lines
     except (OSError, ValueError) as cause:
         raise WeightsError(
-            f"The shipped weights {file} cannot be checked ({cause}). Install edgetl again."
+            f"Cannot check the shipped weights {file} ({cause}). Install edgetl again."
         ) from cause
-    if not intact:
+    if not is_intact:
         raise WeightsError(
-            f"{file} is not the file that edgetl shipped (its SHA-256 differs from {CHECKSUMS_FILE}). Install edgetl again."
+            f"{file} was altered: its SHA-256 does not match {CHECKSUMS_FILE}. Install edgetl again."
         )
     return file
 
 
 def write_checksums(folder: Path) -> None:
-    """Write the hashes of the folder's other files, which makes it a shipped backbone."""
+    """Write SHA256SUMS for the other files of a backbone's folder."""
     files = sorted(
         path for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS_FILE
     )

@@ -1,4 +1,4 @@
-"""Where results are kept that a later run can use again: activations, hashes of images, and which arithmetic was measured fastest here."""
+"""Cache of results that later runs can reuse: features, image hashes, timing measurements."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ _DIGEST_KEY = "sha256"
 
 
 def get_cache_folder() -> Path:
-    """$EDGETL_CACHE, else edgetl/ in $XDG_CACHE_HOME (XDG Base Directory Specification), else ~/.cache/edgetl."""
-    if own := os.environ.get("EDGETL_CACHE"):
-        return Path(own).expanduser().absolute()
+    """Return $EDGETL_CACHE, or else edgetl/ in $XDG_CACHE_HOME or ~/.cache.
+
+    Source: XDG Base Directory Specification.
+    """
+    if folder := os.environ.get("EDGETL_CACHE"):
+        return Path(folder).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "edgetl"
 
 
@@ -31,7 +34,7 @@ def write_cache_entry(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object with the version of edgetl and a hash of both.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: The file cannot be written.
     """
     write_json(
         path, {**content, "edgetl": __version__, _DIGEST_KEY: _compute_digest(content, __version__)}
@@ -39,9 +42,9 @@ def write_cache_entry(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_cache_entry(path: Path) -> dict[str, Any] | None:
-    """Read what `write_entry` wrote; None where there is nothing, or it is damaged, edited or of another version.
+    """Read an entry; None if it is missing, damaged, edited or of another version.
 
-    A cache is a convenience: what is in doubt is computed again, and never reported.
+    Invalid entries are not reported, because their content can be recomputed.
     """
     try:
         content = read_json(path, EdgetlError, "The cache entry")
@@ -49,24 +52,22 @@ def read_cache_entry(path: Path) -> dict[str, Any] | None:
         return None
     version, digest = content.pop("edgetl", None), content.pop(_DIGEST_KEY, None)
     content.pop("schema")
-    return (
-        content
-        if version == __version__ and digest == _compute_digest(content, __version__)
-        else None
-    )
+    if version != __version__ or digest != _compute_digest(content, __version__):
+        return None
+    return content
 
 
 def _compute_digest(content: dict[str, Any], version: str) -> str:
-    # As it will be read: keys that are numbers become text, and are sorted as such.
-    plain = json.loads(json.dumps(content))
-    return hashlib.sha256(json.dumps([version, plain], sort_keys=True).encode()).hexdigest()
+    # JSON converts numeric keys to strings, which sort differently.
+    normalized = json.loads(json.dumps(content))
+    return hashlib.sha256(json.dumps([version, normalized], sort_keys=True).encode()).hexdigest()
 
 
 def prune_cache(folder: Path, budget_bytes: int, keep: Collection[Path]) -> None:
-    """Remove the entries of `folder` that were used longest ago until the rest fits; those in `keep` stay.
+    """Remove the least recently used entries of a folder, except `keep`, until the rest fits.
 
-    Another process may do the same at the same time: what is gone already is no error. What processes left unfinished when they were
-    killed goes after a day.
+    Several processes may prune at the same time, so missing entries are ignored. Unfinished entries
+    of killed processes are removed after a day.
     """
     with suppress(OSError):
         entries = [
@@ -74,13 +75,13 @@ def prune_cache(folder: Path, budget_bytes: int, keep: Collection[Path]) -> None
             for entry in folder.iterdir()
             if entry.is_dir() and entry not in keep
         ]
-        left = sum(_sum_file_sizes(entry) for entry in folder.iterdir() if entry.is_dir())
-        for used, entry in sorted(entries):
-            unfinished = entry.name.startswith(".")
-            if (unfinished and time.time() - used > _DAY_S) or (
-                not unfinished and left > budget_bytes
-            ):
-                left -= _sum_file_sizes(entry)
+        total_bytes = sum(_sum_file_sizes(entry) for entry in folder.iterdir() if entry.is_dir())
+        for last_used, entry in sorted(entries):
+            is_expired = total_bytes > budget_bytes
+            if entry.name.startswith("."):
+                is_expired = time.time() - last_used > _DAY_S
+            if is_expired:
+                total_bytes -= _sum_file_sizes(entry)
                 shutil.rmtree(entry, ignore_errors=True)
 
 

@@ -1,18 +1,18 @@
-"""The error tree. Library code raises these; only `edgetl.cli` turns them into messages and exit statuses.
+"""Error classes. The library raises them; only `edgetl.cli` prints messages and exits.
 
-EdgetlError                 something the user can mend: exit status 1
-├── ConfigError             options or a configuration that contradict themselves or each other
-├── DataError               the images: missing, empty, mixed-up or undecodable
-│   └── DecodeError         one file that is not a readable image
-├── WeightsError            weights that are missing, unsafe or do not fit the architecture
-├── ArchitectureError       a model that is unknown or cannot be adapted
-├── RunError                a run directory that is missing, incomplete, in use or already there
-├── BundleError             a bundle that is missing, incomplete, altered or already there
-├── ExportError             the model could not be written as ONNX
-│   └── ParityError         it was written, but does not answer as PyTorch does
-├── ProviderError           an execution provider that is not there or did not take the model
-├── BenchError              a measurement that could not be made or compared
-└── MissingPackageError     a package is missing; the message names the command that adds it
+EdgetlError                 an error that the user can fix: exit status 1
+├── ConfigError             options or a configuration are invalid or contradict each other
+├── DataError               images are missing, empty, inconsistent or undecodable
+│   └── DecodeError         a file is not a readable image
+├── WeightsError            weights are missing, unsafe or do not match the architecture
+├── ArchitectureError       an architecture is unknown or cannot be adapted
+├── RunError                a run directory is missing, incomplete, in use or already exists
+├── BundleError             a bundle is missing, incomplete, altered or already exists
+├── ExportError             the model cannot be exported to ONNX
+│   └── ParityError         the ONNX file does not reproduce PyTorch's logits
+├── ProviderError           an execution provider is missing or rejected the model
+├── BenchError              a measurement failed or cannot be compared
+└── MissingPackageError     a package is missing; the message names the command to install it
 """
 
 from __future__ import annotations
@@ -21,23 +21,26 @@ from collections.abc import Mapping
 
 
 class EdgetlError(Exception):
-    """Base of every error a user can mend; the message says what is wrong and what to do next."""
+    """Base class of errors that the user can fix.
+
+    The message states the problem and the next step.
+    """
 
 
 class ConfigError(EdgetlError):
-    """Options or a configuration that contradict themselves or each other."""
+    """Options or a configuration are invalid or contradict each other."""
 
 
 class DataError(EdgetlError):
-    """The data set cannot be used: missing, empty, or its classes do not fit together."""
+    """The data set is missing, empty, or its classes are inconsistent."""
 
 
 class DecodeError(DataError):
-    """One file is not a readable image."""
+    """A file is not a readable image."""
 
 
 class WeightsError(EdgetlError):
-    """Weights are missing, unsafe to load, or do not fit the architecture."""
+    """Weights are missing, unsafe to load, or do not match the architecture."""
 
 
 class ArchitectureError(EdgetlError):
@@ -45,41 +48,41 @@ class ArchitectureError(EdgetlError):
 
 
 class RunError(EdgetlError):
-    """A run directory is missing, incomplete or already there."""
+    """A run directory is missing, incomplete, in use, or already exists."""
 
 
 class BundleError(EdgetlError):
-    """A bundle is missing, incomplete, altered or already there."""
+    """A bundle is missing, incomplete, altered, or already exists."""
 
 
 class ExportError(EdgetlError):
-    """The model could not be written as ONNX."""
+    """The model cannot be exported to ONNX."""
 
 
 class ParityError(ExportError):
-    """The ONNX file does not answer as PyTorch does."""
+    """The ONNX file does not reproduce PyTorch's logits."""
 
 
 class ProviderError(EdgetlError):
-    """An execution provider is not there or did not take the model."""
+    """An execution provider is missing or rejected the model."""
 
 
 class BenchError(EdgetlError):
-    """A measurement could not be made or compared."""
+    """A measurement failed or cannot be compared."""
 
 
 class MissingPackageError(EdgetlError):
-    """A package that the command needs is not installed."""
+    """A required package is not installed."""
 
 
 def error_to_json(error: EdgetlError) -> dict[str, str]:
-    """An error on its way from a worker to the process that waits for it."""
+    """Serialize an error to send it from a worker process to its parent."""
     return {"class": type(error).__name__, "message": str(error)}
 
 
 def error_from_json(content: Mapping[str, str]) -> EdgetlError:
-    """The same error again; one that this edgetl does not know becomes a BenchError."""
-    kind = globals().get(content["class"])
-    if not (isinstance(kind, type) and issubclass(kind, EdgetlError)):
-        kind = BenchError
-    return kind(content["message"])
+    """Deserialize an error; one of an unknown class becomes a BenchError."""
+    error_class = globals().get(content["class"])
+    if not (isinstance(error_class, type) and issubclass(error_class, EdgetlError)):
+        error_class = BenchError
+    return error_class(content["message"])

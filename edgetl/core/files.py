@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, JSON with a schema number, hashes."""
+"""File input and output: atomic writes, JSON with a schema number, CSV, hashes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from edgetl.core.untrusted_text import escape_csv_cell, unescape_csv_cell
 
 SCHEMA = 1
 MAX_JSON_BYTES = 256 * 2**20
-"""Larger files are not read: an hour of latencies takes a tenth of it."""
+"""Size limit of files to read, ten times the size of a result with an hour of latencies."""
 _SURROGATE = re.compile(r"\\[uU][dD][89abAB]", re.ASCII)
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it replaces `path` when the block ends without an error.
+    """Yield a temporary path beside `path` that replaces `path` if the block succeeds.
 
-    The bytes are flushed to the disk before the rename, so after a power cut the file is the old or the new one.
+    The data is flushed to disk before the rename, so after a power failure the file is either the
+    old or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
@@ -38,7 +39,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        # mkstemp creates 0600; a shared run directory wants what open() would have given.
+        # mkstemp creates files with mode 0600; shared run directories need the mode of open().
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -54,20 +55,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically, led by its schema number."""
+    """Write a JSON object atomically, with the schema number first."""
     write_text(path, json.dumps({"schema": SCHEMA, **content}, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a table atomically; no cell is one that a spreadsheet would run as a formula."""
+    """Write a table atomically, with cells escaped that a spreadsheet would run as formulas."""
     text = io.StringIO()
-    plain = csv.writer(text, lineterminator="\n")
-    # A carriage return, which ends lines as well, is quoted by the writer only where it ends its own.
-    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    plain.writerow(header)
+    plain_writer = csv.writer(text, lineterminator="\n")
+    # The csv module quotes a carriage return only if it is part of the line terminator.
+    quoting_writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    plain_writer.writerow(header)
     for row in rows:
         cells = [escape_csv_cell(cell) for cell in row]
-        (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
+        has_carriage_return = any("\r" in cell for cell in cells)
+        writer = quoting_writer if has_carriage_return else plain_writer
+        writer.writerow(cells)
     write_text(path, text.getvalue())
 
 
@@ -75,8 +78,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """Read the rows of a table that `write_csv` wrote.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: no UTF-8, no table, or a row with more or fewer cells than the header.
+        OSError: The file cannot be read.
+        ValueError: The file is not UTF-8 or CSV, or the cells of a row do not match the header.
     """
     text = read_regular_file(path, MAX_JSON_BYTES).decode()
     try:
@@ -85,15 +88,20 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         raise ValueError(str(cause)) from cause
     for number, row in enumerate(rows, 1):
         if None in row or None in row.values():
-            raise ValueError(f"row {number} has not as many cells as the header")
+            raise ValueError(f"the number of cells in row {number} does not match the header")
     return [{name: unescape_csv_cell(cell) for name, cell in row.items()} for row in rows]
 
 
 def read_json(path: Path, error: type[Exception], what: str) -> dict[str, Any]:
-    """Read a JSON object of this schema.
+    """Read a JSON object of the current schema.
+
+    Args:
+        path: File to read.
+        error: Class of the error to raise.
+        what: Name of the file in messages.
 
     Raises:
-        error: the file is missing, is not JSON, or was written by a newer edgetl; `what` names it in the message.
+        error: The file cannot be read, is not a JSON object, or has another schema number.
     """
     try:
         content = parse_json(read_regular_file(path, MAX_JSON_BYTES))
@@ -101,14 +109,14 @@ def read_json(path: Path, error: type[Exception], what: str) -> dict[str, Any]:
         raise error(f"{what} cannot be read: {path} ({cause.strerror or cause}).") from cause
     except ValueError as cause:
         raise error(
-            f"{what} is not valid JSON: {path} ({cause}). Restore it or make it anew."
+            f"{what} is not valid JSON: {path} ({cause}). Restore or recreate it."
         ) from cause
     if not isinstance(content, dict) or "schema" not in content:
-        raise error(f"{what} is not one of edgetl's files: {path} has no schema number.")
+        raise error(f"{what} was not written by edgetl: {path} has no schema number.")
     if content["schema"] != SCHEMA:
         raise error(
-            f"{what} has schema {content['schema']!r}, this edgetl reads {SCHEMA}: {path}. "
-            "Read it with the edgetl that wrote it, or make it anew."
+            f"{what} has schema {content['schema']!r}, but this edgetl reads {SCHEMA}: {path}. "
+            "Read it with the edgetl that wrote it, or recreate it."
         )
     return content
 
@@ -117,7 +125,8 @@ def parse_json(encoded: bytes | str) -> Any:
     """Parse JSON (RFC 8259) strictly.
 
     Raises:
-        ValueError: no JSON, NaN or an infinity, half a surrogate pair, no UTF-8, or nested too deeply.
+        ValueError: The input is not JSON or UTF-8, is nested too deeply, or contains NaN, infinity
+            or an unpaired surrogate.
     """
     try:
         content = json.loads(encoded, parse_constant=_reject_constant)
@@ -125,7 +134,7 @@ def parse_json(encoded: bytes | str) -> Any:
         raise ValueError("nested too deeply") from cause
     text = encoded if isinstance(encoded, str) else encoded.decode()
     if _SURROGATE.search(text):
-        # Such a text could not be printed or written.
+        # An unpaired surrogate cannot be encoded, so it could not be printed or written.
         json.dumps(content, ensure_ascii=False).encode()
     return content
 
@@ -134,32 +143,33 @@ def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def read_regular_file(path: Path, most_bytes: int) -> bytes:
-    """Read a file of at most `most_bytes`.
+def read_regular_file(path: Path, max_bytes: int) -> bytes:
+    """Read a file of at most `max_bytes`.
 
     Raises:
-        OSError: it cannot be read, is larger, or is a pipe, device or folder.
+        OSError: The file cannot be read, is larger, or is a pipe, device or folder.
     """
-    # O_NONBLOCK: opening a named pipe would otherwise wait for somebody who writes to it.
+    # Without O_NONBLOCK, opening a named pipe would block until another process writes to it.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(descriptor, "rb") as stream:  # noqa: PTH123 (a descriptor is not a path)
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        # Python allocates as many bytes as it is asked to read.
-        content = stream.read(min(status.st_size, most_bytes) + 1)
+        # read(n) allocates n bytes, so n should not be much larger than the file.
+        content = stream.read(min(status.st_size, max_bytes) + 1)
         if len(content) > status.st_size:
-            content += stream.read(most_bytes + 1 - len(content))
-    if len(content) > most_bytes:
-        raise OSError(errno.EFBIG, f"more than {most_bytes // 2**20} MiB", str(path))
+            content += stream.read(max_bytes + 1 - len(content))
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"more than {max_bytes // 2**20} MiB", str(path))
     return content
 
 
 def move_aside(path: Path) -> Path:
-    """Move a directory into a new hidden one beside it and return where it lies now.
+    """Move a directory into a new hidden one beside it and return its new path.
 
     Raises:
-        OSError: it cannot be moved, for example because it is a mount point; it is then where it was.
+        OSError: The directory cannot be moved, for example because it is a mount point. It then
+            remains unchanged.
     """
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.replaced-", dir=path.parent))
     try:
@@ -170,6 +180,6 @@ def move_aside(path: Path) -> Path:
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""How figures and devices are written for people, on the terminal and on the page alike."""
+"""Formatting of numbers and device descriptions for the terminal and for pages."""
 
 from __future__ import annotations
 
@@ -6,64 +6,73 @@ from collections.abc import Mapping
 from typing import Any
 
 MISSING_VALUE = "—"
-"""Stands where there is no figure: not measured, or withheld; a note or a tooltip tells why."""
+"""Placeholder for a missing value: not measured, or not supported by the data."""
 
 
 PROFILE_CLOCK_DESCRIPTIONS = {
     "gpu": "time on the GPU",
     "host": "time on the host",
-    "host dispatch": "host dispatch: how long the host took to launch the work, not how long the GPU worked",
+    "host dispatch": "host dispatch: time to launch the work, not the time of the GPU",
 }
-"""What the times of a profile are, by its field `clock`; results of before have none."""
+"""Meaning of the times of a profile, by its field `clock`, which older results lack."""
 
 
 def format_milliseconds(value: float | None) -> str:
-    """Three significant digits or so; the dash where there is none."""
+    """Return about three significant digits, or a dash for None."""
     if value is None:
         return MISSING_VALUE
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+    if value < 1:
+        return f"{value:.3f}"
+    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
-def pluralize(count: int, thing: str, things: str = "") -> str:
-    """`1 thread`, `2 threads`; `things` is the plural where an s does not make it."""
-    return f"{count} {thing}" if count == 1 else f"{count} {things or thing + 's'}"
+def pluralize(count: int, singular: str, plural: str = "") -> str:
+    """Return `1 thread` or `2 threads`; `plural` is needed if it is not formed with an s."""
+    return f"{count} {singular}" if count == 1 else f"{count} {plural or singular + 's'}"
 
 
 def describe_device(device: Mapping[str, Any]) -> str:
-    """The device of a result as people call it: its board, or what else it tells of itself."""
+    """Return the common name of a result's device: its board, or else its CPU, machine or host."""
     if device.get("emulated"):
-        # The board is the emulator's host, and so may be the processor's name.
+        # The board, and possibly the CPU's name, are those of the emulator's host.
         return f"emulated {device.get('machine')} ({device.get('cpu')})"
-    told = (device.get(name) for name in ("board", "cpu", "machine", "host"))
-    return str(next(filter(None, told), "a device that does not tell its name"))
+    names = (device.get(key) for key in ("board", "cpu", "machine", "host"))
+    return str(next(filter(None, names), "unknown device"))
 
 
 def format_gpu_state(state: Mapping[str, Any]) -> str:
-    """Describe a row's GPU state (`Row.gpu`): clocks, heat, power, memory, throttling."""
+    """Describe a row's GPU state: clocks, temperature, power, memory and throttling.
+
+    Args:
+        state: Result of `BenchRow.summarize_gpu`, not empty.
+    """
     clocks, limit = state["sm_clock_mhz"], state["max_sm_clock_mhz"]
     parts = []
     if clocks:
         low, high = clocks
         clock = f"{high}" if low == high else f"{low} to {high}"
         parts.append(f"SM {clock} MHz" + (f" of {limit}" if limit else ""))
-    figures = (("temperature_c", 1, "°C"), ("power_w", 1, "W"), ("memory_used_bytes", 2**20, "MiB"))
+    quantities = (
+        ("temperature_c", 1, "°C"),
+        ("power_w", 1, "W"),
+        ("memory_used_bytes", 2**20, "MiB"),
+    )
     parts += [
-        f"{state[name] / unit:.0f} {label}"
-        for name, unit, label in figures
+        f"{state[name] / divisor:.0f} {unit}"
+        for name, divisor, unit in quantities
         if state[name] is not None
     ]
-    return ", ".join(
-        [*parts, f"throttle reasons: {', '.join(state['throttle_reasons']) or 'none'}"]
-    )
+    parts.append(f"throttle reasons: {', '.join(state['throttle_reasons']) or 'none'}")
+    return ", ".join(parts)
 
 
 def format_percent(share: float | None) -> str:
-    """A share with one digit after the point, or the dash."""
+    """Return a percentage with one decimal, or a dash for None."""
     return MISSING_VALUE if share is None else f"{share:.1%}"
 
 
 def format_duration(seconds: float) -> str:
-    """`0.4 s`, `22 s`, `4 min 10 s`, `2 h 5 min`."""
+    """Return a duration such as `0.4 s`, `22 s`, `4 min 10 s` or `2 h 5 min`."""
     if seconds < 99.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)

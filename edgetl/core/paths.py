@@ -1,4 +1,4 @@
-"""The names inside a run directory and a bundle: written here once, used everywhere."""
+"""Paths inside run directories, bundles and experiments."""
 
 from __future__ import annotations
 
@@ -11,238 +11,249 @@ from edgetl.core.errors import BundleError, RunError
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """What `edgetl finetune` writes and `export`, `bench` and `report` read."""
+    """Run directory, written by `edgetl finetune` and read by `export`, `bench` and `report`."""
 
     path: Path
 
     @property
     def config(self) -> Path:
-        """Resolved configuration, classes, preprocessing, versions; written first."""
+        """Resolved configuration, classes, preprocessing and versions; written first."""
         return self.path / "config.json"
 
     @property
     def split(self) -> Path:
-        """path,label,split of every image that was used."""
+        """Table of all images with columns path, label and split."""
         return self.path / "split.csv"
 
     @property
     def rejected_files(self) -> Path:
-        """path,reason of every file that was left out."""
+        """Table of rejected files with columns path and reason."""
         return self.path / "rejected.csv"
 
     @property
     def weights(self) -> Path:
-        """The best epoch's weights."""
+        """Weights of the best epoch."""
         return self.path / "weights.safetensors"
 
     @property
     def history(self) -> Path:
-        """One JSON line an epoch."""
+        """Metrics of each epoch, one JSON object a line."""
         return self.path / "history.jsonl"
 
     @property
     def metrics(self) -> Path:
-        """The finished run's figures; written last: present means finished."""
+        """Metrics of the finished run; written last, so it exists only if the run has finished."""
         return self.path / "metrics.json"
 
     @property
     def predictions(self) -> Path:
-        """path,label,predicted,probability,label_probability of every validation image, by the best weights."""
+        """Table of the best weights' predictions on the validation images.
+
+        Columns: path, label, predicted, probability, label_probability.
+        """
         return self.path / "predictions.csv"
 
     @property
     def checkpoint(self) -> Path:
-        """All that `edgetl finetune --resume` goes on with; gone when the run has finished."""
+        """State for `edgetl finetune --resume`; removed when the run finishes."""
         return self.path / "checkpoint" / "state.safetensors"
 
     @property
     def tensorboard(self) -> Path:
-        """Event files, where they were asked for."""
+        """Event files for TensorBoard, if requested."""
         return self.path / "tensorboard"
 
     @property
     def mlflow(self) -> Path:
-        """Which run of an MLflow store this is."""
+        """Reference to the run in an MLflow store."""
         return self.path / "mlflow.json"
 
     @property
     def lock(self) -> Path:
-        """Held by the process that trains."""
+        """Lock file of the training process."""
         return self.path / ".lock"
 
     @property
     def plots(self) -> Path:
-        """curves.png, confusion_matrix.png, mistakes.png."""
+        """Folder of curves.png, confusion_matrix.png and mistakes.png."""
         return self.path / "plots"
 
     @property
     def bundle(self) -> Path:
-        """Where `edgetl export RUN` writes by default."""
+        """Default output of `edgetl export RUN`."""
         return self.path / "bundle"
 
     @property
     def bench(self) -> Path:
-        """Where `edgetl bench RUN` keeps its results."""
+        """Folder of results of `edgetl bench RUN`."""
         return self.path / "bench"
 
     @property
     def report(self) -> Path:
-        """Where `edgetl report RUN` writes its page by default."""
+        """Default output of `edgetl report RUN`."""
         return self.path / "report.html"
 
     @staticmethod
     def exists_at(path: Path) -> bool:
-        """Whether `path` is a run directory."""
+        """Return whether `path` is a run directory."""
         return (path / "config.json").is_file()
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """An existing run with weights in it.
+        """Open an existing run that has weights.
 
         Raises:
-            RunError: `path` is no run directory, or training ended before its first epoch.
+            RunError: `path` is not a run directory, or training ended before the first epoch.
         """
         run = cls(path)
         if not path.is_dir():
             raise RunError(
-                f"No run directory at {path}. `edgetl finetune DATA -o {path}` makes one."
+                f"Run directory {path} not found. `edgetl finetune DATA -o {path}` creates it."
             )
         if not run.config.is_file():
             raise RunError(
-                f"{path} is not a run directory: it has no config.json. Give the folder that finetune wrote."
+                f"{path} is not a run directory: it has no config.json. "
+                "Give a folder that `edgetl finetune` wrote."
             )
         if not run.weights.is_file():
             raise RunError(
-                f"{path} has no weights yet: training ended before its first epoch. Run finetune again with --force."
+                f"{path} has no weights: training ended before the first epoch. "
+                "Run `edgetl finetune` again with --force."
             )
         return run
 
 
 @dataclass(frozen=True)
 class BundleDirectory:
-    """What `edgetl export` writes and a device reads."""
+    """Bundle, written by `edgetl export` and deployed to devices."""
 
     path: Path
 
     @property
     def manifest(self) -> Path:
-        """Labels, preprocessing, variants, hashes; written last: present means complete."""
+        """Labels, preprocessing, variants and hashes.
+
+        It is written last, so it exists only if the bundle is complete.
+        """
         return self.path / "bundle.json"
 
     @property
     def golden(self) -> Path:
-        """Reference images and the PyTorch model's logits for them (golden.npz)."""
+        """Folder of golden images and the PyTorch model's logits for them (golden.npz)."""
         return self.path / "golden"
 
     @property
     def golden_logits(self) -> Path:
-        """Files [n] and logits [n, classes]."""
+        """PyTorch's logits for the golden images: files [n] and logits [n, classes]."""
         return self.golden / "golden.npz"
 
     @property
     def client(self) -> Path:
-        """A stand-alone client: numpy, Pillow, onnxruntime."""
+        """Stand-alone Python client; it needs numpy, Pillow and onnxruntime."""
         return self.path / "predict.py"
 
     @property
     def cpp_client(self) -> Path:
-        """The same in C++: ONNX Runtime and OpenCV's imgcodecs; bundles from before it lack it."""
+        """Stand-alone C++ client; it needs ONNX Runtime and OpenCV's imgcodecs.
+
+        Bundles of older versions lack it.
+        """
         return self.path / "predict.cpp"
 
     @property
     def model_card(self) -> Path:
-        """The model card."""
+        """Model card."""
         return self.path / "README.md"
 
     @property
     def web(self) -> Path:
-        """The page for browsers, with all that it needs; only where it was asked for."""
+        """Folder of the web page and its files, if requested."""
         return self.path / "web"
 
     def variant(self, name: str) -> Path:
-        """The ONNX file of the variant `name`."""
+        """Return the path of a variant's ONNX file."""
         return self.path / f"{name}.onnx"
 
     @staticmethod
     def exists_at(path: Path) -> bool:
-        """Whether `path` is a complete bundle."""
+        """Return whether `path` is a complete bundle."""
         return (path / "bundle.json").is_file()
 
     @classmethod
     def find(cls, path: Path) -> BundleDirectory:
-        """The bundle at `path`, or the one inside the run directory at `path`.
+        """Return the bundle at `path` or inside the run directory at `path`.
 
         Raises:
-            BundleError: there is none, or it is incomplete.
+            BundleError: There is no bundle, or it is incomplete.
         """
         if cls.exists_at(path):
             return cls(path)
         if RunDirectory.exists_at(path):
             if cls.exists_at(RunDirectory(path).bundle):
                 return cls(RunDirectory(path).bundle)
-            raise BundleError(
-                f"The run {path} has no bundle yet. `edgetl export {path}` writes it."
-            )
+            raise BundleError(f"The run {path} has no bundle. `edgetl export {path}` creates it.")
         if not path.exists():
             raise BundleError(
-                f"Nothing at {path}. Give a bundle or a run directory; `edgetl export RUN` writes a bundle."
+                f"{path} not found. Give a bundle or a run; `edgetl export RUN` creates a bundle."
             )
         raise BundleError(
-            f"{path} is not a complete bundle: it has no bundle.json. `edgetl export RUN` writes one."
+            f"{path} is not a complete bundle: it has no bundle.json. "
+            "`edgetl export RUN` creates a bundle."
         )
 
 
 @dataclass(frozen=True)
 class ExperimentDirectory:
-    """What `edgetl compare` writes and `report` reads."""
+    """Folder of an experiment, written by `edgetl compare` and read by `report`."""
 
     path: Path
 
     @property
     def plan(self) -> Path:
-        """Every run with its configuration; written first."""
+        """All planned runs with their configurations; written first."""
         return self.path / "plan.json"
 
     @property
     def result(self) -> Path:
-        """What the runs that ended so far have found; written anew after each."""
+        """Results of the finished runs; rewritten after each run."""
         return self.path / "compare.json"
 
     @property
     def table(self) -> Path:
-        """The tables as Markdown."""
+        """Tables of the results in Markdown."""
         return self.path / "compare.md"
 
     @property
     def report(self) -> Path:
-        """Everything on one page."""
+        """HTML page of the results."""
         return self.path / "report.html"
 
     @property
     def candidates(self) -> Path:
-        """The networks timed before any was trained, where there is a latency budget."""
+        """Latencies of the architectures before training, if there is a latency budget."""
         return self.path / "candidates.json"
 
     @property
     def runs(self) -> Path:
-        """One run directory a run."""
+        """Folder of run directories."""
         return self.path / "runs"
 
     @property
     def logs(self) -> Path:
-        """What each process said."""
+        """Folder of the output of each process."""
         return self.path / "logs"
 
     @staticmethod
     def exists_at(path: Path) -> bool:
-        """Whether `path` is an experiment's folder."""
+        """Return whether `path` is the folder of an experiment."""
         return (path / "plan.json").is_file()
 
 
 def find_free_path(parent: Path, stem: str) -> Path:
-    """The first of stem, stem-2, stem-3 ... that does not exist in `parent`."""
+    """Return the first of stem, stem-2, stem-3 ... that does not exist in `parent`."""
     stem = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "run"
-    candidate, number = parent / stem, 1
+    candidate = parent / stem
+    number = 1
     while candidate.exists():
         number += 1
         candidate = parent / f"{stem}-{number}"

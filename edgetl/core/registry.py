@@ -1,6 +1,7 @@
-"""Things that are chosen by name and loaded only when used: one row here, one file there.
+"""Registry of implementations that are selected by name and imported on first use.
 
-Lower layers reach upper ones (the benchmark its PyTorch backend) through these rows, never by import.
+Lower layers reach upper ones through it instead of importing them; the benchmark, for example,
+loads its PyTorch backend this way.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ BACKENDS = {
     "onnxruntime": "edgetl.device.bench.ort_backend:OnnxRuntimeBackend",
     "pytorch": "edgetl.train.pytorch_backend:PyTorchBackend",
 }
-"""Benchmark backends: runtime name to class; see edgetl.device.bench.backend for the protocol."""
+"""Benchmark backends: runtime to class; the protocol is in edgetl.device.bench.backend."""
 
 FEATURE_EXTRACTORS = {
     "onnxruntime": "edgetl.train.features.extractor:make_onnx_extractor",
 }
-"""Runtimes for frozen blocks beside PyTorch: name to a function (module, example inputs) -> function;
-see edgetl.train.features.extractor."""
+"""Runtimes for frozen blocks other than PyTorch: name to factory (module, example inputs) ->
+function; see edgetl.train.features.extractor."""
 
 QUANTIZERS = {
     "fp16": "edgetl.export.quantize.fp16:convert_to_fp16",
@@ -28,26 +29,41 @@ QUANTIZERS = {
     "int8-dynamic": "edgetl.export.quantize.weight_only:quantize_dynamic_int8",
     "int8-weights": "edgetl.export.quantize.weight_only:quantize_weights_int8",
 }
-"""Variants beside fp32: name to a function (task) -> smaller network; see edgetl.export.quantize.task."""
+"""Variants other than fp32: name to function (task) -> quantized model; see
+edgetl.export.quantize.task."""
 
 EXTRAS = {
-    "torch": "train", "torchvision": "train", "albumentations": "train", "safetensors": "train", "matplotlib": "train",
-    "onnx": "train", "onnxscript": "train", "onnxruntime": "cpu", "jinja2": "report",
-    "imagehash": "train", "tensorboard": "tensorboard", "mlflow": "mlflow",
+    "torch": "train",
+    "torchvision": "train",
+    "albumentations": "train",
+    "safetensors": "train",
+    "matplotlib": "train",
+    "onnx": "train",
+    "onnxscript": "train",
+    "onnxruntime": "cpu",
+    "jinja2": "report",
+    "imagehash": "train",
+    "tensorboard": "tensorboard",
+    "mlflow": "mlflow",
     "mlperf_loadgen": "loadgen",
-}  # fmt: skip
-"""Which extra of edgetl brings a package."""
+}
+"""Extra of edgetl that installs a package, by module name."""
 
 
 def load_from_registry(table: dict[str, str], name: str, what: str) -> Any:
-    """The object behind a row.
+    """Import and return a registered object.
+
+    Args:
+        table: Name to "module:attribute".
+        name: Name of the object in the table.
+        what: Kind of object, for messages.
 
     Raises:
-        ConfigError: `name` is no row of `table`.
-        MissingPackageError: the row's module needs a package that is not installed.
+        ConfigError: `name` is not in `table`.
+        MissingPackageError: The module needs a package that is not installed.
     """
     if name not in table:
-        raise ConfigError(f"Unknown {what} {name!r}. Known: {', '.join(sorted(table))}.")
+        raise ConfigError(f"Unknown {what} {name!r}. Use one of {', '.join(sorted(table))}.")
     module, _, attribute = table[name].partition(":")
     try:
         return getattr(import_module(module), attribute)
@@ -56,10 +72,14 @@ def load_from_registry(table: dict[str, str], name: str, what: str) -> Any:
 
 
 def convert_import_error(cause: ModuleNotFoundError) -> Exception:
-    """The same fact as a message that names the command; an unknown module is a bug and comes back as it is."""
+    """Return a MissingPackageError with the command that installs the package.
+
+    Errors about other modules are bugs and returned unchanged.
+    """
     package = (cause.name or "").partition(".")[0]
     if package not in EXTRAS:
         return cause
     return MissingPackageError(
-        f'{package} is not installed. `pip install "edgetl[{EXTRAS[package]}]"` adds it; `edgetl doctor` shows what else is missing.'
+        f'{package} is not installed. Run `pip install "edgetl[{EXTRAS[package]}]"`; '
+        "`edgetl doctor` lists other missing packages."
     )

@@ -1,7 +1,7 @@
-"""Make text from outside harmless where it leaves: terminal, HTML, CSV and JSON.
+"""Escaping of untrusted text for terminals, HTML, CSV and JSON.
 
-Labels, file names, model names and the words of other hosts may hold escape sequences that rewrite a terminal
-(ESC, OSC), characters that turn the direction of what follows, or formulas that a spreadsheet runs.
+Labels, file names, model names and the output of other hosts may contain terminal escape sequences
+(ESC, OSC), characters that change the text direction, or formulas that a spreadsheet would run.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ _FORMULA_START = re.compile(r"'*[=+\-@\t\r]")
 
 
 def escape_control_characters(text: str) -> str:
-    r"""Return text in which control and direction characters stand as escapes such as `\x1b`.
+    r"""Replace control and direction characters by escapes such as `\x1b`.
 
-    Tabs and line feeds stay.
+    Tabs and line feeds are kept.
     """
     return _CONTROL_CHARACTERS.sub(_escape_character, text)
 
 
 def escape_json_controls(text: str) -> str:
-    """Return a JSON text in which the control characters that JSON leaves alone are escaped; it means the same."""
+    """Escape the control characters that JSON allows unescaped, without changing the content."""
     return _NOT_ESCAPED_BY_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def escape_csv_cell(text: str) -> str:
-    """Return a cell that spreadsheets take for text: what begins like a formula gets a leading apostrophe.
+    """Prefix a cell that starts like a formula with an apostrophe, which makes it text.
 
-    Source: OWASP, "CSV Injection". `csv_text` is the inverse.
+    Source: OWASP, "CSV Injection". `unescape_csv_cell` is the inverse.
     """
     return f"'{text}" if _FORMULA_START.match(text) else text
 
 
 def unescape_csv_cell(cell: str) -> str:
-    """Return what `csv_cell` was given."""
+    """Return the text that `escape_csv_cell` escaped."""
     return cell[1:] if cell.startswith("'") and _FORMULA_START.match(cell[1:]) else cell
 
 

@@ -8,7 +8,7 @@ import pytest
 from edgetl.core.architectures import load_architectures
 
 
-def test_the_classic_recipe_is_the_default_of_mobilenet_v2() -> None:
+def test_mobilenet_v2_unfreezes_three_blocks_by_default() -> None:
     row = load_architectures()["mobilenet_v2"]
     assert (row.parameters, row.image_size, row.head, row.head_kind, row.blocks, row.unfreeze) == (
         3504872,
@@ -20,7 +20,7 @@ def test_the_classic_recipe_is_the_default_of_mobilenet_v2() -> None:
     )
 
 
-def test_every_row_is_usable() -> None:
+def test_all_architectures_have_valid_values() -> None:
     assert len(load_architectures()) >= 80
     for row in load_architectures().values():
         assert 0 < row.unfreeze <= row.blocks
@@ -29,7 +29,7 @@ def test_every_row_is_usable() -> None:
         assert row.head
 
 
-def test_the_json_entry_names_every_field() -> None:
+def test_to_json_has_all_fields() -> None:
     assert load_architectures()["squeezenet1_1"].to_json() == {
         "name": "squeezenet1_1",
         "family": "squeezenet",
@@ -43,11 +43,11 @@ def test_the_json_entry_names_every_field() -> None:
 
 
 @pytest.mark.parametrize("module", ["edgetl.core.architectures", "edgetl.cli.models"])
-def test_the_table_needs_no_torch(module: str) -> None:
-    code = f"import sys, {module}; from edgetl.core.architectures import load_architectures; load_architectures(); print('torch' in sys.modules)"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        == "False"
+def test_table_does_not_import_torch(module: str) -> None:
+    code = (
+        f"import sys, {module}; from edgetl.core.architectures import load_architectures; "
+        "load_architectures(); print('torch' in sys.modules)"
     )
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "False"

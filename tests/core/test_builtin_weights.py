@@ -16,8 +16,8 @@ from edgetl.core.builtin_weights import (
 from edgetl.core.errors import WeightsError
 
 
-def ship(place: Path, architecture: str, content: bytes = b"weights") -> Path:
-    folder = place / f"{architecture}-builtin"
+def make_backbone(parent: Path, architecture: str, content: bytes = b"weights") -> Path:
+    folder = parent / f"{architecture}-builtin"
     folder.mkdir(parents=True)
     (folder / WEIGHTS_FILE).write_bytes(content)
     write_checksums(folder)
@@ -25,54 +25,56 @@ def ship(place: Path, architecture: str, content: bytes = b"weights") -> Path:
 
 
 @pytest.fixture
-def two_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    found = tmp_path / "edgetl/_models", tmp_path / "models"
-    monkeypatch.setattr(builtin, "list_search_folders", lambda: found)
-    return found
+def search_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    folders = tmp_path / "edgetl/_models", tmp_path / "models"
+    monkeypatch.setattr(builtin, "list_search_folders", lambda: folders)
+    return folders
 
 
-def test_a_checkout_and_an_installed_package_have_their_places() -> None:
+def test_search_folders_of_package_and_checkout() -> None:
     installed, checkout = list_search_folders()
     assert installed.parts[-2:] == ("edgetl", "_models")
     assert (checkout.parent / "edgetl").is_dir()
     assert (checkout / "README.md").is_file()
 
 
-def test_folders_are_found_in_both_and_the_package_s_come_first(
-    two_places: tuple[Path, Path],
+def test_package_folder_takes_precedence(
+    search_folders: tuple[Path, Path],
 ) -> None:
     assert find_builtin_folders() == {}
-    ship(two_places[1], "a_net"), ship(two_places[1], "b_net")
-    inside = ship(two_places[0], "a_net", b"other")
-    (two_places[1] / "c_net-builtin").mkdir()
-    assert find_builtin_folders() == {"a_net": inside, "b_net": two_places[1] / "b_net-builtin"}
+    make_backbone(search_folders[1], "a_net")
+    make_backbone(search_folders[1], "b_net")
+    packaged = make_backbone(search_folders[0], "a_net", b"other")
+    (search_folders[1] / "c_net-builtin").mkdir()
+    assert find_builtin_folders() == {
+        "a_net": packaged,
+        "b_net": search_folders[1] / "b_net-builtin",
+    }
     assert find_builtin_weights("a_net").read_bytes() == b"other"
 
 
-def test_what_does_not_ship_names_what_does(two_places: tuple[Path, Path]) -> None:
+def test_missing_weights_name_available_ones(search_folders: tuple[Path, Path]) -> None:
     with pytest.raises(
         WeightsError,
-        match=r"ships no weights for b_net, for none in this version: give --weights imagenet, none, or a file",
+        match=r"ships no weights for b_net\. Use --weights imagenet, none, or a file\.$",
     ):
         find_builtin_weights("b_net")
-    ship(two_places[1], "a_net")
+    make_backbone(search_folders[1], "a_net")
     with pytest.raises(
-        WeightsError, match=r"only for a_net: choose it with --model, or give --weights imagenet"
+        WeightsError, match=r"Use --weights imagenet, none, or a file, or --model a_net\.$"
     ):
         find_builtin_weights("b_net")
 
 
-@pytest.mark.parametrize("change", ["byte", "more", "gone", "no sum"])
-def test_what_is_not_as_it_was_shipped_is_refused(
-    two_places: tuple[Path, Path], change: str
-) -> None:
-    folder = ship(two_places[1], "a_net")
+@pytest.mark.parametrize("change", ["changed byte", "added byte", "no file", "no checksum"])
+def test_altered_weights_are_rejected(search_folders: tuple[Path, Path], change: str) -> None:
+    folder = make_backbone(search_folders[1], "a_net")
     file = folder / WEIGHTS_FILE
-    if change == "gone":
+    if change == "no file":
         file.unlink()
-    elif change == "no sum":
+    elif change == "no checksum":
         (folder / CHECKSUMS_FILE).write_text("")
     else:
-        file.write_bytes(b"weighty" if change == "byte" else b"weights!")
+        file.write_bytes(b"weighty" if change == "changed byte" else b"weights!")
     with pytest.raises(WeightsError, match=r"Install edgetl again\.$"):
         find_builtin_weights("a_net")

@@ -6,7 +6,7 @@ from edgetl.core.formatting import describe_device, format_duration, format_mill
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "text"),
     [
         (None, "—"),
         (0.0123, "0.012"),
@@ -16,11 +16,11 @@ from edgetl.core.formatting import describe_device, format_duration, format_mill
         (1234.5, "1234"),
     ],
 )
-def test_milliseconds_keep_the_digits_that_mean_something(value: float | None, told: str) -> None:
-    assert format_milliseconds(value) == told
+def test_format_milliseconds(value: float | None, text: str) -> None:
+    assert format_milliseconds(value) == text
 
 
-def test_one_is_told_from_several() -> None:
+def test_pluralize() -> None:
     assert [pluralize(count, "thread") for count in (0, 1, 2)] == [
         "0 threads",
         "1 thread",
@@ -28,15 +28,15 @@ def test_one_is_told_from_several() -> None:
     ]
 
 
-def test_a_device_is_called_by_the_best_that_it_tells() -> None:
-    facts = {"host": "here", "machine": "aarch64", "cpu": "Cortex-A76", "board": "Raspberry Pi 5"}
+def test_describe_device_uses_most_specific_name() -> None:
+    device = {"host": "here", "machine": "aarch64", "cpu": "Cortex-A76", "board": "Raspberry Pi 5"}
     for name in ("board", "cpu", "machine", "host"):
-        assert describe_device(facts) == facts.pop(name)
-    assert describe_device({"board": None, "cpu": ""}) == "a device that does not tell its name"
+        assert describe_device(device) == device.pop(name)
+    assert describe_device({"board": None, "cpu": ""}) == "unknown device"
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "text"),
     [
         (0.42, "0.4 s"),
         (9.96, "10 s"),
@@ -47,5 +47,5 @@ def test_a_device_is_called_by_the_best_that_it_tells() -> None:
         (7500, "2 h 5 min"),
     ],
 )
-def test_durations(seconds: float, told: str) -> None:
-    assert format_duration(seconds) == told
+def test_format_duration(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text

@@ -19,49 +19,50 @@ answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size
 
 
 @given(st.floats(-40, 40), st.floats(1, 500))
-def test_students_t_is_scipys(value: float, degrees: float) -> None:
+def test_student_cdf_matches_scipy(value: float, degrees: float) -> None:
     assert student_cdf(value, degrees) == pytest.approx(stats.t.cdf(value, degrees), abs=1e-7)
 
 
 @given(st.floats(0.5, 0.9995), st.floats(1, 500))
-def test_students_quantile_is_scipys(share: float, degrees: float) -> None:
+def test_student_quantile_matches_scipy(share: float, degrees: float) -> None:
     assert student_quantile(share, degrees) == pytest.approx(
         stats.t.ppf(share, degrees), abs=1e-6, rel=1e-6
     )
 
 
 @given(answers)
-def test_mcnemar_is_the_binomial_test_of_what_only_one_has_right(
+def test_mcnemar_matches_scipy_binomial_test(
     pairs: list[tuple[bool, bool]],
 ) -> None:
     first, second = zip(*pairs, strict=True)
     only_first, only_second, p = mcnemar(first, second)
     assert only_first - only_second == sum(first) - sum(second)
-    decided = only_first + only_second
-    assert p == pytest.approx(stats.binomtest(only_first, decided).pvalue if decided else 1.0)
+    discordant = only_first + only_second
+    expected = stats.binomtest(only_first, discordant).pvalue if discordant else 1.0
+    assert p == pytest.approx(expected)
 
 
 @given(answers, st.integers(1, 4))
-def test_a_difference_is_antisymmetric_and_inside_its_interval(
+def test_difference_is_antisymmetric_within_interval(
     pairs: list[tuple[bool, bool]], seeds: int
 ) -> None:
     rows = [random.Random(seed).sample(pairs, len(pairs)) for seed in range(seeds)]
-    first, second = ([[pair[which] for pair in row] for row in rows] for which in (0, 1))
-    one, other = (
-        compute_accuracy_difference(first, second),
-        compute_accuracy_difference(second, first),
+    first, second = ([[pair[index] for pair in row] for row in rows] for index in (0, 1))
+    forward = compute_accuracy_difference(first, second)
+    reverse = compute_accuracy_difference(second, first)
+    assert -1 <= forward.low <= forward.value <= forward.high <= 1
+    assert (forward.value, forward.low, forward.high) == pytest.approx(
+        (-reverse.value, -reverse.high, -reverse.low)
     )
-    assert -1 <= one.low <= one.value <= one.high <= 1
-    assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low))
-    assert one.p == pytest.approx(other.p)
-    assert 0 <= one.p <= 1
-    assert one.value == pytest.approx(
+    assert forward.p == pytest.approx(reverse.p)
+    assert 0 <= forward.p <= 1
+    assert forward.value == pytest.approx(
         sum(map(sum, first)) / seeds / len(pairs) - sum(map(sum, second)) / seeds / len(pairs)
     )
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-def test_holm_keeps_the_order_and_never_lowers(values: list[float]) -> None:
+def test_holm_correction_is_monotonic(values: list[float]) -> None:
     corrected = apply_holm_correction(values)
     assert all(value <= after <= 1 for value, after in zip(values, corrected, strict=True))
     assert [after for _, after in sorted(zip(values, corrected, strict=True))] == sorted(corrected)
@@ -69,38 +70,39 @@ def test_holm_keeps_the_order_and_never_lowers(values: list[float]) -> None:
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_chance_alone_is_rarely_called_a_difference(seeds: int) -> None:
-    """Both are right on the same share of images, some images are harder for both, and every seed moves both."""
-    source, alarms, covered, trials = random.Random(5), 0, 0, 400
+def test_false_positive_rate_is_bounded(seeds: int) -> None:
+    # The classifiers are equally accurate. Images differ in difficulty, and seeds shift accuracy.
+    generator = random.Random(5)
+    trials = 400
+    false_positives = covered = 0
     for _ in range(trials):
-        easy = [source.betavariate(4, 1) for _ in range(200)]
+        probabilities = [generator.betavariate(4, 1) for _ in range(200)]
         first, second = (
             [
-                [source.random() < min(1.0, max(0.0, chance + shift)) for chance in easy]
-                for shift in _shifts(source, seeds)
+                [generator.random() < min(1.0, max(0.0, p + shift)) for p in probabilities]
+                for shift in _seed_shifts(generator, seeds)
             ]
-            for _ in "ab"
+            for _ in range(2)
         )
-        found = compute_accuracy_difference(first, second)
-        alarms += found.p < 0.05
-        covered += found.low <= 0 <= found.high
-    # One seed's test knows nothing of what another seed would have given.
-    assert alarms <= (0.07 if seeds > 1 else 0.25) * trials
+        difference = compute_accuracy_difference(first, second)
+        false_positives += difference.p < 0.05
+        covered += difference.low <= 0 <= difference.high
+    # The test for one seed does not include the variation between seeds.
+    assert false_positives <= (0.07 if seeds > 1 else 0.25) * trials
     assert covered >= (0.93 if seeds > 1 else 0.75) * trials
 
 
-def test_a_planted_difference_is_found() -> None:
-    source = random.Random(3)
-    found = 0
+def test_true_difference_is_detected() -> None:
+    generator = random.Random(3)
+    detections = 0
     for _ in range(50):
         first, second = (
-            [[source.random() < rate for _ in range(220)] for _ in range(3)]
+            [[generator.random() < rate for _ in range(220)] for _ in range(3)]
             for rate in (0.90, 0.72)
         )
-        seen = compute_accuracy_difference(first, second)
-        found += seen.p < 0.05
-    assert found >= 48
+        detections += compute_accuracy_difference(first, second).p < 0.05
+    assert detections >= 48
 
 
-def _shifts(source: random.Random, seeds: int) -> list[float]:
-    return [source.gauss(0, 0.03) for _ in range(seeds)]
+def _seed_shifts(generator: random.Random, seeds: int) -> list[float]:
+    return [generator.gauss(0, 0.03) for _ in range(seeds)]

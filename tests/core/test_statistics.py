@@ -28,16 +28,16 @@ latencies = st.lists(st.integers(1, 10**10), min_size=1, max_size=200)
 
 
 @given(latencies, st.sampled_from([50, 90, 95, 99, 25]))
-def test_percentile_is_numpys_or_withheld(values: list[int], percent: int) -> None:
-    found = percentile(values, percent)
+def test_percentile_matches_numpy_when_supported(values: list[int], percent: int) -> None:
+    value = percentile(values, percent)
     if len(values) < PERCENTILE_SUPPORT.get(percent, 1):
-        assert found is None
+        assert value is None
     else:
-        assert found == pytest.approx(np.percentile(values, percent), rel=1e-9)
+        assert value == pytest.approx(np.percentile(values, percent), rel=1e-9)
 
 
 @pytest.mark.parametrize(("percent", "fewest"), [(90, 64), (95, 130), (99, 662)])
-def test_a_tail_is_reported_from_its_support_on(percent: int, fewest: int) -> None:
+def test_percentile_needs_enough_values(percent: int, fewest: int) -> None:
     assert percentile(range(fewest - 1), percent) is None
     assert percentile(range(fewest), percent) is not None
 
@@ -52,22 +52,19 @@ def test_a_tail_is_reported_from_its_support_on(percent: int, fewest: int) -> No
         (1, 29, 0.0061, 0.1718),
     ],
 )
-def test_wilson_interval_is_the_published_one(
-    hits: int, total: int, low: float, high: float
-) -> None:
-    found = wilson_interval(hits, total)
-    assert found == pytest.approx((low, high), abs=6e-5)
+def test_wilson_interval_matches_newcombe(hits: int, total: int, low: float, high: float) -> None:
+    assert wilson_interval(hits, total) == pytest.approx((low, high), abs=6e-5)
 
 
 @given(st.integers(1, 500).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
-def test_wilson_interval_holds_the_rate_and_mirrors(counts: tuple[int, int]) -> None:
+def test_wilson_interval_contains_rate_and_is_symmetric(counts: tuple[int, int]) -> None:
     hits, total = counts
     low, high = wilson_interval(hits, total)
     assert 0 <= low <= hits / total <= high <= 1
     assert wilson_interval(total - hits, total) == pytest.approx((1 - high, 1 - low), abs=1e-12)
 
 
-def test_nothing_seen_is_nothing_known() -> None:
+def test_wilson_interval_of_no_trials_is_full_range() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
@@ -80,9 +77,9 @@ medians = st.lists(st.floats(1e3, 1e9), min_size=2, max_size=12)
 
 @settings(max_examples=30)
 @given(medians, st.floats(0.1, 10))
-def test_an_exact_ratio_has_a_point_interval(baseline: list[float], factor: float) -> None:
-    found = paired_speedup([factor for _ in baseline])
-    assert (found.ratio, found.low, found.high) == (
+def test_constant_ratio_has_point_interval(baseline: list[float], factor: float) -> None:
+    speedup = paired_speedup([factor for _ in baseline])
+    assert (speedup.ratio, speedup.low, speedup.high) == (
         pytest.approx(factor),
         pytest.approx(factor),
         pytest.approx(factor),
@@ -91,21 +88,21 @@ def test_an_exact_ratio_has_a_point_interval(baseline: list[float], factor: floa
 
 @settings(max_examples=60)
 @given(medians, medians)
-def test_intervals_hold_their_ratio_and_turn_round_with_it(
+def test_speedup_interval_contains_ratio_and_inverts(
     baseline: list[float], candidate: list[float]
 ) -> None:
-    for found, turned in (
+    for speedup, inverse in (
         (unpaired_speedup(baseline, candidate), unpaired_speedup(candidate, baseline)),
         (paired_speedup(ratios(baseline, candidate)), paired_speedup(ratios(candidate, baseline))),
     ):
-        assert found.low <= found.ratio <= found.high
-        assert (turned.ratio, turned.low, turned.high) == pytest.approx(
-            (1 / found.ratio, 1 / found.high, 1 / found.low)
+        assert speedup.low <= speedup.ratio <= speedup.high
+        assert (inverse.ratio, inverse.low, inverse.high) == pytest.approx(
+            (1 / speedup.ratio, 1 / speedup.high, 1 / speedup.low)
         )
 
 
 @given(medians)
-def test_the_interval_of_a_median_lies_within_what_a_rank_test_can_say(values: list[float]) -> None:
+def test_median_interval_is_within_range(values: list[float]) -> None:
     low, high = median_interval(values)
     assert low <= high
     if len(values) >= MIN_SIGNED_RANK_VALUES:
@@ -113,27 +110,25 @@ def test_the_interval_of_a_median_lies_within_what_a_rank_test_can_say(values: l
         assert high <= max(values) * (1 + 1e-9)
 
 
-def test_one_bad_round_of_eight_moves_nothing_far() -> None:
-    good = [2.0, 2.02, 1.98, 2.01, 1.99, 2.0, 2.03, 1.97]
-    spoilt = [*good[:-1], 20.0]
-    assert paired_speedup(spoilt).ratio == pytest.approx(2.0, rel=0.02)
+def test_paired_speedup_is_robust_to_outlier() -> None:
+    ratios_without_outlier = [2.0, 2.02, 1.98, 2.01, 1.99, 2.0, 2.03]
+    assert paired_speedup([*ratios_without_outlier, 20.0]).ratio == pytest.approx(2.0, rel=0.02)
 
 
-def test_pairing_removes_what_both_share() -> None:
+def test_pairing_removes_shared_drift() -> None:
     drift = [1.0, 1.4, 0.8, 1.3, 0.9, 1.2, 0.7, 1.1]
-    baseline, candidate = [2.0 * value for value in drift], [1.0 * value for value in drift]
-    paired, unpaired = (
-        paired_speedup(ratios(baseline, candidate)),
-        unpaired_speedup(baseline, candidate),
-    )
+    baseline = [2.0 * value for value in drift]
+    candidate = [1.0 * value for value in drift]
+    paired = paired_speedup(ratios(baseline, candidate))
+    unpaired = unpaired_speedup(baseline, candidate)
     assert paired.high - paired.low < 1e-9
     assert unpaired.high - unpaired.low > 0.3
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(6, 14), st.integers(0, 10**6))
-def test_the_paired_interval_inverts_scipys_signed_rank_test(count: int, seed: int) -> None:
-    """Inside the interval SciPy's exact test does not reject at 5%, outside it does."""
+def test_paired_interval_inverts_scipy_wilcoxon(count: int, seed: int) -> None:
+    # SciPy's exact test must reject at 5% outside the interval, but not inside.
     values = np.random.default_rng(seed).normal(0.3, 1, count)
     _, low, high = estimate_location(values.tolist())
     width = high - low
@@ -145,13 +140,11 @@ def test_the_paired_interval_inverts_scipys_signed_rank_test(count: int, seed: i
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(4, 10), st.integers(4, 10), st.integers(0, 10**6))
-def test_the_unpaired_interval_inverts_scipys_rank_sum_test(
-    first: int, second: int, seed: int
-) -> None:
+def test_unpaired_interval_inverts_scipy_mannwhitneyu(first: int, second: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     before, after = np.exp(generator.normal(0.3, 1, first)), np.exp(generator.normal(0, 1, second))
-    found = unpaired_speedup(before.tolist(), after.tolist())
-    low, high = np.log(found.low), np.log(found.high)
+    speedup = unpaired_speedup(before.tolist(), after.tolist())
+    low, high = np.log(speedup.low), np.log(speedup.high)
     width = high - low
     for shift, rejected in (
         (low + 1e-6 * width, False),
@@ -167,7 +160,7 @@ def test_the_unpaired_interval_inverts_scipys_rank_sum_test(
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=5, unique=True))
-def test_few_rounds_get_scipys_t_interval_stretched_to_their_median(values: list[float]) -> None:
+def test_few_rounds_use_t_interval_with_median(values: list[float]) -> None:
     expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
     middle, low, high = estimate_location(values)
     assert (low, high) == pytest.approx(
@@ -176,40 +169,43 @@ def test_few_rounds_get_scipys_t_interval_stretched_to_their_median(values: list
     assert middle == median(values)
 
 
-def test_many_rounds_take_no_longer_and_say_about_the_same() -> None:
+def test_many_rounds_use_normal_approximation() -> None:
     generator = np.random.default_rng(0)
     before, after = np.exp(generator.normal(0.1, 0.1, 60)), np.exp(generator.normal(0, 0.1, 60))
-    found = unpaired_speedup(before.tolist(), after.tolist())
-    # SciPy's normal approximation with continuity agrees at the ends.
+    speedup = unpaired_speedup(before.tolist(), after.tolist())
+    # SciPy's normal approximation with continuity correction must agree at both ends.
     for shift, rejected in (
-        (np.log(found.low) - 1e-3, True),
-        (np.log(found.high) + 1e-3, True),
-        (np.log(found.ratio), False),
+        (np.log(speedup.low) - 1e-3, True),
+        (np.log(speedup.high) + 1e-3, True),
+        (np.log(speedup.ratio), False),
     ):
         assert (
             bool(scipy.stats.mannwhitneyu(np.log(before) - shift, np.log(after)).pvalue < 0.05)
             is rejected
         )
-    many = unpaired_speedup([1.0, 1.1] * 400, [1.0, 1.1] * 400)
-    assert many.low <= 1 <= many.high
+    identical = unpaired_speedup([1.0, 1.1] * 400, [1.0, 1.1] * 400)
+    assert identical.low <= 1 <= identical.high
 
 
 @pytest.mark.parametrize("spread", [0.01, 0.3])
 @pytest.mark.parametrize("rounds", [2, 3, 5, 6, 8, 12])
-def test_the_interval_covers_the_truth_as_often_as_it_says(rounds: int, spread: float) -> None:
+def test_paired_interval_has_nominal_coverage(rounds: int, spread: float) -> None:
     generator = random.Random(rounds)
-    truth, covered, trials = 2.0, 0, 600
+    true_speedup, trials = 2.0, 600
+    covered = 0
     for _ in range(trials):
         shared = [generator.lognormvariate(0, 0.5) for _ in range(rounds)]
-        baseline = [factor * generator.lognormvariate(0, spread) * truth for factor in shared]
+        baseline = [
+            factor * generator.lognormvariate(0, spread) * true_speedup for factor in shared
+        ]
         candidate = [factor * generator.lognormvariate(0, spread) for factor in shared]
-        found = paired_speedup(ratios(baseline, candidate))
-        covered += found.low <= truth <= found.high
+        speedup = paired_speedup(ratios(baseline, candidate))
+        covered += speedup.low <= true_speedup <= speedup.high
     # Three standard errors of 600 trials below 95%.
     assert covered / trials >= 0.923
 
 
-def test_class_scores_by_hand() -> None:
+def test_class_scores_of_known_confusion() -> None:
     scores = class_scores([[8, 2], [1, 9]])
     assert (scores[0].precision, scores[0].recall, scores[0].images) == (
         pytest.approx(8 / 9),
@@ -220,7 +216,7 @@ def test_class_scores_by_hand() -> None:
     assert macro_f1([[8, 2], [1, 9]]) == pytest.approx((scores[0].f1 + scores[1].f1) / 2)
 
 
-def test_a_class_never_predicted_has_no_precision() -> None:
+def test_class_never_predicted_has_zero_scores() -> None:
     scores = class_scores([[5, 0], [5, 0]])
     assert (scores[1].precision, scores[1].recall, scores[1].f1) == (0.0, 0.0, 0.0)
 
@@ -228,7 +224,7 @@ def test_a_class_never_predicted_has_no_precision() -> None:
 def test_calibration_error_of_known_cases() -> None:
     assert calibration_error([1.0, 1.0], [True, True]) == 0
     assert calibration_error([1.0, 1.0], [True, False]) == pytest.approx(0.5)
-    # Two bins: 0.62 and 0.65 share one (0.6 to 0.667), 0.9 is alone.
+    # 0.62 and 0.65 are in the same bin (0.6 to 0.667), 0.9 is in another.
     assert calibration_error([0.62, 0.65, 0.9], [True, False, True]) == pytest.approx(
         (abs(1 - 1.27) + abs(1 - 0.9)) / 3
     )
@@ -238,10 +234,11 @@ def test_calibration_error_of_known_cases() -> None:
 @given(
     st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60), st.integers(1, 30)
 )
-def test_calibration_error_is_a_share_and_at_least_the_overall_gap(
+def test_calibration_error_is_at_least_overall_gap(
     images: list[tuple[float, bool]], bins: int
 ) -> None:
-    confidences, correct = [confidence for confidence, _ in images], [hit for _, hit in images]
+    confidences = [confidence for confidence, _ in images]
+    correct = [hit for _, hit in images]
     error = calibration_error(confidences, correct, bins)
     assert -1e-12 <= error <= 1 + 1e-12
     assert error >= abs(sum(confidences) - sum(correct)) / len(images) - 1e-9
@@ -251,21 +248,19 @@ def test_calibration_error_is_a_share_and_at_least_the_overall_gap(
     ("wins", "losses", "expected"),
     [(6, 0, 0.03125), (5, 0, 0.0625), (5, 1, 0.21875), (0, 6, 0.03125), (3, 3, 1.0), (0, 0, 1.0)],
 )
-def test_the_sign_test_against_tables(wins: int, losses: int, expected: float) -> None:
-    baseline, candidate = (
-        [2.0] * wins + [1.0] * losses + [1.0],
-        [1.0] * wins + [2.0] * losses + [1.0],
-    )
+def test_sign_test_matches_tables(wins: int, losses: int, expected: float) -> None:
+    baseline = [2.0] * wins + [1.0] * losses + [1.0]
+    candidate = [1.0] * wins + [2.0] * losses + [1.0]
     assert sign_test(ratios(baseline, candidate)) == pytest.approx(expected)
 
 
-def test_the_sign_test_finds_a_difference_in_noise_as_seldom_as_it_says() -> None:
+def test_sign_test_has_nominal_error_rate() -> None:
     generator = random.Random(0)
     rounds = [
         [(generator.lognormvariate(0, 0.5), generator.lognormvariate(0, 0.5)) for _ in range(6)]
         for _ in range(4000)
     ]
-    found = sum(sign_test([one / other for one, other in pairs]) < 0.05 for pairs in rounds) / len(
-        rounds
+    rejections = sum(
+        sign_test([before / after for before, after in pairs]) < 0.05 for pairs in rounds
     )
-    assert found == pytest.approx(0.03125, abs=0.01)
+    assert rejections / len(rounds) == pytest.approx(0.03125, abs=0.01)

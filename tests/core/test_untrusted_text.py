@@ -1,4 +1,4 @@
-"""Escape sequences, direction marks and formulas from outside reach no terminal, page or spreadsheet."""
+"""Escaping of terminal sequences, direction marks and formulas in untrusted text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DANGEROUS = set(map(chr, [*range(9), 11, 12, 13, *range(14, 32), *range(127, 160
 
 
 @given(st.text())
-def test_visible_text_has_no_control_characters(text: str) -> None:
+def test_escaped_text_has_no_control_characters(text: str) -> None:
     assert not DANGEROUS & set(escape_control_characters(text))
     assert escape_control_characters(escape_control_characters(text)) == escape_control_characters(
         text
@@ -35,21 +35,21 @@ def test_visible_text_has_no_control_characters(text: str) -> None:
 
 
 @given(st.text())
-def test_json_means_the_same(text: str) -> None:
+def test_escaped_json_has_same_content(text: str) -> None:
     encoded = escape_json_controls(json.dumps({text: text}, ensure_ascii=False))
     assert not DANGEROUS & set(encoded)
     assert json.loads(encoded) == {text: text}
 
 
 @given(st.text() | st.text("'=+-@\t\rx", max_size=4))
-def test_cells_come_back_and_begin_no_formula(text: str) -> None:
+def test_csv_cell_round_trips_and_is_no_formula(text: str) -> None:
     cell = escape_csv_cell(text)
     assert unescape_csv_cell(cell) == text
     assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
 
 
 @given(st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.text("'=x\",\n"))))
-def test_a_table_comes_back(
+def test_table_round_trips(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "table.csv"
@@ -57,31 +57,31 @@ def test_a_table_comes_back(
     assert [(row["path"], row["label"]) for row in read_csv(path)] == rows
 
 
-def test_a_row_that_does_not_fit_the_header_is_refused(tmp_path: Path) -> None:
+def test_read_csv_rejects_rows_not_matching_header(tmp_path: Path) -> None:
     for text in ("path,label\na\n", "path,label\na,b,c\n"):
         (tmp_path / "table.csv").write_text(text)
-        with pytest.raises(ValueError, match="row 1 has not as many cells"):
+        with pytest.raises(ValueError, match="the number of cells in row 1 does not match"):
             read_csv(tmp_path / "table.csv")
 
 
-def test_the_terminal_shows_escapes_instead_of_obeying_them() -> None:
+def test_terminal_prints_escapes_as_text() -> None:
     stream = io.StringIO()
     screen = console._console_class()(
         file=stream, force_terminal=True, width=120, color_system="standard"
     )
     table = Table(HOSTILE)
     table.add_row(escape(HOSTILE))
-    for printed in (HOSTILE, table):
-        screen.print(printed, style="red")
-    shown = stream.getvalue()
-    assert "\x1b[31m" in shown, "the console's own colors stay"
-    assert r"\x1b]0;owned" in shown
-    assert not {"\x07", "\x9b", "\u202e", "\r"} & set(shown)
-    assert "\x1b]" not in shown
-    assert "\x1b[2J" not in shown
+    for content in (HOSTILE, table):
+        screen.print(content, style="red")
+    output = stream.getvalue()
+    assert "\x1b[31m" in output, "colors of the console must be kept"
+    assert r"\x1b]0;owned" in output
+    assert not {"\x07", "\x9b", "\u202e", "\r"} & set(output)
+    assert "\x1b]" not in output
+    assert "\x1b[2J" not in output
 
 
-def test_pages_show_escapes_and_load_nothing() -> None:
+def test_page_has_no_control_characters() -> None:
     page = render_page(HOSTILE, HOSTILE, [])
     assert not DANGEROUS & set(page)
     assert "default-src 'none'" in page

@@ -1,7 +1,7 @@
-"""What `edgetl bench` leaves behind: raw latencies, and the statistics that are computed from them on every reading.
+"""Results of `edgetl bench`: raw latencies and the statistics computed from them.
 
-A result file holds the same object that `edgetl bench --json` prints. The statistics in it are for people with `jq`;
-`read_result` takes only the raw latencies and computes them anew.
+A result file holds the object that `edgetl bench --json` prints. The statistics in it are for use
+with `jq`; `read_bench_result` reads only the raw latencies and recomputes the statistics.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from edgetl.core.statistics import paired_speedup, unpaired_speedup
 from edgetl.core.typed_json import parse_as
 
 EAGER_VARIANT = "fp32"
-"""The variant of the PyTorch row that speed-ups are taken against: eager, as it was trained."""
+"""Variant of the PyTorch row that serves as baseline of speed-ups: eager mode, as trained."""
 MIN_ROUNDS = 2
-"""Fewer rounds have no interval."""
+"""Fewest rounds from which an interval can be computed."""
 
 
 _DISTURBANCE_KEYS = ("disturbance", "other_cpu", "steal", "cpu_pressure")
@@ -38,31 +38,28 @@ _DISTURBANCE_KEYS = ("disturbance", "other_cpu", "steal", "cpu_pressure")
 
 @dataclass(frozen=True)
 class Noise:
-    """Whether the device was left alone while it was measured."""
+    """Interference by other load during a measurement."""
 
     reasons: tuple[str, ...]
-    """In words; none means quiet."""
+    """Signs of interference, for people; empty if the device was quiet."""
     measured: Mapping[str, Any] = field(default_factory=dict)
-    """The figures behind the reasons; None where the device does not tell."""
+    """The values behind the reasons; None for those that the device does not report."""
 
     @property
     def is_noisy(self) -> bool:
-        """Whether there is any reason to doubt."""
+        """Whether there are signs of interference."""
         return bool(self.reasons)
 
     @property
     def disturbance(self) -> float:
-        """The largest share of the CPU's time that something else took; 0 where the device does not tell."""
-        # Results from before it was recorded have its parts.
-        parts = (
-            _DISTURBANCE_KEYS[:1]
-            if _DISTURBANCE_KEYS[0] in self.measured
-            else _DISTURBANCE_KEYS[1:]
-        )
-        return max(float(self.measured.get(part) or 0.0) for part in parts)
+        """Largest share of CPU time taken by something else; 0 if the device does not report it."""
+        # Results of older versions lack the total and have only its parts.
+        total_key, *part_keys = _DISTURBANCE_KEYS
+        keys = [total_key] if total_key in self.measured else part_keys
+        return max(float(self.measured.get(key) or 0.0) for key in keys)
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the result."""
+        """Return the field `noise` of a result."""
         return {
             "verdict": "noisy" if self.is_noisy else "quiet",
             "reasons": list(self.reasons),
@@ -71,10 +68,10 @@ class Noise:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Noise:
-        """Read what `to_json` gave.
+        """Parse the output of `to_json`.
 
         Raises:
-            FieldError: a value of a wrong type.
+            FieldError: A value has the wrong type.
         """
         noise = parse_as(cls, {name: content[name] for name in ("reasons", "measured")}, "noise")
         for name, value in noise.measured.items():
@@ -85,69 +82,70 @@ class Noise:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """One run of `edgetl bench`."""
+    """Result of one `edgetl bench` command."""
 
     created: str
-    """UTC, ISO 8601."""
+    """Time of the measurement, UTC, ISO 8601."""
     edgetl: str
-    """The version that measured."""
+    """Version of edgetl that measured."""
     target: str
     model: Mapping[str, Any]
-    """{"name", "run_id"}; None where a lone ONNX file does not say."""
+    """{"name", "run_id"}; None for values missing from a single ONNX file."""
     device: Mapping[str, Any]
     noise: Noise
     protocol: Mapping[str, Any]
     order: tuple[tuple[str, ...], ...]
-    """For each round, in which order the processes ran."""
+    """Order of the processes in each round."""
     rows: tuple[BenchRow, ...]
     pairs: tuple[tuple[str, str], ...]
-    """(baseline, candidate) row ids that ran side by side."""
+    """(baseline, candidate) row ids measured in the same rounds."""
     earlier_pairs: tuple[tuple[str, str, EarlierRow], ...] = ()
-    """(its row id, candidate row id, the earlier row)."""
+    """(row id in the earlier result, candidate row id, earlier row)."""
     notes: tuple[str, ...] = ()
     sustained: SustainedResult | None = None
     profiles: Mapping[str, Any] = field(default_factory=dict)
-    """Row id to where its time goes: {"runs", "clock", "operators": [{"operator", "nodes", "provider", "us", "share"}], "nodes": [...]}.
+    """Time by operator and by node, by row id.
 
-    `clock` says what the times are, see `edgetl.core.formatting.PROFILE_CLOCKS`.
+    {"runs", "clock", "operators": [{"operator", "nodes", "provider", "us", "share"}],
+    "nodes": [...]}; for `clock` see `edgetl.core.formatting.PROFILE_CLOCK_DESCRIPTIONS`.
     """
     limits: Limits = field(default_factory=Limits)
-    """What it must keep to."""
+    """Limits that the result is checked against."""
     interrupted: bool = False
     path: Path | None = None
-    """The file it lies in."""
+    """The result file."""
 
     def get_row(self, row_id: str) -> BenchRow:
-        """The row of that id."""
+        """Return the row with this id."""
         return next(row for row in self.rows if row.id == row_id)
 
     @property
     def failed_rows(self) -> list[BenchRow]:
-        """Rows whose gate was closed."""
+        """Rows that failed the gate."""
         return [row for row in self.rows if row.has_failed_gate]
 
     @property
     def is_emulated(self) -> bool:
-        """Whether another kind of processor played this one: it works, and its times are nobody's."""
+        """Whether the CPU was emulated, so that latencies are not those of a real device."""
         return bool(self.device.get("emulated"))
 
     @cached_property
     def recommendation(self) -> Recommendation | None:
-        """The fastest configurations; None where nothing of ONNX Runtime was timed."""
+        """The fastest configurations; None if no ONNX Runtime row was timed."""
         return recommend(self.rows)
 
     @cached_property
     def limit_checks(self) -> list[LimitCheck]:
-        """The limits held against what was measured."""
+        """Outcomes of all limits."""
         return check_limits(self, self.limits)
 
     @cached_property
     def comparisons(self) -> list[RowComparison]:
-        """Speed-ups of all pairs that were measured."""
+        """Speed-ups of all measured pairs."""
         return list(self._iterate_comparisons())
 
     def find_eager_comparison(self, row_id: str) -> RowComparison | None:
-        """The comparison of a row with eager PyTorch in this run."""
+        """Return the comparison of a row with eager PyTorch in this result, or None."""
         return next(
             (
                 pair
@@ -158,49 +156,47 @@ class BenchResult:
         )
 
     def _is_eager(self, pair: RowComparison) -> bool:
-        base = self.get_row(pair.baseline)
-        return (base.runtime, base.variant) == ("pytorch", EAGER_VARIANT)
+        baseline = self.get_row(pair.baseline)
+        return (baseline.runtime, baseline.variant) == ("pytorch", EAGER_VARIANT)
 
     def compute_noise_margin(self, pair: RowComparison) -> float:
-        """By which share noise may have favoured one of the two; 0 on a quiet device."""
+        """Return the relative uncertainty added by noise; 0 on a quiet device."""
         earlier = pair.earlier_row
         if earlier is None:
             return self.noise.disturbance if self.noise.is_noisy else 0.0
         if not (self.noise.is_noisy or earlier.noisy):
             return 0.0
-        # Measured at different times: nothing says that the device was as fast then as it is now.
+        # The rows were measured at different times, possibly at different speeds of the device.
         return relative_spread(earlier.round_medians_ns) + self.get_row(pair.candidate).spread
 
     def _iterate_comparisons(self) -> Iterator[RowComparison]:
         for baseline, candidate in self.pairs:
-            before, after = self.get_row(baseline), self.get_row(candidate)
-            # An interruption may have left one of them without its last round.
-            ratios = round_ratios(before, after)
+            # After an interruption, one of the two rows may lack the last round.
+            ratios = round_ratios(self.get_row(baseline), self.get_row(candidate))
             if len(ratios) >= MIN_ROUNDS:
                 speedup = paired_speedup(ratios)
-                decided = (
-                    "noisy"
-                    if self.is_emulated
-                    else decide_verdict(
-                        speedup,
-                        self.noise.is_noisy,
-                        self.noise.disturbance,
-                        are_ratios_consistent(ratios),
-                    )
+                verdict = decide_verdict(
+                    speedup,
+                    self.noise.is_noisy,
+                    self.noise.disturbance,
+                    are_ratios_consistent(ratios),
                 )
-                yield RowComparison(baseline, candidate, speedup, decided)
+                yield RowComparison(
+                    baseline, candidate, speedup, "noisy" if self.is_emulated else verdict
+                )
         for baseline, candidate, earlier in self.earlier_pairs:
-            after = self.get_row(candidate)
-            if min(len(earlier.round_medians_ns), len(after.rounds)) >= MIN_ROUNDS:
-                speedup = unpaired_speedup(earlier.round_medians_ns, after.round_medians_ns)
+            row = self.get_row(candidate)
+            if min(len(earlier.round_medians_ns), len(row.rounds)) >= MIN_ROUNDS:
+                speedup = unpaired_speedup(earlier.round_medians_ns, row.round_medians_ns)
                 pair = RowComparison(baseline, candidate, speedup, "inconclusive", earlier)
-                decided = decide_verdict(
+                verdict = decide_verdict(
                     speedup, self.noise.is_noisy or earlier.noisy, self.compute_noise_margin(pair)
                 )
-                yield replace(pair, verdict="noisy" if self.is_emulated else decided)
+                yield replace(pair, verdict="noisy" if self.is_emulated else verdict)
 
     def to_json(self) -> dict[str, Any]:
-        """What `edgetl bench --json` prints and the result file holds."""
+        """Return the content of the result file, which `edgetl bench --json` prints as well."""
+        recommendation, sustained = self.recommendation, self.sustained
         return {
             "schema": SCHEMA,
             "kind": "bench",
@@ -216,13 +212,11 @@ class BenchResult:
             "notes": list(self.notes),
             "rows": [row.to_json() for row in self.rows],
             "comparisons": [comparison.to_json() for comparison in self.comparisons],
-            "recommendation": None
-            if self.recommendation is None
-            else self.recommendation.to_json(),
+            "recommendation": None if recommendation is None else recommendation.to_json(),
             "limits": {
                 **asdict(self.limits),
-                "judged": [judged.to_json() for judged in self.limit_checks],
+                "judged": [check.to_json() for check in self.limit_checks],
             },
-            "sustained": None if self.sustained is None else self.sustained.to_json(),
+            "sustained": None if sustained is None else sustained.to_json(),
             "profiles": dict(self.profiles),
         }

@@ -1,4 +1,4 @@
-"""Finding bench results: files, folders of them, and what runs keep."""
+"""Bench result files: reading, writing, and listing those of folders and runs."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ from edgetl.core.typed_json import parse_as
 
 
 def read_bench_result(path: Path) -> BenchResult:
-    """A result file, its statistics computed from the raw latencies.
+    """Read a result file; the statistics are computed from the raw latencies.
 
     Raises:
-        BenchError: missing, not a bench result, or broken.
+        BenchError: The file is missing, is not a bench result, or is broken.
     """
     content = read_json(path, BenchError, "The bench result")
     if content.get("kind") != "bench":
         raise BenchError(
-            f"{path} is no bench result but of kind {content.get('kind')!r}. Give one that `edgetl bench` made of a run, bundle or file."
+            f"{path} is not a bench result: its kind is {content.get('kind')!r}. "
+            "Give a result of `edgetl bench` for a run, bundle or ONNX file."
         )
     try:
         rows = {
             entry["id"]: BenchRow.from_json(entry)
             for entry in parse_as(list[dict[str, Any]], content["rows"], "rows")
         }
-        # Ids are read through the rows: those of an earlier edgetl were shorter.
+        # Row ids of older versions were shorter, so they are translated through the rows.
         comparisons = [
             {**entry, "candidate": rows[entry["candidate"]].id}
             | ({"baseline": rows[entry["baseline"]].id} if entry["kind"] == SAME_RUN else {})
@@ -76,7 +77,7 @@ def read_bench_result(path: Path) -> BenchResult:
             path=path,
         )
     except (KeyError, TypeError, AttributeError, ValueError, ConfigError) as cause:
-        raise BenchError(f"{path} is a broken bench result: {cause!r}. Measure again.") from cause
+        raise BenchError(f"Bench result {path} is broken: {cause!r}. Measure again.") from cause
 
 
 @dataclass(frozen=True)
@@ -107,17 +108,17 @@ def _parse_profiles(content: Any) -> dict[str, Any]:
 
 
 class JsonSerializable(Protocol):
-    """What a result file is made from."""
+    """Object that can be written to a result file."""
 
     def to_json(self) -> dict[str, Any]:
-        """The object that the file holds."""
+        """Return the content of the file."""
 
 
 def write_result(result: JsonSerializable, path: Path) -> None:
-    """Write a result to a file that does not exist yet.
+    """Write a result to a new file.
 
     Raises:
-        BenchError: the file exists, or cannot be written; no half-written file stays.
+        BenchError: The file exists or cannot be written; no partial file remains.
     """
     text = json.dumps(result.to_json(), ensure_ascii=False, allow_nan=False) + "\n"
     try:
@@ -131,63 +132,62 @@ def write_result(result: JsonSerializable, path: Path) -> None:
                 raise
     except FileExistsError as cause:
         raise BenchError(
-            f"{path} exists already and results are never overwritten. Choose another --output."
+            f"{path} already exists; results are never overwritten. Choose another --output."
         ) from cause
     except OSError as cause:
         raise BenchError(
-            f"The result cannot be written to {path} ({cause.strerror or cause}). Choose another --output."
+            f"Cannot write the result to {path} ({cause.strerror or cause}). Choose another --output."
         ) from cause
 
 
 def read_results(paths: Sequence[Path]) -> list[BenchResult]:
-    """Every result at the paths: files, folders of results, or runs.
+    """Read every result at the paths: files, folders of results, or runs.
 
     Raises:
-        BenchError: nothing there, no result in a folder, or a file that is no result.
+        BenchError: A path does not exist, a folder has no results, or a file is not a result.
     """
     files = dict.fromkeys(file for path in paths for file in _list_result_files(path))
     return [read_bench_result(file) for file in files]
 
 
 def _is_result(path: Path) -> bool:
-    """A folder may hold other kinds, such as timed candidates; what cannot be read at all is told when it is read."""
+    """Return whether a file is a bench result and not another kind, such as timed candidates."""
     try:
         content = parse_json(read_regular_file(path, MAX_JSON_BYTES))
     except (OSError, ValueError):
+        # `read_bench_result` reports unreadable files.
         return True
     return not isinstance(content, dict) or content.get("kind", "bench") == "bench"
 
 
 def _list_result_files(path: Path) -> Iterator[Path]:
     if not path.exists():
-        raise BenchError(
-            f"Nothing at {path}. Give a run, a bundle, or results that `edgetl bench` wrote."
-        )
+        raise BenchError(f"{path} not found. Give a run, a bundle, or results of `edgetl bench`.")
     if not path.is_dir():
         yield path
         return
-    folder = (
-        RunDirectory(path).bench
-        if RunDirectory.exists_at(path) and RunDirectory(path).bench.is_dir()
-        else path
-    )
-    found = [file for file in sorted(folder.glob("*.json")) if _is_result(file)]
-    if RunDirectory.exists_at(path) and (folder == path or not found):
+    folder = path
+    if RunDirectory.exists_at(path) and RunDirectory(path).bench.is_dir():
+        folder = RunDirectory(path).bench
+    files = [file for file in sorted(folder.glob("*.json")) if _is_result(file)]
+    if RunDirectory.exists_at(path) and (folder == path or not files):
         raise BenchError(
-            f"No bench results in {folder}. `edgetl bench {path}` makes one; given alone, the run has a page of its own."
+            f"No bench results in {folder}. Run `edgetl bench {path}`, "
+            "or give the run alone to get its page."
         )
-    if not found:
+    if not files:
         raise BenchError(
-            f"No bench results in {folder}, and it is no run or bundle either. Give one of the three."
+            f"No bench results in {folder}, and it is neither a run nor a bundle. "
+            "Give one of the three."
         )
-    yield from found
+    yield from files
 
 
 def read_run_results(run: RunDirectory) -> list[BenchResult]:
-    """The results that a run keeps, none where it was never measured.
+    """Read the results of a run; an empty list if it was never measured.
 
     Raises:
-        BenchError: one of them cannot be read.
+        BenchError: A result cannot be read.
     """
     return [
         read_bench_result(file) for file in sorted(run.bench.glob("*.json")) if _is_result(file)

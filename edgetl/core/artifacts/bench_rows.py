@@ -1,4 +1,4 @@
-"""What was measured of one runtime in one scope: raw latencies by rounds, and the figures computed from them."""
+"""Rows of a benchmark result: raw latencies by round and the statistics computed from them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ from typing import Any
 from edgetl.core.statistics import median_interval, percentile
 from edgetl.core.typed_json import FieldError, parse_as
 
+_PLAIN_FIELDS = (
+    "runtime", "variant", "scope", "provider", "batch", "threads", "rate", "input"
+)  # fmt: skip
+"""Fields of a row that the result file holds unchanged."""
+
 
 @dataclass(frozen=True)
 class ColdStart:
-    """The first moments of one fresh process; its files were in the page cache."""
+    """Cold start of one fresh process; its files were in the page cache."""
 
     import_ms: float
-    """Loading the runtime and what it needs."""
+    """Time to import the runtime and its dependencies."""
     session_ms: float
-    """From file to a model that can answer."""
+    """Time to load the file into a model that is ready for inference."""
     first_inference_ms: float
-    """The first answer, in the first scope that the process measured."""
+    """Latency of the first inference, in the first scope that the process measured."""
     peak_memory_bytes: int | None
-    """Largest resident memory of the process over its whole block."""
+    """Largest resident memory of the process during its block."""
 
 
 @dataclass(frozen=True)
 class _GpuReading:
-    """What of `GpuWatch.summary` is summarised over rounds."""
+    """Fields of `GpuWatch.summary` that are summarized over rounds."""
 
     sm_clocks_mhz: tuple[float, ...]
     max_sm_clock_mhz: float | None
@@ -44,27 +49,27 @@ class BlockResult:
     """One block: one row measured in one process."""
 
     latencies_ns: tuple[int, ...]
-    """Every run's latency in the order measured."""
+    """Latencies of all inferences in the order measured."""
     cold: ColdStart
-    """The same for all scopes of one process."""
+    """Cold start of the process, the same for all its scopes."""
     steady: bool = True
-    """Whether warm-up ended because two windows agreed, not because it was cut off."""
+    """Whether the warm-up converged (two windows agreed) before it reached its time limit."""
     warmup_medians_ns: tuple[float, ...] = ()
     """Median of each warm-up window."""
     stages_ns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Where the latency went, run by run; empty for scopes of one stage."""
+    """Latency by stage, one value an inference; empty for scopes with a single stage."""
     frequency_khz: int | None = None
-    """The fastest core's clock right after the block."""
+    """Clock of the fastest core right after the block."""
     slices: tuple[int, ...] = ()
-    """How many of the latencies each slice of the block holds; in between, the round's other processes took their turns."""
+    """Number of latencies in each slice; the round's other processes run between slices."""
     waited: int = 0
-    """Of paced arrivals those that found the one before still being answered; their waiting is part of their latency."""
+    """Paced arrivals that waited for the previous inference; the wait is part of their latency."""
     memory_growth_bytes: int | None = None
-    """Resident memory of the process at the end of the block less that at its start, after warm-up."""
+    """Growth of the process's resident memory from the end of warm-up to the end of the block."""
     energy_j: Mapping[str, float] = field(default_factory=dict)
-    """Energy of the block by the counter that it was read from, idle power included; empty where there is no counter."""
+    """Energy of the block by counter, idle power included; empty without a counter."""
     gpu: Mapping[str, Any] = field(default_factory=dict)
-    """State of the GPU right after the block's slices, see `GpuWatch.summary`; empty without NVML."""
+    """GPU state right after the block's slices, see `GpuWatch.summary`; empty without NVML."""
 
     @cached_property
     def median_ns(self) -> float:
@@ -73,38 +78,39 @@ class BlockResult:
 
     @cached_property
     def slice_medians_ns(self) -> list[float]:
-        """Median latency of each slice; one for the whole block where it was not sliced."""
+        """Median latency of each slice; a single one if the block was not sliced."""
         ends = list(accumulate(self.slices or (len(self.latencies_ns),)))
         return [
-            median(self.latencies_ns[begin:end])
-            for begin, end in zip((0, *ends), ends, strict=False)
+            median(self.latencies_ns[start:end])
+            for start, end in zip((0, *ends), ends, strict=False)
         ]
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> BlockResult:
-        """Read what `asdict` gave, after a trip through JSON.
+        """Parse the JSON form of `asdict`.
 
         Raises:
-            FieldError: a value of a wrong type, no latencies, or counts that contradict each other.
+            FieldError: A value has the wrong type, there are no latencies, or counts contradict
+                each other.
         """
         block = parse_as(cls, content, "a round", extra="ignore")
         if block.gpu:
             parse_as(_GpuReading, dict(block.gpu), "a round.gpu", extra="ignore")
-        runs = len(block.latencies_ns)
-        if not runs or min(block.latencies_ns) <= 0:
-            raise FieldError("a round has no latencies, or some that are not above 0")
-        if block.slices and (min(block.slices) <= 0 or sum(block.slices) != runs):
-            raise FieldError("a round's slices do not add up to its latencies")
-        if any(len(times) != runs for times in block.stages_ns.values()):
-            raise FieldError("a round's stages have other numbers of runs than its latencies")
-        if not 0 <= block.waited <= runs:
-            raise FieldError("a round's waited runs are more than its latencies")
+        count = len(block.latencies_ns)
+        if not count or min(block.latencies_ns) <= 0:
+            raise FieldError("a round must have latencies, all above 0")
+        if block.slices and (min(block.slices) <= 0 or sum(block.slices) != count):
+            raise FieldError("a round's slices do not add up to its number of latencies")
+        if any(len(times) != count for times in block.stages_ns.values()):
+            raise FieldError("a round's stages and latencies differ in number")
+        if not 0 <= block.waited <= count:
+            raise FieldError("a round's waited must be 0 to its number of latencies")
         return block
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One runtime, variant and scope, with every latency measured."""
+    """Measurements of one runtime, variant and scope, with all latencies."""
 
     runtime: str
     variant: str
@@ -113,62 +119,63 @@ class BenchRow:
     batch: int
     threads: int
     input: str
-    """What one run was given; rows with different inputs are not comparable."""
+    """Input of one inference; rows with different inputs are not comparable."""
     file_sha256: str
-    """Of the ONNX file, or of the run's weights."""
+    """SHA-256 of the ONNX file or of the run's weights."""
     file_bytes: int
     gate: Mapping[str, Any]
-    """The golden images' verdict: {"checked", "passed", ...}; a row that failed was not timed."""
+    """Result of the gate: {"checked", "passed", ...}; a row that failed was not timed."""
     session: Mapping[str, Any]
-    """How the runtime was configured."""
+    """Configuration of the runtime."""
     rounds: tuple[BlockResult, ...] = ()
     rate: float | None = None
-    """Arrivals a second; None is a single stream, in which a call follows on the one before."""
+    """Arrivals a second; None is a single stream of back-to-back calls."""
 
     @property
     def id(self) -> str:
-        """Unique within a result."""
-        paced = "" if self.rate is None else f"-r{self.rate:g}"
-        return f"{self.runtime}-{self.variant}-{self.scope}-{self.provider}-b{self.batch}-t{self.threads}{paced}"
+        """Identifier, unique within a result."""
+        rate = "" if self.rate is None else f"-r{self.rate:g}"
+        runtime = f"{self.runtime}-{self.variant}-{self.scope}-{self.provider}"
+        return f"{runtime}-b{self.batch}-t{self.threads}{rate}"
 
     @property
     def comparison_key(self) -> tuple[str, str, int, int, float | None]:
-        """What two rows of one result must have in common to be compared."""
+        """Properties that two rows of a result must share to be compared."""
         return self.scope, self.input, self.batch, self.threads, self.rate
 
     @property
     def has_failed_gate(self) -> bool:
-        """Whether the gate was closed."""
+        """Whether the row failed the gate."""
         return self.gate.get("passed") is False
 
     @cached_property
     def latencies_ns(self) -> list[int]:
-        """All rounds together; none is left out."""
+        """Latencies of all rounds, without exception."""
         return [latency for block in self.rounds for latency in block.latencies_ns]
 
     def percentile_ms(self, percent: int) -> float | None:
-        """Over all rounds; None where there are too few runs to support it."""
+        """Return a percentile over all rounds, or None if there are too few latencies for it."""
         value = percentile(self.latencies_ns, percent)
         return None if value is None else value / 1e6
 
     @cached_property
     def p50_interval_ms(self) -> tuple[float, float] | None:
         """95% interval of p50, from the rounds' medians; None for fewer than two rounds."""
-        found = median_interval(self.round_medians_ns) if len(self.rounds) > 1 else None
-        return None if found is None else (found[0] / 1e6, found[1] / 1e6)
+        if len(self.rounds) < 2:
+            return None
+        low, high = median_interval(self.round_medians_ns)
+        return low / 1e6, high / 1e6
 
     @property
     def images_per_second(self) -> float | None:
-        """Images divided by the time spent on them."""
-        return (
-            self.batch * len(self.latencies_ns) / (sum(self.latencies_ns) / 1e9)
-            if self.latencies_ns
-            else None
-        )
+        """Throughput: images divided by the sum of the latencies; None if not timed."""
+        if not self.latencies_ns:
+            return None
+        return self.batch * len(self.latencies_ns) / (sum(self.latencies_ns) / 1e9)
 
     @property
     def round_medians_ns(self) -> list[float]:
-        """One median a round."""
+        """Median latency of each round."""
         return [block.median_ns for block in self.rounds]
 
     @property
@@ -178,11 +185,11 @@ class BenchRow:
 
     @property
     def steady(self) -> bool:
-        """Whether every round's warm-up reached steadiness."""
+        """Whether the warm-up converged in every round."""
         return all(block.steady for block in self.rounds)
 
     def summarize_cold_starts(self) -> dict[str, Any]:
-        """Medians over the rounds' fresh processes, and the largest memory; empty when not measured."""
+        """Return median cold-start times and the peak memory over rounds; empty if not timed."""
         if not self.rounds:
             return {}
         starts = [block.cold for block in self.rounds]
@@ -201,7 +208,7 @@ class BenchRow:
         }
 
     def summarize_stages_ms(self) -> dict[str, float]:
-        """Median of each stage over all rounds."""
+        """Return the median of each stage over all rounds."""
         names = self.rounds[0].stages_ns if self.rounds else ()
         return {
             name: median(time for block in self.rounds for time in block.stages_ns[name]) / 1e6
@@ -210,27 +217,26 @@ class BenchRow:
 
     @property
     def waiting_share(self) -> float:
-        """Share of paced arrivals that found the one before still being answered."""
-        return (
-            sum(block.waited for block in self.rounds) / len(self.latencies_ns)
-            if self.latencies_ns
-            else 0.0
-        )
+        """Share of paced arrivals that waited for the previous inference."""
+        if not self.latencies_ns:
+            return 0.0
+        return sum(block.waited for block in self.rounds) / len(self.latencies_ns)
 
     @property
     def memory_growth_bytes(self) -> int | None:
-        """Median over the rounds; None where it was not measured."""
-        grown = [
+        """Median memory growth over the rounds; None if it was not measured."""
+        growths = [
             block.memory_growth_bytes
             for block in self.rounds
             if block.memory_growth_bytes is not None
         ]
-        return round(median(grown)) if grown else None
+        return round(median(growths)) if growths else None
 
     def summarize_gpu(self) -> dict[str, Any]:
-        """Summarize the GPU's state over the rounds: range of SM clocks, hottest, most memory and power, all throttle reasons.
+        """Summarize the GPU state over the rounds; empty if it was not read.
 
-        Empty where it wasn't read.
+        Returns the range of SM clocks, the largest temperature, memory and power, and all throttle
+        reasons.
         """
         readings = [block.gpu for block in self.rounds if block.gpu]
         if not readings:
@@ -252,7 +258,7 @@ class BenchRow:
         }
 
     def summarize_energy_mj(self) -> dict[str, float]:
-        """Millijoules an image by counter, median over the rounds, idle power included."""
+        """Return millijoules an image by counter, median over the rounds, idle power included."""
         names = {name for block in self.rounds for name in block.energy_j}
         by_round = {
             name: [
@@ -265,23 +271,11 @@ class BenchRow:
         return {name: median(values) for name, values in by_round.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the result."""
+        """Return an entry of the field `rows` of a result."""
         interval = self.p50_interval_ms
         return {
             "id": self.id,
-            **{
-                name: getattr(self, name)
-                for name in (
-                    "runtime",
-                    "variant",
-                    "scope",
-                    "provider",
-                    "batch",
-                    "threads",
-                    "rate",
-                    "input",
-                )
-            },
+            **{name: getattr(self, name) for name in _PLAIN_FIELDS},
             "gate": dict(self.gate),
             **{f"p{percent}_ms": self.percentile_ms(percent) for percent in (50, 90, 99)},
             "p50_ci95_ms": None if interval is None else list(interval),
@@ -301,22 +295,23 @@ class BenchRow:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> BenchRow:
-        """Read what `to_json` gave; its statistics are ignored.
+        """Parse the output of `to_json`; its statistics are ignored.
 
         Raises:
-            FieldError: as `Round.from_json`; or a batch or number of threads below 1.
+            FieldError: A value has the wrong type, a batch or number of threads is below 1, or
+                rounds contradict themselves.
         """
         rounds = parse_as(tuple[dict[str, Any], ...], content["rounds"], "rounds")
-        stated = {
+        fields = {
             name: value
             for name, value in content.items()
             if name in cls.__dataclass_fields__ and name != "rounds"
         }
-        row = parse_as(cls, stated, "a row")
+        row = parse_as(cls, fields, "a row")
         for name in ("max_logit_difference", "tolerance", "model_scope_difference"):
             parse_as(float | None, row.gate.get(name), f"gate.{name}")  # type: ignore[arg-type]
         if row.batch < 1 or row.threads < 1:
-            raise FieldError(f"row {row.id} has a batch or number of threads below 1")
+            raise FieldError(f"batch and threads of row {row.id} must be >= 1")
         blocks = tuple(BlockResult.from_json(block) for block in rounds)
         if len({frozenset(block.stages_ns) for block in blocks}) > 1:
             raise FieldError(f"row {row.id} has rounds with different stages")
@@ -324,25 +319,25 @@ class BenchRow:
 
 
 def round_ratios(before: BenchRow, after: BenchRow) -> list[float]:
-    """For each round that both rows have, how many times as fast `after` was.
+    """Return the speed-up of `after` over `before` for each round that both rows have.
 
-    Of slices that took turns it is the median of their ratios: a machine that changes its speed between two slices does not touch it.
+    For interleaved slices, a round's speed-up is the median of the slices' ratios, which is robust
+    to changes of the machine's speed between slices.
     """
     return [
-        _compute_ratio(one, other) for one, other in zip(before.rounds, after.rounds, strict=False)
+        _compute_ratio(block_before, block_after)
+        for block_before, block_after in zip(before.rounds, after.rounds, strict=False)
     ]
 
 
 def _compute_ratio(before: BlockResult, after: BlockResult) -> float:
     if len(before.slices) != len(after.slices):
         return before.median_ns / after.median_ns
-    return median(
-        one / other
-        for one, other in zip(before.slice_medians_ns, after.slice_medians_ns, strict=True)
-    )
+    slices = zip(before.slice_medians_ns, after.slice_medians_ns, strict=True)
+    return median(slice_before / slice_after for slice_before, slice_after in slices)
 
 
 def relative_spread(medians: Iterator[float] | list[float] | tuple[float, ...]) -> float:
-    """(largest - smallest) / median; 0 for an empty list."""
+    """Return (largest - smallest) / median; 0 if there are no values."""
     values = list(medians)
     return (max(values) - min(values)) / median(values) if values else 0.0

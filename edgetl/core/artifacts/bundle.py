@@ -1,4 +1,4 @@
-"""Reading a bundle's manifest for a page: its variants, what was proven of them, and whether its files are still those."""
+"""Bundle manifest: variants, their parity, accuracy and latency, and the integrity of files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FileStatus = Literal["as proven", "altered", "missing"]
 
 @dataclass(frozen=True)
 class VariantAccuracy:
-    """What a variant's file got right itself."""
+    """Accuracy of a variant's ONNX file."""
 
     split: str
     images: int
@@ -27,29 +27,29 @@ class VariantAccuracy:
     interval: tuple[float, float]
     macro_f1: float
     drop: float
-    """Points of top-1 lost against PyTorch."""
+    """Percentage points of top-1 accuracy lost against PyTorch."""
     flips: int
-    """Images labelled otherwise than by PyTorch."""
+    """Images whose predicted label differs from PyTorch's."""
 
 
 @dataclass(frozen=True)
 class VariantLatency:
-    """How fast a variant was where it was exported."""
+    """Latency of a variant on the machine that exported it."""
 
     p50_ms: float | None
     speedup: float | None
-    """Against fp32."""
+    """Speed-up over fp32."""
     interval: tuple[float, float] | None
     verdict: str | None
     threads: int | None
     cpu: str | None
     reason: str | None
-    """Why it was not timed."""
+    """Reason why it was not timed."""
 
 
 @dataclass(frozen=True)
 class ParityRecord:
-    """One part of the proof against PyTorch."""
+    """One parity check against PyTorch."""
 
     images: int
     kind: str
@@ -57,12 +57,12 @@ class ParityRecord:
     """Largest |Δlogit|."""
     tolerance: float | None
     agreement: float | None
-    """Share of images with PyTorch's label."""
+    """Share of images with the same predicted label as PyTorch."""
 
 
 @dataclass(frozen=True)
 class VariantRecord:
-    """One ONNX file."""
+    """One variant: an ONNX file with its parity, accuracy and latency."""
 
     name: str
     file: str
@@ -72,20 +72,20 @@ class VariantRecord:
     input: str
     opset: int
     network: ParityRecord | None
-    """On identical tensors; of fp32 alone."""
+    """Parity on identical tensors; only for fp32."""
     path: ParityRecord | None
-    """From decoded photo to logits."""
+    """Parity from decoded image to logits."""
     accuracy: VariantAccuracy | None
     latency: VariantLatency
     made_of: str
-    """How it was quantized, in words."""
+    """Description of the quantization."""
     slow_because: str
-    """The operators that its time goes to, where it is not faster."""
+    """The slowest operators if the variant is not faster."""
 
 
 @dataclass(frozen=True)
 class BundleManifest:
-    """What a bundle says of itself."""
+    """Content of bundle.json."""
 
     directory: BundleDirectory
     model: str
@@ -97,45 +97,44 @@ class BundleManifest:
     variants: tuple[VariantRecord, ...]
     recommended: str | None
     against: Mapping[str, str]
-    """Why a variant is not recommended."""
+    """Reasons against the variants that are not recommended, by name."""
     golden_kind: str
     golden_tolerance: float
     golden_files: Mapping[str, str]
-    """File to SHA-256, the logits' file not among them."""
+    """Golden images: file to SHA-256."""
     other_files: Mapping[str, str]
-    """Clients, logits, the page for browsers and files in ONNX Runtime's own format: file to SHA-256."""
+    """Clients, golden logits, web page and files in ORT format: file to SHA-256."""
     versions: Mapping[str, Any]
 
     @property
     def primary_variant(self) -> VariantRecord:
-        """The recommended variant, or the first where none is."""
+        """The recommended variant, or the first if none is recommended."""
         return next(
             (variant for variant in self.variants if variant.name == self.recommended),
             self.variants[0],
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the hashes, with plain names and values."""
-        left_out = ("directory", "golden_files", "other_files")
-        told = {
+        """Return everything except the hashes, for `--json`."""
+        excluded = ("directory", "golden_files", "other_files")
+        values = {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.name not in left_out
+            if field.name not in excluded
         }
-        variants = [asdict(variant) for variant in self.variants]
         return {
             "path": str(self.directory.path),
-            **told,
+            **values,
             "preprocessing": self.preprocessing.to_json(),
-            "variants": variants,
+            "variants": [asdict(variant) for variant in self.variants],
             "files": self.file_statuses,
         }
 
     def resolve_path(self, file: str) -> Path:
-        """Where a file of the bundle lies.
+        """Return the path of a file in the bundle.
 
         Raises:
-            BundleError: the manifest names a file outside the bundle.
+            BundleError: The manifest names a file outside the bundle.
         """
         path = self.directory.path / file
         if not path.resolve().is_relative_to(self.directory.path.resolve()):
@@ -146,7 +145,7 @@ class BundleManifest:
 
     @property
     def file_hashes(self) -> dict[str, str]:
-        """Every file that the manifest vouches for: name to SHA-256."""
+        """All files listed in the manifest: name to SHA-256."""
         return {
             **{variant.file: variant.sha256 for variant in self.variants},
             **self.other_files,
@@ -155,10 +154,10 @@ class BundleManifest:
 
     @cached_property
     def file_statuses(self) -> dict[str, FileStatus]:
-        """Whether each of `files` is the one that was proven.
+        """Integrity of each file: whether it is the one that was checked at export.
 
         Raises:
-            BundleError: see `place`, or it cannot be read.
+            BundleError: A file cannot be read or lies outside the bundle.
         """
         return {
             file: self._check_file(self.resolve_path(file), sha256)
@@ -173,15 +172,15 @@ class BundleManifest:
             return "as proven" if sha256_file(path) == sha256 else "altered"
         except OSError as cause:
             raise BundleError(
-                f"{path} cannot be read ({cause.strerror or cause}). Copy the bundle again."
+                f"Cannot read {path} ({cause.strerror or cause}). Copy the bundle again."
             ) from cause
 
 
 def read_bundle_manifest(path: Path) -> BundleManifest:
-    """The bundle at `path`, its files not looked at yet.
+    """Read the manifest of the bundle at `path`, without opening its other files.
 
     Raises:
-        BundleError: there is none, or its manifest is broken.
+        BundleError: There is no bundle, or its manifest is broken.
     """
     directory = BundleDirectory.find(path)
     manifest = read_json(directory.manifest, BundleError, "The bundle's manifest")
@@ -193,12 +192,12 @@ def read_bundle_manifest(path: Path) -> BundleManifest:
             manifest.get("cpp_client"),
             *manifest.get("web", {}).get("files", []),
         ]
-        others = [
+        other_entries = [
             *clients,
             golden["logits"],
             *(entry["report"].get("ort") for entry in manifest["variants"]),
         ]
-        card = BundleManifest(
+        bundle = BundleManifest(
             directory=directory,
             model=str(manifest["run"]["model"]),
             run_id=str(manifest["run"]["id"]),
@@ -215,18 +214,20 @@ def read_bundle_manifest(path: Path) -> BundleManifest:
             golden_kind=str(golden["kind"]),
             golden_tolerance=float(golden["tolerance"]),
             golden_files={str(image["file"]): str(image["sha256"]) for image in golden["images"]},
-            other_files={str(entry["file"]): str(entry["sha256"]) for entry in others if entry},
+            other_files={
+                str(entry["file"]): str(entry["sha256"]) for entry in other_entries if entry
+            },
             versions=dict(manifest.get("versions", {})),
         )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, ConfigError) as cause:
         raise BundleError(
             f"{directory.manifest} is broken: {cause!r}. Export the bundle again with `edgetl export`."
         ) from cause
-    if not card.labels:
+    if not bundle.labels:
         raise BundleError(
-            f"{directory.manifest} names no labels. Export the bundle again with `edgetl export`."
+            f"{directory.manifest} has no labels. Export the bundle again with `edgetl export`."
         )
-    return card
+    return bundle
 
 
 def _parse_variant(entry: Mapping[str, Any]) -> VariantRecord:
@@ -247,12 +248,12 @@ def _parse_variant(entry: Mapping[str, Any]) -> VariantRecord:
 def _parse_parity(entry: Mapping[str, Any] | None) -> ParityRecord | None:
     if not entry:
         return None
-    tolerance, agreement = (
-        _optional_float(entry.get("tolerance")),
-        _optional_float(entry.get("top1_agreement")),
-    )
     return ParityRecord(
-        int(entry["images"]), str(entry["kind"]), float(entry["max_abs_diff"]), tolerance, agreement
+        images=int(entry["images"]),
+        kind=str(entry["kind"]),
+        difference=float(entry["max_abs_diff"]),
+        tolerance=_optional_float(entry.get("tolerance")),
+        agreement=_optional_float(entry.get("top1_agreement")),
     )
 
 
@@ -261,17 +262,22 @@ def _parse_accuracy(entry: Mapping[str, Any]) -> VariantAccuracy | None:
         return None
     low, high = entry["ci95"]
     return VariantAccuracy(
-        str(entry["split"]), int(entry["images"]), float(entry["top1"]), (float(low), float(high)), float(entry["macro_f1"]),
-        float(entry["drop"]), int(entry["flips"]),
-    )  # fmt: skip
+        split=str(entry["split"]),
+        images=int(entry["images"]),
+        top1=float(entry["top1"]),
+        interval=(float(low), float(high)),
+        macro_f1=float(entry["macro_f1"]),
+        drop=float(entry["drop"]),
+        flips=int(entry["flips"]),
+    )
 
 
 def _parse_latency(entry: Mapping[str, Any]) -> VariantLatency:
-    spread = entry.get("ci95")
+    interval = entry.get("ci95")
     return VariantLatency(
         p50_ms=_optional_float(entry.get("p50_ms")),
         speedup=_optional_float(entry.get("speedup")),
-        interval=None if spread is None else (float(spread[0]), float(spread[1])),
+        interval=None if interval is None else (float(interval[0]), float(interval[1])),
         verdict=entry.get("verdict"),
         threads=entry.get("threads"),
         cpu=entry.get("cpu"),

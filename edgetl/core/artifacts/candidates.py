@@ -1,4 +1,4 @@
-"""Architectures that could be trained, timed before any of them is: what is asked for, and what was found."""
+"""Results of `edgetl bench --candidates`: latencies of architectures, timed before training."""
 
 from __future__ import annotations
 
@@ -36,48 +36,51 @@ _ROW_FIELDS = (
 
 @dataclass(frozen=True)
 class CandidateRow:
-    """One architecture at one image size: its file, and every latency measured of it."""
+    """One architecture at one image size: its file and all its latencies."""
 
     architecture: str
     image_size: int
-    """Side of the network's input, pixels."""
+    """Side of the square input, pixels."""
     parameters: int | None = None
-    """With the new head."""
+    """Number of parameters, including the new head."""
     imagenet_top1: float | None = None
-    """Percent, of torchvision's default weights at their own size, as torchvision states it: how capable, not how good on other images."""
+    """ImageNet top-1 of torchvision's default weights at their own size, percent, by torchvision.
+
+    It compares the capacity of architectures; it does not predict the accuracy on other images.
+    """
     file_bytes: int | None = None
     file_sha256: str | None = None
     parity: Mapping[str, Any] = field(default_factory=dict)
-    """The file against PyTorch on identical tensors: {"max_logit_difference", "tolerance"}."""
+    """Parity with PyTorch on identical tensors: {"max_logit_difference", "tolerance"}."""
     session: Mapping[str, Any] = field(default_factory=dict)
-    """How the runtime was configured, and what it was given."""
+    """Configuration of the runtime and its input."""
     rounds: tuple[BlockResult, ...] = ()
     failed: str | None = None
-    """Why it was not timed; None where it was."""
+    """Reason why it was not timed; None if it was."""
 
     @property
     def name(self) -> str:
-        """Unique within a result."""
+        """Identifier, unique within a result."""
         return f"{self.architecture}-{self.image_size}"
 
     @cached_property
     def latencies_ns(self) -> list[int]:
-        """All rounds together; none is left out."""
+        """Latencies of all rounds, without exception."""
         return [latency for block in self.rounds for latency in block.latencies_ns]
 
     @cached_property
     def p50_ms(self) -> float | None:
-        """Over all rounds; None where nothing was timed."""
+        """Median latency over all rounds; None if not timed."""
         return self._percentile_ms(50)
 
     @cached_property
     def p90_ms(self) -> float | None:
-        """Over all rounds; None where there are too few runs to support it."""
+        """90th percentile over all rounds; None if there are too few latencies for it."""
         return self._percentile_ms(90)
 
     @cached_property
     def ci95_ms(self) -> tuple[float, float] | None:
-        """95% interval of p50 over rounds, widened to hold `p50_ms`; None for fewer than two rounds."""
+        """95% interval of p50 over rounds, widened to contain `p50_ms`; None below two rounds."""
         if self.p50_ms is None or len(self.rounds) < 2:
             return None
         low, high = median_interval([block.median_ns for block in self.rounds])
@@ -85,10 +88,10 @@ class CandidateRow:
 
     @property
     def images_per_second(self) -> float | None:
-        """Images divided by the time spent on them."""
-        return (
-            len(self.latencies_ns) / (sum(self.latencies_ns) / 1e9) if self.latencies_ns else None
-        )
+        """Throughput: images divided by the sum of the latencies; None if not timed."""
+        if not self.latencies_ns:
+            return None
+        return len(self.latencies_ns) / (sum(self.latencies_ns) / 1e9)
 
     @property
     def spread(self) -> float:
@@ -97,21 +100,24 @@ class CandidateRow:
 
     @property
     def steady(self) -> bool:
-        """Whether every round's warm-up reached steadiness."""
+        """Whether the warm-up converged in every round."""
         return all(block.steady for block in self.rounds)
 
     def fits_budget(self, budget_ms: float | None, noisy: bool = False) -> bool | None:
-        """Whether the p50 is within the budget; None where the data do not decide, or there is nothing to decide.
+        """Return whether the p50 is within the budget; None if inconclusive or not applicable.
 
         Args:
-            budget_ms: largest p50.
-            noisy: the device was not quiet; then the interval, widened on both sides by the rounds' spread, must still exclude the budget.
+            budget_ms: Largest allowed p50; None is no budget.
+            noisy: The device was not quiet. The interval is then widened on both sides by the
+                spread of the rounds before it is compared with the budget.
         """
         if budget_ms is None or self.ci95_ms is None:
             return None
-        widened = 1 + (self.spread if noisy else 0.0)
-        low, high = self.ci95_ms[0] / widened, self.ci95_ms[1] * widened
-        return True if high < budget_ms else False if low > budget_ms else None
+        margin = 1 + (self.spread if noisy else 0.0)
+        low, high = self.ci95_ms[0] / margin, self.ci95_ms[1] * margin
+        if high < budget_ms:
+            return True
+        return False if low > budget_ms else None
 
     def _percentile_ms(self, percent: int) -> float | None:
         value = percentile(self.latencies_ns, percent)
@@ -120,17 +126,17 @@ class CandidateRow:
 
 @dataclass(frozen=True)
 class CandidatesResult:
-    """Every candidate that was asked for, timed or with the reason why not."""
+    """All requested candidates, each timed or with the reason why not."""
 
     created: str
-    """UTC, ISO 8601."""
+    """Time of the measurement, UTC, ISO 8601."""
     edgetl: str
-    """The version that measured."""
+    """Version of edgetl that measured."""
     device: Mapping[str, Any]
     noise: Noise
     protocol: Mapping[str, Any]
     order: tuple[tuple[str, ...], ...]
-    """For each round, in which order the processes ran."""
+    """Order of the processes in each round."""
     classes: int
     latency_budget_ms: float | None
     provider: str
@@ -139,22 +145,22 @@ class CandidatesResult:
     notes: tuple[str, ...] = ()
     interrupted: bool = False
     path: Path | None = None
-    """The file it lies in."""
+    """The result file."""
 
     def fits_budget(self, row: CandidateRow) -> bool | None:
-        """Whether a row is within the budget; None where the data do not decide, or there is no budget."""
+        """Return whether a row is within the budget; None if inconclusive or without a budget."""
         return row.fits_budget(self.latency_budget_ms, self.noise.is_noisy)
 
     @property
     def timed_rows(self) -> list[CandidateRow]:
-        """Rows with latencies, fastest first."""
+        """Timed rows, fastest first."""
         return sorted(
             (row for row in self.rows if row.p50_ms is not None), key=lambda row: row.p50_ms or 0.0
         )
 
     @property
     def fitting_rows(self) -> list[CandidateRow]:
-        """Rows within the budget, fastest first; without a budget all that were timed."""
+        """Rows within the budget, fastest first; all timed rows if there is no budget."""
         return [
             row
             for row in self.timed_rows
@@ -172,24 +178,24 @@ class CandidatesResult:
 
     @property
     def pareto_front(self) -> list[CandidateRow]:
-        """Of those that fit, each that no other one equals or beats in both ImageNet top-1 and image size; highest top-1 first.
+        """Fitting rows on the Pareto front of ImageNet top-1 and image size, highest top-1 first.
 
-        torchvision states an accuracy at one size only: how a strong network at a small size compares with a weak one at a large size
-        is not known before training, so both are named.
+        torchvision states an accuracy at one size only. How a stronger architecture at a small size
+        compares with a weaker one at a large size is unknown before training, so both are listed.
         """
         ranked = sorted(
             self.fitting_rows,
             key=lambda row: (row.imagenet_top1 or 0.0, row.image_size, -(row.p50_ms or 0.0)),
             reverse=True,
         )
-        chosen: list[CandidateRow] = []
+        front: list[CandidateRow] = []
         for row in ranked:
-            if all(row.image_size > better.image_size for better in chosen):
-                chosen.append(row)
-        return chosen
+            if all(row.image_size > better.image_size for better in front):
+                front.append(row)
+        return front
 
     def to_json(self) -> dict[str, Any]:
-        """What the result file holds."""
+        """Return the content of the result file."""
         return {
             "schema": SCHEMA,
             "kind": "candidates",
@@ -197,16 +203,16 @@ class CandidatesResult:
             "device": dict(self.device),
             "noise": self.noise.to_json(),
             "protocol": dict(self.protocol),
-            "order": [list(round_) for round_ in self.order],
+            "order": [list(names) for names in self.order],
             "notes": list(self.notes),
             "rows": [self._row_to_json(row) for row in self.rows],
         }
 
     def _row_to_json(self, row: CandidateRow) -> dict[str, Any]:
-        figures = ("p50_ms", "p90_ms", "images_per_second", "steady")
+        statistics = ("p50_ms", "p90_ms", "images_per_second", "steady")
         return {
             "id": row.name,
-            **{name: getattr(row, name) for name in (*_ROW_FIELDS, *figures)},
+            **{name: getattr(row, name) for name in (*_ROW_FIELDS, *statistics)},
             "ci95_ms": None if row.ci95_ms is None else list(row.ci95_ms),
             "fits": self.fits_budget(row),
             "check": dict(row.parity),
@@ -216,15 +222,16 @@ class CandidatesResult:
 
 
 def read_candidates(path: Path) -> CandidatesResult:
-    """A result file of architectures, its statistics computed from the raw latencies.
+    """Read a result file of candidates; the statistics are computed from the raw latencies.
 
     Raises:
-        BenchError: missing, not a result of candidates, or broken.
+        BenchError: The file is missing, is not a result of candidates, or is broken.
     """
     content = read_json(path, BenchError, "The result of candidates")
     if content.get("kind") != "candidates":
         raise BenchError(
-            f"{path} is no result of candidates but of kind {content.get('kind')!r}. Give one that `edgetl bench` made of architectures."
+            f"{path} is not a result of candidates: its kind is {content.get('kind')!r}. "
+            "Give a result of `edgetl bench --candidates`."
         )
     try:
         return CandidatesResult(
@@ -247,5 +254,5 @@ def read_candidates(path: Path) -> CandidatesResult:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as cause:
         raise BenchError(
-            f"{path} is a broken result of candidates: {cause!r}. Measure again."
+            f"Result of candidates {path} is broken: {cause!r}. Measure again."
         ) from cause

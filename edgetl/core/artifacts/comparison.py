@@ -1,4 +1,4 @@
-"""Two rows held against each other: the speed-up, its interval, and the verdict that the data allow."""
+"""Comparison of two rows: speed-up, 95% interval and verdict."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ SAME_RUN, EARLIER_RESULT = "same run", "earlier result"
 
 @dataclass(frozen=True)
 class EarlierRow:
-    """The baseline of a comparison that was not measured side by side."""
+    """Baseline of a comparison from an earlier result, not measured in the same rounds."""
 
     path: str
     created: str
     cross_device: bool
-    """Measured on another device: the ratio is between devices, not between runtimes."""
+    """Whether it was measured on another device; the ratio then compares devices, not runtimes."""
     same_model: bool
-    """Both rows hold the same network."""
+    """Whether both rows measured the same model."""
     same_configuration: bool
-    """Both rows were measured alike: runtime, variant, scope, provider, batch, threads and rate."""
+    """Whether runtime, variant, scope, provider, batch, threads and rate are the same."""
     threads: int
     noisy: bool
     p50_ms: float
@@ -33,31 +33,35 @@ class EarlierRow:
 
     @property
     def description(self) -> str:
-        """What a reader of the comparison must know of it."""
-        told = [
+        """Differences from the candidate, for people: device, model, configuration, noise."""
+        parts = [
             "another device" if self.cross_device else "this device",
             "the same model" if self.same_model else "another model",
             "" if self.same_configuration else "another configuration",
             "noisy" if self.noisy else "",
         ]
-        return ", ".join(filter(None, told))
+        return ", ".join(filter(None, parts))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> EarlierRow:
-        """Read from a comparison's JSON object, which holds more fields than these."""
+        """Parse the earlier row in a comparison's JSON object, which has other fields as well.
+
+        Raises:
+            FieldError: A value has the wrong type, or latencies are missing or not above 0.
+        """
         fields = {
             name: content.get(name, False) if name == "same_configuration" else content[name]
             for name in cls.__dataclass_fields__
         }
         row = parse_as(cls, fields, "an earlier row")
         if not row.round_medians_ns or min(row.round_medians_ns) <= 0 or row.p50_ms <= 0:
-            raise FieldError("an earlier row has no latencies, or some that are not above 0")
+            raise FieldError("an earlier row must have latencies, all above 0")
         return row
 
 
 @dataclass(frozen=True)
 class RowComparison:
-    """Baseline p50 / candidate p50, with the verdict that the data allow."""
+    """Speed-up of a candidate over a baseline (baseline p50 / candidate p50) with its verdict."""
 
     baseline: str
     candidate: str
@@ -66,7 +70,7 @@ class RowComparison:
     earlier_row: EarlierRow | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the result."""
+        """Return an entry of the field `comparisons` of a result."""
         return {
             "kind": SAME_RUN if self.earlier_row is None else EARLIER_RESULT,
             "baseline": self.baseline,
@@ -79,13 +83,17 @@ class RowComparison:
 
 
 _VERDICT_TAIL = 0.01
-"""A verdict wants 98%: an interval of 95% alone would be wrong once in twenty."""
+"""Tail of the 98% interval required for a verdict; 95% would be wrong once in twenty."""
 _MIN_VERDICT_ROUNDS = 7
-"""Rounds from which on a signed-rank test can be that sure."""
+"""Fewest rounds from which a signed-rank test can reach 98%."""
 
 
 def are_ratios_consistent(ratios: Sequence[float]) -> bool:
-    """Whether the rounds say the same clearly enough for a verdict: of eight, at most the one that says least may disagree."""
+    """Return whether the rounds agree enough for a verdict.
+
+    Among eight rounds, at most the one with the smallest effect may disagree. With fewer than seven
+    rounds there is no such test, and the result is True.
+    """
     if len(ratios) < _MIN_VERDICT_ROUNDS:
         return True
     _, low, high = estimate_location([math.log(ratio) for ratio in ratios], _VERDICT_TAIL)
@@ -93,17 +101,18 @@ def are_ratios_consistent(ratios: Sequence[float]) -> bool:
 
 
 def decide_verdict(
-    speedup: Speedup, noisy: bool, doubt: float, agreed: bool = True
+    speedup: Speedup, noisy: bool, noise_margin: float, consistent: bool = True
 ) -> SpeedupVerdict:
-    """What a speed-up's interval decides.
+    """Return the verdict on a speed-up.
 
     Args:
-        speedup: ratio with its 95% interval.
-        noisy: the device was not quiet; then the interval, widened on both sides by `doubt`, must still exclude 1.
-        doubt: by which share the noise may have favoured one of the two: 0.1 is 10%.
-        agreed: whether the rounds agree, see `agree`.
+        speedup: Ratio with its 95% interval.
+        noisy: The device was not quiet. The interval is then widened on both sides by
+            `noise_margin` and must still exclude 1.
+        noise_margin: Relative uncertainty added by noise: 0.1 is 10%.
+        consistent: Whether the rounds agree, see `are_ratios_consistent`.
     """
-    widened = 1 + doubt if noisy else 1.0
-    if not agreed or speedup.low / widened <= 1 <= speedup.high * widened:
+    margin = 1 + noise_margin if noisy else 1.0
+    if not consistent or speedup.low / margin <= 1 <= speedup.high * margin:
         return "noisy" if noisy else "inconclusive"
     return "faster" if speedup.ratio > 1 else "slower"

@@ -1,9 +1,9 @@
-"""What an experiment found: every run's figures as measured, and what follows from them, computed on reading."""
+"""Results of `edgetl compare`: the measured values of every run and the statistics over them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, astuple, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -26,17 +26,17 @@ AccuracyVerdict = Literal["more accurate", "less accurate", "no difference shown
 
 @dataclass(frozen=True)
 class StrategyComparison:
-    """Two rows on the same validation images."""
+    """Accuracy of two rows on the same validation images."""
 
     first: str
     second: str
     difference: AccuracyDifference
     p: float
-    """Corrected for the number of pairs."""
+    """p-value, corrected for the number of pairs."""
 
     @property
     def verdict(self) -> AccuracyVerdict:
-        """What the first is, against the second."""
+        """Verdict on the first row relative to the second."""
         if self.p >= SIGNIFICANCE_LEVEL:
             return "no difference shown"
         return "more accurate" if self.difference.value > 0 else "less accurate"
@@ -44,11 +44,11 @@ class StrategyComparison:
 
 @dataclass(frozen=True)
 class DeployedModel:
-    """A network's exported file, timed on this device."""
+    """Exported model of an architecture, timed on this device."""
 
     network: str
     run: str
-    """The exported run."""
+    """Name of the exported run."""
     file_bytes: int
     p50_ms: float | None
     ci95_ms: tuple[float, float] | None
@@ -59,63 +59,63 @@ class DeployedModel:
 
 @dataclass(frozen=True)
 class ScreenedNetwork:
-    """A network that was timed before any was trained."""
+    """Architecture that was timed before training."""
 
     network: str
     p50_ms: float | None
     ci95_ms: tuple[float, float] | None
     fits: bool | None
-    """Within the budget; None where the measurement does not decide."""
+    """Whether it is within the latency budget; None if inconclusive."""
     failed: str | None = None
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """compare.json."""
+    """Content of compare.json."""
 
     created: str
     edgetl: str
     device: Mapping[str, Any]
     config: Mapping[str, Any]
-    """What was asked for: `compare` and `recipe`."""
+    """Configuration in the sections `compare` and `recipe`."""
     classes: tuple[str, ...]
     data: Mapping[str, Any]
     """Fingerprint and counts of the images."""
     planned: tuple[str, ...]
-    """Names of all runs of the plan."""
+    """Names of all planned runs."""
     runs: tuple[StrategyRun, ...]
     deployed_models: tuple[DeployedModel, ...] = ()
     screened_networks: tuple[ScreenedNetwork, ...] = ()
-    """The networks timed before any was trained, where there was a latency budget."""
+    """Architectures timed before training, if there was a latency budget."""
     folder: Path = field(default=Path(), compare=False)
-    """Where it lies; not in the file."""
+    """Folder of the experiment; not in the file."""
 
     @property
     def target_accuracy(self) -> float:
-        """Validation accuracy whose time is told."""
+        """Validation accuracy for which the time to reach it is reported."""
         return float(self.config["compare"]["target_accuracy"])
 
     @property
     def unfinished_run_names(self) -> list[str]:
-        """Runs of the plan that have not ended yet."""
-        ended = {run.name for run in self.runs}
-        return [name for name in self.planned if name not in ended]
+        """Names of planned runs that have not ended."""
+        finished = {run.name for run in self.runs}
+        return [name for name in self.planned if name not in finished]
 
     @property
     def failed_runs(self) -> list[StrategyRun]:
-        """Runs that came to nothing."""
+        """Runs that failed."""
         return [run for run in self.runs if run.failed is not None]
 
     @cached_property
     def rows(self) -> list[StrategyResult]:
-        """Rows with at least one run, network by network, strategies in the order of MEANINGS."""
-        found: dict[str, list[StrategyRun]] = {}
+        """Rows with at least one run, by network, strategies as in `STRATEGY_DESCRIPTIONS`."""
+        runs_by_row: dict[str, list[StrategyRun]] = {}
         for run in self.runs:
             if run.failed is None:
-                found.setdefault(run.row, []).append(run)
+                runs_by_row.setdefault(run.row, []).append(run)
         rows = [
             StrategyResult(name, tuple(sorted(runs, key=lambda run: run.seed)))
-            for name, runs in found.items()
+            for name, runs in runs_by_row.items()
         ]
         networks = list(dict.fromkeys(row.network for row in rows))
         strategies = list(STRATEGY_DESCRIPTIONS)
@@ -126,75 +126,80 @@ class Experiment:
 
     @property
     def networks(self) -> list[str]:
-        """Architectures at their sizes, in the order of the rows."""
+        """Architectures with their image sizes, in the order of the rows."""
         return list(dict.fromkeys(row.network for row in self.rows))
 
     def select_rows(self, network: str) -> list[StrategyResult]:
-        """The rows of one network."""
+        """Return the rows of one network."""
         return [row for row in self.rows if row.network == network]
 
     @cached_property
     def comparisons(self) -> list[StrategyComparison]:
-        """Every two strategies of a network, and every two networks of a strategy; tested on the seeds that both have.
+        """Comparisons of the strategies of a network and of the networks of a strategy.
 
-        What nobody asks is left out, for each test makes the others' p-values larger: scratch against less of scratch.
+        Each is tested on the seeds that both rows have. Pairs without practical interest (scratch
+        against scratch in less time) are omitted, because every test increases the other p-values.
         """
         rows = self.rows
-        chosen = [
-            (one, other)
-            for index, other in enumerate(rows)
-            for one in rows[index + 1 :]
-            if _is_meaningful_pair(one.first_run, other.first_run)
+        pairs = [
+            (first, second)
+            for index, second in enumerate(rows)
+            for first in rows[index + 1 :]
+            if _is_meaningful_pair(first.first_run, second.first_run)
         ]
-        found = [(one, other, _compare_rows(one, other)) for one, other in chosen]
-        tested = [(one, other, seen) for one, other, seen in found if seen is not None]
-        corrected = apply_holm_correction([seen.p for _, _, seen in tested])
+        differences = [_compare_rows(first, second) for first, second in pairs]
+        tested = [
+            (first, second, difference)
+            for (first, second), difference in zip(pairs, differences, strict=True)
+            if difference is not None
+        ]
+        corrected = apply_holm_correction([difference.p for _, _, difference in tested])
         return [
-            StrategyComparison(one.name, other.name, seen, p)
-            for (one, other, seen), p in zip(tested, corrected, strict=True)
+            StrategyComparison(first.name, second.name, difference, p)
+            for (first, second, difference), p in zip(tested, corrected, strict=True)
         ]
 
     def find_comparison(self, first: str, second: str) -> StrategyComparison | None:
-        """The comparison of two rows, seen from the first; None where they were not compared."""
+        """Return the comparison of `first` relative to `second`, or None if there is none."""
         for pair in self.comparisons:
             if (pair.first, pair.second) == (first, second):
                 return pair
             if (pair.second, pair.first) == (first, second):
-                seen = pair.difference
-                return StrategyComparison(
-                    first,
-                    second,
-                    AccuracyDifference(-seen.value, -seen.high, -seen.low, seen.p),
-                    pair.p,
-                )
+                value, low, high, p = astuple(pair.difference)
+                reverse = AccuracyDifference(-value, -high, -low, p)
+                return StrategyComparison(first, second, reverse, pair.p)
         return None
 
     def recommend_strategy(self, network: str) -> StrategyResult | None:
-        """Of the strategies that are not shown to be less accurate than the most accurate one, that with the least time.
+        """Return the fastest strategy that is not shown to be less accurate than the best one.
 
-        Times within a tenth of it are as good: then the most accurate. None where no strategy that could be asked for has ended.
+        Among strategies within 10% of the shortest time, the most accurate one is chosen. None if
+        no strategy has finished; scratch-equal-time, which cannot be requested, does not count.
         """
         rows = [row for row in self.select_rows(network) if row.first_run.strategy != EQUAL_TIME]
         if not rows:
             return None
-        top = max(rows, key=lambda row: row.val_accuracy)
-        as_good = [
+        best = max(rows, key=lambda row: row.val_accuracy)
+        equivalent = [
             row
             for row in rows
-            if row is top or _is_not_worse(self.find_comparison(row.name, top.name))
+            if row is best or _is_not_worse(self.find_comparison(row.name, best.name))
         ]
-        least = min(row.seconds for row in as_good)
+        shortest = min(row.seconds for row in equivalent)
         return max(
-            (row for row in as_good if row.seconds <= _MAX_TIME_RATIO * least),
+            (row for row in equivalent if row.seconds <= _MAX_TIME_RATIO * shortest),
             key=lambda row: row.val_accuracy,
         )
 
     def find_deployed_model(self, network: str) -> DeployedModel | None:
-        """The network's file and latency; None where it was not exported."""
-        return next((one for one in self.deployed_models if one.network == network), None)
+        """Return the exported model of a network, or None if it was not exported."""
+        return next((model for model in self.deployed_models if model.network == network), None)
 
     def to_json(self) -> dict[str, Any]:
-        """What compare.json holds; rows, pairs and recommendations are for its readers and are computed again on reading."""
+        """Return the content of compare.json.
+
+        Rows, pairs and recommendations are included for other readers; edgetl recomputes them.
+        """
         return {
             "kind": "compare",
             **{
@@ -209,8 +214,8 @@ class Experiment:
                 for network in self.networks
                 if (row := self.recommend_strategy(network))
             },
-            "deployed": [asdict(one) for one in self.deployed_models],
-            "candidates": [asdict(one) for one in self.screened_networks],
+            "deployed": [asdict(model) for model in self.deployed_models],
+            "candidates": [asdict(network) for network in self.screened_networks],
             "runs": [asdict(run) for run in self.runs],
         }
 
@@ -219,12 +224,12 @@ class Experiment:
         write_json(path, self.to_json())
 
     def _row_to_json(self, row: StrategyResult) -> dict[str, Any]:
-        figures = ("train_accuracy", "val_accuracy", "val_range", "ci95", "gap", "seconds")
+        statistics = ("train_accuracy", "val_accuracy", "val_range", "ci95", "gap", "seconds")
         return {
             "id": row.name,
             "strategy": row.first_run.strategy,
             "network": row.network,
-            **{name: getattr(row, name) for name in figures},
+            **{name: getattr(row, name) for name in statistics},
             "seconds_to_target": row.seconds_to_accuracy(self.target_accuracy),
             "runs": [run.name for run in row.runs],
         }
@@ -234,12 +239,13 @@ def read_experiment(path: Path) -> Experiment:
     """Read compare.json.
 
     Raises:
-        RunError: missing, broken, or no experiment.
+        RunError: The file is missing, broken, or not an experiment.
     """
     content = read_json(path, RunError, "The experiment")
     if content.get("kind") != "compare":
         raise RunError(
-            f"{path} is no experiment but {content.get('kind')!r}. Give the folder that `edgetl compare` wrote."
+            f"{path} is not an experiment: its kind is {content.get('kind')!r}. "
+            "Give a folder that `edgetl compare` wrote."
         )
     try:
         stored = parse_as(_StoredExperiment, content, "compare.json", extra="ignore")
@@ -249,13 +255,13 @@ def read_experiment(path: Path) -> Experiment:
             raise FieldError("compare.json has candidates and no latency_budget_ms")
     except FieldError as cause:
         raise RunError(
-            f"{path} is broken: {cause}. `edgetl compare` with the same options writes it anew."
+            f"{path} is broken: {cause}. Run `edgetl compare` with the same options to rewrite it."
         ) from cause
     return Experiment(
         created=stored.created,
         edgetl=stored.edgetl,
         device=stored.device,
-        # As it was written: the fields that are read by type, and those that are shown as they are.
+        # The raw content, because the typed sections hold only some of its fields.
         config=content["config"],
         classes=stored.classes,
         data=content["data"],
@@ -297,7 +303,7 @@ class _DataSection:
 
 @dataclass(frozen=True)
 class _StoredExperiment:
-    """compare.json, as far as it is not computed again."""
+    """Fields of compare.json that are not recomputed."""
 
     created: str
     edgetl: str
@@ -317,30 +323,30 @@ def _check_run(run: StrategyRun, classes: int) -> None:
     if run.failed is not None:
         return
     if not run.correct or not set(run.correct) <= {"0", "1"} or not run.epochs or run.seconds <= 0:
-        raise FieldError(f"{run.name} has ended and has no answers, no epochs or no time")
+        raise FieldError(f"{run.name} has finished without predictions, epochs or time")
     if len(run.confusion) != classes or any(
         len(counts) != classes or min(counts) < 0 for counts in run.confusion
     ):
-        raise FieldError(f"{run.name} has no confusion matrix of {classes} x {classes} classes")
+        raise FieldError(f"the confusion matrix of {run.name} must be {classes} x {classes}")
 
 
 def _compare_rows(first: StrategyResult, second: StrategyResult) -> AccuracyDifference | None:
-    """On the seeds that both have; None where they have none in common, or their images differ."""
-    others: dict[int, StrategyRun] = {run.seed: run for run in second.runs}
-    both: Sequence[tuple[StrategyRun, StrategyRun]] = [
-        (run, others[run.seed]) for run in first.runs if run.seed in others
-    ]
-    if not both or len({len(run.correct_mask) for pair in both for run in pair}) > 1:
+    """Return the difference on shared seeds; None without shared seeds or with other images."""
+    second_by_seed = {run.seed: run for run in second.runs}
+    first_runs = [run for run in first.runs if run.seed in second_by_seed]
+    second_runs = [second_by_seed[run.seed] for run in first_runs]
+    image_counts = {len(run.correct_mask) for run in (*first_runs, *second_runs)}
+    if not first_runs or len(image_counts) > 1:
         return None
     return compute_accuracy_difference(
-        [one.correct_mask for one, _ in both], [other.correct_mask for _, other in both]
+        [run.correct_mask for run in first_runs], [run.correct_mask for run in second_runs]
     )
 
 
-def _is_meaningful_pair(one: StrategyRun, other: StrategyRun) -> bool:
-    if (one.architecture, one.image_size) == (other.architecture, other.image_size):
-        return {one.strategy, other.strategy} != {"scratch", EQUAL_TIME}
-    return one.strategy == other.strategy != EQUAL_TIME
+def _is_meaningful_pair(first: StrategyRun, second: StrategyRun) -> bool:
+    if (first.architecture, first.image_size) == (second.architecture, second.image_size):
+        return {first.strategy, second.strategy} != {"scratch", EQUAL_TIME}
+    return first.strategy == second.strategy != EQUAL_TIME
 
 
 def _is_not_worse(pair: StrategyComparison | None) -> bool:

@@ -1,4 +1,4 @@
-"""Trained runs as figures: each one's own, and those of a strategy over all seeds."""
+"""Runs of an experiment: metrics of each run, and their summary over the seeds of a strategy."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from edgetl.core.statistics import wilson_interval
 
 @dataclass(frozen=True)
 class StrategyEpoch:
-    """A point of a run's course."""
+    """Metrics of one epoch."""
 
     phase: int
     elapsed: float
-    """Seconds from the run's start, everything included."""
+    """Seconds since the start of the run, everything included."""
     train_accuracy: float
-    """On augmented images, while the weights moved."""
+    """Training accuracy over the epoch, on augmented images."""
     val_accuracy: float
 
 
 @dataclass(frozen=True)
 class StrategyRun:
-    """One trained network: a strategy with a seed."""
+    """One training run: a strategy with a seed."""
 
     name: str
     row: str
@@ -35,54 +35,54 @@ class StrategyRun:
     folder: str
     """The run directory, relative to the experiment's folder."""
     failed: str | None = None
-    """Why it came to nothing; then everything below is empty."""
+    """Reason why the run failed; the fields below are then empty."""
     seconds: float = 0.0
-    """The run from reading the images to its figures; imports before and pictures after it are not in it."""
+    """Duration from reading the images to the metrics, without imports and plots."""
     train_images: int = 0
     train_accuracy: float = 0.0
-    """Without augmentation, with the weights that were kept."""
+    """Accuracy of the best weights on the training images, without augmentation."""
     macro_f1: float = 0.0
     best_epoch: int = 0
     trainable: int = 0
-    """Parameters of the phase that trained most."""
+    """Trainable parameters in the phase that trained the most."""
     parameters: int = 0
     peak_memory_bytes: int | None = None
-    """Of the training process."""
+    """Peak memory of the training process."""
     peak_gpu_memory_bytes: int | None = None
     device: str = ""
-    """What trained it: `cpu`, or the GPU's name."""
+    """Training device: `cpu` or the name of the GPU."""
     precision: str = ""
     weights: str = ""
-    """What training began from."""
+    """Source of the initial weights."""
     epochs: tuple[StrategyEpoch, ...] = ()
     correct: str = ""
-    """1 or 0 for each validation image, in the order of split.csv."""
+    """Predictions on the validation images in the order of split.csv: 1 is correct, 0 wrong."""
     confusion: tuple[tuple[int, ...], ...] = ()
-    """Validation images [true][predicted]."""
+    """Confusion matrix: counts of validation images [true][predicted]."""
 
     @cached_property
     def correct_mask(self) -> list[bool]:
-        """For each validation image, whether it was answered rightly."""
-        return [mark == "1" for mark in self.correct]
+        """Whether each validation image was classified correctly."""
+        return [digit == "1" for digit in self.correct]
 
     @property
     def val_accuracy(self) -> float:
-        """Share of validation images answered rightly by the weights that were kept."""
+        """Validation accuracy of the best weights."""
         return sum(self.correct_mask) / len(self.correct_mask)
 
     @property
     def images_per_second(self) -> float:
-        """Training images of all epochs over the whole run's time: what it took, not what a step can do."""
+        """Training images of all epochs divided by the duration of the whole run."""
         return self.train_images * len(self.epochs) / self.seconds
 
     def seconds_to_accuracy(self, accuracy: float) -> float | None:
-        """When an epoch ended that reached this validation accuracy; None where none did."""
+        """Return the time of the first epoch with this validation accuracy, or None."""
         return next(
             (epoch.elapsed for epoch in self.epochs if epoch.val_accuracy >= accuracy), None
         )
 
     def best_accuracy_within(self, seconds: float) -> float | None:
-        """Best validation accuracy of the epochs that had ended by then; None before the first."""
+        """Return the best validation accuracy within this time; None before the first epoch."""
         return max(
             (epoch.val_accuracy for epoch in self.epochs if epoch.elapsed <= seconds), default=None
         )
@@ -90,14 +90,14 @@ class StrategyRun:
 
 @dataclass(frozen=True)
 class StrategyResult:
-    """A network trained by one strategy, over all seeds that ended."""
+    """Summary of a network trained by one strategy, over all finished seeds."""
 
     name: str
     runs: tuple[StrategyRun, ...]
 
     @property
     def first_run(self) -> StrategyRun:
-        """Of the lowest seed: for what is the same in all."""
+        """The run with the lowest seed, for properties that all runs share."""
         return self.runs[0]
 
     @property
@@ -112,21 +112,21 @@ class StrategyResult:
 
     @property
     def val_accuracy(self) -> float:
-        """Mean over seeds."""
+        """Mean validation accuracy over seeds."""
         return fmean(run.val_accuracy for run in self.runs)
 
     @property
     def val_range(self) -> tuple[float, float]:
-        """Lowest and highest of the seeds."""
-        return min(run.val_accuracy for run in self.runs), max(
-            run.val_accuracy for run in self.runs
-        )
+        """Lowest and highest validation accuracy of the seeds."""
+        accuracies = [run.val_accuracy for run in self.runs]
+        return min(accuracies), max(accuracies)
 
     @property
     def ci95(self) -> tuple[float, float]:
-        """95% interval of the mean for other images of the same kind (Wilson, 1927).
+        """95% interval of the mean validation accuracy over similar images (Wilson, 1927).
 
-        Neither other seeds' chance is in it, nor that the epoch that was kept was chosen on these images.
+        It accounts neither for the variation between seeds nor for the best epoch being selected on
+        the same images.
         """
         images = len(self.first_run.correct_mask)
         low, high = wilson_interval(round(self.val_accuracy * images), images)
@@ -134,28 +134,30 @@ class StrategyResult:
 
     @property
     def train_accuracy(self) -> float:
-        """Mean over seeds."""
+        """Mean training accuracy over seeds."""
         return fmean(run.train_accuracy for run in self.runs)
 
     @property
     def gap(self) -> float:
-        """Overfitting: training minus validation accuracy."""
+        """Generalization gap: training minus validation accuracy."""
         return self.train_accuracy - self.val_accuracy
 
     @property
     def seconds(self) -> float:
-        """Median over seeds."""
+        """Median duration over seeds."""
         return median(run.seconds for run in self.runs)
 
     def seconds_to_accuracy(self, accuracy: float) -> float | None:
-        """Median over seeds, those that did not reach it counted as slowest; None where that is not reached."""
-        found = median(
-            math.inf if (seconds := run.seconds_to_accuracy(accuracy)) is None else seconds
-            for run in self.runs
-        )
-        return None if math.isinf(found) else found
+        """Return the median time to an accuracy over seeds, or None if the median is not reached.
+
+        Seeds that do not reach the accuracy count as slowest.
+        """
+        times = [run.seconds_to_accuracy(accuracy) for run in self.runs]
+        middle = median(math.inf if time is None else time for time in times)
+        return None if math.isinf(middle) else middle
 
     def mean_accuracy_within(self, seconds: float) -> float | None:
-        """Mean of what the seeds had reached; None before the first epoch of one of them."""
-        found = [run.best_accuracy_within(seconds) for run in self.runs]
-        return None if None in found else fmean(value for value in found if value is not None)
+        """Return the mean best accuracy within this time; None before a seed's first epoch."""
+        accuracies = [run.best_accuracy_within(seconds) for run in self.runs]
+        reached = [accuracy for accuracy in accuracies if accuracy is not None]
+        return fmean(reached) if len(reached) == len(accuracies) else None

@@ -1,4 +1,4 @@
-"""Tell edgetl's files in a run directory or bundle from files that somebody else put there.
+"""Distinguish edgetl's files in a run directory or bundle from files of others.
 
 `--force` replaces a directory only if every file in it is one that edgetl writes.
 """
@@ -25,11 +25,11 @@ _RUN_FILES = re.compile(
     """,
     re.VERBOSE,
 )
-"""Paths below a run directory; bench results are those under the names that edgetl chooses."""
+"""Paths in a run directory that edgetl writes; bench results count only under default names."""
 _TEMPORARY_FILE = re.compile(
     r"(?P<folder>(?:[^/]+/)?)\.(?P<name>[^/]+?)\.[a-z0-9_]{8}(?:\.[a-z]+)?"
 )
-"""A file that an atomic write left behind when its process was killed."""
+"""Temporary file of an atomic write whose process was killed."""
 _MAX_LISTED_FILES = 5
 _BUNDLE_FILES = frozenset({"bundle.json", "README.md"})
 
@@ -37,7 +37,7 @@ _BUNDLE_FILES = frozenset({"bundle.json", "README.md"})
 def find_foreign_run_files(run: Path) -> list[str]:
     """Return the files below a run directory that edgetl did not write, as sorted relative paths.
 
-    A folder `bundle` counts as edgetl's only if `foreign_bundle_files` finds nothing in it.
+    A folder `bundle` counts as edgetl's only if `find_foreign_bundle_files` returns nothing for it.
     """
     bundle = run / "bundle"
     names = [name for name in _iterate_files(run) if not name.startswith("bundle/")]
@@ -52,26 +52,26 @@ def find_foreign_run_files(run: Path) -> list[str]:
 def find_foreign_bundle_files(bundle: Path) -> list[str]:
     """Return the files below a bundle that its manifest does not name, as sorted relative paths.
 
-    Every file is foreign where `bundle.json` is not a manifest of edgetl's.
+    All files are foreign if `bundle.json` is not a manifest of edgetl.
     """
     names = list(_iterate_files(bundle))
     manifest = read_manifest(bundle / "bundle.json")
     if manifest is None:
         return sorted(names)
-    known = _BUNDLE_FILES | set(_iterate_manifest_files(manifest))
-    return sorted(name for name in names if name not in known)
+    bundle_files = _BUNDLE_FILES | set(_iterate_manifest_files(manifest))
+    return sorted(name for name in names if name not in bundle_files)
 
 
 def describe_foreign_files(path: Path, foreign: Sequence[str]) -> str:
-    """Return the beginning of a sentence that names the first foreign files and counts the rest."""
-    more = (
-        f" and {len(foreign) - _MAX_LISTED_FILES} more" if len(foreign) > _MAX_LISTED_FILES else ""
-    )
-    return f"{path} holds files that edgetl did not write ({', '.join(foreign[:_MAX_LISTED_FILES])}{more})"
+    """Return the start of a message that lists the first foreign files and counts the rest."""
+    listed = ", ".join(foreign[:_MAX_LISTED_FILES])
+    if len(foreign) > _MAX_LISTED_FILES:
+        listed += f" and {len(foreign) - _MAX_LISTED_FILES} more"
+    return f"{path} contains files that edgetl did not write ({listed})"
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """Return the content of a bundle's manifest, or None where the file is not one."""
+    """Return the content of a bundle's manifest, or None if the file is not one."""
     try:
         content = parse_json(read_regular_file(path, MAX_JSON_BYTES))
     except (OSError, ValueError):
@@ -82,14 +82,14 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def _is_run_file(name: str) -> bool:
-    unfinished = _TEMPORARY_FILE.fullmatch(name)
-    if unfinished:
-        name = unfinished["folder"] + unfinished["name"]
+    temporary = _TEMPORARY_FILE.fullmatch(name)
+    if temporary:
+        name = temporary["folder"] + temporary["name"]
     return _RUN_FILES.fullmatch(name) is not None
 
 
 def _iterate_files(folder: Path) -> Iterator[str]:
-    """Yield every file and link below `folder`; links are not followed."""
+    """Yield the relative path of every file and link below `folder`; links are not followed."""
     for parent, directories, files in os.walk(folder):
         links = [name for name in directories if Path(parent, name).is_symlink()]
         for name in (*files, *links):

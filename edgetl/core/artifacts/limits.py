@@ -1,4 +1,4 @@
-"""What a measurement must keep to, for CI: held, broken, or not decided by the data."""
+"""Checks of a benchmark result against limits, for CI: held, broken or undecided."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgetl.core.config.bench import Limits
+from edgetl.core.statistics import PERCENTILE_SUPPORT
 
 if TYPE_CHECKING:
     from edgetl.core.artifacts.bench import BenchResult
+    from edgetl.core.artifacts.bench_rows import BenchRow
     from edgetl.core.artifacts.comparison import RowComparison
 
 LimitOutcome = Literal["held", "broken", "undecided"]
@@ -17,53 +19,47 @@ LimitOutcome = Literal["held", "broken", "undecided"]
 
 @dataclass(frozen=True)
 class LimitCheck:
-    """One limit, held against one row."""
+    """Outcome of one limit for one row."""
 
     limit: str
-    """As the command line names it: `max-regression`."""
+    """Name of the option without dashes: `max-regression`."""
     row: str
     """Id of the row."""
     bound: float
     value: float | None
-    """What was measured, in the unit of the bound; None where it was not measured or is withheld."""
+    """Measured value in the unit of the bound; None if not measured or not supported by the
+    data."""
     outcome: LimitOutcome
     why: str
-    """One sentence for people."""
+    """Explanation in one sentence."""
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the result."""
+        """Return an entry of the field `limits.judged` of a result."""
         return vars(self).copy()
 
 
 def check_limits(result: BenchResult, limits: Limits) -> list[LimitCheck]:
-    """Every limit held against every row that it is about; a limit that nothing could be held against is undecided, never kept.
+    """Check every limit for every row that it applies to.
 
-    Decided is only what the whole 95% interval decides, widened where the device was not quiet.
+    An outcome is decided only if the whole 95% interval is on one side of the bound; on a noisy
+    device, the interval is widened first. A limit that applies to no row is undecided.
     """
-    kinds = (
+    limit_kinds = (
         ("max-regression", limits.max_regression, _check_regressions),
         ("max-p99", limits.max_p99_ms, _check_p99),
         ("min-speedup", limits.min_speedup, _check_speedup),
     )
-    found: list[LimitCheck] = []
-    for name, bound, judge in kinds:
+    checks: list[LimitCheck] = []
+    for name, bound, check in limit_kinds:
         if bound is not None:
-            found += list(judge(result, bound)) or [
-                LimitCheck(
-                    name,
-                    "",
-                    bound,
-                    None,
-                    "undecided",
-                    "nothing was measured that it could be held against",
-                )
+            why = "no measured row to check"
+            checks += list(check(result, bound)) or [
+                LimitCheck(name, "", bound, None, "undecided", why)
             ]
     if result.is_emulated:
-        elsewhere = "; the processor is emulated: measure on the device"
-        return [
-            replace(judged, outcome="undecided", why=judged.why + elsewhere) for judged in found
-        ]
-    return found
+        hint = "; the CPU is emulated: measure on the device"
+        return [replace(check, outcome="undecided", why=check.why + hint) for check in checks]
+    return checks
 
 
 def _check_regressions(result: BenchResult, bound: float) -> Iterator[LimitCheck]:
@@ -77,87 +73,84 @@ def _check_regressions(result: BenchResult, bound: float) -> Iterator[LimitCheck
             continue
         pair = pairs.get(row.id)
         if pair is None or pair.earlier_row is None:
-            told = f"{row.id}: the earlier result has not measured this configuration, or there are too few rounds"
-            yield LimitCheck("max-regression", row.id, bound, None, "undecided", told)
+            why = f"{row.id}: the earlier result lacks this configuration or has too few rounds"
+            yield LimitCheck("max-regression", row.id, bound, None, "undecided", why)
             continue
         # A speed-up of r is a regression of 1/r - 1.
         low, high = _widen_interval(pair, result)
         value, best, worst = (1 / ratio - 1 for ratio in (pair.speedup.ratio, high, low))
         outcome = _decide_outcome(worst <= bound, best > bound, pair.earlier_row.cross_device)
-        told = f"{row.id} takes {value:+.1%} [{best:+.1%}, {worst:+.1%}] longer than before, allowed are {bound:.1%}"
-        elsewhere = "; it was measured on another device" if pair.earlier_row.cross_device else ""
-        yield LimitCheck(
-            "max-regression",
-            row.id,
-            bound,
-            value,
-            outcome,
-            told + (elsewhere or _format_hint(outcome, result.noise.is_noisy)),
+        why = (
+            f"{row.id}: latency changed by {value:+.1%} [{best:+.1%}, {worst:+.1%}], "
+            f"limit {bound:+.1%}"
         )
+        if pair.earlier_row.cross_device:
+            why += "; the earlier result was measured on another device"
+        else:
+            why += _format_hint(outcome, result.noise.is_noisy)
+        yield LimitCheck("max-regression", row.id, bound, value, outcome, why)
 
 
 def _check_p99(result: BenchResult, bound: float) -> Iterator[LimitCheck]:
-    chosen = result.recommendation
-    # Of a sweep one configuration is taken; its paced arrivals are how it will be used.
-    for row in [
-        row
-        for row in result.rows
-        if chosen is not None and replace(row, rate=None).id == chosen.latency.row
-    ]:
-        value = row.percentile_ms(99)
-        if value is None:
-            told = f"{row.id}: p99 is withheld, {len(row.latencies_ns)} runs do not support it: more --rounds"
-            yield LimitCheck("max-p99", row.id, bound, None, "undecided", told)
+    # Only the recommended configuration counts, including its rows with paced arrivals, because
+    # that is how it will be used.
+    for row in _select_recommended_rows(result):
+        p99_ms = row.percentile_ms(99)
+        if p99_ms is None:
+            count, needed = len(row.latencies_ns), PERCENTILE_SUPPORT[99]
+            why = f"{row.id}: p99 needs at least {needed} runs, got {count}; increase --rounds"
+            yield LimitCheck("max-p99", row.id, bound, None, "undecided", why)
             continue
-        # Noise only ever adds: a tail within the bound on a noisy device is within it.
-        outcome = _decide_outcome(
-            value <= bound, value > bound, result.noise.is_noisy and value > bound
-        )
-        told = f"{row.id}: p99 is {value:.2f} ms, allowed are {bound:g} ms"
-        yield LimitCheck(
-            "max-p99",
-            row.id,
-            bound,
-            value,
-            outcome,
-            told + _format_hint(outcome, result.noise.is_noisy),
-        )
+        # Noise can only increase latency, so a p99 within the bound is conclusive even on a noisy
+        # device.
+        exceeded = p99_ms > bound
+        outcome = _decide_outcome(not exceeded, exceeded, result.noise.is_noisy and exceeded)
+        why = f"{row.id}: p99 is {p99_ms:.2f} ms, limit {bound:g} ms"
+        why += _format_hint(outcome, result.noise.is_noisy)
+        yield LimitCheck("max-p99", row.id, bound, p99_ms, outcome, why)
+
+
+def _select_recommended_rows(result: BenchResult) -> list[BenchRow]:
+    recommendation = result.recommendation
+    if recommendation is None:
+        return []
+    recommended_id = recommendation.latency.row
+    return [row for row in result.rows if replace(row, rate=None).id == recommended_id]
 
 
 def _check_speedup(result: BenchResult, bound: float) -> Iterator[LimitCheck]:
-    chosen = result.recommendation
-    pair = None if chosen is None else result.find_eager_comparison(chosen.latency.row)
+    recommendation = result.recommendation
+    pair = None
+    if recommendation is not None:
+        pair = result.find_eager_comparison(recommendation.latency.row)
     if pair is None:
-        told = "there is no speed-up: eager PyTorch was not measured beside it"
-        yield LimitCheck("min-speedup", "", bound, None, "undecided", told)
+        why = "no speed-up: eager PyTorch was not measured in the same rounds"
+        yield LimitCheck("min-speedup", "", bound, None, "undecided", why)
         return
     low, high = _widen_interval(pair, result)
     outcome = _decide_outcome(low >= bound, high < bound, False)
-    told = f"{pair.candidate} is {pair.speedup.ratio:.2f} [{low:.2f}, {high:.2f}] times as fast as eager PyTorch, asked for {bound:g}"
-    yield LimitCheck(
-        "min-speedup",
-        pair.candidate,
-        bound,
-        pair.speedup.ratio,
-        outcome,
-        told + _format_hint(outcome, result.noise.is_noisy),
+    why = (
+        f"{pair.candidate}: speed-up over eager PyTorch is {pair.speedup.ratio:.2f} "
+        f"[{low:.2f}, {high:.2f}], limit {bound:g}"
     )
+    why += _format_hint(outcome, result.noise.is_noisy)
+    yield LimitCheck("min-speedup", pair.candidate, bound, pair.speedup.ratio, outcome, why)
 
 
 def _widen_interval(pair: RowComparison, result: BenchResult) -> tuple[float, float]:
-    widened = 1 + result.compute_noise_margin(pair)
-    return pair.speedup.low / widened, pair.speedup.high * widened
+    margin = 1 + result.compute_noise_margin(pair)
+    return pair.speedup.low / margin, pair.speedup.high * margin
 
 
-def _decide_outcome(held: bool, broken: bool, doubtful: bool) -> LimitOutcome:
-    return "undecided" if doubtful or held == broken else "held" if held else "broken"
+def _decide_outcome(passed: bool, failed: bool, inconclusive: bool) -> LimitOutcome:
+    if inconclusive or passed == failed:
+        return "undecided"
+    return "held" if passed else "broken"
 
 
 def _format_hint(outcome: LimitOutcome, noisy: bool) -> str:
     if outcome != "undecided":
         return ""
-    return (
-        "; the device was not quiet: measure again when it is"
-        if noisy
-        else "; the interval does not decide: more --rounds"
-    )
+    if noisy:
+        return "; the device was not quiet: measure again when it is"
+    return "; the interval contains the limit: increase --rounds"

@@ -1,4 +1,4 @@
-"""What `edgetl bench --loadgen` is asked to do, and what it found: MLPerf LoadGen's own figures beside edgetl's."""
+"""Results of `edgetl bench --loadgen`: latencies by MLPerf LoadGen and by edgetl's own loop."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from edgetl.core.config.loadgen import (
 from edgetl.core.files import SCHEMA
 
 MLPERF_MIN_DURATION_S = 600.0
-"""Least duration of a performance run, by MLPerf's rules."""
+"""Minimum duration of a performance run by MLPerf's rules."""
 AGREEMENT_TOLERANCE = 0.05
-"""LoadGen and edgetl agree where their ratio is off by no more."""
+"""Largest relative difference at which LoadGen and edgetl agree."""
 MLPERF_ACCURACY_SHARE = 0.99
-"""Of the accuracy that was proven at export, an accuracy run must reach this share, as MLPerf asks of its reference networks."""
+"""Share of the accuracy at export that an accuracy run must reach, as MLPerf requires."""
 
 
 @dataclass(frozen=True)
 class LoadgenAccuracy:
-    """LoadGen's accuracy run, its answers held against what they should be."""
+    """LoadGen's accuracy run, compared with labels or reference predictions."""
 
     against: Literal["labels", "reference"]
-    """The names of the folders, or the answers of PyTorch that the bundle brings."""
+    """Ground truth: the labels given by folder names, or the bundle's PyTorch predictions."""
     images: int
     wrong: tuple[Mapping[str, str], ...]
-    """{"file", "answer", "wanted"} of each image that was answered wrongly."""
+    """{"file", "answer", "wanted"} of each wrongly classified image."""
     least: float | None
-    """Share of right answers that it must reach; None where nothing says how many."""
+    """Required accuracy; None if there is no requirement."""
     summary: LoadgenSummary
 
     @property
     def correct_images(self) -> int:
-        """Images answered rightly."""
+        """Number of correctly classified images."""
         return self.images - len(self.wrong)
 
     @property
     def accuracy(self) -> float:
-        """Of right answers."""
+        """Share of correctly classified images."""
         return self.correct_images / self.images
 
     @property
     def passed(self) -> bool:
-        """Whether it reached what it must."""
+        """Whether the required accuracy is reached."""
         return self.least is None or self.accuracy >= self.least
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the result."""
+        """Return the field `accuracy` of a result."""
         return {
             **asdict(self),
             "right": self.correct_images,
@@ -64,111 +64,111 @@ class LoadgenAccuracy:
 
 @dataclass(frozen=True)
 class LoadgenPerformance:
-    """LoadGen's performance run beside edgetl's own figures of the same configuration, from the same process."""
+    """LoadGen's performance run and edgetl's own loop over the same model in the same process.
+
+    Latencies are those of a query; in scenario `offline` they are the time for one sample.
+    """
 
     scenario: Scenario
     summary: LoadgenSummary
     before_ns: tuple[int, ...]
-    """edgetl's tight loop before LoadGen's test: every query's latency."""
+    """Query latencies of edgetl's loop before LoadGen's test."""
     after_ns: tuple[int, ...]
-    """The same after it."""
+    """Query latencies of edgetl's loop after LoadGen's test."""
     inside_ns: tuple[int, ...]
-    """Of each of LoadGen's queries the time from edgetl's being called to its handing over the answers, by edgetl's own clock."""
+    """Duration of edgetl's callback for each query of LoadGen, by edgetl's clock."""
     model_ns: tuple[int, ...]
-    """Of that time the part that edgetl's loop times as well: the model's own."""
+    """Part of `inside_ns` spent in the model, which is what edgetl's loop measures."""
     loop_images: int
-    """Images in each query of the loop."""
+    """Images in each query of edgetl's loop."""
     issued: int
-    """Samples that LoadGen asked for."""
+    """Samples requested by LoadGen."""
     steady: bool = True
-    """Whether the loop's warm-up reached steadiness."""
+    """Whether the warm-up of edgetl's loop converged."""
 
     @property
     def is_throughput(self) -> bool:
-        """Whether the scenario's figure is samples a second rather than a latency."""
+        """Whether the scenario reports samples a second instead of latency."""
         return self.scenario == "offline"
 
     @cached_property
     def loadgen_ns(self) -> float:
-        """LoadGen's p50 of a query; in offline its time for one sample. ns."""
-        return (
-            1e9 / self.summary.get_figure("Samples per second")
-            if self.is_throughput
-            else self.summary.get_figure("50.00 percentile latency (ns)")
-        )
+        """p50 latency by LoadGen."""
+        if self.is_throughput:
+            return 1e9 / self.summary.get_figure("Samples per second")
+        return self.summary.get_figure("50.00 percentile latency (ns)")
 
     @cached_property
     def edgetl_ns(self) -> float:
-        """The same by edgetl's tight loop."""
+        """p50 latency by edgetl's loop."""
         return self._compute_loop_ns((*self.before_ns, *self.after_ns))
 
     @cached_property
     def callback_ns(self) -> float:
-        """The same by edgetl's clock inside LoadGen's test."""
+        """p50 duration of edgetl's callback during LoadGen's test, by edgetl's clock."""
         return sum(self.inside_ns) / self.issued if self.is_throughput else median(self.inside_ns)
 
     @cached_property
     def inference_ns(self) -> float:
-        """Of that the model's own part: what edgetl's loop measures, at the same moment as LoadGen."""
+        """p50 time spent in the model during LoadGen's test, by edgetl's clock."""
         return sum(self.model_ns) / self.issued if self.is_throughput else median(self.model_ns)
 
     @property
     def ratio(self) -> float:
-        """LoadGen's figure over edgetl's."""
-        return (
-            self.edgetl_ns / self.loadgen_ns
-            if self.is_throughput
-            else self.loadgen_ns / self.edgetl_ns
-        )
+        """LoadGen's latency over edgetl's; in `offline`, LoadGen's throughput over edgetl's."""
+        if self.is_throughput:
+            return self.edgetl_ns / self.loadgen_ns
+        return self.loadgen_ns / self.edgetl_ns
 
     @property
     def is_within_tolerance(self) -> bool:
-        """Whether the two are within 5% of each other."""
+        """Whether LoadGen and edgetl are within 5% of each other."""
         return abs(self.ratio - 1) <= AGREEMENT_TOLERANCE
 
     @property
     def disagreement(self) -> str:
-        """Why the two differ, as far as the figures tell; empty where they agree."""
+        """Probable cause of a difference between LoadGen and edgetl; empty if they agree."""
         if self.is_within_tolerance:
             return ""
-        inside, outside = self.callback_ns - self.inference_ns, self.loadgen_ns - self.callback_ns
+        inside = self.callback_ns - self.inference_ns
+        outside = self.loadgen_ns - self.callback_ns
         if (inside + outside) / self.inference_ns <= AGREEMENT_TOLERANCE:
-            before, after = (
-                self._compute_loop_ns(self.before_ns),
-                self._compute_loop_ns(self.after_ns),
-            )
+            before = self._compute_loop_ns(self.before_ns)
+            after = self._compute_loop_ns(self.after_ns)
             return (
-                "this machine changed its speed meanwhile, for inside LoadGen's test both clocks agree "
-                f"({self.loadgen_ns / self.inference_ns:.2f}); edgetl's loop took {before / 1e6:.3g} ms before the test and "
-                f"{after / 1e6:.3g} ms after it. Measure again when nothing else runs"
+                "the machine changed its speed: during LoadGen's test both clocks agree "
+                f"({self.loadgen_ns / self.inference_ns:.2f}), but edgetl's loop took "
+                f"{before / 1e6:.3g} ms before the test and {after / 1e6:.3g} ms after it. "
+                "Measure again when nothing else runs"
             )
         if outside > inside:
-            return f"{outside / 1e6:.3g} ms lie outside edgetl's callback: LoadGen, its bindings and the way into Python"
-        return f"{inside / 1e6:.3g} ms are Python in edgetl's callback, which gathers samples and hands over answers"
-
-    def _compute_loop_ns(self, latencies: tuple[int, ...]) -> float:
+            return (
+                f"{outside / 1e6:.3g} ms are spent outside edgetl's callback: "
+                "in LoadGen, its bindings and the call into Python"
+            )
         return (
-            sum(latencies) / len(latencies) / self.loop_images
-            if self.is_throughput
-            else median(latencies)
+            f"{inside / 1e6:.3g} ms are spent on Python in edgetl's callback, "
+            "which gathers samples and returns predictions"
         )
 
+    def _compute_loop_ns(self, latencies: tuple[int, ...]) -> float:
+        if self.is_throughput:
+            return sum(latencies) / len(latencies) / self.loop_images
+        return median(latencies)
+
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the result: LoadGen's summary, raw latencies, and the figures computed from them."""
-        figures = {
+        """Return the field `performance`: LoadGen's summary, raw latencies and statistics."""
+        latencies = {
             name: getattr(self, f"{name}_ns")
             for name in ("loadgen", "edgetl", "callback", "inference")
         }
-        told = (
-            {f"{name}_samples_per_second": 1e9 / ns for name, ns in figures.items()}
-            if self.is_throughput
-            else {}
-        )
-        told = told or {f"{name}_p50_ms": ns / 1e6 for name, ns in figures.items()}
+        statistics = {f"{name}_p50_ms": ns / 1e6 for name, ns in latencies.items()}
+        if self.is_throughput:
+            statistics = {f"{name}_samples_per_second": 1e9 / ns for name, ns in latencies.items()}
         return {
             **asdict(self),
             "comparison": {
-                **told,
+                **statistics,
                 "ratio": self.ratio,
                 "agrees": self.is_within_tolerance,
                 "within": AGREEMENT_TOLERANCE,
@@ -179,12 +179,12 @@ class LoadgenPerformance:
 
 @dataclass(frozen=True)
 class LoadgenResult:
-    """One run of `edgetl bench --loadgen`."""
+    """Result of one `edgetl bench --loadgen` command."""
 
     created: str
-    """UTC, ISO 8601."""
+    """Time of the measurement, UTC, ISO 8601."""
     edgetl: str
-    """The version that measured."""
+    """Version of edgetl that measured."""
     loadgen: str
     """Version of the package mlcommons-loadgen."""
     target: str
@@ -192,7 +192,8 @@ class LoadgenResult:
     """{"name", "run_id"}."""
     scenario: Scenario
     configuration: Mapping[str, Any]
-    """{"id", "variant", "scope", "provider", "batch", "threads", "input", "file_sha256", "gate", "session"}."""
+    """{"id", "variant", "scope", "provider", "batch", "threads", "input", "file_sha256", "gate",
+    "session"}."""
     samples: Mapping[str, Any]
     """{"kind": "reference" or "labelled", "images", "resident", "description"}."""
     min_duration_s: float
@@ -202,22 +203,23 @@ class LoadgenResult:
     performance: LoadgenPerformance | None = None
     notes: tuple[str, ...] = ()
     logs: str | None = None
-    """Folder of LoadGen's own files, beside the result."""
+    """Folder of LoadGen's log files, beside the result."""
     path: Path | None = field(default=None, compare=False)
-    """The file it lies in."""
+    """The result file."""
 
     @property
     def unofficial_reasons(self) -> list[str]:
-        """Why the figures are no MLPerf result, whatever LoadGen's verdict on the run."""
-        reasons = ["network and images are not MLPerf's reference ones, and nobody reviewed it"]
+        """Reasons why this is not an MLPerf result, even if LoadGen reports VALID."""
+        reasons = ["model and images are not MLPerf's, and the result was not reviewed"]
         if self.performance is not None and self.min_duration_s < MLPERF_MIN_DURATION_S:
             reasons.append(
-                f"a performance run lasts 10 minutes or more (--min-duration 10m), this one {self.min_duration_s:g} s"
+                "a performance run must last at least 10 minutes (--min-duration 10m), "
+                f"this one {self.min_duration_s:g} s"
             )
         return reasons
 
     def to_json(self) -> dict[str, Any]:
-        """What `edgetl bench --loadgen ... --json` prints and the result file holds."""
+        """Return the content of the result file, which `--json` prints as well."""
         names = ("created", "edgetl", "loadgen", "target", "scenario", "min_duration_s", "logs")
         return {
             "schema": SCHEMA,

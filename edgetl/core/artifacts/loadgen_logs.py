@@ -1,4 +1,4 @@
-"""The files that MLPerf LoadGen leaves behind, read."""
+"""Parsers for the log files of MLPerf LoadGen."""
 
 from __future__ import annotations
 
@@ -23,58 +23,58 @@ _FIGURE_LINE = re.compile(r"\s*(\S.*?)\s*:\s*(\S.*?)\s*")
 
 @dataclass(frozen=True)
 class LoadgenSummary:
-    """mlperf_log_summary.txt; names and words are LoadGen's own."""
+    """Content of mlperf_log_summary.txt, in LoadGen's terms."""
 
     result: str | None
     """VALID or INVALID; None in accuracy mode."""
     figures: Mapping[str, float | str]
-    """Every line `name : value` but the parameters."""
+    """Values of all lines `name : value` outside the section of parameters."""
     parameters: Mapping[str, float | str]
-    """The settings in force."""
+    """Effective settings of the test."""
     remarks: tuple[str, ...]
-    """Recommendations and the result of early stopping, as they stand there."""
+    """Recommendations and the result of early stopping, verbatim."""
     messages: tuple[str, ...]
-    """How many warnings and errors there were."""
+    """Lines with the numbers of warnings and errors."""
 
     def get_figure(self, name: str) -> float:
-        """The figure of that name.
+        """Return the number with this name.
 
         Raises:
-            BenchError: there is none.
+            BenchError: There is no such number.
         """
         value = self.figures.get(name)
         if not isinstance(value, int | float):
             raise BenchError(
-                f"LoadGen's summary has no figure {name!r}. Install the version of mlcommons-loadgen that edgetl was tested with."
+                f"{name!r} not found in LoadGen's summary. "
+                "Install the version of mlcommons-loadgen that edgetl was tested with."
             )
         return value
 
 
 def parse_summary(text: str) -> LoadgenSummary:
-    """What the summary says; a text of other lines gives an empty one."""
+    """Parse the summary; unrelated text results in an empty one."""
     figures: dict[str, float | str] = {}
     parameters: dict[str, float | str] = {}
     remarks: list[str] = []
     messages: list[str] = []
-    lines, section, speaking = text.splitlines(), "", False
-    for number, line in enumerate(lines):
+    lines = text.splitlines()
+    section = ""
+    in_early_stopping = False
+    for index, line in enumerate(lines):
+        neighbors = (*lines[max(0, index - 1) : index], *lines[index + 1 : index + 2])
         if line.startswith("===") or not line.strip():
-            speaking = False
-        elif all(
-            around.startswith("===")
-            for around in (*lines[max(0, number - 1) : number], *lines[number + 1 : number + 2])
-        ):
+            in_early_stopping = False
+        elif all(neighbor.startswith("===") for neighbor in neighbors):
             section = line.strip()
         elif re.search(r"(warnings?|errors?) encountered", line, re.IGNORECASE):
             messages.append(line.strip())
-        elif speaking or line.lstrip().startswith("*"):
+        elif in_early_stopping or line.lstrip().startswith("*"):
             remarks.append(line.strip())
         elif line.strip() == f"{_EARLY_STOPPING_HEADING}:":
-            speaking = True
-        elif found := _FIGURE_LINE.fullmatch(line):
-            (parameters if section == _PARAMETERS_HEADING else figures)[found[1]] = _parse_value(
-                found[2]
-            )
+            in_early_stopping = True
+        elif match := _FIGURE_LINE.fullmatch(line):
+            values = parameters if section == _PARAMETERS_HEADING else figures
+            values[match[1]] = _parse_value(match[2])
     result = figures.pop("Result is", None)
     return LoadgenSummary(
         None if result is None else str(result),
@@ -86,26 +86,28 @@ def parse_summary(text: str) -> LoadgenSummary:
 
 
 def read_summary(folder: Path) -> LoadgenSummary:
-    """The summary that LoadGen wrote into a folder.
+    """Read the summary from a folder of LoadGen's logs.
 
     Raises:
-        BenchError: there is none.
+        BenchError: The file cannot be read.
     """
     return parse_summary(_read_log(folder / SUMMARY_FILE))
 
 
 def read_predictions(folder: Path) -> dict[int, int]:
-    """Sample to class, of an accuracy run whose system answered with int64; a sample that filled up a query counts once.
+    """Read the predictions of an accuracy run, encoded as int64, as sample index to class.
+
+    Samples that LoadGen repeats to fill up a query count once.
 
     Raises:
-        BenchError: there is no such file, or it is cut short.
+        BenchError: The file cannot be read or is truncated.
     """
     path = folder / ACCURACY_FILE
     try:
         entries = json.loads(_read_log(path))
-        answers: dict[int, int] = {}
+        predictions: dict[int, int] = {}
         for entry in entries:
-            answers.setdefault(
+            predictions.setdefault(
                 int(entry["qsl_idx"]),
                 int.from_bytes(bytes.fromhex(entry["data"]), "little", signed=True),
             )
@@ -113,7 +115,7 @@ def read_predictions(folder: Path) -> dict[int, int]:
         raise BenchError(
             f"LoadGen's {ACCURACY_FILE} is broken: {cause!r}. Run it again."
         ) from cause
-    return answers
+    return predictions
 
 
 def _read_log(path: Path) -> str:
@@ -121,14 +123,14 @@ def _read_log(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as cause:
         raise BenchError(
-            f"LoadGen left no {path.name} ({cause.strerror or cause}). Run it again."
+            f"Cannot read LoadGen's {path.name} ({cause.strerror or cause}). Run it again."
         ) from cause
 
 
 def _parse_value(text: str) -> float | str:
-    for kind in (int, float):
+    for parse in (int, float):
         try:
-            return kind(text)
+            return parse(text)
         except ValueError:
             continue
     return text

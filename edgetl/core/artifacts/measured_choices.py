@@ -1,4 +1,7 @@
-"""Decisions of a run by timing or by free memory: kept in its config.json, taken again by `--resume` and by a rerun."""
+"""Automatic choices of a run, based on timing or free memory.
+
+They are stored in the run's config.json and reused by `--resume` and by reruns (`--config`).
+"""
 
 from __future__ import annotations
 
@@ -17,69 +20,69 @@ _MAX_THREADS = 4096
 
 @dataclass(frozen=True)
 class FrozenBlockRuntimes:
-    """Names of the runtimes that compute the frozen blocks, such as `pytorch-bf16` or `onnxruntime-fp32`."""
+    """Runtimes for the frozen blocks, by name: `pytorch-bf16`, `onnxruntime-fp32`."""
 
     fast: str
-    """For training images."""
+    """Runtime for training images."""
     exact: str
-    """For validation images, in float32."""
+    """Runtime for validation images, in float32."""
 
 
 @dataclass(frozen=True)
 class AutoChoices:
-    """Every decision that depends on a clock, on free memory or on the machine, and that changes the trained weights.
+    """Choices that depend on timing, free memory or the machine and affect the trained weights.
 
-    What is None or absent has not been decided yet.
+    None or a missing entry means not decided yet.
     """
 
     device: Literal["cpu", "cuda"] | None = None
-    """Where the network is trained."""
+    """Training device."""
     threads: int | None = None
-    """Threads of PyTorch on the CPU: sums are split among them, so their number changes the last bits."""
+    """PyTorch's CPU threads; sums are split among them, so their number changes the last bits."""
     cache_budget: int | None = None
-    """Bytes for activations."""
+    """Size limit of the feature cache, bytes."""
     batch: Mapping[str, Any] | None = None
-    """How `--batch-size auto` was decided; see `edgetl.train.engine.batch_size.BatchFit`."""
+    """Result of `--batch-size auto`; see `edgetl.train.engine.batch_size.BatchFit`."""
     frozen_blocks: Mapping[str, FrozenBlockRuntimes] = field(default_factory=dict)
-    """By the name of the cut that they lead to."""
+    """Runtimes for the frozen blocks, by the name of the cut after them."""
     cached: bool | None = None
-    """Whether epochs read cached activations; otherwise every epoch computes them from the images."""
+    """Whether epochs read cached features instead of computing them from the images."""
     views: int | None = None
     """Cached views of each training image."""
     epochs: tuple[int, ...] | None = None
-    """Epochs of each phase, where `--budget` planned them."""
+    """Epochs of each phase if planned by `--budget`."""
     ended_after: Mapping[str, int] = field(default_factory=dict)
-    """Phase number to the epochs after which `--budget` ended it early."""
+    """Epochs after which `--budget` stopped a phase early, by phase number."""
     input_device: Literal["cpu", "cuda"] | None = None
-    """Where streamed training images are decoded and augmented; None where there is nothing to choose."""
+    """Device that decodes and augments streamed training images; None if there is no choice."""
     precision: Mapping[str, Literal["fp32", "bf16", "fp16"]] = field(default_factory=dict)
-    """Arithmetic of training steps, by phase number."""
+    """Precision of training steps, by phase number."""
     steps: Mapping[str, Literal["eager", "cuda-graph"]] = field(default_factory=dict)
-    """How training steps are launched, by phase number."""
+    """Execution mode of training steps, by phase number."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return its fields as the section `choices` of config.json."""
+        """Return the section `choices` of config.json."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A run's config.json as a rerun reads it."""
+    """Content of a run's config.json that a rerun needs."""
 
     path: Path
     config: FinetuneConfig
-    """As the user gave it."""
+    """Configuration as requested by the user."""
     choices: AutoChoices
 
 
 def parse_choices(content: Mapping[str, Any]) -> AutoChoices:
-    """Read the section `choices` of a run's config.json; empty where the run ended before it decided anything.
+    """Parse the section `choices` of config.json; empty if the run ended before any choice.
 
     Raises:
-        FieldError: the section is not what edgetl writes.
+        FieldError: A field is unknown, has the wrong type, or is out of range.
     """
     choices = parse_as(AutoChoices, content.get("choices") or {}, "choices")
-    numbers = {
+    ranges = {
         "threads": (choices.threads, 1, _MAX_THREADS),
         "cache_budget": (choices.cache_budget, 0, 2**62),
         "views": (choices.views, 0, MAX_VIEWS),
@@ -92,9 +95,9 @@ def parse_choices(content: Mapping[str, Any]) -> AutoChoices:
             for phase, count in choices.ended_after.items()
         },
     }
-    for name, (value, least, most) in numbers.items():
-        if value is not None and not least <= value <= most:
-            raise FieldError(f"choices.{name} must be {least} to {most}, got {value}")
+    for name, (value, minimum, maximum) in ranges.items():
+        if value is not None and not minimum <= value <= maximum:
+            raise FieldError(f"choices.{name} must be {minimum} to {maximum}, got {value}")
     return choices
 
 
@@ -102,26 +105,29 @@ def read_recorded_run(path: Path) -> RecordedRun:
     """Read the config.json of a run, for `--config`.
 
     Raises:
-        ConfigError: it cannot be read, or is not a run's config.json.
+        ConfigError: The file cannot be read or is not a run's config.json.
     """
     content = read_json(path, ConfigError, "The run's config.json")
     try:
-        asked, resolved = dict(content["asked"]), content["config"]
-        # As many workers as then: the default depends on the machine.
-        settings = {**asked, "workers": resolved["workers"], "output": None, "force": False}
-        config, choices = (
-            parse_as(FinetuneConfig, settings, "asked", extra="ignore"),
-            parse_choices(content),
-        )
+        # The default number of workers depends on the machine, so the resolved number is used.
+        settings = {
+            **dict(content["asked"]),
+            "workers": content["config"]["workers"],
+            "output": None,
+            "force": False,
+        }
+        config = parse_as(FinetuneConfig, settings, "asked", extra="ignore")
+        choices = parse_choices(content)
     except (KeyError, TypeError, ValueError) as cause:
         raise ConfigError(
-            f"{path} is not the config.json of a run ({cause}). Give --config a TOML file or RUN/config.json."
+            f"{path} is not the config.json of a run ({cause}). "
+            "Give --config a TOML file or RUN/config.json."
         ) from cause
     return RecordedRun(path, config, choices)
 
 
 def find_changed_choice_inputs(recorded: FinetuneConfig, config: FinetuneConfig) -> list[str]:
-    """Return the fields that choices depend on and in which `config` differs from the recorded run."""
+    """Return the names of fields that affect choices and differ from the recorded run."""
     return [
         item.name
         for item in fields(FinetuneConfig)
@@ -131,7 +137,8 @@ def find_changed_choice_inputs(recorded: FinetuneConfig, config: FinetuneConfig)
 
 
 _CHOICE_INPUTS = frozenset({
-    "model", "image_size", "epochs", "unfreeze", "finetune_epochs", "batch_size", "batch_norm", "budget_s", "head_width", "augment",
-    "augment_file", "views", "device", "input_device", "precision", "cache_budget", "compile", "deterministic",
+    "model", "image_size", "epochs", "unfreeze", "finetune_epochs", "batch_size", "batch_norm",
+    "budget_s", "head_width", "augment", "augment_file", "views", "device", "input_device",
+    "precision", "cache_budget", "compile", "deterministic",
 })  # fmt: skip
-"""With another value of one of these, a choice could be one that was never open, or not be needed."""
+"""Fields that affect choices: with another value, a recorded choice may be impossible or moot."""

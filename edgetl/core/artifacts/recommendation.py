@@ -1,4 +1,4 @@
-"""Which of the measured configurations to take, and the session options that go with it."""
+"""Recommendation of a measured configuration, with its session options."""
 
 from __future__ import annotations
 
@@ -13,72 +13,73 @@ from edgetl.core.statistics import paired_speedup
 
 @dataclass(frozen=True)
 class RecommendedConfig:
-    """One configuration."""
+    """One recommended configuration."""
 
     row: str
     """Id of its row."""
     p50_ms: float
     images_per_second: float
     options: Mapping[str, Any]
-    """What to give onnxruntime: the file, its providers, SessionOptions by their own names, and the batch."""
+    """Options for onnxruntime: the variant, providers, SessionOptions by name, and the batch."""
     as_fast: tuple[str, ...]
-    """Rows that are not shown to be slower, but take more threads or a larger file."""
+    """Ids of rows not shown to be slower, but with more threads or a larger file."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The fastest that passed the gate."""
+    """The fastest configurations that passed the gate."""
 
     latency: RecommendedConfig
-    """Lowest p50 of one image (of the smallest batch measured)."""
+    """Configuration with the lowest p50 at the smallest batch measured."""
     throughput: RecommendedConfig
-    """Most images a second, whatever the batch."""
+    """Configuration with the most images a second at any batch."""
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the result."""
+        """Return the field `recommendation` of a result."""
         return asdict(self)
 
 
 def recommend(rows: Sequence[BenchRow]) -> Recommendation | None:
-    """Choose among the ONNX Runtime rows of the first scope whose gate was not closed; None where none was timed.
+    """Recommend among the ONNX Runtime rows of the first scope that passed the gate.
 
-    Where the data do not tell two apart, the one with fewer threads is taken, then the smaller file: it leaves more to others.
+    If the data do not show a difference, fewer threads are preferred, then the smaller file, which
+    leaves more resources to other programs. None if no such row was timed.
     """
-    able = [
+    timed = [
         row
         for row in rows
         if row.rounds and row.runtime != "pytorch" and not row.has_failed_gate and row.rate is None
     ]
-    able = [row for row in able if row.scope == able[0].scope]
-    if not able:
+    if not timed:
         return None
-    smallest = min(row.batch for row in able)
-    single = [row for row in able if row.batch == smallest]
-    return Recommendation(_choose_config(single), _choose_config(able))
+    eligible = [row for row in timed if row.scope == timed[0].scope]
+    smallest_batch = min(row.batch for row in eligible)
+    smallest_batch_rows = [row for row in eligible if row.batch == smallest_batch]
+    return Recommendation(_choose_config(smallest_batch_rows), _choose_config(eligible))
 
 
 def _choose_config(rows: Sequence[BenchRow]) -> RecommendedConfig:
-    best = min(rows, key=_compute_ns_per_image)
-    alike = [row for row in rows if row is best or _is_not_slower(row, best)]
-    chosen = min(alike, key=lambda row: (row.threads, row.file_bytes, _compute_ns_per_image(row)))
+    fastest = min(rows, key=_compute_ns_per_image)
+    equivalent = [row for row in rows if row is fastest or _is_not_slower(row, fastest)]
+    best = min(
+        equivalent, key=lambda row: (row.threads, row.file_bytes, _compute_ns_per_image(row))
+    )
+    options = {
+        "variant": best.variant.removesuffix(f"-{best.session.get('session_mode')}"),
+        "providers": best.session.get("providers", [best.provider]),
+        "intra_op_num_threads": best.threads,
+        "inter_op_num_threads": 1,
+        "graph_optimization_level": best.session.get("graph_optimization"),
+        "batch": best.batch,
+    }
+    if "provider_options" in best.session:
+        options["provider_options"] = best.session["provider_options"]
     return RecommendedConfig(
-        chosen.id,
-        chosen.percentile_ms(50) or 0.0,
-        chosen.images_per_second or 0.0,
-        {
-            "variant": chosen.variant.removesuffix(f"-{chosen.session.get('session_mode')}"),
-            "providers": chosen.session.get("providers", [chosen.provider]),
-            "intra_op_num_threads": chosen.threads,
-            "inter_op_num_threads": 1,
-            "graph_optimization_level": chosen.session.get("graph_optimization"),
-            "batch": chosen.batch,
-            **{
-                name: chosen.session[name]
-                for name in ("provider_options",)
-                if name in chosen.session
-            },
-        },
-        tuple(row.id for row in alike if row is not chosen),
+        row=best.id,
+        p50_ms=best.percentile_ms(50) or 0.0,
+        images_per_second=best.images_per_second or 0.0,
+        options=options,
+        as_fast=tuple(row.id for row in equivalent if row is not best),
     )
 
 
@@ -86,6 +87,6 @@ def _compute_ns_per_image(row: BenchRow) -> float:
     return median(row.round_medians_ns) / row.batch
 
 
-def _is_not_slower(row: BenchRow, best: BenchRow) -> bool:
-    ratios = [ratio * row.batch / best.batch for ratio in round_ratios(best, row)]
+def _is_not_slower(row: BenchRow, fastest: BenchRow) -> bool:
+    ratios = [ratio * row.batch / fastest.batch for ratio in round_ratios(fastest, row)]
     return len(ratios) > 1 and paired_speedup(ratios).high >= 1

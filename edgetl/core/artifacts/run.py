@@ -1,4 +1,4 @@
-"""Reading a run directory: its configuration, epochs, figures and answers, finished or not."""
+"""Content of a run directory, finished or not: configuration, epochs, metrics and predictions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from edgetl.core.typed_json import parse_as
 
 _PARSE_ERRORS = (KeyError, ValueError)
 _MAX_REASON_LENGTH = 200
-"""Characters: a broken cell may hold the whole file."""
+"""Maximum characters of a reason in a message, since a broken cell may contain the whole file."""
 
 
 @dataclass(frozen=True)
 class HistoryEpoch:
-    """A line of history.jsonl."""
+    """Metrics of one epoch: a line of history.jsonl."""
 
     phase: int
     epoch: int
@@ -34,12 +34,12 @@ class HistoryEpoch:
     lr: float
     seconds: float
     elapsed: float | None = None
-    """Seconds since the run's start; None in runs that did not record it."""
+    """Seconds since the start of the run; None in runs of older versions."""
 
 
 @dataclass(frozen=True)
 class PredictionRecord:
-    """A line of predictions.csv: one validation image."""
+    """Prediction for one validation image: a line of predictions.csv."""
 
     path: str
     label: str
@@ -50,7 +50,7 @@ class PredictionRecord:
 
 @dataclass(frozen=True)
 class ValidationMetrics:
-    """How well the kept weights do on the validation images."""
+    """Metrics of the best weights on the validation images."""
 
     images: int
     accuracy: float
@@ -63,16 +63,16 @@ class ValidationMetrics:
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """metrics.json: there once a run has finished."""
+    """Content of metrics.json, which exists once a run has finished."""
 
     train_images: int
     train_accuracy: float
     validation: ValidationMetrics | None
     seconds: Mapping[str, float]
-    """`total`, and what it went to."""
+    """Duration `total` and its parts."""
     total_parameters: int
     trainable_parameters: int
-    """Parameters that the last phase trained."""
+    """Trainable parameters in the last phase."""
     device: str
     precision: str
     best_epoch: int
@@ -80,17 +80,17 @@ class RunMetrics:
     peak_memory_bytes: int | None
     peak_gpu_memory_bytes: int | None
     content: Mapping[str, Any]
-    """As it stands in the file."""
+    """Raw content of the file."""
 
     @property
     def gap(self) -> float | None:
-        """Training accuracy less validation accuracy."""
+        """Generalization gap: training minus validation accuracy."""
         return None if self.validation is None else self.train_accuracy - self.validation.accuracy
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run directory tells; what it does not hold is None or empty."""
+    """Content of a run directory; missing parts are None or empty."""
 
     directory: RunDirectory
     config: Mapping[str, Any]
@@ -98,7 +98,7 @@ class RunRecord:
     preprocessing: Mapping[str, Any]
     versions: Mapping[str, Any]
     data: Mapping[str, Any]
-    """Counts, fingerprint, warnings."""
+    """Counts, fingerprint and warnings of the data set."""
     weights: Mapping[str, Any]
     """Source and SHA-256 of the pretrained weights."""
     metrics: RunMetrics | None
@@ -109,12 +109,12 @@ class RunRecord:
 
     @property
     def model(self) -> str:
-        """The architecture."""
+        """Name of the architecture."""
         return str(self.config["model"])
 
     @property
     def best_epoch(self) -> HistoryEpoch | None:
-        """The epoch whose weights are kept: the best so far where the run has not finished."""
+        """The epoch with the best weights; the best so far if the run has not finished."""
         if self.metrics is not None:
             return next(
                 (epoch for epoch in self.history if epoch.epoch == self.metrics.best_epoch), None
@@ -128,20 +128,20 @@ class RunRecord:
 
     @property
     def mistakes(self) -> list[PredictionRecord]:
-        """The wrong answers, the surest first."""
-        wrong = (answer for answer in self.predictions or () if answer.predicted != answer.label)
-        return sorted(wrong, key=lambda answer: -answer.probability)
+        """Wrong predictions, the most confident first."""
+        mistakes = (record for record in self.predictions or () if record.predicted != record.label)
+        return sorted(mistakes, key=lambda record: -record.probability)
 
     @property
     def confusion(self) -> list[list[int]] | None:
         """Counts [true][predicted] of the validation images; None without predictions.csv."""
         if not self.predictions:
             return None
-        counts = Counter((answer.label, answer.predicted) for answer in self.predictions)
+        counts = Counter((record.label, record.predicted) for record in self.predictions)
         return [[counts[true, predicted] for predicted in self.classes] for true in self.classes]
 
     def to_json(self) -> dict[str, Any]:
-        """Its configuration, figures and epochs; the answers, which may be many, are in predictions.csv."""
+        """Return configuration, epochs and metrics; predictions stay in predictions.csv."""
         return {
             "path": str(self.directory.path),
             "finished": self.metrics is not None,
@@ -156,10 +156,10 @@ class RunRecord:
 
 
 def read_run_record(path: Path) -> RunRecord:
-    """The run directory at `path`, as far as it has come.
+    """Read the run directory at `path`, finished or not.
 
     Raises:
-        RunError: it is no run directory, or one of its files is broken or of another schema.
+        RunError: It is not a run directory, or a file is broken or of another schema.
     """
     run = RunDirectory(path)
     configuration = read_run_configuration(run)
@@ -225,7 +225,7 @@ def _read_metrics(run: RunDirectory, classes: Sequence[str]) -> RunMetrics | Non
         if "total" not in file.seconds:
             raise ValueError("metrics.seconds has no field 'total'")
         if file.val is not None and file.val.per_class.keys() != set(classes):
-            raise ValueError("metrics.val.per_class has other classes than config.json")
+            raise ValueError("metrics.val.per_class does not match the classes of config.json")
     except ValueError as cause:
         raise _broken_file_error(run.metrics, cause) from cause
     return RunMetrics(
@@ -259,14 +259,14 @@ def _to_validation_metrics(val: _ValMetrics) -> ValidationMetrics:
 
 def _read_history(run: RunDirectory) -> tuple[HistoryEpoch, ...]:
     try:
-        text = (
-            read_regular_file(run.history, MAX_JSON_BYTES).decode() if run.history.exists() else ""
-        )
-        # A run that is being trained may be in the middle of its last line.
-        whole = [line for line in text.splitlines() if line.strip().endswith("}")]
+        if not run.history.exists():
+            return ()
+        text = read_regular_file(run.history, MAX_JSON_BYTES).decode()
+        # The last line may be incomplete while the run is training.
+        lines = [line for line in text.splitlines() if line.strip().endswith("}")]
         return tuple(
             parse_as(HistoryEpoch, parse_json(line), f"line {number}", extra="ignore")
-            for number, line in enumerate(whole, 1)
+            for number, line in enumerate(lines, 1)
         )
     except (OSError, ValueError) as cause:
         raise _broken_file_error(run.history, cause) from cause
@@ -292,9 +292,9 @@ def _read_predictions(run: RunDirectory) -> tuple[PredictionRecord, ...] | None:
 
 def _read_rejected_files(path: Path) -> tuple[tuple[str, str], ...]:
     try:
-        return (
-            tuple((row["path"], row["reason"]) for row in read_csv(path)) if path.exists() else ()
-        )
+        if not path.exists():
+            return ()
+        return tuple((row["path"], row["reason"]) for row in read_csv(path))
     except (OSError, *_PARSE_ERRORS) as cause:
         raise _broken_file_error(path, cause) from cause
 
@@ -302,16 +302,19 @@ def _read_rejected_files(path: Path) -> tuple[tuple[str, str], ...]:
 def _parse_finite(value: Any) -> float:
     number = float(value)
     if not math.isfinite(number):
-        raise ValueError(f"{value} is no figure")
+        raise ValueError(f"{value} is not a finite number")
     return number
 
 
 def _broken_file_error(path: Path, cause: BaseException) -> RunError:
     return RunError(
-        f"{path} is broken: {_short_reason(cause)}. Restore the file, or train again with `edgetl finetune`."
+        f"{path} is broken: {_short_reason(cause)}. "
+        "Restore the file, or train again with `edgetl finetune`."
     )
 
 
 def _short_reason(cause: BaseException) -> str:
     reason = f"it has no column {cause}" if isinstance(cause, KeyError) else str(cause)
-    return reason if len(reason) <= _MAX_REASON_LENGTH else f"{reason[:_MAX_REASON_LENGTH]}..."
+    if len(reason) <= _MAX_REASON_LENGTH:
+        return reason
+    return f"{reason[:_MAX_REASON_LENGTH]}..."

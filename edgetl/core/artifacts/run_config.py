@@ -1,4 +1,4 @@
-"""config.json of a run: what it was asked for, and what it rests on, every value checked where it is read."""
+"""Reader for a run's config.json: its configuration, data, weights and automatic choices."""
 
 from __future__ import annotations
 
@@ -15,36 +15,39 @@ from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.typed_json import parse_as
 
 MAX_CLASSES = 2**16
-"""ImageNet-21k has 21,841; a head for more than this would take a gigabyte before the weights were looked at."""
+"""Maximum number of classes, so that a broken file cannot request a head of gigabytes.
+
+ImageNet-21k has 21,841 classes.
+"""
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """The images of a run."""
+    """Images of a run."""
 
     fingerprint: str
-    """SHA-256 of all paths, labels, parts and pixels."""
+    """SHA-256 over the paths, labels, splits and pixels of all images."""
     counts: dict[str, dict[str, int]]
-    """Images by part and class."""
+    """Number of images by split and class."""
     rejected: int = 0
-    """Files that were left out."""
+    """Number of rejected files."""
     warnings: tuple[str, ...] = ()
-    """Problems noticed before training."""
+    """Problems detected before training."""
 
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """The weights that training began from."""
+    """Initial weights of a run."""
 
     source: str
-    """A URL, a file, `builtin` or `none`."""
+    """URL or file, `builtin` or `none`."""
     sha256: str | None
     """SHA-256 of the file's bytes; None without weights."""
 
 
 @dataclass(frozen=True)
 class BatchSizeInfo:
-    """A batch size as `--batch-size auto` decided it."""
+    """Result of `--batch-size auto`."""
 
     batch_size: int
     usual: int
@@ -55,30 +58,31 @@ class BatchSizeInfo:
 
 @dataclass(frozen=True)
 class RunConfiguration:
-    """The content of config.json."""
+    """Content of config.json."""
 
     config: FinetuneConfig
-    """Everything resolved: what the machine and the data decided is filled in."""
+    """Resolved configuration, with the values that depend on the machine and the data."""
     classes: tuple[str, ...]
-    """In the order of the logits."""
+    """Class names in the order of the logits."""
     preprocessing: Preprocessing
     versions: dict[str, str | None]
     data: DatasetInfo
     weights: WeightsInfo
     requested_config: FinetuneConfig | None
-    """As the user gave it; None in a run of an edgetl that could not resume."""
+    """Configuration as requested by the user; None in runs of versions that could not resume."""
     batch: BatchSizeInfo | None
     choices: AutoChoices
-    """Decisions by timing or by free memory; empty where the run ended before it decided anything."""
+    """Choices by timing or free memory; empty if the run ended before any choice."""
     content: Mapping[str, Any] = field(repr=False)
-    """As it stands in the file."""
+    """Raw content of the file."""
 
 
 def read_run_configuration(run: RunDirectory) -> RunConfiguration:
     """Read config.json of a run.
 
     Raises:
-        RunError: missing, damaged, or values of another type or beyond what they may be; the message names the first.
+        RunError: The file is missing or broken, or a value has the wrong type or is out of range;
+            the message names the first such value.
     """
     content = read_json(run.config, RunError, "The run's configuration")
     try:
@@ -91,28 +95,29 @@ def read_run_configuration(run: RunDirectory) -> RunConfiguration:
             versions=parse_as(dict[str, str | None], content["versions"], "versions"),
             data=parse_as(DatasetInfo, content["data"], "data", extra="ignore"),
             weights=parse_as(WeightsInfo, content["weights"], "weights", extra="ignore"),
-            requested_config=_parse_finetune_config(content, "asked")
-            if "asked" in content
-            else None,
+            requested_config=_parse_requested_config(content),
             batch=parse_as(BatchSizeInfo | None, content.get("batch"), "batch"),  # type: ignore[arg-type]
             choices=parse_choices(content),
             content=content,
         )
         _check(configuration)
     except (KeyError, ValueError, ConfigError) as cause:
-        reason = (
-            f"it has no field {cause}"
-            if isinstance(cause, KeyError)
-            else str(cause).rstrip(".").replace("\n", " ")
-        )
+        reason = str(cause).rstrip(".").replace("\n", " ")
+        if isinstance(cause, KeyError):
+            reason = f"it has no field {cause}"
         raise RunError(
-            f"{run.config} is broken: {reason}. Restore the file, or train again with `edgetl finetune`."
+            f"{run.config} is broken: {reason}. "
+            "Restore the file, or train again with `edgetl finetune`."
         ) from cause
     return configuration
 
 
+def _parse_requested_config(content: Mapping[str, Any]) -> FinetuneConfig | None:
+    return _parse_finetune_config(content, "asked") if "asked" in content else None
+
+
 def _parse_finetune_config(content: Mapping[str, Any], name: str) -> FinetuneConfig:
-    # A field of another edgetl is left out: what it did is in the weights.
+    # Fields of other versions are ignored: their effect is in the weights.
     return parse_as(FinetuneConfig, content[name], name, extra="ignore")
 
 
@@ -126,5 +131,6 @@ def _check(configuration: RunConfiguration) -> None:
         raise ValueError("data.counts holds a negative number")
     if batch is not None and min(batch.batch_size, batch.usual) < 1:
         raise ValueError(
-            f"batch.batch_size and batch.usual must be at least 1, got {batch.batch_size} and {batch.usual}"
+            "batch.batch_size and batch.usual must be >= 1, "
+            f"got {batch.batch_size} and {batch.usual}"
         )

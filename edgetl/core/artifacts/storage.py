@@ -1,4 +1,4 @@
-"""Where results are kept: a place checked before minutes of measuring, a name that nothing has yet, and never lost for want of space."""
+"""Storage of results: output path checked before measuring, free file names, fallback folder."""
 
 from __future__ import annotations
 
@@ -14,61 +14,64 @@ from edgetl.core.errors import BenchError
 
 
 def check_output_path(output: Path | None, folder: Path) -> None:
-    """Minutes of measuring must not end at a folder that cannot be written.
+    """Check that a result can be written, before minutes are spent on measuring.
 
     Args:
-        output: the file asked for; None takes a new name in `folder`.
-        folder: where results go by default.
+        output: Requested file; None chooses a new name in `folder`.
+        folder: Default folder of results.
 
     Raises:
-        BenchError: the file is there already, or its folder cannot be written.
+        BenchError: The file already exists, or its folder is not writable.
     """
     if output is not None and output.exists():
         raise BenchError(
-            f"{output} exists already and results are never overwritten. Choose another --output."
+            f"{output} already exists; results are never overwritten. Choose another --output."
         )
-    place = folder if output is None else output.parent
-    nearest = next(
-        parent for parent in (place.absolute(), *place.absolute().parents) if parent.exists()
+    target = folder if output is None else output.parent
+    existing = next(
+        parent for parent in (target.absolute(), *target.absolute().parents) if parent.exists()
     )
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise BenchError(
-            f"Results cannot be written to {place}: no right to write in {nearest}. Choose another place with --output."
+            f"Cannot write results to {target}: {existing} is not writable. "
+            "Choose another --output."
         )
 
 
 def store_result(
     write: Callable[[Path], None], output: Path | None, folder: Path, created: datetime
 ) -> tuple[Path | None, tuple[str, ...]]:
-    """Write under the name asked for, or under the first free one in `folder`; where that fails, in the temporary folder.
+    """Write a result to `output` or a new file in `folder`, or else to the temporary folder.
 
     Args:
-        write: writes to a file that does not exist yet, and raises BenchError where it cannot.
-        output: the file asked for; None takes a new name in `folder`.
-        folder: where results go by default.
-        created: when measuring began.
+        write: Function that writes to a new file, or raises BenchError if it cannot.
+        output: Requested file; None chooses a new name in `folder`.
+        folder: Default folder of results.
+        created: Start of the measurement.
 
     Returns:
-        The path, and in words where it lies if not where it was asked for; the path is None where there is space nowhere.
+        The path, None if the result could not be written anywhere, and messages for the user,
+        empty if the result was written as requested.
     """
     host = re.sub(r"[^\w.-]+", "-", platform.node()).strip("-.") or "device"
     path = output or _find_free_path(folder, f"{created:%Y%m%dT%H%M%SZ}-{host}")
     try:
         write(path)
     except BenchError as error:
-        spare = _find_free_path(Path(tempfile.gettempdir()), f"edgetl-{path.stem}")
+        fallback = _find_free_path(Path(tempfile.gettempdir()), f"edgetl-{path.stem}")
         try:
-            write(spare)
+            write(fallback)
         except BenchError:
             return None, (
-                f"{error} Nor is there space in {spare.parent}: the result was NOT kept.",
+                f"{error} Cannot write to {fallback.parent} either: the result was NOT saved.",
             )
-        return spare, (f"{error} It was kept in {spare} instead.",)
+        return fallback, (f"{error} The result was saved to {fallback} instead.",)
     return path, ()
 
 
 def _find_free_path(folder: Path, stem: str) -> Path:
-    path, number = folder / f"{stem}.json", 1
+    path = folder / f"{stem}.json"
+    number = 1
     while path.exists():
         number += 1
         path = folder / f"{stem}-{number}.json"

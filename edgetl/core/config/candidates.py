@@ -1,63 +1,63 @@
-"""Configuration of `edgetl bench ARCHITECTURE...`."""
+"""Configuration of `edgetl bench --candidates`."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetl.core.config.options import raise_config_errors
+from edgetl.core.config.options import (
+    check,
+    check_minimum,
+    check_positive,
+    check_seed,
+    raise_config_errors,
+)
 
 MIN_IMAGE_SIZE = 32
-"""Pixels; as `edgetl finetune --image-size`."""
+"""Smallest image size, pixels; the same as for `edgetl finetune --image-size`."""
 
 
 @dataclass(frozen=True)
 class CandidatesConfig:
-    """What to time, and against which budget."""
+    """Options of `edgetl bench --candidates`."""
 
     architectures: tuple[str, ...]
-    """torchvision's names."""
+    """Names of torchvision architectures."""
     classes: int = 10
     """Width of the new head."""
     image_sizes: tuple[int, ...] = ()
-    """Sides of the input, pixels; none takes each architecture's own."""
+    """Sides of the square input, pixels; empty uses each architecture's own."""
     latency_budget_ms: float | None = None
-    """Largest p50, one image, network with its preprocessing; None only measures."""
+    """Largest p50 of one image, model with preprocessing; None is no budget."""
     threads: int | None = None
-    """Intra-op threads; None takes the cores available."""
+    """Intra-op threads; None uses the available cores."""
     provider: str = "cpu"
-    """ONNX Runtime's execution provider."""
+    """Execution provider of ONNX Runtime."""
     rounds: int = 8
-    """Rounds; each runs every candidate once, in random order, in a fresh process."""
+    """Number of rounds; each runs every candidate once, in random order, in fresh processes."""
     output: Path | None = None
-    """The result file to write; None chooses a new name in bench/ under the current folder."""
+    """Result file to write; None chooses a new name in ./bench."""
     seed: int = 0
-    """Seed of the weights and of the order within rounds."""
+    """Seed for the weights and the order within rounds."""
     force: bool = False
-    """Measure with more threads than there are cores."""
+    """Allow more threads than there are cores."""
 
     def __post_init__(self) -> None:
         small = [str(size) for size in self.image_sizes if size < MIN_IMAGE_SIZE]
-        budget = self.latency_budget_ms
         raise_config_errors(
             [
-                None
-                if self.architectures
-                else "--candidates names at least one architecture; `edgetl models` lists them.",
-                None if self.classes >= 2 else f"--classes is at least 2, not {self.classes}.",
-                f"--image-size is at least {MIN_IMAGE_SIZE} pixels, not {', '.join(small)}."
-                if small
-                else None,
-                None
-                if budget is None or 0 < budget < math.inf
-                else f"--latency-budget is above 0 and finite, not {budget:g} ms.",
-                None
-                if self.threads is None or self.threads >= 1
-                else f"--threads is at least 1, not {self.threads}.",
-                None
-                if self.rounds >= 2
-                else f"--rounds is at least 2 (an interval needs it), not {self.rounds}.",
-                None if 0 <= self.seed < 2**63 else f"--seed lies in [0, 2^63), not {self.seed}.",
+                check(
+                    bool(self.architectures),
+                    "--candidates must name at least one architecture; `edgetl models` lists them.",
+                ),
+                check_minimum("--classes", self.classes, 2),
+                check(
+                    not small,
+                    f"--image-size must be at least {MIN_IMAGE_SIZE} pixels, got {', '.join(small)}.",
+                ),
+                check_positive("--latency-budget", self.latency_budget_ms, " ms"),
+                check_minimum("--threads", self.threads, 1),
+                check_minimum("--rounds", self.rounds, 2, "an interval needs two"),
+                check_seed("--seed", self.seed),
             ]
         )

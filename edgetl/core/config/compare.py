@@ -1,101 +1,106 @@
-"""What `edgetl compare` is asked to do, and the runs that it consists of."""
+"""Configuration of `edgetl compare`."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetl.core.config.options import raise_config_errors
+from edgetl.core.config.options import (
+    check,
+    check_minimum,
+    check_positive,
+    raise_config_errors,
+)
 
 STRATEGIES = ("scratch", "head", "finetune", "full", "freeze-sweep")
-"""What can be asked for."""
+"""Values of `--strategies`."""
 EQUAL_TIME = "scratch-equal-time"
-"""From nothing, in the time that a pretrained strategy took."""
+"""Training from scratch in the time that a pretrained strategy took."""
 STRATEGY_DESCRIPTIONS = {
     "scratch": "random weights, everything trained",
-    EQUAL_TIME: "random weights, everything trained, planned for the time that the pretrained network took; one epoch is the least",
-    "head": "pretrained, backbone frozen, only the new head trained",
-    "finetune": "pretrained, the head, then the last blocks as well",
-    "freeze-75": "pretrained, the head, then the last quarter of the blocks",
-    "freeze-50": "pretrained, the head, then the last half of the blocks",
-    "freeze-25": "pretrained, the head, then the last three quarters of the blocks",
-    "full": "pretrained, the head, then everything",
+    EQUAL_TIME: "random weights, everything trained, in the time of the pretrained run; at least one epoch",
+    "head": "pretrained, frozen backbone, only the new head trained",
+    "finetune": "pretrained, first the head, then the last blocks as well",
+    "freeze-75": "pretrained, first the head, then the last quarter of the blocks",
+    "freeze-50": "pretrained, first the head, then the last half of the blocks",
+    "freeze-25": "pretrained, first the head, then the last three quarters of the blocks",
+    "full": "pretrained, first the head, then everything",
 }
-"""What each strategy is, in the order of tables."""
+"""Description of each strategy, in the order of tables."""
 FREEZE_SWEEP = ("head", "freeze-75", "freeze-50", "freeze-25", "full")
-REFERENCE_STRATEGIES = ("finetune", "full", "head")
 """Fine-tuning with all, 3/4, 1/2, 1/4 and none of the blocks frozen."""
+REFERENCE_STRATEGIES = ("finetune", "full", "head")
+"""Pretrained strategies whose duration scratch-equal-time can use, in order of preference."""
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Options of `edgetl compare`; the recipe that all runs share is a FinetuneConfig of its own."""
+    """Options of `edgetl compare`; the recipe of all runs is a separate FinetuneConfig."""
 
     output: Path
-    """The experiment's folder; one that holds a part of the same experiment is gone on with."""
+    """Folder of the experiment; an unfinished experiment with the same options is resumed."""
     models: tuple[str, ...] = ("mobilenet_v2", "resnet50")
     strategies: tuple[str, ...] = ("scratch", "head", "finetune")
     seeds: int = 3
-    """Runs of each strategy, seeds 0, 1, ...; all on one split."""
+    """Number of runs of each strategy, with seeds 0, 1, ... on the same split."""
     image_sizes: tuple[int, ...] = ()
-    """Sides of the input, pixels; none takes each architecture's own."""
+    """Sides of the square input, pixels; empty uses each architecture's own."""
     epochs: int = 16
-    """Of every run, over both phases."""
+    """Epochs of every run, over both phases."""
     budget_s: float | None = None
-    """Seconds that each run may take at most; epochs are then set from measured steps, up to three times the recipe's."""
+    """Time limit of each run, seconds; epochs are then planned from measured steps, up to three
+    times those of the recipe."""
     target_accuracy: float = 0.8
-    """Validation accuracy whose time is told; training goes on after it."""
+    """Validation accuracy for which the time to reach it is reported; training continues after
+    it."""
     latency_budget_ms: float | None = None
-    """Largest p50 on this device; what is above it is not trained."""
+    """Largest p50 on this device; slower architectures are not trained."""
     bench: bool = True
-    """Export the best run of each network and time it."""
+    """Whether to export and time the best run of each network."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.strategies if name not in STRATEGIES]
-        budget, latency = self.budget_s, self.latency_budget_ms
         raise_config_errors(
             [
-                None
-                if self.models
-                else "--models names at least one architecture; `edgetl models` lists them.",
-                None
-                if self.strategies
-                else f"--strategies names at least one of {', '.join(STRATEGIES)}.",
-                f"--strategies knows {', '.join(STRATEGIES)}, not {', '.join(map(repr, unknown))}."
-                if unknown
-                else None,
-                None if self.seeds >= 1 else f"--seeds is at least 1, not {self.seeds}.",
-                None
-                if all(size >= 32 for size in self.image_sizes)
-                else "--image-size is at least 32 pixels.",
-                None
-                if self.epochs >= 2
-                else f"--epochs is at least 2 (one of each phase), not {self.epochs}.",
-                None
-                if budget is None or 0 < budget < math.inf
-                else f"--budget is above 0 and finite, not {budget} s.",
-                None
-                if 0 < self.target_accuracy <= 1
-                else f"--target-accuracy lies in (0, 1], not {self.target_accuracy}.",
-                None
-                if latency is None or 0 < latency < math.inf
-                else f"--latency-budget is above 0 and finite, not {latency:g} ms.",
+                check(
+                    bool(self.models),
+                    "--models must name at least one architecture; `edgetl models` lists them.",
+                ),
+                check(
+                    bool(self.strategies),
+                    f"--strategies must name at least one of {', '.join(STRATEGIES)}.",
+                ),
+                check(
+                    not unknown,
+                    f"--strategies must be among {', '.join(STRATEGIES)}, "
+                    f"got {', '.join(map(repr, unknown))}.",
+                ),
+                check_minimum("--seeds", self.seeds, 1),
+                check(
+                    all(size >= 32 for size in self.image_sizes),
+                    "--image-size must be at least 32 pixels.",
+                ),
+                check_minimum("--epochs", self.epochs, 2, "one for each phase"),
+                check_positive("--budget", self.budget_s, " s"),
+                check(
+                    0 < self.target_accuracy <= 1,
+                    f"--target-accuracy must be in (0, 1], got {self.target_accuracy}.",
+                ),
+                check_positive("--latency-budget", self.latency_budget_ms, " ms"),
             ]
         )
 
     @property
     def expanded_strategies(self) -> tuple[str, ...]:
-        """Strategies as they are run, each once, in the order of tables."""
-        wanted = {
-            one
-            for name in self.strategies
-            for one in (FREEZE_SWEEP if name == "freeze-sweep" else (name,))
-        }
-        if (
-            "scratch" in wanted
-            and wanted.intersection(REFERENCE_STRATEGIES)
-            and self.budget_s is None
-        ):
-            wanted.add(EQUAL_TIME)
-        return tuple(name for name in STRATEGY_DESCRIPTIONS if name in wanted)
+        """Strategies to run, each once, in the order of tables.
+
+        `freeze-sweep` is expanded, and scratch-equal-time is added to scratch beside a pretrained
+        strategy unless a budget sets the time of all runs.
+        """
+        expanded: set[str] = set()
+        for name in self.strategies:
+            expanded.update(FREEZE_SWEEP if name == "freeze-sweep" else (name,))
+        has_reference = bool(expanded.intersection(REFERENCE_STRATEGIES))
+        if "scratch" in expanded and has_reference and self.budget_s is None:
+            expanded.add(EQUAL_TIME)
+        return tuple(name for name in STRATEGY_DESCRIPTIONS if name in expanded)

@@ -1,7 +1,8 @@
-"""What the configurations share: all mistakes told at once, named values, times and sizes as people write them."""
+"""Checks and parsers shared by the configurations: all errors at once, durations, sizes, shares."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -15,7 +16,7 @@ Number = TypeVar("Number", int, float)
 
 
 def split_list(texts: Iterable[str]) -> tuple[str, ...]:
-    """Every word of texts that are separated by commas, without repetitions."""
+    """Return the comma-separated words of all texts, without duplicates."""
     return tuple(
         dict.fromkeys(word.strip() for text in texts for word in text.split(",") if word.strip())
     )
@@ -24,20 +25,21 @@ def split_list(texts: Iterable[str]) -> tuple[str, ...]:
 def parse_numbers(
     option: str, texts: Sequence[str], kind: Callable[[str], Number]
 ) -> tuple[Number, ...]:
-    """The numbers of texts that are separated by commas, without repetitions.
+    """Return the comma-separated numbers of all texts, without duplicates.
 
     Raises:
-        ConfigError: one is no such number, or a text holds none.
+        ConfigError: A word is not a number, or there are texts but no numbers.
     """
     try:
-        found = tuple(dict.fromkeys(kind(word) for word in split_list(texts)))
+        numbers = tuple(dict.fromkeys(kind(word) for word in split_list(texts)))
     except ValueError:
-        found = ()
-    if texts and not found:
+        numbers = ()
+    if texts and not numbers:
         raise ConfigError(
-            f"{option} takes numbers separated by commas, as 1,2,4, not {', '.join(map(repr, texts))}."
+            f"{option} must be comma-separated numbers such as 1,2,4, "
+            f"got {', '.join(map(repr, texts))}."
         )
-    return found
+    return numbers
 
 
 _NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,15})?"
@@ -55,20 +57,49 @@ _BYTES_PER_UNIT = {
 
 
 def raise_config_errors(problems: Iterable[str | None]) -> None:
-    """Raise ConfigError with every problem that is not None, a line each."""
-    found = [problem for problem in problems if problem]
-    if found:
-        raise ConfigError("\n".join(found))
+    """Raise ConfigError with all problems that are not None, one a line."""
+    lines = [problem for problem in problems if problem]
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def check(condition: bool, problem: str) -> str | None:
+    """Return None if the condition holds, else the problem."""
+    return None if condition else problem
 
 
 def check_choice(option: str, value: str, literal: Any) -> str | None:
-    """The problem with `value` where it is none of the literal type's."""
-    known = get_args(literal)
-    return None if value in known else f"{option} takes {', '.join(known)}, not {value!r}."
+    """Return a problem unless `value` is one of the values of a `Literal` type."""
+    choices = get_args(literal)
+    return check(value in choices, f"{option} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def check_minimum(option: str, value: int | None, minimum: int, reason: str = "") -> str | None:
+    """Return a problem unless `value` is None or at least `minimum`."""
+    explanation = f" ({reason})" if reason else ""
+    return check(
+        value is None or value >= minimum,
+        f"{option} must be >= {minimum}{explanation}, got {value}.",
+    )
+
+
+def check_positive(option: str, value: float | None, unit: str = "") -> str | None:
+    """Return a problem unless `value` is None, or above 0 and finite."""
+    return check(
+        value is None or 0 < value < math.inf,
+        f"{option} must be > 0 and finite, got {value}{unit}.",
+    )
+
+
+def check_seed(option: str, value: int | None) -> str | None:
+    """Return a problem unless `value` is None or a seed that PyTorch and NumPy accept."""
+    return check(
+        value is None or 0 <= value < 2**63, f"{option} must be in [0, 2^63), got {value}."
+    )
 
 
 def config_to_json(config: Any) -> dict[str, Any]:
-    """A configuration's fields, paths as text."""
+    """Return the fields of a configuration, with paths as text."""
     return {
         key: str(value) if isinstance(value, Path) else value
         for key, value in asdict(config).items()
@@ -76,66 +107,64 @@ def config_to_json(config: Any) -> dict[str, Any]:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `90`, `90s`, `25m`, `1.5h` or `1h30m`.
+    """Parse a duration such as `90`, `90s`, `25m`, `1.5h` or `1h30m` into seconds.
 
     Raises:
-        ConfigError: anything else, or nothing at all.
+        ConfigError: The text is empty or not a duration.
     """
     plain = text.strip().lower()
     if re.fullmatch(_NUMBER, plain):
         return float(plain)
-    found = re.fullmatch(rf"(?:({_NUMBER})h)?(?:({_NUMBER})m)?(?:({_NUMBER})s)?", plain)
-    if not found or not plain:
-        raise ConfigError(f"{text!r} is no length of time. Write it as 90s, 25m or 1h30m.")
-    hours, minutes, seconds = (Fraction(number or 0) for number in found.groups())
+    match = re.fullmatch(rf"(?:({_NUMBER})h)?(?:({_NUMBER})m)?(?:({_NUMBER})s)?", plain)
+    if not match or not plain:
+        raise ConfigError(f"{text!r} is not a duration. Write it as 90s, 25m or 1h30m.")
+    hours, minutes, seconds = (Fraction(number or 0) for number in match.groups())
     return float(3600 * hours + 60 * minutes + seconds)
 
 
 def parse_milliseconds(text: str) -> float:
-    """Milliseconds of `5`, `5ms`, `1.5ms`, `800us` or `0.2s`.
+    """Parse a latency such as `5`, `5ms`, `1.5ms`, `800us` or `0.2s` into milliseconds.
 
     Raises:
-        ConfigError: anything else.
+        ConfigError: The text is not a latency.
     """
-    found = re.fullmatch(rf"({_NUMBER})\s*(us|ms|s)?", text.strip().lower())
-    if not found:
-        raise ConfigError(f"{text!r} is no latency. Write it as 5ms, 800us or 0.2s.")
-    return float(
-        Fraction(found[1])
-        * {"us": Fraction(1, 1000), "ms": Fraction(1), "s": Fraction(1000)}[found[2] or "ms"]
-    )
+    match = re.fullmatch(rf"({_NUMBER})\s*(us|ms|s)?", text.strip().lower())
+    if not match:
+        raise ConfigError(f"{text!r} is not a latency. Write it as 5ms, 800us or 0.2s.")
+    factors = {"us": Fraction(1, 1000), "ms": Fraction(1), "s": Fraction(1000)}
+    return float(Fraction(match[1]) * factors[match[2] or "ms"])
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `0`, `500MB`, `2GB` or `1.5GiB`.
+    """Parse a size such as `0`, `500MB`, `2GB` or `1.5GiB` into bytes.
 
     Raises:
-        ConfigError: anything else.
+        ConfigError: The text is not a size.
     """
-    found = re.fullmatch(rf"({_NUMBER})\s*([a-z]*)", text.strip().lower())
-    if not found or (found[2] or "b") not in _BYTES_PER_UNIT:
-        raise ConfigError(f"{text!r} is no size. Write it as 500MB, 2GB or 1.5GiB.")
-    # In floats 2.01 * 10**6 is less than 2010000.
-    return int(Fraction(found[1]) * _BYTES_PER_UNIT[found[2] or "b"])
+    match = re.fullmatch(rf"({_NUMBER})\s*([a-z]*)", text.strip().lower())
+    if not match or (match[2] or "b") not in _BYTES_PER_UNIT:
+        raise ConfigError(f"{text!r} is not a size. Write it as 500MB, 2GB or 1.5GiB.")
+    # Fractions, because 2.01 * 10**6 is less than 2010000 in floating point.
+    return int(Fraction(match[1]) * _BYTES_PER_UNIT[match[2] or "b"])
 
 
 def parse_share(text: str) -> float:
-    """The share that `5%` or `0.05` stands for.
+    """Parse a share such as `5%` or `0.05`; both are 0.05.
 
     Raises:
-        ConfigError: anything else.
+        ConfigError: The text is not a share.
     """
-    found = re.fullmatch(rf"({_NUMBER})\s*(%)?", text.strip())
-    if not found:
-        raise ConfigError(f"{text!r} is no share. Write it as 5% or 0.05.")
-    return float(Fraction(found[1]) / (100 if found[2] else 1))
+    match = re.fullmatch(rf"({_NUMBER})\s*(%)?", text.strip())
+    if not match:
+        raise ConfigError(f"{text!r} is not a share. Write it as 5% or 0.05.")
+    return float(Fraction(match[1]) / (100 if match[2] else 1))
 
 
 def parse_height_width(option: str, text: str) -> tuple[int, int]:
     """Parse `480x640` into (height, width).
 
     Raises:
-        ConfigError: it is not two numbers with an x between them.
+        ConfigError: The text is not two numbers separated by an x.
     """
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text.strip().lower())
     if match is None:

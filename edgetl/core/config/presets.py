@@ -1,4 +1,7 @@
-"""Presets: recipes by name. What a user gives, in a file or as an option, stands above the preset."""
+"""Presets (named recipes) and TOML files for `--config`.
+
+Options override the file, and the file overrides the preset.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ from edgetl.core.files import read_regular_file
 from edgetl.core.typed_json import MAX_INTEGER
 
 RECIPE_FIELDS = (
-    "epochs", "lr", "unfreeze", "finetune_epochs", "finetune_lr", "batch_size", "batch_norm", "schedule", "warmup", "lr_decay",
-    "weight_decay", "clip_gradient", "label_smoothing", "mixup", "cutmix", "ema", "class_weights", "sampling", "head_width", "dropout",
-    "augment", "views",
+    "epochs", "lr", "unfreeze", "finetune_epochs", "finetune_lr", "batch_size", "batch_norm",
+    "schedule", "warmup", "lr_decay", "weight_decay", "clip_gradient", "label_smoothing", "mixup",
+    "cutmix", "ema", "class_weights", "sampling", "head_width", "dropout", "augment", "views",
 )  # fmt: skip
-"""The fields that a preset sets."""
+"""Fields that a preset sets."""
 _AUTO = "auto"
 _USUAL = "usual"
 _MAX_CONFIG_BYTES = 2**20
@@ -32,65 +35,91 @@ _DEFAULTS = {
 
 
 def get_presets() -> dict[str, dict[str, Any]]:
-    """Name to the value of every field in RECIPE."""
+    """Return all presets: name to the value of every field in RECIPE_FIELDS."""
     default = {name: _DEFAULTS[name] for name in RECIPE_FIELDS}
     return {"default": default, "classic": {**default, **_CLASSIC}}
 
 
 PRESET_DESCRIPTIONS = {
-    "default": "The recipe that did best on sets near to ImageNet and far from it.",
-    "classic": "The classic experiment: 5 epochs of the head at 1e-3, 5 of the last blocks at 1e-5, Adam at constant rates.",
+    "default": "The recipe with the best results on data sets both close to and far from ImageNet.",
+    "classic": "The classic recipe: 5 epochs of the head at 1e-3, then 5 of the last blocks at 1e-5, "
+    "Adam with constant learning rates.",
 }
-"""What each preset is for."""
+"""Description of each preset."""
 
 _CLASSIC: dict[str, Any] = {
-    "epochs": 5, "lr": 1e-3, "unfreeze": "auto", "finetune_epochs": 5, "finetune_lr": 1e-5, "batch_size": 32, "batch_norm": "train",
-    "schedule": "constant", "warmup": 0.0, "lr_decay": 1.0, "weight_decay": 0.0, "clip_gradient": 0.0, "label_smoothing": 0.0,
-    "mixup": 0.0, "cutmix": 0.0, "ema": 0.0, "class_weights": "none", "sampling": "shuffled", "head_width": 128, "dropout": 0.2,
-    "augment": "light", "views": 10,
-}  # fmt: skip
+    "epochs": 5,
+    "lr": 1e-3,
+    "unfreeze": "auto",
+    "finetune_epochs": 5,
+    "finetune_lr": 1e-5,
+    "batch_size": 32,
+    "batch_norm": "train",
+    "schedule": "constant",
+    "warmup": 0.0,
+    "lr_decay": 1.0,
+    "weight_decay": 0.0,
+    "clip_gradient": 0.0,
+    "label_smoothing": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "ema": 0.0,
+    "class_weights": "none",
+    "sampling": "shuffled",
+    "head_width": 128,
+    "dropout": 0.2,
+    "augment": "light",
+    "views": 10,
+}
 
 
 def resolve_config(
-    data: Path, preset: str | None, file: Path | None, given: dict[str, Any]
+    data: Path, preset: str | None, file: Path | None, options: dict[str, Any]
 ) -> FinetuneConfig:
-    """A configuration from a preset, a TOML file above it, and options above both.
+    """Return the configuration from a preset, overridden by a TOML file and by options.
 
     Args:
-        preset: None takes the file's, or `default`.
-        given: field name to value, of the options that the user gave.
+        data: Folder of images.
+        preset: Name of the preset; None is the one in the file, or `default`.
+        file: TOML file with values, if any.
+        options: Values of the options that the user set, by field.
 
     Raises:
-        ConfigError: the preset is unknown, or everything that is wrong with the file or the values.
+        ConfigError: The preset is unknown, or the file or values are invalid; all problems at once.
     """
     values = read_config_file(file) if file else {}
-    from_file = values.pop("preset", "default")
-    name = from_file if preset is None else preset
+    file_preset = values.pop("preset", "default")
+    name = file_preset if preset is None else preset
     if name not in get_presets():
         raise ConfigError(_format_unknown_preset(name))
-    if "augment" in given:
-        # FinetuneConfig takes a pipeline before a strength: the file's would outdo the option.
+    if "augment" in options:
+        # `augment_file` takes precedence in FinetuneConfig, so the file's would hide the option.
         values.pop("augment_file", None)
-    return FinetuneConfig(data, preset=name, **{**get_presets()[name], **values, **given})
+    return FinetuneConfig(data, preset=name, **{**get_presets()[name], **values, **options})
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """Field name to value, `preset` among them; keys are the options' names, with - or _.
+    """Read a TOML file of options; keys are the names of options with - or _.
+
+    Returns:
+        Values by field name, including `preset`.
 
     Raises:
-        ConfigError: unreadable, not TOML, an unknown preset, unknown or repeated keys, or values of the wrong type; all of them at once.
+        ConfigError: The file cannot be read or is not TOML; or presets or keys are unknown, keys
+            are repeated, or values have the wrong type, all problems at once.
     """
     try:
         content = tomllib.loads(read_regular_file(path, _MAX_CONFIG_BYTES).decode())
     except OSError as cause:
         raise ConfigError(
-            f"{path} cannot be read ({cause.strerror}). Give --config a TOML file."
+            f"Cannot read {path} ({cause.strerror}). Give --config a TOML file."
         ) from cause
     except RecursionError as cause:
         raise ConfigError(
             f"{path} is nested too deeply. `edgetl presets default` prints a file to start from."
         ) from cause
-    except ValueError as cause:  # TOMLDecodeError and UnicodeDecodeError are two; a number of 5000 digits is another
+    except ValueError as cause:
+        # TOMLDecodeError, UnicodeDecodeError, or an integer with too many digits.
         raise ConfigError(
             f"{path} is not TOML: {cause}. `edgetl presets default` prints a file to start from."
         ) from cause
@@ -107,64 +136,63 @@ def read_config_file(path: Path) -> dict[str, Any]:
             problems.append(f"{path}: unknown key {_abbreviate(key)}.")
             continue
         try:
-            name, value = (
-                parse_augment(value)
-                if name == "augment" and isinstance(value, str)
-                else (name, _parse_value(name, value, kinds[name]))
-            )
+            if name == "augment" and isinstance(value, str):
+                name, parsed = parse_augment(value)
+            else:
+                parsed = _parse_value(name, value, kinds[name])
         except ConfigError as cause:
             problems.append(f"{path}: {key}: {cause}")
             continue
         if name in values:
-            problems.append(f"{path}: {key}: given twice.")
-        values[name] = value
+            problems.append(f"{path}: {key}: set twice.")
+        values[name] = parsed
     if problems:
-        raise ConfigError(
-            "\n".join(
-                [*problems, "`edgetl presets default` prints a file with every key of a recipe."]
-            )
-        )
+        problems.append("`edgetl presets default` prints a file with all keys of a recipe.")
+        raise ConfigError("\n".join(problems))
     return values
 
 
 def parse_augment(text: str) -> tuple[str, str | Path]:
-    """`augment` and a strength, or `augment_file` and the path of an existing file.
+    """Parse `--augment` into the field `augment` or `augment_file` and its value.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: The text is neither a strength nor an existing file.
     """
-    if text in get_args(AugmentationStrength):
+    strengths = get_args(AugmentationStrength)
+    if text in strengths:
         return "augment", text
-    with suppress(
-        OSError, ValueError
-    ):  # a NUL, a name too long for a file, a folder that may not be looked into
+    # A text with a NUL, one too long for a file name, or a folder without permission.
+    with suppress(OSError, ValueError):
         if Path(text).is_file():
             return "augment_file", Path(text)
     raise ConfigError(
-        f"{_abbreviate(text)} is neither one of {', '.join(get_args(AugmentationStrength))} nor a file (a pipeline saved by albumentations)."
+        f"must be one of {', '.join(strengths)} or a file (a pipeline saved by albumentations), "
+        f"got {_abbreviate(text)}."
     )
 
 
 def format_preset_toml(name: str) -> str:
-    """A preset as a file for --config; `auto` stands for what edgetl chooses by the data, and `usual` for such a batch size.
+    """Return a preset as a TOML file for `--config`.
+
+    `auto` marks values that edgetl chooses from the data, `usual` such a batch size.
 
     Raises:
-        ConfigError: it is unknown.
+        ConfigError: The preset is unknown.
     """
     if name not in get_presets():
         raise ConfigError(_format_unknown_preset(name))
-    # A number, a text or a truth value is written in TOML as in JSON.
+    # Numbers, strings and booleans are the same in TOML and JSON.
     lines = [f"# {PRESET_DESCRIPTIONS[name]}", f'preset = "{name}"']
-    unset = {"batch_size": _USUAL}
-    lines += [
-        f"{key} = {json.dumps(unset.get(key, _AUTO) if value is None else value)}"
-        for key, value in get_presets()[name].items()
-    ]
+    for key, value in get_presets()[name].items():
+        if value is None:
+            value = _USUAL if key == "batch_size" else _AUTO
+        lines.append(f"{key} = {json.dumps(value)}")
     return "\n".join(lines) + "\n"
 
 
 def _format_unknown_preset(preset: str) -> str:
-    return f"Unknown preset {_abbreviate(preset)}. Known: {', '.join(get_presets())}; `edgetl presets` shows them."
+    presets = ", ".join(get_presets())
+    return f"Unknown preset {_abbreviate(preset)}. Use one of {presets}; see `edgetl presets`."
 
 
 def _parse_value(name: str, value: Any, kind: Any) -> Any:
@@ -183,35 +211,36 @@ def _parse_value(name: str, value: Any, kind: Any) -> Any:
         return None
     if Path in kinds and isinstance(value, str):
         if "\0" in value:
-            raise ConfigError("takes a path, and a path holds no NUL.")
+            raise ConfigError("must be a path without NUL characters.")
         return Path(value)
     if float in kinds and type(value) in (int, float):
         try:
             return float(value)
         except OverflowError as cause:
-            raise ConfigError("takes a finite number.") from cause
-    wanted, called = next(
-        (one, called) for one, called in _TYPE_NAMES.items() if one in kinds or one is str
-    )
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise ConfigError(f"takes {called}, not {_abbreviate(value)}.")
+            raise ConfigError("must be a finite number.") from cause
+    expected = next(candidate for candidate in _TYPE_NAMES if candidate in (*kinds, str))
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise ConfigError(f"must be {_TYPE_NAMES[expected]}, got {_abbreviate(value)}.")
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
-        raise ConfigError("takes a whole number of at most 64 bits.")
+        raise ConfigError("must be an integer of at most 64 bits.")
     return value
 
 
 def _abbreviate(value: Any) -> str:
     try:
-        shown = repr(value)
-    except (RecursionError, ValueError):  # nested tables, or more digits than Python writes
-        shown = type(value).__name__
-    return shown if len(shown) <= _MAX_VALUE_CHARACTERS else f"{shown[:_MAX_VALUE_CHARACTERS]}..."
+        text = repr(value)
+    except (RecursionError, ValueError):
+        # Nested tables, or an integer with too many digits.
+        text = type(value).__name__
+    if len(text) <= _MAX_VALUE_CHARACTERS:
+        return text
+    return f"{text[:_MAX_VALUE_CHARACTERS]}..."
 
 
 _TYPE_NAMES: dict[type, str] = {
     bool: "true or false",
     float: "a number",
-    int: "a whole number",
-    str: "text",
+    int: "an integer",
+    str: "a string",
 }
-"""Types of fields and what to call their values; paths and named values are text in a file."""
+"""Types of fields and their names in messages; paths and choices are strings in a file."""

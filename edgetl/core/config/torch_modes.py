@@ -1,4 +1,4 @@
-"""PyTorch baselines of the benchmark: what each mode of `--pytorch` means."""
+"""PyTorch baselines of the benchmark: the modes of `--pytorch`."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from dataclasses import dataclass
 from typing import Literal
 
 BF16_TOLERANCE = 0.05
-"""Share of the largest |logit|: bfloat16 keeps 8 bits, and its roundings add up over the layers."""
+"""Tolerance relative to the largest |logit|: bfloat16 has 8 bits, and rounding errors accumulate
+over the layers."""
 FP16_TOLERANCE = 0.01
-"""The same for float16, which keeps 11 bits, and for TF32, which multiplies with as many."""
+"""Tolerance for float16, which has 11 bits, and for TF32, which multiplies with the same number."""
 
 
 @dataclass(frozen=True)
 class TorchMode:
-    """One way to run the network, from uint8 pixels to logits."""
+    """Mode of running the model in PyTorch, from uint8 pixels to logits."""
 
     variant: str
-    """Name of its rows' variant."""
+    """Variant in the rows of the result."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of weights and activations, by torch's name."""
+    """dtype of weights and activations, by its name in torch."""
     uses_compile: bool = False
-    """Whether torch.compile makes it."""
+    """Whether the model is compiled with torch.compile."""
     uses_cuda_graph: bool = False
     """Whether a CUDA graph is captured once and replayed."""
     gpu_only: bool = False
 
     def get_compile_arguments(self, device: str) -> dict[str, str] | None:
-        """Return the arguments of torch.compile on `cpu` or `cuda`; None where it isn't compiled.
+        """Return the arguments of torch.compile on `cpu` or `cuda`, or None if not compiled.
 
-        On a GPU, `reduce-overhead` replays CUDA graphs; on a CPU it would change nothing.
+        On a GPU, `reduce-overhead` replays CUDA graphs; on a CPU it has no effect.
         """
         if not self.uses_compile:
             return None
@@ -38,11 +39,13 @@ class TorchMode:
     def relative_tolerance(self, device: str) -> float:
         """Return the allowed logit difference as a share of the largest |logit|.
 
-        float32 multiplies in TF32 on a GPU, as ONNX Runtime's CUDA provider does by default.
+        float32 uses TF32 on a GPU, as ONNX Runtime's CUDA provider does by default.
         """
         if self.dtype == "bfloat16":
             return BF16_TOLERANCE
-        return FP16_TOLERANCE if self.dtype == "float16" or device == "cuda" else 0.0
+        if self.dtype == "float16" or device == "cuda":
+            return FP16_TOLERANCE
+        return 0.0
 
 
 TORCH_MODES: Mapping[str, TorchMode] = {
@@ -53,4 +56,4 @@ TORCH_MODES: Mapping[str, TorchMode] = {
     "cuda-graph": TorchMode("cuda-graph", uses_cuda_graph=True, gpu_only=True),
     "fp16-cuda-graph": TorchMode("fp16-cuda-graph", "float16", uses_cuda_graph=True, gpu_only=True),
 }
-"""By the names that `--pytorch` takes."""
+"""Modes by the names of `--pytorch`."""

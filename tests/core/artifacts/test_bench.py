@@ -76,21 +76,21 @@ def result(noise: Noise = Noise(())) -> BenchResult:  # noqa: B008
     )
 
 
-def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_result_round_trips_through_file(tmp_path: Path) -> None:
     earlier = EarlierRow("old.json", "2025", True, False, True, 4, True, 9.0, (9e6, 9.1e6))
-    written = replace(
+    original = replace(
         result(),
         earlier_pairs=(
             ("pytorch-fp32-model-cpu-b1-t2", "onnxruntime-fp32-model-cpu-b1-t2", earlier),
         ),
     )
-    write_result(written, tmp_path / "result.json")
-    read = read_bench_result(tmp_path / "result.json")
-    assert read == replace(written, path=tmp_path / "result.json")
-    assert read.to_json() == written.to_json()
+    write_result(original, tmp_path / "result.json")
+    loaded = read_bench_result(tmp_path / "result.json")
+    assert loaded == replace(original, path=tmp_path / "result.json")
+    assert loaded.to_json() == original.to_json()
 
 
-def test_the_object_has_the_contracts_fields() -> None:
+def test_result_json_has_documented_fields() -> None:
     content = json.loads(json.dumps(result().to_json()))
     assert (content["schema"], content["kind"]) == (1, "bench")
     assert content["noise"] == {"verdict": "quiet", "reasons": [], "measured": {}}
@@ -103,7 +103,7 @@ def test_the_object_has_the_contracts_fields() -> None:
     )
     assert onnx["p50_ms"] == pytest.approx(2.0000495)
     assert onnx["p90_ms"] is not None
-    assert onnx["p99_ms"] is None, "300 runs do not support a p99"
+    assert onnx["p99_ms"] is None, "p99 needs at least 662 runs"
     assert onnx["images_per_second"] == pytest.approx(500, rel=0.01)
     assert onnx["cold"]["total_ms"] == pytest.approx(105)
     assert onnx["stages_ms"] == {"decode": 1e-6, "infer": 3e-6}
@@ -119,19 +119,18 @@ def test_the_object_has_the_contracts_fields() -> None:
     assert (comparison["verdict"], comparison["kind"]) == ("faster", "same run")
 
 
-def test_statistics_are_computed_on_reading(tmp_path: Path) -> None:
+def test_statistics_are_recomputed_on_reading(tmp_path: Path) -> None:
     content = result().to_json()
     content["rows"][1]["p50_ms"] = 0.001
     content["comparisons"][0]["speedup"] = 1000.0
     (tmp_path / "result.json").write_text(json.dumps(content))
-    read = read_bench_result(tmp_path / "result.json")
-    assert read.get_row("onnxruntime-fp32-model-cpu-b1-t2").percentile_ms(50) == pytest.approx(
-        2.0, rel=1e-3
-    )
-    assert read.comparisons[0].speedup.ratio == pytest.approx(4.0, rel=1e-3)
+    loaded = read_bench_result(tmp_path / "result.json")
+    row = loaded.get_row("onnxruntime-fp32-model-cpu-b1-t2")
+    assert row.percentile_ms(50) == pytest.approx(2.0, rel=1e-3)
+    assert loaded.comparisons[0].speedup.ratio == pytest.approx(4.0, rel=1e-3)
 
 
-def test_results_are_never_overwritten(tmp_path: Path) -> None:
+def test_write_result_does_not_overwrite(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text("mine")
     with pytest.raises(BenchError, match="never overwritten"):
@@ -139,7 +138,7 @@ def test_results_are_never_overwritten(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_write_result_suggests_output_when_not_writable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BenchError, match="--output"):
         write_result(result(), tmp_path / "file" / "result.json")
@@ -149,18 +148,18 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "not valid JSON"),
-        ('{"schema": 1, "kind": "doctor"}', "no bench result"),
+        ('{"schema": 1, "kind": "doctor"}', "is not a bench result"),
         ('{"schema": 2, "kind": "bench"}', "schema 2"),
         ('{"schema": 1, "kind": "bench"}', "broken"),
     ],
 )
-def test_what_is_no_result_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_read_rejects_other_files(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(BenchError, match=message):
         read_bench_result(tmp_path / "result.json")
 
 
-def test_an_unmeasured_row_has_no_figures() -> None:
+def test_unmeasured_row_has_no_statistics() -> None:
     content = row("onnxruntime", []).to_json()
     assert [content[name] for name in ("p50_ms", "p90_ms", "p99_ms", "images_per_second")] == [
         None
@@ -168,9 +167,9 @@ def test_an_unmeasured_row_has_no_figures() -> None:
     assert content["cold"] == {}
 
 
-def test_rows_that_failed_are_not_compared() -> None:
-    good, bad = row("pytorch", [100, 101]), row("onnxruntime", [])
-    assert replace(result(), rows=(good, bad)).comparisons == []
+def test_failed_rows_are_not_compared() -> None:
+    timed, failed = row("pytorch", [100, 101]), row("onnxruntime", [])
+    assert replace(result(), rows=(timed, failed)).comparisons == []
 
 
 @pytest.mark.parametrize(
@@ -189,38 +188,36 @@ def test_rows_that_failed_are_not_compared() -> None:
         ((1.0, 1.0, 1.0), False, 0.0, "inconclusive"),
     ],
 )
-def test_verdict(
+def test_decide_verdict(
     interval: tuple[float, float, float], noisy: bool, spread: float, expected: str
 ) -> None:
     assert decide_verdict(Speedup(*interval), noisy, spread) == expected
 
 
-def test_eight_rounds_decide_only_together() -> None:
+def test_consistency_requires_rounds_to_agree() -> None:
     assert are_ratios_consistent([1.1] * 8)
     assert are_ratios_consistent([0.9] * 8)
-    assert are_ratios_consistent([1.1] * 7 + [0.99]), "one may say a little of the opposite"
+    assert are_ratios_consistent([1.1] * 7 + [0.99]), "one round may disagree slightly"
     assert not are_ratios_consistent([1.1] * 7 + [0.8])
     assert not are_ratios_consistent([1.1] * 6 + [0.99, 0.98])
-    assert are_ratios_consistent([1.1, 0.9]), "so few cannot be that sure: their interval decides"
-    assert decide_verdict(Speedup(1.2, 1.1, 1.3), False, 0.0, agreed=False) == "inconclusive"
+    assert are_ratios_consistent([1.1, 0.9]), "too few rounds for the test"
+    assert decide_verdict(Speedup(1.2, 1.1, 1.3), False, 0.0, consistent=False) == "inconclusive"
 
 
-def test_slices_that_took_turns_are_compared_with_their_neighbours() -> None:
-    """The machine halves its speed in the middle of the round, a little later for one of the two: the ratio stays."""
+def test_round_ratio_uses_interleaved_slices() -> None:
+    # The machine's speed halves in the middle of the round, one slice later for the candidate.
     fast, slow = (1_000_000,) * 10, (2_000_000,) * 10
-    one = replace(block(1), latencies_ns=fast * 5 + slow * 5, slices=(10,) * 10)
-    other = replace(
+    baseline_block = replace(block(1), latencies_ns=fast * 5 + slow * 5, slices=(10,) * 10)
+    candidate_block = replace(
         block(1),
         latencies_ns=tuple(latency // 2 for latency in fast * 6 + slow * 4),
         slices=(10,) * 10,
     )
-    before, after = (
-        replace(row("pytorch", []), rounds=(one,)),
-        replace(row("onnxruntime", []), rounds=(other,)),
-    )
-    assert round_ratios(before, after) == [2.0]
-    whole = replace(after, rounds=(replace(other, slices=()),))
-    assert round_ratios(before, whole) == [3.0]
+    baseline = replace(row("pytorch", []), rounds=(baseline_block,))
+    candidate = replace(row("onnxruntime", []), rounds=(candidate_block,))
+    assert round_ratios(baseline, candidate) == [2.0]
+    unsliced = replace(candidate, rounds=(replace(candidate_block, slices=()),))
+    assert round_ratios(baseline, unsliced) == [3.0]
 
 
 def test_relative_spread() -> None:
@@ -228,14 +225,14 @@ def test_relative_spread() -> None:
     assert relative_spread([]) == 0.0
 
 
-def test_rounds_without_gpu_readings_are_still_read() -> None:
+def test_rounds_without_gpu_readings_are_read() -> None:
     content = json.loads(json.dumps(row("onnxruntime", [2_000_000]).to_json()))
     del content["rounds"][0]["gpu"]
-    again = BenchRow.from_json(content)
-    assert (again.summarize_gpu(), dict(again.rounds[0].gpu)) == ({}, {})
+    parsed = BenchRow.from_json(content)
+    assert (parsed.summarize_gpu(), dict(parsed.rounds[0].gpu)) == ({}, {})
 
 
-def test_gpu_readings_are_summed_up_over_rounds() -> None:
+def test_gpu_readings_are_summarized_over_rounds() -> None:
     cool = {
         "index": 0,
         "sm_clocks_mhz": [1980],

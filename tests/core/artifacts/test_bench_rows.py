@@ -6,7 +6,7 @@ from edgetl.core.artifacts.bench_rows import BlockResult
 from edgetl.core.typed_json import FieldError
 
 
-def test_a_reading_of_the_gpu_lacks_nothing_that_is_summarised() -> None:
+def test_gpu_reading_requires_summarized_fields() -> None:
     cold = {
         "import_ms": 1.0,
         "session_ms": 1.0,
@@ -14,13 +14,17 @@ def test_a_reading_of_the_gpu_lacks_nothing_that_is_summarised() -> None:
         "peak_memory_bytes": None,
     }
     reading = {
-        "sm_clocks_mhz": [1500, 1600], "max_sm_clock_mhz": 1980, "throttle_reasons": [], "temperature_c": 40, "power_w": None,
+        "sm_clocks_mhz": [1500, 1600],
+        "max_sm_clock_mhz": 1980,
+        "throttle_reasons": [],
+        "temperature_c": 40,
+        "power_w": None,
         "memory_used_bytes": 5,
-    }  # fmt: skip
+    }
     assert (
         BlockResult.from_json({"latencies_ns": [1, 2], "cold": cold, "gpu": reading}).gpu == reading
     )
     for name in reading:
-        lacking = {key: value for key, value in reading.items() if key != name}
+        incomplete = {key: value for key, value in reading.items() if key != name}
         with pytest.raises(FieldError, match=f"no field '{name}'"):
-            BlockResult.from_json({"latencies_ns": [1, 2], "cold": cold, "gpu": lacking})
+            BlockResult.from_json({"latencies_ns": [1, 2], "cold": cold, "gpu": incomplete})

@@ -14,7 +14,7 @@ from tests.helpers.candidates import candidate, result_of
 STEADY = (3.8, 4.2, 4.0, 3.9, 4.1, 4.0, 3.8, 4.2)
 
 
-def test_everything_wrong_is_told_at_once() -> None:
+def test_all_config_errors_are_reported_together() -> None:
     with pytest.raises(ConfigError) as raised:
         CandidatesConfig(
             (),
@@ -26,18 +26,22 @@ def test_everything_wrong_is_told_at_once() -> None:
             seed=-1,
         )
     assert [line.split()[0] for line in str(raised.value).splitlines()] == [
-        "--candidates", "--classes", "--image-size", "--latency-budget", "--threads", "--rounds", "--seed",
-    ]  # fmt: skip
-    assert "not 16, 31" in str(raised.value)
+        "--candidates",
+        "--classes",
+        "--image-size",
+        "--latency-budget",
+        "--threads",
+        "--rounds",
+        "--seed",
+    ]
+    assert "got 16, 31" in str(raised.value)
 
 
 @pytest.mark.parametrize(
     ("budget", "fits"),
     [(5.0, True), (4.21, True), (4.04, None), (3.96, None), (3.79, False), (None, None)],
 )
-def test_the_interval_decides_whether_the_budget_is_kept(
-    budget: float | None, fits: bool | None
-) -> None:
+def test_budget_is_compared_with_interval(budget: float | None, fits: bool | None) -> None:
     row = candidate("resnet18", STEADY)
     assert row.p50_ms == 4.0
     assert row.ci95_ms is not None
@@ -46,7 +50,7 @@ def test_the_interval_decides_whether_the_budget_is_kept(
     assert row.fits_budget(budget) is fits
 
 
-def test_a_noisy_device_decides_less() -> None:
+def test_noise_widens_interval_for_budget() -> None:
     row = candidate("resnet18", STEADY)
     assert row.fits_budget(4.25) is True
     assert row.fits_budget(4.25, noisy=True) is None
@@ -55,15 +59,15 @@ def test_a_noisy_device_decides_less() -> None:
     assert result_of(row, budget_ms=4.25, reasons=("steal",)).undecided_rows == [row]
 
 
-def test_the_interval_holds_the_p50_of_all_runs() -> None:
-    # One long block pulls the pooled median away from the median of the rounds' medians.
+def test_interval_contains_pooled_p50() -> None:
+    # A slow block moves the pooled median away from the median of the rounds' medians.
     row = candidate("resnet18", (1.0, 9.0))
     assert row.ci95_ms is not None
     assert row.p50_ms is not None
     assert row.ci95_ms[0] <= row.p50_ms <= row.ci95_ms[1]
 
 
-def test_what_was_not_timed_has_no_figures_and_does_not_fit() -> None:
+def test_untimed_candidate_has_no_statistics() -> None:
     row = candidate("vgg11", failed="it cannot be exported")
     assert (row.p50_ms, row.p90_ms, row.ci95_ms, row.images_per_second, row.fits_budget(5.0)) == (
         None,
@@ -79,15 +83,11 @@ def test_what_was_not_timed_has_no_figures_and_does_not_fit() -> None:
         )
 
 
-def test_most_capable_are_those_that_no_other_beats_in_accuracy_and_size() -> None:
-    strong_small, strong_large = (
-        candidate("strong", [3.0] * 4, 160, 75.0),
-        candidate("strong", [9.0] * 4, 224, 75.0),
-    )
-    weak_small, weak_large = (
-        candidate("weak", [1.0] * 4, 160, 60.0),
-        candidate("weak", [2.0] * 4, 224, 60.0),
-    )
+def test_pareto_front_of_accuracy_and_size() -> None:
+    strong_small = candidate("strong", [3.0] * 4, 160, 75.0)
+    strong_large = candidate("strong", [9.0] * 4, 224, 75.0)
+    weak_small = candidate("weak", [1.0] * 4, 160, 60.0)
+    weak_large = candidate("weak", [2.0] * 4, 224, 60.0)
     unknown = candidate("unknown", [1.5] * 4, 160, None)
     rows = (strong_large, weak_small, unknown, strong_small, weak_large)
     assert result_of(*rows).pareto_front == [strong_large]
@@ -96,7 +96,7 @@ def test_most_capable_are_those_that_no_other_beats_in_accuracy_and_size() -> No
     assert result.pareto_front == [strong_small, weak_large]
 
 
-def test_json_holds_the_raw_latencies_and_the_figures() -> None:
+def test_json_has_raw_latencies_and_statistics() -> None:
     row, failed = candidate("resnet18", STEADY), candidate("vgg11", failed="no")
     content = json.loads(
         json.dumps(result_of(row, failed, budget_ms=5.0).to_json(), allow_nan=False)
@@ -124,7 +124,7 @@ def test_json_holds_the_raw_latencies_and_the_figures() -> None:
     )
 
 
-def test_results_take_a_name_that_nothing_has(tmp_path: Path) -> None:
+def test_store_result_chooses_free_name(tmp_path: Path) -> None:
     created = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
     def write(path: Path) -> None:
@@ -142,11 +142,11 @@ def test_results_take_a_name_that_nothing_has(tmp_path: Path) -> None:
     )
 
 
-def test_a_place_that_cannot_be_written_is_told_before_measuring(tmp_path: Path) -> None:
-    there = tmp_path / "there.json"
-    there.touch()
+def test_check_output_path_rejects_unwritable_paths(tmp_path: Path) -> None:
+    existing = tmp_path / "existing.json"
+    existing.touch()
     with pytest.raises(BenchError, match="never overwritten"):
-        check_output_path(there, tmp_path)
-    with pytest.raises(BenchError, match="cannot be written"):
-        check_output_path(there / "below.json", tmp_path)
+        check_output_path(existing, tmp_path)
+    with pytest.raises(BenchError, match="Cannot write results"):
+        check_output_path(existing / "below.json", tmp_path)
     check_output_path(None, tmp_path / "not/yet")

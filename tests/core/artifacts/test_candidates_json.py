@@ -1,4 +1,4 @@
-"""A result of candidates comes back from its file as it was written, and what is none is refused in a sentence."""
+"""Reading and writing of result files of candidates."""
 
 from __future__ import annotations
 
@@ -88,23 +88,23 @@ RESULTS = st.builds(
 
 
 @given(RESULTS)
-def test_a_result_comes_back_as_it_was(
-    tmp_path_factory: pytest.TempPathFactory, written: CandidatesResult
+def test_result_round_trips_through_file(
+    tmp_path_factory: pytest.TempPathFactory, original: CandidatesResult
 ) -> None:
     path = tmp_path_factory.mktemp("results") / "result.json"
-    write_result(written, path)
-    read = read_candidates(path)
-    assert read == replace(written, path=path)
-    assert read.to_json() == written.to_json()
+    write_result(original, path)
+    loaded = read_candidates(path)
+    assert loaded == replace(original, path=path)
+    assert loaded.to_json() == original.to_json()
 
 
-def test_statistics_are_computed_on_reading(tmp_path: Path) -> None:
+def test_statistics_are_recomputed_on_reading(tmp_path: Path) -> None:
     content = result_of(candidate("resnet18", (4.0, 4.1)), budget_ms=5.0).to_json()
     content["rows"][0] |= {"p50_ms": 9.0, "fits": False, "ci95_ms": None, "id": "other"}
     (tmp_path / "result.json").write_text(json.dumps(content))
-    read = read_candidates(tmp_path / "result.json")
-    assert read.rows[0].p50_ms == 4.05
-    assert read.fitting_rows == [read.rows[0]]
+    loaded = read_candidates(tmp_path / "result.json")
+    assert loaded.rows[0].p50_ms == 4.05
+    assert loaded.fitting_rows == [loaded.rows[0]]
 
 
 @pytest.mark.parametrize(
@@ -112,60 +112,56 @@ def test_statistics_are_computed_on_reading(tmp_path: Path) -> None:
     [
         ("{", "not valid JSON"),
         ("[]", "no schema number"),
-        ('{"schema": 1, "kind": "bench"}', "of kind 'bench'.*architectures"),
-        ('{"schema": 1}', "of kind None"),
+        ('{"schema": 1, "kind": "bench"}', "kind is 'bench'.*--candidates"),
+        ('{"schema": 1}', "kind is None"),
         ('{"schema": 2, "kind": "candidates"}', "schema 2"),
         ('{"schema": 1, "kind": "candidates"}', "broken.*Measure again"),
         ('{"schema": 1, "kind": "candidates", "noise": 3, "rows": 7}', "broken.*Measure again"),
     ],
 )
-def test_what_is_no_result_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_read_rejects_other_files(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(BenchError, match=message):
         read_candidates(tmp_path / "result.json")
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_read_names_missing_file(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"cannot be read: .*absent\.json"):
         read_candidates(tmp_path / "absent.json")
 
 
-def test_the_two_kinds_of_results_are_told_apart(tmp_path: Path) -> None:
+def test_bench_reader_rejects_candidates(tmp_path: Path) -> None:
     write_result(result_of(candidate("resnet18", (4.0, 4.1))), tmp_path / "result.json")
-    with pytest.raises(BenchError, match="no bench result but of kind 'candidates'"):
+    with pytest.raises(BenchError, match="not a bench result: its kind is 'candidates'"):
         read_bench_result(tmp_path / "result.json")
 
 
-def objects(content: Any) -> Iterator[dict[str, Any]]:
+def iterate_objects(content: Any) -> Iterator[dict[str, Any]]:
+    values = content if isinstance(content, list) else []
     if isinstance(content, dict):
         yield content
-    for value in (
-        content.values()
-        if isinstance(content, dict)
-        else content
-        if isinstance(content, list)
-        else ()
-    ):
-        yield from objects(value)
+        values = list(content.values())
+    for value in values:
+        yield from iterate_objects(value)
 
 
-def test_whatever_is_missing_or_of_another_kind_is_a_broken_file(tmp_path: Path) -> None:
-    whole = json.dumps(result_of(candidate("resnet18", (4.0, 4.1)), budget_ms=5.0).to_json())
-    refused = {}
-    for place, found in enumerate(objects(json.loads(whole))):
-        for name in found:
-            for damaged in (None, 3):
-                content = json.loads(whole)
-                spot = list(objects(content))[place]
-                if damaged is None:
-                    del spot[name]
+def test_damaged_fields_are_reported_as_broken_file(tmp_path: Path) -> None:
+    text = json.dumps(result_of(candidate("resnet18", (4.0, 4.1)), budget_ms=5.0).to_json())
+    rejected = {}
+    for index, fields in enumerate(iterate_objects(json.loads(text))):
+        for name in fields:
+            for replacement in (None, 3):
+                content = json.loads(text)
+                target = list(iterate_objects(content))[index]
+                if replacement is None:
+                    del target[name]
                 else:
-                    spot[name] = damaged
+                    target[name] = replacement
                 (tmp_path / "result.json").write_text(json.dumps(content))
                 try:
                     read_candidates(tmp_path / "result.json").to_json()
                 except BenchError as error:
-                    refused[name] = str(error)
+                    rejected[name] = str(error)
     assert {
         "schema",
         "kind",
@@ -177,9 +173,9 @@ def test_whatever_is_missing_or_of_another_kind_is_a_broken_file(tmp_path: Path)
         "latencies_ns",
         "cold",
         "session_ms",
-    } <= refused.keys()
-    assert all("result.json" in message for message in refused.values())
-    assert not refused.keys() & {
+    } <= rejected.keys()
+    assert all("result.json" in message for message in rejected.values())
+    assert not rejected.keys() & {
         "id",
         "p50_ms",
         "p90_ms",

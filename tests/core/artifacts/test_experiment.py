@@ -13,34 +13,34 @@ from tests.helpers.experiments import made_experiment, made_run
 M, S = "mobilenet_v2-224", "squeezenet1_1-224"
 
 
-def test_the_quickest_that_is_not_shown_to_be_worse_is_recommended() -> None:
-    found = made_experiment(
+def test_recommends_fastest_strategy_not_shown_worse() -> None:
+    experiment = made_experiment(
         {f"{M}/scratch": (0.6, 200), f"{M}/head": (0.90, 10), f"{M}/finetune": (0.91, 40)}
     )
-    recommended = found.recommend_strategy(M)
+    recommended = experiment.recommend_strategy(M)
     assert recommended is not None
     assert recommended.first_run.strategy == "head"
-    pair = found.find_comparison(f"{M}-finetune", f"{M}-head")
+    pair = experiment.find_comparison(f"{M}-finetune", f"{M}-head")
     assert pair is not None
     assert pair.verdict == "no difference shown"
-    against = found.find_comparison(f"{M}-head", f"{M}-scratch")
-    assert against is not None
-    assert against.verdict == "more accurate"
-    assert against.difference.value == pytest.approx(0.3)
-    assert against.difference.low > 0.2
+    scratch_pair = experiment.find_comparison(f"{M}-head", f"{M}-scratch")
+    assert scratch_pair is not None
+    assert scratch_pair.verdict == "more accurate"
+    assert scratch_pair.difference.value == pytest.approx(0.3)
+    assert scratch_pair.difference.low > 0.2
 
 
-def test_what_is_worse_is_not_recommended_however_quick() -> None:
-    found = made_experiment({f"{M}/head": (0.70, 10), f"{M}/finetune": (0.91, 40)})
-    recommended = found.recommend_strategy(M)
+def test_less_accurate_strategy_is_not_recommended() -> None:
+    experiment = made_experiment({f"{M}/head": (0.70, 10), f"{M}/finetune": (0.91, 40)})
+    recommended = experiment.recommend_strategy(M)
     assert recommended is not None
     assert recommended.first_run.strategy == "finetune"
 
 
-def test_strategies_and_networks_are_compared_each_with_its_like() -> None:
+def test_comparisons_share_network_or_strategy() -> None:
     names = [f"{network}/{strategy}" for network in (M, S) for strategy in ("scratch", "head")]
-    found = made_experiment(dict.fromkeys(names, (0.8, 10.0)))
-    pairs = {frozenset((pair.first, pair.second)) for pair in found.comparisons}
+    experiment = made_experiment(dict.fromkeys(names, (0.8, 10.0)))
+    pairs = {frozenset((pair.first, pair.second)) for pair in experiment.comparisons}
     row = {name: name.replace("/", "-") for name in names}
     assert pairs == {
         frozenset((row[names[0]], row[names[1]])), frozenset((row[names[2]], row[names[3]])),
@@ -48,10 +48,10 @@ def test_strategies_and_networks_are_compared_each_with_its_like() -> None:
     }  # fmt: skip
 
 
-def test_time_to_the_target_counts_most_of_the_seeds() -> None:
+def test_seconds_to_accuracy_is_median_over_seeds() -> None:
     slow = made_run(M, "head", 0.79, 40.0, seed=2)
-    found = made_experiment({f"{M}/head": (0.9, 40.0)}, seeds=2, more=(slow,))
-    (row,) = found.rows
+    experiment = made_experiment({f"{M}/head": (0.9, 40.0)}, seeds=2, more=(slow,))
+    (row,) = experiment.rows
     assert row.seconds_to_accuracy(0.8) == 40.0, "the last of four epochs"
     assert row.seconds_to_accuracy(0.6) == 30.0
     assert row.seconds_to_accuracy(0.85) == 40.0
@@ -63,50 +63,50 @@ def test_time_to_the_target_counts_most_of_the_seeds() -> None:
     assert low < row.val_accuracy < high
 
 
-def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_experiment_round_trips_through_file(tmp_path: Path) -> None:
     deployed = (
         DeployedModel(M, f"{M}-head-s0", 9_000_000, 4.2, (4.1, 4.4), noisy=True, threads=2),
         DeployedModel(S, "x", 0, None, None, False, 0, "why"),
     )
     rows = {f"{M}/scratch": (0.5, 100.0), f"{M}/head": (0.9, 9.0)}
-    found = made_experiment(
+    experiment = made_experiment(
         rows, 2, deployed, tmp_path, (made_run(S, "head", 0, 0, failed="out of memory"),)
     )
-    found.write(tmp_path / "compare.json")
-    assert read_experiment(tmp_path / "compare.json") == found
+    experiment.write(tmp_path / "compare.json")
+    assert read_experiment(tmp_path / "compare.json") == experiment
     content = json.loads((tmp_path / "compare.json").read_text())
     assert content["recommended"] == {M: f"{M}-head"}
     assert [row["id"] for row in content["rows"]] == [f"{M}-scratch", f"{M}-head"]
     assert content["rows"][1]["seconds_to_target"] == 9.0
     assert {pair["verdict"] for pair in content["pairs"]} == {"more accurate"}
-    assert found.failed_runs[0].name == f"{S}-head-s0"
+    assert experiment.failed_runs[0].name == f"{S}-head-s0"
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        ('{"schema": 1, "kind": "bench"}', "is no experiment"),
+        ('{"schema": 1, "kind": "bench"}', "is not an experiment"),
         ('{"schema": 1, "kind": "compare"}', "is broken"),
         ("{", "not valid JSON"),
     ],
 )
-def test_what_is_no_experiment_is_refused(tmp_path: Path, content: str, said: str) -> None:
+def test_read_rejects_other_files(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "compare.json"
     path.write_text(content)
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=message):
         read_experiment(path)
 
 
-def test_the_extra_run_of_scratch_is_never_recommended() -> None:
-    found = made_experiment({f"{M}/{EQUAL_TIME}": (0.90, 8.0), f"{M}/finetune": (0.91, 40)})
-    recommended = found.recommend_strategy(M)
+def test_equal_time_scratch_is_never_recommended() -> None:
+    experiment = made_experiment({f"{M}/{EQUAL_TIME}": (0.90, 8.0), f"{M}/finetune": (0.91, 40)})
+    recommended = experiment.recommend_strategy(M)
     assert recommended is not None
     assert recommended.first_run.strategy == "finetune"
     assert made_experiment({f"{M}/{EQUAL_TIME}": (0.90, 8.0)}).recommend_strategy(M) is None
 
 
-def test_of_equally_quick_ones_the_most_accurate_is_recommended() -> None:
-    found = made_experiment({f"{M}/head": (0.90, 58.0), f"{M}/finetune": (0.91, 60.0)})
-    recommended = found.recommend_strategy(M)
+def test_recommends_most_accurate_of_similar_times() -> None:
+    experiment = made_experiment({f"{M}/head": (0.90, 58.0), f"{M}/finetune": (0.91, 60.0)})
+    recommended = experiment.recommend_strategy(M)
     assert recommended is not None
     assert recommended.first_run.strategy == "finetune"

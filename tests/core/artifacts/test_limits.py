@@ -13,12 +13,12 @@ from tests.core.artifacts.test_bench import row
 EIGHT = [1.0, 1.01, 0.99, 1.0, 1.02, 0.98, 1.0, 1.01]
 
 
-def measured(
+def make_result(
     torch_ms: float = 8.0,
     onnx_ms: float = 2.0,
     spread: float = 1.0,
     noise: Noise | None = None,
-    **more: object,
+    **fields: object,
 ) -> BenchResult:
     rows = (
         row("pytorch", [int(torch_ms * 1e6 * (1 + spread * (factor - 1))) for factor in EIGHT]),
@@ -36,11 +36,11 @@ def measured(
         rows,
         ((rows[0].id, rows[1].id),),
     )
-    return replace(base, **more)  # type: ignore[arg-type]
+    return replace(base, **fields)  # type: ignore[arg-type]
 
 
-def against(then_ms: float, same: bool = True, **more: object) -> BenchResult:
-    result = measured(**more)  # type: ignore[arg-type]
+def with_earlier_row(earlier_ms: float, same: bool = True, **fields: object) -> BenchResult:
+    result = make_result(**fields)  # type: ignore[arg-type]
     earlier = EarlierRow(
         "old.json",
         "2025",
@@ -49,18 +49,18 @@ def against(then_ms: float, same: bool = True, **more: object) -> BenchResult:
         same,
         2,
         False,
-        then_ms,
-        tuple(then_ms * 1e6 * factor for factor in EIGHT),
+        earlier_ms,
+        tuple(earlier_ms * 1e6 * factor for factor in EIGHT),
     )
     return replace(result, earlier_pairs=((result.rows[1].id, result.rows[1].id, earlier),))
 
 
-def outcome(result: BenchResult, **limits: float) -> list[str]:
-    return [judged.outcome for judged in replace(result, limits=Limits(**limits)).limit_checks]
+def outcomes(result: BenchResult, **limits: float) -> list[str]:
+    return [check.outcome for check in replace(result, limits=Limits(**limits)).limit_checks]
 
 
 @pytest.mark.parametrize(
-    ("then_ms", "spread", "expected"),
+    ("earlier_ms", "spread", "expected"),
     [
         (2.0, 1.0, "held"),
         (1.7, 1.0, "broken"),
@@ -69,120 +69,115 @@ def outcome(result: BenchResult, **limits: float) -> list[str]:
         (2.0, 40.0, "undecided"),
     ],
 )
-def test_a_regression_is_decided_by_the_whole_interval(
-    then_ms: float, spread: float, expected: str
-) -> None:
-    assert outcome(against(then_ms, spread=spread), max_regression=0.05) == [expected]
+def test_regression_uses_whole_interval(earlier_ms: float, spread: float, expected: str) -> None:
+    assert outcomes(with_earlier_row(earlier_ms, spread=spread), max_regression=0.05) == [expected]
 
 
-def test_a_regression_on_a_noisy_device_is_not_decided() -> None:
+def test_regression_is_undecided_on_noisy_device() -> None:
     noisy = Noise(("other processes used 40% of the CPU",), {"disturbance": 0.4})
-    result = replace(against(1.85, noise=noisy), limits=Limits(max_regression=0.0))
-    assert [judged.outcome for judged in result.limit_checks] == ["undecided"]
+    result = replace(with_earlier_row(1.85, noise=noisy), limits=Limits(max_regression=0.0))
+    assert [check.outcome for check in result.limit_checks] == ["undecided"]
     assert "was not quiet" in result.limit_checks[0].why
 
 
-def test_only_the_same_configuration_can_regress() -> None:
-    assert outcome(against(1.0, same=False), max_regression=0.05) == ["undecided"], (
-        "nothing judged is nothing kept"
-    )
+def test_regression_requires_same_configuration() -> None:
+    assert outcomes(with_earlier_row(1.0, same=False), max_regression=0.05) == ["undecided"]
 
 
-def test_a_regression_against_another_device_is_not_decided() -> None:
-    result = against(2.0)
+def test_regression_is_undecided_on_other_device() -> None:
+    result = with_earlier_row(2.0)
     ((before, after, earlier),) = result.earlier_pairs
-    elsewhere = replace(
+    cross_device = replace(
         result,
         earlier_pairs=((before, after, replace(earlier, cross_device=True)),),
         limits=Limits(max_regression=0.05),
     )
-    assert [judged.outcome for judged in elsewhere.limit_checks] == ["undecided"]
-    assert "another device" in elsewhere.limit_checks[0].why
+    assert [check.outcome for check in cross_device.limit_checks] == ["undecided"]
+    assert "another device" in cross_device.limit_checks[0].why
 
 
-def test_a_speedup_is_taken_against_eager_pytorch_alone() -> None:
-    result = measured()
+def test_speedup_baseline_is_eager_pytorch() -> None:
+    result = make_result()
     compiled = replace(result.rows[0], variant="compile", rounds=result.rows[1].rounds)
-    several = replace(
+    extended = replace(
         result,
         rows=(compiled, *result.rows),
         pairs=((compiled.id, result.rows[1].id), *result.pairs),
     )
-    assert outcome(several, min_speedup=3.0) == ["held"]
+    assert outcomes(extended, min_speedup=3.0) == ["held"]
 
 
-def test_noise_widens_what_a_limit_sees() -> None:
+def test_noise_widens_interval_for_limits() -> None:
     noisy = Noise(("load",), {"disturbance": 0.4})
-    assert outcome(measured(noise=noisy), min_speedup=3.9) == ["undecided"]
-    assert outcome(measured(noise=noisy), min_speedup=2.0) == ["held"]
+    assert outcomes(make_result(noise=noisy), min_speedup=3.9) == ["undecided"]
+    assert outcomes(make_result(noise=noisy), min_speedup=2.0) == ["held"]
 
 
-def test_a_row_that_was_never_measured_keeps_no_limit() -> None:
-    result = measured()
-    gone = replace(result.rows[1], rounds=())
-    assert outcome(replace(result, rows=(result.rows[0], gone)), max_p99_ms=100.0) == ["undecided"]
+def test_limit_is_undecided_without_measured_rows() -> None:
+    result = make_result()
+    untimed = replace(result, rows=(result.rows[0], replace(result.rows[1], rounds=())))
+    assert outcomes(untimed, max_p99_ms=100.0) == ["undecided"]
 
 
 @pytest.mark.parametrize(
     ("bound", "noisy", "expected"),
     [(3.0, False, "held"), (3.0, True, "held"), (1.5, False, "broken"), (1.5, True, "undecided")],
 )
-def test_noise_can_break_a_tail_but_not_keep_it(bound: float, noisy: bool, expected: str) -> None:
-    result = measured(noise=Noise(("load",)) if noisy else None)
-    assert outcome(result, max_p99_ms=bound) == [expected]
+def test_max_p99_on_noisy_device(bound: float, noisy: bool, expected: str) -> None:
+    result = make_result(noise=Noise(("load",)) if noisy else None)
+    assert outcomes(result, max_p99_ms=bound) == [expected]
 
 
-def test_of_a_sweep_the_recommended_configuration_keeps_the_tail_also_where_arrivals_are_paced() -> (
-    None
-):
-    result = measured(onnx_ms=2.0)
+def test_max_p99_applies_to_paced_rows_of_recommendation() -> None:
+    result = make_result(onnx_ms=2.0)
     torch, best = result.rows
     slow = tuple(
         replace(block, latencies_ns=tuple(9 * value for value in block.latencies_ns))
         for block in best.rounds
     )
-    larger, fewer, photo = (
-        replace(best, batch=8, rounds=slow),
-        replace(best, threads=1, rounds=slow),
-        replace(best, scope="file", rounds=slow),
-    )
-    sweep = replace(result, rows=(torch, larger, best, fewer, photo))
-    assert outcome(sweep, max_p99_ms=3.0) == ["held"]
+    larger_batch = replace(best, batch=8, rounds=slow)
+    fewer_threads = replace(best, threads=1, rounds=slow)
+    file_scope = replace(best, scope="file", rounds=slow)
+    sweep = replace(result, rows=(torch, larger_batch, best, fewer_threads, file_scope))
+    assert outcomes(sweep, max_p99_ms=3.0) == ["held"]
     paced = replace(best, rate=30.0, rounds=slow)
     sweep = replace(
-        sweep, rows=(*sweep.rows, paced, replace(fewer, rate=30.0)), limits=Limits(max_p99_ms=3.0)
+        sweep,
+        rows=(*sweep.rows, paced, replace(fewer_threads, rate=30.0)),
+        limits=Limits(max_p99_ms=3.0),
     )
-    assert [(judged.row, judged.outcome) for judged in sweep.limit_checks] == [
+    assert [(check.row, check.outcome) for check in sweep.limit_checks] == [
         (best.id, "held"),
         (paced.id, "broken"),
     ]
 
 
-def test_a_tail_that_is_withheld_decides_nothing() -> None:
-    few = measured()
-    few = replace(few, rows=tuple(replace(one, rounds=one.rounds[:3]) for one in few.rows))
-    assert outcome(few, max_p99_ms=100.0) == ["undecided"]
+def test_max_p99_is_undecided_with_too_few_runs() -> None:
+    result = make_result()
+    rows = tuple(replace(row, rounds=row.rounds[:3]) for row in result.rows)
+    assert outcomes(replace(result, rows=rows), max_p99_ms=100.0) == ["undecided"]
 
 
 @pytest.mark.parametrize(
     ("bound", "expected"), [(3.0, "held"), (5.0, "broken"), (4.0, "undecided")]
 )
-def test_the_speedup_asked_for(bound: float, expected: str) -> None:
-    assert outcome(measured(), min_speedup=bound) == [expected]
+def test_min_speedup(bound: float, expected: str) -> None:
+    assert outcomes(make_result(), min_speedup=bound) == [expected]
 
 
-def test_no_baseline_no_speedup() -> None:
-    alone = measured()
-    assert outcome(replace(alone, rows=alone.rows[1:], pairs=()), min_speedup=2.0) == ["undecided"]
+def test_min_speedup_is_undecided_without_baseline() -> None:
+    result = make_result()
+    without_baseline = replace(result, rows=result.rows[1:], pairs=())
+    assert outcomes(without_baseline, min_speedup=2.0) == ["undecided"]
 
 
-def test_limits_stand_in_the_result_and_say_why() -> None:
-    content = replace(measured(), limits=Limits(min_speedup=5.0)).to_json()["limits"]
+def test_result_json_has_limits_with_reasons() -> None:
+    content = replace(make_result(), limits=Limits(min_speedup=5.0)).to_json()["limits"]
     assert content["min_speedup"] == 5.0
     assert content["judged"][0]["outcome"] == "broken"
-    assert "asked for 5" in content["judged"][0]["why"]
+    assert "limit 5" in content["judged"][0]["why"]
 
 
-def test_impossible_limits_are_refused_together() -> None:
+def test_all_invalid_limits_are_reported_together() -> None:
     with pytest.raises(ConfigError, match=r"--max-regression(.|\n)*--max-p99(.|\n)*--min-speedup"):
         Limits(-0.1, 0.0, float("inf"))

@@ -1,4 +1,4 @@
-"""Mutated bench results are read as they are or refused in one sentence, and never end in a traceback."""
+"""Mutated bench results are either read or rejected with a one-line error, without a traceback."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ PARTS = (
 )
 
 
-def shortened(result: BenchResult) -> dict[str, Any]:
-    """A result with few latencies, so that mutations reach everything else as often."""
+def shorten(result: BenchResult) -> dict[str, Any]:
+    """Return a result with few latencies, so that mutations affect other fields as often."""
     content: dict[str, Any] = json.loads(json.dumps(result.to_json()))
     for row in content["rows"]:
         for block in row["rounds"]:
@@ -50,37 +50,37 @@ def shortened(result: BenchResult) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("make", [board, server])
-def test_mutated_results_are_read_or_refused(
+def test_mutated_results_are_read_or_rejected(
     make: Callable[[], BenchResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content, path = shortened(make()), tmp_path / "result.json"
-    read = refused = 0
+    content = shorten(make())
+    path = tmp_path / "result.json"
+    accepted = rejected = 0
     for seed in range(200):
         generator = random.Random(seed)
         mutated = {**content, "rows": [dict(row) for row in content["rows"]]}
         part = PARTS[seed % len(PARTS)]
-        where = (
-            generator.choice(mutated["rows"]) if part in ("gate", "session", "rounds") else mutated
-        )
-        where[part] = mutate_json(where[part], generator)
+        is_row_part = part in ("gate", "session", "rounds")
+        target = generator.choice(mutated["rows"]) if is_row_part else mutated
+        target[part] = mutate_json(target[part], generator)
         path.write_text(json.dumps(mutated))
         try:
             result = read_bench_result(path)
         except BenchError as error:
-            refused += 1
+            rejected += 1
             assert "\n" not in str(error)  # noqa: PT017
             continue
         json.dumps(result.to_json(), allow_nan=False)
         show_bench_results([result])
-        read += 1
+        accepted += 1
     capsys.readouterr()
-    assert read > 25
-    assert refused > 25
+    assert accepted > 25
+    assert rejected > 25
 
 
-def test_mutations_are_seeded_and_change_something() -> None:
+def test_mutations_are_seeded_and_change_content() -> None:
     content = {"a": [1, {"b": "c"}], "d": None}
-    one, same, other = (mutate_json(content, random.Random(seed)) for seed in (1, 1, 2))
-    assert one == same != other
+    first, repeated, second = (mutate_json(content, random.Random(seed)) for seed in (1, 1, 2))
+    assert first == repeated != second
     assert content == {"a": [1, {"b": "c"}], "d": None}
     assert sum(mutate_json(content, random.Random(seed)) != content for seed in range(100)) > 80

@@ -1,4 +1,4 @@
-"""Files of experiments, candidates and bundles of another form are read or refused in one sentence, and never end in a traceback."""
+"""Mutated experiments, candidates and bundles are either read or rejected with a one-line error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def use_bundle(path: Path) -> None:
     bundle_sentences(bundle)
 
 
-def experiment() -> dict[str, Any]:
+def experiment_content() -> dict[str, Any]:
     rows = {
         "resnet18-96/head": (0.9, 20.0),
         "resnet18-96/finetune": (0.92, 40.0),
@@ -52,20 +52,22 @@ def experiment() -> dict[str, Any]:
         DeployedModel("resnet18-96", "resnet18-96-head-s0", 10**6, 3.0, (2.9, 3.1), False, 1),
     )
     failed = made_run("resnet18-96", "finetune", 0.0, 0.0, seed=9, failed="it ended")
-    made = json.loads(
+    content: dict[str, Any] = json.loads(
         json.dumps(made_experiment(rows, seeds=2, deployed=deployed, more=(failed,)).to_json())
     )
-    made["candidates"] = [vars(ScreenedNetwork("resnet18-96", 3.0, (2.9, 3.1), True))]
-    made["config"]["compare"]["latency_budget_ms"] = 5.0
-    for run in made["runs"]:
-        # Mutations are to reach everything else as often.
+    content["candidates"] = [vars(ScreenedNetwork("resnet18-96", 3.0, (2.9, 3.1), True))]
+    content["config"]["compare"]["latency_budget_ms"] = 5.0
+    for run in content["runs"]:
+        # Few predictions, so that mutations affect other fields as often.
         run["correct"] = run["correct"][:10]
-    return made
+    return content
 
 
-def mutations(content: dict[str, Any], path: Path, use: Callable[[Path], None]) -> tuple[int, int]:
-    """Return how many mutated files were read and how many refused."""
-    read = refused = 0
+def count_outcomes(
+    content: dict[str, Any], path: Path, use: Callable[[Path], None]
+) -> tuple[int, int]:
+    """Return the numbers of accepted and rejected mutated files."""
+    accepted = rejected = 0
     for seed in range(CASES):
         generator = random.Random(seed)
         mutated = dict(content)
@@ -78,15 +80,15 @@ def mutations(content: dict[str, Any], path: Path, use: Callable[[Path], None]) 
         try:
             use(path)
         except EdgetlError as error:
-            refused += 1
+            rejected += 1
             assert "\n" not in str(error)  # noqa: PT017
             continue
-        read += 1
-    return read, refused
+        accepted += 1
+    return accepted, rejected
 
 
 @pytest.mark.parametrize("kind", ["experiment", "candidates", "bundle"])
-def test_mutated_files_are_read_or_refused(
+def test_mutated_files_are_read_or_rejected(
     kind: str, tmp_path: Path, stock_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if kind == "bundle":
@@ -94,21 +96,15 @@ def test_mutated_files_are_read_or_refused(
         content["labels"] = content["labels"][:3]
         path, use = tmp_path / "bundle.json", use_bundle
     elif kind == "experiment":
-        content, path, use = (
-            {"schema": 1, **experiment()},
-            tmp_path / "compare.json",
-            use_experiment,
-        )
+        content = {"schema": 1, **experiment_content()}
+        path, use = tmp_path / "compare.json", use_experiment
     else:
-        content, path, use = (
-            {"schema": 1, **result_of(candidate("resnet18")).to_json()},
-            tmp_path / "candidates.json",
-            use_candidates,
-        )
+        content = {"schema": 1, **result_of(candidate("resnet18")).to_json()}
+        path, use = tmp_path / "candidates.json", use_candidates
     content = json.loads(json.dumps(content))
     path.write_text(json.dumps(content))
     use(path)
-    read, refused = mutations(content, path, use)
+    accepted, rejected = count_outcomes(content, path, use)
     capsys.readouterr()
-    assert read > 10
-    assert refused > 10
+    assert accepted > 10
+    assert rejected > 10

@@ -28,60 +28,62 @@ def configuration(
     )
 
 
-def test_the_fastest_is_taken_with_its_session_options() -> None:
-    chosen = recommend(
+def test_recommends_fastest_with_session_options() -> None:
+    recommendation = recommend(
         [configuration(4.0), configuration(2.0, variant="int8"), row("pytorch", [10**6] * 8)]
     )
-    assert chosen is not None
-    assert chosen.latency.row == "onnxruntime-int8-model-cpu-b1-t2"
+    assert recommendation is not None
+    assert recommendation.latency.row == "onnxruntime-int8-model-cpu-b1-t2"
     assert (
-        chosen.latency.options["intra_op_num_threads"],
-        chosen.latency.options["inter_op_num_threads"],
+        recommendation.latency.options["intra_op_num_threads"],
+        recommendation.latency.options["inter_op_num_threads"],
     ) == (2, 1)
-    assert chosen.latency.as_fast == ()
+    assert recommendation.latency.as_fast == ()
 
 
-def test_what_is_not_shown_slower_and_takes_fewer_threads_is_preferred() -> None:
-    # Noise that the rounds do not share, and a hundredth of a difference.
-    four, one = configuration(2.0, threads=4), configuration(2.01, threads=1, noise=-3.0)
-    chosen = recommend([four, one])
-    assert chosen is not None
-    assert chosen.latency.row == one.id
-    assert chosen.latency.as_fast == (four.id,)
+def test_prefers_fewer_threads_when_not_slower() -> None:
+    # The noise of the two rows is not correlated, and exceeds their difference of 0.5%.
+    four_threads = configuration(2.0, threads=4)
+    one_thread = configuration(2.01, threads=1, noise=-3.0)
+    recommendation = recommend([four_threads, one_thread])
+    assert recommendation is not None
+    assert recommendation.latency.row == one_thread.id
+    assert recommendation.latency.as_fast == (four_threads.id,)
 
 
-def test_a_difference_that_is_shown_counts() -> None:
-    four, one = configuration(2.0, threads=4), configuration(3.0, threads=1)
-    chosen = recommend([four, one])
-    assert chosen is not None
-    assert chosen.latency.row == four.id
+def test_prefers_faster_row_when_difference_is_shown() -> None:
+    four_threads, one_thread = configuration(2.0, threads=4), configuration(3.0, threads=1)
+    recommendation = recommend([four_threads, one_thread])
+    assert recommendation is not None
+    assert recommendation.latency.row == four_threads.id
 
 
-def test_of_an_even_number_of_rounds_both_middle_ones_count() -> None:
-    uneven, even = (
-        row("onnxruntime", [1_000_000, 1_000_000, 3_000_000, 3_000_000]),
-        row("onnxruntime", [2_200_000] * 4),
+def test_median_averages_middle_rounds_when_even() -> None:
+    varying = row("onnxruntime", [1_000_000, 1_000_000, 3_000_000, 3_000_000])
+    constant = replace(row("onnxruntime", [2_200_000] * 4), variant="other")
+    recommendation = recommend([constant, varying])
+    assert recommendation is not None
+    assert (recommendation.latency.row, recommendation.latency.as_fast) == (
+        varying.id,
+        (constant.id,),
     )
-    chosen = recommend([replace(even, variant="other"), uneven])
-    assert chosen is not None
-    assert (chosen.latency.row, chosen.latency.as_fast) == (
-        uneven.id,
-        (replace(even, variant="other").id,),
+
+
+def test_throughput_may_recommend_larger_batch() -> None:
+    recommendation = recommend([configuration(2.0), configuration(10.0, batch=8)])
+    assert recommendation is not None
+    assert (recommendation.latency.row[-5:], recommendation.throughput.row[-5:]) == (
+        "b1-t2",
+        "b8-t2",
     )
 
 
-def test_throughput_may_want_another_batch() -> None:
-    chosen = recommend([configuration(2.0), configuration(10.0, batch=8)])
-    assert chosen is not None
-    assert (chosen.latency.row[-5:], chosen.throughput.row[-5:]) == ("b1-t2", "b8-t2")
-
-
-def test_a_closed_gate_and_other_scopes_are_left_out() -> None:
-    wrong = replace(configuration(1.0, variant="int8"), gate={"checked": True, "passed": False})
-    photo = replace(configuration(0.5, variant="x"), scope="file")
+def test_ignores_failed_gates_other_scopes_and_paced_rows() -> None:
+    failed = replace(configuration(1.0, variant="int8"), gate={"checked": True, "passed": False})
+    file_scope = replace(configuration(0.5, variant="x"), scope="file")
     paced = replace(configuration(0.4, variant="y"), rate=30.0)
-    chosen = recommend([configuration(2.0), wrong, photo, paced])
-    assert chosen is not None
-    assert chosen.latency.row == "onnxruntime-fp32-model-cpu-b1-t2"
-    assert recommend([wrong]) is None
+    recommendation = recommend([configuration(2.0), failed, file_scope, paced])
+    assert recommendation is not None
+    assert recommendation.latency.row == "onnxruntime-fp32-model-cpu-b1-t2"
+    assert recommend([failed]) is None
     assert recommend([row("pytorch", [10**6] * 8)]) is None

@@ -1,4 +1,7 @@
-"""The statistics on latencies that were really measured: eight rounds of PyTorch and ONNX Runtime in turns, on a shared machine."""
+"""Statistics on real latencies: eight interleaved rounds of PyTorch and ONNX Runtime.
+
+They were recorded on a shared machine.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ RECORDED = json.loads((Path(__file__).parent / "recorded/latencies.json").read_t
 RUNTIMES = ("pytorch", "onnxruntime")
 
 
-def recorded(runtime: str) -> Any:
+def recorded_row(runtime: str) -> Any:
     cold = ColdStart(0, 0, 0, None)
     blocks = [
         BlockResult(tuple(block["latencies_ns"]), cold, slices=tuple(block["slices"]))
@@ -34,23 +37,23 @@ def all_latencies(runtime: str) -> NDArray[np.int64]:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("percent", [50, 90, 99])
-def test_percentiles_are_scipys(runtime: str, percent: int) -> None:
+def test_percentiles_match_scipy(runtime: str, percent: int) -> None:
     values = all_latencies(runtime)
     assert percentile(values.tolist(), percent) == pytest.approx(
         scipy.stats.scoreatpercentile(values, percent)
     )
 
 
-def test_the_speedups_interval_is_what_scipys_test_does_not_reject() -> None:
-    ratios = np.log(round_ratios(recorded("pytorch"), recorded("onnxruntime")))
-    found = paired_speedup(np.exp(ratios).tolist())
-    low, high = np.log(found.low), np.log(found.high)
+def test_speedup_interval_inverts_scipy_wilcoxon() -> None:
+    ratios = np.log(round_ratios(recorded_row("pytorch"), recorded_row("onnxruntime")))
+    speedup = paired_speedup(np.exp(ratios).tolist())
+    low, high = np.log(speedup.low), np.log(speedup.high)
     nudge = 1e-6 * (high - low)
-    for inside in (low + nudge, np.log(found.ratio), high - nudge):
+    for inside in (low + nudge, np.log(speedup.ratio), high - nudge):
         assert scipy.stats.wilcoxon(ratios - inside, method="exact").pvalue >= 0.05
     for outside in (low - nudge, high + nudge):
         assert scipy.stats.wilcoxon(ratios - outside, method="exact").pvalue < 0.05
-    # Another way to the same place: Student's t, which SciPy has whole.
+    # SciPy's t interval, an independent method, must be close.
     expected = scipy.stats.ttest_1samp(ratios, 0).confidence_interval(0.95)
     assert estimate_location(ratios.tolist()) == pytest.approx(
         (ratios.mean(), expected.low, expected.high), abs=(high - low)
@@ -58,12 +61,12 @@ def test_the_speedups_interval_is_what_scipys_test_does_not_reject() -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_neighbouring_latencies_are_alike_and_the_interval_knows(runtime: str) -> None:
-    """Latencies are no independent draws. Taken for such, as a bootstrap of single runs takes them, their interval is far too narrow."""
+def test_interval_accounts_for_autocorrelation(runtime: str) -> None:
+    # Latencies are correlated, so a bootstrap of single latencies gives a far too narrow interval.
     values = np.log(all_latencies(runtime))
-    following = scipy.stats.pearsonr(values[:-1], values[1:]).statistic
-    assert following > 0.2
-    low, high = median_interval([block.median_ns for block in recorded(runtime).rounds])
+    autocorrelation = scipy.stats.pearsonr(values[:-1], values[1:]).statistic
+    assert autocorrelation > 0.2
+    low, high = median_interval([block.median_ns for block in recorded_row(runtime).rounds])
     naive = scipy.stats.bootstrap(
         (np.exp(values),), np.median, n_resamples=200, method="percentile", rng=0
     ).confidence_interval

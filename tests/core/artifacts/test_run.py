@@ -9,7 +9,7 @@ from edgetl.core.errors import RunError
 from tests.helpers.runs import CLASSES, CONFUSION, write_run
 
 
-def test_everything_of_a_finished_run(tmp_path: Path) -> None:
+def test_finished_run(tmp_path: Path) -> None:
     run = read_run_record(write_run(tmp_path / "run").path)
     assert run.confusion == [list(row) for row in CONFUSION]
     assert run.metrics is not None
@@ -23,7 +23,7 @@ def test_everything_of_a_finished_run(tmp_path: Path) -> None:
     assert run.rejected_files == (("train/roses/broken.jpg", "cannot be decoded."),)
 
 
-def test_older_runs_lack_predictions_times_and_peaks(tmp_path: Path) -> None:
+def test_run_of_older_version_lacks_newer_fields(tmp_path: Path) -> None:
     run = read_run_record(write_run(tmp_path / "run", older=True).path)
     assert run.predictions is None
     assert run.confusion is None
@@ -32,10 +32,10 @@ def test_older_runs_lack_predictions_times_and_peaks(tmp_path: Path) -> None:
     assert run.metrics.peak_memory_bytes is None
 
 
-def test_an_unfinished_run_keeps_its_best_epoch_so_far(tmp_path: Path) -> None:
+def test_unfinished_run_has_best_epoch_so_far(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", finished=False)
     with directory.history.open("a") as stream:
-        stream.write('{"phase": 2, "epoch": 8, "train_lo')  # being written
+        stream.write('{"phase": 2, "epoch": 8, "train_lo')  # incomplete line
     run = read_run_record(directory.path)
     assert run.metrics is None
     assert run.best_epoch is not None
@@ -44,14 +44,14 @@ def test_an_unfinished_run_keeps_its_best_epoch_so_far(tmp_path: Path) -> None:
     assert read_run_record(directory.path).best_epoch is None
 
 
-def test_without_validation_the_last_epoch_counts(tmp_path: Path) -> None:
+def test_best_epoch_is_last_without_validation(tmp_path: Path) -> None:
     run = read_run_record(write_run(tmp_path / "run", finished=False, validated=False).path)
     assert run.best_epoch is not None
     assert run.best_epoch.epoch == 7
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("config.json", "{", "not valid JSON"),
         ("config.json", '{"schema": 2}', "schema 2"),
@@ -76,8 +76,8 @@ def test_without_validation_the_last_epoch_counts(tmp_path: Path) -> None:
         ("rejected.csv", "path\na\n", "rejected.csv is broken"),
     ],
 )
-def test_broken_files_are_named(tmp_path: Path, name: str, content: str, told: str) -> None:
+def test_broken_file_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
     run = write_run(tmp_path / "run")
     (run.path / name).write_text(content, encoding="utf-8")
-    with pytest.raises(RunError, match=told):
+    with pytest.raises(RunError, match=message):
         read_run_record(run.path)

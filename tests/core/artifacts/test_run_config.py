@@ -12,7 +12,7 @@ from edgetl.core.preprocessing import Preprocessing
 from tests.helpers.runs import CLASSES, write_run
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_run_configuration_is_read(tmp_path: Path) -> None:
     configuration = read_run_configuration(write_run(tmp_path / "run", head_width=7))
     assert configuration.config.head_width == 7
     assert configuration.config.data == Path("/photos/flowers")
@@ -22,42 +22,42 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        ({"config": {"data": 3}}, "config.data is not a path: 3"),
+        ({"config": {"data": 3}}, "config.data must be a path, got 3"),
         (
             {"config": {"data": "a", "head_width": "128"}},
-            "config.head_width is not an integer: '128'",
+            "config.head_width must be an integer, got '128'",
         ),
-        ({"config": {"data": "a", "head_width": 10**9}}, "--head-width is at most 16384"),
-        ({"config": {"data": "a", "epochs": None}}, "config.epochs is not an integer"),
-        ({"asked": []}, "asked is not an object"),
-        ({"classes": "abc"}, "classes is not a list"),
+        ({"config": {"data": "a", "head_width": 10**9}}, "--head-width must be <= 16384"),
+        ({"config": {"data": "a", "epochs": None}}, "config.epochs must be an integer"),
+        ({"asked": []}, "asked must be an object"),
+        ({"classes": "abc"}, "classes must be a list"),
         ({"classes": ["a", "a"]}, "1 to 65,536 different names"),
         ({"classes": []}, "1 to 65,536 different names"),
-        ({"preprocessing": None}, "preprocessing is not an object"),
+        ({"preprocessing": None}, "preprocessing must be an object"),
         (
             {"preprocessing": {**Preprocessing(64, 64).to_json(), "resize": 10_000_000}},
-            "8192 pixels at most, not 10000000",
+            "resize <= 8192 pixels, got 10000000",
         ),
         (
             {"preprocessing": {**Preprocessing(64, 64).to_json(), "std": [0, 1, 1]}},
-            "standard deviations above 0",
+            "std > 0",
         ),
         (
             {"data": {"fingerprint": "a", "counts": {"train": [1]}}},
-            "data.counts.train is not an object",
+            "data.counts.train must be an object",
         ),
         ({"data": {"fingerprint": "a", "counts": {"train": {"a": -1}}}}, "negative"),
-        ({"weights": {"source": None, "sha256": None}}, "weights.source is not a text"),
+        ({"weights": {"source": None, "sha256": None}}, "weights.source must be a string"),
         ({"batch": {"batch_size": 0}}, "batch has no field 'usual'"),
     ],
 )
-def test_a_retyped_field_is_named(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+def test_field_of_wrong_type_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     run = write_run(tmp_path / "run")
     content = json.loads(run.config.read_text(encoding="utf-8"))
     run.config.write_text(json.dumps({**content, **change}), encoding="utf-8")
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(RunError) as raised:
         read_run_configuration(run)
-    assert told in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)

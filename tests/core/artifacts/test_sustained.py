@@ -10,41 +10,40 @@ from hypothesis import strategies as st
 from edgetl.core.artifacts.sustained import LatencyWindow, SustainedResult, _find_mser_cut
 
 
-def run(medians: list[float], **known: list[int | None]) -> SustainedResult:
-    """One window a second, ten latencies each around the given median."""
+def make_result(medians_ms: list[float], **states: list[int | None]) -> SustainedResult:
+    """Return a result with one window a second and 101 latencies around each median."""
     generator = random.Random(0)
     windows = []
-    for second, middle in enumerate(medians):
+    for second, median_ms in enumerate(medians_ms):
         latencies = tuple(
-            sorted(int(middle * 1e6 * generator.uniform(0.98, 1.02)) for _ in range(101))
+            sorted(int(median_ms * 1e6 * generator.uniform(0.98, 1.02)) for _ in range(101))
         )
-        windows.append(
-            LatencyWindow(
-                float(second), latencies, **{name: values[second] for name, values in known.items()}
-            )
-        )  # type: ignore[arg-type]
-    return SustainedResult("onnxruntime-fp32-model-cpu-b1-t2", float(len(medians)), tuple(windows))
+        state = {name: values[second] for name, values in states.items()}
+        windows.append(LatencyWindow(float(second), latencies, **state))  # type: ignore[arg-type]
+    return SustainedResult(
+        "onnxruntime-fp32-model-cpu-b1-t2", float(len(medians_ms)), tuple(windows)
+    )
 
 
-def test_a_steady_run_is_steady_from_the_start() -> None:
-    found = run([5.0] * 60)
-    assert found.settled_index is not None
-    assert found.settled_index < 30
-    assert found.drift is not None
-    assert found.drift.verdict == "steady"
-    assert found.steady_percentile_ms(50) == pytest.approx(5.0, rel=0.01)
-    assert found.processor_events == []
+def test_steady_run_has_no_drift() -> None:
+    result = make_result([5.0] * 60)
+    assert result.settled_index is not None
+    assert result.settled_index < 30
+    assert result.drift is not None
+    assert result.drift.verdict == "steady"
+    assert result.steady_percentile_ms(50) == pytest.approx(5.0, rel=0.01)
+    assert result.processor_events == []
 
 
-def test_a_cold_start_is_left_out_of_the_steady_state() -> None:
-    found = run([9.0, 8.0, 7.0, 6.0] + [5.0] * 56)
-    assert found.settled_index is not None
-    assert 3 <= found.settled_index <= 12
-    assert found.steady_percentile_ms(50) == pytest.approx(5.0, rel=0.01)
+def test_steady_state_excludes_cold_start() -> None:
+    result = make_result([9.0, 8.0, 7.0, 6.0] + [5.0] * 56)
+    assert result.settled_index is not None
+    assert 3 <= result.settled_index <= 12
+    assert result.steady_percentile_ms(50) == pytest.approx(5.0, rel=0.01)
 
 
-def test_throttling_is_found_with_its_reasons() -> None:
-    hot = run(
+def test_throttling_is_reported_with_reasons() -> None:
+    hot = make_result(
         [5.0] * 20 + [8.0] * 40,
         frequency_khz=[1_500_000] * 20 + [1_000_000] * 40,
         temperature_c=[50] * 10 + [82] * 50,
@@ -56,50 +55,50 @@ def test_throttling_is_found_with_its_reasons() -> None:
     assert hot.settled_index is not None
     assert 18 <= hot.settled_index <= 22
     assert hot.steady_percentile_ms(50) == pytest.approx(8.0, rel=0.01)
-    words = "; ".join(hot.processor_events)
-    for told in ("throttled itself 4 times", "1.50 to 1.00 GHz", "50 to 82 °C"):
-        assert told in words
+    text = "; ".join(hot.processor_events)
+    for event in ("throttled 4 times", "1.50 to 1.00 GHz", "50 to 82 °C"):
+        assert event in text
 
 
-def test_what_grows_to_the_end_never_settles() -> None:
-    assert run([5.0 + 0.1 * second for second in range(60)]).settled_index is None
+def test_growing_latency_never_settles() -> None:
+    assert make_result([5.0 + 0.1 * second for second in range(60)]).settled_index is None
 
 
-def test_slow_drift_hidden_in_noise_is_called_by_its_interval() -> None:
+def test_drift_verdict_is_steady_within_noise() -> None:
     generator = random.Random(1)
     noise = [5.0 * generator.uniform(0.8, 1.2) for _ in range(120)]
-    found = run(noise).drift
-    assert found is not None
-    assert found.verdict == "steady"
-    assert found.low < 1 < found.high
+    drift = make_result(noise).drift
+    assert drift is not None
+    assert drift.verdict == "steady"
+    assert drift.low < 1 < drift.high
 
 
-def test_growth_of_memory_leaves_the_start_out() -> None:
-    found = run([5.0] * 8, memory_bytes=[100, 400, 500, 500, 500, 510, 520, 530])
-    assert found.memory_growth_bytes == 30
-    assert run([5.0] * 8).memory_growth_bytes is None
+def test_memory_growth_excludes_first_quarter() -> None:
+    result = make_result([5.0] * 8, memory_bytes=[100, 400, 500, 500, 500, 510, 520, 530])
+    assert result.memory_growth_bytes == 30
+    assert make_result([5.0] * 8).memory_growth_bytes is None
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 10**9), min_size=1, max_size=5), min_size=1, max_size=40))
-def test_it_comes_back_through_json_whatever_was_measured(latencies: list[list[int]]) -> None:
+def test_result_round_trips_through_json(latencies: list[list[int]]) -> None:
     windows = tuple(
         LatencyWindow(float(second), tuple(values)) for second, values in enumerate(latencies)
     )
-    found = SustainedResult("row", 10.0, windows)
-    content = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert SustainedResult.from_json(content) == found
-    if found.drift is not None:
-        assert found.drift.low <= found.drift.ratio <= found.drift.high
+    result = SustainedResult("row", 10.0, windows)
+    content = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert SustainedResult.from_json(content) == result
+    if result.drift is not None:
+        assert result.drift.low <= result.drift.ratio <= result.drift.high
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(1, 1e3), min_size=4, max_size=40))
-def test_the_cut_is_the_one_that_the_definition_gives(values: list[float]) -> None:
+def test_mser_cut_minimizes_squared_error(values: list[float]) -> None:
     def squared_error(rest: list[float]) -> float:
         mean = sum(rest) / len(rest)
         return sum((value - mean) ** 2 for value in rest) / len(rest) ** 2
 
-    found = _find_mser_cut(values)
-    best = min(squared_error(values[cut:]) for cut in range(len(values) // 2 + 1))
-    assert squared_error(values[found:]) == pytest.approx(best, rel=1e-6, abs=1e-6)
+    cut = _find_mser_cut(values)
+    best = min(squared_error(values[start:]) for start in range(len(values) // 2 + 1))
+    assert squared_error(values[cut:]) == pytest.approx(best, rel=1e-6, abs=1e-6)

@@ -13,7 +13,7 @@ from edgetl.core.errors import ConfigError
 NAN, INFINITY = math.nan, math.inf
 
 
-def test_defaults_stand_and_paths_become_text() -> None:
+def test_to_json_has_defaults_and_paths_as_text() -> None:
     content = FinetuneConfig(Path("data")).to_json()
     assert content["data"] == "data"
     assert content["output"] is None
@@ -22,12 +22,12 @@ def test_defaults_stand_and_paths_become_text() -> None:
 
 
 @pytest.mark.parametrize("unfreeze", ["auto", "head", "all", "0", "3"])
-def test_what_unfreeze_takes(unfreeze: str) -> None:
+def test_unfreeze_accepts_documented_values(unfreeze: str) -> None:
     assert FinetuneConfig(Path("data"), unfreeze=unfreeze).unfreeze == unfreeze
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "named"),
+    ("field", "value", "option"),
     [
         ("unfreeze", "some", "--unfreeze"),
         ("unfreeze", "-1", "--unfreeze"),
@@ -88,15 +88,15 @@ def test_what_unfreeze_takes(unfreeze: str) -> None:
         ("cache_budget", -1, "--cache-budget"),
     ],
 )
-def test_a_wrong_value_is_named(option: str, value: Any, named: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        FinetuneConfig(Path("data"), **{option: value})
-    assert re.search(rf"(?<!\S){named}\b", str(caught.value))
-    assert "\n" not in str(caught.value), "one mistake, one line"
+def test_invalid_value_names_option(field: str, value: Any, option: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        FinetuneConfig(Path("data"), **{field: value})
+    assert re.search(rf"(?<!\S){option}\b", str(raised.value))
+    assert "\n" not in str(raised.value), "a single error must be one line"
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
+    ("field", "value"),
     [
         ("lr_decay", 1.0),
         ("target_accuracy", 1.0),
@@ -115,24 +115,24 @@ def test_a_wrong_value_is_named(option: str, value: Any, named: str) -> None:
         ("sampling", "balanced"),
     ],
 )
-def test_what_lies_at_the_edge_is_taken(option: str, value: Any) -> None:
-    assert getattr(FinetuneConfig(Path("data"), **{option: value}), option) == value
+def test_boundary_value_is_accepted(field: str, value: Any) -> None:
+    assert getattr(FinetuneConfig(Path("data"), **{field: value}), field) == value
 
 
-def test_rare_classes_are_made_up_for_once() -> None:
-    with pytest.raises(ConfigError, match="Take one of the two"):
+def test_class_weights_exclude_balanced_sampling() -> None:
+    with pytest.raises(ConfigError, match="Use one of the two"):
         FinetuneConfig(Path("data"), class_weights="balanced", sampling="balanced")
 
 
-def test_all_mistakes_are_told_at_once() -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_all_errors_are_reported_together() -> None:
+    with pytest.raises(ConfigError) as raised:
         FinetuneConfig(Path("data"), batch_size=0, epochs=0, finetune_epochs=0, warmup=2.0, views=0)
     for part in ("--batch-size", "both 0", "--warmup", "--views"):
-        assert part in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 4
+        assert part in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 4
 
 
-def test_images_are_prepared_on_a_gpu_only_where_one_may_be_and_knows_the_transforms() -> None:
+def test_input_device_cuda_needs_gpu_and_known_transforms() -> None:
     assert FinetuneConfig(Path("data"), input_device="cuda").input_device == "cuda"
     with pytest.raises(ConfigError, match="needs --device cuda or auto, got --device cpu"):
         FinetuneConfig(Path("data"), input_device="cuda", device="cpu")
@@ -141,11 +141,11 @@ def test_images_are_prepared_on_a_gpu_only_where_one_may_be_and_knows_the_transf
     assert FinetuneConfig(Path("data"), augment_file=Path("flip.json")).input_device == "auto"
 
 
-def test_a_batch_size_is_a_number_or_auto() -> None:
+def test_parse_batch_size() -> None:
     assert parse_batch_size("auto") == "auto"
     assert parse_batch_size("48") == 48
     for text in ("usual", "-1", "3.5", "", "1" * 10):
-        with pytest.raises(ConfigError, match="takes a number of images, or auto"):
+        with pytest.raises(ConfigError, match="must be a number of images or auto"):
             parse_batch_size(text)
     config = FinetuneConfig(Path("data"), batch_size="auto")
     assert FinetuneConfig.from_json(config.to_json()) == config

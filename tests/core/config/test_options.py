@@ -12,32 +12,41 @@ from edgetl.core.config.options import parse_duration, parse_size, raise_config_
 from edgetl.core.errors import ConfigError
 
 UNITS = {
-    "": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
-}  # fmt: skip
+    "": 1,
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
 counts = st.integers(0, 10**9)
 
 
 @given(st.integers(0, 10**15 - 1), st.sampled_from(sorted(UNITS)), st.sampled_from(["", " "]))
-def test_whole_sizes_keep_every_byte(count: int, unit: str, space: str) -> None:
+def test_parse_size_is_exact_for_integers(count: int, unit: str, space: str) -> None:
     assert parse_size(f"{count}{space}{unit}") == count * UNITS[unit]
 
 
 @given(st.integers(0, 10**6), st.integers(0, 999), st.sampled_from(["kB", "MB", "GB", "TB"]))
 @example(2, 10, "MB")
-def test_decimal_sizes_lose_nothing_to_floats(whole: int, thousandths: int, unit: str) -> None:
+def test_parse_size_is_exact_for_decimals(integer: int, thousandths: int, unit: str) -> None:
     assert (
-        parse_size(f"{whole}.{thousandths:03d}{unit}")
-        == (1000 * whole + thousandths) * UNITS[unit] // 1000
+        parse_size(f"{integer}.{thousandths:03d}{unit}")
+        == (1000 * integer + thousandths) * UNITS[unit] // 1000
     )
 
 
-def test_half_a_byte_is_left_off() -> None:
+def test_parse_size_rounds_down() -> None:
     assert parse_size("1.5") == 1
     assert parse_size(" 1.5gib ") == 3 * 2**29
 
 
 @given(counts, counts, counts)
-def test_hours_minutes_and_seconds_add_up(hours: int, minutes: int, seconds: int) -> None:
+def test_parse_duration_adds_units(hours: int, minutes: int, seconds: int) -> None:
     assert parse_duration(f"{hours}h{minutes}m{seconds}s") == 3600 * hours + 60 * minutes + seconds
     assert parse_duration(f"{hours}h") == 3600 * hours
     assert parse_duration(f"{minutes}M") == 60 * minutes
@@ -48,9 +57,11 @@ def test_hours_minutes_and_seconds_add_up(hours: int, minutes: int, seconds: int
 @given(
     st.integers(0, 10**6), st.integers(0, 999), st.sampled_from([("h", 3600), ("m", 60), ("s", 1)])
 )
-def test_decimal_durations(whole: int, thousandths: int, unit: tuple[str, int]) -> None:
-    exact = Fraction(1000 * whole + thousandths, 1000) * unit[1]
-    assert parse_duration(f"{whole}.{thousandths:03d}{unit[0]}") == float(exact)
+def test_parse_duration_accepts_decimals(
+    integer: int, thousandths: int, unit: tuple[str, int]
+) -> None:
+    exact = Fraction(1000 * integer + thousandths, 1000) * unit[1]
+    assert parse_duration(f"{integer}.{thousandths:03d}{unit[0]}") == float(exact)
 
 
 @pytest.mark.parametrize(
@@ -74,28 +85,28 @@ def test_decimal_durations(whole: int, thousandths: int, unit: tuple[str, int]) 
         "9" * 400,
     ],
 )
-def test_no_length_of_time(text: str) -> None:
-    with pytest.raises(ConfigError, match="is no length of time"):
+def test_parse_duration_rejects_other_text(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a duration"):
         parse_duration(text)
 
 
 @pytest.mark.parametrize(
     "text", ["", "GB", "-1GB", "2XB", "1,5GB", "1e9", "2GB4", "inf", "nan", "٣GB", "9" * 5000]
 )
-def test_no_size(text: str) -> None:
-    with pytest.raises(ConfigError, match="is no size"):
+def test_parse_size_rejects_other_text(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a size"):
         parse_size(text)
 
 
 @given(st.text(st.sampled_from("0123456789.hmskgibt -"), max_size=12) | st.text(max_size=12))
-def test_any_text_is_taken_or_refused(text: str) -> None:
+def test_parsers_return_number_or_config_error(text: str) -> None:
     for parse in (parse_duration, parse_size):
         with suppress(ConfigError):
             assert 0 <= parse(text) < math.inf
 
 
-def test_problems_are_told_together_and_none_is_none() -> None:
+def test_raise_config_errors_joins_problems() -> None:
     raise_config_errors([None, None])
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as raised:
         raise_config_errors([None, "one", None, "two"])
-    assert str(caught.value) == "one\ntwo"
+    assert str(raised.value) == "one\ntwo"

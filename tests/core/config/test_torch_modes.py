@@ -5,12 +5,12 @@ from typing import get_args
 import pytest
 
 from edgetl.core.artifacts.bench import EAGER_VARIANT
-from edgetl.core.config.bench import TorchModeName as Name
+from edgetl.core.config.bench import TorchModeName
 from edgetl.core.config.torch_modes import BF16_TOLERANCE, FP16_TOLERANCE, TORCH_MODES
 
 
-def test_every_mode_of_the_option_is_in_the_table() -> None:
-    assert set(TORCH_MODES) == set(get_args(Name))
+def test_torch_modes_cover_option_values() -> None:
+    assert set(TORCH_MODES) == set(get_args(TorchModeName))
     assert TORCH_MODES["eager"].variant == EAGER_VARIANT
     assert len({mode.variant for mode in TORCH_MODES.values()}) == len(TORCH_MODES)
 
@@ -26,7 +26,7 @@ def test_every_mode_of_the_option_is_in_the_table() -> None:
         ("fp16-cuda-graph", "float16", False, True, True),
     ],
 )
-def test_modes_are_what_their_names_say(
+def test_torch_mode_properties(
     name: str, dtype: str, compiled: bool, captured: bool, gpu_only: bool
 ) -> None:
     mode = TORCH_MODES[name]
@@ -38,7 +38,7 @@ def test_modes_are_what_their_names_say(
     )
 
 
-def test_compile_cuts_launches_on_a_gpu_alone() -> None:
+def test_compile_arguments_depend_on_device() -> None:
     assert TORCH_MODES["compile"].get_compile_arguments("cuda") == {"mode": "reduce-overhead"}
     assert TORCH_MODES["compile"].get_compile_arguments("cpu") == {}
     assert TORCH_MODES["eager"].get_compile_arguments("cuda") is None
@@ -55,5 +55,5 @@ def test_compile_cuts_launches_on_a_gpu_alone() -> None:
         ("bf16", "cuda", BF16_TOLERANCE),
     ],
 )
-def test_tolerance_follows_the_precision(name: str, device: str, tolerance: float) -> None:
+def test_relative_tolerance_depends_on_precision(name: str, device: str, tolerance: float) -> None:
     assert TORCH_MODES[name].relative_tolerance(device) == tolerance

@@ -14,7 +14,7 @@ from edgetl.core.formatting import describe_device
 from edgetl.device.bench import runner
 from edgetl.device.hardware.cpu import EMULATED_ENV_VAR, is_emulated
 from edgetl.device.hardware.info import collect_device_info
-from tests.core.artifacts.test_limits import against, measured
+from tests.core.artifacts.test_limits import make_result, with_earlier_row
 from tests.helpers.machines import LAPTOP, PI, build
 
 PC = {"proc/cpuinfo": "processor\t: 0\nmodel name\t: Imaginary Core i7\nflags\t\t: fpu sse2 avx2\n"}
@@ -66,7 +66,7 @@ def test_describe_device_names_emulated_machine() -> None:
 
 
 def test_emulated_result_decides_no_limit_or_comparison(tmp_path: Path) -> None:
-    result = replace(measured(), limits=Limits(max_p99_ms=1000.0, min_speedup=1.1))
+    result = replace(make_result(), limits=Limits(max_p99_ms=1000.0, min_speedup=1.1))
     assert [check.outcome for check in result.limit_checks] == ["held", "held"]
     assert result.comparisons[0].verdict == "faster"
     emulated = replace(result, device={"machine": "aarch64", "emulated": True})
@@ -77,7 +77,9 @@ def test_emulated_result_decides_no_limit_or_comparison(tmp_path: Path) -> None:
         assert [check.outcome for check in checks] == ["undecided", "undecided"]
         assert all("measure on the device" in check.why for check in checks)
         assert [pair.verdict for pair in emulated_result.comparisons] == ["noisy"]
-    assert replace(against(8.0), device={"emulated": True}).comparisons[-1].verdict == "noisy"
+    assert (
+        replace(with_earlier_row(8.0), device={"emulated": True}).comparisons[-1].verdict == "noisy"
+    )
 
 
 def test_bench_reports_emulation_as_first_noise_reason(
@@ -101,10 +103,12 @@ def test_bench_reports_emulation_as_first_noise_reason(
     result = runner.bench(config, protocol=short)
     assert result.device["emulated"]
     assert result.device["machine"] == platform.machine()
-    assert result.noise.reasons[0] == "the processor is emulated: no time here is a device's"
+    assert (
+        result.noise.reasons[0] == "the processor is emulated: times do not apply to real devices"
+    )
 
 
 def test_verify_command_reports_emulation(edgetl, stock_bundle: Path) -> None:  # type: ignore[no-untyped-def]
-    message = "This processor is emulated"
+    message = "This CPU is emulated"
     assert message in edgetl("verify", stock_bundle, env={EMULATED_ENV_VAR: "1"}).stdout
     assert message not in edgetl("verify", stock_bundle, env={EMULATED_ENV_VAR: ""}).stdout

@@ -57,8 +57,8 @@ def test_missing_fact_is_reported(tmp_path: Path, name: str) -> None:
     ("change", "message"),
     [
         ({"stage": -1}, "facts.stage must be 0 to 2, got -1"),
-        ({"stage": "1"}, "facts.stage is not an integer"),
-        ({"records": [{**RECORD, "lr": None}]}, "lr is not a number"),
+        ({"stage": "1"}, "facts.stage must be an integer"),
+        ({"records": [{**RECORD, "lr": None}]}, "lr must be a number"),
         ({"best": 7}, "epoch 7 is the best"),
         ({"processes": 2}, "is incomplete"),
         ({"phase": None}, "is incomplete"),
@@ -81,7 +81,7 @@ def test_invalid_fact_is_reported(tmp_path: Path, change: dict[str, Any], messag
 
 @pytest.mark.parametrize("facts", [[], None, 3, "x"])
 def test_facts_must_be_an_object(tmp_path: Path, facts: Any) -> None:
-    with pytest.raises(RunError, match="facts is not an object"):
+    with pytest.raises(RunError, match="facts must be an object"):
         read_training_checkpoint(write(tmp_path / "state", facts))
 
 

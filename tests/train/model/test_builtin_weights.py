@@ -100,12 +100,12 @@ def test_changed_weights_are_rejected_before_writing(
     result = CliRunner().invoke(create_app(), arguments)
     assert isinstance(result.exception, WeightsError)
     assert str(result.exception).count("\n") == 0
-    assert "is not the file that edgetl shipped" in str(result.exception)
+    assert "its SHA-256 does not match SHA256SUMS" in str(result.exception)
     assert not output.exists()
 
 
 def test_builtin_rejects_other_models_and_stock_export(shipped: Path) -> None:
-    with pytest.raises(WeightsError, match=f"no weights for resnet18, only for {MODEL}"):
+    with pytest.raises(WeightsError, match=f"no weights for resnet18.*--model {MODEL}"):
         read_weights("builtin", "resnet18")
     with pytest.raises(WeightsError, match="edgetl finetune DATA --weights builtin"):
         load_stock_model(MODEL, "builtin")
@@ -173,4 +173,4 @@ def test_builtin_weights_load_from_a_wheel(unpacked: Path, tmp_path: Path) -> No
     result = read_from_wheel()
     assert result.stdout.split() == [str(len(load_file(file))), sha256_file(file)], result.stderr
     file.write_bytes(file.read_bytes()[:-1] + b"?")
-    assert "is not the file that edgetl shipped" in read_from_wheel().stderr
+    assert "its SHA-256 does not match SHA256SUMS" in read_from_wheel().stderr
