@@ -1,4 +1,4 @@
-"""Every module imports on its own, and every name that is looked up as a string exists."""
+"""Imports of all modules, and names that are looked up as strings."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ROOT = Path(__file__).parents[1]
 def modules(package: str) -> list[str]:
     paths = sorted((ROOT / package).rglob("*.py"))
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
-    # The bundle's client is a script that reads the bundle beside it.
+    # The bundle's client is a script that reads the bundle next to it.
     skipped = ("__main__", "client.predict")
     return [name.removesuffix(".__init__") for name in names if not name.endswith(skipped)]
 
 
 def test_every_module_imports_in_a_fresh_process() -> None:
-    # One process for all would hide circular imports; one each would take minutes. Forks are fresh and quick.
+    # A shared process would hide circular imports, and starting one per module would take minutes.
     code = f"""
 import os, sys
 for name in {modules("edgetl")!r}:
@@ -39,10 +39,17 @@ for name in {modules("edgetl")!r}:
         os._exit(0)
     os.waitpid(child, 0)
 """
-    # What the modules have in common is loaded once, before the forks.
-    heavy = "import numpy, PIL.Image, onnxruntime, torch, torchvision, onnx, albumentations, matplotlib, typer\n"
+    # Import common dependencies once, before the forks.
+    dependencies = (
+        "import numpy, PIL.Image, onnxruntime, torch, torchvision, onnx, albumentations\n"
+        "import matplotlib, typer\n"
+    )
     result = subprocess.run(
-        [sys.executable, "-c", heavy + code], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", dependencies + code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""

@@ -39,7 +39,7 @@ from edgetl.experiment.compare import compare, plan_experiment
 from edgetl.experiment.matrix import PlannedRun
 from edgetl.experiment.plan import to_screened_networks, write_plan
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE, ROOT
-from tests.helpers import forking
+from tests.helpers import forkserver
 from tests.helpers.candidates import candidate, result_of
 
 ROW = f"{ARCHITECTURE}-{IMAGE_SIZE}"
@@ -137,7 +137,7 @@ def resumed_experiment(
     """
     folder = ExperimentDirectory(tmp_path_factory.mktemp("experiment") / "pets")
     arguments = command(parts, random_weights, folder.path)
-    first = forking.start(arguments, ROOT, tmp_path_factory.mktemp("output"))
+    first = forkserver.start(arguments, ROOT, tmp_path_factory.mktemp("output"))
     assert first.pid is not None
     finished = [RunDirectory(folder.runs / f"{ROW}-{strategy}-s0") for strategy in STRATEGIES[:2]]
     third = RunDirectory(folder.runs / f"{ROW}-{STRATEGIES[2]}-s0")

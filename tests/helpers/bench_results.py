@@ -1,4 +1,4 @@
-"""Bench results made by hand: two devices, a sweep, a sustained run, profiles, nulls, and a failed gate."""
+"""Synthetic bench results: two devices, a sweep, a sustained run, profiles and a failed gate."""
 
 from __future__ import annotations
 
@@ -34,23 +34,26 @@ def bench_row(
     rate: float | None = None,
     **changes: Any,
 ) -> BenchRow:
+    """Return a row with random latencies around `p50_ms`; `changes` replace other fields."""
     generator = random.Random(f"{runtime}{variant}{scope}{batch}{threads}{rate}")
     stages = STAGES.get(scope, {})
     blocks = []
     for index in range(rounds):
-        shift = p50_ms * (1 + 0.01 * math.sin(index) + generator.gauss(0, 0.006))
+        center = p50_ms * (1 + 0.01 * math.sin(index) + generator.gauss(0, 0.006))
         tail = [
             generator.expovariate(3) * p50_ms if generator.random() < 0.04 else 0
             for _ in range(runs)
         ]
-        infer = [int(1e6 * (shift * generator.lognormvariate(0, 0.025) + extra)) for extra in tail]
-        timed = {
+        infer = [int(1e6 * (center * generator.lognormvariate(0, 0.025) + extra)) for extra in tail]
+        stages_ns = {
             name: tuple(int(1e6 * value * generator.lognormvariate(0, 0.05)) for _ in range(runs))
             for name, value in stages.items()
         }
         if stages:
-            timed["infer"] = tuple(infer)
-        latencies = tuple(map(sum, zip(*timed.values(), strict=True))) if stages else tuple(infer)
+            stages_ns["infer"] = tuple(infer)
+        latencies = tuple(infer)
+        if stages:
+            latencies = tuple(map(sum, zip(*stages_ns.values(), strict=True)))
         cold = ColdStart(
             90.0 if runtime != "pytorch" else 1900.0,
             28.0,
@@ -64,7 +67,7 @@ def bench_row(
                 cold,
                 index != 2 or batch < 8,
                 (1.5, 2.5),
-                timed,
+                stages_ns,
                 2_400_000,
                 waited=3 if rate else 0,
                 memory_growth_bytes=2**20 * index if stages else None,
@@ -98,6 +101,7 @@ def bench_row(
 def device(
     host: str | None = "bench", cpu: str | None = "Cortex-A76", **changes: Any
 ) -> dict[str, Any]:
+    """Return the device section of a result; `changes` replace other fields."""
     state = {
         "monotonic_s": 10.5,
         "load": [0.1, 0.2, 0.3],
@@ -127,24 +131,28 @@ def device(
     return facts | changes
 
 
-def sustained_run(row: BenchRow, windows: int = 120, known: bool = True) -> SustainedResult:
+def sustained_run(row: BenchRow, windows: int = 120, sensors: bool = True) -> SustainedResult:
+    """Return a sustained run of a row that throttles after 45 s if the device has sensors."""
     generator = random.Random(7)
-    made = []
+    latency_windows = []
     for index in range(windows):
-        throttled = 0.22 / (1 + math.exp(-(index - 45) / 7)) if known else 0.0
-        slow = row.round_medians_ns[0] * (1 + throttled + 0.35 * math.exp(-index / 2))
-        latencies = tuple(int(slow * generator.lognormvariate(0, 0.04)) for _ in range(40))
-        heat = 45 + 30 * (1 - math.exp(-index / 30)) if known else None
-        clock = int(2_400_000 - 400_000 / (1 + math.exp(-(index - 45) / 7))) if known else None
-        made.append(
-            LatencyWindow(
-                float(index), latencies, clock, heat, index // 60 if known else None, 2**20 * 150
-            )
+        divisor = 1 + math.exp(-(index - 45) / 7)
+        throttling = 0.22 / divisor if sensors else 0.0
+        warm_up = 0.35 * math.exp(-index / 2)
+        center = row.round_medians_ns[0] * (1 + throttling + warm_up)
+        latencies = tuple(int(center * generator.lognormvariate(0, 0.04)) for _ in range(40))
+        clock_khz = int(2_400_000 - 400_000 / divisor) if sensors else None
+        temperature_c = 45 + 30 * (1 - math.exp(-index / 30)) if sensors else None
+        events = index // 60 if sensors else None
+        window = LatencyWindow(
+            float(index), latencies, clock_khz, temperature_c, events, 2**20 * 150
         )
-    return SustainedResult(row.id, float(windows), tuple(made))
+        latency_windows.append(window)
+    return SustainedResult(row.id, float(windows), tuple(latency_windows))
 
 
 def bench_result(rows: tuple[BenchRow, ...], **changes: Any) -> BenchResult:
+    """Return a result of the rows; `changes` replace other fields."""
     fields: dict[str, Any] = {
         "created": "2026-01-02T03:04:05+00:00",
         "edgetl": "0.1.0",
@@ -162,19 +170,19 @@ def bench_result(rows: tuple[BenchRow, ...], **changes: Any) -> BenchResult:
         "protocol": {"block_seconds": 1.0, "block_runs": 100, "rounds": 6, "seed": 0},
         "order": tuple(("a", "b") for _ in range(6)),
         "pairs": tuple(
-            (base.id, row.id)
-            for base in rows
+            (baseline.id, row.id)
+            for baseline in rows
             for row in rows
-            if base.runtime == "pytorch"
+            if baseline.runtime == "pytorch"
             and row.runtime != "pytorch"
-            and row.comparison_key == base.comparison_key
+            and row.comparison_key == baseline.comparison_key
         ),
     } | changes
     return BenchResult(rows=rows, **fields)
 
 
 def board() -> BenchResult:
-    """Two scopes, three runtimes, a sustained run, a profile, paced arrivals."""
+    """Return a result with three scopes and runtimes, a sustained run, a profile and paced rows."""
     rows = tuple(
         bench_row(runtime, variant, p50, scope)
         for scope in ("model", "image", "file")
@@ -214,7 +222,7 @@ def board() -> BenchResult:
 
 
 def server() -> BenchResult:
-    """A noisy sweep on a device that tells little, with one variant that failed its gate."""
+    """Return a noisy sweep on a device with few sensors; one variant failed its gate."""
     rows = tuple(
         bench_row(
             runtime,
@@ -233,8 +241,8 @@ def server() -> BenchResult:
             ("onnxruntime", "int8", 1.5),
         )
     )
-    closed = {**GATE, "passed": False, "reason": "logits differ by 3.1, tolerance 0.05"}
-    rows += (replace(bench_row("onnxruntime", "fp16", 1.0), rounds=(), gate=closed),)
+    failed_gate = {**GATE, "passed": False, "reason": "logits differ by 3.1, tolerance 0.05"}
+    rows += (replace(bench_row("onnxruntime", "fp16", 1.0), rounds=(), gate=failed_gate),)
     facts = device(
         "server",
         "A processor",
@@ -246,11 +254,10 @@ def server() -> BenchResult:
         ("other processes used 12% of the CPU",),
         {"other_cpu": 0.12, "steal": None, "disturbance": 0.12},
     )
-    device_ = {**facts, "memory_bytes": None}
     return bench_result(
         rows,
-        device=device_,
+        device={**facts, "memory_bytes": None},
         noise=noise,
         interrupted=True,
-        sustained=sustained_run(rows[1], known=False),
+        sustained=sustained_run(rows[1], sensors=False),
     )

@@ -1,4 +1,4 @@
-"""Headless Chromium over its debugging pipe; nothing but the standard library."""
+"""Control headless Chromium over its debugging pipe, with the standard library only."""
 
 from __future__ import annotations
 
@@ -13,28 +13,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next(
-    (
-        found
-        for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
-        if (found := shutil.which(name))
-    ),
-    None,
-)
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+CHROMIUM = next((path for path in map(shutil.which, _NAMES) if path is not None), None)
+"""Path of the browser, or None if it is not installed."""
 
 
 class Browser:
-    """One page, and what it complained about."""
+    """A page of the browser, with its console messages, requests and file dialogs."""
 
-    def __init__(self, reading: int, writing: int) -> None:
-        self._reading, self._writing, self._buffer, self._last = reading, writing, b"", 0
+    def __init__(self, read_descriptor: int, write_descriptor: int) -> None:
+        self._read_descriptor = read_descriptor
+        self._write_descriptor = write_descriptor
+        self._buffer = b""
+        self._last_id = 0
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.choosers: list[int] = []
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)[
-            "sessionId"
-        ]
+        attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -58,15 +55,16 @@ class Browser:
         )
         self.call("Page.navigate", url=url)
         self.evaluate(
-            "new Promise(done => document.readyState === 'complete' ? done(1) : addEventListener('load', () => done(1)))"
+            "new Promise(resolve => document.readyState === 'complete' ? resolve(1)"
+            " : addEventListener('load', () => resolve(1)))"
         )
 
     def evaluate(self, expression: str) -> Any:
-        answer = self.call(
+        reply = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
+        assert "exceptionDetails" not in reply, reply
+        return reply["result"].get("value")
 
     def press(self, key: str) -> None:
         text = {"text": "\r"} if key == "Enter" else {}
@@ -82,28 +80,28 @@ class Browser:
             )
 
     def click(self, name: str) -> None:
-        """The mouse on the middle of the element of this id."""
+        """Click the center of the element with this id."""
         x, y = self._middle(name)
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def tap(self, name: str) -> None:
-        """A finger there; `Emulation.setTouchEmulationEnabled` gives the browser a screen for it."""
+        """Tap the center of the element; needs `Emulation.setTouchEmulationEnabled`."""
         x, y = self._middle(name)
         self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def _middle(self, name: str) -> tuple[float, float]:
-        where = f"document.getElementById('{name}').getBoundingClientRect()"
-        return self.evaluate(f"{where}.x + {where}.width / 2"), self.evaluate(
-            f"{where}.y + {where}.height / 2"
-        )
+        box = f"document.getElementById('{name}').getBoundingClientRect()"
+        x = self.evaluate(f"{box}.x + {box}.width / 2")
+        y = self.evaluate(f"{box}.y + {box}.height / 2")
+        return x, y
 
     def choose(self, file: Path) -> None:
-        """Answer the file dialogue that the page has opened; `Page.setInterceptFileChooserDialog` keeps it from a screen."""
-        give_up = time.monotonic() + 10
+        """Select a file in the open file dialog; needs `Page.setInterceptFileChooserDialog`."""
+        deadline = time.monotonic() + 10
         while not self.choosers:
-            assert time.monotonic() < give_up, "no dialogue was opened"
+            assert time.monotonic() < deadline, "no file dialog was opened"
             self.evaluate("0")
         self.call(
             "DOM.setFileInputFiles", files=[str(file.absolute())], backendNodeId=self.choosers.pop()
@@ -119,55 +117,60 @@ class Browser:
         path.write_bytes(base64.b64decode(content["data"]))
 
     def _call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
-        self._last += 1
-        message = {"id": self._last, "method": method, "params": parameters} | (
-            {"sessionId": session} if session else {}
-        )
-        os.write(self._writing, json.dumps(message).encode() + b"\0")
+        self._last_id += 1
+        message = {"id": self._last_id, "method": method, "params": parameters}
+        if session:
+            message["sessionId"] = session
+        os.write(self._write_descriptor, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._receive()
-            if answer.get("id") == self._last:
-                assert "error" not in answer, answer
-                return dict(answer["result"])
-            self._note(answer)
+            reply = self._receive()
+            if reply.get("id") == self._last_id:
+                assert "error" not in reply, reply
+                return dict(reply["result"])
+            self._record_event(reply)
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            piece = os.read(self._reading, 1 << 16)
-            assert piece, "the browser has gone"
-            self._buffer += piece
+            chunk = os.read(self._read_descriptor, 1 << 16)
+            assert chunk, "the browser has exited"
+            self._buffer += chunk
         message, _, self._buffer = self._buffer.partition(b"\0")
         return dict(json.loads(message))
 
-    def _note(self, event: dict[str, Any]) -> None:
-        method, told = event.get("method"), event.get("params", {})
+    def _record_event(self, event: dict[str, Any]) -> None:
+        method = event.get("method")
+        parameters = event.get("params", {})
         if method in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled"):
-            self.complaints.append(json.dumps(told))
+            self.complaints.append(json.dumps(parameters))
         elif method == "Network.requestWillBeSent":
-            self.requests.append(told["request"]["url"])
+            self.requests.append(parameters["request"]["url"])
         elif method == "Page.fileChooserOpened":
-            self.choosers.append(told["backendNodeId"])
+            self.choosers.append(parameters["backendNodeId"])
 
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
-    """A browser with an empty profile, ended afterwards."""
-    to_read, from_us = os.pipe()
-    to_us, to_write = os.pipe()
-    options = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --remote-debugging-pipe"
-    command = f'exec {CHROMIUM} {options} --user-data-dir="$0" 3<&{to_read} 4>&{to_write}'
+    """Start a browser with an empty profile and terminate it at the end."""
+    child_input, parent_output = os.pipe()
+    parent_input, child_output = os.pipe()
+    options = (
+        "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run "
+        "--remote-debugging-pipe"
+    )
+    redirections = f"3<&{child_input} 4>&{child_output}"
+    command = f'exec {CHROMIUM} {options} --user-data-dir="$0" {redirections}'
     process = subprocess.Popen(
         ["bash", "-c", command, str(profile)],
-        pass_fds=(to_read, to_write),
+        pass_fds=(child_input, child_output),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    os.close(to_read)
-    os.close(to_write)
+    os.close(child_input)
+    os.close(child_output)
     try:
-        yield Browser(to_us, from_us)
+        yield Browser(parent_input, parent_output)
     finally:
         process.terminate()
         process.wait(20)
-        os.close(to_us)
-        os.close(from_us)
+        os.close(parent_input)
+        os.close(parent_output)

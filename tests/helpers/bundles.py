@@ -1,4 +1,4 @@
-"""Small bundles for tests: written by hand, without torch, so that a device's code is tested with a device's packages."""
+"""Small handwritten bundles. No torch is needed, so they work with the packages of a device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BIAS = np.array([0.5, -0.25], np.float32)
 
 
 def colour_model() -> onnx.ModelProto:
-    """uint8 [batch, height, width, 3] -> mean colour -> two logits: small, and easy to compute by hand."""
+    """Return a model from uint8 [batch, height, width, 3] to two logits of the mean color."""
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["" : 18]>
         colours (uint8[batch, height, width, 3] image) => (float[batch, 2] logits, float[batch, 2] probabilities)
@@ -40,15 +40,14 @@ def colour_model() -> onnx.ModelProto:
 
 
 def colour_logits(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What `colour_model` must answer for one image [height, width, 3]."""
-    logits: NDArray[np.float32] = (image.astype(np.float64).mean((0, 1)) @ WEIGHT + BIAS).astype(
-        np.float32
-    )
+    """Compute the logits of `colour_model` for an image [height, width, 3] with NumPy."""
+    mean_color = image.astype(np.float64).mean((0, 1))
+    logits: NDArray[np.float32] = (mean_color @ WEIGHT + BIAS).astype(np.float32)
     return logits
 
 
 def write_pictures(folder: Path, count: int = 4) -> list[Path]:
-    """PNG pictures of different sizes."""
+    """Write PNG images of different sizes and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
     paths = []
@@ -72,7 +71,18 @@ def write_bundle(
     run_id: str = "0123456789ab",
     tolerance: float = 0.05,
 ) -> Path:
-    """A whole bundle around `models` (variant name to model) and the pictures that already lie in folder/golden."""
+    """Write a bundle around the images in folder/golden.
+
+    Args:
+        folder: folder of the bundle, with the golden images.
+        models: model by variant name.
+        logits: golden logits [images, classes].
+        labels: names of the classes.
+        contract: preprocessing.
+        input_kind: image or tensor.
+        run_id: id of the training run.
+        tolerance: allowed difference of the logits.
+    """
     golden = sorted((folder / "golden").glob("*.png"))
     np.savez(
         folder / "golden/golden.npz",

@@ -1,4 +1,4 @@
-"""Candidates with given latencies, for tests of what is made of them."""
+"""Synthetic results of `edgetl candidates`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def candidate(
     top1: float | None = 70.0,
     **fields: Any,
 ) -> CandidateRow:
+    """Return a candidate with one round per median latency."""
     rounds = tuple(
         BlockResult((round(value * 1e6),) * 100, ColdStart(1.0, 1.0, 1.0, None))
         for value in medians_ms
@@ -36,6 +37,7 @@ def candidate(
 def result_of(
     *rows: CandidateRow, budget_ms: float | None = None, reasons: tuple[str, ...] = ()
 ) -> CandidatesResult:
+    """Return a result of the rows; `reasons` make it noisy."""
     return CandidatesResult(
         created="2026-01-01T00:00:00+00:00",
         edgetl="0",

@@ -1,4 +1,4 @@
-"""Experiments made up for tests."""
+"""Synthetic experiments."""
 
 from __future__ import annotations
 
@@ -24,17 +24,22 @@ def made_run(
     seed: int = 0,
     failed: str | None = None,
 ) -> StrategyRun:
-    """A run of four epochs that rises evenly to its accuracy, on images that are the same for all."""
+    """Return a run of four epochs whose accuracy rises linearly, on the same images for all runs."""
     architecture, _, size = network.rpartition("-")
     name = f"{network}-{strategy}"
-    what = {
-        "name": f"{name}-s{seed}", "row": name, "architecture": architecture, "image_size": int(size), "strategy": strategy, "seed": seed,
+    identity = {
+        "name": f"{name}-s{seed}",
+        "row": name,
+        "architecture": architecture,
+        "image_size": int(size),
+        "strategy": strategy,
+        "seed": seed,
         "folder": f"runs/{name}-s{seed}",
-    }  # fmt: skip
+    }
     if failed is not None:
-        return StrategyRun(**what, failed=failed)
+        return StrategyRun(**identity, failed=failed)
     order = random.Random(f"{seed}{strategy}").sample(range(IMAGES), IMAGES)
-    # Most of the images are equally hard for all; a few go by chance.
+    # 80% of the correct images are the same for all runs, the rest is random.
     right = {*range(round(0.8 * accuracy * IMAGES))}
     for index in order:
         if len(right) >= round(accuracy * IMAGES):
@@ -42,8 +47,8 @@ def made_run(
         right.add(index)
     correct = "".join("1" if index in right else "0" for index in range(IMAGES))
     hits = [
-        sum(correct[index] == "1" for index in range(IMAGES) if index % 2 == which)
-        for which in (0, 1)
+        sum(correct[index] == "1" for index in range(IMAGES) if index % 2 == label)
+        for label in (0, 1)
     ]
     epochs = tuple(
         StrategyEpoch(
@@ -55,10 +60,22 @@ def made_run(
         for number in range(1, 5)
     )
     return StrategyRun(
-        **what, seconds=seconds, train_images=300, train_accuracy=min(1.0, accuracy + 0.05), macro_f1=accuracy, best_epoch=4,
-        trainable=10_000, parameters=2_000_000, peak_memory_bytes=10**9, device="cpu", precision="fp32", weights="imagenet", epochs=epochs,
-        correct=correct, confusion=((hits[0], IMAGES // 2 - hits[0]), (IMAGES // 2 - hits[1], hits[1])),
-    )  # fmt: skip
+        **identity,
+        seconds=seconds,
+        train_images=300,
+        train_accuracy=min(1.0, accuracy + 0.05),
+        macro_f1=accuracy,
+        best_epoch=4,
+        trainable=10_000,
+        parameters=2_000_000,
+        peak_memory_bytes=10**9,
+        device="cpu",
+        precision="fp32",
+        weights="imagenet",
+        epochs=epochs,
+        correct=correct,
+        confusion=((hits[0], IMAGES // 2 - hits[0]), (IMAGES // 2 - hits[1], hits[1])),
+    )
 
 
 def made_experiment(
@@ -68,7 +85,15 @@ def made_experiment(
     folder: Path = Path(),
     more: tuple[StrategyRun, ...] = (),
 ) -> Experiment:
-    """An experiment of rows `network/strategy` with (accuracy, seconds)."""
+    """Return an experiment.
+
+    Args:
+        rows: (accuracy, seconds) by `network/strategy`.
+        seeds: number of runs per row.
+        deployed: deployed models.
+        folder: folder of the experiment.
+        more: additional runs.
+    """
     runs = tuple(
         made_run(*name.split("/"), accuracy, seconds, seed)
         for name, (accuracy, seconds) in rows.items()

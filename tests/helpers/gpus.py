@@ -1,4 +1,4 @@
-"""A stand-in for the module `pynvml`, as far as edgetl calls it; written for the tests."""
+"""Fake of the parts of the module `pynvml` that edgetl uses."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class NVMLError(Exception):
-    """What nvidia-ml-py raises for every code but NVML_SUCCESS."""
+    """Exception that nvidia-ml-py raises for every code except NVML_SUCCESS."""
 
 
 class FakePynvml:
-    """Two GPUs: an H100 at work, and an older card that supports little more than its name."""
+    """Two GPUs: a busy H100, and an older card that supports little more than its name."""
 
     NVMLError = NVMLError
 
@@ -108,7 +108,7 @@ class FakePynvml:
 
 
 def gpu_reading(**changes: Any) -> dict[str, Any]:
-    """Return one round's reading as a worker records it, with `changes`."""
+    """Return a GPU reading of one round, in a worker's format, with `changes`."""
     reading = {
         "index": 0,
         "sm_clocks_mhz": [1980],

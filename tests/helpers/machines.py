@@ -1,4 +1,4 @@
-"""The parts of /proc and /sys that edgetl reads, as the machines have them that it is meant for; written for the tests."""
+"""Files below /proc and /sys that edgetl reads, for typical machines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VM = {
     "sys/fs/cgroup/cpu.stat": "usage_usec 5\n",
     "sys/class/dmi/id/product_name": "Virtual Machine\n",
 }
-"""A cloud machine: the hypervisor's steal is seen, clocks are not."""
+"""A cloud machine: steal time is visible, clocks are not."""
 
 CONTAINER = {
     **VM,
@@ -30,7 +30,7 @@ CONTAINER = {
     "sys/fs/cgroup/work/cpu.stat": "usage_usec 5\nnr_periods 9\nnr_throttled 1\nthrottled_usec 1000\n",
     "sys/fs/cgroup/work/pod7/cpu.stat": "usage_usec 5\nnr_periods 90\nnr_throttled 10\nthrottled_usec 2500000\n",
 }
-"""A container of cgroup v2 with a quota of one and a half cores."""
+"""A cgroup v2 container with a quota of 1.5 cores."""
 
 OLD_CONTAINER = {
     **{name: text for name, text in VM.items() if not name.startswith("proc/pressure")},
@@ -39,7 +39,7 @@ OLD_CONTAINER = {
     "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
     "sys/fs/cgroup/cpu,cpuacct/cpu.stat": "nr_periods 7\nnr_throttled 3\nthrottled_time 1500000000\n",
 }
-"""A container of cgroup v1, which sees its own group as the root although /proc names the host's path; no PSI."""
+"""A cgroup v1 container without PSI. Its group is mounted as the root; /proc has the host's path."""
 
 PI = {
     "proc/stat": STAT.format(user=500, system=100, idle=9_000, steal=0),
@@ -62,7 +62,7 @@ PI = {
     "sys/class/thermal/thermal_zone0/temp": "61835\n",
     "sys/devices/platform/soc/soc:firmware/get_throttled": "50000\n",
 }
-"""A small board: no PSI, no cgroups, no steal worth the name; but clocks, heat and the firmware's word."""
+"""A small board: no PSI or cgroups, but clocks, temperature and the firmware's throttling flags."""
 
 JETSON = {
     "proc/stat": STAT.format(user=900, system=100, idle=9_000, steal=0),
@@ -99,7 +99,7 @@ JETSON = {
     "sys/class/thermal/thermal_zone1/type": "cv0-thermal\n",
     "sys/class/thermal/thermal_zone1/temp": "-256000\n",
 }
-"""An Orin Nano: power modes, over-current counters, the module's own power meter, a sensor that is switched off."""
+"""An Orin Nano: power modes, over-current counters, a power meter, and a sensor that is off."""
 
 LAPTOP = {
     "proc/stat": STAT.format(user=5_000, system=500, idle=50_000, steal=0),
@@ -152,7 +152,7 @@ LAPTOP = {
     "sys/class/powercap/intel-rapl:1/name": "psys\n",
     "sys/class/powercap/intel-rapl:1/energy_uj": "1\n",
 }
-"""Two cores of two threads, on battery; RAPL can be read."""
+"""Two cores with two threads each, on battery, with readable RAPL counters."""
 
 MACHINES = {
     "vm": VM,
@@ -165,7 +165,7 @@ MACHINES = {
 
 
 def build(root: Path, files: dict[str, str]) -> tuple[Path, Path]:
-    """Write the tree; returns its proc and sys."""
+    """Write the files below `root` and return its proc and sys folders."""
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

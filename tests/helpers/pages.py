@@ -1,4 +1,4 @@
-"""Reading a page as a browser would, and in one."""
+"""Parse pages, and open them in a browser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VOID = {"meta", "link", "br", "path", "use", "img", "hr", "input"}
 
 
 class Page(HTMLParser):
-    """What is in a page: text, elements by name, anything that points outside."""
+    """Content of a page: text, elements, ids and external links."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Page(HTMLParser):
         self._open: list[str] = []
         self.feed(html)
         self.close()
-        assert self._open == [], "every element is closed"
+        assert self._open == [], "every element must be closed"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
@@ -58,21 +58,27 @@ class Page(HTMLParser):
 
 
 def seen_in_browser(html: str) -> int:
-    """The number of drawings; fails where the page complains, loads anything, or is wider than a phone or a screen, light or dark."""
-    # Not tmp_path: a browser's lock file does not like long names.
+    """Open a page in Chromium and return the number of its figures.
+
+    Fails if the page logs an error, loads a resource or is wider than a phone or a desktop screen,
+    in light or dark mode.
+    """
+    # Not tmp_path: the path of the browser's lock file must be short.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         page = Path(folder, "report.html")
         page.write_text(html, encoding="utf-8")
         with browser(Path(folder, "profile")) as chromium:
-            papers = set()
+            backgrounds = set()
             for width in (1280, 390):
                 for dark in (False, True):
                     chromium.open(page, width, dark)
                     assert chromium.evaluate(
                         "document.documentElement.scrollWidth <= innerWidth"
                     ), width
-                    papers.add(chromium.evaluate("getComputedStyle(document.body).backgroundColor"))
-            assert len(papers) == 2, "light and dark"
+                    backgrounds.add(
+                        chromium.evaluate("getComputedStyle(document.body).backgroundColor")
+                    )
+            assert len(backgrounds) == 2, "light and dark mode must differ"
             assert chromium.evaluate(
                 "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
             )

@@ -1,4 +1,4 @@
-"""Run directories and bundles made by hand: only what a page reads."""
+"""Synthetic run directories and bundles with the files that pages read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgetl.core.statistics import class_scores, macro_f1, wilson_interval
 
 CLASSES = ("daisy", "roses", "tulips")
 CONFUSION = ((9, 1, 0), (0, 7, 3), (0, 1, 9))
-"""Counts [true][predicted] of the made run."""
+"""Confusion matrix [true][predicted] of the run."""
 
 
 def write_run(
@@ -32,10 +32,18 @@ def write_run(
     data: Path = Path("/photos/flowers"),
     **config: Any,
 ) -> RunDirectory:
-    """Write a run of 4 and 3 epochs, the sixth of them kept.
+    """Write a run with phases of 4 and 3 epochs; the sixth epoch is the best.
 
     Args:
-        older: without what runs did not keep at first: predictions, elapsed times, peaks of memory.
+        path: folder of the run.
+        classes: names of the classes.
+        confusion: confusion matrix [true][predicted] on the validation images.
+        finished: write metrics, plots and predictions.
+        validated: include validation results.
+        older: leave out files and fields that early versions did not write: predictions, elapsed
+            times and peak memory.
+        data: folder of the data set.
+        config: other fields of FinetuneConfig.
     """
     run = RunDirectory(path)
     counts = {
@@ -103,10 +111,8 @@ def _write_metrics(
     validated: bool,
     older: bool,
 ) -> None:
-    total, hits = (
-        sum(map(sum, confusion)),
-        sum(confusion[index][index] for index in range(len(classes))),
-    )
+    total = sum(map(sum, confusion))
+    hits = sum(confusion[index][index] for index in range(len(classes)))
     scores = zip(classes, class_scores(confusion), strict=True)
     val = {
         "images": total,
@@ -148,19 +154,20 @@ def _write_metrics(
 def _write_predictions(
     run: RunDirectory, classes: Sequence[str], confusion: Sequence[Sequence[int]]
 ) -> None:
-    rows, number = [], 0
-    for true, row in enumerate(confusion):
-        for predicted, count in enumerate(row):
+    rows = []
+    number = 0
+    for true, counts in enumerate(confusion):
+        for predicted, count in enumerate(counts):
             for _ in range(count):
                 number += 1
-                sure = 0.5 + 0.4 * (number / 40 % 1)
+                probability = 0.5 + 0.4 * (number / 40 % 1)
                 rows.append(
                     (
                         f"val/{classes[true]}/{number}.jpg",
                         classes[true],
                         classes[predicted],
-                        f"{sure:.6f}",
-                        f"{1 - sure:.6f}",
+                        f"{probability:.6f}",
+                        f"{1 - probability:.6f}",
                     )
                 )
     with run.predictions.open("w", encoding="utf-8", newline="") as stream:
@@ -172,7 +179,7 @@ def _write_predictions(
 def write_bundle(
     path: Path, labels: Sequence[str] = CLASSES, timed: bool = True, **changes: Any
 ) -> BundleDirectory:
-    """Write a bundle of fp32 and int8, int8 recommended, its files a few bytes each."""
+    """Write a bundle with fp32 and a recommended int8 variant; the files are placeholders."""
     bundle = BundleDirectory(path)
     bundle.golden.mkdir(parents=True)
     for name in ("fp32", "int8"):
@@ -211,35 +218,46 @@ def write_bundle(
 
 
 def _variant(bundle: BundleDirectory, name: str, timed: bool) -> dict[str, Any]:
-    file, small = bundle.variant(name), name != "fp32"
-    compared = {"images": 30, "kind": "validation"}
+    file = bundle.variant(name)
+    quantized = name != "fp32"
+    images = {"images": 30, "kind": "validation"}
     parity = {
         "path": {
-            **compared,
-            "max_abs_diff": 0.4 if small else 0.007,
-            "tolerance": 0.5 if small else 0.05,
-            "top1_agreement": 0.9 if small else 1.0,
+            **images,
+            "max_abs_diff": 0.4 if quantized else 0.007,
+            "tolerance": 0.5 if quantized else 0.05,
+            "top1_agreement": 0.9 if quantized else 1.0,
         }
     }
+    if not quantized:
+        network = {**images, "max_abs_diff": 8e-6, "tolerance": 1e-3}
+        parity = {"network": network, **parity}
     latency: dict[str, Any] = {
-        "p50_ms": 2.5 if small else 5.0,
+        "p50_ms": 2.5 if quantized else 5.0,
         "threads": 2,
         "cpu": "Cortex-A76",
         "rounds": 6,
     }
+    if quantized:
+        latency |= {"speedup": 2.0, "ci95": [1.6, 2.4], "verdict": "faster"}
     return {
         "name": name,
         "file": file.name,
         "sha256": sha256_file(file),
-        "bytes": 2_500_000 if small else 8_900_000,
+        "bytes": 2_500_000 if quantized else 8_900_000,
         "precision": name,
         "input": "image",
         "opset": 18,
-        "parity": parity if small else {"network": {**compared, "max_abs_diff": 8e-6, "tolerance": 1e-3}, **parity},
+        "parity": parity,
         "accuracy": {
-            "split": "validation", "images": 30, "top1": 0.8 if small else 25 / 30, "ci95": [0.66, 0.93], "macro_f1": 0.83,
-            "drop": 3.3 if small else 0.0, "flips": 3 if small else 0,
+            "split": "validation",
+            "images": 30,
+            "top1": 0.8 if quantized else 25 / 30,
+            "ci95": [0.66, 0.93],
+            "macro_f1": 0.83,
+            "drop": 3.3 if quantized else 0.0,
+            "flips": 3 if quantized else 0,
         },
-        "latency": (latency | ({"speedup": 2.0, "ci95": [1.6, 2.4], "verdict": "faster"} if small else {})) if timed else {},
-        "report": {"chosen": "U8S8 per channel"} if small else {},
-    }  # fmt: skip
+        "latency": latency if timed else {},
+        "report": {"chosen": "U8S8 per channel"} if quantized else {},
+    }

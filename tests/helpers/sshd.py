@@ -1,4 +1,4 @@
-"""A real sshd on loopback, run by whoever runs the tests, with keys and configuration of its own."""
+"""A real sshd on loopback, run by the current user, with temporary keys and configuration."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/l
 
 
 class Sshd:
-    """A host that may be killed; `environment` is what a session there finds beside sshd's own."""
+    """An SSH host that can be killed.
+
+    Args:
+        folder: new folder for its keys, configuration and temporary files.
+        environment: additional environment variables of its sessions.
+    """
 
     def __init__(self, folder: Path, **environment: str) -> None:
         folder.mkdir(parents=True)
-        self.folder, self.temporary = folder, folder / "tmp"
+        self.folder = folder
+        self.temporary = folder / "tmp"
         self.temporary.mkdir()
         for name in ("host", "user"):
             subprocess.run(
@@ -26,41 +32,43 @@ class Sshd:
                 check=True,
             )
         shutil.copy(folder / "user.pub", folder / "authorized_keys")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        given = " ".join(
-            f'"{name}={value}"'
-            for name, value in {"TMPDIR": str(self.temporary), **environment}.items()
-        )
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        variables = {"TMPDIR": str(self.temporary), **environment}
+        set_env = " ".join(f'"{name}={value}"' for name, value in variables.items())
         (folder / "sshd_config").write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized_keys\n"
-            f"PidFile {folder}/pid\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nSetEnv {given}\n"
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\n"
+            f"AuthorizedKeysFile {folder}/authorized_keys\nPidFile {folder}/pid\n"
+            "StrictModes no\nUsePAM no\nPasswordAuthentication no\n"
+            f"KbdInteractiveAuthentication no\nSetEnv {set_env}\n"
         )
         if os.getuid() == 0:
-            Path("/run/sshd").mkdir(exist_ok=True)  # Debian's privilege separation wants it
+            # Required by privilege separation on Debian.
+            Path("/run/sshd").mkdir(exist_ok=True)
         self.process = subprocess.Popen(
             [str(SSHD), "-D", "-f", str(folder / "sshd_config"), "-E", str(folder / "log")],
             start_new_session=True,
         )
-        give_up = time.monotonic() + 10
-        while time.monotonic() < give_up:
-            with socket.socket() as found:
-                if found.connect_ex(("127.0.0.1", self.port)) == 0:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
             time.sleep(0.05)
         raise AssertionError((folder / "log").read_text())
 
     def alias(self, name: str, key: str = "user") -> str:
-        """A paragraph of a client's configuration."""
+        """Return a host section for the configuration of an SSH client."""
         return (
-            f"Host {name}\n HostName 127.0.0.1\n Port {self.port}\n IdentityFile {self.folder / key}\n IdentitiesOnly yes\n"
+            f"Host {name}\n HostName 127.0.0.1\n Port {self.port}\n"
+            f" IdentityFile {self.folder / key}\n IdentitiesOnly yes\n"
             f" StrictHostKeyChecking no\n UserKnownHostsFile {self.folder}/known_hosts\n"
         )
 
     def die(self) -> None:
-        """Like a board whose power is cut: sshd and its connections are gone at once."""
-        for pid in [*_below(self.process.pid), self.process.pid]:
+        """Kill sshd and its connections at once, as if the power were cut."""
+        for pid in [*_sshd_descendants(self.process.pid), self.process.pid]:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -72,19 +80,17 @@ class Sshd:
             self.die()
 
 
-def _below(pid: int) -> list[int]:
-    """sshd's own processes below it; what a session began is left, as an orphan."""
+def _sshd_descendants(pid: int) -> list[int]:
+    """Return the descendants that are sshd processes, without the programs of the sessions."""
     try:
-        children = [
-            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        ]
+        children = list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
     except OSError:
         return []
-    own = [
+    programs = (b"sshd", b"/usr/lib/openssh/sshd")
+    sshd_children = [
         child
         for child in children
-        if Path(f"/proc/{child}/cmdline")
-        .read_bytes()
-        .startswith((b"sshd", b"/usr/lib/openssh/sshd"))
+        if Path(f"/proc/{child}/cmdline").read_bytes().startswith(programs)
     ]
-    return [*(deeper for child in own for deeper in _below(child)), *own]
+    descendants = [pid for child in sshd_children for pid in _sshd_descendants(child)]
+    return [*descendants, *sshd_children]

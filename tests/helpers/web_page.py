@@ -1,4 +1,4 @@
-"""The page of a bundle as a person meets it: in Chromium, from a plain web server."""
+"""Use the web page of a bundle in Chromium, served by a plain web server."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ NPM, NODE = shutil.which("npm"), shutil.which("node")
 needs_npm = pytest.mark.skipif(NPM is None, reason="no npm")
 needs_browser = pytest.mark.skipif(CHROMIUM is None or NPM is None, reason="no Chromium, or no npm")
 ANOTHER_DECODER = 0.005
-"""Probability: what is shown is rounded, and a browser turns four inks into RGB in its own way."""
+"""Tolerance of a probability: displayed values are rounded, and browsers convert CMYK differently."""
 
 
 class Page:
-    """Buttons, keys, drops; and what is then to be read."""
+    """The page, with methods to use it and read its results."""
 
     def __init__(self, open_browser: Browser, folder: Path) -> None:
         self.browser = open_browser
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+        self.server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), partial(_QuietHandler, directory=str(folder))
+        )
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}/"
 
@@ -36,16 +38,21 @@ class Page:
         self.wait_for("document.getElementById('status').textContent === 'Ready.'")
 
     def wait_for(self, condition: str, seconds: float = 60) -> None:
-        give_up = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         while not self.browser.evaluate(condition):
-            assert time.monotonic() < give_up, self.browser.evaluate("document.body.innerText")
+            assert time.monotonic() < deadline, self.browser.evaluate("document.body.innerText")
             time.sleep(0.02)
 
     def text(self, name: str) -> str:
         return str(self.browser.evaluate(f"document.getElementById('{name}').innerText"))
 
     def label(self, photo: Path, how: str) -> tuple[str, dict[str, float]]:
-        """The label shown, and the shares of those ranked; or what is wrong, and nothing."""
+        """Classify a photo; return the label and probabilities, or the error message and {}.
+
+        Args:
+            photo: image file.
+            how: drop, click, touch or keyboard.
+        """
         self.browser.evaluate(
             "element('label').textContent = element('ranking').textContent = '';"
             "element('answer').hidden = true; say('')"
@@ -71,25 +78,26 @@ class Page:
         if self.browser.evaluate("element('answer').hidden"):
             return self.text("status"), {}
         rows = self.browser.evaluate(
-            "[...document.querySelectorAll('#ranking li')].map(row => [...row.querySelectorAll('span')].map(one => one.textContent))"
+            "[...document.querySelectorAll('#ranking li')].map("
+            "row => [...row.querySelectorAll('span')].map(span => span.textContent))"
         )
         return self.text("label"), {
             name: float(share.removeprefix("< ").removesuffix("%")) / 100 for name, share, _ in rows
         }
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *told: Any) -> None:
-        """Nothing: what was asked for is the browser's to tell."""
+class _QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: Any) -> None:
+        """Suppress the request log."""
 
 
 def agrees(
-    shown: tuple[str, dict[str, float]],
+    prediction: tuple[str, dict[str, float]],
     expected: dict[str, float],
     tolerance: float = ANOTHER_DECODER,
 ) -> bool:
-    """Whether what is shown is what was computed, and the label that of PyTorch."""
-    label, shares = shown
+    """Check the displayed probabilities and return whether the label is the expected one."""
+    label, shares = prediction
     assert shares, label
     assert all(
         share == pytest.approx(expected[name], abs=tolerance) for name, share in shares.items()

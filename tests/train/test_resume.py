@@ -23,7 +23,7 @@ from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, DataError, RunError
 from edgetl.core.paths import RunDirectory
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE, ROOT
-from tests.helpers.forking import PROCESSES
+from tests.helpers.forkserver import PROCESSES
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 RECIPES: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""Mutated bundles: manifest, golden logits, golden images and ONNX file, with and without valid hashes."""
+"""Mutated bundles: manifest, golden logits and images, ONNX file, with and without valid hashes."""
 
 from __future__ import annotations
 

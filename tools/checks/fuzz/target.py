@@ -21,7 +21,7 @@ class Target:
     prepare: Callable[[Path], None]
     """Function that writes valid originals into an empty folder; called once."""
     make_case: Callable[[random.Random, Path, Path], None]
-    """Function (generator, originals, case) that writes mutated copies into the empty folder `case`."""
+    """Function (generator, originals, case) that writes mutated files into the empty folder `case`."""
     use: Callable[[Path], None]
     """Function that reads the case like a command would; it may raise an EdgetlError."""
 
@@ -69,7 +69,7 @@ def mutate_lines(path: Path, generator: random.Random, values: Sequence[str]) ->
 
 
 def _mutate_document(content: object, generator: random.Random) -> object:
-    # Half of the time mutate a single field, so that short fields are reached as often as long lists.
+    # Half of the time mutate one field, so that short fields are reached as often as long lists.
     if isinstance(content, dict) and content and generator.random() < 0.5:
         name = generator.choice(list(content))
         return {**content, name: mutate_json(content[name], generator)}
