@@ -24,7 +24,7 @@ def made_run(
     seed: int = 0,
     failed: str | None = None,
 ) -> StrategyRun:
-    """Return a run of four epochs whose accuracy rises linearly, on the same images for all runs."""
+    """Return a run of four epochs whose accuracy rises linearly, on the images of all runs."""
     architecture, _, size = network.rpartition("-")
     name = f"{network}-{strategy}"
     identity = {

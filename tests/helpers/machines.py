@@ -10,9 +10,15 @@ VM = {
     "proc/stat": STAT.format(user=10_000, system=1_000, idle=100_000, steal=200),
     "proc/loadavg": "0.50 0.40 0.30 1/90 1234\n",
     "proc/meminfo": "MemTotal:       8000000 kB\nMemFree: 1 kB\n",
-    "proc/cpuinfo": "processor\t: 0\nmodel name\t: Imaginary EPYC 9000\n\nprocessor\t: 1\nmodel name\t: Imaginary EPYC 9000\n",
+    "proc/cpuinfo": (
+        "processor\t: 0\nmodel name\t: Imaginary EPYC 9000\n\n"
+        "processor\t: 1\nmodel name\t: Imaginary EPYC 9000\n"
+    ),
     "proc/self/cgroup": "0::/\n",
-    "proc/pressure/cpu": "some avg10=0.00 avg60=0.00 avg300=0.00 total=1000000\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",
+    "proc/pressure/cpu": (
+        "some avg10=0.00 avg60=0.00 avg300=0.00 total=1000000\n"
+        "full avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
+    ),
     "proc/pressure/memory": "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",
     "proc/pressure/io": "some avg10=0.00 avg60=0.00 avg300=0.00 total=500\n",
     "sys/fs/cgroup/cpu.stat": "usage_usec 5\n",
@@ -39,7 +45,7 @@ OLD_CONTAINER = {
     "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
     "sys/fs/cgroup/cpu,cpuacct/cpu.stat": "nr_periods 7\nnr_throttled 3\nthrottled_time 1500000000\n",
 }
-"""A cgroup v1 container without PSI. Its group is mounted as the root; /proc has the host's path."""
+"""A cgroup v1 container without PSI. Its group is mounted as root; /proc has the host's path."""
 
 PI = {
     "proc/stat": STAT.format(user=500, system=100, idle=9_000, steal=0),
@@ -75,7 +81,10 @@ JETSON = {
     "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
     "proc/device-tree/bus@0/gpu@17000000/compatible": "nvidia,ga10b\0",
     "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic, EABI: aarch64\n",
-    "etc/nvpmodel.conf": "# modes\n< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n",
+    "etc/nvpmodel.conf": (
+        "# modes\n< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n"
+        "< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n"
+    ),
     "var/lib/nvpmodel/status": "pmode:0002 fmode:quiet\n",
     **{
         f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq": "1728000\n"

@@ -18,7 +18,7 @@ NPM, NODE = shutil.which("npm"), shutil.which("node")
 needs_npm = pytest.mark.skipif(NPM is None, reason="no npm")
 needs_browser = pytest.mark.skipif(CHROMIUM is None or NPM is None, reason="no Chromium, or no npm")
 ANOTHER_DECODER = 0.005
-"""Tolerance of a probability: displayed values are rounded, and browsers convert CMYK differently."""
+"""Tolerance of a probability. Displayed values are rounded; browsers convert CMYK differently."""
 
 
 class Page:

@@ -21,7 +21,7 @@ class Target:
     prepare: Callable[[Path], None]
     """Function that writes valid originals into an empty folder; called once."""
     make_case: Callable[[random.Random, Path, Path], None]
-    """Function (generator, originals, case) that writes mutated files into the empty folder `case`."""
+    """Function (generator, originals, case) that writes mutated files to the empty folder `case`."""
     use: Callable[[Path], None]
     """Function that reads the case like a command would; it may raise an EdgetlError."""
 
