@@ -52,7 +52,7 @@ def _separate_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder of real photos and weights beside the checkout; without it, tests skip or fail in CI."""
+    """Folder of real photos and weights beside the checkout. Without it, tests skip (in CI: fail)."""
     folder = Path(os.environ.get("EDGETL_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
         if os.environ.get("CI"):

@@ -87,7 +87,7 @@ def _write_history(run: RunDirectory, validated: bool, older: bool) -> None:
     lines = []
     for epoch in range(1, 8):
         accuracy = 0.5 + 0.05 * min(epoch, 6) - (0.05 if epoch == 7 else 0)
-        line = {
+        line: dict[str, Any] = {
             "phase": 1 if epoch < 5 else 2,
             "epoch": epoch,
             "train_loss": 1 / epoch,
