@@ -252,7 +252,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         required=True,
         metavar="ARCHITECTURE=WEIGHTS",
-        help="repeatable",
+        help="architecture and weights, repeatable",
     )
     parser.add_argument("--budget", default="60s", metavar="TIME", help="of each run [60s]")
     parser.add_argument(

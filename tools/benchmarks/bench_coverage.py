@@ -97,7 +97,7 @@ def planted(arguments: argparse.Namespace) -> None:
 
 
 def plain(arguments: argparse.Namespace) -> None:
-    """Print the p50 of the bench beside that of a tight loop, alternately measured."""
+    """Print the p50 of the bench and of a tight loop, measured alternately."""
     bundle = open_bundle(arguments.target)
     threads = arguments.threads or available_cores()
     file = bundle.variant_path(bundle.select_variant("fp32"))
@@ -207,21 +207,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=20, help="number of trials [20]")
     parser.add_argument("--keep", type=Path, help="folder for the result files of the trials")
     commands = parser.add_subparsers(required=True)
-    coverage_parser = commands.add_parser("coverage")
+    coverage_parser = commands.add_parser("coverage", help=coverage.__doc__)
     coverage_parser.add_argument("target", type=Path)
     coverage_parser.add_argument(
         "--default", action="store_true", help="both default scopes instead of model only"
     )
     coverage_parser.set_defaults(run=coverage)
-    planted_parser = commands.add_parser("planted")
+    planted_parser = commands.add_parser("planted", help=planted.__doc__)
     planted_parser.add_argument("target", type=Path)
     planted_parser.add_argument("--slowdown", type=float, nargs="+", default=[0.1, 0.0])
     planted_parser.add_argument("--load", action="store_true", help="keep one core busy")
     planted_parser.set_defaults(run=planted)
-    plain_parser = commands.add_parser("plain")
+    plain_parser = commands.add_parser("plain", help=plain.__doc__)
     plain_parser.add_argument("target", type=Path)
     plain_parser.add_argument("script", type=Path)
     plain_parser.add_argument("--threads", type=int)

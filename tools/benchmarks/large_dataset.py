@@ -191,9 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--images", type=int, required=True, help="total over all classes and both splits"
     )
-    parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--size", type=int, default=96, help="side of the images, in pixels")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--classes", type=int, default=10, help="number of classes [10]")
+    parser.add_argument("--size", type=int, default=96, help="side of the images, in pixels [96]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the images [0]")
     options = parser.parse_args(arguments)
     write_set(options.folder, options.images, options.classes, options.size, options.seed)
 

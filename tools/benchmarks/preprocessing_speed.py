@@ -91,7 +91,7 @@ def _time_round_ms(run: Callable[[], object]) -> float:
 def main() -> None:
     """Print one line per size of the photo."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("photo", metavar="PHOTO", type=Path)
+    parser.add_argument("photo", metavar="PHOTO", type=Path, help="image file to preprocess")
     parser.add_argument(
         "--size", type=int, default=224, help="side of the model's input, in pixels"
     )

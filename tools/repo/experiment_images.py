@@ -28,8 +28,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("experiments", type=Path, nargs="+")
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs"))
+    parser.add_argument("experiments", type=Path, nargs="+", help="experiment folders")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("docs"), help="folder of the images [docs]"
+    )
     arguments = parser.parse_args()
     for folder in arguments.experiments:
         _write_experiment(folder, arguments.output)

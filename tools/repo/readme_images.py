@@ -37,7 +37,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs"))
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("docs"), help="folder of the images [docs]"
+    )
     parser.add_argument(
         "--keep", type=Path, help="folder of the demo; reused if it exists, else created"
     )

@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m tools.checks.fuzz",
         description="Mutate and read files of all formats that edgetl reads.",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the mutations [0]")
     parser.add_argument("--cases", type=int, help=f"total over all targets [{CASES:,}]")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_CASES} cases per target")
     parser.add_argument(

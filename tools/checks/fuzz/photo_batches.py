@@ -147,9 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m tools.checks.fuzz.photo_batches",
         description="Mutate images and run `edgetl check` on them.",
     )
-    parser.add_argument("photos", type=Path)
-    parser.add_argument("--count", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("photos", type=Path, help="folder of images")
+    parser.add_argument("--count", type=int, default=20_000, help="number of files [20,000]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the mutations [0]")
     options = parser.parse_args(arguments)
     counts = fuzz(options.photos, options.count, options.seed)
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.reasons.items())
