@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("photo", metavar="PHOTO", type=Path, help="image file to preprocess")
     parser.add_argument(
-        "--size", type=int, default=224, help="side of the model's input, in pixels"
+        "--size", type=int, default=224, help="side of the model's input, in pixels [224]"
     )
     parser.add_argument(
         "--before",
