@@ -402,10 +402,10 @@ def test_ctrl_c_locked_run_and_resume(
     assert len(numbers) > epochs
     rejected = forked("finetune", "--resume", run.path, "--lr", 0.1)
     assert rejected.returncode == 1
-    assert "leave --lr out" in rejected.stderr
+    assert "Remove --lr." in rejected.stderr
 
 
 def test_finetune_requires_data_or_resume(forked: Run) -> None:
     result = forked("finetune")
     assert result.returncode == 1
-    assert "Give DATA, a folder of images, or --resume RUN" in result.stderr
+    assert "Give a folder of images, or resume a run with --resume RUN" in result.stderr

@@ -191,7 +191,7 @@ def test_provider_fallback_measures_nothing(make_bundle: MakeBundle, brief: Benc
 def test_more_threads_than_cores_need_force(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
     bundle = make_bundle()
     too_many = available_cores() + 1
-    with pytest.raises(BenchError, match=f"--threads {too_many}.*--force"):
+    with pytest.raises(BenchError, match=f"got {too_many}.*--force"):
         bench(
             BenchConfig(bundle, scopes=("model",), rounds=2, threads=(1, too_many)), protocol=brief
         )

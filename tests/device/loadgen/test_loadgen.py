@@ -300,7 +300,7 @@ def test_loadgen_is_not_started_when_gate_fails(
             ["--loadgen", "offline", "--loadgen-mode", "submission"],
             "--loadgen-mode must be one of accuracy, performance",
         ),
-        (["--loadgen", "offline", "--variant", "all"], "drives one variant"),
+        (["--loadgen", "offline", "--variant", "all"], "measures one variant"),
         (["--loadgen", "offline", "--data", "absent"], "Folder not found: absent"),
         (["--loadgen", "offline", "--data", "."], "not labels of the bundle: bundle"),
         (
