@@ -13,8 +13,8 @@ def check_determinism(settings: Settings, record: Record) -> None:
     """Run step `determinism`: equal seeds must give equal weights."""
     epochs = ("1", "1") if settings.rehearsal else ("2", "2")
     more = ("--deterministic", "--epochs", epochs[0], "--finetune-epochs", epochs[1])
-    # On a CPU the precision is chosen by timing, and the choice is cached. A GPU run gets a new cache
-    # each time: there, no choice made by timing may change a result.
+    # On a CPU the precision is chosen by timing, and the choice is cached. A GPU run gets a new
+    # cache each time: there, no choice made by timing may change a result.
     cache = settings.folder / "deterministic-cache" if settings.rehearsal else None
     names = [f"deterministic-{number}" for number in range(2)]
     runs = [finetune(settings, name, *more, cache=cache) for name in names]

@@ -53,7 +53,7 @@ def _check_provider(settings: Settings, record: Record) -> None:
     # Use a process without PyTorch, like `edgetl predict`: PyTorch would load the CUDA libraries.
     model = write_addition(settings.folder / "addition.onnx")
     command = [sys.executable, "-c", _OPEN_SESSION, str(model), settings.device]
-    # Remove the folders that --wheels adds for the other steps: edgetl must find the libraries itself.
+    # Remove the folders that --wheels adds for other steps: edgetl must find the libraries itself.
     library_path = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
     remaining = [folder for folder in library_path if folder not in nvidia_libraries()]
     variables = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(remaining)}
@@ -79,10 +79,7 @@ def _measure_copies(settings: Settings, record: Record) -> None:
         download_ms = device_ms(lambda: host.copy_(part, non_blocking=True), 5, device)
         record.measure(copy_to_device_gb_per_s=host.nbytes / upload_ms / 1e6)
         record.measure(copy_to_host_gb_per_s=host.nbytes / download_ms / 1e6)
-    if device == "cpu":
-        equal = torch.equal(source, target)
-    else:
-        equal = bool((target[2**26 :] == 0).all())
+    equal = torch.equal(source, target) if device == "cpu" else bool((target[2**26 :] == 0).all())
     record.require("copies keep the values", equal)
 
 

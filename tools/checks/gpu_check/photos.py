@@ -16,7 +16,7 @@ SIZES = {"500 px": (500, 375), "1080p": (1920, 1080), "12 MP": (4000, 3000)}
 CLASSES = ("bark", "fabric", "gravel", "water")
 QUALITY = 90
 _NOISE = 5.0
-"""Standard deviation of the sensor noise in gray levels; it gives files of 1.5 to 3 bits per pixel."""
+"""Standard deviation of the sensor noise in gray levels; files get 1.5 to 3 bits per pixel."""
 
 
 def write_photos(folder: Path, size: tuple[int, int], per_class: int, seed: int = 0) -> Path:
@@ -42,7 +42,7 @@ def write_photos(folder: Path, size: tuple[int, int], per_class: int, seed: int 
 
 
 def photo(generator: np.random.Generator, label: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Draw one image [height, width, 3]: octaves of smooth noise stretched by class, and sensor noise.
+    """Draw an image [height, width, 3]: octaves of noise stretched by class, and sensor noise.
 
     Classes differ in the direction and color of their structures, which survive any crop.
     """

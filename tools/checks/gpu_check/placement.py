@@ -97,8 +97,8 @@ def _logits(classifier: Classifier, image: NDArray[np.uint8]) -> NDArray[np.floa
 
 
 def _check_refusal(settings: Settings, record: Record) -> None:
-    # The CUDA provider accepts this node and fails with EPFail when it runs; onnxruntime's Python API
-    # would then recreate the session on the CPU and continue there.
+    # The CUDA provider accepts this node and fails with EPFail when it runs; onnxruntime's Python
+    # API would then recreate the session on the CPU and continue there.
     path = write_refused_resize(settings.folder / "refused.onnx")
     session = create_session(path, settings.device)
     image = np.zeros((1, 512, 512, 3), np.uint8)

@@ -103,7 +103,11 @@ def train(settings: Settings, epochs: tuple[int, int]) -> float:
 
 
 def unfreeze(adapted: AdaptedModel, last_blocks: bool) -> list[nn.Parameter]:
-    """Freeze all but the head, and the last half of the blocks if set; return the trainable ones."""
+    """Freeze all but the head, or but the head and the last half of the blocks.
+
+    Returns:
+        The trainable parameters.
+    """
     paths = [adapted.classifier_layer.path]
     if last_blocks:
         for block in adapted.blocks[len(adapted.blocks) // 2 :]:

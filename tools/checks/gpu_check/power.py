@@ -65,7 +65,7 @@ def check_power(settings: Settings, record: Record) -> None:
 def measure_energy(
     load: Callable[[], None], read_power: Callable[[], float], meter: Any, seconds: float
 ) -> tuple[dict[str, float], list[Sample], int]:
-    """Repeat `load` for `seconds`; return joules by source, sampled power, and the number of calls."""
+    """Repeat `load` for `seconds`; return joules by source, power samples, and number of calls."""
     samples: list[Sample] = []
     stop = threading.Event()
 
@@ -90,7 +90,7 @@ def measure_energy(
 
 
 def integrate_energy_j(samples: Sequence[Sample]) -> float:
-    """Return the energy between the first and the last sample in joules, by the trapezoidal rule."""
+    """Return the energy between the first and the last sample, J, by the trapezoidal rule."""
     return sum(
         (end_s - start_s) * (start_w + end_w) / 2
         for (start_s, start_w), (end_s, end_w) in pairwise(samples)

@@ -96,7 +96,7 @@ def mean_kib(files: Sequence[Path]) -> float:
 
 
 def run_config(settings: Settings) -> FinetuneConfig:
-    """Return the configuration of the MobileNetV2 run, with weights only if the user gave a file."""
+    """Return the configuration of the MobileNetV2 run, with the user's weights if there are any."""
     return FinetuneConfig(
         data=settings.data,
         output=settings.run,

@@ -55,7 +55,7 @@ def _check(
 
 
 def main() -> None:
-    """Run edgetl's command line, save after every batch, and send SIGTERM at the requested moment."""
+    """Run edgetl's command line, save after every batch, and send SIGTERM at the given moment."""
     from edgetl.cli.app import main as edgetl
     from edgetl.train.engine.trainer import Trainer
 

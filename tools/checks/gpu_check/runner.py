@@ -179,7 +179,7 @@ def descendants(pid: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError, IndexError):
-            # The name in parentheses may contain spaces: state and parent follow the last parenthesis.
+            # The name in parentheses may contain spaces; state and parent follow the last ")".
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(entry.name))
     pids: list[int] = []

@@ -149,8 +149,8 @@ def train(settings: Settings, batches: Any, batch_size: int, steps: int) -> tupl
     batch_source = TimedBatches(batches, batch_size, steps, warmup_steps, settings.device)
     loop, trainer = make_phase_loop(settings, batch_source, batch_size * steps)
     loop.run_epoch()
-    reports = getattr(trainer, "steps", {})
-    return batch_source.times, str(getattr(reports.get(1), "runner", "eager"))
+    report = trainer.step_reports.get(1)
+    return batch_source.times, report.runner if report else "eager"
 
 
 def make_phase_loop(

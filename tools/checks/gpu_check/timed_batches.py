@@ -27,7 +27,7 @@ class StepTimes:
 
 
 class TimedBatches:
-    """Batches for `edgetl.train.engine.phase_loop.PhaseLoop`, which requests one after each launch."""
+    """Batches for `edgetl.train.engine.phase_loop.PhaseLoop`, which takes one per launched step."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class TimedBatches:
         self._device = device
         self._warmup_steps = warmup_steps
         self.local_batch_size = batch_size
-        # Claim as many steps as a real epoch: the trainer captures CUDA graphs only for long phases.
+        # Claim as many steps as a real epoch: CUDA graphs are captured only for long phases.
         self.steps_per_epoch = max(steps, PLANNED_STEPS)
         self._host_s: list[float] = []
         self._events: list[torch.cuda.Event] = []

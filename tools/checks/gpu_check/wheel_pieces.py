@@ -1,6 +1,6 @@
 """Split wheels into small pieces with checksums, for a machine without a package index.
 
-    python tools/checks/gpu_check/wheel_pieces.py download FOLDER   wheels for Python 3.12 on Linux x86-64
+    python tools/checks/gpu_check/wheel_pieces.py download FOLDER   for Python 3.12, Linux x86-64
     python tools/checks/gpu_check/wheel_pieces.py split FOLDER PIECES
     python tools/checks/gpu_check/wheel_pieces.py join PIECES FOLDER
 
