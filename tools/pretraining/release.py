@@ -16,10 +16,10 @@ from edgetl.core.errors import ConfigError
 from edgetl.core.files import atomic_path, read_json, write_json, write_text
 from edgetl.train.model.torchvision_models import get_architecture, preprocessing_for
 from edgetl.train.results import package_versions
-from tools.pretraining.augmentation import normalised
+from tools.pretraining.augmentation import normalize
 from tools.pretraining.card import card
 from tools.pretraining.recipe import Recipe, write_recipe
-from tools.pretraining.training import Pretrained
+from tools.pretraining.training import PretrainingResult
 
 RESULTS = "results.json"
 _BATCH = 32
@@ -27,14 +27,14 @@ _UNSEEN = 10**9
 """First number of images that no training has seen."""
 
 
-def ship(folder: Path, recipe: Recipe, pretrained: Pretrained) -> dict[str, Any]:
+def write_release(folder: Path, recipe: Recipe, pretrained: PretrainingResult) -> dict[str, Any]:
     """Write the folder of a backbone; returns what results.json holds.
 
     Args:
         folder: `models/<architecture>-builtin`, or anywhere else.
     """
     network = pretrained.network.to("cpu").float().eval()
-    take_statistics(network, recipe)
+    update_batch_norm(network, recipe)
     own_side = preprocessing_for(recipe.model, None).crop
     results = {
         "model": recipe.model,
@@ -55,11 +55,11 @@ def ship(folder: Path, recipe: Recipe, pretrained: Pretrained) -> dict[str, Any]
             str(side): round(unseen_accuracy(network, recipe, side), 4)
             for side in (recipe.sides[-1], own_side)
         },
-        "curve": thinned(pretrained.curve),
+        "curve": thin_curve(pretrained.curve),
         "worth": {},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = shipped_tensors(network, get_architecture(recipe.model).head)
+    tensors = release_tensors(network, get_architecture(recipe.model).head)
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
         save_file(tensors, temporary, {"model": recipe.model})
     write_recipe(folder / RECIPE_FILE, recipe, pretrained.steps)
@@ -87,7 +87,7 @@ def write_card(folder: Path, **more: Any) -> None:
     write_checksums(folder)
 
 
-def shipped_tensors(network: nn.Module, head: str) -> dict[str, Tensor]:
+def release_tensors(network: nn.Module, head: str) -> dict[str, Tensor]:
     """Matrices and kernels in fp16, vectors in float32, without the classification layer at `head` and without counters.
 
     Statistics of BatchNorm spread over more powers of ten than fp16 has, and all vectors together are a hundredth of the file.
@@ -104,7 +104,7 @@ def shipped_tensors(network: nn.Module, head: str) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def take_statistics(network: nn.Module, recipe: Recipe) -> None:
+def update_batch_norm(network: nn.Module, recipe: Recipe) -> None:
     """BatchNorm's statistics as plain averages over generated images at the size that fine-tuning uses.
 
     Training saw small images; what a layer gives depends on their size (Touvron et al., 2019, arXiv:1906.06423).
@@ -115,7 +115,7 @@ def take_statistics(network: nn.Module, recipe: Recipe) -> None:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
-    for values, _ in _fresh(
+    for values, _ in _unseen_batches(
         recipe, preprocessing_for(recipe.model, None).crop, recipe.statistics_images, _UNSEEN
     ):
         network(values)
@@ -128,13 +128,13 @@ def take_statistics(network: nn.Module, recipe: Recipe) -> None:
 def unseen_accuracy(network: nn.Module, recipe: Recipe, side: int) -> float:
     """Share of new images of the generators that are told right, at this size of input."""
     right = count = 0
-    for values, labels in _fresh(recipe, side, recipe.statistics_images, 2 * _UNSEEN):
+    for values, labels in _unseen_batches(recipe, side, recipe.statistics_images, 2 * _UNSEEN):
         right += int((network(values).argmax(1) == labels).sum())
         count += len(labels)
     return right / count
 
 
-def _fresh(recipe: Recipe, side: int, count: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _unseen_batches(recipe: Recipe, side: int, count: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
     preprocessing = preprocessing_for(recipe.model, None)
     chosen = np.random.default_rng([recipe.seed, first]).integers(0, recipe.classes.total, count)
     for start in range(0, count, _BATCH):
@@ -146,12 +146,12 @@ def _fresh(recipe: Recipe, side: int, count: int, first: int) -> Iterator[tuple[
             ]
         )
         yield (
-            normalised(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, preprocessing),
+            normalize(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, preprocessing),
             torch.from_numpy(labels),
         )
 
 
-def thinned(curve: Sequence[Mapping[str, Any]], points: int = 40) -> list[dict[str, Any]]:
+def thin_curve(curve: Sequence[Mapping[str, Any]], points: int = 40) -> list[dict[str, Any]]:
     """About so many lines of a loss curve, evenly, its last one among them."""
     step = max(1, len(curve) // points)
     kept = [*curve[:-1][::step], *curve[-1:]]

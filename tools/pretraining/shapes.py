@@ -17,10 +17,10 @@ from tools.pretraining.textures import (
     Image,
     Palette,
     Pattern,
-    coloured,
+    colorize,
     draw_background,
     draw_pattern,
-    jittered,
+    jitter_palette,
     random_palette,
     random_pattern,
 )
@@ -40,9 +40,9 @@ class Solid:
     aspect: float
     profile: str
     material: Pattern
-    colours: Palette
+    colors: Palette
     heart: Palette | None
-    """Another colour in the middle, as flowers have."""
+    """Another color in the middle, as flowers have."""
     copies: int
 
 
@@ -58,7 +58,7 @@ class Body:
     """[parts, 2], half axes."""
     tilt: NDArray[np.float32]
     material: Pattern
-    colours: Palette
+    colors: Palette
     marks: Pattern
 
 
@@ -73,7 +73,7 @@ def random_solid(generator: np.random.Generator) -> Solid:
         aspect=float(generator.choice([1.0, 1.0, 0.7, 0.45])),
         profile=str(generator.choice(_PROFILES)),
         material=random_pattern(generator, coarsest=3.0),
-        colours=random_palette(generator),
+        colors=random_palette(generator),
         heart=random_palette(generator) if generator.random() < 0.35 else None,
         copies=int(generator.choice([1, 1, 1, 2, 4])),
     )
@@ -93,13 +93,13 @@ def random_body(generator: np.random.Generator) -> Body:
         material=random_pattern(
             generator, ("hair", "noise", "hair", "turing", "bars", "flat"), 4.0, 28.0
         ),
-        colours=random_palette(generator),
+        colors=random_palette(generator),
         marks=random_pattern(generator, ("noise", "flat", "turing", "bars"), 1.5, 6.0),
     )
 
 
 def solid_height(solid: Solid, generator: np.random.Generator, side: int, radius: float) -> Field:
-    """Height above the ground, 0 outside, of the solid somewhere in the frame, turned and seen a little from the side."""
+    """Height above the ground, 0 outside, of the solid somewhere in the frame, rotate_field and seen a little from the side."""
     x, y = square(side)
     angle, shrink = generator.uniform(0, 2 * np.pi), generator.uniform(0.75, 1.0) * solid.aspect
     middle = generator.uniform(-0.9, 0.9, 2) * max(0.15, 1 - radius)
@@ -121,10 +121,10 @@ def solid_height(solid: Solid, generator: np.random.Generator, side: int, radius
             )
         outline += amplitude * wave
     inward = np.clip(1 - cv2.magnitude(u, v) / np.maximum(outline, np.float32(0.15)), 0, 1)
-    return _risen(inward, solid.profile, float(solid.orders[0]), around) * np.float32(radius)
+    return _surface_height(inward, solid.profile, float(solid.orders[0]), around) * np.float32(radius)
 
 
-def _risen(inward: Field, profile: str, order: float, around: Field) -> Field:
+def _surface_height(inward: Field, profile: str, order: float, around: Field) -> Field:
     if profile == "dome":
         return np.sqrt(inward * (2 - inward))
     if profile == "cone":
@@ -173,7 +173,7 @@ def body_height(
     return height, part_seen
 
 
-def composed(image: Image, height: Field, surface: Image, generator: np.random.Generator) -> Image:
+def compose(image: Image, height: Field, surface: Image, generator: np.random.Generator) -> Image:
     """The picture with a thing of this height and surface laid on it: its shadow, its shading and a highlight, all by one light."""
     side = len(image)
     angle, lift = generator.uniform(0, 2 * np.pi), generator.uniform(0.5, 1.4)
@@ -208,17 +208,17 @@ def draw_solid(solid: Solid, generator: np.random.Generator, side: int) -> Image
     """One image of a class, uint8 [side, side, 3]: one or more of the solids on some ground, and now and then something before them."""
     image = draw_background(generator, side)
     field = draw_pattern(solid.material, generator, side)
-    palette = jittered(solid.colours, generator)
-    surface = coloured(field * np.float32(0.6) + np.float32(0.4), palette)
+    palette = jitter_palette(solid.colors, generator)
+    surface = colorize(field * np.float32(0.6) + np.float32(0.4), palette)
     for _ in range(solid.copies):
         radius = generator.uniform(0.5, 0.9) / (1 if solid.copies == 1 else 1.6)
         height = solid_height(solid, generator, side, radius)
         skin = surface
         if solid.heart is not None:
             core = (height > 0.75 * height.max()).astype(np.float32)
-            skin = cv2.blendLinear(coloured(field, solid.heart), surface, core, 1 - core)
-        image = composed(image, height, skin, generator)
-    return _obstructed(image, generator)
+            skin = cv2.blendLinear(colorize(field, solid.heart), surface, core, 1 - core)
+        image = compose(image, height, skin, generator)
+    return _add_occluder(image, generator)
 
 
 def draw_body(body: Body, generator: np.random.Generator, side: int) -> Image:
@@ -228,20 +228,20 @@ def draw_body(body: Body, generator: np.random.Generator, side: int) -> Image:
     marks = draw_pattern(body.marks, generator, side)
     fur = draw_pattern(body.material, generator, side)
     tone = np.clip(np.float32(0.45) * marks + np.float32(0.3) * fur + np.float32(0.35) * part, 0, 1)
-    surface = coloured(tone, jittered(body.colours, generator, loose=0.4))
-    return _obstructed(
-        composed(image, height + np.float32(0.02) * fur * (height > 0), surface, generator),
+    surface = colorize(tone, jitter_palette(body.colors, generator, loose=0.4))
+    return _add_occluder(
+        compose(image, height + np.float32(0.02) * fur * (height > 0), surface, generator),
         generator,
     )
 
 
-def _obstructed(image: Image, generator: np.random.Generator) -> Image:
+def _add_occluder(image: Image, generator: np.random.Generator) -> Image:
     if generator.random() > 0.2:
         return image
     side = len(image)
     ends = generator.integers(0, side, (2, 2))
-    colour = tuple(int(value) for value in generator.integers(0, 256, 3))
+    color = tuple(int(value) for value in generator.integers(0, 256, 3))
     thickness = int(generator.integers(2, max(3, side // 8)))
     return cv2.line(
-        image, tuple(map(int, ends[0])), tuple(map(int, ends[1])), colour, thickness, cv2.LINE_AA
+        image, tuple(map(int, ends[0])), tuple(map(int, ends[1])), color, thickness, cv2.LINE_AA
     )

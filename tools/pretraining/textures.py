@@ -17,17 +17,17 @@ from tools.pretraining.noise import (
     Field,
     cells,
     lattice_noise,
-    levelled,
+    rescale,
     turing,
-    turned,
-    warped,
+    rotate_field,
+    warp_field,
     waves,
 )
 
 Image = NDArray[Any]
 """uint8 [side, side, 3], RGB."""
 Palette = NDArray[np.float32]
-"""[colours, 3] in hue, saturation and value, each in [0, 1]: from a field's 0 to its 1."""
+"""[colors, 3] in hue, saturation and value, each in [0, 1]: from a field's 0 to its 1."""
 
 _KINDS = (
     "noise",
@@ -69,8 +69,8 @@ class Texture:
     first: Pattern
     second: Pattern
     mask: Pattern | None
-    colours: Palette
-    more_colours: Palette
+    colors: Palette
+    more_colors: Palette
     relief: float
     """How much light from the side shows the first pattern as bumps."""
 
@@ -94,7 +94,7 @@ def random_pattern(
 
 
 def random_palette(generator: np.random.Generator) -> Palette:
-    """2 to 4 colours around a hue, or around it and its opposite; values differ enough to be seen."""
+    """2 to 4 colors around a hue, or around it and its opposite; values differ enough to be seen."""
     count = int(generator.integers(2, 5))
     hues = (
         generator.random()
@@ -118,8 +118,8 @@ def random_texture(generator: np.random.Generator) -> Texture:
         first=random_pattern(generator),
         second=random_pattern(generator),
         mask=random_pattern(generator, _BROAD, 1.5, 5) if mixed else None,
-        colours=random_palette(generator),
-        more_colours=random_palette(generator),
+        colors=random_palette(generator),
+        more_colors=random_palette(generator),
         relief=float(generator.choice([0.0, 0.0, 0.4, 0.9])),
     )
 
@@ -139,7 +139,7 @@ def draw_pattern(pattern: Pattern, generator: np.random.Generator, side: int) ->
         elif kind == "marble":
             field = 0.5 + 0.5 * np.sin(field * np.float32(6 + cycles))
         if stretch > 1:
-            field = turned(field, generator.uniform(0, np.pi))
+            field = rotate_field(field, generator.uniform(0, np.pi))
     elif kind in ("distance", "flat", "edges"):
         field = cells(generator, side, cycles * cycles, kind)
     elif kind == "turing":
@@ -147,12 +147,12 @@ def draw_pattern(pattern: Pattern, generator: np.random.Generator, side: int) ->
     else:
         field = waves(generator, side, cycles, kind)
     if pattern.warp:
-        field = warped(field, generator, pattern.warp)
-    return np.power(levelled(field), np.float32(pattern.power))
+        field = warp_field(field, generator, pattern.warp)
+    return np.power(rescale(field), np.float32(pattern.power))
 
 
-def jittered(palette: Palette, generator: np.random.Generator, loose: float = 0.2) -> Palette:
-    """The palette of one image: near to the class's, or, by chance `loose`, of quite other colours, so that colour alone tells no class."""
+def jitter_palette(palette: Palette, generator: np.random.Generator, loose: float = 0.2) -> Palette:
+    """The palette of one image: near to the class's, or, by chance `loose`, of quite other colors, so that color alone tells no class."""
     if generator.random() < loose:
         return random_palette(generator)
     moved = palette + generator.normal(0, [0.02, 0.06, 0.06], palette.shape).astype(np.float32)
@@ -160,9 +160,9 @@ def jittered(palette: Palette, generator: np.random.Generator, loose: float = 0.
     return np.clip(moved, 0, 1)
 
 
-def coloured(field: Field, palette: Palette) -> Image:
-    """A field's values looked up in a palette, interpolated between its colours."""
-    rgb = np.array([colorsys.hsv_to_rgb(*map(float, colour)) for colour in palette], np.float32)
+def colorize(field: Field, palette: Palette) -> Image:
+    """A field's values looked up in a palette, interpolated between its colors."""
+    rgb = np.array([colorsys.hsv_to_rgb(*map(float, color)) for color in palette], np.float32)
     at, stops = (
         np.linspace(0, 1, 256, dtype=np.float32),
         np.linspace(0, 1, len(rgb), dtype=np.float32),
@@ -181,7 +181,7 @@ def _levels(field: Field) -> NDArray[Any]:
     return cv2.convertScaleAbs(field, alpha=255.0)  # saturates, which astype does not
 
 
-def lit(image: Image, height: Field, strength: float, generator: np.random.Generator) -> Image:
+def apply_relief(image: Image, height: Field, strength: float, generator: np.random.Generator) -> Image:
     """The image as a relief of `height` under light from a random side."""
     angle = generator.uniform(0, 2 * np.pi)
     slope = cv2.Sobel(height, cv2.CV_32F, 1, 0) * np.float32(np.cos(angle)) + cv2.Sobel(
@@ -194,10 +194,10 @@ def lit(image: Image, height: Field, strength: float, generator: np.random.Gener
 def draw_texture(texture: Texture, generator: np.random.Generator, side: int) -> Image:
     """One image of a class, uint8 [side, side, 3]."""
     field = draw_pattern(texture.first, generator, side)
-    image = coloured(field, jittered(texture.colours, generator))
+    image = colorize(field, jitter_palette(texture.colors, generator))
     if texture.mask is not None:
-        other = coloured(
-            draw_pattern(texture.second, generator, side), jittered(texture.more_colours, generator)
+        other = colorize(
+            draw_pattern(texture.second, generator, side), jitter_palette(texture.more_colors, generator)
         )
         mask = np.clip(
             (draw_pattern(texture.mask, generator, side) - np.float32(0.5)) * 6 + np.float32(0.5),
@@ -206,7 +206,7 @@ def draw_texture(texture: Texture, generator: np.random.Generator, side: int) ->
         )
         image = cv2.blendLinear(image, other, 1 - mask, mask)
     if texture.relief:
-        image = lit(image, field, texture.relief, generator)
+        image = apply_relief(image, field, texture.relief, generator)
     return image
 
 
@@ -216,4 +216,4 @@ def draw_background(generator: np.random.Generator, side: int) -> Image:
         pattern = Pattern("noise", float(generator.uniform(0.8, 3)), 0.3, 1.0, 0.0, 0.0, 1.0)
     else:
         pattern = random_pattern(generator, coarsest=3.0, finest=16.0)
-    return coloured(draw_pattern(pattern, generator, side), random_palette(generator))
+    return colorize(draw_pattern(pattern, generator, side), random_palette(generator))

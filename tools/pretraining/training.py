@@ -30,17 +30,17 @@ from edgetl.train.engine.checkpoint import read_checkpoint, write_checkpoint
 from edgetl.train.model.factory import build_adapted_model
 from edgetl.train.model.torchvision_models import preprocessing_for
 from tools.pretraining.augmentation import random_views
-from tools.pretraining.prefetch import Pool, pool_name
+from tools.pretraining.prefetch import ImagePool, pool_name
 from tools.pretraining.recipe import Recipe
 
-_TOLD_EVERY = 50
+_LOG_EVERY = 50
 """Steps from one line of the loss curve to the next."""
 _LONGEST_STEP_S = 60.0
 """Of a step that took longer no more is counted: the process was stopped, or the machine slept."""
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class PretrainingResult:
     """What a training came to."""
 
     network: nn.Module
@@ -70,10 +70,10 @@ def pretrain(
     work: Path,
     device: Device = "auto",
     precision: Precision = "auto",
-    makers: int = 1,
+    workers: int = 1,
     checkpoint_every_s: float = 60.0,
     tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
-) -> Pretrained:
+) -> PretrainingResult:
     """Train by a recipe, or go on with what lies in `work`.
 
     Cross-entropy over the generators' classes, AdamW, a cosine. Every random number of a step is drawn from (seed, step), so none needs
@@ -81,7 +81,7 @@ def pretrain(
 
     Args:
         work: for the checkpoint, the loss curve (loss.jsonl) and the pool of images.
-        makers: processes that draw.
+        workers: processes that draw.
 
     Raises:
         RunError: `work` holds another recipe's training or a damaged one, or the loss is no longer finite.
@@ -92,12 +92,12 @@ def pretrain(
         computing = replace(
             computing, precision="fp32"
         )  # its scaler would be one more state to keep, for GPUs of before 2020
-    training = _Training(recipe, work, computing)
+    training = _Trainer(recipe, work, computing)
     resumed = training.resume()
     tell(
         f"{'Going on at' if resumed else 'Beginning'} step {training.step}, {recipe.classes.total} classes, {work}"
     )
-    with Pool(work / pool_name(recipe), recipe, makers) as pool:
+    with ImagePool(work / pool_name(recipe), recipe, workers) as pool:
         if not resumed:
             training.choose_precision(pool)
         saved = time.monotonic()
@@ -111,7 +111,7 @@ def pretrain(
     return training.result()
 
 
-class _Training:
+class _Trainer:
     def __init__(self, recipe: Recipe, work: Path, computing: ComputeConfig) -> None:
         self._recipe, self._work, self._computing = recipe, work, computing
         self._arithmetic = dict.fromkeys(recipe.sides, computing)
@@ -130,11 +130,11 @@ class _Training:
             {"params": [one for one in parameters if one.dim() <= 1], "weight_decay": 0.0},
         ]
         # A short memory of squared gradients: with the usual 0.999 a step that follows on a calm stretch is too long.
-        self._optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.99), fused=True)
+        self._optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.99), fused=True)
         self._parts: dict[str, nn.Module | torch.optim.Optimizer] = {
             "network": self._network,
             "average": self._average,
-            "optimiser": self._optimiser,
+            "optimiser": self._optimizer,
         }
         self.step, self.seconds, self._ticked = 0, 0.0, time.monotonic()
         self._cores_before, self._cores_began = 0.0, time.process_time()
@@ -189,7 +189,7 @@ class _Training:
         }
         write_checkpoint(self._work / "state.safetensors", self._parts, facts)
 
-    def choose_precision(self, pool: Pool) -> None:
+    def choose_precision(self, pool: ImagePool) -> None:
         """The arithmetic that is measured fastest here for each size of image, where it is open."""
         for side in self._arithmetic if self._computing.may_use_bf16 else ():
             values, labels = self._batch(pool, side)
@@ -200,7 +200,7 @@ class _Training:
                 self._computing, precision="bf16" if taken["bf16"] < taken["fp32"] else "fp32"
             )
 
-    def advance(self, pool: Pool, tell: Callable[[str], None]) -> None:
+    def advance(self, pool: ImagePool, tell: Callable[[str], None]) -> None:
         """One step."""
         now = time.monotonic()
         self.seconds, self._ticked = self.seconds + min(now - self._ticked, _LONGEST_STEP_S), now
@@ -211,7 +211,7 @@ class _Training:
             * 0.5
             * (1 + math.cos(math.pi * progress))
         )
-        for group in self._optimiser.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = rate
         side = recipe.sides[min(len(recipe.sides) - 1, int(progress * len(recipe.sides)))]
         values, labels = self._batch(pool, side)
@@ -219,19 +219,19 @@ class _Training:
         with self._arithmetic[side].autocast():
             logits = self._network(values)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-        self._optimiser.zero_grad()
+        self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._network.parameters(), recipe.clip_gradient)
-        self._optimiser.step()
+        self._optimizer.step()
         self._average.update_parameters(self._network)
         self.step += 1
         self._sums += torch.stack(
             [loss.detach().double(), (logits.detach().argmax(1) == labels).double().mean()]
         )
-        if self.step % _TOLD_EVERY == 0 or self.step == recipe.steps:
+        if self.step % _LOG_EVERY == 0 or self.step == recipe.steps:
             self._note(rate, side, tell)
 
-    def _batch(self, pool: Pool, side: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, pool: ImagePool, side: int) -> tuple[Tensor, Tensor]:
         images, labels = pool.batch(self.step)
         generator = torch.Generator().manual_seed(_key(self._recipe.seed, self.step, 4))
         moved = torch.from_numpy(images).to(self._computing.device)
@@ -271,12 +271,12 @@ class _Training:
         else:
             write_text(path, "".join(json.dumps(line) + "\n" for line in self._curve))
 
-    def result(self) -> Pretrained:
+    def result(self) -> PretrainingResult:
         network: nn.Module = self._average.module
         used = " and ".join(
             dict.fromkeys(computing.precision for computing in self._arithmetic.values())
         )
-        return Pretrained(
+        return PretrainingResult(
             network.eval(),
             self.step,
             self.seconds,

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tools.pretraining.dataset import FAMILIES, Classes
-from tools.pretraining.prefetch import Pool, draw_shard, pool_name, shard_labels, shard_path
+from tools.pretraining.prefetch import ImagePool, draw_shard, pool_name, shard_labels, shard_path
 from tools.pretraining.recipe import Recipe
 from tools.pretraining.textures import Image
 
@@ -44,14 +44,14 @@ def test_more_classes_of_a_family_leave_the_others_as_they_are() -> None:
 
 
 def described(image: Image) -> NDArray[np.float64]:
-    """Colours and fineness: what survives turning and moving."""
-    colours = (
+    """Colors and fineness: what survives turning and moving."""
+    colors = (
         np.bincount((image // 64).reshape(-1, 3) @ np.array([16, 4, 1]), minlength=64)
         / image[..., 0].size
     )
     spectrum = np.abs(np.fft.rfft2(image.mean(2) - image.mean()))[:24, :24]
     fineness = [np.log1p(spectrum[:at, :at].mean()) / 10 for at in (2, 4, 8, 16, 24)]
-    return np.concatenate([np.sqrt(colours), fineness])
+    return np.concatenate([np.sqrt(colors), fineness])
 
 
 @pytest.mark.parametrize("family", range(len(FAMILIES)))
@@ -81,7 +81,7 @@ def test_a_file_of_the_pool_has_every_class_equally_often() -> None:
 
 def test_a_step_s_images_depend_on_its_number_alone(tmp_path: Path) -> None:
     folder, recipe = tmp_path, small()
-    with Pool(folder / "one", recipe) as pool:
+    with ImagePool(folder / "one", recipe) as pool:
         seen = [pool.batch(step) for step in range(9)]
         assert [pool.window(step) for step in (0, 2, 3, 6, 8)] == [
             range(1),
@@ -91,7 +91,7 @@ def test_a_step_s_images_depend_on_its_number_alone(tmp_path: Path) -> None:
             range(1, 3),
         ]
         assert not shard_path(folder / "one", 0).exists(), "what no step will see is removed"
-    with Pool(folder / "other", recipe, makers=2) as pool:
+    with ImagePool(folder / "other", recipe, workers=2) as pool:
         images, labels = pool.batch(7)
     assert np.array_equal(images, seen[7][0])
     assert np.array_equal(labels, seen[7][1])

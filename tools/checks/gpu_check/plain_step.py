@@ -72,7 +72,7 @@ def _make_step(variant: str, model: nn.Module, batch: Batch, device: str) -> Cal
 
 
 def _capture_graph(step: Callable[[], None]) -> Callable[[], None]:
-    # Warm up on a side stream, then capture ("Whole-model capture" in PyTorch's CUDA semantics notes).
+    # Warm up on a side stream, then capture: "Whole-network capture" in PyTorch's notes on CUDA.
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
