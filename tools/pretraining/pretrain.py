@@ -1,7 +1,6 @@
 """Pretrain a backbone on generated images.
 
-    python -m tools.pretraining.pretrain --budget 45m --work DIR \
-        -o models/mobilenet_v3_small-builtin
+    python -m tools.pretraining.pretrain --budget 45m --work DIR -o DIR
 
 Runs on a GPU or on CPU cores. After an interruption, the same command continues from the last
 checkpoint in --work. A recipe limited by steps, such as the recipe.toml of released weights, gives
