@@ -89,7 +89,10 @@ def draw_fractal(fractal: Fractal, generator: np.random.Generator, side: int) ->
     """
     scale = generator.uniform(0.85, 1.08, fractal.linear.shape).astype(np.float32)
     points, last_maps = _run_chaos_game(
-        np.clip(fractal.linear * scale, -0.98, 0.98), fractal.shift, fractal.probabilities, generator
+        np.clip(fractal.linear * scale, -0.98, 0.98),
+        fractal.shift,
+        fractal.probabilities,
+        generator,
     )
     pixels = _to_pixels(points, generator, side)
     inside = ((pixels >= 0) & (pixels < side)).all(1)

@@ -31,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     length.add_argument("--steps", type=int, help="training steps")
     parser.add_argument("-o", "--output", type=Path, required=True, help="release folder")
     parser.add_argument(
-        "--work", type=Path, required=True, help="folder of the checkpoint, loss curve and images (about 1.5 GB)"
+        "--work",
+        type=Path,
+        required=True,
+        help="folder of the checkpoint, loss curve and images (about 1.5 GB)",
     )
     parser.add_argument(
         "--recipe", type=Path, help="TOML file (default: see tools/pretraining/recipe.py)"

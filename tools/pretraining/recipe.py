@@ -12,7 +12,6 @@ from edgetl.core.errors import ConfigError
 from edgetl.core.files import write_text
 from tools.pretraining.dataset import Classes
 
-
 _POSITIVE_FIELDS = (
     "image_side", "shard_images", "first_shards", "window_shards", "reuse", "lr", "clip_gradient",
     "statistics_images",

@@ -134,7 +134,9 @@ def unseen_accuracy(model: nn.Module, recipe: Recipe, side: int) -> float:
     return correct / count
 
 
-def _unseen_batches(recipe: Recipe, side: int, count: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _unseen_batches(
+    recipe: Recipe, side: int, count: int, first: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     preprocessing = preprocessing_for(recipe.model, None)
     generator = np.random.default_rng([recipe.seed, first])
     all_labels = generator.integers(0, recipe.classes.total, count)

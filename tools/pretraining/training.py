@@ -202,7 +202,8 @@ class _Trainer:
             "seconds": self.seconds,
             "core_seconds": self.core_seconds,
             "precision": {
-                side: compute_config.precision for side, compute_config in self._compute_config_by_side.items()
+                side: compute_config.precision
+                for side, compute_config in self._compute_config_by_side.items()
             },
             "sums": self._sums.tolist(),
             "curve": self._curve,
