@@ -22,8 +22,8 @@ def random_views(
 ) -> Tensor:
     """Return a random view of each image, normalized float32 [batch, 3, side, side].
 
-    Crops as in Szegedy et al. (2015), flips, rotations of up to 15 degrees, and changes of brightness,
-    contrast and saturation; a tenth of the views is gray.
+    Crops as in Szegedy et al. (2015), flips, rotations of up to 15 degrees, and changes of
+    brightness, contrast and saturation; a tenth of the views is gray.
 
     Args:
         images: uint8 [batch, height, width, 3].

@@ -123,7 +123,7 @@ def _run_chaos_game(
     probabilities: NDArray[np.float64],
     generator: np.random.Generator,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    # Play the chaos game with many short chains instead of a long one, to vectorize over the chains.
+    # Run many short chains of the chaos game instead of a long one, to vectorize over the chains.
     choices = np.searchsorted(
         np.cumsum(probabilities)[:-1], generator.random((_BURN_IN_STEPS + _DRAWN_STEPS, _CHAINS))
     )

@@ -1,9 +1,10 @@
 """Scalar fields on a square: noise, cells and waves, the building blocks of all images.
 
 Each generating function takes a random generator and a side in pixels and returns float32
-[side, side] in [0, 1]. Lattice noise and its sum over octaves follow Perlin (1985) and Musgrave, with
-values instead of gradients on the lattice, because OpenCV interpolates those in microseconds. Cells
-follow Worley (1996); spots and labyrinths imitate Turing (1952) by repeated band-pass and threshold.
+[side, side] in [0, 1]. Lattice noise and its sum over octaves follow Perlin (1985) and Musgrave,
+with values instead of gradients on the lattice, because OpenCV interpolates those in microseconds.
+Cells follow Worley (1996); spots and labyrinths imitate Turing (1952) by repeated band-pass and
+threshold.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Field = NDArray[Any]
 
 @cache
 def pixel_centers(side: int) -> tuple[Field, Field]:
-    """Return the pixel centers x (rightwards) and y (downwards) in [-1, 1], cached and read-only."""
+    """Return the pixel centers x (rightwards) and y (downwards) in [-1, 1], cached, read-only."""
     steps = (np.arange(side, dtype=np.float32) + 0.5) * (2 / side) - 1
     x = np.broadcast_to(steps, (side, side)).copy()
     y = np.broadcast_to(steps[:, None], (side, side)).copy()

@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    # Import here: every process that draws images imports this module, and importing torch would add
-    # a second to its startup.
+    # Import here: every process that draws images imports this module, and importing torch would
+    # add a second to its startup.
     from tools.pretraining.recipe import read_recipe
     from tools.pretraining.release import write_release
     from tools.pretraining.training import pretrain

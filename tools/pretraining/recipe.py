@@ -20,7 +20,7 @@ _POSITIVE_FIELDS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Options of a pretraining; with `steps`, equal recipes give equal weights on equal machines."""
+    """Options of a pretraining; equal recipes with `steps` give equal weights on equal machines."""
 
     model: str = "mobilenet_v3_small"
     """Name of a torchvision architecture."""

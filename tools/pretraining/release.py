@@ -89,8 +89,8 @@ def write_card(folder: Path, **more: Any) -> None:
 def release_tensors(model: nn.Module, head: str) -> dict[str, Tensor]:
     """Return the weights to release, without the classification layer `head` and without counters.
 
-    Matrices and kernels are fp16. Vectors are float32: BatchNorm statistics exceed the range of fp16,
-    and all vectors together take only 1% of the file.
+    Matrices and kernels are fp16. Vectors are float32: BatchNorm statistics exceed the range of
+    fp16, and all vectors together take only 1% of the file.
     """
     tensors = {
         name: tensor

@@ -1,8 +1,8 @@
 """Rendered shapes: a class is an outline or a body of parts with relief and material.
 
 Based on Visual Atoms (Takashima et al., 2023, arXiv:2303.01112), whose outlines are sums of waves
-around a circle, with added relief, light, shadow, texture and occlusion as in photographs. Bodies are
-jointed ellipsoids, whose pose differs from image to image.
+around a circle, with added relief, light, shadow, texture and occlusion as in photographs. Bodies
+are jointed ellipsoids, whose pose differs from image to image.
 """
 
 from __future__ import annotations
@@ -85,11 +85,9 @@ def random_body(generator: np.random.Generator) -> Body:
     parts = int(generator.integers(3, 8))
     sizes = generator.uniform(0.08, 0.26, (parts, 2))
     sizes[0] = generator.uniform(0.25, 0.42, 2)
-    parents = [0]
-    for part in range(1, parts):
-        parents.append(int(generator.integers(0, max(1, min(2, part)))))
+    parents = [int(generator.integers(0, max(1, min(2, part)))) for part in range(1, parts)]
     return Body(
-        parents=tuple(parents),
+        parents=(0, *parents),
         angles=generator.uniform(0, 2 * np.pi, parts).astype(np.float32),
         reach=generator.uniform(0.7, 1.15, parts).astype(np.float32),
         sizes=sizes.astype(np.float32),
@@ -243,7 +241,7 @@ def draw_solid(solid: Solid, generator: np.random.Generator, side: int) -> Image
 
 
 def draw_body(body: Body, generator: np.random.Generator, side: int) -> Image:
-    """Draw an image of a class, uint8 [side, side, 3]: the body in a random pose on a background."""
+    """Draw an image of a class, uint8 [side, side, 3]: the body in a random pose."""
     image = draw_background(generator, side)
     height, visible_part = body_height(body, generator, side, generator.uniform(0.6, 0.95))
     marks = draw_pattern(body.marks, generator, side)

@@ -109,10 +109,10 @@ def random_palette(generator: np.random.Generator) -> Palette:
     count = int(generator.integers(2, 5))
     base_hue = generator.random()
     hues = base_hue + generator.normal(0, 0.07, count) + 0.5 * (generator.random(count) < 0.2)
-    if generator.random() < 0.7:
-        values = np.sort(generator.uniform(0.05, 1, count))
-    else:
-        values = generator.uniform(0.1, 1, count)
+    is_sorted = generator.random() < 0.7
+    values = generator.uniform(0.05 if is_sorted else 0.1, 1, count)
+    if is_sorted:
+        values.sort()
     values[-1] = max(values[-1], values[0] + 0.3)
     saturation = generator.uniform(0, 1) * generator.uniform(0.5, 1, count)
     return np.stack([hues % 1, saturation, np.clip(values, 0, 1)], 1).astype(np.float32)

@@ -39,7 +39,7 @@ from tools.pretraining.recipe import Recipe
 _LOG_EVERY = 50
 """Steps between two lines of the loss curve."""
 _MAX_STEP_S = 60.0
-"""Maximum time counted for a step: if it takes longer, the process was stopped or the machine slept."""
+"""Maximum time counted per step; if it takes longer, the process was stopped or suspended."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def pretrain(
 ) -> PretrainingResult:
     """Train as the recipe says, or resume the training in `work`.
 
-    Cross-entropy over the generators' classes, AdamW, and a cosine learning rate. All random numbers
-    of a step are derived from (seed, step), so checkpoints need no generator state.
+    Cross-entropy over the generators' classes, AdamW, and a cosine learning rate. All random
+    numbers of a step are derived from (seed, step), so checkpoints need no generator state.
 
     Args:
         recipe: recipe of the training.
@@ -94,7 +94,7 @@ def pretrain(
         log: function called with each line of progress.
 
     Raises:
-        RunError: `work` has a checkpoint of another recipe or a damaged one, or the loss is not finite.
+        RunError: the checkpoint is damaged or of another recipe, or the loss is not finite.
         ConfigError: the device or the precision is not available.
     """
     compute_config = choose_compute_config(device, precision)
@@ -142,8 +142,8 @@ class _Trainer:
                 "weight_decay": 0.0,
             },
         ]
-        # beta2 is 0.99: with the usual 0.999, the first steps after a stretch of small gradients are
-        # too large.
+        # beta2 is 0.99: with the usual 0.999, the first steps after a stretch of small gradients
+        # are too large.
         self._optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.99), fused=True)
         self._parts: dict[str, nn.Module | torch.optim.Optimizer] = {
             "network": self._model,
