@@ -101,11 +101,11 @@ def test_release_is_small_and_loads_for_fine_tuning(released: Path) -> None:
         name.startswith("classifier.3.") or name.endswith("num_batches_tracked") for name in tensors
     )
     assert (out / WEIGHTS_FILE).stat().st_size < 4e6
-    done = subprocess.run(
+    process = subprocess.run(
         ["sha256sum", "-c", CHECKSUMS_FILE], cwd=out, capture_output=True, text=True
     )
-    assert done.returncode == 0
-    assert done.stdout.count("OK") == 4
+    assert process.returncode == 0
+    assert process.stdout.count("OK") == 4
     weights = read_weights(str(out / WEIGHTS_FILE), "mobilenet_v3_small")
     model = build_adapted_model("mobilenet_v3_small", 64, 3, 0, 0.2, weights).model.eval()
     with torch.no_grad():
