@@ -1,4 +1,4 @@
-"""Tiny steps with known ends, for the runner."""
+"""Small steps with known results, for the tests of the GPU check's runner."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def silent(_settings: Settings, _record: Record) -> None:
 
 
 def hanging(settings: Settings, record: Record) -> None:
-    """Measure something, start a child in a session of its own, and hang."""
+    """Measure something, start a child in its own session, and hang."""
     record.measure(answer=42)
     sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
     child = subprocess.Popen(sleeper, start_new_session=True)
@@ -40,7 +40,7 @@ def hanging(settings: Settings, record: Record) -> None:
 
 
 def leaving(settings: Settings, record: Record) -> None:
-    """Pass and leave a child behind."""
+    """Pass and leave a child process running."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     (settings.folder / "child").write_text(str(child.pid))
     record.require("the child was started", Path(f"/proc/{child.pid}").exists())

@@ -52,9 +52,9 @@ def has_exited(pid_file: Path) -> bool:
 
 
 def test_step_passes_with_its_figures(tmp_path: Path) -> None:
-    (outcome,) = run(tmp_path, fake("passing"))
-    assert (outcome.status, outcome.figures, outcome.reason) == ("passed", {"answer": 42}, "")
-    assert outcome.requirements == [{"text": "the answer is 42", "passed": True, "detail": "42"}]
+    (result,) = run(tmp_path, fake("passing"))
+    assert (result.status, result.figures, result.reason) == ("passed", {"answer": 42}, "")
+    assert result.requirements == [{"text": "the answer is 42", "passed": True, "detail": "42"}]
 
 
 def test_next_step_runs_after_failed_requirement(tmp_path: Path) -> None:
@@ -65,14 +65,14 @@ def test_next_step_runs_after_failed_requirement(tmp_path: Path) -> None:
 
 
 def test_step_that_raises_keeps_its_last_output_lines(tmp_path: Path) -> None:
-    (outcome,) = run(tmp_path, fake("raising"))
-    assert outcome.status == "error"
-    assert outcome.log[-1] == "RuntimeError: no such kernel"
+    (result,) = run(tmp_path, fake("raising"))
+    assert result.status == "error"
+    assert result.log[-1] == "RuntimeError: no such kernel"
 
 
 def test_step_that_checks_nothing_does_not_pass(tmp_path: Path) -> None:
-    (outcome,) = run(tmp_path, fake("silent"))
-    assert (outcome.status, outcome.reason) == ("error", "it checked nothing")
+    (result,) = run(tmp_path, fake("silent"))
+    assert (result.status, result.reason) == ("error", "it checked nothing")
 
 
 def test_step_is_killed_with_children_at_its_limit(tmp_path: Path) -> None:
@@ -84,8 +84,8 @@ def test_step_is_killed_with_children_at_its_limit(tmp_path: Path) -> None:
 
 
 def test_leftover_children_are_killed(tmp_path: Path) -> None:
-    (outcome,) = run(tmp_path, fake("leaving"))
-    assert outcome.status == "passed"
+    (result,) = run(tmp_path, fake("leaving"))
+    assert result.status == "passed"
     assert has_exited(tmp_path / "child")
 
 
